@@ -1,0 +1,61 @@
+# Each target works as the first command on a fresh checkout: whatever it needs is made first.
+#   make setup [ACCEL=cuda|metal|vulkan|rpc]   .venv, with llama.cpp built for this machine
+#   make demo     pull the starter model and ask it a question
+#   make test     the test suite
+#   make check    format, lint, types
+#   make peers    llama.cpp's own programs and `llm`, for the benchmarks
+#   make bench    the benchmarks, into benchmarks/RESULTS.md
+
+PYTHON ?= python3
+ACCEL ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup$(if $(ACCEL),-$(ACCEL))
+
+cmake_cuda := -DGGML_CUDA=on
+cmake_metal := -DGGML_METAL=on
+cmake_vulkan := -DGGML_VULKAN=on
+cmake_rpc := -DGGML_RPC=on
+ifneq ($(ACCEL),)
+ifeq ($(cmake_$(ACCEL)),)
+$(error ACCEL is "$(ACCEL)"; it can be cuda, metal, vulkan or rpc)
+endif
+accelerate := CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1
+rebuild := --force-reinstall --no-cache-dir --no-deps
+endif
+
+.PHONY: setup demo test check format peers bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(if $(ACCEL),$(accelerate) $(BIN)/python -m pip install $(rebuild) "llama-cpp-python>=0.3.36")
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
+
+demo: setup
+	$(BIN)/cerebrum pull starter
+	$(BIN)/cerebrum ask -m starter --stats "Out of six apples three are bad. What is the probability of picking a good one?"
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+peers: setup
+	benchmarks/peers.sh $(BIN)/python
+
+bench: peers
+	$(BIN)/python benchmarks/ask.py
+
+clean:
+	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,0 +1,232 @@
+"""Find the final answer in a chain of thought, as the model wrote it and without the markup around it.
+
+Two answers that mean the same may differ here ("0.8" and "4/5"): what is equal is decided where votes are counted.
+Every pattern below runs in linear time; hence the possessive quantifiers (`++`), which never give back what they took.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_MARKER = re.compile(
+    r"""
+      (?P<box>\\(?:boxed|fbox)(?![a-z]))\s*+
+    | ^(?P<hashes>\#{4})(?!\#)
+    | (?P<heading>^[#*_>\t ]*+(?:(?:the|my|our)\ )?(?:final\ )?answer[*_\t ]*+$)
+    | \banswers?[*_]*+
+      (?:\s++(?:in|(?:to|for)(?:\s++[\w'-]++){0,4}?)\s++[\w'-]++)?
+      (?:\s++[*_]*+(?:is|are|was|equals|(?:would|should|must|will)\s++be)\b | (?P<label>\s*+[:=]))
+    """,
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+
+_LEAD = re.compile(
+    r"(?:[\s*`:=$]++|\\[\[(]|[)\]}]|\\displaystyle|as\s++follows\b|(?:therefore|thus|hence|simply)\b,?)*+",
+    re.IGNORECASE,
+)
+
+# "So the answer is correct" checks an answer that stands elsewhere, and "not 5" is none.
+_REMARK = re.compile(r"(?:in)?correct|right|wrong|clear|(?:un)?reasonable|not\b.*", re.IGNORECASE | re.DOTALL)
+
+_REASON = re.compile(
+    r"(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming)\b|\s\(?(?:because|since)\b",
+    re.IGNORECASE,
+)
+
+_BREAK = re.compile(r"""[(\[{]|[)\]}]|(?<![.!?])[.!?]++(?=["'”’)]{0,3}(?:\s|\Z))|(?<=\d)\.(?=[A-Z])|。""")
+_INITIALS = re.compile(r"\b[A-Za-z]{1,2}\.[A-Za-z]\Z")
+_TITLE = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|Mt|vs|approx|sq|cu)\Z")
+
+_YES_NO = re.compile(r"(yes|no)(?=[,;:(]|\s++[—–(-]|\Z)", re.IGNORECASE)
+_CHOICE = re.compile(
+    r"""
+      (?:(?:option|choice)\s++)? \(([A-Z])\) (?: [.:]?\s++ (?!and\b|or\b) (?=[\w\\-]) (?!.*\([A-Z]\)) .* )?
+    | (?:option|choice)\s++ ([A-Z])
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+_QUOTES = ('""', "''", "“”", "‘’", "«»")
+_CLOSING_QUOTES = {pair[1] for pair in _QUOTES}
+
+_UNSIGNED = r"(?:\d++(?:\.\d++)?|\.\d++)"
+_NUMBER_SOURCE = rf"""
+    (?:(?<![\w)\]}}%])-)? (?<!\w)(?<!\d\.)
+    (?:\d++\ (?=\d++/\d))? {_UNSIGNED} (?:e[-+]?\d++)? (?:\ ?/\ ?{_UNSIGNED})?
+    (?:\ ?(?:\\times|\\cdot|[×·*])\ ?10\ ?\^\ ?(?:\{{-?\d++\}}|-?\d++))?
+    (?:\ ?%)?
+"""
+_NUMBER = re.compile(_NUMBER_SOURCE, re.VERBOSE | re.IGNORECASE)
+_AMOUNT = re.compile(rf"{_NUMBER_SOURCE} (?:\ ?[^\W\d_]++)?", re.VERBOSE | re.IGNORECASE)
+
+_TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}"
+_PLAIN = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"<<[^<>]*+>>", ""),  # GSM8K's calculator notes
+        (r"(?<=[\w}%])" + _TEXT_COMMAND, r" \1"),
+        (_TEXT_COMMAND, r"\1"),
+        (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
+        (r"(?<=\d)(?:\{,\}|,?\\[,!;:])(?=\d{3}(?!\d))", ","),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\d)~", " "),
+        (r"(?<!\\)\\[()\[\]]", ""),
+        (r"(?:\bUS)?\\?\$|`", ""),  # a dollar sign opens money or a formula; the answer is what stands behind it
+        (r"\\([%{}#&_])", r"\1"),
+        (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
+    )
+)
+_THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)")
+
+_ARGUMENT = r"\s*+(?:\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}|([0-9A-Za-z]))"
+_FRACTION = re.compile(r"\\(?:[dtcs]|nice)?frac" + _ARGUMENT + _ARGUMENT + r"(?=([\w\\(^])?)")
+_BEFORE_FRACTION = re.compile(r"(?<=\w)\s*+(?=\\(?:[dtcs]|nice)?frac)")
+_TERM = re.compile(r"-?(?:\d[\d.,]*+|[A-Za-z]|\\[A-Za-z]++(?:\{[^{}]*+\})?)")
+_FRACTION_DEPTH = 3
+
+
+def final_answer(text: str) -> str | None:
+    r"""Return the final answer of a chain of thought, or None where it states none.
+
+    The last "the answer is ...", "Answer: ...", `\boxed{...}` or `#### ...` counts, unless it is empty or cut off; then
+    the one before. Without any, the last number of the last line does, or that line itself if it is a yes, a no or a
+    choice letter.
+    """
+    text = text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")
+    doubtful = None
+    for answer, firm in _statements_from_last(text):
+        if firm:
+            return answer
+        doubtful = doubtful or answer
+    return _closing_value(text) or doubtful
+
+
+def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield what is stated as the answer and whether that is firm, the last statement first.
+
+    A statement ends where the next begins: so no character is read twice, however many statements are empty.
+    """
+    end = len(text)
+    for marker in reversed(list(_MARKER.finditer(text))):
+        kind, region = marker.lastgroup, text[marker.end() : end]
+        if kind == "box" and region.startswith("{"):
+            answer, rest = _answer(_plain(_braced(region))), ""
+        else:
+            answer, rest = _stated(region)
+        goes_on = end < len(text) or _says_something(rest)
+        if answer and not (kind == "hashes" and goes_on and _is_heading(answer, rest)):
+            opens_chain = kind in ("heading", "label") and goes_on and _is_prose(answer)
+            yield answer, not (opens_chain or _REMARK.fullmatch(answer))
+        end = marker.start()
+
+
+def _braced(text: str) -> str:
+    """Return what stands between the brace `text` opens with and its partner; nothing if that is missing."""
+    depth = 0
+    for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(mark[0], 0)
+        if not depth and mark[0] == "}":
+            return text[1 : mark.start()]
+    return ""
+
+
+def _stated(region: str) -> tuple[str, str]:
+    """Return the answer a sentence states, and what follows that sentence."""
+    line, newline, below = _LEAD.sub("", region, count=1).partition("\n")
+    line = _plain(line)
+    end = _sentence_end(line)
+    sentence = line[:end]
+    reason = _REASON.search(sentence)
+    return _answer(sentence[: reason.start()] if reason else sentence), line[end:] + newline + below
+
+
+def _is_heading(answer: str, rest: str) -> bool:
+    """Tell a Markdown heading of the fourth level, under which the text goes on, from GSM8K's last line."""
+    return not _AMOUNT.fullmatch(answer) or _says_something(rest.partition("\n")[0])
+
+
+def _is_prose(answer: str) -> bool:
+    """Tell the first step after an "Answer:" that opens the chain ("Let us think step by step") from an answer."""
+    return len(re.findall(r"[^\W\d_]{2,}", answer)) > 3
+
+
+def _says_something(text: str) -> bool:
+    return re.search(r"[^\W_]", text) is not None
+
+
+def _sentence_end(line: str) -> int:
+    """Return where the first sentence of a line ends; a bracket that was opened before the line ends it too."""
+    depth = 0
+    for mark in _BREAK.finditer(line):
+        if mark[0] in "([{":
+            depth += 1
+        elif mark[0] in ")]}":
+            depth -= 1
+            if depth < 0:
+                return mark.start()
+        elif depth == 0 and (end := _stop(line, mark)) is not None:
+            return end
+    return len(line)
+
+
+def _stop(line: str, mark: re.Match[str]) -> int | None:
+    """Return where the sentence ends at this mark; None where the mark belongs to it ("6 p.m. sharp", "5! = 120")."""
+    before, after = line[max(0, mark.start() - 8) : mark.start()], line[mark.end() :].lstrip()[:1]
+    new_sentence = not after or after.isupper()
+    if mark[0].startswith("!") and before[-1:].isdigit():
+        return mark.start() + 1 if new_sentence else None
+    if _INITIALS.search(before):
+        return mark.start() + 1 if not after or (new_sentence and before[-1:].islower()) else None
+    if (_TITLE.search(before) and after) or (mark[0].startswith("..") and not new_sentence):
+        return None
+    return mark.end() + 1 if line[mark.end() : mark.end() + 1] in _CLOSING_QUOTES else mark.start()
+
+
+def _plain(text: str) -> str:
+    """Return the text without markup: fractions as "4/5", numbers without thousands separators, no delimiters."""
+    for pattern, replacement in _PLAIN:
+        text = pattern.sub(replacement, text)
+    text = _BEFORE_FRACTION.sub(" ", text)  # 3\frac{1}{2} is three and a half, not 31/2
+    for _ in range(_FRACTION_DEPTH):
+        text = _FRACTION.sub(_slashed, text)
+    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+
+
+def _slashed(fraction: re.Match[str]) -> str:
+    r"""Return a LaTeX fraction with a slash, and with the parentheses its value needs."""
+    over, under = (
+        term if _TERM.fullmatch(term) else f"({term})"
+        for term in (str(fraction[1] or fraction[2] or "").strip(), str(fraction[3] or fraction[4] or "").strip())
+    )
+    return f"({over}/{under})" if fraction[5] else f"{over}/{under}"
+
+
+def _answer(text: str) -> str:
+    """Return a stated answer without what surrounds it: quotes, closing punctuation, a choice's parentheses."""
+    text = _trimmed(" ".join(text.split()))
+    if yes_no := _YES_NO.match(text):
+        return yes_no[1]
+    if choice := _CHOICE.fullmatch(text):
+        return choice[1] or choice[2]
+    return text if text.strip("_-–—…^= ") else ""
+
+
+def _trimmed(text: str) -> str:
+    for _ in range(2):  # the full stop may stand inside the quotes or behind them
+        kept = text.rstrip(" .,;:?").lstrip(" ,;:*")
+        if _INITIALS.search(kept[-4:]) and text.rstrip().endswith("."):
+            kept += "."
+        if not kept.rstrip("!")[-1:].isdigit():
+            kept = kept.rstrip("!")
+        text = kept[1:-1] if kept[:1] + kept[-1:] in _QUOTES and len(kept) > 1 else kept
+    return text
+
+
+def _closing_value(text: str) -> str | None:
+    """Return the value a chain without any statement closes with."""
+    line = next(filter(_says_something, reversed(text.split("\n"))), "")
+    line = _trimmed(_plain(line).strip())
+    if re.fullmatch(r"(?i:yes|no)|[A-Z]|\([A-Za-z]\)", line):
+        return line.strip("()")
+    numbers = _NUMBER.findall(line)
+    return str(numbers[-1]).strip() if numbers else None

@@ -1,0 +1,1 @@
+"""The use cases: they take values, join the rooms below, yield events, and never print."""

@@ -1,0 +1,54 @@
+"""Which format a model's conversations are written in: asked for, known, embedded, or an error; never a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cerebrum_cli.application.responder import FormatBuilder
+from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW
+from cerebrum_cli.ground.errors import FormatError, UsageError
+
+FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
+
+
+def chosen_format(asked: str | None, known: str | None, template: str | None) -> str:
+    """Return the name of the format: the one asked for, else the catalogue's, else the embedded template."""
+    if asked is not None and asked not in FORMAT_NAMES:
+        raise UsageError(f"unknown format {asked!r}", f"--format is one of {', '.join(FORMAT_NAMES)}")
+    name = asked or known or (EMBEDDED if template else None)
+    if name is None:
+        raise FormatError(
+            "this model is not in the catalogue and its file embeds no template, so its prompt format is unknown",
+            f"say which it is with --format ({', '.join(PLAIN_FORMATS)}), or use --raw",
+        )
+    if name == EMBEDDED and not template:
+        raise FormatError("this model's file embeds no template", f"use --format {' or '.join(PLAIN_FORMATS)}")
+    return name
+
+
+def format_builder(name: str, template: str | None, options: Mapping[str, Any]) -> FormatBuilder:
+    """Return how to build a chosen format once the vocabulary is known; UsageError for options nothing reads."""
+    if name != EMBEDDED or template is None:
+        if options:
+            raise UsageError(
+                f"--template-arg is for embedded templates, and this model is asked in the format {name}",
+                "leave it out, or add --format embedded",
+            )
+        row = RAW if name == RAW.name else PLAIN_FORMATS[name]
+        return lambda _: row
+
+    def build(backend: Backend) -> PromptFormat:
+        from cerebrum_cli.formats.template import EmbeddedFormat
+
+        return EmbeddedFormat(
+            source=template,
+            bos=backend.special("bos"),
+            eos=backend.special("eos"),
+            names_token=lambda text: bool(backend.controls((text,))),
+            options=options,
+        )
+
+    return build

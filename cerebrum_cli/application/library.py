@@ -1,0 +1,249 @@
+"""Which model a name means, where its file is, and how it comes here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.catalogue.header import Header, read_header
+from cerebrum_cli.catalogue.registry import ModelFile, Registry, Source, sha256_of
+from cerebrum_cli.catalogue.spec import ModelSpec, load_catalogue
+from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, PullError, UsageError
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage (`download`, `extract`, `verify`), bytes done and bytes in all."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file on this machine; `spec` is its row of the catalogue, `file` its entry in the registry, if any."""
+
+    name: str
+    path: Path
+    spec: ModelSpec | None = None
+    file: ModelFile | None = None
+
+    @cached_property
+    def header(self) -> Header:
+        """What the file says of itself; ModelFileError if it is no whole GGUF file."""
+        return read_header(self.path)
+
+    @property
+    def known_format(self) -> str | None:
+        """The prompt format the catalogue gives this model, if it does."""
+        return self.spec.format if self.spec else None
+
+    @property
+    def usual_format(self) -> str | None:
+        """The format this model is asked in without --format: the catalogue's, else its embedded template."""
+        return self.known_format or (EMBEDDED if self.header.chat_template else None)
+
+    @property
+    def trained_context(self) -> int:
+        """Tokens of context the model was trained with; what the file does not say, the catalogue may."""
+        return self.header.context_length or (self.spec and self.spec.context_size) or 2048
+
+
+@dataclass(slots=True)
+class Library:
+    """The catalogue, the registry of what is here, and the directory pulled files go to."""
+
+    catalogue_paths: tuple[Path, ...]
+    directory: Path
+    _specs: tuple[ModelSpec, ...] | None = field(default=None, init=False)
+
+    @property
+    def registry(self) -> Registry:
+        """The models that are here."""
+        return Registry(self.directory)
+
+    @property
+    def specs(self) -> tuple[ModelSpec, ...]:
+        """The rows of the catalogue."""
+        if self._specs is None:
+            self._specs = load_catalogue(self.catalogue_paths)
+        return self._specs
+
+    def models(self) -> list[Model]:
+        """Return the models that are here, in the order they came."""
+        return [self._registered(entry) for entry in self.registry.entries()]
+
+    def resolve(self, reference: str | None) -> Model:
+        """Return the model a reference names: a name, or a path; without one the default. ModelNotFound if none."""
+        if reference is None:
+            default = self.registry.default
+            if default is None:
+                raise NoModel
+            reference = default
+        if entry := self.registry.find(reference):
+            if not entry.path.exists():
+                raise ModelNotFound(f"{reference}: its file {entry.path} is gone", f"cerebrum pull {reference}")
+            return self._registered(entry)
+        path = Path(reference).expanduser()
+        if path.is_file() or looks_like_path(reference):
+            return self._local(path)
+        raise self._missing(reference)
+
+    def pull(self, reference: str, name: str | None, progress: Progress) -> Model:
+        """Bring a model here and remember it: a known one from its source, a file by where it lies."""
+        path = Path(reference).expanduser()
+        spec = self._spec(reference)
+        if spec is None and (path.is_file() or looks_like_path(reference)):
+            return self._adopt(path.resolve(), name, progress)
+        if spec is None:
+            raise self._missing(reference)
+        if spec.package is not None:
+            from cerebrum_cli.catalogue.package import fetch
+
+            return self._remember(
+                name or spec.name, fetch(spec.package, self.directory, progress), spec.package.sha256, "package"
+            )
+        raise _cannot_download(spec)
+
+    def digest(self, model: Model) -> str:
+        """Return the file's sha256: as remembered while size and time are the same, else computed and remembered."""
+        stat = model.path.stat()
+        entry = model.file
+        if entry and (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            return entry.sha256
+        digest = sha256_of(model.path)
+        if entry:
+            self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
+        return digest
+
+    def _adopt(self, path: Path, name: str | None, progress: Progress) -> Model:
+        local = self._local(path)
+        digest = sha256_of(path, lambda done, total: progress("verify", done, total))
+        packaged = next((spec for spec in self.specs if spec.package and spec.package.sha256 == digest), None)
+        name = name or (packaged.name if packaged else local.name)
+        known = self.registry.find(name)
+        if (known and known.path != path) or (self._spec(name) and not self._is(name, local, digest)):
+            raise UsageError(f"the name {name} is taken by another model", "choose one with --name")
+        return self._remember(name, path, digest, "local")
+
+    def _is(self, name: str, local: Model, digest: str) -> bool:
+        spec = self._spec(name)
+        if spec is None:
+            return False
+        return spec.package.sha256 == digest if spec.package else spec.matches(local.path.name)
+
+    def _remember(self, name: str, path: Path, sha256: str, source: Source) -> Model:
+        stat = path.stat()
+        entry = ModelFile(name, path, stat.st_size, sha256, stat.st_mtime_ns, source)
+        model = self._registered(entry)
+        _ = model.header  # a file that cannot be read is not remembered
+        self.registry.add(entry)
+        return model
+
+    def _registered(self, entry: ModelFile) -> Model:
+        spec = self._spec(entry.name) or next((spec for spec in self.specs if spec.matches(entry.path.name)), None)
+        return Model(entry.name, entry.path, spec, entry)
+
+    def _local(self, path: Path) -> Model:
+        model = Model(path.stem, path, next((spec for spec in self.specs if spec.matches(path.name)), None))
+        _ = model.header
+        return model
+
+    def _spec(self, name: str) -> ModelSpec | None:
+        return next((spec for spec in self.specs if spec.name == name), None)
+
+    def _missing(self, reference: str) -> ModelNotFound:
+        if spec := self._spec(reference):
+            offer = reference if spec.package else None
+            return ModelNotFound(f"{reference} is not downloaded", f"cerebrum pull {reference}", offer=offer)
+        names = sorted({entry.name for entry in self.registry.entries()} | {spec.name for spec in self.specs})
+        near = get_close_matches(reference, names, n=3, cutoff=0.5)
+        like = f"did you mean {' or '.join(near)}? " if near else ""
+        return ModelNotFound(f"unknown model {reference!r}", f"{like}cerebrum list --available shows all", near)
+
+
+def looks_like_path(reference: str) -> bool:
+    """Return whether a reference can only be a path: it ends in .gguf, or begins as paths do."""
+    return reference.lower().endswith(".gguf") or reference.startswith(("/", "./", "../", "~"))
+
+
+def _cannot_download(spec: ModelSpec) -> PullError:
+    if spec.repo_id is None:
+        return PullError(
+            f"no GGUF file of {spec.system} is published: {spec.notes}", "cerebrum pull PATH registers one you made"
+        )
+    wanted = "Q4_K_M" if any(quantization.name == "Q4_K_M" for quantization in spec.quantizations) else "QUANT"
+    file = (spec.file or "FILE").format(quant=wanted)
+    return PullError(
+        f"{spec.name}: downloads from the Hugging Face Hub are not built in yet",
+        f"hf download {spec.repo_id} {file} --local-dir . && cerebrum pull ./{file}",
+    )
+
+
+def described(library: Library, model: Model) -> dict[str, Any]:
+    """Return what `show --json` prints of a model; sizes in bytes, the context in tokens."""
+    header, spec, entry = model.header, model.spec, model.file
+    form = model.usual_format
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "size": model.path.stat().st_size,
+        "format": form,
+        "context_size": model.trained_context,
+        "sha256": library.digest(model),
+        "quantization": header.quantization,
+        "architecture": header.architecture,
+        "parameters": header.parameters,
+        "layers": header.n_layers,
+        "vocabulary_size": header.vocabulary_size,
+        "kv_bytes_per_token": header.kv_bytes_per_token,
+        "chat_template": header.chat_template is not None,
+        "source": entry.source if entry else None,
+        "repo_id": spec.repo_id if spec else None,
+        "licence": spec.licence if spec else None,
+        "default": entry is not None and library.registry.default == entry.name,
+    }
+
+
+def rows(library: Library) -> Iterator[dict[str, Any]]:
+    """Yield what `list --json` prints of each model that is here; a file that is gone or damaged says so in `error`."""
+    default = library.registry.default
+    for model in library.models():
+        entry = model.file
+        row: dict[str, Any] = {"name": model.name, "path": str(model.path), "default": model.name == default}
+        try:
+            header = model.header
+        except ModelFileError as error:
+            row |= {
+                "quantization": None,
+                "size": entry.size if entry else None,
+                "format": None,
+                "context_size": None,
+                "error": error.what,
+            }
+        else:
+            row |= {
+                "quantization": header.quantization,
+                "size": model.path.stat().st_size,
+                "format": model.usual_format,
+                "context_size": model.trained_context,
+                "error": None,
+            }
+        yield row
+
+
+def catalogue_rows(library: Library) -> Iterator[dict[str, Any]]:
+    """Yield what `list --available --json` prints of each model of the catalogue."""
+    here = {model.spec.name for model in library.models() if model.spec}
+    for spec in library.specs:
+        yield {
+            "name": spec.name,
+            "system": spec.system,
+            "here": spec.name in here,
+            "format": spec.format,
+            "context_size": spec.context_size,
+            "licence": spec.licence,
+            "repo_id": spec.repo_id,
+            "quantizations": {quantization.name: quantization.size for quantization in spec.quantizations},
+            "notes": spec.notes,
+        }

@@ -1,0 +1,73 @@
+"""From a model and settings to a responder: the header is checked, the engine starts to load, the format is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.application.choice import chosen_format, format_builder
+from cerebrum_cli.application.library import Model
+from cerebrum_cli.application.responder import LocalResponder
+from cerebrum_cli.catalogue.header import Header
+from cerebrum_cli.engine.backend import OpenBackend
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.formats.plain import RAW
+from cerebrum_cli.ground.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """What a backend is asked to open; `gpu_layers` is a number as text, `auto` or `all`."""
+
+    path: Path
+    header: Header
+    trained_context: int
+    context_size: int | None
+    gpu_layers: str
+    threads: int | None
+    vocabulary_only: bool
+
+
+BackendFactory = Callable[[OpenRequest], OpenBackend]
+"""Return how to open a model; the runtime picks llama.cpp, tests something smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model on its way into memory, and the responder that will speak for it."""
+
+    model: Model
+    format_name: str
+    engine: Engine
+    responder: LocalResponder
+
+
+def open_model(
+    factory: BackendFactory,
+    model: Model,
+    settings: Settings,
+    *,
+    raw: bool = False,
+    template_options: Mapping[str, Any] | None = None,
+    vocabulary_only: bool = False,
+) -> Opened:
+    """Begin to load a model and return at once; what is wrong with its file or format is raised before."""
+    template = model.header.chat_template
+    name = RAW.name if raw else chosen_format(settings.format, model.known_format, template)
+    build = format_builder(name, template, template_options or {})
+    engine = Engine(
+        factory(
+            OpenRequest(
+                path=model.path,
+                header=model.header,
+                trained_context=model.trained_context,
+                context_size=settings.ctx,
+                gpu_layers=settings.gpu_layers,
+                threads=settings.threads,
+                vocabulary_only=vocabulary_only,
+            )
+        )
+    )
+    return Opened(model, name, engine, LocalResponder(engine, build, model.trained_context))

@@ -1,0 +1,150 @@
+"""What a question is made of: an argument, files, standard input, or a whole conversation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cerebrum_cli.ground.conversation import Conversation, Message
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Where a question comes from: the argument (`-` is standard input), files, or a messages list."""
+
+    prompt: str | None
+    files: tuple[Path, ...]
+    messages: Path | None
+    raw: bool
+
+    def waits(self, piped: BinaryIO | None) -> bool:
+        """Whether reading the question may have to wait for another program."""
+        return piped is not None
+
+    def read(self, piped: BinaryIO | None, settings: Settings) -> Conversation:
+        """Read all of it; UsageError for what cannot be read, or does not fit together."""
+        if self.messages is not None:
+            return self._listed(self.messages, piped, settings)
+        if self.prompt == "-" and piped is None:
+            raise UsageError("the prompt is `-`, and nothing is piped in", "pipe it in, or give it as an argument")
+        text = decoded(piped.read(), "standard input") if piped else None
+        prompt = None if self.prompt == "-" else self.prompt
+        if self.raw:
+            return Conversation().user("".join([*(read_text(file) for file in self.files), prompt or "", text or ""]))
+        files = [(str(file), read_text(file)) for file in self.files]
+        return Conversation(system_prompt=settings.system).user(compose(prompt, files, text))
+
+    def _listed(self, source: Path, piped: BinaryIO | None, settings: Settings) -> Conversation:
+        if self.prompt is not None or self.files or self.raw:
+            raise UsageError("--messages holds the whole conversation", "leave out the prompt, --file and --raw")
+        if str(source) != "-":
+            text, name = read_text(source), str(source)
+        elif piped is not None:
+            text, name = decoded(piped.read(), "standard input"), "standard input"
+        else:
+            raise UsageError("--messages is `-`, and nothing is piped in", "pipe the list in, or name a file")
+        conversation = parse_messages(text, name)
+        return conversation if settings.system is None else replace(conversation, system_prompt=settings.system)
+
+
+def compose(prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None) -> str:
+    """Return the question: files first, so that asking again about them re-uses what was read; then prompt and pipe."""
+    blocks = [fenced(name, text) for name, text in files]
+    blocks += [text for text in (prompt, piped) if text and text.strip()]
+    if not blocks:
+        raise UsageError("there is no prompt", 'give one: cerebrum ask "..."  or pipe one in')
+    return "\n\n".join(block.rstrip("\n") for block in blocks)
+
+
+def fenced(name: str, text: str) -> str:
+    """Return a file's text under its name, in a fence longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    language = Path(name).suffix.lstrip(".")
+    return f"{name}:\n{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text; UsageError if there is none or it is not UTF-8."""
+    try:
+        return decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+
+
+def decoded(data: bytes, name: str) -> str:
+    """Return bytes as text without a byte order mark; UsageError if they are not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it, or leave it out") from error
+
+
+def parse_messages(text: str, name: str) -> Conversation:
+    """Return an OpenAI messages list, or an object that holds one, as a conversation that awaits a reply."""
+    try:
+        items = json.loads(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{name} is not JSON: {error}", 'it must be a list like [{"role": "user", "content": "..."}]'
+        ) from error
+    if isinstance(items, dict):
+        items = items.get("messages")
+    if not isinstance(items, list) or not items:
+        raise UsageError(f"{name} holds no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
+    said = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
+    system = said[0][1] if said[0][0] == "system" else None
+    turns = said[1:] if system is not None else said
+    for number, (role, _) in enumerate(turns):
+        expected = "user" if number % 2 == 0 else "assistant"
+        if role != expected:
+            at = number + 1 + len(said) - len(turns)
+            raise UsageError(
+                f"{name}: message {at} is the {role}'s, where the {expected}'s turn is",
+                "one system message may come first; then user and assistant alternate, beginning with the user",
+            )
+    if len(turns) % 2 == 0:
+        raise UsageError(f"{name}: there is no question to answer", "the last message must be the user's")
+    return Conversation(
+        tuple(Message("user" if role == "user" else "assistant", content) for role, content in turns), system
+    )
+
+
+def _message(item: Any, where: str) -> tuple[str, str]:
+    role = item.get("role") if isinstance(item, dict) else None
+    if role == "developer":
+        role = "system"
+    if role not in ("system", "user", "assistant"):
+        raise UsageError(f"{where} has the role {role!r}", "roles are system, user and assistant")
+    content = item.get("content")
+    if isinstance(content, list):
+        texts = [part["text"] for part in content if _is_text_part(part)]
+        if len(texts) == len(content):
+            content = "".join(texts)
+    if not isinstance(content, str):
+        raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
+    return role, content
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def template_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return KEY=VALUE pairs as a mapping; a value that is JSON is read as that, any other is text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--template-arg {pair!r}", "write it as KEY=VALUE")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options

@@ -1,0 +1,87 @@
+"""One reply, gathered from its events, and the object `--json` prints of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.application.responder import Preview
+from cerebrum_cli.ground.events import Channel, Event, FinishEvent, TokenEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one sequence said: its answer, the thought it marked as such, and how it ended."""
+
+    text: str
+    reasoning: str | None
+    finish: FinishEvent
+
+    @property
+    def final_answer(self) -> str | None:
+        """The final answer in the text, if there is one."""
+        return final_answer(self.text)
+
+
+class ReplyGatherer:
+    """Gather the events of one sequence."""
+
+    def __init__(self) -> None:
+        self._said: dict[Channel, list[str]] = {"answer": [], "thinking": []}
+        self._finish: FinishEvent | None = None
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, TokenEvent):
+            self._said[event.channel].append(event.text)
+        elif isinstance(event, FinishEvent):
+            self._finish = event
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    @property
+    def reply(self) -> Reply | None:
+        """The reply, once it has ended."""
+        if self._finish is None:
+            return None
+        return Reply("".join(self._said["answer"]), "".join(self._said["thinking"]) or None, self._finish)
+
+
+def reply_object(reply: Reply, model: str, form: str) -> dict[str, Any]:
+    """Return the object `ask --json` prints; times in seconds, rates in tokens a second."""
+    finish = reply.finish
+    timings = finish.timings
+    return {
+        "model": model,
+        "format": form,
+        "text": reply.text,
+        "final_answer": reply.final_answer,
+        "finish_reason": finish.reason,
+        "prompt_tokens": finish.prompt_tokens,
+        "cached_tokens": finish.cached_tokens,
+        "completion_tokens": finish.completion_tokens,
+        "seed": finish.seed,
+        "reasoning": reply.reasoning,
+        "votes": None,
+        "timings": {
+            "load_s": round(timings.load_s, 4),
+            "prefill_s": round(timings.prefill_s, 4),
+            "ttft_s": round(timings.ttft_s, 4),
+            "decode_s": round(timings.decode_s, 4),
+            "prompt_tokens_per_second": round(timings.prompt_tokens_per_second, 2),
+            "tokens_per_second": round(timings.tokens_per_second, 2),
+        },
+    }
+
+
+def prompt_object(preview: Preview, model: str, form: str) -> dict[str, Any]:
+    """Return the object `ask --dry-run --json` prints."""
+    return {
+        "prompt": preview.prompt,
+        "prompt_tokens": len(preview.token_ids),
+        "token_ids": list(preview.token_ids),
+        "format": form,
+        "model": model,
+    }

@@ -1,0 +1,128 @@
+"""GGUF's primitive values, read one after another from a buffer that may hold anything at all."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from cerebrum_cli.ground.errors import ModelFileError
+
+Scalar = str | int | float | bool
+
+_STRING, _ARRAY = 8, 9
+# GGUF's value types other than string and array: the word for one, and how it is stored.
+_SCALARS = {
+    0: ("u8", struct.Struct("<B")),
+    1: ("i8", struct.Struct("<b")),
+    2: ("u16", struct.Struct("<H")),
+    3: ("i16", struct.Struct("<h")),
+    4: ("u32", struct.Struct("<I")),
+    5: ("i32", struct.Struct("<i")),
+    6: ("f32", struct.Struct("<f")),
+    7: ("bool", struct.Struct("<?")),
+    10: ("u64", struct.Struct("<Q")),
+    11: ("i64", struct.Struct("<q")),
+    12: ("f64", struct.Struct("<d")),
+}
+_UINT32, _UINT64 = _SCALARS[4][1], _SCALARS[10][1]
+_LONGEST_STRING = 16 << 20  # chat templates take kilobytes, an embedded tokenizer.json a few megabytes
+_KEPT_ITEMS = 512  # arrays with an item a layer are kept; those with an item a token are only counted
+
+
+class Array(NamedTuple):
+    """What is kept of an array: its type and length, and its values where it is a short one of numbers."""
+
+    item_type: str
+    length: int
+    values: tuple[int | float | bool, ...] = ()
+
+
+class Cursor:
+    """A place in a file's header that moves forward; each method reads one value or raises ModelFileError."""
+
+    __slots__ = ("_data", "_end", "_path", "position")
+
+    def __init__(self, path: Path, data: mmap.mmap, position: int) -> None:
+        self._path = path
+        self._data = data
+        self._end = len(data)
+        self.position = position
+
+    def fail(self, problem: str) -> NoReturn:
+        """Raise the file's error."""
+        raise ModelFileError(self._path, problem)
+
+    def uint32(self) -> int:
+        """Read an unsigned 32-bit integer."""
+        value: int = _UINT32.unpack_from(self._data, self._step(4))[0]
+        return value
+
+    def uint64(self) -> int:
+        """Read an unsigned 64-bit integer."""
+        value: int = _UINT64.unpack_from(self._data, self._step(8))[0]
+        return value
+
+    def dimensions(self, count: int) -> tuple[int, ...]:
+        """Read that many unsigned 64-bit integers."""
+        return struct.unpack_from(f"<{count}Q", self._data, self._step(8 * count))
+
+    def string(self, what: str, longest: int = _LONGEST_STRING) -> str:
+        """Read a string; bytes that are not UTF-8 are replaced."""
+        length = self.uint64()
+        if length > longest:
+            self.fail(f"damaged: a {what} of {length:,} bytes at byte {self.position:,}")
+        start = self._step(length)
+        return self._data[start : start + length].decode("utf-8", "replace")
+
+    def value(self) -> Scalar | Array:
+        """Read a metadata value: its type, then what the type says."""
+        kind = self.uint32()
+        if kind == _STRING:
+            return self.string("metadata string")
+        if kind == _ARRAY:
+            return self._array()
+        form = self._scalar_form(kind)[1]
+        value: int | float | bool = form.unpack_from(self._data, self._step(form.size))[0]
+        return value
+
+    def _array(self) -> Array:
+        kind, length = self.uint32(), self.uint64()
+        if kind == _STRING:
+            self._skip_strings(length)
+            return Array("string", length)
+        word, form = self._scalar_form(kind)
+        start = self._step(form.size * length)
+        if length > _KEPT_ITEMS:
+            return Array(word, length)
+        return Array(word, length, struct.unpack_from(f"<{length}{form.format[-1]}", self._data, start))
+
+    def _skip_strings(self, count: int) -> None:
+        """Step over that many strings: the one loop that runs once a token and once a merge (57 ns each)."""
+        if count * 8 > self._end - self.position:
+            self._runs_out()
+        unpack, data, position = _UINT64.unpack_from, self._data, self.position
+        try:
+            for _ in range(count):
+                position += 8 + unpack(data, position)[0]
+        except (struct.error, OverflowError):
+            self._runs_out()
+        self.position = position
+        self._step(0)
+
+    def _scalar_form(self, kind: int) -> tuple[str, struct.Struct]:
+        if kind not in _SCALARS:
+            self.fail(f"damaged: a metadata value of the unknown type {kind} at byte {self.position:,}")
+        return _SCALARS[kind]
+
+    def _step(self, size: int) -> int:
+        """Move on by `size` bytes and return where they begin."""
+        start = self.position
+        if size > self._end - start:
+            self._runs_out()
+        self.position = start + size
+        return start
+
+    def _runs_out(self) -> NoReturn:
+        self.fail(f"truncated or damaged: its header should go on after byte {self._end:,}")

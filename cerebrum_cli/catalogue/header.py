@@ -1,0 +1,285 @@
+"""Read what a GGUF file says of itself, in milliseconds, and refuse one that llama.cpp could not open.
+
+Nothing in the file is trusted: counts and lengths are compared with the bytes that are there before anything
+is allocated, and every failure is a ModelFileError with one clear line.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cerebrum_cli.catalogue.cursor import Array, Cursor, Scalar
+from cerebrum_cli.catalogue.foreign import SIGNATURE_BYTES, describe
+from cerebrum_cli.catalogue.ggml_types import FILE_TYPES, TENSOR_TYPES
+from cerebrum_cli.ground.errors import ModelFileError
+
+Metadata = Mapping[str, Scalar | Array]
+
+# Bounds far above any model known (large vocabularies take about 20 MB, per-expert layouts some thousand tensors).
+_HEADER_BYTES = 128 << 20
+_METADATA_COUNT = 4096
+_TENSOR_COUNT = 1 << 17
+_KEY_BYTES = 65535  # GGUF's own limit
+_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME, less its zero byte
+_TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
+_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
+_VERSIONS = (2, 3)
+
+# How Mixtral files were written before April 2024: one tensor an expert, which llama.cpp no longer loads.
+_EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
+
+
+class _Tensor(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The metadata of one GGUF file and the sums over its tensor table; no weight is read.
+
+    `n_heads` and `n_kv_heads` are the largest of any layer, `n_kv_heads_sum` is the sum over all layers.
+    `chat_template` is untrusted code. `per_expert_tensors` marks the old Mixtral layout, which llama.cpp refuses.
+    """
+
+    version: int
+    architecture: str
+    name: str | None
+    file_type: int | None
+    quantization: str | None
+    tensor_count: int
+    parameters: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    n_kv_heads_sum: int
+    key_length: int
+    value_length: int
+    embedding_length: int
+    vocabulary_size: int
+    context_length: int | None
+    sliding_window: int | None
+    expert_count: int
+    chat_template: str | None
+    split_count: int
+    per_expert_tensors: bool
+    metadata: Metadata
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes in f16."""
+        return 2 * self.n_kv_heads_sum * (self.key_length + self.value_length)
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of a GGUF file, its tensor table checked against the file's size.
+
+    Raises ModelFileError, and nothing else, for a path or file that cannot be opened as a model.
+    """
+    try:
+        _require_file(path)
+        with path.open("rb") as file:
+            first = file.read(SIGNATURE_BYTES)
+            if first[:4] != b"GGUF":
+                raise ModelFileError(path, *(describe(first) if first else ("the file is empty",)))
+            size = file.seek(0, 2)
+            with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
+                return _parse(path, Cursor(path, data, position=4), size)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, a file that shrinks meanwhile
+        raise ModelFileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _require_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise ModelFileError(path, "there is no such file", "check the spelling of the path") from error
+    if stat.S_ISDIR(mode):
+        raise ModelFileError(path, "is a directory", "name the .gguf file inside it")
+    if not stat.S_ISREG(mode):
+        raise ModelFileError(path, "is not a regular file", "copy the model to a file first: it is mapped into memory")
+
+
+def _parse(path: Path, cursor: Cursor, size: int) -> Header:
+    version = _version(path, cursor)
+    tensor_count, metadata_count = cursor.uint64(), cursor.uint64()
+    if tensor_count > _TENSOR_COUNT or metadata_count > _METADATA_COUNT:
+        cursor.fail(f"damaged: it claims {tensor_count:,} tensors and {metadata_count:,} metadata values")
+    metadata = _read_metadata(cursor, metadata_count)
+    tensors = _read_tensors(cursor, tensor_count)
+    _check_extent(path, _Numbers(path, metadata).alignment(), tensors, cursor.position, size)
+    return _header(path, version, metadata, tensors)
+
+
+def _version(path: Path, cursor: Cursor) -> int:
+    version = cursor.uint32()
+    if version and not version & 0xFFFF:
+        raise ModelFileError(path, "written for big-endian machines", "pull the little-endian file of this model")
+    if version < min(_VERSIONS):
+        raise ModelFileError(path, f"GGUF version {version} is no longer supported", "pull a newer file of this model")
+    if version > max(_VERSIONS):
+        raise ModelFileError(path, f"GGUF version {version} is newer than version {max(_VERSIONS)}", "update cerebrum")
+    return version
+
+
+def _read_metadata(cursor: Cursor, count: int) -> dict[str, Scalar | Array]:
+    metadata: dict[str, Scalar | Array] = {}
+    for _ in range(count):
+        key = cursor.string("metadata key", _KEY_BYTES)
+        if not key or key in metadata:
+            cursor.fail(f"damaged: the metadata key {_shown(key)} is {'there twice' if key else 'empty'}")
+        metadata[key] = cursor.value()
+    return metadata
+
+
+def _read_tensors(cursor: Cursor, count: int) -> list[_Tensor]:
+    tensors = []
+    names = set()
+    for _ in range(count):
+        name = cursor.string("tensor name", _TENSOR_NAME_BYTES)
+        if name in names:
+            cursor.fail(f"damaged: the tensor {_shown(name)} is there twice")
+        names.add(name)
+        n_dims = cursor.uint32()
+        if n_dims > _TENSOR_DIMENSIONS:
+            cursor.fail(f"damaged: the tensor {_shown(name)} has {n_dims:,} dimensions")
+        shape = cursor.dimensions(n_dims)
+        if math.prod(shape) >= 1 << 63:
+            cursor.fail(f"damaged: the tensor {_shown(name)} has {math.prod(shape):,} weights")
+        tensors.append(_Tensor(name, shape, cursor.uint32(), cursor.uint64()))
+    return tensors
+
+
+def _check_extent(path: Path, alignment: int, tensors: Iterable[_Tensor], header_end: int, size: int) -> None:
+    """Check that tensors follow one another as llama.cpp expects and that the file holds them all.
+
+    A tensor of a type this table does not know has no known end: the place of the next one is then taken as it is.
+    """
+    expected: int | None = 0
+    end = 0
+    for tensor in tensors:
+        if tensor.offset % alignment or (expected is not None and tensor.offset != expected) or tensor.offset < end:
+            where = f"at byte {tensor.offset:,} of the data" + (f", not {expected:,}" if expected is not None else "")
+            raise ModelFileError(path, f"damaged: the tensor {_shown(tensor.name)} begins {where}")
+        length = _tensor_bytes(path, tensor)
+        end = tensor.offset + (length or 0)
+        expected = None if length is None else _aligned(end, alignment)
+    needed = _aligned(header_end, alignment) + end if end else header_end
+    if needed > size:
+        problem = f"truncated: its tensors end at byte {needed:,} and the file has {size:,}"
+        raise ModelFileError(path, problem, "pull it again, or copy it again")
+
+
+def _tensor_bytes(path: Path, tensor: _Tensor) -> int | None:
+    kind = TENSOR_TYPES.get(tensor.type)
+    if kind is None:
+        return None
+    row = tensor.shape[0] if tensor.shape else 1
+    if row % kind.block_size:
+        problem = f"the tensor {_shown(tensor.name)} has rows of {row:,} weights in blocks of {kind.block_size}"
+        raise ModelFileError(path, f"damaged: {problem} ({kind.name})")
+    return math.prod(tensor.shape) // kind.block_size * kind.block_bytes
+
+
+def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]) -> Header:
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelFileError(path, "it names no general.architecture, so it is no language model")
+    numbers = _Numbers(path, metadata, architecture)
+    heads = numbers.per_layer("attention.head_count")
+    kv_heads = numbers.per_layer("attention.head_count_kv") or heads
+    embedding = numbers.of_model("embedding_length")
+    head_length = embedding // max(heads) if any(heads) else 0
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    file_type = numbers.optional("general.file_type")
+    return Header(
+        version=version,
+        architecture=architecture,
+        name=_text(metadata, "general.name"),
+        file_type=file_type,
+        quantization=None if file_type is None else FILE_TYPES.get(file_type),
+        tensor_count=len(tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        n_layers=numbers.of_model("block_count"),
+        n_heads=max(heads, default=0),
+        n_kv_heads=max(kv_heads, default=0),
+        n_kv_heads_sum=sum(kv_heads),
+        key_length=numbers.of_model("attention.key_length") or head_length,
+        value_length=numbers.of_model("attention.value_length") or head_length,
+        embedding_length=embedding,
+        vocabulary_size=tokens.length if isinstance(tokens, Array) else numbers.of_model("vocab_size"),
+        context_length=numbers.of_model("context_length") or None,
+        sliding_window=numbers.of_model("attention.sliding_window") or None,
+        expert_count=numbers.of_model("expert_count"),
+        chat_template=_text(metadata, "tokenizer.chat_template"),
+        split_count=numbers.optional("split.count") or 1,
+        per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
+        metadata=metadata,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """The integers of a file's metadata, each checked to be one when it is asked for."""
+
+    path: Path
+    metadata: Metadata
+    architecture: str = ""
+
+    def optional(self, key: str) -> int | None:
+        value = self.metadata.get(key)
+        return None if value is None else self._checked(key, value)
+
+    def of_model(self, key: str) -> int:
+        """Return a hyperparameter, 0 where the file does not say."""
+        return self.optional(f"{self.architecture}.{key}") or 0
+
+    def per_layer(self, key: str) -> tuple[int, ...]:
+        """Return a hyperparameter that may be one number for all layers, or one a layer."""
+        key = f"{self.architecture}.{key}"
+        value = self.metadata.get(key)
+        if isinstance(value, Array) and value.length == len(value.values):
+            return tuple(self._checked(key, item) for item in value.values)
+        return () if value is None else (self._checked(key, value),) * self._layers()
+
+    def alignment(self) -> int:
+        """Return the power of two that every tensor's place is a multiple of."""
+        value = self.optional("general.alignment")
+        if value is not None and (value == 0 or value & (value - 1)):
+            raise ModelFileError(self.path, f"damaged: its general.alignment of {value:,} is no power of two")
+        return value or _ALIGNMENT
+
+    def _layers(self) -> int:
+        """Return the number of layers, refusing one that no model has."""
+        layers = self.of_model("block_count")
+        if layers > _TENSOR_COUNT:
+            raise ModelFileError(self.path, f"damaged: it claims {layers:,} layers")
+        return layers
+
+    def _checked(self, key: str, value: Scalar | Array) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
+            raise ModelFileError(self.path, f"damaged: its {_shown(key)} is {_shown(str(value))}")
+        return value
+
+
+def _text(metadata: Metadata, key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
+
+
+def _shown(text: str) -> str:
+    """Return a file's own words in quotes, made short and safe to print."""
+    return ascii(text if len(text) <= 80 else text[:80] + "...")

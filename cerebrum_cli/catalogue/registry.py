@@ -1,0 +1,191 @@
+"""Which models are here: a small JSON file that several processes may change at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from cerebrum_cli.ground.errors import ConfigError, ModelFileError, ModelNotFound
+
+Source = Literal["package", "local", "hub", "merge"]
+
+_VERSION = 1
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model on this machine; the digest was computed when the file had this size and time."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+    mtime_ns: int
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """All that registry.json holds; a change returns a new value."""
+
+    models: tuple[ModelFile, ...] = ()
+    default: str | None = None
+
+    def find(self, name: str) -> ModelFile | None:
+        return next((model for model in self.models if model.name == name), None)
+
+    def with_model(self, model: ModelFile) -> _Content:
+        others = tuple(other for other in self.models if other.name != model.name)
+        return _Content((*others, model), self.default or model.name)
+
+    def without(self, name: str) -> _Content:
+        models = tuple(model for model in self.models if model.name != name)
+        first = models[0].name if models else None
+        return _Content(models, first if self.default == name else self.default)
+
+
+class Registry:
+    """The models that are here, by name. Every call reads the file afresh; a change is atomic and loses no other's."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._path = directory / "registry.json"
+
+    @property
+    def default(self) -> str | None:
+        """The name of the model to use when none is given: the first one added, until another is chosen."""
+        return self._read().default
+
+    def entries(self) -> tuple[ModelFile, ...]:
+        """Return every model, oldest first. Raises ConfigError where registry.json is damaged."""
+        return self._read().models
+
+    def find(self, name: str) -> ModelFile | None:
+        """Return the model of exactly this name."""
+        return self._read().find(name)
+
+    def add(self, model: ModelFile) -> None:
+        """Put a model in, in place of one of the same name."""
+        with self._changing() as content:
+            self._write(content.with_model(model))
+
+    def remove(self, name: str) -> ModelFile | None:
+        """Take a model out and return it, None where there was none; its file stays, the default goes to the oldest."""
+        with self._changing() as content:
+            found = content.find(name)
+            if found:
+                self._write(content.without(name))
+            return found
+
+    def set_default(self, name: str) -> None:
+        """Choose the model to use when none is given. Raises ModelNotFound for one that is not here."""
+        with self._changing() as content:
+            if content.find(name) is None:
+                names = tuple(model.name for model in content.models)
+                raise ModelNotFound(f"{name} is not here", f"pull it first: cerebrum pull {name}", names)
+            self._write(replace(content, default=name))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[_Content]:
+        """Yield what stands in the file while no other process may change it."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with (self._directory / "registry.lock").open("ab") as lock:
+                _lock(lock.fileno())  # closing the file gives it back
+                yield self._read()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _read(self) -> _Content:
+        try:
+            return _decoded(self._path.read_bytes())
+        except FileNotFoundError:
+            return _Content()
+        except OSError as error:
+            raise self._unusable(error) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"{self._path}: damaged, not a list of models ({type(error).__name__}: {error})",
+                "move it away and pull your models again: the model files themselves are untouched",
+            ) from error
+
+    def _write(self, content: _Content) -> None:
+        import tempfile
+
+        with tempfile.NamedTemporaryFile(prefix=".registry-", dir=self._directory, delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(_encoded(content))
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(self._path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"{error.filename or self._path}: {error.strerror}", "check its permissions and free space")
+
+
+def sha256_of(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """Return the file's SHA-256 in hexadecimal; `progress` is told the bytes done and the bytes in all.
+
+    Raises ModelFileError for a file that cannot be read.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
+    done = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            total = os.fstat(file.fileno()).st_size
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                done += count
+                if progress:
+                    progress(done, total)
+    except OSError as error:
+        raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _lock(descriptor: int) -> None:
+    """Wait until this process alone holds the lock; where there is none to be had, go on without."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    with contextlib.suppress(OSError):  # a file system that knows no locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _encoded(content: _Content) -> bytes:
+    models = [asdict(model) | {"path": str(model.path)} for model in content.models]
+    return json.dumps({"version": _VERSION, "default": content.default, "models": models}, indent=2).encode("ascii")
+
+
+def _decoded(text: bytes) -> _Content:
+    """Read registry.json; any of the usual errors of a lookup or conversion means that it is damaged."""
+    value = json.loads(text)
+    if value["version"] != _VERSION:
+        raise ValueError(f"version {value['version']!r}, not {_VERSION}")
+    models = tuple(_model(**item) for item in value["models"])
+    names = {model.name for model in models}
+    if len(names) < len(models) or not (value["default"] in names or value["default"] is None):
+        raise ValueError("its names do not fit together")
+    return _Content(models, value["default"])
+
+
+def _model(*, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source) -> ModelFile:
+    texts = all(isinstance(value, str) for value in (name, path, sha256))
+    numbers = all(type(value) is int for value in (size, mtime_ns))
+    if not (texts and numbers and source in get_args(Source)):
+        raise TypeError(f"a value of the wrong kind in {name!r}")
+    return ModelFile(name, Path(path), size, sha256, mtime_ns, source)

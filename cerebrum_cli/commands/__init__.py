@@ -1,0 +1,1 @@
+"""Argv in, exit code out: one file a command, and no logic."""

@@ -1,0 +1,31 @@
+"""`cerebrum list`: which models are here, and which could be."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cerebrum_cli.commands import options
+from cerebrum_cli.commands.options import option
+
+
+def list_models(
+    context: typer.Context,
+    available: Annotated[bool, option("--available", help="The whole catalogue.")] = False,
+    json: options.Json = False,
+) -> None:
+    """List the models that are here."""
+    from cerebrum_cli.application.library import catalogue_rows, rows
+    from cerebrum_cli.terminal.tables import print_catalogue, print_models
+
+    runtime = options.runtime_of(context)
+    listed = list(catalogue_rows(runtime.library) if available else rows(runtime.library))
+    if json:
+        runtime.streams.answer_object(listed)
+    elif available:
+        print_catalogue(runtime.streams, listed)
+    elif listed:
+        print_models(runtime.streams, listed)
+    else:
+        runtime.streams.talk("no model is here yet; cerebrum list --available shows what can be pulled")

@@ -1,0 +1,1 @@
+"""llama.cpp behind the engine's seam: the one folder that imports `llama_cpp`."""

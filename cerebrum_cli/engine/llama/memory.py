@@ -1,0 +1,104 @@
+"""A context of llama.cpp: the memory of its sequences, and the step that fills it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.ground.errors import EngineError
+
+DONE, NO_ROOM, ABORTED = 0, 1, 2
+
+# The abort callback is asked at every node of the graph. libc's atoi over a byte that is "0" or "1" answers
+# without Python and its lock.
+_libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
+_aborts = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """What a context is made with; `length` is the most tokens of one sequence, padded to 256 by llama.cpp."""
+
+    length: int
+    slots: int
+    threads: int
+    batch_size: int
+
+
+class Memory:
+    """One context; `slots` sequences of equal length, whose key-value caches are kept apart."""
+
+    def __init__(self, model: Any, options: ContextOptions, stop: StopFlag) -> None:
+        self._stop = stop  # native code reads its buffer for as long as this context lives
+        params = llama.llama_context_default_params()
+        params.n_ctx = options.length * options.slots
+        params.n_seq_max = options.slots
+        params.n_batch = params.n_ubatch = options.batch_size
+        params.n_threads = params.n_threads_batch = options.threads
+        params.kv_unified = False
+        params.no_perf = True
+        params.abort_callback = _aborts
+        params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
+        log.problems.clear()
+        self.context = llama.llama_init_from_model(model, params)
+        if not self.context:
+            raise EngineError(
+                f"no memory for {options.slots} context(s) of {options.length} tokens",
+                "ask for a smaller one with --ctx",
+                list(log.problems),
+            )
+        self.capacity: int = llama.llama_n_ctx_seq(self.context)
+        self._memory = llama.llama_get_memory(self.context)
+        self._window: int = llama.llama_model_n_swa(model)
+        self._batch = llama.llama_batch_init(options.batch_size, 0, 1)
+
+    def decode(self, rows: Sequence[Row]) -> bool:
+        """Evaluate the rows; False if the stop flag interrupted it."""
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for index, (slot, position, token, output) in enumerate(rows):
+            batch.token[index] = token
+            batch.pos[index] = position
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = slot
+            batch.logits[index] = output
+        log.problems.clear()
+        status = llama.llama_decode(self.context, batch)
+        if status == ABORTED:
+            return False
+        if status != DONE:
+            what = "the context is full" if status == NO_ROOM else f"llama.cpp could not evaluate ({status})"
+            raise EngineError(what, "see its log with -v", list(log.problems))
+        return True
+
+    def length(self, slot: int) -> int:
+        """Return how many tokens the slot holds."""
+        return int(llama.llama_memory_seq_pos_max(self._memory, slot)) + 1
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a whole slot; llama.cpp cannot copy a part between caches that are kept apart."""
+        self.clear(target)
+        llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def trim(self, slot: int, length: int) -> bool:
+        """Forget positions from `length` on; False where the model's memory cannot go back so far."""
+        if length >= self.length(slot):
+            return True
+        oldest = llama.llama_memory_seq_pos_min(self._memory, slot)
+        if oldest > 0 and oldest > length - self._window:
+            return False  # a sliding window has dropped cells the next token would look at
+        return bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
+
+    def clear(self, slot: int) -> None:
+        """Forget all the slot holds."""
+        llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def close(self) -> None:
+        """Free the context."""
+        llama.llama_batch_free(self._batch)
+        llama.llama_free(self.context)

@@ -1,0 +1,117 @@
+"""llama.cpp's samplers as a chain in its usual order: penalties, top-k, top-p, min-p, temperature, draw.
+
+A grammar is asked last and lazily: most sampled tokens fit it, and checking one token is cheap, while sifting
+the whole vocabulary is not. Only when a token does not fit are all tokens sifted and one is drawn again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.ground.errors import GrammarError
+from cerebrum_cli.ground.sampling import SamplingParams
+
+PENALTY_WINDOW = 64  # tokens a repeat penalty looks back on, llama.cpp's own default
+
+
+class LlamaSampler:
+    """The sampler of one sequence in one context."""
+
+    def __init__(self, context: Any, params: SamplingParams, seed: int, prompt: Sequence[int]) -> None:
+        self._context = context
+        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        for part in _parts(params, seed, _vocabulary_size(context)):
+            llama.llama_sampler_chain_add(self._chain, part)
+        if params.repeat_penalty != 1.0:
+            for token in prompt[-PENALTY_WINDOW:]:
+                llama.llama_sampler_accept(self._chain, token)
+
+    def sample(self, row: int) -> int:
+        """Return the next token from a row of logits, and remember it."""
+        return int(llama.llama_sampler_sample(self._chain, self._context, row))
+
+    def close(self) -> None:
+        """Free the chain."""
+        llama.llama_sampler_free(self._chain)
+
+
+class GrammarSampler(LlamaSampler):
+    """A sampler whose tokens follow a grammar."""
+
+    def __init__(self, context: Any, params: SamplingParams, seed: int, prompt: Sequence[int], grammar: str) -> None:
+        import numpy
+
+        super().__init__(context, params, seed, prompt)
+        self._grammar = parse_grammar(llama.llama_model_get_vocab(llama.llama_get_model(context)), grammar)
+        self._data = numpy.zeros(_vocabulary_size(context), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        self._tokens = numpy.arange(len(self._data))
+
+    def sample(self, row: int) -> int:
+        """Return the next token that the grammar allows."""
+        logits = llama.llama_get_logits_ith(self._context, row)
+        token = self._drawn(self._all(logits))
+        alone = llama.llama_token_data(id=token, logit=0.0, p=0.0)
+        if self._sifted(_array(ctypes.pointer(alone), 1)).data[0].logit == float("-inf"):
+            token = self._drawn(self._sifted(self._all(logits)))
+        llama.llama_sampler_accept(self._chain, token)
+        llama.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _all(self, logits: Any) -> Any:
+        from numpy.ctypeslib import as_array
+
+        self._data["id"] = self._tokens
+        self._data["logit"] = as_array(logits, (len(self._data),))
+        return _array(self._data.ctypes.data_as(llama.llama_token_data_p), len(self._data))
+
+    def _sifted(self, candidates: Any) -> Any:
+        llama.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
+        return candidates
+
+    def _drawn(self, candidates: Any) -> int:
+        llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
+        return int(candidates.data[candidates.selected].id)
+
+    def close(self) -> None:
+        """Free chain and grammar."""
+        llama.llama_sampler_free(self._grammar)
+        super().close()
+
+
+def parse_grammar(vocab: Any, grammar: str) -> Any:
+    """Return llama.cpp's sampler for a GBNF grammar, or raise GrammarError with its complaint."""
+    log.problems.clear()
+    sampler = llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+    if not sampler:
+        reason = next((line.strip() for line in log.problems if line.strip()), "llama.cpp does not say why")
+        raise GrammarError(f"the grammar cannot be read: {reason}", "it must be GBNF with a rule named root")
+    return sampler
+
+
+def _parts(params: SamplingParams, seed: int, vocabulary_size: int) -> list[Any]:
+    parts = []
+    if params.repeat_penalty != 1.0:
+        parts.append(
+            llama.llama_sampler_init_penalties(vocabulary_size, PENALTY_WINDOW, params.repeat_penalty, 0.0, 0.0)
+        )
+    if params.temperature <= 0:
+        return [*parts, llama.llama_sampler_init_greedy()]
+    return [
+        *parts,
+        llama.llama_sampler_init_top_k(params.top_k),
+        llama.llama_sampler_init_top_p(params.top_p, 1),
+        llama.llama_sampler_init_min_p(params.min_p, 1),
+        llama.llama_sampler_init_temp(params.temperature),
+        llama.llama_sampler_init_dist(seed),
+    ]
+
+
+def _array(data: Any, size: int) -> Any:
+    return llama.llama_token_data_array(data=data, size=size, selected=-1, sorted=False)
+
+
+def _vocabulary_size(context: Any) -> int:
+    return int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(llama.llama_get_model(context))))

@@ -1,0 +1,179 @@
+"""Text to tokens and back, so that only a format's own markup can name a special token.
+
+Trusted text is cut at the vocabulary's control tokens; whatever stands between them is joined with its pasted
+neighbours and tokenised as plain characters, as the model saw it in training. Even then llama.cpp matches tokens
+of type USER_DEFINED, so pasted text is also cut inside those. A stretch that goes on after such a cut, or after a
+reply's tokens, must not get the leading space SentencePiece gives to a beginning: it is tokenised behind an
+anchor whose tokens are dropped again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.ground.parts import Part, Text, Tokens
+
+CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
+SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
+ANCHORS = ("\n", "a", "0", ".")
+
+
+class Control(NamedTuple):
+    """A control token that trusted text names."""
+
+    token: int
+
+
+class Plain(NamedTuple):
+    """Characters without special meaning."""
+
+    value: str
+    trusted: bool
+
+
+class Vocabulary:
+    """The vocabulary of one loaded model."""
+
+    def __init__(self, model: Any) -> None:
+        self._vocab = llama.llama_model_get_vocab(model)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._buffer = ctypes.create_string_buffer(256)
+        self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
+        self.size: int = llama.llama_vocab_n_tokens(self._vocab)
+
+    def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
+        """Return the ids of a prompt, with BOS in front where the vocabulary asks for it and the prompt has none."""
+        ids: list[int] = []
+        run: list[Plain] = []
+        goes_on = False
+
+        def close_run() -> None:
+            ids.extend(self._plain(run, goes_on))
+            run.clear()
+
+        for item in self._items(parts):
+            if isinstance(item, Plain):
+                run.append(item)
+                continue
+            close_run()
+            ids.extend(item.ids if isinstance(item, Tokens) else (item.token,))
+            goes_on = bool(ids) and not self._attribute(ids[-1]) & CONTROL
+        close_run()
+        bos = llama.llama_vocab_bos(self._vocab)
+        if llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return tuple(ids)
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """Return the bytes of a token; those of a control token only if `special`."""
+        key = (token, special)
+        known = self._pieces.get(key)
+        if known is None:
+            known = self._pieces[key] = self._read_piece(token, special)
+        return known
+
+    def is_end(self, token: int) -> bool:
+        """Return whether the token ends a generation."""
+        return bool(llama.llama_vocab_is_eog(self._vocab, token))
+
+    def controls(self, texts: Iterable[str]) -> frozenset[int]:
+        """Return the ids of all control tokens that these texts spell out."""
+        ids = (token for text in texts for token in self._raw(text, parse_special=True))
+        return frozenset(token for token in ids if self._attribute(token) & CONTROL)
+
+    def special(self, name: str) -> str:
+        """Return the spelling of `bos` or `eos`; empty where the vocabulary has none."""
+        token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
+        return self.piece(token, special=True).decode() if token >= 0 else ""
+
+    def _items(self, parts: Iterable[Part]) -> Iterator[Plain | Control | Tokens]:
+        """Yield the prompt with the control tokens cut out of its trusted text."""
+        for part in parts:
+            if isinstance(part, Tokens):
+                yield part
+            elif part.trusted:
+                yield from self._cut_controls(part)
+            else:
+                yield Plain(part.value, False)
+
+    def _cut_controls(self, part: Text) -> Iterator[Plain | Control]:
+        text = part.value
+        for token in self._raw(text, parse_special=True):
+            attribute = self._attribute(token)
+            if not attribute & CONTROL:
+                continue
+            before, spelling, after = text.partition(self.piece(token, special=True).decode("utf-8", "replace"))
+            if not spelling:  # a byte no other token covers became <unk>: it is not spelled out in the text
+                continue
+            yield Plain(before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before, True)
+            yield Control(token)
+            text = after.lstrip() if attribute & llama.LLAMA_TOKEN_ATTR_RSTRIP else after
+        yield Plain(text, True)
+
+    def _plain(self, run: list[Plain], goes_on: bool) -> list[int]:
+        """Return the ids of joined plain text, in which no pasted character is part of a user-defined token."""
+        text = "".join(plain.value for plain in run)
+        pasted: list[tuple[int, int]] = []
+        at = 0
+        for plain in run:
+            if not plain.trusted:
+                pasted.append((at, at + len(plain.value)))
+            at += len(plain.value)
+        cuts: set[int] = set()
+        while text:
+            edges = [0, *sorted(cuts), len(text)]
+            ids = [
+                token
+                for start, end in pairwise(edges)
+                for token in self._stretch(text[start:end], goes_on or start > 0)
+            ]
+            new = set(self._places_to_cut(text, pasted, ids)) - cuts
+            if not new:
+                return ids
+            cuts |= new
+        return []
+
+    def _places_to_cut(self, text: str, pasted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
+        marks = {token for token in ids if self._attribute(token) & USER_DEFINED}
+        for mark in {self.piece(token, special=True).decode("utf-8", "replace") for token in marks}:
+            if len(mark) < 2 or mark.isspace():
+                continue
+            at = text.find(mark)
+            while at >= 0:
+                if any(start < at + len(mark) and at < end for start, end in pasted):
+                    yield at + 1
+                at = text.find(mark, at + 1)
+
+    def _stretch(self, text: str, goes_on: bool) -> list[int]:
+        if goes_on and self._space_prefix:
+            for anchor in ANCHORS:
+                head = self._raw(anchor)
+                ids = self._raw(anchor + text)
+                if ids[: len(head)] == head:
+                    return ids[len(head) :]
+        return self._raw(text)
+
+    def _raw(self, text: str, parse_special: bool = False) -> list[int]:
+        data = text.encode("utf-8", "surrogatepass")
+        room = len(data) + 8
+        while True:
+            tokens = (llama.llama_token * room)()
+            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, room, False, parse_special)
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
+
+    def _attribute(self, token: int) -> int:
+        return int(llama.llama_vocab_get_attr(self._vocab, token))
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        count = llama.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
+        if count < 0:
+            self._buffer = ctypes.create_string_buffer(-count)
+            count = llama.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
+        return self._buffer.raw[: max(count, 0)]

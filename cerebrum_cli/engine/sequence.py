@@ -1,0 +1,122 @@
+"""One completion on its way: its prompt, what it said, where it lives, and what it cost."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import NamedTuple
+
+from cerebrum_cli.engine.backend import Sampler
+from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.ground.events import Event, FinishEvent, FinishReason, SequenceId, Timings
+from cerebrum_cli.ground.sampling import SamplingParams
+
+SEEDS = 2**32 - 1  # llama.cpp reads the one above as "draw your own", which could not be reported
+
+
+class Failure(NamedTuple):
+    """An exception on its way from the engine's thread to a caller's."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and how to continue it, `n` times; `grammar` is GBNF with the rule `root`.
+
+    `visible_tokens` are control tokens whose spelling the caller wants to read in the text.
+    """
+
+    prompt_tokens: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    grammar: str | None = None
+    n: int = 1
+    visible_tokens: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The state of one sample of one request; `evaluated` of its tokens are in the memory of its slot."""
+
+    id: SequenceId
+    request: Request
+    seed: int
+    tell: Callable[[Event | Failure], None]
+    detokenizer: Detokenizer
+    born: float
+    sampler: Sampler | None = None
+    slot: int | None = None
+    evaluated: int = 0
+    cached: int = 0
+    generated: list[int] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The prompt's token ids."""
+        return self.request.prompt_tokens
+
+    @property
+    def reading(self) -> bool:
+        """Whether part of the prompt is still to be evaluated."""
+        return self.evaluated < len(self.prompt)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and reply together."""
+        return len(self.prompt) + len(self.generated)
+
+    def wanted(self, context_size: int) -> int:
+        """Return how long the sequence may become."""
+        limit = self.request.params.max_tokens
+        return context_size if limit is None else min(context_size, len(self.prompt) + limit)
+
+    def token_at(self, position: int) -> int:
+        """Return the token of prompt or reply that stands at a position."""
+        prompt = self.prompt
+        return prompt[position] if position < len(prompt) else self.generated[position - len(prompt)]
+
+    def spent(self, seconds: float, tokens: int) -> None:
+        """Count the time of one step that evaluated `tokens` of this sequence."""
+        old = self.timings
+        if not self.generated:
+            self.timings = replace(old, prefill_s=old.prefill_s + seconds, prefill_tokens=old.prefill_tokens + tokens)
+        else:
+            self.timings = replace(old, decode_s=old.decode_s + seconds, decode_steps=old.decode_steps + tokens)
+
+    def first_token(self) -> None:
+        """Note when the first token came."""
+        self.timings = replace(self.timings, ttft_s=perf_counter() - self.born)
+
+    def finish(self, reason: FinishReason, context_size: int, load_s: float) -> FinishEvent:
+        """Return this sequence's last event."""
+        return FinishEvent(
+            self.id,
+            reason,
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.cached,
+            completion_tokens=len(self.generated),
+            seed=self.seed,
+            context_size=context_size,
+            timings=replace(self.timings, load_s=load_s),
+        )
+
+
+def sequences(index: int, request: Request, tell: Callable[[Event | Failure], None]) -> list[Sequence]:
+    """Return the `n` sequences of a request, each with its own seed: the request's, then the numbers after it."""
+    seed = request.params.seed
+    first = secrets.randbelow(SEEDS) if seed is None else seed
+    now = perf_counter()
+    return [
+        Sequence(
+            SequenceId(index, sample),
+            request,
+            (first + sample) % SEEDS,
+            tell,
+            Detokenizer(request.params.stop),
+            now,
+        )
+        for sample in range(request.n)
+    ]

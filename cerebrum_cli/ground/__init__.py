@@ -1,0 +1,1 @@
+"""Plain values that every room may hold; nothing here imports more than the standard library."""

@@ -1,0 +1,71 @@
+"""Assemble the commands, and turn what goes wrong into a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerebrum_cli import __version__
+from cerebrum_cli.commands.ask import ask
+from cerebrum_cli.commands.list import list_models
+from cerebrum_cli.commands.pull import pull
+from cerebrum_cli.commands.show import show
+from cerebrum_cli.ground.errors import CerebrumError, Interrupted
+
+if TYPE_CHECKING:
+    from cerebrum_cli.runtime import Runtime
+
+app = typer.Typer(
+    name="cerebrum",
+    help="Run local GGUF reasoning models in a terminal, in the exact prompt format each was trained on.",
+    epilog="Every option has a CEREBRUM_* environment twin: --max-tokens is CEREBRUM_MAX_TOKENS.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(ask)
+app.command()(pull)
+app.command(name="list")(list_models)
+app.command()(show)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Take the options before a command."""
+    if version:
+        typer.echo(f"cerebrum {__version__}")
+        raise typer.Exit
+
+
+def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> int:
+    """Run one command line and return its exit code: the one door errors leave by."""
+    try:
+        app(args=arguments, obj=runtime)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return 0
+    except Interrupted as error:
+        return error.exit_code
+    except CerebrumError as error:
+        from cerebrum_cli.terminal.streams import standard_streams
+
+        (runtime.streams if runtime else standard_streams()).error(error)
+        return error.exit_code
+    return 0
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    try:
+        code = run()
+    except KeyboardInterrupt:
+        os._exit(130)  # a second Ctrl-C does not wait for native code
+    sys.exit(code)

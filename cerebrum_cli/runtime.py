@@ -1,0 +1,100 @@
+"""The composition root: the one place that picks real implementations and directories; tests pass another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.application.library import Library
+from cerebrum_cli.application.opening import BackendFactory, OpenRequest
+from cerebrum_cli.catalogue.spec import packaged_catalogue
+from cerebrum_cli.ground.settings import Layer, Settings, fold, read_config
+from cerebrum_cli.terminal.streams import Streams, standard_streams
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.library import Model
+    from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+    from cerebrum_cli.ground.events import Event
+
+
+@dataclass(slots=True)
+class Runtime:
+    """What commands run on: directories, streams, the library of models, and how a model is opened."""
+
+    config_directory: Path
+    data_directory: Path
+    streams: Streams
+    open_backend: BackendFactory
+    native_log: Callable[[Callable[[str], None]], None]
+    schema_to_grammar: Callable[[str], str]
+    library: Library = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.library = Library(
+            catalogue_paths=(packaged_catalogue(), self.config_directory / "models.toml"),
+            directory=self.data_directory / "models",
+        )
+
+    def settings(self, given: Layer, model: Model | None = None) -> Settings:
+        """Fold all layers: defaults, the model's row, config.toml, then what environment and command line gave."""
+        row = model.spec.settings if model and model.spec else {}
+        return fold(row, read_config(self.config_directory / "config.toml"), given)
+
+
+def real_runtime() -> Runtime:
+    """Return the runtime of this machine and user."""
+    from platformdirs import PlatformDirs
+
+    directories = PlatformDirs("cerebrum", appauthor=False)
+    return Runtime(
+        config_directory=directories.user_config_path,
+        data_directory=directories.user_data_path,
+        streams=standard_streams(),
+        open_backend=llama_opener,
+        native_log=forward_llama_log,
+        schema_to_grammar=llama_schema_to_grammar,
+    )
+
+
+def llama_opener(request: OpenRequest) -> OpenBackend:
+    """Return how llama.cpp opens a model; nothing of it is imported until the engine's thread does."""
+
+    def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+        from cerebrum_cli.engine.llama.load import LoadOptions, Shape, open_llama
+
+        header = request.header
+        return open_llama(
+            LoadOptions(
+                path=request.path,
+                shape=Shape(
+                    trained_context=request.trained_context,
+                    weight_bytes=request.path.stat().st_size,
+                    layers=header.n_layers,
+                    kv_bytes_per_token=header.kv_bytes_per_token,
+                ),
+                context_size=request.context_size,
+                gpu_layers=request.gpu_layers,
+                threads=request.threads,
+                vocabulary_only=request.vocabulary_only,
+            ),
+            tell,
+            stop,
+        )
+
+    return open_backend
+
+
+def forward_llama_log(listener: Callable[[str], None]) -> None:
+    """Send llama.cpp's log lines to a listener as they come."""
+    from cerebrum_cli.engine.llama.library import log
+
+    log.forward = listener
+
+
+def llama_schema_to_grammar(schema: str) -> str:
+    """Return the GBNF grammar of a JSON schema."""
+    from cerebrum_cli.engine.llama.grammar import schema_to_grammar
+
+    return schema_to_grammar(schema)

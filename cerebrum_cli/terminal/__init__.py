@@ -1,0 +1,1 @@
+"""Screens and keyboards: the only room that knows them."""

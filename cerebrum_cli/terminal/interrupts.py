@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM as a request to end, so that what was said so far can be kept."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from cerebrum_cli.ground.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """While this is entered the first signal calls `cancel`; the second ends the process as it would have.
+
+    Leaving it raises Interrupted if there was a signal, whatever else was on its way.
+    """
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._cancel = cancel
+        self._old: dict[int, Any] = {}
+        self.signum: int | None = None
+
+    def __enter__(self) -> Interrupts:
+        self._old = {number: signal.signal(number, self._take) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._restore()
+        if self.signum is not None:
+            raise Interrupted(self.signum) from error
+
+    def _take(self, signum: int, _: FrameType | None) -> None:
+        self.signum = signum
+        self._restore()
+        self._cancel()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,125 @@
+"""What standard error shows while a person waits: a line while a model loads or a prompt is read, bars for files."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.ground.events import Event, LoadEvent, PromptEvent
+from cerebrum_cli.terminal.streams import Streams
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PATIENCE_S = 1.0  # a wait that is shorter than this shows nothing
+LOG_EVERY_S = 60.0
+
+
+class StatusLine:
+    """One line that is drawn over, shown only when a stage takes longer than a second."""
+
+    def __init__(self, streams: Streams, model: str) -> None:
+        self._streams = streams
+        self._model = model
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._text = ""
+        self._shown = False
+
+    def emit(self, event: Event) -> None:
+        """Follow the engine's events; anything but loading and reading clears the line."""
+        if not self._streams.can_redraw:
+            return
+        if isinstance(event, LoadEvent):
+            self._show(f"loading {self._model} {event.fraction:.0%}")
+        elif isinstance(event, PromptEvent) and event.evaluated < event.total:
+            self._show(f"reading the prompt: {event.evaluated} of {event.total} tokens")
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Take the line away."""
+        with self._lock:
+            if self._timer:
+                self._timer.cancel()
+                self._timer = None
+            if self._shown:
+                self._streams.err.write("\r\x1b[K")
+                self._streams.err.flush()
+                self._shown = False
+
+    def _show(self, text: str) -> None:
+        with self._lock:
+            self._text = text
+            if self._shown:
+                self._draw()
+            elif self._timer is None:
+                self._timer = threading.Timer(PATIENCE_S, self._first)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _first(self) -> None:
+        with self._lock:
+            if self._timer:
+                self._draw()
+
+    def _draw(self) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        self._streams.err.write(f"\r\x1b[K{self._text[:width]}")
+        self._streams.err.flush()
+        self._shown = True
+
+
+class FileProgress:
+    """The stages of fetching a file: a bar for each on a terminal; elsewhere a line at its begin and every minute."""
+
+    def __init__(self, streams: Streams, quiet: bool) -> None:
+        self._streams = streams
+        self._quiet = quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
+
+    def __enter__(self) -> FileProgress:
+        if self._streams.can_redraw and not self._quiet:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            self._bars = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(file=self._streams.err),
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is, in bytes."""
+        if self._quiet:
+            return
+        if self._bars:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._bars.update(self._tasks[stage], completed=done, total=total)
+            return
+        now = time.monotonic()
+        if now - self._told.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
+            self._told[stage] = now
+            self._streams.talk(f"{stage}: {done / 1e6:.0f} of {total / 1e6:.0f} MB")

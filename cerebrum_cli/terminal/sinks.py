@@ -1,0 +1,111 @@
+"""Where the events of one reply go: text to a pipe, Markdown to a terminal, an object or only the answer at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from cerebrum_cli.ground.events import Event, FinishEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.terminal.control import ControlFilter
+from cerebrum_cli.terminal.interrupts import Interrupts
+from cerebrum_cli.terminal.streams import Streams, plain_terminal
+
+if TYPE_CHECKING:
+    from cerebrum_cli.terminal.markdown import MarkdownStream
+
+
+class Sink(Protocol):
+    """Something that follows a reply."""
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """The stream of events has ended, well or not."""
+
+
+class TextSink:
+    """The answer as plain text, ending in a line break."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._filter = ControlFilter() if streams.out_is_terminal else None
+        self._last = ""
+
+    def emit(self, event: Event) -> None:
+        """Write answer text as it comes."""
+        if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
+            text = self._filter.feed(event.text) if self._filter else event.text
+            self._streams.answer(text)
+            self._last = text or self._last
+
+    def close(self) -> None:
+        """End the last line."""
+        if self._last and not self._last.endswith("\n"):
+            self._streams.answer("\n")
+
+
+class MarkdownSink:
+    """The answer as Markdown on a terminal."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._filter = ControlFilter()
+        self._stream: MarkdownStream | None = None
+
+    def emit(self, event: Event) -> None:
+        """Draw answer text as it comes."""
+        if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
+            if self._stream is None:
+                from rich.console import Console
+
+                from cerebrum_cli.terminal.markdown import MarkdownStream
+
+                self._stream = MarkdownStream(Console(file=self._streams.out))
+            self._stream.feed(self._filter.feed(event.text))
+
+    def close(self) -> None:
+        """Print the last block for good."""
+        if self._stream:
+            self._stream.close()
+
+
+class NoticeSink:
+    """Notices go to standard error."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+
+    def emit(self, event: Event) -> None:
+        """Tell a notice."""
+        if isinstance(event, NoticeEvent):
+            self._streams.notice(event)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def answer_sink(streams: Streams, markdown: bool) -> Sink:
+    """Return the sink for an answer people or programs read: Markdown on a terminal that can be drawn on."""
+    if markdown and streams.out_is_terminal and not plain_terminal():
+        return MarkdownSink(streams)
+    return TextSink(streams)
+
+
+def play(events: Generator[Event, None, None], cancel: Callable[[], None], sinks: Iterable[Sink]) -> None:
+    """Send all events to all sinks; a signal cancels the reply, is played out, and then raises Interrupted.
+
+    A signal between loading and generating reaches no sequence, so it is sent again with each event.
+    """
+    sinks = tuple(sinks)
+    with Interrupts(cancel) as interrupts:
+        try:
+            for event in events:
+                for sink in sinks:
+                    sink.emit(event)
+                if interrupts.signum is not None and not isinstance(event, FinishEvent):
+                    cancel()
+        finally:
+            events.close()
+            for sink in sinks:
+                sink.close()

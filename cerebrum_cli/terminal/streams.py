@@ -1,0 +1,95 @@
+"""Standard output for the answer, standard error for the talk, standard input for what is piped in."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TextIO
+
+from cerebrum_cli.ground.errors import CerebrumError
+from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.terminal.control import strip_controls
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The three streams of a command, and whether a person sits behind them."""
+
+    out: TextIO
+    err: TextIO
+    piped: BinaryIO | None
+    out_is_terminal: bool
+    err_is_terminal: bool
+    in_is_terminal: bool
+
+    @property
+    def can_redraw(self) -> bool:
+        """Whether standard error may be drawn over: a terminal that understands it, and no screen reader."""
+        return self.err_is_terminal and not plain_terminal()
+
+    def answer(self, text: str) -> None:
+        """Write a piece of the answer, at once; on a terminal without its control sequences."""
+        self.out.write(strip_controls(text) if self.out_is_terminal else text)
+        self.out.flush()
+
+    def answer_object(self, value: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """Write one JSON value as a line."""
+        self.answer(json.dumps(value, ensure_ascii=False) + "\n")
+
+    def confirm(self, question: str) -> bool:
+        """Ask a yes-or-no question; no where nobody sits at a terminal to answer it."""
+        if not (self.in_is_terminal and self.err_is_terminal):
+            return False
+        self.err.write(f"{question} [Y/n] ")
+        self.err.flush()
+        reply = sys.stdin.readline()
+        return reply.strip().lower() in ("y", "yes") or reply == "\n"
+
+    def talk(self, text: str) -> None:
+        """Write a line to standard error."""
+        self.err.write(strip_controls(text) + "\n" if self.err_is_terminal else text + "\n")
+        self.err.flush()
+
+    def notice(self, event: NoticeEvent) -> None:
+        """Tell what is and what to do, where nothing failed."""
+        self.talk(f"note: {event.what}")
+        self.talk(f"      {event.do}")
+
+    def error(self, error: CerebrumError) -> None:
+        """Tell what is and what to do."""
+        self.talk(f"error: {error.what}")
+        if error.do:
+            self.talk(f"  try: {error.do}")
+
+
+def standard_streams() -> Streams:
+    """Return this process's streams, writing UTF-8 whatever the locale is."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    return Streams(
+        out=sys.stdout,
+        err=sys.stderr,
+        piped=sys.stdin.buffer if sys.stdin is not None and holds_input(sys.stdin.fileno()) else None,
+        out_is_terminal=sys.stdout.isatty(),
+        err_is_terminal=sys.stderr.isatty(),
+        in_is_terminal=sys.stdin is not None and sys.stdin.isatty(),
+    )
+
+
+def holds_input(descriptor: int) -> bool:
+    """Return whether something may be piped in: a pipe, a file or a socket, and not a terminal or /dev/null."""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def plain_terminal() -> bool:
+    """Return whether the user wants no redrawing: TERM=dumb, or ACCESSIBLE is set for a screen reader."""
+    return environment("TERM") == "dumb" or environment("ACCESSIBLE") is not None

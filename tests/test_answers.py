@@ -1,0 +1,75 @@
+"""The final answer is found however a chain of thought states it, and in linear time."""
+
+from __future__ import annotations
+
+import json
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.answers.extract import final_answer
+
+CASES: list[dict[str, str | None]] = json.loads(
+    (Path(__file__).parent / "data" / "answers.json").read_text(encoding="utf-8")
+)
+
+MARKUP = (
+    *("The answer is ", "answer", "Answer:", "answer to the ", "\\boxed{", "\\boxed{}", "\\fbox ", "#### ", "\n"),
+    *("\\frac{", "\\frac12", "\\text{", "\\,", "\\\\", "{", "}", "(", ")", "[", "$", "**", "`", '"', "'", "<<", ">>"),
+    *(".", "!", "...", " ", ",", "1,234", "1", "-", "e", "/", "%", "a.b. ", "Dr. ", "not ", ", since ", "(A) ", "= "),
+)
+prose = st.text(max_size=80)
+marked_up = st.lists(st.sampled_from(MARKUP) | st.text(max_size=3), max_size=25).map("".join)
+integers = st.integers().map(str)
+decimals = st.decimals(allow_nan=False, allow_infinity=False, places=4).map(lambda number: f"{number:f}")
+fractions = st.builds(lambda over, under: f"{over}/{under}", st.integers(), st.integers(min_value=1))
+numbers = integers | decimals | fractions
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
+def test_a_chain_of_thought_gives_its_final_answer(case: dict[str, str | None]) -> None:
+    assert final_answer(case["text"] or "") == case["answer"]
+
+
+@given(prose | marked_up)
+def test_any_text_gives_an_answer_or_none_and_never_an_empty_one(text: str) -> None:
+    answer = final_answer(text)
+    assert answer is None or answer == answer.strip() != ""
+
+
+@given(prose | marked_up, numbers)
+def test_a_number_stated_last_is_the_answer_whatever_stands_before(before: str, number: str) -> None:
+    assert final_answer(f"{before} The answer is {number}.") == number
+    assert final_answer(f"{before} The answer is ${number}$. Let me check.") == number
+    assert final_answer(f"{before} $\\boxed{{{number}}}$.") == number
+    assert final_answer(f"{before}\n#### {number}") == number
+
+
+@given(prose | marked_up, numbers)
+def test_a_cut_off_statement_leaves_the_one_before(before: str, number: str) -> None:
+    assert final_answer(f"{before} The answer is {number}. The answer is") == number
+    assert final_answer(f"{before} The answer is {number}. So $\\boxed{{") == number
+
+
+@given(st.integers(min_value=1000))
+def test_thousands_separators_are_not_part_of_a_number(number: int) -> None:
+    assert final_answer(f"The answer is {number:,}.") == str(number)
+
+
+@given(st.fractions())
+def test_a_latex_fraction_has_the_value_it_was_written_with(fraction: Fraction) -> None:
+    written = f"\\frac{{{fraction.numerator}}}{{{fraction.denominator}}}"
+    assert Fraction(final_answer(f"The answer is ${written}$.") or "") == fraction
+
+
+@pytest.mark.parametrize("unit", [*MARKUP, "\\frac{1}{", "\\boxed{\\boxed{", "\\frac{\\frac{1}{2}}{", "\n#### ", '."'])
+@pytest.mark.parametrize("opening", ["", "The answer is ", "\\boxed{"])
+def test_long_texts_take_linear_time(unit: str, opening: str) -> None:
+    text = opening + unit * (200_000 // len(unit))
+    start = time.perf_counter()
+    final_answer(text)
+    assert time.perf_counter() - start < 2.0  # a quadratic pattern takes minutes; a busy machine takes half a second

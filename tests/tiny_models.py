@@ -1,0 +1,278 @@
+"""Tiny real GGUF models: random weights, true vocabularies, small enough to write and load in a test.
+
+An architecture is a row of data: which metadata keys llama.cpp wants and which tensors, both in terms of named sizes.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # the vocabulary's reader is shared with them
+
+from mistral_vocabulary import MetadataValue, tokenizer_metadata
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+
+# llama.cpp 0c1e57098 knows some of these by their spelling, whatever their type here: <|endoftext|>, <|im_end|> and
+# <|end|> end a generation; <|start|>, <|channel|> and <|message|> become USER_DEFINED while loading.
+SPECIAL_TOKENS = {
+    "<|endoftext|>": CONTROL,
+    "<|im_start|>": CONTROL,
+    "<|im_end|>": CONTROL,
+    "<think>": USER_DEFINED,
+    "</think>": USER_DEFINED,
+    "<|start|>": CONTROL,
+    "<|channel|>": CONTROL,
+    "<|message|>": CONTROL,
+    "<|end|>": CONTROL,
+}
+MERGES = ("Ġ t", "h e", "Ġt he", "i n", "Ġ a", "e r", "o u", "s t", "Ġa n", "Ġan d")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a transformer. Width is shared out among the heads."""
+
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+    ffn: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What llama.cpp asks of a file: keys with their value or a size's name, tensors with their sizes' names.
+
+    A tensor's row length stands last, as in numpy; the file has it first.
+    """
+
+    name: str
+    keys: Mapping[str, str | float]
+    tensors: Mapping[str, tuple[str, ...]]
+    layer_tensors: Mapping[str, tuple[str, ...]]
+
+
+TRANSFORMER_KEYS: Mapping[str, str | float] = {
+    "block_count": "layers",
+    "context_length": "context_length",
+    "embedding_length": "width",
+    "feed_forward_length": "ffn",
+    "attention.head_count": "heads",
+    "attention.head_count_kv": "kv_heads",
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "vocab_size": "vocabulary",
+}
+TRANSFORMER_LAYER = {
+    "attn_norm.weight": ("width",),
+    "attn_q.weight": ("width", "width"),
+    "attn_k.weight": ("kv_width", "width"),
+    "attn_v.weight": ("kv_width", "width"),
+    "attn_output.weight": ("width", "width"),
+    "ffn_norm.weight": ("width",),
+    "ffn_gate.weight": ("ffn", "width"),
+    "ffn_up.weight": ("ffn", "width"),
+    "ffn_down.weight": ("width", "ffn"),
+}
+TIED_OUTPUT = {"token_embd.weight": ("vocabulary", "width"), "output_norm.weight": ("width",)}
+OWN_OUTPUT = {**TIED_OUTPUT, "output.weight": ("vocabulary", "width")}
+
+LLAMA = Architecture("llama", {**TRANSFORMER_KEYS, "rope.dimension_count": "head_width"}, OWN_OUTPUT, TRANSFORMER_LAYER)
+# Every other layer of Gemma 2 sees only a window of the last tokens.
+GEMMA2 = Architecture(
+    "gemma2",
+    {**TRANSFORMER_KEYS, "attention.sliding_window": "window"},
+    TIED_OUTPUT,
+    {**TRANSFORMER_LAYER, "post_attention_norm.weight": ("width",), "post_ffw_norm.weight": ("width",)},
+)
+MAMBA = Architecture(
+    "mamba",
+    {
+        "block_count": "layers",
+        "context_length": "context_length",
+        "embedding_length": "width",
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "ssm.conv_kernel": "kernel",
+        "ssm.inner_size": "inner",
+        "ssm.state_size": "state",
+        "ssm.time_step_rank": "rank",
+        "vocab_size": "vocabulary",
+    },
+    OWN_OUTPUT,
+    {
+        "attn_norm.weight": ("width",),
+        "ssm_in.weight": ("inner_and_gate", "width"),
+        "ssm_conv1d.weight": ("inner", "kernel"),
+        "ssm_conv1d.bias": ("inner",),
+        "ssm_x.weight": ("step_and_states", "inner"),
+        "ssm_dt.weight": ("inner", "rank"),
+        "ssm_dt.bias": ("inner",),
+        "ssm_a": ("inner", "state"),
+        "ssm_d": ("inner",),
+        "ssm_out.weight": ("width", "inner"),
+    },
+)
+MAMBA_SIZES = {
+    "layers": 2,
+    "width": 32,
+    "inner": 64,
+    "inner_and_gate": 128,
+    "kernel": 4,
+    "state": 8,
+    "rank": 2,
+    "step_and_states": 18,
+}
+
+# By the end of a tensor's name: a constant instead of noise. In Gemma the layers must drown the token itself, or its
+# tied output would repeat the input whatever was read before, and a test that compares replies would not see a cache
+# gone wrong. Mamba's A is negative, or its state would grow without bound; its steps are short, or it would forget.
+CONSTANTS = {
+    "post_attention_norm.weight": 4.0,
+    "post_ffw_norm.weight": 4.0,
+    "_norm.weight": 1.0,
+    "ssm_conv1d.bias": 0.0,
+    "ssm_dt.bias": -4.0,
+    "ssm_a": -1.0,
+    "ssm_d": 1.0,
+}
+FULL_PRECISION = ("ssm_a", "ssm_conv1d.weight")  # like vectors: llama.cpp has no half-precision kernel for these
+
+
+def write_mistral(
+    path: Path,
+    *,
+    seed: int = 0,
+    context_length: int = 2048,
+    shape: Shape = Shape(),
+    name: str = "tiny mistral",
+    chat_template: str | None = None,
+) -> Path:
+    """Write a Llama with Mistral-7B's vocabulary of 32,000 tokens; as the files of 2023, without a template."""
+    metadata = {**tokenizer_metadata(), **_described(name, chat_template)}
+    return _write(path, LLAMA, _transformer_sizes(shape, context_length), metadata, seed)
+
+
+def write_chatml(
+    path: Path,
+    *,
+    seed: int = 0,
+    context_length: int = 2048,
+    shape: Shape = Shape(),
+    name: str = "tiny chatml",
+    chat_template: str | None = CHATML_TEMPLATE,
+) -> Path:
+    """Write a Llama with a byte-level BPE vocabulary of 275 tokens, ChatML's and thinking tokens among them."""
+    metadata = {**_bpe_metadata(), **_described(name, chat_template)}
+    return _write(path, LLAMA, _transformer_sizes(shape, context_length), metadata, seed)
+
+
+def write_recurrent(path: Path, *, seed: int = 0, context_length: int = 2048) -> Path:
+    """Write a Mamba: its state cannot forget the last tokens alone. Vocabulary of `write_chatml`."""
+    metadata = {**_bpe_metadata(), **_described("tiny mamba", CHATML_TEMPLATE)}
+    return _write(path, MAMBA, {**MAMBA_SIZES, "context_length": context_length}, metadata, seed)
+
+
+def write_sliding_window(path: Path, *, seed: int = 0, context_length: int = 2048, window: int = 32) -> Path:
+    """Write a Gemma 2: its first layer forgets what lies behind the window. Vocabulary of `write_chatml`."""
+    metadata = {**_bpe_metadata(), **_described("tiny gemma2", CHATML_TEMPLATE)}
+    sizes = {**_transformer_sizes(Shape(), context_length), "window": window}
+    return _write(path, GEMMA2, sizes, metadata, seed)
+
+
+def _transformer_sizes(shape: Shape, context_length: int) -> dict[str, int]:
+    head_width = shape.width // shape.heads
+    return {
+        "layers": shape.layers,
+        "context_length": context_length,
+        "width": shape.width,
+        "ffn": shape.ffn,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "head_width": head_width,
+        "kv_width": head_width * shape.kv_heads,
+    }
+
+
+def _described(name: str, chat_template: str | None) -> dict[str, MetadataValue]:
+    template = {} if chat_template is None else {"tokenizer.chat_template": chat_template}
+    return {"general.name": name, **template}
+
+
+def _bpe_metadata() -> dict[str, MetadataValue]:
+    """Describe the vocabulary: special tokens first, as in SmolLM2, then the 256 bytes, then what the merges make."""
+    special = list(SPECIAL_TOKENS)
+    tokens = [*special, *_byte_alphabet(), *(merge.replace(" ", "") for merge in MERGES)]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [SPECIAL_TOKENS.get(token, NORMAL) for token in tokens],
+        "tokenizer.ggml.merges": list(MERGES),
+        "tokenizer.ggml.bos_token_id": special.index("<|im_start|>"),
+        "tokenizer.ggml.eos_token_id": special.index("<|im_end|>"),
+        "tokenizer.ggml.padding_token_id": special.index("<|endoftext|>"),
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def _byte_alphabet() -> list[str]:
+    """Spell the 256 bytes as GPT-2 does: itself where Latin-1 prints it, else the next letter from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    substitutes = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
+
+
+def _write(
+    path: Path, architecture: Architecture, sizes: Mapping[str, int], metadata: Mapping[str, MetadataValue], seed: int
+) -> Path:
+    from gguf import GGUFValueType, GGUFWriter
+
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    sizes = {**sizes, "vocabulary": len(tokens)}
+    keys = {
+        f"{architecture.name}.{key}": sizes[value] if isinstance(value, str) else value
+        for key, value in architecture.keys.items()
+    }
+    writer = GGUFWriter(path, architecture.name)
+    for key, value in {**metadata, **keys}.items():
+        counted = isinstance(value, int) and not isinstance(value, bool)
+        writer.add_key_value(key, value, GGUFValueType.UINT32 if counted else GGUFValueType.get_type(value))
+    for name, values in _tensors(architecture, sizes, np.random.default_rng(seed)):
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _tensors(
+    architecture: Architecture, sizes: Mapping[str, int], random: np.random.Generator
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    names = dict(architecture.tensors)
+    for layer in range(sizes["layers"]):
+        names |= {f"blk.{layer}.{name}": dimensions for name, dimensions in architecture.layer_tensors.items()}
+    for name, dimensions in names.items():
+        yield name, _values(name, tuple(sizes[dimension] for dimension in dimensions), random)
+
+
+def _values(name: str, dimensions: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[Any]:
+    """Draw weights that keep the size of what passes through them."""
+    precision = np.float32 if len(dimensions) == 1 or name.endswith(FULL_PRECISION) else np.float16
+    for ending, constant in CONSTANTS.items():
+        if name.endswith(ending):
+            return np.full(dimensions, constant, precision)
+    weights = random.standard_normal(dimensions, np.float32)
+    weights /= np.float32(np.sqrt(dimensions[-1]))
+    return weights.astype(precision)
