@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,14 +32,20 @@ app.command(name="list")(list_models)
 app.command()(show)
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    """Take the options before a command."""
-    if version:
+def show_version(asked: bool) -> None:
+    """Print the version and leave, before anybody asks for a command."""
+    if asked:
         typer.echo(f"cerebrum {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=show_version)
+    ] = False,
+) -> None:
+    """Take the options before a command."""
 
 
 def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> int:
@@ -48,10 +53,9 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
     try:
         app(args=arguments, obj=runtime)
     except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # Typer made exit 1 of it
+            return 0
         return leaving.code if isinstance(leaving.code, int) else 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
-        return 0
     except Interrupted as error:
         return error.exit_code
     except CerebrumError as error:
@@ -64,8 +68,4 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
 
 def main() -> None:
     """Run the command line of this process."""
-    try:
-        code = run()
-    except KeyboardInterrupt:
-        os._exit(130)  # a second Ctrl-C does not wait for native code
-    sys.exit(code)
+    sys.exit(run())

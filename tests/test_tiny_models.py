@@ -1,6 +1,5 @@
 """The tiny models are real: llama.cpp itself loads them, tokenises with them and decodes."""
 
-import ctypes
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -8,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as llama
 import pytest
 from tiny_models import (
     CHATML_TEMPLATE,
@@ -20,21 +18,12 @@ from tiny_models import (
     write_sliding_window,
 )
 
+from cerebrum_cli.engine.llama.library import llama
+
 GOLDEN = json.loads((Path(__file__).parent / "data" / "formats" / "cerebrum.json").read_text("utf-8"))
 WRITERS = (write_mistral, write_chatml, write_recurrent, write_sliding_window)
 
 Written = Callable[[Callable[[Path], Path]], Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def silence() -> Iterator[None]:
-    """Keep llama.cpp's log off the terminal, and give the log back to whom it belonged."""
-    owner, data = llama.llama_log_callback(), ctypes.c_void_p()
-    llama.llama_log_get(ctypes.byref(owner), ctypes.byref(data))
-    quiet = llama.llama_log_callback(lambda level, text, data: None)  # kept: llama.cpp has only its address
-    llama.llama_log_set(quiet, None)
-    yield
-    llama.llama_log_set(owner, data)
 
 
 @pytest.fixture(scope="module")

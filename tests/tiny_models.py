@@ -3,7 +3,6 @@
 An architecture is a row of data: which metadata keys llama.cpp wants and which tensors, both in terms of named sizes.
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # the vocabulary's reader is shared with them
-
 from mistral_vocabulary import MetadataValue, tokenizer_metadata
 
 CHATML_TEMPLATE = (

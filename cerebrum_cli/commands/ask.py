@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 def ask(
     context: typer.Context,
-    prompt: Annotated[str | None, typer.Argument(help="The question; `-` reads it from standard input.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The question; `-` reads it from standard input.")
+    ] = None,
     model: options.Model = None,
     system: options.System = None,
     file: options.Files = None,
@@ -69,7 +71,7 @@ def ask(
     from cerebrum_cli.application.question import Question, template_options
 
     runtime = options.runtime_of(context, verbose)
-    found = options.find_model(runtime, given, yes, quiet)
+    found = options.find_model(runtime, given, yes, quiet, offline)
     settings = runtime.settings(given, found)
     question = Question(prompt, tuple(file or ()), messages, raw)
     constraint = read_grammar(runtime, schema, grammar)
@@ -81,9 +83,10 @@ def ask(
     try:
         conversation = conversation or question.read(runtime.streams.piped, settings)
         if dry_run:
-            show_prompt(runtime.streams, opened, conversation, json)
+            show_prompt(runtime.streams, opened, conversation, json, quiet)
         else:
-            shown = Shown(final=final, json=json, stats=stats, markdown=not no_markdown and not raw, quiet=quiet)
+            markdown = not (no_markdown or raw or constraint)
+            shown = Shown(final=final, json=json, stats=stats, markdown=markdown, quiet=quiet)
             answer(runtime.streams, opened, opened.responder.respond([conversation], settings, constraint), shown)
     finally:
         opened.engine.close()
@@ -100,15 +103,18 @@ def read_grammar(runtime: Runtime, schema: Path | None, grammar: Path | None) ->
     return read_text(grammar) if grammar else None
 
 
-def show_prompt(streams: Streams, opened: Opened, conversation: Conversation, json: bool) -> None:
-    """Print the exact prompt on standard output; how many tokens it has on standard error."""
+def show_prompt(streams: Streams, opened: Opened, conversation: Conversation, json: bool, quiet: bool) -> None:
+    """Print the exact prompt on standard output, no byte more in a pipe; how many tokens it has on standard error."""
     from cerebrum_cli.application.reply import prompt_object
 
     preview = opened.responder.preview(conversation)
     if json:
         streams.answer_object(prompt_object(preview, opened.model.name, opened.format_name))
-    else:
-        streams.answer(preview.prompt + "\n")
+        return
+    streams.answer(preview.prompt)
+    if streams.out_is_terminal and not preview.prompt.endswith("\n"):
+        streams.answer("\n")
+    if not quiet:
         streams.talk(f"{len(preview.token_ids)} tokens")
 
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cerebrum_cli.ground.errors import ModelNotFound
-from cerebrum_cli.ground.settings import KEYS
+from cerebrum_cli.ground.settings import KEYS, environment
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.library import Model as LibraryModel
     from cerebrum_cli.runtime import Runtime
 
 
-def option(*names: str, help: str, metavar: str | None = None) -> Any:
+def option(*names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None) -> Any:
     """Return a Typer option whose environment twin is CEREBRUM_ and its long name."""
     long = next(name for name in names if name.startswith("--")).partition("/")[0]
     twin = "CEREBRUM_" + long[2:].upper().replace("-", "_")
-    return typer.Option(*names, help=help, metavar=metavar, envvar=twin, show_envvar=False, show_default=False)
+    return typer.Option(
+        *names, help=help, metavar=metavar, callback=callback, envvar=twin, show_envvar=False, show_default=False
+    )
+
+
+def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:
+    """Keep the environment's text for a repeatable option in one piece: Typer cuts it at white space."""
+    source = context.get_parameter_source(str(parameter.name))
+    if source is None or source.name != "ENVIRONMENT":
+        return value
+    text = environment(str(parameter.envvar))
+    return [text] if text else None
 
 
 Model = Annotated[
@@ -53,7 +64,8 @@ Seed = Annotated[
     int | None, option("--seed", help="Same seed, same answer [default: a fresh one, see --stats].", metavar="N")
 ]
 Stop = Annotated[
-    list[str] | None, option("--stop", help="End the answer before this text (repeatable).", metavar="TEXT")
+    list[str] | None,
+    option("--stop", help="End the answer before this text (repeatable).", metavar="TEXT", callback=whole),
 ]
 Ctx = Annotated[
     int | None,
@@ -70,7 +82,12 @@ GpuLayers = Annotated[
 ]
 TemplateArg = Annotated[
     list[str] | None,
-    option("--template-arg", help="Option for the model's embedded template (repeatable).", metavar="KEY=VALUE"),
+    option(
+        "--template-arg",
+        help="Option for the model's embedded template (repeatable).",
+        metavar="KEY=VALUE",
+        callback=whole,
+    ),
 ]
 Files = Annotated[
     list[Path] | None, option("-f", "--file", help="Put a file before the prompt (repeatable).", metavar="FILE")
@@ -99,13 +116,15 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
     return runtime
 
 
-def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: bool) -> LibraryModel:
+def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: bool, offline: bool) -> LibraryModel:
     """Return the model the settings name; where none is here, offer to pull the one that is quickly had."""
     reference = runtime.settings(given).model
     try:
         return runtime.library.resolve(reference)
     except ModelNotFound as error:
-        if error.offer is None or not (yes or runtime.streams.confirm(f"{error.what}. Pull {error.offer} now?")):
+        if error.offer is None or offline:
+            raise
+        if not (yes or runtime.streams.confirm(f"{error.what}. Pull {error.offer} now?")):
             raise
         return pull_model(runtime, error.offer, None, quiet)
 

@@ -49,7 +49,7 @@ class Backend(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """The most rows of one decode."""
+        """The most rows of one decode; at least `slots`."""
 
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
         """Return the ids of a prompt; pasted text never becomes a special token."""
@@ -61,7 +61,7 @@ class Backend(Protocol):
         """Return whether the token ends a generation (EOS, EOT and their kin)."""
 
     def controls(self, texts: Iterable[str]) -> frozenset[int]:
-        """Return the ids of all control tokens spelled out in these texts."""
+        """Return the ids of all control and user-defined tokens spelled out in these texts."""
 
     def special(self, name: str) -> str:
         """Return the spelling of the vocabulary's `bos` or `eos` token; empty if it has none."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import codecs
 
-from cerebrum_cli.ground.text import earliest, held_back
+from cerebrum_cli.ground.text import held_back
 
 
 class Detokenizer:
-    """Turn one sequence's pieces into text that can be shown."""
+    """Turn one sequence's pieces into text that can be shown; of several stop strings the first to be whole counts."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -29,12 +29,12 @@ class Detokenizer:
         return text + rest, stopped
 
     def _cut(self, text: str) -> tuple[str, bool]:
-        if not self._stop:
-            return text, False
         text = self._held + text
-        if found := earliest(text, self._stop):
+        ends = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if ends:
             self._held = ""
-            return text[: found[0]], True
+            self._decoder.reset()  # what came after a stop string is never shown, nor half a character of it
+            return text[: min(ends)[1]], True
         keep = len(text) - held_back(text, self._stop)
         self._held = text[keep:]
         return text[:keep], False

@@ -7,38 +7,20 @@ them while a long prompt is read. Closing a stream of events frees its slots.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from collections.abc import Sequence as Many
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from time import perf_counter
-from typing import NamedTuple
 
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+from cerebrum_cli.engine.commands import Cancel, Close, Commands, Submit
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
-from cerebrum_cli.ground.errors import EngineError
+from cerebrum_cli.ground.errors import EngineError, GrammarError, UsageError
 from cerebrum_cli.ground.events import Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
 from cerebrum_cli.ground.parts import Part
-
-Outbox = SimpleQueue[Event | Failure | None]
-
-
-class Submit(NamedTuple):
-    """Take these sequences in."""
-
-    sequences: list[Sequence]
-
-
-class Cancel(NamedTuple):
-    """End these sequences, or all; `done` is set when their slots are free."""
-
-    sequences: list[Sequence] | None
-    done: threading.Event
-
-
-class Close(NamedTuple):
-    """Free the model and end the thread."""
 
 
 class Engine:
@@ -47,24 +29,25 @@ class Engine:
     def __init__(self, open_backend: OpenBackend) -> None:
         self._open = open_backend
         self._stop = StopFlag()
-        self._commands: SimpleQueue[Submit | Cancel | Close] = SimpleQueue()
-        self._loading: Outbox = SimpleQueue()
+        self._commands = Commands(self._stop)
+        self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
         self._backend: Backend | None = None
-        self._load_s = 0.0
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a process must not leave while native code runs, nor wait for a stopped thread
 
     # What callers use, on any thread.
 
     def load(self) -> Iterator[Event]:
         """Yield the events of loading until the model is ready; raise what made it fail. Later calls yield nothing."""
-        while self._backend is None:
+        while True:
             event = self._loading.get()
-            if isinstance(event, Failure):
-                self._loading.put(event)
+            if event is None or isinstance(event, Failure):
+                self._loading.put(event)  # for whoever asks again
+                if event is None:
+                    return
                 raise event.error
-            if event is not None:
-                yield event
+            yield event
 
     @property
     def backend(self) -> Backend:
@@ -82,42 +65,41 @@ class Engine:
 
         Prompts must be shorter than the context. Closing the generator frees the slots before it returns.
         """
-        outbox: Outbox = SimpleQueue()
+        if not all(request.prompt_tokens for request in requests):
+            raise UsageError("the prompt has no tokens", "write something to go on from")
+        outbox: SimpleQueue[Event | Failure] = SimpleQueue()
         born = [
             sequence for index, request in enumerate(requests) for sequence in sequences(index, request, outbox.put)
         ]
         live = len(born)
-        self._commands.put(Submit(born))
+        if not self._commands.send(Submit(born)):
+            raise EngineError("the engine is closed")
         try:
             while live:
                 event = outbox.get()
                 if isinstance(event, Failure):
-                    live = 0
                     raise event.error
                 if isinstance(event, FinishEvent):
                     live -= 1
-                if event is not None:
-                    yield event
+                yield event
         finally:
             if live:
                 self._withdraw(born)
 
     def cancel(self) -> None:
         """End everything that runs, loading too; streams end with the finish reason `cancelled`."""
-        self._stop.set()
-        self._commands.put(Cancel(None, threading.Event()))
+        self._commands.send(Cancel(None, threading.Event()))
 
     def close(self) -> None:
         """Stop what runs and free the model; the engine cannot be used again."""
-        self._stop.set()
-        self._commands.put(Close())
+        self._commands.send(Close())
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _withdraw(self, born: list[Sequence]) -> None:
         command = Cancel(born, threading.Event())
-        self._stop.set()
-        self._commands.put(command)
-        command.done.wait()
+        if self._commands.send(command):
+            command.done.wait()
 
     # What happens on the engine's thread.
 
@@ -127,11 +109,11 @@ class Engine:
             backend = self._open(self._loading.put, self._stop)
         except BaseException as error:
             self._loading.put(Failure(error))
+            refuse(self._commands, error)
             return
-        self._load_s = perf_counter() - start
         self._backend = backend
         self._loading.put(None)
-        loop = Loop(backend, self._stop, self._load_s)
+        loop = Loop(backend, perf_counter() - start)
         try:
             while loop.obey(self._commands):
                 loop.step()
@@ -139,35 +121,44 @@ class Engine:
             backend.close()
 
 
+def refuse(commands: Commands, error: BaseException) -> None:
+    """Answer all commands, until the last, with what made the loading fail."""
+    while not isinstance(command := commands.take(wait=True), Close):
+        if isinstance(command, Submit):
+            for sequence in command.sequences:
+                sequence.tell(Failure(error))
+        elif isinstance(command, Cancel):
+            command.done.set()
+
+
 class Loop:
     """The engine's thread: commands, then a step, then commands again."""
 
-    def __init__(self, backend: Backend, stop: StopFlag, load_s: float) -> None:
+    def __init__(self, backend: Backend, load_s: float) -> None:
         self._backend = backend
-        self._stop = stop
         self._load_s = load_s
         self._scheduler = Scheduler(backend.slots)
 
-    def obey(self, commands: SimpleQueue[Submit | Cancel | Close]) -> bool:
+    def obey(self, commands: Commands) -> bool:
         """Carry out all commands that wait, or wait for one when there is nothing else to do; False to end."""
-        while True:
-            try:
-                command = commands.get(block=self._scheduler.idle)
-            except Empty:
-                return True
+        while (command := commands.take(wait=self._scheduler.idle)) is not None:
             if isinstance(command, Submit):
                 self._scheduler.waiting.extend(command.sequences)
             elif isinstance(command, Cancel):
-                self._cancel(command)
+                self._cancel(command.sequences)
+                command.done.set()
             else:
-                self._cancel(Cancel(None, threading.Event()))
+                self._cancel(None)
                 return False
+        return True
 
     def step(self) -> None:
         """Admit what can be admitted, then decide, compute, record."""
         try:
             self._admit()
             step = self._scheduler.schedule(self._backend.batch_size)
+            if not step.rows:
+                return
             start = perf_counter()
             done = self._backend.decode(step.rows)
             self._record(step, done, perf_counter() - start)
@@ -176,7 +167,7 @@ class Loop:
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
-        while scheduler.waiting:
+        while scheduler.can_admit:
             wanted = max(sequence.wanted(backend.context_size) for sequence in scheduler.waiting)
             if wanted > backend.capacity:
                 if scheduler.running:
@@ -184,15 +175,18 @@ class Loop:
                 backend.reserve(wanted)
                 scheduler.forget()
             admission = scheduler.admit()
-            if admission is None:
-                return
-            self._move_in(admission)
             sequence = admission.sequence
-            sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
+            try:
+                self._move_in(admission)
+            except GrammarError as error:
+                self._drop(sequence, error)
+            else:
+                sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
     def _move_in(self, admission: Admission) -> None:
         sequence, slot, source, keep = admission
-        backend = self._backend
+        backend, request = self._backend, sequence.request
+        sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
         if slot is not source and keep:
             backend.copy(source.index, slot.index)
         if keep and backend.length(slot.index) > keep and not backend.trim(slot.index, keep):
@@ -200,8 +194,6 @@ class Loop:
         if not keep:
             backend.clear(slot.index)
         self._scheduler.place(admission, keep)
-        request = sequence.request
-        sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
 
     def _record(self, step: Step, done: bool, seconds: float) -> None:
         if not done:
@@ -214,13 +206,17 @@ class Loop:
             row += count
             sequence.spent(seconds, count)
             if sequence.reading:
-                sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
+                if not sequence.generated:
+                    sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
                 continue
             twins = self._scheduler.twins(sequence) if not sequence.generated else []
             for twin in twins:
                 self._move_in(twin)
             for one in (sequence, *(twin.sequence for twin in twins)):
-                self._say(one, row)
+                try:
+                    self._say(one, row)
+                except GrammarError as error:
+                    self._drop(one, error)
 
     def _resume(self, sequence: Sequence) -> None:
         """Take up a sequence after an interrupted step: what its slot holds counts, but its last token is evaluated."""
@@ -229,7 +225,7 @@ class Loop:
         if not self._backend.trim(sequence.slot, length):
             self._backend.clear(sequence.slot)
             length = 0
-        self._scheduler.truncated(sequence, length)
+        self._scheduler.resume(sequence, length)
 
     def _say(self, sequence: Sequence, row: int) -> None:
         """Sample a sequence's next token from a row of logits, and tell what it says."""
@@ -265,19 +261,23 @@ class Loop:
             sequence.sampler.close()
             sequence.sampler = None
 
-    def _cancel(self, command: Cancel) -> None:
+    def _cancel(self, chosen: list[Sequence] | None) -> None:
         live = [*self._scheduler.running, *self._scheduler.waiting]
+        ended = set(live if chosen is None else chosen)
         for sequence in live:
-            if command.sequences is None or sequence in command.sequences:
+            if sequence in ended:
                 self._finish(sequence, "cancelled")
-        self._stop.clear()
-        command.done.set()
+
+    def _drop(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence with an error; its caller then withdraws what else it asked for."""
+        self._release(sequence)
+        sequence.tell(Failure(error))
 
     def _fail(self, error: Exception) -> None:
         """End every sequence with the error; what the slots hold is unknown now."""
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._release(sequence)
-            sequence.tell(Failure(error))
-        for slot in self._scheduler.slots:
-            self._backend.clear(slot.index)
+            self._drop(sequence, error)
+        if self._backend.capacity:
+            for slot in self._scheduler.slots:
+                self._backend.clear(slot.index)
         self._scheduler.forget()

@@ -64,24 +64,27 @@ class Scheduler:
         for slot in self.slots:
             slot.held.clear()
 
-    def admit(self) -> Admission | None:
-        """Return where the next waiting sequence goes, or None: none waits, none is free, or one is still reading.
+    @property
+    def can_admit(self) -> bool:
+        """Whether a sequence waits, a slot is free, and no prompt is still being read."""
+        if not self.waiting or all(slot.sequence for slot in self.slots):
+            return False
+        return not any(sequence.reading for sequence in self.running)
+
+    def admit(self) -> Admission:
+        """Return where the next waiting sequence goes.
 
         The slot that shares the longest beginning gives it. The last prompt token is always evaluated:
         its logits choose the first token of the reply.
         """
-        free = [slot for slot in self.slots if not slot.sequence]
-        if not self.waiting or not free or any(sequence.reading for sequence in self.running):
-            return None
-        sequence = self.waiting.popleft()
+        sequence = self.waiting[0]
         shared = {slot.index: common_prefix(slot.held, sequence.prompt[:-1]) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (shared[slot.index], not slot.sequence, -slot.index))
         keep = shared[source.index]
         if keep and not source.sequence:
-            target = source
-        else:
-            target = min(free, key=lambda slot: (len(slot.held) > 0, slot.index))
-        return Admission(sequence, target, source, keep)
+            return Admission(sequence, source, source, keep)
+        free = [slot for slot in self.slots if not slot.sequence]
+        return Admission(sequence, min(free, key=lambda slot: (len(slot.held) > 0, slot.index)), source, keep)
 
     def twins(self, read: Sequence) -> list[Admission]:
         """Return where samples of the prompt just read go, as far as slots are free: they share all of it."""
@@ -94,21 +97,20 @@ class Scheduler:
     def place(self, admission: Admission, kept: int) -> None:
         """Record an admission that has been carried out, with the tokens that could really be kept."""
         sequence, slot, source, _ = admission
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
+        self.waiting.remove(sequence)
         slot.held = source.held[:kept]
         slot.sequence = sequence
         sequence.slot = slot.index
         sequence.evaluated = sequence.cached = kept
 
     def schedule(self, batch_size: int) -> Step:
-        """Return the next step: a stretch of the prompt being read, or one token of each sequence that talks."""
+        """Return the next step: a stretch of what one sequence reads, or one token of each that talks."""
         running = self.running
         reading = next((sequence for sequence in running if sequence.reading), None)
         if reading is None:
             shares = [(sequence, 1) for sequence in running]
         else:
-            shares = [(reading, min(batch_size, len(reading.prompt) - reading.evaluated))]
+            shares = [(reading, min(batch_size, reading.length - reading.evaluated))]
         rows: list[Row] = []
         for sequence, count in shares:
             assert sequence.slot is not None
@@ -125,10 +127,10 @@ class Scheduler:
             held.extend(sequence.token_at(sequence.evaluated + i) for i in range(count))
             sequence.evaluated += count
 
-    def truncated(self, sequence: Sequence, length: int) -> None:
-        """Record that the sequence's slot holds only `length` tokens, as after an interrupted step."""
+    def resume(self, sequence: Sequence, length: int) -> None:
+        """Record that after an interrupted step the sequence's slot holds just its first `length` tokens."""
         assert sequence.slot is not None
-        del self.slots[sequence.slot].held[length:]
+        self.slots[sequence.slot].held = [sequence.token_at(position) for position in range(length)]
         sequence.evaluated = length
 
     def remove(self, sequence: Sequence) -> None:

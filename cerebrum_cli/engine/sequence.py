@@ -60,8 +60,8 @@ class Sequence:
 
     @property
     def reading(self) -> bool:
-        """Whether part of the prompt is still to be evaluated."""
-        return self.evaluated < len(self.prompt)
+        """Whether more is to be evaluated than the last token said: the prompt, or what an interruption cost."""
+        return self.evaluated < max(len(self.prompt), self.length - 1)
 
     @property
     def length(self) -> int:

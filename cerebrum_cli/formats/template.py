@@ -1,45 +1,54 @@
 """The Jinja template embedded in a GGUF file, as one more format.
 
-A template is untrusted code, so it runs in Jinja's sandbox. And it is text glued to text: to know which characters
-of its render are a user's, it is rendered with placeholders for the messages, and the two renders must agree.
+A template is text glued to text: to know which characters of its render are a user's, it is rendered with
+placeholders for the messages, and the two renders must agree. A reply whose tokens are known is a placeholder in
+both: it stands in the prompt as it was said.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from datetime import datetime
+from operator import methodcaller
+from typing import Any
 
 from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.formats.sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS
 from cerebrum_cli.ground.conversation import Conversation
 from cerebrum_cli.ground.errors import FormatError
 from cerebrum_cli.ground.parts import Part, Text, Tokens, joined
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 PLACEHOLDER = "\ue000{}\ue001"
-PLACED = re.compile("\ue000(\\d+)\ue001")
-TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.rstrip, str.lstrip)
+PLACED = re.compile("\ue000([0-9]{1,6})\ue001")
+STRIPS = ("strip", "rstrip", "lstrip")
+TRIMS: tuple[Callable[[str], str], ...] = (
+    str,
+    *(methodcaller(strip) for strip in STRIPS),
+    *(methodcaller(strip, "\n") for strip in STRIPS),
+)
+
+Turn = dict[str, str]  # a message as templates know it: `role` and `content`
+TEMPLATE = -1
+Piece = tuple[int, str]
+"""A stretch of a render: the index of the message it comes from, or TEMPLATE; and its text. The two kinds alternate."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFormat:
     """A model's own template with its vocabulary's `bos` and `eos`, and options the user gave for it.
 
-    `names_token` says whether a text spells out a special token; it decides whether a template that
+    `special_tokens` returns the special tokens a text spells out, in order; they decide whether a template that
     rewrites its messages can be trusted with them.
     """
 
     source: str
     bos: str
     eos: str
-    names_token: Callable[[str], bool]
+    special_tokens: Callable[[str], tuple[int, ...]]
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = EMBEDDED
     stop: tuple[str, ...] = ()
@@ -50,118 +59,100 @@ class EmbeddedFormat:
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
         """Return the template's prompt, its own text trusted and the messages' not; FormatError if it refuses."""
         messages = _messages(conversation)
-        template = _compile(self.source)
-        real = self._fill(template, messages)
-        placed = self._fill(
-            template, [{**message, "content": PLACEHOLDER.format(i)} for i, message in enumerate(messages)]
-        )
-        pieces = _agreeing(placed, real, messages)
+        offset = len(messages) - len(conversation.messages)
+        said = {
+            index: message.tokens
+            for index, message in enumerate(conversation.messages, offset)
+            if message.tokens is not None
+        }
+        real = [_placed(index, message) if index in said else message for index, message in enumerate(messages)]
+        all_placed = [
+            _placed(index, message) if message["content"].strip() else message for index, message in enumerate(real)
+        ]
+        pieces = self._pieces(real, all_placed)
+        return joined(tuple(_part(piece, said) for piece in _as_asked(pieces, said, last=len(messages) - 1)))
+
+    def _pieces(self, real: list[Turn], placed: list[Turn]) -> list[Piece]:
+        now = datetime.now()
+        wanted, skeleton = self._fill(real, now), self._fill(placed, now)
+        pieces = _agreeing(skeleton, wanted, [turn["content"] for turn in real])
         if pieces is not None:
-            offset = len(messages) - len(conversation.messages)
-            said = {i + offset: message.tokens for i, message in enumerate(conversation.messages)}
-            return joined(
-                tuple(
-                    Text(text, trusted=True) if index is None else _spoken(text, said.get(index))
-                    for index, text in pieces
-                )
-            )
-        if any(self.names_token(message["content"]) for message in messages):
+            return pieces
+        if self.special_tokens(wanted) != self.special_tokens(skeleton):
             raise FormatError(
-                "this model's template rewrites a message that spells out a special token",
-                "take the token out of the text, or choose another --format",
+                "this model's template rewrites a message, and special tokens come of what it says",
+                "take what looks like markup out of the text, or choose another --format",
             )
-        return (Text(real, trusted=True),)
+        return _rewritten(wanted)
 
-    def _fill(self, template: Template, messages: list[dict[str, str]]) -> str:
-        import jinja2
-
-        try:
-            return template.render(
-                {
-                    "messages": messages,
-                    "add_generation_prompt": True,
-                    "bos_token": self.bos,
-                    "eos_token": self.eos,
-                    **self.options,
-                }
-            )
-        except jinja2.TemplateError as error:
-            raise FormatError(
-                f"the model's template refuses this conversation: {error}",
-                "change what it names, or choose another --format",
-            ) from error
-        except Exception as error:  # a template is code: it can fail in any way code can
-            raise FormatError(
-                f"the model's template fails: {type(error).__name__}: {error}", "choose another with --format"
-            ) from error
+    def _fill(self, messages: list[Turn], now: datetime) -> str:
+        return run_template(
+            self.source,
+            {
+                "add_generation_prompt": True,
+                "bos_token": self.bos,
+                "eos_token": self.eos,
+                "tools": None,
+                "documents": None,
+                "strftime_now": now.strftime,
+                **self.options,
+                "messages": messages,
+            },
+        )
 
 
-def _spoken(text: str, tokens: tuple[int, ...] | None) -> Part:
-    return Text(text) if tokens is None else Tokens(tokens)
-
-
-def _messages(conversation: Conversation) -> list[dict[str, str]]:
+def _messages(conversation: Conversation) -> list[Turn]:
     system = conversation.system_prompt
     head = [] if system is None else [{"role": "system", "content": system}]
     return head + [{"role": message.role, "content": message.content} for message in conversation.messages]
 
 
-def _agreeing(placed: str, real: str, messages: list[dict[str, str]]) -> list[tuple[int | None, str]] | None:
-    """Return the real render cut into template text (None) and message texts (their index); None if they disagree.
+def _placed(index: int, message: Turn) -> Turn:
+    return {**message, "content": PLACEHOLDER.format(index)}
 
-    Templates may trim messages, and do so by role, so each role's ways of trimming are tried.
+
+def _agreeing(placed: str, real: str, contents: Sequence[str]) -> list[Piece] | None:
+    """Return the real render cut into the template's text and the messages', by turns; None if the two disagree.
+
+    Templates may trim messages, each in its own way, so all ways of trimming are tried.
     """
-    cut = PLACED.split(placed)
-    roles = sorted({message["role"] for message in messages})
-    for ways in itertools.product(TRIMS, repeat=len(roles)):
-        trim = dict(zip(roles, ways, strict=True))
-        pieces = list(_pieces(cut, messages, trim))
-        if "".join(text for _, text in pieces) == real:
-            return pieces
-    return None
+    first, *rest = PLACED.split(placed)
+    pieces: list[Piece] = [(TEMPLATE, first)]
+    at = len(first) if real.startswith(first) else len(real) + 1
+    for index, literal in zip(map(int, rest[::2]), rest[1::2], strict=True):
+        ways = [trim(contents[index]) for trim in TRIMS] if index < len(contents) else []
+        text = next((way for way in ways if real.startswith(way + literal, at)), None)
+        if text is None:
+            return None
+        pieces += [(index, text), (TEMPLATE, literal)]
+        at += len(text) + len(literal)
+    return pieces if at == len(real) else None
 
 
-def _pieces(
-    cut: list[str], messages: list[dict[str, str]], trim: Mapping[str, Callable[[str], str]]
-) -> Iterator[tuple[int | None, str]]:
-    for at, text in enumerate(cut):
-        if at % 2 == 0:
-            yield None, text
-        else:
-            message = messages[int(text)]
-            yield int(text), trim[message["role"]](message["content"])
+def _rewritten(real: str) -> list[Piece]:
+    """Return a render that cannot be told apart from its messages, all but the replies whose tokens are known."""
+    first, *rest = PLACED.split(real)
+    pieces: list[Piece] = [(TEMPLATE, first)]
+    for index, literal in zip(rest[::2], rest[1::2], strict=True):
+        pieces += [(int(index), PLACEHOLDER.format(index)), (TEMPLATE, literal)]
+    return pieces
 
 
-def _compile(source: str) -> Template:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _as_asked(pieces: list[Piece], said: Mapping[int, tuple[int, ...]], last: int) -> list[Piece]:
+    """Return the pieces with the same text before a reply that was said as stands now after the last question.
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise FormatError(
-            f"the model's template cannot be read: {error}", "choose a format with --format, or use --raw"
-        ) from error
+    In its history a template may leave out the thought it began for the model, or put in an empty one.
+    """
+    out = list(pieces)
+    if len(pieces) < 3 or pieces[-2][0] != last:
+        return out
+    for at in range(3, len(pieces), 2):
+        question, reply = pieces[at - 2][0], pieces[at][0]
+        if reply in said and question == reply - 1:
+            out[at - 1] = pieces[-1]
+    return out
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """Write JSON as model templates expect it: characters as they are, not escaped for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(pattern)
+def _part(piece: Piece, said: Mapping[int, tuple[int, ...]]) -> Part:
+    index, text = piece
+    return Tokens(said[index]) if index in said else Text(text, trusted=index == TEMPLATE)

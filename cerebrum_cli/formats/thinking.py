@@ -15,6 +15,8 @@ THOUGHTS = (
     ThoughtMarkup("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>"),
     ThoughtMarkup("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant<|channel|>final<|message|>"),
     ThoughtMarkup("<|channel|>commentary<|message|>", "<|end|>", "<|channel|>final<|message|>"),
+    ThoughtMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>"),  # one thought after another
+    ThoughtMarkup("<|start|>assistant<|channel|>commentary<|message|>", "<|end|>"),
 )
 
 Said = tuple[Channel, str]

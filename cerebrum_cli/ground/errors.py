@@ -12,6 +12,7 @@
     |-- GrammarError              exit 2
     |-- PullError                 exit 1
     |-- ConfigError               exit 1   config.toml or models.toml
+    |-- OutputError               exit 1   standard output cannot be written
     `-- EngineError               exit 1   llama.cpp gave up
 
 A bug is none of these and keeps its traceback.
@@ -113,6 +114,10 @@ class PullError(CerebrumError):
 
 class ConfigError(CerebrumError):
     """A configuration file is malformed; the message names file, place and key."""
+
+
+class OutputError(CerebrumError):
+    """The answer cannot be written: the disk is full, or the terminal is gone."""
 
 
 class EngineError(CerebrumError):

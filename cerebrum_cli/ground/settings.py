@@ -87,8 +87,8 @@ def checked(key: str, value: Any) -> Any:
         kind, least, most = RANGES[key]
         wrong = isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float))
         if wrong or not least <= value <= most:
-            upto = f" to {most:g}" if most != float("inf") else " or more"
-            raise UsageError(f"{spelled} is {value!r}", f"it must be {_article(kind)} from {least:g}{upto}")
+            bounds = f"from {least:g} to {most:.10g}" if most != float("inf") else f"of {least:g} or more"
+            raise UsageError(f"{spelled} is {value!r}", f"it must be {_article(kind)} {bounds}")
         return kind(value)
     if key == "stop":
         items = [value] if isinstance(value, str) else list(value)
@@ -107,12 +107,12 @@ def checked(key: str, value: Any) -> Any:
 
 def read_config(path: Path) -> Layer:
     """Return the settings in a config.toml; none if there is no such file; ConfigError naming file and key."""
-    if not path.exists():
-        return {}
     import tomllib
 
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}", "mend the file, or move it away") from error
     layer = {key.replace("-", "_"): value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""Two questions about strings that more than one room asks."""
+"""Questions about strings that more than one room asks."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def earliest(text: str, markers: Iterable[str]) -> tuple[int, str] | None:
         return None
     at, _, marker = min(found)
     return at, marker
+
+
+def well_formed(text: str) -> str:
+    """Return the text with U+FFFD for lone surrogates, which arguments that are no UTF-8 and cut-off JSON have."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -37,3 +37,8 @@ class ControlFilter:
             self._held = unfinished[0]
             text = text[: unfinished.start()]
         return strip_controls(text)
+
+    def flush(self) -> str:
+        """Return what was held back, as the stream ends: a sequence that never ended is text, but for its controls."""
+        text, self._held = self._held, ""
+        return strip_controls(text)

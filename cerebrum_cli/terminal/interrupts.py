@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -13,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """While this is entered the first signal calls `cancel`; the second ends the process as it would have.
+    """While this is entered the first signal calls `cancel`; a second one ends the process at once.
 
     Leaving it raises Interrupted if there was a signal, whatever else was on its way.
     """
@@ -28,15 +29,13 @@ class Interrupts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._restore()
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
         if self.signum is not None:
             raise Interrupted(self.signum) from error
 
     def _take(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)  # whatever keeps the first from being obeyed does not keep this one
         self.signum = signum
-        self._restore()
         self._cancel()
-
-    def _restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from cerebrum_cli.ground.events import Event, LoadEvent, PromptEvent
+from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams
 
 if TYPE_CHECKING:
@@ -67,10 +68,18 @@ class StatusLine:
                 self._draw()
 
     def _draw(self) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        self._streams.err.write(f"\r\x1b[K{self._text[:width]}")
+        width = _columns(self._streams.err) - 1
+        self._streams.err.write(f"\r\x1b[K{strip_controls(self._text)[:width]}")
         self._streams.err.flush()
         self._shown = True
+
+
+def _columns(stream: TextIO) -> int:
+    """Return the width of the terminal that a stream is, which need not be standard output's."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 class FileProgress:

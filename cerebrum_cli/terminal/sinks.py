@@ -30,19 +30,23 @@ class TextSink:
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._filter = ControlFilter() if streams.out_is_terminal else None
-        self._last = ""
+        self._last = ""  # the last text written
 
     def emit(self, event: Event) -> None:
         """Write answer text as it comes."""
         if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
-            text = self._filter.feed(event.text) if self._filter else event.text
-            self._streams.answer(text)
-            self._last = text or self._last
+            self._write(self._filter.feed(event.text) if self._filter else event.text)
 
     def close(self) -> None:
         """End the last line."""
+        if self._filter:
+            self._write(self._filter.flush())
         if self._last and not self._last.endswith("\n"):
             self._streams.answer("\n")
+
+    def _write(self, text: str) -> None:
+        self._streams.answer(text)
+        self._last = text or self._last
 
 
 class MarkdownSink:
@@ -67,6 +71,7 @@ class MarkdownSink:
     def close(self) -> None:
         """Print the last block for good."""
         if self._stream:
+            self._stream.feed(self._filter.flush())
             self._stream.close()
 
 

@@ -7,9 +7,10 @@ import os
 import stat
 import sys
 from dataclasses import dataclass
+from io import StringIO, TextIOWrapper
 from typing import Any, BinaryIO, TextIO
 
-from cerebrum_cli.ground.errors import CerebrumError
+from cerebrum_cli.ground.errors import CerebrumError, OutputError
 from cerebrum_cli.ground.events import NoticeEvent
 from cerebrum_cli.ground.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
@@ -32,9 +33,18 @@ class Streams:
         return self.err_is_terminal and not plain_terminal()
 
     def answer(self, text: str) -> None:
-        """Write a piece of the answer, at once; on a terminal without its control sequences."""
-        self.out.write(strip_controls(text) if self.out_is_terminal else text)
-        self.out.flush()
+        """Write a piece of the answer, at once; on a terminal without its control sequences.
+
+        Raises BrokenPipeError where nobody reads it any more, OutputError where it cannot be kept.
+        """
+        try:
+            self.out.write(strip_controls(text) if self.out_is_terminal else text)
+            self.out.flush()
+        except OSError as error:
+            discard(self.out)
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise OutputError(f"standard output: {error.strerror}", "free some space, or write elsewhere") from error
 
     def answer_object(self, value: dict[str, Any] | list[dict[str, Any]]) -> None:
         """Write one JSON value as a line."""
@@ -47,12 +57,17 @@ class Streams:
         self.err.write(f"{question} [Y/n] ")
         self.err.flush()
         reply = sys.stdin.readline()
+        if not reply.endswith("\n"):
+            self.talk("")
         return reply.strip().lower() in ("y", "yes") or reply == "\n"
 
     def talk(self, text: str) -> None:
-        """Write a line to standard error."""
-        self.err.write(strip_controls(text) + "\n" if self.err_is_terminal else text + "\n")
-        self.err.flush()
+        """Write a line to standard error; where that cannot be written to, the answer still can."""
+        try:
+            self.err.write(strip_controls(text) + "\n" if self.err_is_terminal else text + "\n")
+            self.err.flush()
+        except OSError:
+            discard(self.err)
 
     def notice(self, event: NoticeEvent) -> None:
         """Tell what is and what to do, where nothing failed."""
@@ -67,18 +82,24 @@ class Streams:
 
 
 def standard_streams() -> Streams:
-    """Return this process's streams, writing UTF-8 whatever the locale is."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    """Return this process's streams, writing UTF-8 whatever the locale is; one that was closed is written nowhere."""
+    out, err = sys.stdout or StringIO(), sys.stderr or StringIO()
+    for stream in (out, err):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     return Streams(
-        out=sys.stdout,
-        err=sys.stderr,
+        out=out,
+        err=err,
         piped=sys.stdin.buffer if sys.stdin is not None and holds_input(sys.stdin.fileno()) else None,
-        out_is_terminal=sys.stdout.isatty(),
-        err_is_terminal=sys.stderr.isatty(),
+        out_is_terminal=out.isatty(),
+        err_is_terminal=err.isatty(),
         in_is_terminal=sys.stdin is not None and sys.stdin.isatty(),
     )
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still buffered for a broken stream nowhere: the interpreter flushes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def holds_input(descriptor: int) -> bool:

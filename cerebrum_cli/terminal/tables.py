@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 from cerebrum_cli.ground.events import FinishEvent
@@ -10,6 +11,8 @@ from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams
 
 PIPE_WIDTH = 10_000  # columns of a table nobody looks at: nothing is cut or wrapped in a pipe
+LEAST_WIDTH = 80  # a terminal that is narrower wraps the lines itself
+FLEXIBLE = ("format", "path", "notes")  # columns that may wrap
 
 
 def stats_line(finish: FinishEvent, model: str, form: str) -> str:
@@ -63,19 +66,8 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
     """Print the models the catalogue knows."""
     _print_table(
         streams,
-        ("name", "model", "here", "format", "context", "licence", "notes"),
-        [
-            (
-                row["name"],
-                row["system"],
-                "yes" if row["here"] else "no",
-                row["format"],
-                row["context_size"],
-                row["licence"],
-                row["notes"],
-            )
-            for row in rows
-        ],
+        ("name", "here", "licence", "notes"),
+        [(row["name"], row["here"], row["licence"], row["notes"]) for row in rows],
     )
 
 
@@ -88,15 +80,24 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
 
 
 def _print_table(streams: Streams, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table; on a terminal its long cells wrap, and nothing is ever cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, no_wrap=head not in FLEXIBLE, overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    console = Console(file=streams.out, width=None if streams.out_is_terminal else PIPE_WIDTH)
-    console.print(table)
+    if streams.out_is_terminal:
+        console = Console(file=streams.out)
+        console.width = max(LEAST_WIDTH, console.width)
+        console.print(table)
+        return
+    drawn = StringIO()
+    Console(file=drawn, width=PIPE_WIDTH).print(table)
+    streams.answer("".join(f"{line.rstrip()}\n" for line in drawn.getvalue().splitlines()))
 
 
 def _cell(value: Any) -> str:

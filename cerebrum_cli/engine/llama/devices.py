@@ -57,13 +57,17 @@ def available_memory() -> int:
     """Return the bytes of memory this process can still take: what is free, or what its cgroup leaves."""
     import psutil
 
-    available = int(psutil.virtual_memory().available)
-    root = Path("/sys/fs/cgroup")
+    return int(max(0, min(psutil.virtual_memory().available, cgroup_memory(Path("/sys/fs/cgroup")))))
+
+
+def cgroup_memory(root: Path) -> float:
+    """Return the bytes a cgroup leaves this process; infinity where there is no limit. Cached files give way to it."""
     try:
         left = int((root / "memory.max").read_text()) - int((root / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return max(0, min(available, left))
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # "max"
+        return math.inf
+    return left + sum(int(stat.get(cached, "0")) for cached in ("active_file", "inactive_file"))
 
 
 def can_offload() -> bool:

@@ -1,17 +1,71 @@
-"""JSON Schema to GBNF, by llama-cpp-python's own converter."""
+"""Grammars: JSON Schema to GBNF by llama-cpp-python's own converter, and GBNF to what llama.cpp samples by."""
 
 from __future__ import annotations
 
-from cerebrum_cli.engine.llama.library import import_bindings
+import os
+import re
+from collections.abc import Iterable
+from tempfile import TemporaryFile
+from textwrap import shorten
+from typing import Any
+
+from cerebrum_cli.engine.llama.library import import_bindings, llama, log
 from cerebrum_cli.ground.errors import GrammarError
+
+# The converter's rule lets control characters stand in a string as they are; JSON does not.
+ANY_CHARACTER = re.compile(r'^char ::= \[\^"\\\\\]', re.MULTILINE)
+JSON_CHARACTER = r'char ::= [^"\\\x7F\x00-\x1F]'
 
 
 def schema_to_grammar(schema: str) -> str:
     """Return the GBNF grammar of a JSON schema; GrammarError if it is no JSON or uses what GBNF cannot say."""
     converter = import_bindings("llama_grammar")
     try:
-        return str(converter.json_schema_to_gbnf(schema))
+        grammar = str(converter.json_schema_to_gbnf(schema))
     except (
         Exception
     ) as error:  # the converter raises whatever its parts raise: ValueError, KeyError, AssertionError ...
-        raise GrammarError(f"the JSON schema cannot be used: {error}", "it must be one JSON Schema object") from error
+        reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
+        raise GrammarError(f"the JSON schema cannot be used: {reason}", "it must be one JSON Schema object") from error
+    return ANY_CHARACTER.sub(lambda _: JSON_CHARACTER, grammar)
+
+
+def parse_grammar(vocab: Any, grammar: str) -> Any:
+    """Return llama.cpp's sampler for a GBNF grammar, or raise GrammarError with its complaint."""
+    if not grammar.strip():  # to llama.cpp this means: anything goes
+        raise GrammarError("the grammar is empty", "it must be GBNF with a rule named root")
+    log.problems.clear()
+    sampler, said = _aside(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))
+    if not sampler:
+        reason = complaint(grammar, said.decode("utf-8", "replace"), log.problems)
+        raise GrammarError(f"the grammar cannot be read: {reason}", "it must be GBNF with a rule named root")
+    return sampler
+
+
+def complaint(grammar: str, said: str, logged: Iterable[str]) -> str:
+    """Return in one line what is wrong with a grammar: what the parser said, or else the first line logged."""
+    _, parsed, reason = said.partition("error parsing grammar: ")
+    if not parsed:
+        return next((line.strip() for line in logged if line.strip()), "llama.cpp does not say why")
+    what, _, rest = reason.removesuffix(f"\n\n{grammar}\n").partition(" at ")
+    if not rest or not grammar.endswith(rest):
+        return what.split("\n", 1)[0]
+    line = 1 + grammar.count("\n", 0, len(grammar) - len(rest))
+    return f"line {line}: {what} at {rest.splitlines()[0][:40]}"
+
+
+def _aside(call: Any) -> tuple[Any, bytes]:
+    """Return what a native call returns, and what it wrote on descriptor 2: the parser prints there, the user reads."""
+    with TemporaryFile() as taken:
+        screen = os.dup(2)
+        os.dup2(taken.fileno(), 2)
+        try:
+            result = call()
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+        taken.seek(0)
+        said = taken.read()
+    if result:
+        os.write(2, said)  # what other threads wrote meanwhile
+    return result, said

@@ -16,7 +16,7 @@ from typing import Any
 
 from cerebrum_cli.ground.errors import EngineError
 
-WARNING = 3  # ggml's log levels: 1 debug, 2 info, 3 warning, 4 error, 5 continuation of the line before
+DEBUG, WARNING, CONTINUED = 1, 3, 5  # of ggml's log levels; 2 is info, 4 error
 
 
 class Log:
@@ -31,8 +31,10 @@ class Log:
 
     def write(self, level: int, text: bytes, _: object = None) -> None:
         """Take a piece of log text as llama.cpp gives it: a line, or part of one."""
-        if level != 5:
+        if level != CONTINUED:
             self._level = level
+        if self._level == DEBUG:
+            return
         self._open += text.decode("utf-8", "replace")
         while "\n" in self._open:
             line, self._open = self._open.split("\n", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
 
 DEFAULT_CONTEXT = 8192
 HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buffers, and the rest of the machine
-BATCH_SIZE = 512
+CPU_BATCH = 128  # tokens of one step: an interrupt waits for no more, and a slow CPU takes long enough for these
+GPU_BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def open_llama(options: LoadOptions, tell: Callable[[Event], None], stop: StopFl
     layers = plan_layers(shape, options.gpu_layers, context * options.slots, devices)
     model = load_model(options, layers, tell, stop)
     threads = options.threads or thread_count()
-    return LlamaBackend(model, ContextOptions(context, options.slots, threads, BATCH_SIZE), stop)
+    batch_size = max(options.slots, GPU_BATCH if layers and devices else CPU_BATCH)
+    return LlamaBackend(model, ContextOptions(context, options.slots, threads, batch_size), stop)
 
 
 def load_model(options: LoadOptions, layers: int, tell: Callable[[Event], None], stop: StopFlag) -> Any:
@@ -100,7 +103,7 @@ def load_model(options: LoadOptions, layers: int, tell: Callable[[Event], None],
     callback = llama.llama_progress_callback(progress)
     params.progress_callback = callback
     log.problems.clear()
-    model = llama.llama_model_load_from_file(str(options.path).encode(), params)
+    model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
     if model:
         return model
     if stop:

@@ -45,7 +45,8 @@ class Memory:
         params.abort_callback = _aborts
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         log.problems.clear()
-        self.context = llama.llama_init_from_model(model, params)
+        fits = options.length * options.slots < 2**32  # a larger n_ctx would silently be another one
+        self.context = llama.llama_init_from_model(model, params) if fits else None
         if not self.context:
             raise EngineError(
                 f"no memory for {options.slots} context(s) of {options.length} tokens",
@@ -55,6 +56,7 @@ class Memory:
         self.capacity: int = llama.llama_n_ctx_seq(self.context)
         self._memory = llama.llama_get_memory(self.context)
         self._window: int = llama.llama_model_n_swa(model)
+        self._recurrent = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self._batch = llama.llama_batch_init(options.batch_size, 0, 1)
 
     def decode(self, rows: Sequence[Row]) -> bool:
@@ -70,6 +72,9 @@ class Memory:
         log.problems.clear()
         status = llama.llama_decode(self.context, batch)
         if status == ABORTED:
+            if self._recurrent:  # its state went on part of the way, and cannot go back
+                for slot in {row.slot for row in rows}:
+                    self.clear(slot)
             return False
         if status != DONE:
             what = "the context is full" if status == NO_ROOM else f"llama.cpp could not evaluate ({status})"

@@ -10,7 +10,8 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
-from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.engine.llama.grammar import parse_grammar
+from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.ground.errors import GrammarError
 from cerebrum_cli.ground.sampling import SamplingParams
 
@@ -44,18 +45,21 @@ class GrammarSampler(LlamaSampler):
     def __init__(self, context: Any, params: SamplingParams, seed: int, prompt: Sequence[int], grammar: str) -> None:
         import numpy
 
-        super().__init__(context, params, seed, prompt)
         self._grammar = parse_grammar(llama.llama_model_get_vocab(llama.llama_get_model(context)), grammar)
+        super().__init__(context, params, seed, prompt)
         self._data = numpy.zeros(_vocabulary_size(context), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
         self._tokens = numpy.arange(len(self._data))
 
     def sample(self, row: int) -> int:
-        """Return the next token that the grammar allows."""
+        """Return the next token that the grammar allows; GrammarError if there is none."""
         logits = llama.llama_get_logits_ith(self._context, row)
         token = self._drawn(self._all(logits))
         alone = llama.llama_token_data(id=token, logit=0.0, p=0.0)
         if self._sifted(_array(ctypes.pointer(alone), 1)).data[0].logit == float("-inf"):
-            token = self._drawn(self._sifted(self._all(logits)))
+            fitting = self._sifted(self._all(logits))
+            if self._data["logit"].max() == float("-inf"):
+                raise GrammarError("no token of this model goes on as the grammar wants", "check what it can end with")
+            token = self._drawn(fitting)
         llama.llama_sampler_accept(self._chain, token)
         llama.llama_sampler_accept(self._grammar, token)
         return token
@@ -79,16 +83,6 @@ class GrammarSampler(LlamaSampler):
         """Free chain and grammar."""
         llama.llama_sampler_free(self._grammar)
         super().close()
-
-
-def parse_grammar(vocab: Any, grammar: str) -> Any:
-    """Return llama.cpp's sampler for a GBNF grammar, or raise GrammarError with its complaint."""
-    log.problems.clear()
-    sampler = llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
-    if not sampler:
-        reason = next((line.strip() for line in log.problems if line.strip()), "llama.cpp does not say why")
-        raise GrammarError(f"the grammar cannot be read: {reason}", "it must be GBNF with a rule named root")
-    return sampler
 
 
 def _parts(params: SamplingParams, seed: int, vocabulary_size: int) -> list[Any]:

@@ -42,7 +42,6 @@ class Vocabulary:
     def __init__(self, model: Any) -> None:
         self._vocab = llama.llama_model_get_vocab(model)
         self._pieces: dict[tuple[int, bool], bytes] = {}
-        self._buffer = ctypes.create_string_buffer(256)
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
 
@@ -82,14 +81,18 @@ class Vocabulary:
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     def controls(self, texts: Iterable[str]) -> frozenset[int]:
-        """Return the ids of all control tokens that these texts spell out."""
-        ids = (token for text in texts for token in self._raw(text, parse_special=True))
-        return frozenset(token for token in ids if self._attribute(token) & CONTROL)
+        """Return the ids of all control and user-defined tokens that these texts spell out."""
+        return frozenset(
+            token
+            for text in texts
+            for token in self._raw(text, parse_special=True)
+            if (self._attribute(token) & CONTROL and self._spelling(token) in text) or self._is_mark(token)
+        )
 
     def special(self, name: str) -> str:
         """Return the spelling of `bos` or `eos`; empty where the vocabulary has none."""
         token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
-        return self.piece(token, special=True).decode() if token >= 0 else ""
+        return self._spelling(token) if token >= 0 else ""
 
     def _items(self, parts: Iterable[Part]) -> Iterator[Plain | Control | Tokens]:
         """Yield the prompt with the control tokens cut out of its trusted text."""
@@ -107,7 +110,7 @@ class Vocabulary:
             attribute = self._attribute(token)
             if not attribute & CONTROL:
                 continue
-            before, spelling, after = text.partition(self.piece(token, special=True).decode("utf-8", "replace"))
+            before, spelling, after = text.partition(self._spelling(token))
             if not spelling:  # a byte no other token covers became <unk>: it is not spelled out in the text
                 continue
             yield Plain(before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before, True)
@@ -139,10 +142,7 @@ class Vocabulary:
         return []
 
     def _places_to_cut(self, text: str, pasted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
-        marks = {token for token in ids if self._attribute(token) & USER_DEFINED}
-        for mark in {self.piece(token, special=True).decode("utf-8", "replace") for token in marks}:
-            if len(mark) < 2 or mark.isspace():
-                continue
+        for mark in {self._spelling(token) for token in set(ids) if self._is_mark(token)}:
             at = text.find(mark)
             while at >= 0:
                 if any(start < at + len(mark) and at < end for start, end in pasted):
@@ -168,12 +168,22 @@ class Vocabulary:
                 return list(tokens[:count])
             room = -count
 
+    def _is_mark(self, token: int) -> bool:
+        """Return whether a token is markup that plain text can spell: runs of white space are user-defined in Gemma."""
+        spelling = self._spelling(token) if self._attribute(token) & USER_DEFINED else ""
+        return len(spelling) > 1 and not spelling.isspace()
+
+    def _spelling(self, token: int) -> str:
+        return self.piece(token, special=True).decode("utf-8", "replace")
+
     def _attribute(self, token: int) -> int:
         return int(llama.llama_vocab_get_attr(self._vocab, token))
 
     def _read_piece(self, token: int, special: bool) -> bytes:
-        count = llama.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
-        if count < 0:
-            self._buffer = ctypes.create_string_buffer(-count)
-            count = llama.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
-        return self._buffer.raw[: max(count, 0)]
+        room = 256
+        while True:
+            buffer = ctypes.create_string_buffer(room)  # one for each call: any thread may ask
+            count = int(llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special))
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count

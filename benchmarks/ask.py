@@ -1,0 +1,112 @@
+"""`cerebrum ask` beside its peers: decode speed, a whole one-line question, start-up, and peak memory.
+
+Needs `make peers` and `cerebrum pull starter`. Usage: python benchmarks/ask.py [--runs N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from harness import CEREBRUM, PEERS, ROOT, SCRIPT, Row, in_turn, record, run
+
+QUESTION = "Out of six apples three are bad. What is the probability of picking a good one?"
+SHORT = "What is the capital of France?"  # both tools answer it in one sentence and stop by themselves
+STEPS = 128
+
+
+def main() -> None:
+    """Measure all rows and record them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    model = json.loads(run([*CEREBRUM, "show", "starter", "--json"]).output)["path"]
+    threads = "2"
+    record(
+        [
+            decode(model, threads, runs),
+            *one_liner(model, threads, runs),
+            against_llm(runs),
+            start_up(runs),
+        ]
+    )
+
+
+def decode(model: str, threads: str, runs: int) -> Row:
+    """Compare single-stream decoding, 128 tokens from the beginning of a text, in tokens a second."""
+
+    def ours() -> float:
+        command = [SCRIPT, "ask", "-m", "starter", "--raw", "The", "-n", str(STEPS + 1), "--threads", threads, "--json"]
+        reply = json.loads(run(command).output)
+        if reply["completion_tokens"] != STEPS + 1:
+            raise RuntimeError(f"the model stopped after {reply['completion_tokens']} tokens")
+        return float(reply["timings"]["tokens_per_second"])
+
+    def peer() -> float:
+        command = [
+            PEERS / "llama-bench",
+            "-m",
+            model,
+            "-p",
+            "0",
+            "-n",
+            str(STEPS),
+            "-r",
+            "1",
+            "-t",
+            threads,
+            "-o",
+            "json",
+        ]
+        return float(json.loads(run([str(part) for part in command]).output)[0]["avg_ts"])
+
+    mine, other, ratio = in_turn(ours, peer, runs)
+    return Row(
+        "single-stream decode, starter, llama-bench -p 0 -n 128",
+        f"{mine:.1f} tok/s",
+        f"{other:.1f} tok/s",
+        ratio,
+        ">= 0.97",
+    )
+
+
+def one_liner(model: str, threads: str, runs: int) -> list[Row]:
+    """Compare a whole question of 16 answer tokens with llama-completion: wall time and peak memory."""
+    mine = [SCRIPT, "ask", QUESTION, "-m", "starter", "-n", "16", "--threads", threads]
+    peer = [str(PEERS / "llama-completion"), "--no-warmup", "-m", model, "-p", QUESTION, "-n", "16"]
+    peer += ["--temp", "0", "-t", threads, "--single-turn", "--no-display-prompt"]
+    a, b, ratio = in_turn(lambda: run(mine).seconds, lambda: run(peer).seconds, runs)
+    c, d, memory = in_turn(lambda: run(mine).peak, lambda: run(peer).peak, runs)
+    return [
+        Row("ask, 16 tokens, whole process, llama-completion --no-warmup", f"{a:.3f} s", f"{b:.3f} s", ratio, "<= 1.6"),
+        Row("ask, 16 tokens, peak memory, llama-completion", f"{c:.0f} MiB", f"{d:.0f} MiB", memory, "<= 1.3"),
+    ]
+
+
+def against_llm(runs: int) -> Row:
+    """Compare a whole question that both answer in one sentence with llm and its SmolLM2 plugin."""
+    llm = ROOT / ".peers" / "llm" / "bin" / "llm"
+    mine, other, ratio = in_turn(
+        lambda: run([SCRIPT, "ask", SHORT, "-m", "starter"]).seconds,
+        lambda: run([str(llm), "-m", "SmolLM2", "--no-log", SHORT]).seconds,
+        runs,
+    )
+    return Row("ask, one sentence, whole process, llm -m SmolLM2", f"{mine:.3f} s", f"{other:.3f} s", ratio, "<= 0.65")
+
+
+def start_up(runs: int) -> Row:
+    """Compare `cerebrum --help` with an interpreter that does nothing."""
+    mine, other, ratio = in_turn(
+        lambda: run([SCRIPT, "--help"]).seconds,
+        lambda: run([sys.executable, "-c", "pass"]).seconds,
+        3 * runs,
+    )
+    return Row("cerebrum --help, python -c pass", f"{mine * 1e3:.0f} ms", f"{other * 1e3:.1f} ms", ratio, "<= 10")
+
+
+if __name__ == "__main__":
+    if not Path(PEERS).is_dir():
+        sys.exit("make peers first")
+    main()

@@ -1,0 +1,107 @@
+"""Run two commands in turn and compare them run by run, and keep the results as one table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".peers" / "build" / "bin"
+CEREBRUM = [sys.executable, "-m", "cerebrum_cli"]
+SCRIPT = str(Path(sys.executable).parent / "cerebrum")
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+HEAD = """# Results
+
+Every figure was measured on the machine its row names, as the median of several runs made in turn with the peer's.
+`make bench` measures again and rewrites the rows it covers.
+
+| what | ours | peer | ratio | bar | met | date | machine | versions |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+class Run(NamedTuple):
+    """One finished process: wall seconds, peak memory in MiB, and what it wrote."""
+
+    seconds: float
+    peak: float
+    output: str
+
+
+class Row(NamedTuple):
+    """One line of the table; `bar` is the most the ratio may be, or the least if it begins with `>=`."""
+
+    what: str
+    ours: str
+    peer: str
+    ratio: float
+    bar: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio keeps the bar."""
+        limit = float(self.bar.split()[-1])
+        return self.ratio >= limit if self.bar.startswith(">=") else self.ratio <= limit
+
+
+def run(command: Sequence[str]) -> Run:
+    """Run a command to its end, alone, with nothing on standard input; raise if it fails."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}: {errors.decode()[-2000:]}")
+    return Run(seconds, usage.ru_maxrss / 1024, output.decode())
+
+
+def in_turn(ours: Callable[[], float], peer: Callable[[], float], runs: int) -> tuple[float, float, float]:
+    """Measure both in turn after one warm-up each; return the two medians and the median of the pairwise ratios."""
+    ours(), peer()
+    pairs = [(ours(), peer()) for _ in range(runs)]
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(a / b for a, b in pairs),
+    )
+
+
+def machine() -> str:
+    """Return the processor's name and how many of it this process may use."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {count} cores, {platform.system()}"
+
+
+def record(rows: Iterable[Row]) -> None:
+    """Put rows into RESULTS.md, in place of older ones of the same name, and show them."""
+    kept: dict[str, str] = {}
+    if RESULTS.exists():
+        lines = RESULTS.read_text().splitlines()
+        kept = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "| what |" not in line}
+    versions = f"cerebrum {version('cerebrum-cli')}, llama-cpp-python {version('llama-cpp-python')}"
+    for row in rows:
+        cells = (row.what, row.ours, row.peer, f"{row.ratio:.3f}", row.bar, "yes" if row.met else "**no**")
+        kept[row.what] = f"| {' | '.join(cells)} | {date.today()} | {machine()} | {versions} |"
+        print(f"{row.what}: {row.ours} against {row.peer}, ratio {row.ratio:.3f}, bar {row.bar}")
+    RESULTS.write_text(HEAD + "\n".join(kept.values()) + "\n")

@@ -1,0 +1,75 @@
+"""How long Ctrl-C takes: from the signal to the end of the stream, in the prompt and in the answer.
+
+Usage: python benchmarks/interrupt.py MODEL... ; a name or a path each, such as starter and the file that
+benchmarks/mistral_shape.py writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from harness import SCRIPT
+
+PROMPT = "one two three four five six seven eight nine ten " * 300
+RUNS = 5
+WAIT = float(os.environ.get("WAIT", "1"))  # seconds between loading and the signal
+
+
+def main() -> None:
+    """Print the medians for each model."""
+    for model in sys.argv[1:]:
+        for where, prompt, wait in (("prompt", PROMPT, WAIT), ("answer", "Tell me a long story about apples.", WAIT)):
+            both = [interrupted(model, prompt, wait) for _ in range(RUNS)]
+            for what, seconds in zip(("stream ended", "process ended"), zip(*both, strict=True), strict=True):
+                shown = f"median {statistics.median(seconds) * 1e3:.0f} ms, max {max(seconds) * 1e3:.0f} ms"
+                print(f"{model}: Ctrl-C in the {where}: {what} after {shown}")
+
+
+def interrupted(model: str, prompt: str, wait: float) -> tuple[float, float]:
+    """Return the seconds from SIGINT to the end of the stream, when --json prints, and to the process's exit."""
+    with tempfile.TemporaryDirectory() as directory:
+        question = Path(directory) / "prompt.txt"
+        question.write_text(prompt)
+        command = [
+            SCRIPT,
+            "ask",
+            "-m",
+            model,
+            "--raw",
+            "-f",
+            str(question),
+            "--seed",
+            "1",
+            "--temperature",
+            "1",
+            "--json",
+            "-v",
+        ]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stderr:  # -v: llama.cpp's own log says when the model is loaded
+            if b"llama_context: n_seq_max" in line:
+                break
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        time.sleep(wait)
+        start = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        reply = json.loads(process.stdout.readline())
+        ended = time.perf_counter() - start
+        code = process.wait()
+        if code != 130 or reply["finish_reason"] != "cancelled":
+            raise RuntimeError(f"it ended with {code}, {reply['finish_reason']}, before it could be interrupted")
+        return ended, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What callers ask of the engine's thread. To end something interrupts the step that runs, at once and only once."""
+
+from __future__ import annotations
+
+import threading
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.sequence import Sequence
+
+
+class Submit(NamedTuple):
+    """Take these sequences in."""
+
+    sequences: list[Sequence]
+
+
+class Cancel(NamedTuple):
+    """End these sequences, or all; `done` is set when their slots are free."""
+
+    sequences: list[Sequence] | None
+    done: threading.Event
+
+
+class Close(NamedTuple):
+    """Free the model and end the thread."""
+
+
+Command = Submit | Cancel | Close
+
+
+class Commands:
+    """Commands on their way to the engine's thread; after a Close none goes in."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop = stop
+        self._queue: SimpleQueue[Command] = SimpleQueue()
+        self._door = threading.RLock()  # a signal's handler may cancel on a thread that stands in the door
+        self._closed = False
+
+    def send(self, command: Command) -> bool:
+        """Send a command; False if the engine is closed, and nobody would read it."""
+        with self._door:
+            if self._closed:
+                return False
+            self._closed = isinstance(command, Close)
+            if not isinstance(command, Submit):
+                self._stop.set()
+            self._queue.put(command)
+            return True
+
+    def take(self, wait: bool) -> Command | None:
+        """Return the next command, or None if there is none and `wait` is False.
+
+        The flag is cleared only after its command is out of the queue, and never between another's flag and command:
+        whoever takes all commands before the next step neither runs a step too long nor interrupts one for nothing.
+        """
+        try:
+            command = self._queue.get(block=wait)
+        except Empty:
+            return None
+        if not isinstance(command, Submit):
+            with self._door:
+                self._stop.clear()
+        return command

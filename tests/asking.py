@@ -1,0 +1,75 @@
+"""Start an engine, ask it, and gather what each sequence says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from scripted_backend import ScriptedBackend, tokens
+
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.ground.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.ground.sampling import SamplingParams
+
+
+@dataclass(slots=True)
+class Reply:
+    """What one sequence said, and how it ended."""
+
+    pieces: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    finish: FinishEvent | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def reason(self) -> str | None:
+        return self.finish.reason if self.finish else None
+
+    @property
+    def cached(self) -> int:
+        assert self.finish
+        return self.finish.cached_tokens
+
+    @property
+    def seed(self) -> int:
+        assert self.finish
+        return self.finish.seed
+
+
+def gathered(events: Iterable[Event]) -> dict[SequenceId, Reply]:
+    """Return what each sequence said; nothing may come after its FinishEvent."""
+    said: dict[SequenceId, Reply] = {}
+    for event in events:
+        assert isinstance(event, PromptEvent | TokenEvent | FinishEvent)
+        reply = said.setdefault(event.sequence, Reply())
+        assert reply.finish is None
+        if isinstance(event, FinishEvent):
+            reply.finish = event
+        elif isinstance(event, TokenEvent):
+            reply.pieces.append(event.text)
+            reply.ids += [] if event.token is None else [event.token]
+    return said
+
+
+@contextmanager
+def running(backend: ScriptedBackend) -> Iterator[Engine]:
+    """Start an engine, and see that it gives everything back."""
+    engine = Engine(backend.open)
+    try:
+        list(engine.load())
+        yield engine
+    finally:
+        engine.close()
+    assert backend.closed
+
+
+def ask(engine: Engine, prompt: str, *, n: int = 1, **params: object) -> list[Reply]:
+    """Return the replies to one prompt, by sample."""
+    request = Request(tokens(prompt), SamplingParams(**params), n=n)  # type: ignore[arg-type]
+    said = gathered(engine.generate([request]))
+    return [said[SequenceId(0, sample)] for sample in range(n)]

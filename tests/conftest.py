@@ -1,0 +1,32 @@
+"""Tiny real models that several test files share, each written once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
+
+
+@pytest.fixture(scope="session")
+def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a Llama with Mistral's vocabulary."""
+    return write_mistral(tmp_path_factory.mktemp("models") / "mistral.gguf")
+
+
+@pytest.fixture(scope="session")
+def chatml_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a Llama with a small byte-level vocabulary and ChatML's tokens."""
+    return write_chatml(tmp_path_factory.mktemp("models") / "chatml.gguf")
+
+
+@pytest.fixture(scope="session")
+def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a Mamba, which cannot forget the last tokens alone."""
+    return write_recurrent(tmp_path_factory.mktemp("models") / "recurrent.gguf")
+
+
+@pytest.fixture(scope="session")
+def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a Gemma 2, whose first layer sees the last 32 tokens only."""
+    return write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf")

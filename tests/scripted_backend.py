@@ -1,0 +1,226 @@
+"""A backend without a model: a token is a byte, replies are scripted, and memory is kept as strictly as llama.cpp's.
+
+Whatever the engine asks is checked: positions come in order, rows ascend by slot, nothing lies beyond the capacity,
+only rows with logits are sampled, and one thread does all of it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.ground.errors import EngineError, GrammarError
+from cerebrum_cli.ground.events import Event
+from cerebrum_cli.ground.parts import Part, Tokens
+from cerebrum_cli.ground.sampling import SamplingParams
+
+END = 256
+MARK = 257  # a control token
+FIRST_WORD = 258  # tokens of several bytes are numbered from here
+BAD_GRAMMAR = "bad"
+TOGETHER = -1  # the number of a step, instead of its own: the first that several slots share
+
+Model = Callable[[tuple[int, ...], int], int]
+"""The token that follows what a slot holds, for a seed."""
+
+
+def tokens(text: str) -> tuple[int, ...]:
+    """Return the tokens of a text: its bytes."""
+    return tuple(text.encode())
+
+
+def endless(script: Mapping[str, str]) -> Model:
+    """Return a model that answers each prompt with its reply, over and over."""
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        [(prompt, reply)] = [pair for pair in script.items() if held[: len(pair[0])] == tokens(pair[0])]
+        said = len(held) - len(prompt)
+        assert not said or held[-1] == tokens(reply)[(said - 1) % len(reply)]
+        return tokens(reply)[said % len(reply)]
+
+    return model
+
+
+def replies(script: Mapping[str, str | Sequence[int]]) -> Model:
+    """Return a model that answers each prompt with its reply, whatever the seed, and then ends."""
+    said = {
+        tokens(prompt): tokens(reply) if isinstance(reply, str) else tuple(reply) for prompt, reply in script.items()
+    }
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        for prompt in sorted(said, key=len, reverse=True):
+            whole = (*prompt, *said[prompt], END)
+            if len(prompt) <= len(held) < len(whole) and whole[: len(held)] == held:
+                return whole[len(held)]
+        raise AssertionError(f"nothing is scripted to follow {held}")
+
+    return model
+
+
+@dataclass(slots=True)
+class ScriptedSampler:
+    """The sampler of one sequence: it must see what it said last time before it says more."""
+
+    backend: ScriptedBackend
+    seed: int
+    expected: tuple[int, ...]
+    closed: bool = False
+
+    def sample(self, row: int) -> int:
+        held = self.backend.outputs[row]
+        assert held == self.expected, f"{held} was evaluated, {self.expected} expected"
+        token = self.backend.model(held, self.seed)
+        self.expected = (*held, token)
+        return token
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+        self.backend.samplers.remove(self)
+
+
+@dataclass(slots=True)
+class ScriptedBackend:
+    """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the longest there is room for.
+
+    `fails`, `interrupts` and `holds` say what befalls a step, by its number: an error; an interruption after some
+    rows; a wait for the stop flag, then the same.
+    """
+
+    model: Model
+    slots: int = 1
+    context_size: int = 100
+    batch_size: int = 16
+    can_trim: bool = True
+    words: tuple[bytes, ...] = ()
+    load_events: tuple[Event, ...] = ()
+    fits: int = 1_000_000
+    fails: dict[int, Exception] = field(default_factory=dict)
+    interrupts: dict[int, int] = field(default_factory=dict)
+    holds: dict[int, int] = field(default_factory=dict)
+
+    capacity: int = 0
+    memory: list[list[int]] = field(default_factory=list)
+    steps: list[list[Row]] = field(default_factory=list)
+    alone: bool = True
+    evaluated: int = 0
+    outputs: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    samplers: list[ScriptedSampler] = field(default_factory=list)
+    held: threading.Event = field(default_factory=threading.Event)
+    closed: bool = False
+    stop: StopFlag = field(default_factory=StopFlag)
+    thread: int | None = None
+
+    def open(self, tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
+        """Load at once: this is the engine's `open_backend`."""
+        self.stop = stop
+        self._working()
+        for event in self.load_events:
+            tell(event)
+        return self
+
+    def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
+        return tuple(
+            token for part in parts for token in (part.ids if isinstance(part, Tokens) else part.value.encode())
+        )
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        if token in (END, MARK):
+            return {END: b"<end>", MARK: b"<mark>"}[token] if special else b""
+        return self.words[token - FIRST_WORD] if token >= FIRST_WORD else bytes([token])
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def controls(self, texts: Iterable[str]) -> frozenset[int]:
+        return frozenset({MARK for text in texts if "<mark>" in text})
+
+    def special(self, name: str) -> str:
+        return "<end>" if name == "eos" else ""
+
+    def reserve(self, length: int) -> None:
+        self._working()
+        assert 0 < length <= self.context_size
+        assert not self.samplers, "memory goes away under a sequence that runs"
+        self.memory, self.capacity = [], 0
+        if length > self.fits:
+            raise EngineError(f"no memory for {length} tokens")
+        self.memory, self.capacity = [[] for _ in range(self.slots)], length
+
+    def decode(self, rows: Sequence[Row]) -> bool:
+        self._working()
+        number, kept = len(self.steps), len(rows)
+        assert 0 < kept <= self.batch_size
+        self.steps.append(list(rows))
+        if self.alone and len({row.slot for row in rows}) > 1:
+            self.alone, number = False, TOGETHER
+        if number in self.fails:
+            raise self.fails[number]
+        if number in self.holds:
+            self._wait()
+            kept = self.holds[number]
+        elif number in self.interrupts:
+            kept = self.interrupts[number]
+        elif self.stop:
+            kept = 0
+        self.outputs = {}
+        last_slot = 0
+        for index, (slot, position, token, output) in enumerate(rows[:kept]):
+            assert last_slot <= slot < self.slots
+            assert position == len(self.memory[slot]) < self.capacity
+            assert 0 <= token < FIRST_WORD + len(self.words) and token != END
+            self.memory[slot].append(token)
+            if output:
+                self.outputs[index] = tuple(self.memory[slot])
+            last_slot = slot
+            self.evaluated += 1
+        return kept == len(rows)
+
+    def length(self, slot: int) -> int:
+        return len(self.memory[slot])
+
+    def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> ScriptedSampler:
+        self._working()
+        assert self.capacity, "a sampler needs a context"
+        if grammar == BAD_GRAMMAR:
+            raise GrammarError("the grammar cannot be read")
+        self.samplers.append(ScriptedSampler(self, seed, tuple(prompt)))
+        return self.samplers[-1]
+
+    def copy(self, source: int, target: int) -> None:
+        self._working()
+        assert source != target and self.memory[source]
+        self.memory[target] = list(self.memory[source])
+
+    def trim(self, slot: int, length: int) -> bool:
+        self._working()
+        assert 0 <= length <= len(self.memory[slot])
+        if 0 < length < len(self.memory[slot]) and not self.can_trim:
+            return False
+        del self.memory[slot][length:]
+        return True
+
+    def clear(self, slot: int) -> None:
+        self._working()
+        self.memory[slot].clear()
+
+    def close(self) -> None:
+        self._working()
+        assert not self.samplers, "samplers are left"
+        self.closed = True
+
+    def _working(self) -> None:
+        assert not self.closed
+        self.thread = self.thread or threading.get_ident()
+        assert self.thread == threading.get_ident(), "one thread owns the memory"
+
+    def _wait(self) -> None:
+        self.held.set()
+        for _ in range(10_000):
+            if self.stop:
+                return
+            time.sleep(0.001)
+        raise AssertionError("nobody interrupted this step")

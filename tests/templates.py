@@ -1,0 +1,36 @@
+"""Templates for tests, most of them in the manner of one model family each, and how a format is made of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.application.choice import format_builder
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.parts import Part, Text
+
+TEMPLATES = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in sorted((Path(__file__).parent / "data" / "templates").glob("*.jinja"))
+}
+NO_SYSTEM = ("gemma",)
+BARE = "{% for message in messages %}{{ message.content }}|{% endfor %}"
+UPPER = (
+    "{% for message in messages %}<|im_start|>{{ message.content | upper }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+ONE = Conversation().user("Why is the sky blue?")
+TWO = ONE.assistant("Because of Rayleigh.").user("Who?")
+
+
+def embedded(backend: LlamaBackend, template: str, **options: Any) -> PromptFormat:
+    """Return the format of a template, or of a family's, joined with a model's vocabulary."""
+    return format_builder(EMBEDDED, TEMPLATES.get(template, template), options)(backend)
+
+
+def untrusted(parts: tuple[Part, ...]) -> list[str]:
+    """Return the texts of a prompt that may not name special tokens."""
+    return [part.value for part in parts if isinstance(part, Text) and not part.trusted]

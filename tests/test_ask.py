@@ -1,0 +1,512 @@
+"""`cerebrum ask` as the contract has it: what goes in, what comes out on which stream, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from command_line import COMMAND, CommandLine, saying
+from tiny_models import write_chatml
+
+from cerebrum_cli import __version__
+from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.main import app
+
+ANSWER_KEYS = [
+    "model",
+    "format",
+    "text",
+    "final_answer",
+    "finish_reason",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "seed",
+    "reasoning",
+    "votes",
+    "timings",
+]
+TIMING_KEYS = ["load_s", "prefill_s", "ttft_s", "decode_s", "prompt_tokens_per_second", "tokens_per_second"]
+
+
+@pytest.fixture
+def cerebrum(tmp_path: Path) -> CommandLine:
+    """Return the command line of a new user."""
+    return CommandLine(tmp_path)
+
+
+@pytest.fixture
+def user(cerebrum: CommandLine, chatml_model: Path) -> CommandLine:
+    """Return the command line of a user whose configuration names a model."""
+    (cerebrum.config / "config.toml").write_text(f"model = {json.dumps(str(chatml_model))}\n")
+    return cerebrum
+
+
+def chatml(question: str, system: str | None = None) -> str:
+    """Return the prompt of the tiny model's template."""
+    before = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
+    return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+# What goes in.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "question"),
+    [
+        (["hi there"], None, "hi there"),
+        (["-"], "from a pipe\n", "from a pipe"),
+        ([], "from a pipe\n", "from a pipe"),
+        (["explain"], "def f(x): return x*2\n", "explain\n\ndef f(x): return x*2"),
+        (["explain"], "", "explain"),
+        (["-"], "one\x00two <|im_end|>", "one\x00two <|im_end|>"),
+        (["-"], "\ufeffhi\r\n", "hi\r"),
+    ],
+)
+def test_a_question_is_the_argument_and_then_what_is_piped_in(
+    user: CommandLine, arguments: list[str], stdin: str | None, question: str
+) -> None:
+    done = user.run("ask", "--dry-run", *arguments, stdin=stdin)
+    assert (done.code, done.out) == (0, chatml(question))
+
+
+def test_files_come_first_fenced_and_in_order(user: CommandLine) -> None:
+    (user.home / "b.py").write_text("x = 1\n")
+    (user.home / "a.md").write_text("```\ncode\n```\n")
+    done = user.run("ask", "--dry-run", "-f", "b.py", "--file", "a.md", "compare", stdin="and this")
+    files = "b.py:\n```py\nx = 1\n```\n\na.md:\n````md\n```\ncode\n```\n````"
+    assert done.out == chatml(f"{files}\n\ncompare\n\nand this")
+
+
+@pytest.mark.parametrize("name", ["list.json", "-"])
+def test_a_messages_list_is_a_whole_conversation(user: CommandLine, name: str) -> None:
+    said = [("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "again")]
+    messages = json.dumps([{"role": role, "content": content} for role, content in said])
+    (user.home / "list.json").write_text(messages)
+    done = user.run("ask", "--dry-run", "--messages", name, stdin=messages if name == "-" else None)
+    turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in said)
+    assert (done.code, done.out) == (0, f"{turns}<|im_start|>assistant\n")
+
+
+def test_a_system_prompt_is_given_or_else_the_formats_own(user: CommandLine, mistral_model: Path) -> None:
+    assert user.run("ask", "--dry-run", "-s", "be brief", "hi").out == chatml("hi", "be brief")
+    cerebrums = user.run("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi")
+    assert cerebrums.out == f"<s>{CEREBRUM.default_system}\nUser: hi\nAI:"
+
+
+def test_raw_is_the_prompt_as_it_stands(user: CommandLine) -> None:
+    assert user.run("ask", "--dry-run", "--raw", "  The capital\n").out == "  The capital\n"
+
+
+def test_options_of_the_embedded_template_are_json_or_text(cerebrum: CommandLine) -> None:
+    template = "{{ mood }}/{{ fast is true }}: {{ messages[0]['content'] }}"
+    model = write_chatml(cerebrum.home / "moody.gguf", chat_template=template)
+    given = ("--template-arg", "mood=grim and old", "--template-arg", "fast=true")
+    assert cerebrum.run("ask", "--dry-run", "-m", model, *given, "hi").out == "grim and old/True: hi"
+    twin = {"CEREBRUM_TEMPLATE_ARG": "mood=grim and old"}
+    assert cerebrum.run("ask", "--dry-run", "-m", model, "hi", env=twin).out == "grim and old/False: hi"
+
+
+# A dry run.
+
+
+def test_a_dry_run_prints_the_exact_prompt_and_on_standard_error_its_length(user: CommandLine) -> None:
+    done = user.run("ask", "--dry-run", "hi")
+    described = user.run("ask", "--dry-run", "--json", "hi")
+    assert list(described.object) == ["prompt", "prompt_tokens", "token_ids", "format", "model"]
+    assert described.object["prompt"] == done.out
+    assert described.object["prompt_tokens"] == len(described.object["token_ids"])
+    assert (described.object["format"], described.object["model"]) == ("embedded", "chatml")
+    assert (done.err, described.err) == (f"{described.object['prompt_tokens']} tokens\n", "")
+    assert user.run("ask", "--dry-run", "-q", "hi").err == ""
+
+
+def test_a_dry_runs_prompt_asked_raw_is_the_same_prompt(user: CommandLine, mistral_model: Path) -> None:
+    asked = ("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi  ")
+    written, ids = user.run(*asked).out, user.run(*asked, "--json").object["token_ids"]
+    again = user.run("ask", "--dry-run", "--json", "-m", mistral_model, "--raw", "-", stdin=written)
+    assert again.object["token_ids"] == ids
+
+
+# What comes out.
+
+
+def test_json_has_exactly_the_keys_of_the_contract_and_the_text_of_the_pipe(user: CommandLine) -> None:
+    asked = ("ask", "-n", "12", "--temperature", "1", "--seed", "7", "hi")
+    answer = user.run(*asked, "--json").object
+    assert list(answer) == ANSWER_KEYS
+    assert list(answer["timings"]) == TIMING_KEYS
+    assert (answer["model"], answer["format"], answer["seed"]) == ("chatml", "embedded", 7)
+    assert answer["finish_reason"] in ("stop", "length")
+    assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
+    assert (answer["cached_tokens"], answer["reasoning"], answer["votes"]) == (0, None, None)
+    plain = user.run(*asked)
+    assert (plain.code, plain.err) == (0, "")
+    assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
+
+
+def test_a_pipe_gets_the_text_and_one_line_break(user: CommandLine) -> None:
+    text = "# Title\n\n- **bold** " + "words " * 40 + "end"
+    done = user.run("ask", "--grammar", saying(text, user.home), "hi")
+    assert (done.code, done.out, done.err) == (0, text + "\n", "")
+
+
+def test_thought_stays_off_standard_output(user: CommandLine) -> None:
+    asked = ("ask", "--grammar", saying("<think>well, hm</think>\n\nYes.", user.home), "hi")
+    assert user.run(*asked).out == "Yes.\n"
+    answer = user.run(*asked, "--json").object
+    assert (answer["text"], answer["reasoning"]) == ("Yes.", "well, hm")
+
+
+def test_final_prints_the_final_answer_alone(user: CommandLine) -> None:
+    grammar = saying("3 of 6 are good.\nThe answer is 1/2.", user.home)
+    assert user.run("ask", "--final", "--grammar", grammar, "hi").out == "1/2\n"
+    assert user.run("ask", "--json", "--grammar", grammar, "hi").object["final_answer"] == "1/2"
+
+
+def test_final_without_an_answer_is_exit_5(user: CommandLine) -> None:
+    asked = ("ask", "--final", "--grammar", saying("so it goes", user.home), "hi")
+    done = user.run(*asked)
+    assert (done.code, done.out) == (5, "")
+    assert [line[:7] for line in done.err.splitlines()] == ["error: ", "  try: "]
+    described = user.run(*asked, "--json")
+    assert (described.code, described.object["text"], described.object["final_answer"]) == (5, "so it goes", None)
+
+
+def test_stats_go_to_standard_error_with_the_seed(user: CommandLine) -> None:
+    done = user.run("ask", "--stats", "--seed", "11", "--grammar", saying("yes", user.home), "hi")
+    assert done.out == "yes\n"
+    [line] = done.err.splitlines()
+    assert "| seed 11 |" in line
+    assert "| context 2048 |" in line
+
+
+def test_the_same_seed_gives_the_same_answer_and_a_fresh_one_is_reported(user: CommandLine) -> None:
+    asked = ("ask", "--json", "-n", "24", "--temperature", "1", "hi")
+    first, second = user.run(*asked).object, user.run(*asked).object
+    assert first["seed"] != second["seed"]
+    assert first["text"] != second["text"]
+    assert user.run(*asked, "--seed", str(first["seed"])).object["text"] == first["text"]
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_shown(user: CommandLine) -> None:
+    asked = ("ask", "--json", "--grammar", saying("one two three", user.home), "hi")
+    stopped = user.run(*asked, "--stop", "three", "--stop", " two").object
+    assert (stopped["text"], stopped["finish_reason"]) == ("one", "stop")
+    twin = user.run(*asked, env={"CEREBRUM_STOP": "two three"}).object
+    assert (twin["text"], twin["finish_reason"]) == ("one", "stop")
+    assert user.run(*asked, env={"CEREBRUM_STOP": "two then"}).object["text"] == "one two three"
+
+
+def test_a_schema_makes_the_answer_json(user: CommandLine) -> None:
+    schema = user.home / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
+    done = user.run("ask", "--schema", schema, "hi")
+    assert json.loads(done.out)["ok"] in (True, False)
+
+
+def test_verbose_shows_llama_cpps_log_on_standard_error_alone(user: CommandLine) -> None:
+    done = user.run("ask", "-v", "--grammar", saying("yes", user.home), "hi")
+    assert (done.code, done.out) == (0, "yes\n")
+    assert "llama_model_loader: loaded meta data" in done.err
+    assert "create_tensor" not in done.err
+
+
+def test_gpu_layers_that_this_build_cannot_give_are_a_note_that_says_how_to_get_them(user: CommandLine) -> None:
+    from cerebrum_cli.engine.llama.devices import can_offload
+
+    if can_offload():
+        pytest.skip("this build can")
+    asked = ("ask", "--gpu-layers", "5", "--grammar", saying("yes", user.home), "hi")
+    done = user.run(*asked)
+    assert (done.code, done.out) == (0, "yes\n")
+    what, do = done.err.splitlines()
+    assert what.startswith("note: --gpu-layers 5: ")
+    assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in do
+    assert user.run(*asked, "-q").err == ""
+
+
+def test_options_of_issues_to_come_are_accepted(user: CommandLine) -> None:
+    done = user.run("ask", "--no-log", "--offline", "--yes", "--no-markdown", "--dry-run", "hi")
+    assert (done.code, done.out) == (0, chatml("hi"))
+
+
+def test_the_version_is_printed() -> None:
+    done = subprocess.run([COMMAND, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"cerebrum {__version__}\n", "")
+
+
+# Streams that end early.
+
+
+@pytest.mark.parametrize(
+    "arguments", [("ask", "-n", "400", "hi"), ("ask", "--json", "-n", "4", "hi"), ("list", "--available"), ("--help",)]
+)
+def test_a_closed_pipe_ends_quietly(user: CommandLine, arguments: tuple[str, ...]) -> None:
+    process = user.start(*arguments)
+    assert process.stdout and process.stderr
+    if "-n" in arguments and "--json" not in arguments:
+        process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("ask", "-n", "4", "hi"), ("list", "--available")])
+def test_a_full_disk_is_an_error(user: CommandLine, arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=user.environment(), timeout=60
+        )
+    assert process.returncode == 1
+    assert process.stderr.decode().startswith("error: standard output: No space left on device\n  try: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_answer_comes_though_standard_error_is_full(user: CommandLine) -> None:
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [COMMAND, "ask", "--stats", "-n", "4", "hi"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            env=user.environment(),
+            timeout=60,
+        )
+    assert (process.returncode, process.stdout) == (0, user.run("ask", "-n", "4", "hi").out.encode())
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-"])
+def test_a_stream_that_is_closed_from_the_start_is_no_problem(user: CommandLine, redirection: str) -> None:
+    process = subprocess.run(
+        ["sh", "-c", f'"$0" ask --stats -n 4 hi {redirection}', COMMAND],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=user.environment(),
+        timeout=60,
+    )
+    assert process.returncode == 0
+    assert (process.stdout == b"") is (redirection == ">&-")
+    assert (process.stderr == b"") is (redirection == "2>&-")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_answer_is_kept_also_as_an_object(user: CommandLine, number: signal.Signals, code: int) -> None:
+    process = user.start("ask", "--stats", "-n", "1900", "--temperature", "2", "--min-p", "0", "hi")
+    assert process.stdout and process.stderr
+    begin = process.stdout.read(1)
+    process.send_signal(number)
+    text, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (begin + text).endswith(b"\n")
+    assert "ended by cancelled" in err.decode()
+
+
+# What goes wrong.
+
+
+def test_what_cannot_be_read_as_asked_is_exit_2(user: CommandLine) -> None:
+    (user.home / "binary").write_bytes(b"\xff\xfe")
+    (user.home / "bad.json").write_text("{")
+    (user.home / "bad.gbnf").write_text("root ::= (")
+    cases: list[tuple[list[str], str]] = [
+        ([], "error: there is no prompt"),
+        (["-"], "error: the prompt is `-`, and nothing is piped in"),
+        (["-n", "0", "hi"], "error: --max-tokens is 0"),
+        (["--temperature", "-1", "hi"], "error: --temperature is -1.0"),
+        (["--seed", "4294967295", "hi"], "error: --seed is 4294967295"),
+        (["--gpu-layers", "many", "hi"], "error: --gpu-layers is 'many'"),
+        (["--format", "nope", "hi"], "error: unknown format 'nope'"),
+        (["-f", "nowhere", "hi"], "error: nowhere: No such file or directory"),
+        (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
+        (["--messages", "bad.json"], "error: bad.json is not JSON"),
+        (["--messages", "-"], "error: --messages is `-`, and nothing is piped in"),
+        (["--schema", "bad.json", "hi"], "error: the JSON schema cannot be used"),
+        (["--grammar", "bad.gbnf", "hi"], "error: the grammar cannot be read"),
+        (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar are both given"),
+        (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
+    ]
+    for arguments, what in cases:
+        done = user.run("ask", *arguments)
+        assert (done.code, done.out) == (2, ""), arguments
+        assert_two_lines(done.err, what)
+
+
+def assert_two_lines(err: str, what: str) -> None:
+    """What is, and what to do: nothing else."""
+    first, second = err.splitlines()
+    assert first.startswith(what)
+    assert second.startswith("  try: ")
+    assert len(second) > len("  try: ")
+
+
+def test_bounds_are_told_in_whole_numbers(user: CommandLine) -> None:
+    assert "from 0 to 4294967294\n" in user.run("ask", "--seed", "-1", "hi").err
+    assert "of 1 or more\n" in user.run("ask", "-n", "0", "hi").err
+
+
+def test_input_that_is_not_utf_8_is_exit_2(user: CommandLine) -> None:
+    done = user.run("ask", "-", stdin=b"abc\xff")
+    assert (done.code, done.out) == (2, "")
+    assert_two_lines(done.err, "error: standard input is not UTF-8 text (byte 3)")
+
+
+@pytest.mark.parametrize("arguments", [("--nope",), ("-n", "many", "hi"), ("hi", "there")])
+def test_what_is_no_option_is_exit_2_and_names_the_help(user: CommandLine, arguments: tuple[str, ...]) -> None:
+    done = user.run("ask", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "Try 'cerebrum ask -h' for help" in done.err
+
+
+def test_an_unknown_model_is_exit_3_with_near_misses(cerebrum: CommandLine) -> None:
+    done = cerebrum.run("ask", "-m", "startr", "hi")
+    assert (done.code, done.out) == (3, "")
+    assert_two_lines(done.err, "error: unknown model 'startr'")
+    assert "did you mean starter? cerebrum list --available" in done.err
+
+
+@pytest.mark.parametrize("more", [(), ("--yes", "--offline")])
+def test_no_model_is_exit_3_and_names_what_to_pull(cerebrum: CommandLine, more: tuple[str, ...]) -> None:
+    done = cerebrum.run("ask", *more, "hi", stdin="piped")
+    assert (done.code, done.out) == (3, "")
+    assert_two_lines(done.err, "error: no model is here yet")
+    assert "cerebrum pull cerebrum-7b" in done.err
+    assert "cerebrum pull starter" in done.err
+
+
+@pytest.mark.parametrize("reference", ["./nowhere.gguf", "~nobody-of-that-name/model.gguf", "m" * 400])
+def test_a_path_that_leads_nowhere_is_exit_3(cerebrum: CommandLine, reference: str) -> None:
+    done = cerebrum.run("ask", "-m", reference, "hi")
+    assert (done.code, done.out) == (3, "")
+    assert_two_lines(done.err, "error: ")
+
+
+def test_a_prompt_that_does_not_fit_is_exit_4_with_both_numbers(user: CommandLine) -> None:
+    size = user.run("ask", "--dry-run", "--json", "word " * 60).object["prompt_tokens"]
+    done = user.run("ask", "--ctx", str(size), "--stats", "word " * 60)
+    assert (done.code, done.out) == (4, "")
+    assert_two_lines(done.err, f"error: the prompt has {size} tokens and the context holds {size}")
+    assert "raise --ctx (this model was trained to 2048)" in done.err
+    assert user.run("ask", "--ctx", str(size + 1), "word " * 60).code == 0
+
+
+def broken_files(directory: Path, good: Path) -> Iterator[tuple[Path, str]]:
+    """Yield files that are no models, and a word of what is said of each."""
+    whole = good.read_bytes()
+    for name, content, said in (
+        ("truncated", whole[: len(whole) // 2], "truncated"),
+        ("header-only", whole[:4], ""),
+        ("empty", b"", "the file is empty"),
+        ("text", b"hello, I am not a model\n", "not a GGUF file"),
+        ("page", b"<!DOCTYPE html><html>", "HTML page"),
+        ("noise", bytes(range(256)), "not a GGUF file"),
+        ("other-tensors", whole.replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_dumb.weight"), "llama.cpp cannot load"),
+    ):
+        path = directory / f"{name}.gguf"
+        path.write_bytes(content)
+        yield path, said
+    (directory / "directory.gguf").mkdir()
+    yield directory / "directory.gguf", "is a directory"
+    os.mkfifo(directory / "pipe.gguf")
+    yield directory / "pipe.gguf", "is not a regular file"
+    if os.geteuid() != 0:  # root may read everything
+        shutil.copy(good, directory / "secret.gguf")
+        (directory / "secret.gguf").chmod(0)
+        yield directory / "secret.gguf", "Permission denied"
+
+
+def test_a_file_that_is_no_model_is_exit_1_with_one_error(cerebrum: CommandLine, chatml_model: Path) -> None:
+    for path, said in broken_files(cerebrum.home, chatml_model):
+        done = cerebrum.run("ask", "-m", path, "hi")
+        assert (done.code, done.out) == (1, ""), path
+        assert_two_lines(done.err, f"error: {path}: ")
+        assert said in done.err
+
+
+# Settings.
+
+
+def every_option() -> Iterator[tuple[str, Any]]:
+    """Yield every option of every command."""
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                yield name, parameter
+
+
+def test_every_option_has_its_twin_in_the_environment() -> None:
+    seen = 0
+    for command, option in every_option():
+        long = next(name for name in option.opts if name.startswith("--"))
+        if long not in ("--help", "--version"):
+            twin = "CEREBRUM_" + long.removeprefix("--").replace("-", "_").upper()
+            assert option.envvar == twin, f"{command} {long}"
+            seen += 1
+    assert seen > 30
+
+
+def test_a_twin_counts_above_the_configuration_and_below_the_command_line(user: CommandLine) -> None:
+    with (user.config / "config.toml").open("a") as config:
+        config.write("max-tokens = 3\n")
+    asked = ("ask", "--json", "--grammar", saying("abcdefgh", user.home), "hi")
+    twin = {"CEREBRUM_MAX_TOKENS": "4"}
+    assert user.run(*asked).object["completion_tokens"] == 3
+    assert user.run(*asked, env=twin).object["completion_tokens"] == 4
+    assert user.run(*asked, "-n", "5", env=twin).object["completion_tokens"] == 5
+    assert user.run(*asked, env={"CEREBRUM_MAX_TOKENS": ""}).object["completion_tokens"] == 3
+
+
+def test_twins_of_switches_files_and_the_model_work(cerebrum: CommandLine, chatml_model: Path) -> None:
+    (cerebrum.home / "a.txt").write_text("x")
+    (cerebrum.home / "b.txt").write_text("y")
+    done = cerebrum.run(
+        "ask",
+        "hi",
+        env={
+            "CEREBRUM_MODEL": str(chatml_model),
+            "CEREBRUM_DRY_RUN": "1",
+            "CEREBRUM_JSON": "0",
+            "CEREBRUM_FILE": os.pathsep.join(("a.txt", "b.txt")),
+        },
+    )
+    assert done.out == chatml("a.txt:\n```txt\nx\n```\n\nb.txt:\n```txt\ny\n```\n\nhi")
+
+
+def test_a_twin_that_cannot_be_read_is_exit_2(user: CommandLine) -> None:
+    assert user.run("ask", "--dry-run", "hi", env={"CEREBRUM_TOP_K": "many"}).code == 2
+    assert user.run("ask", "--dry-run", "hi", env={"CEREBRUM_TOP_K": "-1"}).code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("model = ", "Invalid value"),
+        ("colour = 'red'\n", "unknown key `colour`"),
+        ("temperature = 'hot'\n", "key `temperature`: 'hot'"),
+        (b"\xff", "invalid start byte"),
+    ],
+)
+def test_a_bad_configuration_is_exit_1_and_named(cerebrum: CommandLine, content: str | bytes, said: str) -> None:
+    path = cerebrum.config / "config.toml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    done = cerebrum.run("ask", "hi")
+    assert (done.code, done.out) == (1, "")
+    assert_two_lines(done.err, f"error: {path}: ")
+    assert said in done.err
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "cerebrum_cli", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"cerebrum {__version__}\n"

@@ -1,0 +1,258 @@
+"""Whatever ends before its end, a reply, a load or the engine itself, leaves nothing running, held or waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from asking import ask, gathered, running
+from scripted_backend import BAD_GRAMMAR, TOGETHER, ScriptedBackend, endless, replies, tokens
+
+from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.ground.errors import EngineError, GrammarError
+from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, SequenceId, TokenEvent
+
+ROOT = Path(__file__).parents[1]
+LONG = replies({"count: ": "0123456789" * 5, "name: ": "abcdefghij" * 5, "x" * 50: "y"})
+ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})
+COUNT, NAME, PROMPT = (Request(tokens(prompt)) for prompt in ("count: ", "name: ", "x" * 50))
+
+
+def soon(call: Callable[[], object]) -> None:
+    """Make a call on another thread, and fail rather than wait for ever."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+
+
+def when_held(backend: ScriptedBackend, act: Callable[[], object]) -> threading.Thread:
+    """Do something on another thread as soon as a step is held."""
+    thread = threading.Thread(target=lambda: backend.held.wait(20) and act())
+    thread.start()
+    return thread
+
+
+def test_closing_a_stream_frees_its_slot_and_the_next_reply_is_not_the_old_one_continued() -> None:
+    backend = ScriptedBackend(LONG)
+    with running(backend) as engine:
+        events = engine.generate([COUNT])
+        for _ in range(5):
+            next(events)
+        soon(events.close)
+        assert backend.samplers == []
+        assert [reply.text for reply in ask(engine, "name: ")] == ["abcdefghij" * 5]
+        assert [reply.text for reply in ask(engine, "count: ")] == ["0123456789" * 5]
+
+
+@pytest.mark.parametrize("kept", [0, 7, 15])
+def test_closing_a_stream_whose_prompt_is_being_read_keeps_what_was_read(kept: int) -> None:
+    backend = ScriptedBackend(LONG, holds={1: kept})
+    with running(backend) as engine:
+        events = engine.generate([PROMPT])
+        next(events)
+        assert backend.held.wait(20)
+        soon(events.close)
+        [reply] = ask(engine, "x" * 50)
+    assert (reply.text, reply.cached) == ("y", 16 + kept)
+
+
+def test_cancelling_from_another_thread_ends_a_reply_with_what_was_said_so_far() -> None:
+    backend = ScriptedBackend(LONG, holds={4: 0})
+    with running(backend) as engine:
+        thread = when_held(backend, engine.cancel)
+        [reply] = ask(engine, "count: ")
+        thread.join()
+        [again] = ask(engine, "count: ", max_tokens=5)
+    assert (reply.text, reply.reason, again.text) == ("0123", "cancelled", "01234")
+
+
+def test_cancelling_shows_what_was_held_back() -> None:
+    backend = ScriptedBackend(replies({"?": "one STOP"}), holds={6: 0})
+    with running(backend) as engine:
+        thread = when_held(backend, engine.cancel)
+        [reply] = ask(engine, "?", stop=("STOP",))
+        thread.join()
+    assert (reply.text, reply.pieces[-1], reply.reason) == ("one ST", "ST", "cancelled")
+
+
+def test_cancelling_while_a_prompt_is_read_ends_without_a_word() -> None:
+    backend = ScriptedBackend(LONG, holds={2: 3})
+    with running(backend) as engine:
+        thread = when_held(backend, engine.cancel)
+        [reply] = ask(engine, "x" * 50)
+        thread.join()
+        [again] = ask(engine, "x" * 50)
+    assert (reply.text, reply.reason, again.text, again.cached) == ("", "cancelled", "y", 35)
+
+
+def test_cancelling_ends_those_that_wait_too() -> None:
+    backend = ScriptedBackend(LONG, slots=2, holds={6: 1})
+    with running(backend) as engine:
+        thread = when_held(backend, engine.cancel)
+        said = gathered(engine.generate([COUNT] * 5))
+        thread.join()
+    assert [said[SequenceId(index)].reason for index in range(5)] == ["cancelled"] * 5
+    assert backend.samplers == []
+
+
+def test_a_signals_handler_may_cancel() -> None:
+    backend = ScriptedBackend(LONG, holds={4: 0})
+    with running(backend) as engine:
+        old = signal.signal(signal.SIGUSR1, lambda *_: engine.cancel())
+        thread = when_held(backend, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        [reply] = ask(engine, "count: ")
+        thread.join()
+        signal.signal(signal.SIGUSR1, old)
+    assert (reply.text, reply.reason) == ("0123", "cancelled")
+
+
+def test_cancelling_when_nothing_runs_changes_nothing() -> None:
+    with running(ScriptedBackend(LONG)) as engine:
+        engine.cancel()
+        assert [reply.reason for reply in ask(engine, "count: ")] == ["stop"]
+
+
+@pytest.mark.parametrize("can_trim", [True, False])
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize(("prompts", "text"), [((COUNT, NAME), "abcdefghij"), ((NAME, COUNT), "0123456789")])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_stream_that_goes_on_does_not_notice_that_its_neighbour_was_closed(
+    prompts: tuple[Request, Request], text: str, first: bool, kept: int, can_trim: bool
+) -> None:
+    backend = ScriptedBackend(ENDLESS, slots=2, context_size=100_000, can_trim=can_trim, holds={TOGETHER: kept})
+    with running(backend) as engine:
+        streams = [engine.generate([prompt]) for prompt in (prompts if first else reversed(prompts))]
+        closed, kept_on = streams if first else reversed(streams)
+        for stream in streams:
+            next(stream)
+        assert backend.held.wait(20)
+        soon(closed.close)
+        said = "".join(event.text for event in islice(kept_on, 50) if isinstance(event, TokenEvent))
+        soon(kept_on.close)
+    assert said == text * 5
+
+
+def test_an_error_reaches_every_stream_and_the_engine_is_as_good_as_new() -> None:
+    error = EngineError("out of luck")
+    backend = ScriptedBackend(ENDLESS, slots=3, context_size=100_000, fails={TOGETHER: error})
+    with running(backend) as engine:
+        one, two = engine.generate([COUNT]), engine.generate([NAME, COUNT])
+        next(one), next(two)
+        for events in (one, two):
+            with pytest.raises(EngineError, match="out of luck"):
+                list(events)
+        [reply] = ask(engine, "count: ", max_tokens=5)
+    assert (reply.text, reply.cached) == ("01234", 0)
+
+
+def test_a_grammar_that_cannot_be_read_ends_the_stream_that_has_it_and_no_other() -> None:
+    backend = ScriptedBackend(ENDLESS, slots=4, context_size=100_000)
+    bad = Request(NAME.prompt_tokens, grammar=BAD_GRAMMAR)
+    with running(backend) as engine:
+        good = engine.generate([COUNT])
+        next(good)
+        with pytest.raises(GrammarError):
+            list(engine.generate([NAME, bad, NAME]))
+        assert len(backend.samplers) == 1
+        said = "".join(event.text for event in islice(good, 50) if isinstance(event, TokenEvent))
+        soon(good.close)
+    assert said == "0123456789" * 5
+
+
+def test_what_loading_tells_is_kept_for_who_asks_late_and_told_once() -> None:
+    told: tuple[Event, ...] = (NoticeEvent("no GPU", "get one"), LoadEvent(0.5), LoadEvent(1.0))
+    engine = Engine(ScriptedBackend(LONG, load_events=told).open)
+    assert [reply.reason for reply in ask(engine, "count: ", max_tokens=1)] == ["length"]
+    assert list(engine.load()) == [*told]
+    assert list(engine.load()) == []
+    soon(lambda: list(engine.load()))
+    engine.close()
+
+
+def failing(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
+    tell(LoadEvent(0.1))
+    raise EngineError("the file is damaged")
+
+
+def test_an_error_in_loading_is_raised_each_time_and_by_whatever_is_asked() -> None:
+    engine = Engine(failing)
+    events = engine.load()
+    assert next(events) == LoadEvent(0.1)
+    for _ in range(3):
+        with pytest.raises(EngineError, match="damaged"):
+            next(engine.load())
+        with pytest.raises(EngineError, match="damaged"):
+            next(engine.generate([COUNT]))
+    with pytest.raises(EngineError, match="not loaded"):
+        _ = engine.backend
+    engine.cancel()
+    soon(engine.close)
+
+
+@pytest.mark.parametrize("end", [Engine.cancel, Engine.close])
+def test_loading_can_be_interrupted(end: Callable[[Engine], None]) -> None:
+    def slow(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
+        tell(LoadEvent(0.0))
+        while not stop:
+            tell(LoadEvent(0.5))
+        raise EngineError("loading was interrupted")
+
+    engine = Engine(slow)
+    events = engine.load()
+    assert next(events) == LoadEvent(0.0)
+    soon(lambda: end(engine))
+    with pytest.raises(EngineError, match="interrupted"):
+        list(events)
+    soon(engine.close)
+
+
+def test_closing_the_engine_ends_its_streams_and_waits_for_its_thread() -> None:
+    backend = ScriptedBackend(LONG, holds={4: 0})
+    engine = Engine(backend.open)
+    events = engine.generate([COUNT])
+    next(events)
+    assert backend.held.wait(20)
+    soon(engine.close)
+    assert backend.closed
+    [reply] = gathered(events).values()
+    assert (reply.text, reply.reason) == ("0123", "cancelled")
+
+
+def test_a_closed_engine_says_so_and_a_stream_left_over_can_be_closed() -> None:
+    backend = ScriptedBackend(LONG)
+    engine = Engine(backend.open)
+    events = engine.generate([COUNT])
+    next(events)
+    soon(engine.close)
+    soon(events.close)
+    with pytest.raises(EngineError, match="closed"):
+        next(engine.generate([COUNT]))
+    engine.cancel()
+    soon(engine.close)
+
+
+def test_a_process_that_fails_with_a_stream_open_ends() -> None:
+    script = (
+        "from cerebrum_cli.engine.engine import Engine\n"
+        "from scripted_backend import *\n"
+        "from cerebrum_cli.engine.sequence import Request\n"
+        "engine = Engine(ScriptedBackend(replies({'?': 'a' * 90})).open)\n"
+        "events = engine.generate([Request(tokens('?'))])\n"
+        "next(events)\n"
+        "raise RuntimeError('a bug')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, timeout=20, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "RuntimeError: a bug")

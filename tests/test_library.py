@@ -1,0 +1,239 @@
+"""Which model a name means: what is registered, what lies at a path, what the catalogue knows, and what is near."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.application.library import Library, catalogue_rows, described, rows
+from cerebrum_cli.catalogue.registry import ModelFile
+from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, PullError, UsageError
+
+CATALOGUE = """
+[models.thinker]
+system = "Thinker-1.0"
+repo_id = "someone/Thinker-GGUF"
+file = "Thinker-{quant}.gguf"
+format = "cerebrum"
+context_size = 4096
+quantizations = {Q4_K_M = 1000}
+
+[models.packed]
+[models.packed.package]
+requirement = "packed==1"
+member = "packed/Packed.Q4_1.gguf"
+sha256 = "DIGEST"
+size = SIZE
+download_size = 10
+
+[models.unpublished]
+system = "Unpublished-9"
+notes = "Merge it yourself."
+"""
+
+
+@pytest.fixture
+def library(tmp_path: Path, chatml_model: Path) -> Library:
+    """Return an empty library whose catalogue knows three models; one is the tiny model, as a package ships it."""
+    content = chatml_model.read_bytes()
+    catalogue = CATALOGUE.replace("DIGEST", hashlib.sha256(content).hexdigest()).replace("SIZE", str(len(content)))
+    (tmp_path / "models.toml").write_text(catalogue)
+    return Library(catalogue_paths=(tmp_path / "models.toml",), directory=tmp_path / "models")
+
+
+@pytest.fixture
+def other(tmp_path: Path, chatml_model: Path) -> Path:
+    """Return a model file that no catalogue knows."""
+    return changed(shutil.copy(chatml_model, tmp_path / "other.gguf"))
+
+
+def changed(path: str | Path) -> Path:
+    """Return the file with other weights."""
+    path = Path(path)
+    data = bytearray(path.read_bytes())
+    data[-1] = (data[-1] + 1) % 256
+    path.write_bytes(data)
+    return path
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def test_without_a_name_the_first_model_that_came_is_meant(library: Library, other: Path) -> None:
+    with pytest.raises(NoModel) as caught:
+        library.resolve(None)
+    assert (caught.value.exit_code, caught.value.offer) == (3, "starter")
+    library.pull(str(other), None, silent)
+    assert library.resolve(None).name == "other"
+
+
+def test_a_path_is_registered_under_its_own_name_where_it_lies(library: Library, other: Path) -> None:
+    stages: list[tuple[str, int, int]] = []
+    model = library.pull(str(other), None, lambda *stage: stages.append(stage))
+    assert (model.name, model.path, model.spec) == ("other", other, None)
+    assert stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
+    assert library.resolve("other") == model
+    assert model.file is not None
+    assert (model.file.source, model.file.sha256) == ("local", hashlib.sha256(other.read_bytes()).hexdigest())
+    assert [entry.name for entry in library.models()] == ["other"]
+    assert library.pull(str(other), "again", silent).name == "again"
+
+
+def test_a_path_is_a_model_without_being_registered(
+    library: Library, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(other.parent)
+    for reference in (str(other), "./other.gguf", "other.gguf"):
+        assert library.resolve(reference).file is None
+        assert library.resolve(reference).path.samefile(other)
+    shutil.copy(other, "bare")
+    assert library.resolve("bare").name == "bare"
+    assert library.models() == []
+
+
+def test_a_link_keeps_its_own_name_as_in_the_hugging_face_cache(library: Library, other: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    blob = other.rename(tmp_path / "blobs" / ("ab" * 32))
+    link = tmp_path / "Thinker-Q4_K_M.gguf"
+    link.symlink_to(blob)
+    model = library.pull(str(link), None, silent)
+    assert (model.name, model.path) == ("Thinker-Q4_K_M", link)
+    assert model.spec is not None
+    assert model.spec.name == "thinker"
+
+
+def test_a_file_with_a_packages_digest_gets_its_name_whatever_it_is_called(
+    library: Library, chatml_model: Path
+) -> None:
+    assert library.pull(str(chatml_model), None, silent).name == "packed"
+    assert next(library_row for library_row in catalogue_rows(library) if library_row["name"] == "packed")["here"]
+
+
+def test_a_name_of_the_catalogue_means_the_file_that_is_here(library: Library, other: Path) -> None:
+    with pytest.raises(ModelNotFound, match="thinker is not downloaded"):
+        library.resolve("thinker")
+    library.pull(str(other.rename(other.with_name("Thinker-Q4_K_M.gguf"))), None, silent)
+    model = library.resolve("thinker")
+    assert (model.name, model.known_format) == ("Thinker-Q4_K_M", "cerebrum")
+    assert library.pull("Thinker-Q4_K_M", None, silent) == model
+
+
+def test_a_name_that_is_taken_is_refused(library: Library, other: Path, chatml_model: Path, tmp_path: Path) -> None:
+    library.pull(str(other), "mine", silent)
+    for path, name in ((chatml_model, "mine"), (other, "packed"), (other, "thinker"), (other, "unpublished")):
+        with pytest.raises(UsageError, match=f"the name {name} is taken by another model") as caught:
+            library.pull(str(path), name, silent)
+        assert "--name" in caught.value.do
+    assert library.resolve("mine").path == other
+
+
+def test_a_file_that_was_moved_is_registered_again_under_the_same_name(
+    library: Library, other: Path, tmp_path: Path
+) -> None:
+    library.pull(str(other), None, silent)
+    (tmp_path / "elsewhere").mkdir()
+    moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
+    with pytest.raises(ModelNotFound, match=r"other: its file .* is gone") as caught:
+        library.resolve("other")
+    assert caught.value.do.startswith("cerebrum pull PATH --name other")
+    assert library.pull(str(moved), None, silent).path == moved
+    copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
+    assert library.pull(str(copy), None, silent).path == copy
+    changed(moved)
+    with pytest.raises(UsageError, match="the name other is taken"):
+        library.pull(str(moved), None, silent)
+
+
+@pytest.mark.parametrize(("name", "do"), [("packed", "cerebrum pull packed"), ("p", "cerebrum pull packed --name p")])
+def test_a_pulled_file_that_is_gone_is_pulled_again(library: Library, tmp_path: Path, name: str, do: str) -> None:
+    gone = tmp_path / "models" / "Packed.Q4_1.gguf"
+    library.registry.add(ModelFile(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
+    with pytest.raises(ModelNotFound) as caught:
+        library.resolve(name)
+    assert caught.value.do == do
+    [row] = rows(library)
+    assert row["error"] == f"{gone}: there is no such file"
+    assert (row["size"], row["format"]) == (1, None)
+
+
+def test_what_is_unknown_names_what_is_near(library: Library, other: Path) -> None:
+    library.pull(str(other), "mine", silent)
+    for attempt in (library.resolve, lambda name: library.pull(name, None, silent)):
+        with pytest.raises(ModelNotFound) as caught:
+            attempt("thinkr")
+        assert caught.value.what == "unknown model 'thinkr'"
+        assert caught.value.near == ("thinker",)
+        assert caught.value.do == "did you mean thinker? cerebrum list --available shows all"
+    with pytest.raises(ModelNotFound) as caught:
+        library.resolve("x")
+    assert (caught.value.near, caught.value.do) == ((), "cerebrum list --available shows all")
+
+
+def test_only_a_packaged_model_is_offered_on_the_spot(library: Library) -> None:
+    for name, offer in (("packed", "packed"), ("thinker", None), ("unpublished", None)):
+        with pytest.raises(ModelNotFound) as caught:
+            library.resolve(name)
+        assert caught.value.offer == offer
+
+
+def test_what_cannot_be_downloaded_says_how_to_get_it(library: Library) -> None:
+    with pytest.raises(PullError) as caught:
+        library.pull("thinker", None, silent)
+    assert "hf download someone/Thinker-GGUF Thinker-Q4_K_M.gguf" in caught.value.do
+    assert "cerebrum pull ./Thinker-Q4_K_M.gguf" in caught.value.do
+    with pytest.raises(PullError, match=r"no GGUF file of Unpublished-9 is published: Merge it yourself\."):
+        library.pull("unpublished", None, silent)
+
+
+@pytest.mark.parametrize("reference", ["./nowhere.gguf", "nowhere.gguf", "/nowhere/at/all", "~nobody-here/x.gguf"])
+def test_a_path_that_leads_nowhere_is_not_found(library: Library, reference: str) -> None:
+    for attempt in (library.resolve, lambda path: library.pull(path, None, silent)):
+        with pytest.raises(ModelNotFound, match="there is no such file"):
+            attempt(reference)
+
+
+def test_a_file_that_is_no_model_is_not_registered(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("hello")
+    with pytest.raises(ModelFileError, match="not a GGUF file"):
+        library.pull(str(tmp_path / "text.gguf"), None, silent)
+    with pytest.raises(ModelFileError, match="is a directory"):
+        library.resolve(str(tmp_path))
+    assert library.models() == []
+
+
+def test_a_digest_is_remembered_until_the_file_changes(library: Library, other: Path) -> None:
+    model = library.pull(str(other), None, silent)
+    assert model.file is not None
+    library.registry.add(ModelFile("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local"))
+    assert library.digest(library.resolve("other")) == "remembered"
+    changed(other)
+    os.utime(other, ns=(1, 1))
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    assert library.digest(library.resolve("other")) == digest
+    entry = library.registry.find("other")
+    assert entry is not None
+    assert (entry.sha256, entry.mtime_ns) == (digest, 1)
+    assert library.digest(library.resolve(str(other))) == digest
+
+
+def test_a_model_is_described_by_its_file_and_its_row(library: Library, chatml_model: Path) -> None:
+    library.pull(str(chatml_model), None, silent)
+    description = described(library, library.resolve("packed"))
+    size = chatml_model.stat().st_size
+    expected = {
+        "name": "packed",
+        "path": str(chatml_model),
+        "size": size,
+        "format": "embedded",
+        "context_size": 2048,
+        "sha256": hashlib.sha256(chatml_model.read_bytes()).hexdigest(),
+        "default": True,
+    }
+    assert {key: description[key] for key in expected} == expected
+    [row] = rows(library)
+    assert (row["name"], row["size"], row["format"], row["error"]) == ("packed", size, "embedded", None)

@@ -1,0 +1,267 @@
+"""A question is put together from argument, files and pipe, or read from a messages list; what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.application.question import Question, fenced, parse_messages, read_text, template_options
+from cerebrum_cli.ground.conversation import Conversation, Message
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.settings import Settings
+
+USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASSISTANT = {"role": "assistant", "content": "So."}
+
+
+def ask(
+    prompt: str | None = None,
+    *files: Path,
+    messages: Path | None = None,
+    raw: bool = False,
+    piped: bytes | None = None,
+    system: str | None = None,
+) -> Conversation:
+    return Question(prompt, files, messages, raw).read(
+        BytesIO(piped) if piped is not None else None, Settings(system=system)
+    )
+
+
+def asked(*arguments: Any, **options: Any) -> str:
+    """Return the text of a question that is all there is."""
+    (message,) = ask(*arguments, **options).messages
+    assert message.role == "user"
+    return message.content
+
+
+def written(directory: Path, name: str, data: bytes | str) -> Path:
+    path = directory / name
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+# Argument, files and pipe.
+
+
+def test_files_come_first_then_the_prompt_then_what_is_piped_in(tmp_path: Path) -> None:
+    code, notes = written(tmp_path, "a.py", "x = 1\n\n"), written(tmp_path, "notes", "  b\n")
+    expected = f"{code}:\n```py\nx = 1\n```\n\n{notes}:\n```\n  b\n```\n\nWhy?\n\npiped\ntext"
+    assert asked("Why?\n", code, notes, piped=b"piped\ntext\n\n") == expected
+
+
+def test_any_one_of_them_is_enough(tmp_path: Path) -> None:
+    file = written(tmp_path, "a", "x")
+    assert asked("Why?") == "Why?"
+    assert asked("-", piped=b" Why?\n") == " Why?"
+    assert asked(piped=b"Why?") == "Why?"
+    assert asked(None, file) == f"{file}:\n```\nx\n```"
+    assert asked(" ", file, piped=b"\n") == f"{file}:\n```\nx\n```"
+
+
+@pytest.mark.parametrize("options", [{}, {"piped": b""}, {"piped": b" \n"}, {"raw": True}, {"raw": True, "piped": b""}])
+def test_no_question_at_all_is_an_error(options: dict[str, Any]) -> None:
+    for prompt in (None, "") if "piped" not in options else (None, "", "-"):
+        with pytest.raises(UsageError, match="there is no prompt") as caught:
+            ask(prompt, **options)
+        assert caught.value.do
+
+
+def test_a_dash_needs_a_pipe() -> None:
+    with pytest.raises(UsageError, match="the prompt is `-`, and nothing is piped in"):
+        ask("-")
+
+
+def test_a_raw_prompt_is_joined_without_a_character_between(tmp_path: Path) -> None:
+    file = written(tmp_path, "a", "a \n")
+    assert ask("b ", file, raw=True, piped=b"c\n", system="unread") == Conversation().user("a \nb c\n")
+    assert asked(" ", raw=True) == " "
+
+
+def test_a_system_prompt_goes_along() -> None:
+    assert ask("Why?", system="Be brief.").system_prompt == "Be brief."
+    assert ask("Why?", system="").system_prompt == ""
+    assert ask("Why?").system_prompt is None
+
+
+@pytest.mark.parametrize(
+    ("text", "fence"),
+    [("x", "```"), ("a `b` c", "```"), ("```py\nx\n```", "````"), ("`````", "``````"), ("a```", "````")],
+)
+def test_a_fence_is_longer_than_any_inside(text: str, fence: str) -> None:
+    assert fenced("a.md", text) == f"a.md:\n{fence}md\n{text}\n{fence}"
+
+
+@given(st.text(alphabet="`~ab\n", max_size=40))
+def test_no_line_of_a_file_ends_its_fence(text: str) -> None:
+    opening, *lines, closing = fenced("a", text).split("\n")[1:]
+    assert closing == opening
+    assert closing not in "\n".join(lines)
+    assert "\n".join(lines) == text.rstrip()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    file = written(tmp_path, "a", b"\xef\xbb\xbfx\xef\xbb\xbfy")
+    assert read_text(file) == "x\ufeffy"
+    assert asked(piped=b"\xef\xbb\xbfx") == "x"
+
+
+@pytest.mark.parametrize(
+    ("data", "byte"),
+    [(b"caf\xe9", 3), (b"\xff\xfeh\0", 0), (b"\xef\xbb\xbfabc\xff", 6), (b"ok\n\xc3", 3), (b"\xed\xa0\x80", 0)],
+)
+def test_what_is_not_utf_8_is_refused_with_its_place(data: bytes, byte: int, tmp_path: Path) -> None:
+    file = written(tmp_path, "a.txt", data)
+    with pytest.raises(UsageError) as caught:
+        ask("Why?", file)
+    assert caught.value.what == f"{file} is not UTF-8 text (byte {byte})"
+    with pytest.raises(UsageError) as caught:
+        ask(piped=data)
+    assert caught.value.what == f"standard input is not UTF-8 text (byte {byte})"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError) as caught:
+            ask("Why?", path)
+        assert (caught.value.what, caught.value.exit_code) == (f"{path}: {reason}", 2)
+
+
+def test_an_argument_that_is_no_utf_8_holds_the_sign_for_that() -> None:
+    assert asked("caf\udce9", piped=b"x") == "caf\ufffd\n\nx"
+    assert asked("\ud83d\ude00\udcff", raw=True) == "😀\ufffd"
+
+
+# A messages list.
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([USER], Conversation().user("Why?")),
+        ([SYSTEM, USER], Conversation((), "Be brief.").user("Why?")),
+        ([{**SYSTEM, "role": "developer"}, USER], Conversation((), "Be brief.").user("Why?")),
+        ([USER, ASSISTANT, USER], Conversation().user("Why?").assistant("So.").user("Why?")),
+        ({"model": "m", "messages": [USER]}, Conversation().user("Why?")),
+        ([{**USER, "name": "x"}], Conversation().user("Why?")),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], Conversation().user("a")),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}],
+            Conversation().user("a b"),
+        ),
+        ([{"role": "user", "content": ""}], Conversation().user("")),
+        ([{"role": "user", "content": "\ud83d cut off"}], Conversation().user("\ufffd cut off")),
+        ([{"role": "user", "content": "\ud83d\ude00"}], Conversation().user("😀")),
+    ],
+)
+def test_a_messages_list_is_a_conversation(messages: Any, expected: Conversation) -> None:
+    assert parse_messages(json.dumps(messages), "m.json") == expected
+
+
+NOT_A_LIST = "m.json holds no messages"
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([], NOT_A_LIST),
+        ({}, NOT_A_LIST),
+        ({"messages": []}, NOT_A_LIST),
+        ({"messages": {"role": "user"}}, NOT_A_LIST),
+        ("Why?", NOT_A_LIST),
+        (None, NOT_A_LIST),
+        (["Why?"], "m.json: message 1 has the role None"),
+        ([{"content": "a"}], "m.json: message 1 has the role None"),
+        ([USER, {"role": "tool", "content": "a"}], "m.json: message 2 has the role 'tool'"),
+        ([{"role": ["user"], "content": "a"}], "m.json: message 1 has the role ['user']"),
+        ([{"role": "user"}], "m.json: message 1 has no text content"),
+        ([{"role": "user", "content": 1}], "m.json: message 1 has no text content"),
+        ([USER, {"role": "assistant", "content": None}], "m.json: message 2 has no text content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "m.json: message 1 has no text content"),
+        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "m.json: message 1 has no text content"),
+        ([USER, USER], "m.json: message 2 is the user's, where the assistant's turn is"),
+        ([SYSTEM, USER, USER], "m.json: message 3 is the user's, where the assistant's turn is"),
+        ([ASSISTANT, USER], "m.json: message 1 is the assistant's, where the user's turn is"),
+        ([SYSTEM, ASSISTANT], "m.json: message 2 is the assistant's, where the user's turn is"),
+        ([SYSTEM, SYSTEM, USER], "m.json: message 2 is the system's, where the user's turn is"),
+        ([USER, SYSTEM], "m.json: message 2 is the system's, where the assistant's turn is"),
+        ([USER, ASSISTANT], "m.json: there is no question to answer"),
+        ([SYSTEM], "m.json: there is no question to answer"),
+    ],
+)
+def test_what_is_wrong_with_a_messages_list_is_said_in_one_line(messages: Any, what: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_messages(json.dumps(messages), "m.json")
+    assert caught.value.what == what
+    assert caught.value.do
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("[{]", "Expecting property name enclosed in double quotes: line 1 column 3 (char 2)"),
+        ("[" * 100_000, ""),
+        ("9" * 5000, "Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_what_is_not_json_is_named(text: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_messages(text, "m.json")
+    assert caught.value.what.startswith(f"m.json is not JSON: {reason}")
+    assert "\n" not in caught.value.what
+
+
+def test_a_messages_list_comes_from_a_file_or_a_pipe(tmp_path: Path) -> None:
+    text = json.dumps([SYSTEM, USER])
+    expected = Conversation((Message("user", "Why?"),), "Be brief.")
+    assert ask(messages=written(tmp_path, "m.json", "\ufeff" + text)) == expected
+    assert ask(messages=Path("-"), piped=text.encode()) == expected
+    assert ask(messages=Path("-"), piped=text.encode(), system="Else.").system_prompt == "Else."
+    with pytest.raises(UsageError, match="--messages is `-`, and nothing is piped in"):
+        ask(messages=Path("-"))
+    with pytest.raises(UsageError, match="standard input is not JSON"):
+        ask(messages=Path("-"), piped=b"?")
+
+
+@pytest.mark.parametrize("options", [{"prompt": "Why?"}, {"files": (Path("a"),)}, {"raw": True}])
+def test_a_messages_list_stands_alone(options: dict[str, Any]) -> None:
+    question = Question(**{"prompt": None, "files": (), "messages": Path("m.json"), "raw": False, **options})
+    with pytest.raises(UsageError, match="--messages holds the whole conversation"):
+        question.read(None, Settings())
+
+
+# Options for templates.
+
+
+def test_template_options_are_json_where_they_can_be() -> None:
+    pairs = ["a=true", "b=1", "c=x=y", 'd="1"', "e=", 'f={"g": [null]}', "a=false", "h=[", "i=" + "[" * 100_000]
+    assert template_options(pairs) == {
+        "a": False,
+        "b": 1,
+        "c": "x=y",
+        "d": "1",
+        "e": "",
+        "f": {"g": [None]},
+        "h": "[",
+        "i": "[" * 100_000,
+    }
+    assert template_options(()) == {}
+
+
+@pytest.mark.parametrize("pair", ["a", "", "=x", "a b=c", "1=2", "a-b=c"])
+def test_a_template_option_is_a_name_and_a_value(pair: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        template_options(["a=1", pair])
+    assert (caught.value.what, caught.value.do) == (f"--template-arg {pair!r}", "write it as KEY=VALUE")
+
+
+def test_a_template_option_is_not_the_conversation() -> None:
+    with pytest.raises(UsageError, match="would replace the conversation"):
+        template_options(["messages=[]"])

@@ -1,0 +1,96 @@
+"""A reply is gathered from its events by channel, and printed as one object."""
+
+from __future__ import annotations
+
+import json
+
+from cerebrum_cli.application.reply import ReplyGatherer, prompt_object, reply_object
+from cerebrum_cli.application.responder import Preview
+from cerebrum_cli.ground.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
+
+ONLY = SequenceId(0)
+FINISH = FinishEvent(
+    sequence=ONLY,
+    reason="stop",
+    prompt_tokens=20,
+    cached_tokens=4,
+    completion_tokens=5,
+    seed=7,
+    context_size=256,
+    timings=Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=4),
+)
+
+
+def said(*texts: tuple[Channel, str]) -> list[Event]:
+    return [TokenEvent(ONLY, text, channel) for channel, text in texts]
+
+
+def gathered(*events: Event) -> ReplyGatherer:
+    gatherer = ReplyGatherer()
+    for event in events:
+        gatherer.emit(event)
+    gatherer.close()
+    return gatherer
+
+
+def test_a_reply_is_there_when_it_has_ended_and_not_before() -> None:
+    events = said(("answer", "Four"), ("answer", ""), ("answer", "."))
+    assert gathered(LoadEvent(1.0), *events).reply is None
+    reply = gathered(LoadEvent(1.0), *events, FINISH).reply
+    assert reply is not None
+    assert (reply.text, reply.reasoning, reply.finish) == ("Four.", None, FINISH)
+
+
+def test_thought_and_answer_are_kept_apart() -> None:
+    reply = gathered(
+        *said(("thinking", "The answer "), ("thinking", "is 5."), ("answer", "So the answer is 4.")), FINISH
+    ).reply
+    assert reply is not None
+    assert (reply.text, reply.reasoning, reply.final_answer) == ("So the answer is 4.", "The answer is 5.", "4")
+
+
+def test_a_reply_may_say_nothing() -> None:
+    reply = gathered(FINISH).reply
+    assert reply is not None
+    assert (reply.text, reply.reasoning, reply.final_answer) == ("", None, None)
+
+
+def test_a_reply_is_one_object() -> None:
+    reply = gathered(*said(("thinking", "hm"), ("answer", "The answer is 4.")), FINISH).reply
+    assert reply is not None
+    assert reply_object(reply, "cerebrum-7b", "cerebrum") == {
+        "model": "cerebrum-7b",
+        "format": "cerebrum",
+        "text": "The answer is 4.",
+        "final_answer": "4",
+        "finish_reason": "stop",
+        "prompt_tokens": 20,
+        "cached_tokens": 4,
+        "completion_tokens": 5,
+        "seed": 7,
+        "reasoning": "hm",
+        "votes": None,
+        "timings": {
+            "load_s": 1.0,
+            "prefill_s": 0.5,
+            "ttft_s": 0.75,
+            "decode_s": 0.3,
+            "prompt_tokens_per_second": 32.0,
+            "tokens_per_second": 13.33,
+        },
+    }
+
+
+def test_a_reply_that_took_no_time_has_no_speed() -> None:
+    assert (Timings().prompt_tokens_per_second, Timings().tokens_per_second) == (0.0, 0.0)
+
+
+def test_a_prompt_is_one_object() -> None:
+    shown = prompt_object(Preview("<s>é", (1, 28797)), "m", "raw")
+    assert json.loads(json.dumps(shown)) == {
+        "prompt": "<s>é",
+        "prompt_tokens": 2,
+        "token_ids": [1, 28797],
+        "format": "raw",
+        "model": "m",
+    }

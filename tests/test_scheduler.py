@@ -1,0 +1,347 @@
+"""Who lives where, and what the next step evaluates: decided purely, and right whatever comes in whatever order."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+from zlib import crc32
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from scripted_backend import END, ScriptedBackend, tokens
+
+from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.commands import Cancel, Commands, Submit
+from cerebrum_cli.engine.engine import Loop
+from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
+from cerebrum_cli.ground.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.ground.sampling import SamplingParams
+
+# Pure cases.
+
+
+def waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
+    """Let sequences wait: `n` of each prompt."""
+    born = [one for prompt in prompts for one in sequences(0, Request(tokens(prompt), n=n), lambda event: None)]
+    scheduler.waiting.extend(born)
+    return born
+
+
+def move_in(scheduler: Scheduler) -> tuple[int, int, int]:
+    """Admit the next sequence; return its slot, the slot its beginning comes from, and how much that is."""
+    admission = scheduler.admit()
+    scheduler.place(admission, admission.keep)
+    return admission.slot.index, admission.source.index, admission.keep
+
+
+def read(scheduler: Scheduler) -> None:
+    """Evaluate the next step."""
+    scheduler.evaluated(scheduler.schedule(100).shares)
+
+
+def lived_in(*texts: str) -> Scheduler:
+    """Return a scheduler whose slots hold what ended sequences left there."""
+    scheduler = Scheduler(len(texts))
+    for slot, text in zip(scheduler.slots, texts, strict=True):
+        slot.held.extend(tokens(text))
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "length"), [("", "", 0), ("a", "", 0), ("abc", "abd", 2), ("ab", "abc", 2), ("abc", "ab", 2)]
+)
+def test_the_common_prefix_ends_where_two_differ_or_one_ends(a: str, b: str, length: int) -> None:
+    assert common_prefix(a.encode(), b.encode()) == length
+
+
+def test_the_lowest_free_slot_is_filled_first() -> None:
+    scheduler = Scheduler(3)
+    waiting(scheduler, "ab", "cd", "ef")
+    for slot in range(3):
+        assert move_in(scheduler)[0] == slot
+        read(scheduler)
+    assert not scheduler.can_admit
+
+
+def test_nobody_moves_in_while_a_prompt_is_read_or_no_slot_is_free_or_nobody_waits() -> None:
+    scheduler = Scheduler(2)
+    assert not scheduler.can_admit
+    first, second, _ = waiting(scheduler, "ab", "cd", "ef")
+    assert scheduler.can_admit
+    move_in(scheduler)
+    assert not scheduler.can_admit
+    read(scheduler)
+    assert scheduler.can_admit
+    move_in(scheduler)
+    read(scheduler)
+    assert not scheduler.can_admit
+    scheduler.remove(first)
+    assert scheduler.can_admit
+    scheduler.remove(second)
+    assert scheduler.running == []
+
+
+def test_the_slot_that_shares_the_longest_beginning_gives_it() -> None:
+    scheduler = lived_in("abxxx", "abcdx", "abcxx")
+    waiting(scheduler, "abcdef")
+    assert move_in(scheduler) == (1, 1, 4)
+    assert scheduler.slots[1].held == list(b"abcd")
+
+
+def test_the_last_token_of_a_prompt_is_always_evaluated() -> None:
+    scheduler = lived_in("abcdef")
+    waiting(scheduler, "abc")
+    assert move_in(scheduler) == (0, 0, 2)
+    assert scheduler.schedule(100).rows == [Row(0, 2, ord("c"), True)]
+
+
+def test_a_beginning_is_copied_from_a_slot_that_is_lived_in_to_an_empty_one_before_one_that_holds_something() -> None:
+    scheduler = lived_in("", "old", "")
+    waiting(scheduler, "abcd", "abce")
+    assert move_in(scheduler) == (0, 0, 0)
+    read(scheduler)
+    assert move_in(scheduler) == (2, 0, 3)
+    assert [slot.held for slot in scheduler.slots] == [list(b"abcd"), list(b"old"), list(b"abc")]
+
+
+def test_of_two_equal_beginnings_the_one_nobody_lives_in_is_gone_on_with() -> None:
+    scheduler = lived_in("", "abc")
+    scheduler.slots[1].held.clear()
+    [first, _] = waiting(scheduler, "abx", "aby")
+    move_in(scheduler)
+    read(scheduler)
+    scheduler.slots[1].held.extend(b"ab")
+    assert move_in(scheduler) == (1, 1, 2)
+    assert first.slot == 0
+
+
+def test_samples_of_the_prompt_just_read_move_in_together_as_far_as_there_is_room() -> None:
+    scheduler = Scheduler(3)
+    other, *samples = [*waiting(scheduler, "cd"), *waiting(scheduler, "ab", n=4)]
+    move_in(scheduler)
+    read(scheduler)
+    scheduler.remove(other)
+    move_in(scheduler)
+    read(scheduler)
+    twins = scheduler.twins(samples[0])
+    assert [(twin.sequence, twin.slot.index, twin.source.index, twin.keep) for twin in twins] == [
+        (samples[1], 0, 1, 2),
+        (samples[2], 2, 1, 2),
+    ]
+    for twin in twins:
+        scheduler.place(twin, twin.keep)
+    assert [sequence.cached for sequence in samples] == [0, 2, 2, 0]
+    assert list(scheduler.waiting) == [samples[3]]
+
+
+def test_a_prompt_is_read_in_steps_of_its_own_with_logits_for_its_last_token_only() -> None:
+    scheduler = Scheduler(2)
+    waiting(scheduler, "ab", "cdefg")
+    move_in(scheduler)
+    read(scheduler)
+    scheduler.running[0].generated.append(ord("!"))
+    move_in(scheduler)
+    steps = []
+    for _ in range(3):
+        step = scheduler.schedule(2)
+        steps.append(step.rows)
+        scheduler.evaluated(step.shares)
+    assert steps == [
+        [Row(1, 0, ord("c"), False), Row(1, 1, ord("d"), False)],
+        [Row(1, 2, ord("e"), False), Row(1, 3, ord("f"), False)],
+        [Row(1, 4, ord("g"), True)],
+    ]
+
+
+def test_those_that_talk_are_decoded_together_in_the_order_of_their_slots() -> None:
+    scheduler = Scheduler(3)
+    born = waiting(scheduler, "ab", "cde", "f")
+    for sequence in born:
+        move_in(scheduler)
+        read(scheduler)
+        sequence.generated.append(ord("!"))
+    scheduler.remove(born[1])
+    step = scheduler.schedule(100)
+    assert step.rows == [Row(0, 2, ord("!"), True), Row(2, 1, ord("!"), True)]
+    assert step.shares == [(born[0], 1), (born[2], 1)]
+
+
+def test_a_reply_whose_memory_was_lost_is_read_again_with_logits_for_its_last_token_only() -> None:
+    scheduler = Scheduler(1)
+    [sequence] = waiting(scheduler, "abc")
+    move_in(scheduler)
+    read(scheduler)
+    sequence.generated.extend(b"de")
+    read(scheduler)
+    scheduler.resume(sequence, 0)
+    assert scheduler.slots[0].held == []
+    rows = []
+    while sequence.evaluated < sequence.length:
+        step = scheduler.schedule(2)
+        rows += step.rows
+        scheduler.evaluated(step.shares)
+    assert rows == [Row(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
+    assert scheduler.slots[0].held == list(b"abcde")
+
+
+def test_an_interrupted_step_counts_as_far_as_it_came() -> None:
+    scheduler = Scheduler(1)
+    [sequence] = waiting(scheduler, "abcdef")
+    move_in(scheduler)
+    scheduler.resume(sequence, 4)
+    assert scheduler.slots[0].held == list(b"abcd")
+    assert scheduler.schedule(100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
+
+
+# Any requests, in any order, with any interruption, against a backend that checks every call.
+
+ALPHABET = tuple(b"abc")
+
+
+def babble(held: tuple[int, ...], seed: int) -> int:
+    """Say one of three letters, or end: it depends on all that was said and on the seed, as with a real model."""
+    drawn = crc32(repr((held, seed)).encode()) % 13
+    return END if drawn == 12 else ALPHABET[drawn % 3]
+
+
+def expected(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:
+    """Return what a prompt must be answered with, and why the answer ends."""
+    said: list[int] = []
+    while True:
+        token = babble((*prompt, *said), seed)
+        if token == END:
+            return said, "stop"
+        said.append(token)
+        if len(said) == limit:
+            return said, "length"
+        if len(prompt) + len(said) == context:
+            return said, "context"
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sequence as its caller sees it."""
+
+    sequence: Sequence
+    most_shared: int | None = None
+    said: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    finish: FinishEvent | None = None
+
+
+class AnyTraffic(RuleBasedStateMachine):
+    """Requests come, steps are taken and interrupted, streams are closed; what is said never depends on it."""
+
+    @initialize(
+        slots=st.integers(1, 4), batch_size=st.integers(4, 9), can_trim=st.booleans(), context=st.integers(14, 30)
+    )
+    def start(self, slots: int, batch_size: int, can_trim: bool, context: int) -> None:
+        self.backend = ScriptedBackend(
+            babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context
+        )
+        self.stop = StopFlag()
+        self.commands = Commands(self.stop)
+        self.loop = Loop(self.backend.open(lambda event: None, self.stop), 0.0)
+        self.samples: list[Sample] = []
+
+    @rule(
+        prompts=st.lists(
+            st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=12).map(tuple), min_size=1, max_size=3
+        ),
+        limit=st.integers(1, 20),
+        n=st.integers(1, 4),
+        seed=st.integers(0, 3),
+    )
+    def ask(self, prompts: list[tuple[int, ...]], limit: int, n: int, seed: int) -> None:
+        born: list[Sequence] = []
+        for index, prompt in enumerate(prompts):
+            request = Request(prompt, SamplingParams(seed=seed, max_tokens=limit), n=n)
+            asked: dict[SequenceId, Sample] = {}
+            for sequence in sequences(index, request, partial(self.hear, asked)):
+                asked[sequence.id] = Sample(sequence)
+                born.append(sequence)
+            self.samples += asked.values()
+        self.commands.send(Submit(born))
+
+    @staticmethod
+    def hear(asked: dict[SequenceId, Sample], event: Event | Failure) -> None:
+        assert isinstance(event, PromptEvent | TokenEvent | FinishEvent), event
+        sample = asked[event.sequence]
+        assert sample.finish is None
+        if isinstance(event, FinishEvent):
+            sample.finish = event
+        elif isinstance(event, PromptEvent):
+            assert not sample.said
+            sample.read.append(event.evaluated)
+        elif event.token is not None:
+            sample.said.append(event.token)
+
+    @precondition(lambda self: any(sample.finish is None for sample in self.samples))
+    @rule(count=st.integers(1, 12))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if all(sample.finish for sample in self.samples):
+                return
+            self.take()
+
+    @precondition(lambda self: any(sample.finish is None for sample in self.samples))
+    @rule(kept=st.integers(0, 8))
+    def interrupt(self, kept: int) -> None:
+        self.backend.interrupts[len(self.backend.steps)] = kept
+        self.take()
+
+    @precondition(lambda self: any(sample.finish is None for sample in self.samples))
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        live = [sample for sample in self.samples if sample.finish is None]
+        chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
+        done = threading.Event()
+        self.commands.send(Cancel([sample.sequence for sample in chosen], done))
+        assert self.loop.obey(self.commands)
+        assert done.is_set() and not self.stop
+        assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
+
+    def take(self) -> None:
+        """Take one step, and see that a sequence that moves in keeps all that any slot had for it."""
+        self.commands.send(Cancel([], threading.Event()))  # or it would wait where nothing is left to do
+        assert self.loop.obey(self.commands)
+        capacity, memory = self.backend.capacity, [list(held) for held in self.backend.memory]
+        self.loop.step()
+        if capacity != self.backend.capacity:
+            memory = []
+        for sample in self.samples:
+            if sample.most_shared is None and (sample.sequence.slot is not None or sample.said or sample.finish):
+                prompt = sample.sequence.prompt
+                sample.most_shared = max((common_prefix(held, prompt[:-1]) for held in memory), default=0)
+                if self.backend.can_trim and not (sample.finish and sample.finish.reason == "cancelled"):
+                    assert sample.sequence.cached >= sample.most_shared
+
+    def teardown(self) -> None:
+        if not hasattr(self, "loop"):
+            return
+        for _ in range(2000):
+            self.take()
+            if all(sample.finish for sample in self.samples):
+                break
+        for sample in self.samples:
+            finish, sequence = sample.finish, sample.sequence
+            assert finish and sequence.request.params.max_tokens
+            said, reason = expected(
+                sequence.prompt, sequence.seed, sequence.request.params.max_tokens, self.backend.context_size
+            )
+            if finish.reason == "cancelled":
+                assert sample.said == said[: len(sample.said)]
+            else:
+                assert (sample.said, finish.reason) == (said, reason)
+            assert finish.completion_tokens == len(sample.said)
+        self.backend.close()
+
+
+AnyTraffic.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+test_whatever_comes_each_gets_its_own_reply = AnyTraffic.TestCase

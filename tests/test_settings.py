@@ -1,0 +1,126 @@
+"""Settings: a stack of partial values, folded into one that is checked; the configuration file among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cerebrum_cli.ground.errors import ConfigError, UsageError
+from cerebrum_cli.ground.settings import KEYS, Settings, checked, environment, fold, read_config
+
+GOOD: dict[str, Any] = {
+    "model": "starter",
+    "system": "",
+    "format": "cerebrum",
+    "max_tokens": 1,
+    "temperature": 0.5,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repeat_penalty": 1.1,
+    "seed": 2**32 - 2,
+    "stop": ("a b", "\n"),
+    "ctx": 4096,
+    "threads": 2,
+    "gpu_layers": "all",
+}
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert fold() == fold({}, {"seed": None}) == Settings()
+    assert (Settings().temperature, Settings().repeat_penalty, Settings().max_tokens) == (0.0, 1.0, None)
+
+
+def test_a_later_layer_counts_above_an_earlier_one_and_none_says_nothing() -> None:
+    row, config, given = (
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 0.2, "seed": 3},
+        {"temperature": 0, "seed": None},
+    )
+    assert fold(row, config, given) == Settings(temperature=0.0, top_k=5, seed=3)
+
+
+def test_every_setting_can_be_given_and_is_kept_in_its_own_type() -> None:
+    assert set(GOOD) == set(KEYS)
+    settings = fold(GOOD)
+    assert {key: getattr(settings, key) for key in KEYS} == GOOD
+    assert isinstance(fold({"temperature": 1}).temperature, float)
+    assert fold({"gpu_layers": 12}).gpu_layers == "12"
+    assert fold({"stop": "one"}).stop == ("one",)
+    assert fold({"stop": ["one", "two"]}).stop == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "do"),
+    [
+        ("max_tokens", 0, "it must be a whole number of 1 or more"),
+        ("max_tokens", 2.0, "it must be a whole number of 1 or more"),
+        ("max_tokens", True, "it must be a whole number of 1 or more"),
+        ("temperature", -0.1, "it must be a number of 0 or more"),
+        ("temperature", float("nan"), "it must be a number of 0 or more"),
+        ("temperature", "hot", "it must be a number of 0 or more"),
+        ("top_p", 1.5, "it must be a number from 0 to 1"),
+        ("min_p", -1, "it must be a number from 0 to 1"),
+        ("repeat_penalty", 0, "it must be a number of 0.01 or more"),
+        ("seed", 2**32 - 1, "it must be a whole number from 0 to 4294967294"),
+        ("threads", 2000, "it must be a whole number from 1 to 1024"),
+        ("ctx", 0, "it must be a whole number of 1 or more"),
+        ("gpu_layers", "many", "it must be a number of layers, `auto` or `all`"),
+        ("gpu_layers", "-1", "it must be a number of layers, `auto` or `all`"),
+        ("stop", "", "it must be text that is not empty"),
+        ("stop", ["a", 1], "it must be text that is not empty"),
+        ("model", 7, "it must be text"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_by_its_option(key: str, value: Any, do: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        checked(key, value)
+    assert caught.value.what == f"--{key.replace('_', '-')} is {value!r}"
+    assert caught.value.do == do
+
+
+def test_the_formats_stop_texts_stand_beside_the_users() -> None:
+    params = fold({"stop": "END", "temperature": 1, "max_tokens": 5}).sampling(("\nUser:",))
+    assert (params.stop, params.temperature, params.max_tokens) == (("\nUser:", "END"), 1.0, 5)
+
+
+def test_a_configuration_is_read_with_dashes_or_underscores(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    assert read_config(path) == {}
+    path.write_text('max-tokens = 5\ntop_k = 3\nstop = ["a"]\n', encoding="utf-8")
+    assert fold(read_config(path)) == Settings(max_tokens=5, top_k=3, stop=("a",))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
+        (b"\xff", "invalid start byte"),
+        (b"colour = 1\n", "unknown key `colour`"),
+        (b"[ask]\ntop_k = 1\n", "unknown key `ask`"),
+        (b"top_k = 1\nseed = -1\n", "key `seed`: -1"),
+        (b'temperature = "is hot"\n', "key `temperature`: 'is hot'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_named_with_the_place(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    assert caught.value.what.startswith(f"{path}: ")
+    assert said in caught.value.what
+    assert caught.value.do
+
+
+def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        read_config(tmp_path)
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCESSIBLE", "")
+    assert environment("ACCESSIBLE") is None
+    monkeypatch.setenv("ACCESSIBLE", "1")
+    assert environment("ACCESSIBLE") == "1"

@@ -1,0 +1,56 @@
+"""A fast start: what a command does not need is not imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+HEAVY = ("llama_cpp", "numpy", "huggingface_hub", "prompt_toolkit", "jinja2", "rich", "psutil", "gguf", "sqlite3")
+# Runs the command line and then tells on standard error which packages it has loaded.
+SCRIPT = """
+import sys
+from cerebrum_cli.main import run
+code = run(sys.argv[1:])
+print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def loaded(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
+    """Return the packages a command line loads."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=cerebrum.environment(),
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"]])
+def test_help_and_version_load_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    packages = loaded(CommandLine(tmp_path), *arguments)
+    assert "cerebrum_cli" in packages
+    assert packages.isdisjoint(HEAVY)
+
+
+def test_list_and_show_read_files_without_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
+    user = CommandLine(tmp_path)
+    engine = {"llama_cpp", "numpy", "jinja2", "huggingface_hub", "prompt_toolkit", "gguf"}
+    assert loaded(user, "pull", chatml_model).isdisjoint(engine)
+    assert loaded(user, "list").isdisjoint(engine)
+    assert loaded(user, "show", "chatml").isdisjoint(engine)
+
+
+def test_an_answer_loads_the_bindings_alone(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
+    asked = ("-m", mistral_model, "--format", "cerebrum", "-n", "2", "hi")
+    packages = loaded(CommandLine(tmp_path), "ask", *asked)
+    assert "llama_cpp" in packages
+    assert packages.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "gguf"})

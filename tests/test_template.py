@@ -1,0 +1,210 @@
+"""Templates embedded in GGUF files: rendered as Jinja renders them, with each reply in the tokens it was said in."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded, untrusted
+from vocabularies import marked_up, opened_vocabulary, spelled, written
+
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.formats.thinking import THOUGHTS, opened_thought
+from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.errors import FormatError
+from cerebrum_cli.ground.parts import Text, Tokens
+
+CONVERSATIONS = {
+    "one question": ONE,
+    "two turns": TWO,
+    "three turns": TWO.assistant("John William Strutt.").user("When?"),
+    "white space around": Conversation().user("\n  padded \t\n").assistant(" said\n\n").user(" again "),
+    "padded differently": Conversation().user("plain").assistant("\n\nsaid").user("\n b").assistant("c ").user(" d"),
+    "nothing said": Conversation().user("").assistant("").user(" "),
+    "unicode": Conversation().user("Größe 東京 🙂").assistant("é").user("再问一次"),
+    "jinja": Conversation().user("{{ 7 * 7 }}{% raise %}").assistant("{# no #}").user("{%- endfor %}"),
+    "html": Conversation().user("<b>1 & 2</b>").assistant('"quoted"').user("it's"),
+    "private use": Conversation().user("\ue0000\ue001").assistant("\ue000").user("\ue00099\ue001"),
+}
+SYSTEMS = (None, "Be brief.", " Be\nbrief. \n", "")
+
+
+@pytest.fixture(scope="module")
+def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
+    with opened_vocabulary(chatml_model) as backend:
+        yield backend
+
+
+def talks(template: str) -> Iterator[tuple[str, Conversation]]:
+    """Yield all conversations a template has a place for, with the system prompts it has one for."""
+    for (name, talk), system in itertools.product(CONVERSATIONS.items(), SYSTEMS):
+        if system is None or template not in NO_SYSTEM:
+            yield f"{name}, system {system!r}", Conversation(talk.messages, system)
+
+
+@cache
+def plain_jinja(source: str) -> jinja2.Template:
+    """Return a template as any Jinja reads it, with the functions model templates expect."""
+
+    def raise_exception(message: str) -> NoReturn:
+        raise AssertionError(message)
+
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.globals |= {
+        "raise_exception": raise_exception,
+        "strftime_now": lambda pattern: datetime.datetime.now().strftime(pattern),
+    }
+    source = source.replace("{% generation %}", "{% if true %}").replace("{% endgeneration %}", "{% endif %}")
+    return environment.from_string(source)
+
+
+def plainly_rendered(source: str, conversation: Conversation, bos: str, eos: str) -> str:
+    system = conversation.system_prompt
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages += [{"role": message.role, "content": message.content} for message in conversation.messages]
+    return plain_jinja(source).render(
+        messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos, tools=None
+    )
+
+
+# What is written.
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_writes_what_jinja_writes(template: str, chatml: LlamaBackend) -> None:
+    for name, talk in talks(template):
+        expected = plainly_rendered(TEMPLATES[template], talk, chatml.special("bos"), chatml.special("eos"))
+        assert written(embedded(chatml, template).render(talk)) == expected, name
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_only_a_template_is_trusted_and_never_a_message(template: str, chatml: LlamaBackend) -> None:
+    for name, talk in talks(template):
+        pasted = [text.strip() for text in untrusted(embedded(chatml, template).render(talk))]
+        contents = [talk.system_prompt or "", *(message.content for message in talk.messages)]
+        assert sorted(pasted) == sorted(filter(None, map(str.strip, contents))), name
+
+
+@pytest.mark.parametrize(
+    ("template", "talk", "reason"),
+    [
+        ("gemma", Conversation((), "Be brief.").user("Why?"), "System role not supported"),
+        ("mistral", Conversation().user("a").user("b"), "conversation roles must alternate"),
+        ("llama-2", Conversation().assistant("a").user("b"), "Conversation roles must alternate"),
+    ],
+)
+def test_a_template_says_why_it_refuses(template: str, talk: Conversation, reason: str, chatml: LlamaBackend) -> None:
+    with pytest.raises(FormatError, match=reason) as caught:
+        embedded(chatml, template).render(talk)
+    assert caught.value.what.startswith("the model's template refuses this conversation: ")
+    assert caught.value.do
+
+
+def test_options_reach_the_template(chatml: LlamaBackend) -> None:
+    assert written(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE)).count("Reasoning: high") == 1
+    quick = written(embedded(chatml, "qwen3", enable_thinking=False).render(ONE))
+    assert quick == written(embedded(chatml, "qwen3").render(ONE)) + "<think>\n\n</think>\n\n"
+    assert not written(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE)).endswith("assistant\n")
+
+
+def test_options_do_not_replace_the_conversation(chatml: LlamaBackend) -> None:
+    assert untrusted(embedded(chatml, "chatml", messages=[]).render(ONE)) == ["Why is the sky blue?"]
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "opened"),
+    [
+        ("deepseek-r1", {}, "<think>"),
+        ("qwen3", {}, None),
+        ("qwen3", {"enable_thinking": False}, None),
+        ("smollm3", {}, None),
+        ("chatml", {}, None),
+    ],
+)
+def test_a_prompt_may_open_a_thought_for_the_model(
+    template: str, options: dict[str, Any], opened: str | None, chatml: LlamaBackend
+) -> None:
+    last = embedded(chatml, template, **options).render(ONE)[-1]
+    assert isinstance(last, Text) and last.trusted
+    thought = opened_thought(last.value, THOUGHTS)
+    assert (thought.open if thought else None) == opened
+
+
+def test_a_render_knows_one_moment(chatml: LlamaBackend) -> None:
+    parts = embedded(chatml, "{{ strftime_now('%f') }}" + BARE).render(Conversation().user("<|im_end|>"))
+    assert untrusted(parts) == ["<|im_end|>"]
+
+
+# Replies that stand in a prompt as the tokens they were said in.
+
+
+@settings(deadline=None, max_examples=25)
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}], ids=["", "no thinking"])
+@pytest.mark.parametrize("template", [*TEMPLATES, BARE, UPPER])
+@given(data=st.data())
+def test_the_next_prompt_extends_what_was_read_and_said(
+    template: str, options: dict[str, Any], data: st.DataObject, chatml: LlamaBackend
+) -> None:
+    form = embedded(chatml, template, **options)
+    sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_end(token)), max_size=8)
+    texts = marked_up.map(lambda text: chatml.tokenize((Text(text),)))
+    talk = Conversation()
+    read: tuple[int, ...] = ()
+    for _ in range(3):
+        talk = talk.user(data.draw(st.text("ab <>\n", min_size=1).filter(str.strip)))
+        prompt = chatml.tokenize(form.render(talk))
+        assert prompt[: len(read)] == read
+        said = data.draw(sampled.map(tuple) | texts)
+        talk = talk.assistant(spelled(chatml, said).strip(), said)
+        read = prompt + said
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "before", "after"),
+    [
+        ("chatml", {}, "<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>user\n"),
+        ("mistral", {}, "[/INST]", "<|im_end|>[INST] "),
+        ("qwen3", {"enable_thinking": False}, "<|im_start|>assistant\n<think>\n\n</think>\n\n", "<|im_end|>\n"),
+        ("smollm3", {"enable_thinking": False}, "<|im_start|>assistant\n<think>\n\n</think>\n", "<|im_end|>\n"),
+        ("deepseek-r1", {}, "<｜Assistant｜><think>\n", "<｜end▁of▁sentence｜>"),
+        ("gpt-oss", {}, "<|end|><|start|>assistant", "<|end|><|start|>user<|message|>"),
+    ],
+)
+def test_a_reply_stands_behind_the_text_it_was_asked_for_with(
+    template: str, options: dict[str, Any], before: str, after: str, chatml: LlamaBackend
+) -> None:
+    parts = embedded(chatml, template, **options).render(Conversation().user("a").assistant("b", (7,)).user("c"))
+    at = parts.index(Tokens((7,)))
+    around = parts[at - 1], parts[at + 1]
+    assert all(isinstance(part, Text) and part.trusted for part in around)
+    assert written(around[:1]).endswith(before)
+    assert written(around[1:]).startswith(after)
+    assert Text("b") not in parts
+
+
+def test_a_reply_in_tokens_does_not_trouble_a_template_that_would_cut_its_text(chatml: LlamaBackend) -> None:
+    talk = Conversation().user("<think>").assistant("use </think> so", (7,)).user("<|im_end|>")
+    parts = embedded(chatml, "qwen3").render(talk)
+    assert Tokens((7,)) in parts
+    assert untrusted(parts) == ["<think>", "<|im_end|>"]
+
+
+def test_a_template_that_rewrites_messages_keeps_the_tokens_of_replies(chatml: LlamaBackend) -> None:
+    parts = embedded(chatml, UPPER).render(Conversation().user("a\ue0000\ue001").assistant("b", (7,)).user("c"))
+    assert parts == (
+        Text("<|im_start|>A", trusted=True),
+        Text("\ue0000\ue001"),
+        Text("<|im_end|><|im_start|>", trusted=True),
+        Tokens((7,)),
+        Text("<|im_end|><|im_start|>C<|im_end|><|im_start|>", trusted=True),
+    )

@@ -1,0 +1,595 @@
+"""Screens: what a model says cannot steer one, Markdown grows on one without a line twice, waiting shows on one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.markdown import Markdown
+from screen import ScreenFile
+
+from cerebrum_cli.ground.errors import CerebrumError, Interrupted
+from cerebrum_cli.ground.events import (
+    Event,
+    FinishEvent,
+    LoadEvent,
+    NoticeEvent,
+    PromptEvent,
+    SequenceId,
+    Timings,
+    TokenEvent,
+)
+from cerebrum_cli.terminal import markdown, progress
+from cerebrum_cli.terminal.control import LONGEST, ControlFilter, strip_controls
+from cerebrum_cli.terminal.markdown import MarkdownStream
+from cerebrum_cli.terminal.progress import FileProgress, StatusLine
+from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, TextSink, answer_sink, play
+from cerebrum_cli.terminal.streams import Streams, holds_input
+from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, size_text, stats_line
+
+ONE = SequenceId(0)
+FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process's terminal an ordinary one, whatever the tests run in."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("ACCESSIBLE", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def piped() -> Streams:
+    """Return streams that nobody sits behind."""
+    return Streams(StringIO(), StringIO(), None, False, False, False)
+
+
+def shown(columns: int = 80, rows: int = 24) -> Streams:
+    """Return streams that are screens."""
+    return Streams(ScreenFile(columns, rows), ScreenFile(columns, rows), None, True, True, True)
+
+
+def written(stream: object) -> str:
+    """Return what was written to one of those streams."""
+    assert isinstance(stream, StringIO)
+    return stream.getvalue()
+
+
+def lines(stream: object) -> list[str]:
+    """Return what a screen shows."""
+    assert isinstance(stream, ScreenFile)
+    return stream.screen.lines
+
+
+# Control sequences.
+
+SEQUENCES = {
+    "a\x1b[31mred\x1b[0m": "ared",
+    "a\x1b[2J\x1b[1;1Hb": "ab",
+    "a\x1b[?1049hb": "ab",
+    "a\x1b]0;title\x07b": "ab",
+    "a\x1b]0;title\x1b\\b": "ab",
+    "a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\b": "alinkb",
+    "a\x1b]52;c;aGk=\x07b": "ab",
+    "a\x1bPq#0~\x1b\\b": "ab",
+    "a\x1b_G\x1b\\b": "ab",
+    "a\x9b31mb": "ab",
+    "a\x9d0;title\x9cb": "ab",
+    "a\x85\x8d\x9fb\x9c": "a",
+    "a\x1bcb": "ab",
+    "a\x1b(0b": "ab",
+    "a\x1b#8b": "ab",
+    "a\x1b": "a",
+    "a\x1b\nb": "a\nb",
+    "a\x1b[31": "a[31",
+    "a\x1b]0;never ends": "a]0;never ends",
+    "one\rtwo\r\nthree": "onetwo\nthree",
+    "a\x08\x08b\x07\x7f\x00c": "abc",
+    "tab\tline\nend": "tab\tline\nend",
+    "é 日本語 😀 \N{NO-BREAK SPACE}": "é 日本語 😀 \N{NO-BREAK SPACE}",
+}
+
+
+@pytest.mark.parametrize(("text", "clean"), SEQUENCES.items())
+def test_control_sequences_are_taken_out_wherever_they_are_cut(text: str, clean: str) -> None:
+    assert strip_controls(text) == clean
+    for cut in range(len(text) + 1):
+        assert streamed([text[:cut], text[cut:]]) == clean
+    assert streamed(list(text)) == clean
+
+
+def streamed(pieces: list[str]) -> str:
+    """Return what comes through a filter in pieces."""
+    through = ControlFilter()
+    return "".join(map(through.feed, pieces)) + through.flush()
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.text(max_size=8), st.sampled_from([*SEQUENCES, "\x1b", "[", "]", "\\", "\x07", "3", "m", "\x9b", "P"])
+    ),
+    max_size=12,
+)
+
+
+@given(PIECES)
+@example(["\x1b]a\x1b", "[3", "1m"])
+def test_what_comes_through_holds_no_control_and_does_not_depend_on_the_pieces(pieces: list[str]) -> None:
+    clean = streamed(pieces)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean)
+    assert clean == strip_controls("".join(pieces))
+
+
+@given(st.text(st.characters(exclude_categories=["Cc"], include_characters="\t\n")))
+def test_text_without_controls_is_unchanged(text: str) -> None:
+    assert streamed([text]) == strip_controls(text) == text
+
+
+def test_a_sequence_that_never_ends_hides_no_more_than_its_bound() -> None:
+    through = ControlFilter()
+    text = "\x1b]0;" + "x" * LONGEST
+    assert "".join(map(through.feed, text)).endswith("xx")
+    assert through.feed("shown") == "shown"
+
+
+# Markdown.
+
+DOCUMENT = """# Title
+
+A paragraph with **bold** words that is long enough to wrap, surely, on a window of twenty columns.
+Its second line.
+
+Setext
+======
+
+- one
+- two with `code` and more words, to wrap
+  - nested
+
+- loose
+
+1. first
+2. second
+
+```python
+def f(x):
+    return x * 2
+
+# not a heading
+for i in range(30):
+    print(i)
+```
+
+| a | b |
+|---|---|
+| 1 | 日本語 |
+| 2 | 😀 |
+
+> a quote
+> goes on
+lazily
+
+---
+
+日本語のテキストはとても幅が広いので折り返しが必要です。もっと長い文章を書きます。
+#hashtag is no heading, though it begins as one
+
+* * *
+
+Last ~~struck~~ line
+"""
+TALL = "before\n\n```\n" + "".join(f"line {number}\n" for number in range(40)) + "```\n\nafter"
+SIZES = [(80, 24), (20, 6), (33, 4), (20, 2), (120, 60)]
+
+
+def grown(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
+    """Return the screen after a stream of Markdown, a few characters at a time."""
+    file = ScreenFile(columns, rows)
+    stream = MarkdownStream(Console(file=file, width=columns, height=rows))
+    for at in range(0, len(text), step):
+        stream.feed(text[at : at + step])
+    stream.close()
+    return file
+
+
+def at_once(text: str, columns: int, rows: int) -> list[str]:
+    """Return the lines of rich's own rendering of the whole."""
+    file = ScreenFile(columns, rows)
+    Console(file=file, width=columns, height=rows).print(Markdown(text, hyperlinks=False))
+    return file.screen.lines
+
+
+@pytest.fixture
+def every_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw at every piece of text."""
+    monkeypatch.setattr(markdown, "REDRAW_EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("every_character")
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+@pytest.mark.parametrize(("text", "step"), [(DOCUMENT, 1), (TALL, 3)])
+def test_markdown_grows_into_what_it_is_at_once(text: str, step: int, columns: int, rows: int) -> None:
+    file = grown(text, columns, rows, step)
+    assert file.screen.lines == at_once(text, columns, rows)
+    assert file.screen.cursor == (0, len(file.screen.lines))
+    assert not file.screen.cursor_hidden
+
+
+BLOCKS = [
+    "# Head line",
+    "some words that will wrap around",
+    "Setext\n---",
+    "---",
+    "- a\n- b",
+    "- a\n\n- loose\n\n  in item",
+    "1. one\n   - nested",
+    "```py\nx = 1\n\n- not a list\n```",
+    "    indented",
+    "| a | b |\n|---|---|\n| 日本 | 😀 |",
+    "text before\n| a | b |\n|---|---|",
+    "> quote\nlazy",
+    "<div>html</div>",
+    "para\n#hashtag",
+    "para\n```x`y",
+    "para\n1. x",
+    "日本語のテキストはとても幅が広い",
+    "line  \nbreak\u2028same line",
+    "a\x0bb\x85c",
+    "```\nunclosed",
+]
+
+
+@pytest.mark.usefixtures("every_character")
+def test_markdown_of_any_blocks_grows_into_what_it_is_at_once() -> None:
+    @given(
+        st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5),
+        st.sampled_from(["\n", "\n\n"]),
+        st.sampled_from(SIZES[:4]),
+        st.integers(1, 7),
+    )
+    def holds(blocks: list[str], between: str, size: tuple[int, int], step: int) -> None:
+        text = between.join(blocks)
+        assert grown(text, *size, step).screen.lines == at_once(text, *size)
+
+    holds()
+
+
+@pytest.mark.usefixtures("every_character")
+def test_a_finished_block_is_written_once() -> None:
+    file = grown("first block\n\nsecond block\n\nthird", 80, 24)
+    assert "first block" not in file.getvalue().partition("third")[2]
+    assert len(re.findall("first block", file.getvalue())) <= len("first block\n\nsecond block")
+
+
+@pytest.mark.usefixtures("every_character")
+def test_markdown_leaves_no_spaces_to_be_copied() -> None:
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", grown("# Title\n\nshort\n\n- item\n\n> quote", 80, 24).getvalue())
+    assert "short\n" in text
+    assert "item\n" in text
+    assert "quote\n" in text
+
+
+def test_markdown_is_not_drawn_at_every_token() -> None:
+    assert grown("word " * 2000, 80, 24).getvalue().count("\r") < 200
+
+
+# Sinks.
+
+
+def tokens(*texts: str) -> Generator[Event, None, None]:
+    """Yield a reply of these texts."""
+    for text in texts:
+        yield TokenEvent(ONE, text)
+    yield FINISH
+
+
+def played(streams: Streams, sink: Callable[[Streams], TextSink | MarkdownSink], *texts: str) -> None:
+    """Play a reply into one sink."""
+    play(tokens(*texts), lambda: None, [sink(streams)])
+
+
+@pytest.mark.parametrize(
+    ("texts", "out"), [(["a", "b"], "ab\n"), (["a\n"], "a\n"), ([], ""), (["a\x1b[31", "mb"], "a\x1b[31mb\n")]
+)
+def test_a_pipe_gets_the_text_as_it_is_and_a_last_line_break(texts: list[str], out: str) -> None:
+    streams = piped()
+    played(streams, TextSink, *texts)
+    assert written(streams.out) == out
+
+
+@pytest.mark.parametrize("sink", [TextSink, MarkdownSink])
+def test_a_terminal_gets_text_that_cannot_steer_it(sink: Callable[[Streams], TextSink | MarkdownSink]) -> None:
+    streams = shown()
+    played(streams, sink, "one \x1b", "]0;title", "\x07two\r", "\x1b[2J three \x1b]0;cut")
+    assert lines(streams.out) == ["one two three ]0;cut"]
+    assert "title" not in written(streams.out)
+
+
+def test_thought_and_notices_stay_off_standard_output() -> None:
+    streams = piped()
+    events: list[Event] = [NoticeEvent("what is", "what to do"), TokenEvent(ONE, "hm", "thinking")]
+    sinks = [TextSink(streams), NoticeSink(streams)]
+    for event in events:
+        for sink in sinks:
+            sink.emit(event)
+    assert written(streams.out) == ""
+    assert written(streams.err) == "note: what is\n      what to do\n"
+
+
+def test_markdown_is_for_terminals_that_can_be_drawn_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(answer_sink(shown(), markdown=True), MarkdownSink)
+    assert isinstance(answer_sink(shown(), markdown=False), TextSink)
+    assert isinstance(answer_sink(piped(), markdown=True), TextSink)
+    monkeypatch.setenv("ACCESSIBLE", "1")
+    assert isinstance(answer_sink(shown(), markdown=True), TextSink)
+    monkeypatch.delenv("ACCESSIBLE")
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(answer_sink(shown(), markdown=True), TextSink)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_the_reply_which_is_played_out_and_closed(number: signal.Signals) -> None:
+    streams = piped()
+    cancelled: list[bool] = []
+    closed: list[bool] = []
+
+    def events() -> Iterator[Event]:
+        try:
+            yield TokenEvent(ONE, "so far")
+            os.kill(os.getpid(), number)
+            yield TokenEvent(ONE, ", and the rest")
+            yield replace(FINISH, reason="cancelled")
+        finally:
+            closed.append(True)
+
+    def generator() -> Generator[Event, None, None]:
+        yield from events()
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught:
+        play(generator(), lambda: cancelled.append(True), [TextSink(streams)])
+    assert caught.value.exit_code == 128 + number
+    assert written(streams.out) == "so far, and the rest\n"
+    assert cancelled
+    assert closed == [True]
+    assert signal.getsignal(number) == before
+
+
+def test_a_sink_that_fails_closes_the_reply() -> None:
+    closed: list[bool] = []
+
+    def events() -> Generator[Event, None, None]:
+        try:
+            yield TokenEvent(ONE, "text")
+        finally:
+            closed.append(True)
+
+    class Broken(StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return os.open(os.devnull, os.O_WRONLY)
+
+    streams = replace(piped(), out=Broken())
+    with pytest.raises(BrokenPipeError):
+        play(events(), lambda: None, [TextSink(streams)])
+    assert closed == [True]
+
+
+# Waiting.
+
+
+def test_a_short_wait_shows_nothing() -> None:
+    streams = shown()
+    line = StatusLine(streams, "model")
+    for event in (LoadEvent(0.0), LoadEvent(1.0), PromptEvent(ONE, 0, 9), PromptEvent(ONE, 9, 9), FINISH):
+        line.emit(event)
+    line.close()
+    assert written(streams.err) == ""
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if isinstance(thread, threading.Timer) and not thread.finished.is_set()
+    ]
+
+
+def test_a_long_wait_shows_one_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.02)
+    streams = shown()
+    line = StatusLine(streams, "a \x1b[31mmodel")
+    line.emit(LoadEvent(0.25))
+    until(lambda: lines(streams.err) == ["loading a model 25%"])
+    line.emit(LoadEvent(0.75))
+    assert lines(streams.err) == ["loading a model 75%"]
+    line.emit(PromptEvent(ONE, 128, 1024))
+    assert lines(streams.err) == ["reading the prompt: 128 of 1024 tokens"]
+    line.emit(TokenEvent(ONE, "hi"))
+    assert lines(streams.err) == []
+    line.close()
+    assert written(streams.out) == ""
+
+
+def test_a_line_that_goes_away_is_no_longer_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    streams = shown()
+    line = StatusLine(streams, "m" * 200)
+    line.emit(LoadEvent(0.5))
+    until(lambda: len(lines(streams.err)) == 1)
+    line.close()
+    assert lines(streams.err) == []
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came to be")
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("ACCESSIBLE", "1"), ("TERM", "xterm")])
+def test_nothing_is_drawn_over_where_nobody_could_see_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    monkeypatch.setenv(name, value)
+    streams = piped() if value == "xterm" else shown()
+    line = StatusLine(streams, "model")
+    line.emit(LoadEvent(0.5))
+    time.sleep(0.02)
+    line.close()
+    assert written(streams.err) == ""
+
+
+def test_files_elsewhere_than_on_a_terminal_are_a_line_a_stage_and_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    streams = piped()
+    with FileProgress(streams, quiet=False) as files:
+        for second, done in enumerate((0, 10, 20, 30)):
+            now[0] = 1000.0 + 25 * second
+            files.update("download", done * 1_000_000, 30_000_000)
+        files.update("verify", 30_000_000, 30_000_000)
+    assert written(streams.err).splitlines() == [
+        "download: 0 of 30 MB",
+        "download: 30 of 30 MB",
+        "verify: 30 of 30 MB",
+    ]
+    with FileProgress(quiet := piped(), quiet=True) as files:
+        files.update("download", 0, 1)
+    assert written(quiet.err) == ""
+
+
+def test_files_on_a_terminal_are_bars() -> None:
+    streams = shown()
+    with FileProgress(streams, quiet=False) as files:
+        files.update("download", 15_000_000, 30_000_000)
+        files.update("download", 30_000_000, 30_000_000)
+    [line] = lines(streams.err)
+    assert line.startswith("download")
+    assert "30.0/30.0 MB" in line
+    assert isinstance(streams.err, ScreenFile)
+    assert not streams.err.screen.cursor_hidden
+
+
+# Streams.
+
+
+def test_a_question_is_asked_only_of_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    for reply, yes in (("\n", True), ("y\n", True), ("YES\n", True), ("n\n", False), ("what\n", False), ("", False)):
+        monkeypatch.setattr("sys.stdin", StringIO(reply))
+        streams = shown()
+        assert streams.confirm("Pull it?") is yes
+        assert written(streams.err) == "Pull it? [Y/n] " + "\n" * (not reply)
+    assert not piped().confirm("Pull it?")
+    assert not replace(shown(), in_is_terminal=False).confirm("Pull it?")
+
+
+def test_errors_say_what_is_and_what_to_do_without_steering_the_terminal() -> None:
+    streams = shown()
+    streams.error(CerebrumError("a\x1b[2Jb", "c\x07d"))
+    streams.error(CerebrumError("alone"))
+    assert written(streams.err) == "error: ab\n  try: cd\nerror: alone\n"
+
+
+def test_an_object_is_one_line_of_utf_8() -> None:
+    streams = piped()
+    streams.answer_object({"text": "é\n\x1b"})
+    assert written(streams.out) == '{"text": "é\\n\\u001b"}\n'
+
+
+def test_only_pipes_and_files_hold_input(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with open(tmp_path / "file", "w+b") as file, open(os.devnull, "rb") as null:
+        assert holds_input(reading)
+        assert holds_input(file.fileno())
+        assert not holds_input(null.fileno())
+    os.close(reading)
+    os.close(writing)
+    assert not holds_input(reading)
+
+
+# Tables.
+
+LONG = "a note " * 60
+PLACE = "/a/very/long/path/" * 12 + "model.gguf"
+
+
+def listed(name: str = "collective-cognition-7b") -> dict[str, object]:
+    """Return a row of `list`."""
+    return {
+        "name": name,
+        "path": PLACE,
+        "default": True,
+        "quantization": "Q4_K_M",
+        "size": 4_368_438_944,
+        "format": None,
+        "context_size": 32768,
+        "error": None,
+    }
+
+
+def test_tables_in_a_pipe_are_lines_that_nothing_is_cut_from() -> None:
+    streams = piped()
+    print_models(streams, [listed(), listed("b")])
+    head, first, second = written(streams.out).splitlines()
+    assert head.split() == ["name", "quant", "size", "format", "context", "path"]
+    assert first.split() == ["*", "collective-cognition-7b", "Q4_K_M", "4.37", "GB", "-", "32768", PLACE]
+    assert second.endswith(PLACE)
+    streams = piped()
+    row: dict[str, object] = {"name": "a", "here": False, "licence": None, "notes": LONG}
+    print_catalogue(streams, [row, {**row, "notes": "short"}])
+    assert LONG.strip() in written(streams.out)
+    assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_tables_on_a_terminal_wrap_and_no_name_is_cut(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    models, catalogue = shown(columns, 24), shown(columns, 24)
+    print_models(models, [listed()])
+    row: dict[str, object] = {"name": "collective-cognition-7b", "here": True, "licence": "mit", "notes": LONG}
+    print_catalogue(catalogue, [row])
+    for streams in (models, catalogue):
+        assert any("collective-cognition-7b" in line for line in lines(streams.out))
+        assert "…" not in "".join(lines(streams.out))
+    assert "".join("".join(lines(catalogue.out)).split()).count("anote") == LONG.count("a note")
+
+
+def test_a_description_is_a_line_each() -> None:
+    streams = piped()
+    print_description(streams, {"name": "a\x1b[2J", "size": 98_362_432, "default": True, "repo_id": None})
+    assert written(streams.out).splitlines() == [
+        "name     a",
+        "size     98 MB (98362432 bytes)",
+        "default  yes",
+        "repo_id  -",
+    ]
+
+
+def test_sizes_are_in_units_of_1000() -> None:
+    assert [size_text(size) for size in (None, 98_362_432, 4_368_438_944)] == ["-", "98 MB", "4.37 GB"]
+
+
+def test_stats_are_one_line() -> None:
+    assert stats_line(FINISH, "starter", "embedded") == (
+        "starter | format embedded | load 0.50 s | prompt 12 tokens 12.0/s | answer 5 tokens 2.0/s"
+        " | first token 1.25 s | context 2048 | seed 42 | ended by stop"
+    )
+    cached = replace(FINISH, cached_tokens=10, timings=Timings())
+    assert "prompt 12 tokens (10 cached) 0.0/s" in stats_line(cached, "m", "f")

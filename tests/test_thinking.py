@@ -1,0 +1,161 @@
+"""A model's marked thought is told from its answer, however the stream is cut, and no character is lost."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.formats.format import ThoughtMarkup
+from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtSplitter, opened_thought
+from cerebrum_cli.ground.events import Channel
+
+THINK = THOUGHTS[0]
+ANALYSIS = "<|channel|>analysis<|message|>"
+COMMENTARY = "<|channel|>commentary<|message|>"
+FINAL = "<|channel|>final<|message|>"
+START = "<|start|>assistant"
+
+
+def split(*stream: str, opened: ThoughtMarkup | None = None) -> list[tuple[Channel, str]]:
+    """Return what is said of a stream, with neighbours of one channel made one."""
+    splitter = ThoughtSplitter(THOUGHTS, opened)
+    said = [piece for text in stream for piece in splitter.feed(text)] + splitter.flush()
+    assert all(text for _, text in said)
+    return [
+        (channel, "".join(text for _, text in pieces))
+        for channel, pieces in itertools.groupby(said, key=lambda piece: piece[0])
+    ]
+
+
+def thought_and_answer(*stream: str, opened: ThoughtMarkup | None = None) -> tuple[str, str]:
+    said = split(*stream, opened=opened)
+    thinking, answer = ("".join(text for to, text in said if to == channel) for channel in ("thinking", "answer"))
+    return thinking, answer
+
+
+CASES = [
+    ("no thought", "The answer is 4.", ("", "The answer is 4.")),
+    ("nothing", "", ("", "")),
+    ("white space alone", " \n ", ("", "")),
+    ("edges", "\n\n a  b \n", ("", "a  b")),
+    ("a thought", "<think>\nhm, 2+2\n</think>\n\nFour.\n", ("hm, 2+2", "Four.")),
+    ("space before", " \n<think>hm</think>Four.", ("hm", "Four.")),
+    ("an empty thought", "<think>\n\n</think>\n\nFour.", ("", "Four.")),
+    ("a thought and no answer", "<think>hm</think>\n", ("hm", "")),
+    ("a thought without an end", "<think>hm, <b> and </thin", ("hm, <b> and </thin", "")),
+    ("a thought that only begins", "<think>", ("", "")),
+    ("half of a beginning", "<thi", ("", "<thi")),
+    ("not quite a beginning", "<thin ice>", ("", "<thin ice>")),
+    ("two thoughts", "<think>a\n</think>\n<think>b</think> c", ("a\nb", "c")),
+    ("two kinds of thought", "<thinking>a</thinking>[THINK]b[/THINK]c", ("ab", "c")),
+    ("a beginning inside a thought", "<think>a <think> b</think>c", ("a <think> b", "c")),
+    ("another's end inside a thought", "<think>a</thinking>b</think>c", ("a</thinking>b", "c")),
+    ("a thought inside the answer", "It is <think>no</think> markup.", ("", "It is <think>no</think> markup.")),
+    ("a thought after the answer", "<think>a</think>b <think>c</think>", ("a", "b <think>c</think>")),
+    ("an end without a beginning", "a</think>b", ("", "a</think>b")),
+    ("harmony", f"{ANALYSIS}hm<|end|>{START}{FINAL}Four.", ("hm", "Four.")),
+    ("harmony without a thought", f"{FINAL}Four.", ("", "Four.")),
+    ("harmony, two thoughts", f"{ANALYSIS}a<|end|>{START}{ANALYSIS}b<|end|>{START}{FINAL}c", ("ab", "c")),
+    ("harmony, commentary", f"{ANALYSIS}a<|end|>{START}{COMMENTARY}b<|end|>{START}{FINAL}c", ("ab", "c")),
+    ("harmony, commentary first", f"{COMMENTARY}b<|end|>{START}{FINAL}c", ("b", "c")),
+    ("harmony's markup in the answer", f"{FINAL}say {ANALYSIS}", ("", f"say {ANALYSIS}")),
+    ("a header", "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>b", ("a", "b")),
+    ("a header alone", "<|START_RESPONSE|>b", ("", "b")),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
+def test_a_reply_is_told_apart_wherever_its_stream_is_cut(text: str, expected: tuple[str, str]) -> None:
+    assert thought_and_answer(text) == expected
+    assert thought_and_answer(*text) == expected
+    for cut in range(len(text)):
+        assert thought_and_answer(text[:cut], text[cut:]) == expected, cut
+
+
+@pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
+def test_each_markup_of_thought_is_known(thought: ThoughtMarkup) -> None:
+    text = f"{thought.open}\nhm\n{thought.close}{thought.header}\n\nFour."
+    for cut in range(len(text)):
+        assert split(text[:cut], text[cut:]) == [("thinking", "hm"), ("answer", "Four.")]
+
+
+def test_no_markup_begins_with_another() -> None:
+    markers = {marker for thought in THOUGHTS for marker in (thought.open, thought.header) if marker}
+    assert not [(a, b) for a in markers for b in markers if a != b and b.startswith(a)]
+
+
+@pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
+def test_a_template_may_open_the_thought(thought: ThoughtMarkup) -> None:
+    opened = opened_thought(f"<|im_start|>assistant\n{thought.open}\n", THOUGHTS)
+    assert opened is not None
+    assert opened.close == thought.close
+    for cut in range(8):
+        text = f"hm{thought.close}b"
+        assert split(text[:cut], text[cut:], opened=thought) == [("thinking", "hm"), ("answer", "b")]
+
+
+@pytest.mark.parametrize("end", ["", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<think>x", "think>"])
+def test_a_prompt_that_leaves_nothing_open_opens_no_thought(end: str) -> None:
+    assert opened_thought(end, THOUGHTS) is None
+
+
+def test_an_opened_thought_may_have_no_end() -> None:
+    assert thought_and_answer("hm</th", opened=THINK) == ("hm</th", "")
+    assert thought_and_answer(opened=THINK) == ("", "")
+
+
+def test_what_is_certain_is_said_at_once() -> None:
+    splitter = ThoughtSplitter(THOUGHTS)
+    assert splitter.feed("<think>") == []
+    assert splitter.feed("a b") == [("thinking", "a b")]
+    assert splitter.feed("</") == []
+    assert splitter.feed("b>") == [("thinking", "</b>")]
+    assert splitter.feed("</think>\n") == []
+    assert splitter.feed("F") == [("answer", "F")]
+    assert splitter.feed("<think>") == [("answer", "<think>")]
+    assert splitter.flush() == []
+
+
+def test_without_markup_all_is_answer() -> None:
+    splitter = ThoughtSplitter(())
+    assert splitter.feed(" <think>a") == [("answer", "<think>a")]
+    assert splitter.feed("</think> ") == [("answer", "</think>")]
+    assert splitter.flush() == []
+
+
+MARKERS = sorted({marker for row in THOUGHTS for marker in (row.open, row.close, row.header) if marker}, key=len)[::-1]
+fragments = st.lists(
+    st.sampled_from([*MARKERS, "<", "think>", " ", "\n", "a", "</"]) | st.text(max_size=3), max_size=12
+)
+openings = st.sampled_from([None, *THOUGHTS])
+
+
+@given(pieces=fragments, opened=openings, data=st.data())
+def test_how_a_stream_is_cut_changes_nothing(
+    pieces: list[str], opened: ThoughtMarkup | None, data: st.DataObject
+) -> None:
+    text = "".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    stream = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
+    assert split(*stream, opened=opened) == split(text, opened=opened)
+
+
+def read_whole(text: str) -> tuple[str, str]:
+    """Return thought and answer of a text that is all there: what a stream of it must come to."""
+    thoughts = []
+    while row := next((row for row in THOUGHTS if text.lstrip().startswith(row.open)), None):
+        thought, _, text = text.lstrip().removeprefix(row.open).partition(row.close)
+        thoughts.append(thought)
+    header = next((row.header for row in THOUGHTS if row.header and text.lstrip().startswith(row.header)), "")
+    return "".join(thoughts).strip(), text.lstrip().removeprefix(header).strip()
+
+
+@given(pieces=fragments, opened=openings)
+def test_no_character_is_lost_or_repeated_but_markup_and_white_space_at_the_edges(
+    pieces: list[str], opened: ThoughtMarkup | None
+) -> None:
+    text = "".join(pieces)
+    assert thought_and_answer(*text, opened=opened) == read_whole(opened.open + text if opened else text)

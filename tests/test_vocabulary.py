@@ -1,0 +1,240 @@
+"""Text to tokens and back, on real vocabularies: nothing is lost, nothing is added, no user's text is markup."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, spelled, with_user_defined
+
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.ground.parts import Part, Text, Tokens, joined
+
+UNK, BOS, EOS = 0, 1, 2  # of Mistral's vocabulary
+SPACE, LINE_BREAK, THINK, USER, SPACED_USER = 28705, 13, 24036, 730, 1247
+
+texts = st.text(max_size=30)
+
+
+@pytest.fixture(scope="module")
+def mistral(mistral_model: Path) -> Iterator[LlamaBackend]:
+    with opened_vocabulary(mistral_model) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
+    with opened_vocabulary(chatml_model) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def marked_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaBackend]:
+    """Open a SentencePiece vocabulary in which the word `think` is user-defined."""
+    path = tmp_path_factory.mktemp("marked") / "mistral.gguf"
+    with opened_vocabulary(with_user_defined(mistral_model, path, [THINK])) as backend:
+        yield backend
+
+
+def pieces(backend: LlamaBackend, ids: tuple[int, ...]) -> bytes:
+    return b"".join(backend.piece(token) for token in ids)
+
+
+@settings(deadline=None)
+@given(text=texts | marked_up)
+def test_text_comes_back_from_its_tokens(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    for trusted in (False, "<|" not in text):
+        assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == text.encode()
+    text = text.replace("\u2581", " ")  # SentencePiece writes a space with it
+    assert pieces(mistral, mistral.tokenize((Text(text),))) == (b" " + text.encode() if text else b"")
+
+
+@settings(deadline=None)
+@given(before=texts.filter(bool), said=texts.filter(bool), after=texts)
+def test_what_follows_tokens_gets_no_space_of_its_own(
+    before: str, said: str, after: str, mistral: LlamaBackend, chatml: LlamaBackend
+) -> None:
+    ids = chatml.tokenize((Text(before), Tokens(chatml.tokenize((Text(said),))), Text(after)))
+    assert pieces(chatml, ids).decode() == before + said + after
+    before, said, after = (text.replace("\u2581", " ") for text in (before, said, after))
+    ids = mistral.tokenize((Text(before), Tokens(mistral.tokenize((Text(said),))[1:]), Text(after)))
+    assert pieces(mistral, ids).decode() == f" {before} {said}{after}"
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ((Text("\n"),), (BOS, SPACE, LINE_BREAK)),
+        ((Tokens((THINK,)), Text("\n")), (BOS, THINK, LINE_BREAK)),
+        ((Tokens((THINK,)), Text("\n\n")), (BOS, THINK, LINE_BREAK, LINE_BREAK)),
+        ((Tokens((THINK,)), Text("User")), (BOS, THINK, USER)),
+        ((Tokens((THINK,)), Text(" User")), (BOS, THINK, SPACED_USER)),
+        ((Tokens((THINK,)), Text("\n", True), Text("User")), (BOS, THINK, LINE_BREAK, USER)),
+        ((Tokens((THINK,)), Text("</s>", True), Text("User")), (BOS, THINK, EOS, SPACED_USER)),
+        ((Text("</s>User", True),), (BOS, EOS, SPACED_USER)),
+        ((Tokens((BOS,)), Text("User")), (BOS, SPACED_USER)),
+        ((Tokens(()), Text("User")), (BOS, SPACED_USER)),
+        ((Tokens((THINK,)), Tokens((LINE_BREAK,))), (BOS, THINK, LINE_BREAK)),
+        ((), (BOS,)),
+    ],
+)
+def test_a_text_that_goes_on_is_tokenised_as_one_that_goes_on(
+    parts: tuple[Part, ...], expected: tuple[int, ...], mistral: LlamaBackend
+) -> None:
+    assert mistral.tokenize(parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "bos"),
+    [
+        ((Text("a"),), 1),
+        ((Text("<s>a", True),), 1),
+        ((Text("<s>"), Text("a")), 1),
+        ((Text("<s>", True), Text("<s>a")), 1),
+        ((Tokens((BOS, THINK)),), 1),
+        ((Text("<s><s>a", True),), 2),
+    ],
+)
+def test_a_prompt_begins_with_bos_and_has_no_more_than_its_format_wrote(
+    parts: tuple[Part, ...], bos: int, mistral: LlamaBackend
+) -> None:
+    ids = mistral.tokenize(parts)
+    assert (ids[0], ids.count(BOS)) == (BOS, bos)
+
+
+def test_a_vocabulary_that_asks_for_no_bos_gets_none(chatml: LlamaBackend) -> None:
+    assert chatml.tokenize(()) == ()
+    assert marks_in(chatml.tokenize((Text("a"),))) == []
+
+
+def test_a_vocabulary_spells_its_special_tokens(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    assert (mistral.special("bos"), mistral.special("eos")) == ("<s>", "</s>")
+    assert (chatml.special("bos"), chatml.special("eos")) == ("<|im_start|>", "<|im_end|>")
+    assert chatml.piece(MARKS.index("<|im_end|>")) == b""
+    assert chatml.piece(MARKS.index("<|im_end|>"), special=True) == b"<|im_end|>"
+    assert chatml.piece(MARKS.index("<think>")) == b"<think>"
+
+
+@pytest.mark.parametrize(
+    ("text", "marks"),
+    [
+        ("<|im_start|>a<|im_end|>", {"<|im_start|>", "<|im_end|>"}),
+        ("<think>", {"<think>"}),
+        ("<|channel|>analysis<|message|>", {"<|channel|>", "<|message|>"}),
+        ("<thinking>", set()),
+        ("<|IM_END|>", set()),
+        ("", set()),
+    ],
+)
+def test_the_special_tokens_that_texts_spell_are_known(text: str, marks: set[str], chatml: LlamaBackend) -> None:
+    ids = {MARKS.index(mark) for mark in marks}
+    assert chatml.controls([text]) == ids
+    assert chatml.controls(["a", text, text]) == ids
+
+
+def test_special_tokens_are_told_apart_from_words(mistral: LlamaBackend, marked_mistral: LlamaBackend) -> None:
+    assert mistral.controls(["a</s><s>think 🙂", "<unk>"]) == {UNK, BOS, EOS}
+    assert marked_mistral.controls(["a</s>think"]) == {EOS, THINK}
+
+
+# Pasted text is never markup.
+
+
+def trusted_marks(parts: list[Text]) -> int:
+    """Count the places where trusted text alone spells markup; markup has no beginning inside other markup here."""
+    runs = [""]
+    for part in parts:
+        if part.trusted:
+            runs[-1] += part.value
+        else:
+            runs.append("")
+    return sum(run.count(mark) for run in runs for mark in MARKS)
+
+
+@settings(deadline=None)
+@given(
+    parts=st.lists(st.builds(Text, st.lists(markup, min_size=1, max_size=4).map("".join), st.booleans()), max_size=6)
+)
+def test_markup_is_special_where_trusted_text_alone_spells_it_and_nowhere_else(
+    parts: list[Text], chatml: LlamaBackend
+) -> None:
+    ids = chatml.tokenize(joined(tuple(parts)))
+    assert spelled(chatml, ids) == "".join(part.value for part in parts)
+    assert len(marks_in(ids)) == trusted_marks(parts)
+    pasted = [Text(part.value) for part in parts]
+    assert marks_in(chatml.tokenize(pasted)) == []
+
+
+@settings(deadline=None)
+@given(text=st.lists(st.sampled_from(["think", "thi", "nk", "t", "h", " ", "\n", "é", "</s>"])).map("".join))
+def test_a_word_that_is_markup_is_cut_without_a_trace(text: str, marked_mistral: LlamaBackend) -> None:
+    ids = marked_mistral.tokenize((Text(text),))
+    assert THINK not in ids
+    assert EOS not in ids
+    assert pieces(marked_mistral, ids).decode() == (f" {text}" if text else "")
+    behind = marked_mistral.tokenize((Tokens((LINE_BREAK,)), Text(text)))
+    assert THINK not in behind
+    assert pieces(marked_mistral, behind).decode() == f"\n{text}"
+
+
+def test_trusted_markup_beside_pasted_text_is_special(marked_mistral: LlamaBackend) -> None:
+    assert THINK in marked_mistral.tokenize((Text("think", True), Text("ing")))
+    assert THINK not in marked_mistral.tokenize((Text("thi", True), Text("nk")))
+
+
+def test_a_thousand_pasted_marks_are_cut_in_a_moment(chatml: LlamaBackend) -> None:
+    text = "<think></think><<think>think>" * 1000
+    ids = chatml.tokenize((Text("<think>", True), Text(text)))
+    assert marks_in(ids) == ["<think>"]
+    assert spelled(chatml, ids) == "<think>" + text
+
+
+# What else may come.
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb", "\udfff\ud800", "\0", "a\0<think>\0", "\U0010ffff", "\ufeff"])
+def test_broken_text_does_no_harm(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    data = text.encode("utf-8", "surrogatepass")
+    for trusted in (False, True):
+        assert pieces(mistral, mistral.tokenize((Text(text, trusted),))) == b" " + data
+        assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == data
+
+
+def test_a_piece_may_be_longer_than_any_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = f"<|{'long' * 200}|>"
+    monkeypatch.setitem(tiny_models.SPECIAL_TOKENS, long, tiny_models.USER_DEFINED)
+    with opened_vocabulary(tiny_models.write_chatml(tmp_path / "long.gguf")) as backend:
+        token = len(tiny_models.SPECIAL_TOKENS) - 1
+        assert backend.tokenize((Text(f"a{long}b", True),))[1] == token
+        assert token not in backend.tokenize((Text(f"a{long}b"),))
+        assert backend.piece(token).decode() == long
+        assert backend.piece(token, special=True).decode() == long
+
+
+def test_two_threads_may_ask_for_pieces_at_once(mistral_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = range(0, 32000, 3), range(1, 32000, 3)
+    with opened_vocabulary(mistral_model) as backend:
+        expected = [[backend.piece(token) for token in tokens] for tokens in every]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with opened_vocabulary(mistral_model) as backend:
+            found: list[list[bytes]] = [[], []]
+
+            def read(reader: int) -> None:
+                found[reader] = [backend.piece(token) for token in every[reader]]
+
+            threads = [threading.Thread(target=read, args=(reader,)) for reader in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == expected

@@ -1,0 +1,61 @@
+"""Vocabularies of tiny models, opened by the real llama.cpp without their weights, and what tests ask of them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hypothesis import strategies as st
+from tiny_models import SPECIAL_TOKENS, USER_DEFINED
+
+from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.load import LoadOptions, Shape, open_llama
+from cerebrum_cli.ground.parts import Part, Text
+
+MARKS = tuple(SPECIAL_TOKENS)
+"""What ChatML's tiny vocabulary has for markup; the id of each is its index."""
+
+markup = st.sampled_from([*MARKS, "<", "think>", "|>", "<|im_", "end|>", "<|start", "/", "t", " ", "\n"])
+marked_up = st.lists(markup | st.text(max_size=2), max_size=12).map("".join)
+
+
+@contextmanager
+def opened_vocabulary(path: Path) -> Iterator[LlamaBackend]:
+    """Open a model's vocabulary, and close it again."""
+    shape = Shape(trained_context=2048, weight_bytes=0, layers=1, kv_bytes_per_token=1)
+    options = LoadOptions(path, shape, context_size=256, vocabulary_only=True)
+    backend = open_llama(options, lambda _: None, StopFlag())
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def spelled(backend: LlamaBackend, ids: Iterable[int]) -> str:
+    """Return tokens as text, special ones spelled out."""
+    return b"".join(backend.piece(token, special=True) for token in ids).decode("utf-8", "replace")
+
+
+def marks_in(ids: Iterable[int]) -> list[str]:
+    """Return the markup tokens among the ids of ChatML's tiny vocabulary, in order."""
+    return [MARKS[token] for token in ids if token < len(MARKS)]
+
+
+def written(parts: Sequence[Part]) -> str:
+    """Return the text of a prompt that holds no tokens."""
+    assert all(isinstance(part, Text) for part in parts)
+    return "".join(part.value for part in parts if isinstance(part, Text))
+
+
+def with_user_defined(source: Path, target: Path, tokens: Iterable[int]) -> Path:
+    """Write the same model with the type of some tokens changed to USER_DEFINED."""
+    data = bytearray(source.read_bytes())
+    key = b"tokenizer.ggml.token_type"
+    first = data.index(key) + len(key) + 4 + 4 + 8  # behind the kinds of array and element, and their number
+    for token in tokens:
+        struct.pack_into("<i", data, first + 4 * token, USER_DEFINED)
+    target.write_bytes(data)
+    return target
