@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from scripted_backend import ScriptedBackend, tokens
+from scripted_backend import ScriptedBackend
 
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.ground.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.ground.parts import Text
 from cerebrum_cli.ground.sampling import SamplingParams
 
 
@@ -68,8 +69,9 @@ def running(backend: ScriptedBackend) -> Iterator[Engine]:
     assert backend.closed
 
 
-def ask(engine: Engine, prompt: str, *, n: int = 1, **params: object) -> list[Reply]:
+def ask(engine: Engine, prompt: str, *, n: int = 1, grammar: str | None = None, **params: object) -> list[Reply]:
     """Return the replies to one prompt, by sample."""
-    request = Request(tokens(prompt), SamplingParams(**params), n=n)  # type: ignore[arg-type]
+    tokens = engine.tokenize([Text(prompt)])
+    request = Request(tokens, SamplingParams(**params), grammar, n)  # type: ignore[arg-type]
     said = gathered(engine.generate([request]))
     return [said[SequenceId(0, sample)] for sample in range(n)]

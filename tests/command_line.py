@@ -45,7 +45,7 @@ class CommandLine:
         return directory
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the user's environment, two threads for llama.cpp included."""
+        """Return the user's environment. Threads of a tiny model only wait for each other, so there is one."""
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -56,7 +56,7 @@ class CommandLine:
             "HOME": str(self.home),
             "XDG_CONFIG_HOME": str(self.home / "config"),
             "XDG_DATA_HOME": str(self.home / "data"),
-            "CEREBRUM_THREADS": "2",
+            "CEREBRUM_THREADS": "1",
             **(more or {}),
         }
 
@@ -92,4 +92,11 @@ def saying(text: str, directory: Path) -> Path:
     """Return a grammar after which any model says just this text."""
     path = directory / "saying.gbnf"
     path.write_text(f"root ::= {json.dumps(text)}\n", encoding="utf-8")
+    return path
+
+
+def talking(directory: Path) -> Path:
+    """Return a grammar after which any model talks to the end of its context."""
+    path = directory / "talking.gbnf"
+    path.write_text("root ::= [a-z ] root\n", encoding="utf-8")
     return path

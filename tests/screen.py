@@ -5,6 +5,8 @@ from __future__ import annotations
 from io import StringIO
 
 import pyte
+from rich.console import Console
+from rich.markdown import Markdown
 
 
 class Screen:
@@ -52,3 +54,10 @@ class ScreenFile(StringIO):
     def write(self, text: str) -> int:
         self.screen.feed(text.replace("\n", "\r\n").encode())
         return super().write(text)
+
+
+def at_once(text: str, columns: int, rows: int) -> list[str]:
+    """Return the lines of rich's own rendering of the whole."""
+    file = ScreenFile(columns, rows)
+    Console(file=file, width=columns, height=rows).print(Markdown(text, hyperlinks=False))
+    return file.screen.lines

@@ -17,6 +17,7 @@ from typing import Any
 from scripted_backend import END, ScriptedBackend
 
 from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.events import Event, LoadEvent
 from cerebrum_cli.main import run
 from cerebrum_cli.runtime import Runtime
@@ -47,7 +48,11 @@ def main() -> None:
 
     def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
         tell(LoadEvent(0.5))
-        time.sleep(script.get("load", 0.0))
+        loaded = time.monotonic() + script.get("load", 0.0)
+        while time.monotonic() < loaded:
+            if stop:
+                raise EngineError("loading was interrupted")
+            time.sleep(0.01)
         return scripted(script).open(tell, stop)
 
     home = Path(os.environ["HOME"])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import typer
-from command_line import COMMAND, CommandLine, saying
+from command_line import COMMAND, CommandLine, saying, talking
 from tiny_models import write_chatml
 
 from cerebrum_cli import __version__
@@ -302,8 +302,8 @@ def test_a_stream_that_is_closed_from_the_start_is_no_problem(user: CommandLine,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_answer_is_kept_also_as_an_object(user: CommandLine, number: signal.Signals, code: int) -> None:
-    process = user.start("ask", "--stats", "-n", "1900", "--temperature", "2", "--min-p", "0", "hi")
+def test_an_interrupted_answer_is_kept(user: CommandLine, number: signal.Signals, code: int) -> None:
+    process = user.start("ask", "--stats", "--grammar", talking(user.home), "hi")
     assert process.stdout and process.stderr
     begin = process.stdout.read(1)
     process.send_signal(number)
@@ -311,6 +311,17 @@ def test_an_interrupted_answer_is_kept_also_as_an_object(user: CommandLine, numb
     assert process.returncode == code
     assert (begin + text).endswith(b"\n")
     assert "ended by cancelled" in err.decode()
+
+
+def test_an_interrupted_answer_is_kept_as_an_object_too(user: CommandLine) -> None:
+    process = user.start("ask", "--json", "-v", "--grammar", talking(user.home), "hi")
+    assert process.stdout and process.stderr
+    while b"sched_reserve" not in process.stderr.readline():
+        pass  # the model is there, and the prompt is about to be read
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out)["finish_reason"] == "cancelled"
 
 
 # What goes wrong.

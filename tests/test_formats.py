@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import opened_vocabulary, spelled, written
 
@@ -88,6 +88,7 @@ def test_collective_cognition_keeps_the_text_and_ends_each_reply_with_the_token(
     assert ids.count(EOS) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["</s>", "<s>", "<unk>", "</", "s>", "<", ">", "\n", " ", "User:", "a"])).map("".join))
 def test_nothing_a_user_writes_becomes_a_special_token(mistral: LlamaBackend, text: str) -> None:
     for row, expected in ((CEREBRUM, [BOS]), (COLLECTIVE_COGNITION, [BOS, EOS])):
@@ -124,6 +125,7 @@ def replies(backend: LlamaBackend) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
+@settings(deadline=None)
 @given(data=st.data())
 def test_the_next_prompt_extends_what_was_read_and_said(
     row: PromptFormat, mistral: LlamaBackend, data: st.DataObject

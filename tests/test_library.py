@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.library import Library, catalogue_rows, described, rows
+from cerebrum_cli.application.library import Library
+from cerebrum_cli.application.listing import catalogue_rows, described, rows
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, PullError, UsageError
 
@@ -147,6 +148,8 @@ def test_a_file_that_was_moved_is_registered_again_under_the_same_name(
     changed(moved)
     with pytest.raises(UsageError, match="the name other is taken"):
         library.pull(str(moved), None, silent)
+    copy.unlink()
+    assert library.pull(str(moved), None, silent).path == moved
 
 
 @pytest.mark.parametrize(("name", "do"), [("packed", "cerebrum pull packed"), ("p", "cerebrum pull packed --name p")])
@@ -206,24 +209,30 @@ def test_a_file_that_is_no_model_is_not_registered(library: Library, tmp_path: P
     assert library.models() == []
 
 
+def test_offline_nothing_is_pulled_but_what_is_here(library: Library, other: Path) -> None:
+    with pytest.raises(PullError, match="--offline forbids a download"):
+        library.pull("packed", None, silent, offline=True)
+    assert library.pull(str(other), None, silent, offline=True).name == "other"
+
+
 def test_a_digest_is_remembered_until_the_file_changes(library: Library, other: Path) -> None:
     model = library.pull(str(other), None, silent)
     assert model.file is not None
     library.registry.add(ModelFile("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local"))
-    assert library.digest(library.resolve("other")) == "remembered"
+    assert library.digest(library.resolve("other"), silent) == "remembered"
     changed(other)
     os.utime(other, ns=(1, 1))
     digest = hashlib.sha256(other.read_bytes()).hexdigest()
-    assert library.digest(library.resolve("other")) == digest
+    assert library.digest(library.resolve("other"), silent) == digest
     entry = library.registry.find("other")
     assert entry is not None
     assert (entry.sha256, entry.mtime_ns) == (digest, 1)
-    assert library.digest(library.resolve(str(other))) == digest
+    assert library.digest(library.resolve(str(other)), silent) == digest
 
 
 def test_a_model_is_described_by_its_file_and_its_row(library: Library, chatml_model: Path) -> None:
     library.pull(str(chatml_model), None, silent)
-    description = described(library, library.resolve("packed"))
+    description = described(library, library.resolve("packed"), silent)
     size = chatml_model.stat().st_size
     expected = {
         "name": "packed",

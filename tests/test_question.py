@@ -30,7 +30,7 @@ def ask(
     system: str | None = None,
 ) -> Conversation:
     return Question(prompt, files, messages, raw).read(
-        BytesIO(piped) if piped is not None else None, Settings(system=system)
+        BytesIO(piped) if piped is not None else None, Settings(system=system), system
     )
 
 
@@ -230,11 +230,19 @@ def test_a_messages_list_comes_from_a_file_or_a_pipe(tmp_path: Path) -> None:
         ask(messages=Path("-"), piped=b"?")
 
 
+def test_a_configured_system_prompt_leaves_a_messages_list_alone() -> None:
+    text = json.dumps([SYSTEM, {"role": "user", "content": "Why?"}])
+    question = Question(None, (), Path("-"), raw=False)
+    configured = Settings(system="From config.toml.")
+    assert question.read(BytesIO(text.encode()), configured, None).system_prompt == "Be brief."
+    assert question.read(BytesIO(text.encode()), configured, "Given.").system_prompt == "Given."
+
+
 @pytest.mark.parametrize("options", [{"prompt": "Why?"}, {"files": (Path("a"),)}, {"raw": True}])
 def test_a_messages_list_stands_alone(options: dict[str, Any]) -> None:
     question = Question(**{"prompt": None, "files": (), "messages": Path("m.json"), "raw": False, **options})
     with pytest.raises(UsageError, match="--messages holds the whole conversation"):
-        question.read(None, Settings())
+        question.require(None)
 
 
 # Options for templates.

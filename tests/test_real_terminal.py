@@ -8,16 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
-from command_line import COMMAND, CommandLine, saying
-from rich.console import Console
-from rich.markdown import Markdown
-from screen import Screen, ScreenFile
+from command_line import COMMAND, CommandLine, saying, talking
+from screen import Screen, at_once
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -91,13 +88,6 @@ def scripted(script: dict[str, Any], model: Path, *arguments: str) -> tuple[str,
     return sys.executable, SCRIPTED, json.dumps(script), "ask", "-m", str(model), *arguments, "hi"
 
 
-def at_once(text: str, columns: int, rows: int) -> list[str]:
-    """Return the lines of rich's own rendering of a whole text."""
-    file = ScreenFile(columns, rows)
-    Console(file=file, width=columns, height=rows).print(Markdown(text, hyperlinks=False))
-    return file.screen.lines
-
-
 REPLY = """# Title
 
 Some **bold** text, long enough to wrap in a window of forty columns, and 日本語のテキスト too.
@@ -142,7 +132,7 @@ def test_plain_answers_and_prompts_are_stripped_of_controls_too(
     assert (window.end(), window.raw) == (0, "abc\r\n")
 
 
-@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"ACCESSIBLE": "1"}])
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"TERM": "unknown"}, {"ACCESSIBLE": "1"}])
 def test_a_terminal_that_is_not_drawn_on_gets_plain_lines(
     terminal: Open, chatml_model: Path, env: dict[str, str]
 ) -> None:
@@ -195,11 +185,10 @@ def test_ctrl_c_ends_the_answer_at_once_and_keeps_it(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_real_models_answer(
-    terminal: Open, chatml_model: Path, number: signal.Signals, code: int
+    terminal: Open, chatml_model: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    asked = ("--temperature", "3", "--min-p", "0", "--top-k", "0", "--stats")
-    window = terminal(COMMAND, "ask", "-m", chatml_model, *asked, "hi")
-    window.read_until("\x1b[")
+    window = terminal(COMMAND, "ask", "-m", chatml_model, "--stats", "--grammar", talking(tmp_path), "hi")
+    window.read_until(" ")
     window.send_signal(number)
     assert window.end() == code
     assert "ended by cancelled" in window.raw.replace("\r\n", "")
@@ -230,7 +219,7 @@ def test_ctrl_c_while_the_model_loads_ends_it(terminal: Open, chatml_model: Path
 @pytest.mark.parametrize(("key", "code"), [("n\r", 3), ("\x04", 3), ("\x03", 130)])
 def test_without_a_model_one_is_offered(terminal: Open, key: str, code: int) -> None:
     window = terminal(COMMAND, "ask", "hi")
-    window.read_until("no model is here yet. Pull starter now? [Y/n] ")
+    window.read_until("no model is here yet. Pull starter (98 MB) now? [Y/n] ")
     window.press(key)
     assert window.end() == code
     if code == 3:
@@ -242,6 +231,13 @@ def test_quiet_terminals_show_the_same_markdown(terminal: Open, chatml_model: Pa
     window = terminal(*scripted({"reply": REPLY}, chatml_model, "-q"), NO_COLOR="1")
     assert window.end() == 0
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", window.raw)
-    plain = StringIO()
-    Console(file=plain, width=80).print(Markdown("# Title", hyperlinks=False))
-    assert window.screen.lines[: len(plain.getvalue().splitlines())] == at_once("# Title", 80, 24)
+    title = at_once("# Title", 80, 24)
+    assert window.screen.lines[: len(title)] == title
+
+
+def test_whoever_waits_for_standard_input_is_told_so(terminal: Open, chatml_model: Path) -> None:
+    window = terminal("sh", "-c", f"sleep 30 | {COMMAND} ask hi -n 1 --model {chatml_model}")
+    window.read_until("note: waiting for the end of standard input")
+    window.press("\x03")
+    assert window.end() != 0
+    assert "Traceback" not in window.raw

@@ -1,9 +1,8 @@
-"""Screens: what a model says cannot steer one, Markdown grows on one without a line twice, waiting shows on one."""
+"""What a person sees of an answer, of a wait, of an error and of a table; and what a pipe gets of them."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 import time
@@ -13,13 +12,9 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
-from rich.console import Console
-from rich.markdown import Markdown
 from screen import ScreenFile
 
-from cerebrum_cli.ground.errors import CerebrumError, Interrupted
+from cerebrum_cli.ground.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.ground.events import (
     Event,
     FinishEvent,
@@ -30,11 +25,9 @@ from cerebrum_cli.ground.events import (
     Timings,
     TokenEvent,
 )
-from cerebrum_cli.terminal import markdown, progress
-from cerebrum_cli.terminal.control import LONGEST, ControlFilter, strip_controls
-from cerebrum_cli.terminal.markdown import MarkdownStream
+from cerebrum_cli.terminal import progress
 from cerebrum_cli.terminal.progress import FileProgress, StatusLine
-from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, TextSink, answer_sink, play
+from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, play
 from cerebrum_cli.terminal.streams import Streams, holds_input
 from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, size_text, stats_line
 
@@ -72,218 +65,6 @@ def lines(stream: object) -> list[str]:
     return stream.screen.lines
 
 
-# Control sequences.
-
-SEQUENCES = {
-    "a\x1b[31mred\x1b[0m": "ared",
-    "a\x1b[2J\x1b[1;1Hb": "ab",
-    "a\x1b[?1049hb": "ab",
-    "a\x1b]0;title\x07b": "ab",
-    "a\x1b]0;title\x1b\\b": "ab",
-    "a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\b": "alinkb",
-    "a\x1b]52;c;aGk=\x07b": "ab",
-    "a\x1bPq#0~\x1b\\b": "ab",
-    "a\x1b_G\x1b\\b": "ab",
-    "a\x9b31mb": "ab",
-    "a\x9d0;title\x9cb": "ab",
-    "a\x85\x8d\x9fb\x9c": "a",
-    "a\x1bcb": "ab",
-    "a\x1b(0b": "ab",
-    "a\x1b#8b": "ab",
-    "a\x1b": "a",
-    "a\x1b\nb": "a\nb",
-    "a\x1b[31": "a[31",
-    "a\x1b]0;never ends": "a]0;never ends",
-    "one\rtwo\r\nthree": "onetwo\nthree",
-    "a\x08\x08b\x07\x7f\x00c": "abc",
-    "tab\tline\nend": "tab\tline\nend",
-    "é 日本語 😀 \N{NO-BREAK SPACE}": "é 日本語 😀 \N{NO-BREAK SPACE}",
-}
-
-
-@pytest.mark.parametrize(("text", "clean"), SEQUENCES.items())
-def test_control_sequences_are_taken_out_wherever_they_are_cut(text: str, clean: str) -> None:
-    assert strip_controls(text) == clean
-    for cut in range(len(text) + 1):
-        assert streamed([text[:cut], text[cut:]]) == clean
-    assert streamed(list(text)) == clean
-
-
-def streamed(pieces: list[str]) -> str:
-    """Return what comes through a filter in pieces."""
-    through = ControlFilter()
-    return "".join(map(through.feed, pieces)) + through.flush()
-
-
-PIECES = st.lists(
-    st.one_of(
-        st.text(max_size=8), st.sampled_from([*SEQUENCES, "\x1b", "[", "]", "\\", "\x07", "3", "m", "\x9b", "P"])
-    ),
-    max_size=12,
-)
-
-
-@given(PIECES)
-@example(["\x1b]a\x1b", "[3", "1m"])
-def test_what_comes_through_holds_no_control_and_does_not_depend_on_the_pieces(pieces: list[str]) -> None:
-    clean = streamed(pieces)
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean)
-    assert clean == strip_controls("".join(pieces))
-
-
-@given(st.text(st.characters(exclude_categories=["Cc"], include_characters="\t\n")))
-def test_text_without_controls_is_unchanged(text: str) -> None:
-    assert streamed([text]) == strip_controls(text) == text
-
-
-def test_a_sequence_that_never_ends_hides_no_more_than_its_bound() -> None:
-    through = ControlFilter()
-    text = "\x1b]0;" + "x" * LONGEST
-    assert "".join(map(through.feed, text)).endswith("xx")
-    assert through.feed("shown") == "shown"
-
-
-# Markdown.
-
-DOCUMENT = """# Title
-
-A paragraph with **bold** words that is long enough to wrap, surely, on a window of twenty columns.
-Its second line.
-
-Setext
-======
-
-- one
-- two with `code` and more words, to wrap
-  - nested
-
-- loose
-
-1. first
-2. second
-
-```python
-def f(x):
-    return x * 2
-
-# not a heading
-for i in range(30):
-    print(i)
-```
-
-| a | b |
-|---|---|
-| 1 | 日本語 |
-| 2 | 😀 |
-
-> a quote
-> goes on
-lazily
-
----
-
-日本語のテキストはとても幅が広いので折り返しが必要です。もっと長い文章を書きます。
-#hashtag is no heading, though it begins as one
-
-* * *
-
-Last ~~struck~~ line
-"""
-TALL = "before\n\n```\n" + "".join(f"line {number}\n" for number in range(40)) + "```\n\nafter"
-SIZES = [(80, 24), (20, 6), (33, 4), (20, 2), (120, 60)]
-
-
-def grown(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
-    """Return the screen after a stream of Markdown, a few characters at a time."""
-    file = ScreenFile(columns, rows)
-    stream = MarkdownStream(Console(file=file, width=columns, height=rows))
-    for at in range(0, len(text), step):
-        stream.feed(text[at : at + step])
-    stream.close()
-    return file
-
-
-def at_once(text: str, columns: int, rows: int) -> list[str]:
-    """Return the lines of rich's own rendering of the whole."""
-    file = ScreenFile(columns, rows)
-    Console(file=file, width=columns, height=rows).print(Markdown(text, hyperlinks=False))
-    return file.screen.lines
-
-
-@pytest.fixture
-def every_character(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw at every piece of text."""
-    monkeypatch.setattr(markdown, "REDRAW_EVERY_S", 0.0)
-
-
-@pytest.mark.usefixtures("every_character")
-@pytest.mark.parametrize(("columns", "rows"), SIZES)
-@pytest.mark.parametrize(("text", "step"), [(DOCUMENT, 1), (TALL, 3)])
-def test_markdown_grows_into_what_it_is_at_once(text: str, step: int, columns: int, rows: int) -> None:
-    file = grown(text, columns, rows, step)
-    assert file.screen.lines == at_once(text, columns, rows)
-    assert file.screen.cursor == (0, len(file.screen.lines))
-    assert not file.screen.cursor_hidden
-
-
-BLOCKS = [
-    "# Head line",
-    "some words that will wrap around",
-    "Setext\n---",
-    "---",
-    "- a\n- b",
-    "- a\n\n- loose\n\n  in item",
-    "1. one\n   - nested",
-    "```py\nx = 1\n\n- not a list\n```",
-    "    indented",
-    "| a | b |\n|---|---|\n| 日本 | 😀 |",
-    "text before\n| a | b |\n|---|---|",
-    "> quote\nlazy",
-    "<div>html</div>",
-    "para\n#hashtag",
-    "para\n```x`y",
-    "para\n1. x",
-    "日本語のテキストはとても幅が広い",
-    "line  \nbreak\u2028same line",
-    "a\x0bb\x85c",
-    "```\nunclosed",
-]
-
-
-@pytest.mark.usefixtures("every_character")
-def test_markdown_of_any_blocks_grows_into_what_it_is_at_once() -> None:
-    @given(
-        st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5),
-        st.sampled_from(["\n", "\n\n"]),
-        st.sampled_from(SIZES[:4]),
-        st.integers(1, 7),
-    )
-    def holds(blocks: list[str], between: str, size: tuple[int, int], step: int) -> None:
-        text = between.join(blocks)
-        assert grown(text, *size, step).screen.lines == at_once(text, *size)
-
-    holds()
-
-
-@pytest.mark.usefixtures("every_character")
-def test_a_finished_block_is_written_once() -> None:
-    file = grown("first block\n\nsecond block\n\nthird", 80, 24)
-    assert "first block" not in file.getvalue().partition("third")[2]
-    assert len(re.findall("first block", file.getvalue())) <= len("first block\n\nsecond block")
-
-
-@pytest.mark.usefixtures("every_character")
-def test_markdown_leaves_no_spaces_to_be_copied() -> None:
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", grown("# Title\n\nshort\n\n- item\n\n> quote", 80, 24).getvalue())
-    assert "short\n" in text
-    assert "item\n" in text
-    assert "quote\n" in text
-
-
-def test_markdown_is_not_drawn_at_every_token() -> None:
-    assert grown("word " * 2000, 80, 24).getvalue().count("\r") < 200
-
-
 # Sinks.
 
 
@@ -319,7 +100,7 @@ def test_a_terminal_gets_text_that_cannot_steer_it(sink: Callable[[Streams], Tex
 def test_thought_and_notices_stay_off_standard_output() -> None:
     streams = piped()
     events: list[Event] = [NoticeEvent("what is", "what to do"), TokenEvent(ONE, "hm", "thinking")]
-    sinks = [TextSink(streams), NoticeSink(streams)]
+    sinks: list[Sink] = [TextSink(streams), NoticeSink(streams)]
     for event in events:
         for sink in sinks:
             sink.emit(event)
@@ -411,6 +192,7 @@ def test_a_long_wait_shows_one_line_that_goes_away(monkeypatch: pytest.MonkeyPat
     line = StatusLine(streams, "a \x1b[31mmodel")
     line.emit(LoadEvent(0.25))
     until(lambda: lines(streams.err) == ["loading a model 25%"])
+    assert "\x1b[31m" not in written(streams.err)
     line.emit(LoadEvent(0.75))
     assert lines(streams.err) == ["loading a model 75%"]
     line.emit(PromptEvent(ONE, 128, 1024))
@@ -504,7 +286,16 @@ def test_errors_say_what_is_and_what_to_do_without_steering_the_terminal() -> No
     streams = shown()
     streams.error(CerebrumError("a\x1b[2Jb", "c\x07d"))
     streams.error(CerebrumError("alone"))
-    assert written(streams.err) == "error: ab\n  try: cd\nerror: alone\n"
+    streams.error(EngineError("no memory", "less", log=["alloc failed", "of 9 GB"]))
+    assert written(streams.err).splitlines() == [
+        "error: ab",
+        "  try: cd",
+        "error: alone",
+        "error: no memory",
+        "  try: less",
+        "  log: alloc failed",
+        "  log: of 9 GB",
+    ]
 
 
 def test_an_object_is_one_line_of_utf_8() -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from cerebrum_cli.catalogue.header import Header, read_header
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, Source, sha256_of
 from cerebrum_cli.catalogue.spec import ModelSpec, load_catalogue
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, PullError, UsageError
+from cerebrum_cli.ground.errors import ModelNotFound, NoModel, PullError, UsageError
 
 Progress = Callable[[str, int, int], None]
 """Told the stage (`download`, `extract`, `verify`), bytes done and bytes in all."""
@@ -92,8 +91,11 @@ class Library:
                 return model
         raise self._missing(reference)
 
-    def pull(self, reference: str, name: str | None, progress: Progress) -> Model:
-        """Bring a model here and remember it: a known one from its source, a file by where it lies."""
+    def pull(self, reference: str, name: str | None, progress: Progress, offline: bool = False) -> Model:
+        """Bring a model here and remember it: a known one from its source, a file by where it lies.
+
+        Offline only what is here already can be pulled; PullError for the rest.
+        """
         path = as_path(reference)
         spec = self._spec(reference)
         if spec is None and (is_file(path) or looks_like_path(reference)):
@@ -101,6 +103,8 @@ class Library:
             return self._adopt(path.parent.resolve() / path.name, name, progress)
         if spec is None:
             return self.resolve(reference)
+        if offline:
+            return self._already_here(spec)
         if spec.package is not None:
             from cerebrum_cli.catalogue.package import fetch
 
@@ -109,16 +113,27 @@ class Library:
             )
         raise _cannot_download(spec)
 
-    def digest(self, model: Model) -> str:
+    def download_size(self, name: str) -> int | None:
+        """Return the bytes of a model that ships in a package; None for others."""
+        spec = self._spec(name)
+        return spec.package.size if spec and spec.package else None
+
+    def digest(self, model: Model, progress: Progress) -> str:
         """Return the file's sha256: as remembered while size and time are the same, else computed and remembered."""
         stat = model.path.stat()
         entry = model.file
         if entry and (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return entry.sha256
-        digest = sha256_of(model.path)
+        digest = sha256_of(model.path, lambda done, total: progress("verify", done, total))
         if entry:
             self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
         return digest
+
+    def _already_here(self, spec: ModelSpec) -> Model:
+        try:
+            return self.resolve(spec.name)
+        except ModelNotFound as error:
+            raise PullError(f"{error.what}, and --offline forbids a download", "pull it without --offline") from error
 
     def _adopt(self, path: Path, name: str | None, progress: Progress) -> Model:
         local = self._local(path)
@@ -220,72 +235,3 @@ def _cannot_download(spec: ModelSpec) -> PullError:
         f"{spec.name}: downloads from the Hugging Face Hub are not built in yet",
         f"hf download {spec.repo_id} {file} --local-dir . && cerebrum pull ./{file}",
     )
-
-
-def described(library: Library, model: Model) -> dict[str, Any]:
-    """Return what `show --json` prints of a model; sizes in bytes, the context in tokens."""
-    header, spec, entry = model.header, model.spec, model.file
-    form = model.usual_format
-    return {
-        "name": model.name,
-        "path": str(model.path),
-        "size": model.path.stat().st_size,
-        "format": form,
-        "context_size": model.trained_context,
-        "sha256": library.digest(model),
-        "quantization": header.quantization,
-        "architecture": header.architecture,
-        "parameters": header.parameters,
-        "layers": header.n_layers,
-        "vocabulary_size": header.vocabulary_size,
-        "kv_bytes_per_token": header.kv_bytes_per_token,
-        "chat_template": header.chat_template is not None,
-        "source": entry.source if entry else None,
-        "repo_id": spec.repo_id if spec else None,
-        "licence": spec.licence if spec else None,
-        "default": entry is not None and library.registry.default == entry.name,
-    }
-
-
-def rows(library: Library) -> Iterator[dict[str, Any]]:
-    """Yield what `list --json` prints of each model that is here; a file that is gone or damaged says so in `error`."""
-    default = library.registry.default
-    for model in library.models():
-        entry = model.file
-        row: dict[str, Any] = {"name": model.name, "path": str(model.path), "default": model.name == default}
-        try:
-            header = model.header
-        except ModelFileError as error:
-            row |= {
-                "quantization": None,
-                "size": entry.size if entry else None,
-                "format": None,
-                "context_size": None,
-                "error": error.what,
-            }
-        else:
-            row |= {
-                "quantization": header.quantization,
-                "size": model.path.stat().st_size,
-                "format": model.usual_format,
-                "context_size": model.trained_context,
-                "error": None,
-            }
-        yield row
-
-
-def catalogue_rows(library: Library) -> Iterator[dict[str, Any]]:
-    """Yield what `list --available --json` prints of each model of the catalogue."""
-    here = {model.spec.name for model in library.models() if model.spec}
-    for spec in library.specs:
-        yield {
-            "name": spec.name,
-            "system": spec.system,
-            "here": spec.name in here,
-            "format": spec.format,
-            "context_size": spec.context_size,
-            "licence": spec.licence,
-            "repo_id": spec.repo_id,
-            "quantizations": {quantization.name: quantization.size for quantization in spec.quantizations},
-            "notes": spec.notes,
-        }

@@ -7,12 +7,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.ground.text import well_formed
+
+
+class Readable(Protocol):
+    """Something whose bytes can be read to their end."""
+
+    def read(self) -> bytes:
+        """Return all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +31,25 @@ class Question:
     messages: Path | None
     raw: bool
 
-    def waits(self, piped: BinaryIO | None) -> bool:
-        """Whether reading the question may have to wait for another program."""
-        return piped is not None
-
-    def read(self, piped: BinaryIO | None, settings: Settings) -> Conversation:
-        """Read all of it; UsageError for what cannot be read, or does not fit together."""
-        if self.messages is not None:
-            return self._listed(self.messages, piped, settings)
-        if self.prompt == "-" and piped is None:
+    def require(self, piped: Readable | None) -> None:
+        """Raise UsageError where there can be no question, whatever is read."""
+        if self.messages is not None and (self.prompt is not None or self.files or self.raw):
+            raise UsageError("--messages holds the whole conversation", "leave out the prompt, --file and --raw")
+        if piped is not None:
+            return
+        if self.prompt == "-":
             raise UsageError("the prompt is `-`, and nothing is piped in", "pipe it in, or give it as an argument")
+        if self.messages is None and not self.files:
+            not_empty(self.prompt or "")
+
+    def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
+        """Read all of it; UsageError for what cannot be read, or does not fit together.
+
+        A system prompt from the settings is for questions; a messages list yields only to a given one.
+        """
+        self.require(piped)
+        if self.messages is not None:
+            return self._listed(self.messages, piped, system)
         text = decoded(piped.read(), "standard input") if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         if self.raw:
@@ -42,9 +58,7 @@ class Question:
         files = [(str(file), read_text(file)) for file in self.files]
         return Conversation(system_prompt=settings.system).user(compose(prompt, files, text))
 
-    def _listed(self, source: Path, piped: BinaryIO | None, settings: Settings) -> Conversation:
-        if self.prompt is not None or self.files or self.raw:
-            raise UsageError("--messages holds the whole conversation", "leave out the prompt, --file and --raw")
+    def _listed(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
         if str(source) != "-":
             text, name = read_text(source), str(source)
         elif piped is not None:
@@ -52,7 +66,7 @@ class Question:
         else:
             raise UsageError("--messages is `-`, and nothing is piped in", "pipe the list in, or name a file")
         conversation = parse_messages(text, name)
-        return conversation if settings.system is None else replace(conversation, system_prompt=settings.system)
+        return conversation if system is None else replace(conversation, system_prompt=system)
 
 
 def compose(prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None) -> str:

@@ -71,22 +71,24 @@ def ask(
     from cerebrum_cli.application.question import Question, template_options
 
     runtime = options.runtime_of(context, verbose)
+    piped = runtime.streams.piped
+    question = Question(prompt, tuple(file or ()), messages, raw)
+    question.require(piped)
     found = options.find_model(runtime, given, yes, quiet, offline)
     settings = runtime.settings(given, found)
-    question = Question(prompt, tuple(file or ()), messages, raw)
     constraint = read_grammar(runtime, schema, grammar)
     arguments = template_options(template_arg or ())
-    conversation = None if question.waits(runtime.streams.piped) else question.read(runtime.streams.piped, settings)
+    conversation = None if piped else question.read(None, settings, given.get("system"))
     opened = open_model(
         runtime.open_backend, found, settings, raw=raw, template_options=arguments, vocabulary_only=dry_run
     )
     try:
-        conversation = conversation or question.read(runtime.streams.piped, settings)
+        conversation = conversation or question.read(piped, settings, given.get("system"))  # while the model loads
         if dry_run:
             show_prompt(runtime.streams, opened, conversation, json, quiet)
         else:
             markdown = not (no_markdown or raw or constraint)
-            shown = Shown(final=final, json=json, stats=stats, markdown=markdown, quiet=quiet)
+            shown = Shown(final, json, stats, markdown, quiet, verbose)
             answer(runtime.streams, opened, opened.responder.respond([conversation], settings, constraint), shown)
     finally:
         opened.engine.close()
@@ -127,6 +129,7 @@ class Shown:
     stats: bool
     markdown: bool
     quiet: bool
+    verbose: bool
 
 
 def answer(streams: Streams, opened: Opened, events: Generator[Event, None, None], shown: Shown) -> None:
@@ -139,7 +142,9 @@ def answer(streams: Streams, opened: Opened, events: Generator[Event, None, None
     gatherer = ReplyGatherer()
     sinks: list[Sink] = [gatherer]
     if not shown.quiet:
-        sinks = [StatusLine(streams, opened.model.name), NoticeSink(streams), *sinks]
+        sinks.append(NoticeSink(streams))
+    if not (shown.quiet or shown.verbose):
+        sinks.insert(0, StatusLine(streams, opened.model.name))  # first, so that it is gone before others write
     if not shown.final and not shown.json:
         sinks.append(answer_sink(streams, shown.markdown))
     try:

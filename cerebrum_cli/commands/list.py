@@ -16,7 +16,7 @@ def list_models(
     json: options.Json = False,
 ) -> None:
     """List the models that are here."""
-    from cerebrum_cli.application.library import catalogue_rows, rows
+    from cerebrum_cli.application.listing import catalogue_rows, rows
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
 
     runtime = options.runtime_of(context)

@@ -124,17 +124,20 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
     except ModelNotFound as error:
         if error.offer is None or offline:
             raise
-        if not (yes or runtime.streams.confirm(f"{error.what}. Pull {error.offer} now?")):
+        from cerebrum_cli.terminal.tables import size_text
+
+        size = size_text(runtime.library.download_size(error.offer))
+        if not (yes or runtime.streams.confirm(f"{error.what}. Pull {error.offer} ({size}) now?")):
             raise
-        return pull_model(runtime, error.offer, None, quiet)
+        return pull_model(runtime, error.offer, None, quiet, offline)
 
 
-def pull_model(runtime: Runtime, reference: str, name: str | None, quiet: bool) -> LibraryModel:
+def pull_model(runtime: Runtime, reference: str, name: str | None, quiet: bool, offline: bool) -> LibraryModel:
     """Bring a model here, showing how far it is."""
     from cerebrum_cli.terminal.progress import FileProgress
 
     with FileProgress(runtime.streams, quiet) as progress:
-        model = runtime.library.pull(reference, name, progress.update)
+        model = runtime.library.pull(reference, name, progress.update, offline)
     if not quiet:
         runtime.streams.talk(f"{model.name} is here: {model.path}")
     return model

@@ -117,12 +117,15 @@ class Engine:
         try:
             while loop.obey(self._commands):
                 loop.step()
+        except BaseException as error:  # a bug: whoever waits for events hears of it, now and later
+            loop.fail(error)
+            refuse(self._commands, error)
         finally:
             backend.close()
 
 
 def refuse(commands: Commands, error: BaseException) -> None:
-    """Answer all commands, until the last, with what made the loading fail."""
+    """Answer all commands, until the last, with what ended this thread's work."""
     while not isinstance(command := commands.take(wait=True), Close):
         if isinstance(command, Submit):
             for sequence in command.sequences:
@@ -163,7 +166,7 @@ class Loop:
             done = self._backend.decode(step.rows)
             self._record(step, done, perf_counter() - start)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
@@ -205,7 +208,7 @@ class Loop:
         for sequence, count in step.shares:
             row += count
             sequence.spent(seconds, count)
-            if sequence.reading:
+            if sequence.evaluated < sequence.length:
                 if not sequence.generated:
                     sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
                 continue
@@ -268,12 +271,12 @@ class Loop:
             if sequence in ended:
                 self._finish(sequence, "cancelled")
 
-    def _drop(self, sequence: Sequence, error: Exception) -> None:
+    def _drop(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence with an error; its caller then withdraws what else it asked for."""
         self._release(sequence)
         sequence.tell(Failure(error))
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End every sequence with the error; what the slots hold is unknown now."""
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._drop(sequence, error)

@@ -6,14 +6,40 @@ import json
 import os
 import stat
 import sys
+import threading
 from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
 from typing import Any, BinaryIO, TextIO
 
-from cerebrum_cli.ground.errors import CerebrumError, OutputError
+from cerebrum_cli.ground.errors import CerebrumError, EngineError, OutputError
 from cerebrum_cli.ground.events import NoticeEvent
 from cerebrum_cli.ground.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
+
+PATIENCE_S = 2.0  # a pipe that has not ended by then may never do
+
+
+@dataclass(frozen=True, slots=True)
+class PipedInput:
+    """What another program writes; a person who waits for its end is told so."""
+
+    source: BinaryIO
+    err: TextIO
+
+    def read(self) -> bytes:
+        """Return all of it."""
+        timer = threading.Timer(PATIENCE_S, self._tell)
+        timer.daemon = True
+        if self.err.isatty():
+            timer.start()
+        try:
+            return self.source.read()
+        finally:
+            timer.cancel()
+
+    def _tell(self) -> None:
+        self.err.write("note: waiting for the end of standard input; with nothing to read, redirect it: < /dev/null\n")
+        self.err.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +48,7 @@ class Streams:
 
     out: TextIO
     err: TextIO
-    piped: BinaryIO | None
+    piped: PipedInput | BinaryIO | None
     out_is_terminal: bool
     err_is_terminal: bool
     in_is_terminal: bool
@@ -75,10 +101,12 @@ class Streams:
         self.talk(f"      {event.do}")
 
     def error(self, error: CerebrumError) -> None:
-        """Tell what is and what to do."""
+        """Tell what is and what to do, and what llama.cpp said of it."""
         self.talk(f"error: {error.what}")
         if error.do:
             self.talk(f"  try: {error.do}")
+        for line in error.log if isinstance(error, EngineError) else ():
+            self.talk(f"  log: {line}")
 
 
 def standard_streams() -> Streams:
@@ -90,7 +118,7 @@ def standard_streams() -> Streams:
     return Streams(
         out=out,
         err=err,
-        piped=sys.stdin.buffer if sys.stdin is not None and holds_input(sys.stdin.fileno()) else None,
+        piped=PipedInput(sys.stdin.buffer, err) if sys.stdin is not None and holds_input(sys.stdin.fileno()) else None,
         out_is_terminal=out.isatty(),
         err_is_terminal=err.isatty(),
         in_is_terminal=sys.stdin is not None and sys.stdin.isatty(),
@@ -112,5 +140,5 @@ def holds_input(descriptor: int) -> bool:
 
 
 def plain_terminal() -> bool:
-    """Return whether the user wants no redrawing: TERM=dumb, or ACCESSIBLE is set for a screen reader."""
-    return environment("TERM") == "dumb" or environment("ACCESSIBLE") is not None
+    """Return whether the user wants no redrawing: TERM=dumb or unknown, or ACCESSIBLE is set for a screen reader."""
+    return environment("TERM") in ("dumb", "unknown") or environment("ACCESSIBLE") is not None

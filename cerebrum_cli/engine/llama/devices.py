@@ -11,8 +11,8 @@ from typing import Any
 
 from cerebrum_cli.engine.llama.library import llama
 
-CPU_DEVICE = 0  # ggml_backend_dev_type: 0 CPU, 1 GPU, 2 integrated GPU, 3 accelerator beside the CPU
-GPU_DEVICES = (1, 2)
+GPU_DEVICES = (1, 2)  # of ggml_backend_dev_type: 0 CPU, 1 GPU, 2 integrated GPU, 3 accelerator beside the CPU
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,20 @@ def thread_count() -> int:
     cores = psutil.cpu_count(logical=False) or logical
     if allowed == logical:
         allowed = cores
-    return max(1, math.ceil(min(allowed, cgroup_quota(Path("/sys/fs/cgroup")))))
+    return max(1, math.ceil(min(allowed, *map(cgroup_quota, own_cgroups()))))
+
+
+def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[Path]:
+    """Return the folders of the cgroup this process is in and of all above it; just the root where that is not told."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return [root]
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    folders = [root / path.lstrip("/")]
+    while folders[-1] != root and root in folders[-1].parents:
+        folders.append(folders[-1].parent)
+    return folders
 
 
 def cgroup_quota(root: Path) -> float:
@@ -57,7 +70,7 @@ def available_memory() -> int:
     """Return the bytes of memory this process can still take: what is free, or what its cgroup leaves."""
     import psutil
 
-    return int(max(0, min(psutil.virtual_memory().available, cgroup_memory(Path("/sys/fs/cgroup")))))
+    return int(max(0, min(psutil.virtual_memory().available, *map(cgroup_memory, own_cgroups()))))
 
 
 def cgroup_memory(root: Path) -> float:

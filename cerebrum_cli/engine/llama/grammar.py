@@ -12,22 +12,27 @@ from typing import Any
 from cerebrum_cli.engine.llama.library import import_bindings, llama, log
 from cerebrum_cli.ground.errors import GrammarError
 
-# The converter's rule lets control characters stand in a string as they are; JSON does not.
-ANY_CHARACTER = re.compile(r'^char ::= \[\^"\\\\\]', re.MULTILINE)
-JSON_CHARACTER = r'char ::= [^"\\\x7F\x00-\x1F]'
-
 
 def schema_to_grammar(schema: str) -> str:
     """Return the GBNF grammar of a JSON schema; GrammarError if it is no JSON or uses what GBNF cannot say."""
-    converter = import_bindings("llama_grammar")
+    converter = _mended_converter()
     try:
-        grammar = str(converter.json_schema_to_gbnf(schema))
-    except (
-        Exception
-    ) as error:  # the converter raises whatever its parts raise: ValueError, KeyError, AssertionError ...
+        return str(converter.json_schema_to_gbnf(schema))
+    except Exception as error:  # whatever its parts raise: ValueError, KeyError, AssertionError ...
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
         raise GrammarError(f"the JSON schema cannot be used: {reason}", "it must be one JSON Schema object") from error
-    return ANY_CHARACTER.sub(lambda _: JSON_CHARACTER, grammar)
+
+
+def _mended_converter() -> Any:
+    """Import the converter, and teach its tables two things llama.cpp's own knows by now.
+
+    Control characters cannot stand in a JSON string as they are; and a constant's backslashes must be escaped.
+    """
+    converter = import_bindings("llama_grammar")
+    converter.PRIMITIVE_RULES["char"].content = r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})"""
+    converter.GRAMMAR_LITERAL_ESCAPE_RE = re.compile(r'[\r\n"\\]')
+    converter.GRAMMAR_LITERAL_ESCAPES["\\"] = r"\\"
+    return converter
 
 
 def parse_grammar(vocab: Any, grammar: str) -> Any:

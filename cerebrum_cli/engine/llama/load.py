@@ -114,9 +114,9 @@ def load_model(options: LoadOptions, layers: int, tell: Callable[[Event], None],
 
 
 def _reason(problems: list[str]) -> str:
-    """Return the most telling line of llama.cpp's complaints: the first that names an error."""
+    """Return the most telling of llama.cpp's complaints: the first that names an error, or else what led to it."""
     for line in problems:
         _, found, reason = line.partition("error loading model: ")
-        if found:
+        if found and "failed to load model from" not in reason:
             return reason.strip()
-    return next((line.strip() for line in problems if line.strip()), "it gives no reason")
+    return next((line.partition(": ")[2] or line for line in problems if line.strip()), "it gives no reason")

@@ -1,0 +1,227 @@
+"""What a model may take of a machine is planned in numbers, and what cannot be loaded says why."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.llama.devices import (
+    Device,
+    accelerators,
+    available_memory,
+    can_offload,
+    cgroup_memory,
+    cgroup_quota,
+    own_cgroups,
+    thread_count,
+)
+from cerebrum_cli.engine.llama.library import Log, log
+from cerebrum_cli.engine.llama.load import HEADROOM, LoadOptions, Shape, open_llama, plan_context, plan_layers
+from cerebrum_cli.ground.errors import EngineError, ModelFileError
+from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.ground.parts import Text
+
+GIB = 2**30
+MISTRAL_7B = Shape(trained_context=32768, weight_bytes=4 * GIB, layers=32, kv_bytes_per_token=131_072)
+DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots", "memory", "context"),
+    [
+        (None, 1, 64 * GIB, 8192),
+        (None, 8, 64 * GIB, 8192),
+        (None, 1, 5 * GIB, 4096),
+        (None, 4, 5 * GIB, 1024),
+        (None, 1, 5 * GIB - 1, 3840),
+        (None, 1, 1 * GIB, 256),
+        (1000, 1, 1 * GIB, 1000),
+        (100_000, 1, 64 * GIB, 100_000),
+    ],
+)
+def test_the_context_is_what_was_asked_for_or_the_smallest_of_trained_8192_and_what_fits(
+    asked: int | None, slots: int, memory: int, context: int
+) -> None:
+    assert plan_context(MISTRAL_7B, asked, slots, memory) == context
+
+
+def test_a_model_trained_on_less_gets_less_and_one_without_a_cache_needs_no_memory_for_it() -> None:
+    assert plan_context(Shape(2048, GIB, 22, 22_528), None, 1, 64 * GIB) == 2048
+    assert plan_context(Shape(2048, GIB, 22, 0), None, 1, 2 * GIB) == 2048
+
+
+def gpu(free: int) -> Device:
+    return Device("GPU", "a graphics card", free, 2 * free)
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "layers"),
+    [
+        ("auto", (), 0),
+        ("auto", (gpu(80 * GIB),), 33),
+        ("auto", (gpu(3 * GIB + HEADROOM),), 19),
+        ("auto", (gpu(2 * GIB + HEADROOM), gpu(GIB + HEADROOM)), 19),
+        ("auto", (gpu(HEADROOM // 2),), 0),
+        ("all", (), 33),
+        ("all", (gpu(GIB),), 33),
+        ("0", (gpu(80 * GIB),), 0),
+        ("20", (gpu(80 * GIB),), 20),
+    ],
+)
+def test_as_many_layers_are_offloaded_as_were_asked_for_or_fit(
+    asked: str, devices: tuple[Device, ...], layers: int
+) -> None:
+    assert plan_layers(MISTRAL_7B, asked, 8192, devices) == layers
+
+
+def tree(root: Path, **files: str) -> Path:
+    """Write a cgroup's files; `__` in a name is a folder."""
+    for name, content in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "damaged"}, math.inf),
+        ({"cpu__cpu.cfs_quota_us": "200000\n", "cpu__cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu__cpu.cfs_quota_us": "-1\n", "cpu__cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({"cpu__cpu.cfs_quota_us": "200000\n"}, math.inf),
+    ],
+)
+def test_a_cgroup_of_either_version_limits_the_processors(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+    assert cgroup_quota(tree(tmp_path, **files)) == quota
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, math.inf),
+        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, math.inf),
+        ({"memory.max": "1000\n", "memory.current": "600\n", "memory.stat": "anon 600\n"}, 400),
+        (
+            {"memory.max": "1000\n", "memory.current": "600\n", "memory.stat": "active_file 100\ninactive_file 250\n"},
+            750,
+        ),
+    ],
+)
+def test_files_in_the_cache_do_not_count_against_a_cgroups_memory(
+    tmp_path: Path, files: dict[str, str], left: float
+) -> None:
+    assert cgroup_memory(tree(tmp_path, **files)) == left
+
+
+def test_this_machine_has_a_processor_and_memory_and_perhaps_accelerators() -> None:
+    assert 1 <= thread_count() <= (os.cpu_count() or 1)
+    assert available_memory() > 0
+    assert can_offload() or accelerators() == ()
+
+
+def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False) -> LoadOptions:
+    return LoadOptions(path, Shape(2048, 1_000_000, 2, 256), None, gpu_layers, 1, 1, vocabulary_only)
+
+
+def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
+    """Load a model and let it go."""
+    open_llama(load, told.append, stop or StopFlag()).close()
+
+
+def test_loading_tells_how_far_it_is(chatml_model: Path) -> None:
+    told: list[Event] = []
+    opened(told, options(chatml_model))
+    fractions = [event.fraction for event in told if isinstance(event, LoadEvent)]
+    assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
+    assert any(str(chatml_model) in line for line in log.lines)
+
+
+def test_offloading_to_nothing_is_noticed_and_loads_all_the_same(chatml_model: Path) -> None:
+    told: list[Event] = []
+    opened(told, options(chatml_model, gpu_layers="all"))
+    assert any(isinstance(event, NoticeEvent) for event in told) == (not can_offload())
+
+
+def test_a_vocabulary_is_loaded_without_its_model(chatml_model: Path) -> None:
+    backend = open_llama(options(chatml_model, vocabulary_only=True), lambda event: None, StopFlag())
+    assert backend.tokenize([Text("abc")])
+    backend.close()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")
+def test_a_file_name_need_not_be_text(chatml_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"m\xff\xfe.gguf")
+    path.write_bytes(chatml_model.read_bytes())
+    opened([], options(path))
+
+
+DAMAGES: tuple[tuple[Callable[[bytes], bytes], str], ...] = (
+    (lambda model: b"", "failed to read magic"),
+    (lambda model: b"hello" * 100, "invalid magic characters: 'hell', expected 'GGUF'"),
+    (lambda model: model[:3000], "failed to read key-value pairs"),
+    (lambda model: model[:4] + b"\t\0\0\0" + model[8:], "this GGUF file is version 9 but this software"),
+    (lambda model: model[:-1000], "tensor 'blk.1.ffn_down.weight' data is not within the file bounds"),
+    (lambda model: model.replace(b"llama", b"lamma", 1), "unknown model architecture: 'lamma'"),
+)
+
+
+@pytest.mark.parametrize(("change", "reason"), DAMAGES)
+def test_a_file_that_cannot_be_loaded_says_why(
+    chatml_model: Path, tmp_path: Path, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(change(chatml_model.read_bytes()))
+    engine = Engine(lambda tell, stop: open_llama(options(path), tell, stop))
+    for _ in range(2):
+        with pytest.raises(ModelFileError) as caught:
+            list(engine.load())
+        assert caught.value.what.startswith(f"{path}: llama.cpp cannot load it: {reason}")
+    engine.close()
+
+
+def test_loading_stops_when_it_is_told_to(chatml_model: Path) -> None:
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(EngineError, match="interrupted"):
+        opened([], options(chatml_model), stop)
+
+
+def test_the_log_keeps_the_last_lines_and_the_problems_among_them() -> None:
+    kept, heard = Log(), list[str]()
+    kept.forward = heard.append
+    for number in range(300):
+        kept.write(INFO, b"line %d\n" % number)
+    kept.write(WARNING, b"beware\nof ")
+    kept.write(CONTINUED, b"the fox\n")
+    kept.write(ERROR, "Füchse\n".encode())
+    kept.write(INFO, b"not yet")
+    assert len(kept.lines) == 200 and kept.lines[0] == "line 103"
+    assert list(kept.lines)[-3:] == list(kept.problems) == ["beware", "of the fox", "Füchse"]
+    assert heard[:300] == [f"line {number}" for number in range(300)] and heard[300:] == list(kept.problems)
+
+
+def test_what_is_only_for_who_mends_llama_cpp_is_not_kept() -> None:
+    kept = Log()
+    kept.write(DEBUG, b"inside ")
+    kept.write(CONTINUED, b"and out\n")
+    kept.write(INFO, b"shown\n")
+    assert list(kept.lines) == ["shown"]
+
+
+def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("4:cpu:/elsewhere\n0::/user.slice/me.scope\n")
+    root = tmp_path / "cgroup"
+    own = own_cgroups(root, tmp_path / "membership")
+    assert own == [root / "user.slice" / "me.scope", root / "user.slice", root]
+    assert own_cgroups(root, tmp_path / "nothing") == [root]
