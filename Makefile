@@ -55,6 +55,7 @@ peers: setup
 	benchmarks/peers.sh $(BIN)/python
 
 bench: peers
+	$(BIN)/cerebrum pull --quiet starter
 	$(BIN)/python benchmarks/ask.py
 
 clean:

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from cerebrum_cli.engine.llama.devices import (
     thread_count,
 )
 from cerebrum_cli.engine.llama.library import Log, log
-from cerebrum_cli.engine.llama.load import HEADROOM, LoadOptions, Shape, open_llama, plan_context, plan_layers
+from cerebrum_cli.engine.llama.load import HEADROOM, LoadOptions, Shape, open_llama, plan_context, plan_layers, remarks
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
 from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.ground.parts import Text
@@ -225,3 +226,11 @@ def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) 
     own = own_cgroups(root, tmp_path / "membership")
     assert own == [root / "user.slice" / "me.scope", root / "user.slice", root]
     assert own_cgroups(root, tmp_path / "nothing") == [root]
+
+
+def test_a_context_beyond_the_trained_one_is_remarked_on(tmp_path: Path) -> None:
+    asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
+    assert [notice.what for notice in remarks(asked, offloads=True)] == [
+        "--ctx 2049 is more than the 2048 tokens this model was trained to"
+    ]
+    assert not list(remarks(replace(asked, context_size=2048), offloads=False))

@@ -280,7 +280,4 @@ class Loop:
         """End every sequence with the error; what the slots hold is unknown now."""
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._drop(sequence, error)
-        if self._backend.capacity:
-            for slot in self._scheduler.slots:
-                self._backend.clear(slot.index)
         self._scheduler.forget()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,27 @@ def plan_layers(shape: Shape, asked: str, context: int, devices: tuple[Device, .
     return min(everything, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
 
 
+def remarks(options: LoadOptions, offloads: bool) -> Iterator[NoticeEvent]:
+    """Yield what the user should know of what was asked for; `offloads` says whether this build knows a GPU."""
+    trained = options.shape.trained_context
+    if options.gpu_layers not in ("auto", "0") and not offloads:
+        yield NoticeEvent(
+            f"--gpu-layers {options.gpu_layers}: this build of llama.cpp knows no GPU, so all runs on the CPU",
+            'install one that knows it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
+            " llama-cpp-python  (GGML_METAL or GGML_VULKAN likewise)",
+        )
+    if options.context_size and options.context_size > trained:
+        yield NoticeEvent(
+            f"--ctx {options.context_size} is more than the {trained} tokens this model was trained to",
+            "beyond those its answers get worse; leave --ctx out to stay within",
+        )
+
+
 def open_llama(options: LoadOptions, tell: Callable[[Event], None], stop: StopFlag) -> LlamaBackend:
     """Load the model with llama.cpp on this thread; ModelFileError if it refuses the file."""
-    devices = accelerators()
-    if options.gpu_layers not in ("auto", "0") and not can_offload():
-        tell(
-            NoticeEvent(
-                f"--gpu-layers {options.gpu_layers}: this build of llama.cpp knows no GPU, so all runs on the CPU",
-                'install one that has: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
-                " llama-cpp-python  (GGML_METAL or GGML_VULKAN likewise)",
-            )
-        )
-    shape = options.shape
+    for notice in remarks(options, can_offload()):
+        tell(notice)
+    shape, devices = options.shape, accelerators()
     memory = available_memory() + sum(device.free for device in devices)
     context = plan_context(shape, options.context_size, options.slots, memory)
     layers = plan_layers(shape, options.gpu_layers, context * options.slots, devices)
