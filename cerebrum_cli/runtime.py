@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.library import Library
-from cerebrum_cli.application.opening import BackendFactory, OpenRequest
+from cerebrum_cli.application.opening import BackendFactory
 from cerebrum_cli.catalogue.spec import packaged_catalogue
 from cerebrum_cli.ground.settings import Layer, Settings, fold, read_config
 from cerebrum_cli.terminal.streams import Streams, standard_streams
@@ -16,6 +16,7 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 if TYPE_CHECKING:
     from cerebrum_cli.application.library import Model
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+    from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.ground.events import Event
 
 
@@ -58,30 +59,13 @@ def real_runtime() -> Runtime:
     )
 
 
-def llama_opener(request: OpenRequest) -> OpenBackend:
+def llama_opener(options: LoadOptions) -> OpenBackend:
     """Return how llama.cpp opens a model; nothing of it is imported until the engine's thread does."""
 
     def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
-        from cerebrum_cli.engine.llama.load import LoadOptions, Shape, open_llama
+        from cerebrum_cli.engine.llama.load import open_llama
 
-        header = request.header
-        return open_llama(
-            LoadOptions(
-                path=request.path,
-                shape=Shape(
-                    trained_context=request.trained_context,
-                    weight_bytes=request.path.stat().st_size,
-                    layers=header.n_layers,
-                    kv_bytes_per_token=header.kv_bytes_per_token,
-                ),
-                context_size=request.context_size,
-                gpu_layers=request.gpu_layers,
-                threads=request.threads,
-                vocabulary_only=request.vocabulary_only,
-            ),
-            tell,
-            stop,
-        )
+        return open_llama(options, tell, stop)
 
     return open_backend
 

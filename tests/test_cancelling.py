@@ -20,6 +20,7 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.ground.errors import EngineError, GrammarError
 from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.ground.parts import Text
 
 ROOT = Path(__file__).parents[1]
 LONG = replies({"count: ": "0123456789" * 5, "name: ": "abcdefghij" * 5, "x" * 50: "y"})
@@ -107,9 +108,19 @@ def test_cancelling_ends_those_that_wait_too() -> None:
 
 def test_a_signals_handler_may_cancel() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
+    obeyed = threading.Event()
+
+    def signals() -> None:
+        while not obeyed.wait(0.02):  # Python runs no handler while its main thread is just about to wait
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def handler(*_: object) -> None:
+        engine.cancel()
+        obeyed.set()
+
     with running(backend) as engine:
-        old = signal.signal(signal.SIGUSR1, lambda *_: engine.cancel())
-        thread = when_held(backend, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        old = signal.signal(signal.SIGUSR1, handler)
+        thread = when_held(backend, signals)
         [reply] = ask(engine, "count: ")
         thread.join()
         signal.signal(signal.SIGUSR1, old)
@@ -239,6 +250,8 @@ def test_a_closed_engine_says_so_and_a_stream_left_over_can_be_closed() -> None:
     soon(events.close)
     with pytest.raises(EngineError, match="closed"):
         next(engine.generate([COUNT]))
+    with pytest.raises(EngineError, match="not loaded"):
+        engine.tokenize([Text("a")])
     engine.cancel()
     soon(engine.close)
 

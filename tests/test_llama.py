@@ -17,7 +17,8 @@ from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.grammar import schema_to_grammar
-from cerebrum_cli.engine.llama.load import LoadOptions, Shape, open_llama
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.ground.errors import EngineError, GrammarError

@@ -14,7 +14,6 @@ import pytest
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.devices import (
-    Device,
     accelerators,
     available_memory,
     can_offload,
@@ -24,7 +23,8 @@ from cerebrum_cli.engine.llama.devices import (
     thread_count,
 )
 from cerebrum_cli.engine.llama.library import Log, log
-from cerebrum_cli.engine.llama.load import HEADROOM, LoadOptions, Shape, open_llama, plan_context, plan_layers, remarks
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Shape, plan_context, plan_layers, remarks
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
 from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.ground.parts import Text

@@ -12,7 +12,8 @@ from tiny_models import SPECIAL_TOKENS, USER_DEFINED
 
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.load import LoadOptions, Shape, open_llama
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.ground.parts import Part, Text
 
 MARKS = tuple(SPECIAL_TOKENS)

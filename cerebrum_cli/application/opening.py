@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.application.choice import chosen_format, format_builder
 from cerebrum_cli.application.library import Model
 from cerebrum_cli.application.responder import LocalResponder
-from cerebrum_cli.catalogue.header import Header
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.ground.settings import Settings
 
-
-@dataclass(frozen=True, slots=True)
-class OpenRequest:
-    """What a backend is asked to open; `gpu_layers` is a number as text, `auto` or `all`."""
-
-    path: Path
-    header: Header
-    trained_context: int
-    context_size: int | None
-    gpu_layers: str
-    threads: int | None
-    vocabulary_only: bool
-
-
-BackendFactory = Callable[[OpenRequest], OpenBackend]
+BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Return how to open a model; the runtime picks llama.cpp, tests something smaller."""
 
 
@@ -59,10 +44,14 @@ def open_model(
     build = format_builder(name, template, template_options or {})
     engine = Engine(
         factory(
-            OpenRequest(
+            LoadOptions(
                 path=model.path,
-                header=model.header,
-                trained_context=model.trained_context,
+                shape=Shape(
+                    trained_context=model.trained_context,
+                    weight_bytes=model.path.stat().st_size,
+                    layers=model.header.n_layers,
+                    kv_bytes_per_token=model.header.kv_bytes_per_token,
+                ),
                 context_size=settings.ctx,
                 gpu_layers=settings.gpu_layers,
                 threads=settings.threads,

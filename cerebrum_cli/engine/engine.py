@@ -51,7 +51,7 @@ class Engine:
 
     @property
     def backend(self) -> Backend:
-        """The loaded model, for questions about its vocabulary; EngineError before `load` has ended."""
+        """The loaded model, for questions about its vocabulary; EngineError before `load` and after `close`."""
         if self._backend is None:
             raise EngineError("the model is not loaded")
         return self._backend
@@ -121,6 +121,7 @@ class Engine:
             loop.fail(error)
             refuse(self._commands, error)
         finally:
+            self._backend = None  # who asks for it now gets an error, not freed memory
             backend.close()
 
 

@@ -5,24 +5,14 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.engine.plan import Device
 
 GPU_DEVICES = (1, 2)  # of ggml_backend_dev_type: 0 CPU, 1 GPU, 2 integrated GPU, 3 accelerator beside the CPU
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """An accelerator; memory in bytes, as its driver tells now."""
-
-    name: str
-    description: str
-    free: int
-    total: int
 
 
 def thread_count() -> int:

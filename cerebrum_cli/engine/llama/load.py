@@ -1,84 +1,22 @@
-"""Load a GGUF file: a plan of pure numbers first, then llama.cpp, with its progress told and its refusals explained."""
+"""Load a GGUF file with llama.cpp, as planned, with its progress told and its refusals explained."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.devices import Device, accelerators, available_memory, can_offload, thread_count
+from cerebrum_cli.engine.llama.devices import accelerators, available_memory, can_offload, thread_count
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.llama.memory import ContextOptions
+from cerebrum_cli.engine.plan import LoadOptions, plan_context, plan_layers, remarks
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
-from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.ground.events import Event, LoadEvent
 
-DEFAULT_CONTEXT = 8192
-HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buffers, and the rest of the machine
 CPU_BATCH = 128  # tokens of one step: an interrupt waits for no more, and a slow CPU takes long enough for these
 GPU_BATCH = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a plan must know of a model: trained context in tokens, bytes of weights, layers, KV bytes of one token."""
-
-    trained_context: int
-    weight_bytes: int
-    layers: int
-    kv_bytes_per_token: int
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How a model is to be opened; None and "auto" leave it to the machine."""
-
-    path: Path
-    shape: Shape
-    context_size: int | None = None
-    gpu_layers: str = "auto"
-    threads: int | None = None
-    slots: int = 1
-    vocabulary_only: bool = False
-
-
-def plan_context(shape: Shape, asked: int | None, slots: int, memory: int) -> int:
-    """Return the context of one sequence: what was asked for, or the smallest of trained, 8192 and what fits."""
-    if asked is not None:
-        return asked
-    room = (memory - shape.weight_bytes - HEADROOM) // (max(1, shape.kv_bytes_per_token) * slots)
-    fits = max(256, room // 256 * 256)
-    return min(shape.trained_context, DEFAULT_CONTEXT, fits)
-
-
-def plan_layers(shape: Shape, asked: str, context: int, devices: tuple[Device, ...]) -> int:
-    """Return how many layers to offload: the output layer counts as one more than the model has."""
-    everything = shape.layers + 1
-    if asked == "all":
-        return everything
-    if asked != "auto":
-        return int(asked)
-    layer_bytes = (shape.weight_bytes + shape.kv_bytes_per_token * context) / everything
-    return min(everything, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
-
-
-def remarks(options: LoadOptions, offloads: bool) -> Iterator[NoticeEvent]:
-    """Yield what the user should know of what was asked for; `offloads` says whether this build knows a GPU."""
-    trained = options.shape.trained_context
-    if options.gpu_layers not in ("auto", "0") and not offloads:
-        yield NoticeEvent(
-            f"--gpu-layers {options.gpu_layers}: this build of llama.cpp knows no GPU, so all runs on the CPU",
-            'install one that knows it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
-            " llama-cpp-python  (GGML_METAL or GGML_VULKAN likewise)",
-        )
-    if options.context_size and options.context_size > trained:
-        yield NoticeEvent(
-            f"--ctx {options.context_size} is more than the {trained} tokens this model was trained to",
-            "beyond those its answers get worse; leave --ctx out to stay within",
-        )
 
 
 def open_llama(options: LoadOptions, tell: Callable[[Event], None], stop: StopFlag) -> LlamaBackend:

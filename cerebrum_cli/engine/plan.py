@@ -1,0 +1,81 @@
+"""How a model is to be opened: pure numbers, from what was asked, what its file says, and what the machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerebrum_cli.ground.events import NoticeEvent
+
+DEFAULT_CONTEXT = 8192
+HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buffers, and the rest of the machine
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a plan must know of a model: trained context in tokens, bytes of weights, layers, KV bytes of one token."""
+
+    trained_context: int
+    weight_bytes: int
+    layers: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is to be opened; None and "auto" leave it to the machine."""
+
+    path: Path
+    shape: Shape
+    context_size: int | None = None
+    gpu_layers: str = "auto"
+    threads: int | None = None
+    slots: int = 1
+    vocabulary_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An accelerator; memory in bytes, as its driver tells now."""
+
+    name: str
+    description: str
+    free: int
+    total: int
+
+
+def plan_context(shape: Shape, asked: int | None, slots: int, memory: int) -> int:
+    """Return the context of one sequence: what was asked for, or the smallest of trained, 8192 and what fits."""
+    if asked is not None:
+        return asked
+    room = (memory - shape.weight_bytes - HEADROOM) // (max(1, shape.kv_bytes_per_token) * slots)
+    fits = max(256, room // 256 * 256)
+    return min(shape.trained_context, DEFAULT_CONTEXT, fits)
+
+
+def plan_layers(shape: Shape, asked: str, context: int, devices: tuple[Device, ...]) -> int:
+    """Return how many layers to offload: the output layer counts as one more than the model has."""
+    everything = shape.layers + 1
+    if asked == "all":
+        return everything
+    if asked != "auto":
+        return int(asked)
+    layer_bytes = (shape.weight_bytes + shape.kv_bytes_per_token * context) / everything
+    return min(everything, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
+
+
+def remarks(options: LoadOptions, offloads: bool) -> Iterator[NoticeEvent]:
+    """Yield what the user should know of what was asked for; `offloads` says whether this build knows a GPU."""
+    trained = options.shape.trained_context
+    if options.gpu_layers not in ("auto", "0") and not offloads:
+        yield NoticeEvent(
+            f"--gpu-layers {options.gpu_layers}: this build of llama.cpp knows no GPU, so all runs on the CPU",
+            'install one that knows it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
+            " llama-cpp-python  (GGML_METAL or GGML_VULKAN likewise)",
+        )
+    if options.context_size and options.context_size > trained:
+        yield NoticeEvent(
+            f"--ctx {options.context_size} is more than the {trained} tokens this model was trained to",
+            "beyond those its answers get worse; leave --ctx out to stay within",
+        )
