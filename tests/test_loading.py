@@ -234,3 +234,9 @@ def test_a_context_beyond_the_trained_one_is_remarked_on(tmp_path: Path) -> None
         "--ctx 2049 is more than the 2048 tokens this model was trained to"
     ]
     assert not list(remarks(replace(asked, context_size=2048), offloads=False))
+
+
+def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> None:
+    assert plan_context(MISTRAL_7B, 8192, slots=1, memory=2 * GIB) == 8192
+    with pytest.raises(EngineError, match=r"a context of 32768 tokens takes 4\.3 GB, and 2\.1 GB of memory are free"):
+        plan_context(MISTRAL_7B, 32768, slots=1, memory=2 * GIB)

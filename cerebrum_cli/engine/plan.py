@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.events import NoticeEvent
 
 DEFAULT_CONTEXT = 8192
@@ -46,10 +47,20 @@ class Device:
 
 
 def plan_context(shape: Shape, asked: int | None, slots: int, memory: int) -> int:
-    """Return the context of one sequence: what was asked for, or the smallest of trained, 8192 and what fits."""
+    """Return the context of one sequence: what was asked for, or the smallest of trained, 8192 and what fits.
+
+    Raises EngineError where the cache of what was asked for is larger than all free memory.
+    """
+    token_bytes = max(1, shape.kv_bytes_per_token) * slots
     if asked is not None:
+        if asked * token_bytes > memory:
+            raise EngineError(
+                f"a context of {asked} tokens takes {asked * token_bytes / 1e9:.1f} GB,"
+                f" and {memory / 1e9:.1f} GB of memory are free",
+                f"ask for --ctx {min(shape.trained_context, memory // 2 // token_bytes // 256 * 256)} or less",
+            )
         return asked
-    room = (memory - shape.weight_bytes - HEADROOM) // (max(1, shape.kv_bytes_per_token) * slots)
+    room = (memory - shape.weight_bytes - HEADROOM) // token_bytes
     fits = max(256, room // 256 * 256)
     return min(shape.trained_context, DEFAULT_CONTEXT, fits)
 
