@@ -230,10 +230,20 @@ def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) 
 
 def test_a_context_beyond_the_trained_one_is_remarked_on(tmp_path: Path) -> None:
     asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
-    assert [notice.what for notice in remarks(asked, offloads=True)] == [
+    assert [notice.what for notice in remarks(asked, offloads=False, devices=())] == [
         "--ctx 2049 is more than the 2048 tokens this model was trained to"
     ]
-    assert not list(remarks(replace(asked, context_size=2048), offloads=False))
+    assert not list(remarks(replace(asked, context_size=2048), offloads=False, devices=()))
+
+
+def test_layers_nobody_can_take_are_remarked_on(tmp_path: Path) -> None:
+    asked = options(tmp_path / "model.gguf", gpu_layers="all")
+    gpu = Device("CUDA0", "a GPU", GIB, GIB)
+    assert not list(remarks(asked, offloads=True, devices=(gpu,)))
+    (unbuilt,) = remarks(asked, offloads=False, devices=())
+    (unseen,) = remarks(asked, offloads=True, devices=())
+    assert "knows no GPU" in unbuilt.what
+    assert "finds no GPU here" in unseen.what
 
 
 def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> None:

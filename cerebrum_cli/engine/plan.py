@@ -76,10 +76,16 @@ def plan_layers(shape: Shape, asked: str, context: int, devices: tuple[Device, .
     return min(everything, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
 
 
-def remarks(options: LoadOptions, offloads: bool) -> Iterator[NoticeEvent]:
-    """Yield what the user should know of what was asked for; `offloads` says whether this build knows a GPU."""
+def remarks(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
+    """Yield what the user should know of what was asked for; `offloads` says whether this build can use a GPU."""
     trained = options.shape.trained_context
-    if options.gpu_layers not in ("auto", "0") and not offloads:
+    layers_asked = options.gpu_layers not in ("auto", "0")
+    if layers_asked and offloads and not devices:
+        yield NoticeEvent(
+            f"--gpu-layers {options.gpu_layers}: llama.cpp finds no GPU here, so all runs on the CPU",
+            "check the driver, or leave --gpu-layers out",
+        )
+    elif layers_asked and not offloads:
         yield NoticeEvent(
             f"--gpu-layers {options.gpu_layers}: this build of llama.cpp knows no GPU, so all runs on the CPU",
             'install one that knows it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'

@@ -21,9 +21,9 @@ GPU_BATCH = 512
 
 def open_llama(options: LoadOptions, tell: Callable[[Event], None], stop: StopFlag) -> LlamaBackend:
     """Load the model with llama.cpp on this thread; ModelFileError if it refuses the file."""
-    for notice in remarks(options, can_offload()):
-        tell(notice)
     shape, devices = options.shape, accelerators()
+    for notice in remarks(options, can_offload(), devices):
+        tell(notice)
     memory = available_memory() + sum(device.free for device in devices)
     context = plan_context(shape, options.context_size, options.slots, memory)
     layers = plan_layers(shape, options.gpu_layers, context * options.slots, devices)
