@@ -33,7 +33,8 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(if $(ACCEL),$(accelerate) $(BIN)/python -m pip install $(rebuild) "llama-cpp-python>=0.3.36")
 	$(BIN)/python -m pip install --quiet --editable . --group dev
-	touch $@
+	rm -f $(VENV)/.setup-*
+	touch $(VENV)/.setup $@
 
 demo: setup
 	$(BIN)/cerebrum pull starter

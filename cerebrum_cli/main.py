@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from cerebrum_cli.commands.ask import ask
 from cerebrum_cli.commands.list import list_models
 from cerebrum_cli.commands.pull import pull
 from cerebrum_cli.commands.show import show
-from cerebrum_cli.ground.errors import CerebrumError, Interrupted
+from cerebrum_cli.ground.errors import CerebrumError, Interrupted, OutputError
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime import Runtime
@@ -58,12 +59,25 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
         return leaving.code if isinstance(leaving.code, int) else 1
     except Interrupted as error:
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return leave_full_disk()
     except CerebrumError as error:
         from cerebrum_cli.terminal.streams import standard_streams
 
         (runtime.streams if runtime else standard_streams()).error(error)
         return error.exit_code
     return 0
+
+
+def leave_full_disk() -> int:
+    """Say that help or version could not be written, which Typer writes by itself."""
+    from cerebrum_cli.terminal.streams import discard, standard_streams
+
+    discard(sys.stdout)
+    standard_streams().error(OutputError("standard output: no space left", "free some space, or write elsewhere"))
+    return OutputError.exit_code
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ class Runtime:
     streams: Streams
     open_backend: BackendFactory
     native_log: Callable[[Callable[[str], None]], None]
-    schema_to_grammar: Callable[[str], str]
+    schema_to_grammar: Callable[[str], tuple[str, tuple[str, ...]]]
     library: Library = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,8 +77,8 @@ def forward_llama_log(listener: Callable[[str], None]) -> None:
     log.forward = listener
 
 
-def llama_schema_to_grammar(schema: str) -> str:
-    """Return the GBNF grammar of a JSON schema."""
+def llama_schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
+    """Return the GBNF grammar of a JSON schema, and the keywords it cannot hold."""
     from cerebrum_cli.engine.llama.grammar import schema_to_grammar
 
     return schema_to_grammar(schema)

@@ -62,7 +62,7 @@ def main() -> None:
         streams=standard_streams(),
         open_backend=lambda request: open_backend,
         native_log=lambda listener: None,
-        schema_to_grammar=str,
+        schema_to_grammar=lambda schema: (schema, ()),
     )
     sys.exit(run(sys.argv[2:], runtime))
 

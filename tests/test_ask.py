@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -313,11 +314,25 @@ def test_an_interrupted_answer_is_kept(user: CommandLine, number: signal.Signals
     assert "ended by cancelled" in err.decode()
 
 
+def test_an_endless_template_is_interrupted_too(user: CommandLine) -> None:
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    model = write_chatml(user.home / "endless.gguf", chat_template=loops)
+    process = user.start("ask", "-v", "-m", model, "hi")
+    assert process.stderr
+    while b"load_tensors: " not in process.stderr.readline():
+        pass
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    process.communicate()
+
+
 def test_an_interrupted_answer_is_kept_as_an_object_too(user: CommandLine) -> None:
     process = user.start("ask", "--json", "-v", "--grammar", talking(user.home), "hi")
     assert process.stdout and process.stderr
-    while b"sched_reserve" not in process.stderr.readline():
+    while b"reserve took" not in process.stderr.readline():
         pass  # the model is there, and the prompt is about to be read
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -209,6 +209,23 @@ def test_a_file_that_is_no_model_is_not_registered(library: Library, tmp_path: P
     assert library.models() == []
 
 
+def test_a_name_belongs_to_one_model(library: Library, other: Path) -> None:
+    with pytest.raises(UsageError, match="the name packed is taken by another model"):
+        library.pull(str(other), "packed", silent)
+    for name in ("a/b c", "-x", ""):
+        with pytest.raises(UsageError, match="is no name"):
+            library.pull(str(other), name, silent)
+    with pytest.raises(UsageError, match="the name thinker is taken by another model"):
+        library.pull("packed", "thinker", silent)
+    spaced = Path(shutil.copy(other, other.with_name("my own (model).gguf")))
+    assert library.pull(str(spaced), None, silent).name == "my-own-model"
+
+
+def test_a_path_of_a_model_that_is_here_is_that_model(library: Library, other: Path) -> None:
+    pulled = library.pull(str(other), "mine", silent)
+    assert library.resolve(str(other)).name == pulled.name == "mine"
+
+
 def test_offline_nothing_is_pulled_but_what_is_here(library: Library, other: Path) -> None:
     with pytest.raises(PullError, match="--offline forbids a download"):
         library.pull("packed", None, silent, offline=True)

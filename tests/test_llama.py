@@ -197,7 +197,8 @@ def test_what_is_said_by_a_json_schema_can_be_parsed(model: Path) -> None:
         },
         "required": ["name", "kind", "ages", "wise"],
     }
-    grammar = schema_to_grammar(json.dumps(schema))
+    grammar, ignored = schema_to_grammar(json.dumps(schema))
+    assert ignored == ()
     with talking(model, slots=4) as engine:
         said = ask(engine, STORY, n=8, grammar=grammar, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
     for reply in said:
@@ -315,11 +316,17 @@ def test_an_interrupted_step_leaves_memory_that_can_be_gone_on_with(model: Path)
     assert same >= 16  # of 20: last bits may differ, see above
 
 
-@pytest.mark.parametrize(("slots", "context_size"), [(1, 2**32), (1, 10**12), (300, 256)])
-def test_more_context_than_can_be_had_is_an_error_and_no_crash(
-    chatml_model: Path, slots: int, context_size: int
-) -> None:
-    with talking(chatml_model, slots=slots, context_size=context_size) as engine:
+@pytest.mark.parametrize("context_size", [2**32, 10**12])
+def test_more_context_than_all_memory_is_refused_while_loading(chatml_model: Path, context_size: int) -> None:
+    with (
+        pytest.raises(EngineError, match="GB of memory are free"),
+        talking(chatml_model, context_size=context_size) as engine,
+    ):
+        ask(engine, "a")
+
+
+def test_more_contexts_than_llama_cpp_has_are_an_error_and_no_crash(chatml_model: Path) -> None:
+    with talking(chatml_model, slots=300, context_size=256) as engine:
         for _ in range(2):
             with pytest.raises(EngineError, match="no memory for"):
                 ask(engine, "a")
@@ -334,3 +341,15 @@ def test_a_context_grows_once_to_the_longest(chatml_model: Path) -> None:
             sizes.append(engine.backend.capacity)
             assert reply.text == "a" * limit
     assert sizes == [256, 2048, 2048]
+
+
+def test_what_no_grammar_can_hold_is_named() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"minimum": {"type": "integer", "minimum": 5}, "list": {"type": "array", "uniqueItems": True}},
+        "default": {"maximum": 1},
+    }
+    assert schema_to_grammar(json.dumps(schema))[1] == ("minimum", "uniqueItems")
+    for text in ("true", "[]", "{"):
+        with pytest.raises(GrammarError, match="the JSON schema cannot be used"):
+            schema_to_grammar(text)

@@ -6,8 +6,11 @@ import hashlib
 import os
 import resource
 import select
+import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import venv
@@ -16,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,8 +165,19 @@ def test_a_python_without_pip_is_told_another_way(tmp_path: Path) -> None:
 
 def test_the_disk_is_looked_at_before_the_first_byte(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, size=10**18), tmp_path)
-    assert error.what.endswith("of disk are free, and pulling this takes 1,000,000,000,067 MB")
+    assert error.what.startswith(f"{tmp_path}: the disk is too full: ")
+    assert error.what.endswith(" MB are free, and the pull needs 1,000,000,000,067 MB")
     assert error.do.startswith("free 999,")
+
+
+def test_a_disk_that_fills_up_while_pip_downloads_is_not_blamed_on_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter((10**9, 2_000_000))  # before the download, and after it failed
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
+    assert error.what == f"{tmp_path}: the disk is too full: 2 MB are free, and the pull needs 70 MB"
+    assert error.do == "free 68 MB, then pull again"
 
 
 def test_a_write_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
@@ -202,11 +217,63 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert caught.value.do == f"check that {tmp_path / 'file' / 'models'} can be written to, then pull again"
 
 
-def test_what_killed_runs_left_is_swept_after_a_day(tmp_path: Path) -> None:
-    for name, age in ((".pull-old", 25 * 3600), (".pull-new", 3600)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "part").write_bytes(b"part")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
+def leave_behind(work: Path, age: float) -> None:
+    """Make a work directory as a killed run leaves it."""
+    work.mkdir()
+    (work / "part").write_bytes(b"part")
+    os.utime(work, (time.time() - age,) * 2)
+
+
+def test_a_pull_keeps_its_directory_while_it_runs_and_loses_it_once_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from cerebrum_cli.catalogue.package import fetch; from cerebrum_cli.catalogue.spec import PackageSource\n"
+        "fetch(PackageSource('tiny-model==1.0', 'a/other.gguf', '00', 1, 1), Path(sys.argv[1]), lambda *told: None)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
+        with monkeypatch.context() as configuration:
+            use_index(configuration, silent.getsockname()[1])
+            argv = [sys.executable, "-c", script, str(tmp_path)]
+            pull = subprocess.Popen(argv, cwd=ROOT, start_new_session=True)
+        try:
+            assert select.select([silent], [], [], 20)[0]
+            (work,) = tmp_path.glob(".pull-*")
+            os.utime(work, (0, 0))  # however old it looks
+            fetch(SOURCE, tmp_path, Told())
+            assert sorted(tmp_path.iterdir()) == [work, tmp_path / "tiny.gguf"]
+            pull.kill()
+            pull.wait()
+            fetch(SOURCE, tmp_path, Told())
+            assert list(tmp_path.iterdir()) == [tmp_path / "tiny.gguf"]
+        finally:
+            os.killpg(pull.pid, signal.SIGKILL)  # its pip lives on
+            pull.wait()
+
+
+def test_a_directory_that_has_no_lock_yet_is_left_alone_for_a_minute(tmp_path: Path) -> None:
+    leave_behind(tmp_path / ".pull-old", 70)
+    leave_behind(tmp_path / ".pull-new", 30)
+    fetch(SOURCE, tmp_path, Told())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".pull-new", "tiny.gguf"]
+
+
+def test_a_leftover_that_cannot_be_removed_does_not_stop_a_pull(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "elsewhere", 70)
+    (tmp_path / ".pull-link").symlink_to("elsewhere")  # rmtree refuses links
+    (tmp_path / ".pull-loop").symlink_to(".pull-loop")
+    fetch(SOURCE, tmp_path, Told())
+    assert (tmp_path / "elsewhere" / "part").read_bytes() == b"part"
+    assert (tmp_path / "tiny.gguf").read_bytes() == CONTENT
+
+
+def test_on_a_system_without_locks_what_killed_runs_left_is_swept_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    leave_behind(tmp_path / ".pull-old", 25 * 3600)
+    leave_behind(tmp_path / ".pull-new", 3600)
     fetch(SOURCE, tmp_path, Told())
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pull-new", "tiny.gguf"]
 

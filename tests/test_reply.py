@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from cerebrum_cli.application.reply import ReplyGatherer, prompt_object, reply_object
+from cerebrum_cli.application.reply import Reply, ReplyGatherer, prompt_object, reply_object, shortfall
 from cerebrum_cli.application.responder import Preview
 from cerebrum_cli.ground.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
 
@@ -94,3 +95,14 @@ def test_a_prompt_is_one_object() -> None:
         "format": "raw",
         "model": "m",
     }
+
+
+def test_a_reader_is_told_what_is_missing_from_an_answer() -> None:
+    assert shortfall(Reply("Four.", None, FINISH)) is None
+    assert shortfall(Reply("Fo", None, replace(FINISH, reason="length"))) is None
+    cut = shortfall(Reply("Fo", None, replace(FINISH, reason="context")))
+    assert cut is not None
+    assert cut.what == "the answer was cut: the context of 256 tokens is full"
+    thinking = shortfall(Reply("", "Hm", replace(FINISH, reason="length")))
+    assert thinking is not None
+    assert thinking.what == "the model was still thinking when its tokens ran out"

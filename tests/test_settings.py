@@ -71,6 +71,8 @@ def test_every_setting_can_be_given_and_is_kept_in_its_own_type() -> None:
         ("gpu_layers", "-1", "it must be a number of layers, `auto` or `all`"),
         ("stop", "", "it must be text that is not empty"),
         ("stop", ["a", 1], "it must be text that is not empty"),
+        ("stop", 5, "it must be text that is not empty"),
+        ("temperature", float("inf"), "it must be a number of 0 or more"),
         ("model", 7, "it must be text"),
     ],
 )

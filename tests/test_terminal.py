@@ -147,6 +147,20 @@ def test_a_signal_cancels_the_reply_which_is_played_out_and_closed(number: signa
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_before_anything_is_said_ends_even_what_never_yields() -> None:
+    cancelled: list[bool] = []
+
+    def events() -> Generator[Event, None, None]:
+        yield LoadEvent(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            pass
+
+    with pytest.raises(Interrupted):
+        play(events(), lambda: cancelled.append(True), [])
+    assert cancelled == [True]
+
+
 def test_a_sink_that_fails_closes_the_reply() -> None:
     closed: list[bool] = []
 
@@ -383,4 +397,4 @@ def test_stats_are_one_line() -> None:
         " | first token 1.25 s | context 2048 | seed 42 | ended by stop"
     )
     cached = replace(FINISH, cached_tokens=10, timings=Timings())
-    assert "prompt 12 tokens (10 cached) 0.0/s" in stats_line(cached, "m", "f")
+    assert "prompt 12 tokens (10 cached) |" in stats_line(cached, "m", "f")

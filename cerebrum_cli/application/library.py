@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from cerebrum_cli.catalogue.header import Header, read_header
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, Source, sha256_of
-from cerebrum_cli.catalogue.spec import ModelSpec, load_catalogue
+from cerebrum_cli.catalogue.spec import MODEL_NAME, ModelSpec, load_catalogue
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.ground.errors import ModelNotFound, NoModel, PullError, UsageError
 
@@ -106,6 +107,7 @@ class Library:
         if offline:
             return self._already_here(spec)
         if spec.package is not None:
+            self._claim(spec.name if name is None else name, lambda claimed: claimed is spec, spec.package.sha256)
             from cerebrum_cli.catalogue.package import fetch
 
             return self._remember(
@@ -138,19 +140,28 @@ class Library:
     def _adopt(self, path: Path, name: str | None, progress: Progress) -> Model:
         local = self._local(path)
         digest = sha256_of(path, lambda done, total: progress("verify", done, total))
+        for entry in self.registry.entries():
+            ours = entry.source == "package" and not is_missing(entry.path)
+            if ours and entry.sha256 == digest and name in (None, entry.name):
+                return self._registered(entry)  # the copy that was pulled outlives the one the user points at
         packaged = next((spec for spec in self.specs if spec.package and spec.package.sha256 == digest), None)
-        name = name or (packaged.name if packaged else local.name)
-        known = self.registry.find(name)
-        taken = known and known.path != path and known.sha256 != digest and not is_missing(known.path)
-        if taken or (self._spec(name) and not self._is(name, local, digest)):
-            raise UsageError(f"the name {name} is taken by another model", "choose one with --name")
+        if name is None:
+            name = packaged.name if packaged else as_name(local.name)
+
+        def is_that(spec: ModelSpec) -> bool:
+            return spec.package.sha256 == digest if spec.package else spec.matches(path.name)
+
+        self._claim(name, is_that, digest)
         return self._remember(name, path, digest, "local")
 
-    def _is(self, name: str, local: Model, digest: str) -> bool:
-        spec = self._spec(name)
-        if spec is None:
-            return False
-        return spec.package.sha256 == digest if spec.package else spec.matches(local.path.name)
+    def _claim(self, name: str, is_that: Callable[[ModelSpec], bool], digest: str) -> None:
+        """Raise UsageError unless a model may be called this: no other one is, here or in the catalogue."""
+        if not MODEL_NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no name", "names are made of letters, digits, `.`, `_` and `-`: use --name")
+        known, spec = self.registry.find(name), self._spec(name)
+        taken = known and known.sha256 != digest and not is_missing(known.path)
+        if taken or (spec and not is_that(spec)):
+            raise UsageError(f"the name {name} is taken by another model", "choose one with --name")
 
     def _remember(self, name: str, path: Path, sha256: str, source: Source) -> Model:
         stat = path.stat()
@@ -167,7 +178,11 @@ class Library:
     def _local(self, path: Path) -> Model:
         if is_missing(path):
             raise ModelNotFound(f"{path}: there is no such file", "check the path; cerebrum list shows what is here")
-        model = Model(path.stem, path, next((spec for spec in self.specs if spec.matches(path.name)), None))
+        whole = path.parent.resolve() / path.name
+        for entry in self.registry.entries():
+            if entry.path == whole:
+                return self._registered(entry)
+        model = Model(path.stem, whole, next((spec for spec in self.specs if spec.matches(path.name)), None))
         _ = model.header
         return model
 
@@ -177,7 +192,7 @@ class Library:
     def _gone(self, entry: ModelFile) -> ModelNotFound:
         what = f"{entry.name}: its file {entry.path} is gone"
         spec = self._registered(entry).spec
-        if entry.source == "package" and spec and spec.package:
+        if spec and spec.package:
             named = "" if entry.name == spec.name else f" --name {entry.name}"
             return ModelNotFound(what, f"cerebrum pull {spec.name}{named}", offer=None if named else spec.name)
         return ModelNotFound(what, f"cerebrum pull PATH --name {entry.name}  (PATH is where it is now)")
@@ -190,6 +205,11 @@ class Library:
         near = get_close_matches(reference, names, n=3, cutoff=0.5)
         like = f"did you mean {' or '.join(near)}? " if near else ""
         return ModelNotFound(f"unknown model {reference!r}", f"{like}cerebrum list --available shows all", near)
+
+
+def as_name(stem: str) -> str:
+    """Return a file name's stem as the name of a model, which has no spaces and no colons."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
 
 
 def as_path(reference: str) -> Path:

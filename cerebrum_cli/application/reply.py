@@ -7,7 +7,7 @@ from typing import Any
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.application.responder import Preview
-from cerebrum_cli.ground.events import Channel, Event, FinishEvent, TokenEvent
+from cerebrum_cli.ground.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,16 @@ class ReplyGatherer:
         if self._finish is None:
             return None
         return Reply("".join(self._said["answer"]), "".join(self._said["thinking"]) or None, self._finish)
+
+
+def shortfall(reply: Reply) -> NoticeEvent | None:
+    """Return what a reader of the answer should know of what is missing from it."""
+    if reply.finish.reason == "context":
+        size = reply.finish.context_size
+        return NoticeEvent(f"the answer was cut: the context of {size} tokens is full", "raise --ctx, or ask for less")
+    if reply.reasoning and not reply.text and reply.finish.reason == "length":
+        return NoticeEvent("the model was still thinking when its tokens ran out", "raise --max-tokens")
+    return None
 
 
 def reply_object(reply: Reply, model: str, form: str) -> dict[str, Any]:

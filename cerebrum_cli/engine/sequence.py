@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
@@ -51,7 +51,8 @@ class Sequence:
     evaluated: int = 0
     cached: int = 0
     generated: list[int] = field(default_factory=list)
-    timings: Timings = field(default_factory=Timings)
+    admitted_at: float | None = None
+    sampled_at: list[float] = field(default_factory=list)
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -78,17 +79,19 @@ class Sequence:
         prompt = self.prompt
         return prompt[position] if position < len(prompt) else self.generated[position - len(prompt)]
 
-    def spent(self, seconds: float, tokens: int) -> None:
-        """Count the time of one step that evaluated `tokens` of this sequence."""
-        old = self.timings
-        if not self.generated:
-            self.timings = replace(old, prefill_s=old.prefill_s + seconds, prefill_tokens=old.prefill_tokens + tokens)
-        else:
-            self.timings = replace(old, decode_s=old.decode_s + seconds, decode_steps=old.decode_steps + tokens)
-
-    def first_token(self) -> None:
-        """Note when the first token came."""
-        self.timings = replace(self.timings, ttft_s=perf_counter() - self.born)
+    def timings(self, load_s: float) -> Timings:
+        """Return what the sequence cost until now, by the clock: sampling and waiting for other sequences are in it."""
+        now = perf_counter()
+        admitted = self.admitted_at or now
+        first = self.sampled_at[0] if self.sampled_at else now
+        return Timings(
+            load_s=load_s,
+            prefill_s=first - admitted,
+            ttft_s=first - self.born,
+            decode_s=self.sampled_at[-1] - first if self.sampled_at else 0.0,
+            prefill_tokens=min(self.evaluated, len(self.prompt)) - self.cached,
+            decode_steps=max(0, len(self.sampled_at) - 1),
+        )
 
     def finish(self, reason: FinishReason, context_size: int, load_s: float) -> FinishEvent:
         """Return this sequence's last event."""
@@ -100,7 +103,7 @@ class Sequence:
             completion_tokens=len(self.generated),
             seed=self.seed,
             context_size=context_size,
-            timings=replace(self.timings, load_s=load_s),
+            timings=self.timings(load_s),
         )
 
 

@@ -52,7 +52,10 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of one sequence, as the engine's thread saw them; `ttft_s` counts from the request."""
+    """Seconds of one sequence by the clock: prefill to its first token, decode from there to its last.
+
+    `ttft_s` counts from the request, so waiting for a slot is in it.
+    """
 
     load_s: float = 0.0
     prefill_s: float = 0.0

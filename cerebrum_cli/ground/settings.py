@@ -86,13 +86,13 @@ def checked(key: str, value: Any) -> Any:
     if key in RANGES:
         kind, least, most = RANGES[key]
         wrong = isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float))
-        if wrong or not least <= value <= most:
+        if wrong or value == float("inf") or not least <= value <= most:
             bounds = f"from {least:g} to {most:.10g}" if most != float("inf") else f"of {least:g} or more"
             raise UsageError(f"{spelled} is {value!r}", f"it must be {_article(kind)} {bounds}")
         return kind(value)
     if key == "stop":
-        items = [value] if isinstance(value, str) else list(value)
-        if not all(isinstance(item, str) and item for item in items):
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
             raise UsageError(f"{spelled} is {value!r}", "it must be text that is not empty")
         return tuple(items)
     if key == "gpu_layers":

@@ -16,13 +16,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """While this is entered the first signal calls `cancel`; a second one ends the process at once.
 
-    Leaving it raises Interrupted if there was a signal, whatever else was on its way.
+    Until `talking` is set nothing has been said that could be kept, so the first signal raises Interrupted on the
+    spot: a template, which is a program, may run for ever. Leaving raises it too, whatever else was on its way.
     """
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self._cancel = cancel
         self._old: dict[int, Any] = {}
         self.signum: int | None = None
+        self.talking = False
 
     def __enter__(self) -> Interrupts:
         self._old = {number: signal.signal(number, self._take) for number in SIGNALS}
@@ -31,7 +33,7 @@ class Interrupts:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        if self.signum is not None:
+        if self.signum is not None and not isinstance(error, Interrupted):
             raise Interrupted(self.signum) from error
 
     def _take(self, signum: int, _: FrameType | None) -> None:
@@ -39,3 +41,5 @@ class Interrupts:
             os._exit(128 + signum)  # whatever keeps the first from being obeyed does not keep this one
         self.signum = signum
         self._cancel()
+        if not self.talking:
+            raise Interrupted(signum)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from cerebrum_cli.ground.events import Event, FinishEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.ground.events import Event, NoticeEvent, PromptEvent, TokenEvent
 from cerebrum_cli.terminal.control import ControlFilter
 from cerebrum_cli.terminal.interrupts import Interrupts
 from cerebrum_cli.terminal.streams import Streams, plain_terminal
@@ -100,16 +100,15 @@ def answer_sink(streams: Streams, markdown: bool) -> Sink:
 def play(events: Generator[Event, None, None], cancel: Callable[[], None], sinks: Iterable[Sink]) -> None:
     """Send all events to all sinks; a signal cancels the reply, is played out, and then raises Interrupted.
 
-    A signal between loading and generating reaches no sequence, so it is sent again with each event.
+    From the first PromptEvent on a sequence is there to be cancelled; before that, a signal raises at once.
     """
     sinks = tuple(sinks)
     with Interrupts(cancel) as interrupts:
         try:
             for event in events:
+                interrupts.talking = interrupts.talking or isinstance(event, (PromptEvent, TokenEvent))
                 for sink in sinks:
                     sink.emit(event)
-                if interrupts.signum is not None and not isinstance(event, FinishEvent):
-                    cancel()
         finally:
             events.close()
             for sink in sinks:

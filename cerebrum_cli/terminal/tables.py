@@ -24,14 +24,18 @@ def stats_line(finish: FinishEvent, model: str, form: str) -> str:
             model,
             f"format {form}",
             f"load {timings.load_s:.2f} s",
-            f"prompt {finish.prompt_tokens} tokens{cached} {timings.prompt_tokens_per_second:.1f}/s",
-            f"answer {finish.completion_tokens} tokens {timings.tokens_per_second:.1f}/s",
+            f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
+            f"answer {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}",
             f"first token {timings.ttft_s:.2f} s",
             f"context {finish.context_size}",
             f"seed {finish.seed}",
             f"ended by {finish.reason}",
         )
     )
+
+
+def _rate(tokens_per_second: float) -> str:
+    return f" {tokens_per_second:.1f}/s" if tokens_per_second else ""
 
 
 def size_text(size: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -12,12 +13,42 @@ from typing import Any
 from cerebrum_cli.engine.llama.library import import_bindings, llama, log
 from cerebrum_cli.ground.errors import GrammarError
 
+# What the converter reads, and what only tells of the value; any other keyword binds nothing.
+KNOWN_KEYWORDS = {
+    *("type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems"),
+    *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "oneOf", "anyOf", "allOf"),
+    *("$ref", "$defs", "definitions", "$schema", "$id", "$comment", "title", "description", "default", "examples"),
+}
 
-def schema_to_grammar(schema: str) -> str:
-    """Return the GBNF grammar of a JSON schema; GrammarError if it is no JSON or uses what GBNF cannot say."""
+
+def ignored_keywords(schema: Any) -> tuple[str, ...]:
+    """Return the keywords of a JSON schema that its grammar will not hold, in order of their names."""
+    found: set[str] = set()
+    todo = [schema]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo += value
+        elif isinstance(value, dict):
+            found |= value.keys() - KNOWN_KEYWORDS
+            for key, inner in value.items():
+                named = key in ("properties", "$defs", "definitions") and isinstance(inner, dict)
+                if key not in ("enum", "const", "default", "examples"):
+                    todo += inner.values() if named else [inner]
+    return tuple(sorted(found))
+
+
+def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
+    """Return the GBNF grammar of a JSON schema, and the keywords in it that no grammar holds.
+
+    Raises GrammarError if it is no JSON object, or uses what GBNF cannot say.
+    """
     converter = _mended_converter()
     try:
-        return str(converter.json_schema_to_gbnf(schema))
+        value = json.loads(schema)
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+        return str(converter.json_schema_to_gbnf(schema)), ignored_keywords(value)
     except Exception as error:  # whatever its parts raise: ValueError, KeyError, AssertionError ...
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
         raise GrammarError(f"the JSON schema cannot be used: {reason}", "it must be one JSON Schema object") from error
