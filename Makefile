@@ -58,6 +58,7 @@ peers: setup
 bench: peers
 	$(BIN)/cerebrum pull --quiet starter
 	$(BIN)/python benchmarks/ask.py
+	$(BIN)/python benchmarks/interrupt.py starter
 
 clean:
 	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache dist

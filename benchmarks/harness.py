@@ -21,8 +21,8 @@ SCRIPT = str(Path(sys.executable).parent / "cerebrum")
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEAD = """# Results
 
-Every figure was measured on the machine its row names, as the median of several runs made in turn with the peer's.
-`make bench` measures again and rewrites the rows it covers.
+Every figure was measured on the machine its row names, as the median of at least five runs made in turn with the
+peer's, and the ratio as the median of the pairs'. `make bench` measures again and rewrites the rows it covers.
 
 | what | ours | peer | ratio | bar | met | date | machine | versions |
 |---|---|---|---|---|---|---|---|---|
