@@ -131,5 +131,10 @@ def environment(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def set_environment_default(name: str, value: str) -> None:
+    """Set a variable that libraries read, unless the user has."""
+    os.environ.setdefault(name, value)
+
+
 def _article(kind: type[int] | type[float]) -> str:
     return "a whole number" if kind is int else "a number"

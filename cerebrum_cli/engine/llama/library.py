@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from cerebrum_cli.ground.errors import EngineError
+from cerebrum_cli.ground.settings import environment, set_environment_default
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # of ggml's log levels; 2 is info, 4 error
 
@@ -63,6 +64,12 @@ def import_bindings(name: str) -> Any:
             "reinstall it: pip install --force-reinstall llama-cpp-python",
         ) from error
 
+
+# llama.cpp's threads wait for each other by spinning, for ever by default. Two programs on the same cores then wait for
+# threads that are not running: two answers at once fell from 200 to 0.3 tokens a second each on 2 cores, and with this
+# many turns, after which a thread sleeps, to 16; one answer alone is as fast. Read when the library is loaded.
+if environment("OMP_WAIT_POLICY") is None:
+    set_environment_default("GOMP_SPINCOUNT", "3000")
 
 log = Log()
 llama = import_bindings("llama_cpp")
