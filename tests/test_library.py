@@ -209,6 +209,14 @@ def test_a_file_that_is_no_model_is_not_registered(library: Library, tmp_path: P
     assert library.models() == []
 
 
+def test_a_directory_is_said_to_be_one(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for reference in (".", "folder"):
+        with pytest.raises(ModelFileError, match="is a directory"):
+            library.resolve(reference)
+
+
 def test_a_name_belongs_to_one_model(library: Library, other: Path) -> None:
     with pytest.raises(UsageError, match="the name packed is taken by another model"):
         library.pull(str(other), "packed", silent)

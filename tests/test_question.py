@@ -155,7 +155,6 @@ def test_an_argument_that_is_no_utf_8_holds_the_sign_for_that() -> None:
             [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}],
             Conversation().user("a b"),
         ),
-        ([{"role": "user", "content": ""}], Conversation().user("")),
         ([{"role": "user", "content": "\ud83d cut off"}], Conversation().user("\ufffd cut off")),
         ([{"role": "user", "content": "\ud83d\ude00"}], Conversation().user("😀")),
     ],
@@ -273,3 +272,8 @@ def test_a_template_option_is_a_name_and_a_value(pair: str) -> None:
 def test_a_template_option_is_not_the_conversation() -> None:
     with pytest.raises(UsageError, match="would replace the conversation"):
         template_options(["messages=[]"])
+
+
+def test_a_question_in_a_list_must_say_something() -> None:
+    with pytest.raises(UsageError, match="message 1 is empty"):
+        parse_messages(json.dumps([{"role": "user", "content": " \n"}]), "m.json")

@@ -90,6 +90,8 @@ class Library:
         for model in self.models():
             if model.spec and model.spec.name == reference and not is_missing(model.path):
                 return model
+        if self._spec(reference) is None and is_directory(path):
+            return self._local(path)  # whose header cannot be read, as the error says
         raise self._missing(reference)
 
     def pull(self, reference: str, name: str | None, progress: Progress, offline: bool = False) -> Model:
@@ -225,6 +227,14 @@ def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:  # a directory that cannot be entered, a name that is too long
+        return False
+
+
+def is_directory(path: Path) -> bool:
+    """Return whether a path surely names a directory."""
+    try:
+        return path.is_dir()
+    except OSError:
         return False
 
 

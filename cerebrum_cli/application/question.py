@@ -150,6 +150,8 @@ def _message(item: Any, where: str) -> tuple[str, str]:
             content = "".join(texts)
     if not isinstance(content, str):
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
+    if role == "user" and not content.strip():
+        raise UsageError(f"{where} is empty", "a question must say something")
     return role, well_formed(content)
 
 
