@@ -536,3 +536,11 @@ def test_a_bad_configuration_is_exit_1_and_named(cerebrum: CommandLine, content:
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "cerebrum_cli", "--version"], capture_output=True, text=True)
     assert done.stdout == f"cerebrum {__version__}\n"
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_a_grammar_needs_no_standard_error(user: CommandLine, redirection: str) -> None:
+    (user.home / "yes.gbnf").write_text('root ::= "yes"')
+    command = f"{COMMAND} ask --grammar yes.gbnf hi </dev/null {redirection}"
+    done = subprocess.run(["sh", "-c", command], env=user.environment(), cwd=user.home, stdout=-1, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"yes\n")

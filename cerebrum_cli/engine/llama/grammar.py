@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from tempfile import TemporaryFile
 from textwrap import shorten
 from typing import Any
@@ -92,8 +93,11 @@ def complaint(grammar: str, said: str, logged: Iterable[str]) -> str:
 
 def _aside(call: Any) -> tuple[Any, bytes]:
     """Return what a native call returns, and what it wrote on descriptor 2: the parser prints there, the user reads."""
-    with TemporaryFile() as taken:
+    try:
         screen = os.dup(2)
+    except OSError:  # it is closed, so nobody reads it
+        return call(), b""
+    with TemporaryFile() as taken:
         os.dup2(taken.fileno(), 2)
         try:
             result = call()
@@ -102,6 +106,7 @@ def _aside(call: Any) -> tuple[Any, bytes]:
             os.close(screen)
         taken.seek(0)
         said = taken.read()
-    if result:
-        os.write(2, said)  # what other threads wrote meanwhile
+    if result and said:  # what other threads wrote meanwhile
+        with suppress(OSError):
+            os.write(2, said)
     return result, said
