@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from harness import CEREBRUM, PEERS, ROOT, SCRIPT, Row, in_turn, record, run
+from harness import PEERS, ROOT, SCRIPT, Row, in_turn, record, run
 
 QUESTION = "Out of six apples three are bad. What is the probability of picking a good one?"
 SHORT = "What is the capital of France, and what is it known for? Answer in one short sentence."
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
-    model = json.loads(run([*CEREBRUM, "show", "starter", "--json"]).output)["path"]
+    model = json.loads(run([SCRIPT, "show", "starter", "--json"]).output)["path"]
     threads = "2"
     record(
         [
@@ -92,7 +92,7 @@ def against_llm(runs: int) -> Row:
 
     def peer() -> float:
         finished = run(llm)
-        counted = run([*CEREBRUM, "ask", "-m", "starter", "--raw", finished.output.strip(), "--dry-run", "--json"])
+        counted = run([SCRIPT, "ask", "-m", "starter", "--raw", finished.output.strip(), "--dry-run", "--json"])
         said.append(json.loads(counted.output)["prompt_tokens"])
         return finished.seconds
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "build" / "bin"
-CEREBRUM = [sys.executable, "-m", "cerebrum_cli"]
 SCRIPT = str(Path(sys.executable).parent / "cerebrum")
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEAD = """# Results

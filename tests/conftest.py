@@ -1,11 +1,15 @@
-"""Tiny real models that several test files share, each written once a session."""
+"""Tiny real models that several test files share, each written once a session, and two of their vocabularies."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
+from vocabularies import opened_vocabulary
+
+from cerebrum_cli.engine.llama.backend import LlamaBackend
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,17 @@ def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the path of a Gemma 2, whose first layer sees the last 32 tokens only."""
     return write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf")
+
+
+@pytest.fixture(scope="session")
+def mistral(mistral_model: Path) -> Iterator[LlamaBackend]:
+    """Return Mistral's vocabulary, opened by llama.cpp."""
+    with opened_vocabulary(mistral_model) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="session")
+def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
+    """Return the small byte-level vocabulary, opened by llama.cpp."""
+    with opened_vocabulary(chatml_model) as backend:
+        yield backend

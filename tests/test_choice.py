@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from tiny_models import CHATML_TEMPLATE
-from vocabularies import MARKS, opened_vocabulary, written
+from vocabularies import MARKS, written
 
 from cerebrum_cli.application.choice import FORMAT_NAMES, chosen_format, format_builder, special_tokens
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
 from cerebrum_cli.ground.conversation import Conversation
 from cerebrum_cli.ground.errors import CerebrumError, FormatError, UsageError
-
-
-@pytest.fixture(scope="module")
-def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
-    with opened_vocabulary(chatml_model) as backend:
-        yield backend
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import opened_vocabulary, spelled, written
+from vocabularies import written
 
+from cerebrum_cli.application.responder import spelled
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW
@@ -41,12 +41,6 @@ def conversation_of(case: Case) -> Conversation:
         else:
             conversation = conversation.assistant(message["content"])
     return conversation
-
-
-@pytest.fixture(scope="module")
-def mistral(mistral_model: Path) -> Iterator[LlamaBackend]:
-    with opened_vocabulary(mistral_model) as backend:
-        yield backend
 
 
 @pytest.mark.parametrize(("row", "case"), CASES)

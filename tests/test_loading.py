@@ -24,7 +24,7 @@ from cerebrum_cli.engine.llama.devices import (
 )
 from cerebrum_cli.engine.llama.library import Log, log
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Shape, plan_context, plan_layers, remarks
+from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Shape, plan_context, plan_layers, remarks, shortage
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
 from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.ground.parts import Text
@@ -250,3 +250,12 @@ def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> Non
     assert plan_context(MISTRAL_7B, 8192, slots=1, memory=2 * GIB) == 8192
     with pytest.raises(EngineError, match=r"a context of 32768 tokens takes 4\.3 GB, and 2\.1 GB of memory are free"):
         plan_context(MISTRAL_7B, 32768, slots=1, memory=2 * GIB)
+
+
+def test_a_context_that_memory_makes_smaller_is_remarked_on() -> None:
+    context = plan_context(MISTRAL_7B, None, slots=1, memory=MISTRAL_7B.weight_bytes + HEADROOM + GIB // 2)
+    assert context == 4096
+    notice = shortage(MISTRAL_7B, context)
+    assert notice is not None
+    assert notice.what == "free memory holds a context of 4096 tokens, not the usual 8192"
+    assert shortage(MISTRAL_7B, 8192) is None

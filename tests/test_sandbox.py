@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from templates import BARE, ONE, embedded
-from vocabularies import opened_vocabulary, written
+from vocabularies import written
 
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.ground.conversation import Conversation
 from cerebrum_cli.ground.errors import FormatError
-
-
-@pytest.fixture(scope="module")
-def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
-    with opened_vocabulary(chatml_model) as backend:
-        yield backend
 
 
 @pytest.mark.parametrize(

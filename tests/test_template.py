@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
@@ -15,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded, untrusted
-from vocabularies import marked_up, opened_vocabulary, spelled, written
+from vocabularies import marked_up, written
 
+from cerebrum_cli.application.responder import spelled
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.thinking import THOUGHTS, opened_thought
 from cerebrum_cli.ground.conversation import Conversation
@@ -36,12 +36,6 @@ CONVERSATIONS = {
     "private use": Conversation().user("\ue0000\ue001").assistant("\ue000").user("\ue00099\ue001"),
 }
 SYSTEMS = (None, "Be brief.", " Be\nbrief. \n", "")
-
-
-@pytest.fixture(scope="module")
-def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
-    with opened_vocabulary(chatml_model) as backend:
-        yield backend
 
 
 def talks(template: str) -> Iterator[tuple[str, Conversation]]:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded
-from vocabularies import marked_up, marks_in, opened_vocabulary, spelled, written
+from vocabularies import marked_up, marks_in, written
 
+from cerebrum_cli.application.responder import spelled
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.ground.conversation import Conversation
 from cerebrum_cli.ground.errors import FormatError
 from cerebrum_cli.ground.parts import Text
 
 BOS, EOS = 1, 2  # of Mistral's vocabulary
-
-
-@pytest.fixture(scope="module")
-def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
-    with opened_vocabulary(chatml_model) as backend:
-        yield backend
-
-
-@pytest.fixture(scope="module")
-def mistral(mistral_model: Path) -> Iterator[LlamaBackend]:
-    with opened_vocabulary(mistral_model) as backend:
-        yield backend
 
 
 @pytest.mark.parametrize("source", [TEMPLATES["mistral"], BARE, "{{ bos_token }}" + BARE, "[INST]" + BARE])

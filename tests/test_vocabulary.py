@@ -11,8 +11,9 @@ import pytest
 import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, spelled, with_user_defined
+from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, with_user_defined
 
+from cerebrum_cli.application.responder import spelled
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.ground.parts import Part, Text, Tokens, joined
 
@@ -20,18 +21,6 @@ UNK, BOS, EOS = 0, 1, 2  # of Mistral's vocabulary
 SPACE, LINE_BREAK, THINK, USER, SPACED_USER = 28705, 13, 24036, 730, 1247
 
 texts = st.text(max_size=30)
-
-
-@pytest.fixture(scope="module")
-def mistral(mistral_model: Path) -> Iterator[LlamaBackend]:
-    with opened_vocabulary(mistral_model) as backend:
-        yield backend
-
-
-@pytest.fixture(scope="module")
-def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
-    with opened_vocabulary(chatml_model) as backend:
-        yield backend
 
 
 @pytest.fixture(scope="module")

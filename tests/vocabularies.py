@@ -35,11 +35,6 @@ def opened_vocabulary(path: Path) -> Iterator[LlamaBackend]:
         backend.close()
 
 
-def spelled(backend: LlamaBackend, ids: Iterable[int]) -> str:
-    """Return tokens as text, special ones spelled out."""
-    return b"".join(backend.piece(token, special=True) for token in ids).decode("utf-8", "replace")
-
-
 def marks_in(ids: Iterable[int]) -> list[str]:
     """Return the markup tokens among the ids of ChatML's tiny vocabulary, in order."""
     return [MARKS[token] for token in ids if token < len(MARKS)]

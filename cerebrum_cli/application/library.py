@@ -128,7 +128,7 @@ class Library:
         entry = model.file
         if entry and (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return entry.sha256
-        digest = sha256_of(model.path, lambda done, total: progress("verify", done, total))
+        digest = verified(model.path, progress)
         if entry:
             self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
         return digest
@@ -141,7 +141,7 @@ class Library:
 
     def _adopt(self, path: Path, name: str | None, progress: Progress) -> Model:
         local = self._local(path)
-        digest = sha256_of(path, lambda done, total: progress("verify", done, total))
+        digest = verified(path, progress)
         for entry in self.registry.entries():
             ours = entry.source == "package" and not is_missing(entry.path)
             if ours and entry.sha256 == digest and name in (None, entry.name):
@@ -174,8 +174,7 @@ class Library:
         return model
 
     def _registered(self, entry: ModelFile) -> Model:
-        spec = self._spec(entry.name) or next((spec for spec in self.specs if spec.matches(entry.path.name)), None)
-        return Model(entry.name, entry.path, spec, entry)
+        return Model(entry.name, entry.path, self._spec(entry.name) or self._spec_of_file(entry.path), entry)
 
     def _local(self, path: Path) -> Model:
         if is_missing(path):
@@ -184,12 +183,15 @@ class Library:
         for entry in self.registry.entries():
             if entry.path == whole:
                 return self._registered(entry)
-        model = Model(path.stem, whole, next((spec for spec in self.specs if spec.matches(path.name)), None))
+        model = Model(path.stem, whole, self._spec_of_file(path))
         _ = model.header
         return model
 
     def _spec(self, name: str) -> ModelSpec | None:
         return next((spec for spec in self.specs if spec.name == name), None)
+
+    def _spec_of_file(self, path: Path) -> ModelSpec | None:
+        return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
     def _gone(self, entry: ModelFile) -> ModelNotFound:
         what = f"{entry.name}: its file {entry.path} is gone"
@@ -207,6 +209,11 @@ class Library:
         near = get_close_matches(reference, names, n=3, cutoff=0.5)
         like = f"did you mean {' or '.join(near)}? " if near else ""
         return ModelNotFound(f"unknown model {reference!r}", f"{like}cerebrum list --available shows all", near)
+
+
+def verified(path: Path, progress: Progress) -> str:
+    """Return the sha256 of a file, telling how far it is."""
+    return sha256_of(path, lambda done, total: progress("verify", done, total))
 
 
 def as_name(stem: str) -> str:

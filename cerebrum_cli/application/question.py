@@ -37,6 +37,8 @@ class Question:
             raise UsageError("--messages holds the whole conversation", "leave out the prompt, --file and --raw")
         if piped is not None:
             return
+        if self.messages == Path("-"):
+            raise UsageError("--messages is `-`, and nothing is piped in", "pipe the list in, or name a file")
         if self.prompt == "-":
             raise UsageError("the prompt is `-`, and nothing is piped in", "pipe it in, or give it as an argument")
         if self.messages is None and not self.files:
@@ -59,12 +61,10 @@ class Question:
         return Conversation(system_prompt=settings.system).user(compose(prompt, files, text))
 
     def _listed(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
-        if str(source) != "-":
-            text, name = read_text(source), str(source)
-        elif piped is not None:
+        if source == Path("-") and piped is not None:
             text, name = decoded(piped.read(), "standard input"), "standard input"
         else:
-            raise UsageError("--messages is `-`, and nothing is piped in", "pipe the list in, or name a file")
+            text, name = read_text(source), str(source)
         conversation = parse_messages(text, name)
         return conversation if system is None else replace(conversation, system_prompt=system)
 

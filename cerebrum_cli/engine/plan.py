@@ -62,7 +62,23 @@ def plan_context(shape: Shape, asked: int | None, slots: int, memory: int) -> in
         return asked
     room = (memory - shape.weight_bytes - HEADROOM) // token_bytes
     fits = max(256, room // 256 * 256)
-    return min(shape.trained_context, DEFAULT_CONTEXT, fits)
+    return min(usual_context(shape), fits)
+
+
+def usual_context(shape: Shape) -> int:
+    """Return the context a model gets where memory is no matter."""
+    return min(shape.trained_context, DEFAULT_CONTEXT)
+
+
+def shortage(shape: Shape, context: int) -> NoticeEvent | None:
+    """Return what the user should know of a context nobody asked for that memory has made smaller than usual."""
+    usual = usual_context(shape)
+    if context >= usual:
+        return None
+    return NoticeEvent(
+        f"free memory holds a context of {context} tokens, not the usual {usual}",
+        "end other programs, choose a smaller quantisation, or insist with --ctx",
+    )
 
 
 def plan_layers(shape: Shape, asked: str, context: int, devices: tuple[Device, ...]) -> int:

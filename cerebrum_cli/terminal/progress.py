@@ -25,6 +25,7 @@ class StatusLine:
     def __init__(self, streams: Streams, model: str) -> None:
         self._streams = streams
         self._model = model
+        self._draws = streams.can_redraw  # asked once: events come with every token
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._text = ""
@@ -32,7 +33,7 @@ class StatusLine:
 
     def emit(self, event: Event) -> None:
         """Follow the engine's events; anything but loading and reading clears the line."""
-        if not self._streams.can_redraw:
+        if not self._draws:
             return
         if isinstance(event, LoadEvent):
             self._show(f"loading {self._model} {event.fraction:.0%}")

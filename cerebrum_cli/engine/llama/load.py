@@ -11,13 +11,12 @@ from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators, available_memory, can_offload, thread_count
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.llama.memory import ContextOptions
-from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, LoadOptions, plan_context, plan_layers, remarks
+from cerebrum_cli.engine.plan import LoadOptions, plan_context, plan_layers, remarks, shortage
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
-from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.ground.events import Event, LoadEvent
 
 CPU_BATCH = 128  # tokens of one step: an interrupt waits for no more, and a slow CPU takes long enough for these
 GPU_BATCH = 512
-FREE_MEMORY = "end other programs, choose a smaller quantisation, or insist with --ctx"
 
 
 def open_llama(options: LoadOptions, tell: Callable[[Event], None], stop: StopFlag) -> LlamaBackend:
@@ -27,9 +26,8 @@ def open_llama(options: LoadOptions, tell: Callable[[Event], None], stop: StopFl
         tell(notice)
     memory = available_memory() + sum(device.free for device in devices)
     context = plan_context(shape, options.context_size, options.slots, memory)
-    usual = min(shape.trained_context, DEFAULT_CONTEXT)
-    if options.context_size is None and context < usual:
-        tell(NoticeEvent(f"free memory holds a context of {context} tokens, not the usual {usual}", FREE_MEMORY))
+    if options.context_size is None and (short := shortage(shape, context)):
+        tell(short)
     layers = plan_layers(shape, options.gpu_layers, context * options.slots, devices)
     model = load_model(options, layers, tell, stop)
     threads = options.threads or thread_count()
