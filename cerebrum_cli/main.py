@@ -12,6 +12,7 @@ from cerebrum_cli import __version__
 from cerebrum_cli.commands.ask import ask
 from cerebrum_cli.commands.list import list_models
 from cerebrum_cli.commands.pull import pull
+from cerebrum_cli.commands.rm import rm
 from cerebrum_cli.commands.show import show
 from cerebrum_cli.ground.errors import CerebrumError, Interrupted, OutputError
 
@@ -31,6 +32,7 @@ app.command()(ask)
 app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)
+app.command()(rm)
 
 
 def show_version(asked: bool) -> None:
@@ -58,17 +60,24 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
             return 0
         return leaving.code if isinstance(leaving.code, int) else 1
     except Interrupted as error:
+        if error.do:
+            tell(runtime, error)
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         return leave_full_disk()
     except CerebrumError as error:
-        from cerebrum_cli.terminal.streams import standard_streams
-
-        (runtime.streams if runtime else standard_streams()).error(error)
+        tell(runtime, error)
         return error.exit_code
     return 0
+
+
+def tell(runtime: Runtime | None, error: CerebrumError) -> None:
+    """Say on standard error what is and what to do."""
+    from cerebrum_cli.terminal.streams import standard_streams
+
+    (runtime.streams if runtime else standard_streams()).error(error)
 
 
 def leave_full_disk() -> int:

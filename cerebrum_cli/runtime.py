@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.application.fitting import Capacity
 from cerebrum_cli.application.library import Library
-from cerebrum_cli.application.opening import BackendFactory
 from cerebrum_cli.catalogue.spec import packaged_catalogue
 from cerebrum_cli.ground.settings import Layer, Settings, fold, read_config
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.library import Model
+    from cerebrum_cli.application.model import Model
+    from cerebrum_cli.application.opening import BackendFactory
+    from cerebrum_cli.application.pulling import Puller
+    from cerebrum_cli.catalogue.download import Watcher
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.ground.events import Event
@@ -36,7 +39,20 @@ class Runtime:
         self.library = Library(
             catalogue_paths=(packaged_catalogue(), self.config_directory / "models.toml"),
             directory=self.data_directory / "models",
+            capacity=self.capacity,
         )
+
+    def capacity(self) -> Capacity:
+        """Return what this machine can hold: its memory, and the accelerators the last loaded model saw."""
+        from cerebrum_cli.engine.machine import kept_devices, total_memory
+
+        return Capacity(total_memory(), kept_devices(devices_file(self.data_directory)))
+
+    def puller(self, watcher: Watcher, offline: bool) -> Puller:
+        """Return what brings models into the library."""
+        from cerebrum_cli.application.pulling import Puller
+
+        return Puller(self.library, watcher, offline)
 
     def settings(self, given: Layer, model: Model | None = None) -> Settings:
         """Fold all layers: defaults, the model's row, config.toml, then what environment and command line gave."""
@@ -53,19 +69,24 @@ def real_runtime() -> Runtime:
         config_directory=directories.user_config_path,
         data_directory=directories.user_data_path,
         streams=standard_streams(),
-        open_backend=llama_opener,
+        open_backend=lambda options: llama_opener(options, devices_file(directories.user_data_path)),
         native_log=forward_llama_log,
         schema_to_grammar=llama_schema_to_grammar,
     )
 
 
-def llama_opener(options: LoadOptions) -> OpenBackend:
+def devices_file(data_directory: Path) -> Path:
+    """Return where the accelerators that were seen are written down."""
+    return data_directory / "devices.json"
+
+
+def llama_opener(options: LoadOptions, devices: Path) -> OpenBackend:
     """Return how llama.cpp opens a model; nothing of it is imported until the engine's thread does."""
 
     def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
         from cerebrum_cli.engine.llama.load import open_llama
 
-        return open_llama(options, tell, stop)
+        return open_llama(options, tell, stop, devices)
 
     return open_backend
 

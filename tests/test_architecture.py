@@ -31,6 +31,8 @@ FLOORS: Mapping[str, int] = {
 DOORS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama",),
     "huggingface_hub": ("catalogue.hub",),
+    "httpx2": ("catalogue.hub",),
+    "filelock": ("catalogue.hub",),
     "gguf": ("merge",),
     "rich": ("terminal",),
     "prompt_toolkit": ("terminal",),
@@ -38,7 +40,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "typer": ("main", "commands"),
     "sqlite3": ("sessions",),
     "jinja2": ("formats",),
-    "psutil": ("engine.llama",),
+    "psutil": ("engine.machine",),
     "platformdirs": ("runtime",),
     "click": (),
 }
@@ -180,6 +182,8 @@ def test_a_door_is_one_file_wide(library: str) -> None:
         ("batches.journal", "import sqlite3", "sqlite3 may only"),
         ("engine.engine", "import jinja2.sandbox", "jinja2 may only"),
         ("engine.engine", "import psutil", "psutil may only"),
+        ("catalogue.download", "import httpx2", "httpx2 may only"),
+        ("catalogue.registry", "from filelock import FileLock", "filelock may only"),
         ("main", "from platformdirs import PlatformDirs", "platformdirs may only"),
         ("main", "import click", "click may only be imported in no place"),
         ("commands.ask", "from click import echo", "click may only be imported in no place"),
@@ -201,7 +205,8 @@ def test_a_planted_violation_is_caught(module: str, source: str, law: str) -> No
     [
         ("main", "import typer\nfrom cerebrum_cli.commands.ask import ask\nfrom cerebrum_cli import __version__"),
         ("commands.pull", "from cerebrum_cli.commands import options\nfrom . import options as again"),
-        ("engine.llama.load", "import llama_cpp.llama_cpp, psutil, os\nos.sched_getaffinity(0)"),
+        ("engine.llama.load", "import llama_cpp.llama_cpp, os\nos.sched_getaffinity(0)"),
+        ("engine.machine", "import psutil"),
         ("engine.engine", "from cerebrum_cli.ground.events import Event\nfrom .scheduler import Step"),
         ("catalogue.hub", "import huggingface_hub"),
         ("ground.settings", "import os\nos.environ.get('TERM')"),

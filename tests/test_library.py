@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from cerebrum_cli.application.fitting import Capacity
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.listing import catalogue_rows, described, rows
+from cerebrum_cli.application.model import Model
+from cerebrum_cli.application.pulling import Puller
+from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, PullError, UsageError
+from cerebrum_cli.ground.events import NoticeEvent
 
 CATALOGUE = """
 [models.thinker]
@@ -43,7 +48,12 @@ def library(tmp_path: Path, chatml_model: Path) -> Library:
     content = chatml_model.read_bytes()
     catalogue = CATALOGUE.replace("DIGEST", hashlib.sha256(content).hexdigest()).replace("SIZE", str(len(content)))
     (tmp_path / "models.toml").write_text(catalogue)
-    return Library(catalogue_paths=(tmp_path / "models.toml",), directory=tmp_path / "models")
+    return Library(
+        catalogue_paths=(tmp_path / "models.toml",),
+        directory=tmp_path / "models",
+        capacity=lambda: Capacity(16 * 2**30),
+        given_cache=Cache(tmp_path / "hub"),
+    )
 
 
 @pytest.fixture
@@ -61,28 +71,49 @@ def changed(path: str | Path) -> Path:
     return path
 
 
-def silent(stage: str, done: int, total: int) -> None:
+def silent(done: int, total: int) -> None:
     """Tell nobody."""
+
+
+class Watched:
+    """Remembers what it is told of a pull."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int, int]] = []
+        self.notices: list[NoticeEvent] = []
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        self.stages.append((stage, done, total))
+
+    def notice(self, event: NoticeEvent) -> None:
+        self.notices.append(event)
+
+
+def pulled(
+    library: Library, text: str, name: str | None = None, offline: bool = False, watched: Watched | None = None
+) -> Model:
+    """Pull a model, as the command does."""
+    return Puller(library, watched or Watched(), offline).pull(text, name)
 
 
 def test_without_a_name_the_first_model_that_came_is_meant(library: Library, other: Path) -> None:
     with pytest.raises(NoModel) as caught:
         library.resolve(None)
     assert (caught.value.exit_code, caught.value.offer) == (3, "starter")
-    library.pull(str(other), None, silent)
+    pulled(library, str(other))
     assert library.resolve(None).name == "other"
 
 
 def test_a_path_is_registered_under_its_own_name_where_it_lies(library: Library, other: Path) -> None:
-    stages: list[tuple[str, int, int]] = []
-    model = library.pull(str(other), None, lambda *stage: stages.append(stage))
+    watched = Watched()
+    model = pulled(library, str(other), watched=watched)
     assert (model.name, model.path, model.spec) == ("other", other, None)
-    assert stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
+    assert watched.stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
     assert library.resolve("other") == model
     assert model.file is not None
     assert (model.file.source, model.file.sha256) == ("local", hashlib.sha256(other.read_bytes()).hexdigest())
     assert [entry.name for entry in library.models()] == ["other"]
-    assert library.pull(str(other), "again", silent).name == "again"
+    assert pulled(library, str(other), "again").name == "again"
 
 
 def test_a_path_is_a_model_without_being_registered(
@@ -102,7 +133,7 @@ def test_a_link_keeps_its_own_name_as_in_the_hugging_face_cache(library: Library
     blob = other.rename(tmp_path / "blobs" / ("ab" * 32))
     link = tmp_path / "Thinker-Q4_K_M.gguf"
     link.symlink_to(blob)
-    model = library.pull(str(link), None, silent)
+    model = pulled(library, str(link))
     assert (model.name, model.path) == ("Thinker-Q4_K_M", link)
     assert model.spec is not None
     assert model.spec.name == "thinker"
@@ -111,24 +142,24 @@ def test_a_link_keeps_its_own_name_as_in_the_hugging_face_cache(library: Library
 def test_a_file_with_a_packages_digest_gets_its_name_whatever_it_is_called(
     library: Library, chatml_model: Path
 ) -> None:
-    assert library.pull(str(chatml_model), None, silent).name == "packed"
-    assert next(library_row for library_row in catalogue_rows(library) if library_row["name"] == "packed")["here"]
+    assert pulled(library, str(chatml_model)).name == "packed"
+    assert next(library_row for library_row in catalogue_rows(library, None) if library_row["name"] == "packed")["here"]
 
 
 def test_a_name_of_the_catalogue_means_the_file_that_is_here(library: Library, other: Path) -> None:
     with pytest.raises(ModelNotFound, match="thinker is not downloaded"):
         library.resolve("thinker")
-    library.pull(str(other.rename(other.with_name("Thinker-Q4_K_M.gguf"))), None, silent)
+    pulled(library, str(other.rename(other.with_name("Thinker-Q4_K_M.gguf"))))
     model = library.resolve("thinker")
     assert (model.name, model.known_format) == ("Thinker-Q4_K_M", "cerebrum")
-    assert library.pull("Thinker-Q4_K_M", None, silent) == model
+    assert pulled(library, "Thinker-Q4_K_M") == model
 
 
 def test_a_name_that_is_taken_is_refused(library: Library, other: Path, chatml_model: Path, tmp_path: Path) -> None:
-    library.pull(str(other), "mine", silent)
+    pulled(library, str(other), "mine")
     for path, name in ((chatml_model, "mine"), (other, "packed"), (other, "thinker"), (other, "unpublished")):
         with pytest.raises(UsageError, match=f"the name {name} is taken by another model") as caught:
-            library.pull(str(path), name, silent)
+            pulled(library, str(path), name)
         assert "--name" in caught.value.do
     assert library.resolve("mine").path == other
 
@@ -136,20 +167,20 @@ def test_a_name_that_is_taken_is_refused(library: Library, other: Path, chatml_m
 def test_a_file_that_was_moved_is_registered_again_under_the_same_name(
     library: Library, other: Path, tmp_path: Path
 ) -> None:
-    library.pull(str(other), None, silent)
+    pulled(library, str(other))
     (tmp_path / "elsewhere").mkdir()
     moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
     with pytest.raises(ModelNotFound, match=r"other: its file .* is gone") as caught:
         library.resolve("other")
     assert caught.value.do.startswith("cerebrum pull PATH --name other")
-    assert library.pull(str(moved), None, silent).path == moved
+    assert pulled(library, str(moved)).path == moved
     copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
-    assert library.pull(str(copy), None, silent).path == copy
+    assert pulled(library, str(copy)).path == copy
     changed(moved)
     with pytest.raises(UsageError, match="the name other is taken"):
-        library.pull(str(moved), None, silent)
+        pulled(library, str(moved))
     copy.unlink()
-    assert library.pull(str(moved), None, silent).path == moved
+    assert pulled(library, str(moved)).path == moved
 
 
 @pytest.mark.parametrize(("name", "do"), [("packed", "cerebrum pull packed"), ("p", "cerebrum pull packed --name p")])
@@ -165,8 +196,8 @@ def test_a_pulled_file_that_is_gone_is_pulled_again(library: Library, tmp_path: 
 
 
 def test_what_is_unknown_names_what_is_near(library: Library, other: Path) -> None:
-    library.pull(str(other), "mine", silent)
-    for attempt in (library.resolve, lambda name: library.pull(name, None, silent)):
+    pulled(library, str(other), "mine")
+    for attempt in (library.resolve, lambda name: pulled(library, name)):
         with pytest.raises(ModelNotFound) as caught:
             attempt("thinkr")
         assert caught.value.what == "unknown model 'thinkr'"
@@ -177,25 +208,19 @@ def test_what_is_unknown_names_what_is_near(library: Library, other: Path) -> No
     assert (caught.value.near, caught.value.do) == ((), "cerebrum list --available shows all")
 
 
-def test_only_a_packaged_model_is_offered_on_the_spot(library: Library) -> None:
-    for name, offer in (("packed", "packed"), ("thinker", None), ("unpublished", None)):
-        with pytest.raises(ModelNotFound) as caught:
+def test_what_can_be_had_is_offered_on_the_spot(library: Library) -> None:
+    for name in ("packed", "thinker", "thinker:Q4_K_M", "someone/else:Q8_0"):
+        with pytest.raises(ModelNotFound, match=f"{name} is not downloaded") as caught:
             library.resolve(name)
-        assert caught.value.offer == offer
-
-
-def test_what_cannot_be_downloaded_says_how_to_get_it(library: Library) -> None:
-    with pytest.raises(PullError) as caught:
-        library.pull("thinker", None, silent)
-    assert "hf download someone/Thinker-GGUF Thinker-Q4_K_M.gguf" in caught.value.do
-    assert "cerebrum pull ./Thinker-Q4_K_M.gguf" in caught.value.do
-    with pytest.raises(PullError, match=r"no GGUF file of Unpublished-9 is published: Merge it yourself\."):
-        library.pull("unpublished", None, silent)
+        assert (caught.value.offer, caught.value.do) == (name, f"cerebrum pull {name}")
+    with pytest.raises(ModelNotFound, match="unpublished is not here") as caught:
+        library.resolve("unpublished")
+    assert (caught.value.offer, caught.value.do) == (None, "Merge it yourself.")
 
 
 @pytest.mark.parametrize("reference", ["./nowhere.gguf", "nowhere.gguf", "/nowhere/at/all", "~nobody-here/x.gguf"])
 def test_a_path_that_leads_nowhere_is_not_found(library: Library, reference: str) -> None:
-    for attempt in (library.resolve, lambda path: library.pull(path, None, silent)):
+    for attempt in (library.resolve, lambda path: pulled(library, path)):
         with pytest.raises(ModelNotFound, match="there is no such file"):
             attempt(reference)
 
@@ -203,7 +228,7 @@ def test_a_path_that_leads_nowhere_is_not_found(library: Library, reference: str
 def test_a_file_that_is_no_model_is_not_registered(library: Library, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(ModelFileError, match="not a GGUF file"):
-        library.pull(str(tmp_path / "text.gguf"), None, silent)
+        pulled(library, str(tmp_path / "text.gguf"))
     with pytest.raises(ModelFileError, match="is a directory"):
         library.resolve(str(tmp_path))
     assert library.models() == []
@@ -219,29 +244,29 @@ def test_a_directory_is_said_to_be_one(library: Library, tmp_path: Path, monkeyp
 
 def test_a_name_belongs_to_one_model(library: Library, other: Path) -> None:
     with pytest.raises(UsageError, match="the name packed is taken by another model"):
-        library.pull(str(other), "packed", silent)
+        pulled(library, str(other), "packed")
     for name in ("a/b c", "-x", ""):
         with pytest.raises(UsageError, match="is no name"):
-            library.pull(str(other), name, silent)
+            pulled(library, str(other), name)
     with pytest.raises(UsageError, match="the name thinker is taken by another model"):
-        library.pull("packed", "thinker", silent)
+        pulled(library, "packed", "thinker")
     spaced = Path(shutil.copy(other, other.with_name("my own (model).gguf")))
-    assert library.pull(str(spaced), None, silent).name == "my-own-model"
+    assert pulled(library, str(spaced)).name == "my-own-model"
 
 
 def test_a_path_of_a_model_that_is_here_is_that_model(library: Library, other: Path) -> None:
-    pulled = library.pull(str(other), "mine", silent)
-    assert library.resolve(str(other)).name == pulled.name == "mine"
+    mine = pulled(library, str(other), "mine")
+    assert library.resolve(str(other)).name == mine.name == "mine"
 
 
 def test_offline_nothing_is_pulled_but_what_is_here(library: Library, other: Path) -> None:
-    with pytest.raises(PullError, match="--offline forbids a download"):
-        library.pull("packed", None, silent, offline=True)
-    assert library.pull(str(other), None, silent, offline=True).name == "other"
+    with pytest.raises(PullError, match="packed is not downloaded, and we are offline"):
+        pulled(library, "packed", offline=True)
+    assert pulled(library, str(other), offline=True).name == "other"
 
 
 def test_a_digest_is_remembered_until_the_file_changes(library: Library, other: Path) -> None:
-    model = library.pull(str(other), None, silent)
+    model = pulled(library, str(other))
     assert model.file is not None
     library.registry.add(ModelFile("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local"))
     assert library.digest(library.resolve("other"), silent) == "remembered"
@@ -256,7 +281,7 @@ def test_a_digest_is_remembered_until_the_file_changes(library: Library, other: 
 
 
 def test_a_model_is_described_by_its_file_and_its_row(library: Library, chatml_model: Path) -> None:
-    library.pull(str(chatml_model), None, silent)
+    pulled(library, str(chatml_model))
     description = described(library, library.resolve("packed"), silent)
     size = chatml_model.stat().st_size
     expected = {

@@ -13,17 +13,10 @@ import pytest
 
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.llama.devices import (
-    accelerators,
-    available_memory,
-    can_offload,
-    cgroup_memory,
-    cgroup_quota,
-    own_cgroups,
-    thread_count,
-)
+from cerebrum_cli.engine.llama.devices import accelerators, can_offload
 from cerebrum_cli.engine.llama.library import Log, log
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Shape, plan_context, plan_layers, remarks, shortage
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
 from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent

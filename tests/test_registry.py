@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
-from cerebrum_cli.ground.errors import ConfigError, ModelFileError, ModelNotFound
+from cerebrum_cli.ground.errors import ConfigError, ModelFileError
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,26 +44,46 @@ def test_adding_a_name_again_replaces_it(tmp_path: Path) -> None:
     assert registry.entries() == (model("a", "/elsewhere.gguf"),)
 
 
-def test_the_first_model_is_the_default_until_another_is_chosen(tmp_path: Path) -> None:
+def test_the_default_is_what_was_chosen_and_with_a_condition_only_in_place_of_that(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    registry.add(model("a"))
-    registry.add(model("b"))
+    registry.set_default("a", instead_of=(None,))
+    registry.set_default("b", instead_of=(None,))
     assert registry.default == "a"
-    registry.set_default("b")
-    assert registry.default == "b"
-    registry.remove("b")
-    assert registry.default == "a"
-    registry.remove("a")
+    registry.set_default("b", instead_of=("a", None))
+    assert Registry(tmp_path).default == "b"
+    registry.set_default("owner/repo:Q4_0")
+    assert registry.default == "owner/repo:Q4_0"
+    registry.set_default(None)
     assert registry.default is None
 
 
-def test_only_a_model_that_is_here_can_be_the_default(tmp_path: Path) -> None:
-    registry = Registry(tmp_path)
-    registry.add(model("a"))
-    with pytest.raises(ModelNotFound) as caught:
-        registry.set_default("b")
-    assert caught.value.near == ("a",)
-    assert registry.default == "a"
+def test_a_digest_holds_for_the_file_it_was_computed_of(tmp_path: Path) -> None:
+    registry, file, gone = Registry(tmp_path / "models"), tmp_path / "file", tmp_path / "gone"
+    file.write_bytes(b"one")
+    gone.write_bytes(b"two")
+    registry.keep_digest(gone, "cd" * 32)
+    registry.keep_digest(file, "ab" * 32)
+    assert Registry(tmp_path / "models").digest(file) == "ab" * 32
+    gone.unlink()
+    file.write_bytes(b"other")
+    assert registry.digest(file) is None
+    registry.keep_digest(file, "ef" * 32)
+    assert registry.digest(file) == "ef" * 32
+    content = json.loads((tmp_path / "models" / "registry.json").read_text())
+    assert [digest["path"] for digest in content["digests"]] == [str(file)]
+
+
+def test_a_model_was_last_used_when_it_was_touched(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    assert registry.last_used(Path("/a.gguf")) is None
+    before = time.time()
+    registry.touch(Path("/a.gguf"))
+    used = registry.last_used(Path("/a.gguf"))
+    assert used is not None
+    assert before - 1 <= used <= time.time() + 1
+    assert registry.last_used(Path("/b.gguf")) is None
+    (tmp_path / "file").write_bytes(b"")
+    Registry(tmp_path / "file").touch(Path("/a.gguf"))  # cannot be written, and nobody minds
 
 
 def test_removing_says_what_was_removed(tmp_path: Path) -> None:
@@ -105,7 +126,8 @@ GOOD = {"name": "a", "path": "/a", "size": 1, "sha256": "00", "mtime_ns": 1, "so
         json.dumps({"version": 1, "default": None, "models": [GOOD | {"size": "1"}]}),
         json.dumps({"version": 1, "default": None, "models": [GOOD | {"source": "elsewhere"}]}),
         json.dumps({"version": 1, "default": None, "models": [GOOD, GOOD]}),
-        json.dumps({"version": 1, "default": "b", "models": [GOOD]}),
+        json.dumps({"version": 1, "default": 1, "models": [GOOD]}),
+        json.dumps({"version": 1, "default": None, "models": [GOOD], "digests": [{"path": "/a"}]}),
         "[" * 100_000,
     ],
 )

@@ -43,9 +43,10 @@ def test_help_and_version_load_nothing_heavy(tmp_path: Path, arguments: list[str
 
 def test_list_and_show_read_files_without_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
     user = CommandLine(tmp_path)
-    engine = {"llama_cpp", "numpy", "jinja2", "huggingface_hub", "prompt_toolkit", "gguf"}
+    engine = {"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "gguf", "pydantic"}
     assert loaded(user, "pull", chatml_model).isdisjoint(engine)
     assert loaded(user, "list").isdisjoint(engine)
+    assert loaded(user, "list", "--available").isdisjoint(engine)
     assert loaded(user, "show", "chatml").isdisjoint(engine)
 
 

@@ -263,7 +263,7 @@ def test_files_elsewhere_than_on_a_terminal_are_a_line_a_stage_and_a_line_a_minu
         files.update("verify", 30_000_000, 30_000_000)
     assert written(streams.err).splitlines() == [
         "download: 0 of 30 MB",
-        "download: 30 of 30 MB",
+        "download: 30 of 30 MB, 0.4 MB/s, 0 min left",
         "verify: 30 of 30 MB",
     ]
     with FileProgress(quiet := piped(), quiet=True) as files:
@@ -345,20 +345,31 @@ def listed(name: str = "collective-cognition-7b") -> dict[str, object]:
         "size": 4_368_438_944,
         "format": None,
         "context_size": 32768,
+        "last_used": "2026-11-20T11:00:00+00:00",
         "error": None,
     }
+
+
+def known(**row: object) -> dict[str, object]:
+    """Return a row of `list --available`."""
+    quantizations = [
+        {"quantization": "Q2_K", "size": 1, "verdict": "fits", "recommended": False},
+        {"quantization": "Q4_K_M", "size": 4_368_438_944, "verdict": "tight", "recommended": True},
+    ]
+    return {"recommended": "Q4_K_M", "quantizations": quantizations, "licence": "mit", **row}
 
 
 def test_tables_in_a_pipe_are_lines_that_nothing_is_cut_from() -> None:
     streams = piped()
     print_models(streams, [listed(), listed("b")])
     head, first, second = written(streams.out).splitlines()
-    assert head.split() == ["name", "quant", "size", "format", "context", "path"]
-    assert first.split() == ["*", "collective-cognition-7b", "Q4_K_M", "4.37", "GB", "-", "32768", PLACE]
+    assert head.split() == ["name", "quant", "size", "format", "context", "last", "used", "path"]
+    assert first.split() == ["*", "collective-cognition-7b", "Q4_K_M", "4.37", "GB", "-", "32768", "2026-11-20", PLACE]
     assert second.endswith(PLACE)
     streams = piped()
-    row: dict[str, object] = {"name": "a", "here": False, "licence": None, "notes": LONG}
-    print_catalogue(streams, [row, {**row, "notes": "short"}])
+    row = known(name="a", here=False, licence=None, notes=LONG)
+    print_catalogue(streams, [row, {**row, "notes": "short", "recommended": None, "quantizations": []}])
+    assert "no    Q4_K_M       4.37 GB  tight    -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
     assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
 
@@ -368,7 +379,7 @@ def test_tables_on_a_terminal_wrap_and_no_name_is_cut(columns: int, monkeypatch:
     monkeypatch.setenv("COLUMNS", str(columns))
     models, catalogue = shown(columns, 24), shown(columns, 24)
     print_models(models, [listed()])
-    row: dict[str, object] = {"name": "collective-cognition-7b", "here": True, "licence": "mit", "notes": LONG}
+    row = known(name="collective-cognition-7b", here=True, notes=LONG)
     print_catalogue(catalogue, [row])
     for streams in (models, catalogue):
         assert any("collective-cognition-7b" in line for line in lines(streams.out))

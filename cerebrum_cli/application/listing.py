@@ -1,78 +1,184 @@
-"""What `show` and `list` tell of models, as objects: sizes in bytes, contexts in tokens."""
+"""What `show` and `list` tell of models, as objects: sizes in bytes, contexts in tokens, times in UTC."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
-from cerebrum_cli.application.library import Library, Model, Progress
+from cerebrum_cli.application.library import Library, Told
+from cerebrum_cli.application.model import Model
+from cerebrum_cli.application.offers import Offer, Stock, catalogued, installed, judge
+from cerebrum_cli.catalogue.cursor import Array, Scalar
+from cerebrum_cli.catalogue.reference import Named
 from cerebrum_cli.ground.errors import ModelFileError
 
 
-def described(library: Library, model: Model, progress: Progress) -> dict[str, Any]:
-    """Return what `show --json` prints of a model; sizes in bytes, the context in tokens."""
-    header, spec, entry = model.header, model.spec, model.file
-    form = model.usual_format
+def described(library: Library, model: Model, told: Told) -> dict[str, Any]:
+    """Return what `show --json` prints of a model, its table of quantisations apart."""
+    header, spec, cached = model.header, model.spec, model.cached
     return {
         "name": model.name,
+        "reference": model.reference,
         "path": str(model.path),
-        "size": model.path.stat().st_size,
-        "format": form,
+        "size": model.size,
+        "format": model.usual_format,
         "context_size": model.trained_context,
-        "sha256": library.digest(model, progress),
-        "quantization": header.quantization,
+        "sha256": library.digest(model, told),
+        "quantization": model.quantization,
+        "tensor_types": dict(header.tensor_types),
         "architecture": header.architecture,
         "parameters": header.parameters,
         "layers": header.n_layers,
+        "heads": header.n_heads,
+        "kv_heads": header.n_kv_heads,
+        "embedding_length": header.embedding_length,
         "vocabulary_size": header.vocabulary_size,
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "chat_template": header.chat_template is not None,
-        "source": entry.source if entry else None,
-        "repo_id": spec.repo_id if spec else None,
-        "licence": spec.licence if spec else None,
-        "default": entry is not None and library.registry.default == entry.name,
+        "source": source_of(model),
+        "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
+        "revision": cached.commit if cached else None,
+        "licence": (spec and spec.licence) or licence_of(header.metadata),
+        "default": library.is_default(model),
+        "last_used": last_used(library, model),
+        "files": [str(path) for path in model.paths],
+        "metadata": {key: plain(value) for key, value in header.metadata.items()},
     }
 
 
+def unpulled(library: Library, text: str, context: int | None) -> tuple[dict[str, Any], Offer | None] | None:
+    """Return what `show` tells of a model of the catalogue that is not here, and its table; None for any other."""
+    reference = library.parse(text)
+    spec = library.spec_called(reference.name) if isinstance(reference, Named) else None
+    if spec is None or not isinstance(reference, Named):
+        return None
+    description = {
+        "name": spec.name,
+        "system": spec.system,
+        "path": None,
+        "size": None,
+        "format": spec.format,
+        "context_size": spec.context_size,
+        "sha256": None,
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "repo_id": spec.repo_id,
+        "revision": spec.revision,
+        "licence": spec.licence,
+        "notes": spec.notes,
+        "metadata": None,
+    }
+    stock = catalogued(spec)
+    if not stock.sizes:
+        return description, None
+    return description, judge(stock, reference.quantization, context, library.models(), library.capacity())
+
+
 def rows(library: Library) -> Iterator[dict[str, Any]]:
-    """Yield what `list --json` prints of each model that is here; a file that is gone or damaged says so in `error`."""
-    default = library.registry.default
-    for model in library.models():
-        entry = model.file
-        row: dict[str, Any] = {"name": model.name, "path": str(model.path), "default": model.name == default}
-        try:
-            header = model.header
-        except ModelFileError as error:
-            row |= {
-                "quantization": None,
-                "size": entry.size if entry else None,
-                "format": None,
-                "context_size": None,
-                "error": error.what,
-            }
-        else:
-            row |= {
-                "quantization": header.quantization,
-                "size": model.path.stat().st_size,
-                "format": model.usual_format,
-                "context_size": model.trained_context,
-                "error": None,
-            }
-        yield row
+    """Yield what `list --json` prints of each model that is here."""
+    return (row(library, model) for model in library.models())
 
 
-def catalogue_rows(library: Library) -> Iterator[dict[str, Any]]:
+def row(library: Library, model: Model) -> dict[str, Any]:
+    """Return a model's row; where its file is gone or damaged, `error` says so."""
+    told: dict[str, Any] = {
+        "name": model.name,
+        "reference": model.reference,
+        "path": str(model.path),
+        "default": library.is_default(model),
+        "source": source_of(model),
+        "repo_id": model.cached.repo_id if model.cached else None,
+        "revision": model.cached.commit if model.cached else None,
+        "last_used": last_used(library, model),
+    }
+    try:
+        return told | {
+            "quantization": model.quantization,
+            "size": model.size,
+            "format": model.usual_format,
+            "context_size": model.trained_context,
+            "error": None,
+        }
+    except (ModelFileError, OSError) as error:
+        problem = error.what if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
+        size = model.file.size if model.file else None
+        return told | {"quantization": None, "size": size, "format": None, "context_size": None, "error": problem}
+
+
+def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
     """Yield what `list --available --json` prints of each model of the catalogue."""
-    here = {model.spec.name for model in library.models() if model.spec}
+    models, capacity = library.models(), library.capacity()
+    here = {model.spec.name for model in models if model.spec}
     for spec in library.specs:
+        stock = catalogued(spec)
+        candidates = judge(stock, None, context, models, capacity).candidates if stock.sizes else ()
         yield {
             "name": spec.name,
+            "aliases": list(spec.aliases),
             "system": spec.system,
             "here": spec.name in here,
             "format": spec.format,
             "context_size": spec.context_size,
             "licence": spec.licence,
             "repo_id": spec.repo_id,
-            "quantizations": {quantization.name: quantization.size for quantization in spec.quantizations},
+            "recommended": next((each.quantization for each in candidates if each.recommended), None),
+            "quantizations": [asdict(candidate) for candidate in candidates],
             "notes": spec.notes,
         }
+
+
+def offer_object(offer: Offer) -> dict[str, Any]:
+    """Return what `pull --dry-run --json` prints."""
+    listing = offer.stock.listing
+    return {
+        "name": offer.stock.name,
+        "repo_id": listing.repo_id if listing else offer.stock.spec and offer.stock.spec.repo_id,
+        "revision": listing.commit if listing else None,
+        "chosen": offer.chosen.quantization,
+        **judged_object(offer),
+    }
+
+
+def judged_object(offer: Offer) -> dict[str, Any]:
+    """Return the table of quantisations, and what it was judged by."""
+    devices = offer.capacity.devices
+    return {
+        "context": offer.context,
+        "memory": offer.capacity.memory,
+        "devices": None if devices is None else [asdict(device) for device in devices],
+        "quantizations": [asdict(candidate) for candidate in offer.candidates],
+    }
+
+
+def siblings(library: Library, model: Model, context: int | None) -> Offer:
+    """Return the quantisations there are of a model that is here: the catalogue's, or those beside it."""
+    models, capacity = library.models(), library.capacity()
+    stock = catalogued(model.spec) if model.spec else Stock(model.name, (), 0, None)
+    if not any(name == model.quantization for name, _ in stock.sizes):
+        stock = installed(each for each in models if each.name == model.name) if not model.file else installed([model])
+    return judge(stock, model.quantization, context, [*models, model], capacity)
+
+
+def source_of(model: Model) -> str:
+    """Return where a model comes from: the Hub, a package, a file of the user's, a merge."""
+    return model.file.source if model.file else "hub" if model.cached else "local"
+
+
+def last_used(library: Library, model: Model) -> str | None:
+    """Return when a model was last asked, in UTC."""
+    moment = library.registry.last_used(model.path)
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
+def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
+    """Return the licence a file states."""
+    value = metadata.get("general.license")
+    return value if isinstance(value, str) else None
+
+
+def plain(value: Scalar | Array) -> Any:
+    """Return a metadata value as JSON has it; of a long array its type and length."""
+    if not isinstance(value, Array):
+        return value
+    return list(value.values) if value.values else {"type": value.item_type, "length": value.length}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cerebrum_cli.application.choice import chosen_format, format_builder
-from cerebrum_cli.application.library import Model
+from cerebrum_cli.application.model import Model, require_loadable
 from cerebrum_cli.application.responder import LocalResponder
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import Engine
@@ -39,6 +39,7 @@ def open_model(
     vocabulary_only: bool = False,
 ) -> Opened:
     """Begin to load a model and return at once; what is wrong with its file or format is raised before."""
+    require_loadable(model.path, model.header)
     template = model.header.chat_template
     name = RAW.name if raw else chosen_format(settings.format, model.known_format, template)
     build = format_builder(name, template, template_options or {})
@@ -48,7 +49,7 @@ def open_model(
                 path=model.path,
                 shape=Shape(
                     trained_context=model.trained_context,
-                    weight_bytes=model.path.stat().st_size,
+                    weight_bytes=model.size,
                     layers=model.header.n_layers,
                     kv_bytes_per_token=model.header.kv_bytes_per_token,
                 ),

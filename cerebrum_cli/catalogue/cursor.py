@@ -39,12 +39,16 @@ class Array(NamedTuple):
     values: tuple[int | float | bool, ...] = ()
 
 
+class HeaderEndsEarly(ModelFileError):
+    """The bytes at hand end before the header does."""
+
+
 class Cursor:
     """A place in a file's header that moves forward; each method reads one value or raises ModelFileError."""
 
     __slots__ = ("_data", "_end", "_path", "position")
 
-    def __init__(self, path: Path, data: mmap.mmap, position: int) -> None:
+    def __init__(self, path: Path, data: mmap.mmap | bytes, position: int) -> None:
         self._path = path
         self._data = data
         self._end = len(data)
@@ -125,4 +129,5 @@ class Cursor:
         return start
 
     def _runs_out(self) -> NoReturn:
-        self.fail(f"truncated or damaged: its header should go on after byte {self._end:,}")
+        problem = f"truncated or damaged: its header should go on after byte {self._end:,}"
+        raise HeaderEndsEarly(self._path, problem)

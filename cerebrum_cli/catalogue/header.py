@@ -10,6 +10,7 @@ import math
 import mmap
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,9 @@ class _Tensor(NamedTuple):
 class Header:
     """The metadata of one GGUF file and the sums over its tensor table; no weight is read.
 
-    `n_heads` and `n_kv_heads` are the largest of any layer, `n_kv_heads_sum` is the sum over all layers.
-    `chat_template` is untrusted code. `per_expert_tensors` marks the old Mixtral layout, which llama.cpp refuses.
+    `tensor_types` counts the tensors of each type: the file's mix of quantisations. `n_heads` and `n_kv_heads` are the
+    largest of any layer, `n_kv_heads_sum` is the sum over all layers. `chat_template` is untrusted code.
+    `per_expert_tensors` marks the old Mixtral layout, which llama.cpp refuses.
     """
 
     version: int
@@ -57,6 +59,7 @@ class Header:
     file_type: int | None
     quantization: str | None
     tensor_count: int
+    tensor_types: Mapping[str, int]
     parameters: int
     n_layers: int
     n_heads: int
@@ -89,13 +92,23 @@ def read_header(path: Path) -> Header:
         _require_file(path)
         with path.open("rb") as file:
             first = file.read(SIGNATURE_BYTES)
-            if first[:4] != b"GGUF":
-                raise ModelFileError(path, *(describe(first) if first else ("the file is empty",)))
+            if not first:
+                raise ModelFileError(path, "the file is empty")
             size = file.seek(0, 2)
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
-                return _parse(path, Cursor(path, data, position=4), size)
+                return parse_header(path, data, size)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, a file that shrinks meanwhile
         raise ModelFileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def parse_header(path: Path, data: mmap.mmap | bytes, size: int) -> Header:
+    """Return the header of a GGUF file of `size` bytes whose first bytes are `data`; `path` is for the errors.
+
+    Raises HeaderEndsEarly where `data` ends before the header does, ModelFileError for all else.
+    """
+    if data[:4] != b"GGUF":
+        raise ModelFileError(path, *describe(data[:SIGNATURE_BYTES]))
+    return _parse(path, Cursor(path, data, position=4), size)
 
 
 def _require_file(path: Path) -> None:
@@ -208,6 +221,7 @@ def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]
         file_type=file_type,
         quantization=None if file_type is None else FILE_TYPES.get(file_type),
         tensor_count=len(tensors),
+        tensor_types=Counter(_type_name(tensor) for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         n_layers=numbers.of_model("block_count"),
         n_heads=max(heads, default=0),
@@ -269,6 +283,11 @@ class _Numbers:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
             raise ModelFileError(self.path, f"damaged: its {_shown(key)} is {_shown(str(value))}")
         return value
+
+
+def _type_name(tensor: _Tensor) -> str:
+    kind = TENSOR_TYPES.get(tensor.type)
+    return kind.name if kind else f"type {tensor.type}"
 
 
 def _text(metadata: Metadata, key: str) -> str | None:

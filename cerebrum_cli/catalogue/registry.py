@@ -1,4 +1,7 @@
-"""Which models are here: a small JSON file that several processes may change at once."""
+"""Which models are here beside the Hugging Face cache, which is meant by default, and what files' digests are.
+
+All of it is one small JSON file that several processes may change at once.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
-from cerebrum_cli.ground.errors import ConfigError, ModelFileError, ModelNotFound
+from cerebrum_cli.ground.errors import ConfigError, ModelFileError
 
 Source = Literal["package", "local", "hub", "merge"]
 
@@ -30,24 +33,37 @@ class ModelFile:
     source: Source
 
 
+class Digest(NamedTuple):
+    """The SHA-256 a file had when it had this size and time."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class _Content:
     """All that registry.json holds; a change returns a new value."""
 
     models: tuple[ModelFile, ...] = ()
     default: str | None = None
+    digests: tuple[Digest, ...] = ()
 
     def find(self, name: str) -> ModelFile | None:
         return next((model for model in self.models if model.name == name), None)
 
     def with_model(self, model: ModelFile) -> _Content:
         others = tuple(other for other in self.models if other.name != model.name)
-        return _Content((*others, model), self.default or model.name)
+        return replace(self, models=(*others, model))
 
     def without(self, name: str) -> _Content:
-        models = tuple(model for model in self.models if model.name != name)
-        first = models[0].name if models else None
-        return _Content(models, first if self.default == name else self.default)
+        return replace(self, models=tuple(model for model in self.models if model.name != name))
+
+    def with_digest(self, digest: Digest) -> _Content:
+        """Keep a digest, and forget those of files that are gone."""
+        others = tuple(other for other in self.digests if other.path != digest.path and other.path.exists())
+        return replace(self, digests=(*others, digest))
 
 
 class Registry:
@@ -59,7 +75,7 @@ class Registry:
 
     @property
     def default(self) -> str | None:
-        """The name of the model to use when none is given: the first one added, until another is chosen."""
+        """The reference of the model to use when none is given."""
         return self._read().default
 
     def entries(self) -> tuple[ModelFile, ...]:
@@ -76,20 +92,49 @@ class Registry:
             self._write(content.with_model(model))
 
     def remove(self, name: str) -> ModelFile | None:
-        """Take a model out and return it, None where there was none; its file stays, the default goes to the oldest."""
+        """Take a model out and return it, None where there was none; its file stays."""
         with self._changing() as content:
             found = content.find(name)
             if found:
                 self._write(content.without(name))
             return found
 
-    def set_default(self, name: str) -> None:
-        """Choose the model to use when none is given. Raises ModelNotFound for one that is not here."""
+    def set_default(self, reference: str | None, instead_of: tuple[str | None, ...] | None = None) -> None:
+        """Choose the model to use when none is given; with `instead_of` only where one of those is chosen now."""
         with self._changing() as content:
-            if content.find(name) is None:
-                names = tuple(model.name for model in content.models)
-                raise ModelNotFound(f"{name} is not here", f"pull it first: cerebrum pull {name}", names)
-            self._write(replace(content, default=name))
+            if content.default != reference and (instead_of is None or content.default in instead_of):
+                self._write(replace(content, default=reference))
+
+    def digest(self, path: Path) -> str | None:
+        """Return the SHA-256 of a file as it was kept, None where the file has changed since or there is none."""
+        kept = next((digest for digest in self._read().digests if digest.path == path), None)
+        stat = path.stat()
+        return kept.sha256 if kept and (kept.size, kept.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
+
+    def keep_digest(self, path: Path, sha256: str) -> None:
+        """Remember the SHA-256 of a file as it is now."""
+        stat = path.stat()
+        with self._changing() as content:
+            self._write(content.with_digest(Digest(path, stat.st_size, stat.st_mtime_ns, sha256)))
+
+    def touch(self, path: Path) -> None:
+        """Remember that a model file is used now; where that cannot be written, nobody minds."""
+        mark = self._mark(path)
+        with contextlib.suppress(OSError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+    def last_used(self, path: Path) -> float | None:
+        """Return when a model file was last used, in seconds since 1970; None where it never was."""
+        try:
+            return self._mark(path).stat().st_mtime
+        except OSError:
+            return None
+
+    def _mark(self, path: Path) -> Path:
+        import hashlib
+
+        return self._directory / "used" / hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[_Content]:
@@ -167,8 +212,13 @@ def _lock(descriptor: int) -> None:
 
 
 def _encoded(content: _Content) -> bytes:
-    models = [asdict(model) | {"path": str(model.path)} for model in content.models]
-    return json.dumps({"version": _VERSION, "default": content.default, "models": models}, indent=2).encode("ascii")
+    value = {
+        "version": _VERSION,
+        "default": content.default,
+        "models": [asdict(model) | {"path": str(model.path)} for model in content.models],
+        "digests": [digest._asdict() | {"path": str(digest.path)} for digest in content.digests],
+    }
+    return json.dumps(value, indent=2).encode("ascii")
 
 
 def _decoded(text: bytes) -> _Content:
@@ -177,10 +227,16 @@ def _decoded(text: bytes) -> _Content:
     if value["version"] != _VERSION:
         raise ValueError(f"version {value['version']!r}, not {_VERSION}")
     models = tuple(_model(**item) for item in value["models"])
-    names = {model.name for model in models}
-    if len(names) < len(models) or not (value["default"] in names or value["default"] is None):
+    default = value["default"]
+    if len({model.name for model in models}) < len(models) or not isinstance(default, str | None):
         raise ValueError("its names do not fit together")
-    return _Content(models, value["default"])
+    return _Content(models, default, tuple(_digest(**item) for item in value.get("digests", ())))
+
+
+def _digest(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:
+    if not (isinstance(sha256, str) and type(size) is int and type(mtime_ns) is int):
+        raise TypeError(f"a value of the wrong kind in the digest of {path!r}")
+    return Digest(Path(path), size, mtime_ns, sha256)
 
 
 def _model(*, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source) -> ModelFile:

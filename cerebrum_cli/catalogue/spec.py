@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
+from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID
 from cerebrum_cli.ground.errors import ConfigError, UsageError
 from cerebrum_cli.ground.settings import KEYS, checked
 
 T = TypeVar("T")
 
-# No `:` and no `/`: those separate the parts of a model reference.
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")  # pinned, and never an option of pip
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _QUANT = r"[A-Za-z0-9_]+"
+_SPLIT = r"-\d{5}-of-\d{5}"
 
 
 class Quantization(NamedTuple):
@@ -35,6 +34,20 @@ class Alternative:
     repo_id: str
     file: str
     quantizations: tuple[Quantization, ...] = ()
+    revision: str | None = None
+
+    def matches(self, filename: str) -> bool:
+        """Whether a file of this name, or the first part of one that is split, is this model's."""
+        pattern = _QUANT.join(map(re.escape, self.file[: -len(".gguf")].split("{quant}")))
+        return bool(re.fullmatch(rf"{pattern}(?:{_SPLIT})?\.gguf", filename, re.IGNORECASE))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A repository that is known to be broken, and why."""
+
+    repo_id: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +70,43 @@ class PackageSource:
 class ModelSpec:
     """A known model. Without `format` the file's own chat template decides; without a source it is built or converted.
 
-    `context_size` is the trained context in tokens. `file` is a pattern in which `{quant}` stands for the quantisation.
+    `context_size` is the trained context in tokens, `kv_bytes_per_token` what one takes of KV cache in f16. `file` is
+    a pattern in which `{quant}` stands for the quantisation; `revision` is a commit, branch or tag other than main.
     """
 
     name: str
     system: str
+    aliases: tuple[str, ...] = ()
     repo_id: str | None = None
+    revision: str | None = None
     file: str | None = None
     quantizations: tuple[Quantization, ...] = ()
     format: str | None = None
     context_size: int | None = None
+    kv_bytes_per_token: int | None = None
     licence: str | None = None
     notes: str = ""
     package: PackageSource | None = None
     alternatives: tuple[Alternative, ...] = ()
+    refuse: tuple[Refusal, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[Alternative, ...]:
+        """The repositories this model is in, the one to take it from first."""
+        if self.repo_id is None or self.file is None:
+            return self.alternatives
+        return (Alternative(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
+
+    def is_called(self, name: str) -> bool:
+        """Whether this is the model's name or one of its aliases, in letters of any case."""
+        return name.lower() in (self.name.lower(), *map(str.lower, self.aliases))
 
     def matches(self, filename: str) -> bool:
         """Whether a file of this name is this model's, in any quantisation and from any of its sources."""
         if self.package and filename.lower() == self.package.filename.lower():
             return True
-        patterns = [self.file or "", *(alternative.file for alternative in self.alternatives)]
-        return any(
-            re.fullmatch(_QUANT.join(map(re.escape, pattern.split("{quant}"))), filename, re.IGNORECASE)
-            for pattern in patterns
-        )
+        return any(source.matches(filename) for source in self.sources)
 
 
 def packaged_catalogue() -> Path:
@@ -143,15 +168,19 @@ def _spec(place: _Place, name: str, row: dict[str, object]) -> ModelSpec:
     return ModelSpec(
         name=name,
         system=_optional(place, row, "system", _text) or name,
+        aliases=_aliases(place, row.get("aliases", [])),
         repo_id=_optional(place, row, "repo_id", _repo_id),
+        revision=_optional(place, row, "revision", _text),
         file=_optional(place, row, "file", _file),
         quantizations=_quantizations(place, row),
         format=_optional(place, row, "format", _text),
         context_size=_optional(place, row, "context_size", _count),
+        kv_bytes_per_token=_optional(place, row, "kv_bytes_per_token", _count),
         licence=_optional(place, row, "licence", _text),
         notes=_optional(place, row, "notes", _text) or "",
         package=None if package is None else _package(_Place(place.path, f"{place.row}.package"), package),
-        alternatives=tuple(_alternatives(place, row.get("alternatives", []))),
+        alternatives=tuple(_each(place, row, "alternatives", _alternative)),
+        refuse=tuple(_each(place, row, "refuse", _refusal)),
         settings=_settings(_Place(place.path, f"{place.row}.settings"), row.get("settings", {})),
     )
 
@@ -174,18 +203,36 @@ def _package(place: _Place, value: object) -> PackageSource:
     return source
 
 
-def _alternatives(place: _Place, value: object) -> Iterable[Alternative]:
+def _aliases(place: _Place, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and MODEL_NAME.fullmatch(item) for item in value):
+        raise place.error("a list of names is needed, made of letters, digits, `.`, `_` and `-`", "aliases")
+    return tuple(value)
+
+
+def _each(place: _Place, row: dict[str, object], key: str, read: Callable[[_Place, object], T]) -> Iterable[T]:
+    """Yield the items of a list of tables."""
+    value = row.get(key, [])
     if not isinstance(value, list):
-        raise place.error("a list of tables is needed", "alternatives")
+        raise place.error("a list of tables is needed", key)
     for number, item in enumerate(value, start=1):
-        inner = _Place(place.path, f"{place.row}.alternatives {number}")
-        row = _table(inner, item)
-        _known(inner, row, Alternative.__slots__)
-        yield Alternative(
-            repo_id=_required(inner, row, "repo_id", _repo_id),
-            file=_required(inner, row, "file", _file),
-            quantizations=_quantizations(inner, row),
-        )
+        yield read(_Place(place.path, f"{place.row}.{key} {number}"), item)
+
+
+def _alternative(place: _Place, value: object) -> Alternative:
+    row = _table(place, value)
+    _known(place, row, Alternative.__slots__)
+    return Alternative(
+        repo_id=_required(place, row, "repo_id", _repo_id),
+        file=_required(place, row, "file", _file),
+        quantizations=_quantizations(place, row),
+        revision=_optional(place, row, "revision", _text),
+    )
+
+
+def _refusal(place: _Place, value: object) -> Refusal:
+    row = _table(place, value)
+    _known(place, row, Refusal.__slots__)
+    return Refusal(_required(place, row, "repo_id", _repo_id), _required(place, row, "reason", _text))
 
 
 def _settings(place: _Place, value: object) -> Mapping[str, object]:
@@ -229,7 +276,7 @@ def _matching(pattern: re.Pattern[str], needed: str) -> Callable[[object], str]:
     return check
 
 
-_repo_id = _matching(_REPO_ID, "OWNER/NAME is needed")
+_repo_id = _matching(REPO_ID, "OWNER/NAME is needed")
 _file = _matching(re.compile(r"[^/\\]+\.gguf", re.IGNORECASE), "the name of a .gguf file is needed")
 
 

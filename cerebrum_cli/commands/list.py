@@ -12,20 +12,25 @@ from cerebrum_cli.commands.options import option
 
 def list_models(
     context: typer.Context,
-    available: Annotated[bool, option("--available", help="The whole catalogue.")] = False,
+    available: Annotated[bool, option("--available", help="The whole catalogue, and what of it fits here.")] = False,
+    ctx: options.Ctx = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """List the models that are here."""
+    """List the models that are here, those that other tools have put into the Hugging Face cache among them."""
     from cerebrum_cli.application.listing import catalogue_rows, rows
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
 
     runtime = options.runtime_of(context)
-    listed = list(catalogue_rows(runtime.library) if available else rows(runtime.library))
+    wanted = runtime.settings({"ctx": ctx}).ctx
+    listed = list(catalogue_rows(runtime.library, wanted) if available else rows(runtime.library))
     if json:
         runtime.streams.answer_object(listed)
     elif available:
         print_catalogue(runtime.streams, listed)
     elif listed:
         print_models(runtime.streams, listed)
-    else:
+        if not quiet and any(row["default"] for row in listed):
+            runtime.streams.talk("* is the model asked when none is named")
+    elif not quiet:
         runtime.streams.talk("no model is here yet; cerebrum list --available shows what can be pulled")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.ground.errors import ModelNotFound
+from cerebrum_cli.ground.errors import Interrupted, ModelNotFound
 from cerebrum_cli.ground.settings import KEYS, environment
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.library import Model as LibraryModel
+    from cerebrum_cli.application.model import Model as LibraryModel
     from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.terminal.progress import FileProgress
 
 
 def option(*names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None) -> Any:
@@ -35,7 +37,10 @@ def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[st
 
 
 Model = Annotated[
-    str | None, option("-m", "--model", help="Model: a name from `cerebrum list`, or a path.", metavar="MODEL")
+    str | None,
+    option(
+        "-m", "--model", help="Model, named as for `cerebrum pull` [default: see `cerebrum list`].", metavar="MODEL"
+    ),
 ]
 System = Annotated[
     str | None, option("-s", "--system", help="System prompt, in place of the format's own.", metavar="TEXT")
@@ -117,27 +122,61 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
 
 
 def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: bool, offline: bool) -> LibraryModel:
-    """Return the model the settings name; where none is here, offer to pull the one that is quickly had."""
-    reference = runtime.settings(given).model
+    """Return the model the settings name; where it is not here and can be had, offer to pull it."""
+    settings = runtime.settings(given)
     try:
-        return runtime.library.resolve(reference)
+        model = runtime.library.resolve(settings.model)
     except ModelNotFound as error:
-        if error.offer is None or offline:
+        if error.offer is None or offline or not (yes or runtime.streams.can_ask):
             raise
         from cerebrum_cli.terminal.tables import size_text
 
-        size = size_text(runtime.library.download_size(error.offer))
+        with file_progress(runtime, quiet) as progress:
+            offer = runtime.puller(progress, offline).offers.find(error.offer, settings.ctx)
+        size = f"{offer.chosen.quantization}, {size_text(offer.chosen.size)}"
         if not (yes or runtime.streams.confirm(f"{error.what}. Pull {error.offer} ({size}) now?")):
             raise
-        return pull_model(runtime, error.offer, None, quiet, offline)
+        model = pull_model(runtime, error.offer, None, settings.ctx, quiet, offline, yes)
+    runtime.library.registry.touch(model.path)
+    return model
 
 
-def pull_model(runtime: Runtime, reference: str, name: str | None, quiet: bool, offline: bool) -> LibraryModel:
-    """Bring a model here, showing how far it is."""
+def pull_model(
+    runtime: Runtime, reference: str, name: str | None, context: int | None, quiet: bool, offline: bool, yes: bool
+) -> LibraryModel:
+    """Bring a model here, showing how far it is; ask before one that will not fit."""
+    with file_progress(runtime, quiet) as progress:
+
+        def agree(warning: str) -> bool:
+            with progress.paused():
+                return yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", usual=False)
+
+        try:
+            model = runtime.puller(progress, offline).pull(reference, name, context, agree)
+        except KeyboardInterrupt:
+            raise Interrupted(signal.SIGINT, "the same command goes on from where this one was") from None
+    if not quiet:
+        runtime.streams.talk(f"{model.reference} is here: {model.path}")
+    return model
+
+
+def show_offer(runtime: Runtime, reference: str, context: int | None, json: bool, quiet: bool, offline: bool) -> None:
+    """Print what a reference can bring and what of it fits, and download nothing."""
+    from cerebrum_cli.application.listing import offer_object
+    from cerebrum_cli.terminal.tables import print_candidates
+
+    with file_progress(runtime, quiet) as progress:
+        offer = runtime.puller(progress, offline).offers.find(reference, context)
+    if json:
+        runtime.streams.answer_object(offer_object(offer))
+        return
+    print_candidates(runtime.streams, offer)
+    if not quiet:
+        runtime.streams.talk(f"cerebrum pull {reference} would bring {offer.reference}")
+
+
+def file_progress(runtime: Runtime, quiet: bool) -> FileProgress:
+    """Return what shows how far a file is."""
     from cerebrum_cli.terminal.progress import FileProgress
 
-    with FileProgress(runtime.streams, quiet) as progress:
-        model = runtime.library.pull(reference, name, progress.update, offline)
-    if not quiet:
-        runtime.streams.talk(f"{model.name} is here: {model.path}")
-    return model
+    return FileProgress(runtime.streams, quiet)

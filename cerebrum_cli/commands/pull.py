@@ -13,11 +13,33 @@ from cerebrum_cli.commands.options import option
 def pull(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name from the catalogue, or the path of a GGUF file.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="NAME[:QUANT], OWNER/REPO[:QUANT], the address of a .gguf file, or a path."
+        ),
     ],
     name: Annotated[str | None, option("--name", help="What to call it here.", metavar="NAME")] = None,
+    default: Annotated[bool, option("--default", help="Ask this model when none is named.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="Show what there is and what fits; download nothing.")] = False,
+    ctx: options.Ctx = None,
+    json: options.Json = False,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
+    yes: options.Yes = False,
 ) -> None:
-    """Bring a model here: download a known one, or register a file where it lies."""
-    options.pull_model(options.runtime_of(context), model, name, quiet, offline)
+    """Bring a model here: from the Hugging Face Hub into its cache, or a file where it lies.
+
+    Without :QUANT the quantisation that fits this machine is chosen.
+    """
+    runtime = options.runtime_of(context)
+    wanted = runtime.settings({"ctx": ctx}).ctx
+    if dry_run:
+        options.show_offer(runtime, model, wanted, json, quiet, offline)
+        return
+    found = options.pull_model(runtime, model, name, wanted, quiet, offline, yes)
+    if default:
+        runtime.library.registry.set_default(found.reference)
+    if json:
+        from cerebrum_cli.application.listing import row
+
+        runtime.streams.answer_object(row(runtime.library, found))

@@ -7,23 +7,40 @@ from typing import Annotated
 import typer
 
 from cerebrum_cli.commands import options
+from cerebrum_cli.ground.errors import ModelNotFound
 
 
 def show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `cerebrum list`, or a path.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, named as for `cerebrum pull`.")],
+    ctx: options.Ctx = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Show what a model's file says of itself, and how it would be asked."""
-    from cerebrum_cli.application.listing import described
+    """Show what a model's file says of itself, how it would be asked, and which quantisations fit this machine."""
+    from cerebrum_cli.application import listing
     from cerebrum_cli.terminal.progress import FileProgress
-    from cerebrum_cli.terminal.tables import print_description
+    from cerebrum_cli.terminal.tables import print_candidates, print_description
 
     runtime = options.runtime_of(context)
-    found = runtime.library.resolve(model)
-    with FileProgress(runtime.streams, quiet=json) as progress:
-        description = described(runtime.library, found, progress.update)
-    if json:
-        runtime.streams.answer_object(description)
+    library, wanted = runtime.library, runtime.settings({"ctx": ctx}).ctx
+    try:
+        found = library.resolve(model)
+    except ModelNotFound as error:
+        unpulled = listing.unpulled(library, model, wanted)
+        if unpulled is None:
+            raise
+        description, offer = unpulled
+        note = f"{error.what}; to have it: {error.do}"
     else:
-        print_description(runtime.streams, description)
+        with FileProgress(runtime.streams, quiet or json) as progress:
+            description = listing.described(library, found, lambda done, total: progress.update("verify", done, total))
+        offer, note = listing.siblings(library, found, wanted), ""
+    if json:
+        runtime.streams.answer_object(description | (listing.judged_object(offer) if offer else {}))
+        return
+    print_description(runtime.streams, description)
+    if offer:
+        print_candidates(runtime.streams, offer)
+    if note and not quiet:
+        runtime.streams.talk(note)

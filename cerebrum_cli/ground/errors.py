@@ -10,7 +10,7 @@
     |-- ModelFileError            exit 1   truncated, foreign, unreadable
     |-- FormatError               exit 1   no format, or a template that cannot be rendered
     |-- GrammarError              exit 2
-    |-- PullError                 exit 1
+    |-- PullError                 exit 1   `- HubError in catalogue/hub.py, where trying again may help
     |-- ConfigError               exit 1   config.toml or models.toml
     |-- OutputError               exit 1   standard output cannot be written
     `-- EngineError               exit 1   llama.cpp gave up
@@ -91,8 +91,8 @@ class NoAnswer(CerebrumError):
 class Interrupted(CerebrumError):
     """A signal ended the work; what was said so far has been kept."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__("interrupted")
+    def __init__(self, signum: int, do: str = "") -> None:
+        super().__init__("interrupted", do)
         self.exit_code = 128 + signum
 
 

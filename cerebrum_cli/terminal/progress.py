@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from cerebrum_cli.ground.events import Event, LoadEvent, PromptEvent
+from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, PromptEvent
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams
 
@@ -92,6 +94,7 @@ class FileProgress:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> FileProgress:
         if self._streams.can_redraw and not self._quiet:
@@ -120,16 +123,45 @@ class FileProgress:
         if self._bars:
             self._bars.stop()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bars away for as long as somebody is asked something."""
+        if self._bars:
+            self._bars.stop()
+        yield
+        if self._bars:
+            self._bars.start()
+
+    def notice(self, event: NoticeEvent) -> None:
+        """Tell what a person should know, above the bars."""
+        if self._quiet:
+            return
+        if self._bars:
+            self._bars.console.print(f"note: {strip_controls(event.what)}: {event.do}", markup=False, highlight=False)
+        else:
+            self._streams.talk(f"note: {event.what}: {event.do}")
+
     def update(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is, in bytes."""
         if self._quiet:
             return
         if self._bars:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total)
+                self._tasks[stage] = self._bars.add_task(stage, total=total, completed=done)  # no part of the speed
             self._bars.update(self._tasks[stage], completed=done, total=total)
             return
         now = time.monotonic()
+        began, first = self._began.setdefault(stage, (now, done))
         if now - self._told.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._told[stage] = now
-            self._streams.talk(f"{stage}: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+            self._streams.talk(
+                f"{stage}: {done / 1e6:.0f} of {total / 1e6:.0f} MB{_pace(done - first, now - began, total - done)}"
+            )
+
+
+def _pace(done: int, seconds: float, left: int) -> str:
+    """Return the speed of a download and the time left, as far as they can be told."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    speed = done / seconds
+    return f", {speed / 1e6:.1f} MB/s, {left / speed / 60:.0f} min left"

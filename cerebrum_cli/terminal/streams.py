@@ -76,16 +76,21 @@ class Streams:
         """Write one JSON value as a line."""
         self.answer(json.dumps(value, ensure_ascii=False) + "\n")
 
-    def confirm(self, question: str) -> bool:
-        """Ask a yes-or-no question; no where nobody sits at a terminal to answer it."""
-        if not (self.in_is_terminal and self.err_is_terminal):
+    @property
+    def can_ask(self) -> bool:
+        """Whether somebody sits at a terminal to answer a question."""
+        return self.in_is_terminal and self.err_is_terminal
+
+    def confirm(self, question: str, usual: bool = True) -> bool:
+        """Ask a yes-or-no question, Enter meaning the usual answer; no where nobody is there to answer it."""
+        if not self.can_ask:
             return False
-        self.err.write(f"{question} [Y/n] ")
+        self.err.write(f"{strip_controls(question)} {'[Y/n]' if usual else '[y/N]'} ")
         self.err.flush()
         reply = sys.stdin.readline()
         if not reply.endswith("\n"):
             self.talk("")
-        return reply.strip().lower() in ("y", "yes") or reply == "\n"
+        return reply.strip().lower() in ("y", "yes") or (usual and reply == "\n")
 
     def talk(self, text: str) -> None:
         """Write a line to standard error; where that cannot be written to, the answer still can."""

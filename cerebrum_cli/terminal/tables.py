@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.ground.events import FinishEvent
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams
 
+if TYPE_CHECKING:
+    from cerebrum_cli.application.fitting import Capacity
+    from cerebrum_cli.application.offers import Offer
+
 PIPE_WIDTH = 10_000  # columns of a table nobody looks at: nothing is cut or wrapped in a pipe
 LEAST_WIDTH = 80  # a terminal that is narrower wraps the lines itself
-FLEXIBLE = ("format", "path", "notes")  # columns that may wrap
+FLEXIBLE = ("format", "path", "notes", "verdict")  # columns that may wrap
 
 
 def stats_line(finish: FinishEvent, model: str, form: str) -> str:
@@ -49,7 +53,7 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print the models that are here."""
     _print_table(
         streams,
-        ("", "name", "quant", "size", "format", "context", "path"),
+        ("", "name", "quant", "size", "format", "context", "last used", "path"),
         [
             (
                 "*" if row["default"] else "",
@@ -58,29 +62,81 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
                 size_text(row["size"]),
                 row["format"],
                 row["context_size"],
+                row["last_used"] and row["last_used"][:10],
                 row["error"] or row["path"],
             )
             for row in rows
         ],
     )
-    streams.talk("* is the model asked when none is named")
 
 
 def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the models the catalogue knows."""
+    """Print the models the catalogue knows, and the quantisation of each that is recommended here."""
     _print_table(
         streams,
-        ("name", "here", "licence", "notes"),
-        [(row["name"], row["here"], row["licence"], row["notes"]) for row in rows],
+        ("name", "here", "recommended", "size", "verdict", "licence", "notes"),
+        [
+            (
+                row["name"],
+                row["here"],
+                row["recommended"],
+                size_text(best["size"] if best else None),
+                best and best["verdict"],
+                row["licence"],
+                row["notes"],
+            )
+            for row in rows
+            for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
+        ],
     )
 
 
+def print_candidates(streams: Streams, offer: Offer) -> None:
+    """Print the quantisations of a model, what they need, and how that goes with this machine."""
+    streams.answer(f"\n{offer.stock.name} at a context of {offer.context} tokens; {capacity_text(offer.capacity)}\n\n")
+    _print_table(
+        streams,
+        ("", "quant", "size", "memory", "verdict", "installed"),
+        [
+            (
+                "*" if each.recommended else "",
+                each.quantization,
+                size_text(each.size),
+                size_text(each.needed),
+                each.verdict,
+                "yes" if each.installed else "",
+            )
+            for each in offer.candidates
+        ],
+    )
+    streams.answer("\n* is recommended here\n")
+
+
+def capacity_text(capacity: Capacity) -> str:
+    """Return what a machine can hold, as a clause."""
+    memory = f"this machine has {size_text(capacity.memory)} of memory"
+    if capacity.devices is None:
+        return f"{memory}; whether a GPU helps is unknown until a model has been loaded once"
+    if not capacity.devices:
+        return f"{memory} and no GPU that llama.cpp can use"
+    gpus = " and ".join(f"{size_text(device.free)} on {device.description}" for device in capacity.devices)
+    return f"{memory}, {gpus}"
+
+
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
-    """Print what is known of one model, a line each."""
-    width = max(map(len, description))
-    for key, value in description.items():
-        shown = f"{size_text(value)} ({value} bytes)" if key == "size" else _cell(value)
-        streams.answer(f"{key:<{width}}  {shown}\n")
+    """Print what is known of one model, a line each; its file's metadata is left to --json."""
+    shown = {key: value for key, value in description.items() if key not in ("metadata", "files") and value != ""}
+    width = max(map(len, shown))
+    for key, value in shown.items():
+        streams.answer(f"{key:<{width}}  {_described(key, value)}\n")
+
+
+def _described(key: str, value: Any) -> str:
+    if key == "size" and value is not None:
+        return f"{size_text(value)} ({value} bytes)"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items())
+    return _cell(value)
 
 
 def _print_table(streams: Streams, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.devices import accelerators, available_memory, can_offload, thread_count
+from cerebrum_cli.engine.llama.devices import accelerators, can_offload
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.llama.memory import ContextOptions
+from cerebrum_cli.engine.machine import available_memory, keep_devices, thread_count
 from cerebrum_cli.engine.plan import LoadOptions, plan_context, plan_layers, remarks, shortage
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
 from cerebrum_cli.ground.events import Event, LoadEvent
@@ -19,9 +21,16 @@ CPU_BATCH = 128  # tokens of one step: an interrupt waits for no more, and a slo
 GPU_BATCH = 512
 
 
-def open_llama(options: LoadOptions, tell: Callable[[Event], None], stop: StopFlag) -> LlamaBackend:
-    """Load the model with llama.cpp on this thread; ModelFileError if it refuses the file."""
+def open_llama(
+    options: LoadOptions, tell: Callable[[Event], None], stop: StopFlag, devices_file: Path | None = None
+) -> LlamaBackend:
+    """Load the model with llama.cpp on this thread; ModelFileError if it refuses the file.
+
+    The accelerators it finds are written to `devices_file`, for those who ask without loading llama.cpp.
+    """
     shape, devices = options.shape, accelerators()
+    if devices_file:
+        keep_devices(devices_file, devices)
     for notice in remarks(options, can_offload(), devices):
         tell(notice)
     memory = available_memory() + sum(device.free for device in devices)

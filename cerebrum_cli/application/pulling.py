@@ -1,0 +1,151 @@
+"""Bring a model here: download and check it, or take a file as it lies, and remember it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerebrum_cli.application.library import Library
+from cerebrum_cli.application.model import Model, as_name, as_path, is_file, is_missing, require_loadable
+from cerebrum_cli.application.offers import Offer, Offers
+from cerebrum_cli.catalogue.download import Download, Watcher
+from cerebrum_cli.catalogue.hub import HubError
+from cerebrum_cli.catalogue.reference import MODEL_NAME, AtPath, Named
+from cerebrum_cli.catalogue.registry import ModelFile, Source
+from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
+from cerebrum_cli.ground.errors import ModelNotFound, PullError, UsageError
+from cerebrum_cli.ground.events import NoticeEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Puller:
+    """Pulls models into a library; whatever goes wrong, what was here stays."""
+
+    library: Library
+    watcher: Watcher
+    offline: bool = False
+
+    @property
+    def offers(self) -> Offers:
+        """What can be pulled."""
+        return Offers(self.library, self.watcher, self.offline)
+
+    def pull(
+        self,
+        text: str,
+        name: str | None = None,
+        context: int | None = None,
+        agree: Callable[[str], bool] = lambda _: False,
+    ) -> Model:
+        """Return the model a reference names, brought here unless it is; `agree` is asked where it will not fit.
+
+        The first model that comes is the one asked when none is named.
+        """
+        model = self._brought(text, name, context, agree)
+        self.library.registry.set_default(model.reference, instead_of=(None,))
+        return model
+
+    def _brought(self, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]) -> Model:
+        library = self.library
+        if (entry := library.registry.find(text)) and library.spec_called(text) is None and not is_missing(entry.path):
+            return library.registered(entry) if name is None else self._adopt(entry.path, name)
+        reference = None if is_file(as_path(text)) else library.parse(text)
+        if reference is None or isinstance(reference, AtPath):
+            return self._adopt(as_path(text), name)
+        spec = library.spec_called(reference.name) if isinstance(reference, Named) else None
+        if isinstance(reference, Named) and spec is None:
+            return library.resolve(text)
+        offers = self.offers
+        if self.offline or (offers.is_offline and not (spec and spec.package)):
+            return self._already_here(text)
+        if spec and spec.package:
+            return self._unpack(spec, spec.package, name)
+        try:
+            offer = offers.find(text, context)
+        except HubError as error:
+            return self._instead(text, error)
+        if offer.warning and not offer.chosen.installed and not agree(offer.warning):
+            raise PullError(offer.warning, "choose a smaller quantisation, or go on with -y")
+        return self._download(offers, offer, name)
+
+    def _download(self, offers: Offers, offer: Offer, name: str | None) -> Model:
+        library, listing, variant = self.library, offer.stock.listing, offer.variant
+        assert listing is not None, "online every offer but a package's has a listing"
+        files = tuple(map(listing.file, variant.files))
+        digest = files[0].sha256 or ""
+        if name is not None:
+            self._claim(name, lambda spec: spec is offer.stock.spec, digest)
+        if not offer.chosen.installed:
+            require_loadable(Path(listing.repo_id, files[0].name), offers.header(listing, files[0]))
+        download = Download(listing, library.cache, self.watcher, library.remembered_digest)
+        download.require_space(files)
+        paths = download.fetch(files)
+        for file in files:
+            blob = library.cache.blob(listing.repo_id, file.sha256 or "")
+            if blob.exists() and library.registry.digest(blob) is None:
+                library.registry.keep_digest(blob, file.sha256 or "")
+        if name is not None:
+            return self._remember(name, paths[0], digest, "hub")
+        return next(model for model in library.cached() if model.path == paths[0])
+
+    def _unpack(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
+        self._claim(name or spec.name, lambda claimed: claimed is spec, package.sha256)
+        from cerebrum_cli.catalogue.package import fetch
+
+        path = fetch(package, self.library.directory, self.watcher.update)
+        return self._remember(name or spec.name, path, package.sha256, "package")
+
+    def _adopt(self, path: Path, name: str | None) -> Model:
+        """Remember a file where it lies."""
+        library = self.library
+        local = library.at_path(path)
+        require_loadable(local.path, local.header)
+        digest = library.digest(local, lambda done, total: self.watcher.update("verify", done, total))
+        for entry in library.registry.entries():
+            ours = entry.source == "package" and not is_missing(entry.path)
+            if ours and entry.sha256 == digest and name in (None, entry.name):
+                return library.registered(entry)  # the copy that was pulled outlives the one the user points at
+        packaged = next((spec for spec in library.specs if spec.package and spec.package.sha256 == digest), None)
+        if name is None:
+            name = packaged.name if packaged else as_name(local.path.stem)
+
+        def is_that(spec: ModelSpec) -> bool:
+            return spec.package.sha256 == digest if spec.package else spec.matches(path.name)
+
+        self._claim(name, is_that, digest)
+        return self._remember(name, local.path, digest, "local")
+
+    def _already_here(self, text: str) -> Model:
+        try:
+            return self.library.resolve(text)
+        except ModelNotFound as error:
+            raise PullError(
+                f"{error.what}, and we are offline", "pull it without --offline and HF_HUB_OFFLINE"
+            ) from error
+
+    def _instead(self, text: str, error: HubError) -> Model:
+        """Return the model where it is here though the Hub cannot be asked about it."""
+        try:
+            model = self.library.resolve(text)
+        except ModelNotFound:
+            raise error from None
+        self.watcher.notice(NoticeEvent(error.what, f"{model.reference} is here already and stays as it is"))
+        return model
+
+    def _claim(self, name: str, is_that: Callable[[ModelSpec], bool], digest: str) -> None:
+        """Raise UsageError unless a model may be called this: no other one is, here or in the catalogue."""
+        if not MODEL_NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no name", "names are made of letters, digits, `.`, `_` and `-`: use --name")
+        known, spec = self.library.registry.find(name), self.library.spec_called(name)
+        taken = known and known.sha256 != digest and not is_missing(known.path)
+        if taken or (spec and not is_that(spec)):
+            raise UsageError(f"the name {name} is taken by another model", "choose one with --name")
+
+    def _remember(self, name: str, path: Path, sha256: str, source: Source) -> Model:
+        stat = path.stat()
+        entry = ModelFile(name, path, stat.st_size, sha256, stat.st_mtime_ns, source)
+        model = self.library.registered(entry)
+        _ = model.header  # a file that cannot be read is not remembered
+        self.library.registry.add(entry)
+        return model

@@ -1,0 +1,165 @@
+"""The Hugging Face cache, as every tool that uses the Hub shares it: what GGUF files lie in it, and how one comes in.
+
+    models--OWNER--REPO/blobs/DIGEST                       the bytes, once
+    models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them under their own name
+    models--OWNER--REPO/refs/REVISION                      which commit a branch or tag was, when it was last asked for
+
+Reading is done here rather than by huggingface_hub, which takes 0.1 s to import and looks at every file of every model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cerebrum_cli.catalogue.reference import MAIN
+from cerebrum_cli.catalogue.variants import variants
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_FOLDER = "models--"
+_TAG = "CACHEDIR.TAG"
+_TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/: backups skip it
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model in the cache: its repository and commit, its files in order under their own names, and their blobs."""
+
+    repo_id: str
+    commit: str
+    quantization: str
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    blobs: tuple[Path, ...]
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest of the first file, which its blob is named by; None where links are not to be had."""
+        name = self.blobs[0].name
+        return name if _DIGEST.fullmatch(name) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The cache in one directory."""
+
+    directory: Path
+
+    def models(self) -> Iterator[CachedModel]:
+        """Yield every whole GGUF model, a repository's newest commit first; the same blobs are yielded once."""
+        for folder in _entries(self.directory):
+            owner, dashes, name = folder.name.removeprefix(_FOLDER).partition("--")
+            if folder.name.startswith(_FOLDER) and dashes:
+                yield from self._models(f"{owner}/{name}")
+
+    def folder(self, repo_id: str) -> Path:
+        """Return where everything of a repository lies."""
+        return self.directory / f"{_FOLDER}{repo_id.replace('/', '--')}"
+
+    def commit(self, repo_id: str, revision: str) -> str | None:
+        """Return the commit a revision was when it was last asked for; None where it never was."""
+        if COMMIT.fullmatch(revision):
+            return revision
+        try:
+            return (self.folder(repo_id) / "refs" / PurePosixPath(revision)).read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def blob(self, repo_id: str, digest: str) -> Path:
+        """Return where the bytes with this digest lie, or will."""
+        return self.folder(repo_id) / "blobs" / digest
+
+    def partial(self, repo_id: str, digest: str) -> Path:
+        """Return where they lie while they come: a name `hf cache` knows as an incomplete download."""
+        return self.folder(repo_id) / "blobs" / f"{digest}.incomplete"
+
+    def lock(self, repo_id: str, digest: str) -> Path:
+        """Return the file huggingface_hub locks while it downloads this blob."""
+        return self.directory / ".locks" / self.folder(repo_id).name / f"{digest}.lock"
+
+    def pointer(self, repo_id: str, commit: str, name: str) -> Path:
+        """Return the path a file has under its own name."""
+        return self.folder(repo_id) / "snapshots" / commit / PurePosixPath(name)
+
+    def prepare(self, repo_id: str, commit: str, revision: str, name: str, digest: str) -> None:
+        """Make the directories a download needs, and remember which commit the revision is."""
+        blob, pointer, lock = (
+            self.blob(repo_id, digest),
+            self.pointer(repo_id, commit, name),
+            self.lock(repo_id, digest),
+        )
+        for path in (blob, pointer, lock):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        tag = self.directory / _TAG
+        if not tag.exists():
+            with contextlib.suppress(OSError):
+                tag.write_text(_TAG_CONTENT)
+        if not COMMIT.fullmatch(revision):
+            reference = self.folder(repo_id) / "refs" / PurePosixPath(revision)
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            _replace(reference, commit)
+
+    def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
+        """Give a blob its name in a commit, and return the path it has then."""
+        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
+        if not (pointer.exists() and pointer.samefile(blob)):
+            _link(blob, pointer)
+        return pointer
+
+    def _models(self, repo_id: str) -> Iterator[CachedModel]:
+        seen: set[tuple[Path, ...]] = set()
+        for snapshot in self._snapshots(repo_id):
+            files: dict[str, Path] = {}
+            for where, _, names in os.walk(snapshot):
+                for name in names:
+                    path = Path(where, name)
+                    if name.lower().endswith(".gguf") and path.exists():  # a link may be to a blob that is gone
+                        files[path.relative_to(snapshot).as_posix()] = path
+            for variant in variants(files):
+                paths = tuple(files[name] for name in variant.files)
+                blobs = tuple(map(_target, paths))
+                if blobs not in seen:
+                    seen.add(blobs)
+                    yield CachedModel(repo_id, snapshot.name, variant.quantization, variant.files, paths, blobs)
+
+    def _snapshots(self, repo_id: str) -> list[Path]:
+        """Return a repository's snapshots: what `main` is first, then the newest."""
+        main = self.commit(repo_id, MAIN)
+        found = _entries(self.folder(repo_id) / "snapshots")
+        by_age = [(path.name == main, path.stat().st_mtime_ns, path) for path in found]
+        return [path for _, _, path in sorted(by_age, reverse=True)]
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return what is in a directory, by name; nothing where it cannot be read."""
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _target(path: Path) -> Path:
+    """Return the blob a link is to: one step only, as a blob may itself be a link to one that repositories share."""
+    return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
+
+
+def _link(blob: Path, pointer: Path) -> None:
+    """Put the link in place; where the file system has none, the file itself, as huggingface_hub does."""
+    unnamed = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+    try:
+        unnamed.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:
+        blob.replace(pointer)
+        return
+    unnamed.replace(pointer)
+
+
+def _replace(path: Path, text: str) -> None:
+    unnamed = path.with_name(f".{path.name}.{os.getpid()}")
+    unnamed.write_text(text)
+    unnamed.replace(path)

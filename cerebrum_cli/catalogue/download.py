@@ -1,0 +1,233 @@
+"""Bring a file from the Hub into the Hugging Face cache: whole and checked, or not at all.
+
+huggingface_hub's own download cannot go on in a new process, so the partial file is ours: it is named by its digest,
+continued with a Range request, hashed while it is written, and gets its place when the digest is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from cerebrum_cli.catalogue.cache import Cache
+from cerebrum_cli.catalogue.hub import HubError, HubFile, Listing, locked, opened
+from cerebrum_cli.catalogue.registry import sha256_of
+from cerebrum_cli.ground.errors import PullError
+from cerebrum_cli.ground.events import NoticeEvent
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+LONGEST_WAIT_S = 600.0  # what the Hub may ask for; its rate limits last 300
+MARGIN = 64_000_000  # bytes of the disk left to others
+_SLOWEST_RETRY_S = 16.0
+_TOLD_BYTES = 1 << 20  # the network brings 64 KiB at a time: telling of each costs more than writing it
+
+
+class Watcher(Protocol):
+    """Who is told how a pull goes on."""
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Take how far a stage is, in bytes."""
+
+    def notice(self, event: NoticeEvent) -> None:
+        """Take what a person should know."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """Try again what may yet succeed, as often as its error allows, until something has come of it."""
+
+    watcher: Watcher
+    sleep: Callable[[float], None] = time.sleep
+    failures: int = 0
+
+    def renew(self) -> None:
+        """Count from nothing again: the last try has brought something."""
+        self.failures = 0
+
+    def wait(self, error: HubError) -> None:
+        """Wait before the next try; raise the error where there is to be none."""
+        self.failures += 1
+        if self.failures > error.retries:
+            raise error
+        seconds = min(_SLOWEST_RETRY_S, 2.0 ** (self.failures - 1)) if error.wait is None else error.wait
+        if seconds > LONGEST_WAIT_S:
+            raise HubError(f"{error.what} and says to wait {seconds / 60:.0f} minutes", "pull again then") from error
+        self.watcher.notice(NoticeEvent(error.what, f"trying again in {seconds:.0f} s"))
+        self.sleep(seconds)
+
+
+@dataclass(slots=True)
+class Download:
+    """Downloads of the files of one listing; whatever ends one, the next goes on where it was."""
+
+    listing: Listing
+    cache: Cache
+    watcher: Watcher
+    digest_of: Callable[[Path, Callable[[int, int], None]], str] = sha256_of
+    free_bytes: Callable[[Path], int] = field(default=lambda directory: shutil.disk_usage(directory).free)
+    sleep: Callable[[float], None] = time.sleep
+    _before: int = field(default=0, init=False)
+    _total: int = field(default=0, init=False)
+
+    def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
+        """Return how much of these files is still to come."""
+        return sum(file.size - self._here(file) for file in files)
+
+    def require_space(self, files: tuple[HubFile, ...]) -> None:
+        """Raise PullError where the disk has no room for what is still to come."""
+        missing = self.missing_bytes(files)
+        directory = next(path for path in (self.cache.directory, *self.cache.directory.parents) if path.exists())
+        free = self.free_bytes(directory)
+        if missing and free < missing + MARGIN:
+            raise PullError(
+                f"{directory}: the disk is too full: {_gb(free)} are free, and the pull needs {_gb(missing + MARGIN)}",
+                f"free {_gb(missing + MARGIN - free)}, or set HF_HUB_CACHE to a directory on another disk",
+            )
+
+    def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
+        """Return the paths of files in the cache, downloaded and checked unless they are there already."""
+        self._before, self._total = 0, sum(file.size for file in files)
+        paths = []
+        for file in files:
+            paths.append(self._fetch(file))
+            self._before += file.size
+        return tuple(paths)
+
+    def _fetch(self, file: HubFile) -> Path:
+        listing, repo_id = self.listing, self.listing.repo_id
+        if file.sha256 is None:
+            raise PullError(f"{repo_id}/{file.name}: the Hub lists no SHA-256 of it", "choose another file")
+        try:
+            self.cache.prepare(repo_id, listing.commit, listing.revision, file.name, file.sha256)
+            with locked(self.cache.lock(repo_id, file.sha256), self._others(file)):
+                blob = self.cache.blob(repo_id, file.sha256)
+                if not self._is_whole(blob, file):
+                    partial = self.cache.partial(repo_id, file.sha256)
+                    self._complete(partial, file)
+                    partial.replace(blob)
+                return self.cache.link(repo_id, listing.commit, file.name, file.sha256)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            do = "free some disk space" if full else f"check that {self.cache.directory} can be written to"
+            raise PullError(
+                f"{error.filename or file.name}: {error.strerror or error}", f"{do}, then pull again: it goes on"
+            ) from error
+
+    def _here(self, file: HubFile) -> int:
+        """Return how many bytes of a file are here."""
+        if file.sha256 is None:
+            return 0
+        repo_id = self.listing.repo_id
+        for path in (self.cache.blob(repo_id, file.sha256), self.cache.partial(repo_id, file.sha256)):
+            with contextlib.suppress(OSError):
+                return min(file.size, path.stat().st_size)
+        return 0
+
+    def _others(self, file: HubFile) -> Iterator[None]:
+        """Tell how far the process is that holds the lock."""
+        self.watcher.notice(NoticeEvent(f"another process is downloading {file.name}", "waiting for it"))
+        while True:
+            yield
+            self._told("download")(self._here(file), file.size)
+
+    def _is_whole(self, blob: Path, file: HubFile) -> bool:
+        """Return whether a blob is here and what it should be; one that is not is deleted."""
+        try:
+            size = blob.stat().st_size
+        except FileNotFoundError:
+            return False
+        if size == file.size and self.digest_of(blob, self._told("verify")) == file.sha256:
+            return True
+        self.watcher.notice(NoticeEvent(f"{file.name} in the cache is damaged", "it is deleted and downloaded again"))
+        blob.unlink()
+        return False
+
+    def _complete(self, partial: Path, file: HubFile) -> None:
+        """Bring the partial file to its full size and check it; what is wrong is deleted."""
+        patience = Patience(self.watcher, self.sleep)
+        with partial.open("ab+") as out:
+            writer = _Writer(out, file.size, self._told("download"))
+            writer.read_back(self._told("verify"))
+            while writer.done < file.size:
+                before = writer.done
+                try:
+                    self._receive(writer, file)
+                except HubError as error:
+                    if writer.done > before:
+                        patience.renew()
+                    patience.wait(error)
+            out.flush()
+            os.fsync(out.fileno())
+        if writer.digest.hexdigest() != file.sha256:
+            partial.unlink()
+            raise PullError(
+                f"{file.name} came with other bytes: its SHA-256 is {writer.digest.hexdigest()}, not {file.sha256}",
+                "what came is deleted; pull again, and if that does not help, ask the repository's owner",
+            )
+
+    def _receive(self, writer: _Writer, file: HubFile) -> None:
+        """Write what one request brings."""
+        with opened(self.listing, file.name, writer.done) as body:
+            if body.start != writer.done:
+                writer.begin_again()
+            for chunk in body.chunks:
+                writer.write(chunk)
+        if writer.done < file.size:
+            raise HubError(f"the connection ended at byte {writer.done:,}", "check the network", retries=5)
+
+    def _told(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, _: self.watcher.update(stage, self._before + done, self._total)
+
+
+@dataclass(slots=True)
+class _Writer:
+    """A partial file, the digest of what is in it, and how much that is."""
+
+    out: BinaryIO
+    size: int
+    told: Callable[[int, int], None]
+    digest: _Hash = field(default_factory=hashlib.sha256)
+    done: int = 0
+    next_told: int = 0
+
+    def read_back(self, told: Callable[[int, int], None]) -> None:
+        """Hash what an earlier process has left."""
+        left = self.out.seek(0, os.SEEK_END)
+        if left > self.size:
+            self.begin_again()
+        self.out.seek(0)
+        while self.done < left <= self.size and (chunk := self.out.read(1 << 20)):
+            self.digest.update(chunk)
+            self.done += len(chunk)
+            told(self.done, left)
+
+    def begin_again(self) -> None:
+        """Throw away what is there."""
+        self.out.truncate(0)
+        self.digest, self.done = hashlib.sha256(), 0
+
+    def write(self, chunk: bytes) -> None:
+        """Add bytes; never more than the file is to have."""
+        if self.done + len(chunk) > self.size:
+            self.begin_again()
+            raise PullError(f"the server sends more than the {self.size:,} bytes listed", "pull again later")
+        self.out.write(chunk)
+        self.digest.update(chunk)
+        self.done += len(chunk)
+        if self.done >= self.next_told or self.done == self.size:
+            self.told(self.done, self.size)
+            self.next_told = self.done + _TOLD_BYTES
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

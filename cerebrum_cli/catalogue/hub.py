@@ -1,0 +1,271 @@
+"""The Hugging Face Hub, through huggingface_hub: its addresses, its tokens, its locks and its errors.
+
+This is the one file that imports it. What goes wrong leaves as an error of this program, which says whether trying
+again may help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cerebrum_cli import __version__
+from cerebrum_cli.catalogue.reference import MAIN
+from cerebrum_cli.ground.errors import CerebrumError, ModelNotFound, PullError
+from cerebrum_cli.ground.settings import environment
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+_NAME = "cerebrum"  # as the Hub's statistics see us
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+_RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # of the header `RateLimit: "api";r=0;t=55`: seconds until it resets
+
+
+class HubError(PullError):
+    """The Hub did not answer as it should. `retries` says how often to try again, `wait` after how many seconds."""
+
+    def __init__(self, what: str, do: str, retries: int = 0, wait: float | None = None) -> None:
+        super().__init__(what, do)
+        self.retries = retries
+        self.wait = wait
+
+
+class HubFile(NamedTuple):
+    """A file of a repository: its path there, its bytes, and its SHA-256 as the Hub's large-file store lists it."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One commit of a repository: what `revision` was when it was asked for, and the GGUF files in it."""
+
+    repo_id: str
+    revision: str
+    commit: str
+    files: tuple[HubFile, ...]
+
+    def file(self, name: str) -> HubFile:
+        """Return the file of that path."""
+        return next(file for file in self.files if file.name == name)
+
+
+class Body(NamedTuple):
+    """The bytes of a file as they come, and the place in it where they begin."""
+
+    start: int
+    chunks: Iterator[bytes]
+
+
+def cache_directory() -> Path:
+    """Return where huggingface_hub keeps files, as HF_HUB_CACHE, HF_HOME and their likes say."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def is_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE forbids the network."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def list_repository(repo_id: str, revision: str | None = None) -> Listing:
+    """Ask the Hub which GGUF files a revision of a repository holds, `main` unless another is named.
+
+    Raises ModelNotFound where there is no such repository or revision, HubError for all else.
+    """
+    from huggingface_hub import HfApi, constants
+
+    with _translated(repo_id):
+        info = HfApi(library_name=_NAME, library_version=__version__).model_info(
+            repo_id, revision=revision or MAIN, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        )
+    if info.sha is None:
+        raise HubError(f"the Hub names no commit of {repo_id}", "try again later")
+    files = tuple(
+        HubFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
+        for file in info.siblings or ()
+        if file.rfilename.lower().endswith(".gguf")
+    )
+    return Listing(repo_id, revision or MAIN, info.sha, files)
+
+
+@contextlib.contextmanager
+def opened(listing: Listing, name: str, start: int = 0, end: int | None = None) -> Iterator[Body]:
+    """Open a file of a listing from byte `start` on, to byte `end` or its own; raises as `list_repository` does.
+
+    A server that knows no ranges sends all of it: the body says where it begins.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    headers = build_hf_headers(library_name=_NAME, library_version=__version__) | {"Accept-Encoding": "identity"}
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+    url = hf_hub_url(listing.repo_id, name, revision=listing.commit)
+    with (
+        _translated(f"{listing.repo_id}/{name}"),
+        get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
+    ):
+        hf_raise_for_status(response)
+        yield Body(_begin(response), response.iter_raw())
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Iterator[None]) -> Iterator[None]:
+    """Hold huggingface_hub's own lock of a blob; `waiting` is stepped twice a second while another process has it."""
+    from filelock import Timeout
+    from huggingface_hub.utils._fixes import WeakFileLock
+
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(WeakFileLock(path, timeout=0.5))
+                break
+            except Timeout:
+                next(waiting, None)
+        yield
+
+
+def delete(paths: tuple[Path, ...]) -> int:
+    """Delete files of the cache, by the paths their names have there, and return the bytes that were freed.
+
+    Blobs go when no other revision uses them, revisions when nothing is left of them, a repository likewise.
+    """
+    from huggingface_hub import scan_cache_dir
+
+    cache = scan_cache_dir(cache_directory())
+    wanted = {path.parent.resolve() / path.name for path in paths}
+    revisions = [revision for repo in cache.repos for revision in repo.revisions]
+    files = {file for revision in revisions for file in revision.files if file.file_path in wanted}
+    if len(files) < len(wanted):
+        said = next((str(warning) for warning in cache.warnings), "its files are gone")
+        raise PullError(f"the cache in {cache_directory()} is damaged: {said}", "look at it with: hf cache ls -vvv")
+    strategy = cache.delete_files(*files)
+    strategy.execute()
+    coming = {partial.file_path.parent.parent for partial in cache.incomplete_files}
+    emptied = [
+        revision.commit_hash
+        for revision in revisions
+        if revision.files <= files and revision.snapshot_path.parent.parent not in coming
+    ]
+    scan_cache_dir(cache_directory()).delete_revisions(*emptied).execute()
+    return strategy.expected_freed_size
+
+
+def _begin(response: httpx2.Response) -> int:
+    if response.status_code != 206:
+        return 0
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if found is None:
+        raise HubError("the server does not say which part of the file it sends", "try again later", retries=2)
+    return int(found[1])
+
+
+@contextlib.contextmanager
+def _translated(subject: str) -> Iterator[None]:
+    """Turn what huggingface_hub and the network raise into errors of this program."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise _refusal(subject, error) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(
+            f"{subject}: HF_HUB_OFFLINE forbids asking the Hub", "unset it, or use what cerebrum list shows"
+        ) from error
+    except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT where it is set") from error
+    except httpx2.TransportError as error:
+        raise _silence(error) from error
+
+
+def _refusal(subject: str, error: HfHubHTTPError) -> CerebrumError:
+    """Return what an answer with an error status means, and what to do about it."""
+    from huggingface_hub import errors, get_token
+
+    status, headers = error.response.status_code, error.response.headers
+    repo_id = "/".join(subject.split("/")[:2])
+    page = f"https://huggingface.co/{repo_id}"
+    if isinstance(error, errors.GatedRepoError):
+        return HubError(f"{repo_id} is gated: its owner asks you to accept terms first", _gate(page))
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelNotFound(f"{repo_id} has no such revision", f"see its branches and tags: {page}/tree/main")
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return ModelNotFound(f"{subject} is not in this revision", f"see what is: {page}/tree/main")
+    if status == 401 and "credentials in Authorization" in headers.get("X-Error-Message", ""):
+        return HubError(f"the Hub does not accept the token in {_token_place()}", "replace it: hf auth login")
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+        do = "check the spelling" + ("" if get_token() else "; for a private one set HF_TOKEN, or: hf auth login")
+        return ModelNotFound(f"{repo_id}: there is no such repository on the Hub, or it is private", do)
+    if status == 403:
+        said = headers.get("X-Error-Message") or "forbidden"
+        return HubError(
+            f"the Hub refuses {subject}: {said}", f"give the token in {_token_place()} the right to read it"
+        )
+    if status == 429:
+        return HubError("the Hub asks for fewer requests (429)", "pull again later", retries=5, wait=_wait(headers))
+    if status == 408 or status >= 500:
+        return HubError(f"the Hub is in trouble ({status})", "pull again later", retries=5, wait=_wait(headers))
+    return HubError(f"the Hub answered {status} for {subject}", "pull again later")
+
+
+def _gate(page: str) -> str:
+    from huggingface_hub import get_token
+
+    if get_token():
+        return f"accept them at {page} with the account whose token is in {_token_place()}"
+    return f"accept them at {page}, then set HF_TOKEN to a token of your account, or: hf auth login"
+
+
+def _token_place() -> str:
+    from huggingface_hub import constants
+
+    return "HF_TOKEN" if environment("HF_TOKEN") else str(constants.HF_TOKEN_PATH)
+
+
+def _wait(headers: httpx2.Headers) -> float | None:
+    """Return the seconds the Hub asks to wait: by its rate limit, by Retry-After as seconds or as a date."""
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    if limit := _RATE_LIMIT.search(headers.get("RateLimit", "")):
+        return float(limit[1])
+    text = headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text)
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    return None
+
+
+def _silence(error: httpx2.TransportError) -> HubError:
+    """Return what a request without an answer means, by what stands at the bottom of it."""
+    import socket
+    import ssl
+
+    causes: tuple[tuple[type[BaseException], str, str, int], ...] = (  # the first row that fits counts
+        (socket.gaierror, "its name cannot be resolved", "check the network, and HF_ENDPOINT where it is set", 1),
+        (ssl.SSLError, "its certificate cannot be verified", "check the clock, or tell SSL_CERT_FILE of a proxy's", 0),
+        (TimeoutError, "it does not answer in time", "check the network, or raise HF_HUB_DOWNLOAD_TIMEOUT", 5),
+        (ConnectionRefusedError, "it refuses the connection", "check the network, and HF_ENDPOINT where it is set", 1),
+        (BaseException, "the connection is lost", "check the network", 5),
+    )
+    chain: list[BaseException] = [error]
+    while below := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(below)
+    what, do, retries = next(row[1:] for row in causes if any(isinstance(link, row[0]) for link in chain))
+    return HubError(f"{error.request.url.host}: {what}", f"{do}, then pull again", retries=retries)

@@ -1,0 +1,169 @@
+"""Model references: one text becomes one value, here and nowhere else.
+
+    NAME[:QUANT]                            a model by its name, as `cerebrum list` shows it
+    [hf.co/]OWNER/REPO[:QUANT]              a repository on the Hugging Face Hub
+    https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       one file of it (`blob` likewise)
+    PATH                                    begins with / ./ ../ or ~, or ends in .gguf
+
+`str()` of a value is a reference that parses to it again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from cerebrum_cli.ground.errors import UsageError
+
+HUB = "huggingface.co"
+HUB_HOSTS = (HUB, "hf.co", f"www.{HUB}")
+MAIN = "main"  # the revision meant where none is named
+
+# No `:` and no `/`: those separate the parts of a reference.
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
+_QUANTIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FILE_VIEWS = ("resolve", "blob", "raw")
+_FORMS = "it is NAME[:QUANT], OWNER/REPO[:QUANT], the address of a .gguf file, or a path"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A model by its name here or in the catalogue."""
+
+    name: str
+    quantization: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.quantization}" if self.quantization else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class InRepository:
+    """A model in a repository on the Hub: a quantisation of it, or one file of one revision, or whatever fits."""
+
+    repo_id: str
+    quantization: str | None = None
+    file: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        if self.file is None and self.revision is None:
+            return f"{self.repo_id}:{self.quantization}" if self.quantization else self.repo_id
+        view = "tree" if self.file is None else "resolve"
+        address = f"https://{HUB}/{self.repo_id}/{view}/{quote(self.revision or MAIN, safe='')}"
+        if self.file is None:
+            return f"{address}:{self.quantization}" if self.quantization else address
+        return f"{address}/{quote(self.file)}"
+
+
+@dataclass(frozen=True, slots=True)
+class AtPath:
+    """A file on this machine."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        text = str(self.path)
+        return text if looks_like_path(text) else f"./{text}"
+
+
+Reference = Named | InRepository | AtPath
+
+
+def parse_reference(text: str, endpoint: str | None = None) -> Reference:
+    """Return what a reference names; `endpoint` is the address of another Hub than the public one.
+
+    Raises UsageError for a text that is no reference.
+    """
+    scheme, slashes, rest = text.partition("://")
+    if slashes:
+        return _address(text, scheme, rest, endpoint)
+    host, slash, rest = text.partition("/")
+    if slash and host.lower() in HUB_HOSTS:
+        return _in_repository(text, rest)
+    if looks_like_path(text):
+        if "\0" in text:
+            raise UsageError(f"{text!r} is no path", _FORMS)
+        return AtPath(Path(text))
+    name, quantization = _quantized(text)
+    if REPO_ID.fullmatch(name):
+        return InRepository(name, quantization)
+    if MODEL_NAME.fullmatch(name):
+        return Named(name, quantization)
+    raise UsageError(f"{text!r} names no model", _FORMS)
+
+
+def looks_like_path(text: str) -> bool:
+    """Return whether a reference can only be a path: it ends in .gguf, or begins as paths do."""
+    return text in (".", "..") or text.lower().endswith(".gguf") or text.startswith(("/", "./", "../", "~"))
+
+
+def _address(text: str, scheme: str, rest: str, endpoint: str | None) -> InRepository:
+    if scheme.lower() == "hf":
+        return _in_repository(text, rest)
+    try:
+        parts = urlsplit(text)
+        hosts = (*HUB_HOSTS, urlsplit(endpoint or "").netloc.lower())
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no address: {error}", _FORMS) from error
+    if scheme.lower() not in ("http", "https") or parts.netloc.lower() not in hosts:
+        raise UsageError(
+            f"{text}: only the Hugging Face Hub is known how to pull from",
+            "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its address)",
+        )
+    return _in_repository(text, parts.path.removeprefix("/"))
+
+
+def _in_repository(text: str, path: str) -> InRepository:
+    """Read what comes after the host: OWNER/REPO[:QUANT], or a file or a tree of one revision."""
+    owner, _, rest = path.rstrip("/").partition("/")
+    repo, _, rest = rest.partition("/")
+    view, _, rest = rest.partition("/")
+    if not view:
+        repo, quantization = _quantized(repo)
+        return InRepository(_repo_id(text, owner, repo), quantization)
+    repo_id = _repo_id(text, owner, repo)
+    if view == "tree":
+        revision, quantization = _quantized(rest.partition("/")[0])
+        if revision:
+            return InRepository(repo_id, quantization, revision=_plain(text, revision))
+    revision, _, file = rest.partition("/")
+    if view in _FILE_VIEWS and revision and file.lower().endswith(".gguf"):
+        return InRepository(repo_id, file=_file(text, file), revision=_plain(text, revision))
+    raise UsageError(f"{text}: the address of no .gguf file", f"open its page and copy the file's link; {_FORMS}")
+
+
+def _repo_id(text: str, owner: str, repo: str) -> str:
+    repo_id = f"{owner}/{repo}"
+    if not REPO_ID.fullmatch(repo_id):
+        raise UsageError(f"{text!r} names no repository", f"a repository is OWNER/REPO; {_FORMS}")
+    return repo_id
+
+
+def _quantized(text: str) -> tuple[str, str | None]:
+    name, colon, quantization = text.partition(":")
+    if colon and not _QUANTIZATION.fullmatch(quantization):
+        raise UsageError(f"{text!r} names no quantisation after the colon", "name one as in :Q4_K_M")
+    return name, quantization or None
+
+
+def _file(text: str, path: str) -> str:
+    file = _plain(text, path)
+    if any(part in ("", ".", "..") for part in file.split("/")) or "\\" in file:
+        raise UsageError(f"{text!r} names no file of a repository", _FORMS)
+    return file
+
+
+def _plain(text: str, part: str) -> str:
+    """Return a part of an address with its escapes undone; the result must be fit for a file name and a request."""
+    try:
+        plain = unquote(part, errors="strict")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{text!r} is no address of the Hub", _FORMS) from error
+    if not plain.isprintable() or plain.startswith(".") or ".." in plain.split("/"):
+        raise UsageError(f"{text!r} is no address of the Hub", _FORMS)
+    return plain

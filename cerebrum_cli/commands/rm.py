@@ -1,0 +1,33 @@
+"""`cerebrum rm`: take a model away."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cerebrum_cli.commands import options
+
+
+def rm(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that is here, named as for `cerebrum pull`.")],
+    quiet: options.Quiet = False,
+    yes: options.Yes = False,
+) -> None:
+    """Delete a model that was pulled, or forget a file of yours.
+
+    What another revision in the Hugging Face cache uses stays.
+    """
+    from cerebrum_cli.application.removing import removal
+
+    runtime = options.runtime_of(context)
+    planned = removal(runtime.library, model)
+    if not (yes or runtime.streams.confirm(planned.question, usual=False)):
+        runtime.streams.talk(
+            f"{planned.model.reference} stays" + ("" if runtime.streams.in_is_terminal else "; -y removes it")
+        )
+        raise typer.Exit(1)
+    done = planned.execute()
+    if not quiet:
+        runtime.streams.talk(done)
