@@ -52,7 +52,7 @@ def test_the_starter_comes_from_a_package_and_leaves_the_format_to_its_file() ->
 def test_models_without_a_file_to_download_say_why() -> None:
     for name in ("cerebrum-12b", "mistral-c2f-7b"):
         assert known(name).repo_id is None
-        assert "No GGUF to download is known" in known(name).notes
+        assert "No GGUF of it is published" in known(name).notes
     assert known("mistral-c2f-7b").format is None
     assert "unverified" in known("mistral-c2f-7b").notes
 

@@ -283,6 +283,28 @@ def test_files_on_a_terminal_are_bars() -> None:
     assert not streams.err.screen.cursor_hidden
 
 
+def test_what_is_told_while_a_file_comes_stands_above_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", StringIO("no\n"))
+    told = NoticeEvent("the Hub is in trouble\x1b[2J (503)", "trying again in 2 s")
+    streams, quiet, elsewhere = shown(), shown(), piped()
+    with FileProgress(streams, quiet=False) as files:
+        files.update("download", 10_000_000, 30_000_000)
+        files.notice(told)
+        with files.paused():
+            assert streams.confirm("Go on?") is False
+        files.update("download", 30_000_000, 30_000_000)
+    seen = lines(streams.err)
+    assert seen[0] == "note: the Hub is in trouble (503): trying again in 2 s"
+    assert seen[-1].startswith("download")
+    assert "30.0/30.0 MB" in seen[-1]
+    with FileProgress(elsewhere, quiet=False) as files:
+        files.notice(told)
+    assert written(elsewhere.err) == "note: the Hub is in trouble\x1b[2J (503): trying again in 2 s\n"
+    with FileProgress(quiet, quiet=True) as files:
+        files.notice(told)
+    assert lines(quiet.err) == []
+
+
 # Streams.
 
 
@@ -292,6 +314,8 @@ def test_a_question_is_asked_only_of_a_person(monkeypatch: pytest.MonkeyPatch) -
         streams = shown()
         assert streams.confirm("Pull it?") is yes
         assert written(streams.err) == "Pull it? [Y/n] " + "\n" * (not reply)
+    monkeypatch.setattr("sys.stdin", StringIO("\n"))
+    assert shown().confirm("Delete it?", usual=False) is False
     assert not piped().confirm("Pull it?")
     assert not replace(shown(), in_is_terminal=False).confirm("Pull it?")
 
@@ -346,6 +370,7 @@ def listed(name: str = "collective-cognition-7b") -> dict[str, object]:
         "format": None,
         "context_size": 32768,
         "last_used": "2026-11-20T11:00:00+00:00",
+        "repo_id": None,
         "error": None,
     }
 
@@ -363,13 +388,13 @@ def test_tables_in_a_pipe_are_lines_that_nothing_is_cut_from() -> None:
     streams = piped()
     print_models(streams, [listed(), listed("b")])
     head, first, second = written(streams.out).splitlines()
-    assert head.split() == ["name", "quant", "size", "format", "context", "last", "used", "path"]
+    assert head.split() == ["name", "quant", "size", "format", "context", "last", "used", "where"]
     assert first.split() == ["*", "collective-cognition-7b", "Q4_K_M", "4.37", "GB", "-", "32768", "2026-11-20", PLACE]
     assert second.endswith(PLACE)
     streams = piped()
-    row = known(name="a", here=False, licence=None, notes=LONG)
-    print_catalogue(streams, [row, {**row, "notes": "short", "recommended": None, "quantizations": []}])
-    assert "no    Q4_K_M       4.37 GB  tight    -        a note" in written(streams.out)
+    row = known(name="a", here=False, licence=None, system=LONG)
+    print_catalogue(streams, [row, {**row, "system": "short", "recommended": None, "quantizations": []}])
+    assert "no    Q4_K_M   4.37 GB  tight    -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
     assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
 
@@ -379,12 +404,21 @@ def test_tables_on_a_terminal_wrap_and_no_name_is_cut(columns: int, monkeypatch:
     monkeypatch.setenv("COLUMNS", str(columns))
     models, catalogue = shown(columns, 24), shown(columns, 24)
     print_models(models, [listed()])
-    row = known(name="collective-cognition-7b", here=True, notes=LONG)
+    row = known(name="collective-cognition-7b", here=True, system=LONG)
     print_catalogue(catalogue, [row])
     for streams in (models, catalogue):
         assert any("collective-cognition-7b" in line for line in lines(streams.out))
         assert "…" not in "".join(lines(streams.out))
     assert "".join("".join(lines(catalogue.out)).split()).count("anote") == LONG.count("a note")
+
+
+def test_a_model_is_where_its_repository_is_or_its_path_from_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    streams = piped()
+    print_models(streams, [{**listed(), "repo_id": "a/b"}, {**listed(), "path": "/home/ann/my models/c.gguf"}])
+    _, first, second = written(streams.out).splitlines()
+    assert first.endswith("  hf.co/a/b")
+    assert second.endswith("  ~/my models/c.gguf")
 
 
 def test_a_description_is_a_line_each() -> None:

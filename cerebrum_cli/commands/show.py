@@ -31,7 +31,7 @@ def show(
         if unpulled is None:
             raise
         description, offer = unpulled
-        note = f"{error.what}; to have it: {error.do}"
+        note = f"{error.what}; to have it: {error.do}" if error.offer else error.what
     else:
         with FileProgress(runtime.streams, quiet or json) as progress:
             description = listing.described(library, found, lambda done, total: progress.update("verify", done, total))

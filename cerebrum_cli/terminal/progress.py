@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, PromptEvent
 from cerebrum_cli.terminal.control import strip_controls
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -71,18 +70,10 @@ class StatusLine:
                 self._draw()
 
     def _draw(self) -> None:
-        width = _columns(self._streams.err) - 1
+        width = columns(self._streams.err) - 1
         self._streams.err.write(f"\r\x1b[K{strip_controls(self._text)[:width]}")
         self._streams.err.flush()
         self._shown = True
-
-
-def _columns(stream: TextIO) -> int:
-    """Return the width of the terminal that a stream is, which need not be standard output's."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except OSError:
-        return 80
 
 
 class FileProgress:

@@ -135,6 +135,14 @@ def discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def columns(stream: TextIO) -> int:
+    """Return the width of the terminal that a stream is, which need not be standard output's."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
 def holds_input(descriptor: int) -> bool:
     """Return whether something may be piped in: a pipe, a file or a socket, and not a terminal or /dev/null."""
     try:

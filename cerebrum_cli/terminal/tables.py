@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.ground.events import FinishEvent
 from cerebrum_cli.terminal.control import strip_controls
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.fitting import Capacity
@@ -16,7 +19,8 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 10_000  # columns of a table nobody looks at: nothing is cut or wrapped in a pipe
 LEAST_WIDTH = 80  # a terminal that is narrower wraps the lines itself
-FLEXIBLE = ("format", "path", "notes", "verdict")  # columns that may wrap
+LEAST_NOTES = 20
+FLEXIBLE = ("format", "where", "system")  # columns that may wrap
 
 
 def stats_line(finish: FinishEvent, model: str, form: str) -> str:
@@ -42,6 +46,13 @@ def _rate(tokens_per_second: float) -> str:
     return f" {tokens_per_second:.1f}/s" if tokens_per_second else ""
 
 
+def at_home(path: str) -> str:
+    """Return a path with `~` for the user's home."""
+    with contextlib.suppress(ValueError, RuntimeError):
+        return f"~/{Path(path).relative_to(Path.home())}"
+    return path
+
+
 def size_text(size: int | None) -> str:
     """Return bytes as people read them, in units of 1000 as the Hub does."""
     if size is None:
@@ -53,7 +64,7 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print the models that are here."""
     _print_table(
         streams,
-        ("", "name", "quant", "size", "format", "context", "last used", "path"),
+        ("", "name", "quant", "size", "format", "context", "last used", "where"),
         [
             (
                 "*" if row["default"] else "",
@@ -63,7 +74,7 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
                 row["format"],
                 row["context_size"],
                 row["last_used"] and row["last_used"][:10],
-                row["error"] or row["path"],
+                row["error"] or (f"hf.co/{row['repo_id']}" if row["repo_id"] else at_home(row["path"])),
             )
             for row in rows
         ],
@@ -74,7 +85,7 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
     """Print the models the catalogue knows, and the quantisation of each that is recommended here."""
     _print_table(
         streams,
-        ("name", "here", "recommended", "size", "verdict", "licence", "notes"),
+        ("name", "here", "fitting", "size", "verdict", "licence", "system"),
         [
             (
                 row["name"],
@@ -83,7 +94,7 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
                 size_text(best["size"] if best else None),
                 best and best["verdict"],
                 row["licence"],
-                row["notes"],
+                row["system"],
             )
             for row in rows
             for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
@@ -128,7 +139,11 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     shown = {key: value for key, value in description.items() if key not in ("metadata", "files") and value != ""}
     width = max(map(len, shown))
     for key, value in shown.items():
-        streams.answer(f"{key:<{width}}  {_described(key, value)}\n")
+        text = _described(key, value)
+        if key == "notes" and streams.out_is_terminal:
+            lines = textwrap.wrap(text, max(LEAST_NOTES, columns(streams.out) - width - 2))
+            text = ("\n" + " " * (width + 2)).join(lines)
+        streams.answer(f"{key:<{width}}  {text}\n")
 
 
 def _described(key: str, value: Any) -> str:
