@@ -84,12 +84,13 @@ def test_a_later_file_adds_rows_and_replaces_single_keys(tmp_path: Path) -> None
     )
     second = written(
         tmp_path,
-        '[models.b]\nrepo_id = "o/b"\n[models.a]\ncontext_size = 8192\nquantizations = {Q6_K = 3}\n',
+        '[models.b]\nrepo_id = "o/b"\nfile = "b-{quant}.gguf"\n'
+        "[models.a]\ncontext_size = 8192\nquantizations = {Q6_K = 3}\n",
         "second.toml",
     )
     assert load_catalogue([first, second]) == (
         ModelSpec("a", "A", format="cerebrum", context_size=8192, quantizations=(Quantization("Q6_K", 3),)),
-        ModelSpec("b", "b", repo_id="o/b"),
+        ModelSpec("b", "b", repo_id="o/b", file="b-{quant}.gguf"),
     )
 
 

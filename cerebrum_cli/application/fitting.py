@@ -7,16 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cerebrum_cli.catalogue.variants import same_quantization
 from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, HEADROOM, Device
 
 Verdict = Literal["fits", "tight", "too big"]
 
 PREFERRED = "Q4_K_M"  # the usual balance: what smaller ones save costs more quality than what larger ones add
 SYSTEM = 2**30  # bytes of memory the rest of the machine keeps
-TIGHT = 0.8  # of what is left for models: beyond it other programs are pushed out
+TIGHT = 7 / 8  # of what is left for models: beyond it other programs are pushed out
 COMFORTABLE = 0.25  # of it: there is so much memory that a larger file than the preferred one bothers nobody
 ON_DEVICE = 0.9  # of an accelerator's free memory; the rest is for its own buffers
-_UNQUANTISED = re.compile(r"B?F(P?16|P?32)")
+_UNQUANTISED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,13 @@ def judged(
     sizes: Iterable[tuple[str, int]], installed: Iterable[str], kv_bytes_per_token: int, context: int, here: Capacity
 ) -> tuple[Candidate, ...]:
     """Return quantisations and their sizes as candidates, smallest first, one of them recommended."""
-    present = {name.upper() for name in installed}
+    present = tuple(installed)
     candidates = []
     for name, size in sorted(sizes, key=lambda item: (item[1], item[0])):
         needed = needed_memory(size, kv_bytes_per_token, context)
-        candidates.append(Candidate(name, size, needed, here.verdict(needed), name.upper() in present))
+        candidates.append(
+            Candidate(name, size, needed, here.verdict(needed), any(same_quantization(name, each) for each in present))
+        )
     if not candidates:
         return ()
     best = recommended(candidates, here)
@@ -94,7 +97,7 @@ def recommended(candidates: Sequence[Candidate], here: Capacity) -> Candidate:
     fitting = [each for each in by_size if each.verdict == "fits"]
     if not fitting:
         return by_size[0]
-    preferred = next((each for each in fitting if each.quantization == PREFERRED), None)
+    preferred = next((each for each in fitting if same_quantization(each.quantization, PREFERRED)), None)
     comfortable = [each for each in fitting if here.is_comfortable(each.needed)]
     if preferred is None:
         return fitting[-1]

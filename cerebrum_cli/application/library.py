@@ -117,7 +117,8 @@ class Library:
 
     def spec_called(self, name: str) -> ModelSpec | None:
         """Return the row of the catalogue with this name or alias."""
-        return next((spec for spec in self.specs if spec.is_called(name)), None)
+        called = [spec for spec in self.specs if spec.is_called(name)]
+        return next((spec for spec in called if spec.name.lower() == name.lower()), called[0] if called else None)
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
         """Return the row of the catalogue that a file of a repository is of."""
@@ -178,7 +179,7 @@ class Library:
                 cached is not None
                 and cached.repo_id.lower() == reference.repo_id.lower()
                 and reference.file in (None, *cached.names)
-                and (revision is None or cached.commit == self.cache.commit(cached.repo_id, revision))
+                and (revision is None or self.cache.commit(cached.repo_id, revision) in (None, cached.commit))
             )
         wanted = reference.quantization
         return bool(named) and (wanted is None or same_quantization(wanted, model.quantization or ""))

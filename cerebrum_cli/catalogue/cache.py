@@ -20,7 +20,7 @@ from cerebrum_cli.catalogue.reference import MAIN
 from cerebrum_cli.catalogue.variants import Variant, variants
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 _FOLDER = "models--"
 _TAG = "CACHEDIR.TAG"
 _TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/: backups skip it
@@ -41,7 +41,7 @@ class CachedModel:
     def sha256(self) -> str | None:
         """The digest of the first file, which its blob is named by; None where links are not to be had."""
         name = self.blobs[0].name
-        return name if _DIGEST.fullmatch(name) else None
+        return name if SHA256.fullmatch(name) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,15 @@ class Cache:
 
     def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
         """Give a blob its name in a commit, and return the path it has then."""
-        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
+        blob, pointer = self.stored(repo_id, commit, name, digest), self.pointer(repo_id, commit, name)
         if not (pointer.exists() and pointer.samefile(blob)):
             _link(blob, pointer)
         return pointer
+
+    def stored(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
+        """Return where the bytes of a file lie: its blob, or on a file system without links the file itself."""
+        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
+        return pointer if pointer.is_file() and not pointer.is_symlink() and not blob.exists() else blob
 
     def _models(self, repo_id: str) -> Iterator[CachedModel]:
         seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
@@ -128,8 +133,10 @@ class Cache:
     def _snapshots(self, repo_id: str) -> list[Path]:
         """Return a repository's snapshots: what `main` is first, then the newest."""
         main = self.commit(repo_id, MAIN)
-        found = _entries(self.folder(repo_id) / "snapshots")
-        by_age = [(path.name == main, path.stat().st_mtime_ns, path) for path in found]
+        by_age = []
+        for path in _entries(self.folder(repo_id) / "snapshots"):
+            with contextlib.suppress(OSError):  # one that leads nowhere, or is being deleted
+                by_age.append((path.name == main, path.stat().st_mtime_ns, path))
         return [path for _, _, path in sorted(by_age, reverse=True)]
 
 
@@ -138,8 +145,16 @@ def _names(snapshot: Path) -> Iterator[str]:
     for where, _, names in os.walk(snapshot):
         for name in names:
             path = Path(where, name)
-            if name.lower().endswith(".gguf") and path.exists():  # a link may be to a blob that is gone
+            if name.lower().endswith(".gguf") and _is_there(path):
                 yield path.relative_to(snapshot).as_posix()
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a path leads to something: a link may be to a blob that is gone, or out of reach."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _entries(directory: Path) -> list[Path]:

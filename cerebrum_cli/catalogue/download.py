@@ -110,11 +110,10 @@ class Download:
         try:
             self.cache.prepare(repo_id, listing.commit, listing.revision, file.name, file.sha256)
             with locked(self.cache.lock(repo_id, file.sha256), self._others(file)):
-                blob = self.cache.blob(repo_id, file.sha256)
-                if not self._is_whole(blob, file):
+                if not self._is_whole(self.cache.stored(repo_id, listing.commit, file.name, file.sha256), file):
                     partial = self.cache.partial(repo_id, file.sha256)
                     self._complete(partial, file)
-                    partial.replace(blob)
+                    partial.replace(self.cache.blob(repo_id, file.sha256))
                 return self.cache.link(repo_id, listing.commit, file.name, file.sha256)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -127,8 +126,9 @@ class Download:
         """Return how many bytes of a file are here."""
         if file.sha256 is None:
             return 0
-        repo_id = self.listing.repo_id
-        for path in (self.cache.blob(repo_id, file.sha256), self.cache.partial(repo_id, file.sha256)):
+        repo_id, commit = self.listing.repo_id, self.listing.commit
+        stored = self.cache.stored(repo_id, commit, file.name, file.sha256)
+        for path in (stored, self.cache.partial(repo_id, file.sha256)):
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli import __version__
-from cerebrum_cli.catalogue.reference import MAIN
+from cerebrum_cli.catalogue.cache import COMMIT, SHA256
+from cerebrum_cli.catalogue.reference import MAIN, is_inside
 from cerebrum_cli.ground.errors import CerebrumError, ModelNotFound, PullError
 from cerebrum_cli.ground.settings import environment
 
@@ -90,12 +91,16 @@ def list_repository(repo_id: str, revision: str | None = None) -> Listing:
         info = HfApi(library_name=_NAME, library_version=__version__).model_info(
             repo_id, revision=revision or MAIN, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         )
-    if info.sha is None:
-        raise HubError(f"the Hub names no commit of {repo_id}", "try again later")
+    if info.sha is None or not COMMIT.fullmatch(info.sha):
+        raise HubError(
+            f"the Hub names no commit of {repo_id}", "check HF_ENDPOINT where it is set, or pull again later"
+        )
     files = tuple(
-        HubFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
+        HubFile(
+            file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs and SHA256.fullmatch(file.lfs.sha256) else None
+        )
         for file in info.siblings or ()
-        if file.rfilename.lower().endswith(".gguf")
+        if file.rfilename.lower().endswith(".gguf") and is_inside(file.rfilename)
     )
     return Listing(repo_id, revision or MAIN, info.sha, files)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from cerebrum_cli.ground.errors import UsageError
 
@@ -26,6 +26,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
 _QUANTIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FILE_SHOWN = "show_file_info"  # the query of the Hub's own look into a GGUF file
 _FILE_VIEWS = ("resolve", "blob", "raw")
 _FORMS = "it is NAME[:QUANT], OWNER/REPO[:QUANT], the address of a .gguf file, or a path"
 
@@ -52,7 +53,8 @@ class InRepository:
 
     def __str__(self) -> str:
         if self.file is None and self.revision is None:
-            return f"{self.repo_id}:{self.quantization}" if self.quantization else self.repo_id
+            plain = f"{self.repo_id}:{self.quantization}" if self.quantization else self.repo_id
+            return f"hf.co/{plain}" if looks_like_path(plain) or _begins_with_host(plain) else plain
         view = "tree" if self.file is None else "resolve"
         address = f"https://{HUB}/{self.repo_id}/{view}/{quote(self.revision or MAIN, safe='')}"
         if self.file is None:
@@ -68,7 +70,7 @@ class AtPath:
 
     def __str__(self) -> str:
         text = str(self.path)
-        return text if looks_like_path(text) else f"./{text}"
+        return text if looks_like_path(text) and not _begins_with_host(text) else f"./{text}"
 
 
 Reference = Named | InRepository | AtPath
@@ -82,9 +84,8 @@ def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     scheme, slashes, rest = text.partition("://")
     if slashes:
         return _address(text, scheme, rest, endpoint)
-    host, slash, rest = text.partition("/")
-    if slash and host.lower() in HUB_HOSTS:
-        return _in_repository(text, rest)
+    if _begins_with_host(text):
+        return _in_repository(text, urlsplit(f"https://{text}").path.removeprefix("/"))
     if looks_like_path(text):
         if "\0" in text:
             raise UsageError(f"{text!r} is no path", _FORMS)
@@ -102,20 +103,38 @@ def looks_like_path(text: str) -> bool:
     return text in (".", "..") or text.lower().endswith(".gguf") or text.startswith(("/", "./", "../", "~"))
 
 
+def is_inside(name: str) -> bool:
+    """Return whether a name in a repository, of a file or a revision, is fit to be a path below a directory here."""
+    return name.isprintable() and "\\" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
+
+
+def _begins_with_host(text: str) -> bool:
+    return text.partition("/")[0].lower() in HUB_HOSTS and "/" in text
+
+
 def _address(text: str, scheme: str, rest: str, endpoint: str | None) -> InRepository:
     if scheme.lower() == "hf":
         return _in_repository(text, rest)
     try:
-        parts = urlsplit(text)
-        hosts = (*HUB_HOSTS, urlsplit(endpoint or "").netloc.lower())
+        parts, own = urlsplit(text), urlsplit(endpoint or "")
+        host, hosts = _host(parts), (*HUB_HOSTS, _host(own))
     except ValueError as error:
         raise UsageError(f"{text!r} is no address: {error}", _FORMS) from error
-    if scheme.lower() not in ("http", "https") or parts.netloc.lower() not in hosts:
+    if scheme.lower() not in ("http", "https") or host not in hosts or "@" in parts.netloc:
         raise UsageError(
-            f"{text}: only the Hugging Face Hub is known how to pull from",
+            f"{host!r}: only the Hugging Face Hub is known how to pull from",
             "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its address)",
         )
+    shown = parse_qs(parts.query).get(_FILE_SHOWN, [""])[0]
+    if shown and "/blob/" not in parts.path and "/resolve/" not in parts.path:  # the Hub's own look into a file
+        return _in_repository(text, f"{'/'.join(parts.path.split('/')[1:3])}/resolve/{MAIN}/{quote(shown)}")
     return _in_repository(text, parts.path.removeprefix("/"))
+
+
+def _host(parts: SplitResult) -> str:
+    """Return the host of an address, with its port where that is not the usual one."""
+    port = "" if parts.port in (None, 80, 443) else f":{parts.port}"
+    return f"{parts.hostname or ''}{port}".lower()
 
 
 def _in_repository(text: str, path: str) -> InRepository:
@@ -127,14 +146,16 @@ def _in_repository(text: str, path: str) -> InRepository:
         repo, quantization = _quantized(repo)
         return InRepository(_repo_id(text, owner, repo), quantization)
     repo_id = _repo_id(text, owner, repo)
-    if view == "tree":
-        revision, quantization = _quantized(rest.partition("/")[0])
-        if revision:
-            return InRepository(repo_id, quantization, revision=_plain(text, revision))
     revision, _, file = rest.partition("/")
+    if view == "tree" and revision and not file:
+        revision, quantization = _quantized(revision)
+        return InRepository(repo_id, quantization, revision=_plain(text, revision))
     if view in _FILE_VIEWS and revision and file.lower().endswith(".gguf"):
-        return InRepository(repo_id, file=_file(text, file), revision=_plain(text, revision))
-    raise UsageError(f"{text}: the address of no .gguf file", f"open its page and copy the file's link; {_FORMS}")
+        return InRepository(repo_id, file=_plain(text, file), revision=_plain(text, revision))
+    raise UsageError(
+        f"{text!r} is no address of a .gguf file on the Hub",
+        f"such an address is https://{HUB}/{repo_id}/resolve/{MAIN}/FILE.gguf; see {repo_id} for what there is",
+    )
 
 
 def _repo_id(text: str, owner: str, repo: str) -> str:
@@ -151,19 +172,12 @@ def _quantized(text: str) -> tuple[str, str | None]:
     return name, quantization or None
 
 
-def _file(text: str, path: str) -> str:
-    file = _plain(text, path)
-    if any(part in ("", ".", "..") for part in file.split("/")) or "\\" in file:
-        raise UsageError(f"{text!r} names no file of a repository", _FORMS)
-    return file
-
-
 def _plain(text: str, part: str) -> str:
-    """Return a part of an address with its escapes undone; the result must be fit for a file name and a request."""
+    """Return a file or revision of an address with its escapes undone; both become paths below a directory here."""
     try:
         plain = unquote(part, errors="strict")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{text!r} is no address of the Hub", _FORMS) from error
-    if not plain.isprintable() or plain.startswith(".") or ".." in plain.split("/"):
+    except UnicodeDecodeError:
+        plain = ""
+    if not is_inside(plain):
         raise UsageError(f"{text!r} is no address of the Hub", _FORMS)
     return plain

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
-from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID
+from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID, is_inside
 from cerebrum_cli.ground.errors import ConfigError, UsageError
 from cerebrum_cli.ground.settings import KEYS, checked
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")  # pinned, and never an option of pip
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_QUANT = r"[A-Za-z0-9_]+"
+_QUANT = r"(?:UD-)?[A-Za-z0-9_]+"
 _SPLIT = r"-\d{5}-of-\d{5}"
 
 
@@ -37,7 +37,7 @@ class Alternative:
     revision: str | None = None
 
     def matches(self, filename: str) -> bool:
-        """Whether a file of this name, or the first part of one that is split, is this model's."""
+        """Whether a file of this name, or a part of one that is split, is this model's."""
         pattern = _QUANT.join(map(re.escape, self.file[: -len(".gguf")].split("{quant}")))
         return bool(re.fullmatch(rf"{pattern}(?:{_SPLIT})?\.gguf", filename, re.IGNORECASE))
 
@@ -165,13 +165,14 @@ class _Place:
 def _spec(place: _Place, name: str, row: dict[str, object]) -> ModelSpec:
     _known(place, row, _ROW_KEYS)
     package = row.get("package")
+    repo_id = _optional(place, row, "repo_id", _repo_id)
     return ModelSpec(
         name=name,
         system=_optional(place, row, "system", _text) or name,
         aliases=_aliases(place, row.get("aliases", [])),
-        repo_id=_optional(place, row, "repo_id", _repo_id),
-        revision=_optional(place, row, "revision", _text),
-        file=_optional(place, row, "file", _file),
+        repo_id=repo_id,
+        revision=_optional(place, row, "revision", _revision),
+        file=(_required if repo_id else _optional)(place, row, "file", _file),
         quantizations=_quantizations(place, row),
         format=_optional(place, row, "format", _text),
         context_size=_optional(place, row, "context_size", _count),
@@ -225,7 +226,7 @@ def _alternative(place: _Place, value: object) -> Alternative:
         repo_id=_required(place, row, "repo_id", _repo_id),
         file=_required(place, row, "file", _file),
         quantizations=_quantizations(place, row),
-        revision=_optional(place, row, "revision", _text),
+        revision=_optional(place, row, "revision", _revision),
     )
 
 
@@ -264,6 +265,12 @@ def _text(value: object) -> str:
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError("a whole number above 0 is needed")
+    return value
+
+
+def _revision(value: object) -> str:
+    if not isinstance(value, str) or not is_inside(value):
+        raise ValueError("a commit, a branch or a tag is needed")
     return value
 
 

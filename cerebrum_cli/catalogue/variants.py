@@ -7,13 +7,17 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+_SUFFIX = ".gguf"
 # As llama.cpp writes it (llama_split_path): five digits, the first part is 1.
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
 # What the names of quantised files end in, as llama-quantize and the repositories' own habits spell it.
 _LABEL = re.compile(
-    r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))$", re.IGNORECASE
+    r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
+    r"(?:[-._]imat(?:rix)?)?$",
+    re.IGNORECASE,
 )
-_NO_MODEL = re.compile(r"(?:^|[-._])(?:mmproj|imatrix)(?:[-._]|$)", re.IGNORECASE)  # parts of others, not models
+_PROJECTOR = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)", re.IGNORECASE)  # a part of others, and no model
+_IMATRIX = re.compile(r"(?:^|[-._])imatrix(?:[-._]|$)", re.IGNORECASE)  # statistics, unless a quantisation follows
 
 
 class Variant(NamedTuple):
@@ -23,33 +27,53 @@ class Variant(NamedTuple):
     files: tuple[str, ...]
 
 
+class _Split(NamedTuple):
+    """What a file name says of parts: the stem they share, which one this is, of how many; one of one if nothing."""
+
+    stem: str
+    part: int
+    total: int
+    is_split: bool
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there can be such a part."""
+        return 1 <= self.part <= self.total
+
+
 def variants(files: Iterable[str]) -> tuple[Variant, ...]:
     """Return the models among a repository's files, by name; a split file that lacks a part is none."""
-    parts: dict[str, dict[int, str]] = {}
-    counts: dict[str, int] = {}
+    models: dict[tuple[str, ...], dict[int, str]] = {}
     for file in sorted(files):
-        stem = file[: -len(".gguf")]
-        if not file.lower().endswith(".gguf") or _NO_MODEL.search(PurePosixPath(stem).name):
-            continue
-        split = _SPLIT.search(stem)
-        key, number, count = (stem[: split.start()], int(split[1]), int(split[2])) if split else (stem, 1, 1)
-        parts.setdefault(f"{key}/{count}", {})[number] = file
-        counts[f"{key}/{count}"] = count
+        if is_model(file):
+            models.setdefault(parts_of(file), {})[_split(file).part] = file
     return tuple(
-        Variant(quantization_of(numbered[1]), tuple(numbered[number] for number in sorted(numbered)))
-        for key, numbered in parts.items()
-        if sorted(numbered) == list(range(1, counts[key] + 1))
+        Variant(quantization_of(parts[0]), parts) for parts, numbered in models.items() if len(numbered) == len(parts)
     )
+
+
+def is_model(file: str) -> bool:
+    """Return whether a file's name is one of a model, or of a part of one."""
+    split = _split(file)
+    stem = PurePosixPath(split.stem).name
+    other = _PROJECTOR.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
+    return file.lower().endswith(_SUFFIX) and bool(stem) and split.is_sound and not other
 
 
 def parts_of(name: str) -> tuple[str, ...]:
     """Return the names of all files of the model that a file name is of: itself, or every part of a split one."""
-    stem = name[: -len(".gguf")]
-    split = _SPLIT.search(stem)
-    if split is None or not name.lower().endswith(".gguf"):
+    split = _split(name)
+    if not (split.is_split and split.is_sound):
         return (name,)
-    count = int(split[2])
-    return tuple(f"{stem[: split.start()]}-{number:05}-of-{count:05}{name[-5:]}" for number in range(1, count + 1))
+    end = name[-len(_SUFFIX) :]
+    return tuple(f"{split.stem}-{part:05}-of-{split.total:05}{end}" for part in range(1, split.total + 1))
+
+
+def quantization_of(file: str) -> str:
+    """Return the quantisation a file's name ends in, in capitals; where it names none, its stem as a reference can."""
+    stem = PurePosixPath(_split(file).stem).name
+    label = _LABEL.search(stem)
+    return label[1].upper() if label else re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
 
 
 def same_quantization(one: str, other: str) -> bool:
@@ -57,8 +81,8 @@ def same_quantization(one: str, other: str) -> bool:
     return one.upper().replace("_", "") == other.upper().replace("_", "")
 
 
-def quantization_of(file: str) -> str:
-    """Return the quantisation a file's name ends in, in capitals; its stem where it names none."""
-    stem = _SPLIT.sub("", PurePosixPath(file).name.removesuffix(".gguf"))
-    label = _LABEL.search(stem)
-    return label[1].upper() if label else stem
+def _split(file: str) -> _Split:
+    stem = file[: -len(_SUFFIX)] if file.lower().endswith(_SUFFIX) else file
+    if found := _SPLIT.search(stem):
+        return _Split(stem[: found.start()], int(found[1]), int(found[2]), True)
+    return _Split(stem, 1, 1, False)

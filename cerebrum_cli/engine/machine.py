@@ -71,10 +71,10 @@ def total_memory() -> int:
 
 def cgroup_limit(root: Path) -> float:
     """Return the bytes a cgroup allows; infinity where there is no limit."""
-    try:
-        return int((root / "memory.max").read_text())
-    except (OSError, ValueError):  # "max"
-        return math.inf
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2, and of version 1
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            return int((root / file).read_text())
+    return math.inf
 
 
 def cgroup_memory(root: Path) -> float:
@@ -89,16 +89,23 @@ def cgroup_memory(root: Path) -> float:
 
 def keep_devices(path: Path, devices: tuple[Device, ...]) -> None:
     """Write down which accelerators llama.cpp has seen: asking it anew would load it. Nobody minds where that fails."""
-    text = json.dumps([asdict(device) for device in devices])
+    text = json.dumps([asdict(device) for device in devices]).encode()
     with contextlib.suppress(OSError):
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_bytes() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_bytes(text)
 
 
 def kept_devices(path: Path) -> tuple[Device, ...] | None:
     """Return the accelerators that were written down; None where no model has been loaded yet."""
     try:
-        return tuple(Device(**device) for device in json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        listed = json.loads(path.read_bytes())
+        return tuple(_device(**each) for each in listed) if isinstance(listed, list) else None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+
+
+def _device(*, name: str, description: str, free: int, total: int) -> Device:
+    if not (isinstance(name, str) and isinstance(description, str) and type(free) is int and type(total) is int):
+        raise TypeError("a value of the wrong kind")
+    return Device(name, description, free, total)

@@ -1,0 +1,125 @@
+"""A user of `cerebrum` before the Hub of the tests: a home, a Hugging Face cache in it, and no other network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from command_line import CommandLine, Finished
+from hub_exchange import Request
+from hub_server import HubServer
+
+CATALOGUED = "bartowski/Cerebrum-1.0-7b-GGUF"  # where the catalogue's cerebrum-7b comes from
+READER, OTHER = "hf_reader", "hf_other"  # the tokens the Hub knows
+
+STAGES = ("download: ", "verify: ")
+HUGGING_FACE = (
+    "import json, sys; from huggingface_hub import *; print(json.dumps([eval(each) for each in sys.argv[1:]]))"
+)
+
+
+def named(quantization: str) -> str:
+    """Return the name of a file of cerebrum-7b."""
+    return f"Cerebrum-1.0-7b-{quantization}.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class HubUser:
+    """A user whose directories all lie in `command.home`, and the Hub that is the only one."""
+
+    hub: HubServer
+    command: CommandLine
+
+    def environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        """Return what leads to the Hub and to the cache, and more."""
+        return {**self.hub.environment(self.command.home / "hf"), **more}
+
+    def run(self, *arguments: str | Path, **more: str) -> Finished:
+        """Run `cerebrum` to its end, with more variables in its environment."""
+        return self.command.run(*arguments, env=self.environment(more))
+
+    def pull(self, *arguments: str | Path, **more: str) -> Finished:
+        """Run `cerebrum pull`, which must bring a model, and tell so on standard error alone."""
+        done = self.run("pull", *arguments, **more)
+        assert (done.code, done.out) == (0, ""), done.err
+        return done
+
+    def start(self, *arguments: str | Path, **more: str) -> subprocess.Popen[bytes]:
+        """Start `cerebrum` and let it run."""
+        return self.command.start(*arguments, env=self.environment(more))
+
+    def ask(self, *arguments: str | Path, **more: str) -> str:
+        """Return the answer of a model, of four tokens at most."""
+        done = self.run("ask", "-n", "4", *arguments, "Why?", **more)
+        assert (done.code, done.err) == (0, ""), done.err
+        return done.out
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return what `list --json` says."""
+        rows: list[dict[str, Any]] = self.run("list", "--json").object
+        return rows
+
+    def hugging_face(self, *expressions: str) -> list[Any]:
+        """Return what expressions come to in a process that has huggingface_hub's names."""
+        done = subprocess.run(
+            [sys.executable, "-c", HUGGING_FACE, *expressions],
+            env=self.command.environment(self.environment({})),
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+        found: list[Any] = json.loads(done.stdout)
+        return found
+
+    @property
+    def token(self) -> Path:
+        """The file of the user's token, which is not there yet."""
+        path = self.command.home / "hf" / "token"
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    @property
+    def cache(self) -> Path:
+        return self.command.home / "hf" / "hub"
+
+    def folder(self, repo_id: str = CATALOGUED) -> Path:
+        """Return where everything of a repository lies."""
+        return self.cache / f"models--{repo_id.replace('/', '--')}"
+
+    def path(self, file: str, repo_id: str = CATALOGUED) -> Path:
+        """Return the path that a file of what is `main` now has in the cache."""
+        return self.folder(repo_id) / "snapshots" / self.commit(repo_id) / file
+
+    def commit(self, repo_id: str = CATALOGUED) -> str:
+        """Return what `main` is on the Hub."""
+        return self.hub.repositories[repo_id].branches["main"].hash
+
+    def digest(self, file: str, repo_id: str = CATALOGUED) -> str:
+        """Return the SHA-256 of a file as it is on the Hub."""
+        return self.hub.repositories[repo_id].branches["main"].files[file].sha256
+
+    def blobs(self, repo_id: str = CATALOGUED) -> dict[str, int]:
+        """Return what lies in the cache of a repository's bytes: names and sizes."""
+        return {path.name: path.stat().st_size for path in (self.folder(repo_id) / "blobs").glob("*")}
+
+    def downloads(self) -> list[Request]:
+        """Return the requests for files themselves; those for a header end somewhere."""
+        return [each for each in self.hub.log.requests("cdn") if each.range is None or each.range.endswith("-")]
+
+
+@contextmanager
+def hub_user(home: Path) -> Iterator[HubUser]:
+    """Open a Hub for one user."""
+    with HubServer(tokens=(READER, OTHER)) as hub:
+        yield HubUser(hub, CommandLine(home))
+
+
+def cleaned(done: Finished) -> str:
+    """Return what was said on standard error, without how far a stage was at its begin."""
+    return "".join(line for line in done.err.splitlines(keepends=True) if not line.startswith(STAGES))

@@ -1,0 +1,263 @@
+"""Which quantisation is recommended: bytes against bytes, for machines from 8 GiB to those with a large GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cerebrum_cli.application.fitting import (
+    COMFORTABLE,
+    ON_DEVICE,
+    PREFERRED,
+    SYSTEM,
+    TIGHT,
+    Candidate,
+    Capacity,
+    judged,
+    needed_memory,
+    wanted_context,
+)
+from cerebrum_cli.catalogue.spec import load_catalogue
+from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, HEADROOM, Device
+
+GIB, GB = 2**30, 10**9
+KV = 131_072
+CATALOGUE = {spec.name: spec for spec in load_catalogue([Path(__file__).parents[1] / "models.toml"])}
+SEVEN_B = ("cerebrum-7b", "collective-cognition-7b")
+VERDICTS = ("fits", "tight", "too big")
+
+
+def gpu(free: float) -> Device:
+    return Device("GPU", "a graphics card", int(free), int(free))
+
+
+def machine(memory: float, *devices: float) -> Capacity:
+    return Capacity(int(memory), tuple(map(gpu, devices)) or None)
+
+
+def chosen(candidates: tuple[Candidate, ...]) -> str:
+    """Return the one quantisation that is recommended."""
+    (only,) = (each for each in candidates if each.recommended)
+    return only.quantization
+
+
+def of_row(name: str, here: Capacity) -> tuple[Candidate, ...]:
+    """Return a row of the packaged catalogue as a machine sees it."""
+    return judged(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
+
+
+def of_sizes(here: Capacity, **gigabytes: float) -> tuple[Candidate, ...]:
+    return judged([(name, int(size * GB)) for name, size in gigabytes.items()], (), KV, DEFAULT_CONTEXT, here)
+
+
+def test_a_model_needs_its_weights_its_cache_and_working_memory() -> None:
+    assert needed_memory(4_370_000_000, 131_072, 8192) == 4_370_000_000 + 2**30 + 2**29
+    assert needed_memory(4_370_000_000, 131_072, 32768) == 4_370_000_000 + 4 * 2**30 + 2**29
+    assert needed_memory(98_362_432, 0, 8192) == 98_362_432 + HEADROOM
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "context"),
+    [
+        (None, None, 8192),
+        (None, 32768, 8192),
+        (None, 2048, 2048),
+        (512, 2048, 512),
+        (100_000, 2048, 100_000),
+        (16384, None, 16384),
+    ],
+)
+def test_a_model_is_judged_at_the_context_that_was_asked_for_or_the_usual_one(
+    asked: int | None, trained: int | None, context: int
+) -> None:
+    assert wanted_context(asked, trained) == context
+
+
+@pytest.mark.parametrize(
+    ("here", "needed", "verdict"),
+    [
+        (machine(SYSTEM + 10 * GB), 0, "fits"),
+        (machine(SYSTEM + 10 * GB), int(8.75 * GB), "fits"),
+        (machine(SYSTEM + 10 * GB), int(8.75 * GB) + 1, "tight"),
+        (machine(SYSTEM + 10 * GB), 10 * GB, "tight"),
+        (machine(SYSTEM + 10 * GB), 10 * GB + 1, "too big"),
+        (machine(SYSTEM, 10 * GB), 9 * GB, "fits"),
+        (machine(SYSTEM, 10 * GB), 9 * GB + 1, "too big"),
+        (machine(SYSTEM + GB, 10 * GB), 9 * GB, "fits"),
+        (machine(SYSTEM + GB, 10 * GB), 9 * GB + 1, "tight"),
+        (machine(SYSTEM + GB, 10 * GB), 10 * GB, "tight"),
+        (machine(SYSTEM + GB, 10 * GB), 10 * GB + 1, "too big"),
+        (machine(SYSTEM + 10 * GB, 5 * GB, 5 * GB), int(0.875 * 19 * GB), "fits"),
+        (machine(SYSTEM + 10 * GB, 5 * GB, 5 * GB), 19 * GB, "tight"),
+        (machine(SYSTEM // 2), 1, "too big"),
+        (Capacity(SYSTEM + 10 * GB, ()), int(8.75 * GB), "fits"),
+    ],
+)
+def test_a_verdict_changes_at_its_limits(here: Capacity, needed: int, verdict: str) -> None:
+    assert here.verdict(needed) == verdict
+
+
+def test_a_system_without_memory_for_others_has_only_its_accelerators() -> None:
+    assert machine(SYSTEM // 2).room == 0
+    assert machine(SYSTEM // 2, 10 * GB).room == 9 * GB
+    assert machine(0).verdict(0) == "fits"
+
+
+@pytest.mark.parametrize("name", SEVEN_B)
+@pytest.mark.parametrize(
+    ("here", "quantization"),
+    [
+        (machine(15 * GIB // 2), "Q4_K_M"),  # what is told of 8 GB
+        (machine(8 * GIB), "Q4_K_M"),
+        (machine(16 * GIB), "Q4_K_M"),
+        (machine(24 * GIB), "Q4_K_M"),
+        (machine(32 * GIB), "Q6_K"),
+        (machine(64 * GIB), "Q8_0"),
+        (machine(8 * GIB, 12 * GB), "Q8_0"),
+        (machine(16 * GIB, 12 * GB), "Q8_0"),
+        (machine(16 * GIB, 24 * GB), "Q8_0"),
+        (machine(16 * GIB, 8 * GB), "Q5_K_M"),
+        (machine(16 * GIB, 2 * GB), "Q4_K_M"),
+        (machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0"),
+    ],
+)
+def test_a_7b_model_is_recommended_as_large_as_bothers_nobody(name: str, here: Capacity, quantization: str) -> None:
+    candidates = of_row(name, here)
+    assert chosen(candidates) == quantization
+    assert next(each for each in candidates if each.recommended).verdict == "fits"
+
+
+@pytest.mark.parametrize(
+    ("here", "quantization", "verdict"),
+    [
+        (machine(4 * GIB), "Q2_K", "too big"),
+        (machine(11 * GIB // 2), "Q2_K", "tight"),
+        (machine(6 * GIB), "Q2_K", "fits"),
+        (machine(7 * GIB), "Q3_K_L", "fits"),
+    ],
+)
+def test_a_small_machine_is_recommended_less(here: Capacity, quantization: str, verdict: str) -> None:
+    candidates = of_row("cerebrum-7b", here)
+    assert (chosen(candidates), next(each.verdict for each in candidates if each.recommended)) == (
+        quantization,
+        verdict,
+    )
+
+
+@pytest.mark.parametrize(
+    ("here", "quantization"),
+    [
+        (machine(16 * GIB), "Q2_K"),
+        (machine(29 * GIB), "Q3_K_L"),
+        (machine(64 * GIB), "Q4_K_M"),
+        (machine(64 * GIB, 48 * GB), "Q6_K"),
+        (machine(512 * GIB), "Q8_0"),
+    ],
+)
+def test_a_large_model_is_recommended_as_memory_allows(here: Capacity, quantization: str) -> None:
+    assert chosen(of_row("cerebrum-8x7b", here)) == quantization
+
+
+def test_without_the_preferred_one_it_is_the_largest_that_fits() -> None:
+    assert chosen(of_sizes(machine(16 * GIB), Q4_KS=4.14, Q6_K=5.94, Q8_0=7.7)) == "Q8_0"
+    assert chosen(of_sizes(machine(8 * GIB), Q4_KS=4.14, Q6_K=5.94, Q8_0=7.7)) == "Q4_KS"
+
+
+def test_where_nothing_fits_it_is_the_smallest_even_where_some_are_only_tight() -> None:
+    here = machine(SYSTEM + 6 * GB)
+    all_tight = of_sizes(here, Q4_K_M=4.37, Q4_K_S=4.14, Q3_K_L=3.82)
+    assert {each.verdict for each in all_tight} == {"tight"}
+    assert chosen(all_tight) == "Q3_K_L"
+    none = of_sizes(here, Q8_0=7.7, Q4_K_M=5.9)
+    assert {each.verdict for each in none} == {"too big"}
+    assert chosen(none) == "Q4_K_M"
+
+
+@pytest.mark.parametrize("unquantised", ["F16", "BF16", "F32", "FP16", "FP32"])
+@pytest.mark.parametrize("here", [machine(8 * GIB), machine(2048 * GIB), machine(64 * GIB, 140 * GB)])
+def test_what_is_not_quantised_is_recommended_only_where_there_is_nothing_else(
+    unquantised: str, here: Capacity
+) -> None:
+    assert chosen(of_sizes(here, **{unquantised: 14.5, "Q8_0": 7.7})) == "Q8_0"
+    assert chosen(of_sizes(here, **{unquantised: 14.5})) == unquantised
+
+
+def test_what_is_here_already_is_marked_in_letters_of_any_case() -> None:
+    sizes = [("Q4_K_M", 4 * GB), ("Q8_0", 8 * GB), ("UD-Q4_K_XL", 5 * GB), ("model", GB)]
+    candidates = judged(sizes, ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], KV, DEFAULT_CONTEXT, machine(16 * GIB))
+    assert [(each.quantization, each.installed) for each in candidates] == [
+        ("model", True),
+        ("Q4_K_M", True),
+        ("UD-Q4_K_XL", True),
+        ("Q8_0", False),
+    ]
+
+
+def test_candidates_are_smallest_first_and_by_name_where_they_are_alike() -> None:
+    candidates = of_sizes(machine(16 * GIB), Q5_K_S=5.0, Q8_0=7.7, Q5_0=5.0, Q2_K=2.72)
+    assert [each.quantization for each in candidates] == ["Q2_K", "Q5_0", "Q5_K_S", "Q8_0"]
+    assert [each.size for each in candidates] == [2_720_000_000, 5 * GB, 5 * GB, 7_700_000_000]
+    assert all(each.needed == needed_memory(each.size, KV, DEFAULT_CONTEXT) for each in candidates)
+
+
+def test_of_nothing_nothing_is_recommended() -> None:
+    assert judged([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
+
+
+amounts = st.integers(0, 200 * GB) | st.sampled_from([0, SYSTEM - 1, SYSTEM, SYSTEM + 1, 8 * GIB, 16 * GIB])
+devices = st.none() | st.lists(amounts.map(gpu), max_size=3).map(tuple)
+capacities = st.builds(Capacity, amounts, devices)
+SIZES = st.integers(1, 100 * GB)
+
+
+@st.composite
+def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
+    """Return quantisations and their sizes, the unquantised ones larger than the rest."""
+    names = draw(st.lists(st.sampled_from(["Q2_K", PREFERRED, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True))
+    full = draw(st.lists(st.sampled_from(["F16", "BF16", "F32"]), unique=True, min_size=not names))
+    sizes = [(name, draw(SIZES)) for name in names]
+    return draw(st.permutations([*sizes, *((name, 100 * GB + draw(SIZES)) for name in full)]))
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(capacities, amounts, amounts, amounts)
+def test_more_memory_never_makes_a_verdict_worse(here: Capacity, needed: int, memory: int, device: int) -> None:
+    larger = Capacity(here.memory + memory, (*(here.devices or ()), gpu(device)))
+    assert VERDICTS.index(larger.verdict(needed)) <= VERDICTS.index(here.verdict(needed))
+    assert larger.is_comfortable(needed) or not here.is_comfortable(needed)
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(capacities, amounts, amounts)
+def test_what_needs_less_is_never_judged_worse(here: Capacity, needed: int, less: int) -> None:
+    smaller = max(0, needed - less)
+    assert VERDICTS.index(here.verdict(smaller)) <= VERDICTS.index(here.verdict(needed))
+    assert not here.is_comfortable(needed) or here.verdict(needed) == "fits"
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(stocks(), st.lists(st.sampled_from(["q2_k", "Q8_0", "other"])), capacities)
+def test_exactly_one_is_recommended_and_it_fits_where_any_does(
+    sizes: list[tuple[str, int]], installed: list[str], here: Capacity
+) -> None:
+    candidates = judged(sizes, installed, KV, DEFAULT_CONTEXT, here)
+    assert sorted((each.quantization, each.size) for each in candidates) == sorted(sizes)
+    (best,) = (each for each in candidates if each.recommended)
+    assert best.verdict == "fits" or all(each.verdict != "fits" for each in candidates)
+    assert judged(list(reversed(sizes)), installed, KV, DEFAULT_CONTEXT, here) == candidates
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(stocks(), capacities, amounts)
+def test_more_memory_never_recommends_a_smaller_one(sizes: list[tuple[str, int]], here: Capacity, memory: int) -> None:
+    def size(capacity: Capacity) -> int:
+        return next(each.size for each in judged(sizes, (), KV, DEFAULT_CONTEXT, capacity) if each.recommended)
+
+    assert size(Capacity(here.memory + memory, here.devices)) >= size(here)
+
+
+def test_the_limits_are_these_parts_of_memory() -> None:
+    assert (TIGHT, COMFORTABLE, ON_DEVICE, SYSTEM, HEADROOM) == (0.875, 0.25, 0.9, GIB, GIB // 2)

@@ -1,0 +1,122 @@
+"""What this machine lets a process use: accelerators that were seen are kept, and cgroups limit memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cerebrum_cli.engine.machine import available_memory, cgroup_limit, keep_devices, kept_devices, total_memory
+from cerebrum_cli.engine.plan import Device
+
+GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
+STRANGE = Device("", 'größe "\udcff" \n', 0, 0)
+
+
+@pytest.mark.parametrize("devices", [(), (GPU,), (GPU, STRANGE)])
+def test_devices_that_were_written_down_are_read_again(tmp_path: Path, devices: tuple[Device, ...]) -> None:
+    path = tmp_path / "new" / "data" / "devices.json"
+    assert kept_devices(path) is None
+    keep_devices(path, devices)
+    assert kept_devices(path) == devices
+    assert [each.name for each in path.parent.iterdir()] == ["devices.json"]
+
+
+def test_devices_that_have_changed_are_written_anew_and_others_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "devices.json"
+    keep_devices(path, (GPU, STRANGE))
+    os.utime(path, (1, 1))
+    keep_devices(path, (GPU, STRANGE))
+    assert path.stat().st_mtime == 1
+    keep_devices(path, ())
+    assert kept_devices(path) == ()
+
+
+GOOD = {"name": "CUDA0", "description": "NVIDIA H200", "free": 1, "total": 2}
+DAMAGED = [
+    b"",
+    b"\xff\xfe",
+    b"[",
+    b"7",
+    b"null",
+    b"{}",
+    b'"CUDA0"',
+    b"[1]",
+    b"[[]]",
+    b"[{}]",
+    json.dumps([GOOD | {"more": 1}]).encode(),
+    json.dumps([GOOD | {"free": "1"}]).encode(),
+    json.dumps([GOOD | {"free": None}]).encode(),
+    json.dumps([GOOD | {"name": 1}]).encode(),
+    json.dumps([GOOD]).encode()[:-9],
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:40].decode(errors="replace"))
+def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "devices.json"
+    path.write_bytes(content)
+    assert kept_devices(path) is None
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:40].decode(errors="replace"))
+def test_a_damaged_file_is_written_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "devices.json"
+    path.write_bytes(content)
+    keep_devices(path, (GPU,))
+    assert kept_devices(path) == (GPU,)
+
+
+def test_nobody_minds_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "devices.json", tmp_path / "folder"):
+        keep_devices(path, (GPU,))
+        assert kept_devices(path) is None
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_directory_that_may_not_be_written_to_stays_empty(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        keep_devices(tmp_path / "devices.json", (GPU,))
+        assert kept_devices(tmp_path / "devices.json") is None
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("content", "limit"),
+    [
+        (None, math.inf),
+        ("max\n", math.inf),
+        ("", math.inf),
+        ("damaged", math.inf),
+        ("8589934592\n", 8 * 2**30),
+        ("8589934592", 8 * 2**30),
+        ("0\n", 0),
+    ],
+)
+def test_a_cgroup_allows_what_its_file_says(tmp_path: Path, content: str | None, limit: float) -> None:
+    if content is not None:
+        (tmp_path / "memory.max").write_text(content)
+    assert cgroup_limit(tmp_path) == limit
+
+
+def test_a_cgroup_that_is_a_file_allows_everything(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert cgroup_limit(tmp_path / "file") == math.inf
+    (tmp_path / "memory.max").mkdir()
+    assert cgroup_limit(tmp_path) == math.inf
+
+
+def test_this_machine_has_memory_and_no_more_than_it_says() -> None:
+    assert 0 < total_memory() <= psutil.virtual_memory().total
+    assert 0 < available_memory() <= total_memory()

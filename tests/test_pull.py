@@ -1,0 +1,207 @@
+"""A model comes from the Hub by any of its names, into the cache that every tool of the Hub shares."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import pytest
+from hub_exchange import Fault
+from hub_user import CATALOGUED, READER, HubUser, cleaned, hub_user, named
+from tiny_models import write_chatml
+
+OWNED = "someone/tiny-GGUF"
+
+
+@pytest.fixture
+def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
+    """Return a user for whom cerebrum-7b can be had in two quantisations, and another model in one."""
+    other = write_chatml(tmp_path / "other.gguf", seed=1)
+    with hub_user(tmp_path) as each:
+        each.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): other})
+        each.hub.repository(OWNED, {"tiny-Q8_0.gguf": chatml_model, "README.md": b"# Tiny\n"})
+        yield each
+
+
+def test_a_name_of_the_catalogue_brings_what_fits_and_is_asked_at_once(user: HubUser, chatml_model: Path) -> None:
+    path = user.path(named("Q4_K_M"))
+    assert user.pull("cerebrum-7b").err == f"download: 0 of 0 MB\ncerebrum-7b:Q4_K_M is here: {path}\n"
+    assert path.read_bytes() == chatml_model.read_bytes()
+    assert path.resolve() == user.folder() / "blobs" / user.digest(named("Q4_K_M"))
+    assert user.ask("-m", "cerebrum-7b") == user.ask()
+
+
+# HUB is the address of the Hub, COMMIT what `main` is.
+REFERENCES = [
+    ("Cerebrum-1.0-7B:q2_k", "Q2_K"),
+    (CATALOGUED, "Q4_K_M"),
+    (f"hf.co/{CATALOGUED}:Q2_K", "Q2_K"),
+    (f"https://huggingface.co/{CATALOGUED}/resolve/main/{named('Q2_K')}?download=true", "Q2_K"),
+    (f"HUB/{CATALOGUED}/resolve/COMMIT/{named('Q2_K')}", "Q2_K"),
+    (f"HUB/{CATALOGUED}/blob/main/{named('Q2_K')}", "Q2_K"),
+]
+
+
+@pytest.mark.parametrize(("reference", "quantization"), REFERENCES)
+def test_a_model_is_pulled_by_any_of_its_names(user: HubUser, reference: str, quantization: str) -> None:
+    reference = reference.replace("HUB", user.hub.url).replace("COMMIT", user.commit())
+    path = user.path(named(quantization))
+    assert cleaned(user.pull(reference)) == f"cerebrum-7b:{quantization} is here: {path}\n"
+    assert list(user.blobs()) == [user.digest(named(quantization))]
+
+
+def test_a_model_is_asked_by_any_of_its_names(user: HubUser) -> None:
+    for quantization in ("Q4_K_M", "Q2_K"):
+        user.pull(f"cerebrum-7b:{quantization}")
+    answers = {quantization: user.ask("-m", user.path(named(quantization))) for quantization in ("Q4_K_M", "Q2_K")}
+    assert answers["Q4_K_M"] != answers["Q2_K"]
+    user.hub.log.clear()
+    for reference, quantization in [*REFERENCES, ("cerebrum-7b", "Q4_K_M")]:
+        reference = reference.replace("HUB", user.hub.url).replace("COMMIT", user.commit())
+        assert user.ask("-m", reference) == answers[quantization], reference
+    assert not user.hub.log.requests()
+
+
+def test_the_old_commit_of_an_address_is_pulled(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+    old, path = user.commit(), user.path(named("Q2_K"))
+    user.hub.repositories[CATALOGUED].commit({named("Q2_K"): chatml_model})
+    address = f"https://huggingface.co/{CATALOGUED}/resolve/{old}/{named('Q2_K')}"
+    assert cleaned(user.pull(address)) == f"cerebrum-7b:Q2_K is here: {path}\n"
+    assert path.read_bytes() == (tmp_path / "other.gguf").read_bytes()
+    assert user.ask("-m", address)
+
+
+def test_a_repository_that_no_catalogue_knows_has_its_own_name(user: HubUser) -> None:
+    done = user.pull(OWNED)
+    assert cleaned(done) == f"{OWNED}:Q8_0 is here: {user.path('tiny-Q8_0.gguf', OWNED)}\n"
+    assert user.ask("-m", f"hf.co/{OWNED}:q8_0")
+
+
+@pytest.mark.parametrize("reference", ["cerebrum-7b", OWNED])
+def test_what_is_here_is_not_downloaded_again(user: HubUser, reference: str) -> None:
+    first = user.pull(reference)
+    user.hub.log.clear()
+    assert user.pull(reference).err == cleaned(first)
+    assert [each.part for each in user.hub.log.requests()] == ["api"]
+
+
+def test_a_pulled_file_lies_where_huggingface_hub_looks_for_it(user: HubUser) -> None:
+    user.pull("cerebrum-7b")
+    user.hub.log.clear()
+    path, file = str(user.path(named("Q4_K_M"))), f"'{CATALOGUED}', '{named('Q4_K_M')}'"
+    assert user.hugging_face(f"hf_hub_download({file}, local_files_only=True)", f"try_to_load_from_cache({file})") == [
+        path,
+        path,
+    ]
+    assert not user.hub.log.requests("resolve")
+    command = [str(Path(sys.executable).with_name("hf")), "download", CATALOGUED, named("Q4_K_M")]
+    environment = user.command.environment(user.environment({}))
+    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+    assert [each.method for each in user.hub.log.requests("resolve")] == ["HEAD"]
+    assert not user.hub.log.requests("cdn")
+
+
+SCANNED = """[
+    [[repo.repo_id, repo.nb_files, [[each.commit_hash, list(each.refs)] for each in repo.revisions]]
+     for repo in scan_cache_dir().repos],
+    list(map(str, scan_cache_dir().warnings)),
+]"""
+
+
+def test_a_file_that_huggingface_hub_has_downloaded_is_here_as_one_that_was_pulled(user: HubUser) -> None:
+    user.pull("cerebrum-7b:Q4_K_M")
+    assert user.hugging_face(f"hf_hub_download('{CATALOGUED}', '{named('Q2_K')}')", SCANNED) == [
+        str(user.path(named("Q2_K"))),
+        [[[CATALOGUED, 2, [[user.commit(), ["main"]]]]], []],
+    ]
+    assert [row["reference"] for row in user.listed()] == ["cerebrum-7b:Q2_K", "cerebrum-7b:Q4_K_M"]
+    assert user.ask("-m", "cerebrum-7b:Q2_K")
+    user.hub.log.clear()
+    assert cleaned(user.pull("cerebrum-7b:Q2_K")) == f"cerebrum-7b:Q2_K is here: {user.path(named('Q2_K'))}\n"
+    assert not user.hub.log.requests("cdn")
+    assert (user.cache / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+
+
+@pytest.mark.parametrize("access", ["private", "gated"])
+def test_a_readers_token_goes_to_the_hub_and_never_to_the_cdn(user: HubUser, chatml_model: Path, access: str) -> None:
+    repository = user.hub.repository("owner/own", {"own-Q8_0.gguf": chatml_model}, readers=(READER,))
+    if access == "private":
+        repository.private = True
+        user.pull("owner/own", HF_TOKEN=READER)
+    else:
+        repository.gated = "manual"
+        user.token.write_text(f"{READER}\n")
+        user.pull("owner/own")
+    requests = user.hub.log.requests()
+    assert {each.token for each in requests if each.part != "cdn"} == {READER}
+    assert {each.authorization for each in requests if each.part == "cdn"} == {None}
+
+
+def test_two_pulls_of_one_file_download_it_once(user: HubUser, mistral_model: Path) -> None:
+    user.hub.repository("owner/large", {"large-Q4_K_M.gguf": mistral_model})
+    user.hub.arm(Fault(part="cdn", let_through=1, bytes_per_second=6_000_000))
+    with user.start("pull", "owner/large") as first:
+        user.hub.log.wait_for(lambda request: request in user.downloads() and request.sent > 0)
+        second = user.pull("owner/large")
+        out, err = first.communicate(timeout=30)
+    here = f"owner/large:Q4_K_M is here: {user.path('large-Q4_K_M.gguf', 'owner/large')}\n"
+    assert (first.returncode, out, err.decode()) == (0, b"", f"download: 0 of 9 MB\n{here}")
+    assert cleaned(second) == (f"note: another process is downloading large-Q4_K_M.gguf: waiting for it\n{here}")
+    [download] = user.downloads()
+    assert download.sent == mistral_model.stat().st_size
+    assert list(user.blobs("owner/large")) == [hashlib.sha256(mistral_model.read_bytes()).hexdigest()]
+
+
+@pytest.fixture(scope="module")
+def parts(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the tiny model in three files, as llama.cpp splits them."""
+    directory = tmp_path_factory.mktemp("parts")
+    reader = gguf.GGUFReader(chatml_model)
+    writer = gguf.GGUFWriter(directory / "tiny-Q8_0.gguf", "llama", split_max_tensors=8)
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {path.name: path for path in sorted(directory.iterdir())}
+
+
+def test_the_parts_of_a_split_model_come_together_and_are_asked_as_one(
+    user: HubUser, parts: dict[str, Path], chatml_model: Path
+) -> None:
+    assert list(parts) == [f"tiny-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    user.hub.repository("owner/split", {f"Q8_0/{name}": path for name, path in parts.items()})
+    first = user.path("Q8_0/tiny-Q8_0-00001-of-00003.gguf", "owner/split")
+    assert cleaned(user.pull("owner/split")) == f"owner/split:Q8_0 is here: {first}\n"
+    assert sum(user.blobs("owner/split").values()) == sum(path.stat().st_size for path in parts.values())
+    [row] = user.listed()
+    assert (row["reference"], row["size"]) == ("owner/split:Q8_0", sum(user.blobs("owner/split").values()))
+    answer = user.ask("-m", "owner/split")
+    assert answer == user.ask("-m", chatml_model) == user.ask("-m", first)
+
+
+def test_a_split_model_that_lacks_a_part_is_not_offered(user: HubUser, parts: dict[str, Path]) -> None:
+    last = list(parts)[-1]
+    user.hub.repository("owner/split", {name: path for name, path in parts.items() if name != last})
+    done = user.run("pull", "owner/split")
+    assert (done.code, done.out, done.err) == (
+        3,
+        "",
+        "error: owner/split holds no GGUF model\n  try: see what it holds on its page on the Hub\n",
+    )
+
+
+def test_a_part_of_a_split_model_names_all_of_it(user: HubUser, parts: dict[str, Path]) -> None:
+    user.hub.repository("owner/split", dict(parts))
+    user.pull(f"https://huggingface.co/owner/split/resolve/main/{list(parts)[1]}")
+    assert len(user.blobs("owner/split")) == 3
+    assert user.ask("-m", "owner/split")

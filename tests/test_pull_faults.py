@@ -1,0 +1,332 @@
+"""Whatever happens to a pull, the next one goes on from there, and no wrong byte gets into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from command_line import COMMAND
+from hub_exchange import Fault, Part
+from hub_server import RATE_LIMITED, SERVER_ERROR, UNAVAILABLE
+from hub_user import HubUser, cleaned, hub_user
+
+from cerebrum_cli.catalogue.cache import Cache
+from cerebrum_cli.catalogue.download import Download, Patience
+from cerebrum_cli.catalogue.hub import HubError, HubFile, Listing
+from cerebrum_cli.ground.errors import PullError
+from cerebrum_cli.ground.events import NoticeEvent
+
+REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
+SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
+
+
+@pytest.fixture
+def user(tmp_path: Path, mistral_model: Path) -> Iterator[HubUser]:
+    """Return a user for whom there is a model of 9 MB."""
+    with hub_user(tmp_path) as each:
+        each.hub.repository(REPO, {FILE: mistral_model})
+        yield each
+
+
+def here(user: HubUser) -> str:
+    """Return what a pull that succeeds says last; the file must be right."""
+    path = user.path(FILE, REPO)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == user.digest(FILE, REPO)
+    assert user.blobs(REPO) == {user.digest(FILE, REPO): path.stat().st_size}
+    return f"{REPO}:Q4_K_M is here: {path}\n"
+
+
+def partial(user: HubUser) -> Path:
+    """Return where the file lies while it comes."""
+    path = user.folder(REPO) / "blobs" / f"{user.digest(FILE, REPO)}.incomplete"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def begun(user: HubUser) -> subprocess.Popen[bytes]:
+    """Start a pull, and wait until a part of the file is there."""
+    user.hub.arm(SLOW)
+    process = user.start("pull", REPO)
+    user.hub.log.wait_for(lambda request: request in user.downloads() and request.sent >= 1_000_000)
+    return process
+
+
+def went_on(user: HubUser, left: int) -> None:
+    """Pull to the end; of the file only what follows the bytes that were left is asked for."""
+    user.hub.log.clear()
+    assert cleaned(user.pull(REPO)) == here(user)
+    [download] = user.downloads()
+    assert (download.range, download.sent) == (f"bytes={left}-", user.path(FILE, REPO).stat().st_size - left)
+
+
+def test_a_pull_that_was_killed_goes_on_where_it_was(user: HubUser) -> None:
+    with begun(user) as process:
+        process.kill()
+    left = partial(user).stat().st_size
+    assert 500_000 < left < 5_000_000
+    assert user.listed() == []
+    went_on(user, left)
+
+
+def test_a_pull_that_was_interrupted_says_how_it_goes_on(user: HubUser) -> None:
+    with begun(user) as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    said = "download: 0 of 9 MB\nerror: interrupted\n  try: the same command goes on from where this one was\n"
+    assert (process.returncode, out, err.decode()) == (130, b"", said)
+    left = partial(user).stat().st_size
+    assert left > 500_000
+    went_on(user, left)
+
+
+LOST = "note: 127.0.0.1: the connection is lost: trying again in 1 s\n"
+
+
+def test_a_connection_that_is_cut_again_and_again_is_taken_up_again(user: HubUser) -> None:
+    user.hub.arm(Fault(part="cdn", let_through=1, times=2, cut_after=3_000_000))
+    assert cleaned(user.pull(REPO)) == f"{LOST}{LOST}{here(user)}"
+    assert [each.range for each in user.downloads()] == [None, "bytes=3000000-", "bytes=6000000-"]
+
+
+def test_a_connection_that_is_reset_is_taken_up_again(user: HubUser) -> None:
+    user.hub.arm(Fault(part="cdn", let_through=1, cut_after=3_000_000, reset=True))
+    assert cleaned(user.pull(REPO)) == f"{LOST}{here(user)}"
+    assert len(user.downloads()) == 2
+
+
+def test_a_server_that_ignores_ranges_sends_all_of_it_again(user: HubUser, mistral_model: Path) -> None:
+    partial(user).write_bytes(mistral_model.read_bytes()[:1_000_000])
+    user.hub.arm(Fault(part="cdn", times=None, ignore_range=True))
+    assert cleaned(user.pull(REPO)) == here(user)
+    [download] = user.downloads()
+    assert (download.range, download.status) == ("bytes=1000000-", 200)
+
+
+def test_altered_bytes_are_refused_and_not_kept(user: HubUser, mistral_model: Path) -> None:
+    user.hub.arm(Fault(part="cdn", let_through=1, flip_at=5_000_000))
+    altered = bytearray(mistral_model.read_bytes())
+    altered[5_000_000] ^= 0xFF
+    done = user.run("pull", REPO)
+    assert (done.code, done.out, cleaned(done)) == (
+        1,
+        "",
+        f"error: {FILE} came with other bytes: its SHA-256 is {hashlib.sha256(altered).hexdigest()}, "
+        f"not {user.digest(FILE, REPO)}\n"
+        "  try: what came is deleted; pull again, and if that does not help, ask the repository's owner\n",
+    )
+    assert user.blobs(REPO) == {}
+    assert cleaned(user.pull(REPO)) == here(user)
+
+
+def test_a_partial_file_with_wrong_bytes_is_refused_once(user: HubUser) -> None:
+    partial(user).write_bytes(bytes(1_000_000))
+    done = user.run("pull", REPO)
+    assert (done.code, done.out) == (1, "")
+    assert re.fullmatch(
+        rf"error: {FILE} came with other bytes: its SHA-256 is [0-9a-f]{{64}}, not {user.digest(FILE, REPO)}\n"
+        r"  try: what came is deleted; pull again, [^\n]*\n",
+        cleaned(done),
+    )
+    assert user.blobs(REPO) == {}
+    assert cleaned(user.pull(REPO)) == here(user)
+
+
+@pytest.mark.parametrize("more", [0, 5_000_000])
+def test_a_partial_file_that_is_whole_or_longer_is_no_obstacle(user: HubUser, mistral_model: Path, more: int) -> None:
+    partial(user).write_bytes(mistral_model.read_bytes() + bytes(more))
+    assert cleaned(user.pull(REPO)) == here(user)
+    assert len(user.downloads()) == (1 if more else 0)
+
+
+def test_a_blob_that_is_damaged_is_downloaded_again(user: HubUser) -> None:
+    user.pull(REPO)
+    blob = user.folder(REPO) / "blobs" / user.digest(FILE, REPO)
+    data = bytearray(blob.read_bytes())
+    data[5_000_000] ^= 0xFF
+    blob.write_bytes(data)
+    os.utime(blob, ns=(1, 1))
+    damaged = f"note: {FILE} in the cache is damaged: it is deleted and downloaded again\n"
+    assert cleaned(user.pull(REPO)) == f"{damaged}{here(user)}"
+
+
+def test_who_is_limited_waits_as_long_as_the_hub_says(user: HubUser) -> None:
+    user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header("Retry-After", "1")))
+    began = time.monotonic()
+    limited = "note: the Hub asks for fewer requests (429): trying again in 1 s\n"
+    assert cleaned(user.pull(REPO)) == f"{limited}{here(user)}"
+    assert time.monotonic() - began > 1
+
+
+@pytest.mark.parametrize(("header", "value"), [("Retry-After", "DATE"), ("RateLimit", '"api";r=0;t=3600')])
+def test_a_wait_that_is_too_long_is_left_to_the_user(user: HubUser, header: str, value: str) -> None:
+    value = value.replace("DATE", formatdate(time.time() + 3600, usegmt=True))
+    user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
+    done = user.run("pull", REPO)
+    said = "error: the Hub asks for fewer requests (429) and says to wait 60 minutes\n  try: pull again then\n"
+    assert (done.code, done.out, done.err) == (1, "", said)
+
+
+@pytest.mark.parametrize("part", ["api", "cdn"])
+def test_an_error_of_the_server_passes(user: HubUser, part: Part) -> None:
+    refusal = SERVER_ERROR.with_header("Retry-After", "0")
+    user.hub.arm(Fault(part=part, let_through=0 if part == "api" else 1, refusal=refusal))
+    trouble = "note: the Hub is in trouble (500): trying again in 0 s\n"
+    assert cleaned(user.pull(REPO)) == f"{trouble}{here(user)}"
+
+
+def test_a_server_that_stays_in_trouble_is_given_up(user: HubUser) -> None:
+    user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
+    done = user.run("pull", REPO)
+    tried = "note: the Hub is in trouble (503): trying again in 0 s\n" * 5
+    given_up = "error: the Hub is in trouble (503)\n  try: pull again later\n"
+    assert (done.code, done.out, done.err) == (1, "", tried + given_up)
+
+
+def test_a_server_that_falls_silent_is_asked_again(user: HubUser) -> None:
+    user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
+    silent = "note: 127.0.0.1: it does not answer in time: trying again in 1 s\n"
+    assert cleaned(user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1")) == f"{silent}{here(user)}"
+    assert user.downloads()[1].range == "bytes=1000000-"
+
+
+class Told:
+    """Remembers what it is told of a pull."""
+
+    def __init__(self) -> None:
+        self.notices: list[NoticeEvent] = []
+        self.slept: list[float] = []
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Look away."""
+
+    def notice(self, event: NoticeEvent) -> None:
+        self.notices.append(event)
+
+
+def test_the_waits_grow_until_something_has_come_of_it() -> None:
+    told = Told()
+    patience = Patience(told, told.slept.append)
+    lost = HubError("the connection is lost", "check the network", retries=6)
+    for _ in range(6):
+        patience.wait(lost)
+    with pytest.raises(HubError, match="the connection is lost"):
+        patience.wait(lost)
+    assert told.slept == [1, 2, 4, 8, 16, 16]
+    patience.renew()
+    patience.wait(lost)
+    assert told.notices[-1] == NoticeEvent("the connection is lost", "trying again in 1 s")
+
+
+def test_a_disk_that_is_too_full_is_told_before_the_first_byte(tmp_path: Path) -> None:
+    file = HubFile(FILE, 4_000_000_000, "00" * 32)
+    listing = Listing(REPO, "main", "0" * 40, (file,))
+    cache = Cache(tmp_path / "hub")
+    download = Download(listing, cache, Told(), free_bytes=lambda _: 1_000_000_000)
+    with pytest.raises(PullError) as caught:
+        download.require_space((file,))
+    assert caught.value.what == f"{tmp_path}: the disk is too full: 1.00 GB are free, and the pull needs 4.06 GB"
+    assert caught.value.do == "free 3.06 GB, or set HF_HUB_CACHE to a directory on another disk"
+    left = cache.partial(REPO, "00" * 32)
+    left.parent.mkdir(parents=True)
+    with left.open("wb") as sparse:
+        sparse.truncate(3_900_000_000)
+    download.require_space((file,))
+
+
+class SmallDisk:
+    """A shell in which `disk` is a file system of its own; everything is gone with it."""
+
+    def __init__(self, user: HubUser, megabytes: int) -> None:
+        self.shell = subprocess.Popen(
+            ["unshare", "--mount", "sh"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=user.command.home,
+            env=user.command.environment(user.environment({"HF_HUB_CACHE": str(user.command.home / "disk" / "hub")})),
+        )
+        self.directory = Path(f"/proc/{self.shell.pid}/root{user.command.home}/disk")
+        self.begin(f"mkdir disk && mount -t tmpfs -o size={megabytes}m none disk")
+        self.is_mounted = self.finish()[0] == 0
+
+    def begin(self, command: str) -> None:
+        """Run a command."""
+        assert self.shell.stdin
+        self.shell.stdin.write(f"{command} </dev/null; echo ended $?\n")
+        self.shell.stdin.flush()
+
+    def finish(self) -> tuple[int, str]:
+        """Return the exit code of the command, and what it said."""
+        assert self.shell.stdout
+        said = ""
+        for line in self.shell.stdout:
+            if line.startswith("ended "):
+                return int(line.split()[1]), said
+            said += line
+        return -1, said
+
+    def fill(self) -> Path:
+        """Leave no room; return the file that takes it."""
+        filler = self.directory / "filler"
+        with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 20))
+        return filler
+
+
+@contextmanager
+def small_disk(user: HubUser, megabytes: int) -> Iterator[SmallDisk]:
+    """Open a small disk, where such a thing can be had."""
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no `unshare`")
+    disk = SmallDisk(user, megabytes)
+    try:
+        if not disk.is_mounted:
+            pytest.skip("nothing may be mounted here")
+        yield disk
+    finally:
+        disk.shell.communicate()
+
+
+def test_a_real_disk_that_is_too_full_is_left_alone(user: HubUser) -> None:
+    with small_disk(user, 20) as disk:
+        disk.begin(f"{COMMAND} pull {REPO}")
+        code, said = disk.finish()
+        assert (code, list(disk.directory.iterdir())) == (1, [])
+    assert said == (
+        f"error: {user.command.home}/disk: the disk is too full: 0.02 GB are free, and the pull needs 0.07 GB\n"
+        "  try: free 0.05 GB, or set HF_HUB_CACHE to a directory on another disk\n"
+    )
+    assert not user.downloads()
+
+
+def test_a_disk_that_fills_up_keeps_what_has_come(user: HubUser) -> None:
+    user.hub.arm(SLOW)
+    with small_disk(user, 80) as disk:
+        disk.begin(f"{COMMAND} pull {REPO}")
+        user.hub.log.wait_for(lambda request: request in user.downloads() and request.sent >= 1_000_000)
+        filler = disk.fill()
+        code, said = disk.finish()
+        part = f"disk/hub/models--owner--large/blobs/{user.digest(FILE, REPO)}.incomplete"
+        left = (disk.directory.parent / part).stat().st_size
+        assert (code, 500_000 < left < 9_000_000) == (1, True)
+        assert said.replace("download: 0 of 9 MB\n", "") == (
+            f"error: {FILE}: No space left on device\n  try: free some disk space, then pull again: it goes on\n"
+        )
+        filler.unlink()
+        user.hub.log.clear()
+        disk.begin(f"{COMMAND} pull {REPO}")
+        assert disk.finish()[0] == 0
+        [download] = user.downloads()
+        assert download.range == f"bytes={left}-"

@@ -1,0 +1,191 @@
+"""What cannot be pulled is refused with a line that says why and one that says what to do, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_exchange import Fault
+from hub_server import FORBIDDEN
+from hub_user import CATALOGUED, OTHER, READER, HubUser, hub_user, named
+
+PAGE = f"https://huggingface.co/{CATALOGUED}"
+
+
+@pytest.fixture
+def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
+    """Return a user for whom there are repositories of several kinds."""
+    model = {"own-Q8_0.gguf": chatml_model}
+    with hub_user(tmp_path) as each:
+        each.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): chatml_model})
+        each.hub.repository("owner/bare", {"README.md": b"# Bare\n", "mmproj-F16.gguf": chatml_model})
+        each.hub.repository("owner/private", model, private=True, readers=(READER,))
+        each.hub.repository("owner/gated", model, gated="manual", readers=(READER,))
+        yield each
+
+
+def refused(user: HubUser, *arguments: str, **more: str) -> tuple[int, str, str]:
+    """Return the exit code of a pull and its two lines; nothing else may be said, and nothing come."""
+    done = user.run("pull", *arguments, **more)
+    assert done.out == ""
+    error, do = done.err.splitlines()
+    assert (error[:7], do[:7]) == ("error: ", "  try: ")
+    assert not user.cache.exists()
+    return done.code, error[7:], do[7:]
+
+
+UNKNOWN = (
+    "there is no such repository on the Hub, or it is private",
+    "check the spelling; for a private one set HF_TOKEN, or: hf auth login",
+)
+
+
+def test_a_repository_that_is_not_there_may_be_private(user: HubUser) -> None:
+    assert refused(user, "nobody/nothing") == (3, f"nobody/nothing: {UNKNOWN[0]}", UNKNOWN[1])
+    assert refused(user, "owner/private") == (3, f"owner/private: {UNKNOWN[0]}", UNKNOWN[1])
+    with_token = refused(user, "owner/private", HF_TOKEN=OTHER)
+    assert with_token == (3, f"owner/private: {UNKNOWN[0]}", "check the spelling")
+
+
+def test_a_gate_is_shown_with_the_address_of_its_page(user: HubUser) -> None:
+    gated = "owner/gated is gated: its owner asks you to accept terms first"
+    accept = "accept them at https://huggingface.co/owner/gated"
+    login = f"{accept}, then set HF_TOKEN to a token of your account, or: hf auth login"
+    assert refused(user, "owner/gated") == (1, gated, login)
+    user.token.write_text(OTHER)
+    account = f"{accept} with the account whose token is in {user.token}"
+    assert refused(user, "owner/gated") == (1, gated, account)
+
+
+def test_a_token_that_the_hub_does_not_know_is_named_by_its_place(user: HubUser) -> None:
+    user.token.write_text("hf_unknown")
+    unknown = "the Hub does not accept the token in"
+    assert refused(user, CATALOGUED) == (1, f"{unknown} {user.token}", "replace it: hf auth login")
+    code, error, do = refused(user, CATALOGUED, HF_TOKEN="hf_unknown")
+    assert (code, error) == (1, f"{unknown} HF_TOKEN")
+    assert "hf auth login" not in do  # a variable outweighs what that command writes
+
+
+def test_a_token_that_may_not_read_is_told_what_it_lacks(user: HubUser) -> None:
+    user.hub.arm(Fault(part="api", times=None, refusal=FORBIDDEN))
+    said = f"the Hub refuses {CATALOGUED}: This token has no access to this resource"
+    assert refused(user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "give the token in HF_TOKEN the right to read it")
+    code, error, do = refused(user, CATALOGUED)
+    assert (code, error) == (1, said)
+    assert not do.startswith("give the token in")  # there is none
+
+
+NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches and tags: {PAGE}/tree/main"
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "do"),
+    [
+        ("cerebrum-7b:Q5_K_M", "cerebrum-7b has no quantisation Q5_K_M", "there are Q2_K, Q4_K_M"),
+        ("owner/bare", "owner/bare holds no GGUF model", "see what it holds on its page on the Hub"),
+        (f"{PAGE}/blob/{'0' * 40}/{named('Q2_K')}", *NO_SUCH_REVISION),
+        (
+            f"{PAGE}/resolve/main/nothing.gguf",
+            f"{CATALOGUED} holds no whole model nothing.gguf",
+            f"see what it holds: cerebrum pull --dry-run {CATALOGUED}",
+        ),
+        (
+            "cerebum-7b",
+            "unknown model 'cerebum-7b'",
+            "did you mean cerebrum-7b or cerebrum-8x7b or cerebrum-12b? cerebrum list --available shows all",
+        ),
+        ("./nowhere.gguf", "nowhere.gguf: there is no such file", "check the path; cerebrum list shows what is here"),
+    ],
+)
+def test_what_is_not_there_is_not_found(user: HubUser, reference: str, error: str, do: str) -> None:
+    assert refused(user, reference) == (3, error, do)
+
+
+@pytest.mark.parametrize(
+    "reference", [f"{PAGE}/blob/main/README.md", f"https://example.org/{CATALOGUED}", "https://huggingface.co/"]
+)
+def test_an_address_of_something_else_cannot_be_read(user: HubUser, reference: str) -> None:
+    assert refused(user, reference)[0] == 2
+    assert not user.hub.log.requests()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "error"),
+    [
+        ("http://127.0.0.1:1", "127.0.0.1: it refuses the connection"),
+        ("http://no-such-host.invalid", "no-such-host.invalid: its name cannot be resolved"),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_is_given_up_soon(user: HubUser, endpoint: str, error: str) -> None:
+    done = user.run("pull", CATALOGUED, HF_ENDPOINT=endpoint)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        f"note: {error}: trying again in 1 s\n"
+        f"error: {error}\n  try: check the network, and HF_ENDPOINT where it is set, then pull again\n"
+    )
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://127.0.0.1", "http://[::1", "http://127.0.0.1:99999"])
+def test_an_endpoint_that_is_no_address_is_named(user: HubUser, endpoint: str) -> None:
+    code, _, do = refused(user, CATALOGUED, HF_ENDPOINT=endpoint)
+    assert (code, "HF_ENDPOINT" in do) == (1, True)
+
+
+def test_what_the_catalogue_calls_broken_is_refused_before_a_request(user: HubUser) -> None:
+    said = (
+        1,
+        "bartowski/Cerebrum-1.0-8x7b-GGUF-old: its files are broken, as its own page says",
+        "cerebrum pull cerebrum-8x7b  (from bartowski/Cerebrum-1.0-8x7b-GGUF)",
+    )
+    for reference in (
+        "bartowski/Cerebrum-1.0-8x7b-GGUF-old",
+        "https://huggingface.co/bartowski/Cerebrum-1.0-8x7b-GGUF-old/blob/main/Cerebrum-1.0-8x7b-Q4_K_M.gguf",
+    ):
+        assert refused(user, reference) == said
+    assert not user.hub.log.requests()
+
+
+def test_a_mixtral_of_the_old_layout_is_refused_by_its_header_alone(user: HubUser, tmp_path: Path) -> None:
+    def text(said: bytes) -> bytes:
+        return struct.pack("<Q", len(said)) + said
+
+    key = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+    size = 3 * 2**20
+    tensor = text(b"blk.0.ffn_gate.0.weight") + struct.pack("<IQIQ", 1, size // 4, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + tensor
+    old = tmp_path / "old-Q4_K_M.gguf"
+    old.write_bytes(head + bytes(-len(head) % 32) + bytes(size))
+    user.hub.repository("owner/old", {old.name: old})
+    what = "made before April 2024, with one tensor an expert, which llama.cpp no longer loads"
+    do = "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b"
+    assert refused(user, "owner/old") == (1, f"owner/old/{old.name}: {what}", do)
+    [header] = user.hub.log.requests("cdn")
+    assert header.sent == 2**20
+    assert refused(user, str(old)) == (1, f"{old}: {what}", do)
+    done = user.run("ask", "-m", old, "Why?")
+    assert (done.code, done.out, done.err) == (1, "", f"error: {old}: {what}\n  try: {do}\n")
+
+
+MODEL_THAT_IS_TOO_BIG = """
+[models.huge]
+system = "Huge"
+repo_id = "owner/huge"
+file = "huge-{quant}.gguf"
+context_size = 8192
+kv_bytes_per_token = 1_000_000_000
+"""
+
+
+def test_a_model_that_will_not_fit_is_refused_and_comes_all_the_same_with_y(user: HubUser, chatml_model: Path) -> None:
+    (user.command.config / "models.toml").write_text(MODEL_THAT_IS_TOO_BIG)
+    user.hub.repository("owner/huge", {"huge-Q4_K_M.gguf": chatml_model})
+    code, error, do = refused(user, "huge")
+    assert (code, do) == (1, "choose a smaller quantisation, or go on with -y")
+    needed = r"huge:Q4_K_M needs {}\d\.\d GB of memory at a context of {} tokens, and \d+\.\d GB can be had here"
+    assert re.fullmatch(needed.format(819, 8192), error)
+    assert re.fullmatch(needed.format(409, 4096), refused(user, "huge", CEREBRUM_CTX="4096")[1])
+    assert not user.hub.log.requests("cdn")
+    user.pull("huge", "-y")

@@ -1,0 +1,223 @@
+"""What was pulled is listed, shown and asked without a network; a pull says what is new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hub_exchange import Fault
+from hub_server import UNAVAILABLE
+from hub_user import CATALOGUED, HubUser, cleaned, hub_user, named
+from tiny_models import write_chatml
+
+OWNED = "someone/tiny-GGUF"
+
+
+@pytest.fixture
+def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
+    """Return a user for whom cerebrum-7b can be had in two quantisations, and another model in one."""
+    with hub_user(tmp_path) as each:
+        other = write_chatml(tmp_path / "other.gguf", seed=1)
+        each.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): other})
+        each.hub.repository(OWNED, {"tiny-Q8_0.gguf": other})
+        yield each
+
+
+def offline_error(user: HubUser, *arguments: str, **more: str) -> str:
+    """Return the one line a command says in vain, offline; what to do stands below it."""
+    done = user.run(*arguments, **more)
+    assert (done.code, done.out) == (1, "")
+    error, do = done.err.splitlines()
+    assert do.startswith("  try: ")
+    return error
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_offline_all_works_that_is_here(user: HubUser, variable: bool) -> None:
+    path = user.path(named("Q4_K_M"))
+    user.pull("cerebrum-7b")
+    user.hub.log.clear()
+    more = {"HF_HUB_OFFLINE": "1"} if variable else {}
+    offline = [] if variable else ["--offline"]
+    assert user.pull(CATALOGUED, *offline, **more).err == f"cerebrum-7b:Q4_K_M is here: {path}\n"
+    assert user.ask("-m", "cerebrum-7b", *offline, **more)
+    assert user.run("list", **more).code == user.run("show", "cerebrum-7b", **more).code == 0
+    assert not user.hub.log.requests()
+
+
+@pytest.mark.parametrize(
+    ("reference", "variable"),
+    [("cerebrum-7b:Q2_K", False), (OWNED, True), ("starter", False)],  # pip knows no HF_*
+)
+def test_offline_what_is_not_here_is_missing(user: HubUser, reference: str, variable: bool) -> None:
+    more = {"HF_HUB_OFFLINE": "1"} if variable else {}
+    offline = [] if variable else ["--offline"]
+    said = f"error: {reference} is not downloaded, and we are offline"
+    assert offline_error(user, "pull", reference, *offline, **more) == said
+    assert not user.hub.log.requests()
+
+
+def test_offline_a_dry_run_shows_the_catalogue_and_nothing_of_a_repository(user: HubUser) -> None:
+    done = user.run("pull", "--dry-run", "--json", "--offline", "cerebrum-7b")
+    assert (done.code, done.object["revision"], done.object["repo_id"]) == (0, None, CATALOGUED)
+    assert "Q8_0" in {each["quantization"] for each in done.object["quantizations"]}
+    said = f"error: {OWNED} cannot be looked at: we are offline"
+    assert offline_error(user, "pull", "--dry-run", "--offline", OWNED) == said
+    assert not user.hub.log.requests()
+
+
+def test_where_the_hub_is_silent_what_is_here_stays_as_it_is(user: HubUser) -> None:
+    user.pull("cerebrum-7b")
+    user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "7000")))
+    done = user.pull("cerebrum-7b")
+    assert done.err == (
+        "note: the Hub is in trouble (503) and says to wait 117 minutes: "
+        "cerebrum-7b:Q4_K_M is here already and stays as it is\n"
+        f"cerebrum-7b:Q4_K_M is here: {user.path(named('Q4_K_M'))}\n"
+    )
+    assert user.run("pull", "cerebrum-7b:Q2_K").code == 1
+
+
+def test_what_is_here_is_listed(user: HubUser, chatml_model: Path) -> None:
+    assert (user.run("list").out, user.listed()) == ("", [])
+    user.pull("cerebrum-7b")
+    user.pull(OWNED)
+    before = datetime.now(UTC).replace(microsecond=0)
+    user.ask("-m", OWNED)
+    first, second = user.listed()
+    size, commit = chatml_model.stat().st_size, user.commit()
+    assert first == {
+        "name": "cerebrum-7b",
+        "reference": "cerebrum-7b:Q4_K_M",
+        "path": str(user.path(named("Q4_K_M"))),
+        "default": True,
+        "source": "hub",
+        "repo_id": CATALOGUED,
+        "revision": commit,
+        "last_used": None,
+        "quantization": "Q4_K_M",
+        "size": size,
+        "format": "cerebrum",
+        "context_size": 2048,
+        "error": None,
+    }
+    assert (second["reference"], second["default"], second["format"]) == (f"{OWNED}:Q8_0", False, "embedded")
+    used = datetime.fromisoformat(second["last_used"])
+    assert timedelta(0) <= used - before < timedelta(minutes=1)
+    done = user.run("list")
+    assert [line.split() for line in done.out.splitlines()] == [
+        ["name", "quant", "size", "format", "context", "last", "used", "where"],
+        ["*", "cerebrum-7b", "Q4_K_M", "0", "MB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
+        [OWNED, "Q8_0", "0", "MB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
+    ]
+    assert done.err == "* is the model asked when none is named\n"
+
+
+def test_what_is_here_is_shown(user: HubUser) -> None:
+    user.pull("cerebrum-7b")
+    done = user.run("show", "cerebrum-7b", "--json")
+    assert (done.code, done.err) == (0, "")
+    [row] = user.listed()
+    row.pop("error")
+    shown = done.object
+    assert {key: shown[key] for key in row} == row
+    assert shown["sha256"] == user.digest(named("Q4_K_M"))
+    assert (shown["licence"], shown["files"]) == ("apache-2.0", [row["path"]])
+    assert shown["metadata"]["general.name"] == "tiny chatml"
+    installed = {each["quantization"]: each["installed"] for each in shown["quantizations"]}
+    assert (installed["Q4_K_M"], installed["Q2_K"]) == (True, False)
+    lines = user.run("show", "cerebrum-7b").out.splitlines()
+    described = dict(line.split(maxsplit=1) for line in lines[: lines.index("")])
+    assert described["path"] == row["path"]
+    assert described["sha256"] == shown["sha256"]
+    assert described["licence"] == "apache-2.0"
+
+
+def test_what_could_be_here_is_listed(user: HubUser) -> None:
+    user.pull("cerebrum-7b:Q2_K")
+    done = user.run("list", "--available", "--json")
+    assert (done.code, done.err) == (0, "")
+    rows = {row["name"]: row for row in done.object}
+    assert {name for name, row in rows.items() if row["here"]} == {"cerebrum-7b"}
+    installed = [each["quantization"] for each in rows["cerebrum-7b"]["quantizations"] if each["installed"]]
+    assert installed == ["Q2_K"]
+    assert [rows[name]["recommended"] for name in ("cerebrum-12b", "starter")] == ["Q4_K_M", "Q4_1"]
+    lines = user.run("list", "--available").out.splitlines()
+    assert lines[0].split()[:4] == ["name", "here", "fitting", "size"]
+    assert next(line for line in lines if line.startswith("cerebrum-7b")).split()[1] == "yes"
+
+
+def test_a_dry_run_shows_what_there_is_and_downloads_nothing(user: HubUser) -> None:
+    done = user.run("pull", "--dry-run", "--json", "cerebrum-7b:q2_k")
+    assert (done.code, done.err) == (0, "")
+    found = done.object
+    assert (found["name"], found["repo_id"], found["revision"]) == ("cerebrum-7b", CATALOGUED, user.commit())
+    assert (found["chosen"], found["context"]) == ("Q2_K", 8192)
+    sizes = [(each["quantization"], each["size"]) for each in found["quantizations"]]
+    assert sizes == [("Q2_K", 225_440), ("Q4_K_M", 225_440)]
+    assert list(found["quantizations"][0]) == ["quantization", "size", "needed", "verdict", "installed", "recommended"]
+    smaller = user.run("pull", "--dry-run", "--json", "cerebrum-7b", "--ctx", "1024").object
+    needed = [each["quantizations"][1]["needed"] for each in (found, smaller)]
+    assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * 131_072)
+    done = user.run("pull", "--dry-run", "cerebrum-7b:q2_k", CEREBRUM_CTX="1024")
+    assert done.code == 0
+    assert done.err == "cerebrum pull cerebrum-7b:q2_k would bring cerebrum-7b:Q2_K\n"
+    assert done.out.startswith("\ncerebrum-7b at a context of 1024 tokens; this machine has ")
+    table = [line.split() for line in done.out.splitlines()[3:6]]
+    assert [row[:1] for row in table] == [["quant"], ["Q2_K"], ["*"]]
+    assert not user.hub.log.requests("cdn")
+    assert not user.cache.exists()
+
+
+def test_what_was_pulled_first_is_asked_until_another_is_chosen(user: HubUser) -> None:
+    user.pull("cerebrum-7b:Q2_K")
+    user.pull("cerebrum-7b:Q4_K_M")
+    first = user.ask()
+    user.pull("cerebrum-7b:Q4_K_M", "--default")
+    assert user.ask() == user.ask("-m", user.path(named("Q4_K_M"))) != first
+    defaults = {row["reference"]: row["default"] for row in user.listed()}
+    assert defaults == {"cerebrum-7b:Q2_K": False, "cerebrum-7b:Q4_K_M": True}
+
+
+def test_a_pull_may_give_a_name(user: HubUser) -> None:
+    done = user.run("pull", OWNED, "--name", "mine", "--json")
+    assert (done.code, done.object["name"], done.object["reference"]) == (0, "mine", "mine")
+    assert [row["name"] for row in user.listed()] == ["mine"]
+    assert user.ask("-m", "mine")
+    done = user.run("pull", CATALOGUED, "--name", "mine")
+    assert (done.code, done.err) == (
+        2,
+        "error: the name mine is taken by another model\n  try: choose one with --name\n",
+    )
+
+
+def test_a_pull_as_json_says_what_list_says(user: HubUser) -> None:
+    done = user.run("pull", "cerebrum-7b", "--json", "--quiet")
+    assert (done.code, done.err) == (0, "")
+    assert [done.object] == user.listed()
+    assert json.dumps(done.object, ensure_ascii=False) == done.out.strip()
+
+
+def test_what_has_changed_on_the_hub_comes_anew_and_the_old_stays(user: HubUser, tmp_path: Path) -> None:
+    user.pull("cerebrum-7b")
+    old = user.path(named("Q4_K_M"))
+    newer = write_chatml(tmp_path / "newer.gguf", seed=7)
+    user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): newer})
+    new = user.path(named("Q4_K_M"))
+    assert cleaned(user.pull("cerebrum-7b")) == f"cerebrum-7b:Q4_K_M is here: {new}\n"
+    assert new.read_bytes() == newer.read_bytes()
+    assert user.ask() == user.ask("-m", new) != user.ask("-m", old)
+    assert len(user.blobs()) == 2
+
+
+def test_what_has_not_changed_is_not_downloaded_again_with_a_new_commit(user: HubUser) -> None:
+    user.pull("cerebrum-7b")
+    user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
+    user.hub.log.clear()
+    new = user.path(named("Q4_K_M"))
+    assert cleaned(user.pull("cerebrum-7b")) == f"cerebrum-7b:Q4_K_M is here: {new}\n"
+    assert not user.downloads()
+    assert [row["path"] for row in user.listed()] == [str(new)]

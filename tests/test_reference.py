@@ -1,0 +1,278 @@
+"""Model references: what each form names, what is none, and that whatever is read can be said again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
+from cerebrum_cli.ground.errors import UsageError
+
+HUB = "https://huggingface.co"
+REPO = "bartowski/Cerebrum-1.0-7b-GGUF"
+FILE = "Cerebrum-1.0-7b-Q4_K_M.gguf"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("cerebrum-7b", Named("cerebrum-7b")),
+        ("cerebrum-7b:Q4_K_M", Named("cerebrum-7b", "Q4_K_M")),
+        ("cerebrum-7b:q4_k_m", Named("cerebrum-7b", "q4_k_m")),
+        ("7B", Named("7B")),
+        ("a.b_c-d:UD-Q4_K_XL", Named("a.b_c-d", "UD-Q4_K_XL")),
+        ("hf.co", Named("hf.co")),
+        (REPO, InRepository(REPO)),
+        (f"{REPO}:Q4_K_M", InRepository(REPO, "Q4_K_M")),
+        ("_o/r_:Q8_0", InRepository("_o/r_", "Q8_0")),
+        (f"hf.co/{REPO}", InRepository(REPO)),
+        (f"hf.co/{REPO}/", InRepository(REPO)),
+        (f"hf.co/{REPO}:Q4_K_M", InRepository(REPO, "Q4_K_M")),
+        (f"HF.co/{REPO}:Q4_K_M", InRepository(REPO, "Q4_K_M")),
+        (f"huggingface.co/{REPO}", InRepository(REPO)),
+        (f"www.huggingface.co/{REPO}", InRepository(REPO)),
+        (f"hf.co/{REPO}/resolve/main/{FILE}", InRepository(REPO, file=FILE, revision="main")),
+        (f"hf.co/{REPO}/resolve/main/{FILE}?download=true", InRepository(REPO, file=FILE, revision="main")),
+        (f"hf://{REPO}", InRepository(REPO)),
+        (f"HF://{REPO}:Q6_K", InRepository(REPO, "Q6_K")),
+        (f"{HUB}/{REPO}", InRepository(REPO)),
+        (f"{HUB}/{REPO}/", InRepository(REPO)),
+        (f"{HUB}/{REPO}:Q4_K_M", InRepository(REPO, "Q4_K_M")),
+        (f"{HUB}/{REPO}?library=gguf", InRepository(REPO)),
+        (f"HTTPS://HuggingFace.CO/{REPO}", InRepository(REPO)),
+        (f"http://www.huggingface.co/{REPO}", InRepository(REPO)),
+        (f"https://hf.co/{REPO}", InRepository(REPO)),
+        (f"{HUB}/{REPO}\n", InRepository(REPO)),
+        (f"{HUB}/{REPO}/resolve/main/{FILE}", InRepository(REPO, file=FILE, revision="main")),
+        (f"{HUB}/{REPO}/blob/main/{FILE}", InRepository(REPO, file=FILE, revision="main")),
+        (f"{HUB}/{REPO}/raw/main/{FILE}", InRepository(REPO, file=FILE, revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/{FILE}?download=true", InRepository(REPO, file=FILE, revision="main")),
+        (f"{HUB}/{REPO}/resolve/{COMMIT}/{FILE}", InRepository(REPO, file=FILE, revision=COMMIT)),
+        (f"{HUB}/{REPO}/resolve/refs%2Fpr%2F1/{FILE}", InRepository(REPO, file=FILE, revision="refs/pr/1")),
+        (f"{HUB}/{REPO}/resolve/main/Q4/part/{FILE}", InRepository(REPO, file=f"Q4/part/{FILE}", revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/Q4%2F{FILE}", InRepository(REPO, file=f"Q4/{FILE}", revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/a%20b%3F%23.gguf", InRepository(REPO, file="a b?#.gguf", revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/%C3%A4%2B.GGUF", InRepository(REPO, file="ä+.GGUF", revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/1..2.gguf", InRepository(REPO, file="1..2.gguf", revision="main")),
+        (f"{HUB}/{REPO}/tree/main", InRepository(REPO, revision="main")),
+        (f"{HUB}/{REPO}/tree/main/", InRepository(REPO, revision="main")),
+        (f"{HUB}/{REPO}/tree/v1.0:Q4_K_M", InRepository(REPO, "Q4_K_M", revision="v1.0")),
+        (f"{HUB}/{REPO}/tree/refs%2Fpr%2F1:Q4_K_M", InRepository(REPO, "Q4_K_M", revision="refs/pr/1")),
+        ("/models/a.gguf", AtPath(Path("/models/a.gguf"))),
+        ("/models/a", AtPath(Path("/models/a"))),
+        ("./a", AtPath(Path("a"))),
+        ("../a b", AtPath(Path("../a b"))),
+        (".", AtPath(Path())),
+        ("..", AtPath(Path(".."))),
+        ("~", AtPath(Path("~"))),
+        ("~/a.gguf", AtPath(Path("~/a.gguf"))),
+        ("~someone/a", AtPath(Path("~someone/a"))),
+        ("a.gguf", AtPath(Path("a.gguf"))),
+        ("a.GGUF", AtPath(Path("a.GGUF"))),
+        ("o/r.gguf", AtPath(Path("o/r.gguf"))),
+        ("a/b/c.gguf", AtPath(Path("a/b/c.gguf"))),
+        ("C:\\models\\a.gguf", AtPath(Path("C:\\models\\a.gguf"))),
+        ("ä \udcff.gguf", AtPath(Path("ä \udcff.gguf"))),
+    ],
+)
+def test_a_reference_names_one_thing(text: str, meant: Reference) -> None:
+    assert parse_reference(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "text"),
+    [
+        ("https://hub.example", f"https://hub.example/{REPO}/resolve/main/{FILE}"),
+        ("http://localhost:8080/", f"http://LOCALHOST:8080/{REPO}/blob/main/{FILE}?download=true"),
+        ("https://hub.example", f"{HUB}/{REPO}/resolve/main/{FILE}"),
+    ],
+)
+def test_the_addresses_of_another_hub_are_known_where_one_is_set(endpoint: str, text: str) -> None:
+    assert parse_reference(text, endpoint) == InRepository(REPO, file=FILE, revision="main")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no model"),
+        (" ", "names no model"),
+        ("cerebrum 7b", "names no model"),
+        ("cerebrum-7b\n", "names no model"),
+        ("cerebrum\0", "names no model"),
+        ("-7b", "names no model"),
+        (".hidden", "names no model"),
+        ("größe", "names no model"),
+        ("\udcff", "names no model"),
+        ("a\\b", "names no model"),
+        ("a/b/c", "names no model"),
+        ("a/", "names no model"),
+        ("-a/b", "names no model"),
+        ("a/b-", "names no model"),
+        ("a--b/c", "names no model"),
+        ("a/b..c", "names no model"),
+        ("a:", "names no quantisation after the colon"),
+        ("a:b:c", "names no quantisation after the colon"),
+        ("a:-b", "names no quantisation after the colon"),
+        ("a/b:", "names no quantisation after the colon"),
+        ("a/b:Q4/x", "names no quantisation after the colon"),
+        ("a:Q4_0\n", "names no quantisation after the colon"),
+        ("hf.co/", "names no repository"),
+        ("hf.co/a", "names no repository"),
+        ("hf.co/a/b c", "names no repository"),
+        ("hf.co/../b", "names no repository"),
+        ("hf.co/a/b:", "names no quantisation after the colon"),
+        ("hf.co/a/b/c.gguf", "is no address of a .gguf file"),
+        ("hf://a/b/c.gguf", "is no address of a .gguf file"),
+        ("a.gguf\0.gguf", "is no path"),
+        ("https://", "names no repository"),
+        ("https://[/a/b", "is no address"),
+        ("://a/b", "only the Hugging Face Hub"),
+        ("ftp://huggingface.co/a/b", "only the Hugging Face Hub"),
+        ("https://example.com/a/b.gguf", "only the Hugging Face Hub"),
+        ("https://huggingface.co.example.com/a/b", "only the Hugging Face Hub"),
+        ("https://user:secret@huggingface.co/a/b", "only the Hugging Face Hub"),
+        ("ftp://a\nb", "only the Hugging Face Hub"),
+        (f"{HUB}/a", "names no repository"),
+        (f"{HUB}/datasets/a/b", "is no address of a .gguf file"),
+        (f"{HUB}/a/b/tree", "is no address of a .gguf file"),
+        (f"{HUB}/a/b/commit/{COMMIT}", "is no address of a .gguf file"),
+        (f"{HUB}/a/b/resolve/main", "is no address of a .gguf file"),
+        (f"{HUB}/a/b/resolve/main/config.json", "is no address of a .gguf file"),
+        ("hf.co/a/b/resolve/main/a\nb", "is no address of a .gguf file"),
+        (f"{HUB}/a/b/resolve/main/../c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/%2e%2e/c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/a%2F..%2Fc.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/a/./c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main//c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/%2Fetc/c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/a%5Cc.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/a%00.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/a%0A.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/%FF.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/main/\udcff.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/../c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/%2e%2e/c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/%2Fetc/c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/resolve/a%2F%2Fb/c.gguf", "is no address of the Hub"),
+        (f"{HUB}/a/b/tree/a%5Cb", "is no address of the Hub"),
+        (f"{HUB}/a/b/tree/a%1Bb", "is no address of the Hub"),
+    ],
+)
+def test_what_is_no_reference_is_said_in_one_line_and_what_to_do_in_another(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_reference(text)
+    assert said in caught.value.what
+    assert len(caught.value.what.splitlines()) == 1
+    assert len(caught.value.do.splitlines()) == 1
+
+
+LETTERS = "abzABZ019"
+WORDS = st.text(LETTERS + "_", min_size=1, max_size=8)
+
+
+def joined(separators: str, words: st.SearchStrategy[str] = WORDS) -> st.SearchStrategy[str]:
+    """Return words with one of the separators between each two."""
+    return st.lists(words, min_size=1, max_size=3).flatmap(
+        lambda found: st.sampled_from(separators).map(lambda separator: separator.join(found))
+    )
+
+
+names = st.builds(str.__add__, st.sampled_from(LETTERS), st.text(LETTERS + "._-", max_size=12)).filter(
+    lambda name: not name.endswith(".gguf")
+)
+repo_ids = st.builds("{}/{}".format, joined("-_"), joined(".-_"))
+plain = st.text(
+    st.characters(min_codepoint=32, max_codepoint=0x24F, exclude_characters="/\\").filter(str.isprintable), min_size=1
+)
+folders = plain.filter(lambda part: not part.startswith("."))
+revisions = st.lists(folders, min_size=1, max_size=3).map("/".join)
+files = st.builds(
+    "{}{}".format, st.lists(folders, min_size=1, max_size=3).map("/".join), st.sampled_from([".gguf", ".GGUF"])
+)
+paths = st.lists(
+    st.sampled_from(["..", "~", "a", "a.gguf", "ä \udcff", "a:b", "hf:", "\\", "\n"]) | WORDS,
+    min_size=1,
+    max_size=4,
+).map(lambda parts: Path(*parts))
+
+references: st.SearchStrategy[Reference] = st.one_of(
+    st.builds(Named, names, st.none() | names),
+    st.builds(InRepository, repo_ids, st.none() | names),
+    st.builds(InRepository, repo_ids, st.none() | names, revision=revisions),
+    st.builds(InRepository, repo_ids, file=files, revision=revisions),
+    st.builds(AtPath, paths | paths.map(Path("/").joinpath)),
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(references)
+def test_what_a_reference_is_written_as_is_that_reference(reference: Reference) -> None:
+    assert parse_reference(str(reference)) == reference
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        InRepository("o/model.gguf"),
+        InRepository("o/model.gguf", "Q4_0"),
+        InRepository("hf.co/a"),
+        AtPath(Path("hf.co/a.gguf")),
+        AtPath(Path("hf.co/o/r.gguf")),
+        AtPath(Path("huggingface.co/o/r/resolve/main/a.gguf")),
+    ],
+)
+def test_what_could_be_taken_for_another_form_is_written_so_that_it_is_not(reference: Reference) -> None:
+    assert parse_reference(str(reference)) == reference
+
+
+PIECES = (
+    *(":", "/", "//", "\\", ".", "..", "~", "-", "--", "@", "?", "#", " ", "\n", "\t", "\0", "\x1b[31m", "\u2028"),
+    *("%2e%2e", "%2F", "%5C", "%00", "%0A", "%FF", "%", "ä", "\udcff", "[", "]", "１"),
+    *("a", "b", "main", ".gguf", ".GGUF", "Q4_0", "tree/", "resolve/", "blob/", "a/b/resolve/main/", "a/b/tree/"),
+    *("hf.co", "hf://", "https://", "huggingface.co/", "https://huggingface.co/", "https://huggingface.co/a/b/"),
+)
+texts = st.text() | st.text(st.characters()) | st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
+
+
+def read(text: str) -> Reference | None:
+    """Return what a text names, None where it is no reference."""
+    try:
+        return parse_reference(text)
+    except UsageError:
+        return None
+
+
+@settings(deadline=None, derandomize=True, max_examples=2000)
+@given(texts)
+def test_any_text_is_a_reference_or_an_error_of_two_lines(text: str) -> None:
+    try:
+        assert isinstance(parse_reference(text), Named | InRepository | AtPath)
+    except UsageError as error:
+        assert len(error.what.splitlines()) == len(error.do.splitlines()) == 1
+
+
+@settings(deadline=None, derandomize=True, max_examples=2000)
+@given(st.builds("{}{}".format, st.sampled_from(["", "hf.co/", "https://huggingface.co/a/b/"]), texts))
+def test_whatever_is_read_can_be_written_and_read_again(text: str) -> None:
+    reference = read(text)
+    assert reference is None or parse_reference(str(reference)) == reference
+
+
+views = st.sampled_from([f"{HUB}/a/b/{view}/" for view in ("resolve", "blob", "raw", "tree")] + ["hf.co/a/b/resolve/"])
+addresses = st.builds("{}{}{}".format, views, texts, st.sampled_from(["", "/x.gguf", "%2Fx.gguf", ".gguf"]))
+
+
+@settings(deadline=None, derandomize=True, max_examples=2000)
+@given(addresses)
+def test_no_part_of_an_address_leads_out_of_the_folder_it_is_a_file_name_in(text: str) -> None:
+    reference = read(text)
+    if not isinstance(reference, InRepository):
+        return
+    for part in filter(None, (reference.file, reference.revision)):
+        assert not {"", ".", ".."}.intersection(part.split("/")), part
+        assert "\\" not in part
+        assert part.isprintable()

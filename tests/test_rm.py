@@ -1,0 +1,113 @@
+"""What is removed is gone from the disk, and nothing else is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_user import CATALOGUED, HubUser, hub_user, named
+from tiny_models import write_chatml
+
+OWNED = "someone/tiny-GGUF"
+
+
+@pytest.fixture
+def user(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> Iterator[HubUser]:
+    """Return a user who has pulled cerebrum-7b, of 9 MB, and could have it smaller, and another model."""
+    other = write_chatml(tmp_path / "other.gguf", seed=1)
+    with hub_user(tmp_path) as each:
+        each.hub.repository(CATALOGUED, {named("Q4_K_M"): mistral_model, named("Q2_K"): chatml_model})
+        each.hub.repository(OWNED, {"tiny-Q8_0.gguf": other})
+        each.pull("cerebrum-7b:Q4_K_M")
+        yield each
+
+
+def removed(user: HubUser, reference: str) -> str:
+    """Return what is said of a model that goes."""
+    done = user.run("rm", "-y", reference)
+    assert (done.code, done.out) == (0, "")
+    return done.err
+
+
+def test_where_nobody_can_answer_nothing_is_removed(user: HubUser) -> None:
+    done = user.run("rm", "cerebrum-7b")
+    assert (done.code, done.out, done.err) == (1, "", "cerebrum-7b:Q4_K_M stays; -y removes it\n")
+    assert user.path(named("Q4_K_M")).exists()
+
+
+def test_a_removed_model_frees_its_bytes(user: HubUser) -> None:
+    assert removed(user, "cerebrum-7b") == "cerebrum-7b:Q4_K_M is gone, 9 MB are free again\n"
+    assert user.blobs() == {}
+    assert not user.folder().exists()
+    assert user.listed() == []
+    done = user.run("rm", "-y", "cerebrum-7b")
+    assert (done.code, done.out, done.err) == (
+        3,
+        "",
+        "error: cerebrum-7b is not downloaded\n  try: cerebrum pull cerebrum-7b\n",
+    )
+    assert user.hugging_face("[*map(str, scan_cache_dir().warnings)]", "len(scan_cache_dir().repos)") == [[], 0]
+
+
+def test_of_two_quantisations_the_other_stays(user: HubUser) -> None:
+    user.pull("cerebrum-7b:Q2_K")
+    answer = user.ask("-m", "cerebrum-7b:Q2_K")
+    removed(user, "cerebrum-7b:Q4_K_M")
+    assert user.blobs() == {user.digest(named("Q2_K")): user.path(named("Q2_K")).stat().st_size}
+    assert user.ask() == answer
+
+
+def test_bytes_that_another_revision_uses_stay(user: HubUser) -> None:
+    old = user.path(named("Q4_K_M"))
+    user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
+    user.pull("cerebrum-7b:Q4_K_M")
+    shared = ": another revision in the cache uses the same file, which stays"
+    assert removed(user, "cerebrum-7b") == f"cerebrum-7b:Q4_K_M is gone, 0 MB are free again{shared}\n"
+    assert [row["path"] for row in user.listed()] == [str(old)]
+    assert removed(user, "cerebrum-7b") == "cerebrum-7b:Q4_K_M is gone, 9 MB are free again\n"
+    assert user.blobs() == {}
+
+
+def test_a_file_of_the_users_own_is_only_forgotten(user: HubUser, tmp_path: Path) -> None:
+    own = tmp_path / "other.gguf"
+    user.pull(own)
+    assert removed(user, "other") == f"other is forgotten; {own} is left alone\n"
+    assert own.exists()
+    assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
+
+
+def test_the_default_moves_on(user: HubUser) -> None:
+    user.pull(OWNED)
+    assert [row["default"] for row in user.listed()] == [True, False]
+    removed(user, "cerebrum-7b")
+    assert [(row["reference"], row["default"]) for row in user.listed()] == [(f"{OWNED}:Q8_0", True)]
+    removed(user, OWNED)
+    done = user.run("ask", "Why?")
+    assert (done.code, done.err.splitlines()[0]) == (3, "error: no model is here yet")
+    user.pull(OWNED)
+    assert user.ask()
+
+
+def test_a_model_with_a_name_of_its_own_goes_with_its_bytes(user: HubUser) -> None:
+    user.pull(OWNED, "--name", "mine")
+    assert removed(user, "mine").startswith("mine is gone, ")
+    assert user.blobs(OWNED) == {}
+    assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
+
+
+def test_a_download_that_waits_for_its_end_stays(user: HubUser) -> None:
+    partial = user.folder() / "blobs" / f"{user.digest(named('Q2_K'))}.incomplete"
+    partial.write_bytes(b"GGUF")
+    removed(user, "cerebrum-7b:Q4_K_M")
+    assert user.blobs() == {partial.name: 4}
+    assert user.listed() == []
+
+
+def test_a_model_whose_file_is_gone_can_be_removed(user: HubUser, tmp_path: Path) -> None:
+    own = Path(shutil.copy(tmp_path / "other.gguf", tmp_path / "own.gguf"))
+    user.pull(own)
+    own.unlink()
+    assert removed(user, "own") == f"own is forgotten; {own} is left alone\n"
+    assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
