@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.fitting import Capacity
 from cerebrum_cli.application.library import Library
-from cerebrum_cli.catalogue.spec import packaged_catalogue
+from cerebrum_cli.catalogue.rows import packaged_catalogue
 from cerebrum_cli.ground.settings import Layer, Settings, fold, read_config
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 

@@ -9,15 +9,8 @@ import pytest
 from cerebrum_cli.application.fitting import Capacity
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.catalogue.reference import InRepository, Named, parse_reference
-from cerebrum_cli.catalogue.spec import (
-    Alternative,
-    ModelSpec,
-    PackageSource,
-    Quantization,
-    Refusal,
-    load_catalogue,
-    packaged_catalogue,
-)
+from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
+from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
 from cerebrum_cli.catalogue.variants import quantization_of, same_quantization
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.ground.errors import ConfigError
@@ -64,18 +57,18 @@ def test_every_model_has_its_row_under_its_full_name() -> None:
         (
             "cerebrum-7b",
             (
-                Alternative("bartowski/Cerebrum-1.0-7b-GGUF", "Cerebrum-1.0-7b-{quant}.gguf", sizes(BARTOWSKI_7B)),
-                Alternative("froggeric/Cerebrum-1.0-7b-GGUF", "Cerebrum-1.0-7b-{quant}.gguf", sizes(FROGGERIC_7B)),
+                Repository("bartowski/Cerebrum-1.0-7b-GGUF", "Cerebrum-1.0-7b-{quant}.gguf", sizes(BARTOWSKI_7B)),
+                Repository("froggeric/Cerebrum-1.0-7b-GGUF", "Cerebrum-1.0-7b-{quant}.gguf", sizes(FROGGERIC_7B)),
             ),
         ),
         (
             "cerebrum-8x7b",
-            (Alternative("bartowski/Cerebrum-1.0-8x7b-GGUF", "Cerebrum-1.0-8x7b-{quant}.gguf", sizes(BARTOWSKI_8X7B)),),
+            (Repository("bartowski/Cerebrum-1.0-8x7b-GGUF", "Cerebrum-1.0-8x7b-{quant}.gguf", sizes(BARTOWSKI_8X7B)),),
         ),
         (
             "collective-cognition-7b",
             (
-                Alternative(
+                Repository(
                     "TheBloke/CollectiveCognition-v1-Mistral-7B-GGUF",
                     "collectivecognition-v1-mistral-7b.{quant}.gguf",
                     sizes(THE_BLOKE_7B),
@@ -87,7 +80,7 @@ def test_every_model_has_its_row_under_its_full_name() -> None:
         ("starter", ()),
     ],
 )
-def test_a_model_is_in_these_repositories_with_these_sizes(name: str, sources: tuple[Alternative, ...]) -> None:
+def test_a_model_is_in_these_repositories_with_these_sizes(name: str, sources: tuple[Repository, ...]) -> None:
     assert PACKAGED[name].sources == sources
 
 
@@ -186,7 +179,7 @@ def test_every_name_and_repository_of_the_catalogue_is_a_reference(spec: ModelSp
 
 @pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
 def test_every_quantisation_has_a_file_that_is_known_whole_or_split_and_in_any_case(
-    spec: ModelSpec, source: Alternative
+    spec: ModelSpec, source: Repository
 ) -> None:
     for name, size in source.quantizations:
         file = source.file.replace("{quant}", name)
@@ -254,7 +247,7 @@ def test_a_user_adds_a_row_with_all_its_keys(tmp_path: Path) -> None:
     [models.mine.settings]
     temperature = 0.5
     """
-    alternative = Alternative("you/Mine", "Mine-{quant}.gguf", (Quantization("Q8_0", 20),), "v1")
+    alternative = Repository("you/Mine", "Mine-{quant}.gguf", (Quantization("Q8_0", 20),), "v1")
     spec = row(tmp_path, "mine", text)
     assert spec == ModelSpec(
         name="mine",
@@ -274,7 +267,7 @@ def test_a_user_adds_a_row_with_all_its_keys(tmp_path: Path) -> None:
         settings={"temperature": 0.5},
     )
     assert spec.sources == (
-        Alternative("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1"),
+        Repository("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1"),
         alternative,
     )
     assert spec.is_called("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")

@@ -20,7 +20,7 @@ from cerebrum_cli.application.fitting import (
     needed_memory,
     wanted_context,
 )
-from cerebrum_cli.catalogue.spec import load_catalogue
+from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, HEADROOM, Device
 
 GIB, GB = 2**30, 10**9

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.catalogue.spec import ModelSpec, Quantization, load_catalogue, packaged_catalogue
+from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
+from cerebrum_cli.catalogue.spec import ModelSpec, Quantization
 from cerebrum_cli.ground.errors import ConfigError
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli import __version__
-from cerebrum_cli.catalogue.spec import load_catalogue, packaged_catalogue
+from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
 
 ROOT = Path(__file__).parents[1]
 READ_CATALOGUE = """
-from cerebrum_cli.catalogue.spec import load_catalogue, packaged_catalogue
+from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
 print(packaged_catalogue())
 print(*(spec.name for spec in load_catalogue([packaged_catalogue()])))
 """

