@@ -166,7 +166,7 @@ def test_a_python_without_pip_is_told_another_way(tmp_path: Path) -> None:
 def test_the_disk_is_looked_at_before_the_first_byte(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, size=10**18), tmp_path)
     assert error.what.startswith(f"{tmp_path}: the disk is too full: ")
-    assert error.what.endswith(" MB are free, and the pull needs 1,000,000,000,067 MB")
+    assert error.what.endswith(" GB are free, and the pull needs 1,000,000,000.07 GB")
     assert error.do.startswith("free 999,")
 
 

@@ -29,7 +29,7 @@ def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
 
 def test_a_name_of_the_catalogue_brings_what_fits_and_is_asked_at_once(user: HubUser, chatml_model: Path) -> None:
     path = user.path(named("Q4_K_M"))
-    assert user.pull("cerebrum-7b").err == f"download: 0 of 0 MB\ncerebrum-7b:Q4_K_M is here: {path}\n"
+    assert user.pull("cerebrum-7b").err == f"download: 0 kB of 225 kB\ncerebrum-7b:Q4_K_M is here: {path}\n"
     assert path.read_bytes() == chatml_model.read_bytes()
     assert path.resolve() == user.folder() / "blobs" / user.digest(named("Q4_K_M"))
     assert user.ask("-m", "cerebrum-7b") == user.ask()
@@ -149,7 +149,7 @@ def test_two_pulls_of_one_file_download_it_once(user: HubUser, mistral_model: Pa
         second = user.pull("owner/large")
         out, err = first.communicate(timeout=30)
     here = f"owner/large:Q4_K_M is here: {user.path('large-Q4_K_M.gguf', 'owner/large')}\n"
-    assert (first.returncode, out, err.decode()) == (0, b"", f"download: 0 of 9 MB\n{here}")
+    assert (first.returncode, out, err.decode()) == (0, b"", f"download: 0 kB of 9 MB\n{here}")
     assert cleaned(second) == (f"note: another process is downloading large-Q4_K_M.gguf: waiting for it\n{here}")
     [download] = user.downloads()
     assert download.sent == mistral_model.stat().st_size

@@ -115,7 +115,7 @@ def test_an_address_of_something_else_cannot_be_read(user: HubUser, reference: s
 @pytest.mark.parametrize(
     ("endpoint", "error"),
     [
-        ("http://127.0.0.1:1", "127.0.0.1: it refuses the connection"),
+        ("http://127.0.0.1:1", "127.0.0.1:1: it refuses the connection"),
         ("http://no-such-host.invalid", "no-such-host.invalid: its name cannot be resolved"),
     ],
 )
@@ -184,8 +184,8 @@ def test_a_model_that_will_not_fit_is_refused_and_comes_all_the_same_with_y(user
     user.hub.repository("owner/huge", {"huge-Q4_K_M.gguf": chatml_model})
     code, error, do = refused(user, "huge")
     assert (code, do) == (1, "choose a smaller quantisation, or go on with -y")
-    needed = r"huge:Q4_K_M needs {}\d\.\d GB of memory at a context of {} tokens, and \d+\.\d GB can be had here"
-    assert re.fullmatch(needed.format(819, 8192), error)
-    assert re.fullmatch(needed.format(409, 4096), refused(user, "huge", CEREBRUM_CTX="4096")[1])
+    needed = r"huge:Q4_K_M needs {}\d\.\d\d GB of memory at a context of {} tokens, and [\d,]+\.\d\d GB can be had here"
+    assert re.fullmatch(needed.format("8,19", 8192), error)
+    assert re.fullmatch(needed.format("4,09", 4096), refused(user, "huge", CEREBRUM_CTX="4096")[1])
     assert not user.hub.log.requests("cdn")
     user.pull("huge", "-y")

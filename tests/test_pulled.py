@@ -110,8 +110,8 @@ def test_what_is_here_is_listed(user: HubUser, chatml_model: Path) -> None:
     done = user.run("list")
     assert [line.split() for line in done.out.splitlines()] == [
         ["name", "quant", "size", "format", "context", "last", "used", "where"],
-        ["*", "cerebrum-7b", "Q4_K_M", "0", "MB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
-        [OWNED, "Q8_0", "0", "MB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
+        ["*", "cerebrum-7b", "Q4_K_M", "225", "kB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
+        [OWNED, "Q8_0", "225", "kB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
     ]
     assert done.err == "* is the model asked when none is named\n"
 

@@ -29,7 +29,7 @@ from cerebrum_cli.terminal import progress
 from cerebrum_cli.terminal.progress import FileProgress, StatusLine
 from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, play
 from cerebrum_cli.terminal.streams import Streams, holds_input
-from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, size_text, stats_line
+from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, stats_line
 
 ONE = SequenceId(0)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))
@@ -262,9 +262,9 @@ def test_files_elsewhere_than_on_a_terminal_are_a_line_a_stage_and_a_line_a_minu
             files.update("download", done * 1_000_000, 30_000_000)
         files.update("verify", 30_000_000, 30_000_000)
     assert written(streams.err).splitlines() == [
-        "download: 0 of 30 MB",
-        "download: 30 of 30 MB, 0.4 MB/s, 0 min left",
-        "verify: 30 of 30 MB",
+        "download: 0 kB of 30 MB",
+        "download: 30 MB of 30 MB, 400 kB/s, 0 min left",
+        "verify: 30 MB of 30 MB",
     ]
     with FileProgress(quiet := piped(), quiet=True) as files:
         files.update("download", 0, 1)
@@ -430,10 +430,6 @@ def test_a_description_is_a_line_each() -> None:
         "default  yes",
         "repo_id  -",
     ]
-
-
-def test_sizes_are_in_units_of_1000() -> None:
-    assert [size_text(size) for size in (None, 98_362_432, 4_368_438_944)] == ["-", "98 MB", "4.37 GB"]
 
 
 def test_stats_are_one_line() -> None:

@@ -223,6 +223,9 @@ class Library:
             return self._unknown(str(reference))
         elif not (spec.package or spec.sources):
             return ModelNotFound(f"{spec.name} is not here and cannot be downloaded", spec.notes)
+        elif not spec.may_be_had_in(reference.quantization):
+            what = f"{reference} is not here, and the catalogue knows no such quantisation"
+            return ModelNotFound(what, f"see which there are: cerebrum pull --dry-run {spec.name}")
         return ModelNotFound(f"{reference} is not downloaded", f"cerebrum pull {reference}", offer=str(reference))
 
     def _unknown(self, text: str) -> ModelNotFound:

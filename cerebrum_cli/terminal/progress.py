@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, PromptEvent
+from cerebrum_cli.ground.text import size_text
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 
@@ -146,7 +147,7 @@ class FileProgress:
         if now - self._told.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._told[stage] = now
             self._streams.talk(
-                f"{stage}: {done / 1e6:.0f} of {total / 1e6:.0f} MB{_pace(done - first, now - began, total - done)}"
+                f"{stage}: {size_text(done)} of {size_text(total)}{_pace(done - first, now - began, total - done)}"
             )
 
 
@@ -155,4 +156,4 @@ def _pace(done: int, seconds: float, left: int) -> str:
     if done <= 0 or seconds <= 0:
         return ""
     speed = done / seconds
-    return f", {speed / 1e6:.1f} MB/s, {left / speed / 60:.0f} min left"
+    return f", {size_text(int(speed))}/s, {left / speed / 60:.0f} min left"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.ground.events import FinishEvent
+from cerebrum_cli.ground.text import size_text
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 
@@ -53,13 +54,6 @@ def at_home(path: str) -> str:
     return path
 
 
-def size_text(size: int | None) -> str:
-    """Return bytes as people read them, in units of 1000 as the Hub does."""
-    if size is None:
-        return "-"
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
 def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print the models that are here."""
     _print_table(
@@ -70,7 +64,7 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
                 "*" if row["default"] else "",
                 row["name"],
                 row["quantization"],
-                size_text(row["size"]),
+                _size(row["size"]),
                 row["format"],
                 row["context_size"],
                 row["last_used"] and row["last_used"][:10],
@@ -91,7 +85,7 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
                 row["name"],
                 row["here"],
                 row["recommended"],
-                size_text(best["size"] if best else None),
+                _size(best["size"] if best else None),
                 best and best["verdict"],
                 row["licence"],
                 row["system"],
@@ -179,3 +173,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else strip_controls(str(value))
+
+
+def _size(size: int | None) -> str | None:
+    return None if size is None else size_text(size)
