@@ -59,6 +59,7 @@ bench: peers
 	$(BIN)/cerebrum pull --quiet starter
 	$(BIN)/python benchmarks/ask.py
 	$(BIN)/python benchmarks/interrupt.py starter
+	$(BIN)/python benchmarks/pull.py
 
 clean:
 	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache dist

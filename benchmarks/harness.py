@@ -98,7 +98,7 @@ def record(rows: Iterable[Row]) -> None:
     if RESULTS.exists():
         lines = RESULTS.read_text().splitlines()
         kept = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "| what |" not in line}
-    versions = f"cerebrum {version('cerebrum-cli')}, llama-cpp-python {version('llama-cpp-python')}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("cerebrum-cli", "llama-cpp-python", "huggingface-hub"))
     for row in rows:
         cells = (row.what, row.ours, row.peer, f"{row.ratio:.3f}", row.bar, "yes" if row.met else "**no**")
         kept[row.what] = f"| {' | '.join(cells)} | {date.today()} | {machine()} | {versions} |"
