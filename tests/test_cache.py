@@ -229,9 +229,10 @@ def listed(directory: Path) -> list[str]:
 
 def put(cache: Cache, name: str, content: str, commit: str = OLD, revision: str = "main", repo_id: str = "o/r") -> Path:
     """Bring a file in as a download does."""
-    cache.prepare(repo_id, commit, revision, name, digest(content))
+    cache.prepare(repo_id, commit, name, digest(content))
     cache.partial(repo_id, digest(content)).write_text(content)
     cache.partial(repo_id, digest(content)).replace(cache.blob(repo_id, digest(content)))
+    cache.note(repo_id, revision, commit)
     return cache.link(repo_id, commit, name, digest(content))
 
 
@@ -329,7 +330,7 @@ def test_what_is_written_the_real_library_reads_without_a_warning(cache: Cache) 
 
 
 def test_a_download_that_has_only_begun_is_read_without_a_warning(cache: Cache) -> None:
-    cache.prepare("o/r", OLD, "main", f"Q8_0/{FILE}", digest("a"))
+    cache.prepare("o/r", OLD, f"Q8_0/{FILE}", digest("a"))
     cache.partial("o/r", digest("a")).write_text("a")
     scanned = scan_cache_dir(cache.directory)
     assert [str(warning) for warning in scanned.warnings] == []

@@ -16,7 +16,7 @@ from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.pulling import Puller
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.registry import ModelFile
-from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, PullError, UsageError
+from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.ground.events import NoticeEvent
 
 CATALOGUE = """
@@ -260,7 +260,7 @@ def test_a_path_of_a_model_that_is_here_is_that_model(library: Library, other: P
 
 
 def test_offline_nothing_is_pulled_but_what_is_here(library: Library, other: Path) -> None:
-    with pytest.raises(PullError, match="packed is not downloaded, and we are offline"):
+    with pytest.raises(ModelNotFound, match="packed is not downloaded, and we are offline"):
         pulled(library, "packed", offline=True)
     assert pulled(library, str(other), offline=True).name == "other"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
 import sys
@@ -143,14 +144,19 @@ def test_a_readers_token_goes_to_the_hub_and_never_to_the_cdn(user: HubUser, cha
 
 def test_two_pulls_of_one_file_download_it_once(user: HubUser, mistral_model: Path) -> None:
     user.hub.repository("owner/large", {"large-Q4_K_M.gguf": mistral_model})
-    user.hub.arm(Fault(part="cdn", let_through=1, bytes_per_second=6_000_000))
-    with user.start("pull", "owner/large") as first:
+    armed = user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
+    with user.start("pull", "owner/large") as first, contextlib.ExitStack() as stack:
         user.hub.log.wait_for(lambda request: request in user.downloads() and request.sent > 0)
-        second = user.pull("owner/large")
-        out, err = first.communicate(timeout=30)
+        second = stack.enter_context(user.start("pull", "owner/large"))
+        assert second.stderr
+        waiting = second.stderr.readline().decode()
+        armed.release()
+        said = [process.communicate(timeout=30)[1].decode() for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
     here = f"owner/large:Q4_K_M is here: {user.path('large-Q4_K_M.gguf', 'owner/large')}\n"
-    assert (first.returncode, out, err.decode()) == (0, b"", f"download: 0 kB of 9 MB\n{here}")
-    assert cleaned(second) == (f"note: another process is downloading large-Q4_K_M.gguf: waiting for it\n{here}")
+    assert said[0] == f"download: 0 kB of 9 MB\n{here}"
+    assert waiting == "note: another process is downloading large-Q4_K_M.gguf: waiting for it\n"
+    assert said[1].endswith(here)
     [download] = user.downloads()
     assert download.sent == mistral_model.stat().st_size
     assert list(user.blobs("owner/large")) == [hashlib.sha256(mistral_model.read_bytes()).hexdigest()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import struct
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,7 @@ def test_a_repository_that_is_not_there_may_be_private(user: HubUser) -> None:
 
 def test_a_gate_is_shown_with_the_address_of_its_page(user: HubUser) -> None:
     gated = "owner/gated is gated: its owner asks you to accept terms first"
-    accept = "accept them at https://huggingface.co/owner/gated"
+    accept = f"accept them at {user.hub.url}/owner/gated"
     login = f"{accept}, then set HF_TOKEN to a token of your account, or: hf auth login"
     assert refused(user, "owner/gated") == (1, gated, login)
     user.token.write_text(OTHER)
@@ -78,7 +80,7 @@ def test_a_token_that_may_not_read_is_told_what_it_lacks(user: HubUser) -> None:
     assert not do.startswith("give the token in")  # there is none
 
 
-NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches and tags: {PAGE}/tree/main"
+NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches and tags: HUB/{CATALOGUED}/tree/main"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches and 
     ],
 )
 def test_what_is_not_there_is_not_found(user: HubUser, reference: str, error: str, do: str) -> None:
-    assert refused(user, reference) == (3, error, do)
+    assert refused(user, reference) == (3, error, do.replace("HUB", user.hub.url))
 
 
 @pytest.mark.parametrize(
@@ -189,3 +191,40 @@ def test_a_model_that_will_not_fit_is_refused_and_comes_all_the_same_with_y(user
     assert re.fullmatch(needed.format("4,09", 4096), refused(user, "huge", CEREBRUM_CTX="4096")[1])
     assert not user.hub.log.requests("cdn")
     user.pull("huge", "-y")
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, "a variable that begins with HF_ is wrong"),
+        ({"HF_TOKEN": "t\u00f6k"}, "the token in HF_TOKEN holds characters no token has"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "the network cannot be used"),
+    ],
+)
+def test_variables_that_cannot_be_used_are_named(user: HubUser, more: dict[str, str], error: str) -> None:
+    code, said, _ = refused(user, CATALOGUED, **more)
+    assert (code, said.partition(":")[0]) == (1, error)
+
+
+@pytest.mark.parametrize("body", [b"<html>sign in</html>", b"{}", b"[]"])
+def test_what_is_no_hub_is_said_to_be_none(user: HubUser, body: bytes) -> None:
+    class Portal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Portal) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        try:
+            code, error, _ = refused(user, CATALOGUED, HF_ENDPOINT=endpoint)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (code, error) == (1, f"what {endpoint} answers is not what a Hub would")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
 def offline_error(user: HubUser, *arguments: str, **more: str) -> str:
     """Return the one line a command says in vain, offline; what to do stands below it."""
     done = user.run(*arguments, **more)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (3, "")
     error, do = done.err.splitlines()
     assert do.startswith("  try: ")
     return error
@@ -64,7 +65,7 @@ def test_offline_a_dry_run_shows_the_catalogue_and_nothing_of_a_repository(user:
     done = user.run("pull", "--dry-run", "--json", "--offline", "cerebrum-7b")
     assert (done.code, done.object["revision"], done.object["repo_id"]) == (0, None, CATALOGUED)
     assert "Q8_0" in {each["quantization"] for each in done.object["quantizations"]}
-    said = f"error: {OWNED} cannot be looked at: we are offline"
+    said = f"error: {OWNED} is not downloaded"
     assert offline_error(user, "pull", "--dry-run", "--offline", OWNED) == said
     assert not user.hub.log.requests()
 
@@ -221,3 +222,69 @@ def test_what_has_not_changed_is_not_downloaded_again_with_a_new_commit(user: Hu
     assert cleaned(user.pull("cerebrum-7b")) == f"cerebrum-7b:Q4_K_M is here: {new}\n"
     assert not user.downloads()
     assert [row["path"] for row in user.listed()] == [str(new)]
+
+
+def test_a_file_is_shown_by_its_path_alone(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+    for name in ("plain.gguf", named("Q4_K_M")):
+        path = shutil.copy(chatml_model, tmp_path / name)
+        done = user.run("show", path, "--json")
+        assert (done.code, done.object["path"]) == (0, str(path))
+        [candidate] = [each for each in done.object["quantizations"] if each["installed"]]
+        assert candidate["size"] == chatml_model.stat().st_size
+
+
+def test_one_file_that_is_gone_or_damaged_spoils_nothing_else(
+    user: HubUser, chatml_model: Path, tmp_path: Path
+) -> None:
+    gone = Path(shutil.copy(chatml_model, tmp_path / named("Q5_0")))
+    user.pull(gone)
+    gone.unlink()
+    user.pull("cerebrum-7b:Q4_K_M")
+    user.pull("cerebrum-7b:Q2_K")
+    blob = user.path(named("Q2_K")).resolve()
+    blob.write_bytes(b"GGUF" + bytes(100))
+    for arguments in (
+        ["list", "--available"],
+        ["show", "cerebrum-7b"],
+        ["pull", "--dry-run", "--offline", "cerebrum-7b"],
+    ):
+        done = user.run(*arguments)
+        assert (done.code, "Traceback" in done.err) == (0, False), done.err
+    assert user.ask("-m", "cerebrum-7b")
+    errors = [line for line in user.run("list").err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+
+
+def test_a_damaged_file_is_pulled_again(user: HubUser) -> None:
+    user.pull(OWNED)
+    blob = user.path("tiny-Q8_0.gguf", OWNED).resolve()
+    content = bytearray(blob.read_bytes())
+    content[100] ^= 255
+    blob.write_bytes(content)
+    said = user.pull(OWNED).err
+    assert "note: tiny-Q8_0.gguf in the cache is damaged: it is deleted and downloaded again\n" in said
+    assert user.ask("-m", OWNED)
+
+
+def test_what_is_here_can_be_named_offline(user: HubUser) -> None:
+    user.pull(OWNED)
+    user.pull("--offline", "--name", "mine", OWNED)
+    assert user.ask("-m", "MINE", "--offline")
+    assert [row["name"] for row in user.listed()] == ["mine"]
+
+
+def test_an_update_that_was_broken_off_leaves_what_is_here_in_reach(user: HubUser, mistral_model: Path) -> None:
+    user.pull("cerebrum-7b:Q4_K_M")
+    user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): mistral_model})
+    user.hub.arm(Fault(part="cdn", times=None, cut_after=1_000_000, refusal=None, flip_at=10))
+    assert user.run("pull", "cerebrum-7b:Q4_K_M").code == 1
+    address = f"https://huggingface.co/{CATALOGUED}/resolve/main/{named('Q4_K_M')}"
+    assert user.ask("-m", address, "--offline")
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
+def test_an_empty_variable_means_what_none_means(user: HubUser, variable: str) -> None:
+    more = {"HF_HUB_CACHE": "", variable: "", "XDG_CACHE_HOME": str(user.command.home / "caches")}
+    user.pull(OWNED, **more)
+    where = "caches/huggingface/hub" if variable == "HF_HOME" else "hf/hub"
+    assert (user.command.home / where / f"models--{OWNED.replace('/', '--')}").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ def user(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> Iterator[Hu
     with hub_user(tmp_path) as each:
         each.hub.repository(CATALOGUED, {named("Q4_K_M"): mistral_model, named("Q2_K"): chatml_model})
         each.hub.repository(OWNED, {"tiny-Q8_0.gguf": other})
+        each.hub.repository("owner/theirs", {"theirs-Q8_0.gguf": other})
         each.pull("cerebrum-7b:Q4_K_M")
         yield each
 
@@ -81,8 +83,11 @@ def test_a_file_of_the_users_own_is_only_forgotten(user: HubUser, tmp_path: Path
 def test_the_default_moves_on(user: HubUser) -> None:
     user.pull(OWNED)
     assert [row["default"] for row in user.listed()] == [True, False]
-    removed(user, "cerebrum-7b")
-    assert [(row["reference"], row["default"]) for row in user.listed()] == [(f"{OWNED}:Q8_0", True)]
+    user.hugging_face("hf_hub_download('owner/theirs', 'theirs-Q8_0.gguf')")  # sorts before what we pulled
+    said = removed(user, "cerebrum-7b")
+    assert said.endswith(f" are free again; {OWNED}:Q8_0 is asked now when none is named\n")
+    assert [row["reference"] for row in user.listed() if row["default"]] == [f"{OWNED}:Q8_0"]
+    removed(user, "owner/theirs")
     removed(user, OWNED)
     done = user.run("ask", "Why?")
     assert (done.code, done.err.splitlines()[0]) == (3, "error: no model is here yet")
@@ -109,5 +114,48 @@ def test_a_model_whose_file_is_gone_can_be_removed(user: HubUser, tmp_path: Path
     own = Path(shutil.copy(tmp_path / "other.gguf", tmp_path / "own.gguf"))
     user.pull(own)
     own.unlink()
-    assert removed(user, "own") == f"own is forgotten; {own} is left alone\n"
+    assert removed(user, "own") == "own is forgotten; its file was gone already\n"
     assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
+
+
+def test_bytes_that_another_name_uses_stay(user: HubUser) -> None:
+    user.pull(OWNED, "--name", "one")
+    user.pull(OWNED, "--name", "two")
+    path = user.path("tiny-Q8_0.gguf", OWNED)
+    assert removed(user, "one") == f"one is forgotten; {path} is left alone, two uses it\n"
+    assert user.ask("-m", "two")
+    assert removed(user, "two").startswith("two is gone, ")
+
+
+def test_of_two_models_of_one_name_each_has_a_reference_of_its_own(user: HubUser) -> None:
+    files = {"a-Q4_0.gguf": b"", "b-Q4_0.gguf": b""}
+    models = [user.command.home / "other.gguf", user.command.home / "another.gguf"]
+    write_chatml(models[1], seed=2)
+    user.hub.repository("owner/two", dict(zip(files, models, strict=True)))
+    page = "https://huggingface.co/owner/two/resolve/main"
+    for file in files:
+        user.pull(f"{page}/{file}")
+    user.pull("--default", f"{page}/b-Q4_0.gguf")
+    references = {Path(row["path"]).name: row["reference"] for row in user.listed() if row["repo_id"] == "owner/two"}
+    assert references["a-Q4_0.gguf"] == "owner/two:Q4_0"
+    assert references["b-Q4_0.gguf"].endswith("/b-Q4_0.gguf")
+    assert [Path(row["path"]).name for row in user.listed() if row["default"]] == ["b-Q4_0.gguf"]
+    removed(user, references["b-Q4_0.gguf"])
+    assert [Path(row["path"]).name for row in user.listed() if row["repo_id"] == "owner/two"] == ["a-Q4_0.gguf"]
+
+
+def test_a_cache_that_is_only_read_from_is_left_alone_without_a_traceback(user: HubUser) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("nothing is forbidden to root")
+    folder = user.folder()
+    directories = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for directory in directories:
+        directory.chmod(0o555)
+    try:
+        user.pull("cerebrum-7b:Q4_K_M")
+        done = user.run("rm", "-y", "cerebrum-7b")
+    finally:
+        for directory in directories:
+            directory.chmod(0o755)
+    assert (done.code, done.err.count("\n")) == (1, 2)
+    assert "Permission denied" in done.err

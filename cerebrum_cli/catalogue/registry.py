@@ -51,7 +51,8 @@ class _Content:
     digests: tuple[Digest, ...] = ()
 
     def find(self, name: str) -> ModelFile | None:
-        return next((model for model in self.models if model.name == name), None)
+        same = [model for model in self.models if model.name.lower() == name.lower()]
+        return next((model for model in same if model.name == name), same[0] if same else None)
 
     def with_model(self, model: ModelFile) -> _Content:
         others = tuple(other for other in self.models if other.name != model.name)
@@ -83,7 +84,7 @@ class Registry:
         return self._read().models
 
     def find(self, name: str) -> ModelFile | None:
-        """Return the model of exactly this name."""
+        """Return the model of this name, in letters of any case where there is none of exactly this."""
         return self._read().find(name)
 
     def add(self, model: ModelFile) -> None:
@@ -114,27 +115,32 @@ class Registry:
     def keep_digest(self, path: Path, sha256: str) -> None:
         """Remember the SHA-256 of a file as it is now."""
         stat = path.stat()
-        with self._changing() as content:
+        with contextlib.suppress(ConfigError), self._changing() as content:  # it can be computed again
             self._write(content.with_digest(Digest(path, stat.st_size, stat.st_mtime_ns, sha256)))
 
-    def touch(self, path: Path) -> None:
-        """Remember that a model file is used now; where that cannot be written, nobody minds."""
-        mark = self._mark(path)
+    def touch(self, key: str) -> None:
+        """Remember that a model is used now; where that cannot be written, nobody minds."""
+        mark = self._mark(key)
         with contextlib.suppress(OSError):
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
 
-    def last_used(self, path: Path) -> float | None:
-        """Return when a model file was last used, in seconds since 1970; None where it never was."""
+    def forget_use(self, key: str) -> None:
+        """Forget when a model was last used."""
+        with contextlib.suppress(OSError):
+            self._mark(key).unlink()
+
+    def last_used(self, key: str) -> float | None:
+        """Return when a model was last used, in seconds since 1970; None where it never was."""
         try:
-            return self._mark(path).stat().st_mtime
+            return self._mark(key).stat().st_mtime
         except OSError:
             return None
 
-    def _mark(self, path: Path) -> Path:
+    def _mark(self, key: str) -> Path:
         import hashlib
 
-        return self._directory / "used" / hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+        return self._directory / "used" / hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[_Content]:

@@ -15,9 +15,13 @@ def list_models(
     available: Annotated[bool, option("--available", help="The whole catalogue, and what of it fits here.")] = False,
     ctx: options.Ctx = None,
     json: options.Json = False,
+    offline: options.Offline = False,  # noqa: ARG001 (it always is; the option is every command's)
     quiet: options.Quiet = False,
 ) -> None:
-    """List the models that are here, those that other tools have put into the Hugging Face cache among them."""
+    """List the models that are here, those that other tools have put into the Hugging Face cache among them.
+
+    No network is used.
+    """
     from cerebrum_cli.application.listing import catalogue_rows, rows
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
 
@@ -30,6 +34,9 @@ def list_models(
         print_catalogue(runtime.streams, listed)
     elif listed:
         print_models(runtime.streams, listed)
+        for row in listed:
+            if row["error"]:
+                runtime.streams.talk(f"error: {row['error']}")
         if not quiet and any(row["default"] for row in listed):
             runtime.streams.talk("* is the model asked when none is named")
     elif not quiet:

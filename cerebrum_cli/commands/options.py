@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.ground.errors import Interrupted, ModelNotFound
+from cerebrum_cli.ground.errors import ModelNotFound
 from cerebrum_cli.ground.settings import KEYS, environment
 from cerebrum_cli.ground.text import size_text
 
@@ -128,8 +127,11 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
     try:
         model = runtime.library.resolve(settings.model)
     except ModelNotFound as error:
-        if error.offer is None or offline or not (yes or runtime.streams.can_ask):
+        if error.offer is None or not (yes or runtime.streams.can_ask):
             raise
+        with file_progress(runtime, quiet) as progress:
+            if runtime.puller(progress, offline).is_cut_off(error.offer):
+                raise
         if not yes:
             with file_progress(runtime, quiet) as progress:
                 offer = runtime.puller(progress, offline).offers.find(error.offer, settings.ctx)
@@ -137,7 +139,7 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
             if not runtime.streams.confirm(f"{error.what}. Pull {error.offer} ({size}) now?"):
                 raise
         model = pull_model(runtime, error.offer, None, settings.ctx, quiet, offline, yes)
-    runtime.library.registry.touch(model.path)
+    runtime.library.registry.touch(model.usage_key)
     return model
 
 
@@ -145,16 +147,16 @@ def pull_model(
     runtime: Runtime, reference: str, name: str | None, context: int | None, quiet: bool, offline: bool, yes: bool
 ) -> LibraryModel:
     """Bring a model here, showing how far it is; ask before one that will not fit."""
+    from cerebrum_cli.terminal.interrupts import interruptible
+
     with file_progress(runtime, quiet) as progress:
 
         def agree(warning: str) -> bool:
             with progress.paused():
                 return yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", usual=False)
 
-        try:
+        with interruptible("the same command goes on from where this one was"):
             model = runtime.puller(progress, offline).pull(reference, name, context, agree)
-        except KeyboardInterrupt:
-            raise Interrupted(signal.SIGINT, "the same command goes on from where this one was") from None
     if not quiet:
         runtime.streams.talk(f"{model.reference} is here: {model.path}")
     return model

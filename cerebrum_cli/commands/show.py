@@ -15,9 +15,13 @@ def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, named as for `cerebrum pull`.")],
     ctx: options.Ctx = None,
     json: options.Json = False,
+    offline: options.Offline = False,  # noqa: ARG001 (it always is; the option is every command's)
     quiet: options.Quiet = False,
 ) -> None:
-    """Show what a model's file says of itself, how it would be asked, and which quantisations fit this machine."""
+    """Show what a model's file says of itself, how it would be asked, and which quantisations fit this machine.
+
+    No network is used; `cerebrum pull --dry-run` asks the Hub.
+    """
     from cerebrum_cli.application import listing
     from cerebrum_cli.terminal.progress import FileProgress
     from cerebrum_cli.terminal.tables import print_candidates, print_description

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -43,3 +44,22 @@ class Interrupts:
         self._cancel()
         if not self.talking:
             raise Interrupted(signum)
+
+
+@contextlib.contextmanager
+def interruptible(do: str) -> Iterator[None]:
+    """Raise Interrupted, saying what to do, where a signal ends what is done here: at once, and as Ctrl-C does."""
+    signals: list[int] = []
+
+    def take(signum: int, _: FrameType | None) -> None:
+        signals.append(signum)
+        raise KeyboardInterrupt  # no `except Exception` of a library stops it
+
+    old = {number: signal.signal(number, take) for number in SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(signals[0] if signals else signal.SIGINT, do) from None
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

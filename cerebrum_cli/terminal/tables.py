@@ -16,12 +16,11 @@ from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.fitting import Capacity
-    from cerebrum_cli.application.offers import Offer
+    from cerebrum_cli.application.stock import Offer
 
 PIPE_WIDTH = 10_000  # columns of a table nobody looks at: nothing is cut or wrapped in a pipe
-LEAST_WIDTH = 80  # a terminal that is narrower wraps the lines itself
+LEAST_COLUMNS = 3  # of a table; a terminal that is narrower still wraps the lines itself
 LEAST_NOTES = 20
-FLEXIBLE = ("format", "where", "system")  # columns that may wrap
 
 
 def stats_line(finish: FinishEvent, model: str, form: str) -> str:
@@ -68,7 +67,7 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
                 row["format"],
                 row["context_size"],
                 row["last_used"] and row["last_used"][:10],
-                row["error"] or (f"hf.co/{row['repo_id']}" if row["repo_id"] else at_home(row["path"])),
+                f"hf.co/{row['repo_id']}" if row["repo_id"] else at_home(row["path"]),
             )
             for row in rows
         ],
@@ -98,7 +97,8 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
 
 def print_candidates(streams: Streams, offer: Offer) -> None:
     """Print the quantisations of a model, what they need, and how that goes with this machine."""
-    streams.answer(f"\n{offer.stock.name} at a context of {offer.context} tokens; {capacity_text(offer.capacity)}\n\n")
+    head = f"{offer.stock.name} at a context of {offer.context} tokens; {capacity_text(offer.capacity)}"
+    streams.answer(f"\n{_wrapped(streams, head)}\n\n")
     _print_table(
         streams,
         ("", "quant", "size", "memory", "verdict", "installed"),
@@ -134,9 +134,8 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     width = max(map(len, shown))
     for key, value in shown.items():
         text = _described(key, value)
-        if key == "notes" and streams.out_is_terminal:
-            lines = textwrap.wrap(text, max(LEAST_NOTES, columns(streams.out) - width - 2))
-            text = ("\n" + " " * (width + 2)).join(lines)
+        if key == "notes":
+            text = _wrapped(streams, text, indent=width + 2)
         streams.answer(f"{key:<{width}}  {text}\n")
 
 
@@ -149,24 +148,42 @@ def _described(key: str, value: Any) -> str:
 
 
 def _print_table(streams: Streams, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; on a terminal its long cells wrap, and nothing is ever cut."""
+    """Print a table; where a terminal is too narrow for all columns, the last ones are left out, and nothing is cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head, no_wrap=head not in FLEXIBLE, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    if streams.out_is_terminal:
-        console = Console(file=streams.out)
-        console.width = max(LEAST_WIDTH, console.width)
-        console.print(table)
-        return
+    cells = [[_cell(value) for value in row] for row in rows]
     drawn = StringIO()
-    Console(file=drawn, width=PIPE_WIDTH).print(table)
-    streams.answer("".join(f"{line.rstrip()}\n" for line in drawn.getvalue().splitlines()))
+    console = Console(file=streams.out) if streams.out_is_terminal else Console(file=drawn, width=PIPE_WIDTH)
+    shown = len(heads)
+    while shown > LEAST_COLUMNS and _width(heads[:shown], cells) > console.width:
+        shown -= 1
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads[:shown]:
+        table.add_column(head, no_wrap=True)
+    for row in cells:
+        table.add_row(*map(Text, row[:shown]))
+    console.width = max(console.width, _width(heads[:shown], cells))
+    console.print(table)
+    if not streams.out_is_terminal:
+        streams.answer("".join(f"{line.rstrip()}\n" for line in drawn.getvalue().splitlines()))
+
+
+def _wrapped(streams: Streams, text: str, indent: int = 0) -> str:
+    """Return a sentence in the lines a terminal has room for, all but the first indented; in a pipe as it is."""
+    if not streams.out_is_terminal:
+        return text
+    lines = textwrap.wrap(text, max(LEAST_NOTES, columns(streams.out) - indent))
+    return ("\n" + " " * indent).join(lines)
+
+
+def _width(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return how wide a table of these columns is."""
+    from rich.cells import cell_len
+
+    widest = [max(map(cell_len, (head, *(row[index] for row in rows)))) for index, head in enumerate(heads)]
+    return sum(widest) + 2 * (len(heads) - 1)
 
 
 def _cell(value: Any) -> str:
