@@ -23,7 +23,8 @@ from hub_user import HubUser, cleaned, hub_user
 
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.download import Download, Patience
-from cerebrum_cli.catalogue.hub import HubError, HubFile, Listing
+from cerebrum_cli.catalogue.hub import HubFile, Listing
+from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.ground.errors import PullError
 from cerebrum_cli.ground.events import NoticeEvent
 

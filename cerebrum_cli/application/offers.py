@@ -13,7 +13,8 @@ from cerebrum_cli.application.stock import Offer, Stock, catalogued, judge, of_f
 from cerebrum_cli.catalogue.cursor import HeaderEndsEarly
 from cerebrum_cli.catalogue.download import Patience, Watcher
 from cerebrum_cli.catalogue.header import Header, parse_header
-from cerebrum_cli.catalogue.hub import HubError, HubFile, Listing, is_offline, list_repository, opened
+from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, opened
+from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants

@@ -12,7 +12,7 @@ from cerebrum_cli.application.model import Model, as_name, as_path, is_file, is_
 from cerebrum_cli.application.offers import Offers
 from cerebrum_cli.application.stock import Offer
 from cerebrum_cli.catalogue.download import Download, Watcher
-from cerebrum_cli.catalogue.hub import HubError
+from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import MODEL_NAME, AtPath, Named
 from cerebrum_cli.catalogue.registry import ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from cerebrum_cli.catalogue.cache import Cache
-from cerebrum_cli.catalogue.hub import HubError, HubFile, Listing, locked, opened
+from cerebrum_cli.catalogue.hub import HubFile, Listing, locked, opened
+from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.registry import sha256_of
 from cerebrum_cli.ground.errors import PullError
 from cerebrum_cli.ground.events import NoticeEvent

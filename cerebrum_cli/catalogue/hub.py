@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.cache import COMMIT, SHA256
+from cerebrum_cli.catalogue.hub_errors import ErrorAnswer, HubError, Token, silence
 from cerebrum_cli.catalogue.reference import MAIN, is_inside
-from cerebrum_cli.ground.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.ground.errors import CerebrumError, ConfigError, PullError
 from cerebrum_cli.ground.settings import environment, forget_empty_variable
 
 if TYPE_CHECKING:
@@ -25,22 +26,10 @@ if TYPE_CHECKING:
 
     import httpx2
     from huggingface_hub import CachedFileInfo, HFCacheInfo
-    from huggingface_hub.errors import HfHubHTTPError
 
-_PUBLIC = "https://huggingface.co"
 _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # an empty one means what none means
 _NAME = "cerebrum"  # as the Hub's statistics see us
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
-_RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # of the header `RateLimit: "api";r=0;t=55`: seconds until it resets
-
-
-class HubError(PullError):
-    """The Hub did not answer as it should. `retries` says how often to try again, `wait` after how many seconds."""
-
-    def __init__(self, what: str, do: str, retries: int = 0, wait: float | None = None) -> None:
-        super().__init__(what, do)
-        self.retries = retries
-        self.wait = wait
 
 
 class HubFile(NamedTuple):
@@ -93,14 +82,14 @@ def _constants() -> ModuleType:
     """Return what huggingface_hub makes of the environment. ConfigError for a value that it would stumble over."""
     for name in _VARIABLES:
         forget_empty_variable(name)
-    endpoint = environment("HF_ENDPOINT") or _PUBLIC
+    endpoint = _endpoint()
     try:
         parts = urlsplit(endpoint)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         sound = False
     if not sound:
-        do = f"set HF_ENDPOINT to one such as {_PUBLIC}, or unset it"
+        do = "set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
         raise ConfigError(f"HF_ENDPOINT is {endpoint!r}, no address of a Hub", do)
     try:
         from huggingface_hub import constants
@@ -229,9 +218,8 @@ def _begin(response: httpx2.Response, asked: int) -> int:
 
 
 def _no_hub() -> HubError:
-    endpoint = environment("HF_ENDPOINT") or _PUBLIC
     do = "check the network, and HF_ENDPOINT where it is set"
-    return HubError(f"what {endpoint} answers is not what a Hub would", do)
+    return HubError(f"what {_endpoint()} answers is not what a Hub would", do)
 
 
 @contextlib.contextmanager
@@ -243,7 +231,7 @@ def _translated(subject: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        raise _refusal(subject, error) from error
+        raise _refused(subject, error.response) from error
     except OfflineModeIsEnabled as error:
         raise HubError(
             f"{subject}: HF_HUB_OFFLINE forbids asking the Hub", "unset it, or use what cerebrum list shows"
@@ -251,7 +239,7 @@ def _translated(subject: str) -> Iterator[None]:
     except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT where it is set") from error
     except httpx2.TransportError as error:
-        raise _silence(error) from error
+        raise silence(error.request.url.netloc.decode("ascii", "replace"), error) from error
     except UnicodeEncodeError as error:
         raise HubError(f"the token in {_token_place()} holds characters no token has", "correct it") from error
     except ImportError as error:
@@ -263,84 +251,18 @@ def _translated(subject: str) -> Iterator[None]:
         raise _no_hub() from error
 
 
-def _refusal(subject: str, error: HfHubHTTPError) -> CerebrumError:
-    """Return what an answer with an error status means, and what to do about it."""
-    from huggingface_hub import errors, get_token
-
-    status, headers = error.response.status_code, error.response.headers
-    repo_id = "/".join(subject.split("/")[:2])
-    page = f"{environment('HF_ENDPOINT') or _PUBLIC}/{repo_id}"
-    if isinstance(error, errors.GatedRepoError):
-        return HubError(f"{repo_id} is gated: its owner asks you to accept terms first", _gate(page))
-    if isinstance(error, errors.RevisionNotFoundError):
-        return ModelNotFound(f"{repo_id} has no such revision", f"see its branches and tags: {page}/tree/main")
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return ModelNotFound(f"{subject} is not in this revision", f"see what is: {page}/tree/main")
-    if status == 401 and "credentials in Authorization" in headers.get("X-Error-Message", ""):
-        renew = "set it to a valid one, or unset it" if environment("HF_TOKEN") else "replace it: hf auth login"
-        return HubError(f"the Hub does not accept the token in {_token_place()}", renew)
-    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        do = "check the spelling" + ("" if get_token() else "; for a private one set HF_TOKEN, or: hf auth login")
-        return ModelNotFound(f"{repo_id}: there is no such repository on the Hub, or it is private", do)
-    if status == 403 and error.response.history:  # the store of large files, whose addresses are good for an hour
-        return HubError("the Hub's store refuses the address the Hub gave (403)", "pull again later", retries=2)
-    if status == 403:
-        said = headers.get("X-Error-Message") or "forbidden"
-        do = (
-            f"give the token in {_token_place()} the right to read it"
-            if get_token()
-            else "set HF_TOKEN to one that may"
-        )
-        return HubError(f"the Hub refuses {subject}: {said}", do)
-    if status == 429:
-        return HubError("the Hub asks for fewer requests (429)", "pull again later", retries=5, wait=_wait(headers))
-    if status == 408 or status >= 500:
-        return HubError(f"the Hub is in trouble ({status})", "pull again later", retries=5, wait=_wait(headers))
-    return HubError(f"the Hub answered {status} for {subject}", "pull again later")
-
-
-def _gate(page: str) -> str:
+def _refused(subject: str, response: httpx2.Response) -> CerebrumError:
     from huggingface_hub import get_token
 
-    if get_token():
-        return f"accept them at {page} with the account whose token is in {_token_place()}"
-    return f"accept them at {page}, then set HF_TOKEN to a token of your account, or: hf auth login"
+    token = Token(_token_place(), get_token() is not None)
+    return ErrorAnswer(
+        subject, response.status_code, response.headers, bool(response.history), _endpoint(), token
+    ).error()
 
 
 def _token_place() -> str:
     return "HF_TOKEN" if environment("HF_TOKEN") else str(_constants().HF_TOKEN_PATH)
 
 
-def _wait(headers: httpx2.Headers) -> float | None:
-    """Return the seconds the Hub asks to wait: by its rate limit, by Retry-After as seconds or as a date."""
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
-    if limit := _RATE_LIMIT.search(headers.get("RateLimit", "")):
-        return float(limit[1])
-    text = headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    return None
-
-
-def _silence(error: httpx2.TransportError) -> HubError:
-    """Return what a request without an answer means, by what stands at the bottom of it."""
-    import socket
-    import ssl
-
-    causes: tuple[tuple[type[BaseException], str, str, int], ...] = (  # the first row that fits counts
-        (socket.gaierror, "its name cannot be resolved", "check the network, and HF_ENDPOINT where it is set", 1),
-        (ssl.SSLError, "its certificate cannot be verified", "check the clock, or tell SSL_CERT_FILE of a proxy's", 0),
-        (TimeoutError, "it does not answer in time", "check the network, or raise HF_HUB_DOWNLOAD_TIMEOUT", 5),
-        (ConnectionRefusedError, "it refuses the connection", "check the network, and HF_ENDPOINT where it is set", 1),
-        (BaseException, "the connection is lost", "check the network", 5),
-    )
-    chain: list[BaseException] = [error]
-    while below := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(below)
-    what, do, retries = next(row[1:] for row in causes if any(isinstance(link, row[0]) for link in chain))
-    host = error.request.url.netloc.decode("ascii", "replace")
-    return HubError(f"{host}: {what}", f"{do}, then pull again", retries=retries)
+def _endpoint() -> str:
+    return environment("HF_ENDPOINT") or "https://huggingface.co"

@@ -10,7 +10,7 @@
     |-- ModelFileError            exit 1   truncated, foreign, unreadable
     |-- FormatError               exit 1   no format, or a template that cannot be rendered
     |-- GrammarError              exit 2
-    |-- PullError                 exit 1   `- HubError in catalogue/hub.py, where trying again may help
+    |-- PullError                 exit 1   `- HubError in catalogue/hub_errors.py, where trying again may help
     |-- ConfigError               exit 1   config.toml or models.toml
     |-- OutputError               exit 1   standard output cannot be written
     `-- EngineError               exit 1   llama.cpp gave up
