@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
 from vocabularies import opened_vocabulary
 
 from cerebrum_cli.engine.llama.backend import LlamaBackend
+
+settings.register_profile("suite", derandomize=True, deadline=None)  # the same cases everywhere, on slow machines too
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
