@@ -13,6 +13,7 @@ from cerebrum_cli.commands.ask import ask
 from cerebrum_cli.commands.list import list_models
 from cerebrum_cli.commands.pull import pull
 from cerebrum_cli.commands.rm import rm
+from cerebrum_cli.commands.sessions import app as sessions
 from cerebrum_cli.commands.show import show
 from cerebrum_cli.ground.errors import CerebrumError, Interrupted, OutputError
 
@@ -33,6 +34,7 @@ app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)
 app.command()(rm)
+app.add_typer(sessions, name="sessions")
 
 
 def show_version(asked: bool) -> None:

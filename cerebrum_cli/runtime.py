@@ -14,6 +14,7 @@ from cerebrum_cli.ground.settings import Layer, Settings, fold, read_config
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
+    from cerebrum_cli.application.history import History
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.opening import BackendFactory
     from cerebrum_cli.application.pulling import Puller
@@ -47,6 +48,14 @@ class Runtime:
         from cerebrum_cli.engine.machine import kept_devices, total_memory
 
         return Capacity(total_memory(), kept_devices(devices_file(self.data_directory)))
+
+    @property
+    def history(self) -> History:
+        """The sessions of this user; the database is opened when something is asked of it."""
+        from cerebrum_cli.application.history import History
+        from cerebrum_cli.sessions.store import Store
+
+        return History(Store(self.data_directory / "sessions" / "sessions.db"))
 
     def puller(self, watcher: Watcher, offline: bool) -> Puller:
         """Return what brings models into the library."""

@@ -12,11 +12,20 @@ from cerebrum_cli.ground.events import Channel, Event, FinishEvent, NoticeEvent,
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one sequence said: its answer, the thought it marked as such, and how it ended."""
+    """What one sequence said: its answer, the thought it marked as such, and how it ended.
+
+    `sampled` are all its tokens, the thought's and those of a stop string among them.
+    """
 
     text: str
     reasoning: str | None
     finish: FinishEvent
+    sampled: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """The tokens to keep in a conversation; None where a stop string ended it, as they say more than the text."""
+        return None if self.finish.by_stop_string else self.sampled
 
     @property
     def final_answer(self) -> str | None:
@@ -29,12 +38,15 @@ class ReplyGatherer:
 
     def __init__(self) -> None:
         self._said: dict[Channel, list[str]] = {"answer": [], "thinking": []}
+        self._tokens: list[int] = []
         self._finish: FinishEvent | None = None
 
     def emit(self, event: Event) -> None:
         """Take one event."""
         if isinstance(event, TokenEvent):
             self._said[event.channel].append(event.text)
+            if event.token is not None:
+                self._tokens.append(event.token)
         elif isinstance(event, FinishEvent):
             self._finish = event
 
@@ -46,7 +58,8 @@ class ReplyGatherer:
         """The reply, once it has ended."""
         if self._finish is None:
             return None
-        return Reply("".join(self._said["answer"]), "".join(self._said["thinking"]) or None, self._finish)
+        thought = "".join(self._said["thinking"]) or None
+        return Reply("".join(self._said["answer"]), thought, self._finish, tuple(self._tokens))
 
 
 def shortfall(reply: Reply) -> NoticeEvent | None:

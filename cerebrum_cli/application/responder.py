@@ -83,6 +83,10 @@ class LocalResponder:
         begins = bool(ids) and spelled(backend, ids[:1]) == bos and not text.startswith(bos)
         return Preview(bos + text if begins else text, ids)
 
+    def spelled(self, ids: Sequence[int]) -> str:
+        """Return tokens as text, special ones spelled out; the model must be loaded, or its vocabulary."""
+        return spelled(self._engine.backend, ids)
+
     def cancel(self) -> None:
         """End loading and replies."""
         self._engine.cancel()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
-from cerebrum_cli.ground.errors import NoAnswer, UsageError
+from cerebrum_cli.ground.errors import NoAnswer, SessionError, UsageError
 from cerebrum_cli.ground.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.opening import Opened
+    from cerebrum_cli.application.reply import Reply
     from cerebrum_cli.ground.conversation import Conversation
     from cerebrum_cli.ground.events import Event
+    from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
     from cerebrum_cli.terminal.streams import Streams
 
@@ -61,11 +64,13 @@ def ask(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     yes: options.Yes = False,
+    continue_: options.Continue = False,
     no_log: options.NoLog = False,
 ) -> None:
     """Answer once.
 
-    The question is made of the files, the prompt and what is piped in, in this order.
+    The question is made of the files, the prompt and what is piped in, in this order. The exchange is kept as a
+    session, which -c goes on from.
     """
     given = options.given(locals())
     from cerebrum_cli.application.opening import open_model
@@ -75,22 +80,28 @@ def ask(
     piped = runtime.streams.piped
     question = Question(prompt, tuple(file or ()), messages, raw)
     question.require(piped)
+    kept = Kept(runtime, continue_, no_log or raw)
+    if continue_ and (raw or messages):
+        raise UsageError("-c goes on from a session", f"leave out {'--raw' if raw else '--messages'}")
+    given = {"model": kept.session.model if kept.session else None, **given}
     found = options.find_model(runtime, given, yes, quiet, offline)
     settings = runtime.settings(given, found)
     constraint = read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())
-    conversation = None if piped else question.read(None, settings, given.get("system"))
+    conversation = None if piped else kept.before(question.read(None, settings, given.get("system")), given)
     opened = open_model(
         runtime.open_backend, found, settings, raw=raw, template_options=arguments, vocabulary_only=dry_run
     )
     try:
-        conversation = conversation or question.read(piped, settings, given.get("system"))  # while the model loads
+        if conversation is None:  # what is piped in is read while the model loads
+            conversation = kept.before(question.read(piped, settings, given.get("system")), given)
         if dry_run:
             show_prompt(runtime.streams, opened, conversation, json, quiet)
         else:
             markdown = not (no_markdown or raw or constraint)
             shown = Shown(final, json, stats, markdown, quiet, verbose)
-            answer(runtime.streams, opened, opened.responder.respond([conversation], settings, constraint), shown)
+            events = opened.responder.respond([conversation], settings, constraint)
+            answer(runtime.streams, opened, events, shown, partial(kept.keep, conversation, opened, settings))
     finally:
         opened.engine.close()
 
@@ -125,6 +136,36 @@ def show_prompt(streams: Streams, opened: Opened, conversation: Conversation, js
         streams.talk(f"{len(preview.token_ids)} tokens")
 
 
+class Kept:
+    """The session an exchange goes on from, if any, and the one it is kept in, unless it is not to be."""
+
+    def __init__(self, runtime: Runtime, goes_on: bool, unkept: bool) -> None:
+        self._runtime = runtime
+        self._unkept = unkept
+        self._history = runtime.history if goes_on or not unkept else None
+        self.session = self._history.latest() if self._history and goes_on else None
+
+    def before(self, conversation: Conversation, given: Mapping[str, Any]) -> Conversation:
+        """Return the conversation after what the session holds already."""
+        if self.session is None or self._history is None:
+            return conversation
+        from cerebrum_cli.application.history import gone_on
+
+        return gone_on(self._history.store, self.session, conversation, given.get("system"))
+
+    def keep(self, conversation: Conversation, opened: Opened, settings: Settings, reply: Reply) -> None:
+        """Keep the exchange; where that cannot be done, say so: the answer stands."""
+        if self._unkept or self._history is None:
+            return
+        from cerebrum_cli.application.history import Speaker
+
+        speaker = Speaker(opened.model.reference, opened.format_name)
+        try:
+            self._history.keep(self.session, conversation, reply, speaker, settings)
+        except SessionError as error:
+            self._runtime.streams.notice(NoticeEvent(f"this exchange is not kept: {error.what}", error.do))
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """What of a reply is shown, and how."""
@@ -137,8 +178,14 @@ class Shown:
     verbose: bool
 
 
-def answer(streams: Streams, opened: Opened, events: Generator[Event, None, None], shown: Shown) -> None:
-    """Play a reply out to the terminal or pipe, and print what comes after it."""
+def answer(
+    streams: Streams,
+    opened: Opened,
+    events: Generator[Event, None, None],
+    shown: Shown,
+    keep: Callable[[Reply], None],
+) -> None:
+    """Play a reply out to the terminal or pipe, keep it, and print what comes after it."""
     from cerebrum_cli.application.reply import ReplyGatherer, reply_object, shortfall
     from cerebrum_cli.terminal.progress import StatusLine
     from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, play
@@ -156,6 +203,8 @@ def answer(streams: Streams, opened: Opened, events: Generator[Event, None, None
         play(events, opened.responder.cancel, sinks)
     finally:
         reply = gatherer.reply
+        if reply:
+            keep(reply)
         if reply and shown.json:
             streams.answer_object(reply_object(reply, opened.model.name, opened.format_name))
         elif reply and shown.final and reply.final_answer is not None:

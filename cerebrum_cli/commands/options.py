@@ -103,6 +103,7 @@ Quiet = Annotated[bool, option("-q", "--quiet", help="No notes and no progress o
 Verbose = Annotated[bool, option("-v", "--verbose", help="Show llama.cpp's log on standard error.")]
 Yes = Annotated[bool, option("-y", "--yes", help="Answer yes to every question.")]
 NoLog = Annotated[bool, option("--no-log", help="Do not keep this exchange as a session.")]
+Continue = Annotated[bool, option("-c", "--continue", help="Go on from the session that was last changed.")]
 NoMarkdown = Annotated[bool, option("--no-markdown", help="Plain text on a terminal too.")]
 
 

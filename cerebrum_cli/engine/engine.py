@@ -242,19 +242,20 @@ class Loop:
         text, stopped = sequence.detokenizer.feed(piece)
         sequence.tell(TokenEvent(sequence.id, text, token=token))
         if stopped:
-            return self._finish(sequence, "stop")
+            return self._finish(sequence, "stop", by_stop_string=True)
         if len(sequence.generated) == sequence.request.params.max_tokens:
             return self._finish(sequence, "length")
         if sequence.length >= backend.context_size:
             return self._finish(sequence, "context")
         return None
 
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+    def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> None:
         rest, stopped = sequence.detokenizer.flush()
         if rest:
             sequence.tell(TokenEvent(sequence.id, rest))
         self._release(sequence)
-        sequence.tell(sequence.finish("stop" if stopped else reason, self._backend.context_size, self._load_s))
+        ended = "stop" if stopped else reason
+        sequence.tell(sequence.finish(ended, self._backend.context_size, self._load_s, stopped or by_stop_string))
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

@@ -93,7 +93,7 @@ class Sequence:
             decode_steps=max(0, len(self.sampled_at) - 1),
         )
 
-    def finish(self, reason: FinishReason, context_size: int, load_s: float) -> FinishEvent:
+    def finish(self, reason: FinishReason, context_size: int, load_s: float, by_stop_string: bool) -> FinishEvent:
         """Return this sequence's last event."""
         return FinishEvent(
             self.id,
@@ -104,6 +104,7 @@ class Sequence:
             seed=self.seed,
             context_size=context_size,
             timings=self.timings(load_s),
+            by_stop_string=by_stop_string,
         )
 
 

@@ -12,6 +12,7 @@
     |-- GrammarError              exit 2
     |-- PullError                 exit 1   `- HubError in catalogue/hub_errors.py, where trying again may help
     |-- ConfigError               exit 1   config.toml or models.toml
+    |-- SessionError              exit 1   a session, or the database of them
     |-- OutputError               exit 1   standard output cannot be written
     `-- EngineError               exit 1   llama.cpp gave up
 
@@ -114,6 +115,10 @@ class PullError(CerebrumError):
 
 class ConfigError(CerebrumError):
     """A configuration file is malformed; the message names file, place and key."""
+
+
+class SessionError(CerebrumError):
+    """A session that cannot be found, kept or read."""
 
 
 class OutputError(CerebrumError):

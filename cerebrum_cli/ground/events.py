@@ -77,7 +77,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
-    """A sequence has ended: why, what it cost, and the seed that repeats it."""
+    """A sequence has ended: why, what it cost, and the seed that repeats it.
+
+    Where a stop string ended it, its tokens say more than its text.
+    """
 
     sequence: SequenceId
     reason: FinishReason
@@ -87,6 +90,7 @@ class FinishEvent:
     seed: int
     context_size: int
     timings: Timings
+    by_stop_string: bool = False
 
 
 Event = NoticeEvent | LoadEvent | PromptEvent | TokenEvent | FinishEvent

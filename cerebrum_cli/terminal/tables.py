@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 10_000  # columns of a table nobody looks at: nothing is cut or wrapped in a pipe
 LEAST_COLUMNS = 3  # of a table; a terminal that is narrower still wraps the lines itself
+BEGINNING = 50  # characters of a question in a table
 LEAST_NOTES = 20
 
 
@@ -93,6 +94,26 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
             for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
         ],
     )
+
+
+def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print the sessions that are kept."""
+    cells = [
+        (row["name"], row["messages"], row["updated"][:16].replace("T", " "), row["model"], _first_line(row["first"]))
+        for row in rows
+    ]
+    _print_table(streams, ("name", "messages", "changed", "model", "begins"), cells)
+
+
+def print_hits(streams: Streams, hits: Iterable[Mapping[str, Any]]) -> None:
+    """Print messages that were found."""
+    for hit in hits:
+        streams.answer(f"{hit['session']}  {hit['role']}: {hit['excerpt']}\n")
+
+
+def _first_line(text: str) -> str:
+    """Return how a text begins, short enough for a table."""
+    return textwrap.shorten(text, BEGINNING, placeholder=" ...")
 
 
 def print_candidates(streams: Streams, offer: Offer) -> None:

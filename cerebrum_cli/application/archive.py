@@ -1,0 +1,125 @@
+"""What `cerebrum sessions` tells of kept conversations, writes and reads of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.application.history import name_of
+from cerebrum_cli.application.model import Model
+from cerebrum_cli.application.opening import BackendFactory, open_model
+from cerebrum_cli.application.question import read_text
+from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
+from cerebrum_cli.sessions.store import Session, Store, StoredMessage
+
+
+def summaries(store: Store) -> list[dict[str, Any]]:
+    """Return what `sessions list --json` prints, the last changed first."""
+    return [
+        {
+            **_told(summary.session),
+            "messages": summary.messages,
+            "first": summary.first,
+        }
+        for summary in store.sessions()
+    ]
+
+
+def session_object(store: Store, session: Session) -> dict[str, Any]:
+    """Return what `sessions show --json` prints: what the session is led with, and all that is kept of its messages."""
+    return {
+        **_told(session),
+        "system_prompt": session.system_prompt,
+        "params": session.params,
+        "messages": [_message(stored) for stored in store.messages(session)],
+    }
+
+
+def hits(store: Store, text: str) -> list[dict[str, Any]]:
+    """Return the messages that hold all words of a text, the best first."""
+    return [
+        {"session": hit.session.name, "role": hit.message.message.role, "excerpt": " ".join(hit.excerpt.split())}
+        for hit in store.search(text)
+    ]
+
+
+def exported(store: Store, session: Session, shape: str) -> str:
+    """Return a session as Markdown, as OpenAI's messages (`json`) or as ShareGPT."""
+    conversation = store.conversation(session)
+    if shape == "markdown":
+        return as_markdown(session.name, conversation)
+    if shape == "sharegpt":
+        return _pretty(as_sharegpt(session.name, conversation))
+    return _pretty({"name": session.name, "model": session.model, "messages": as_messages(conversation)})
+
+
+def transcript(factory: BackendFactory, model: Model, settings: Settings, store: Store, session: Session) -> str:
+    """Return the exact text the model has read and said: the prompt of the last reply, and that reply."""
+    conversation = store.conversation(session)
+    replied = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
+    asked = replace(conversation, messages=conversation.messages[:-1]) if replied else conversation
+    opened = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
+    try:
+        prompt = opened.responder.preview(asked).prompt
+        if not replied:
+            return f"{prompt}\n"
+        last = conversation.messages[-1]
+        if last.tokens is not None:
+            return f"{prompt}{opened.responder.spelled(last.tokens)}\n"
+        return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
+    finally:
+        opened.engine.close()
+
+
+def imported(store: Store, file: Path, name: str | None) -> Session:
+    """Keep the conversation in a file, under its own name, the file's or a given one."""
+    own, conversation = read_conversation(read_text(file), str(file))
+    if name is None:
+        name = store.free_name(own or file.stem or name_of(conversation))
+    elif store.find(name):
+        raise SessionError(f"there is a session {name} already", "choose another name")
+    with store.together():
+        session = store.create(name, "import", system_prompt=conversation.system_prompt)
+        for message in conversation.messages:
+            session = store.say(session, message)
+    return session
+
+
+def _told(session: Session) -> dict[str, Any]:
+    return {
+        "name": session.name,
+        "origin": session.origin,
+        "model": session.model,
+        "format": session.format,
+        "created": _moment(session.created),
+        "updated": _moment(session.updated),
+    }
+
+
+def _message(stored: StoredMessage) -> dict[str, Any]:
+    said = stored.said
+    return {
+        "role": stored.message.role,
+        "content": stored.message.content,
+        "reasoning": said.reasoning,
+        "finish_reason": said.finish_reason,
+        "model": said.model,
+        "format": said.format,
+        "params": said.params,
+        "seed": said.seed,
+        "timings": said.timings,
+        "created": _moment(stored.created),
+    }
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _pretty(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

@@ -1,0 +1,114 @@
+"""Conversations that are kept: what a session is called, how one is gone on from, and what is kept of an exchange."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from cerebrum_cli.application.reply import Reply
+from cerebrum_cli.ground.conversation import Conversation, Message
+from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.sessions.store import Origin, Said, Session, Store
+
+_WORDS, _LONGEST = 5, 40  # of a session's name
+PARAMS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "stop")
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who replies: the model by its reference, and the format it is asked in."""
+
+    model: str
+    format: str
+
+
+@dataclass(slots=True)
+class History:
+    """The sessions of a user, as the use cases need them."""
+
+    store: Store
+
+    def latest(self) -> Session:
+        """Return the session that was last changed, at a place a question can follow. SessionError if there is none."""
+        session = self.store.latest()
+        if session is None:
+            raise SessionError("there is no session to go on from", "ask without -c first")
+        return self.answered(session)
+
+    def named(self, name: str) -> Session:
+        """Return a session by its name. SessionError where there is none."""
+        session = self.store.find(name)
+        if session is None:
+            raise SessionError(f"there is no session {name}", "cerebrum sessions list shows them")
+        return session
+
+    def answered(self, session: Session) -> Session:
+        """Return a session that has come to a reply: a question nobody answered, as its process ended, is left."""
+        path = self.store.messages(session)
+        if path and path[-1].message.role == "user":
+            return self.store.move(session, path[-1].parent)
+        return session
+
+    def keep(
+        self,
+        session: Session | None,
+        conversation: Conversation,
+        reply: Reply,
+        speaker: Speaker,
+        settings: Settings,
+        origin: Origin = "ask",
+    ) -> Session:
+        """Keep what is new of a conversation and the reply to it, in a new session where none is given."""
+        params = params_of(settings)
+        with self.store.together():
+            if session is None:
+                session = self.store.create(
+                    self.store.free_name(name_of(conversation)),
+                    origin,
+                    system_prompt=conversation.system_prompt,
+                    model=speaker.model,
+                    format=speaker.format,
+                    params=params,
+                )
+            for message in conversation.messages[len(self.store.messages(session)) :]:
+                session = self.store.say(session, message)
+            return self.store.say(session, Message("assistant", reply.text, reply.tokens), said(reply, speaker, params))
+
+
+def said(reply: Reply, speaker: Speaker, params: dict[str, Any]) -> Said:
+    """Return what is kept of how a reply came to be."""
+    finish = reply.finish
+    return Said(
+        reasoning=reply.reasoning,
+        finish_reason=finish.reason,
+        model=speaker.model,
+        format=speaker.format,
+        params=params,
+        seed=finish.seed,
+        timings={
+            **asdict(finish.timings),
+            "prompt_tokens": finish.prompt_tokens,
+            "cached_tokens": finish.cached_tokens,
+        },
+    )
+
+
+def params_of(settings: Settings) -> dict[str, Any]:
+    """Return the sampling settings a reply was made with."""
+    return {key: getattr(settings, key) for key in PARAMS}
+
+
+def name_of(conversation: Conversation) -> str:
+    """Return what to call a session: the first words of its first question."""
+    first = conversation.messages[0].content if conversation.messages else ""
+    words = re.findall(r"\w+", first.lower())[:_WORDS]
+    return "-".join(words)[:_LONGEST].strip("-_") or "session"
+
+
+def gone_on(store: Store, session: Session, conversation: Conversation, system: str | None) -> Conversation:
+    """Return a session with the turns of another conversation after it; a system prompt given now replaces its own."""
+    before = store.conversation(session)
+    prompt = before.system_prompt if system is None else system
+    return replace(before, messages=(*before.messages, *conversation.messages), system_prompt=prompt)

@@ -1,0 +1,131 @@
+"""`cerebrum sessions`: the conversations that are kept."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cerebrum_cli.commands import options
+from cerebrum_cli.commands.options import option
+
+app = typer.Typer(
+    help="List, show, search, export, import and remove the conversations that are kept.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A session, named as in `cerebrum sessions list`.")]
+
+
+class Shape(StrEnum):
+    """What a session is exported as."""
+
+    MARKDOWN = "markdown"
+    JSON = "json"
+    SHAREGPT = "sharegpt"
+    TRANSCRIPT = "transcript"
+
+
+@app.command(name="list")
+def list_sessions(context: typer.Context, json: options.Json = False, quiet: options.Quiet = False) -> None:
+    """List the sessions, the last changed first."""
+    from cerebrum_cli.application.archive import summaries
+    from cerebrum_cli.terminal.tables import print_sessions
+
+    runtime = options.runtime_of(context)
+    listed = summaries(runtime.history.store)
+    if json:
+        runtime.streams.answer_object(listed)
+    elif listed:
+        print_sessions(runtime.streams, listed)
+    elif not quiet:
+        runtime.streams.talk("no session is kept yet; cerebrum ask begins one")
+
+
+@app.command()
+def show(context: typer.Context, name: Name, json: options.Json = False) -> None:
+    """Show what was said in a session."""
+    from cerebrum_cli.application.archive import exported, session_object
+
+    runtime = options.runtime_of(context)
+    history = runtime.history
+    session = history.named(name)
+    if json:
+        runtime.streams.answer_object(session_object(history.store, session))
+    else:
+        runtime.streams.answer(exported(history.store, session, Shape.MARKDOWN.value))
+
+
+@app.command()
+def search(
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that all stand in one message.")],
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find messages by their words, the best match first."""
+    from cerebrum_cli.application.archive import hits
+    from cerebrum_cli.terminal.tables import print_hits
+
+    runtime = options.runtime_of(context)
+    found = hits(runtime.history.store, text)
+    if json:
+        runtime.streams.answer_object(found)
+    elif found:
+        print_hits(runtime.streams, found)
+    elif not quiet:
+        runtime.streams.talk("nothing is found")
+
+
+@app.command()
+def rm(context: typer.Context, name: Name, quiet: options.Quiet = False, yes: options.Yes = False) -> None:
+    """Delete a session, and every message no other session leads to."""
+    runtime = options.runtime_of(context)
+    history = runtime.history
+    session = history.named(name)
+    if not (yes or runtime.streams.confirm(f"Delete the session {name}?", usual=False)):
+        runtime.streams.talk(f"{name} stays" + ("" if runtime.streams.in_is_terminal else "; -y removes it"))
+        raise typer.Exit(1)
+    count = history.store.remove(session)
+    if not quiet:
+        runtime.streams.talk(f"{name} is gone, and {count} {'message' if count == 1 else 'messages'} with it")
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    name: Name,
+    shape: Annotated[
+        Shape, option("--as", help="json is OpenAI's messages, transcript the exact prompt [default: markdown].")
+    ] = Shape.MARKDOWN,
+) -> None:
+    """Print a session for other programs, or for people."""
+    from cerebrum_cli.application.archive import exported, transcript
+
+    runtime = options.runtime_of(context)
+    history = runtime.history
+    session = history.named(name)
+    if shape is Shape.TRANSCRIPT:
+        model = runtime.library.resolve(session.model)
+        text = transcript(runtime.open_backend, model, runtime.settings({}, model), history.store, session)
+    else:
+        text = exported(history.store, session, shape.value)
+    runtime.streams.answer(text)
+
+
+@app.command(name="import")
+def import_session(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="OpenAI's messages or ShareGPT, as JSON.")],
+    name: Annotated[str | None, option("--name", help="What to call it.", metavar="NAME")] = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Keep a conversation that another program has written."""
+    from cerebrum_cli.application.archive import imported
+
+    runtime = options.runtime_of(context)
+    session = imported(runtime.history.store, file, name)
+    if not quiet:
+        runtime.streams.talk(f"{session.name} is kept; cerebrum ask -c goes on from it")

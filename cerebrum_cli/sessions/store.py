@@ -1,0 +1,365 @@
+"""The session database: every change is one transaction, so that a process may end at any moment.
+
+Several processes may use one database; each opens its own connection, on the thread that uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cerebrum_cli.ground.conversation import Conversation, Message
+from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.sessions.schema import STEPS, migrate
+
+Origin = Literal["chat", "ask", "import"]
+
+BUSY_S = 10.0  # how long a change waits for another process's
+_LATEST = len(STEPS)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is kept of a message beside who said what: how a reply came to be, as far as that is known."""
+
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    model: str | None = None
+    format: str | None = None
+    params: Mapping[str, Any] | None = None
+    seed: int | None = None
+    timings: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message in the tree; `parent` is the one it answers, `created` in seconds since 1970."""
+
+    id: int
+    parent: int | None
+    message: Message
+    said: Said
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A name for the message a conversation has come to, with what it was led with; times in seconds since 1970."""
+
+    id: int
+    name: str
+    origin: Origin
+    system_prompt: str | None
+    model: str | None
+    format: str | None
+    params: Mapping[str, Any]
+    leaf: int | None
+    created: float
+    updated: float
+
+
+class Summary(NamedTuple):
+    """A session as a list shows it: how many messages it has, and the first question."""
+
+    session: Session
+    messages: int
+    first: str
+
+
+class Hit(NamedTuple):
+    """A message that a search has found, and a session it stands in."""
+
+    session: Session
+    message: StoredMessage
+    excerpt: str
+
+
+class Store:
+    """The sessions in one database file, which is made when it is first opened."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        """Close the database; it is opened again when it is needed."""
+        if self._database:
+            self._database.close()
+            self._database = None
+
+    def create(
+        self,
+        name: str,
+        origin: Origin,
+        *,
+        system_prompt: str | None = None,
+        model: str | None = None,
+        format: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        leaf: int | None = None,
+    ) -> Session:
+        """Begin a session, from a message of another one where `leaf` is given. SessionError if the name is taken."""
+        now = time.time()
+        with self._changing() as database:
+            try:
+                database.execute(
+                    "INSERT INTO sessions (name, origin, system_prompt, model, format, params, leaf, created, updated)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (name, origin, system_prompt, model, format, json.dumps(params or {}), leaf, now, now),
+                )
+            except sqlite3.IntegrityError as error:
+                raise SessionError(f"there is a session {name} already", "choose another name") from error
+            return self._required(database, name)
+
+    def find(self, name: str) -> Session | None:
+        """Return the session of exactly this name."""
+        with self._reading() as database:
+            row = database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone()
+            return _session(row) if row else None
+
+    def free_name(self, wanted: str) -> str:
+        """Return a name no session has: the wanted one, or that with a number after it."""
+        with self._reading() as database:
+            rows = database.execute("SELECT name FROM sessions WHERE substr(name, 1, ?) = ?", (len(wanted), wanted))
+            taken = {row["name"] for row in rows.fetchall()}
+        number, name = 1, wanted
+        while name in taken:
+            number += 1
+            name = f"{wanted}-{number}"
+        return name
+
+    def latest(self) -> Session | None:
+        """Return the session that was last changed."""
+        with self._reading() as database:
+            row = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
+            return _session(row) if row else None
+
+    def sessions(self) -> list[Summary]:
+        """Return all sessions, the last changed first."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC").fetchall()
+            found = []
+            for session in map(_session, rows):
+                path = self._path_to(database, session.leaf)
+                found.append(Summary(session, len(path), path[0].message.content if path else ""))
+            return found
+
+    def messages(self, session: Session) -> list[StoredMessage]:
+        """Return a session's messages, from the first to the one it has come to."""
+        with self._reading() as database:
+            return self._path_to(database, session.leaf)
+
+    def conversation(self, session: Session) -> Conversation:
+        """Return a session as a conversation."""
+        return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
+
+    def children(self, message: int | None) -> list[StoredMessage]:
+        """Return all answers there ever were to a message, oldest first; without one, all first questions."""
+        with self._reading() as database:
+            rows = database.execute("SELECT * FROM messages WHERE parent IS ? ORDER BY id", (message,)).fetchall()
+            return list(map(_stored, rows))
+
+    def say(self, session: Session, message: Message, said: Said | None = None) -> Session:
+        """Add a message after the one a session has come to, and return the session, which has come to it."""
+        with self._changing() as database:
+            cursor = database.execute(
+                f"INSERT INTO messages (parent, created, {', '.join(_COLUMNS)}) VALUES (?, ?, {_MARKS})",
+                (session.leaf, time.time(), *_values(message, said or Said())),
+            )
+            return self._moved(database, session, cursor.lastrowid)
+
+    def say_on(self, session: Session, message: Message, said: Said) -> None:
+        """Replace the message a session has come to by what has become of it: a reply that goes on, or has ended."""
+        with self._changing() as database:
+            database.execute(
+                f"UPDATE messages SET {', '.join(f'{column} = ?' for column in _COLUMNS)} WHERE id = ?",
+                (*_values(message, said), session.leaf),
+            )
+            database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
+
+    def move(self, session: Session, leaf: int | None) -> Session:
+        """Make a session come to another message; the one it had come to stays in the tree."""
+        with self._changing() as database:
+            return self._moved(database, session, leaf)
+
+    def lead(self, session: Session, **values: Any) -> Session:
+        """Change what a session is led with: system_prompt, model, format, params; or its name."""
+        columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
+        with self._changing() as database:
+            sets = ", ".join(f"{column} = ?" for column in columns)
+            try:
+                database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*columns.values(), session.id))
+            except sqlite3.IntegrityError as error:
+                raise SessionError(f"there is a session {values.get('name')} already", "choose another") from error
+            row = database.execute("SELECT * FROM sessions WHERE id = ?", (session.id,)).fetchone()
+            return _session(row)
+
+    def remove(self, session: Session) -> int:
+        """Delete a session and every message no other session leads to, and return how many messages went."""
+        with self._changing() as database:
+            database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
+            kept = {
+                stored.id
+                for (leaf,) in database.execute("SELECT leaf FROM sessions").fetchall()
+                for stored in self._path_to(database, leaf)
+            }
+            roots = self._path_to(database, session.leaf)[:1]
+            gone = [each for root in roots for each in self._tree(database, root.id) if each not in kept]
+            for each in sorted(gone, reverse=True):  # children first: they were said later
+                database.execute("DELETE FROM messages WHERE id = ?", (each,))
+            return len(gone)
+
+    def search(self, text: str, limit: int = 50) -> list[Hit]:
+        """Return the messages that hold all words of a text, the best first, each in the session last changed."""
+        quoted = " ".join(f'"{word.replace(chr(34), chr(34) * 2)}"' for word in text.split())
+        if not quoted:
+            return []
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT messages.*, snippet(texts, 0, '', '', ' ... ', 16) AS excerpt FROM texts"
+                " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY rank LIMIT ?",
+                (quoted, limit),
+            ).fetchall()
+            within: dict[int, Session] = {}
+            for row in database.execute("SELECT * FROM sessions ORDER BY updated").fetchall():
+                session = _session(row)
+                within.update((stored.id, session) for stored in self._path_to(database, session.leaf))
+            return [Hit(within[row["id"]], _stored(row), row["excerpt"]) for row in rows if row["id"] in within]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._opened()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all changes made meanwhile one: all of them happen, or none."""
+        with self._changing():
+            yield
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as database:
+            if database.in_transaction:
+                yield database
+                return
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    database.execute("ROLLBACK")
+                raise
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._database is None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SessionError(
+                    f"{error.filename}: {error.strerror}", "make room for it, or use --no-log"
+                ) from error
+            database = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
+            try:
+                database.row_factory = sqlite3.Row
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = FULL")
+                database.execute("PRAGMA foreign_keys = ON")
+                if migrate(database) > _LATEST:
+                    raise SessionError(f"{self._path}: written by a newer cerebrum", "update cerebrum")
+            except BaseException:
+                database.close()
+                raise
+            self._database = database
+        return self._database
+
+    def _unusable(self, error: sqlite3.Error) -> SessionError:
+        damaged = "malformed" in str(error) or "not a database" in str(error)
+        do = "move it away: a new one is begun" if damaged else "free some space, or end what else uses it"
+        return SessionError(f"{self._path}: {error}", do)
+
+    def _required(self, database: sqlite3.Connection, name: str) -> Session:
+        return _session(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
+
+    def _moved(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
+        now = time.time()
+        database.execute("UPDATE sessions SET leaf = ?, updated = ? WHERE id = ?", (leaf, now, session.id))
+        return replace(session, leaf=leaf, updated=now)
+
+    def _path_to(self, database: sqlite3.Connection, leaf: int | None) -> list[StoredMessage]:
+        rows = database.execute(
+            "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
+            " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE at IS NOT NULL)"
+            " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC",
+            (leaf,),
+        ).fetchall()
+        return list(map(_stored, rows))
+
+    def _tree(self, database: sqlite3.Connection, root: int) -> list[int]:
+        rows = database.execute(
+            "WITH RECURSIVE tree (at) AS (SELECT ? UNION ALL SELECT id FROM messages JOIN tree ON parent = at)"
+            " SELECT at FROM tree",
+            (root,),
+        ).fetchall()
+        return [row["at"] for row in rows]
+
+
+_COLUMNS = (
+    "role",
+    "content",
+    "tokens",
+    "reasoning",
+    "finish_reason",
+    "model",
+    "format",
+    "params",
+    "seed",
+    "timings",
+)
+_MARKS = ", ".join("?" * len(_COLUMNS))
+
+
+def _values(message: Message, said: Said) -> tuple[Any, ...]:
+    tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
+    return (
+        message.role,
+        message.content,
+        tokens,
+        said.reasoning,
+        said.finish_reason,
+        said.model,
+        said.format,
+        None if said.params is None else json.dumps(said.params),
+        said.seed,
+        None if said.timings is None else json.dumps(said.timings),
+    )
+
+
+def _stored(row: sqlite3.Row) -> StoredMessage:
+    tokens, role = row["tokens"], row["role"]
+    ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
+    said = Said(
+        reasoning=row["reasoning"],
+        finish_reason=row["finish_reason"],
+        model=row["model"],
+        format=row["format"],
+        params=row["params"] and json.loads(row["params"]),
+        seed=row["seed"],
+        timings=row["timings"] and json.loads(row["timings"]),
+    )
+    return StoredMessage(row["id"], row["parent"], Message(role, row["content"], ids), said, row["created"])
+
+
+def _session(row: sqlite3.Row) -> Session:
+    values = dict(row)
+    return Session(**{**values, "params": json.loads(values["params"] or "{}")})

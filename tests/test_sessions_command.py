@@ -1,0 +1,239 @@
+"""What was asked is kept, gone on from, found again and handed to other programs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Finished, saying, talking
+
+from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.sessions.store import Store
+
+
+@pytest.fixture
+def user(tmp_path: Path, chatml_model: Path) -> CommandLine:
+    """Return a user who has the small model."""
+    command = CommandLine(tmp_path)
+    assert command.run("pull", chatml_model, "--name", "small").code == 0
+    return command
+
+
+def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
+    """Ask, have the model reply just this, and return what was said on standard error."""
+    done = user.run("ask", "--grammar", saying(reply, user.home), *more, question)
+    assert (done.code, done.out) == (code, f"{reply.strip()}\n"), done.err
+    return done.err
+
+
+def listed(user: CommandLine) -> list[dict[str, Any]]:
+    sessions: list[dict[str, Any]] = user.run("sessions", "list", "--json").object
+    return sessions
+
+
+def shown(user: CommandLine, name: str) -> dict[str, Any]:
+    session: dict[str, Any] = user.run("sessions", "show", name, "--json").object
+    return session
+
+
+def said(session: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in session["messages"]]
+
+
+def test_an_exchange_is_kept_with_how_it_came_to_be(user: CommandLine) -> None:
+    ask(user, "What is four by five?", "Twenty.", "--temperature", "0.5", "--seed", "7", "-s", "Be brief.")
+    [row] = listed(user)
+    expected = ("what-is-four-by-five", "ask", "small", "embedded", 2, "What is four by five?")
+    assert tuple(row[key] for key in ("name", "origin", "model", "format", "messages", "first")) == expected
+    session = shown(user, "what-is-four-by-five")
+    assert session["system_prompt"] == "Be brief."
+    assert said(session) == [("user", "What is four by five?"), ("assistant", "Twenty.")]
+    reply = session["messages"][1]
+    assert (reply["finish_reason"], reply["seed"], reply["params"]["temperature"]) == ("stop", 7, 0.5)
+    assert reply["timings"]["prompt_tokens"] > 0
+
+
+def test_going_on_reads_what_was_said_token_by_token(user: CommandLine) -> None:
+    first = user.run("ask", "--dry-run", "--json", "Who are you?").object["token_ids"]
+    ask(user, "Who are you?", "Nobody: much.")
+    second = user.run("ask", "-c", "--dry-run", "--json", "And now?").object
+    [session] = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").sessions()
+    tokens = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").messages(session.session)[1]
+    assert tokens.message.tokens
+    assert second["token_ids"][: len(first) + len(tokens.message.tokens)] == [*first, *tokens.message.tokens]
+    assert second["prompt"].endswith("And now?<|im_end|>\n<|im_start|>assistant\n")
+    assert len(listed(user)) == 1  # a dry run keeps nothing
+
+
+def test_going_on_asks_the_same_model_and_system_prompt(user: CommandLine, mistral_model: Path) -> None:
+    assert user.run("pull", mistral_model, "--name", "other").code == 0
+    ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
+    ask(user, "Two?", " Second.", "--continue", "--format", "cerebrum")
+    session = shown(user, "one")
+    assert said(session) == [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
+    assert {message["model"] for message in session["messages"][1::2]} == {"other"}
+    prompt = user.run("ask", "-c", "--format", "cerebrum", "--dry-run", "Three?").out
+    assert prompt == "<s>Count.\nUser: One?\nAI: First.\nUser: Two?\nAI: Second.\nUser: Three?\nAI:"
+
+
+def test_what_is_not_to_be_kept_is_not(user: CommandLine) -> None:
+    ask(user, "Is this private?", "Yes.", "--no-log")
+    assert user.run("ask", "--raw", "-n", "2", "once upon").code == 0
+    assert user.run("ask", "--dry-run", "Why?").code == 0
+    assert listed(user) == []
+    done = user.run("sessions", "list")
+    assert (done.code, done.out, done.err) == (0, "", "no session is kept yet; cerebrum ask begins one\n")
+    assert not (user.home / "data" / "cerebrum" / "sessions" / "sessions.db").exists() or listed(user) == []
+
+
+def test_two_sessions_that_begin_alike_have_names_of_their_own(user: CommandLine) -> None:
+    for reply in ("One.", "Two."):
+        ask(user, "Count!", reply)
+    assert [row["name"] for row in listed(user)] == ["count-2", "count"]
+    ask(user, "More!", "Three.", "-c")
+    assert [(row["name"], row["messages"]) for row in listed(user)] == [("count-2", 4), ("count", 2)]
+
+
+def test_an_interrupted_answer_is_kept_as_far_as_it_came(user: CommandLine) -> None:
+    process = user.start("ask", "--grammar", str(talking(user.home)), "Talk!")
+    assert process.stdout
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=20)[0]
+    assert process.returncode == 130
+    reply = shown(user, "talk")["messages"][1]
+    assert reply["finish_reason"] == "cancelled"
+    assert reply["content"].endswith(out.decode().strip()[-10:])
+    ask(user, "Go on.", "Well.", "-c")
+    assert len(shown(user, "talk")["messages"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("ask", "-c", "Why?"), 1, "there is no session to go on from"),
+        (("ask", "-c", "--raw", "Why?"), 1, "there is no session to go on from"),
+        (("sessions", "show", "nothing"), 1, "there is no session nothing"),
+        (("sessions", "rm", "nothing", "-y"), 1, "there is no session nothing"),
+        (("sessions", "export", "nothing"), 1, "there is no session nothing"),
+        (("sessions", "import", "nothing.json"), 2, "nothing.json: No such file or directory"),
+    ],
+)
+def test_what_is_not_there_is_said(user: CommandLine, arguments: tuple[str, ...], code: int, error: str) -> None:
+    done = user.run(*arguments)
+    first, second = done.err.splitlines()
+    assert (done.code, done.out, first) == (code, "", f"error: {error}")
+    assert second.startswith("  try: ")
+
+
+def test_a_whole_conversation_does_not_go_on_from_another(user: CommandLine) -> None:
+    ask(user, "Why?", "So.")
+    (user.home / "talk.json").write_text('[{"role": "user", "content": "Hi"}]')
+    for more, named in ((["--messages", "talk.json"], "--messages"), (["--raw", "x"], "--raw")):
+        done = user.run("ask", "-c", *more)
+        assert (done.code, named in done.err) == (2, True)
+
+
+def test_a_conversation_from_a_file_is_kept_whole(user: CommandLine) -> None:
+    talk = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Well?"},
+    ]
+    (user.home / "talk.json").write_text(json.dumps(talk))
+    done = user.run("ask", "--messages", "talk.json", "--grammar", saying("Fine.", user.home))
+    assert done.code == 0
+    session = shown(user, "hi")
+    assert session["system_prompt"] == "Be kind."
+    assert said(session) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Well?"), ("assistant", "Fine.")]
+
+
+def test_sessions_are_found_by_their_words(user: CommandLine) -> None:
+    ask(user, "Where do cats sleep?", "On the warm stove.")
+    ask(user, "Where do dogs sleep?", "On the bed.")
+    done = user.run("sessions", "search", "warm stove")
+    assert (done.code, done.out) == (0, "where-do-cats-sleep  assistant: On the warm stove.\n")
+    assert len(user.run("sessions", "search", "sleep", "--json").object) == 2
+    done = user.run("sessions", "search", "fish")
+    assert (done.code, done.out, done.err) == (0, "", "nothing is found\n")
+
+
+def test_a_session_goes_out_and_comes_back_the_same(user: CommandLine) -> None:
+    ask(user, "Is it *so*?", "It is.", "-s", "Be brief.")
+    conversation = Conversation(system_prompt="Be brief.").user("Is it *so*?").assistant("It is.")
+    for shape in ("json", "sharegpt"):
+        file = user.home / f"{shape}.json"
+        file.write_text(user.run("sessions", "export", "is-it-so", "--as", shape).out)
+        done = user.run("sessions", "import", file, "--name", shape)
+        assert (done.code, done.err) == (0, f"{shape} is kept; cerebrum ask -c goes on from it\n")
+        store = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db")
+        session = store.find(shape)
+        assert session
+        assert store.conversation(session) == conversation
+        store.close()
+    again = user.run("sessions", "import", user.home / "json.json", "--name", "json")
+    assert (again.code, again.err.splitlines()[0]) == (1, "error: there is a session json already")
+    markdown = "# is-it-so\n\n## System\n\nBe brief.\n\n## User\n\nIs it *so*?\n\n## Assistant\n\nIt is.\n"
+    assert user.run("sessions", "export", "is-it-so").out == user.run("sessions", "show", "is-it-so").out == markdown
+
+
+def test_a_transcript_is_the_exact_text_the_model_saw(user: CommandLine, mistral_model: Path) -> None:
+    assert user.run("pull", mistral_model, "--name", "other").code == 0
+    ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
+    ask(user, "Two?", " Second.", "-c", "--format", "cerebrum")
+    done = user.run("sessions", "export", "one", "--as", "transcript")
+    assert (done.code, done.out) == (0, "<s>Count.\nUser: One?\nAI: First.\nUser: Two?\nAI: Second.\n")
+    ask(user, "Three?", " Third.", "-m", "small", "--no-log")
+    ask(user, "Four?", "Fourth.", "-m", "small")
+    assert user.run("sessions", "export", "four", "--as", "transcript").out.endswith(
+        "<|im_start|>user\nFour?<|im_end|>\n<|im_start|>assistant\nFourth.\n"
+    )
+
+
+def test_a_session_is_removed_when_somebody_says_so(user: CommandLine) -> None:
+    ask(user, "Why?", "So.")
+    done = user.run("sessions", "rm", "why")
+    assert (done.code, done.err) == (1, "why stays; -y removes it\n")
+    done = user.run("sessions", "rm", "why", "-y")
+    assert (done.code, done.err) == (0, "why is gone, and 2 messages with it\n")
+    assert listed(user) == []
+
+
+def test_an_answer_stands_where_it_cannot_be_kept(user: CommandLine) -> None:
+    directory = user.home / "data" / "cerebrum" / "sessions"
+    directory.mkdir(parents=True)
+    (directory / "sessions.db").write_text("no database at all, but long enough to be taken for one" * 50)
+    err = ask(user, "Why?", "So.")
+    assert err.startswith("note: this exchange is not kept: ")
+    assert "Traceback" not in err
+
+
+def test_a_long_wait_for_another_process_ends(user: CommandLine) -> None:
+    ask(user, "Why?", "So.")
+    database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db", isolation_level=None)
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        process = user.start("ask", "--grammar", str(saying("Yes.", user.home)), "Now?")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+    finally:
+        database.execute("ROLLBACK")
+        database.close()
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out.decode(), err.decode()) == (0, "Yes.\n", "")
+    assert [row["name"] for row in listed(user)] == ["now", "why"]
+
+
+def test_sessions_are_a_table_on_a_terminal_and_in_a_pipe(user: CommandLine) -> None:
+    ask(user, "Why is the sky blue, and why is it red in the evening, and why at all?", "So.")
+    done: Finished = user.run("sessions", "list")
+    head, row = done.out.splitlines()
+    assert head.split() == ["name", "messages", "changed", "model", "begins"]
+    assert row.split()[0] == "why-is-the-sky-blue"
+    assert row.endswith("Why is the sky blue, and why is it red in the ...")
