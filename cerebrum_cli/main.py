@@ -10,6 +10,7 @@ import typer
 
 from cerebrum_cli import __version__
 from cerebrum_cli.commands.ask import ask
+from cerebrum_cli.commands.chat import chat
 from cerebrum_cli.commands.list import list_models
 from cerebrum_cli.commands.pull import pull
 from cerebrum_cli.commands.rm import rm
@@ -30,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(ask)
+app.command()(chat)
 app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)

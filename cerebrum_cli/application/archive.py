@@ -14,7 +14,7 @@ from cerebrum_cli.application.opening import BackendFactory, open_model
 from cerebrum_cli.application.question import read_text
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.settings import Settings
-from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
+from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, printable, read_conversation
 from cerebrum_cli.sessions.store import Session, Store, StoredMessage
 
 
@@ -79,6 +79,8 @@ def transcript(factory: BackendFactory, model: Model, settings: Settings, store:
 def imported(store: Store, file: Path, name: str | None) -> Session:
     """Keep the conversation in a file, under its own name, the file's or a given one."""
     own, conversation = read_conversation(read_text(file), str(file))
+    if name is not None and not printable(name):
+        raise SessionError("an empty name is no name", "give another one with --name")
     if name is None:
         name = store.free_name(own or file.stem or name_of(conversation))
     elif store.find(name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -72,6 +72,8 @@ class History:
                     format=speaker.format,
                     params=params,
                 )
+            leading = {"system_prompt": conversation.system_prompt, "model": speaker.model, "format": speaker.format}
+            session = self.store.lead(session, **leading)
             for message in conversation.messages[len(self.store.messages(session)) :]:
                 session = self.store.say(session, message)
             return self.store.say(session, Message("assistant", reply.text, reply.tokens), said(reply, speaker, params))
@@ -103,12 +105,25 @@ def params_of(settings: Settings) -> dict[str, Any]:
 def name_of(conversation: Conversation) -> str:
     """Return what to call a session: the first words of its first question."""
     first = conversation.messages[0].content if conversation.messages else ""
-    words = re.findall(r"\w+", first.lower())[:_WORDS]
-    return "-".join(words)[:_LONGEST].strip("-_") or "session"
+    words = "".join(char if _is_of_a_word(char) else " " for char in first.lower()).split()[:_WORDS]
+    return "-".join(words)[:_LONGEST].strip("-") or "session"
 
 
-def gone_on(store: Store, session: Session, conversation: Conversation, system: str | None) -> Conversation:
+def _is_of_a_word(char: str) -> bool:
+    return char.isalnum() or unicodedata.category(char).startswith("M")  # marks stand on letters in many scripts
+
+
+def spoken(store: Store, session: Session, model: str) -> Conversation:
+    """Return a session as a conversation for a model: tokens are kept of its own replies, others' are read as text."""
+    messages = tuple(
+        stored.message if stored.said.model == model else replace(stored.message, tokens=None)
+        for stored in store.messages(session)
+    )
+    return Conversation(messages, session.system_prompt)
+
+
+def gone_on(store: Store, session: Session, model: str, conversation: Conversation, system: str | None) -> Conversation:
     """Return a session with the turns of another conversation after it; a system prompt given now replaces its own."""
-    before = store.conversation(session)
+    before = spoken(store, session, model)
     prompt = before.system_prompt if system is None else system
     return replace(before, messages=(*before.messages, *conversation.messages), system_prompt=prompt)

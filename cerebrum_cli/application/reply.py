@@ -54,12 +54,24 @@ class ReplyGatherer:
         """Nothing is open."""
 
     @property
+    def text(self) -> str:
+        """What the answer is so far."""
+        return "".join(self._said["answer"])
+
+    @property
+    def reasoning(self) -> str | None:
+        """What was thought so far, where that is marked."""
+        return "".join(self._said["thinking"]) or None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens sampled so far."""
+        return tuple(self._tokens)
+
+    @property
     def reply(self) -> Reply | None:
         """The reply, once it has ended."""
-        if self._finish is None:
-            return None
-        thought = "".join(self._said["thinking"]) or None
-        return Reply("".join(self._said["answer"]), thought, self._finish, tuple(self._tokens))
+        return None if self._finish is None else Reply(self.text, self.reasoning, self._finish, self.tokens)
 
 
 def shortfall(reply: Reply) -> NoticeEvent | None:

@@ -24,9 +24,17 @@ class Responder(Protocol):
     """Something that replies."""
 
     def respond(
-        self, conversations: Sequence[Conversation], settings: Settings, grammar: str | None = None, n: int = 1
+        self,
+        conversations: Sequence[Conversation],
+        settings: Settings,
+        grammar: str | None = None,
+        n: int = 1,
+        begun: tuple[int, ...] = (),
     ) -> Generator[Event, None, None]:
-        """Yield the events of `n` replies to each conversation; closing the stream ends them."""
+        """Yield the events of `n` replies to each conversation; closing the stream ends them.
+
+        `begun` are the tokens of a reply that is gone on with.
+        """
 
     def cancel(self) -> None:
         """End what runs; its stream goes on to its FinishEvents."""
@@ -48,7 +56,12 @@ class LocalResponder:
         self._trained_context = trained_context
 
     def respond(
-        self, conversations: Sequence[Conversation], settings: Settings, grammar: str | None = None, n: int = 1
+        self,
+        conversations: Sequence[Conversation],
+        settings: Settings,
+        grammar: str | None = None,
+        n: int = 1,
+        begun: tuple[int, ...] = (),
     ) -> Generator[Event, None, None]:
         """Load the model if it is not there yet, then yield what it says; PromptTooLong before any evaluation."""
         yield from self._engine.load()
@@ -58,12 +71,14 @@ class LocalResponder:
             marker for thought in form.thoughts for marker in (thought.open, thought.close, thought.header)
         )
         prompts = [form.render(conversation) for conversation in conversations]
-        requests = [Request(self._fitting(prompt), params, grammar, n, visible) for prompt in prompts]
+        requests = [Request(self._fitting(prompt, begun), params, grammar, n, visible) for prompt in prompts]
         splitters = {
             SequenceId(index, sample): ThoughtSplitter(form.thoughts, opened_thought(_end(prompt), form.thoughts))
             for index, prompt in enumerate(prompts)
             for sample in range(n)
         }
+        for splitter in splitters.values():
+            splitter.feed(self._said(begun, visible))
         events = self._engine.generate(requests)
         try:
             for event in events:
@@ -91,8 +106,13 @@ class LocalResponder:
         """End loading and replies."""
         self._engine.cancel()
 
-    def _fitting(self, prompt: Sequence[Part]) -> tuple[int, ...]:
-        tokens = self._engine.tokenize(prompt)
+    def _said(self, tokens: Sequence[int], visible: frozenset[int]) -> str:
+        backend = self._engine.backend
+        pieces = (backend.piece(token, special=token in visible) for token in tokens)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def _fitting(self, prompt: Sequence[Part], begun: tuple[int, ...]) -> tuple[int, ...]:
+        tokens = (*self._engine.tokenize(prompt), *begun)
         size = self._engine.backend.context_size
         if len(tokens) >= size:
             raise PromptTooLong(len(tokens), size, self._trained_context)

@@ -16,6 +16,7 @@ from cerebrum_cli.ground.errors import NoAnswer, SessionError, UsageError
 from cerebrum_cli.ground.events import NoticeEvent
 
 if TYPE_CHECKING:
+    from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.opening import Opened
     from cerebrum_cli.application.reply import Reply
     from cerebrum_cli.ground.conversation import Conversation
@@ -88,13 +89,13 @@ def ask(
     settings = runtime.settings(given, found)
     constraint = read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())
-    conversation = None if piped else kept.before(question.read(None, settings, given.get("system")), given)
+    conversation = None if piped else kept.before(question.read(None, settings, given.get("system")), found, given)
     opened = open_model(
         runtime.open_backend, found, settings, raw=raw, template_options=arguments, vocabulary_only=dry_run
     )
     try:
         if conversation is None:  # what is piped in is read while the model loads
-            conversation = kept.before(question.read(piped, settings, given.get("system")), given)
+            conversation = kept.before(question.read(piped, settings, given.get("system")), found, given)
         if dry_run:
             show_prompt(runtime.streams, opened, conversation, json, quiet)
         else:
@@ -145,13 +146,13 @@ class Kept:
         self._history = runtime.history if goes_on or not unkept else None
         self.session = self._history.latest() if self._history and goes_on else None
 
-    def before(self, conversation: Conversation, given: Mapping[str, Any]) -> Conversation:
+    def before(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
         """Return the conversation after what the session holds already."""
         if self.session is None or self._history is None:
             return conversation
         from cerebrum_cli.application.history import gone_on
 
-        return gone_on(self._history.store, self.session, conversation, given.get("system"))
+        return gone_on(self._history.store, self.session, model.reference, conversation, given.get("system"))
 
     def keep(self, conversation: Conversation, opened: Opened, settings: Settings, reply: Reply) -> None:
         """Keep the exchange; where that cannot be done, say so: the answer stands."""

@@ -46,6 +46,8 @@ def read_conversation(text: str, source: str) -> tuple[str | None, Conversation]
     except (ValueError, RecursionError) as error:
         raise SessionError(f"{source} is not JSON: {error}", _SHAPES) from error
     if isinstance(value, list) and value and isinstance(value[0], dict) and "conversations" in value[0]:
+        if len(value) > 1:
+            raise SessionError(f"{source} holds {len(value)} conversations", "import them one at a time")
         value = value[0]  # ShareGPT's files are lists of conversations
     outer = value if isinstance(value, dict) else {"messages": value}
     name = outer.get("name") or outer.get("id")
@@ -53,7 +55,12 @@ def read_conversation(text: str, source: str) -> tuple[str | None, Conversation]
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _SHAPES)
     said = [_turn(item, f"{source}: message {number}") for number, item in enumerate(items, 1)]
-    return (name if isinstance(name, str) else None), _conversation(said, source)
+    return (printable(name) or None if isinstance(name, str) else None), _conversation(said, source)
+
+
+def printable(name: str) -> str:
+    """Return a name without what cannot be printed on one line."""
+    return "".join(char if char.isprintable() else " " for char in well_formed(name)).strip()
 
 
 def _turn(item: Any, where: str) -> tuple[str, str]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sqlite3
 
 # A message hangs on the one it answers, so undoing, retrying and forking take nothing away: a session is a name for
-# the message it has come to (`leaf`). Times are seconds since 1970, `params` and `timings` JSON, `tokens` the ids a
-# reply was sampled as, four bytes each, little-endian. A reply without a finish_reason is being said, or was when
-# its process was killed.
+# the message it has come to (`leaf`). `session` is the one a message was said in, which may be gone. Times are seconds
+# since 1970, `params` and `timings` JSON, `tokens` the ids a reply was sampled as, four bytes each, little-endian. A
+# reply without a finish_reason is being said, or was when its process was killed.
 STEPS = (
     """
     CREATE TABLE messages (
         id INTEGER PRIMARY KEY,
         parent INTEGER REFERENCES messages (id),
+        session INTEGER NOT NULL,
         role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
         content TEXT NOT NULL,
         reasoning TEXT,
@@ -27,7 +28,7 @@ STEPS = (
     );
     CREATE INDEX children ON messages (parent);
     CREATE TABLE sessions (
-        id INTEGER PRIMARY KEY,
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT NOT NULL UNIQUE,
         origin TEXT NOT NULL CHECK (origin IN ('chat', 'ask', 'import')),
         system_prompt TEXT,
@@ -59,10 +60,10 @@ def migrate(database: sqlite3.Connection) -> int:
 
     A step happens whole or not at all, and once, however many processes open the database at the same time.
     """
-    while (version := _version(database)) < len(STEPS):
+    while (version := version_of(database)) < len(STEPS):
         database.execute("BEGIN IMMEDIATE")
         try:
-            if _version(database) == version:  # nobody was faster
+            if version_of(database) == version:  # nobody was faster
                 for statement in _statements(STEPS[version]):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {version + 1}")
@@ -73,7 +74,7 @@ def migrate(database: sqlite3.Connection) -> int:
     return version
 
 
-def _version(database: sqlite3.Connection) -> int:
+def version_of(database: sqlite3.Connection) -> int:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return int(version)
 

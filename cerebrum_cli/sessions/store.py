@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.sessions.schema import STEPS, migrate
+from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.sessions.schema import STEPS, migrate, version_of
 
 Origin = Literal["chat", "ask", "import"]
 
@@ -106,7 +107,7 @@ class Store:
         leaf: int | None = None,
     ) -> Session:
         """Begin a session, from a message of another one where `leaf` is given. SessionError if the name is taken."""
-        now = time.time()
+        now, name = time.time(), well_formed(name)
         with self._changing() as database:
             try:
                 database.execute(
@@ -115,13 +116,13 @@ class Store:
                     (name, origin, system_prompt, model, format, json.dumps(params or {}), leaf, now, now),
                 )
             except sqlite3.IntegrityError as error:
-                raise SessionError(f"there is a session {name} already", "choose another name") from error
+                raise self._taken(error, name) from error
             return self._required(database, name)
 
     def find(self, name: str) -> Session | None:
         """Return the session of exactly this name."""
         with self._reading() as database:
-            row = database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone()
+            row = database.execute("SELECT * FROM sessions WHERE name = ?", (well_formed(name),)).fetchone()
             return _session(row) if row else None
 
     def free_name(self, wanted: str) -> str:
@@ -169,15 +170,17 @@ class Store:
     def say(self, session: Session, message: Message, said: Said | None = None) -> Session:
         """Add a message after the one a session has come to, and return the session, which has come to it."""
         with self._changing() as database:
+            self._present(database, session)
             cursor = database.execute(
-                f"INSERT INTO messages (parent, created, {', '.join(_COLUMNS)}) VALUES (?, ?, {_MARKS})",
-                (session.leaf, time.time(), *_values(message, said or Said())),
+                f"INSERT INTO messages (parent, session, created, {', '.join(_COLUMNS)}) VALUES (?, ?, ?, {_MARKS})",
+                (session.leaf, session.id, time.time(), *_values(message, said or Said())),
             )
             return self._moved(database, session, cursor.lastrowid)
 
     def say_on(self, session: Session, message: Message, said: Said) -> None:
         """Replace the message a session has come to by what has become of it: a reply that goes on, or has ended."""
         with self._changing() as database:
+            self._present(database, session)
             database.execute(
                 f"UPDATE messages SET {', '.join(f'{column} = ?' for column in _COLUMNS)} WHERE id = ?",
                 (*_values(message, said), session.leaf),
@@ -187,51 +190,59 @@ class Store:
     def move(self, session: Session, leaf: int | None) -> Session:
         """Make a session come to another message; the one it had come to stays in the tree."""
         with self._changing() as database:
+            self._present(database, session)
             return self._moved(database, session, leaf)
 
     def lead(self, session: Session, **values: Any) -> Session:
         """Change what a session is led with: system_prompt, model, format, params; or its name."""
         columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
         with self._changing() as database:
+            self._present(database, session)
             sets = ", ".join(f"{column} = ?" for column in columns)
             try:
                 database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*columns.values(), session.id))
             except sqlite3.IntegrityError as error:
-                raise SessionError(f"there is a session {values.get('name')} already", "choose another") from error
-            row = database.execute("SELECT * FROM sessions WHERE id = ?", (session.id,)).fetchone()
-            return _session(row)
+                raise self._taken(error, str(values.get("name"))) from error
+            return _session(self._present(database, session))
 
     def remove(self, session: Session) -> int:
-        """Delete a session and every message no other session leads to, and return how many messages went."""
+        """Delete a session and the messages that were said in it, but for those others hang on; return how many went.
+
+        Messages of sessions that are gone already go with the last one that needed them.
+        """
         with self._changing() as database:
             database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
-            kept = {
-                stored.id
-                for (leaf,) in database.execute("SELECT leaf FROM sessions").fetchall()
-                for stored in self._path_to(database, leaf)
-            }
-            roots = self._path_to(database, session.leaf)[:1]
-            gone = [each for root in roots for each in self._tree(database, root.id) if each not in kept]
-            for each in sorted(gone, reverse=True):  # children first: they were said later
-                database.execute("DELETE FROM messages WHERE id = ?", (each,))
+            rows = database.execute("SELECT id, parent, session FROM messages").fetchall()
+            alive = {row["id"] for row in database.execute("SELECT id FROM sessions")}
+            leaves = [row["leaf"] for row in database.execute("SELECT leaf FROM sessions WHERE leaf IS NOT NULL")]
+            parents = {row["id"]: row["parent"] for row in rows}
+            kept: set[int] = set()
+            for needed in (*leaves, *(row["id"] for row in rows if row["session"] in alive)):
+                while needed is not None and needed not in kept:
+                    kept.add(needed)
+                    needed = parents[needed]
+            gone = sorted(parents.keys() - kept, reverse=True)  # children first: they were said later
+            database.executemany("DELETE FROM messages WHERE id = ?", [(each,) for each in gone])
             return len(gone)
 
     def search(self, text: str, limit: int = 50) -> list[Hit]:
         """Return the messages that hold all words of a text, the best first, each in the session last changed."""
-        quoted = " ".join(f'"{word.replace(chr(34), chr(34) * 2)}"' for word in text.split())
+        words = well_formed(text).replace("\0", " ").split()
+        quoted = " ".join(f'"{word.replace(chr(34), chr(34) * 2)}"' for word in words)
         if not quoted:
             return []
         with self._reading() as database:
             rows = database.execute(
                 "SELECT messages.*, snippet(texts, 0, '', '', ' ... ', 16) AS excerpt FROM texts"
-                " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY rank LIMIT ?",
-                (quoted, limit),
+                " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY rank",
+                (quoted,),
             ).fetchall()
             within: dict[int, Session] = {}
             for row in database.execute("SELECT * FROM sessions ORDER BY updated").fetchall():
                 session = _session(row)
                 within.update((stored.id, session) for stored in self._path_to(database, session.leaf))
-            return [Hit(within[row["id"]], _stored(row), row["excerpt"]) for row in rows if row["id"] in within]
+            found = [row for row in rows if row["id"] in within][:limit]
+            return [Hit(within[row["id"]], _stored(row), row["excerpt"]) for row in found]
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -272,11 +283,13 @@ class Store:
             database = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
             try:
                 database.row_factory = sqlite3.Row
-                database.execute("PRAGMA journal_mode = WAL")
+                if version_of(database) > _LATEST:
+                    raise SessionError(f"{self._path}: written by a newer cerebrum", "update cerebrum")
+                _write_ahead(database)
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA foreign_keys = ON")
-                if migrate(database) > _LATEST:
-                    raise SessionError(f"{self._path}: written by a newer cerebrum", "update cerebrum")
+                database.execute("PRAGMA secure_delete = ON")  # what is removed is not to be read in the file
+                migrate(database)
             except BaseException:
                 database.close()
                 raise
@@ -284,9 +297,24 @@ class Store:
         return self._database
 
     def _unusable(self, error: sqlite3.Error) -> SessionError:
-        damaged = "malformed" in str(error) or "not a database" in str(error)
-        do = "move it away: a new one is begun" if damaged else "free some space, or end what else uses it"
-        return SessionError(f"{self._path}: {error}", do)
+        said = str(error)
+        do = "free some space, or end what else uses it"
+        if any(sign in said for sign in ("malformed", "not a database", "vtable constructor", "already exists")):
+            do = "move it away: a new one is begun"
+        elif "unable to open" in said or "readonly" in said:
+            do = "see to it that it is a file that can be written to"
+        return SessionError(f"{self._path}: {said}", do)
+
+    def _taken(self, error: sqlite3.IntegrityError, name: str) -> SessionError:
+        if "sessions.name" in str(error):
+            return SessionError(f"there is a session {name} already", "choose another name")
+        return self._unusable(error)
+
+    def _present(self, database: sqlite3.Connection, session: Session) -> sqlite3.Row:
+        row: sqlite3.Row | None = database.execute("SELECT * FROM sessions WHERE id = ?", (session.id,)).fetchone()
+        if row is None:
+            raise SessionError(f"the session {session.name} is gone: somebody has removed it", "begin another")
+        return row
 
     def _required(self, database: sqlite3.Connection, name: str) -> Session:
         return _session(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
@@ -305,14 +333,6 @@ class Store:
         ).fetchall()
         return list(map(_stored, rows))
 
-    def _tree(self, database: sqlite3.Connection, root: int) -> list[int]:
-        rows = database.execute(
-            "WITH RECURSIVE tree (at) AS (SELECT ? UNION ALL SELECT id FROM messages JOIN tree ON parent = at)"
-            " SELECT at FROM tree",
-            (root,),
-        ).fetchall()
-        return [row["at"] for row in rows]
-
 
 _COLUMNS = (
     "role",
@@ -327,6 +347,19 @@ _COLUMNS = (
     "timings",
 )
 _MARKS = ", ".join("?" * len(_COLUMNS))
+
+
+def _write_ahead(database: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on. Where another process does so now, SQLite does not wait by itself."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _values(message: Message, said: Said) -> tuple[Any, ...]:

@@ -1,0 +1,147 @@
+"""A session as a file: what is written reads back as it was, and what is malformed is named in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, printable, read_conversation
+
+SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
+READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")
+BARE = Conversation().user("Hi").assistant("Hello 😀")
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Conversation:
+    """Return any conversation with at least one turn; which tokens a reply was sampled as is not exported."""
+    conversation = Conversation(system_prompt=draw(st.none() | st.text()))
+    for number, content in enumerate(draw(st.lists(st.text(), min_size=1, max_size=6))):
+        conversation = conversation.assistant(content) if number % 2 else conversation.user(content)
+    return conversation
+
+
+def test_markdown_has_a_heading_for_each_turn() -> None:
+    assert as_markdown("sums", SUMS) == (
+        "# sums\n\n## System\n\nBe brief.\n\n## User\n\nWhat is 2 + 2?\n\n## Assistant\n\nFour.\n\n"
+        "## User\n\nAnd 3 + 3?\n"
+    )
+    assert as_markdown("hi", BARE) == "# hi\n\n## User\n\nHi\n\n## Assistant\n\nHello 😀\n"
+    assert as_markdown("nothing", Conversation()) == "# nothing\n"
+
+
+def test_messages_are_openais_list() -> None:
+    assert as_messages(SUMS) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 2 + 2?\n"},
+        {"role": "assistant", "content": "Four."},
+        {"role": "user", "content": "And 3 + 3?"},
+    ]
+    assert as_messages(BARE) == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello 😀"}]
+    assert as_messages(Conversation(system_prompt="")) == [{"role": "system", "content": ""}]
+
+
+def test_sharegpt_has_its_own_names_for_who_speaks() -> None:
+    assert as_sharegpt("sums", SUMS) == {
+        "id": "sums",
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "What is 2 + 2?\n"},
+            {"from": "gpt", "value": "Four."},
+            {"from": "human", "value": "And 3 + 3?"},
+        ],
+    }
+
+
+@given(conversations())
+def test_any_conversation_survives_as_messages(conversation: Conversation) -> None:
+    for ascii_only in (True, False):
+        text = json.dumps(as_messages(conversation), ensure_ascii=ascii_only)
+        assert read_conversation(text, "here") == (None, conversation)
+
+
+@given(st.text(min_size=1), conversations())
+def test_any_conversation_survives_as_sharegpt(name: str, conversation: Conversation) -> None:
+    for ascii_only in (True, False):
+        text = json.dumps(as_sharegpt(name, conversation), ensure_ascii=ascii_only)
+        assert read_conversation(text, "here") == (printable(name) or None, conversation)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (as_messages(SUMS), None),
+        ({"messages": as_messages(SUMS)}, None),
+        ({"name": "sums", "model": "a", "messages": as_messages(SUMS)}, "sums"),
+        ({"id": "sums", "messages": as_messages(SUMS)}, "sums"),
+        ({"name": 7, "messages": as_messages(SUMS)}, None),
+        (as_sharegpt("sums", SUMS), "sums"),
+        ([as_sharegpt("sums", SUMS)], "sums"),
+        ({"conversations": [{"from": each["role"], "value": each["content"]} for each in as_messages(SUMS)]}, None),
+    ],
+)
+def test_both_shapes_are_read_with_their_name(value: object, name: str | None) -> None:
+    assert read_conversation(json.dumps(value), "here") == (name, READ_BACK)
+
+
+def test_text_and_name_of_a_file_become_well_formed() -> None:
+    file = '{"name": "a\\ud800", "messages": [{"role": "user", "content": "cut \\ud83d"}]}'
+    assert read_conversation(file, "here") == ("a\ufffd", Conversation().user("cut \ufffd"))
+
+
+USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+SYSTEM = {"role": "system", "content": "c"}
+
+
+WRONG: list[object] = [
+    {},
+    {"role": "assistant"},
+    {"content": "b"},
+    *({"role": "assistant", "content": value} for value in (None, 7, ["b"], {"text": "b"})),
+    *({"role": value, "content": "b"} for value in ("tool", "Assistant", "", None, 7, ["assistant"], {"a": 1})),
+]
+NO_LISTS: list[object] = [[], {}, 7, "hello", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", " is not JSON: "),
+        ("{", " is not JSON: "),
+        ("hello\nthere", " is not JSON: "),
+        ("[" * 100_000, " is not JSON: "),
+        ('{"messages": ' + "[" * 100_000, " is not JSON: "),
+        ("1" * 5000, " is not JSON: "),
+        *((text, " holds no conversation") for text in ("7", "null", '"hello"', "true", "NaN", "[]", "{}")),
+        *((json.dumps({"messages": value}), " holds no conversation") for value in NO_LISTS),
+        (json.dumps({"conversations": 7}), " holds no conversation"),
+        (json.dumps([{"conversations": 7}]), " holds no conversation"),
+        (json.dumps([{"conversations": []}]), " holds no turns"),
+        (json.dumps([SYSTEM]), " holds no turns"),
+        (json.dumps([7]), ": message 1 is no object"),
+        (json.dumps([USER, [REPLY]]), ": message 2 is no object"),
+        *((json.dumps([USER, wrong]), ": message 2 has no text, or no speaker") for wrong in WRONG),
+        *(
+            (json.dumps(turns), ": the turns do not alternate, beginning with the user")
+            for turns in (
+                [USER, USER],
+                [REPLY],
+                [SYSTEM, REPLY],
+                [SYSTEM, SYSTEM, USER],
+                [USER, REPLY, REPLY],
+                [USER, SYSTEM],
+            )
+        ),
+    ],
+)
+def test_what_is_malformed_is_named_in_one_line(text: str, what: str) -> None:
+    with pytest.raises(SessionError) as caught:
+        read_conversation(text, "chat.json")
+    assert caught.value.what.startswith(f"chat.json{what}")
+    assert caught.value.do
+    assert "\n" not in caught.value.what + caught.value.do

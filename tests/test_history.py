@@ -1,0 +1,216 @@
+"""Conversations that are kept: in a session of their own, or in the one they go on from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.application.history import History, Speaker, gone_on, name_of
+from cerebrum_cli.application.reply import Reply, ReplyGatherer
+from cerebrum_cli.ground.conversation import Conversation, Message
+from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.ground.events import FinishEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.sessions.store import Said, Store
+
+ONLY = SequenceId(0)
+TIMINGS = Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=1)
+FINISH = FinishEvent(
+    sequence=ONLY,
+    reason="stop",
+    prompt_tokens=20,
+    cached_tokens=4,
+    completion_tokens=2,
+    seed=2**32 - 2,
+    context_size=256,
+    timings=TIMINGS,
+)
+FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
+SIX = Reply("Six.", None, FINISH, (9,))
+SPEAKER = Speaker("owner/repo:Q4_0", "chatml")
+SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",))
+PARAMS = {
+    "temperature": 0.5,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "repeat_penalty": 1.0,
+    "max_tokens": 10,
+    "stop": ["\n\n"],
+}
+SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
+        yield History(store)
+
+
+def test_an_exchange_is_kept_as_a_session_named_after_its_first_words(history: History) -> None:
+    session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
+    found = history.named(session.name)
+    assert found == session
+    assert (found.system_prompt, found.model, found.format, found.params) == (
+        "Be brief.",
+        "owner/repo:Q4_0",
+        "chatml",
+        PARAMS,
+    )
+    assert history.store.conversation(found) == SUM.assistant("Four.", (7, 8))
+
+
+def test_what_is_kept_of_a_reply_says_how_it_came_to_be(history: History) -> None:
+    question, reply = history.store.messages(history.keep(None, SUM, FOUR, SPEAKER, SETTINGS))
+    assert question.said == Said()
+    assert reply.said == Said(
+        reasoning="2 and 2",
+        finish_reason="stop",
+        model="owner/repo:Q4_0",
+        format="chatml",
+        params=PARAMS,
+        seed=2**32 - 2,
+        timings={**asdict(TIMINGS), "prompt_tokens": 20, "cached_tokens": 4},
+    )
+
+
+def test_the_same_question_again_is_another_session(history: History) -> None:
+    names = [history.keep(None, SUM, FOUR, SPEAKER, SETTINGS).name for _ in range(3)]
+    assert names == ["what-is-2-2-think", "what-is-2-2-think-2", "what-is-2-2-think-3"]
+
+
+def test_a_session_that_is_gone_on_from_gets_only_what_is_new(history: History) -> None:
+    first = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    whole = gone_on(history.store, history.latest(), SPEAKER.model, Conversation().user("And 3 + 3?"), None)
+    session = history.keep(history.latest(), whole, SIX, SPEAKER, SETTINGS)
+    assert (session.id, session.name) == (first.id, first.name)
+    assert history.store.conversation(session) == whole.assistant("Six.", (9,))
+    assert [summary.messages for summary in history.store.sessions()] == [4]
+    assert history.store.messages(session)[:2] == history.store.messages(first)
+
+
+def test_a_conversation_that_was_given_whole_is_kept_whole(history: History) -> None:
+    whole = SUM.assistant("Four.").user("And 3 + 3?")
+    session = history.keep(None, whole, SIX, SPEAKER, SETTINGS, "chat")
+    assert history.store.conversation(session) == whole.assistant("Six.", (9,))
+    assert (session.name, session.origin) == ("what-is-2-2-think", "chat")
+
+
+def test_an_exchange_is_kept_whole_or_not_at_all(history: History) -> None:
+    unkept = replace(FOUR, finish=replace(FINISH, seed=2**70))
+    with pytest.raises(OverflowError):
+        history.keep(None, SUM, unkept, SPEAKER, SETTINGS)
+    assert (history.store.sessions(), history.store.children(None)) == ([], [])
+
+
+def test_a_question_nobody_answered_is_left_behind(history: History) -> None:
+    answered = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    waiting = history.store.say(answered, Message("user", "And 3 + 3?"))
+    assert history.store.conversation(history.answered(waiting)) == SUM.assistant("Four.", (7, 8))
+    assert history.latest().leaf == answered.leaf
+    assert [stored.message.content for stored in history.store.children(answered.leaf)] == ["And 3 + 3?"]
+
+
+def test_a_session_that_has_come_to_a_reply_stays_where_it_is(history: History) -> None:
+    session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    assert history.answered(session) == session
+    empty = history.store.create("empty", "chat")
+    assert history.answered(empty) == empty
+    only_asked = history.store.say(empty, Message("user", "Hello?"))
+    assert history.answered(only_asked).leaf is None
+
+
+def test_the_latest_session_is_the_one_last_changed(history: History) -> None:
+    older, newer = history.store.create("older", "chat"), history.store.create("newer", "chat")
+    assert history.latest() == newer
+    changed = history.store.say(history.store.say(older, Message("user", "a")), Message("assistant", "b"))
+    assert history.latest() == changed
+
+
+def test_a_session_that_is_not_there_is_a_session_error(history: History) -> None:
+    with pytest.raises(SessionError) as nothing:
+        history.latest()
+    assert (nothing.value.what, nothing.value.do) == ("there is no session to go on from", "ask without -c first")
+    with pytest.raises(SessionError) as unknown:
+        history.named("sums")
+    assert (unknown.value.what, unknown.value.do) == (
+        "there is no session sums",
+        "cerebrum sessions list shows them",
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        ("What is 2+2?", "what-is-2-2"),
+        ("Tell me, in one word or more: why?", "tell-me-in-one-word"),
+        ("  ÄRGER im Café \n\n", "ärger-im-café"),
+        ("日本の首都はどこですか？", "日本の首都はどこですか"),
+        ("你好。 世界", "你好-世界"),
+        ("日" * 100, "日" * 40),
+        ("A" * 100, "a" * 40),
+        ("a" * 39 + " b", "a" * 39),
+        (("ab" * 9 + " ") * 5, "-".join(["ab" * 9] * 2) + "-ab"),
+        ("__init__", "init"),
+        ("?!... -- ___", "session"),
+        ("😀", "session"),
+        (" \n\t", "session"),
+        ("", "session"),
+    ],
+)
+def test_a_session_is_named_after_the_first_words(question: str, name: str) -> None:
+    assert name_of(Conversation(system_prompt="You are brief.").user(question).assistant("Yes.")) == name
+
+
+def test_a_session_in_which_nothing_is_said_has_a_name_too() -> None:
+    assert name_of(Conversation()) == "session"
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "prompt"),
+    [("own", None, "own"), (None, None, None), ("own", "now", "now"), (None, "now", "now"), ("own", "", "")],
+)
+def test_a_system_prompt_given_now_replaces_the_sessions_own(
+    history: History, own: str | None, given: str | None, prompt: str | None
+) -> None:
+    session = history.keep(None, replace(SUM, system_prompt=own), FOUR, SPEAKER, SETTINGS)
+    asked = Conversation(system_prompt="of the settings").user("And 3 + 3?")
+    whole = gone_on(history.store, session, SPEAKER.model, asked, given)
+    assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
+
+
+def test_a_session_is_kept_with_the_system_prompt_its_last_reply_was_made_with(history: History) -> None:
+    session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    whole = gone_on(history.store, session, SPEAKER.model, Conversation().user("And 3 + 3?"), "Rhyme.")
+    history.keep(session, whole, SIX, SPEAKER, SETTINGS)
+    assert history.store.conversation(history.latest()) == whole.assistant("Six.", (9,))
+
+
+def gathered(by_stop_string: bool) -> Reply:
+    gatherer = ReplyGatherer()
+    for event in (
+        TokenEvent(ONLY, "hm", "thinking", 5),
+        TokenEvent(ONLY, "Fo", "answer", 6),
+        TokenEvent(ONLY, "", "answer", 7),
+        TokenEvent(ONLY, "ur", "answer"),
+        replace(FINISH, by_stop_string=by_stop_string),
+    ):
+        gatherer.emit(event)
+    assert gatherer.reply is not None
+    return gatherer.reply
+
+
+def test_the_tokens_of_a_reply_are_all_that_were_sampled() -> None:
+    assert (gathered(False).text, gathered(False).tokens) == ("Four", (5, 6, 7))
+
+
+def test_a_reply_that_a_stop_string_ended_is_kept_without_its_tokens(history: History) -> None:
+    reply = gathered(True)
+    assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
+    session = history.keep(None, SUM, reply, SPEAKER, SETTINGS)
+    assert history.store.conversation(session) == SUM.assistant("Four")
