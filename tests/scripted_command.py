@@ -57,8 +57,8 @@ def main() -> None:
 
     home = Path(os.environ["HOME"])
     runtime = Runtime(
-        config_directory=home / "config",
-        data_directory=home / "data",
+        config_directory=home / "config" / "cerebrum",
+        data_directory=home / "data" / "cerebrum",
         streams=standard_streams(),
         open_backend=lambda request: open_backend,
         native_log=lambda listener: None,

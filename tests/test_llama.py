@@ -353,3 +353,14 @@ def test_what_no_grammar_can_hold_is_named() -> None:
     for text in ("true", "[]", "{"):
         with pytest.raises(GrammarError, match="the JSON schema cannot be used"):
             schema_to_grammar(text)
+
+
+def test_a_longer_prompt_in_a_context_made_for_a_short_one_is_read_in_whole_batches(chatml_model: Path) -> None:
+    backend = open_llama(options(chatml_model), lambda _: None, StopFlag())
+    try:
+        backend.reserve(20)
+        assert backend.capacity == 256
+        count = backend.batch_size
+        assert backend.decode([Row(0, at, 100, at == count - 1) for at in range(count)])
+    finally:
+        backend.close()

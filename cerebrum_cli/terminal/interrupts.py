@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to end, so that what was said so far can be kept."""
+"""Ctrl-C, SIGTERM and SIGHUP as a request to end, so that what was said so far can be kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from cerebrum_cli.ground.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP is what a terminal sends that is closed; Windows knows none.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupts:

@@ -69,7 +69,7 @@ class Repl:
         try:
             line = parse_slash(text)
             if line:
-                _COMMANDS[line.name](self, line)
+                COMMANDS[line.name](self, line)
             else:
                 files, self.files = self.files, []
                 self._play(self.chat.say(compose(text, files, None)))
@@ -179,7 +179,7 @@ class Repl:
         self.streams.talk(stats_line(self.last.reply.finish, opened.model.name, opened.format_name))
 
 
-_COMMANDS: dict[str, Callable[[Repl, Line], None]] = {
+COMMANDS: dict[str, Callable[[Repl, Line], None]] = {
     "help": Repl._help,
     "exit": Repl._exit,
     "clear": Repl._clear,

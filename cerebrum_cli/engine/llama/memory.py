@@ -13,6 +13,7 @@ from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.ground.errors import EngineError
 
 DONE, NO_ROOM, ABORTED = 0, 1, 2
+PADDING = 256  # llama.cpp rounds a context up to it, but bounds n_batch by the context that was asked for
 
 # The abort callback is asked at every node of the graph. libc's atoi over a byte that is "0" or "1" answers
 # without Python and its lock.
@@ -36,7 +37,8 @@ class Memory:
     def __init__(self, model: Any, options: ContextOptions, stop: StopFlag) -> None:
         self._stop = stop  # native code reads its buffer for as long as this context lives
         params = llama.llama_context_default_params()
-        params.n_ctx = options.length * options.slots
+        length = -(-options.length // PADDING) * PADDING
+        params.n_ctx = length * options.slots
         params.n_seq_max = options.slots
         params.n_batch = params.n_ubatch = options.batch_size
         params.n_threads = params.n_threads_batch = options.threads
@@ -45,7 +47,7 @@ class Memory:
         params.abort_callback = _aborts
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         log.problems.clear()
-        fits = options.length * options.slots < 2**32  # a larger n_ctx would silently be another one
+        fits = length * options.slots < 2**32  # a larger n_ctx would silently be another one
         self.context = llama.llama_init_from_model(model, params) if fits else None
         if not self.context:
             raise EngineError(

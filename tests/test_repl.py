@@ -1,0 +1,320 @@
+"""A chat at a prompt, from its first line to its last."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+from command_line import CommandLine, Finished
+from screen import Screen
+
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.terminal.lines import PipedLines, is_closed, questions, unfenced
+from cerebrum_cli.terminal.repl import COMMANDS
+from cerebrum_cli.terminal.slash import SLASHES, Line, help_text, parse_slash
+
+SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
+
+
+# Lines.
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("one\ntwo\n", ["one", "two"]),
+        ("\n  \none\n\n", ["one"]),
+        ('"""\na\n\nb\n"""\nc', ["a\n\nb", "c"]),
+        ('"""a"""\nb', ["a", "b"]),
+        ('"""a\nb"""', ["a\nb"]),
+        ('"""\nnever closed\nat all', ["never closed\nat all"]),
+        ('say """ here', ['say """ here']),
+    ],
+)
+def test_a_pipe_is_read_question_by_question(text: str, read: list[str]) -> None:
+    assert list(questions(text)) == read
+
+
+def test_what_is_piped_in_is_written_down_as_at_a_prompt() -> None:
+    written: list[str] = []
+    lines = PipedLines('one\n"""\na\nb\n"""\n', written.append)
+    assert [lines.read(), lines.read()] == ["one", "a\nb"]
+    assert written == ["> one\n", "> a\n... b\n"]
+    with pytest.raises(EOFError):
+        lines.read()
+
+
+@pytest.mark.parametrize(
+    ("text", "closed"), [("a", True), ('"""', False), ('"""a', False), ('"""a"""', True), ('"""\na\n"""', True)]
+)
+def test_a_block_is_open_until_its_second_fence(text: str, closed: bool) -> None:
+    assert is_closed(text) is closed
+
+
+def test_fences_are_no_part_of_a_text() -> None:
+    assert unfenced(['"""', "  a", "b", '"""']) == "  a\nb"
+
+
+# Slash commands.
+
+
+def test_every_command_of_the_table_is_obeyed_and_helped_with() -> None:
+    assert [slash.name for slash in SLASHES] == list(COMMANDS)
+    told = help_text()
+    for slash in SLASHES:
+        assert f"/{slash.name}" in told
+        assert slash.does in told
+    assert "Ctrl-D" in told
+
+
+def test_a_line_calls_a_command_with_what_stands_after_it() -> None:
+    assert parse_slash("/system  Be brief. ") == Line("system", "Be brief.")
+    assert parse_slash("/undo") == Line("undo", "")
+    assert parse_slash("what is /undo?") is None
+    assert parse_slash(" /undo") is None
+
+
+@pytest.mark.parametrize(("line", "near"), [("/udno", "/undo"), ("/xyzzy", None), ("/usr/bin", None), ("/", None)])
+def test_an_unknown_command_gets_a_near_miss(line: str, near: str | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_slash(line)
+    assert caught.value.do.startswith(f"did you mean {near}? " if near else "/help shows them")
+
+
+# A script that is piped in.
+
+
+@pytest.fixture
+def user(tmp_path: Path, chatml_model: Path) -> CommandLine:
+    """Return a user who has the small model, in one program with a scripted one behind it."""
+    command = CommandLine(tmp_path)
+    assert command.run("pull", chatml_model, "--name", "small").code == 0
+    return command
+
+
+def chat(user: CommandLine, script: str, *arguments: str) -> Finished:
+    """Return the transcript of a chat with the real small model, which says a word or two."""
+    done = user.run("chat", "-n", "2", *arguments, stdin=script)
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out + done.err
+    return done
+
+
+def messages(user: CommandLine, name: str) -> list[str]:
+    return [each["content"] for each in user.run("sessions", "show", name, "--json").object["messages"]]
+
+
+def test_a_script_is_a_transcript(user: CommandLine) -> None:
+    script = "Who are you?\n/undo\nWhat are you?\n/retry 0.5\n/xyzzy\n/system Be kind.\n/exit\nnever asked\n"
+    done = chat(user, script)
+    asked = [line for line in done.out.splitlines() if line.startswith("> ")]
+    assert asked == [f"> {line}" for line in script.splitlines()[:-1]]
+    question, reply = messages(user, "who-are-you")
+    assert question == "What are you?"
+    assert reply in done.out
+    assert done.err.splitlines() == [
+        "taken back: Who are you?",
+        "error: there is no command /xyzzy",
+        "  try: /help shows them; a space before the slash asks it instead",
+        "system prompt: Be kind.",
+    ]
+
+
+def test_a_long_script_keeps_every_turn(user: CommandLine) -> None:
+    chat(user, "".join(f"Question {number}?\n" for number in range(20)), "--session", "long")
+    assert messages(user, "long")[::2] == [f"Question {number}?" for number in range(20)]
+    chat(user, "One more?\n", "-c")
+    chat(user, "And more?\n", "--session", "long")
+    assert len(messages(user, "long")) == 44
+
+
+def test_the_prompt_shown_is_the_one_that_is_read(user: CommandLine, tmp_path: Path) -> None:
+    notes = tmp_path / "my notes.txt"
+    notes.write_text("Cats sleep.")
+    done = chat(user, f"/system Be kind.\n/file {notes}\nWho sleeps?\n/undo\n/prompt\n/fork other\nAnd now?\n/tokens\n")
+    assert "<|im_start|>system\nBe kind.<|im_end|>\n" in done.out
+    names = [row["name"] for row in user.run("sessions", "list", "--json").object]
+    assert names[0] == "other"
+    assert len(names) == 2
+    assert done.err.splitlines()[-1].endswith(" tokens")
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("/retry\n", "there is no question to answer"),
+        ("/retry hot\n", "/retry 'hot'"),
+        ("/undo\n", "there is nothing to take back"),
+        ("/continue\n", "there is no reply to go on with"),
+        ("/fork\n", "nothing has been said yet"),
+        ("/load nowhere\n", "there is no session nowhere"),
+        ("/file nowhere.txt\n", "nowhere.txt: No such file or directory"),
+        ("/final\n", "the last reply states no final answer"),
+        ("/think\n", "there was no thought before the last reply"),
+        ("/stats\n", "nothing has been said yet"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_the_chat_goes_on(user: CommandLine, script: str, error: str) -> None:
+    done = chat(user, f"{script}/exit\n")
+    first, second = done.err.splitlines()
+    assert first == f"error: {error}"
+    assert second.startswith("  try: ")
+    assert done.out.endswith("> /exit\n")
+
+
+def test_one_of_two_ways_to_go_on_is_enough(user: CommandLine) -> None:
+    done = user.run("chat", "-c", "--session", "x", stdin="hi\n")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: -c and --session are both given")
+
+
+# A person at a terminal.
+
+
+class Person:
+    """Somebody who types into a chat, and what the screen shows."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], cwd: Path) -> None:
+        self.screen = Screen(80, 24)
+        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=str(cwd), dimensions=(24, 80), timeout=20)
+
+    def sees(self, text: str) -> None:
+        """Wait until the screen shows a text, or has shown it and scrolled on."""
+        deadline = time.monotonic() + 20
+        while not any(text in line for line in self.screen.lines):
+            assert time.monotonic() < deadline, f"{text!r} never came: {self.screen.lines}"
+            try:
+                self.screen.feed(self._pty.read_nonblocking(4096, 0.2))
+            except pexpect.TIMEOUT:
+                continue
+
+    def types(self, text: str) -> None:
+        self._pty.send(text)
+
+    def kill(self, number: signal.Signals) -> None:
+        self._pty.kill(number)
+
+    def end(self) -> int:
+        """Read to the end, and return the exit code as a shell tells it."""
+        try:
+            while True:
+                self.screen.feed(self._pty.read_nonblocking(4096, 20))
+        except pexpect.EOF:
+            self._pty.close()
+        code = self._pty.exitstatus
+        return int(128 + self._pty.signalstatus if code is None else code)
+
+    def close(self) -> None:
+        self._pty.close(force=True)
+
+
+Sit = Callable[..., Person]
+
+
+@pytest.fixture
+def sit(tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
+    """Return how to sit down before a chat with a model that has its reply by heart."""
+    people: list[Person] = []
+
+    def open_chat(reply: str, *arguments: str, pause: float = 0.0) -> Person:
+        script = json.dumps({"reply": reply, "pause": pause})
+        env = CommandLine(tmp_path).environment({"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"})
+        people.append(
+            Person([sys.executable, SCRIPTED, script, "chat", "-m", str(chatml_model), *arguments], env, tmp_path)
+        )
+        people[-1].sees(">")
+        return people[-1]
+
+    yield open_chat
+    for person in people:
+        person.close()
+
+
+WORDS = " ".join(f"word{number}" for number in range(400))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_ctrl_c_ends_a_reply_and_keeps_it(sit: Sit, user: CommandLine) -> None:
+    person = sit(WORDS, "--no-markdown", pause=0.01)
+    person.types("Talk!\r")
+    person.sees("word3 ")
+    pressed = time.monotonic()
+    person.types("\x03")
+    person.sees("/continue goes on with it")
+    assert time.monotonic() - pressed < 2
+    person.types("\x03")
+    person.sees("Ctrl-C again leaves")
+    person.types("\x03")
+    assert person.end() == 0
+    assert not person.screen.cursor_hidden
+    reply = user.run("sessions", "show", "talk", "--json").object["messages"][-1]
+    assert reply["finish_reason"] == "cancelled"
+    assert reply["content"].startswith("word0 word1 word2 word3")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_chat_that_is_killed_loses_no_turn(sit: Sit, user: CommandLine) -> None:
+    person = sit(WORDS, "--no-markdown", pause=0.02)
+    person.types("Talk!\r")
+    person.sees("word20 ")
+    person.kill(signal.SIGKILL)
+    assert person.end() == 128 + signal.SIGKILL
+    question, reply = user.run("sessions", "show", "talk", "--json").object["messages"]
+    assert question["content"] == "Talk!"
+    assert reply["content"].startswith("word0 word1")
+    assert reply["finish_reason"] is None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_keeps_what_was_said_and_leaves(
+    sit: Sit, user: CommandLine, number: signal.Signals, code: int
+) -> None:
+    person = sit(WORDS, "--no-markdown", pause=0.02)
+    person.types("Talk!\r")
+    person.sees("word5 ")
+    person.kill(number)
+    assert person.end() == code
+    reply = user.run("sessions", "show", "talk", "--json").object["messages"][-1]
+    assert reply["finish_reason"] == "cancelled"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_several_lines_are_one_question(sit: Sit, user: CommandLine) -> None:
+    person = sit("Yes.")
+    person.types("one\x0atwo\x1b\rthree\r")  # Ctrl-J, then Alt-Enter
+    person.sees("Yes.")
+    person.types('"""\rfour\r\rfive\r"""\r')
+    person.types("\x1b[200~six\nseven\n" + "line\n" * 40 + "\x1b[201~")
+    person.types("\r/help\r")
+    person.sees("Ctrl-X Ctrl-E")
+    person.types("\x04")
+    assert person.end() == 0
+    [first, second, third] = messages(user, "one-two-three")[::2]
+    assert (first, second) == ("one\ntwo\nthree", "four\n\nfive")
+    assert third.splitlines()[:3] == ["six", "seven", "line"]
+    assert third.count("line") == 40
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_tab_completes_commands_and_file_names(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "my notes.txt").write_text("Cats sleep.")
+    person = sit("Yes.")
+    person.types("/sess\t")
+    person.sees("> /sessions")
+    person.types("\r/file my\t")
+    person.sees("> /file my notes.txt")
+    person.types("\r")
+    person.sees("stands before the next question")
+    person.types("Who sleeps?\r")
+    person.sees("Yes.")
+    person.types("/exit\r")
+    assert person.end() == 0
+    [session] = [row["name"] for row in user.run("sessions", "list", "--json").object]
+    assert "Cats sleep." in messages(user, session)[0]
