@@ -73,12 +73,14 @@ def test_going_on_reads_what_was_said_token_by_token(user: CommandLine) -> None:
 def test_going_on_asks_the_same_model_and_system_prompt(user: CommandLine, mistral_model: Path) -> None:
     assert user.run("pull", mistral_model, "--name", "other").code == 0
     ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
-    ask(user, "Two?", " Second.", "--continue", "--format", "cerebrum")
+    ask(user, "Two?", " Second.", "--continue")
     session = shown(user, "one")
     assert said(session) == [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
     assert {message["model"] for message in session["messages"][1::2]} == {"other"}
-    prompt = user.run("ask", "-c", "--format", "cerebrum", "--dry-run", "Three?").out
+    prompt = user.run("ask", "-c", "--dry-run", "Three?").out
     assert prompt == "<s>Count.\nUser: One?\nAI: First.\nUser: Two?\nAI: Second.\nUser: Three?\nAI:"
+    other = user.run("ask", "-c", "-m", "small", "--dry-run", "Three?").out
+    assert other.startswith("<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n")
 
 
 def test_what_is_not_to_be_kept_is_not(user: CommandLine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -95,6 +96,13 @@ def said(reply: Reply, speaker: Speaker, params: dict[str, Any]) -> Said:
             "cached_tokens": finish.cached_tokens,
         },
     )
+
+
+def led(session: Session | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a command was given, with the session's model and format where it names no other model."""
+    if session is None or given.get("model") not in (None, session.model):
+        return dict(given)
+    return {"model": session.model, "format": session.format, **given}
 
 
 def params_of(settings: Settings) -> dict[str, Any]:

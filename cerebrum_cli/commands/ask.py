@@ -84,7 +84,7 @@ def ask(
     kept = Kept(runtime, continue_, no_log or raw)
     if continue_ and (raw or messages):
         raise UsageError("-c goes on from a session", f"leave out {'--raw' if raw else '--messages'}")
-    given = {"model": kept.session.model if kept.session else None, **given}
+    given = kept.led(given)
     found = options.find_model(runtime, given, yes, quiet, offline)
     settings = runtime.settings(given, found)
     constraint = read_grammar(runtime, schema, grammar, quiet)
@@ -145,6 +145,14 @@ class Kept:
         self._unkept = unkept
         self._history = runtime.history if goes_on or not unkept else None
         self.session = self._history.latest() if self._history and goes_on else None
+
+    def led(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was given, with the session's own model and format."""
+        if self.session is None:
+            return dict(given)
+        from cerebrum_cli.application.history import led
+
+        return led(self.session, given)
 
     def before(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
         """Return the conversation after what the session holds already."""

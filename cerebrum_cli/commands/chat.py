@@ -45,6 +45,7 @@ def chat(
     """
     given = options.given(locals())
     from cerebrum_cli.application.chat import Chat
+    from cerebrum_cli.application.history import led
     from cerebrum_cli.application.opening import open_model
     from cerebrum_cli.application.question import decoded, template_options
     from cerebrum_cli.terminal.lines import Lines, PipedLines, Prompt
@@ -56,7 +57,7 @@ def chat(
     history = runtime.history
     kept = history.latest() if continue_ else history.store.find(session) if session else None
     kept = history.answered(kept) if kept else None
-    given = {"model": kept.model if kept else None, **given}
+    given = led(kept, given)
     found = options.find_model(runtime, given, yes, quiet, offline)
     settings = runtime.settings(given, found)
     opened = open_model(runtime.open_backend, found, settings, template_options=template_options(template_arg or ()))
