@@ -15,7 +15,8 @@ from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.events import FinishEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.ground.settings import Settings
-from cerebrum_cli.sessions.store import Said, Store
+from cerebrum_cli.sessions.rows import Said
+from cerebrum_cli.sessions.store import Store
 
 ONLY = SequenceId(0)
 TIMINGS = Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=1)

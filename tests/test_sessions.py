@@ -16,8 +16,9 @@ import pytest
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.sessions import schema, store
+from cerebrum_cli.sessions.rows import Said, Session, StoredMessage
 from cerebrum_cli.sessions.schema import STEPS, migrate
-from cerebrum_cli.sessions.store import Said, Session, Store, StoredMessage
+from cerebrum_cli.sessions.store import Store
 
 ROOT = Path(__file__).parents[1]
 

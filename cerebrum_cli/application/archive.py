@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from cerebrum_cli.application.opening import BackendFactory, open_model
 from cerebrum_cli.application.question import read_text
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.ground.text import utc_text
 from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, printable, read_conversation
-from cerebrum_cli.sessions.store import Session, Store, StoredMessage
+from cerebrum_cli.sessions.rows import Session, StoredMessage
+from cerebrum_cli.sessions.store import Store
 
 
 def summaries(store: Store) -> list[dict[str, Any]]:
@@ -98,8 +99,8 @@ def _told(session: Session) -> dict[str, Any]:
         "origin": session.origin,
         "model": session.model,
         "format": session.format,
-        "created": _moment(session.created),
-        "updated": _moment(session.updated),
+        "created": utc_text(session.created),
+        "updated": utc_text(session.updated),
     }
 
 
@@ -115,12 +116,8 @@ def _message(stored: StoredMessage) -> dict[str, Any]:
         "params": said.params,
         "seed": said.seed,
         "timings": said.timings,
-        "created": _moment(stored.created),
+        "created": utc_text(stored.created),
     }
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _pretty(value: object) -> str:

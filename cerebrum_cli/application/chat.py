@@ -17,7 +17,7 @@ from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import PromptTooLong, SessionError
 from cerebrum_cli.ground.events import Event
 from cerebrum_cli.ground.settings import Settings
-from cerebrum_cli.sessions.store import Said, Session, StoredMessage
+from cerebrum_cli.sessions.rows import Said, Session, StoredMessage
 
 SAVE_EVERY_S = 1.0  # what a killed process may lose of a reply
 
@@ -31,6 +31,11 @@ class Chat:
     settings: Settings
     session: Session | None = None
     name: str | None = None
+
+    @property
+    def speaker(self) -> Speaker:
+        """Who replies."""
+        return Speaker(self.opened.model.reference, self.opened.format_name)
 
     @property
     def path(self) -> list[StoredMessage]:
@@ -81,12 +86,9 @@ class Chat:
 
     def undo(self) -> str | None:
         """Take the last question and its reply back, and return the question; None where there is none."""
-        path = self.path
-        while path and path[-1].message.role == "assistant":
-            path.pop()
-        if not path or self.session is None:
+        question = self._last_question()
+        if question is None or self.session is None:
             return None
-        question = path[-1]
         self.session = self.history.store.move(self.session, question.parent)
         return question.message.content
 
@@ -115,23 +117,17 @@ class Chat:
     def _begun(self, text: str) -> Session:
         if self.session:
             return self.session
-        store, wanted = self.history.store, self.name or name_of(Conversation().user(text))
-        return store.create(
-            store.free_name(wanted),
-            "chat",
-            system_prompt=self.settings.system,
-            model=self.opened.model.reference,
-            format=self.opened.format_name,
-            params=params_of(self.settings),
-        )
+        name = self.name or name_of(Conversation().user(text))
+        return self.history.begin(name, "chat", self.speaker, self.settings, self.settings.system)
 
     def _move_to_question(self) -> None:
-        path = self.path
-        while path and path[-1].message.role == "assistant":
-            path.pop()
-        if not path or self.session is None:
+        question = self._last_question()
+        if question is None or self.session is None:
             raise SessionError("there is no question to answer", "ask something first")
-        self.session = self.history.store.move(self.session, path[-1].id)
+        self.session = self.history.store.move(self.session, question.id)
+
+    def _last_question(self) -> StoredMessage | None:
+        return next((each for each in reversed(self.path) if each.message.role == "user"), None)
 
     def _replied(self, begun: tuple[int, ...], before: StoredMessage | None = None) -> Generator[Event, None, None]:
         """Yield the events of a reply to the question the session has come to, and keep it while it is said."""
@@ -165,7 +161,7 @@ class Chat:
         store, reply = self.history.store, gatherer.reply
         text = (before.message.content if before else "") + gatherer.text
         tokens = (*begun, *gatherer.tokens) if reply is None or reply.tokens is not None else None
-        speaker = Speaker(self.opened.model.reference, self.opened.format_name)
+        speaker = self.speaker
         how = Said(reasoning=gatherer.reasoning, finish_reason="cancelled" if ended else None, model=speaker.model)
         if reply:
             how = said(reply, speaker, params_of(self.settings))

@@ -11,7 +11,8 @@ from cerebrum_cli.application.reply import Reply
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.settings import Settings
-from cerebrum_cli.sessions.store import Origin, Said, Session, Store
+from cerebrum_cli.sessions.rows import Origin, Said, Session
+from cerebrum_cli.sessions.store import Store
 
 _WORDS, _LONGEST = 5, 40  # of a session's name
 PARAMS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "stop")
@@ -52,6 +53,19 @@ class History:
             return self.store.move(session, path[-1].parent)
         return session
 
+    def begin(
+        self, name: str, origin: Origin, speaker: Speaker, settings: Settings, system_prompt: str | None
+    ) -> Session:
+        """Begin a session, under a name like this that is free."""
+        return self.store.create(
+            self.store.free_name(name),
+            origin,
+            system_prompt=system_prompt,
+            model=speaker.model,
+            format=speaker.format,
+            params=params_of(settings),
+        )
+
     def keep(
         self,
         session: Session | None,
@@ -65,14 +79,7 @@ class History:
         params = params_of(settings)
         with self.store.together():
             if session is None:
-                session = self.store.create(
-                    self.store.free_name(name_of(conversation)),
-                    origin,
-                    system_prompt=conversation.system_prompt,
-                    model=speaker.model,
-                    format=speaker.format,
-                    params=params,
-                )
+                session = self.begin(name_of(conversation), origin, speaker, settings, conversation.system_prompt)
             leading = {"system_prompt": conversation.system_prompt, "model": speaker.model, "format": speaker.format}
             session = self.store.lead(session, **leading)
             for message in conversation.messages[len(self.store.messages(session)) :]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from cerebrum_cli.application.fitting import wanted_context
@@ -14,6 +13,7 @@ from cerebrum_cli.application.stock import Offer, catalogued, judge, of_files
 from cerebrum_cli.catalogue.cursor import Array, Scalar
 from cerebrum_cli.catalogue.reference import AtPath
 from cerebrum_cli.ground.errors import ModelFileError
+from cerebrum_cli.ground.text import utc_text
 
 
 def described(library: Library, model: Model, told: Told) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def source_of(model: Model) -> str:
 def last_used(library: Library, model: Model) -> str | None:
     """Return when a model was last asked, in UTC."""
     moment = library.registry.last_used(model.usage_key)
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+    return None if moment is None else utc_text(moment)
 
 
 def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:

@@ -54,9 +54,8 @@ class Cache:
     def models(self) -> Iterator[CachedModel]:
         """Yield every whole GGUF model, a repository's newest commit first, and what an older one shares just once."""
         for folder in _entries(self.directory):
-            owner, dashes, name = folder.name.removeprefix(_FOLDER).partition("--")
-            if folder.name.startswith(_FOLDER) and dashes:
-                yield from self._models(f"{owner}/{name}")
+            if repo_id := _repo_id(folder.name):
+                yield from self._models(repo_id)
 
     def model(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
         """Return the model that files of a commit are, all of which are here."""
@@ -69,11 +68,10 @@ class Cache:
             folder, snapshots, commit, *names = path.relative_to(self.directory).parts
         except ValueError:
             return None
-        owner, dashes, repo = folder.removeprefix(_FOLDER).partition("--")
-        if not (dashes and snapshots == "snapshots" and names and folder.startswith(_FOLDER)):
+        repo_id, name = _repo_id(folder), "/".join(names)
+        if not (repo_id and snapshots == "snapshots" and name):
             return None
-        name = "/".join(names)
-        return self.model(f"{owner}/{repo}", commit, Variant(quantization_of(name), parts_of(name)))
+        return self.model(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
 
     def folder(self, repo_id: str) -> Path:
         """Return where everything of a repository lies."""
@@ -175,6 +173,12 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def _repo_id(folder: str) -> str | None:
+    """Return the repository whose folder this is; None for any other folder."""
+    owner, dashes, name = folder.removeprefix(_FOLDER).partition("--")
+    return f"{owner}/{name}" if folder.startswith(_FOLDER) and dashes else None
 
 
 def _entries(directory: Path) -> list[Path]:

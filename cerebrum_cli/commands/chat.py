@@ -65,14 +65,13 @@ def chat(
         talk = Chat(history, opened, settings, kept, session)
         if kept and system is not None:
             talk.lead(system)
-        repl = Repl(talk, runtime.streams, PipedLines("", runtime.streams.answer), not no_markdown)
         piped = runtime.streams.piped
         lines: Lines
         if piped is None:
-            lines = Prompt(runtime.data_directory / "history", repl.toolbar, vi)
+            lines = Prompt(runtime.data_directory / "history", lambda: repl.toolbar(), vi)
         else:
             lines = PipedLines(decoded(piped.read(), "standard input"), runtime.streams.answer)
-        repl.lines = lines
+        repl = Repl(talk, runtime.streams, lines, not no_markdown)
         repl.run()
     finally:
         opened.engine.close()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model as LibraryModel
     from cerebrum_cli.runtime import Runtime
     from cerebrum_cli.terminal.progress import FileProgress
+    from cerebrum_cli.terminal.streams import Streams
 
 
 def option(*names: str, help: str, metavar: str | None = None, callback: Callable[..., Any] | None = None) -> Any:
@@ -142,6 +143,13 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
         model = pull_model(runtime, error.offer, None, settings.ctx, quiet, offline, yes)
     runtime.library.registry.touch(model.usage_key)
     return model
+
+
+def require_agreement(streams: Streams, question: str, name: str, yes: bool) -> None:
+    """Leave with exit 1, nothing done, unless -y was given or somebody agrees that this may go."""
+    if not (yes or streams.confirm(question, usual=False)):
+        streams.talk(f"{name} stays" + ("" if streams.in_is_terminal else "; -y removes it"))
+        raise typer.Exit(1)
 
 
 def pull_model(

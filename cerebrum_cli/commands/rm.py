@@ -23,11 +23,7 @@ def rm(
 
     runtime = options.runtime_of(context)
     planned = removal(runtime.library, model)
-    if not (yes or runtime.streams.confirm(planned.question, usual=False)):
-        runtime.streams.talk(
-            f"{planned.model.reference} stays" + ("" if runtime.streams.in_is_terminal else "; -y removes it")
-        )
-        raise typer.Exit(1)
+    options.require_agreement(runtime.streams, planned.question, planned.model.reference, yes)
     done = planned.execute()
     if not quiet:
         runtime.streams.talk(done)

@@ -85,9 +85,7 @@ def rm(context: typer.Context, name: Name, quiet: options.Quiet = False, yes: op
     runtime = options.runtime_of(context)
     history = runtime.history
     session = history.named(name)
-    if not (yes or runtime.streams.confirm(f"Delete the session {name}?", usual=False)):
-        runtime.streams.talk(f"{name} stays" + ("" if runtime.streams.in_is_terminal else "; -y removes it"))
-        raise typer.Exit(1)
+    options.require_agreement(runtime.streams, f"Delete the session {name}?", name, yes)
     count = history.store.remove(session)
     if not quiet:
         runtime.streams.talk(f"{name} is gone, and {count} {'message' if count == 1 else 'messages'} with it")

@@ -24,6 +24,13 @@ def size_text(size: int) -> str:
     return f"{size / 1e3:,.0f} kB"
 
 
+def utc_text(seconds: float) -> str:
+    """Return a moment in seconds since 1970 as ISO 8601 has it, in UTC."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def well_formed(text: str) -> str:
     """Return the text with U+FFFD for lone surrogates, which arguments that are no UTF-8 and cut-off JSON have."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

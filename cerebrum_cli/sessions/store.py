@@ -8,78 +8,32 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import struct
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.sessions.rows import (
+    COLUMNS,
+    MARKS,
+    Hit,
+    Origin,
+    Said,
+    Session,
+    StoredMessage,
+    Summary,
+    row_values,
+    session_of,
+    stored_message,
+)
 from cerebrum_cli.sessions.schema import STEPS, migrate, version_of
-
-Origin = Literal["chat", "ask", "import"]
 
 BUSY_S = 10.0  # how long a change waits for another process's
 _LATEST = len(STEPS)
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What is kept of a message beside who said what: how a reply came to be, as far as that is known."""
-
-    reasoning: str | None = None
-    finish_reason: str | None = None
-    model: str | None = None
-    format: str | None = None
-    params: Mapping[str, Any] | None = None
-    seed: int | None = None
-    timings: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A message in the tree; `parent` is the one it answers, `created` in seconds since 1970."""
-
-    id: int
-    parent: int | None
-    message: Message
-    said: Said
-    created: float
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A name for the message a conversation has come to, with what it was led with; times in seconds since 1970."""
-
-    id: int
-    name: str
-    origin: Origin
-    system_prompt: str | None
-    model: str | None
-    format: str | None
-    params: Mapping[str, Any]
-    leaf: int | None
-    created: float
-    updated: float
-
-
-class Summary(NamedTuple):
-    """A session as a list shows it: how many messages it has, and the first question."""
-
-    session: Session
-    messages: int
-    first: str
-
-
-class Hit(NamedTuple):
-    """A message that a search has found, and a session it stands in."""
-
-    session: Session
-    message: StoredMessage
-    excerpt: str
 
 
 class Store:
@@ -117,13 +71,13 @@ class Store:
                 )
             except sqlite3.IntegrityError as error:
                 raise self._taken(error, name) from error
-            return self._required(database, name)
+            return session_of(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
 
     def find(self, name: str) -> Session | None:
         """Return the session of exactly this name."""
         with self._reading() as database:
             row = database.execute("SELECT * FROM sessions WHERE name = ?", (well_formed(name),)).fetchone()
-            return _session(row) if row else None
+            return session_of(row) if row else None
 
     def free_name(self, wanted: str) -> str:
         """Return a name no session has: the wanted one, or that with a number after it."""
@@ -140,14 +94,14 @@ class Store:
         """Return the session that was last changed."""
         with self._reading() as database:
             row = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
-            return _session(row) if row else None
+            return session_of(row) if row else None
 
     def sessions(self) -> list[Summary]:
         """Return all sessions, the last changed first."""
         with self._reading() as database:
             rows = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC").fetchall()
             found = []
-            for session in map(_session, rows):
+            for session in map(session_of, rows):
                 path = self._path_to(database, session.leaf)
                 found.append(Summary(session, len(path), path[0].message.content if path else ""))
             return found
@@ -165,15 +119,15 @@ class Store:
         """Return all answers there ever were to a message, oldest first; without one, all first questions."""
         with self._reading() as database:
             rows = database.execute("SELECT * FROM messages WHERE parent IS ? ORDER BY id", (message,)).fetchall()
-            return list(map(_stored, rows))
+            return list(map(stored_message, rows))
 
     def say(self, session: Session, message: Message, said: Said | None = None) -> Session:
         """Add a message after the one a session has come to, and return the session, which has come to it."""
         with self._changing() as database:
             self._present(database, session)
             cursor = database.execute(
-                f"INSERT INTO messages (parent, session, created, {', '.join(_COLUMNS)}) VALUES (?, ?, ?, {_MARKS})",
-                (session.leaf, session.id, time.time(), *_values(message, said or Said())),
+                f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)}) VALUES (?, ?, ?, {MARKS})",
+                (session.leaf, session.id, time.time(), *row_values(message, said or Said())),
             )
             return self._moved(database, session, cursor.lastrowid)
 
@@ -182,8 +136,8 @@ class Store:
         with self._changing() as database:
             self._present(database, session)
             database.execute(
-                f"UPDATE messages SET {', '.join(f'{column} = ?' for column in _COLUMNS)} WHERE id = ?",
-                (*_values(message, said), session.leaf),
+                f"UPDATE messages SET {', '.join(f'{column} = ?' for column in COLUMNS)} WHERE id = ?",
+                (*row_values(message, said), session.leaf),
             )
             database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
 
@@ -203,7 +157,7 @@ class Store:
                 database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*columns.values(), session.id))
             except sqlite3.IntegrityError as error:
                 raise self._taken(error, str(values.get("name"))) from error
-            return _session(self._present(database, session))
+            return session_of(self._present(database, session))
 
     def remove(self, session: Session) -> int:
         """Delete a session and the messages that were said in it, but for those others hang on; return how many went.
@@ -239,10 +193,10 @@ class Store:
             ).fetchall()
             within: dict[int, Session] = {}
             for row in database.execute("SELECT * FROM sessions ORDER BY updated").fetchall():
-                session = _session(row)
+                session = session_of(row)
                 within.update((stored.id, session) for stored in self._path_to(database, session.leaf))
             found = [row for row in rows if row["id"] in within][:limit]
-            return [Hit(within[row["id"]], _stored(row), row["excerpt"]) for row in found]
+            return [Hit(within[row["id"]], stored_message(row), row["excerpt"]) for row in found]
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -316,9 +270,6 @@ class Store:
             raise SessionError(f"the session {session.name} is gone: somebody has removed it", "begin another")
         return row
 
-    def _required(self, database: sqlite3.Connection, name: str) -> Session:
-        return _session(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
-
     def _moved(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
         now = time.time()
         database.execute("UPDATE sessions SET leaf = ?, updated = ? WHERE id = ?", (leaf, now, session.id))
@@ -331,22 +282,7 @@ class Store:
             " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC",
             (leaf,),
         ).fetchall()
-        return list(map(_stored, rows))
-
-
-_COLUMNS = (
-    "role",
-    "content",
-    "tokens",
-    "reasoning",
-    "finish_reason",
-    "model",
-    "format",
-    "params",
-    "seed",
-    "timings",
-)
-_MARKS = ", ".join("?" * len(_COLUMNS))
+        return list(map(stored_message, rows))
 
 
 def _write_ahead(database: sqlite3.Connection) -> None:
@@ -360,39 +296,3 @@ def _write_ahead(database: sqlite3.Connection) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
-
-
-def _values(message: Message, said: Said) -> tuple[Any, ...]:
-    tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
-    return (
-        message.role,
-        message.content,
-        tokens,
-        said.reasoning,
-        said.finish_reason,
-        said.model,
-        said.format,
-        None if said.params is None else json.dumps(said.params),
-        said.seed,
-        None if said.timings is None else json.dumps(said.timings),
-    )
-
-
-def _stored(row: sqlite3.Row) -> StoredMessage:
-    tokens, role = row["tokens"], row["role"]
-    ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
-    said = Said(
-        reasoning=row["reasoning"],
-        finish_reason=row["finish_reason"],
-        model=row["model"],
-        format=row["format"],
-        params=row["params"] and json.loads(row["params"]),
-        seed=row["seed"],
-        timings=row["timings"] and json.loads(row["timings"]),
-    )
-    return StoredMessage(row["id"], row["parent"], Message(role, row["content"], ids), said, row["created"])
-
-
-def _session(row: sqlite3.Row) -> Session:
-    values = dict(row)
-    return Session(**{**values, "params": json.loads(values["params"] or "{}")})
