@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.ground.errors import EngineError, GrammarError
@@ -21,6 +23,7 @@ END = 256
 MARK = 257  # a control token
 FIRST_WORD = 258  # tokens of several bytes are numbered from here
 BAD_GRAMMAR = "bad"
+BODY_END = b"end of scripted state"
 TOGETHER = -1  # the number of a step, instead of its own: the first that several slots share
 
 Model = Callable[[tuple[int, ...], int], int]
@@ -87,7 +90,7 @@ class ScriptedBackend:
     """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the longest there is room for.
 
     `fails`, `interrupts` and `holds` say what befalls a step, by its number: an error; an interruption after some
-    rows; a wait for the stop flag, then the same.
+    rows; a wait for the stop flag, then the same. `unwritable` befalls a save, `refuses` a load.
     """
 
     model: Model
@@ -101,12 +104,16 @@ class ScriptedBackend:
     fails: dict[int, Exception] = field(default_factory=dict)
     interrupts: dict[int, int] = field(default_factory=dict)
     holds: dict[int, int] = field(default_factory=dict)
+    state_kind: str | None = "scripted"
+    unwritable: bool = False
+    refuses: bool = False
 
     capacity: int = 0
     memory: list[list[int]] = field(default_factory=list)
     steps: list[list[Row]] = field(default_factory=list)
     alone: bool = True
     evaluated: int = 0
+    loads: int = 0
     outputs: dict[int, tuple[int, ...]] = field(default_factory=dict)
     samplers: list[ScriptedSampler] = field(default_factory=list)
     held: threading.Event = field(default_factory=threading.Event)
@@ -206,6 +213,27 @@ class ScriptedBackend:
     def clear(self, slot: int) -> None:
         self._working()
         self.memory[slot].clear()
+
+    def trims(self, held: int, length: int) -> bool:
+        return self.can_trim or held == length
+
+    def state_size(self, slot: int) -> int:
+        return len(array("i", self.memory[slot]).tobytes())
+
+    def save(self, slot: int, path: Path) -> None:
+        self._working()
+        if self.unwritable:
+            raise EngineError("no space left")
+        path.write_bytes(array("i", self.memory[slot]).tobytes() + BODY_END)
+
+    def load(self, slot: int, path: Path) -> bool:
+        self._working()
+        self.loads += 1
+        body, end, _ = path.read_bytes().partition(BODY_END)
+        held = list(array("i", body))
+        assert end and held and len(held) <= self.capacity
+        self.memory[slot] = [] if self.refuses else held
+        return not self.refuses
 
     def close(self) -> None:
         self._working()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from cerebrum_cli.ground.events import Event
@@ -86,6 +87,22 @@ class Backend(Protocol):
 
     def clear(self, slot: int) -> None:
         """Forget all the slot holds."""
+
+    def trims(self, held: int, length: int) -> bool:
+        """Return whether a slot holding `held` tokens can go back to `length`, as far as the model alone can tell."""
+
+    @property
+    def state_kind(self) -> str | None:
+        """What a kept state must agree in beside the model: build, types, shape of memory; None if none can be kept."""
+
+    def state_size(self, slot: int) -> int:
+        """Return about how many bytes `save` would write."""
+
+    def save(self, slot: int, path: Path) -> None:
+        """Write what the slot holds to a file, replacing it; EngineError if it cannot be written."""
+
+    def load(self, slot: int, path: Path) -> bool:
+        """Make the slot hold what `save` wrote; bytes behind it do not matter. False if refused: then it is empty."""
 
     def close(self) -> None:
         """Free model and memory."""

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.sequence import Sequence
+from cerebrum_cli.engine.sequence import Failure, Sequence
 
 
 class Submit(NamedTuple):
@@ -23,11 +23,18 @@ class Cancel(NamedTuple):
     done: threading.Event
 
 
+class Keep(NamedTuple):
+    """Keep on disk what idle slots hold, if `least` tokens of it are not; the answer is what went wrong, or None."""
+
+    least: int
+    answer: SimpleQueue[Failure | None]
+
+
 class Close(NamedTuple):
     """Free the model and end the thread."""
 
 
-Command = Submit | Cancel | Close
+Command = Submit | Cancel | Keep | Close
 
 
 class Commands:
@@ -45,7 +52,7 @@ class Commands:
             if self._closed:
                 return False
             self._closed = isinstance(command, Close)
-            if not isinstance(command, Submit):
+            if isinstance(command, Cancel | Close):
                 self._stop.set()
             self._queue.put(command)
             return True
@@ -60,7 +67,7 @@ class Commands:
             command = self._queue.get(block=wait)
         except Empty:
             return None
-        if not isinstance(command, Submit):
+        if isinstance(command, Cancel | Close):
             with self._door:
                 self._stop.clear()
         return command

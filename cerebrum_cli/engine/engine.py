@@ -15,19 +15,23 @@ from queue import SimpleQueue
 from time import perf_counter
 
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-from cerebrum_cli.engine.commands import Cancel, Close, Commands, Submit
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
+from cerebrum_cli.engine.commands import Cancel, Close, Commands, Keep, Submit
+from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
-from cerebrum_cli.ground.errors import EngineError, GrammarError, UsageError
-from cerebrum_cli.ground.events import Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
+from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.ground.errors import EngineError, UsageError
+from cerebrum_cli.ground.events import Event, FinishEvent
 from cerebrum_cli.ground.parts import Part
+
+__all__ = ["Engine", "Loop"]
 
 
 class Engine:
-    """A model on its own thread; `open_backend` is called there at once."""
+    """A model on its own thread; `open_backend` is called there at once, and what it reads is kept in `states`."""
 
-    def __init__(self, open_backend: OpenBackend) -> None:
+    def __init__(self, open_backend: OpenBackend, states: StateStore | None = None) -> None:
         self._open = open_backend
+        self._states = states
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
         self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
@@ -48,6 +52,11 @@ class Engine:
                     return
                 raise event.error
             yield event
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is there; the engine's thread may still be at it, or have failed."""
+        return self._backend is not None
 
     @property
     def backend(self) -> Backend:
@@ -90,6 +99,19 @@ class Engine:
         """End everything that runs, loading too; streams end with the finish reason `cancelled`."""
         self._commands.send(Cancel(None, threading.Event()))
 
+    def keep(self, least: int) -> None:
+        """Keep on disk what idle slots hold, where `least` tokens or more of it are not kept already.
+
+        To be called while nothing runs: what runs is left out, and waits meanwhile. Does nothing where there is no
+        store, or no model yet, or none any more. Raises EngineError where a state cannot be written.
+        """
+        command = Keep(least, SimpleQueue())
+        if self._states is None or not self.is_loaded or not self._commands.send(command):
+            return
+        failure = command.answer.get()
+        if failure:
+            raise failure.error
+
     def close(self) -> None:
         """Stop what runs and free the model; the engine cannot be used again."""
         self._commands.send(Close())
@@ -113,7 +135,7 @@ class Engine:
             return
         self._backend = backend
         self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start)
+        loop = Loop(backend, perf_counter() - start, self._states)
         try:
             while loop.obey(self._commands):
                 loop.step()
@@ -133,150 +155,5 @@ def refuse(commands: Commands, error: BaseException) -> None:
                 sequence.tell(Failure(error))
         elif isinstance(command, Cancel):
             command.done.set()
-
-
-class Loop:
-    """The engine's thread: commands, then a step, then commands again."""
-
-    def __init__(self, backend: Backend, load_s: float) -> None:
-        self._backend = backend
-        self._load_s = load_s
-        self._scheduler = Scheduler(backend.slots)
-
-    def obey(self, commands: Commands) -> bool:
-        """Carry out all commands that wait, or wait for one when there is nothing else to do; False to end."""
-        while (command := commands.take(wait=self._scheduler.idle)) is not None:
-            if isinstance(command, Submit):
-                self._scheduler.waiting.extend(command.sequences)
-            elif isinstance(command, Cancel):
-                self._cancel(command.sequences)
-                command.done.set()
-            else:
-                self._cancel(None)
-                return False
-        return True
-
-    def step(self) -> None:
-        """Admit what can be admitted, then decide, compute, record."""
-        try:
-            self._admit()
-            step = self._scheduler.schedule(self._backend.batch_size)
-            if not step.rows:
-                return
-            self._record(step, self._backend.decode(step.rows))
-        except Exception as error:
-            self.fail(error)
-
-    def _admit(self) -> None:
-        scheduler, backend = self._scheduler, self._backend
-        while scheduler.can_admit:
-            wanted = max(sequence.wanted(backend.context_size) for sequence in scheduler.waiting)
-            if wanted > backend.capacity:
-                if scheduler.running:
-                    return
-                backend.reserve(wanted)
-                scheduler.forget()
-            admission = scheduler.admit()
-            sequence = admission.sequence
-            try:
-                self._move_in(admission)
-            except GrammarError as error:
-                self._drop(sequence, error)
-            else:
-                sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
-
-    def _move_in(self, admission: Admission) -> None:
-        sequence, slot, source, keep = admission
-        backend, request = self._backend, sequence.request
-        sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
-        if slot is not source and keep:
-            backend.copy(source.index, slot.index)
-        if keep and backend.length(slot.index) > keep and not backend.trim(slot.index, keep):
-            keep = 0
-        if not keep:
-            backend.clear(slot.index)
-        self._scheduler.place(admission, keep)
-        sequence.admitted_at = perf_counter()
-
-    def _record(self, step: Step, done: bool) -> None:
-        if not done:
-            for sequence, _ in step.shares:
-                self._resume(sequence)
-            return
-        self._scheduler.evaluated(step.shares)
-        row = -1
-        for sequence, count in step.shares:
-            row += count
-            if sequence.evaluated < sequence.length:
-                if not sequence.generated:
-                    sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
-                continue
-            twins = self._scheduler.twins(sequence) if not sequence.generated else []
-            for twin in twins:
-                self._move_in(twin)
-            for one in (sequence, *(twin.sequence for twin in twins)):
-                try:
-                    self._say(one, row)
-                except GrammarError as error:
-                    self._drop(one, error)
-
-    def _resume(self, sequence: Sequence) -> None:
-        """Take up a sequence after an interrupted step: what its slot holds counts, but its last token is evaluated."""
-        assert sequence.slot is not None
-        length = min(self._backend.length(sequence.slot), sequence.length - 1)
-        if not self._backend.trim(sequence.slot, length):
-            self._backend.clear(sequence.slot)
-            length = 0
-        self._scheduler.resume(sequence, length)
-
-    def _say(self, sequence: Sequence, row: int) -> None:
-        """Sample a sequence's next token from a row of logits, and tell what it says."""
-        backend = self._backend
-        assert sequence.sampler is not None
-        token = sequence.sampler.sample(row)
-        sequence.sampled_at.append(perf_counter())
-        if backend.is_end(token):
-            return self._finish(sequence, "stop")
-        sequence.generated.append(token)
-        piece = backend.piece(token, special=token in sequence.request.visible_tokens)
-        text, stopped = sequence.detokenizer.feed(piece)
-        sequence.tell(TokenEvent(sequence.id, text, token=token))
-        if stopped:
-            return self._finish(sequence, "stop", by_stop_string=True)
-        if len(sequence.generated) == sequence.request.params.max_tokens:
-            return self._finish(sequence, "length")
-        if sequence.length >= backend.context_size:
-            return self._finish(sequence, "context")
-        return None
-
-    def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> None:
-        rest, stopped = sequence.detokenizer.flush()
-        if rest:
-            sequence.tell(TokenEvent(sequence.id, rest))
-        self._release(sequence)
-        ended = "stop" if stopped else reason
-        sequence.tell(sequence.finish(ended, self._backend.context_size, self._load_s, stopped or by_stop_string))
-
-    def _release(self, sequence: Sequence) -> None:
-        self._scheduler.remove(sequence)
-        if sequence.sampler is not None:
-            sequence.sampler.close()
-            sequence.sampler = None
-
-    def _cancel(self, chosen: list[Sequence] | None) -> None:
-        live = [*self._scheduler.running, *self._scheduler.waiting]
-        ended = set(live if chosen is None else chosen)
-        for sequence in live:
-            if sequence in ended:
-                self._finish(sequence, "cancelled")
-
-    def _drop(self, sequence: Sequence, error: BaseException) -> None:
-        """End a sequence with an error; its caller then withdraws what else it asked for."""
-        self._release(sequence)
-        sequence.tell(Failure(error))
-
-    def fail(self, error: BaseException) -> None:
-        """End every sequence with the error; what the slots hold is unknown now."""
-        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._drop(sequence, error)
-        self._scheduler.forget()
+        elif isinstance(command, Keep):
+            command.answer.put(None)

@@ -71,6 +71,12 @@ class Scheduler:
             return False
         return not any(sequence.reading for sequence in self.running)
 
+    @property
+    def spare(self) -> Slot:
+        """The free slot there is least to lose in: an empty one, the lowest."""
+        free = [slot for slot in self.slots if not slot.sequence]
+        return min(free, key=lambda slot: (len(slot.held) > 0, slot.index))
+
     def admit(self) -> Admission:
         """Return where the next waiting sequence goes.
 
@@ -83,8 +89,7 @@ class Scheduler:
         keep = shared[source.index]
         if keep and not source.sequence:
             return Admission(sequence, source, source, keep)
-        free = [slot for slot in self.slots if not slot.sequence]
-        return Admission(sequence, min(free, key=lambda slot: (len(slot.held) > 0, slot.index)), source, keep)
+        return Admission(sequence, self.spare, source, keep)
 
     def twins(self, read: Sequence) -> list[Admission]:
         """Return where samples of the prompt just read go, as far as slots are free: they share all of it."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
 from cerebrum_cli.engine.llama.library import llama
-from cerebrum_cli.engine.llama.memory import ContextOptions, Memory
+from cerebrum_cli.engine.llama.memory import ContextOptions, Memory, context_params
 from cerebrum_cli.engine.llama.sample import GrammarSampler, LlamaSampler
+from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 from cerebrum_cli.ground.sampling import SamplingParams
 
@@ -66,6 +68,33 @@ class LlamaBackend(Vocabulary):
     def clear(self, slot: int) -> None:
         """Forget all the slot holds."""
         self._memory.clear(slot)
+
+    def trims(self, held: int, length: int) -> bool:
+        """Return whether a slot holding `held` tokens could go back to `length`."""
+        if llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model):
+            return length == held
+        window = llama.llama_model_n_swa(self._model)
+        return length == held or not window or held <= window
+
+    @property
+    def state_kind(self) -> str | None:
+        """What a kept state must agree in beside the model."""
+        return state_kind(self._model, context_params(self._options))
+
+    def state_size(self, slot: int) -> int:
+        """Return the bytes of what the slot holds."""
+        return state_size(self._memory.context, slot)
+
+    def save(self, slot: int, path: Path) -> None:
+        """Write what the slot holds to a file."""
+        save_state(self._memory.context, slot, path)
+
+    def load(self, slot: int, path: Path) -> bool:
+        """Make the slot hold what a file does; False if llama.cpp refuses it."""
+        loaded = load_state(self._memory.context, slot, path)
+        if not loaded:
+            self.clear(slot)
+        return loaded
 
     def close(self) -> None:
         """Free context and model."""

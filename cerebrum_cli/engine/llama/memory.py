@@ -31,23 +31,33 @@ class ContextOptions:
     batch_size: int
 
 
+def padded(length: int) -> int:
+    """Return a length as llama.cpp rounds it."""
+    return -(-length // PADDING) * PADDING
+
+
+def context_params(options: ContextOptions) -> Any:
+    """Return llama.cpp's parameters of a context, without its way to be interrupted."""
+    params = llama.llama_context_default_params()
+    params.n_ctx = padded(options.length) * options.slots
+    params.n_seq_max = options.slots
+    params.n_batch = params.n_ubatch = options.batch_size
+    params.n_threads = params.n_threads_batch = options.threads
+    params.kv_unified = False
+    params.no_perf = True
+    return params
+
+
 class Memory:
     """One context; `slots` sequences of equal length, whose key-value caches are kept apart."""
 
     def __init__(self, model: Any, options: ContextOptions, stop: StopFlag) -> None:
         self._stop = stop  # native code reads its buffer for as long as this context lives
-        params = llama.llama_context_default_params()
-        length = -(-options.length // PADDING) * PADDING
-        params.n_ctx = length * options.slots
-        params.n_seq_max = options.slots
-        params.n_batch = params.n_ubatch = options.batch_size
-        params.n_threads = params.n_threads_batch = options.threads
-        params.kv_unified = False
-        params.no_perf = True
+        params = context_params(options)
         params.abort_callback = _aborts
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         log.problems.clear()
-        fits = length * options.slots < 2**32  # a larger n_ctx would silently be another one
+        fits = padded(options.length) * options.slots < 2**32  # a larger n_ctx would silently be another one
         self.context = llama.llama_init_from_model(model, params) if fits else None
         if not self.context:
             raise EngineError(

@@ -1,0 +1,70 @@
+"""What of llama.cpp a kept state depends on beside its model, and the calls that write and read one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.engine.states import unwritable
+
+
+def state_kind(model: Any, params: Any) -> str | None:
+    """Return the build, the cache's types and how many sequences share it: llama.cpp refuses another number of them.
+
+    None for models whose positions mean something else in a longer context: with those a state could be taken for
+    one it is not.
+    """
+    if _stretches(model):
+        return None
+    types = f"keys {params.type_k}, values {params.type_v}, flash attention {params.flash_attn_type}"
+    return f"llama.cpp {_build()}, {types}, sequences {params.n_seq_max}"
+
+
+def save_state(context: Any, slot: int, path: Path) -> None:
+    """Write a sequence to a file; EngineError if it cannot be written whole."""
+    log.problems.clear()
+    written = llama.llama_state_seq_save_file(context, os.fsencode(path), slot, None, 0)
+    if not written or path.stat().st_size != written:  # the last bytes are written by closing, which nobody checks
+        problem = next((line.rpartition("error: ")[2].strip() for line in log.problems), "")
+        raise unwritable(path.parent, problem or "not all could be written")
+
+
+def load_state(context: Any, slot: int, path: Path) -> bool:
+    """Read a sequence from a file; False if llama.cpp refuses it, and the slot may hold part of it then."""
+    no_tokens, count = (llama.llama_token * 1)(), ctypes.c_size_t()
+    return bool(llama.llama_state_seq_load_file(context, os.fsencode(path), slot, no_tokens, 0, ctypes.byref(count)))
+
+
+def state_size(context: Any, slot: int) -> int:
+    """Return the bytes of a sequence, as written."""
+    return int(llama.llama_state_seq_get_size(context, slot))
+
+
+@cache
+def _build() -> str:
+    """Return what tells this build of llama.cpp from others: the library's own bytes, read in 2 ms."""
+    data = Path(llama._lib._name).read_bytes()
+    return f"{len(data):x}-{crc32(data):08x}"
+
+
+def _stretches(model: Any) -> bool:
+    """Return whether the model has other rotary factors for contexts beyond its first training: LongRoPE, as in Phi.
+
+    YaRN and linear scaling also tell of that length, and are the same in every context.
+    """
+    scaling = f"{_metadata(model, 'general.architecture')}.rope.scaling"
+    return bool(
+        _metadata(model, f"{scaling}.original_context_length")
+        and _metadata(model, f"{scaling}.type") not in ("yarn", "linear")
+    )
+
+
+def _metadata(model: Any, key: str) -> str:
+    value = ctypes.create_string_buffer(256)
+    llama.llama_model_meta_val_str(model, key.encode(), value, len(value))
+    return value.value.decode("utf-8", "replace")

@@ -1,0 +1,176 @@
+"""The work of the engine's thread: decide what the next step evaluates, compute it, record what came of it."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.commands import Cancel, Commands, Keep, Submit
+from cerebrum_cli.engine.keeping import Keeping
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
+from cerebrum_cli.engine.sequence import Failure, Sequence
+from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.ground.errors import GrammarError
+from cerebrum_cli.ground.events import FinishReason, PromptEvent, TokenEvent
+
+
+class Loop:
+    """The engine's thread: commands, then a step, then commands again."""
+
+    def __init__(self, backend: Backend, load_s: float, states: StateStore | None = None) -> None:
+        self._backend = backend
+        self._load_s = load_s
+        self._scheduler = Scheduler(backend.slots)
+        self._keeping = Keeping(backend, self._scheduler, states) if states else None
+
+    def obey(self, commands: Commands) -> bool:
+        """Carry out all commands that wait, or wait for one when there is nothing else to do; False to end."""
+        while (command := commands.take(wait=self._scheduler.idle)) is not None:
+            if isinstance(command, Submit):
+                self._scheduler.waiting.extend(command.sequences)
+            elif isinstance(command, Cancel):
+                self._cancel(command.sequences)
+                command.done.set()
+            elif isinstance(command, Keep):
+                command.answer.put(self._keep(command.least))
+            else:
+                self._cancel(None)
+                return False
+        return True
+
+    def step(self) -> None:
+        """Admit what can be admitted, then decide, compute, record."""
+        try:
+            self._admit()
+            step = self._scheduler.schedule(self._backend.batch_size)
+            if not step.rows:
+                return
+            self._record(step, self._backend.decode(step.rows))
+        except Exception as error:
+            self.fail(error)
+
+    def _admit(self) -> None:
+        scheduler, backend = self._scheduler, self._backend
+        while scheduler.can_admit:
+            wanted = max(sequence.wanted(backend.context_size) for sequence in scheduler.waiting)
+            anew = wanted > backend.capacity
+            if anew and scheduler.running:
+                return
+            state = self._keeping.found(scheduler.waiting[0], anew) if self._keeping else None
+            if anew:
+                backend.reserve(max(wanted, len(state.tokens)) if state else wanted)
+                scheduler.forget()
+            if self._keeping and state:
+                self._keeping.load(state, scheduler.waiting[0])
+            admission = scheduler.admit()
+            sequence = admission.sequence
+            try:
+                self._move_in(admission)
+            except GrammarError as error:
+                self._drop(sequence, error)
+            else:
+                sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
+
+    def _keep(self, least: int) -> Failure | None:
+        try:
+            if self._keeping:
+                self._keeping.save(least)
+        except Exception as error:
+            return Failure(error)
+        return None
+
+    def _move_in(self, admission: Admission) -> None:
+        sequence, slot, source, keep = admission
+        backend, request = self._backend, sequence.request
+        sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
+        if slot is not source and keep:
+            backend.copy(source.index, slot.index)
+        if keep and backend.length(slot.index) > keep and not backend.trim(slot.index, keep):
+            keep = 0
+        if not keep:
+            backend.clear(slot.index)
+        self._scheduler.place(admission, keep)
+        sequence.admitted_at = perf_counter()
+
+    def _record(self, step: Step, done: bool) -> None:
+        if not done:
+            for sequence, _ in step.shares:
+                self._resume(sequence)
+            return
+        self._scheduler.evaluated(step.shares)
+        row = -1
+        for sequence, count in step.shares:
+            row += count
+            if sequence.evaluated < sequence.length:
+                if not sequence.generated:
+                    sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
+                continue
+            twins = self._scheduler.twins(sequence) if not sequence.generated else []
+            for twin in twins:
+                self._move_in(twin)
+            for one in (sequence, *(twin.sequence for twin in twins)):
+                try:
+                    self._say(one, row)
+                except GrammarError as error:
+                    self._drop(one, error)
+
+    def _resume(self, sequence: Sequence) -> None:
+        """Take up a sequence after an interrupted step: what its slot holds counts, but its last token is evaluated."""
+        assert sequence.slot is not None
+        length = min(self._backend.length(sequence.slot), sequence.length - 1)
+        if not self._backend.trim(sequence.slot, length):
+            self._backend.clear(sequence.slot)
+            length = 0
+        self._scheduler.resume(sequence, length)
+
+    def _say(self, sequence: Sequence, row: int) -> None:
+        """Sample a sequence's next token from a row of logits, and tell what it says."""
+        backend = self._backend
+        assert sequence.sampler is not None
+        token = sequence.sampler.sample(row)
+        sequence.sampled_at.append(perf_counter())
+        if backend.is_end(token):
+            return self._finish(sequence, "stop")
+        sequence.generated.append(token)
+        piece = backend.piece(token, special=token in sequence.request.visible_tokens)
+        text, stopped = sequence.detokenizer.feed(piece)
+        sequence.tell(TokenEvent(sequence.id, text, token=token))
+        if stopped:
+            return self._finish(sequence, "stop", by_stop_string=True)
+        if len(sequence.generated) == sequence.request.params.max_tokens:
+            return self._finish(sequence, "length")
+        if sequence.length >= backend.context_size:
+            return self._finish(sequence, "context")
+        return None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> None:
+        rest, stopped = sequence.detokenizer.flush()
+        if rest:
+            sequence.tell(TokenEvent(sequence.id, rest))
+        self._release(sequence)
+        ended = "stop" if stopped else reason
+        sequence.tell(sequence.finish(ended, self._backend.context_size, self._load_s, stopped or by_stop_string))
+
+    def _release(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        if sequence.sampler is not None:
+            sequence.sampler.close()
+            sequence.sampler = None
+
+    def _cancel(self, chosen: list[Sequence] | None) -> None:
+        live = [*self._scheduler.running, *self._scheduler.waiting]
+        ended = set(live if chosen is None else chosen)
+        for sequence in live:
+            if sequence in ended:
+                self._finish(sequence, "cancelled")
+
+    def _drop(self, sequence: Sequence, error: BaseException) -> None:
+        """End a sequence with an error; its caller then withdraws what else it asked for."""
+        self._release(sequence)
+        sequence.tell(Failure(error))
+
+    def fail(self, error: BaseException) -> None:
+        """End every sequence with the error; what the slots hold is unknown now."""
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._drop(sequence, error)
+        self._scheduler.forget()

@@ -1,0 +1,294 @@
+"""What slots held, kept on disk: one file a state, checked from end to end before llama.cpp reads it.
+
+llama.cpp writes the front of a file itself; behind it stand our own record and a footer of fixed size:
+
+    llama.cpp's body | token ids, 4 bytes each | model, format and kind as JSON | footer
+
+A name is a digest of that JSON and one of the tokens, so states of another model, format or build are never opened.
+Names are given last, and what stands under one never changes: any number of processes may use a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from array import array
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from io import FileIO
+from pathlib import Path
+from time import time
+from zlib import crc32
+
+from cerebrum_cli.ground.errors import EngineError
+from cerebrum_cli.ground.events import NoticeEvent
+
+STATE, PART = ".state", ".part"
+MAGIC = b"cerebrm1"
+FOOTER = struct.Struct("<QIIII8s")  # bytes of body, tokens, bytes of JSON, checksums of body and record, MAGIC
+UNCHECKED = 12  # bytes at its end that the record's checksum cannot cover: itself and MAGIC
+TOKEN = 4  # bytes of a token id
+ABANDONED = 3600  # seconds after which an unfinished file has no writer any more
+CHUNK = 2**20
+
+DAMAGED = NoticeEvent(
+    "what was kept of a conversation is damaged, or not this model's",
+    "the file is removed, and what it held is read again",
+)
+
+Fits = Callable[[int, int], bool]
+"""Whether a state of so many tokens, of which so many are shared, is of use."""
+
+Tell = Callable[[NoticeEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A file that has been found whole, and the tokens a slot holds once it is loaded."""
+
+    path: Path
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What stands behind the body of a file: its tokens, packed, and the body's length and checksum."""
+
+    tokens: bytes
+    body: int
+    checksum: int
+
+
+def unheard(_: NoticeEvent) -> None:
+    """Tell nobody: what is damaged is only of interest to whoever waits for it."""
+
+
+class NoState(Exception):
+    """A file is not what its name says."""
+
+
+class StateStore:
+    """The states of one model asked in one format, in a folder that holds at most `limit` bytes of anybody's."""
+
+    def __init__(self, directory: Path, limit: int, model: str, format: str) -> None:
+        self._directory = directory
+        self._limit = limit
+        self._model = model
+        self._format = format
+        self._known: dict[str, Record | None] = {}  # by name; None is of no use
+
+    def longest(self, prompt: Many[int], kind: str, fits: Fits, tell: Tell) -> State | None:
+        """Return the state that shares the longest beginning with a prompt, found whole; None if none fits.
+
+        `kind` is the backend's word for build and types. Files that are damaged are told of and removed.
+        """
+        identity, wanted = self._identity(kind), packed(prompt)
+        while True:
+            fitting = self._fitting(wanted, identity, fits, tell)
+            if not fitting:
+                return None
+            name = max(fitting, key=lambda name: (fitting[name][0], -fitting[name][1]))
+            if state := self._whole(name, identity, tell):
+                return state
+            self._known[name] = None
+
+    def shared(self, tokens: Many[int], kind: str, fits: Fits) -> int:
+        """Return how many of these tokens a state would bring back."""
+        fitting = self._fitting(packed(tokens), self._identity(kind), fits, unheard)
+        return max((shared for shared, _ in fitting.values()), default=0)
+
+    def write(self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None]) -> None:
+        """Keep a state of about `size` bytes, which `save` writes, and drop what it replaces and what is too much.
+
+        Raises EngineError if it cannot be written, and leaves nothing then; one larger than the limit is left out.
+        """
+        if size > self._limit:
+            return
+        identity, data = self._identity(kind), packed(tokens)
+        path = self._directory / f"{digest(identity)}-{digest(data)}{STATE}"
+        try:
+            self._directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
+            self._place(path, identity, data, save)
+        except OSError as error:
+            raise unwritable(self._directory, error.strerror or str(error)) from error
+        self._known.pop(path.name, None)
+        for name, record in self._records(identity, unheard).items():
+            if len(record.tokens) < len(data) and data.startswith(record.tokens):
+                remove(self._directory / name)
+        self._sweep(path.name)
+
+    def refuse(self, state: State, tell: Tell) -> None:
+        """Remove a state that could not be loaded, unless it is gone already."""
+        if state.path.exists():
+            self._known[state.path.name] = None
+            self._ruined(state.path, tell)
+
+    def _fitting(self, wanted: bytes, identity: bytes, fits: Fits, tell: Tell) -> dict[str, tuple[int, int]]:
+        """Return the states that fit, by name: how many tokens they share, and how many they have."""
+        found = {}
+        for name, record in self._records(identity, tell).items():
+            shared, length = common_tokens(record.tokens, wanted), len(record.tokens) // TOKEN
+            if shared and fits(length, shared):
+                found[name] = (shared, length)
+        return found
+
+    def _records(self, identity: bytes, tell: Tell) -> dict[str, Record]:
+        """Return the records of all files there are for this identity, by name; each is read but once."""
+        start = f"{digest(identity)}-"
+        names = [name for name in listed(self._directory) if name.startswith(start) and name.endswith(STATE)]
+        self._known = {
+            name: self._known[name] if name in self._known else self._read(name, identity, tell) for name in names
+        }
+        return {name: record for name, record in self._known.items() if record}
+
+    def _read(self, name: str, identity: bytes, tell: Tell) -> Record | None:
+        path = self._directory / name
+        try:
+            with FileIO(path) as file:
+                return read_record(file, identity)
+        except NoState:
+            self._ruined(path, tell)
+        except OSError:  # gone since it was listed, or not ours to read
+            pass
+        return None
+
+    def _whole(self, name: str, identity: bytes, tell: Tell) -> State | None:
+        """Return a state if its file is whole, and note its use."""
+        path = self._directory / name
+        try:
+            with FileIO(path) as file:
+                record = read_record(file, identity)
+                if checksum(file, record.body) != record.checksum:
+                    raise NoState
+        except NoState:
+            self._ruined(path, tell)
+            return None
+        except OSError:
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return State(path, tuple(array("i", record.tokens)))
+
+    def _ruined(self, path: Path, tell: Tell) -> None:
+        remove(path)
+        tell(DAMAGED)
+
+    def _place(self, path: Path, identity: bytes, tokens: bytes, save: Callable[[Path], None]) -> None:
+        from tempfile import mkstemp
+
+        handle, name = mkstemp(PART, dir=self._directory)  # readable for its owner alone
+        os.close(handle)
+        part = Path(name)
+        try:
+            save(part)
+            append_record(part, identity, tokens)
+            part.replace(path)
+        finally:
+            remove(part)
+
+    def _sweep(self, newest: str) -> None:
+        """Remove the states used longest ago until the rest is within the limit, and what killed processes left."""
+        states: list[tuple[float, str, int]] = []
+        for name in listed(self._directory):
+            with suppress(OSError):
+                status = (self._directory / name).stat()
+                if name.endswith(STATE):
+                    states.append((status.st_mtime, name, status.st_size))
+                elif name.endswith(PART) and status.st_mtime < time() - ABANDONED:
+                    remove(self._directory / name)
+        total = sum(size for _, _, size in states)
+        for _, name, size in sorted(states):
+            if total > self._limit and name != newest:
+                remove(self._directory / name)
+                total -= size
+
+    def _identity(self, kind: str) -> bytes:
+        return json.dumps({"model": self._model, "format": self._format, "kind": kind}).encode()
+
+
+def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
+    """Write our record behind the body that stands in a file."""
+    body = path.stat().st_size
+    with FileIO(path) as file:
+        body_sum = checksum(file, body)
+    figures = FOOTER.pack(body, len(tokens) // TOKEN, len(identity), body_sum, 0, MAGIC)[:-UNCHECKED]
+    record = tokens + identity + figures
+    with path.open("ab") as end:
+        end.write(record + struct.pack("<I", crc32(record)) + MAGIC)
+
+
+def read_record(file: FileIO, identity: bytes) -> Record:
+    """Return the record at the end of a file; NoState if there is none that is whole, or it is of something else."""
+    size = os.fstat(file.fileno()).st_size
+    if size < FOOTER.size:
+        raise NoState
+    file.seek(size - FOOTER.size)
+    footer = file.read(FOOTER.size)
+    body, count, text, body_sum, record_sum, magic = FOOTER.unpack(footer)
+    length = count * TOKEN + text
+    if magic != MAGIC or body + length + FOOTER.size != size:
+        raise NoState
+    file.seek(body)
+    record = file.read(length)
+    if crc32(footer[:-UNCHECKED], crc32(record)) != record_sum or record[count * TOKEN :] != identity:
+        raise NoState
+    return Record(record[: count * TOKEN], body, body_sum)
+
+
+def checksum(file: FileIO, length: int) -> int:
+    """Return the CRC-32 of a file's first bytes: half the time of any hash in the standard library."""
+    file.seek(0)
+    buffer = memoryview(bytearray(CHUNK))
+    value = 0
+    while length and (count := file.readinto(buffer[: min(length, CHUNK)])):
+        value = crc32(buffer[:count], value)
+        length -= count
+    return value
+
+
+def common_tokens(a: bytes, b: bytes) -> int:
+    """Return how many tokens two packed sequences have in common from their beginning, by halving."""
+    same, different = 0, min(len(a), len(b))
+    if a[:different] == b[:different]:
+        return different // TOKEN
+    while different - same > 1:
+        middle = (same + different) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            different = middle
+    return same // TOKEN
+
+
+def packed(tokens: Many[int]) -> bytes:
+    """Return token ids as bytes, in this machine's order, as llama.cpp's own are."""
+    return array("i", tokens).tobytes()
+
+
+def digest(data: bytes) -> str:
+    """Return half a digest in letters a file's name can have."""
+    return sha256(data).hexdigest()[:32]
+
+
+def listed(directory: Path) -> list[str]:
+    """Return the names in a folder; none where it cannot be read."""
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries]
+    except OSError:
+        return []
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there and can be removed."""
+    with suppress(OSError):
+        path.unlink()
+
+
+def unwritable(directory: Path, reason: str) -> EngineError:
+    """Return the error of a state that cannot be written."""
+    return EngineError(f"{directory}: {reason}", "see that there is room, and that it can be written")

@@ -1,0 +1,268 @@
+"""The folder of kept states: what is found is what was written, and whatever else lies there does no harm."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.engine.scheduler import common_prefix
+from cerebrum_cli.engine.states import DAMAGED, State, StateStore
+from cerebrum_cli.ground.errors import EngineError
+from cerebrum_cli.ground.events import NoticeEvent
+
+BODY = bytes(range(64))
+TOKENS = (1, 2, 3, 70_000)
+
+
+def store(directory: Path, *, limit: int = 10**9, model: str = "digest", format: str = "chatml") -> StateStore:
+    """Open a folder of states anew: nothing is remembered."""
+    return StateStore(directory, limit, model, format)
+
+
+def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: str = "kind") -> None:
+    """Write a state with some body."""
+
+    def save(path: Path) -> None:
+        path.write_bytes(body)
+
+    states.write(tokens, kind, len(body), save)
+
+
+def find(states: StateStore, prompt: Sequence[int], *, kind: str = "kind") -> tuple[State | None, list[NoticeEvent]]:
+    """Return the state for a prompt, and what was told meanwhile."""
+    told: list[NoticeEvent] = []
+    return states.longest(prompt, kind, lambda length, shared: True, told.append), told
+
+
+def only_file(directory: Path) -> Path:
+    """Return the one file in a folder."""
+    [path] = directory.iterdir()
+    return path
+
+
+def held(directory: Path) -> list[tuple[int, ...]]:
+    """Return the tokens of each state there is for the usual model, as another process finds them."""
+    states = store(directory)
+    found = {state.tokens for token in range(10) if (state := find(states, [token])[0])}
+    return sorted(found)
+
+
+def test_a_state_is_found_by_what_begins_like_it_and_is_the_file_that_was_written(tmp_path: Path) -> None:
+    put(store(tmp_path), TOKENS)
+    for prompt in (TOKENS, (*TOKENS, 5), TOKENS[:2], (1, 9, 9)):
+        found, told = find(store(tmp_path), prompt)
+        assert found and (found.tokens, told) == (TOKENS, [])
+        assert found.path.read_bytes().startswith(BODY)
+    assert find(store(tmp_path), (9, *TOKENS)) == (None, [])
+
+
+@given(
+    kept=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple), max_size=6),
+    prompt=st.lists(st.integers(0, 2), min_size=1, max_size=6),
+)
+def test_of_all_states_the_one_that_shares_most_is_found(kept: list[tuple[int, ...]], prompt: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        states = store(Path(folder))
+        for tokens in kept:
+            put(states, tokens)
+        best = max((common_prefix(tokens, prompt) for tokens in kept), default=0)
+        for reader in (states, store(Path(folder))):
+            found, told = find(reader, prompt)
+            assert (common_prefix(found.tokens, prompt) if found else 0, told) == (best, [])
+            assert reader.shared(prompt, "kind", lambda length, shared: True) == best
+
+
+def test_a_state_that_does_not_fit_gives_way_to_one_that_does(tmp_path: Path) -> None:
+    states = store(tmp_path)
+    put(states, (1, 2, 3, 4))
+    put(states, (1, 2, 9))
+    told: list[NoticeEvent] = []
+    found = states.longest((1, 2, 3, 4), "kind", lambda length, shared: length < 4 and shared == 2, told.append)
+    assert found and (found.tokens, told) == ((1, 2, 9), [])
+    assert states.shared((1, 2, 3, 4), "kind", lambda length, shared: False) == 0
+
+
+def test_a_file_with_any_bit_wrong_is_told_of_and_removed(tmp_path: Path) -> None:
+    put(store(tmp_path), TOKENS)
+    path = only_file(tmp_path)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        assert find(store(tmp_path), TOKENS) == (None, [DAMAGED])
+        assert not path.exists()
+
+
+def test_a_file_that_ends_too_early_or_too_late_is_told_of_and_removed(tmp_path: Path) -> None:
+    put(store(tmp_path), TOKENS)
+    path = only_file(tmp_path)
+    whole = path.read_bytes()
+    for damaged in (*(whole[:end] for end in range(len(whole))), whole + b"\0", whole + whole, whole[1:]):
+        path.write_bytes(damaged)
+        assert find(store(tmp_path), TOKENS) == (None, [DAMAGED])
+        assert not path.exists()
+
+
+@given(content=st.binary(max_size=200))
+def test_any_other_content_is_told_of_and_removed(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        put(store(Path(folder)), TOKENS)
+        only_file(Path(folder)).write_bytes(content)
+        assert find(store(Path(folder)), TOKENS) == (None, [DAMAGED])
+        assert not os.listdir(folder)
+
+
+def test_a_damaged_state_is_told_of_once_and_the_next_best_is_found(tmp_path: Path) -> None:
+    states = store(tmp_path)
+    put(states, (1, 2, 9))
+    put(states, (1, 2, 3))
+    found, _ = find(states, (1, 2, 3, 4))
+    assert found and found.tokens == (1, 2, 3)
+    content = bytearray(found.path.read_bytes())
+    content[5] ^= 1  # in the body, of which this store has not read anything again
+    found.path.write_bytes(content)
+    found, told = find(states, (1, 2, 3, 4))
+    assert found and (found.tokens, told) == ((1, 2, 9), [DAMAGED])
+    assert find(states, (1, 2, 3, 4)) == (found, [])
+
+
+@pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}])
+def test_a_state_of_another_model_format_or_build_is_left_alone(tmp_path: Path, other: dict[str, str]) -> None:
+    kind = other.pop("kind", "kind")
+    put(store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
+    assert find(store(tmp_path), TOKENS) == (None, [])
+    assert find(store(tmp_path, **other), TOKENS, kind=kind)[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}])
+def test_a_state_of_another_model_under_this_ones_name_is_refused(tmp_path: Path, other: dict[str, str]) -> None:
+    put(store(tmp_path), TOKENS)
+    mine = only_file(tmp_path)
+    mine.unlink()
+    kind = other.pop("kind", "kind")
+    put(store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
+    only_file(tmp_path).rename(mine)
+    assert find(store(tmp_path), TOKENS) == (None, [DAMAGED])
+    assert not mine.exists()
+
+
+def test_whatever_else_lies_in_the_folder_stays(tmp_path: Path) -> None:
+    put(store(tmp_path), TOKENS)
+    name = only_file(tmp_path).name
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / f"{name[:40]}.state").mkdir()
+    states = store(tmp_path, limit=1000)
+    put(states, (5, 6), body=bytes(900))
+    assert {path.name for path in tmp_path.iterdir()} >= {"notes.txt", f"{name[:40]}.state"}
+    found, told = find(states, (5, 6))
+    assert found and told == []
+
+
+def test_the_states_used_longest_ago_make_room(tmp_path: Path) -> None:
+    size = 10_000
+    states = store(tmp_path, limit=3 * size + 3000)
+    other = store(tmp_path, limit=3 * size + 3000, model="another")
+    put(other, (7,), body=bytes(size))
+    put(states, (1,), body=bytes(size))
+    put(states, (2,), body=bytes(size))
+    for age, one, token in ((300, states, 1), (200, other, 7), (100, states, 2)):
+        found, _ = find(one, (token,))
+        assert found
+        os.utime(found.path, (time.time() - age,) * 2)
+    assert find(states, (1,))[0]  # used now
+    put(states, (3,), body=bytes(size))
+    assert held(tmp_path) == [(1,), (2,), (3,)] and find(other, (7,)) == (None, [])
+    for path, age in zip(sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime), (9, 8, 7), strict=True):
+        os.utime(path, (time.time() - age,) * 2)
+    put(states, (4,), body=bytes(2 * size))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * size + 3000
+    assert len(held(tmp_path)) == 2 and (4,) in held(tmp_path)
+
+
+def test_a_state_larger_than_all_there_is_room_for_is_not_written(tmp_path: Path) -> None:
+    states = store(tmp_path, limit=1000)
+    put(states, (1,))
+    states.write((2,), "kind", 1001, lambda path: pytest.fail("it was written"))
+    assert held(tmp_path) == [(1,)]
+
+
+def test_a_state_replaces_those_it_goes_on_from(tmp_path: Path) -> None:
+    states = store(tmp_path)
+    for tokens in ((1, 2), (1, 3), (1, 2), (1, 2, 4)):
+        put(states, tokens)
+    put(states, (1,), kind="another")
+    put(store(tmp_path), (1, 3, 5))
+    assert len(list(tmp_path.iterdir())) == 3
+    assert [find(states, (1, end))[0].tokens for end in (2, 3)] == [(1, 2, 4), (1, 3, 5)]  # type: ignore[union-attr]
+    assert find(states, (1,), kind="another")[0]
+
+
+def test_what_a_killed_process_left_is_swept_up_after_an_hour(tmp_path: Path) -> None:
+    old, new = tmp_path / "tmpold.part", tmp_path / "tmpnew.part"
+    for path, age in ((old, 3700), (new, 3000)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    put(store(tmp_path), TOKENS)
+    assert not old.exists() and new.exists()
+
+
+def test_a_state_that_another_process_removes_is_not_missed(tmp_path: Path) -> None:
+    states = store(tmp_path)
+    put(states, TOKENS)
+    found, _ = find(states, TOKENS)
+    assert found
+    found.path.unlink()
+    assert find(states, TOKENS) == (None, [])
+    told: list[NoticeEvent] = []
+    states.refuse(found, told.append)
+    assert told == []
+    put(store(tmp_path), TOKENS)
+    assert find(states, TOKENS) == (found, [])
+
+
+def test_a_state_that_could_not_be_loaded_is_told_of_and_removed(tmp_path: Path) -> None:
+    states, told = store(tmp_path), list[NoticeEvent]()
+    put(states, TOKENS)
+    found, _ = find(states, TOKENS)
+    assert found
+    states.refuse(found, told.append)
+    assert (told, find(states, TOKENS), list(tmp_path.iterdir())) == ([DAMAGED], (None, []), [])
+
+
+def test_nobody_else_can_read_what_was_said(tmp_path: Path) -> None:
+    directory, mask = tmp_path / "states", os.umask(0)
+    try:
+        put(store(directory), TOKENS)
+    finally:
+        os.umask(mask)
+    assert (directory.stat().st_mode & 0o777, only_file(directory).stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def test_a_folder_that_is_none_holds_nothing_and_takes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        states = store(directory)
+        assert find(states, TOKENS) == (None, [])
+        with pytest.raises(EngineError) as caught:
+            put(states, TOKENS)
+        assert caught.value.what.startswith(f"{directory}: ") and caught.value.do
+
+
+def test_a_save_that_fails_leaves_nothing_and_the_state_before_it(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise EngineError("no room")
+
+    states = store(tmp_path)
+    put(states, TOKENS)
+    with pytest.raises(EngineError, match="no room"):
+        states.write((*TOKENS, 5), "kind", 100, fail)
+    assert only_file(tmp_path).suffix == ".state"
+    found, _ = find(states, TOKENS)
+    assert found and found.tokens == TOKENS

@@ -1,0 +1,139 @@
+"""What an engine read and said is kept when it is asked to, once, and never at the cost of what runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from asking import gathered
+from scripted_backend import ScriptedBackend, replies, tokens
+from test_states_engine import FIRST, GOES_ON, SECOND, asked, count, keep, keeping, scripted, store
+
+from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.ground.errors import EngineError
+from cerebrum_cli.ground.events import Event, TokenEvent
+
+
+def test_what_is_kept_already_is_not_written_again(tmp_path: Path) -> None:
+    keep(tmp_path)
+    for prompt, least, files in ((FIRST, 1, 1), (SECOND, 20, 1), (SECOND, 1, 2), (GOES_ON, 1, 2)):
+        keep(tmp_path, prompt, least)
+        assert count(tmp_path) == files
+
+
+def test_what_only_a_longer_context_could_load_is_kept_for_this_one_too(tmp_path: Path) -> None:
+    keep(tmp_path, GOES_ON)
+    for _ in range(2):
+        keep(tmp_path, context_size=len(FIRST) + 10)
+        assert count(tmp_path) == 2
+
+
+@pytest.mark.parametrize("least", [len(FIRST + "one. ") + 1, 10_000])
+def test_less_than_is_worth_keeping_is_not_kept(tmp_path: Path, least: int) -> None:
+    keep(tmp_path, least=least)
+    assert count(tmp_path) == 0
+
+
+@pytest.mark.parametrize("unwritable", [True, False])
+def test_a_state_that_cannot_be_written_is_an_error_and_the_engine_goes_on(tmp_path: Path, unwritable: bool) -> None:
+    folder = tmp_path / "states"
+    if not unwritable:
+        folder.write_text("in the way")
+    with keeping(scripted(unwritable=unwritable), folder) as engine:
+        asked(engine, FIRST)
+        with pytest.raises(EngineError):
+            engine.keep(1)
+        assert asked(engine, GOES_ON)[0].text == "three. "
+    assert not unwritable or count(folder) == 0
+
+
+def test_a_state_larger_than_the_limit_is_not_kept(tmp_path: Path) -> None:
+    with keeping(scripted(), tmp_path, limit=100) as engine:
+        asked(engine, FIRST)
+        engine.keep(1)
+    assert count(tmp_path) == 0
+
+
+def test_keeping_neither_saves_nor_interrupts_what_runs(tmp_path: Path) -> None:
+    script = replies({"a" * 70: "b" * 20, "c" * 80: "d"})
+    backend = ScriptedBackend(script, slots=2, context_size=300, holds={15: 0})
+    with keeping(backend, tmp_path) as engine:
+        asked(engine, "c" * 80)
+        events = engine.generate([Request(tokens("a" * 70))])
+        next(events)
+        assert backend.held.wait(20)
+        thread = threading.Thread(target=engine.keep, args=(1,))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive() and not backend.stop
+        engine.cancel()
+        thread.join(20)
+        assert count(tmp_path) == 1
+        assert [reply.reason for reply in gathered(events).values()] == ["cancelled"]
+    assert store(tmp_path).shared(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
+
+
+def test_what_failed_is_not_kept(tmp_path: Path) -> None:
+    backend = scripted(fails={3: EngineError("llama.cpp could not evaluate")})
+    with keeping(backend, tmp_path) as engine:
+        with pytest.raises(EngineError):
+            asked(engine, FIRST)
+        engine.keep(1)
+    assert count(tmp_path) == 0
+
+
+def test_a_slot_that_holds_something_else_than_was_evaluated_is_not_kept(tmp_path: Path) -> None:
+    backend = scripted()
+    with keeping(backend, tmp_path) as engine:
+        asked(engine, FIRST)
+        backend.memory[0].pop()
+        engine.keep(1)
+    assert count(tmp_path) == 0
+
+
+def soon(call: Callable[[], object]) -> None:
+    """Make a call on another thread, and fail rather than wait for ever."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+
+
+def test_an_engine_that_loads_has_failed_or_is_closed_has_nothing_to_keep(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def slow(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+        go.wait(20)
+        raise EngineError("no model")
+
+    loads = Engine(slow, store(tmp_path))
+    soon(lambda: loads.keep(1))
+    go.set()
+    with pytest.raises(EngineError, match="no model"):
+        list(loads.load())
+    soon(lambda: loads.keep(1))
+    loads.close()
+    soon(lambda: loads.keep(1))
+    assert count(tmp_path) == 0
+
+
+def test_an_engine_that_keeps_nothing_has_nothing_to_do() -> None:
+    engine = Engine(scripted().open)
+    list(engine.load())
+    asked(engine, FIRST)
+    engine.keep(1)
+    engine.close()
+
+
+def test_a_stream_that_was_left_keeps_what_it_came_to(tmp_path: Path) -> None:
+    with keeping(scripted(), tmp_path) as engine:
+        events = engine.generate([Request(tokens(FIRST))])
+        next(event for event in events if isinstance(event, TokenEvent))
+        events.close()
+        engine.keep(1)
+    with keeping(scripted(), tmp_path) as engine:
+        assert asked(engine, FIRST)[0].cached == len(FIRST) - 1

@@ -1,0 +1,56 @@
+"""Kept states where several processes use a folder at once, or the disk is full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start Python on a piece of code that can use what stands here."""
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import sys\nfrom test_states import *\n{code}", *map(str, arguments)],
+        cwd=ROOT / "tests",
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("room", [32, 100])  # too little for the body; for the record behind it
+def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(tmp_path: Path, room: int) -> None:
+    process = in_process(
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "try:\n    put(store(Path(sys.argv[1])), TOKENS)\n"
+        "except EngineError as error:\n    sys.stdout.write(error.what)\n",
+        tmp_path,
+        room,
+    )
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said, list(tmp_path.iterdir())) == (0, f"{tmp_path}: File too large", [])
+
+
+def test_processes_that_write_use_and_drop_the_same_states_do_not_disturb_each_other(tmp_path: Path) -> None:
+    code = (
+        "import random\n"
+        "draw = random.Random(int(sys.argv[2]))\n"
+        "states = store(Path(sys.argv[1]), limit=40_000)\n"
+        "for _ in range(300):\n"
+        "    tokens = [draw.randrange(3) for _ in range(draw.randrange(1, 5))]\n"
+        "    put(states, tokens, body=bytes(tokens) * 1000)\n"
+        "    found, told = find(states, [draw.randrange(3) for _ in range(5)])\n"
+        "    assert told == [], told\n"
+    )
+    processes = [in_process(code, tmp_path, seed) for seed in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    for process in processes:
+        process.communicate()
+    names = [path.name for path in tmp_path.iterdir()]
+    assert names and all(name.endswith(".state") for name in names)
