@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.markdown import Markdown
 from screen import ScreenFile, at_once
 
 from cerebrum_cli.terminal import markdown
-from cerebrum_cli.terminal.markdown import MarkdownStream
+from cerebrum_cli.terminal.code_blocks import parse
+from cerebrum_cli.terminal.markdown import MarkdownStream, rows_wrapped
 
 DOCUMENT = """# Title
 
@@ -81,6 +85,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def every_character(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw at every piece of text."""
     monkeypatch.setattr(markdown, "REDRAW_EVERY_S", 0.0)
+    monkeypatch.setattr(markdown, "DRAWING_SHARE", 1e9)
 
 
 @pytest.mark.usefixtures("every_character")
@@ -114,6 +119,12 @@ BLOCKS = [
     "line  \nbreak\u2028same line",
     "a\x0bb\x85c",
     "```\nunclosed",
+    "3. a\n7. b\n   1. c\n\n      ```\n      d\n      ```\n\n   e\n9. f",
+    "- \n- \n- third",
+    "* * *\n* a\n+ b",
+    "> - a\n>   b\n> - ```js\n>   /* c",
+    "```js\n/*\n" + "".join(f" * {line}\n" for line in range(30)) + "*/\nlet x\n```",
+    "![image](a/b.png) in text\n- ![again][1]\n\n[1]: c",
 ]
 
 
@@ -149,3 +160,79 @@ def test_markdown_leaves_no_spaces_to_be_copied() -> None:
 
 def test_markdown_is_not_drawn_at_every_token() -> None:
     assert grown("word " * 2000, 80, 24).getvalue().count("\r") < 200
+
+
+# What it looks like, what is shown, and what it costs.
+
+
+@pytest.mark.parametrize("columns", [80, 20])
+def test_markdown_without_code_and_numbers_looks_as_rich_has_it(columns: int) -> None:
+    text = re.sub(r"(?s)```.*?```\n|1\. first\n2\. second\n|---\n\n|\* \* \*\n", "", DOCUMENT)
+    file = ScreenFile(columns, 24)
+    Console(file=file, width=columns).print(Markdown(text, hyperlinks=False))
+    assert at_once(text, columns, 24) == file.screen.lines
+
+
+def test_what_a_model_says_in_html_or_defines_is_shown() -> None:
+    text = "<b>bold</b> is HTML\n\n<div>\n\nsee [it][1]\n\n[1]: https://example.com"
+    assert at_once(text, 80, 24) == [
+        "<b>bold</b> is HTML",
+        "",
+        "<div>",
+        "",
+        "see [it][1]",
+        "",
+        "[1]: https://example.com",
+    ]
+
+
+@pytest.mark.parametrize(("cost", "share"), [(0.001, 0.03), (0.01, 0.04), (0.03, 0.04)])
+def test_drawing_costs_a_small_share_of_the_time_whatever_one_costs(
+    monkeypatch: pytest.MonkeyPatch, cost: float, share: float
+) -> None:
+    now, spent = [0.0], [0.0]
+
+    def costly(*arguments: Any) -> list[Any]:
+        now[0] += cost
+        spent[0] += cost
+        return []
+
+    monkeypatch.setattr(markdown, "rows", costly)
+    monkeypatch.setattr(markdown, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    stream = MarkdownStream(Console(file=ScreenFile(80, 24)))
+    for _ in range(2000):
+        now[0] += 0.005
+        stream.feed("word ")
+    assert 0 < spent[0] < now[0] * share
+
+
+@pytest.mark.usefixtures("every_character")
+@pytest.mark.parametrize(
+    "line", ["- some item of a list\n", "1. an item\n   - inside one\n\n", "text\n\n", "# Title\n", "---\n"]
+)
+def test_what_is_settled_is_not_read_again(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    most = [0]
+
+    def watched(text: str, *arguments: Any) -> list[Any]:
+        most[0] = max(most[0], len(text))
+        return parse(text, *arguments)
+
+    monkeypatch.setattr(markdown, "parse", watched)
+    grown(line * 100, 80, 24, step=4)
+    assert most[0] < 4 * len(line)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "count"),
+    [
+        ("", 10, 1),
+        ("x" * 10, 10, 1),
+        ("x" * 11, 10, 2),
+        ("日本語", 6, 1),
+        ("日本語", 5, 2),
+        ("日本語日本語", 3, 6),
+        ("e\u0301" * 9, 3, 3),
+    ],
+)
+def test_a_terminal_wraps_a_row_that_has_become_too_long(text: str, width: int, count: int) -> None:
+    assert rows_wrapped(text, width) == count

@@ -1,29 +1,34 @@
-"""Markdown that streams: finished blocks are printed once, only the open one is redrawn.
+"""Markdown that streams: what is settled is printed once, only what is open is redrawn.
 
-A block of Markdown is finished when a whole line of another one stands after it. What stands on the screen of the
-open block never exceeds the window, since what has scrolled away cannot be drawn over.
+Blocks are settled when a whole line of another one stands after them, and so are items of a list, and lines of code
+some lines on. What stands on the screen of the open rest fits the window, also one that has become a third smaller,
+since what has scrolled away cannot be drawn over.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
+from rich.cells import cell_len, get_character_cell_size
 from rich.control import Control
-from rich.markdown import Markdown
 from rich.segment import ControlType, Segment, Segments
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from cerebrum_cli.terminal.code_blocks import END, Before, Place, cut, parse, part, settled
+from cerebrum_cli.terminal.markdown_rows import Row, passing, rows
 
-    from rich.console import Console
+if TYPE_CHECKING:
+    from markdown_it.token import Token
+    from rich.console import Console, ConsoleOptions
 
 REDRAW_EVERY_S = 1 / 15
+REDRAW_AT_LEAST_EVERY_S = 1.0
+DRAWING_SHARE = 0.025  # of all time: decoding waits while this draws
 
-# What stands in for the block before, whose kind decides whether rich puts an empty line between; never shown.
-RULE, OTHER = "---\n\n", "x\n\n"
+# A last line that holds nothing but such may yet become anything: it is not drawn before more of it is there.
+_UNCLEAR = re.compile(r"[\s>]*(?:[-=`~*_#|+: ]*|[0-9]+[.)]?\s*)")
 
 
 class MarkdownStream:
@@ -31,71 +36,105 @@ class MarkdownStream:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._parser = MarkdownIt().enable("strikethrough").enable("table")
-        self._open = ""
-        self._before = ""
-        self._drawn_rows = 0
-        self._drawn_at = 0.0
+        self._text = ""  # what is open, from a place where it can be cut
+        self._before = Before()
+        self._place = Place()  # up to where the text is printed for good
+        self._drawn: list[str] = []  # the rows on the screen that go away again
+        self._drawn_width = 0
+        self._next_drawing = 0.0
+        self._cost = 0.0
 
     def feed(self, text: str) -> None:
-        """Add text, and draw it if the last drawing is old enough."""
-        self._open += text
-        if time.monotonic() - self._drawn_at >= REDRAW_EVERY_S:
-            self._draw()
+        """Add text, and draw it if the last drawing is old enough for what it cost."""
+        self._text += text.replace("\r", "")
+        began = time.monotonic()
+        if began >= self._next_drawing:
+            self._draw(self._console.options)
+            ended = time.monotonic()
+            # One drawing that costs far more than the last is taken for an accident: a lexer had to be loaded.
+            self._cost = min(ended - began, 3 * self._cost + 0.001)
+            self._next_drawing = ended + max(REDRAW_EVERY_S, min(self._cost / DRAWING_SHARE, REDRAW_AT_LEAST_EVERY_S))
 
     def close(self) -> None:
         """Print what is still open, for good."""
+        options = self._console.options
         with self._console:
-            self._erase()
-            self._print(self._rows(self._open))
-        self._open = ""
+            self._erase(options)
+            self._print(rows(self._console, options, self._part(self._text, END)))
+        self._text, self._before, self._place = "", Before(), Place()
 
-    def _draw(self) -> None:
+    def _draw(self, options: ConsoleOptions) -> None:
+        room = max(1, (options.size.height - 1) * 2 // 3)
         with self._console:  # one write, so that nothing flickers
-            self._erase()
-            self._finish_blocks()
-            rows = self._rows(self._open)[-max(1, self._console.height - 1) :]
-            self._print(rows)
-        self._drawn_rows = len(rows)
-        self._drawn_at = time.monotonic()
+            self._erase(options)
+            self._settle(options)
+            tokens = passing(self._part(_clear(self._text), END), room)
+            shown = rows(self._console, options, tokens)[-room:]
+            self._drawn = ["".join(text for text, _, _ in row) for row in shown]
+            self._print(map(_unwrapped, shown, self._drawn))
+        self._drawn_width = options.max_width
 
-    def _finish_blocks(self) -> None:
-        """Print all blocks but the last, as far as whole lines tell: `#` may become `#include`."""
-        whole = self._open[: self._open.rfind("\n") + 1]
-        blocks = [(token, token.map[0]) for token in self._parser.parse(whole) if token.level == 0 and token.map]
-        if len(blocks) < 2:
+    def _settle(self, options: ConsoleOptions) -> None:
+        """Print what is settled, as far as whole lines tell: `#` may become `#include`."""
+        whole = self._text[: self._text.rfind("\n") + 1]
+        tokens = parse(whole, self._before)
+        place = settled(tokens)
+        if place <= self._place:
             return
-        lines = self._open.split("\n")
-        for (token, begin), (_, end) in pairwise(blocks):
-            self._print(self._rows("\n".join(lines[begin:end])))
-            self._before = RULE if token.type == "hr" else OTHER
-        self._open = "\n".join(lines[blocks[-1][1] :])
+        self._print(rows(self._console, options, part(tokens, self._place, place, self._before)))
+        line, self._place, self._before = cut(tokens, place, self._before)
+        self._text = "\n".join(self._text.split("\n")[line:])
 
-    def _rows(self, block: str) -> list[list[Segment]]:
-        return self._rendered(self._before + block)[len(self._rendered(self._before)) :]
+    def _part(self, text: str, end: Place) -> list[Token]:
+        return part(parse(text, self._before), self._place, end, self._before)
 
-    def _rendered(self, text: str) -> list[list[Segment]]:
-        rows = self._console.render_lines(Markdown(text, hyperlinks=False), pad=False)
-        return [_without_padding(row) for row in rows]
-
-    def _erase(self) -> None:
-        up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)) * self._drawn_rows
+    def _erase(self, options: ConsoleOptions) -> None:
+        """Erase the drawn rows, which a terminal that has become narrower shows wrapped."""
+        width = options.max_width
+        high = len(self._drawn)
+        if width < self._drawn_width:
+            high = sum(rows_wrapped(text, width) for text in self._drawn)
+        up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)) * min(high, options.size.height - 1)
         if up:
             self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *up))
-        self._drawn_rows = 0
+        self._drawn = []
 
-    def _print(self, rows: Iterable[list[Segment]]) -> None:
+    def _print(self, rows: Iterable[Row]) -> None:
         self._console.print(Segments([segment for row in rows for segment in (*row, Segment.line())]), end="")
 
 
-def _without_padding(row: list[Segment]) -> list[Segment]:
-    """Return a row up to its last visible character: nobody wants spaces with what is copied from the screen."""
-    while row and not _is_painted(row[-1]):
-        text, style, control = row.pop()
-        if text := text.rstrip():
-            return [*row, Segment(text, style, control)]
-    return row
+def _mode(code: str) -> Segment:
+    return Segment(code, None, [(ControlType.BELL,)])  # a control that rich has no name for
 
 
-def _is_painted(segment: Segment) -> bool:
-    return segment.style is not None and segment.style.bgcolor is not None
+UNWRAPPED, WRAPPED = _mode("\x1b[?7l"), _mode("\x1b[?7h")
+
+# Joined, flagged, coloured and combined characters: terminals do not agree how wide they are.
+_CLUSTER = re.compile(
+    "[\u0300-\u036f\u0483-\u0489\u0590-\u1aff\u1ab0-\u1aff\u1dc0-\u1dff\u200b-\u200f\u20d0-\u20ff"
+    "\ua800-\uabff\ud7b0-\ud7ff\ufe00-\ufe0f\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff\U000e0000-\U000e01ef]"
+)
+
+
+def _unwrapped(row: Row, text: str) -> Row:
+    """Return a row that stays one row in any terminal, since it is to be erased."""
+    return [UNWRAPPED, *row, WRAPPED] if _CLUSTER.search(text) else row
+
+
+def _clear(text: str) -> str:
+    """Return a text without a last line of which nobody can tell what it becomes."""
+    end = text.rfind("\n") + 1
+    return text[:end] if _UNCLEAR.fullmatch(text, end) else text
+
+
+def rows_wrapped(text: str, width: int) -> int:
+    """Return how many rows a terminal makes of a row when it is narrower; a wide character is never halved."""
+    if cell_len(text) <= width:
+        return 1
+    count, column = 1, 0
+    for character in text:
+        size = get_character_cell_size(character)
+        if column + size > width:
+            count, column = count + 1, 0
+        column += size
+    return count

@@ -1,0 +1,184 @@
+"""The rows that Markdown tokens are on a console: what lies before or comes after a part changes nothing in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, ClassVar
+
+from markdown_it.token import Token
+from rich.markdown import CodeBlock, ListElement, ListItem, Markdown, MarkdownElement, UnknownElement
+from rich.padding import Padding
+from rich.segment import Segment
+from rich.syntax import Syntax
+from rich.text import Text
+
+from cerebrum_cli.terminal.code_blocks import CODE, LINES_AHEAD, code_lines, parse_inline, portions
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+# The terminal's own colours, and no background, which would be spaces to copy and rows to wrap in a narrower window.
+THEME = Syntax.get_theme("ansi_dark")
+INDENTED = (0, 0, 0, 2)
+LINES_ABOVE = 64  # from which code is highlighted while it is drawn over: as cheap at the end of long code
+TABLE_HEAD = 4  # rows of a table that are not its body
+
+Row = list[Segment]
+
+
+def rows(console: Console, options: ConsoleOptions, tokens: Sequence[Token]) -> list[Row]:
+    """Return the rows of a part of a reply, without padding."""
+    found: list[Row] = []
+    for block in _blocks(tokens):
+        for token in block:
+            if token.type == "inline":
+                token.children = parse_inline(token.content)
+        view = copy(REPLY)
+        view.parsed = list(block)
+        rendered = [_without_padding(row) for row in console.render_lines(view, options, pad=False)]
+        if block[-1].type == "hr":
+            rendered.pop()  # an empty row, which comes before the next block anyway
+        found += [[], *rendered] if block[0].meta["apart"] else rendered
+    return found
+
+
+def _blocks(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
+    begin = 0
+    for end, token in enumerate(tokens, 1):
+        if token.level == 0 and token.nesting <= 0:
+            yield tokens[begin:end]
+            begin = end
+
+
+def passing(tokens: list[Token], room: int) -> list[Token]:
+    """Return tokens of what is drawn over soon, made cheap: of the last table the last rows; code seen from near."""
+    for token in tokens:
+        if token.type in CODE:
+            token.meta["above"] = LINES_ABOVE
+    body = max((at for at, token in enumerate(tokens) if token.type == "tbody_open"), default=len(tokens))
+    begins = [at for at in range(body, len(tokens)) if tokens[at].type == "tr_open"][-max(1, room - TABLE_HEAD) :]
+    return tokens[: body + 1] + tokens[begins[0] :] if begins else tokens
+
+
+def _without_padding(row: Row) -> Row:
+    """Return a row up to its last visible character: nobody wants spaces with what is copied from the screen."""
+    while row and not _is_painted(row[-1]):
+        text, style, control = row.pop()
+        if text := text.rstrip():
+            return [*row, Segment(text, style, control)]
+    return row
+
+
+def _is_painted(segment: Segment) -> bool:
+    return segment.style is not None and segment.style.bgcolor is not None
+
+
+class Code(CodeBlock):
+    """A code block with its number and language over it."""
+
+    token: Token
+
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> Code:
+        """Return the block of a token of a part."""
+        block = cls(token.info.partition(" ")[0], markdown.code_theme)
+        block.token = token
+        return block
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the label, then the lines."""
+        first, last = self.token.meta["lines"]
+        if first == 0:
+            label = f"[{self.token.meta['number']}] {self.lexer_name}"
+            yield Text(label, style="dim", no_wrap=True, overflow="ellipsis")
+        lines = code_lines(self.token)
+        syntax = Syntax("", self.lexer_name or "text", theme=THEME)
+        for begin, end, seen in highlighted(first, last, len(lines)):
+            above = max(0, begin - self.token.meta.get("above", begin))
+            code = closed("\n".join(lines[above:seen]))
+            yield Padding(highlight(code, syntax, begin - above, end - above), INDENTED)
+
+
+def highlighted(first: int, last: int | None, count: int) -> Iterator[tuple[int, int, int]]:
+    """Yield what is highlighted together: from a line, to a line, with so many lines in view, of `count` in all."""
+    for begin, end in portions(count):
+        if first <= begin and (last is None or end <= last):
+            yield begin, end, end + LINES_AHEAD
+            first = end
+    if last is None:
+        yield first, count, count
+
+
+def highlight(code: str, syntax: Syntax, begin: int, end: int) -> Text:
+    """Return some lines of code, which are made to look like what they are in all of it."""
+    lexer = syntax.lexer or syntax.default_lexer
+    text = Text()
+    line = 0
+    for kind, value in lexer.get_tokens(code.expandtabs(syntax.tab_size)):
+        for piece in re.findall(r"[^\n]*\n|[^\n]+", value):
+            if begin <= line < end:
+                text.append(piece, THEME.get_style_for_token(kind))
+            line += piece.endswith("\n")
+        if line >= end:
+            break
+    text.remove_suffix("\n")
+    return text
+
+
+def closed(code: str) -> str:
+    """Return code with the end of a comment that is open: some lexers take none without its end for a comment."""
+    for begin, end in (("/*", "*/"), ("<!--", "-->")):
+        if code.rfind(begin) > code.rfind(end):
+            return f"{code}\n{end}"
+    return code
+
+
+class Item(ListItem):
+    """A list item, whose marker is not shown again."""
+
+    token: Token
+
+    @classmethod
+    def create(cls, _: Markdown, token: Token) -> Item:
+        """Return the item of a token of a part."""
+        item = cls()
+        item.token = token
+        return item
+
+
+class Listing(ListElement):
+    """A list with room for numbers of two digits, since nobody knows how many there will be."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the rows of all items."""
+        bullets = self.list_type == "bullet_list_open"
+        style = console.get_style("markdown.item.bullet" if bullets else "markdown.item.number", default="none")
+        for item in self.items:
+            assert isinstance(item, Item)
+            marker = " • " if bullets else f"{item.token.meta['number']:>3} "
+            inner = options.update(width=max(1, options.max_width - len(marker)))
+            for at, row in enumerate(console.render_lines(item.elements, inner, style=item.style)):
+                shown = marker if at == 0 and not item.token.meta["begun"] else " " * len(marker)
+                yield from (Segment(shown, style), *row, Segment.line())
+
+
+def _close(element: type[MarkdownElement]) -> type[MarkdownElement]:
+    """Return a kind of block after which rich leaves no row empty: `rows` does that."""
+    return type(element.__name__, (element,), {"new_line": False})
+
+
+class Reply(Markdown):
+    """rich's Markdown with the blocks above."""
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+        **{name: _close(element) for name, element in Markdown.elements.items()},
+        **dict.fromkeys(("fence", "code_block"), _close(Code)),
+        **dict.fromkeys(("bullet_list_open", "ordered_list_open"), _close(Listing)),
+        "list_item_open": _close(Item),
+        "inline": _close(UnknownElement),
+    }
+
+
+REPLY = Reply("", hyperlinks=False)

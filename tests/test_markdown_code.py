@@ -1,0 +1,93 @@
+"""Code blocks of a reply: numbered, labelled, there to be copied, and read while they grow."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from rich.console import Console
+from screen import ScreenFile, at_once, whole
+
+from cerebrum_cli.terminal import markdown
+from cerebrum_cli.terminal.code_blocks import code_blocks
+from cerebrum_cli.terminal.markdown import MarkdownStream
+
+
+@pytest.fixture(autouse=True)
+def drawn_at_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw at every piece, on a terminal that can be drawn on."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(markdown, "REDRAW_EVERY_S", 0.0)
+    monkeypatch.setattr(markdown, "DRAWING_SHARE", 1e9)
+
+
+NESTED = """1. Install it:
+
+   ```bash
+   pip install cerebrum
+   ```
+
+> ~~~python
+> import cerebrum
+> ~~~
+
+    indented = True
+
+```a-language-with-a-long-name of its own
+"""
+
+
+def test_code_blocks_are_numbered_and_labelled_wherever_they_stand() -> None:
+    assert at_once(NESTED, 20, 24) == [
+        "  1 Install it:",
+        "    [1] bash",
+        "      pip install",
+        "      cerebrum",
+        "",
+        "▌ [2] python",
+        "▌   import",
+        "▌   cerebrum",
+        "",
+        "[3]",
+        "  indented = True",
+        "",
+        "[4] a-language-with…",
+    ]
+
+
+def test_code_blocks_are_there_by_number_to_be_copied() -> None:
+    assert code_blocks(NESTED) == ["pip install cerebrum", "import cerebrum", "indented = True", ""]
+    assert code_blocks("```\r\na\r\n\r\nb\r\n```") == ["a\n\nb"]
+    assert code_blocks("no `code` block") == []
+
+
+def test_an_open_code_block_is_never_shown_with_its_fence() -> None:
+    text = "so\n```python\nx = 1\n```\n- a\n  ```\n  y\n  ```\n"
+    file = ScreenFile(80, 24)
+    stream = MarkdownStream(Console(file=file, width=80, height=24))
+    for at, character in enumerate(text):
+        stream.feed(character)
+        assert not any("`" in line for line in file.screen.lines), text[: at + 1]
+        if text[: at + 1].endswith("x ="):
+            assert file.screen.lines == ["so", "", "[1] python", "  x ="]
+    stream.close()
+    assert file.screen.lines == ["so", "", "[1] python", "  x = 1", "", " • a", "   [2]", "     y"]
+
+
+@pytest.mark.parametrize(
+    ("begin", "line"), [("```\n", ""), ("- one\n\n  ```\n", "  "), ("", "- "), ("> 1. quoted\n", ">    - "), ("", "# ")]
+)
+def test_what_is_settled_of_a_block_can_be_read_while_it_grows(begin: str, line: str) -> None:
+    file = ScreenFile(80, 12)
+    stream = MarkdownStream(Console(file=file, width=80, height=12))
+    text = begin + "".join(f"{line}line {number}\n" for number in range(60))
+    for line in text.splitlines(keepends=True):
+        stream.feed(line)
+    read = re.findall(r"line (\d+)", "\n".join(file.screen.lines))
+    assert read[:40] == [str(number) for number in range(40)]
+
+
+@pytest.mark.parametrize(("language", "begin", "end"), [("js", "/*", "*/"), ("html", "<!--", "-->")])
+def test_a_comment_has_its_colour_before_its_end_is_there(language: str, begin: str, end: str) -> None:
+    comment = f"```{language}\n{begin} let x\n"
+    assert whole(comment + "let y\n" * 30, 80, 60).painted[1] == whole(f"{comment}{end}\n```", 80, 60).painted[1]

@@ -1,0 +1,169 @@
+"""Markdown that grows while its window changes, in a real terminal that wraps anew what stands there: tmux."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
+
+# Says piece by piece what is in files beside it, each when it is there, and draws at every one.
+PROGRAM = """
+import sys, time, tty
+from pathlib import Path
+from rich.console import Console
+from cerebrum_cli.terminal import markdown
+markdown.REDRAW_EVERY_S = markdown.REDRAW_AT_LEAST_EVERY_S = 0.0
+directory = Path(sys.argv[1])
+print("\\n" * 60)  # at its bottom, as after some chat: tmux scrolls when it wraps anew, also where rows below are empty
+stream = markdown.MarkdownStream(Console(file=sys.stdout))
+
+def drawn():
+    sys.stdout.write("\\x1b[6n")  # where is the cursor? The answer comes when all before it is on the screen
+    sys.stdout.flush()
+    while sys.stdin.read(1) != "R":
+        pass
+    (directory / f"{number}.done").touch()
+
+tty.setcbreak(0)
+for number in range(10_000):
+    while not (piece := directory / f"{number}.piece").exists():
+        time.sleep(0.002)
+    if not (text := piece.read_text(encoding="utf-8")):
+        break
+    stream.feed(text)
+    drawn()
+stream.close()
+drawn()
+time.sleep(60)
+"""
+
+
+class Window:
+    """A window of tmux in which a reply is said."""
+
+    def __init__(self, directory: Path, columns: int, rows: int) -> None:
+        self._directory = directory
+        self._said = 0
+        (directory / "program.py").write_text(PROGRAM)
+        program = f"exec {sys.executable} {directory}/program.py {directory}"
+        size = ("-x", str(columns), "-y", str(rows))
+        options = ("set", "-g", "status", "off", ";", "set", "-g", "default-terminal", "tmux-256color", ";")
+        self._tmux(*options, "new-session", "-d", "-s", "reply", *size, program)
+        self._terminal = os.open(self._tmux("display", "-p", "#{pane_tty}").strip(), os.O_RDWR | os.O_NOCTTY)
+
+    def say(self, text: str, step: int | None = None) -> None:
+        """Say a text, some characters at a time, and wait until it is drawn."""
+        for at in range(0, len(text), step or len(text)):
+            self._piece(text[at : at + (step or len(text))])
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change the size of the window."""
+        self._tmux("resize-window", "-t", "reply", "-x", str(columns), "-y", str(rows))
+
+    def wait_until_told(self, columns: int, rows: int) -> None:
+        """Wait until programs in the window are told of its size, which tmux puts off a while."""
+        until = time.monotonic() + 20
+        while os.get_terminal_size(self._terminal) != (columns, rows):
+            assert time.monotonic() < until
+            time.sleep(0.002)
+
+    def end(self) -> str:
+        """End the reply and return all that was ever shown and stayed, rows that were wrapped in one."""
+        self._piece("")
+        return self.shown()
+
+    def shown(self) -> str:
+        """Return all that stands there, in the scrollback too."""
+        return self._tmux("capture-pane", "-t", "reply", "-p", "-J", "-S", "-")
+
+    def close(self) -> None:
+        """End tmux."""
+        os.close(self._terminal)
+        self._tmux("kill-server")
+
+    def _piece(self, text: str) -> None:
+        unseen = self._directory / "unseen"
+        unseen.write_text(text, encoding="utf-8")
+        unseen.rename(self._directory / f"{self._said}.piece")
+        until = time.monotonic() + 20
+        while not (self._directory / f"{self._said}.done").exists():
+            assert time.monotonic() < until, self.shown()
+            time.sleep(0.002)
+        self._said += 1
+
+    def _tmux(self, *arguments: str) -> str:
+        command = ("tmux", "-u", "-S", str(self._directory / "socket"), "-f", "/dev/null", *arguments)
+        env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}  # no COLUMNS, which readline sets for all below pytest
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, env=env).stdout
+
+
+Open = Callable[[int, int], Window]
+
+
+@pytest.fixture
+def window(tmp_path: Path) -> Iterator[Open]:
+    """Return how to open a window."""
+    opened: list[Window] = []
+
+    def open_window(columns: int, rows: int) -> Window:
+        directory = tmp_path / str(len(opened))
+        directory.mkdir()
+        opened.append(Window(directory, columns, rows))
+        return opened[-1]
+
+    yield open_window
+    for one in opened:
+        one.close()
+
+
+def words(count: int, begin: str) -> str:
+    """Return words of which none is there twice."""
+    return " ".join(f"{begin}{number:03}" for number in range(count))
+
+
+PROSE = f"{words(60, 'a')}\n\n{words(60, 'b')}\n\n"
+WIDE = f"# Kopf\n\n{words(20, 'w')} {' '.join(f'日本{n:02}語' for n in range(30))} {words(9, 'x')}\n\n"
+LIST = "".join(f"- {words(14, f'l{item}i')}\n  - {words(9, f'm{item}i')}\n" for item in range(8)) + "\n"
+CODE = "```python\n" + "".join(f"c{line:02} = 'd{line:02}'  # e{line:02}\n" for line in range(40)) + "```\n\n"
+TABLE = "| t00 | u00 |\n|---|---|\n" + "".join(f"| t{row:02} | u{row:02} v{row:02} |\n" for row in range(1, 9)) + "\n"
+TEXT = PROSE + LIST + CODE + WIDE + TABLE + "end"
+WORD = re.compile(r"[a-z]\d*i?\d+|日本\d+語|Kopf|end")
+
+SIZES = (
+    ((60, 24), (80, 24)),
+    ((50, 24), (70, 30), (100, 16), (80, 24)),
+    ((80, 16), (80, 40), (64, 24)),
+    ((120, 24), (90, 24), (60, 30)),
+)
+
+
+def test_a_window_that_changes_shows_every_word_once(window: Open) -> None:
+    replies = [window(80, 24) for _ in SIZES]
+    for step, at in enumerate(range(0, len(TEXT), 80)):
+        for reply, sizes in zip(replies, SIZES, strict=True):
+            reply.say(TEXT[at : at + 80], step=40)
+            reply.resize(*sizes[step % len(sizes)])
+        for reply, sizes in zip(replies, SIZES, strict=True):
+            reply.wait_until_told(*sizes[step % len(sizes)])
+    for reply in replies:
+        assert WORD.findall(reply.end()) == WORD.findall(TEXT)
+
+
+CLUSTERS = ("👨‍👩‍👧‍👦", "🇩🇪🇯🇵", "❤️", "👍🏽", "e\u0301", "क्षि", "한", "☎️", "1️⃣", "🏳️‍🌈", "ﷺ", "→")
+
+
+@pytest.mark.parametrize("columns", [80, 30, 21])
+def test_what_a_terminal_takes_for_wider_or_narrower_is_erased_all_the_same(window: Open, columns: int) -> None:
+    reply = window(columns, 24)
+    text = "".join(f"- {cluster * 14} p{n:02} {cluster * 25} q{n:02}\n" for n, cluster in enumerate(CLUSTERS)) + "\nend"
+    reply.say(text, step=9)
+    assert re.findall(r"[pq]\d\d|end", reply.end().replace("\n", "")) == re.findall(r"[pq]\d\d|end", text)

@@ -1,0 +1,117 @@
+"""Replies as models said them, token by token and cut at every position, grow on a screen into what they are at once.
+
+`data/streams` holds what the starter model said, and replies made for what it does not say.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from screen import Screen, ScreenFile, whole
+
+from cerebrum_cli.terminal import markdown
+from cerebrum_cli.terminal.code_blocks import (
+    CLOSINGS,
+    CODE,
+    END,
+    OPENINGS,
+    Place,
+    code_lines,
+    parse,
+    part,
+    portions,
+    steps,
+)
+from cerebrum_cli.terminal.markdown import MarkdownStream
+from cerebrum_cli.terminal.markdown_rows import rows
+
+STREAMS = {path.stem: path for path in sorted((Path(__file__).parent / "data" / "streams").glob("*.json"))}
+SIZES = [(80, 24), (20, 6), (33, 12)]
+CUT_EVERYWHERE = ("made_line_ends", "made_wide_table", "nested_list")
+
+
+@cache
+def pieces(name: str) -> tuple[str, ...]:
+    """Return a reply in the pieces in which it was said."""
+    return tuple(json.loads(STREAMS[name].read_text(encoding="utf-8")))
+
+
+@cache
+def at_once(name: str, columns: int, height: int) -> Screen:
+    """Return a reply on a screen, rendered as a whole."""
+    return whole("".join(pieces(name)), columns, height)
+
+
+def console(columns: int, height: int) -> Console:
+    """Return a console over a screen."""
+    return Console(file=ScreenFile(columns, height), width=columns, height=height, color_system="256")
+
+
+def screen(of: Console) -> Screen:
+    """Return the screen under a console."""
+    assert isinstance(of.file, ScreenFile)
+    return of.file.screen
+
+
+@pytest.fixture(autouse=True)
+def drawn_at_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw at every piece, on a terminal that can be drawn on."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(markdown, "REDRAW_EVERY_S", 0.0)
+    monkeypatch.setattr(markdown, "DRAWING_SHARE", 1e9)
+
+
+@pytest.mark.parametrize(("columns", "height"), SIZES)
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_reply_grows_into_what_it_is_at_once_colours_too(name: str, columns: int, height: int) -> None:
+    window, expected = console(columns, height), at_once(name, columns, height)
+    stream = MarkdownStream(window)
+    scrolled = 0
+    for piece in pieces(name):
+        stream.feed(piece)
+        if screen(window).scrolled > scrolled:  # what has left the screen is final, and there once
+            scrolled = screen(window).scrolled
+            assert screen(window).lines[:scrolled] == expected.lines[:scrolled]
+    stream.close()
+    assert screen(window).lines == expected.lines
+    assert screen(window).painted == expected.painted
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_reply_cut_anywhere_grows_into_what_it_is_at_once(name: str) -> None:
+    text = "".join(pieces(name))
+    stride = 1 if name in CUT_EVERYWHERE else len(text) // 25
+    for at in range(0, len(text) + 1, stride):
+        columns, height = SIZES[at // stride % 3]
+        window = console(columns, height)
+        stream = MarkdownStream(window)
+        stream.feed(text[:at])
+        stream.feed(text[at:])
+        stream.close()
+        assert screen(window).lines == at_once(name, columns, height).lines, at
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_parts_of_a_reply_show_together_what_the_whole_shows(name: str) -> None:
+    window = console(50, 24)
+    tokens = parse("".join(pieces(name)))
+    expected = rows(window, window.options, part(tokens, Place(), END))
+    for place in places(name):
+        before = rows(window, window.options, part(tokens, Place(), place))
+        assert before + rows(window, window.options, part(tokens, place, END)) == expected, place
+
+
+def places(name: str) -> list[Place]:
+    """Return every place at which a reply can be printed so far."""
+    leaves = [step[0] for step in steps(parse("".join(pieces(name)))) if step[0].type not in (*OPENINGS, *CLOSINGS)]
+    lines = [
+        Place(leaf, end)
+        for leaf, token in enumerate(leaves)
+        if token.type in CODE
+        for _, end in portions(len(code_lines(token)))
+    ]
+    return [*(Place(leaf) for leaf in range(len(leaves) + 1)), *lines]
