@@ -3,11 +3,14 @@
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite
 #   make check    format, lint, types
+#   make docs     the tables of commands and keys in README.md, from the code
+#   make picture  docs/chat.svg, from a real chat with the starter model
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks
-#   make bench    the benchmarks, into benchmarks/RESULTS.md
+#   make bench [DATA=DIR]   the benchmarks, into benchmarks/RESULTS.md; DIR is for benchmarks/chat.py, which tells of it
 
 PYTHON ?= python3
 ACCEL ?=
+DATA ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup$(if $(ACCEL),-$(ACCEL))
@@ -24,7 +27,7 @@ accelerate := CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1
 rebuild := --force-reinstall --no-cache-dir --no-deps
 endif
 
-.PHONY: setup demo test check format peers bench clean
+.PHONY: setup demo test check format docs picture peers bench clean
 
 setup: $(STAMP)
 
@@ -52,6 +55,13 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: setup
+	$(BIN)/python docs/tables.py
+
+picture: setup
+	$(BIN)/cerebrum pull --quiet starter
+	$(BIN)/python docs/picture.py
+
 peers: setup
 	benchmarks/peers.sh $(BIN)/python
 
@@ -60,6 +70,7 @@ bench: peers
 	$(BIN)/python benchmarks/ask.py
 	$(BIN)/python benchmarks/interrupt.py starter
 	$(BIN)/python benchmarks/pull.py
+	$(BIN)/python benchmarks/chat.py $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,18 +1,27 @@
-"""Run two commands in turn and compare them run by run, and keep the results as one table."""
+"""Run two commands in turn, or functions, and compare them run by run; keep the results as one table."""
 
 from __future__ import annotations
 
 import os
 import platform
+import pty
 import statistics
 import subprocess
 import sys
+import termios
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import date
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "build" / "bin"
@@ -21,7 +30,8 @@ RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEAD = """# Results
 
 Every figure was measured on the machine its row names, as the median of at least five runs made in turn with the
-peer's, and the ratio as the median of the pairs'. `make bench` measures again and rewrites the rows it covers.
+peer's, and the ratio as the median of the pairs'; counted tokens are those of one run. `make bench` measures again and
+rewrites the rows it covers.
 
 | what | ours | peer | ratio | bar | met | date | machine | versions |
 |---|---|---|---|---|---|---|---|---|
@@ -70,10 +80,53 @@ def run(command: Sequence[str]) -> Run:
     return Run(seconds, usage.ru_maxrss / 1024, output.decode())
 
 
+def alone(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Return what a function of a module does in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **named).result()
+
+
+@contextmanager
+def terminal(columns: int, rows: int) -> Iterator[str]:
+    """Yield the path of a terminal whose other end takes all that comes, in a thread of this process."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (rows, columns))
+    reader = threading.Thread(target=drain, args=(master,), daemon=True)
+    reader.start()
+    try:
+        yield os.ttyname(slave)
+    finally:
+        os.close(slave)
+        reader.join()
+        os.close(master)
+
+
+def drain(descriptor: int) -> None:
+    """Read until nobody writes any more, which Linux tells with an error."""
+    with suppress(OSError):
+        while os.read(descriptor, 2**16):
+            pass
+
+
+def sit_at(device: str) -> None:
+    """Make a terminal, or another device, this process's standard streams; a terminal is one of many colours."""
+    descriptor = os.open(device, os.O_RDWR | os.O_NOCTTY)
+    for standard in (0, 1, 2):
+        os.dup2(descriptor, standard)  # rich asks them for the size
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "ACCESSIBLE"):
+        os.environ.pop(name, None)
+    os.environ.update(TERM="xterm-256color", COLORTERM="truecolor")
+
+
 def in_turn(ours: Callable[[], float], peer: Callable[[], float], runs: int) -> tuple[float, float, float]:
     """Measure both in turn after one warm-up each; return the two medians and the median of the pairwise ratios."""
     ours(), peer()
-    pairs = [(ours(), peer()) for _ in range(runs)]
+    return medians([(ours(), peer()) for _ in range(runs)])
+
+
+def medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return the medians of both sides, and of the pairs' ratios."""
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
