@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.fitting import Capacity
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.catalogue.download import Watcher
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.plan import LoadOptions
+    from cerebrum_cli.engine.states import StateStore
     from cerebrum_cli.ground.events import Event
 
 
@@ -30,6 +32,7 @@ class Runtime:
 
     config_directory: Path
     data_directory: Path
+    cache_directory: Path
     streams: Streams
     open_backend: BackendFactory
     native_log: Callable[[Callable[[str], None]], None]
@@ -53,9 +56,28 @@ class Runtime:
     def history(self) -> History:
         """The sessions of this user; the database is opened when something is asked of it."""
         from cerebrum_cli.application.history import History
+        from cerebrum_cli.sessions.lock import SessionLock
         from cerebrum_cli.sessions.store import Store
 
-        return History(Store(self.data_directory / "sessions" / "sessions.db"))
+        directory = self.data_directory / "sessions"
+        return History(Store(directory / "sessions.db"), SessionLock(directory / "locks"))
+
+    def states(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
+        """Return where what a model has read in a format is kept; None where settings want nothing kept."""
+        from cerebrum_cli.engine.states import StateStore
+
+        if not settings.cache_gb:
+            return None
+        identity = self.library.identity(model)
+        return StateStore(self._states, int(settings.cache_gb * 1e9), identity, format_name)
+
+    def forget_states(self) -> None:
+        """Remove what models have read of any conversation from the disk."""
+        rmtree(self._states, ignore_errors=True)
+
+    @property
+    def _states(self) -> Path:
+        return self.cache_directory / "states"
 
     def puller(self, watcher: Watcher, offline: bool) -> Puller:
         """Return what brings models into the library."""
@@ -77,6 +99,7 @@ def real_runtime() -> Runtime:
     return Runtime(
         config_directory=directories.user_config_path,
         data_directory=directories.user_data_path,
+        cache_directory=directories.user_cache_path,
         streams=standard_streams(),
         open_backend=lambda options: llama_opener(options, devices_file(directories.user_data_path)),
         native_log=forward_llama_log,

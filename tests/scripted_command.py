@@ -59,6 +59,7 @@ def main() -> None:
     runtime = Runtime(
         config_directory=home / "config" / "cerebrum",
         data_directory=home / "data" / "cerebrum",
+        cache_directory=home / "cache" / "cerebrum",
         streams=standard_streams(),
         open_backend=lambda request: open_backend,
         native_log=lambda listener: None,

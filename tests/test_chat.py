@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,12 @@ from scripted_backend import ScriptedBackend, endless, replies
 from cerebrum_cli.application.chat import Chat
 from cerebrum_cli.application.history import History
 from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.opening import Opened
-from cerebrum_cli.application.responder import LocalResponder
-from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.ground.errors import PromptTooLong, SessionError
-from cerebrum_cli.ground.events import Event, FinishEvent, TokenEvent
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.application.opening import Opener
+from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.ground.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
+from cerebrum_cli.ground.events import Event, FinishEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.ground.settings import Settings, fold
+from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
 
 ONE = "S\nUser: One?\nAI:"
@@ -35,23 +34,39 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def chat(store: Store) -> Iterator[Chat]:
+def chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
     """Return a chat with a model that has its replies by heart."""
-    yield from talking(store, ScriptedBackend(replies(SCRIPT), context_size=500))
+    yield from talking(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
 
 
 @pytest.fixture
-def endless_chat(store: Store) -> Iterator[Chat]:
+def endless_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
     """Return a chat with a model that never ends by itself."""
-    yield from talking(store, ScriptedBackend(endless(LONG), context_size=500))
+    yield from talking(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500))
 
 
-def talking(store: Store, backend: ScriptedBackend, **settings: object) -> Iterator[Chat]:
-    engine = Engine(backend.open)
-    responder = LocalResponder(engine, lambda _: CEREBRUM, backend.context_size)
-    opened = Opened(Model("small", (Path("small.gguf"),)), "cerebrum", engine, responder)
-    yield Chat(History(store), opened, Settings(system="S", **settings))  # type: ignore[arg-type]
-    engine.close()
+def talking(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:
+    chat = seated(store, home, file, backend)
+    yield chat
+    chat.leave()
+
+
+def seated(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend], **given: object) -> Chat:
+    """Return a chat with scripted models, whose states are kept in a folder; the name `missing` is no model's."""
+    layer = {"system": "S", "format": "cerebrum", **given}
+
+    def resolve(reference: str | None) -> Model:
+        if reference == "missing":
+            raise ModelNotFound("missing is not here", "pull it")
+        return Model(reference or "small", (file,))
+
+    def states(model: Model, form: str, _: Settings) -> StateStore:
+        return StateStore(home / "states", 10**9, model.name, form)
+
+    opener = Opener(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
+    model, settings = opener.settled(layer)
+    history = History(store, SessionLock(home / "locks"))
+    return Chat(history, opener, layer, opener.open(model, settings), settings)
 
 
 def text(events: Iterable[Event]) -> str:
@@ -155,7 +170,7 @@ def test_a_question_closed_before_the_first_word_has_an_empty_answer(endless_cha
 def test_what_was_said_is_there_while_it_is_said(
     endless_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.application.chat.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("cerebrum_cli.application.keeping.SAVE_EVERY_S", 0.0)
     events = endless_chat.say("One?")
     for event in events:
         if isinstance(event, TokenEvent) and event.token == ord("o"):
@@ -199,3 +214,162 @@ def test_another_system_prompt_leads_from_now_on(chat: Chat, store: Store) -> No
     session = store.find("one")
     assert session
     assert session.system_prompt == chat.conversation.system_prompt == "T"
+
+
+# A conversation longer than the context.
+
+
+X, Y, Z = (letter * 80 for letter in "xyz")
+COUNTED = {
+    (ASKED_X := f"S\nUser: {X}\nAI:"): " First.",
+    f"{ASKED_X} First.\nUser: {Y}\nAI:": " Second.",
+    (ASKED_Z := f"S\nUser: {Y}\nAI: Second.\nUser: {Z}\nAI:"): " Third.",
+    f"{ASKED_Z} Third.\nUser: And?\nAI:": " Fourth.",
+    f"{ASKED_X} First.\nUser: Well?\nAI:": " Fifth.",
+}
+
+
+@pytest.fixture
+def small_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
+    """Return a chat whose context holds two turns of the three it is asked."""
+    yield from talking(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(COUNTED), context_size=250))
+
+
+def test_the_oldest_turns_are_dropped_with_a_notice_and_stay_in_the_session(small_chat: Chat) -> None:
+    chat = small_chat
+    list(chat.say(X))
+    list(chat.say(Y))
+    events = list(chat.say(Z))
+    [notice] = [event for event in events if isinstance(event, NoticeEvent)]
+    assert "no longer reads the 2 oldest messages" in notice.what
+    assert text(events) == "Third."
+    assert said(chat) == [X, "First.", Y, "Second.", Z, "Third."]
+    assert [message.content for message in chat.conversation.messages] == [Y, "Second.", Z, "Third."]
+    after = list(chat.say("And?"))
+    assert finish(after).cached_tokens == len(f"{ASKED_Z} Third.")
+    assert not [event for event in after if isinstance(event, NoticeEvent)]
+
+
+def test_what_was_dropped_is_back_when_there_is_room_again(small_chat: Chat) -> None:
+    chat = small_chat
+    for question in (X, Y, Z):
+        list(chat.say(question))
+    chat.undo()
+    assert [message.content for message in chat.conversation.messages] == [Y, "Second."]
+    chat.undo()
+    assert [message.content for message in chat.conversation.messages] == [X, "First."]
+    assert text(chat.say("Well?")) == "Fifth."
+
+
+def test_a_chat_that_may_not_drop_anything_stops(small_chat: Chat) -> None:
+    chat = small_chat
+    list(chat.change({"overflow": "stop"}))
+    list(chat.say(X))
+    list(chat.say(Y))
+    with pytest.raises(PromptTooLong):
+        list(chat.say(Z))
+    assert said(chat) == [X, "First.", Y, "Second."]
+
+
+def test_the_gauge_counts_what_the_model_would_read(small_chat: Chat) -> None:
+    chat = small_chat
+    assert chat.gauge in (None, (len("S\nAI:"), 250))
+    list(chat.opened.responder.load())
+    assert chat.gauge == (len("S\nAI:"), 250)
+    list(chat.say(X))
+    assert chat.gauge == (len(f"{ASKED_X} First.\nAI:"), 250)
+    chat.undo()
+    assert chat.gauge == (len("S\nAI:"), 250)
+
+
+# Other settings, another model, another session.
+
+
+def test_a_setting_holds_from_now_on_and_is_as_usual_again(chat: Chat) -> None:
+    assert list(chat.change({"temperature": 0.5})) == []
+    assert chat.settings.temperature == 0.5
+    list(chat.change({"max_tokens": 3}))
+    assert (chat.settings.temperature, chat.settings.max_tokens) == (0.5, 3)
+    list(chat.change({"temperature": None}))
+    assert (chat.settings.temperature, chat.settings.max_tokens) == (0.0, 3)
+    with pytest.raises(UsageError, match="--top-p is 2"):
+        list(chat.change({"top_p": 2}))
+    assert text(chat.say("One?")) == "Fi"
+
+
+def test_another_model_goes_on_with_the_conversation(chat: Chat, store: Store) -> None:
+    list(chat.say("One?"))
+    before = chat.opened
+    list(chat.change({"model": "large", "ctx": 400}))
+    assert chat.opened is not before
+    assert text(chat.say("Two?")) == "Second."
+    session = store.find("one")
+    assert session
+    assert (session.model, chat.speaker.model) == ("large", "large")
+    assert [stored.said.model for stored in chat.path[1::2]] == ["small", "large"]
+
+
+def test_a_model_that_cannot_be_had_leaves_the_chat_as_it_is(chat: Chat) -> None:
+    before = chat.opened
+    with pytest.raises(ModelNotFound):
+        list(chat.change({"model": "missing"}))
+    assert chat.opened is before
+    assert text(chat.say("One?")) == "First."
+
+
+def test_what_was_read_is_read_no_more_by_the_next_chat(store: Store, tmp_path: Path, chatml_model: Path) -> None:
+    question = "x" * 80
+    script = {f"S\nUser: {question}\nAI:": " First.", f"S\nUser: {question}\nAI: First.\nUser: Two?\nAI:": " Second."}
+    first = seated(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    list(first.say(question))
+    assert first.leave() is None
+    second = seated(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    second.enter(store.latest())
+    again = list(second.say("Two?"))
+    assert text(again) == "Second."
+    assert finish(again).cached_tokens == len(f"S\nUser: {question}\nAI: First.")
+    assert second.leave() is None
+
+
+def test_a_session_that_another_chat_leads_is_not_entered(
+    chat: Chat, store: Store, tmp_path: Path, chatml_model: Path
+) -> None:
+    list(chat.say("One?"))
+    other = seated(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
+    with pytest.raises(SessionError, match="is open in another process"):
+        other.enter(store.latest())
+    assert other.session is None
+    chat.fork("free")
+    other.enter(store.find("one"))
+    assert text(other.say("Two?")) == "Second."
+    other.leave()
+
+
+def test_a_reply_in_the_users_own_words_is_gone_on_from(chat: Chat, store: Store) -> None:
+    list(chat.say("One?"))
+    chat.reword("First.")
+    assert said(chat) == ["One?", "First."]
+    assert chat.last_reply
+    assert chat.last_reply.message.tokens is None
+    assert len(store.children(chat.path[0].id)) == 2
+    assert text(chat.say("Two?")) == "Second."
+
+
+def test_a_session_is_called_otherwise_before_and_after_it_begins(chat: Chat, store: Store) -> None:
+    chat.rename("mine")
+    list(chat.say("One?"))
+    assert store.find("mine")
+    chat.rename("ours")
+    assert [summary.session.name for summary in store.sessions()] == ["ours"]
+    chat.enter(None)
+    with pytest.raises(SessionError, match="there is a session ours already"):
+        chat.rename("ours")
+
+
+def test_going_on_that_does_not_fit_leaves_the_reply_as_it_is(endless_chat: Chat) -> None:
+    chat = endless_chat
+    assert text(chat.say("One?")).startswith("and so on")
+    before = said(chat)
+    with pytest.raises(PromptTooLong):
+        list(chat.go_on())
+    assert said(chat) == before

@@ -80,6 +80,8 @@ def test_any_conversation_survives_as_sharegpt(name: str, conversation: Conversa
         ({"name": "sums", "model": "a", "messages": as_messages(SUMS)}, "sums"),
         ({"id": "sums", "messages": as_messages(SUMS)}, "sums"),
         ({"name": 7, "messages": as_messages(SUMS)}, None),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, *as_messages(SUMS)[1:]]}, None),
+        ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in as_messages(SUMS)], None),
         (as_sharegpt("sums", SUMS), "sums"),
         ([as_sharegpt("sums", SUMS)], "sums"),
         ({"conversations": [{"from": each["role"], "value": each["content"]} for each in as_messages(SUMS)]}, None),
@@ -102,7 +104,7 @@ WRONG: list[object] = [
     {},
     {"role": "assistant"},
     {"content": "b"},
-    *({"role": "assistant", "content": value} for value in (None, 7, ["b"], {"text": "b"})),
+    *({"role": "assistant", "content": value} for value in (None, 7, ["b"], {"text": "b"}, [{"type": "image_url"}])),
     *({"role": value, "content": "b"} for value in ("tool", "Assistant", "", None, 7, ["assistant"], {"a": 1})),
 ]
 NO_LISTS: list[object] = [[], {}, 7, "hello", None]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.history import History, Speaker, gone_on, name_of
+from cerebrum_cli.application.history import History, Speaker, gone_on, name_of, spoken
 from cerebrum_cli.application.reply import Reply, ReplyGatherer
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.events import FinishEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.rows import Said
 from cerebrum_cli.sessions.store import Store
 
@@ -49,7 +50,7 @@ SUM = Conversation(system_prompt="Be brief.").user("What is 2 + 2? Think.")
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
     with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
-        yield History(store)
+        yield History(store, SessionLock(tmp_path / "locks"))
 
 
 def test_an_exchange_is_kept_as_a_session_named_after_its_first_words(history: History) -> None:
@@ -162,6 +163,9 @@ def test_a_session_that_is_not_there_is_a_session_error(history: History) -> Non
         ("😀", "session"),
         (" \n\t", "session"),
         ("", "session"),
+        ("/tmp/long.txt:\n```txt\nover and over\n```\n\nWho runs here?", "who-runs-here"),
+        ("a.md:\n````md\n```\nx\n```\n````\n\nb.py:\n```py\ny\n```\n\nWhy y?", "why-y"),
+        ("notes.txt:\n```txt\nCats sleep.\n```", "notes-txt-txt-cats-sleep"),
     ],
 )
 def test_a_session_is_named_after_the_first_words(question: str, name: str) -> None:
@@ -190,6 +194,14 @@ def test_a_session_is_kept_with_the_system_prompt_its_last_reply_was_made_with(h
     whole = gone_on(history.store, session, SPEAKER.model, Conversation().user("And 3 + 3?"), "Rhyme.")
     history.keep(session, whole, SIX, SPEAKER, SETTINGS)
     assert history.store.conversation(history.latest()) == whole.assistant("Six.", (9,))
+
+
+def test_a_thought_that_came_to_no_answer_is_not_gone_on_with(history: History) -> None:
+    """Its markup is open: whatever follows would be thought too."""
+    cut = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
+    session = history.keep(None, SUM, cut, SPEAKER, SETTINGS)
+    assert spoken(history.store, session, SPEAKER.model) == SUM.assistant("")
+    assert history.store.messages(session)[-1].message.tokens == (7,)
 
 
 def gathered(by_stop_string: bool) -> Reply:

@@ -8,16 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import pexpect
 import pytest
 from command_line import CommandLine, Finished
-from screen import Screen
+from person import Person
 
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.terminal.lines import PipedLines, is_closed, questions, unfenced
-from cerebrum_cli.terminal.repl import COMMANDS
+from cerebrum_cli.terminal.obey import COMMANDS
 from cerebrum_cli.terminal.slash import SLASHES, Line, help_text, parse_slash
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
@@ -143,21 +141,21 @@ def test_the_prompt_shown_is_the_one_that_is_read(user: CommandLine, tmp_path: P
     names = [row["name"] for row in user.run("sessions", "list", "--json").object]
     assert names[0] == "other"
     assert len(names) == 2
-    assert done.err.splitlines()[-1].endswith(" tokens")
+    assert done.err.splitlines()[-1].startswith("context ")
 
 
 @pytest.mark.parametrize(
     ("script", "error"),
     [
         ("/retry\n", "there is no question to answer"),
-        ("/retry hot\n", "/retry 'hot'"),
+        ("/retry hot\n", "/retry hot"),
         ("/undo\n", "there is nothing to take back"),
         ("/continue\n", "there is no reply to go on with"),
         ("/fork\n", "nothing has been said yet"),
         ("/load nowhere\n", "there is no session nowhere"),
         ("/file nowhere.txt\n", "nowhere.txt: No such file or directory"),
-        ("/final\n", "the last reply states no final answer"),
-        ("/think\n", "there was no thought before the last reply"),
+        ("/final\n", "there is no reply yet"),
+        ("/think\n", "there is no reply yet"),
         ("/stats\n", "nothing has been said yet"),
     ],
 )
@@ -169,49 +167,66 @@ def test_what_cannot_be_done_is_said_and_the_chat_goes_on(user: CommandLine, scr
     assert done.out.endswith("> /exit\n")
 
 
+def test_the_oldest_turns_leave_a_full_context_and_that_is_said(user: CommandLine) -> None:
+    questions = "".join(f"{number} {'word ' * 20}\n" for number in range(6))
+    done = chat(user, questions, "--session", "long", "--ctx", "256")
+    assert "note: the context of 256 tokens is nearly full: the model no longer reads the " in done.err
+    assert len(messages(user, "long")) == 12
+    stopped = chat(user, questions, "--session", "short", "--ctx", "256", "--overflow", "stop")
+    assert "nearly full" not in stopped.err
+    assert "error: the prompt has " in stopped.err
+    assert "/clear begins anew" in " ".join(stopped.err.split())
+    assert len(messages(user, "short")) < 12
+
+
+def test_what_overflows_may_only_do_what_there_is(user: CommandLine) -> None:
+    done = user.run("chat", "--overflow", "shift", stdin="hi\n")
+    assert done.code == 2
+    assert done.err.splitlines() == ["error: --overflow is 'shift'", "  try: it must be drop-oldest or stop"]
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("/set\n", "error: which setting?"),
+        ("/set tempo 1\n", "error: there is no setting tempo"),
+        ("/set temperature hot\n", "error: --temperature is 'hot'"),
+        ("/set system x\n", "error: system is not set here"),
+        ("/set --top-p 0.5\n", "top_p  0.5"),
+        ("/set stop END\n", "stop  'END'"),
+        ("/retry 7\n", "error: a seed changes nothing at temperature 0"),
+        ("/model nowhere\n", "error: unknown model 'nowhere'"),
+        ("/model\n", "this is small, asked in the format embedded"),
+        ("/copy\n", "error: there is no reply yet"),
+        ("hi\n/copy 1\n", "error: /copy 1: the last reply has 0 code blocks"),
+        ("hi\n/edit\n", "error: nothing can be edited where questions are piped in"),
+        ("hi\n/edit both\n", "error: /edit both"),
+        ("/save\n", "error: /save needs a name"),
+        ("/export talk.md\n", "error: nothing has been said yet"),
+        ("hi\n/export talk.pdf\n", "error: talk.pdf: its ending names no shape"),
+        ("hi\n/save tea\n", "this is tea now; every turn is kept as it is said"),
+    ],
+)
+def test_a_command_says_what_it_did_or_why_not(user: CommandLine, script: str, said: str) -> None:
+    assert said in chat(user, script).err.splitlines()
+
+
+@pytest.mark.parametrize("ending", ["md", "json", "sharegpt", "txt"])
+def test_a_session_is_written_to_a_file_in_the_shape_its_name_asks_for(
+    user: CommandLine, tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"my talk.{ending}"
+    chat(user, f"hi\n/export {path}\n", "--session", "talk")
+    shape = {"md": "markdown", "txt": "transcript"}.get(ending, ending)
+    assert path.read_text() == user.run("sessions", "export", "talk", "--as", shape).out
+
+
 def test_one_of_two_ways_to_go_on_is_enough(user: CommandLine) -> None:
     done = user.run("chat", "-c", "--session", "x", stdin="hi\n")
     assert (done.code, done.err.splitlines()[0]) == (2, "error: -c and --session are both given")
 
 
 # A person at a terminal.
-
-
-class Person:
-    """Somebody who types into a chat, and what the screen shows."""
-
-    def __init__(self, argv: list[str], env: dict[str, str], cwd: Path) -> None:
-        self.screen = Screen(80, 24)
-        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=str(cwd), dimensions=(24, 80), timeout=20)
-
-    def sees(self, text: str) -> None:
-        """Wait until the screen shows a text, or has shown it and scrolled on."""
-        deadline = time.monotonic() + 20
-        while not any(text in line for line in self.screen.lines):
-            assert time.monotonic() < deadline, f"{text!r} never came: {self.screen.lines}"
-            try:
-                self.screen.feed(self._pty.read_nonblocking(4096, 0.2))
-            except pexpect.TIMEOUT:
-                continue
-
-    def types(self, text: str) -> None:
-        self._pty.send(text)
-
-    def kill(self, number: signal.Signals) -> None:
-        self._pty.kill(number)
-
-    def end(self) -> int:
-        """Read to the end, and return the exit code as a shell tells it."""
-        try:
-            while True:
-                self.screen.feed(self._pty.read_nonblocking(4096, 20))
-        except pexpect.EOF:
-            self._pty.close()
-        code = self._pty.exitstatus
-        return int(128 + self._pty.signalstatus if code is None else code)
-
-    def close(self) -> None:
-        self._pty.close(force=True)
 
 
 Sit = Callable[..., Person]
@@ -224,7 +239,11 @@ def sit(tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
 
     def open_chat(reply: str, *arguments: str, pause: float = 0.0) -> Person:
         script = json.dumps({"reply": reply, "pause": pause})
-        env = CommandLine(tmp_path).environment({"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"})
+        env = CommandLine(tmp_path).environment(
+            {
+                "TERM": "xterm-256color",
+            }
+        )
         people.append(
             Person([sys.executable, SCRIPTED, script, "chat", "-m", str(chatml_model), *arguments], env, tmp_path)
         )
@@ -318,3 +337,32 @@ def test_tab_completes_commands_and_file_names(sit: Sit, user: CommandLine, tmp_
     assert person.end() == 0
     [session] = [row["name"] for row in user.run("sessions", "list", "--json").object]
     assert "Cats sleep." in messages(user, session)[0]
+
+
+THOUGHT = "<think>Let me see.</think>Yes."
+
+
+def test_thought_is_folded_to_a_line(sit: Sit) -> None:
+    person = sit(THOUGHT, pause=0.01)
+    person.types("Is it?\r")
+    person.sees("tokens; /think shows it")
+    person.sees("Yes.")
+    assert not any("Let me see" in line for line in person.screen.lines)
+    person.types("/think\r")
+    person.sees("Let me see.")
+    person.types("/prompt\r")
+    person.sees("<think>Let me see.</think>Yes.")
+    person.types("\x04")
+    assert person.end() == 0
+
+
+def test_what_is_typed_into_a_reply_waits_for_the_prompt(sit: Sit, user: CommandLine) -> None:
+    person = sit(WORDS, "--no-markdown", "-n", "200", pause=0.01)
+    person.types("Talk!\r")
+    person.sees("word3 ")
+    person.types("/stats\r")
+    person.sees("> /stats")
+    person.sees("ended by")
+    person.types("\x04")
+    assert person.end() == 0
+    assert not any("word" in line and "/stats" in line for line in person.screen.lines)

@@ -556,6 +556,36 @@ def test_a_step_happens_whole_or_not_at_all(path: Path, sessions: Store, monkeyp
     assert rows(path, "SELECT name, note FROM sessions") == [("a", None)]
 
 
+def test_a_database_of_the_first_version_goes_on_with_all_it_holds(path: Path) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.executescript(STEPS[0] + "PRAGMA user_version = 1;")
+        database.execute("INSERT INTO messages (session, role, content, created) VALUES (1, 'user', 'Hello?', 1.0)")
+        database.execute(
+            "INSERT INTO sessions (name, origin, leaf, created, updated) VALUES ('old', 'chat', 1, 1.0, 2.0)"
+        )
+    with contextlib.closing(Store(path)) as sessions:
+        session = sessions.find("old")
+        assert session
+        assert (session.first, session.updated) == (None, 2.0)
+        assert texts(sessions.messages(session)) == ["Hello?"]
+        assert found(sessions, "hello") == [("old", "Hello?")]
+        assert sessions.lead(session, first=1).first == 1
+    assert rows(path, "PRAGMA user_version") == [(len(STEPS),)]
+
+
+def test_where_the_context_begins_is_kept_until_the_conversation_is_back_before_it(sessions: Store) -> None:
+    session = talk(sessions, sessions.create("a", "chat"), "one", "two", "three", "four", "five")
+    path = sessions.messages(session)
+    session = sessions.lead(session, first=path[2].id)
+    assert sessions.find("a") == session
+    assert talk(sessions, session, "six").first == path[2].id
+    assert sessions.move(session, path[3].id).first == path[2].id
+    assert sessions.move(session, path[1].id).first is None
+    fork = sessions.create("b", "chat", leaf=session.leaf, first=session.first)
+    assert fork.first == path[2].id
+
+
 # What cannot be used.
 
 

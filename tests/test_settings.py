@@ -25,6 +25,8 @@ GOOD: dict[str, Any] = {
     "ctx": 4096,
     "threads": 2,
     "gpu_layers": "all",
+    "overflow": "stop",
+    "cache_gb": 0.5,
 }
 
 

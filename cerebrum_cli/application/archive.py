@@ -11,12 +11,16 @@ from cerebrum_cli.application.history import name_of
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import BackendFactory, open_model
 from cerebrum_cli.application.question import read_text
-from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.application.responder import LocalResponder
+from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.errors import SessionError, UsageError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.ground.text import utc_text
 from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, printable, read_conversation
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
+
+EXPORTS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": ""}  # the exact prompt is no shape
 
 
 def summaries(store: Store) -> list[dict[str, Any]]:
@@ -60,21 +64,39 @@ def exported(store: Store, session: Session, shape: str) -> str:
 
 
 def transcript(factory: BackendFactory, model: Model, settings: Settings, store: Store, session: Session) -> str:
-    """Return the exact text the model has read and said: the prompt of the last reply, and that reply."""
-    conversation = store.conversation(session)
-    replied = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
-    asked = replace(conversation, messages=conversation.messages[:-1]) if replied else conversation
+    """Return the exact text the model has read and said, with no more of it loaded than that takes."""
     opened = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
     try:
-        prompt = opened.responder.preview(asked).prompt
-        if not replied:
-            return f"{prompt}\n"
-        last = conversation.messages[-1]
-        if last.tokens is not None:
-            return f"{prompt}{opened.responder.spelled(last.tokens)}\n"
-        return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
+        return transcribed(opened.responder, store.conversation(session))
     finally:
         opened.engine.close()
+
+
+def transcribed(responder: LocalResponder, conversation: Conversation) -> str:
+    """Return a conversation in the exact format of a model: the prompt of the last reply, and that reply."""
+    replied = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
+    if not replied:
+        return f"{responder.preview(conversation).prompt}\n"
+    last = conversation.messages[-1]
+    prompt = responder.preview(replace(conversation, messages=conversation.messages[:-1])).prompt
+    if last.tokens is not None:
+        return f"{prompt}{responder.spelled(last.tokens)}\n"
+    return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
+
+
+def export_to(path: Path, store: Store, session: Session, responder: LocalResponder) -> None:
+    """Write a session to a new file, in the shape its name asks for. UsageError where that cannot be."""
+    shape = EXPORTS.get(path.suffix)
+    if shape is None:
+        raise UsageError(f"{path}: its ending names no shape", f"end it in {', '.join(EXPORTS)}")
+    text = transcribed(responder, store.conversation(session)) if not shape else exported(store, session, shape)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UsageError(f"{path} is there already", "name another file") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "name another file") from error
 
 
 def imported(store: Store, file: Path, name: str | None) -> Session:

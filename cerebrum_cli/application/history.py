@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,10 +12,12 @@ from cerebrum_cli.application.reply import Reply
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.settings import Settings
-from cerebrum_cli.sessions.rows import Origin, Said, Session
+from cerebrum_cli.sessions.lock import SessionLock
+from cerebrum_cli.sessions.rows import Origin, Said, Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
 _WORDS, _LONGEST = 5, 40  # of a session's name
+_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as a question quotes one
 PARAMS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "stop")
 
 
@@ -28,15 +31,21 @@ class Speaker:
 
 @dataclass(slots=True)
 class History:
-    """The sessions of a user, as the use cases need them."""
+    """The sessions of a user, as the use cases need them, and the lock on the one this process leads."""
 
     store: Store
+    lock: SessionLock
 
     def latest(self) -> Session:
-        """Return the session that was last changed, at a place a question can follow. SessionError if there is none."""
+        """Take the session that was last changed. SessionError if there is none, or another process leads it."""
         session = self.store.latest()
         if session is None:
             raise SessionError("there is no session to go on from", "ask without -c first")
+        return self.taken(session)
+
+    def taken(self, session: Session) -> Session:
+        """Take a session, at a place a question can follow. SessionError where another process leads it."""
+        self.lock.take(session)
         return self.answered(session)
 
     def named(self, name: str) -> Session:
@@ -45,6 +54,11 @@ class History:
         if session is None:
             raise SessionError(f"there is no session {name}", "cerebrum sessions list shows them")
         return session
+
+    def close(self) -> None:
+        """Let go of the session that is led, and of the database."""
+        self.lock.release()
+        self.store.close()
 
     def answered(self, session: Session) -> Session:
         """Return a session that has come to a reply: a question nobody answered, as its process ended, is left."""
@@ -82,7 +96,7 @@ class History:
                 session = self.begin(name_of(conversation), origin, speaker, settings, conversation.system_prompt)
             leading = {"system_prompt": conversation.system_prompt, "model": speaker.model, "format": speaker.format}
             session = self.store.lead(session, **leading)
-            for message in conversation.messages[len(self.store.messages(session)) :]:
+            for message in conversation.messages[len(heard(self.store, session)) :]:
                 session = self.store.say(session, message)
             return self.store.say(session, Message("assistant", reply.text, reply.tokens), said(reply, speaker, params))
 
@@ -118,8 +132,9 @@ def params_of(settings: Settings) -> dict[str, Any]:
 
 
 def name_of(conversation: Conversation) -> str:
-    """Return what to call a session: the first words of its first question."""
+    """Return what to call a session: the first words of its first question, rather than of a file before it."""
     first = conversation.messages[0].content if conversation.messages else ""
+    first = _FILE.sub("", first).strip() or first
     words = "".join(char if _is_of_a_word(char) else " " for char in first.lower()).split()[:_WORDS]
     return "-".join(words)[:_LONGEST].strip("-") or "session"
 
@@ -129,12 +144,31 @@ def _is_of_a_word(char: str) -> bool:
 
 
 def spoken(store: Store, session: Session, model: str) -> Conversation:
-    """Return a session as a conversation for a model: tokens are kept of its own replies, others' are read as text."""
+    """Return a session as a conversation for a model, from the first message that is in its context.
+
+    Tokens are kept of its own replies, others' are read as text; and so are thoughts that came to no answer, since
+    their markup is open, and all that follows would be thought.
+    """
     messages = tuple(
-        stored.message if stored.said.model == model else replace(stored.message, tokens=None)
-        for stored in store.messages(session)
+        stored.message if stored.said.model == model and not _is_mere_thought(stored) else _as_text(stored.message)
+        for stored in heard(store, session)
     )
     return Conversation(messages, session.system_prompt)
+
+
+def _is_mere_thought(stored: StoredMessage) -> bool:
+    return bool(stored.said.reasoning) and not stored.message.content
+
+
+def _as_text(message: Message) -> Message:
+    return replace(message, tokens=None)
+
+
+def heard(store: Store, session: Session) -> list[StoredMessage]:
+    """Return the messages of a session that have not been dropped from the context."""
+    path = store.messages(session)
+    first = next((at for at, stored in enumerate(path) if stored.id == session.first), 0)
+    return path[first:]
 
 
 def gone_on(store: Store, session: Session, model: str, conversation: Conversation, system: str | None) -> Conversation:

@@ -148,6 +148,16 @@ class Library:
             None,
         )
 
+    def identity(self, model: Model) -> str:
+        """Return a text no other model has: its digest where that is known unread, else path, sizes and time."""
+        stats, entry = [path.stat() for path in model.paths], model.file
+        if entry and (entry.size, entry.mtime_ns) == (stats[0].st_size, stats[0].st_mtime_ns):
+            known: str | None = entry.sha256
+        else:
+            known = model.cached.sha256 if model.cached else self.registry.digest(model.path)
+        first = known or f"{model.path} {stats[0].st_mtime_ns}"
+        return " ".join((first, *(str(stat.st_size) for stat in stats)))
+
     def digest(self, model: Model, told: Told) -> str:
         """Return the SHA-256 of a model's first file: its blob's name in the cache, else remembered, else computed."""
         if model.cached and model.cached.sha256:

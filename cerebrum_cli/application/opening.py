@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cerebrum_cli.application.choice import chosen_format, format_builder
@@ -12,11 +12,17 @@ from cerebrum_cli.application.responder import LocalResponder
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.plan import LoadOptions, Shape
+from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.ground.errors import EngineError
+from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.ground.settings import Layer, Settings
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Return how to open a model; the runtime picks llama.cpp, tests something smaller."""
+
+StatesFactory = Callable[[Model, str, Settings], StateStore | None]
+"""Return where the states of a model asked in a format are kept; None where they are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,39 @@ class Opened:
     engine: Engine
     responder: LocalResponder
 
+    def keep(self, least: int) -> NoticeEvent | None:
+        """Keep what the model has read, if that is `least` tokens or more; return why that cannot be done."""
+        try:
+            self.engine.keep(least)
+        except EngineError as error:
+            return NoticeEvent(f"what was read is not kept, and will be read again: {error.what}", error.do)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """How models are opened here: found by a reference, asked with settings folded for them, their states kept."""
+
+    resolve: Callable[[str | None], Model]
+    fold: Callable[[Layer, Model], Settings]
+    factory: BackendFactory
+    states: StatesFactory | None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def settled(self, given: Layer) -> tuple[Model, Settings]:
+        """Return the model that is meant and its settings; what can be wrong with either is raised here."""
+        model = self.resolve(given.get("model"))
+        settings = self.fold(given, model)
+        require_loadable(model.path, model.header)
+        template = model.header.chat_template
+        name = chosen_format(settings.format, model.known_format, template)
+        format_builder(name, template, self.template_options)
+        return model, settings
+
+    def open(self, model: Model, settings: Settings) -> Opened:
+        """Begin to load a model, and return at once."""
+        return open_model(self.factory, model, settings, template_options=self.template_options, states=self.states)
+
 
 def open_model(
     factory: BackendFactory,
@@ -37,6 +76,7 @@ def open_model(
     raw: bool = False,
     template_options: Mapping[str, Any] | None = None,
     vocabulary_only: bool = False,
+    states: StatesFactory | None = None,
 ) -> Opened:
     """Begin to load a model and return at once; what is wrong with its file or format is raised before."""
     require_loadable(model.path, model.header)
@@ -58,6 +98,7 @@ def open_model(
                 threads=settings.threads,
                 vocabulary_only=vocabulary_only,
             )
-        )
+        ),
+        states(model, name, settings) if states and not vocabulary_only else None,
     )
     return Opened(model, name, engine, LocalResponder(engine, build, model.trained_context))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cerebrum_cli.ground.conversation import Conversation, Message
+from cerebrum_cli.ground.conversation import Conversation, Message, text_of
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.ground.text import well_formed
@@ -143,20 +143,12 @@ def _message(item: Any, where: str) -> tuple[str, str]:
         role = "system"
     if role not in ("system", "user", "assistant"):
         raise UsageError(f"{where} has the role {role!r}", "roles are system, user and assistant")
-    content = item.get("content")
-    if isinstance(content, list):
-        texts = [part["text"] for part in content if _is_text_part(part)]
-        if len(texts) == len(content):
-            content = "".join(texts)
-    if not isinstance(content, str):
+    content = text_of(item.get("content"))
+    if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
     if role == "user" and not content.strip():
         raise UsageError(f"{where} is empty", "a question must say something")
     return role, well_formed(content)
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:

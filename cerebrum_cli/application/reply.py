@@ -9,6 +9,8 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.application.responder import Preview
 from cerebrum_cli.ground.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
+LONG_PROMPT = 256  # tokens; what took longer to read is kept on disk, to be read at once next time
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -26,6 +28,12 @@ class Reply:
     def tokens(self) -> tuple[int, ...] | None:
         """The tokens to keep in a conversation; None where a stop string ended it, as they say more than the text."""
         return None if self.finish.by_stop_string else self.sampled
+
+    @property
+    def took_long_to_read(self) -> bool:
+        """Whether so much of the prompt was evaluated for it that this should not be done again."""
+        finish = self.finish
+        return finish.reason != "cancelled" and finish.prompt_tokens - finish.cached_tokens > LONG_PROMPT
 
     @property
     def final_answer(self) -> str | None:

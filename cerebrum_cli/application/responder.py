@@ -36,6 +36,16 @@ class Responder(Protocol):
         `begun` are the tokens of a reply that is gone on with.
         """
 
+    def load(self) -> Iterator[Event]:
+        """Yield the events of loading until replies can be given; later calls yield nothing."""
+
+    def count(self, conversation: Conversation) -> int:
+        """Return how many tokens the prompt of a conversation has; what replies must be loaded."""
+
+    @property
+    def context_size(self) -> int | None:
+        """The tokens prompt and reply may have together; None until that is loaded."""
+
     def cancel(self) -> None:
         """End what runs; its stream goes on to its FinishEvents."""
 
@@ -64,7 +74,7 @@ class LocalResponder:
         begun: tuple[int, ...] = (),
     ) -> Generator[Event, None, None]:
         """Load the model if it is not there yet, then yield what it says; PromptTooLong before any evaluation."""
-        yield from self._engine.load()
+        yield from self.load()
         form = self._build_format(self._engine.backend)
         params = settings.sampling(form.stop)
         visible = self._engine.backend.controls(
@@ -86,9 +96,22 @@ class LocalResponder:
         finally:
             events.close()
 
+    def load(self) -> Iterator[Event]:
+        """Yield the events of loading until the model is there; what made it fail is raised."""
+        return self._engine.load()
+
+    def count(self, conversation: Conversation) -> int:
+        """Return how many tokens the prompt of a conversation has; the model must be loaded, or its vocabulary."""
+        return len(self._engine.tokenize(self._build_format(self._engine.backend).render(conversation)))
+
+    @property
+    def context_size(self) -> int | None:
+        """The context the model was loaded with; None until it is."""
+        return self._engine.backend.context_size if self._engine.is_loaded else None
+
     def preview(self, conversation: Conversation) -> Preview:
         """Load what is needed, and return the exact prompt of a conversation without evaluating it."""
-        for _ in self._engine.load():
+        for _ in self.load():
             pass
         backend = self._engine.backend
         parts = self._build_format(backend).render(conversation)

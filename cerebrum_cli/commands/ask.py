@@ -67,13 +67,14 @@ def ask(
     yes: options.Yes = False,
     continue_: options.Continue = False,
     no_log: options.NoLog = False,
+    no_cache: options.NoCache = False,
 ) -> None:
     """Answer once.
 
     The question is made of the files, the prompt and what is piped in, in this order. The exchange is kept as a
     session, which -c goes on from.
     """
-    given = options.given(locals())
+    given = options.given(locals(), no_cache)
     from cerebrum_cli.application.opening import open_model
     from cerebrum_cli.application.question import Question, template_options
 
@@ -91,7 +92,13 @@ def ask(
     arguments = template_options(template_arg or ())
     conversation = None if piped else kept.before(question.read(None, settings, given.get("system")), found, given)
     opened = open_model(
-        runtime.open_backend, found, settings, raw=raw, template_options=arguments, vocabulary_only=dry_run
+        runtime.open_backend,
+        found,
+        settings,
+        raw=raw,
+        template_options=arguments,
+        vocabulary_only=dry_run,
+        states=runtime.states,
     )
     try:
         if conversation is None:  # what is piped in is read while the model loads
@@ -105,6 +112,7 @@ def ask(
             answer(runtime.streams, opened, events, shown, partial(kept.keep, conversation, opened, settings))
     finally:
         opened.engine.close()
+        kept.close()
 
 
 def read_grammar(runtime: Runtime, schema: Path | None, grammar: Path | None, quiet: bool) -> str | None:
@@ -167,12 +175,20 @@ class Kept:
         if self._unkept or self._history is None:
             return
         from cerebrum_cli.application.history import Speaker
+        from cerebrum_cli.application.reply import LONG_PROMPT
 
-        speaker = Speaker(opened.model.reference, opened.format_name)
+        speaker, streams = Speaker(opened.model.reference, opened.format_name), self._runtime.streams
         try:
             self._history.keep(self.session, conversation, reply, speaker, settings)
         except SessionError as error:
-            self._runtime.streams.notice(NoticeEvent(f"this exchange is not kept: {error.what}", error.do))
+            streams.notice(NoticeEvent(f"this exchange is not kept: {error.what}", error.do))
+        if reply.took_long_to_read and (notice := opened.keep(LONG_PROMPT)):
+            streams.notice(notice)
+
+    def close(self) -> None:
+        """Let go of the session and of the database."""
+        if self._history:
+            self._history.close()
 
 
 @dataclass(frozen=True, slots=True)

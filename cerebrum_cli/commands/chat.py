@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
 from cerebrum_cli.ground.errors import UsageError
+
+if TYPE_CHECKING:
+    from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.terminal.completion import Names
+    from cerebrum_cli.terminal.lines import Lines
+    from cerebrum_cli.terminal.repl import Repl
 
 
 def chat(
@@ -38,41 +44,69 @@ def chat(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     yes: options.Yes = False,
+    overflow: Annotated[
+        str | None,
+        option(
+            "--overflow",
+            help="What becomes of a chat that outgrows the context [default: drop-oldest].",
+            metavar="drop-oldest|stop",
+        ),
+    ] = None,
+    no_cache: options.NoCache = False,
 ) -> None:
     """Talk with a model; /help shows the commands and the keys.
 
     Everything is kept as it is said: -c goes on where the last chat ended, however it did.
     """
-    given = options.given(locals())
+    given = options.given(locals(), no_cache)
     from cerebrum_cli.application.chat import Chat
     from cerebrum_cli.application.history import led
-    from cerebrum_cli.application.opening import open_model
-    from cerebrum_cli.application.question import decoded, template_options
-    from cerebrum_cli.terminal.lines import Lines, PipedLines, Prompt
+    from cerebrum_cli.application.opening import Opener
+    from cerebrum_cli.application.question import template_options
     from cerebrum_cli.terminal.repl import Repl
 
     runtime = options.runtime_of(context, verbose)
     if continue_ and session:
         raise UsageError("-c and --session are both given", "give one of them")
     history = runtime.history
-    kept = history.latest() if continue_ else history.store.find(session) if session else None
-    kept = history.answered(kept) if kept else None
+    found = history.store.find(session) if session else None
+    kept = history.latest() if continue_ else history.taken(found) if found else None
     given = led(kept, given)
-    found = options.find_model(runtime, given, yes, quiet, offline)
-    settings = runtime.settings(given, found)
-    opened = open_model(runtime.open_backend, found, settings, template_options=template_options(template_arg or ()))
+    model_found = options.find_model(runtime, given, yes, quiet, offline)
+    arguments = template_options(template_arg or ())
+    opener = Opener(runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.states, arguments)
+    settings = runtime.settings(given, model_found)
+    talk = Chat(history, opener, given, opener.open(model_found, settings), settings, kept, session)
     try:
-        talk = Chat(history, opened, settings, kept, session)
         if kept and system is not None:
             talk.lead(system)
-        piped = runtime.streams.piped
-        lines: Lines
-        if piped is None:
-            lines = Prompt(runtime.data_directory / "history", lambda: repl.toolbar(), vi)
-        else:
-            lines = PipedLines(decoded(piped.read(), "standard input"), runtime.streams.answer)
-        repl = Repl(talk, runtime.streams, lines, not no_markdown)
-        repl.run()
+        repl = Repl(talk, runtime.streams, no_markdown=no_markdown, quiet=quiet)
+        repl.run(lines_of(runtime, repl, vi))
     finally:
-        opened.engine.close()
-        history.store.close()
+        if (notice := talk.leave()) and not quiet:
+            runtime.streams.notice(notice)
+
+
+def lines_of(runtime: Runtime, repl: Repl, vi: bool) -> Lines:
+    """Return where the questions come from: a prompt, or what is piped in."""
+    from cerebrum_cli.application.question import decoded
+    from cerebrum_cli.terminal.lines import PipedLines, PlainPrompt, Prompt
+    from cerebrum_cli.terminal.streams import plain_terminal
+
+    piped = runtime.streams.piped
+    if piped is not None:
+        return PipedLines(decoded(piped.read(), "standard input"), runtime.streams.answer)
+    if plain_terminal() or not runtime.streams.out_is_terminal:
+        return PlainPrompt(runtime.streams)
+    from cerebrum_cli.terminal.completion import SlashCompleter
+    from cerebrum_cli.terminal.obey import PARTS, SETTABLE
+
+    store = repl.chat.history.store
+    names: Names = {
+        "model": lambda: [model.reference for model in runtime.library.models()],
+        "session": lambda: [summary.session.name for summary in store.sessions()],
+        "setting": lambda: SETTABLE,
+        "part": lambda: PARTS,
+    }
+    history, is_ready = runtime.data_directory / "history", lambda: repl.chat.opened.engine.is_loaded
+    return Prompt(history, repl.toolbar, is_ready, SlashCompleter(names), vi)

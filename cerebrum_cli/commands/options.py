@@ -108,9 +108,15 @@ Continue = Annotated[bool, option("-c", "--continue", help="Go on from the sessi
 NoMarkdown = Annotated[bool, option("--no-markdown", help="Plain text on a terminal too.")]
 
 
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
+NoCache = Annotated[
+    bool, option("--no-cache", help="Keep nothing on disk of what the model has read, and use nothing that is kept.")
+]
+
+
+def given(values: Mapping[str, Any], no_cache: bool = False) -> dict[str, Any]:
     """Return the settings among a command's arguments that the environment or the command line gave."""
-    return {key: value for key in KEYS if (value := values.get(key)) not in (None, [])}
+    layer = {key: value for key in KEYS if (value := values.get(key)) not in (None, [])}
+    return {**layer, "cache_gb": 0} if no_cache else layer
 
 
 def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:

@@ -81,12 +81,13 @@ def search(
 
 @app.command()
 def rm(context: typer.Context, name: Name, quiet: options.Quiet = False, yes: options.Yes = False) -> None:
-    """Delete a session, and every message no other session leads to."""
+    """Delete a session, every message no other session leads to, and what models have read of any."""
     runtime = options.runtime_of(context)
     history = runtime.history
     session = history.named(name)
     options.require_agreement(runtime.streams, f"Delete the session {name}?", name, yes)
     count = history.store.remove(session)
+    runtime.forget_states()
     if not quiet:
         runtime.streams.talk(f"{name} is gone, and {count} {'message' if count == 1 else 'messages'} with it")
 

@@ -15,11 +15,16 @@ from cerebrum_cli.ground.errors import ConfigError, UsageError
 from cerebrum_cli.ground.sampling import SamplingParams
 
 Layer = Mapping[str, Any]
+OVERFLOWS = ("drop-oldest", "stop")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a command runs with, once everything has been folded; None leaves a choice to the model or the machine."""
+    """What a command runs with, once everything has been folded; None leaves a choice to the model or the machine.
+
+    `overflow` is what becomes of a chat longer than the context, `cache_gb` how many gigabytes of what models have
+    read are kept on disk; 0 is none.
+    """
 
     model: str | None = None
     system: str | None = None
@@ -35,6 +40,8 @@ class Settings:
     ctx: int | None = None
     threads: int | None = None
     gpu_layers: str = "auto"
+    overflow: str = "drop-oldest"
+    cache_gb: float = 4.0
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
         """Return the sampling settings, with the format's stop strings beside the user's."""
@@ -68,6 +75,7 @@ RANGES = {
     "seed": Range(int, 0, 2**32 - 2),
     "ctx": Range(int, 1),
     "threads": Range(int, 1, 1024),
+    "cache_gb": Range(float, 0),
 }
 KEYS = tuple(field.name for field in fields(Settings))
 
@@ -95,6 +103,8 @@ def checked(key: str, value: Any) -> Any:
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
             raise UsageError(f"{spelled} is {value!r}", "it must be text that is not empty")
         return tuple(items)
+    if key == "overflow" and value not in OVERFLOWS:
+        raise UsageError(f"{spelled} is {value!r}", f"it must be {' or '.join(OVERFLOWS)}")
     if key == "gpu_layers":
         text = str(value)
         if text not in ("auto", "all") and not text.isdecimal():
@@ -103,6 +113,16 @@ def checked(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise UsageError(f"{spelled} is {value!r}", "it must be text")
     return value
+
+
+def parsed(key: str, text: str) -> Any:
+    """Return a setting's value that was written as text; UsageError if it cannot be that."""
+    kind = RANGES[key].type if key in RANGES else str
+    try:
+        value: Any = kind(text)
+    except ValueError:
+        value = text
+    return checked(key, value)
 
 
 def read_config(path: Path) -> Layer:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cerebrum_cli.ground.conversation import Conversation, Message, Role
+from cerebrum_cli.ground.conversation import Conversation, Message, Role, text_of
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.text import well_formed
 
@@ -66,8 +66,9 @@ def printable(name: str) -> str:
 def _turn(item: Any, where: str) -> tuple[str, str]:
     if not isinstance(item, dict):
         raise SessionError(f"{where} is no object", _SHAPES)
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if role not in ("system", *_SHAREGPT) or not isinstance(content, str):
+    role, content = item.get("role", item.get("from")), text_of(item.get("content", item.get("value")))
+    role = "system" if role == "developer" else role
+    if role not in ("system", *_SHAREGPT) or content is None:
         raise SessionError(f"{where} has no text, or no speaker", _SHAPES)
     return role, well_formed(content)
 

@@ -40,7 +40,10 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A name for the message a conversation has come to, with what it was led with; times in seconds since 1970."""
+    """A name for the message a conversation has come to, with what it was led with; times in seconds since 1970.
+
+    `first` is the oldest message that is still in the model's context, where older ones have been dropped from it.
+    """
 
     id: int
     name: str
@@ -52,6 +55,7 @@ class Session:
     leaf: int | None
     created: float
     updated: float
+    first: int | None = None
 
 
 class Summary(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 # A message hangs on the one it answers, so undoing, retrying and forking take nothing away: a session is a name for
 # the message it has come to (`leaf`). `session` is the one a message was said in, which may be gone. Times are seconds
@@ -52,6 +53,8 @@ STEPS = (
         INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
     END;
     """,
+    # `first` is the oldest message its model still reads, once those before it have been dropped from the context.
+    "ALTER TABLE sessions ADD COLUMN first INTEGER;",
 )
 
 
@@ -77,6 +80,19 @@ def migrate(database: sqlite3.Connection) -> int:
 def version_of(database: sqlite3.Connection) -> int:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return int(version)
+
+
+def write_ahead(database: sqlite3.Connection, patience_s: float) -> None:
+    """Turn the write-ahead log on. Where another process does so now, SQLite does not wait by itself."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _statements(script: str) -> list[str]:

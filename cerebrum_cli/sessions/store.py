@@ -30,7 +30,7 @@ from cerebrum_cli.sessions.rows import (
     session_of,
     stored_message,
 )
-from cerebrum_cli.sessions.schema import STEPS, migrate, version_of
+from cerebrum_cli.sessions.schema import STEPS, migrate, version_of, write_ahead
 
 BUSY_S = 10.0  # how long a change waits for another process's
 _LATEST = len(STEPS)
@@ -59,15 +59,16 @@ class Store:
         format: str | None = None,
         params: Mapping[str, Any] | None = None,
         leaf: int | None = None,
+        first: int | None = None,
     ) -> Session:
         """Begin a session, from a message of another one where `leaf` is given. SessionError if the name is taken."""
         now, name = time.time(), well_formed(name)
         with self._changing() as database:
             try:
                 database.execute(
-                    "INSERT INTO sessions (name, origin, system_prompt, model, format, params, leaf, created, updated)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (name, origin, system_prompt, model, format, json.dumps(params or {}), leaf, now, now),
+                    "INSERT INTO sessions (name, origin, system_prompt, model, format, params, leaf, first,"
+                    " created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (name, origin, system_prompt, model, format, json.dumps(params or {}), leaf, first, now, now),
                 )
             except sqlite3.IntegrityError as error:
                 raise self._taken(error, name) from error
@@ -148,7 +149,7 @@ class Store:
             return self._moved(database, session, leaf)
 
     def lead(self, session: Session, **values: Any) -> Session:
-        """Change what a session is led with: system_prompt, model, format, params; or its name."""
+        """Change what a session is led with: system_prompt, model, format, params, first; or its name."""
         columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
         with self._changing() as database:
             self._present(database, session)
@@ -239,7 +240,7 @@ class Store:
                 database.row_factory = sqlite3.Row
                 if version_of(database) > _LATEST:
                     raise SessionError(f"{self._path}: written by a newer cerebrum", "update cerebrum")
-                _write_ahead(database)
+                write_ahead(database, BUSY_S)
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA foreign_keys = ON")
                 database.execute("PRAGMA secure_delete = ON")  # what is removed is not to be read in the file
@@ -271,9 +272,12 @@ class Store:
         return row
 
     def _moved(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
-        now = time.time()
-        database.execute("UPDATE sessions SET leaf = ?, updated = ? WHERE id = ?", (leaf, now, session.id))
-        return replace(session, leaf=leaf, updated=now)
+        now, first = time.time(), session.first
+        if first is not None and all(stored.id != first for stored in self._path_to(database, leaf)):
+            first = None  # the conversation is back before it: all of it may fit again
+        values = (leaf, first, now, session.id)
+        database.execute("UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", values)
+        return replace(session, leaf=leaf, first=first, updated=now)
 
     def _path_to(self, database: sqlite3.Connection, leaf: int | None) -> list[StoredMessage]:
         rows = database.execute(
@@ -283,16 +287,3 @@ class Store:
             (leaf,),
         ).fetchall()
         return list(map(stored_message, rows))
-
-
-def _write_ahead(database: sqlite3.Connection) -> None:
-    """Turn the write-ahead log on. Where another process does so now, SQLite does not wait by itself."""
-    deadline = time.monotonic() + BUSY_S
-    while True:
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)

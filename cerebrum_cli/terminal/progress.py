@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, PromptEvent
+from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, PromptEvent, TokenEvent
 from cerebrum_cli.ground.text import size_text
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 1.0  # a wait that is shorter than this shows nothing
 LOG_EVERY_S = 60.0
+THOUGHTS = 10  # tokens of thought after which the line is drawn again
 
 
 class StatusLine:
@@ -32,15 +33,20 @@ class StatusLine:
         self._timer: threading.Timer | None = None
         self._text = ""
         self._shown = False
+        self._thought = 0
 
     def emit(self, event: Event) -> None:
-        """Follow the engine's events; anything but loading and reading clears the line."""
+        """Follow the engine's events; anything but loading, reading and thinking clears the line."""
         if not self._draws:
             return
         if isinstance(event, LoadEvent):
             self._show(f"loading {self._model} {event.fraction:.0%}")
         elif isinstance(event, PromptEvent) and event.evaluated < event.total:
             self._show(f"reading the prompt: {event.evaluated} of {event.total} tokens")
+        elif isinstance(event, TokenEvent) and event.channel == "thinking":
+            self._thought += 1
+            if self._thought % THOUGHTS == 1:
+                self._show(f"thinking: {self._thought} tokens")
         else:
             self.close()
 

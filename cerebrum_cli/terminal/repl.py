@@ -3,66 +3,129 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
 
-from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.application.archive import summaries
 from cerebrum_cli.application.chat import Chat
-from cerebrum_cli.application.question import compose, read_text
-from cerebrum_cli.application.reply import ReplyGatherer, shortfall
-from cerebrum_cli.ground.errors import CerebrumError, Interrupted, UsageError
+from cerebrum_cli.application.question import compose
+from cerebrum_cli.application.reply import Reply, ReplyGatherer, shortfall
+from cerebrum_cli.ground.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.ground.events import Event, NoticeEvent
-from cerebrum_cli.ground.settings import checked
-from cerebrum_cli.terminal.lines import Lines
+from cerebrum_cli.terminal.keyboard import unechoed
+from cerebrum_cli.terminal.lines import Lines, as_asked, shortened
+from cerebrum_cli.terminal.obey import COMMANDS
 from cerebrum_cli.terminal.progress import StatusLine
-from cerebrum_cli.terminal.sinks import NoticeSink, answer_sink, play
-from cerebrum_cli.terminal.slash import Line, help_text, parse_slash
+from cerebrum_cli.terminal.sinks import NoticeSink, Sink, ThoughtSink, answer_sink, play, show_answer
+from cerebrum_cli.terminal.slash import parse_slash
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import print_sessions, stats_line
+from cerebrum_cli.terminal.tables import gauge_text
+
+NEARLY_FULL = 0.75
 
 
 @dataclass(slots=True)
 class Repl:
-    """A chat, and the terminal it is led in."""
+    """A chat, and the terminal it is led in; `left` ends it, `files` stand before the next question."""
 
     chat: Chat
     streams: Streams
-    lines: Lines
-    markdown: bool
+    no_markdown: bool = False
+    quiet: bool = False
     last: ReplyGatherer | None = None
     files: list[tuple[str, str]] = field(default_factory=list)
-    _left: bool = field(default=False, init=False)
+    left: bool = False
+    _lines: Lines | None = field(default=None, init=False)
 
-    def run(self) -> None:
+    @property
+    def lines(self) -> Lines:
+        """Where the questions come from."""
+        assert self._lines is not None, "run() comes first"
+        return self._lines
+
+    def run(self, lines: Lines) -> None:
         """Go on until somebody leaves. Interrupted where a signal other than Ctrl-C ends it."""
-        tired = False  # whether Ctrl-C was pressed at an empty prompt just before
-        while not self._left:
+        self._lines = lines
+        with unechoed():
+            if self.streams.in_is_terminal and not self.quiet:
+                self._greet()
+            while not self.left and (text := self._read()) is not None:
+                if text.strip():
+                    self._take(text)
+
+    def _read(self) -> str | None:
+        """Return the next question, None where somebody leaves: by Ctrl-D, or by Ctrl-C twice at an empty prompt."""
+        try:
             try:
-                text = self.lines.read()
-            except EOFError:
-                return
+                return self.lines.read()
             except KeyboardInterrupt:
-                if tired:
-                    return
-                tired = True
                 self.streams.talk("Ctrl-C again leaves, and so does Ctrl-D")
-                continue
-            tired = False
-            if text.strip():
-                self._take(text)
+                return self.lines.read()
+        except (EOFError, KeyboardInterrupt):
+            return None
 
     def toolbar(self) -> str:
-        """Return what stands below the prompt: model, format, context used, last speed."""
-        opened = self.chat.opened
-        said = [opened.model.reference, opened.format_name]
-        if self.last and self.last.reply:
-            finish = self.last.reply.finish
-            used = finish.prompt_tokens + finish.completion_tokens
-            said.append(f"context {used}/{finish.context_size} ({used / finish.context_size:.0%})")
-            said.append(f"{finish.timings.tokens_per_second:.0f} tokens/s")
+        """Return what stands below the prompt: session, model, format, context used, last speed."""
+        chat, said = self.chat, []
+        if chat.session:
+            said.append(chat.session.name)
+        said += [chat.opened.model.reference, chat.opened.format_name]
+        if gauge := chat.gauge:
+            nearly = " nearly full" if gauge[0] > NEARLY_FULL * gauge[1] else ""
+            said.append(gauge_text(*gauge) + nearly)
+        else:
+            said.append("loading")
+        if self.last and self.last.reply and (speed := self.last.reply.finish.timings.tokens_per_second):
+            said.append(f"{speed:.0f} tokens/s")
+        if self.files:
+            said.append(f"with {', '.join(name for name, _ in self.files)}")
         return " | ".join(said)
+
+    def play(self, events: Generator[Event, None, None]) -> None:
+        """Play a reply out; Ctrl-C ends it and keeps what was said."""
+        self.last = gatherer = ReplyGatherer()
+        try:
+            self._follow(events, ThoughtSink(self.streams), gatherer, answer_sink(self.streams, not self.no_markdown))
+        finally:
+            reply = gatherer.reply
+            if reply and not self.quiet and (notice := unfinished(reply, self.streams.in_is_terminal)):
+                self.streams.notice(notice)
+            if self.streams.out_is_terminal:
+                self.streams.answer("\n")
+
+    def wait(self, events: Iterable[Event]) -> None:
+        """Wait for a model, and show how far it is."""
+        self._follow(event for event in events)
+
+    def _greet(self) -> None:
+        """Say who is here, and where the conversation is."""
+        chat = self.chat
+        opened = chat.opened
+        self.streams.talk(f"{opened.model.reference}, format {opened.format_name}; /help shows the commands and keys\n")
+        path = chat.path[-2:]
+        if chat.session is None or not path:
+            return
+        self.streams.talk(f"{chat.session.name} goes on; this was said last:\n")
+        for stored in path:
+            if stored.message.role == "user":
+                self.streams.answer(as_asked(shortened(stored.message.content)) + "\n")
+            else:
+                show_answer(self.streams, stored.message.content, not self.no_markdown)
+        self.streams.answer("\n")
+
+    def _follow(self, events: Generator[Event, None, None], *sinks: Sink) -> None:
+        quiet: tuple[Sink, ...] = ()
+        if not self.quiet:  # first, so that the line is gone before others write
+            quiet = StatusLine(self.streams, self.chat.opened.model.name), NoticeSink(self.streams)
+        play(events, lambda: self.chat.opened.responder.cancel(), (*quiet, *sinks))
+
+    def _ask(self, text: str) -> None:
+        """Ask with the files that wait, which wait on where the question does not fit."""
+        files, self.files = self.files, []
+        try:
+            self.play(self.chat.say(compose(text, files, None)))
+        except PromptTooLong as error:
+            self.files = files
+            raise CerebrumError(error.what, f"{error.do}; /undo takes a turn back, /clear begins anew") from error
 
     def _take(self, text: str) -> None:
         """Obey a line; what is wrong with it is said, and the chat goes on."""
@@ -71,129 +134,21 @@ class Repl:
             if line:
                 COMMANDS[line.name](self, line)
             else:
-                files, self.files = self.files, []
-                self._play(self.chat.say(compose(text, files, None)))
+                self._ask(text)
         except Interrupted as error:
             if error.exit_code != 128 + signal.SIGINT:
                 raise
+            if self.last and not self.last.reply:
+                self.streams.talk("interrupted before anything was said; /retry asks again")
         except CerebrumError as error:
             self.streams.error(error)
 
-    def _play(self, events: Generator[Event, None, None]) -> None:
-        """Play a reply out; Ctrl-C ends it and keeps what was said."""
-        self.last = gatherer = ReplyGatherer()
-        sinks = (
-            StatusLine(self.streams, self.chat.opened.model.name),
-            gatherer,
-            NoticeSink(self.streams),
-            answer_sink(self.streams, self.markdown),
-        )
-        try:
-            play(events, self.chat.opened.responder.cancel, sinks)
-        finally:
-            reply = gatherer.reply
-            if reply and reply.finish.reason == "cancelled":
-                self.streams.notice(NoticeEvent("the reply was interrupted", "/continue goes on with it"))
-            elif reply and (notice := shortfall(reply)):
-                self.streams.notice(notice)
-            if gatherer.reasoning:
-                self.streams.talk("(there was a thought before this: /think shows it)")
 
-    def _help(self, _: Line) -> None:
-        self.streams.answer(help_text())
-
-    def _exit(self, _: Line) -> None:
-        self._left = True
-
-    def _clear(self, _: Line) -> None:
-        self.chat.session, self.chat.name, self.last = None, None, None
-        self.streams.talk("a new conversation begins")
-
-    def _system(self, line: Line) -> None:
-        if line.argument:
-            self.chat.lead(line.argument)
-        shown = self.chat.conversation.system_prompt
-        self.streams.talk(f"system prompt: {shown}" if shown else "the format's own system prompt")
-
-    def _undo(self, _: Line) -> None:
-        question = self.chat.undo()
-        if question is None:
-            raise UsageError("there is nothing to take back", "ask something first")
-        self.streams.talk(f"taken back: {question}")
-
-    def _retry(self, line: Line) -> None:
-        settings = self.chat.settings
-        if line.argument:
-            try:
-                temperature = checked("temperature", float(line.argument))
-            except ValueError as error:
-                raise UsageError(f"/retry {line.argument!r}", "give a temperature, as in /retry 0.7") from error
-            settings = replace(settings, temperature=temperature)
-        self._play(self.chat.retry(settings))
-
-    def _continue(self, _: Line) -> None:
-        self._play(self.chat.go_on())
-
-    def _fork(self, line: Line) -> None:
-        session = self.chat.fork(line.argument or None)
-        self.streams.talk(f"this is {session.name} now")
-
-    def _sessions(self, _: Line) -> None:
-        print_sessions(self.streams, summaries(self.chat.history.store))
-
-    def _load(self, line: Line) -> None:
-        session = self.chat.history.answered(self.chat.history.named(line.argument))
-        self.chat.session = session
-        self.streams.talk(f"this is {session.name} now")
-
-    def _file(self, line: Line) -> None:
-        path = Path(line.argument).expanduser()
-        self.files.append((str(path), read_text(path)))
-        self.streams.talk(f"{path} stands before the next question")
-
-    def _prompt(self, _: Line) -> None:
-        preview = self.chat.opened.responder.preview(self.chat.conversation)
-        self.streams.answer(preview.prompt + "\n")
-
-    def _final(self, _: Line) -> None:
-        reply = self.chat.last_reply
-        answer = final_answer(reply.message.content) if reply else None
-        if answer is None:
-            raise UsageError("the last reply states no final answer", "ask for one")
-        self.streams.answer(answer + "\n")
-
-    def _think(self, _: Line) -> None:
-        reply = self.chat.last_reply
-        if reply is None or not reply.said.reasoning:
-            raise UsageError("there was no thought before the last reply", "some models mark none")
-        self.streams.answer(reply.said.reasoning + "\n")
-
-    def _tokens(self, _: Line) -> None:
-        preview = self.chat.opened.responder.preview(self.chat.conversation)
-        self.streams.talk(f"{len(preview.token_ids)} tokens")
-
-    def _stats(self, _: Line) -> None:
-        if self.last is None or self.last.reply is None:
-            raise UsageError("nothing has been said yet", "ask something first")
-        opened = self.chat.opened
-        self.streams.talk(stats_line(self.last.reply.finish, opened.model.name, opened.format_name))
-
-
-COMMANDS: dict[str, Callable[[Repl, Line], None]] = {
-    "help": Repl._help,
-    "exit": Repl._exit,
-    "clear": Repl._clear,
-    "system": Repl._system,
-    "undo": Repl._undo,
-    "retry": Repl._retry,
-    "continue": Repl._continue,
-    "fork": Repl._fork,
-    "sessions": Repl._sessions,
-    "load": Repl._load,
-    "file": Repl._file,
-    "prompt": Repl._prompt,
-    "final": Repl._final,
-    "think": Repl._think,
-    "tokens": Repl._tokens,
-    "stats": Repl._stats,
-}
+def unfinished(reply: Reply, somebody_is_there: bool) -> NoticeEvent | None:
+    """Return what is to be known of a reply that did not end by itself; a script knows its own --max-tokens."""
+    reason = reply.finish.reason
+    if reason == "cancelled":
+        return NoticeEvent("the reply was interrupted", "/continue goes on with it")
+    if reason == "length" and reply.text and somebody_is_there:
+        return NoticeEvent(f"the reply was cut at {reply.finish.completion_tokens} tokens", "/continue goes on with it")
+    return shortfall(reply)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from cerebrum_cli.ground.events import Event, NoticeEvent, PromptEvent, TokenEvent
+from cerebrum_cli.ground.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.terminal.control import ControlFilter
 from cerebrum_cli.terminal.interrupts import Interrupts
 from cerebrum_cli.terminal.streams import Streams, plain_terminal
@@ -75,6 +76,33 @@ class MarkdownSink:
             self._stream.close()
 
 
+class ThoughtSink:
+    """Thought the model marks as such, folded to one line on standard error when it is done."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._began: float | None = None
+        self._tokens = 0
+
+    def emit(self, event: Event) -> None:
+        """Count what is thought, and tell of it before the answer begins."""
+        if not isinstance(event, TokenEvent) or not event.text:
+            return
+        if event.channel == "answer":
+            self.close()
+            return
+        if self._began is None:
+            self._began = time.monotonic()
+        self._tokens += 1
+
+    def close(self) -> None:
+        """Tell of a thought that has ended, or was ended."""
+        if self._began is not None:
+            seconds = time.monotonic() - self._began
+            self._streams.talk(f"thought for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
+            self._began = None
+
+
 class NoticeSink:
     """Notices go to standard error."""
 
@@ -95,6 +123,13 @@ def answer_sink(streams: Streams, markdown: bool) -> Sink:
     if markdown and streams.out_is_terminal and not plain_terminal():
         return MarkdownSink(streams)
     return TextSink(streams)
+
+
+def show_answer(streams: Streams, text: str, markdown: bool) -> None:
+    """Show an answer that was given before as it was shown then."""
+    sink = answer_sink(streams, markdown)
+    sink.emit(TokenEvent(SequenceId(0), text))
+    sink.close()
 
 
 def play(events: Generator[Event, None, None], cancel: Callable[[], None], sinks: Iterable[Sink]) -> None:

@@ -1,19 +1,22 @@
-"""The slash commands of a chat: one table, which help, completion and near misses read."""
+"""The slash commands and keys of a chat: the tables which help, completion, near misses and the README read."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cerebrum_cli.ground.errors import UsageError
 
+Completes = Literal["", "path", "model", "session", "setting", "part"]
+
 
 class Slash(NamedTuple):
-    """A command: what stands after its name, and what it does."""
+    """A command: what stands after its name, what it does, and what its argument is one of."""
 
     name: str
     argument: str
     does: str
+    completes: Completes = ""
 
 
 class Line(NamedTuple):
@@ -28,18 +31,40 @@ SLASHES = (
     Slash("exit", "", "leave; Ctrl-D does too"),
     Slash("clear", "", "begin a new conversation; this one is kept"),
     Slash("system", "[TEXT]", "show the system prompt, or lead the conversation with another from now on"),
+    Slash("model", "[MODEL]", "show the model, or go on with another", "model"),
+    Slash("set", "KEY [VALUE]", "change a setting; without a value it is as usual again", "setting"),
+    Slash("params", "", "show the settings"),
     Slash("undo", "", "take the last question and its reply back"),
-    Slash("retry", "[TEMPERATURE]", "answer the last question again"),
+    Slash("retry", "[TEMPERATURE|SEED]", "answer the last question again"),
+    Slash("edit", "[question|answer]", "change the last question, or its reply, in your editor, and go on", "part"),
     Slash("continue", "", "go on with a reply that was cut"),
     Slash("fork", "[NAME]", "go on in a session of its own; this one stays as it is"),
     Slash("sessions", "", "list the sessions that are kept"),
-    Slash("load", "NAME", "go on with another session"),
-    Slash("file", "PATH", "put a file before the next question"),
-    Slash("prompt", "", "show the exact text the model sees"),
-    Slash("final", "", "show the final answer of the last reply"),
-    Slash("think", "", "show what was thought before the last reply"),
+    Slash("load", "NAME", "go on with another session", "session"),
+    Slash("save", "NAME", "give this session a name; it is kept under any"),
+    Slash(
+        "export", "FILE", "write the session: .md for people, .json OpenAI's messages, .txt the exact prompt", "path"
+    ),
+    Slash("file", "FILE", "put a file before the next question", "path"),
     Slash("tokens", "", "show how much of the context is used"),
     Slash("stats", "", "show what the last reply cost"),
+    Slash("copy", "[N]", "copy the last reply, or the N-th code block of it"),
+    Slash("final", "", "show the final answer of the last reply"),
+    Slash("prompt", "", "show the exact text the model sees"),
+    Slash("think", "", "show what was thought before the last reply"),
+)
+
+KEYS = (
+    ("Enter", "ask"),
+    ("Alt-Enter, Ctrl-J", "a new line"),
+    ('"""', "begins and ends a text of several lines"),
+    ("Tab", "complete a command, a file, a model, a session or a setting"),
+    ("Up, Down", "what was asked before"),
+    ("Ctrl-R", "search what was asked before"),
+    ("Ctrl-X Ctrl-E", "write in $VISUAL or $EDITOR"),
+    ("Ctrl-L", "clear the screen"),
+    ("Ctrl-C", "end a reply and keep what was said; twice at an empty prompt leaves"),
+    ("Ctrl-D", "leave"),
 )
 
 
@@ -47,10 +72,10 @@ def parse_slash(line: str) -> Line | None:
     """Return the command a line calls, None for one that calls none. UsageError for one there is not."""
     if not line.startswith("/"):
         return None
-    name, _, argument = line[1:].partition(" ")
+    name, *rest = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
     names = [slash.name for slash in SLASHES]
     if name in names:
-        return Line(name, argument.strip())
+        return Line(name, rest[0].strip() if rest else "")
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     do = f"did you mean /{near[0]}? " if near else ""
     raise UsageError(f"there is no command /{name}", f"{do}/help shows them; a space before the slash asks it instead")
@@ -60,16 +85,4 @@ def help_text() -> str:
     """Return the commands and the keys, a line each."""
     rows = [(f"/{slash.name} {slash.argument}".rstrip(), slash.does) for slash in SLASHES]
     width = max(len(call) for call, _ in (*rows, *KEYS))
-    return "".join(f"{call:<{width}}  {does}\n" for call, does in (*rows, ("", ""), *KEYS))
-
-
-KEYS = (
-    ("Enter", "ask"),
-    ("Alt-Enter, Ctrl-J", "a new line"),
-    ('"""', "begins and ends a text of several lines"),
-    ("Tab", "complete a command or a file name"),
-    ("Ctrl-R", "search what was asked before"),
-    ("Ctrl-X Ctrl-E", "write in your editor"),
-    ("Ctrl-C", "end a reply and keep what was said; twice at an empty prompt leaves"),
-    ("Ctrl-D", "leave"),
-)
+    return "".join(f"{call:<{width}}  {does}\n".lstrip(" ") for call, does in (*rows, ("", ""), *KEYS))

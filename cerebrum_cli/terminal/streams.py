@@ -72,6 +72,11 @@ class Streams:
                 raise
             raise OutputError(f"standard output: {error.strerror}", "free some space, or write elsewhere") from error
 
+    def command(self, sequence: str) -> None:
+        """Steer the terminal that standard output is with a control sequence of our own."""
+        self.out.write(sequence)
+        self.out.flush()
+
     def answer_object(self, value: dict[str, Any] | list[dict[str, Any]]) -> None:
         """Write one JSON value as a line."""
         self.answer(json.dumps(value, ensure_ascii=False) + "\n")
@@ -100,16 +105,27 @@ class Streams:
         except OSError:
             discard(self.err)
 
+    def _tell(self, head: str, text: str) -> None:
+        """Write a line, or on a terminal as many as it takes without breaking a word."""
+        width = columns(self.err) - 1
+        if self.err_is_terminal and width > 2 * len(head):
+            from textwrap import wrap
+
+            text = f"\n{' ' * len(head)}".join(
+                wrap(text, width - len(head), break_long_words=False, break_on_hyphens=False)
+            )
+        self.talk(head + text)
+
     def notice(self, event: NoticeEvent) -> None:
         """Tell what is and what to do, where nothing failed."""
-        self.talk(f"note: {event.what}")
-        self.talk(f"      {event.do}")
+        self._tell("note: ", event.what)
+        self._tell("      ", event.do)
 
     def error(self, error: CerebrumError) -> None:
         """Tell what is and what to do, and what llama.cpp said of it."""
-        self.talk(f"error: {error.what}")
+        self._tell("error: ", error.what)
         if error.do:
-            self.talk(f"  try: {error.do}")
+            self._tell("  try: ", error.do)
         for line in error.log if isinstance(error, EngineError) else ():
             self.talk(f"  log: {line}")
 

@@ -43,6 +43,23 @@ def stats_line(finish: FinishEvent, model: str, form: str) -> str:
     )
 
 
+def gauge_text(used: int, size: int) -> str:
+    """Return how much of a context is used."""
+    return f"context {used}/{size} ({used / size:.0%})"
+
+
+def settings_lines(values: Mapping[str, Any]) -> str:
+    """Return settings, a line each."""
+    width = max(map(len, values))
+    return "\n".join(f"{key:<{width}}  {_setting(value)}" for key, value in values.items())
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(repr, value)) or "none"
+    return "as usual" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _rate(tokens_per_second: float) -> str:
     return f" {tokens_per_second:.1f}/s" if tokens_per_second else ""
 

@@ -1,0 +1,65 @@
+"""Somebody who types into a program at a terminal, and what the screen shows."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pexpect
+from screen import Screen
+
+PATIENCE_S = 30
+
+
+class Person:
+    """A person at a terminal of so many columns and rows, which answers what programs ask of one."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], cwd: Path, columns: int = 80, rows: int = 24) -> None:
+        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=str(cwd), dimensions=(rows, columns))
+        self.screen = Screen(columns, rows, self._pty.send)
+        self.written = ""
+        self._before: list[str] = []
+
+    def _show(self, data: bytes) -> None:
+        self.written += data.decode(errors="replace")
+        self.screen.feed(data)
+
+    def sees(self, text: str) -> None:
+        """Wait until the screen shows a text in more lines than when something was last typed."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._count(text, self.screen.lines) <= self._count(text, self._before):
+            assert time.monotonic() < deadline, f"{text!r} never came: {self.screen.lines}"
+            try:
+                self._show(self._pty.read_nonblocking(4096, 0.2))
+            except pexpect.TIMEOUT:
+                continue
+
+    def resizes(self, columns: int, rows: int) -> None:
+        """Make the window another size."""
+        self.screen.resize(columns, rows)
+        self._pty.setwinsize(rows, columns)
+
+    def _count(self, text: str, lines: list[str]) -> int:
+        return sum(text in line for line in lines)
+
+    def types(self, text: str) -> None:
+        self._before = self.screen.lines
+        self._pty.send(text)
+
+    def kill(self, number: signal.Signals) -> None:
+        self._pty.kill(number)
+
+    def end(self) -> int:
+        """Read to the end, and return the exit code as a shell tells it."""
+        try:
+            while True:
+                self._show(self._pty.read_nonblocking(4096, PATIENCE_S))
+        except pexpect.EOF:
+            self._pty.close()
+        code = self._pty.exitstatus
+        return int(128 + self._pty.signalstatus if code is None else code)
+
+    def close(self) -> None:
+        self._pty.close(force=True)

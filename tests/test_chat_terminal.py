@@ -1,0 +1,262 @@
+"""A chat with the real small model at a real terminal: what a person does in an hour of it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command_line import COMMAND, CommandLine
+from person import Person
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+Sit = Callable[..., Person]
+LOADED = re.compile(r"context \d+/2048")
+
+
+@pytest.fixture
+def user(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> CommandLine:
+    """Return a user with two small models, `small` and `other`."""
+    command = CommandLine(tmp_path)
+    assert command.run("pull", chatml_model, "--name", "small").code == 0
+    assert command.run("pull", mistral_model, "--name", "other").code == 0
+    return command
+
+
+@pytest.fixture
+def sit(user: CommandLine, tmp_path: Path) -> Iterator[Sit]:
+    """Return how to sit down before a chat, and wait for its prompt."""
+    people: list[Person] = []
+
+    def open_chat(*arguments: str, columns: int = 80, rows: int = 24, **more: str) -> Person:
+        env = user.environment({"TERM": "xterm-256color", **more})
+        argv = [COMMAND, "chat", "-m", "small", "-n", "4", *arguments]
+        people.append(Person(argv, env, tmp_path, columns, rows))
+        return people[-1]
+
+    yield open_chat
+    for person in people:
+        person.close()
+
+
+def replies(user: CommandLine, name: str) -> list[str]:
+    return [each["content"] for each in user.run("sessions", "show", name, "--json").object["messages"]]
+
+
+def turn(person: Person, question: str) -> None:
+    """Ask, and wait for the end of the reply: what is typed meanwhile is obeyed then."""
+    person.types(f"{question}\r/tokens\r")
+    person.sees("> /tokens")
+    person.sees("/2048 (")
+
+
+def test_the_toolbar_shows_session_model_format_context_and_speed(sit: Sit, user: CommandLine) -> None:
+    person = sit()
+    person.sees("small | embedded | context ")
+    person.types("How are you?\r")
+    person.sees("how-are-you | small | embedded | context ")
+    person.sees("tokens/s")
+    person.types("\x04")
+    assert person.end() == 0
+
+
+def test_a_talk_goes_on_where_it_was_left(sit: Sit, user: CommandLine) -> None:
+    person = sit()
+    person.sees("context ")
+    turn(person, "One?")
+    turn(person, "Two?")
+    person.types("/undo\r")
+    person.sees("taken back: Two?")
+    person.types("/retry 0.9\r")
+    person.types("/params\r")
+    person.sees("temperature     0")
+    person.types("/exit\r")
+    assert person.end() == 0
+    again = sit("-c")
+    again.sees("one goes on; this was said last:")
+    again.sees("> One?")
+    turn(again, "Three?")
+    again.types("\x04")
+    assert again.end() == 0
+    assert replies(user, "one")[::2] == ["One?", "Three?"]
+
+
+def test_a_second_chat_on_one_session_is_told_so_and_on_another_is_not(sit: Sit, user: CommandLine) -> None:
+    first = sit("--session", "tea")
+    first.sees("context ")
+    turn(first, "One?")
+    second = user.run("chat", "--session", "tea", stdin="Two?\n")
+    assert second.code == 1
+    assert second.err.splitlines()[0] == "error: the session tea is open in another process"
+    assert user.run("ask", "-c", "Two?").code == 1
+    other = sit("--session", "coffee")
+    other.sees("context ")
+    turn(other, "Black?")
+    other.types("/load tea\r")
+    other.sees("the session tea is open in another process")
+    first.types("\x04")
+    assert first.end() == 0
+    other.types("/load tea\r")
+    other.sees("this is tea now")
+    other.types("\x04")
+    assert other.end() == 0
+
+
+def test_a_killed_chat_leaves_its_session_free_and_whole(sit: Sit, user: CommandLine) -> None:
+    person = sit("--session", "tea")
+    person.sees("context ")
+    turn(person, "One?")
+    person.types("/set max_tokens\r")
+    person.sees("max_tokens  as usual")
+    person.types("Two?\r")
+    person.sees("> Two?")
+    time.sleep(0.3)
+    person.kill(signal.SIGKILL)
+    assert person.end() == 128 + signal.SIGKILL
+    again = sit("-c")
+    again.sees("tea goes on")
+    turn(again, "Three?")
+    again.types("\x04")
+    assert again.end() == 0
+    said = replies(user, "tea")
+    assert said[0] == "One?"
+    assert said[-2] == "Three?"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_at_the_prompt_saves_and_leaves(
+    sit: Sit, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    person = sit("--session", "tea")
+    person.sees("context ")
+    person.types(f"{'word ' * 60}\r")
+    person.sees("tea | small")
+    person.kill(number)
+    assert person.end() == code
+    assert not person.screen.cursor_hidden
+    assert list((tmp_path / ".cache" / "cerebrum" / "states").glob("*.state"))
+
+
+def test_what_was_read_is_kept_unless_it_is_not_to_be(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+    question = "word " * 60
+    states = tmp_path / ".cache" / "cerebrum" / "states"
+    for cached in (False, True):
+        person = sit("--session", f"cached-{cached}", *([] if cached else ["--no-cache"]))
+        person.sees("context ")
+        person.types(f"{question}\r")
+        person.sees("cut at 4 tokens")
+        person.types("\x04")
+        assert person.end() == 0
+        assert len(list(states.glob("*.state"))) == cached
+    again = sit("--session", "cached-True")
+    again.sees("context ")
+    turn(again, "And?")
+    again.types("/stats\r")
+    again.sees(" cached)")
+    again.types("\x04")
+    assert again.end() == 0
+    assert user.run("sessions", "rm", "cached-True", "-y").code == 0
+    assert not list(states.glob("*.state"))
+
+
+def test_another_model_goes_on_without_leaving(sit: Sit, user: CommandLine) -> None:
+    person = sit()
+    person.sees("context ")
+    turn(person, "One?")
+    person.types("/model nothing\r")
+    person.sees("try: ")
+    person.types("/model other\r")
+    person.sees("its prompt format is unknown")
+    person.types("/set format cerebrum\r")
+    person.sees("format  cerebrum")
+    person.types("/model small\r")
+    person.sees("this is small, asked in the format embedded")
+    turn(person, "Two?")
+    person.types("\x04")
+    assert person.end() == 0
+
+
+def test_the_last_question_and_the_last_reply_are_edited(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+    editor = tmp_path / "my editor"
+    editor.write_text('#!/bin/sh\nsed -i "s/One/Two/; s/^/So: /" "$1"\n')
+    editor.chmod(0o755)
+    person = sit(EDITOR=f"'{editor}'")
+    person.sees("context ")
+    turn(person, "One?")
+    turn(person, "/edit")
+    person.types("/edit answer\r")
+    person.sees("the reply is yours now")
+    person.types("/copy 1\r")
+    person.sees("code block")
+    person.types("/export talk.md\r")
+    person.sees("talk.md is written")
+    person.types("/export talk.md\r")
+    person.sees("is there already")
+    person.types("\x04")
+    assert person.end() == 0
+    question, reply = replies(user, "one")
+    assert question == "So: Two?"
+    assert reply.startswith("So: ")
+    assert reply in (tmp_path / "talk.md").read_text()
+
+
+@pytest.mark.parametrize("columns", [20, 40, 200])
+def test_a_window_may_be_narrow_and_change(sit: Sit, columns: int) -> None:
+    person = sit(columns=60)
+    person.sees("context ")
+    person.types("Who are you, and what can you tell me of yourself in many words?")
+    person.resizes(columns, 12)
+    person.types("\r")
+    person.sees("goes on with")
+    person.types("/help\r")
+    person.sees("Ctrl-D")
+    person.types("\x04")
+    assert person.end() == 0
+
+
+def test_a_dumb_terminal_gets_no_control_codes(sit: Sit) -> None:
+    person = sit(TERM="dumb")
+    person.sees(">")
+    person.types("One?\r")
+    person.sees("cut at 4 tokens")
+    person.types("/exit\r")
+    assert person.end() == 0
+    assert "\x1b" not in person.written
+
+
+def test_what_was_asked_before_is_found_again(sit: Sit) -> None:
+    first = sit()
+    first.sees("context ")
+    turn(first, "What is a monad?")
+    first.types("\x04")
+    assert first.end() == 0
+    second = sit()
+    second.sees("context ")
+    second.types("\x12mon")  # Ctrl-R
+    second.sees("What is a monad?")
+    second.types("\r\r")
+    second.sees("what-is-a-monad-2")
+    second.types("\x04")
+    assert second.end() == 0
+
+
+def test_ctrl_c_takes_back_what_was_written_and_leaves_only_an_empty_prompt(sit: Sit, user: CommandLine) -> None:
+    person = sit()
+    person.sees("context ")
+    for _ in range(3):
+        person.types("never asked")
+        person.sees("> never asked")
+        person.types("\x03")
+    person.types("\x03")
+    person.sees("Ctrl-C again leaves")
+    person.types("One?\r")
+    person.sees("one | small")
+    person.types("\x03")
+    person.sees("Ctrl-C again leaves")
+    person.types("\x03")
+    assert person.end() == 0
+    assert replies(user, "one")[0] == "One?"

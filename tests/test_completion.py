@@ -1,0 +1,73 @@
+"""Tab offers what can stand where the cursor is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+
+from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.terminal.completion import SlashCompleter
+from cerebrum_cli.terminal.obey import PARTS, SETTABLE
+from cerebrum_cli.terminal.slash import SLASHES
+
+
+def unreadable() -> list[str]:
+    raise SessionError("the database is gone")
+
+
+COMPLETER = SlashCompleter(
+    {
+        "model": lambda: ["cerebrum-7b:Q4_K_M", "cerebrum-8x7b", "starter"],
+        "session": lambda: ["tea with milk", "tea", "coffee"],
+        "setting": lambda: SETTABLE,
+        "part": lambda: PARTS,
+    }
+)
+
+
+def offered(text: str, completer: SlashCompleter = COMPLETER) -> list[str]:
+    """Return the lines that Tab would make of a line."""
+    document = Document(text, len(text))
+    found = completer.get_completions(document, CompleteEvent(completion_requested=True))
+    return [text[: len(text) + each.start_position] + each.text for each in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("/sess", ["/sessions"]),
+        ("/s", ["/system", "/set", "/sessions", "/save", "/stats"]),
+        ("/model cere", ["/model cerebrum-7b:Q4_K_M", "/model cerebrum-8x7b"]),
+        ("/load tea", ["/load tea with milk", "/load tea"]),
+        ("/load tea ", ["/load tea with milk"]),
+        ("/set te", ["/set temperature"]),
+        ("/edit ", ["/edit question", "/edit answer"]),
+        ("/undo ", []),
+        ("/nothing x", []),
+        ("tell me", []),
+        ("what is /s", []),
+    ],
+)
+def test_tab_offers_commands_and_what_they_take(text: str, lines: list[str]) -> None:
+    assert offered(text) == lines
+
+
+def test_an_empty_slash_offers_every_command() -> None:
+    assert offered("/") == [f"/{slash.name}" for slash in SLASHES]
+
+
+@pytest.mark.parametrize("command", ["/file", "/export"])
+def test_file_names_may_have_spaces(tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my notes.txt").write_text("")
+    (tmp_path / "my folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert offered(f"{command} my") == [f"{command} my folder", f"{command} my notes.txt"]
+    assert offered(f"{command} {tmp_path}/my n") == [f"{command} {tmp_path}/my notes.txt"]
+
+
+def test_what_cannot_be_listed_is_not_offered() -> None:
+    assert offered("/load t", SlashCompleter({"session": unreadable})) == []
+    assert offered("/model t", SlashCompleter({})) == []

@@ -1,0 +1,106 @@
+"""One process leads a session, and another is told so until it ends, however it does."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.sessions.lock import SessionLock
+from cerebrum_cli.sessions.rows import Session
+from cerebrum_cli.sessions.store import Store
+
+HOLD = """
+import sys
+from pathlib import Path
+from cerebrum_cli.sessions.lock import SessionLock
+from cerebrum_cli.sessions.store import Store
+session = Store(Path(sys.argv[1])).find(sys.argv[2])
+lock = SessionLock(Path(sys.argv[3]))
+lock.take(session)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def one(store: Store) -> Session:
+    return store.create("one", "chat")
+
+
+@pytest.fixture
+def two(store: Store) -> Session:
+    return store.create("two", "chat")
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Iterator[SessionLock]:
+    held = SessionLock(tmp_path / "locks")
+    yield held
+    held.release()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[SessionLock]:
+    held = SessionLock(tmp_path / "locks")
+    yield held
+    held.release()
+
+
+def test_who_comes_second_is_told(lock: SessionLock, other: SessionLock, one: Session) -> None:
+    lock.take(one)
+    lock.take(one)
+    with pytest.raises(SessionError, match="the session one is open in another process"):
+        other.take(one)
+    lock.release()
+    other.take(one)
+
+
+def test_another_session_is_free_and_the_one_before_is_let_go(
+    lock: SessionLock, other: SessionLock, one: Session, two: Session
+) -> None:
+    lock.take(one)
+    other.take(two)
+    with pytest.raises(SessionError):
+        lock.take(two)
+    with pytest.raises(SessionError):  # and this one is still held
+        other.take(one)
+    other.release()
+    lock.take(two)
+    other.take(one)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_lock_dies_with_its_process(
+    tmp_path: Path, lock: SessionLock, one: Session, number: signal.Signals
+) -> None:
+    arguments = [str(tmp_path / "sessions.db"), "one", str(tmp_path / "locks")]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout
+        lines = [holder.stdout.readline()]
+        assert lines == ["held\n"]
+        with pytest.raises(SessionError):
+            lock.take(one)
+        holder.send_signal(number)
+    lock.take(one)
+
+
+def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path, one: Session) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SessionError) as caught:
+        SessionLock(tmp_path / "file" / "locks").take(one)
+    assert caught.value.do == "see to it that it can be written to"
