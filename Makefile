@@ -71,6 +71,7 @@ bench: peers
 	$(BIN)/python benchmarks/interrupt.py starter
 	$(BIN)/python benchmarks/pull.py
 	$(BIN)/python benchmarks/chat.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/rendering.py
 
 clean:
 	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache dist

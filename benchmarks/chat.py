@@ -1,4 +1,4 @@
-"""What a chat costs beside its model: prompts read again, sessions resumed, replies drawn as Markdown.
+"""What a chat reads again: in its turns, and when a session is resumed.
 
 Needs `cerebrum pull starter`. Usage: python benchmarks/chat.py [--data DIR] [--shape FILE] [--only PART] [--runs N]
 
@@ -13,57 +13,33 @@ turns      The chat as the command leads it answers CHATS times TURNS questions.
            here, so that no chat spares another's. Counts are the same each time: it is run once.
 resuming   A session is led until it has SESSION tokens, and left. Then the same question is asked of it by processes
            of their own, in turn with the kept state and without: seconds from the question to its first token with
-           the model loaded. Finding the state, checking it from end to end and loading it are in them, and so are
-           making the context, as long as the model's, and evaluating the question. Files are in the system's cache.
-rendering  A chat on a terminal of 100 columns and 40 rows that takes all it is sent, in turn with the same chat
-           written nowhere with --no-markdown, each a process: from the first token until the last is drawn. Then
-           texts of other kinds, their tokens given to the terminal's sink at the pace at which they were decoded,
-           since what drawing costs depends on it: processor seconds of drawing, loading the renderer included.
+           the model loaded. Finding the state, checking it from end to end, loading it and evaluating the question
+           are in them. Files are in the system's cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import tempfile
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import Row, alone, in_turn, medians, record, sit_at, terminal
+from harness import Row, alone, in_turn, record
 
 from cerebrum_cli.application.chat import Chat
 from cerebrum_cli.application.opening import Opener
-from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.ground.events import Event, FinishEvent, SequenceId, TokenEvent
+from cerebrum_cli.ground.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.ground.parts import Text
 from cerebrum_cli.runtime import real_runtime
-from cerebrum_cli.terminal.repl import Repl
-from cerebrum_cli.terminal.sinks import MarkdownSink
-from cerebrum_cli.terminal.streams import standard_streams
 
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10
 SESSION = 1000
 TOLD = "Apples are picked by hand from August to November, sorted by size and colour, and kept cool until spring. " * 4
 NEXT = "How are apples kept until spring?"
-GUIDE = "Write a very long and detailed guide to growing apples, with a heading, a list and an example in each chapter."
-COLUMNS, ROWS = 100, 40
-TEXTS = {
-    "a list": "{0}. The **{0}th** thing to know is `item_{0}`, and *why* it is here.\n",
-    "a code block": "def step_{0}(value: int) -> int:\n    return value * {0}  # the {0}th of many\n\n\n",
-    "a paragraph": "This is sentence {0} of a paragraph that never ends, with *emphasis* and `code_{0}` in it. ",
-    "a table": "| row {0} | **{0}** | `value_{0}` | what there is to say of it |\n",
-    "a mixture": "## Part {0}\n\nA paragraph with **weight** and `code`, of some length, so that it is more than a"
-    " row of the terminal it is shown on.\n\n- one\n- two\n  - two and a half\n\n```python\nprint({0})\n```\n\n> quoted"
-    "\n\n| a | b |\n|---|---|\n| {0} | x |\n\n",
-}
-OPENINGS = {"a code block": "```python\n", "a table": "| row | number | value | remark |\n|---|---|---|---|\n"}
 
 
 def main() -> None:
@@ -71,10 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR", help="where mt-bench-80.jsonl is")
     parser.add_argument("--shape", type=Path, metavar="FILE", help="resume with this model, too")
-    parser.add_argument("--only", choices=("turns", "resuming", "rendering"))
+    parser.add_argument("--only", choices=("turns", "resuming"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("-n", type=int, default=64, help="tokens of a reply in `turns` [default: 64]")
-    parser.add_argument("--tokens", type=int, default=2000, help="tokens of what is rendered [default: 2000]")
     given = parser.parse_args()
     if given.data and given.only in (None, "turns"):
         record(evaluated(chats(given.data / "mt-bench-80.jsonl"), form, given.n) for form in FORMATS)
@@ -83,11 +58,6 @@ def main() -> None:
     if given.only in (None, "resuming"):
         for model in ("starter", *filter(None, [given.shape])):
             record([resuming(str(model), given.runs)])
-    if given.only in (None, "rendering"):
-        record(rendering(given.tokens, given.runs))
-
-
-# What all parts use.
 
 
 def led(directory: Path, **given: Any) -> Chat:
@@ -224,112 +194,6 @@ def until_first_token(chat: Chat) -> Iterator[Event]:
         if isinstance(event, TokenEvent):
             chat.opened.responder.cancel()
         yield event
-
-
-# Rendering.
-
-
-def rendering(tokens: int, runs: int) -> list[Row]:
-    """Compare a long reply drawn with the same written nowhere, then measure drawing texts of other kinds."""
-
-    def pair() -> tuple[Said, Said]:
-        with tempfile.TemporaryDirectory() as name, terminal(COLUMNS, ROWS) as device:
-            return alone(said, Path(name), tokens, device), alone(said, Path(name), tokens, os.devnull)
-
-    pair()
-    pairs = [pair() for _ in range(runs)]
-    shown, plain, ratio = medians([(tokens / ours.seconds, tokens / peer.seconds) for ours, peer in pairs])
-    grown, usual, growth = medians([(ours.growth, peer.growth) for ours, peer in pairs])
-    quarter = tokens // 4
-    flat = f"time of tokens {3 * quarter} to {4 * quarter} over {quarter} to {2 * quarter}, Markdown / --no-markdown"
-    return [
-        Row(
-            f"decode of {tokens} tokens, Markdown on a terminal / --no-markdown to nowhere",
-            f"{shown:.1f} tok/s",
-            f"{plain:.1f} tok/s",
-            ratio,
-            ">= 0.95",
-        ),
-        Row(flat, f"{grown:.3f}", f"{usual:.3f}", growth, "<= 1.05"),
-        *(drawing(kind, tokens, tokens / plain, runs) for kind in TEXTS),
-    ]
-
-
-class Said(NamedTuple):
-    """Seconds from a reply's first token until all of it was shown, and its last quarter's over its second one's."""
-
-    seconds: float
-    growth: float
-
-
-def said(directory: Path, tokens: int, device: str) -> Said:
-    """Have the starter model say something long on a terminal, or nowhere; RuntimeError if it ends by itself."""
-    sit_at(device)
-    chat = led(directory, model="starter", max_tokens=tokens, cache_gb=0)
-    stamps: list[float] = []
-    try:
-        repl = Repl(chat, standard_streams(), no_markdown=device == os.devnull)
-        repl.play(stamped(chat.say(GUIDE), stamps))
-        ended = time.perf_counter()
-    finally:
-        leave(chat)
-    if len(stamps) != tokens:
-        raise RuntimeError(f"the model stopped after {len(stamps)} tokens")
-    quarter = tokens // 4
-    second, last = stamps[2 * quarter - 1] - stamps[quarter - 1], ended - stamps[3 * quarter - 1]
-    return Said(ended - stamps[0], last / second)
-
-
-def stamped(events: Generator[Event, None, None], stamps: list[float]) -> Generator[Event, None, None]:
-    """Yield events as they come, and note when tokens did."""
-    try:
-        for event in events:
-            if isinstance(event, TokenEvent) and event.token is not None:
-                stamps.append(time.perf_counter())
-            yield event
-    finally:
-        events.close()
-
-
-def drawing(kind: str, tokens: int, seconds: float, runs: int) -> Row:
-    """Compare the processor seconds that drawing a text takes with those in which as many tokens were decoded."""
-    pieces = alone(pieces_of, kind, tokens)
-    with terminal(COLUMNS, ROWS) as device:
-        at_once = alone(drawn, pieces, 0.0, device)
-        spent = statistics.median(alone(drawn, pieces, seconds / tokens, device) for _ in range(runs))
-    print(f"{kind}, {tokens} tokens without waiting for any: {at_once:.3f} s")
-    what = f"drawing {tokens} tokens of {kind} / decoding as many"
-    return Row(what, f"{spent:.3f} s of CPU", f"{seconds:.2f} s", spent / seconds, "<= 0.05")
-
-
-def pieces_of(kind: str, tokens: int) -> list[str]:
-    """Return a text of so many tokens, cut as the starter model would say it."""
-    with tempfile.TemporaryDirectory() as name:
-        chat = led(Path(name), model="starter", cache_gb=0)
-        try:
-            for _ in chat.opened.responder.load():
-                pass
-            text = OPENINGS.get(kind, "") + "".join(map(TEXTS[kind].format, islice(count(1), tokens)))
-            backend, detokenizer = chat.opened.engine.backend, Detokenizer(())
-            ids = backend.tokenize((Text(text),))[:tokens]
-            return [detokenizer.feed(backend.piece(token))[0] for token in ids]
-        finally:
-            leave(chat)
-
-
-def drawn(pieces: Sequence[str], interval: float, device: str) -> float:
-    """Draw pieces of a text on a terminal, one each `interval` seconds; return the processor seconds that took."""
-    sit_at(device)
-    sink = MarkdownSink(standard_streams())
-    start, spent = time.perf_counter(), 0.0
-    for at, piece in enumerate(pieces):
-        time.sleep(max(0.0, start + at * interval - time.perf_counter()))
-        began = time.thread_time()
-        sink.emit(TokenEvent(SequenceId(0), piece))
-        spent += time.thread_time() - began
-    began = time.thread_time()
-    sink.close()
-    return spent + time.thread_time() - began
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,16 @@ class Person:
 
     def sees(self, text: str) -> None:
         """Wait until the screen shows a text in more lines than when something was last typed."""
+        self._wait(lambda: self._count(text, self.screen.lines) > self._count(text, self._before), text)
+
+    def reads(self, lines: int) -> None:
+        """Wait until the screen shows so many lines more than when something was last typed."""
+        self._wait(lambda: len(self.screen.lines) >= len(self._before) + lines, f"{lines} lines")
+
+    def _wait(self, came: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while self._count(text, self.screen.lines) <= self._count(text, self._before):
-            assert time.monotonic() < deadline, f"{text!r} never came: {self.screen.lines}"
+        while not came():
+            assert time.monotonic() < deadline, f"{what!r} never came: {self.screen.lines[-50:]}"
             try:
                 self._show(self._pty.read_nonblocking(4096, 0.2))
             except pexpect.TIMEOUT:

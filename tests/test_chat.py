@@ -10,7 +10,7 @@ import pytest
 from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat import Chat
-from cerebrum_cli.application.history import History
+from cerebrum_cli.application.history import History, led
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import Opener
 from cerebrum_cli.engine.states import StateStore
@@ -295,6 +295,18 @@ def test_a_setting_holds_from_now_on_and_is_as_usual_again(chat: Chat) -> None:
     with pytest.raises(UsageError, match="--top-p is 2"):
         list(chat.change({"top_p": 2}))
     assert text(chat.say("One?")) == "Fi"
+
+
+def test_a_chat_goes_on_with_its_settings_and_a_question_did_not(chat: Chat, store: Store) -> None:
+    list(chat.say("One?"))
+    list(chat.change({"temperature": 0.5}))
+    session = store.latest()
+    assert session
+    again = led(session, {"top_k": 5})
+    assert (again["temperature"], again["top_k"], again["model"], again["format"]) == (0.5, 5, "small", "cerebrum")
+    assert led(session, {"temperature": 0.9})["temperature"] == 0.9
+    assert led(session, {"model": "large"}) == {"model": "large"}
+    assert led(replace(session, origin="ask"), {}) == {"model": "small", "format": "cerebrum"}
 
 
 def test_another_model_goes_on_with_the_conversation(chat: Chat, store: Store) -> None:

@@ -260,3 +260,28 @@ def test_ctrl_c_takes_back_what_was_written_and_leaves_only_an_empty_prompt(sit:
     person.types("\x03")
     assert person.end() == 0
     assert replies(user, "one")[0] == "One?"
+
+
+def test_a_question_is_written_in_the_editor(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nsed -i "s/one/two/" "$1"\n')
+    editor.chmod(0o755)
+    person = sit(VISUAL=str(editor))
+    person.sees("context ")
+    person.types("one or none?\x18\x05")  # Ctrl-X Ctrl-E
+    person.sees("two or none?")
+    turn(person, "")
+    person.types("\x04")
+    assert person.end() == 0
+    assert replies(user, "two-or-none")[0] == "two or none?"
+
+
+def test_vi_keys_are_there_for_who_asks_for_them(sit: Sit, user: CommandLine) -> None:
+    person = sit("--vi")
+    person.sees("context ")
+    person.types("never asked\x1bccOne?")
+    person.sees("> One?")
+    turn(person, "")
+    person.types("\x04")
+    assert person.end() == 0
+    assert replies(user, "one")[0] == "One?"

@@ -65,11 +65,13 @@ def test_fences_are_no_part_of_a_text() -> None:
 
 def test_every_command_of_the_table_is_obeyed_and_helped_with() -> None:
     assert [slash.name for slash in SLASHES] == list(COMMANDS)
-    told = help_text()
+    told = help_text(1000)
     for slash in SLASHES:
         assert f"/{slash.name}" in told
         assert slash.does in told
     assert "Ctrl-D" in told
+    assert max(map(len, help_text(60).splitlines())) <= 60
+    assert help_text(60).split() == told.split()
 
 
 def test_a_line_calls_a_command_with_what_stands_after_it() -> None:

@@ -10,12 +10,12 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.application.history import History, Speaker, heard, name_of, spoken
+from cerebrum_cli.application.history import History, Speaker, heard, name_of, params_of, spoken
 from cerebrum_cli.application.keeping import Keeping
 from cerebrum_cli.application.opening import Opened, Opener
 from cerebrum_cli.application.window import overflow
 from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import PromptTooLong, SessionError
+from cerebrum_cli.ground.errors import FormatError, PromptTooLong, SessionError
 from cerebrum_cli.ground.events import Event, NoticeEvent
 from cerebrum_cli.ground.settings import Layer, Settings
 from cerebrum_cli.sessions.rows import Session, StoredMessage
@@ -64,14 +64,17 @@ class Chat:
 
     @property
     def gauge(self) -> tuple[int, int] | None:
-        """Tokens of the conversation, and of the context; None while the model is being loaded."""
+        """Tokens of the conversation, and of the context; None where no model is there yet that could count them."""
         responder = self.opened.responder
         size = responder.context_size
         if size is None:
             return None
         now = self.opened, self.session, self.settings.system
         if self._counted is None or self._counted[0] != now:
-            self._counted = now, responder.count(self.conversation)
+            try:
+                self._counted = now, responder.count(self.conversation)
+            except FormatError:  # told when something is asked
+                return None
         return self._counted[1], size
 
     def say(self, text: str) -> Generator[Event, None, None]:
@@ -177,8 +180,9 @@ class Chat:
                 raise
         self.given, self.settings = given, replace(settings, system=self.settings.system)
         if self.session:
-            speaker = self.speaker
-            self.session = self.history.store.lead(self.session, model=speaker.model, format=speaker.format)
+            speaker, params = self.speaker, params_of(self.settings)
+            leading = {"model": speaker.model, "format": speaker.format, "params": params}
+            self.session = self.history.store.lead(self.session, **leading)
 
     def leave(self) -> NoticeEvent | None:
         """Keep what the model has read, and let go of model and session; return what could not be kept."""

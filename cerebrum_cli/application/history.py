@@ -120,10 +120,15 @@ def said(reply: Reply, speaker: Speaker, params: dict[str, Any]) -> Said:
 
 
 def led(session: Session | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a command was given, with the session's model and format where it names no other model."""
+    """Return what a command was given, with the session's model and format where it names no other model.
+
+    A chat goes on with its settings; those of one question were for that.
+    """
     if session is None or given.get("model") not in (None, session.model):
         return dict(given)
-    return {"model": session.model, "format": session.format, **given}
+    params = session.params if session.origin == "chat" else {}
+    kept = {"model": session.model, "format": session.format, **params}
+    return {**{key: value for key, value in kept.items() if value is not None}, **given}
 
 
 def params_of(settings: Settings) -> dict[str, Any]:

@@ -64,8 +64,15 @@ class Opener:
         return model, settings
 
     def open(self, model: Model, settings: Settings) -> Opened:
-        """Begin to load a model, and return at once."""
-        return open_model(self.factory, model, settings, template_options=self.template_options, states=self.states)
+        """Begin to load a model for a talk, and return at once."""
+        return open_model(
+            self.factory,
+            model,
+            settings,
+            template_options=self.template_options,
+            whole_context=True,
+            states=self.states,
+        )
 
 
 def open_model(
@@ -76,6 +83,7 @@ def open_model(
     raw: bool = False,
     template_options: Mapping[str, Any] | None = None,
     vocabulary_only: bool = False,
+    whole_context: bool = False,
     states: StatesFactory | None = None,
 ) -> Opened:
     """Begin to load a model and return at once; what is wrong with its file or format is raised before."""
@@ -97,6 +105,7 @@ def open_model(
                 gpu_layers=settings.gpu_layers,
                 threads=settings.threads,
                 vocabulary_only=vocabulary_only,
+                whole_context=whole_context,
             )
         ),
         states(model, name, settings) if states and not vocabulary_only else None,

@@ -96,7 +96,7 @@ def lines_of(runtime: Runtime, repl: Repl, vi: bool) -> Lines:
     piped = runtime.streams.piped
     if piped is not None:
         return PipedLines(decoded(piped.read(), "standard input"), runtime.streams.answer)
-    if plain_terminal() or not runtime.streams.out_is_terminal:
+    if plain_terminal() or not (runtime.streams.in_is_terminal and runtime.streams.out_is_terminal):
         return PlainPrompt(runtime.streams)
     from cerebrum_cli.terminal.completion import SlashCompleter
     from cerebrum_cli.terminal.obey import PARTS, SETTABLE

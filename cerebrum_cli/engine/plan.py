@@ -25,7 +25,11 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a model is to be opened; None and "auto" leave it to the machine."""
+    """How a model is to be opened; None and "auto" leave it to the machine.
+
+    With `whole_context` its memory is made for the longest sequence while it loads, as somebody who will talk wants it;
+    one answer is sooner there with as much as it takes.
+    """
 
     path: Path
     shape: Shape
@@ -34,6 +38,7 @@ class LoadOptions:
     threads: int | None = None
     slots: int = 1
     vocabulary_only: bool = False
+    whole_context: bool = False
 
 
 @dataclass(frozen=True, slots=True)

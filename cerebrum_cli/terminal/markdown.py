@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
     from rich.console import Console, ConsoleOptions
 
-REDRAW_EVERY_S = 1 / 15
+REDRAW_EVERY_S = 1 / 10
 REDRAW_AT_LEAST_EVERY_S = 1.0
-DRAWING_SHARE = 0.025  # of all time: decoding waits while this draws
+DRAWING_SHARE = 0.015  # of all time: decoding waits while this draws, and for the terminal too
 
 # A last line that holds nothing but such may yet become anything: it is not drawn before more of it is there.
 _UNCLEAR = re.compile(r"[\s>]*(?:[-=`~*_#|+: ]*|[0-9]+[.)]?\s*)")

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.application.archive import export_to, summaries
+from cerebrum_cli.application.archive import export_to, summaries, transcribed
 from cerebrum_cli.application.question import read_text
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.events import NoticeEvent
 from cerebrum_cli.ground.settings import KEYS, Settings, parsed
 from cerebrum_cli.terminal.clipboard import copy
 from cerebrum_cli.terminal.slash import Line, help_text
-from cerebrum_cli.terminal.tables import gauge_text, print_sessions, settings_lines, stats_line
+from cerebrum_cli.terminal.streams import columns
+from cerebrum_cli.terminal.tables import PIPE_WIDTH, gauge_text, print_sessions, settings_lines, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
@@ -28,7 +29,7 @@ TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry takes for temperatur
 
 
 def show_help(repl: Repl, _: Line) -> None:
-    repl.streams.answer(help_text())
+    repl.streams.answer(help_text(columns(repl.streams.out) if repl.streams.out_is_terminal else PIPE_WIDTH))
 
 
 def leave(repl: Repl, _: Line) -> None:
@@ -203,7 +204,7 @@ def show_final(repl: Repl, _: Line) -> None:
 
 
 def show_prompt(repl: Repl, _: Line) -> None:
-    repl.streams.answer(repl.chat.opened.responder.preview(repl.chat.conversation).prompt + "\n")
+    repl.streams.answer(transcribed(repl.chat.opened.responder, repl.chat.conversation))
 
 
 def show_thought(repl: Repl, _: Line) -> None:

@@ -72,7 +72,7 @@ class Repl:
         if gauge := chat.gauge:
             nearly = " nearly full" if gauge[0] > NEARLY_FULL * gauge[1] else ""
             said.append(gauge_text(*gauge) + nearly)
-        else:
+        elif not chat.opened.engine.is_loaded:
             said.append("loading")
         if self.last and self.last.reply and (speed := self.last.reply.finish.timings.tokens_per_second):
             said.append(f"{speed:.0f} tokens/s")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
+from textwrap import wrap
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.ground.errors import UsageError
+
+CALLS = 22  # columns of a call in the help
 
 Completes = Literal["", "path", "model", "session", "setting", "part"]
 
@@ -35,8 +39,8 @@ SLASHES = (
     Slash("set", "KEY [VALUE]", "change a setting; without a value it is as usual again", "setting"),
     Slash("params", "", "show the settings"),
     Slash("undo", "", "take the last question and its reply back"),
-    Slash("retry", "[TEMPERATURE|SEED]", "answer the last question again"),
-    Slash("edit", "[question|answer]", "change the last question, or its reply, in your editor, and go on", "part"),
+    Slash("retry", "[TEMP|SEED]", "answer the last question again, at a temperature or with a seed"),
+    Slash("edit", "[answer]", "change the last question, or its reply, in your editor, and go on", "part"),
     Slash("continue", "", "go on with a reply that was cut"),
     Slash("fork", "[NAME]", "go on in a session of its own; this one stays as it is"),
     Slash("sessions", "", "list the sessions that are kept"),
@@ -81,8 +85,16 @@ def parse_slash(line: str) -> Line | None:
     raise UsageError(f"there is no command /{name}", f"{do}/help shows them; a space before the slash asks it instead")
 
 
-def help_text() -> str:
-    """Return the commands and the keys, a line each."""
-    rows = [(f"/{slash.name} {slash.argument}".rstrip(), slash.does) for slash in SLASHES]
-    width = max(len(call) for call, _ in (*rows, *KEYS))
-    return "".join(f"{call:<{width}}  {does}\n".lstrip(" ") for call, does in (*rows, ("", ""), *KEYS))
+def help_text(width: int) -> str:
+    """Return the commands and the keys, a line each, or as many as they take in a window of so many columns."""
+    slashes = [(f"/{slash.name} {slash.argument}".rstrip(), slash.does) for slash in SLASHES]
+    return f"{_listed(slashes, width)}\n{_listed(KEYS, width)}"
+
+
+def _listed(rows: Iterable[tuple[str, str]], width: int) -> str:
+    lines = []
+    for call, does in rows:
+        indent = " " * CALLS
+        begin = f"{call:<{CALLS - 1}} " if len(call) < CALLS else f"{call}  "
+        lines += wrap(begin + does, max(width, 2 * CALLS), subsequent_indent=indent, drop_whitespace=True)
+    return "".join(f"{line}\n" for line in lines)

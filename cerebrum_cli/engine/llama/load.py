@@ -41,7 +41,10 @@ def open_llama(
     model = load_model(options, layers, tell, stop)
     threads = options.threads or thread_count()
     batch_size = max(options.slots, GPU_BATCH if layers and devices else CPU_BATCH)
-    return LlamaBackend(model, ContextOptions(context, options.slots, threads, batch_size), stop)
+    backend = LlamaBackend(model, ContextOptions(context, options.slots, threads, batch_size), stop)
+    if options.whole_context:
+        backend.reserve(context)
+    return backend
 
 
 def load_model(options: LoadOptions, layers: int, tell: Callable[[Event], None], stop: StopFlag) -> Any:
