@@ -170,7 +170,7 @@ def test_a_question_closed_before_the_first_word_has_an_empty_answer(endless_cha
 def test_what_was_said_is_there_while_it_is_said(
     endless_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.application.keeping.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("cerebrum_cli.application.saying.SAVE_EVERY_S", 0.0)
     events = endless_chat.say("One?")
     for event in events:
         if isinstance(event, TokenEvent) and event.token == ord("o"):

@@ -11,8 +11,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.application.history import History, Speaker, heard, name_of, params_of, spoken
-from cerebrum_cli.application.keeping import Keeping
 from cerebrum_cli.application.opening import Opened, Opener
+from cerebrum_cli.application.saying import Saying
 from cerebrum_cli.application.window import overflow
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import FormatError, PromptTooLong, SessionError
@@ -239,23 +239,23 @@ class Chat:
         """
         assert self.session is not None
         settings, store, responder = settings or self.settings, self.history.store, self.opened.responder
-        keeping = Keeping(store, self.session, self.speaker, settings, begun, before)
+        saying = Saying(store, self.session, self.speaker, settings, begun, before)
         try:
             yield from responder.load()
             if notice := self._fitted(begun, settings):
                 yield notice
-            keeping.session = self.session
+            saying.session = self.session
             with contextlib.closing(responder.respond([self.conversation], settings, begun=begun)) as events:
                 for event in events:
-                    keeping.emit(event)
+                    saying.emit(event)
                     yield event
         except PromptTooLong:
             self.session = store.move(self.session, back)
             raise
         except BaseException:  # Ctrl-C before there was anything to stop, too: the question stays
-            self.session = keeping.end()
+            self.session = saying.end()
             raise
-        self.session = keeping.end()
+        self.session = saying.end()
 
 
 def _loaded_with(settings: Settings) -> tuple[object, ...]:

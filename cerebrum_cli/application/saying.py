@@ -17,7 +17,7 @@ SAVE_EVERY_S = 1.0  # what a killed process may lose of a reply
 
 
 @dataclass(slots=True)
-class Keeping:
+class Saying:
     """The reply to the question that `session` has come to; it goes on with `begun`, the tokens of `before`, if any."""
 
     store: Store
