@@ -37,12 +37,13 @@ def tokens(text: str) -> tuple[int, ...]:
 
 def endless(script: Mapping[str, str]) -> Model:
     """Return a model that answers each prompt with its reply, over and over."""
+    said = {tokens(prompt): tokens(reply) for prompt, reply in script.items()}
 
     def model(held: tuple[int, ...], seed: int) -> int:
-        [(prompt, reply)] = [pair for pair in script.items() if held[: len(pair[0])] == tokens(pair[0])]
-        said = len(held) - len(prompt)
-        assert not said or held[-1] == tokens(reply)[(said - 1) % len(reply)]
-        return tokens(reply)[said % len(reply)]
+        prompt = max((prompt for prompt in said if held[: len(prompt)] == prompt), key=len)
+        reply, at = said[prompt], len(held) - len(prompt)
+        assert not at or held[-1] == reply[(at - 1) % len(reply)]
+        return reply[at % len(reply)]
 
     return model
 

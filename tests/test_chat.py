@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chats import finish, said, seated, text
 from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat import Chat
-from cerebrum_cli.application.history import History, led
-from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.opening import Opener
-from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.application.history import led
 from cerebrum_cli.ground.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
-from cerebrum_cli.ground.events import Event, FinishEvent, NoticeEvent, TokenEvent
-from cerebrum_cli.ground.settings import Settings, fold
-from cerebrum_cli.sessions.lock import SessionLock
+from cerebrum_cli.ground.events import NoticeEvent, TokenEvent
 from cerebrum_cli.sessions.store import Store
 
 ONE = "S\nUser: One?\nAI:"
@@ -49,37 +45,6 @@ def talking(store: Store, home: Path, file: Path, backend: Callable[[], Scripted
     chat = seated(store, home, file, backend)
     yield chat
     chat.leave()
-
-
-def seated(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend], **given: object) -> Chat:
-    """Return a chat with scripted models, whose states are kept in a folder; the name `missing` is no model's."""
-    layer = {"system": "S", "format": "cerebrum", **given}
-
-    def resolve(reference: str | None) -> Model:
-        if reference == "missing":
-            raise ModelNotFound("missing is not here", "pull it")
-        return Model(reference or "small", (file,))
-
-    def states(model: Model, form: str, _: Settings) -> StateStore:
-        return StateStore(home / "states", 10**9, model.name, form)
-
-    opener = Opener(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
-    model, settings = opener.settled(layer)
-    history = History(store, SessionLock(home / "locks"))
-    return Chat(history, opener, layer, opener.open(model, settings), settings)
-
-
-def text(events: Iterable[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, TokenEvent))
-
-
-def finish(events: Iterable[Event]) -> FinishEvent:
-    [ended] = [event for event in events if isinstance(event, FinishEvent)]
-    return ended
-
-
-def said(chat: Chat) -> list[str]:
-    return [stored.message.content for stored in chat.path]
 
 
 def test_each_turn_reads_only_what_is_new(chat: Chat) -> None:

@@ -110,12 +110,13 @@ def test_an_exchange_is_kept_whole_or_not_at_all(history: History) -> None:
     assert (history.store.sessions(), history.store.children(None)) == ([], [])
 
 
-def test_a_question_nobody_answered_is_left_behind(history: History) -> None:
+def test_a_question_nobody_answered_has_an_empty_reply_that_was_interrupted(history: History) -> None:
     answered = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
-    waiting = history.store.say(answered, Message("user", "And 3 + 3?"))
-    assert history.store.conversation(history.answered(waiting)) == SUM.assistant("Four.", (7, 8))
-    assert history.latest().leaf == answered.leaf
-    assert [stored.message.content for stored in history.store.children(answered.leaf)] == ["And 3 + 3?"]
+    history.store.say(answered, Message("user", "And 3 + 3?"))
+    session = history.latest()
+    whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
+    assert history.store.conversation(session) == whole
+    assert history.store.messages(session)[-1].said == Said(finish_reason="cancelled")
 
 
 def test_a_session_that_has_come_to_a_reply_stays_where_it_is(history: History) -> None:
@@ -123,8 +124,6 @@ def test_a_session_that_has_come_to_a_reply_stays_where_it_is(history: History) 
     assert history.answered(session) == session
     empty = history.store.create("empty", "chat")
     assert history.answered(empty) == empty
-    only_asked = history.store.say(empty, Message("user", "Hello?"))
-    assert history.answered(only_asked).leaf is None
 
 
 def test_the_latest_session_is_the_one_last_changed(history: History) -> None:

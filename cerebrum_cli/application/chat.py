@@ -10,16 +10,18 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.application.history import History, Speaker, heard, name_of, params_of, spoken
-from cerebrum_cli.application.opening import Opened, Opener
+from cerebrum_cli.application.context import fitted
+from cerebrum_cli.application.history import History, Speaker, name_of, params_of, spoken
+from cerebrum_cli.application.model import Model
+from cerebrum_cli.application.opening import Opened, Opener, loaded_with
 from cerebrum_cli.application.saying import Saying
-from cerebrum_cli.application.window import overflow
 from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import FormatError, PromptTooLong, SessionError
+from cerebrum_cli.ground.errors import CerebrumError, FormatError, Interrupted, SessionError
 from cerebrum_cli.ground.events import Event, NoticeEvent
 from cerebrum_cli.ground.settings import Layer, Settings
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 
+INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 KEPT_TOKENS = 64  # fewer are evaluated again as fast as they are found on disk
 
 
@@ -57,6 +59,11 @@ class Chat:
         return spoken(self.history.store, self.session, self.opened.model.reference)
 
     @property
+    def dropped(self) -> int:
+        """How many of the oldest messages the model no longer reads."""
+        return len(self.path) - len(self.conversation.messages)
+
+    @property
     def last_reply(self) -> StoredMessage | None:
         """The last reply, if the conversation has come to one."""
         path = self.path
@@ -79,9 +86,21 @@ class Chat:
 
     def say(self, text: str) -> Generator[Event, None, None]:
         """Keep a question, and yield the events of the reply. A question that does not fit is taken back."""
-        session = self._begun(text)
-        self.session = self.history.store.say(session, Message("user", text))
-        yield from self._replied(session.leaf)
+        is_first, session = self.session is None, self._begun(text)
+        try:
+            self.session = self.history.store.say(session, Message("user", text))
+            yield from self._replied(session.leaf)
+        except CerebrumError:
+            if is_first and self.session and self.session.leaf is None:  # nobody wants to go on from nothing
+                self.history.store.remove(self.session)
+                self.enter(None, self.name)
+            raise
+
+    def reask(self, text: str) -> Generator[Event, None, None]:
+        """Ask the last question in other words, and yield the events of the reply; what there was stays in the tree."""
+        (before, question), store = self._asked(), self.history.store
+        self.session = store.say(store.move(before, question.parent), Message("user", text))
+        yield from self._replied(before.leaf)
 
     def retry(self, settings: Settings | None = None) -> Generator[Event, None, None]:
         """Answer the last question again, with these settings if given; the reply there was stays in the tree."""
@@ -95,9 +114,16 @@ class Chat:
         mine = last.said.model == self.opened.model.reference
         if last.message.tokens is None or last.said.finish_reason == "stop" or not mine:
             raise SessionError(
-                "the last reply has ended by itself, or another model said it", "ask for more, or /retry it"
+                "nothing follows the last reply: it has ended by itself, or this model did not say it",
+                "ask for more, or /retry it",
             )
-        yield from self._replied(self._moved_to_question(), last.message.tokens, last)
+        yield from self.load()
+        begun, content = last.message.tokens, last.message.content
+        whole = self.opened.responder.whole(begun)
+        if len(whole) < len(begun):  # it was cut within a character, which is said again
+            content = content.removesuffix("\ufffd").rstrip()  # as replies end, whose last space waits for more
+        before = replace(last, message=replace(last.message, content=content))
+        yield from self._replied(self._moved_to_question(), whole, before)
 
     def undo(self) -> str | None:
         """Take the last question and its reply back, and return the question; None where there is none."""
@@ -167,22 +193,27 @@ class Chat:
         given = {key: value for key, value in {**self.given, **changes}.items() if value is not None}
         before = self.opened.model, self.settings
         model, settings = self.opener.settled(given)
-        if (model.paths, _loaded_with(settings)) != (before[0].paths, _loaded_with(before[1])):
+        if (model.paths, loaded_with(settings)) != (before[0].paths, loaded_with(before[1])):
             if notice := self.opened.keep(KEPT_TOKENS):
                 yield notice
-            self.opened.engine.close()
-            self.opened = self.opener.open(model, settings)
             try:
+                self._reopen(model, settings)
                 yield from self.opened.responder.load()
             except BaseException:
-                self.opened.engine.close()
-                self.opened = self.opener.open(*before)
+                self._reopen(*before)
                 raise
         self.given, self.settings = given, replace(settings, system=self.settings.system)
         if self.session:
-            speaker, params = self.speaker, params_of(self.settings)
-            leading = {"model": speaker.model, "format": speaker.format, "params": params}
-            self.session = self.history.store.lead(self.session, **leading)
+            self._lead()
+
+    def load(self) -> Generator[Event, None, None]:
+        """Yield the loading of the model; where that fails or is interrupted it begins again, for whoever asks next."""
+        model = self.opened.model
+        try:
+            yield from self.opened.responder.load()
+        except BaseException:
+            self._reopen(model, self.settings)
+            raise
 
     def leave(self) -> NoticeEvent | None:
         """Keep what the model has read, and let go of model and session; return what could not be kept."""
@@ -197,34 +228,40 @@ class Chat:
         """The last question, answered or not."""
         return next((each for each in reversed(self.path) if each.message.role == "user"), None)
 
+    def _reopen(self, model: Model, settings: Settings) -> None:
+        """Begin to load a model, once the one before is gone; an interruption in between can be followed by another."""
+        self.opened.engine.close()
+        self.opened = self.opener.open(model, settings)
+
     def _begun(self, text: str) -> Session:
         if self.session is None:
-            name = self.name or name_of(Conversation().user(text))
-            self.enter(self.history.begin(name, "chat", self.speaker, self.settings, self.settings.system))
+            name = self.name or self.history.store.free_name(name_of(Conversation().user(text)))
+            session = self.history.begin(name, "chat", self.speaker, self.settings, self.settings.system)
+            self.enter(session, self.name)
         assert self.session is not None
         return self.session
 
+    def _lead(self) -> Session:
+        """Have the session know who speaks in it now, and with which settings."""
+        assert self.session is not None
+        speaker, params = self.speaker, params_of(self.settings)
+        leading = {"model": speaker.model, "format": speaker.format, "params": params}
+        if any(getattr(self.session, key) != value for key, value in leading.items()):
+            self.session = self.history.store.lead(self.session, **leading)
+        return self.session
+
+    def _asked(self) -> tuple[Session, StoredMessage]:
+        """Return the session and the last question in it. SessionError where there is none."""
+        question = self.last_question
+        if question is None or self.session is None:
+            raise SessionError("there is no question to answer", "ask something first")
+        return self.session, question
+
     def _moved_to_question(self) -> int | None:
         """Go back to the last question, and return what the session had come to."""
-        question, before = self.last_question, self.session
-        if question is None or before is None:
-            raise SessionError("there is no question to answer", "ask something first")
+        before, question = self._asked()
         self.session = self.history.store.move(before, question.id)
         return before.leaf
-
-    def _fitted(self, begun: tuple[int, ...], settings: Settings) -> NoticeEvent | None:
-        """Drop the oldest turns from the context if the next reply needs their room, and return what to tell of it."""
-        responder, conversation = self.opened.responder, self.conversation
-        size = responder.context_size
-        assert size is not None and self.session is not None, "the model is loaded, and something was asked"
-        if settings.overflow == "stop":
-            return None
-        drop = overflow(conversation, lambda rest: responder.count(rest) + len(begun), size, settings.max_tokens)
-        if drop is None:
-            return None
-        kept = heard(self.history.store, self.session)[drop.messages :]
-        self.session = self.history.store.lead(self.session, first=kept[0].id)
-        return drop.notice(size)
 
     def _replied(
         self,
@@ -235,29 +272,35 @@ class Chat:
     ) -> Generator[Event, None, None]:
         """Yield the events of a reply to the question the session has come to, and keep it while it is said.
 
-        Where it cannot be given the session goes back to the message `back`.
+        Where it cannot be given or kept the session goes back to the message `back`.
         """
-        assert self.session is not None
-        settings, store, responder = settings or self.settings, self.history.store, self.opened.responder
-        saying = Saying(store, self.session, self.speaker, settings, begun, before)
+        settings, responder = settings or self.settings, self.opened.responder
+        saying = Saying(self.history.store, self._lead(), self.speaker, settings, begun, before)
         try:
-            yield from responder.load()
-            if notice := self._fitted(begun, settings):
+            yield from self.load()
+            session = self._lead()
+            saying.session, notice = fitted(saying.store, session, self.speaker.model, responder, len(begun), settings)
+            self.session = saying.session
+            if notice:
                 yield notice
-            saying.session = self.session
             with contextlib.closing(responder.respond([self.conversation], settings, begun=begun)) as events:
                 for event in events:
                     saying.emit(event)
                     yield event
-        except PromptTooLong:
-            self.session = store.move(self.session, back)
-            raise
-        except BaseException:  # Ctrl-C before there was anything to stop, too: the question stays
             self.session = saying.end()
+        except BaseException as error:
+            self._stop(saying, error, back)
             raise
-        self.session = saying.end()
 
-
-def _loaded_with(settings: Settings) -> tuple[object, ...]:
-    """Return what a model has to be opened anew for."""
-    return settings.format, settings.ctx, settings.threads, settings.gpu_layers
+    def _stop(self, saying: Saying, error: BaseException, back: int | None) -> None:
+        """Keep what was said when it was interrupted, also where that is nothing; otherwise go back, so that no
+        question stands without an answer."""
+        if isinstance(error, INTERRUPTIONS) or (saying.has_begun and not isinstance(error, SessionError)):
+            with contextlib.suppress(SessionError):
+                self.session = saying.end()
+                return
+        assert self.session is not None
+        try:
+            self.session = self.history.store.move(self.session, back)
+        except SessionError:  # the database cannot be written: here at least the conversation is as it was
+            self.session = replace(self.session, leaf=back)

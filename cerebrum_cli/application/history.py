@@ -61,18 +61,18 @@ class History:
         self.store.close()
 
     def answered(self, session: Session) -> Session:
-        """Return a session that has come to a reply: a question nobody answered, as its process ended, is left."""
+        """Return a session that has come to a reply: an empty one, interrupted, where its process ended before."""
         path = self.store.messages(session)
         if path and path[-1].message.role == "user":
-            return self.store.move(session, path[-1].parent)
+            return self.store.say(session, Message("assistant", ""), Said(finish_reason="cancelled"))
         return session
 
     def begin(
         self, name: str, origin: Origin, speaker: Speaker, settings: Settings, system_prompt: str | None
     ) -> Session:
-        """Begin a session, under a name like this that is free."""
+        """Begin a session. SessionError if the name is taken."""
         return self.store.create(
-            self.store.free_name(name),
+            name,
             origin,
             system_prompt=system_prompt,
             model=speaker.model,
@@ -93,7 +93,8 @@ class History:
         params = params_of(settings)
         with self.store.together():
             if session is None:
-                session = self.begin(name_of(conversation), origin, speaker, settings, conversation.system_prompt)
+                name = self.store.free_name(name_of(conversation))
+                session = self.begin(name, origin, speaker, settings, conversation.system_prompt)
             leading = {"system_prompt": conversation.system_prompt, "model": speaker.model, "format": speaker.format}
             session = self.store.lead(session, **leading)
             for message in conversation.messages[len(heard(self.store, session)) :]:
@@ -133,7 +134,7 @@ def led(session: Session | None, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def params_of(settings: Settings) -> dict[str, Any]:
     """Return the sampling settings a reply was made with."""
-    return {key: getattr(settings, key) for key in PARAMS}
+    return {**{key: getattr(settings, key) for key in PARAMS}, "stop": list(settings.stop)}
 
 
 def name_of(conversation: Conversation) -> str:

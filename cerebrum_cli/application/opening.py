@@ -111,3 +111,8 @@ def open_model(
         states(model, name, settings) if states and not vocabulary_only else None,
     )
     return Opened(model, name, engine, LocalResponder(engine, build, model.trained_context))
+
+
+def loaded_with(settings: Settings) -> tuple[object, ...]:
+    """Return the settings for which a model has to be opened anew."""
+    return settings.format, settings.ctx, settings.threads, settings.gpu_layers, settings.cache_gb

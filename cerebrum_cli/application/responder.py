@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,6 +16,8 @@ from cerebrum_cli.ground.errors import PromptTooLong
 from cerebrum_cli.ground.events import Event, FinishEvent, SequenceId, TokenEvent
 from cerebrum_cli.ground.parts import Part, Text
 from cerebrum_cli.ground.settings import Settings
+
+LONGEST = 4  # bytes of a character, and as many tokens at most
 
 FormatBuilder = Callable[[Backend], PromptFormat]
 """Build the format of a conversation once the model's vocabulary is known; FormatError if there is none."""
@@ -125,6 +128,13 @@ class LocalResponder:
         """Return tokens as text, special ones spelled out; the model must be loaded, or its vocabulary."""
         return spelled(self._engine.backend, ids)
 
+    def whole(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the tokens of a reply without those at its end that are only part of a character."""
+        backend, length = self._engine.backend, len(ids)
+        while length and not _is_whole(b"".join(backend.piece(token) for token in ids[:length][-LONGEST:])):
+            length -= 1
+        return ids[:length]
+
     def cancel(self) -> None:
         """End loading and replies."""
         self._engine.cancel()
@@ -160,6 +170,13 @@ def split(event: Event, splitters: dict[SequenceId, ThoughtSplitter]) -> Iterato
 def spelled(backend: Backend, ids: Sequence[int]) -> str:
     """Return tokens as text, special ones spelled out."""
     return b"".join(backend.piece(token, special=True) for token in ids).decode("utf-8", "replace")
+
+
+def _is_whole(data: bytes) -> bool:
+    """Return whether bytes do not end within a character; they may begin within one."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return not decoder.getstate()[0]
 
 
 def _end(prompt: Sequence[Part]) -> str:

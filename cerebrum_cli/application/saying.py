@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.application.history import Speaker, params_of, said
 from cerebrum_cli.application.reply import ReplyGatherer
 from cerebrum_cli.ground.conversation import Message
+from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.events import Event
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.sessions.rows import Said, Session, StoredMessage
@@ -34,14 +36,23 @@ class Saying:
     def emit(self, event: Event) -> None:
         """Take one event of the reply, and keep what was said so far when that is due."""
         self.gatherer.emit(event)
-        if self.gatherer.reply:
-            self.end()
-        elif self.gatherer.tokens and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
-            self._save(self._unfinished(None))
-            self._saved_at = time.monotonic()
+        with contextlib.suppress(SessionError):  # it goes on being said; `end` tries once more
+            if self.gatherer.reply:
+                self.end()
+            elif self.has_begun and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
+                self._saved_at = time.monotonic()
+                self._save(self._unfinished(None))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has been said."""
+        return bool(self.gatherer.tokens)
 
     def end(self) -> Session:
-        """Keep the reply as it has ended, or was interrupted, and return the session, which has come to it."""
+        """Keep the reply as it has ended, or was interrupted, and return the session, which has come to it.
+
+        SessionError where it cannot be kept.
+        """
         if not self._ended:
             reply = self.gatherer.reply
             self._save(said(reply, self.speaker, params_of(self.settings)) if reply else self._unfinished("cancelled"))

@@ -109,7 +109,8 @@ def ask(
             markdown = not (no_markdown or raw or constraint)
             shown = Shown(final, json, stats, markdown, quiet, verbose)
             events = opened.responder.respond([conversation], settings, constraint)
-            answer(runtime.streams, opened, events, shown, partial(kept.keep, conversation, opened, settings))
+            keep = partial(kept.keep, conversation, opened, settings)
+            answer(runtime.streams, opened, events, shown, keep, partial(kept.keep_read, opened))
     finally:
         opened.engine.close()
         kept.close()
@@ -175,15 +176,19 @@ class Kept:
         if self._unkept or self._history is None:
             return
         from cerebrum_cli.application.history import Speaker
-        from cerebrum_cli.application.reply import LONG_PROMPT
 
-        speaker, streams = Speaker(opened.model.reference, opened.format_name), self._runtime.streams
+        speaker = Speaker(opened.model.reference, opened.format_name)
         try:
             self._history.keep(self.session, conversation, reply, speaker, settings)
         except SessionError as error:
-            streams.notice(NoticeEvent(f"this exchange is not kept: {error.what}", error.do))
-        if reply.took_long_to_read and (notice := opened.keep(LONG_PROMPT)):
-            streams.notice(notice)
+            self._runtime.streams.notice(NoticeEvent(f"this exchange is not kept: {error.what}", error.do))
+
+    def keep_read(self, opened: Opened, reply: Reply) -> None:
+        """Keep what the model has read, if that took long, so that it need not be read again."""
+        from cerebrum_cli.application.reply import LONG_PROMPT
+
+        if not self._unkept and reply.took_long_to_read and (notice := opened.keep(LONG_PROMPT)):
+            self._runtime.streams.notice(notice)
 
     def close(self) -> None:
         """Let go of the session and of the database."""
@@ -209,8 +214,9 @@ def answer(
     events: Generator[Event, None, None],
     shown: Shown,
     keep: Callable[[Reply], None],
+    keep_read: Callable[[Reply], None],
 ) -> None:
-    """Play a reply out to the terminal or pipe, keep it, and print what comes after it."""
+    """Play a reply out to the terminal or pipe, keep it, and print what comes after it; what was read is kept last."""
     from cerebrum_cli.application.reply import ReplyGatherer, reply_object, shortfall
     from cerebrum_cli.terminal.progress import StatusLine
     from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, play
@@ -236,6 +242,8 @@ def answer(
             streams.answer(reply.final_answer + "\n")
         if reply and shown.stats:
             streams.talk(stats_line(reply.finish, opened.model.name, opened.format_name))
+        if reply:
+            keep_read(reply)
     if reply and not shown.quiet and (notice := shortfall(reply)):
         streams.notice(notice)
     if shown.final and reply and reply.final_answer is None:

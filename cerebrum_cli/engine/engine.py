@@ -36,6 +36,7 @@ class Engine:
         self._commands = Commands(self._stop)
         self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
         self._backend: Backend | None = None
+        self.has_failed = False  # whether the model cannot be loaded
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a process must not leave while native code runs, nor wait for a stopped thread
@@ -130,6 +131,7 @@ class Engine:
         try:
             backend = self._open(self._loading.put, self._stop)
         except BaseException as error:
+            self.has_failed = True
             self._loading.put(Failure(error))
             refuse(self._commands, error)
             return

@@ -1,0 +1,57 @@
+"""Chats with scripted models, for the tests of what a chat does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from cerebrum_cli.application.chat import Chat
+from cerebrum_cli.application.history import History
+from cerebrum_cli.application.model import Model
+from cerebrum_cli.application.opening import Opener
+from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.ground.errors import ModelNotFound
+from cerebrum_cli.ground.events import Event, FinishEvent, TokenEvent
+from cerebrum_cli.ground.settings import Settings, fold
+from cerebrum_cli.sessions.lock import SessionLock
+from cerebrum_cli.sessions.store import Store
+
+
+class Openable(Protocol):
+    """Something that opens as a backend."""
+
+    def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+        """Load it."""
+
+
+def seated(store: Store, home: Path, file: Path, backend: Callable[[], Openable], **given: object) -> Chat:
+    """Return a chat with scripted models, whose states are kept in a folder; the name `missing` is no model's."""
+    layer = {"system": "S", "format": "cerebrum", **given}
+
+    def resolve(reference: str | None) -> Model:
+        if reference == "missing":
+            raise ModelNotFound("missing is not here", "pull it")
+        return Model(reference or "small", (file,))
+
+    def states(model: Model, form: str, settings: Settings) -> StateStore | None:
+        return StateStore(home / "states", 10**9, model.name, form) if settings.cache_gb else None
+
+    opener = Opener(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
+    model, settings = opener.settled(layer)
+    history = History(store, SessionLock(home / "locks"))
+    return Chat(history, opener, layer, opener.open(model, settings), settings)
+
+
+def text(events: Iterable[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TokenEvent))
+
+
+def finish(events: Iterable[Event]) -> FinishEvent:
+    [ended] = [event for event in events if isinstance(event, FinishEvent)]
+    return ended
+
+
+def said(chat: Chat) -> list[str]:
+    return [stored.message.content for stored in chat.path]
