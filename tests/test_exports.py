@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.conversation import Conversation, Message, Role
 from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, printable, read_conversation
+from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
+from cerebrum_cli.sessions.names import printable
+from cerebrum_cli.sessions.rows import Said, StoredMessage
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
 READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")
@@ -26,13 +28,45 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return conversation
 
 
+def stored(role: Role, content: str, said: Said | None = None) -> StoredMessage:
+    return StoredMessage(1, None, Message(role, content), said or Said(), 0.0)
+
+
+def as_it_stands(name: str, conversation: Conversation) -> str:
+    """Return a conversation whose replies have ended by themselves as Markdown."""
+    stop = Said(finish_reason="stop", model="small")
+    messages = [stored(each.role, each.content, stop) for each in conversation.messages]
+    return as_markdown(name, conversation.system_prompt, messages)
+
+
 def test_markdown_has_a_heading_for_each_turn() -> None:
-    assert as_markdown("sums", SUMS) == (
+    assert as_it_stands("sums", SUMS) == (
         "# sums\n\n## System\n\nBe brief.\n\n## User\n\nWhat is 2 + 2?\n\n## Assistant\n\nFour.\n\n"
         "## User\n\nAnd 3 + 3?\n"
     )
-    assert as_markdown("hi", BARE) == "# hi\n\n## User\n\nHi\n\n## Assistant\n\nHello 😀\n"
-    assert as_markdown("nothing", Conversation()) == "# nothing\n"
+    assert as_it_stands("hi", BARE) == "# hi\n\n## User\n\nHi\n\n## Assistant\n\nHello 😀\n"
+    assert as_it_stands("nothing", Conversation()) == "# nothing\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "shown"),
+    [
+        ("One, tw", Said(finish_reason="cancelled", model="small"), "One, tw\n\n*(interrupted)*"),
+        ("One, tw", Said(finish_reason=None, model="small"), "One, tw\n\n*(interrupted)*"),  # its process was killed
+        ("One, tw", Said(finish_reason="length", model="small"), "One, tw\n\n*(cut)*"),
+        ("One, tw", Said(finish_reason="context", model="small"), "One, tw\n\n*(cut)*"),
+        ("One, two.", Said(finish_reason="stop", model="small"), "One, two."),
+        ("My own.", Said(), "My own."),  # of an import, or the user's own words
+        ("", Said(finish_reason="cancelled"), "*(interrupted)*"),
+        ("```py\nx =", Said(finish_reason="length", model="small"), "```py\nx =\n```\n\n*(cut)*"),
+        ("~~~~\n~~~\n```", Said(finish_reason="length", model="small"), "~~~~\n~~~\n```\n~~~~\n\n*(cut)*"),
+        ("```\nx\n```\ny `a`", Said(finish_reason="length", model="small"), "```\nx\n```\ny `a`\n\n*(cut)*"),
+        ("```a``` b", Said(finish_reason="length", model="small"), "```a``` b\n\n*(cut)*"),
+    ],
+)
+def test_markdown_tells_how_a_reply_that_did_not_end_by_itself_did(content: str, said: Said, shown: str) -> None:
+    markdown = as_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, said)])
+    assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{shown}\n"
 
 
 def test_messages_are_openais_list() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -97,6 +98,26 @@ def test_the_lock_dies_with_its_process(
             lock.take(one)
         holder.send_signal(number)
     lock.take(one)
+
+
+def test_only_its_owner_can_read_a_lock(tmp_path: Path, lock: SessionLock, one: Session) -> None:
+    before = os.umask(0)
+    try:
+        lock.take(one)
+    finally:
+        os.umask(before)
+    directory = tmp_path / "locks"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in directory.iterdir()} == {0o600}
+
+
+def test_a_lock_goes_with_its_session(tmp_path: Path, lock: SessionLock, other: SessionLock, one: Session) -> None:
+    lock.discard()
+    lock.take(one)
+    assert (tmp_path / "locks" / f"{one.id}.lock").exists()
+    lock.discard()
+    assert list((tmp_path / "locks").iterdir()) == []
+    other.take(one)
 
 
 def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path, one: Session) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,9 +85,42 @@ def test_what_was_said_is_there_for_the_next_process(sessions: Store, path: Path
 
 
 def test_a_name_is_found_exactly(sessions: Store) -> None:
-    made = {name: sessions.create(name, "ask") for name in ("a", "A", "a ", "ä", "a%", "日本", "😀", "", "x" * 1000)}
+    made = {name: sessions.create(name, "ask") for name in ("a", "A", "a b", "ä", "a%", "日本", "😀", "x" * 1000)}
     assert {name: sessions.find(name) for name in made} == made
     assert [sessions.find(name) for name in ("b", "aa", "_", "\udcff")] == [None] * 4
+
+
+@pytest.mark.parametrize("name", ["", " ", " a", "a ", "a\nb", "a\t", "\x1b[2J", "a\u2028b", "\u200b", "a\0b"])
+def test_a_name_that_could_not_be_typed_again_is_refused(sessions: Store, name: str) -> None:
+    session = sessions.create("a", "chat")
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: sessions.create(name, "chat"),
+        lambda: sessions.lead(session, name=name),
+    )
+    for attempt in attempts:
+        with pytest.raises(SessionError) as caught:
+            attempt()
+        assert caught.value.what == f"{name!r} is no name for a session"
+        assert caught.value.what.isprintable()
+        assert "one line" in caught.value.do
+    assert sessions.names() == ["a"]
+
+
+def test_a_name_that_is_no_text_is_kept_as_one(sessions: Store) -> None:
+    assert sessions.free_name("a\udcff") == "a\ufffd"
+    session = sessions.create("a\udcff", "chat")
+    assert (session.name, sessions.free_name("a\udcff")) == ("a\ufffd", "a\ufffd-2")
+    assert sessions.find("a\udcff") == session
+    assert sessions.lead(session, name="b\udcff").name == "b\ufffd"
+
+
+def test_a_session_of_any_name_there_once_could_be_is_gone_on_from(sessions: Store, path: Path) -> None:
+    sessions.create("a", "chat")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE sessions SET name = ' a\n'")
+    session = sessions.find(" a\n")
+    assert session
+    assert texts(sessions.messages(sessions.lead(talk(sessions, session, "one"), model="m"))) == ["one"]
 
 
 def test_a_name_is_given_once(sessions: Store) -> None:
@@ -131,6 +166,7 @@ def test_sessions_are_listed_with_the_last_changed_first(sessions: Store) -> Non
     sessions.say_on(b, Message("assistant", "third"), Said())
     listed = [(summary.session.name, summary.messages, summary.first) for summary in sessions.sessions()]
     assert listed == [("b", 2, "first"), ("a", 1, "hello"), ("c", 0, "")]
+    assert sessions.names() == ["b", "a", "c"]
     assert sessions.sessions()[1].session == a
     latest = sessions.latest()
     assert latest is not None
@@ -256,6 +292,60 @@ def test_removing_a_session_that_was_moved_back_to_its_beginning_leaves_nothing(
     assert rows(path, "SELECT content FROM messages") == []
 
 
+def stored_bytes(path: Path) -> bytes:
+    """Return all that is in the database's folder."""
+    return b"".join(file.read_bytes() for file in path.parent.iterdir())
+
+
+def test_what_was_removed_cannot_be_read_in_the_file(sessions: Store, path: Path) -> None:
+    session = talk(sessions, sessions.create("about-giraffes", "chat"), "a secret zebra", "elephants secretly")
+    kept = talk(sessions, sessions.create("kept", "chat"), "an okapi")
+    sessions.say_on(session, Message("assistant", "elephants secretly, and a walrus"), Said(reasoning="hippos"))
+    words = (b"giraffes", b"secret", b"zebra", b"elephant", b"walrus", b"hippos")
+    assert all(word in stored_bytes(path) for word in words)
+    with contextlib.closing(Store(path)) as other:  # a chat that is open
+        assert len(other.sessions()) == 2
+        sessions.remove(session)
+        sessions.scrub()
+        assert [word for word in words if word in stored_bytes(path)] == []
+        assert found(other, "okapi") == [("kept", "an okapi")]
+        assert texts(other.messages(kept)) == ["an okapi"]
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize("seed", [17, 18])
+def test_no_page_keeps_a_piece_of_what_was_moved_to_another(sessions: Store, path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    for step in range(12):
+        with sessions.together():
+            session, word = sessions.create(f"n{step:02}", "chat"), f"n{step:02}x"
+            for _ in range(chance.choice((1, 2, 5, 40))):
+                text = " ".join(f"{word}{number}" for number in range(chance.choice((1, 20, 300))))
+                session = talk(sessions, session, text)
+        if step % 3 == 2:
+            name = chance.choice(sessions.names())
+            gone = sessions.find(name)
+            assert gone
+            sessions.remove(gone)
+            sessions.scrub()
+            assert name.encode() not in stored_bytes(path)
+
+
+def test_what_cannot_be_scrubbed_is_told_and_the_next_removal_does_it(
+    sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BUSY_S", 0.05)
+    session, other = talk(sessions, sessions.create("a", "chat"), "zebra"), sessions.create("b", "chat")
+    sessions.remove(session)
+    with contextlib.closing(Store(path)) as writer, writer.together():
+        with pytest.raises(SessionError, match=r"^what was removed may still be read in .*sessions\.db: ") as caught:
+            sessions.scrub()
+        assert "the next removal tries again" in caught.value.do
+    sessions.remove(other)
+    sessions.scrub()
+    assert b"zebra" not in stored_bytes(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -371,6 +461,80 @@ def test_answers_a_session_was_moved_back_from_do_not_use_up_a_search(sessions: 
         last = talk(sessions, session, answer)
     assert len(sessions.children(session.leaf)) == 3
     assert [hit.message.id for hit in sessions.search("elephant", limit=1)] == [last.leaf]
+
+
+def test_a_message_another_session_hangs_on_is_found_in_the_one_that_leads_to_it(sessions: Store) -> None:
+    session = talk(sessions, sessions.create("a", "chat"), "one", "two", "three", "an elephant")
+    fork = sessions.create("b", "chat", leaf=session.leaf)
+    talk(sessions, sessions.move(session, sessions.messages(session)[1].id), "four")
+    assert found(sessions, "elephant") == [("b", "an elephant")]
+    assert found(sessions, "one") == [("a", "one")]
+    sessions.move(fork, None)
+    assert found(sessions, "elephant") == []
+
+
+def test_a_few_of_many_messages_are_found_without_reading_the_others(sessions: Store) -> None:
+    with sessions.together():
+        session = sessions.create("a", "chat")
+        for number in range(400):
+            session = talk(sessions, session, f"{number} elephant " + "word " * 2000)
+
+    def seconds(limit: int) -> float:
+        begun = time.perf_counter()
+        assert len(sessions.search("elephant", limit)) == limit
+        return time.perf_counter() - begun
+
+    assert min(seconds(1) for _ in range(3)) < min(seconds(400) for _ in range(3)) / 5
+
+
+# Who may read it.
+
+
+def modes(path: Path) -> dict[str, int]:
+    """Return the rights of the database's folder, and of the files in it."""
+    return {each.name: each.stat().st_mode & 0o777 for each in (path.parent, *path.parent.iterdir())}
+
+
+PRIVATE = {"new": 0o700, "sessions.db": 0o600, "sessions.db-wal": 0o600, "sessions.db-shm": 0o600}
+
+
+@pytest.fixture
+def generous() -> Iterator[None]:
+    """Have files made for everybody to read and write."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("generous")
+def test_only_its_owner_can_read_what_was_said(sessions: Store, path: Path) -> None:
+    sessions.create("a", "chat")
+    assert modes(path) == PRIVATE
+    sessions.scrub()
+    assert modes(path) == PRIVATE
+
+
+@pytest.mark.usefixtures("generous")
+def test_a_database_that_others_could_read_is_closed_to_them(sessions: Store, path: Path) -> None:
+    sessions.create("a", "chat")
+    for file in path.parent.iterdir():
+        file.chmod(0o644)
+    with contextlib.closing(Store(path)) as other:
+        assert other.names() == ["a"]
+    assert modes(path) == PRIVATE
+
+
+def test_a_database_whose_rights_are_anothers_is_opened_all_the_same(
+    sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(self))
+
+    sessions.create("a", "chat")
+    path.chmod(0o644)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with contextlib.closing(Store(path)) as other:
+        assert other.names() == ["a"]
 
 
 # Transactions, and other processes.

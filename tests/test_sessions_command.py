@@ -13,6 +13,7 @@ import pytest
 from command_line import CommandLine, Finished, saying, talking
 
 from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
 
 
@@ -110,6 +111,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(user: CommandLine) -> N
     assert process.returncode == 130
     reply = shown(user, "talk")["messages"][1]
     assert reply["finish_reason"] == "cancelled"
+    assert user.run("sessions", "show", "talk").out.endswith(f"{reply['content']}\n\n*(interrupted)*\n")
     assert reply["content"].endswith(out.decode().strip()[-10:])
     ask(user, "Go on.", "Well.", "-c")
     assert len(shown(user, "talk")["messages"]) == 4
@@ -198,6 +200,18 @@ def test_a_transcript_is_the_exact_text_the_model_saw(user: CommandLine, mistral
     )
 
 
+def test_a_transcript_has_what_another_model_said_as_text(user: CommandLine, mistral_model: Path) -> None:
+    assert user.run("pull", mistral_model, "--name", "other").code == 0
+    ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum")
+    ask(user, "Two?", "Second.", "-c", "-m", "small", "--format", "embedded")
+    done = user.run("sessions", "export", "one", "--as", "transcript")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith(
+        "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\nFirst.<|im_end|>\n"
+        "<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\nSecond.\n"
+    )
+
+
 def test_a_session_is_removed_when_somebody_says_so(user: CommandLine) -> None:
     ask(user, "Why?", "So.")
     done = user.run("sessions", "rm", "why")
@@ -205,6 +219,42 @@ def test_a_session_is_removed_when_somebody_says_so(user: CommandLine) -> None:
     done = user.run("sessions", "rm", "why", "-y")
     assert (done.code, done.err) == (0, "why is gone, and 2 messages with it\n")
     assert listed(user) == []
+
+
+def test_what_is_removed_leaves_no_trace(user: CommandLine) -> None:
+    ask(user, "Who hides the zebra?", "A walrus.")
+    ask(user, "What stays?", "This.")
+    kept = user.home / "data" / "cerebrum" / "sessions"
+    assert user.run("sessions", "rm", "who-hides-the-zebra", "-y").code == 0
+    files = [file for file in kept.rglob("*") if file.is_file()]
+    for word in (b"zebra", b"walrus", b"hides"):
+        assert [file.name for file in files if word in file.read_bytes()] == []
+    assert [file.name for file in files if file.suffix == ".lock"] == []
+    assert {file.stat().st_mode & 0o077 for file in (kept, *kept.rglob("*"))} == {0}
+    assert said(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
+
+
+def test_a_session_that_is_open_is_not_removed(user: CommandLine) -> None:
+    ask(user, "Why?", "So.")
+    directory = user.home / "data" / "cerebrum" / "sessions"
+    session, lock = Store(directory / "sessions.db").find("why"), SessionLock(directory / "locks")
+    assert session
+    lock.take(session)
+    done = user.run("sessions", "rm", "why", "-y")
+    assert (done.code, done.err.splitlines()[0]) == (1, "error: the session why is open in another process")
+    assert len(listed(user)) == 1
+    lock.release()
+    assert user.run("sessions", "rm", "why", "-y").code == 0
+    assert listed(user) == []
+
+
+@pytest.mark.parametrize("name", ["", " pad ", "a\nb"])
+def test_a_name_that_could_not_be_typed_again_is_not_taken(user: CommandLine, name: str) -> None:
+    (user.home / " talk \n.json").write_text('[{"role": "user", "content": "Hi"}]')
+    done = user.run("sessions", "import", " talk \n.json", "--name", name)
+    assert (done.code, done.err.splitlines()[0]) == (1, f"error: {name!r} is no name for a session")
+    assert user.run("sessions", "import", " talk \n.json").code == 0
+    assert [row["name"] for row in listed(user)] == ["talk"]
 
 
 def test_an_answer_stands_where_it_cannot_be_kept(user: CommandLine) -> None:

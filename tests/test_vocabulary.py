@@ -15,6 +15,7 @@ from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, 
 
 from cerebrum_cli.application.responder import spelled
 from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.parts import Part, Text, Tokens, joined
 
 UNK, BOS, EOS = 0, 1, 2  # of Mistral's vocabulary
@@ -193,6 +194,20 @@ def test_broken_text_does_no_harm(text: str, mistral: LlamaBackend, chatml: Llam
     for trusted in (False, True):
         assert pieces(mistral, mistral.tokenize((Text(text, trusted),))) == b" " + data
         assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == data
+
+
+@pytest.mark.parametrize("token", [-1, -(2**31), 32000, 2**31 - 1])
+def test_a_token_of_another_vocabulary_is_refused_and_ends_no_process(token: int, mistral: LlamaBackend) -> None:
+    assert mistral.size == 32000
+    attempts = (
+        lambda: mistral.piece(token),
+        lambda: mistral.piece(token, special=True),
+        lambda: mistral.tokenize((Tokens((token,)),)),
+        lambda: mistral.tokenize((Tokens((THINK, token, THINK)), Text("a"))),
+    )
+    for attempt in attempts:
+        with pytest.raises(EngineError, match=rf"^token {token} is not in the vocabulary of this model"):
+            attempt()
 
 
 def test_a_piece_may_be_longer_than_any_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.history import name_of
+from cerebrum_cli.application.history import name_of, spoken
 from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.opening import BackendFactory, open_model
+from cerebrum_cli.application.opening import BackendFactory, Opened, open_model
 from cerebrum_cli.application.question import read_text
 from cerebrum_cli.application.responder import LocalResponder
 from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import SessionError, UsageError
+from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.ground.text import utc_text
-from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, printable, read_conversation
+from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
+from cerebrum_cli.sessions.names import printable
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
@@ -55,9 +56,9 @@ def hits(store: Store, text: str) -> list[dict[str, Any]]:
 
 def exported(store: Store, session: Session, shape: str) -> str:
     """Return a session as Markdown, as OpenAI's messages (`json`) or as ShareGPT."""
-    conversation = store.conversation(session)
     if shape == "markdown":
-        return as_markdown(session.name, conversation)
+        return as_markdown(session.name, session.system_prompt, store.messages(session))
+    conversation = store.conversation(session)
     if shape == "sharegpt":
         return _pretty(as_sharegpt(session.name, conversation))
     return _pretty({"name": session.name, "model": session.model, "messages": as_messages(conversation)})
@@ -67,9 +68,17 @@ def transcript(factory: BackendFactory, model: Model, settings: Settings, store:
     """Return the exact text the model has read and said, with no more of it loaded than that takes."""
     opened = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
     try:
-        return transcribed(opened.responder, store.conversation(session))
+        return _transcript(opened, store, session)
     finally:
         opened.engine.close()
+
+
+def _transcript(opened: Opened, store: Store, session: Session) -> str:
+    model = opened.model.reference
+    conversation, last = spoken(store, session, model), store.messages(session)[-1:]
+    if last and last[0].said.model == model:  # nothing follows it: its tokens are what was said, also of a mere thought
+        conversation = replace(conversation, messages=(*conversation.messages[:-1], last[0].message))
+    return transcribed(opened.responder, conversation)
 
 
 def transcribed(responder: LocalResponder, conversation: Conversation) -> str:
@@ -84,15 +93,20 @@ def transcribed(responder: LocalResponder, conversation: Conversation) -> str:
     return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
 
 
-def export_to(path: Path, store: Store, session: Session, responder: LocalResponder) -> None:
+def export_to(path: Path, store: Store, session: Session, opened: Opened) -> None:
     """Write a session to a new file, in the shape its name asks for. UsageError where that cannot be."""
     shape = EXPORTS.get(path.suffix)
     if shape is None:
         raise UsageError(f"{path}: its ending names no shape", f"end it in {', '.join(EXPORTS)}")
-    text = transcribed(responder, store.conversation(session)) if not shape else exported(store, session, shape)
+    text = exported(store, session, shape) if shape else _transcript(opened, store, session)
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        file = path.open("x", encoding="utf-8")
+        try:
+            with file:
+                file.write(text)
+        except BaseException:
+            path.unlink(missing_ok=True)  # a part of it would be there already when it is tried again
+            raise
     except FileExistsError as error:
         raise UsageError(f"{path} is there already", "name another file") from error
     except OSError as error:
@@ -102,12 +116,8 @@ def export_to(path: Path, store: Store, session: Session, responder: LocalRespon
 def imported(store: Store, file: Path, name: str | None) -> Session:
     """Keep the conversation in a file, under its own name, the file's or a given one."""
     own, conversation = read_conversation(read_text(file), str(file))
-    if name is not None and not printable(name):
-        raise SessionError("an empty name is no name", "give another one with --name")
     if name is None:
-        name = store.free_name(own or file.stem or name_of(conversation))
-    elif store.find(name):
-        raise SessionError(f"there is a session {name} already", "choose another name")
+        name = store.free_name(own or printable(file.stem) or name_of(conversation))
     with store.together():
         session = store.create(name, "import", system_prompt=conversation.system_prompt)
         for message in conversation.messages:

@@ -19,6 +19,7 @@ from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import CerebrumError, FormatError, Interrupted, SessionError
 from cerebrum_cli.ground.events import Event, NoticeEvent
 from cerebrum_cli.ground.settings import Layer, Settings
+from cerebrum_cli.sessions.names import checked_name
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
@@ -181,7 +182,7 @@ class Chat:
         """Call the session otherwise, now or as soon as it begins. SessionError if the name is taken."""
         if self.session:
             self.session = self.history.store.lead(self.session, name=name)
-        elif self.history.store.find(name):
+        elif self.history.store.find(checked_name(name)):
             raise SessionError(f"there is a session {name} already", "choose another name")
         self.name = name
 

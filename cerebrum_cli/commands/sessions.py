@@ -85,9 +85,12 @@ def rm(context: typer.Context, name: Name, quiet: options.Quiet = False, yes: op
     runtime = options.runtime_of(context)
     history = runtime.history
     session = history.named(name)
+    history.lock.take(session)
     options.require_agreement(runtime.streams, f"Delete the session {name}?", name, yes)
     count = history.store.remove(session)
+    history.lock.discard()
     runtime.forget_states()
+    history.store.scrub()
     if not quiet:
         runtime.streams.talk(f"{name} is gone, and {count} {'message' if count == 1 else 'messages'} with it")
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cerebrum_cli.ground.conversation import Conversation, Message, Role, text_of
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.sessions.names import printable
+from cerebrum_cli.sessions.rows import StoredMessage
 
 SPEAKERS = {"user": "User", "assistant": "Assistant"}
+ENDS = {"cancelled": "interrupted", None: "interrupted", "length": "cut", "context": "cut"}  # other than by itself
 _SHAREGPT: Mapping[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(.*)")
 _SHAPES = 'it must be {"messages": [...]} as OpenAI has it, or {"conversations": [...]} as ShareGPT'
 
 
-def as_markdown(name: str, conversation: Conversation) -> str:
-    """Return a conversation as Markdown: a heading for each turn."""
-    system = [] if conversation.system_prompt is None else [f"## System\n\n{conversation.system_prompt}"]
-    turns = [f"## {SPEAKERS[message.role]}\n\n{message.content.strip()}" for message in conversation.messages]
+def as_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
+    """Return a conversation as Markdown: a heading for each turn, a line after a reply that has not ended by itself."""
+    system = () if system_prompt is None else ("## System", system_prompt)
+    turns = [part for stored in messages for part in _markdown_turn(stored)]
     return "\n\n".join((f"# {name}", *system, *turns)) + "\n"
 
 
@@ -58,9 +63,29 @@ def read_conversation(text: str, source: str) -> tuple[str | None, Conversation]
     return (printable(name) or None if isinstance(name, str) else None), _conversation(said, source)
 
 
-def printable(name: str) -> str:
-    """Return a name without what cannot be printed on one line."""
-    return "".join(char if char.isprintable() else " " for char in well_formed(name)).strip()
+def _markdown_turn(stored: StoredMessage) -> Iterable[str]:
+    message, said = stored.message, stored.said
+    yield f"## {SPEAKERS[message.role]}"
+    content = message.content.strip()
+    sampled = said.model or said.finish_reason  # what was imported, or is the user's own, has no end to tell of
+    end = ENDS.get(said.finish_reason) if message.role == "assistant" and sampled else None
+    if content:
+        yield f"{content}\n{fence}" if end and (fence := _open_fence(content)) else content
+    if end:
+        yield f"*({end})*"
+
+
+def _open_fence(text: str) -> str:
+    """Return what closes a code block that a text ends in."""
+    fence = ""
+    for line in text.splitlines():
+        if not (found := _FENCE.match(line)):
+            continue
+        if not fence:
+            fence = found[1]
+        elif found[1].startswith(fence) and not found[2]:
+            fence = ""
+    return fence
 
 
 def _turn(item: Any, where: str) -> tuple[str, str]:

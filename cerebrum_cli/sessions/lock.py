@@ -7,11 +7,12 @@ import sqlite3
 from pathlib import Path
 
 from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.sessions.private import private_database, private_folder
 from cerebrum_cli.sessions.rows import Session
 
 
 class SessionLock:
-    """A lock on one session at most; `directory` holds an empty file for each that was ever led.
+    """A lock on one session at most; `directory` holds an empty file for each that was led and is not removed.
 
     It is SQLite's own: a transaction that is never ended on a database that is never written. That locks on every
     system and file system the sessions' database does, and is loaded already.
@@ -35,11 +36,22 @@ class SessionLock:
             self._held[1].close()
             self._held = None
 
+    def discard(self) -> None:
+        """Let go of what is locked, and remove its file: the session is gone."""
+        if self._held:
+            with contextlib.suppress(OSError):
+                self._path_of(self._held[0]).unlink(missing_ok=True)
+            self.release()
+
+    def _path_of(self, session: int) -> Path:
+        return self._directory / f"{session}.lock"
+
     def _locked(self, session: Session) -> sqlite3.Connection:
-        path = self._directory / f"{session.id}.lock"
+        path = self._path_of(session.id)
         database = None
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            private_folder(self._directory)
+            private_database(path)
             database = sqlite3.connect(path, timeout=0, isolation_level=None)
             database.execute("BEGIN EXCLUSIVE")
         except (OSError, sqlite3.Error) as error:
@@ -48,6 +60,6 @@ class SessionLock:
                     database.close()
             if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
                 what = f"the session {session.name} is open in another process"
-                raise SessionError(what, "leave it there, or begin another: cerebrum chat --session NAME") from error
+                raise SessionError(what, "leave it there first, or use another session") from error
             raise SessionError(f"{path}: {error}", "see to it that it can be written to") from error
         return database

@@ -17,6 +17,9 @@ from typing import Any
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.sessions.names import checked_name
+from cerebrum_cli.sessions.private import private_database, private_folder
+from cerebrum_cli.sessions.removal import remove, scrub
 from cerebrum_cli.sessions.rows import (
     COLUMNS,
     MARKS,
@@ -31,9 +34,16 @@ from cerebrum_cli.sessions.rows import (
     stored_message,
 )
 from cerebrum_cli.sessions.schema import STEPS, migrate, version_of, write_ahead
+from cerebrum_cli.sessions.search import search
 
 BUSY_S = 10.0  # how long a change waits for another process's
 _LATEST = len(STEPS)
+_BEGINNINGS = (  # how many messages each session has, and the first of them
+    "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
+    " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent IS NOT NULL),"
+    " begun AS (SELECT session, at, max(depth) AS count FROM path GROUP BY session)"
+    " SELECT begun.session, count, content FROM begun JOIN messages ON messages.id = at"
+)
 
 
 class Store:
@@ -61,8 +71,11 @@ class Store:
         leaf: int | None = None,
         first: int | None = None,
     ) -> Session:
-        """Begin a session, from a message of another one where `leaf` is given. SessionError if the name is taken."""
-        now, name = time.time(), well_formed(name)
+        """Begin a session, from a message of another one where `leaf` is given.
+
+        SessionError if the name is taken, or none.
+        """
+        now, name = time.time(), checked_name(name)
         with self._changing() as database:
             try:
                 database.execute(
@@ -82,6 +95,7 @@ class Store:
 
     def free_name(self, wanted: str) -> str:
         """Return a name no session has: the wanted one, or that with a number after it."""
+        wanted = well_formed(wanted)
         with self._reading() as database:
             rows = database.execute("SELECT name FROM sessions WHERE substr(name, 1, ?) = ?", (len(wanted), wanted))
             taken = {row["name"] for row in rows.fetchall()}
@@ -97,15 +111,17 @@ class Store:
             row = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
             return session_of(row) if row else None
 
+    def names(self) -> list[str]:
+        """Return the names of all sessions, the last changed first."""
+        with self._reading() as database:
+            return [row["name"] for row in database.execute("SELECT name FROM sessions ORDER BY updated DESC, id DESC")]
+
     def sessions(self) -> list[Summary]:
         """Return all sessions, the last changed first."""
         with self._reading() as database:
+            begun = {row["session"]: (row["count"], row["content"]) for row in database.execute(_BEGINNINGS)}
             rows = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC").fetchall()
-            found = []
-            for session in map(session_of, rows):
-                path = self._path_to(database, session.leaf)
-                found.append(Summary(session, len(path), path[0].message.content if path else ""))
-            return found
+            return [Summary(session, *begun.get(session.id, (0, ""))) for session in map(session_of, rows)]
 
     def messages(self, session: Session) -> list[StoredMessage]:
         """Return a session's messages, from the first to the one it has come to."""
@@ -150,6 +166,8 @@ class Store:
 
     def lead(self, session: Session, **values: Any) -> Session:
         """Change what a session is led with: system_prompt, model, format, params, first; or its name."""
+        if "name" in values:
+            values["name"] = checked_name(values["name"])
         columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
         with self._changing() as database:
             self._present(database, session)
@@ -157,7 +175,7 @@ class Store:
             try:
                 database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*columns.values(), session.id))
             except sqlite3.IntegrityError as error:
-                raise self._taken(error, str(values.get("name"))) from error
+                raise self._taken(error, values.get("name", "")) from error
             return session_of(self._present(database, session))
 
     def remove(self, session: Session) -> int:
@@ -166,38 +184,22 @@ class Store:
         Messages of sessions that are gone already go with the last one that needed them.
         """
         with self._changing() as database:
-            database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
-            rows = database.execute("SELECT id, parent, session FROM messages").fetchall()
-            alive = {row["id"] for row in database.execute("SELECT id FROM sessions")}
-            leaves = [row["leaf"] for row in database.execute("SELECT leaf FROM sessions WHERE leaf IS NOT NULL")]
-            parents = {row["id"]: row["parent"] for row in rows}
-            kept: set[int] = set()
-            for needed in (*leaves, *(row["id"] for row in rows if row["session"] in alive)):
-                while needed is not None and needed not in kept:
-                    kept.add(needed)
-                    needed = parents[needed]
-            gone = sorted(parents.keys() - kept, reverse=True)  # children first: they were said later
-            database.executemany("DELETE FROM messages WHERE id = ?", [(each,) for each in gone])
-            return len(gone)
+            return remove(database, session.id)
+
+    def scrub(self) -> None:
+        """Write the file anew, so that nothing of what was removed can be read in it."""
+        try:
+            scrub(self._opened())
+        except sqlite3.Error as error:
+            what = f"what was removed may still be read in {self._path}: {error}"
+            raise SessionError(
+                what, "free some space, or end what else uses it; the next removal tries again"
+            ) from error
 
     def search(self, text: str, limit: int = 50) -> list[Hit]:
         """Return the messages that hold all words of a text, the best first, each in the session last changed."""
-        words = well_formed(text).replace("\0", " ").split()
-        quoted = " ".join(f'"{word.replace(chr(34), chr(34) * 2)}"' for word in words)
-        if not quoted:
-            return []
         with self._reading() as database:
-            rows = database.execute(
-                "SELECT messages.*, snippet(texts, 0, '', '', ' ... ', 16) AS excerpt FROM texts"
-                " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY rank",
-                (quoted,),
-            ).fetchall()
-            within: dict[int, Session] = {}
-            for row in database.execute("SELECT * FROM sessions ORDER BY updated").fetchall():
-                session = session_of(row)
-                within.update((stored.id, session) for stored in self._path_to(database, session.leaf))
-            found = [row for row in rows if row["id"] in within][:limit]
-            return [Hit(within[row["id"]], stored_message(row), row["excerpt"]) for row in found]
+            return search(database, text, limit)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -230,11 +232,12 @@ class Store:
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                private_folder(self._path.parent)
             except OSError as error:
                 raise SessionError(
                     f"{error.filename}: {error.strerror}", "make room for it, or use --no-log"
                 ) from error
+            private_database(self._path)
             database = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
             try:
                 database.row_factory = sqlite3.Row

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.parts import Part, Text, Tokens
 
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -46,7 +47,10 @@ class Vocabulary:
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
 
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
-        """Return the ids of a prompt, with BOS in front where the vocabulary asks for it and the prompt has none."""
+        """Return the ids of a prompt, with BOS in front where the vocabulary asks for it and the prompt has none.
+
+        EngineError where it holds tokens of another vocabulary.
+        """
         ids: list[int] = []
         run: list[Plain] = []
         goes_on = False
@@ -60,7 +64,7 @@ class Vocabulary:
                 run.append(item)
                 continue
             close_run()
-            ids.extend(item.ids if isinstance(item, Tokens) else (item.token,))
+            ids.extend(self._own(item.ids) if isinstance(item, Tokens) else (item.token,))
             goes_on = bool(ids) and not self._attribute(ids[-1]) & CONTROL
         close_run()
         bos = llama.llama_vocab_bos(self._vocab)
@@ -69,11 +73,12 @@ class Vocabulary:
         return tuple(ids)
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Return the bytes of a token; those of a control token only if `special`."""
+        """Return the bytes of a token; those of a control token only if `special`. EngineError where there is none."""
         key = (token, special)
         known = self._pieces.get(key)
         if known is None:
-            known = self._pieces[key] = self._read_piece(token, special)
+            [own] = self._own((token,))
+            known = self._pieces[key] = self._read_piece(own, special)
         return known
 
     def is_end(self, token: int) -> bool:
@@ -167,6 +172,14 @@ class Vocabulary:
             if count >= 0:
                 return list(tokens[:count])
             room = -count
+
+    def _own(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Return ids that all are in the vocabulary: llama.cpp ends the process where one is not."""
+        for token in ids:
+            if not 0 <= token < self.size:
+                what = f"token {token} is not in the vocabulary of this model, which has {self.size}"
+                raise EngineError(what, "another model has said this: ask that one, or begin anew")
+        return ids
 
     def _is_mark(self, token: int) -> bool:
         """Return whether a token is markup that plain text can spell: runs of white space are user-defined in Gemma."""
