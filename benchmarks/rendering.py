@@ -26,7 +26,9 @@ from harness import Row, alone, medians, record, sit_at, terminal
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.ground.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.ground.parts import Text
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl import Repl
+from cerebrum_cli.terminal.signals import Signals
 from cerebrum_cli.terminal.sinks import MarkdownSink
 from cerebrum_cli.terminal.streams import standard_streams
 
@@ -92,7 +94,8 @@ def said(directory: Path, tokens: int, device: str) -> Said:
     chat = led(directory, model="starter", max_tokens=tokens, cache_gb=0)
     stamps: list[float] = []
     try:
-        repl = Repl(chat, standard_streams(), no_markdown=device == os.devnull)
+        streams = standard_streams()
+        repl = Repl(chat, streams, Signals(streams, Keyboard()), no_markdown=device == os.devnull)
         repl.play(stamped(chat.say(GUIDE), stamps))
         ended = time.perf_counter()
     finally:

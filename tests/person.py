@@ -22,6 +22,7 @@ class Person:
         self.screen = Screen(columns, rows, self._pty.send)
         self.written = ""
         self._before: list[str] = []
+        self.echoed = True
 
     def _show(self, data: bytes) -> None:
         self.written += data.decode(errors="replace")
@@ -52,19 +53,30 @@ class Person:
     def _count(self, text: str, lines: list[str]) -> int:
         return sum(text in line for line in lines)
 
-    def types(self, text: str) -> None:
+    def types(self, text: str | bytes) -> None:
         self._before = self.screen.lines
         self._pty.send(text)
 
     def kill(self, number: signal.Signals) -> None:
         self._pty.kill(number)
 
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(self._pty.getecho())
+
+    def hangs_up(self) -> None:
+        """Close the terminal, and leave whatever runs in it alone."""
+        self._pty.ptyproc.fileobj.close()
+        self._pty.ptyproc.closed = self._pty.closed = True
+
     def end(self) -> int:
-        """Read to the end, and return the exit code as a shell tells it."""
+        """Read to the end, and return the exit code as a shell tells it; `echoed` tells how the terminal was left."""
         try:
             while True:
                 self._show(self._pty.read_nonblocking(4096, PATIENCE_S))
         except pexpect.EOF:
+            self.echoed = self.echoes
             self._pty.close()
         code = self._pty.exitstatus
         return int(128 + self._pty.signalstatus if code is None else code)

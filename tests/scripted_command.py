@@ -1,7 +1,8 @@
 """`cerebrum` with a scripted model behind it: python scripted_command.py SCRIPT ARGUMENTS...
 
 SCRIPT is JSON: `reply` is said whatever is asked, a byte a token, with `pause` seconds before each; after `stuck`
-tokens the model does not come back; `load` is how many seconds loading takes.
+tokens the model does not come back; `load` is how many seconds loading takes, and `reload` how many it takes when it
+is done again.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main() -> None:
     def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
         tell(LoadEvent(0.5))
         loaded = time.monotonic() + script.get("load", 0.0)
+        script["load"] = script.get("reload", script.get("load", 0.0))
         while time.monotonic() < loaded:
             if stop:
                 raise EngineError("loading was interrupted")

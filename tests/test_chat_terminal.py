@@ -221,11 +221,105 @@ def test_a_window_may_be_narrow_and_change(sit: Sit, columns: int) -> None:
 def test_a_dumb_terminal_gets_no_control_codes(sit: Sit) -> None:
     person = sit(TERM="dumb")
     person.sees(">")
-    person.types("One?\r")
+    person.types("One")
+    person.sees("> One")
+    person.types(b"\xff?\r")
     person.sees("cut at 4 tokens")
+    person.types("/copy\r")
+    person.sees("there is no clipboard here")
     person.types("/exit\r")
     assert person.end() == 0
     assert "\x1b" not in person.written
+
+
+def test_a_screen_reader_gets_what_is_typed(sit: Sit) -> None:
+    person = sit(ACCESSIBLE="1")
+    person.sees(">")
+    person.types("One?")
+    person.sees("> One?")
+    person.types("\x03")
+    person.sees("Ctrl-C again leaves")
+    person.types("\x03")
+    assert person.end() == 0
+
+
+def test_a_chat_may_be_led_at_a_terminal_and_written_down(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+    env = user.environment({"TERM": "xterm-256color"})
+    person = Person(["sh", "-c", f"{COMMAND} chat -m small -n 4 | tee log"], env, tmp_path)
+    person.sees(">")
+    person.types("One?")
+    person.sees("> One?")
+    person.types("\r")
+    person.sees("cut at 4 tokens")
+    person.types("\x04")
+    assert person.end() == 0
+    assert replies(user, "one")[1] in (tmp_path / "log").read_text()
+
+
+def test_a_line_that_is_no_utf_8_is_asked_all_the_same(sit: Sit, user: CommandLine) -> None:
+    person = sit("--session", "tea")
+    person.sees("context ")
+    person.types(b"What is \xff?\r")
+    person.sees("cut at 4 tokens")
+    person.types("\x04")
+    assert person.end() == 0
+    assert replies(user, "tea")[0] == "What is \ufffd?"
+
+
+def test_a_history_that_cannot_be_kept_is_told_of_once(sit: Sit, tmp_path: Path) -> None:
+    (tmp_path / "data" / "cerebrum" / "history").mkdir()
+    person = sit()
+    person.sees("context ")
+    turn(person, "One?")
+    person.types("\x1b[A\x1b[A\r")  # Up, Up: what was asked in this chat is there
+    person.sees("> One?")
+    person.types("\x04")
+    assert person.end() == 0
+    assert person.written.count("will not be found by Up") == 1
+    assert "Traceback" not in person.written
+
+
+def test_what_was_asked_is_for_its_user_alone(sit: Sit, tmp_path: Path) -> None:
+    history = tmp_path / "data" / "cerebrum" / "history"
+    history.write_text("\n# now\n+before\n")
+    history.chmod(0o644)
+    person = sit()
+    person.sees("context ")
+    person.types("\x1b[A")
+    person.sees("> before")
+    person.types("\x03\x04")
+    assert person.end() == 0
+    assert history.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_narrow_toolbar_keeps_the_gauge(sit: Sit) -> None:
+    person = sit("--session", "a-name-of-some-length", columns=30)
+    person.sees("small | context ")
+    person.types("One?\r")
+    person.sees("small | context 37/2048 (2%)")
+    person.types("\x04")
+    assert person.end() == 0
+
+
+def test_a_line_that_only_begins_with_a_fence_is_asked_with_enter(sit: Sit, user: CommandLine) -> None:
+    person = sit("--session", "tea")
+    person.sees("context ")
+    person.types('"""doc""" is what?\r')
+    person.sees("cut at 4 tokens")
+    person.types("\x04")
+    assert person.end() == 0
+    assert replies(user, "tea")[0] == '"""doc""" is what?'
+
+
+def test_an_editor_that_fails_loses_nothing(sit: Sit, user: CommandLine) -> None:
+    person = sit("--session", "tea", VISUAL="false")
+    person.sees("context ")
+    person.types("One?\x18\x05")
+    person.sees("the editor false failed")
+    turn(person, " Or two?")
+    person.types("\x04")
+    assert person.end() == 0
+    assert replies(user, "tea")[0] == "One? Or two?"
 
 
 def test_what_was_asked_before_is_found_again(sit: Sit) -> None:

@@ -10,7 +10,7 @@ from prompt_toolkit.document import Document
 
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.terminal.completion import SlashCompleter
-from cerebrum_cli.terminal.obey import PARTS, SETTABLE
+from cerebrum_cli.terminal.obey import PARTS, SETTABLE, VALUES
 from cerebrum_cli.terminal.slash import SLASHES
 
 
@@ -24,7 +24,8 @@ COMPLETER = SlashCompleter(
         "session": lambda: ["tea with milk", "tea", "coffee"],
         "setting": lambda: SETTABLE,
         "part": lambda: PARTS,
-    }
+    },
+    VALUES,
 )
 
 
@@ -44,6 +45,10 @@ def offered(text: str, completer: SlashCompleter = COMPLETER) -> list[str]:
         ("/load tea", ["/load tea with milk", "/load tea"]),
         ("/load tea ", ["/load tea with milk"]),
         ("/set te", ["/set temperature"]),
+        ("/set overflow ", ["/set overflow drop-oldest", "/set overflow stop"]),
+        ("/set --gpu-layers a", ["/set --gpu-layers auto", "/set --gpu-layers all"]),
+        ("/set format emb", ["/set format embedded"]),
+        ("/set top_k ", []),
         ("/edit ", ["/edit question", "/edit answer"]),
         ("/undo ", []),
         ("/nothing x", []),
@@ -69,5 +74,5 @@ def test_file_names_may_have_spaces(tmp_path: Path, command: str, monkeypatch: p
 
 
 def test_what_cannot_be_listed_is_not_offered() -> None:
-    assert offered("/load t", SlashCompleter({"session": unreadable})) == []
-    assert offered("/model t", SlashCompleter({})) == []
+    assert offered("/load t", SlashCompleter({"session": unreadable}, {})) == []
+    assert offered("/model t", SlashCompleter({}, {})) == []

@@ -126,6 +126,15 @@ def test_a_session_that_has_come_to_a_reply_stays_where_it_is(history: History) 
     assert history.answered(empty) == empty
 
 
+def test_a_session_is_reached_by_its_name_and_begun_by_a_good_one(history: History) -> None:
+    session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    assert history.reached(session.name) == session
+    assert history.reached("tea") is None
+    for name in ("", " tea", "a\nb"):
+        with pytest.raises(SessionError):
+            history.reached(name)
+
+
 def test_the_latest_session_is_the_one_last_changed(history: History) -> None:
     older, newer = history.store.create("older", "chat"), history.store.create("newer", "chat")
     assert history.latest() == newer

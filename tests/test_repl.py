@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, Finished
+from command_line import COMMAND, CommandLine, Finished
 from person import Person
 
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.terminal.lines import PipedLines, is_closed, questions, unfenced
-from cerebrum_cli.terminal.obey import COMMANDS
+from cerebrum_cli.terminal.obey import COMMANDS, near_setting
+from cerebrum_cli.terminal.repl import fitting
 from cerebrum_cli.terminal.slash import SLASHES, Line, help_text, parse_slash
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
@@ -34,6 +36,9 @@ SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
         ('"""a\nb"""', ["a\nb"]),
         ('"""\nnever closed\nat all', ["never closed\nat all"]),
         ('say """ here', ['say """ here']),
+        ('"""doc""" is what?\nb', ['"""doc""" is what?', "b"]),
+        ('"""\nx = """y""" + z\n"""\nb', ['x = """y""" + z', "b"]),
+        ('"""a""" and """b"""', ['"""a""" and """b"""']),
     ],
 )
 def test_a_pipe_is_read_question_by_question(text: str, read: list[str]) -> None:
@@ -50,7 +55,15 @@ def test_what_is_piped_in_is_written_down_as_at_a_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "closed"), [("a", True), ('"""', False), ('"""a', False), ('"""a"""', True), ('"""\na\n"""', True)]
+    ("text", "closed"),
+    [
+        ("a", True),
+        ('"""', False),
+        ('"""a', False),
+        ('"""a"""', True),
+        ('"""\na\n"""', True),
+        ('"""doc""" is what?', True),
+    ],
 )
 def test_a_block_is_open_until_its_second_fence(text: str, closed: bool) -> None:
     assert is_closed(text) is closed
@@ -192,6 +205,7 @@ def test_what_overflows_may_only_do_what_there_is(user: CommandLine) -> None:
     [
         ("/set\n", "error: which setting?"),
         ("/set tempo 1\n", "error: there is no setting tempo"),
+        ("/system X\n/system default\n", "the format's own system prompt"),
         ("/set temperature hot\n", "error: --temperature is 'hot'"),
         ("/set system x\n", "error: system is not set here"),
         ("/set --top-p 0.5\n", "top_p  0.5"),
@@ -211,6 +225,46 @@ def test_what_overflows_may_only_do_what_there_is(user: CommandLine) -> None:
 )
 def test_a_command_says_what_it_did_or_why_not(user: CommandLine, script: str, said: str) -> None:
     assert said in chat(user, script).err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("tempo", "temperature"), ("temp", "temperature"), ("over", "overflow"), ("xyz", None)],
+)
+def test_an_unknown_setting_gets_a_near_miss(key: str, near: str | None) -> None:
+    assert near_setting(key) == near
+
+
+def test_a_long_question_is_taken_back_without_being_shown_whole(user: CommandLine, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Cats sleep.\n" * 300)
+    done = chat(user, f"/file {notes}\nWho sleeps?\n/undo\n", "--ctx", "16384")
+    assert "Who sleeps?" in done.err
+    assert len(done.err.splitlines()) < 20
+
+
+def test_a_chat_without_standard_input_is_left(user: CommandLine) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {COMMAND} chat -m small <&-"], capture_output=True, env=user.environment(), timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (80, "tea | small | embedded | context 1/9 | 5 tokens/s | with a.txt"),
+        (50, "tea | small | embedded | context 1/9 | with a.txt"),
+        (40, "tea | small | context 1/9 | with a.txt"),
+        (32, "small | context 1/9 | with a.txt"),
+        (30, "context 1/9 | with a.txt"),
+        (15, "context 1/9"),
+        (5, "context 1/9"),
+    ],
+)
+def test_a_toolbar_leaves_out_what_weighs_least(width: int, shown: str) -> None:
+    said = {"session": "tea", "model": "small", "format": "embedded", "context": "context 1/9"}
+    assert fitting({**said, "speed": "5 tokens/s", "files": "with a.txt"}, width) == shown
 
 
 @pytest.mark.parametrize("ending", ["md", "json", "sharegpt", "txt"])

@@ -13,6 +13,7 @@ from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
+from cerebrum_cli.sessions.names import checked_name
 from cerebrum_cli.sessions.rows import Origin, Said, Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
@@ -41,6 +42,14 @@ class History:
         session = self.store.latest()
         if session is None:
             raise SessionError("there is no session to go on from", "ask without -c first")
+        return self.taken(session)
+
+    def reached(self, name: str) -> Session | None:
+        """Take the session of this name; None where there is none yet. SessionError if none can be called so."""
+        session = self.store.find(name)
+        if session is None:
+            checked_name(name)
+            return None
         return self.taken(session)
 
     def taken(self, session: Session) -> Session:

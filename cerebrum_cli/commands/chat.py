@@ -13,6 +13,7 @@ from cerebrum_cli.ground.errors import UsageError
 if TYPE_CHECKING:
     from cerebrum_cli.runtime import Runtime
     from cerebrum_cli.terminal.completion import Names
+    from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.lines import Lines
     from cerebrum_cli.terminal.repl import Repl
 
@@ -63,50 +64,56 @@ def chat(
     from cerebrum_cli.application.history import led
     from cerebrum_cli.application.opening import Opener
     from cerebrum_cli.application.question import template_options
+    from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.repl import Repl
+    from cerebrum_cli.terminal.signals import Signals
 
     runtime = options.runtime_of(context, verbose)
     if continue_ and session:
         raise UsageError("-c and --session are both given", "give one of them")
     history = runtime.history
-    found = history.store.find(session) if session else None
-    kept = history.latest() if continue_ else history.taken(found) if found else None
+    kept = history.latest() if continue_ else history.reached(session) if session is not None else None
     given = led(kept, given)
     model_found = options.find_model(runtime, given, yes, quiet, offline)
     arguments = template_options(template_arg or ())
     opener = Opener(runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.states, arguments)
     settings = runtime.settings(given, model_found)
     talk = Chat(history, opener, given, opener.open(model_found, settings), settings, kept, session)
-    try:
-        if kept and system is not None:
-            talk.lead(system)
-        repl = Repl(talk, runtime.streams, no_markdown=no_markdown, quiet=quiet)
-        repl.run(lines_of(runtime, repl, vi))
-    finally:
-        if (notice := talk.leave()) and not quiet:
-            runtime.streams.notice(notice)
+    keyboard = Keyboard()
+    with Signals(runtime.streams, keyboard) as signals:
+        try:
+            if kept and system is not None:
+                talk.lead(system)
+            repl = Repl(talk, runtime.streams, signals, no_markdown=no_markdown, quiet=quiet)
+            repl.run(lines_of(runtime, repl, keyboard, vi))
+        finally:
+            with signals.leaving():
+                if (notice := talk.leave()) and not quiet:
+                    runtime.streams.notice(notice)
 
 
-def lines_of(runtime: Runtime, repl: Repl, vi: bool) -> Lines:
+def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Lines:
     """Return where the questions come from: a prompt, or what is piped in."""
     from cerebrum_cli.application.question import decoded
     from cerebrum_cli.terminal.lines import PipedLines, PlainPrompt, Prompt
     from cerebrum_cli.terminal.streams import plain_terminal
 
-    piped = runtime.streams.piped
+    streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
     if piped is not None:
-        return PipedLines(decoded(piped.read(), "standard input"), runtime.streams.answer)
-    if plain_terminal() or not (runtime.streams.in_is_terminal and runtime.streams.out_is_terminal):
-        return PlainPrompt(runtime.streams)
+        with signals.at_work():
+            return PipedLines(decoded(piped.read(), "standard input"), streams.answer)
+    if plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
+        return PlainPrompt(streams, keyboard, signals)
     from cerebrum_cli.terminal.completion import SlashCompleter
-    from cerebrum_cli.terminal.obey import PARTS, SETTABLE
+    from cerebrum_cli.terminal.obey import PARTS, SETTABLE, VALUES
 
     store = repl.chat.history.store
     names: Names = {
         "model": lambda: [model.reference for model in runtime.library.models()],
-        "session": lambda: [summary.session.name for summary in store.sessions()],
+        "session": store.names,
         "setting": lambda: SETTABLE,
         "part": lambda: PARTS,
     }
     history, is_ready = runtime.data_directory / "history", lambda: repl.chat.opened.engine.is_loaded
-    return Prompt(history, repl.toolbar, is_ready, SlashCompleter(names), vi)
+    completer = SlashCompleter(names, VALUES)
+    return Prompt(history, repl.toolbar, is_ready, completer, vi, streams, keyboard, signals, repl.quiet)

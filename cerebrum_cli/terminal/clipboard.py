@@ -8,7 +8,7 @@ import subprocess
 
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.settings import environment
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.streams import Streams, dumb_terminal
 
 # Each works where its display does; a terminal far away has neither, and takes OSC 52.
 PROGRAMS = (
@@ -22,12 +22,13 @@ PATIENCE_S = 5.0
 
 
 def copy(streams: Streams, text: str) -> str:
-    """Copy a text and return how. UsageError where there is no way: output in a pipe, and no program for it."""
+    """Copy a text and return how. UsageError where there is no way: output in a pipe or on a
+    terminal that understands no control sequence, and no program for it."""
     if environment("SSH_TTY") is None:
         for display, command in PROGRAMS:
             if (display is None or environment(display)) and shutil.which(command[0]) and _given(command, text):
                 return command[0]
-    if not streams.out_is_terminal:
+    if not streams.out_is_terminal or dumb_terminal():
         raise UsageError("there is no clipboard here", "install wl-copy or xclip, or use /export")
     coded = base64.b64encode(text.encode()).decode("ascii")
     streams.command(f"\x1b]52;c;{coded}\x07")

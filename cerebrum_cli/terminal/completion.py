@@ -8,7 +8,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 
 from cerebrum_cli.ground.errors import CerebrumError
-from cerebrum_cli.terminal.slash import SLASHES, Completes
+from cerebrum_cli.terminal.slash import SLASHES, Completes, setting_key
 
 Names = Mapping[Completes, Callable[[], Iterable[str]]]
 """What the argument of a command is one of, asked for when Tab is pressed."""
@@ -17,8 +17,9 @@ Names = Mapping[Completes, Callable[[], Iterable[str]]]
 class SlashCompleter(Completer):
     """Commands by the table, files by their paths, other arguments by the names there are."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, values: Mapping[str, Iterable[str]]) -> None:
         self._names = names
+        self._values = values  # of settings
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
@@ -35,8 +36,13 @@ class SlashCompleter(Completer):
         completes: Completes = next((slash.completes for slash in SLASHES if slash.name == name), "")
         if completes == "path":
             yield from self._paths.get_completions(Document(argument), complete_event)
-        elif completes:
-            for each in self._named(completes):
+            return
+        names = self._named(completes)
+        key, space, value = argument.partition(" ")
+        if completes == "setting" and space:
+            names, argument = self._values.get(setting_key(key), ()), value.lstrip()
+        if completes:
+            for each in names:
                 if each.startswith(argument):
                     yield Completion(each, start_position=-len(argument))
 

@@ -15,36 +15,52 @@ from cerebrum_cli.ground.errors import Interrupted
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Interrupts:
-    """While this is entered the first signal calls `cancel`; a second one ends the process at once.
+class Cancelling:
+    """What signals do to a reply or to a model that is loaded: each calls `cancel`.
 
-    Until `talking` is set nothing has been said that could be kept, so the first signal raises Interrupted on the
-    spot: a template, which is a program, may run for ever. Leaving raises it too, whatever else was on its way.
+    Until `talking` is set nothing has been said that could be kept, so a signal raises Interrupted on the spot: a
+    template, which is a program, may run for ever. Leaving raises it too, whatever else was on its way.
     """
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self._cancel = cancel
-        self._old: dict[int, Any] = {}
         self.signum: int | None = None
         self.talking = False
 
-    def __enter__(self) -> Interrupts:
-        self._old = {number: signal.signal(number, self._take) for number in SIGNALS}
+    def __enter__(self) -> Cancelling:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
         if self.signum is not None and not isinstance(error, Interrupted):
             raise Interrupted(self.signum) from error
 
-    def _take(self, signum: int, _: FrameType | None) -> None:
-        if self.signum is not None:
-            os._exit(128 + signum)  # whatever keeps the first from being obeyed does not keep this one
+    def take(self, signum: int) -> None:
+        """Obey a signal."""
         self.signum = signum
         self._cancel()
         if not self.talking:
             raise Interrupted(signum)
+
+
+class Interrupts(Cancelling):
+    """While this is entered the first signal cancels; a second one ends the process at once."""
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        super().__init__(cancel)
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        self._old = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        restore(self._old)
+        super().__exit__(kind, error, at)
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)  # whatever keeps the first from being obeyed does not keep this one
+        self.take(signum)
 
 
 @contextlib.contextmanager
@@ -62,5 +78,10 @@ def interruptible(do: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise Interrupted(signals[0] if signals else signal.SIGINT, do) from None
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        restore(old)
+
+
+def restore(handlers: dict[int, Any]) -> None:
+    """Give signals back the handlers they had."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

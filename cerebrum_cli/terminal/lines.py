@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cerebrum_cli.ground.errors import Interrupted, UsageError
+from cerebrum_cli.ground.text import well_formed
 from cerebrum_cli.terminal.editor import edited
-from cerebrum_cli.terminal.interrupts import SIGNALS
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.signals import Signals
+from cerebrum_cli.terminal.streams import Streams, discard_lost
 
 if TYPE_CHECKING:
-    from prompt_toolkit import Application, PromptSession
+    from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer
     from prompt_toolkit.key_binding import KeyBindings
 
@@ -34,6 +35,9 @@ class Lines(Protocol):
 
     def edit(self, text: str, /) -> str:
         """Return a text as somebody has changed it. UsageError where nobody can."""
+
+    def between(self) -> AbstractContextManager[None]:
+        """Have the terminal as it is to be while a chat is led and nobody reads."""
 
 
 class PipedLines:
@@ -53,6 +57,10 @@ class PipedLines:
     def edit(self, _: str) -> str:
         """Nobody is there to edit."""
         raise UsageError("nothing can be edited where questions are piped in", "ask again instead")
+
+    def between(self) -> AbstractContextManager[None]:
+        """There may be no terminal."""
+        return nullcontext()
 
 
 def as_asked(question: str) -> str:
@@ -87,77 +95,141 @@ def until_fence(first: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def is_closed(text: str) -> bool:
-    """Return whether a text is no block, or one that has ended."""
+    """Return whether a text is no block, or one that has ended; a first line with two fences begins none."""
     stripped = text.strip()
-    return not stripped.startswith(FENCE) or (len(stripped) >= 2 * len(FENCE) and stripped.endswith(FENCE))
+    return not _begins_block(stripped) or stripped[len(FENCE) :].endswith(FENCE)
 
 
 def unfenced(lines: list[str]) -> str:
-    """Return what stands between the fences."""
-    return "\n".join(lines).strip().removeprefix(FENCE).removesuffix(FENCE).strip("\n")
+    """Return what stands between the fences, or the text itself where it is no block."""
+    text = "\n".join(lines)
+    stripped = text.strip()
+    inner = stripped.removeprefix(FENCE).removesuffix(FENCE)
+    on_one_line = len(stripped) >= 2 * len(FENCE) and "\n" not in stripped and stripped.endswith(FENCE)
+    if _begins_block(stripped) or (stripped.startswith(FENCE) and on_one_line and FENCE not in inner):
+        return inner.strip("\n")
+    return text
+
+
+def _begins_block(stripped: str) -> bool:
+    first = stripped.partition("\n")[0]
+    return first.startswith(FENCE) and FENCE not in first[len(FENCE) :]
 
 
 class PlainPrompt:
-    """A person at a terminal that cannot be drawn on, or whose screen is read aloud."""
+    """A person at a terminal that cannot be drawn on, or whose screen is read aloud; it reads lines by itself."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, keyboard: Keyboard, signals: Signals) -> None:
         self._streams = streams
+        self._keyboard = keyboard
+        self._signals = signals
 
     def read(self) -> str:
-        """Return the next question. Interrupted where a signal ends the process meanwhile."""
-        with leaving():
+        """Return the next question. Interrupted where a signal asks to leave meanwhile."""
+        with self._signals.reading():
             first = self._line(PROMPT)
             return unfenced([first, *until_fence(first, iter(lambda: self._line(MORE), None))])
 
     def _line(self, prompt: str) -> str:
+        if sys.stdin is None:  # it was closed
+            raise EOFError
         self._streams.answer(prompt)
-        line = sys.stdin.readline()
+        line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
-        return line.removesuffix("\n")
+        return line.decode("utf-8", "replace").rstrip("\r\n")
 
     def edit(self, text: str) -> str:
         """Return a text as the user leaves it in the editor."""
-        return edited(text)
+        return edited(text, self._keyboard, self._signals)
+
+    def between(self) -> AbstractContextManager[None]:
+        """What is typed ahead is shown, and read as lines."""
+        return nullcontext()
 
 
 class Prompt:
     """A person at a terminal, with a history on disk, completion, an editor and a toolbar."""
 
     def __init__(
-        self, history: Path, toolbar: Callable[[], str], is_ready: Callable[[], bool], completer: Completer, vi: bool
+        self,
+        history: Path,
+        toolbar: Callable[[int], str],
+        is_ready: Callable[[], bool],
+        completer: Completer,
+        vi: bool,
+        streams: Streams,
+        keyboard: Keyboard,
+        signals: Signals,
+        quiet: bool,
     ) -> None:
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import FileHistory
 
-        history.parent.mkdir(parents=True, exist_ok=True)
+        from cerebrum_cli.terminal.recall import Recall
+
         self._is_ready = is_ready
-        self._session: PromptSession[str] = PromptSession(
-            history=FileHistory(str(history)),
+        self._streams, self._keyboard, self._signals = streams, keyboard, signals
+        self._recall = Recall(history)
+        self._told = quiet
+        self._draft = ""  # what the prompt begins with
+        self._session: PromptSession[str | ToEditor] = PromptSession(
+            history=self._recall,
             completer=completer,
             complete_while_typing=False,
             key_bindings=_keys(),
             multiline=True,
-            enable_open_in_editor=True,
             vi_mode=vi,
-            bottom_toolbar=lambda: toolbar() or None,
+            bottom_toolbar=lambda: toolbar(self._session.app.output.get_size().columns) or None,
             prompt_continuation=MORE,
         )
 
     def read(self) -> str:
-        """Return the next question. Interrupted where a signal ends the process meanwhile."""
-        with leaving(self._session.app):
-            try:
-                text = self._session.prompt(PROMPT, pre_run=self._watch)
-            except KeyboardInterrupt:
-                if self._session.default_buffer.text:
-                    return ""  # it only takes back what was written
-                raise
-        return unfenced([text]) if text.strip().startswith(FENCE) else text
+        """Return the next question. Interrupted where a signal asks to leave meanwhile.
 
-    def _watch(self) -> None:
-        """Draw the toolbar again as soon as the model is there."""
+        Where an editor fails what was written is there the next time, and UsageError says why.
+        """
+        said = self._prompted()
+        while isinstance(said, ToEditor):
+            self._draft = said.text
+            self._draft = self.edit(said.text)
+            said = self._prompted(asks=True)
+        if self._recall.trouble and not self._told:
+            self._told = True
+            self._streams.notice(self._recall.trouble)
+        return unfenced([well_formed(said)])
+
+    def _prompted(self, asks: bool = False) -> str | ToEditor:
+        draft, self._draft = self._draft, ""
+        app = self._session.app
+        app.erase_when_done = False
+        try:
+            with self._signals.answered(self._leave):
+                return self._session.prompt(PROMPT, default=draft, accept_default=asks, pre_run=self._begin)
+        except KeyboardInterrupt:
+            if self._session.default_buffer.text:
+                return ""  # it only takes back what was written
+            raise
+        except OSError as error:  # the terminal is gone
+            discard_lost(self._streams)
+            raise EOFError from error
+
+    def _leave(self, signum: int) -> None:
+        """End the prompt, from a signal's handler: between any two steps of its loop."""
+        app = self._session.app
+
+        def end() -> None:
+            if app.future and not app.future.done():
+                app.exit(exception=Interrupted(signum))
+
+        if signum != signal.SIGINT and app.loop:
+            app.loop.call_soon_threadsafe(end)
+
+    def _begin(self) -> None:
+        """Leave if that was asked for before there was a prompt; draw the toolbar again once the model is there."""
         from asyncio import sleep
+
+        if self._signals.asked is not None:
+            self._leave(self._signals.asked)
 
         async def watch() -> None:
             while not self._is_ready():
@@ -169,31 +241,23 @@ class Prompt:
 
     def edit(self, text: str) -> str:
         """Return a text as the user leaves it in the editor."""
-        return edited(text)
+        return edited(text, self._keyboard, self._signals)
+
+    def between(self) -> AbstractContextManager[None]:
+        """What is typed ahead waits, unseen, for the prompt."""
+        return self._keyboard.unechoed()
 
 
-@contextlib.contextmanager
-def leaving(app: Application[str] | None = None) -> Iterator[None]:
-    """End a prompt with Interrupted where SIGTERM or SIGHUP comes, so that what is to be kept can be."""
+class ToEditor(NamedTuple):
+    """What was written at a prompt, and is to be gone on with in an editor."""
 
-    def leave(signum: int, _: FrameType | None) -> None:
-        if app and app.is_running:
-            app.exit(exception=Interrupted(signum))
-        else:
-            raise Interrupted(signum)
-
-    old = {number: signal.signal(number, leave) for number in SIGNALS if number != signal.SIGINT}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    text: str
 
 
 def _keys() -> KeyBindings:
     """Return the keys of the prompt: Enter asks, unless a block is open; a search has its own."""
     from prompt_toolkit.enums import DEFAULT_BUFFER
-    from prompt_toolkit.filters import has_focus
+    from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -211,5 +275,11 @@ def _keys() -> KeyBindings:
     @keys.add("c-j", filter=writing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    @keys.add("c-x", "c-e", filter=writing & emacs_mode & ~has_selection)
+    @keys.add("v", filter=writing & vi_navigation_mode)
+    def _(event: KeyPressEvent) -> None:
+        event.app.erase_when_done = True
+        event.app.exit(result=ToEditor(event.current_buffer.text))
 
     return keys

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.application.archive import export_to, summaries, transcribed
+from cerebrum_cli.application.archive import EXPORTS, export_to, summaries, transcribed
+from cerebrum_cli.application.choice import FORMAT_NAMES
 from cerebrum_cli.application.question import read_text
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.errors import Interrupted, UsageError
 from cerebrum_cli.ground.events import NoticeEvent
-from cerebrum_cli.ground.settings import KEYS, Settings, parsed
+from cerebrum_cli.ground.settings import KEYS, OVERFLOWS, Settings, parsed
 from cerebrum_cli.terminal.clipboard import copy
-from cerebrum_cli.terminal.slash import Line, help_text
+from cerebrum_cli.terminal.lines import shortened
+from cerebrum_cli.terminal.slash import USUAL, Line, help_text, setting_key
 from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import PIPE_WIDTH, gauge_text, print_sessions, settings_lines, stats_line
 
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
 ELSEWHERE = {"model": "/model", "system": "/system"}  # settings with a command of their own
 SETTABLE = tuple(key for key in KEYS if key not in ELSEWHERE)
+VALUES = {"format": FORMAT_NAMES, "gpu_layers": ("auto", "all"), "overflow": OVERFLOWS}  # where they can be listed
 PARTS = ("question", "answer")  # of a turn, that can be edited
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry takes for temperatures; others are seeds
 
@@ -44,27 +50,39 @@ def begin_anew(repl: Repl, _: Line) -> None:
 
 def lead(repl: Repl, line: Line) -> None:
     if line.argument:
-        repl.chat.lead(line.argument)
+        repl.chat.lead(None if line.argument == USUAL else line.argument)
     shown = repl.chat.conversation.system_prompt
     repl.streams.talk(f"system prompt: {shown}" if shown else "the format's own system prompt")
 
 
 def change_model(repl: Repl, line: Line) -> None:
     if line.argument:
-        repl.wait(repl.chat.change({"model": line.argument, "format": None}))
+        with otherwise(f"the model stays {repl.chat.opened.model.reference}"):
+            repl.wait(repl.chat.change({"model": line.argument, "format": None}))
     opened = repl.chat.opened
     repl.streams.talk(f"this is {opened.model.reference}, asked in the format {opened.format_name}")
 
 
 def change_setting(repl: Repl, line: Line) -> None:
     key, _, value = line.argument.partition(" ")
-    key, value = key.removeprefix("--").replace("-", "_"), value.strip()
+    key, value = setting_key(key), value.strip()
     if key in ELSEWHERE:
         raise UsageError(f"{key} is not set here", f"{ELSEWHERE[key]} does that")
     if key not in SETTABLE:
-        raise UsageError(f"there is no setting {key}" if key else "which setting?", f"known are {', '.join(SETTABLE)}")
-    repl.wait(repl.chat.change({key: parsed(key, value) if value else None}))
+        near = f"did you mean {meant}? " if (meant := near_setting(key)) else ""
+        what = f"there is no setting {key}" if key else "which setting?"
+        raise UsageError(what, f"{near}known are {', '.join(SETTABLE)}")
+    with otherwise(f"{key} stays as it was"):
+        repl.wait(repl.chat.change({key: parsed(key, value) if value else None}))
     repl.streams.talk(settings_lines({key: getattr(repl.chat.settings, key)}))
+
+
+def near_setting(key: str) -> str | None:
+    """Return the setting that was meant: the one that begins so, else one that is written much like it."""
+    if not key:
+        return None
+    begun = [each for each in SETTABLE if each.startswith(key)]
+    return begun[0] if len(begun) == 1 else next(iter(get_close_matches(key, SETTABLE, n=1, cutoff=0.5)), None)
 
 
 def show_settings(repl: Repl, _: Line) -> None:
@@ -80,7 +98,7 @@ def take_back(repl: Repl, _: Line) -> None:
     if question is None:
         raise UsageError("there is nothing to take back", "ask something first")
     repl.last = None
-    repl.streams.talk(f"taken back: {question}")
+    repl.streams.talk(f"taken back: {shortened(question)}")
 
 
 def try_again(repl: Repl, line: Line) -> None:
@@ -117,8 +135,7 @@ def edit(repl: Repl, line: Line) -> None:
     if not text.strip() or text == before:
         repl.streams.talk("nothing is changed")
     elif part == "question":
-        chat.undo()
-        repl.play(chat.say(text))
+        repl.play(chat.reask(text))
     else:
         chat.reword(text)
         repl.streams.talk("the reply is yours now, and the conversation goes on from it")
@@ -159,7 +176,9 @@ def export(repl: Repl, line: Line) -> None:
     chat = repl.chat
     if chat.session is None:
         raise UsageError("nothing has been said yet", "ask something first")
-    export_to(path, chat.history.store, chat.session, chat.opened.responder)
+    if path.suffix in EXPORTS and not EXPORTS[path.suffix]:  # the exact prompt takes the model's vocabulary
+        repl.wait(chat.load())
+    export_to(path, chat.history.store, chat.session, chat.opened)
     repl.streams.talk(f"{path} is written")
 
 
@@ -170,7 +189,7 @@ def attach(repl: Repl, line: Line) -> None:
 
 
 def show_tokens(repl: Repl, _: Line) -> None:
-    repl.wait(repl.chat.opened.responder.load())
+    repl.wait(repl.chat.load())
     gauge = repl.chat.gauge
     repl.streams.talk(gauge_text(*gauge) if gauge else "the model is being loaded")
 
@@ -204,6 +223,7 @@ def show_final(repl: Repl, _: Line) -> None:
 
 
 def show_prompt(repl: Repl, _: Line) -> None:
+    repl.wait(repl.chat.load())
     repl.streams.answer(transcribed(repl.chat.opened.responder, repl.chat.conversation))
 
 
@@ -212,6 +232,17 @@ def show_thought(repl: Repl, _: Line) -> None:
     if not thought:
         raise UsageError("there was no thought before the last reply", "some models mark none")
     repl.streams.answer(thought + "\n")
+
+
+@contextlib.contextmanager
+def otherwise(what: str) -> Iterator[None]:
+    """Say what is so all the same where Ctrl-C ends what is done here."""
+    try:
+        yield
+    except Interrupted as error:
+        if error.exit_code != 128 + signal.SIGINT:
+            raise
+        raise Interrupted(signal.SIGINT, what) from error
 
 
 def _last_reply(repl: Repl) -> StoredMessage:

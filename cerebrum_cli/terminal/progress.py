@@ -57,8 +57,7 @@ class StatusLine:
                 self._timer.cancel()
                 self._timer = None
             if self._shown:
-                self._streams.err.write("\r\x1b[K")
-                self._streams.err.flush()
+                self._streams.draw("\r\x1b[K")
                 self._shown = False
 
     def _show(self, text: str) -> None:
@@ -78,8 +77,7 @@ class StatusLine:
 
     def _draw(self) -> None:
         width = columns(self._streams.err) - 1
-        self._streams.err.write(f"\r\x1b[K{strip_controls(self._text)[:width]}")
-        self._streams.err.flush()
+        self._streams.draw(f"\r\x1b[K{strip_controls(self._text)[:width]}")
         self._shown = True
 
 

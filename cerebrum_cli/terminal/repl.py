@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from cerebrum_cli.application.chat import Chat
 from cerebrum_cli.application.question import compose
 from cerebrum_cli.application.reply import Reply, ReplyGatherer, shortfall
 from cerebrum_cli.ground.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.ground.events import Event, NoticeEvent
-from cerebrum_cli.terminal.keyboard import unechoed
 from cerebrum_cli.terminal.lines import Lines, as_asked, shortened
 from cerebrum_cli.terminal.obey import COMMANDS
 from cerebrum_cli.terminal.progress import StatusLine
+from cerebrum_cli.terminal.signals import Signals
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, ThoughtSink, answer_sink, play, show_answer
 from cerebrum_cli.terminal.slash import parse_slash
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import gauge_text
 
 NEARLY_FULL = 0.75
+BETWEEN = " | "
+LIGHTEST = ("speed", "format", "session", "model", "files")  # of the toolbar, in the order they are left out
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class Repl:
 
     chat: Chat
     streams: Streams
+    signals: Signals
     no_markdown: bool = False
     quiet: bool = False
     last: ReplyGatherer | None = None
@@ -43,48 +47,62 @@ class Repl:
         return self._lines
 
     def run(self, lines: Lines) -> None:
-        """Go on until somebody leaves. Interrupted where a signal other than Ctrl-C ends it."""
+        """Go on until somebody leaves, or a signal asks to. Interrupted where Ctrl-C ends a script, or a signal it."""
         self._lines = lines
-        with unechoed():
+        with lines.between():
             if self.streams.in_is_terminal and not self.quiet:
-                self._greet()
+                self._guarded(self._greet)
             while not self.left and (text := self._read()) is not None:
                 if text.strip():
-                    self._take(text)
+                    self._guarded(partial(self._take, text))
 
     def _read(self) -> str | None:
         """Return the next question, None where somebody leaves: by Ctrl-D, or by Ctrl-C twice at an empty prompt."""
-        try:
+        for is_last in (False, True):
             try:
                 return self.lines.read()
             except KeyboardInterrupt:
-                self.streams.talk("Ctrl-C again leaves, and so does Ctrl-D")
-                return self.lines.read()
-        except (EOFError, KeyboardInterrupt):
-            return None
+                if not is_last:
+                    self.streams.talk("Ctrl-C again leaves, and so does Ctrl-D")
+            except EOFError:
+                return None
+            except CerebrumError as error:
+                self._tell(error)
+                return ""
+        return None
 
-    def toolbar(self) -> str:
-        """Return what stands below the prompt: session, model, format, context used, last speed."""
-        chat, said = self.chat, []
-        if chat.session:
-            said.append(chat.session.name)
-        said += [chat.opened.model.reference, chat.opened.format_name]
+    def toolbar(self, width: int) -> str:
+        """Return what stands below the prompt, as far as so many columns hold it.
+
+        That is session, model, format, context used, last speed and the files that wait.
+        """
+        chat, context = self.chat, ""
         if gauge := chat.gauge:
             nearly = " nearly full" if gauge[0] > NEARLY_FULL * gauge[1] else ""
-            said.append(gauge_text(*gauge) + nearly)
+            context = gauge_text(*gauge) + nearly
         elif not chat.opened.engine.is_loaded:
-            said.append("loading")
-        if self.last and self.last.reply and (speed := self.last.reply.finish.timings.tokens_per_second):
-            said.append(f"{speed:.0f} tokens/s")
-        if self.files:
-            said.append(f"with {', '.join(name for name, _ in self.files)}")
-        return " | ".join(said)
+            context = "not loaded" if chat.opened.engine.has_failed else "loading"
+        speed = self.last.reply.finish.timings.tokens_per_second if self.last and self.last.reply else None
+        said = {
+            "session": chat.session.name if chat.session else "",
+            "model": chat.opened.model.reference,
+            "format": chat.opened.format_name,
+            "context": context,
+            "speed": f"{speed:.0f} tokens/s" if speed else "",
+            "files": f"with {', '.join(name for name, _ in self.files)}" if self.files else "",
+        }
+        return fitting({name: text for name, text in said.items() if text}, width)
 
     def play(self, events: Generator[Event, None, None]) -> None:
-        """Play a reply out; Ctrl-C ends it and keeps what was said."""
+        """Play a reply out; Ctrl-C ends it and keeps what was said. Interrupted where that is nothing."""
         self.last = gatherer = ReplyGatherer()
         try:
             self._follow(events, ThoughtSink(self.streams), gatherer, answer_sink(self.streams, not self.no_markdown))
+        except Interrupted as error:
+            if not self._goes_on_after(error):
+                raise
+            if not gatherer.reply:
+                raise Interrupted(signal.SIGINT, "before anything was said; /retry asks again") from error
         finally:
             reply = gatherer.reply
             if reply and not self.quiet and (notice := unfinished(reply, self.streams.in_is_terminal)):
@@ -104,7 +122,8 @@ class Repl:
         path = chat.path[-2:]
         if chat.session is None or not path:
             return
-        self.streams.talk(f"{chat.session.name} goes on; this was said last:\n")
+        unread = f", of which the model no longer reads the {chat.dropped} oldest messages" if chat.dropped else ""
+        self.streams.talk(f"{chat.session.name} goes on{unread}; this was said last:\n")
         for stored in path:
             if stored.message.role == "user":
                 self.streams.answer(as_asked(shortened(stored.message.content)) + "\n")
@@ -116,7 +135,7 @@ class Repl:
         quiet: tuple[Sink, ...] = ()
         if not self.quiet:  # first, so that the line is gone before others write
             quiet = StatusLine(self.streams, self.chat.opened.model.name), NoticeSink(self.streams)
-        play(events, lambda: self.chat.opened.responder.cancel(), (*quiet, *sinks))
+        play(events, lambda: self.chat.opened.responder.cancel(), (*quiet, *sinks), self.signals.playing)
 
     def _ask(self, text: str) -> None:
         """Ask with the files that wait, which wait on where the question does not fit."""
@@ -128,20 +147,48 @@ class Repl:
             raise CerebrumError(error.what, f"{error.do}; /undo takes a turn back, /clear begins anew") from error
 
     def _take(self, text: str) -> None:
-        """Obey a line; what is wrong with it is said, and the chat goes on."""
+        """Obey a line."""
+        line = parse_slash(text)
+        if line is None:
+            self._ask(text)
+            return
         try:
-            line = parse_slash(text)
-            if line:
-                COMMANDS[line.name](self, line)
-            else:
-                self._ask(text)
+            COMMANDS[line.name](self, line)
         except Interrupted as error:
-            if error.exit_code != 128 + signal.SIGINT:
+            if error.do or not self._goes_on_after(error):
                 raise
-            if self.last and not self.last.reply:
-                self.streams.talk("interrupted before anything was said; /retry asks again")
+            raise Interrupted(signal.SIGINT, f"/{line.name} came to no end") from error
+
+    def _guarded(self, do: Callable[[], None]) -> None:
+        """Do something; what is wrong with it is said, and the chat goes on."""
+        try:
+            with self.signals.at_work():
+                do()
         except CerebrumError as error:
+            self._tell(error)
+
+    def _tell(self, error: CerebrumError) -> None:
+        """Say what is wrong; Interrupted where it is one that the chat does not go on after."""
+        if not isinstance(error, Interrupted):
             self.streams.error(error)
+        elif not self._goes_on_after(error):
+            raise error
+        elif error.do:
+            self.streams.talk(f"interrupted: {error.do}")
+
+    def _goes_on_after(self, error: Interrupted) -> bool:
+        """Return whether it was Ctrl-C, by somebody who can go on."""
+        return error.exit_code == 128 + signal.SIGINT and self.streams.in_is_terminal and self.signals.asked is None
+
+
+def fitting(said: dict[str, str], width: int) -> str:
+    """Return the texts in one line; what weighs least is left out until so many columns hold it."""
+    for name in LIGHTEST:
+        if sum(map(len, said.values())) + len(BETWEEN) * (len(said) - 1) <= width:
+            break
+        if len(said) > 1:
+            said.pop(name, None)
+    return BETWEEN.join(said.values())
 
 
 def unfinished(reply: Reply, somebody_is_there: bool) -> NoticeEvent | None:

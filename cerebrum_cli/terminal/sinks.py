@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from cerebrum_cli.ground.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.terminal.control import ControlFilter
-from cerebrum_cli.terminal.interrupts import Interrupts
+from cerebrum_cli.terminal.interrupts import Cancelling, Interrupts
 from cerebrum_cli.terminal.streams import Streams, plain_terminal
 
 if TYPE_CHECKING:
@@ -67,13 +68,15 @@ class MarkdownSink:
                 from cerebrum_cli.terminal.markdown import MarkdownStream
 
                 self._stream = MarkdownStream(Console(file=self._streams.out))
-            self._stream.feed(self._filter.feed(event.text))
+            with self._streams.answering():
+                self._stream.feed(self._filter.feed(event.text))
 
     def close(self) -> None:
         """Print the last block for good."""
         if self._stream:
-            self._stream.feed(self._filter.flush())
-            self._stream.close()
+            with self._streams.answering():
+                self._stream.feed(self._filter.flush())
+                self._stream.close()
 
 
 class ThoughtSink:
@@ -132,16 +135,21 @@ def show_answer(streams: Streams, text: str, markdown: bool) -> None:
     sink.close()
 
 
-def play(events: Generator[Event, None, None], cancel: Callable[[], None], sinks: Iterable[Sink]) -> None:
+def play(
+    events: Generator[Event, None, None],
+    cancel: Callable[[], None],
+    sinks: Iterable[Sink],
+    interrupts: Callable[[Callable[[], None]], AbstractContextManager[Cancelling]] = Interrupts,
+) -> None:
     """Send all events to all sinks; a signal cancels the reply, is played out, and then raises Interrupted.
 
     From the first PromptEvent on a sequence is there to be cancelled; before that, a signal raises at once.
     """
     sinks = tuple(sinks)
-    with Interrupts(cancel) as interrupts:
+    with interrupts(cancel) as cancelling:
         try:
             for event in events:
-                interrupts.talking = interrupts.talking or isinstance(event, (PromptEvent, TokenEvent))
+                cancelling.talking = cancelling.talking or isinstance(event, (PromptEvent, TokenEvent))
                 for sink in sinks:
                     sink.emit(event)
         finally:

@@ -11,6 +11,8 @@ from cerebrum_cli.ground.errors import UsageError
 
 CALLS = 22  # columns of a call in the help
 
+USUAL = "default"  # what /system takes for the format's own
+
 Completes = Literal["", "path", "model", "session", "setting", "part"]
 
 
@@ -34,7 +36,11 @@ SLASHES = (
     Slash("help", "", "show the commands and the keys"),
     Slash("exit", "", "leave; Ctrl-D does too"),
     Slash("clear", "", "begin a new conversation; this one is kept"),
-    Slash("system", "[TEXT]", "show the system prompt, or lead the conversation with another from now on"),
+    Slash(
+        "system",
+        f"[TEXT|{USUAL}]",
+        "show the system prompt, or lead the conversation with another from now on, or with the format's own",
+    ),
     Slash("model", "[MODEL]", "show the model, or go on with another", "model"),
     Slash("set", "KEY [VALUE]", "change a setting; without a value it is as usual again", "setting"),
     Slash("params", "", "show the settings"),
@@ -83,6 +89,11 @@ def parse_slash(line: str) -> Line | None:
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     do = f"did you mean /{near[0]}? " if near else ""
     raise UsageError(f"there is no command /{name}", f"{do}/help shows them; a space before the slash asks it instead")
+
+
+def setting_key(text: str) -> str:
+    """Return a setting's key, which may be written as the command line's option."""
+    return text.removeprefix("--").replace("-", "_")
 
 
 def help_text(width: int) -> str:

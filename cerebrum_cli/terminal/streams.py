@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
 from typing import Any, BinaryIO, TextIO
@@ -63,14 +65,28 @@ class Streams:
 
         Raises BrokenPipeError where nobody reads it any more, OutputError where it cannot be kept.
         """
-        try:
+        with self.answering():
             self.out.write(strip_controls(text) if self.out_is_terminal else text)
             self.out.flush()
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Write the answer, in whatever way. Raises as `answer` does; what is written later is lost in silence."""
+        try:
+            yield
         except OSError as error:
             discard(self.out)
             if isinstance(error, BrokenPipeError):
                 raise
             raise OutputError(f"standard output: {error.strerror}", "free some space, or write elsewhere") from error
+
+    def draw(self, text: str) -> None:
+        """Draw on the terminal that standard error is, with control sequences of our own."""
+        try:
+            self.err.write(text)
+            self.err.flush()
+        except OSError:
+            discard(self.err)
 
     def command(self, sequence: str) -> None:
         """Steer the terminal that standard output is with a control sequence of our own."""
@@ -151,6 +167,20 @@ def discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def discard_lost(streams: Streams) -> None:
+    """Send nowhere what is written to a terminal that is gone: to fail with it would hinder what is to be kept."""
+    try:
+        import termios
+    except ImportError:
+        return
+    for stream, is_terminal in ((streams.out, streams.out_is_terminal), (streams.err, streams.err_is_terminal)):
+        try:
+            if is_terminal:
+                termios.tcgetattr(stream.fileno())
+        except (termios.error, OSError):
+            discard(stream)
+
+
 def columns(stream: TextIO) -> int:
     """Return the width of the terminal that a stream is, which need not be standard output's."""
     try:
@@ -170,4 +200,9 @@ def holds_input(descriptor: int) -> bool:
 
 def plain_terminal() -> bool:
     """Return whether the user wants no redrawing: TERM=dumb or unknown, or ACCESSIBLE is set for a screen reader."""
-    return environment("TERM") in ("dumb", "unknown") or environment("ACCESSIBLE") is not None
+    return dumb_terminal() or environment("ACCESSIBLE") is not None
+
+
+def dumb_terminal() -> bool:
+    """Return whether the terminal understands no control sequence: TERM=dumb or unknown."""
+    return environment("TERM") in ("dumb", "unknown")

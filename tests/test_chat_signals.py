@@ -1,0 +1,303 @@
+"""Ctrl-C, SIGTERM and SIGHUP in a chat, wherever it is: what was said is kept, and the terminal is as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine
+from person import Person
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
+WORDS = " ".join(f"word{number}" for number in range(400))
+ENDINGS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+Sit = Callable[..., Person]
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> CommandLine:
+    """Return a user whose temporary files lie in `tmp`, and whose editor stays open until it is ended."""
+    (tmp_path / "tmp").mkdir()
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nstty -a > modes\necho $$ > editing\nexec sleep 60\n")
+    editor.chmod(0o755)
+    return CommandLine(tmp_path)
+
+
+@pytest.fixture
+def sit(user: CommandLine, tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
+    """Return how to sit down before a chat with a model that has its reply by heart."""
+    people: list[Person] = []
+
+    def open_chat(reply: str = "Yes.", *arguments: str, shell: tuple[str, ...] = (), **script: Any) -> Person:
+        env = user.environment(
+            {"TERM": "xterm-256color", "TMPDIR": str(tmp_path / "tmp"), "VISUAL": str(tmp_path / "editor")}
+        )
+        argv = [*shell, sys.executable, SCRIPTED, json.dumps({"reply": reply, **script}), "chat"]
+        people.append(Person([*argv, "-m", str(chatml_model), "--no-markdown", *arguments], env, tmp_path))
+        people[-1].sees(">")
+        return people[-1]
+
+    yield open_chat
+    for person in people:
+        person.close()
+
+
+def messages(user: CommandLine, name: str) -> list[dict[str, Any]]:
+    done = user.run("sessions", "show", name, "--json")
+    return list(done.object["messages"]) if done.code == 0 else []
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.05)
+
+
+def editing(tmp_path: Path) -> int:
+    """Wait for the editor, and return its process."""
+    started = tmp_path / "editing"
+    until(lambda: started.exists() and started.read_text().endswith("\n"))
+    return int(started.read_text())
+
+
+def runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def left_alone(person: Person, tmp_path: Path) -> None:
+    """Check that nothing is left behind, in the terminal or on the disk."""
+    assert person.echoed
+    assert not person.screen.cursor_hidden
+    assert "Traceback" not in person.written
+    assert "Press ENTER" not in person.written
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+# SIGTERM and SIGHUP.
+
+
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
+def test_a_second_signal_while_a_reply_is_kept_changes_nothing(
+    sit: Sit, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    person = sit(WORDS, pause=0.02)
+    person.types("Talk!\r")
+    person.sees("word5 ")
+    for _ in range(3):
+        person.kill(number)
+        time.sleep(0.002)
+    assert person.end() == code
+    left_alone(person, tmp_path)
+    assert messages(user, "talk")[-1]["finish_reason"] == "cancelled"
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.001, 0.01])
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
+def test_a_second_signal_at_the_prompt_changes_nothing(
+    sit: Sit, tmp_path: Path, number: signal.Signals, code: int, pause: float
+) -> None:
+    person = sit()
+    person.sees("context ")
+    person.types("never asked")
+    person.sees("> never asked")
+    for _ in range(3):
+        person.kill(number)
+        time.sleep(pause)
+    assert person.end() == code
+    left_alone(person, tmp_path)
+
+
+@pytest.mark.parametrize("asked", ["/edit\r", "/edit answer\r", "more\x18\x05"])
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
+def test_a_signal_ends_the_editor_too(sit: Sit, tmp_path: Path, asked: str, number: signal.Signals, code: int) -> None:
+    person = sit()
+    person.types("One?\r")
+    person.sees("Yes.")
+    person.types(asked)
+    editor = editing(tmp_path)
+    person.kill(number)
+    person.kill(number)
+    assert person.end() == code
+    assert not runs(editor)
+    left_alone(person, tmp_path)
+
+
+@pytest.mark.parametrize("loads", ["One?\r", "/prompt\r", "/tokens\r"])
+def test_a_signal_ends_a_wait_for_the_model(sit: Sit, tmp_path: Path, loads: str) -> None:
+    person = sit(load=60)
+    person.types(loads)
+    person.sees("loading chatml")
+    person.kill(signal.SIGTERM)
+    assert person.end() == 143
+    left_alone(person, tmp_path)
+
+
+def test_a_signal_ends_a_command(sit: Sit, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    person = sit()
+    person.sees("context ")
+    person.types("/file fifo\r")
+    person.sees("> /file fifo")
+    time.sleep(0.3)
+    person.kill(signal.SIGTERM)
+    assert person.end() == 143
+    left_alone(person, tmp_path)
+
+
+@pytest.mark.parametrize("shell", [(), ("bash", "-c", '"$0" "$@"; true')])
+def test_a_reply_is_kept_where_its_terminal_is_closed(sit: Sit, user: CommandLine, shell: tuple[str, ...]) -> None:
+    person = sit(WORDS, pause=0.02, shell=shell)
+    person.types("Talk!\r")
+    person.sees("word5 ")
+    person.hangs_up()
+    until(lambda: messages(user, "talk")[-1]["finish_reason"] == "cancelled")
+    assert messages(user, "talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
+
+
+def test_a_chat_ends_where_its_terminal_is_closed_at_the_prompt(sit: Sit, tmp_path: Path) -> None:
+    person = sit(shell=("bash", "-c", 'trap : HUP; "$0" "$@" 2> err; echo $? > code'))
+    person.sees("context ")
+    person.hangs_up()
+    code = tmp_path / "code"
+    until(lambda: code.exists() and code.read_text().endswith("\n"))
+    assert code.read_text() in ("0\n", "129\n")
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+# Ctrl-C.
+
+
+def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(sit: Sit, tmp_path: Path) -> None:
+    person = sit(WORDS, stuck=20)
+    person.types("Talk!\r")
+    person.sees("word1 ")
+    assert not person.echoes
+    person.types("\x03")
+    time.sleep(0.3)
+    person.types("\x03")
+    assert person.end() == 130
+    left_alone(person, tmp_path)
+
+
+@pytest.mark.parametrize("loads", ["/prompt", "/tokens", "/export talk.txt"])
+def test_ctrl_c_ends_a_wait_for_the_model_and_not_the_chat(sit: Sit, user: CommandLine, loads: str) -> None:
+    before = sit()
+    before.types("One?\r")
+    before.sees("Yes.")
+    before.types("\x04")
+    assert before.end() == 0
+    person = sit("Yes.", "-c", load=60)
+    person.types(f"{loads}\r")
+    person.sees("loading chatml")
+    person.types("\x03")
+    person.sees(f"interrupted: {loads.split()[0]} came to no end")
+    person.types("\x04")
+    assert person.end() == 0
+
+
+def test_ctrl_c_ends_a_question_whose_model_is_not_there_yet(sit: Sit, user: CommandLine) -> None:
+    person = sit(load=2)
+    person.types("One?\r")
+    person.sees("loading chatml")
+    person.types("\x03")
+    person.sees("interrupted: before anything was said; /retry asks again")
+    person.types("/retry\r")
+    person.sees("Yes.")
+    person.types("\x04")
+    assert person.end() == 0
+    assert [each["content"] for each in messages(user, "one")] == ["One?", "Yes."]
+
+
+def test_ctrl_c_ends_a_command_and_not_the_chat(sit: Sit, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    person = sit()
+    for _ in range(2):
+        person.types("/file fifo\r")
+        person.sees("> /file fifo")
+        time.sleep(0.3)
+        person.types("\x03")
+        person.sees("interrupted: /file came to no end")
+    person.types("\x04")
+    assert person.end() == 0
+    left_alone(person, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/set ctx 4096", "interrupted: ctx stays as it was"),
+        ("/set format cerebrum", "interrupted: format stays as it was"),
+        ("/model other.gguf", "interrupted: the model stays chatml"),
+    ],
+)
+def test_an_interrupted_change_says_what_stays(
+    sit: Sit, tmp_path: Path, chatml_model: Path, line: str, said: str
+) -> None:
+    (tmp_path / "other.gguf").write_bytes(chatml_model.read_bytes())
+    person = sit(reload=2)
+    person.types("One?\r")
+    person.sees("Yes.")
+    person.types(f"{line}\r")
+    person.sees("loading ")
+    person.types("\x03")
+    person.sees(said)
+    person.types("Two?\r")
+    person.sees("Yes.")
+    person.types("\x04")
+    assert person.end() == 0
+
+
+@pytest.mark.parametrize("asked", ["/edit\r", "more\x18\x05"])
+def test_an_editor_has_the_terminal_as_it_was_and_ctrl_c_for_itself(sit: Sit, tmp_path: Path, asked: str) -> None:
+    person = sit()
+    person.types("One?\r")
+    person.sees("Yes.")
+    person.types(asked)
+    editing(tmp_path)
+    modes = (tmp_path / "modes").read_text().split()
+    assert {"echo", "icanon", "icrnl", "isig"} <= {mode.strip(";") for mode in modes}
+    person.types("\x03")
+    person.sees("interrupted: nothing is changed")
+    person.types("\x15/tokens\r")
+    person.sees("context ")
+    person.types("\x04")
+    assert person.end() == 0
+    left_alone(person, tmp_path)
+
+
+def test_ctrl_c_ends_a_script_and_keeps_what_was_said(user: CommandLine, tmp_path: Path, chatml_model: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("Talk!\nAnd then?\n")
+    argv = [sys.executable, SCRIPTED, json.dumps({"reply": WORDS, "pause": 0.02}), "chat", "-m", str(chatml_model)]
+    with script.open() as stdin:
+        talk = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, env=user.environment(), cwd=tmp_path)
+    assert talk.stdout
+    with talk, talk.stdout:
+        written = b""
+        while b"word2" not in written:
+            written += os.read(talk.stdout.fileno(), 4096)
+        talk.send_signal(signal.SIGINT)
+        written += talk.stdout.read()
+        assert talk.wait(30) == 130
+    assert b"And then?" not in written
+    question, reply = messages(user, "talk")
+    assert question["content"] == "Talk!"
+    assert reply["finish_reason"] == "cancelled"
