@@ -29,7 +29,7 @@ SCRIPT = str(Path(sys.executable).parent / "cerebrum")
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEAD = """# Results
 
-Every figure was measured on the machine its row names, as the median of at least five runs made in turn with the
+Every figure was measured on the machine its row names, as the median of at least three runs made in turn with the
 peer's, and the ratio as the median of the pairs'; counted tokens are those of one run. `make bench` measures again and
 rewrites the rows it covers.
 
