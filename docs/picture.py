@@ -27,7 +27,7 @@ TALK = (
     ("Write a Python function that adds two numbers.", "tokens/s"),
     ("/undo", "taken back"),
     ("Name three colours of the rainbow, as a list.", "tokens/s"),
-    ("/stats", "ended by"),
+    ("/stats", "| load "),
     ("/fork colours", "this is colours"),
 )
 

@@ -64,7 +64,7 @@ def turn(person: Person, question: str) -> None:
     """Ask, and wait for the end of the reply: what is typed meanwhile is obeyed then."""
     person.types(f"{question}\r/stats\r")
     person.sees("> /stats")
-    person.sees("ended by")
+    person.sees("| load ")
 
 
 def test_a_talk_is_read_once_taken_back_and_tried_again(sit: Sit, user: CommandLine) -> None:
@@ -153,7 +153,7 @@ def test_a_window_changes_in_the_middle_of_an_answer(sit: Sit, user: CommandLine
     person.sees("1")
     person.resizes(120, 40)
     person.types("/stats\r")
-    person.sees("ended by")
+    person.sees("| load ")
     person.types("\x04")
     assert person.end() == 0
     assert not person.screen.cursor_hidden

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hub_exchange import Fault
+from hub_exchange import Fault, Refusal
 from hub_server import UNAVAILABLE
 from hub_user import CATALOGUED, HubUser, cleaned, hub_user, named
 from tiny_models import write_chatml
@@ -276,7 +276,7 @@ def test_what_is_here_can_be_named_offline(user: HubUser) -> None:
 def test_an_update_that_was_broken_off_leaves_what_is_here_in_reach(user: HubUser, mistral_model: Path) -> None:
     user.pull("cerebrum-7b:Q4_K_M")
     user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): mistral_model})
-    user.hub.arm(Fault(part="cdn", times=None, cut_after=1_000_000, refusal=None, flip_at=10))
+    user.hub.arm(Fault(part="cdn", times=None, refusal=Refusal(403, "Not you.")))
     assert user.run("pull", "cerebrum-7b:Q4_K_M").code == 1
     address = f"https://huggingface.co/{CATALOGUED}/resolve/main/{named('Q4_K_M')}"
     assert user.ask("-m", address, "--offline")

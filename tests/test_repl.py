@@ -418,7 +418,7 @@ def test_what_is_typed_into_a_reply_waits_for_the_prompt(sit: Sit, user: Command
     person.sees("word3 ")
     person.types("/stats\r")
     person.sees("> /stats")
-    person.sees("ended by")
+    person.sees("| load ")
     person.types("\x04")
     assert person.end() == 0
     assert not any("word" in line and "/stats" in line for line in person.screen.lines)

@@ -95,15 +95,16 @@ def chat(
 def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Lines:
     """Return where the questions come from: a prompt, or what is piped in."""
     from cerebrum_cli.application.question import decoded
-    from cerebrum_cli.terminal.lines import PipedLines, PlainPrompt, Prompt
+    from cerebrum_cli.terminal.lines import PipedLines, PlainPrompt, Prompt, Seat
     from cerebrum_cli.terminal.streams import plain_terminal
 
     streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
     if piped is not None:
         with signals.at_work():
             return PipedLines(decoded(piped.read(), "standard input"), streams.answer)
+    seat = Seat(streams, keyboard, signals, repl.quiet)
     if plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
-        return PlainPrompt(streams, keyboard, signals)
+        return PlainPrompt(seat)
     from cerebrum_cli.terminal.completion import SlashCompleter
     from cerebrum_cli.terminal.obey import PARTS, SETTABLE, VALUES
 
@@ -114,6 +115,9 @@ def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Line
         "setting": lambda: SETTABLE,
         "part": lambda: PARTS,
     }
-    history, is_ready = runtime.data_directory / "history", lambda: repl.chat.opened.engine.is_loaded
-    completer = SlashCompleter(names, VALUES)
-    return Prompt(history, repl.toolbar, is_ready, completer, vi, streams, keyboard, signals, repl.quiet)
+    history, completer = runtime.data_directory / "history", SlashCompleter(names, VALUES)
+
+    def is_ready() -> bool:
+        return repl.chat.opened.engine.is_loaded
+
+    return Prompt(seat, history, repl.toolbar, is_ready, completer, vi)

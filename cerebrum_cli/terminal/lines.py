@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -25,6 +26,20 @@ FENCE = '"""'
 PROMPT, MORE = "> ", "... "
 LONG_LINE, ENDS = 200, 4  # characters of a line, and lines of an end, in a question that is shown again
 READY_S = 0.2  # how often it is looked whether the model is there, for the toolbar
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a person sits at; one who wants it `quiet` is told of no trouble that can be lived with."""
+
+    streams: Streams
+    keyboard: Keyboard
+    signals: Signals
+    quiet: bool = False
+
+    def edited(self, text: str) -> str:
+        """Return a text as its owner leaves it in the editor."""
+        return edited(text, self.keyboard, self.signals)
 
 
 class Lines(Protocol):
@@ -119,21 +134,19 @@ def _begins_block(stripped: str) -> bool:
 class PlainPrompt:
     """A person at a terminal that cannot be drawn on, or whose screen is read aloud; it reads lines by itself."""
 
-    def __init__(self, streams: Streams, keyboard: Keyboard, signals: Signals) -> None:
-        self._streams = streams
-        self._keyboard = keyboard
-        self._signals = signals
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
 
     def read(self) -> str:
         """Return the next question. Interrupted where a signal asks to leave meanwhile."""
-        with self._signals.reading():
+        with self._seat.signals.reading():
             first = self._line(PROMPT)
             return unfenced([first, *until_fence(first, iter(lambda: self._line(MORE), None))])
 
     def _line(self, prompt: str) -> str:
         if sys.stdin is None:  # it was closed
             raise EOFError
-        self._streams.answer(prompt)
+        self._seat.streams.answer(prompt)
         line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
@@ -141,7 +154,7 @@ class PlainPrompt:
 
     def edit(self, text: str) -> str:
         """Return a text as the user leaves it in the editor."""
-        return edited(text, self._keyboard, self._signals)
+        return self._seat.edited(text)
 
     def between(self) -> AbstractContextManager[None]:
         """What is typed ahead is shown, and read as lines."""
@@ -153,24 +166,21 @@ class Prompt:
 
     def __init__(
         self,
+        seat: Seat,
         history: Path,
         toolbar: Callable[[int], str],
         is_ready: Callable[[], bool],
         completer: Completer,
         vi: bool,
-        streams: Streams,
-        keyboard: Keyboard,
-        signals: Signals,
-        quiet: bool,
     ) -> None:
         from prompt_toolkit import PromptSession
 
         from cerebrum_cli.terminal.recall import Recall
 
         self._is_ready = is_ready
-        self._streams, self._keyboard, self._signals = streams, keyboard, signals
+        self._seat = seat
         self._recall = Recall(history)
-        self._told = quiet
+        self._told = seat.quiet
         self._draft = ""  # what the prompt begins with
         self._session: PromptSession[str | ToEditor] = PromptSession(
             history=self._recall,
@@ -195,7 +205,7 @@ class Prompt:
             said = self._prompted(asks=True)
         if self._recall.trouble and not self._told:
             self._told = True
-            self._streams.notice(self._recall.trouble)
+            self._seat.streams.notice(self._recall.trouble)
         return unfenced([well_formed(said)])
 
     def _prompted(self, asks: bool = False) -> str | ToEditor:
@@ -203,14 +213,14 @@ class Prompt:
         app = self._session.app
         app.erase_when_done = False
         try:
-            with self._signals.answered(self._leave):
+            with self._seat.signals.answered(self._leave):
                 return self._session.prompt(PROMPT, default=draft, accept_default=asks, pre_run=self._begin)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 return ""  # it only takes back what was written
             raise
         except OSError as error:  # the terminal is gone
-            discard_lost(self._streams)
+            discard_lost(self._seat.streams)
             raise EOFError from error
 
     def _leave(self, signum: int) -> None:
@@ -228,8 +238,8 @@ class Prompt:
         """Leave if that was asked for before there was a prompt; draw the toolbar again once the model is there."""
         from asyncio import sleep
 
-        if self._signals.asked is not None:
-            self._leave(self._signals.asked)
+        if self._seat.signals.asked is not None:
+            self._leave(self._seat.signals.asked)
 
         async def watch() -> None:
             while not self._is_ready():
@@ -241,11 +251,11 @@ class Prompt:
 
     def edit(self, text: str) -> str:
         """Return a text as the user leaves it in the editor."""
-        return edited(text, self._keyboard, self._signals)
+        return self._seat.edited(text)
 
     def between(self) -> AbstractContextManager[None]:
         """What is typed ahead waits, unseen, for the prompt."""
-        return self._keyboard.unechoed()
+        return self._seat.keyboard.unechoed()
 
 
 class ToEditor(NamedTuple):
