@@ -15,7 +15,7 @@ from scripted_backend import END, ScriptedBackend, tokens
 
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.commands import Cancel, Command, Commands, Submit
-from cerebrum_cli.engine.engine import Loop
+from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
 from cerebrum_cli.ground.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent

@@ -21,7 +21,7 @@ from cerebrum_cli.sessions.names import printable
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
-EXPORTS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": ""}  # the exact prompt is no shape
+EXPORTS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 
 
 def summaries(store: Store) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def export_to(path: Path, store: Store, session: Session, opened: Opened) -> Non
     shape = EXPORTS.get(path.suffix)
     if shape is None:
         raise UsageError(f"{path}: its ending names no shape", f"end it in {', '.join(EXPORTS)}")
-    text = exported(store, session, shape) if shape else _transcript(opened, store, session)
+    text = _transcript(opened, store, session) if shape == "transcript" else exported(store, session, shape)
     try:
         file = path.open("x", encoding="utf-8")
         try:

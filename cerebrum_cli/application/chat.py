@@ -276,10 +276,10 @@ class Chat:
         Where it cannot be given or kept the session goes back to the message `back`.
         """
         settings, responder = settings or self.settings, self.opened.responder
-        saying = Saying(self.history.store, self._lead(), self.speaker, settings, begun, before)
+        session = self._lead()
+        saying = Saying(self.history.store, session, self.speaker, settings, begun, before)
         try:
             yield from self.load()
-            session = self._lead()
             saying.session, notice = fitted(saying.store, session, self.speaker.model, responder, len(begun), settings)
             self.session = saying.session
             if notice:

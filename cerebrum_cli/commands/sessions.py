@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
+
+if TYPE_CHECKING:
+    from cerebrum_cli.terminal.streams import Streams
 
 app = typer.Typer(
     help="List, show, search, export, import and remove the conversations that are kept.",
@@ -35,13 +39,8 @@ def list_sessions(context: typer.Context, json: options.Json = False, quiet: opt
     from cerebrum_cli.terminal.tables import print_sessions
 
     runtime = options.runtime_of(context)
-    listed = summaries(runtime.history.store)
-    if json:
-        runtime.streams.answer_object(listed)
-    elif listed:
-        print_sessions(runtime.streams, listed)
-    elif not quiet:
-        runtime.streams.talk("no session is kept yet; cerebrum ask begins one")
+    nothing = "" if quiet else "no session is kept yet; cerebrum ask begins one"
+    print_rows(runtime.streams, summaries(runtime.history.store), json, print_sessions, nothing)
 
 
 @app.command()
@@ -70,13 +69,8 @@ def search(
     from cerebrum_cli.terminal.tables import print_hits
 
     runtime = options.runtime_of(context)
-    found = hits(runtime.history.store, text)
-    if json:
-        runtime.streams.answer_object(found)
-    elif found:
-        print_hits(runtime.streams, found)
-    elif not quiet:
-        runtime.streams.talk("nothing is found")
+    nothing = "" if quiet else "nothing is found"
+    print_rows(runtime.streams, hits(runtime.history.store, text), json, print_hits, nothing)
 
 
 @app.command()
@@ -131,3 +125,19 @@ def import_session(
     session = imported(runtime.history.store, file, name)
     if not quiet:
         runtime.streams.talk(f"{session.name} is kept; cerebrum ask -c goes on from it")
+
+
+def print_rows(
+    streams: Streams,
+    rows: list[dict[str, Any]],
+    json: bool,
+    as_table: Callable[[Streams, list[dict[str, Any]]], None],
+    nothing: str,
+) -> None:
+    """Print rows as one JSON list or as a table; where there are none say so, if anything."""
+    if json:
+        streams.answer_object(rows)
+    elif rows:
+        as_table(streams, rows)
+    elif nothing:
+        streams.talk(nothing)

@@ -23,8 +23,6 @@ from cerebrum_cli.ground.errors import EngineError, UsageError
 from cerebrum_cli.ground.events import Event, FinishEvent
 from cerebrum_cli.ground.parts import Part
 
-__all__ = ["Engine", "Loop"]
-
 
 class Engine:
     """A model on its own thread; `open_backend` is called there at once, and what it reads is kept in `states`."""

@@ -176,7 +176,7 @@ def export(repl: Repl, line: Line) -> None:
     chat = repl.chat
     if chat.session is None:
         raise UsageError("nothing has been said yet", "ask something first")
-    if path.suffix in EXPORTS and not EXPORTS[path.suffix]:  # the exact prompt takes the model's vocabulary
+    if EXPORTS.get(path.suffix) == "transcript":  # that takes the model's vocabulary
         repl.wait(chat.load())
     export_to(path, chat.history.store, chat.session, chat.opened)
     repl.streams.talk(f"{path} is written")

@@ -81,7 +81,7 @@ class Streams:
             raise OutputError(f"standard output: {error.strerror}", "free some space, or write elsewhere") from error
 
     def draw(self, text: str) -> None:
-        """Draw on the terminal that standard error is, with control sequences of our own."""
+        """Write to standard error as it stands, with control sequences of our own where it is a terminal."""
         try:
             self.err.write(text)
             self.err.flush()
@@ -115,11 +115,7 @@ class Streams:
 
     def talk(self, text: str) -> None:
         """Write a line to standard error; where that cannot be written to, the answer still can."""
-        try:
-            self.err.write(strip_controls(text) + "\n" if self.err_is_terminal else text + "\n")
-            self.err.flush()
-        except OSError:
-            discard(self.err)
+        self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")
 
     def _tell(self, head: str, text: str) -> None:
         """Write a line, or on a terminal as many as it takes without breaking a word."""
