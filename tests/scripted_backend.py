@@ -152,7 +152,6 @@ class ScriptedBackend:
     def reserve(self, length: int) -> None:
         self._working()
         assert 0 < length <= self.context_size
-        assert not self.samplers, "memory goes away under a sequence that runs"
         self.memory, self.capacity = [], 0
         if length > self.fits:
             raise EngineError(f"no memory for {length} tokens")
@@ -186,6 +185,16 @@ class ScriptedBackend:
             last_slot = slot
             self.evaluated += 1
         return kept == len(rows)
+
+    def stretch(self, position: int) -> int:
+        return self.batch_size
+
+    def shareable(self, length: int) -> int:
+        return length
+
+    def logprob(self, row: int, token: int) -> float:
+        assert self.outputs[row]
+        return -token / 1000
 
     def length(self, slot: int) -> int:
         return len(self.memory[slot])

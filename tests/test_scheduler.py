@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_backend import END, ScriptedBackend, tokens
 
+from cerebrum_cli.engine import scheduler, sequence
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.commands import Cancel, Command, Commands, Submit
+from cerebrum_cli.engine.commands import Cancel, Command, Commands, End, Submit
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
@@ -26,7 +27,9 @@ from cerebrum_cli.ground.sampling import SamplingParams
 
 def waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
     """Let sequences wait: `n` of each prompt."""
-    born = [one for prompt in prompts for one in sequences(0, Request(tokens(prompt), n=n), lambda event: None)]
+    born = [
+        one for prompt in prompts for one in sequences(0, Request(tokens(prompt), n=n), lambda event: None, range(n), 0)
+    ]
     scheduler.waiting.extend(born)
     return born
 
@@ -40,7 +43,7 @@ def move_in(scheduler: Scheduler) -> tuple[int, int, int]:
 
 def read(scheduler: Scheduler) -> None:
     """Evaluate the next step."""
-    scheduler.evaluated(scheduler.schedule(100).shares)
+    scheduler.evaluated(scheduler.schedule(lambda position: 100).shares)
 
 
 def lived_in(*texts: str) -> Scheduler:
@@ -96,7 +99,7 @@ def test_the_last_token_of_a_prompt_is_always_evaluated() -> None:
     scheduler = lived_in("abcdef")
     waiting(scheduler, "abc")
     assert move_in(scheduler) == (0, 0, 2)
-    assert scheduler.schedule(100).rows == [Row(0, 2, ord("c"), True)]
+    assert scheduler.schedule(lambda position: 100).rows == [Row(0, 2, ord("c"), True)]
 
 
 def test_a_beginning_is_copied_from_a_slot_that_is_lived_in_to_an_empty_one_before_one_that_holds_something() -> None:
@@ -147,7 +150,7 @@ def test_a_prompt_is_read_in_steps_of_its_own_with_logits_for_its_last_token_onl
     move_in(scheduler)
     steps = []
     for _ in range(3):
-        step = scheduler.schedule(2)
+        step = scheduler.schedule(lambda position: 2)
         steps.append(step.rows)
         scheduler.evaluated(step.shares)
     assert steps == [
@@ -165,7 +168,7 @@ def test_those_that_talk_are_decoded_together_in_the_order_of_their_slots() -> N
         read(scheduler)
         sequence.generated.append(ord("!"))
     scheduler.remove(born[1])
-    step = scheduler.schedule(100)
+    step = scheduler.schedule(lambda position: 100)
     assert step.rows == [Row(0, 2, ord("!"), True), Row(2, 1, ord("!"), True)]
     assert step.shares == [(born[0], 1), (born[2], 1)]
 
@@ -181,7 +184,7 @@ def test_a_reply_whose_memory_was_lost_is_read_again_with_logits_for_its_last_to
     assert scheduler.slots[0].held == []
     rows = []
     while sequence.evaluated < sequence.length:
-        step = scheduler.schedule(2)
+        step = scheduler.schedule(lambda position: 2)
         rows += step.rows
         scheduler.evaluated(step.shares)
     assert rows == [Row(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
@@ -194,7 +197,7 @@ def test_an_interrupted_step_counts_as_far_as_it_came() -> None:
     move_in(scheduler)
     scheduler.resume(sequence, 4)
     assert scheduler.slots[0].held == list(b"abcd")
-    assert scheduler.schedule(100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
+    assert scheduler.schedule(lambda position: 100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
 
 
 # Any requests, in any order, with any interruption, against a backend that checks every call.
@@ -244,9 +247,17 @@ class AnyTraffic(RuleBasedStateMachine):
     """Requests come, steps are taken and interrupted, streams are closed; what is said never depends on it."""
 
     @initialize(
-        slots=st.integers(1, 4), batch_size=st.integers(4, 9), can_trim=st.booleans(), context=st.integers(14, 30)
+        slots=st.integers(1, 4),
+        batch_size=st.integers(4, 9),
+        can_trim=st.booleans(),
+        context=st.integers(14, 30),
+        hope=st.integers(1, 12),
+        between=st.integers(1, 9),
     )
-    def start(self, slots: int, batch_size: int, can_trim: bool, context: int) -> None:
+    def start(self, slots: int, batch_size: int, can_trim: bool, context: int, hope: int, between: int) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(sequence, "REPLY", hope)
+        self.patch.setattr(scheduler, "READ_BETWEEN", between)
         self.backend = ScriptedBackend(
             babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context
         )
@@ -268,11 +279,21 @@ class AnyTraffic(RuleBasedStateMachine):
         for index, prompt in enumerate(prompts):
             request = Request(prompt, SamplingParams(seed=seed, max_tokens=limit), n=n)
             asked: dict[SequenceId, Sample] = {}
-            for sequence in sequences(index, request, partial(self.hear, asked)):
+            for sequence in sequences(index, request, partial(self.hear, asked), range(n), seed):
                 asked[sequence.id] = Sample(sequence)
                 born.append(sequence)
             self.samples += asked.values()
         self.commands.send(Submit(born))
+
+    @precondition(lambda self: any(sample.finish is None for sample in self.samples))
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        live = [sample for sample in self.samples if sample.finish is None]
+        chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
+        self.commands.send(End([sample.sequence for sample in chosen]))
+        assert not self.stop
+        assert self.loop.obey(self.commands)
+        assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     @staticmethod
     def hear(asked: dict[SequenceId, Sample], event: Event | Failure) -> None:
@@ -329,6 +350,7 @@ class AnyTraffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "loop"):
             return
+        self.patch.undo()
         taken = -1
         while taken < len(self.backend.steps):
             taken = len(self.backend.steps)

@@ -284,7 +284,7 @@ class Chat:
             self.session = saying.session
             if notice:
                 yield notice
-            with contextlib.closing(responder.respond([self.conversation], settings, begun=begun)) as events:
+            with contextlib.closing(responder.respond(self.conversation, settings, begun=begun)) as events:
                 for event in events:
                     saying.emit(event)
                     yield event

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.format import PromptFormat
+from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, opened_thought
 from cerebrum_cli.ground.conversation import Conversation
 from cerebrum_cli.ground.errors import PromptTooLong
@@ -23,21 +26,67 @@ FormatBuilder = Callable[[Backend], PromptFormat]
 """Build the format of a conversation once the model's vocabulary is known; FormatError if there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question and how to reply to it, `n` times; `begun` are the tokens of a reply that is gone on with.
+
+    With `logprobs` each token tells its probability; with `ignore_end` a reply goes on beyond the model's own end.
+    """
+
+    conversation: Conversation
+    settings: Settings
+    grammar: str | None = None
+    n: int = 1
+    begun: tuple[int, ...] = ()
+    logprobs: bool = False
+    ignore_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A question as a model reads it: its tokens, its format, and the thought that prompt and beginning leave open."""
+
+    request: Request
+    form: PromptFormat
+    thought: ThoughtMarkup | None
+    begun: str
+
+    def splitter(self) -> ThoughtSplitter:
+        """Return what tells a reply's thought from its answer."""
+        splitter = ThoughtSplitter(self.form.thoughts, self.thought)
+        splitter.feed(self.begun)
+        return splitter
+
+
+class Replies(Protocol):
+    """The events of replies on their way, numbered as they were asked for; a FinishEvent is each one's last."""
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield the events until nothing runs."""
+
+    def more(self, index: int, count: int) -> None:
+        """Ask for further replies to one question; their seeds follow those of the others."""
+
+    def end(self, index: int) -> None:
+        """End what still runs of one question: its replies finish as `cancelled`."""
+
+    def close(self) -> None:
+        """End all that runs, at once."""
+
+
 class Responder(Protocol):
     """Something that replies."""
 
     def respond(
-        self,
-        conversations: Sequence[Conversation],
-        settings: Settings,
-        grammar: str | None = None,
-        n: int = 1,
-        begun: tuple[int, ...] = (),
+        self, conversation: Conversation, settings: Settings, grammar: str | None = None, begun: tuple[int, ...] = ()
     ) -> Generator[Event, None, None]:
-        """Yield the events of `n` replies to each conversation; closing the stream ends them.
+        """Yield the events of loading and of one reply; closing the stream ends it."""
 
-        `begun` are the tokens of a reply that is gone on with.
-        """
+    def prepared(self, asked: Asked) -> Prepared:
+        """Return a question as it will be read; what is wrong with it is raised. What replies must be loaded."""
+
+    def replies(self, prepared: Iterable[Prepared]) -> Replies:
+        """Begin to reply to many questions at once."""
 
     def load(self) -> Iterator[Event]:
         """Yield the events of loading until replies can be given; later calls yield nothing."""
@@ -69,35 +118,37 @@ class LocalResponder:
         self._trained_context = trained_context
 
     def respond(
-        self,
-        conversations: Sequence[Conversation],
-        settings: Settings,
-        grammar: str | None = None,
-        n: int = 1,
-        begun: tuple[int, ...] = (),
+        self, conversation: Conversation, settings: Settings, grammar: str | None = None, begun: tuple[int, ...] = ()
     ) -> Generator[Event, None, None]:
         """Load the model if it is not there yet, then yield what it says; PromptTooLong before any evaluation."""
         yield from self.load()
-        form = self._build_format(self._engine.backend)
-        params = settings.sampling(form.stop)
+        with closing(self.replies([self.prepared(Asked(conversation, settings, grammar, begun=begun))])) as replies:
+            yield from replies
+
+    def prepared(self, asked: Asked) -> Prepared:
+        """Return a question as the model will read it. The model must be loaded.
+
+        Raises PromptTooLong where it leaves no room for a reply, FormatError where it cannot be written.
+        """
+        form = self._form
         visible = self._engine.backend.controls(
             marker for thought in form.thoughts for marker in (thought.open, thought.close, thought.header)
         )
-        prompts = [form.render(conversation) for conversation in conversations]
-        requests = [Request(self._fitting(prompt, begun), params, grammar, n, visible) for prompt in prompts]
-        splitters = {
-            SequenceId(index, sample): ThoughtSplitter(form.thoughts, opened_thought(_end(prompt), form.thoughts))
-            for index, prompt in enumerate(prompts)
-            for sample in range(n)
-        }
-        for splitter in splitters.values():
-            splitter.feed(self._said(begun, visible))
-        events = self._engine.generate(requests)
-        try:
-            for event in events:
-                yield from (event,) if form.verbatim else split(event, splitters)
-        finally:
-            events.close()
+        prompt = form.render(asked.conversation)
+        request = Request(
+            self._fitting(prompt, asked.begun),
+            asked.settings.sampling(form.stop),
+            asked.grammar,
+            asked.n,
+            visible,
+            asked.logprobs,
+            asked.ignore_end,
+        )
+        return Prepared(request, form, opened_thought(_end(prompt), form.thoughts), self._said(asked.begun, visible))
+
+    def replies(self, prepared: Iterable[Prepared]) -> Replies:
+        """Begin to reply to all of them at once; what is returned must be closed."""
+        return LocalReplies(self._engine, prepared)
 
     def load(self) -> Iterator[Event]:
         """Yield the events of loading until the model is there; what made it fail is raised."""
@@ -105,7 +156,7 @@ class LocalResponder:
 
     def count(self, conversation: Conversation) -> int:
         """Return how many tokens the prompt of a conversation has; the model must be loaded, or its vocabulary."""
-        return len(self._engine.tokenize(self._build_format(self._engine.backend).render(conversation)))
+        return len(self._engine.tokenize(self._form.render(conversation)))
 
     @property
     def context_size(self) -> int | None:
@@ -117,7 +168,7 @@ class LocalResponder:
         for _ in self.load():
             pass
         backend = self._engine.backend
-        parts = self._build_format(backend).render(conversation)
+        parts = self._form.render(conversation)
         ids = self._engine.tokenize(parts)
         text = "".join(part.value if isinstance(part, Text) else spelled(backend, part.ids) for part in parts)
         bos = backend.special("bos")
@@ -134,6 +185,10 @@ class LocalResponder:
         while length and not _is_whole(b"".join(backend.piece(token) for token in ids[:length][-LONGEST:])):
             length -= 1
         return ids[:length]
+
+    @cached_property
+    def _form(self) -> PromptFormat:
+        return self._build_format(self._engine.backend)
 
     def cancel(self) -> None:
         """End loading and replies."""
@@ -152,18 +207,53 @@ class LocalResponder:
         return tokens
 
 
-def split(event: Event, splitters: dict[SequenceId, ThoughtSplitter]) -> Iterator[Event]:
+class LocalReplies:
+    """Replies of an engine."""
+
+    def __init__(self, engine: Engine, prepared: Iterable[Prepared]) -> None:
+        self._prepared = list(prepared)
+        self._splitters: dict[SequenceId, ThoughtSplitter] = {}
+        self._completions = engine.complete(one.request for one in self._prepared)
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self._completions:
+            if isinstance(event, (TokenEvent, FinishEvent)) and not self._is_verbatim(event):
+                yield from split(event, self._splitter(event.sequence))
+            else:
+                yield event
+
+    def more(self, index: int, count: int) -> None:
+        """Ask for further replies to one question."""
+        self._completions.more(index, count)
+
+    def end(self, index: int) -> None:
+        """End what still runs of one question."""
+        self._completions.end(index)
+
+    def close(self) -> None:
+        """End all that runs."""
+        self._completions.close()
+
+    def _is_verbatim(self, event: TokenEvent | FinishEvent) -> bool:
+        return self._prepared[event.sequence.request].form.verbatim
+
+    def _splitter(self, sequence: SequenceId) -> ThoughtSplitter:
+        if sequence not in self._splitters:
+            self._splitters[sequence] = self._prepared[sequence.request].splitter()
+        return self._splitters[sequence]
+
+
+def split(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
     """Yield an event with its text told apart by channel; a token's id goes with the last of its texts."""
     if isinstance(event, TokenEvent):
-        said = splitters[event.sequence].feed(event.text) or [("answer", "")]
+        said = splitter.feed(event.text) or [("answer", "")]
         for channel, text in said[:-1]:
             yield TokenEvent(event.sequence, text, channel)
         channel, text = said[-1]
-        yield TokenEvent(event.sequence, text, channel, event.token)
+        yield replace(event, text=text, channel=channel)
         return
-    if isinstance(event, FinishEvent):
-        for channel, text in splitters[event.sequence].flush():
-            yield TokenEvent(event.sequence, text, channel)
+    for channel, text in splitter.flush():
+        yield TokenEvent(event.sequence, text, channel)
     yield event
 
 

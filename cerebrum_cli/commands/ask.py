@@ -108,7 +108,7 @@ def ask(
         else:
             markdown = not (no_markdown or raw or constraint)
             shown = Shown(final, json, stats, markdown, quiet, verbose)
-            events = opened.responder.respond([conversation], settings, constraint)
+            events = opened.responder.respond(conversation, settings, constraint)
             keep = partial(kept.keep, conversation, opened, settings)
             answer(runtime.streams, opened, events, shown, keep, partial(kept.keep_read, opened))
     finally:

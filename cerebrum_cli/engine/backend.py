@@ -32,7 +32,7 @@ class Sampler(Protocol):
 
 
 class Backend(Protocol):
-    """A loaded model and its memory: `slots` sequences of up to `context_size` tokens each.
+    """A loaded model and its memory: `slots` sequences of up to `capacity` tokens each, which `reserve` decides.
     One thread calls everything but `tokenize` and the other questions about the vocabulary.
     """
 
@@ -46,7 +46,7 @@ class Backend(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many sequences live beside one another."""
+        """How many sequences live beside one another; before memory is made, how many were asked for."""
 
     @property
     def batch_size(self) -> int:
@@ -68,10 +68,19 @@ class Backend(Protocol):
         """Return the spelling of the vocabulary's `bos` or `eos` token; empty if it has none."""
 
     def reserve(self, length: int) -> None:
-        """Make new, empty memory for sequences of at least `length` tokens."""
+        """Make new, empty memory for sequences of at least `length` tokens: for fewer of them where it runs short."""
+
+    def stretch(self, position: int) -> int:
+        """Return how many tokens of a prompt a step should read at most, from this position on."""
+
+    def shareable(self, length: int) -> int:
+        """Return how many of the first `length` tokens of a slot may be taken over by another prompt."""
 
     def decode(self, rows: Sequence[Row]) -> bool:
         """Evaluate the rows, ascending by slot; False if it was interrupted: then ask `length` of each slot."""
+
+    def logprob(self, row: int, token: int) -> float:
+        """Return the natural logarithm of the probability row `row` of the last decode gives a token."""
 
     def length(self, slot: int) -> int:
         """Return how many tokens the slot holds."""

@@ -23,6 +23,12 @@ class Cancel(NamedTuple):
     done: threading.Event
 
 
+class End(NamedTuple):
+    """End these sequences when the step that runs is over: nothing of it is lost for the others."""
+
+    sequences: list[Sequence]
+
+
 class Keep(NamedTuple):
     """Keep on disk what idle slots hold, if `least` tokens of it are not; the answer is what went wrong, or None."""
 
@@ -34,7 +40,7 @@ class Close(NamedTuple):
     """Free the model and end the thread."""
 
 
-Command = Submit | Cancel | Keep | Close
+Command = Submit | Cancel | End | Keep | Close
 
 
 class Commands:

@@ -10,26 +10,31 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from collections.abc import Sequence as Many
+from contextlib import closing
 from queue import SimpleQueue
 from time import perf_counter
 
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.commands import Cancel, Close, Commands, Keep, Submit
+from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
+from cerebrum_cli.engine.sequence import Failure, Request
 from cerebrum_cli.engine.states import StateStore
-from cerebrum_cli.ground.errors import EngineError, UsageError
-from cerebrum_cli.ground.events import Event, FinishEvent
+from cerebrum_cli.ground.errors import EngineError
+from cerebrum_cli.ground.events import Event
 from cerebrum_cli.ground.parts import Part
 
 
 class Engine:
-    """A model on its own thread; `open_backend` is called there at once, and what it reads is kept in `states`."""
+    """A model on its own thread; `open_backend` is called there at once, and what it reads is kept in `states`.
 
-    def __init__(self, open_backend: OpenBackend, states: StateStore | None = None) -> None:
+    With `measures` no more sequences run at once than say more tokens a second together.
+    """
+
+    def __init__(self, open_backend: OpenBackend, states: StateStore | None = None, measures: bool = False) -> None:
         self._open = open_backend
         self._states = states
+        self._measures = measures
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
         self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
@@ -68,31 +73,19 @@ class Engine:
         """Return the token ids of a prompt."""
         return self.backend.tokenize(parts)
 
-    def generate(self, requests: Many[Request]) -> Generator[Event, None, None]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
         """Yield the events of all samples of all requests as they come, a FinishEvent last for each.
 
         Prompts must be shorter than the context. Closing the generator frees the slots before it returns.
         """
-        if not all(request.prompt_tokens for request in requests):
-            raise UsageError("the prompt has no tokens", "write something to go on from")
-        outbox: SimpleQueue[Event | Failure] = SimpleQueue()
-        born = [
-            sequence for index, request in enumerate(requests) for sequence in sequences(index, request, outbox.put)
-        ]
-        live = len(born)
-        if not self._commands.send(Submit(born)):
-            raise EngineError("the engine is closed")
-        try:
-            while live:
-                event = outbox.get()
-                if isinstance(event, Failure):
-                    raise event.error
-                if isinstance(event, FinishEvent):
-                    live -= 1
-                yield event
-        finally:
-            if live:
-                self._withdraw(born)
+        with closing(self.complete(requests)) as completions:
+            yield from completions
+
+    def complete(self, requests: Iterable[Request]) -> Completions:
+        """Return the events of requests as an iterator that can be asked for more, or for less. It must be closed."""
+        completions = Completions(self._commands)
+        completions.add(requests)
+        return completions
 
     def cancel(self) -> None:
         """End everything that runs, loading too; streams end with the finish reason `cancelled`."""
@@ -117,11 +110,6 @@ class Engine:
         self._thread.join()
         atexit.unregister(self.close)
 
-    def _withdraw(self, born: list[Sequence]) -> None:
-        command = Cancel(born, threading.Event())
-        if self._commands.send(command):
-            command.done.wait()
-
     # What happens on the engine's thread.
 
     def _live(self) -> None:
@@ -135,7 +123,7 @@ class Engine:
             return
         self._backend = backend
         self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start, self._states)
+        loop = Loop(backend, perf_counter() - start, self._states, self._measures)
         try:
             while loop.obey(self._commands):
                 loop.step()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from time import perf_counter
 
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.commands import Cancel, Commands, Keep, Submit
+from cerebrum_cli.engine.commands import Cancel, Commands, End, Keep, Submit
 from cerebrum_cli.engine.keeping import Keeping
+from cerebrum_cli.engine.pace import Pace
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.states import StateStore
@@ -17,10 +18,15 @@ from cerebrum_cli.ground.events import FinishReason, PromptEvent, TokenEvent
 class Loop:
     """The engine's thread: commands, then a step, then commands again."""
 
-    def __init__(self, backend: Backend, load_s: float, states: StateStore | None = None) -> None:
+    def __init__(
+        self, backend: Backend, load_s: float, states: StateStore | None = None, measures: bool = False
+    ) -> None:
         self._backend = backend
         self._load_s = load_s
+        self._measures = measures
+        self._pace = Pace(backend.slots, measures)
         self._scheduler = Scheduler(backend.slots)
+        self._alone = backend.slots == 1
         self._keeping = Keeping(backend, self._scheduler, states) if states else None
 
     def obey(self, commands: Commands) -> bool:
@@ -31,6 +37,8 @@ class Loop:
             elif isinstance(command, Cancel):
                 self._cancel(command.sequences)
                 command.done.set()
+            elif isinstance(command, End):
+                self._cancel(command.sequences)
             elif isinstance(command, Keep):
                 command.answer.put(self._keep(command.least))
             else:
@@ -42,24 +50,28 @@ class Loop:
         """Admit what can be admitted, then decide, compute, record."""
         try:
             self._admit()
-            step = self._scheduler.schedule(self._backend.batch_size)
+            self._close_ranks()
+            step = self._scheduler.schedule(self._backend.stretch)
             if not step.rows:
                 return
-            self._record(step, self._backend.decode(step.rows))
+            start = perf_counter()
+            done = self._backend.decode(step.rows)
+            if step.talks and done:
+                self._pace.record(len(step.rows), perf_counter() - start)
+            self._record(step, done)
         except Exception as error:
             self.fail(error)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
+        scheduler.limit = self._pace.limit
         while scheduler.can_admit:
-            wanted = max(sequence.wanted(backend.context_size) for sequence in scheduler.waiting)
-            anew = wanted > backend.capacity
+            anew = self._wanted(scheduler.waiting[0]) > backend.capacity
             if anew and scheduler.running:
                 return
             state = self._keeping.found(scheduler.waiting[0], anew) if self._keeping else None
             if anew:
-                backend.reserve(max(wanted, len(state.tokens)) if state else wanted)
-                scheduler.forget()
+                self._reserve(len(state.tokens) if state else 0)
             if self._keeping and state:
                 self._keeping.load(state, scheduler.waiting[0])
             admission = scheduler.admit()
@@ -69,7 +81,33 @@ class Loop:
             except GrammarError as error:
                 self._drop(sequence, error)
             else:
-                sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
+                self._tell_read(sequence)
+
+    def _wanted(self, sequence: Sequence) -> int:
+        """Return the room a sequence is given: one alone all it may come to need, one of many what it will do with."""
+        context_size = self._backend.context_size
+        return sequence.wanted(context_size) if self._alone else sequence.hoped(context_size)
+
+    def _reserve(self, least: int) -> None:
+        """Make memory anew, for whoever waits."""
+        backend = self._backend
+        backend.reserve(max(least, *map(self._wanted, self._scheduler.waiting)))
+        self._scheduler.furnish(backend.slots)
+        self._pace = Pace(backend.slots, self._measures)
+        self._scheduler.limit = self._pace.limit
+
+    def _close_ranks(self) -> None:
+        """Where nobody moves in, move whoever lives highest into the gaps below."""
+        scheduler, backend = self._scheduler, self._backend
+        if scheduler.waiting and scheduler.room:
+            return
+        while gap := scheduler.gap():
+            source, target = gap
+            if not source.held:  # it has just moved in, and reads
+                return
+            backend.copy(source.index, target.index)
+            backend.clear(source.index)
+            scheduler.move(source, target)
 
     def _keep(self, least: int) -> Failure | None:
         try:
@@ -82,7 +120,10 @@ class Loop:
     def _move_in(self, admission: Admission) -> None:
         sequence, slot, source, keep = admission
         backend, request = self._backend, sequence.request
-        sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
+        if sequence.sampler is None:
+            sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
+        if keep < len(sequence.prompt):
+            keep = backend.shareable(keep)
         if slot is not source and keep:
             backend.copy(source.index, slot.index)
         if keep and backend.length(slot.index) > keep and not backend.trim(slot.index, keep):
@@ -90,7 +131,7 @@ class Loop:
         if not keep:
             backend.clear(slot.index)
         self._scheduler.place(admission, keep)
-        sequence.admitted_at = perf_counter()
+        sequence.admitted_at = sequence.admitted_at or perf_counter()
 
     def _record(self, step: Step, done: bool) -> None:
         if not done:
@@ -102,8 +143,7 @@ class Loop:
         for sequence, count in step.shares:
             row += count
             if sequence.evaluated < sequence.length:
-                if not sequence.generated:
-                    sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
+                self._tell_read(sequence)
                 continue
             twins = self._scheduler.twins(sequence) if not sequence.generated else []
             for twin in twins:
@@ -113,6 +153,12 @@ class Loop:
                     self._say(one, row)
                 except GrammarError as error:
                     self._drop(one, error)
+
+    @staticmethod
+    def _tell_read(sequence: Sequence) -> None:
+        """Tell how much of a prompt has been read, the first time it is."""
+        if not sequence.generated:
+            sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
     def _resume(self, sequence: Sequence) -> None:
         """Take up a sequence after an interrupted step: what its slot holds counts, but its last token is evaluated."""
@@ -129,18 +175,22 @@ class Loop:
         assert sequence.sampler is not None
         token = sequence.sampler.sample(row)
         sequence.sampled_at.append(perf_counter())
-        if backend.is_end(token):
+        request = sequence.request
+        if backend.is_end(token) and not request.ignore_end:
             return self._finish(sequence, "stop")
+        logprob = backend.logprob(row, token) if request.logprobs else None
         sequence.generated.append(token)
-        piece = backend.piece(token, special=token in sequence.request.visible_tokens)
+        piece = backend.piece(token, special=token in request.visible_tokens)
         text, stopped = sequence.detokenizer.feed(piece)
-        sequence.tell(TokenEvent(sequence.id, text, token=token))
+        sequence.tell(TokenEvent(sequence.id, text, token=token, logprob=logprob))
         if stopped:
             return self._finish(sequence, "stop", by_stop_string=True)
-        if len(sequence.generated) == sequence.request.params.max_tokens:
+        if len(sequence.generated) == request.params.max_tokens:
             return self._finish(sequence, "length")
         if sequence.length >= backend.context_size:
             return self._finish(sequence, "context")
+        if sequence.length >= backend.capacity:
+            self._scheduler.put_back(sequence)
         return None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> None:

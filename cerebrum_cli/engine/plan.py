@@ -27,8 +27,10 @@ class Shape:
 class LoadOptions:
     """How a model is to be opened; None and "auto" leave it to the machine.
 
-    With `whole_context` its memory is made for the longest sequence while it loads, as somebody who will talk wants it;
-    one answer is sooner there with as much as it takes.
+    `slots` is how many sequences may run at once, as far as memory holds them. With `whole_context` its memory is made
+    for the longest sequence while it loads, as somebody who will talk wants it; one answer is sooner there with as much
+    as it takes. `repack` has weights laid out anew for the processor: one sequence is said faster so, many are not, and
+    loading takes longer and twice the memory.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class LoadOptions:
     slots: int = 1
     vocabulary_only: bool = False
     whole_context: bool = False
+    repack: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,12 @@ def shortage(shape: Shape, context: int) -> NoticeEvent | None:
         f"free memory holds a context of {context} tokens, not the usual {usual}",
         "end other programs, choose a smaller quantisation, or insist with --ctx",
     )
+
+
+def plan_slots(asked: int, length: int, kv_bytes_per_token: int, memory: int) -> int:
+    """Return how many sequences of a length run at once: as many as were asked for and memory holds; at least one."""
+    sequence_bytes = max(1, length * kv_bytes_per_token)
+    return max(1, min(asked, (memory - HEADROOM) // sequence_bytes))
 
 
 def plan_layers(shape: Shape, asked: str, context: int, devices: tuple[Device, ...]) -> int:

@@ -1,20 +1,23 @@
 """Decide which sequence lives in which slot and which tokens the next step evaluates; compute nothing.
 
-A slot remembers the tokens its memory holds after its sequence has ended, so the next prompt that begins
-alike is continued instead of evaluated again. Prompts are read one at a time, in steps of their own: grouped
-reading would change answers in the last bits with the number of slots.
+A slot remembers the tokens its memory holds after its sequence has ended, so the next prompt that begins alike is
+continued instead of evaluated again. Prompts are read one at a time, in steps of their own: grouped reading would
+change answers in the last bits with the number of slots. Who talks meanwhile waits for a bounded number of tokens.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import NamedTuple
 
 from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.sequence import Sequence
+
+READ_BETWEEN = 1024  # tokens of prompts that are read before those who talk say their next one
 
 
 @dataclass(slots=True)
@@ -36,18 +39,25 @@ class Admission(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The rows of one decode, and for each sequence in it how many are its own."""
+    """The rows of one decode, and for each sequence in it how many are its own; `talks`: each says a token."""
 
     rows: list[Row]
     shares: list[tuple[Sequence, int]]
+    talks: bool
 
 
 class Scheduler:
-    """The sequences waiting and running on a fixed number of slots."""
+    """The sequences waiting and running on a number of slots, of which `limit` may be lived in at once."""
 
     def __init__(self, slots: int) -> None:
-        self.slots = [Slot(index) for index in range(slots)]
         self.waiting: deque[Sequence] = deque()
+        self.furnish(slots)
+
+    def furnish(self, slots: int) -> None:
+        """The memory is new: there are so many slots, and none holds anything."""
+        self.slots = [Slot(index) for index in range(slots)]
+        self.limit = slots
+        self._read = 0
 
     @property
     def running(self) -> list[Sequence]:
@@ -60,31 +70,34 @@ class Scheduler:
         return not self.waiting and not any(slot.sequence for slot in self.slots)
 
     def forget(self) -> None:
-        """The memory is new: no slot holds anything."""
+        """What the slots hold is unknown now."""
         for slot in self.slots:
             slot.held.clear()
 
     @property
+    def room(self) -> int:
+        """How many more sequences may run."""
+        return min(self.limit, len(self.slots)) - len(self.running)
+
+    @property
     def can_admit(self) -> bool:
-        """Whether a sequence waits, a slot is free, and no prompt is still being read."""
-        if not self.waiting or all(slot.sequence for slot in self.slots):
-            return False
-        return not any(sequence.reading for sequence in self.running)
+        """Whether a sequence waits, there is room for it, and no prompt is still being read."""
+        return bool(self.waiting) and self.room > 0 and not any(sequence.reading for sequence in self.running)
 
     @property
     def spare(self) -> Slot:
         """The free slot there is least to lose in: an empty one, the lowest."""
-        free = [slot for slot in self.slots if not slot.sequence]
-        return min(free, key=lambda slot: (len(slot.held) > 0, slot.index))
+        return min(self._free, key=lambda slot: (len(slot.held) > 0, slot.index))
 
     def admit(self) -> Admission:
         """Return where the next waiting sequence goes.
 
-        The slot that shares the longest beginning gives it. The last prompt token is always evaluated:
-        its logits choose the first token of the reply.
+        The slot that shares the longest beginning gives it. The last token is always evaluated: its logits choose the
+        next one.
         """
         sequence = self.waiting[0]
-        shared = {slot.index: common_prefix(slot.held, sequence.prompt[:-1]) for slot in self.slots}
+        beginning = sequence.tokens[:-1]
+        shared = {slot.index: common_prefix(slot.held, beginning) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (shared[slot.index], not slot.sequence, -slot.index))
         keep = shared[source.index]
         if keep and not source.sequence:
@@ -92,12 +105,12 @@ class Scheduler:
         return Admission(sequence, self.spare, source, keep)
 
     def twins(self, read: Sequence) -> list[Admission]:
-        """Return where samples of the prompt just read go, as far as slots are free: they share all of it."""
-        free = [slot for slot in self.slots if not slot.sequence]
+        """Return where samples of the prompt just read go, as far as there is room: they share all of it."""
         assert read.slot is not None
         source = self.slots[read.slot]
-        twins = [waiting for waiting in self.waiting if waiting.request is read.request]
-        return [Admission(twin, slot, source, len(read.prompt)) for twin, slot in zip(twins, free, strict=False)]
+        twins = takewhile(lambda one: one.request is read.request and not one.generated, self.waiting)
+        places = zip(range(self.room), twins, self._free, strict=False)
+        return [Admission(twin, slot, source, len(read.prompt)) for _, twin, slot in places]
 
     def place(self, admission: Admission, kept: int) -> None:
         """Record an admission that has been carried out, with the tokens that could really be kept."""
@@ -106,23 +119,49 @@ class Scheduler:
         slot.held = source.held[:kept]
         slot.sequence = sequence
         sequence.slot = slot.index
-        sequence.evaluated = sequence.cached = kept
+        sequence.evaluated = kept
+        if not sequence.generated:
+            sequence.cached = kept
 
-    def schedule(self, batch_size: int) -> Step:
-        """Return the next step: a stretch of what one sequence reads, or one token of each that talks."""
+    def gap(self) -> tuple[Slot, Slot] | None:
+        """Return the highest slot lived in and the lowest free one between such, if there is one.
+
+        llama.cpp computes a step in one go only for slots that follow one another.
+        """
+        lived_in = [slot.index for slot in self.slots if slot.sequence]
+        if not lived_in or lived_in[-1] - lived_in[0] == len(lived_in) - 1:
+            return None
+        free = next(slot for slot in self._free if slot.index > lived_in[0])
+        return self.slots[lived_in[-1]], free
+
+    def move(self, source: Slot, target: Slot) -> None:
+        """Record that a sequence has moved, with what its slot held."""
+        assert source.sequence is not None
+        target.held, source.held = source.held, []
+        target.sequence, source.sequence = source.sequence, None
+        target.sequence.slot = target.index
+
+    def schedule(self, stretch: Callable[[int], int]) -> Step:
+        """Return the next step: some tokens of what one sequence reads, or one token of each that talks.
+
+        `stretch` tells how many tokens may be read at once from a position on.
+        """
         running = self.running
         reading = next((sequence for sequence in running if sequence.reading), None)
-        if reading is None:
-            shares = [(sequence, 1) for sequence in running]
+        talking = [(sequence, 1) for sequence in running if not sequence.reading]
+        talks = reading is None or (bool(talking) and self._read >= READ_BETWEEN)
+        if reading is None or talks:
+            self._read, shares = 0, talking
         else:
-            shares = [(reading, min(batch_size, reading.length - reading.evaluated))]
+            count = min(stretch(reading.evaluated), reading.length - reading.evaluated)
+            self._read, shares = self._read + count, [(reading, count)]
         rows: list[Row] = []
         for sequence, count in shares:
             assert sequence.slot is not None
             last = sequence.length - 1
             for at in range(sequence.evaluated, sequence.evaluated + count):
                 rows.append(Row(sequence.slot, at, sequence.token_at(at), at == last))
-        return Step(rows, shares)
+        return Step(rows, shares, talks)
 
     def evaluated(self, shares: Iterable[tuple[Sequence, int]]) -> None:
         """Record that so many further tokens of each sequence are in its slot's memory."""
@@ -145,6 +184,16 @@ class Scheduler:
             sequence.slot = None
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """Have a sequence wait behind the others, with all it has said, for a slot where there is more room."""
+        self.remove(sequence)
+        sequence.evaluated = 0
+        self.waiting.append(sequence)
+
+    @property
+    def _free(self) -> list[Slot]:
+        return [slot for slot in self.slots if not slot.sequence]
 
 
 def common_prefix(a: Many[int], b: Many[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.ground.events import Event, FinishEvent, FinishReason, SequenceId, Timings
 from cerebrum_cli.ground.sampling import SamplingParams
 
+REPLY = 1024  # tokens of a reply that room is made for where many are given at once and nothing limits them
 SEEDS = 2**32 - 1  # llama.cpp reads the one above as "draw your own", which could not be reported
 
 
@@ -26,7 +27,8 @@ class Failure(NamedTuple):
 class Request:
     """A prompt and how to continue it, `n` times; `grammar` is GBNF with the rule `root`.
 
-    `visible_tokens` are control tokens whose spelling the caller wants to read in the text.
+    `visible_tokens` are control tokens whose spelling the caller wants to read in the text. With `logprobs` each token
+    tells its own, with `ignore_end` the model's end of text is a token like others.
     """
 
     prompt_tokens: tuple[int, ...]
@@ -34,6 +36,8 @@ class Request:
     grammar: str | None = None
     n: int = 1
     visible_tokens: frozenset[int] = frozenset()
+    logprobs: bool = False
+    ignore_end: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +69,11 @@ class Sequence:
         return self.evaluated < max(len(self.prompt), self.length - 1)
 
     @property
+    def tokens(self) -> tuple[int, ...]:
+        """Prompt and reply."""
+        return (*self.prompt, *self.generated) if self.generated else self.prompt
+
+    @property
     def length(self) -> int:
         """Tokens of prompt and reply together."""
         return len(self.prompt) + len(self.generated)
@@ -73,6 +82,10 @@ class Sequence:
         """Return how long the sequence may become."""
         limit = self.request.params.max_tokens
         return context_size if limit is None else min(context_size, len(self.prompt) + limit)
+
+    def hoped(self, context_size: int) -> int:
+        """Return how long it is expected to become: room is made for that first, and for more when it outgrows it."""
+        return min(self.wanted(context_size), len(self.prompt) + max(REPLY, 2 * len(self.generated)))
 
     def token_at(self, position: int) -> int:
         """Return the token of prompt or reply that stands at a position."""
@@ -108,19 +121,20 @@ class Sequence:
         )
 
 
-def sequences(index: int, request: Request, tell: Callable[[Event | Failure], None]) -> list[Sequence]:
-    """Return the `n` sequences of a request, each with its own seed: the request's, then the numbers after it."""
-    seed = request.params.seed
-    first = secrets.randbelow(SEEDS) if seed is None else seed
+def sequences(
+    index: int, request: Request, tell: Callable[[Event | Failure], None], samples: Iterable[int], seed: int
+) -> list[Sequence]:
+    """Return sequences of a request, each with a seed of its own: the first sample's is `seed`, others' follow it."""
     now = perf_counter()
     return [
         Sequence(
-            SequenceId(index, sample),
-            request,
-            (first + sample) % SEEDS,
-            tell,
-            Detokenizer(request.params.stop),
-            now,
+            SequenceId(index, sample), request, (seed + sample) % SEEDS, tell, Detokenizer(request.params.stop), now
         )
-        for sample in range(request.n)
+        for sample in samples
     ]
+
+
+def first_seed(request: Request) -> int:
+    """Return the seed of a request's first sample: the one it asks for, or a fresh one."""
+    seed = request.params.seed
+    return secrets.randbelow(SEEDS) if seed is None else seed

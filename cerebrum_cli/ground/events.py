@@ -42,12 +42,16 @@ class PromptEvent:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One sampled token and the text it completes; `token` is None for text that was held back until the end."""
+    """One sampled token and the text it completes; `token` is None for text that was held back until the end.
+
+    `logprob` is the natural logarithm of the token's probability before any sampling setting, where it was asked for.
+    """
 
     sequence: SequenceId
     text: str
     channel: Channel = "answer"
     token: int | None = None
+    logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

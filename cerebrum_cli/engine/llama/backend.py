@@ -8,22 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
+from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.memory import ContextOptions, Memory, context_params
-from cerebrum_cli.engine.llama.sample import GrammarSampler, LlamaSampler
+from cerebrum_cli.engine.llama.sample import GrammarSampler, LlamaSampler, logprob
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+from cerebrum_cli.engine.plan import plan_slots
+from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.sampling import SamplingParams
+
+# On a CPU flash attention takes another way, with other last bits, for steps of 64 rows of a sequence and more: it is
+# faster where much has been read before. Where many sequences are to be answered as each would be alone, however much
+# of its prompt it shares, which way a token goes is decided by its position: up to FEW alone, then in whole steps.
+EVENLY = 60  # rows of a step
+FEW = 1024  # tokens
 
 
 class LlamaBackend(Vocabulary):
-    """A loaded model; its context is only made by `reserve`, since making a large one takes longer than an answer."""
+    """A loaded model; its context is only made by `reserve`, since making a large one takes longer than an answer.
 
-    def __init__(self, model: Any, options: ContextOptions, stop: StopFlag) -> None:
+    `kv_bytes` are those of a token. With `evenly` the tokens of a prompt are evaluated the same, whatever part of it is
+    copied from another.
+    """
+
+    def __init__(
+        self, model: Any, options: ContextOptions, stop: StopFlag, kv_bytes: int = 0, evenly: bool = False
+    ) -> None:
         super().__init__(model)
         self._model = model
         self._options = options
         self._stop = stop
+        self._kv_bytes = kv_bytes
+        self._evenly = evenly
         self._made: Memory | None = None
         self.context_size: int = options.length
         self.slots: int = options.slots
@@ -35,12 +52,37 @@ class LlamaBackend(Vocabulary):
         return self._made.capacity if self._made else 0
 
     def reserve(self, length: int) -> None:
-        """Make a context for sequences of `length` tokens; a second time for the longest, so there is no third."""
+        """Make a context for sequences of `length` tokens; for one alone a second time for the longest, so that there
+        is no third; for many as many as memory holds.
+        """
+        asked = self._options.slots
         if self._made:
             self._made.close()
             self._made = None
-            length = self.context_size
-        self._made = Memory(self._model, replace(self._options, length=length), self._stop)
+            length = self.context_size if asked == 1 else length
+        slots = asked if asked == 1 else plan_slots(asked, length, self._kv_bytes, free_memory())
+        while self._made is None:
+            options = replace(self._options, length=length, slots=slots)
+            try:
+                self._made = Memory(self._model, options, self._stop)
+            except EngineError:
+                if slots == 1:
+                    raise
+                slots //= 2  # what is free is not all in one place, as where there is a GPU
+        self.slots = slots
+
+    def stretch(self, position: int) -> int:
+        """Return how many tokens of a prompt a step should read at most."""
+        size = self._options.batch_size
+        if not self._evenly:
+            return size
+        return min(EVENLY, FEW - position) if position < FEW else size - position % size
+
+    def shareable(self, length: int) -> int:
+        """Return how many of the first `length` tokens of a slot are what they would be in any other prompt."""
+        if not self._evenly or length <= FEW:
+            return length
+        return length - length % self._options.batch_size
 
     def decode(self, rows: Sequence[Row]) -> bool:
         """Evaluate the rows; False if interrupted."""
@@ -52,10 +94,18 @@ class LlamaBackend(Vocabulary):
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
         """Return a fresh sampler."""
-        context = self._memory.context
         if grammar is None:
-            return LlamaSampler(context, params, seed, prompt)
-        return GrammarSampler(context, params, seed, prompt, grammar)
+            return LlamaSampler(self, params, seed, prompt)
+        return GrammarSampler(self, params, seed, prompt, grammar)
+
+    @property
+    def context(self) -> Any:
+        """llama.cpp's context, for samplers, which outlive one."""
+        return self._memory.context
+
+    def logprob(self, row: int, token: int) -> float:
+        """Return the logarithm of a token's probability."""
+        return logprob(self.context, row, token)
 
     def copy(self, source: int, target: int) -> None:
         """Make the target slot hold what the source holds."""

@@ -6,6 +6,7 @@ import ctypes
 from typing import Any
 
 from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import Device
 
 GPU_DEVICES = (1, 2)  # of ggml_backend_dev_type: 0 CPU, 1 GPU, 2 integrated GPU, 3 accelerator beside the CPU
@@ -40,6 +41,11 @@ def accelerators() -> tuple[Device, ...]:
             memory(device, ctypes.byref(free), ctypes.byref(total))
             found.append(Device(name(device).decode(), describe(device).decode(), free.value, total.value))
     return tuple(found)
+
+
+def free_memory() -> int:
+    """Return the bytes that are free here, on the machine and on its GPUs."""
+    return available_memory() + sum(device.free for device in accelerators())
 
 
 def _function(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:

@@ -9,16 +9,17 @@ from typing import Any
 
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.devices import accelerators, can_offload
+from cerebrum_cli.engine.llama.devices import accelerators, can_offload, free_memory
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.llama.memory import ContextOptions
-from cerebrum_cli.engine.machine import available_memory, keep_devices, thread_count
+from cerebrum_cli.engine.machine import keep_devices, thread_count
 from cerebrum_cli.engine.plan import LoadOptions, plan_context, plan_layers, remarks, shortage
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
 from cerebrum_cli.ground.events import Event, LoadEvent
 
 CPU_BATCH = 128  # tokens of one step: an interrupt waits for no more, and a slow CPU takes long enough for these
 GPU_BATCH = 512
+EXPECTED = 1024  # tokens of a sequence, where many are to be offloaded and none is known yet
 
 
 def open_llama(
@@ -33,15 +34,17 @@ def open_llama(
         keep_devices(devices_file, devices)
     for notice in remarks(options, can_offload(), devices):
         tell(notice)
-    memory = available_memory() + sum(device.free for device in devices)
-    context = plan_context(shape, options.context_size, options.slots, memory)
+    context = plan_context(shape, options.context_size, 1, free_memory())
     if options.context_size is None and (short := shortage(shape, context)):
         tell(short)
-    layers = plan_layers(shape, options.gpu_layers, context * options.slots, devices)
+    layers = plan_layers(shape, options.gpu_layers, max(context, options.slots * EXPECTED), devices)
     model = load_model(options, layers, tell, stop)
     threads = options.threads or thread_count()
-    batch_size = max(options.slots, GPU_BATCH if layers and devices else CPU_BATCH)
-    backend = LlamaBackend(model, ContextOptions(context, options.slots, threads, batch_size), stop)
+    offloads = bool(layers and devices)
+    batch_size = max(options.slots, GPU_BATCH if offloads else CPU_BATCH)
+    context_options = ContextOptions(context, options.slots, threads, batch_size)
+    evenly = options.slots > 1 and not offloads
+    backend = LlamaBackend(model, context_options, stop, shape.kv_bytes_per_token, evenly)
     if options.whole_context:
         backend.reserve(context)
     return backend
@@ -61,6 +64,7 @@ def load_model(options: LoadOptions, layers: int, tell: Callable[[Event], None],
     params = llama.llama_model_default_params()
     params.n_gpu_layers = layers
     params.vocab_only = options.vocabulary_only
+    params.use_extra_bufts = options.repack
     callback = llama.llama_progress_callback(progress)
     params.progress_callback = callback
     log.problems.clear()

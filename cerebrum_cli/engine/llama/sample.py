@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.library import llama
@@ -18,13 +18,21 @@ from cerebrum_cli.ground.sampling import SamplingParams
 PENALTY_WINDOW = 64  # tokens a repeat penalty looks back on, llama.cpp's own default
 
 
-class LlamaSampler:
-    """The sampler of one sequence in one context."""
+class Contextual(Protocol):
+    """A model with the context its sequences live in now."""
 
-    def __init__(self, context: Any, params: SamplingParams, seed: int, prompt: Sequence[int]) -> None:
-        self._context = context
+    @property
+    def context(self) -> Any:
+        """llama.cpp's context."""
+
+
+class LlamaSampler:
+    """The sampler of one sequence, in the context that its model has at the time."""
+
+    def __init__(self, model: Contextual, params: SamplingParams, seed: int, prompt: Sequence[int]) -> None:
+        self._model = model
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        for part in _parts(params, seed, _vocabulary_size(context)):
+        for part in _parts(params, seed, _vocabulary_size(model.context)):
             llama.llama_sampler_chain_add(self._chain, part)
         if params.repeat_penalty != 1.0:
             for token in prompt[-PENALTY_WINDOW:]:
@@ -32,7 +40,7 @@ class LlamaSampler:
 
     def sample(self, row: int) -> int:
         """Return the next token from a row of logits, and remember it."""
-        return int(llama.llama_sampler_sample(self._chain, self._context, row))
+        return int(llama.llama_sampler_sample(self._chain, self._model.context, row))
 
     def close(self) -> None:
         """Free the chain."""
@@ -42,17 +50,19 @@ class LlamaSampler:
 class GrammarSampler(LlamaSampler):
     """A sampler whose tokens follow a grammar."""
 
-    def __init__(self, context: Any, params: SamplingParams, seed: int, prompt: Sequence[int], grammar: str) -> None:
+    def __init__(
+        self, model: Contextual, params: SamplingParams, seed: int, prompt: Sequence[int], grammar: str
+    ) -> None:
         import numpy
 
-        self._grammar = parse_grammar(llama.llama_model_get_vocab(llama.llama_get_model(context)), grammar)
-        super().__init__(context, params, seed, prompt)
-        self._data = numpy.zeros(_vocabulary_size(context), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        self._grammar = parse_grammar(llama.llama_model_get_vocab(llama.llama_get_model(model.context)), grammar)
+        super().__init__(model, params, seed, prompt)
+        self._data = numpy.zeros(_vocabulary_size(model.context), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
         self._tokens = numpy.arange(len(self._data))
 
     def sample(self, row: int) -> int:
         """Return the next token that the grammar allows; GrammarError if there is none."""
-        logits = llama.llama_get_logits_ith(self._context, row)
+        logits = llama.llama_get_logits_ith(self._model.context, row)
         token = self._drawn(self._all(logits))
         alone = llama.llama_token_data(id=token, logit=0.0, p=0.0)
         if self._sifted(_array(ctypes.pointer(alone), 1)).data[0].logit == float("-inf"):
@@ -83,6 +93,16 @@ class GrammarSampler(LlamaSampler):
         """Free chain and grammar."""
         llama.llama_sampler_free(self._grammar)
         super().close()
+
+
+def logprob(context: Any, row: int, token: int) -> float:
+    """Return the natural logarithm of the probability a row of logits gives a token, before any sampling setting."""
+    from numpy import exp, log
+    from numpy.ctypeslib import as_array
+
+    logits = as_array(llama.llama_get_logits_ith(context, row), (_vocabulary_size(context),))
+    highest = logits.max()
+    return float(logits[token] - highest - log(exp(logits - highest).sum()))
 
 
 def _parts(params: SamplingParams, seed: int, vocabulary_size: int) -> list[Any]:

@@ -1,0 +1,84 @@
+"""What was asked of the engine and has not ended: its events as they come, and a way to ask for more or less of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from cerebrum_cli.engine.commands import Cancel, Commands, End, Submit
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, first_seed, sequences
+from cerebrum_cli.ground.errors import EngineError, UsageError
+from cerebrum_cli.ground.events import Event, FinishEvent, SequenceId
+
+
+class Asked(NamedTuple):
+    """A request, and the seed of its first sample."""
+
+    request: Request
+    seed: int
+
+
+class Completions:
+    """The events of all samples of all requests, a FinishEvent last for each; for one caller, on one thread.
+
+    It ends when nothing is live. Closing it frees the slots before it returns.
+    """
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
+        self._asked: list[Asked] = []
+        self._live: dict[SequenceId, Sequence] = {}
+        self._born: list[int] = []  # samples of each request so far
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Ask for more; requests are numbered in the order they were added. EngineError if the engine is closed."""
+        asked = [Asked(request, first_seed(request)) for request in requests]
+        if not all(one.request.prompt_tokens for one in asked):
+            raise UsageError("the prompt has no tokens", "write something to go on from")
+        first = len(self._asked)
+        self._asked += asked
+        self._born += [0] * len(asked)
+        self._submit((index, self._asked[index].request.n) for index in range(first, len(self._asked)))
+
+    def more(self, index: int, count: int) -> None:
+        """Ask for `count` further samples of a request; their seeds follow those of the others."""
+        self._submit([(index, count)])
+
+    def end(self, index: int) -> None:
+        """End what still runs of a request: each of its samples finishes as `cancelled`, after the step that runs."""
+        self._commands.send(End([sequence for id, sequence in self._live.items() if id.request == index]))
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        if not self._live:
+            raise StopIteration
+        event = self._outbox.get()
+        if isinstance(event, Failure):
+            raise event.error
+        if isinstance(event, FinishEvent):
+            del self._live[event.sequence]
+        return event
+
+    def close(self) -> None:
+        """End all that runs, at once."""
+        command = Cancel(list(self._live.values()), threading.Event())
+        if self._live and self._commands.send(command):
+            command.done.wait()
+        self._live.clear()
+
+    def _submit(self, wanted: Iterable[tuple[int, int]]) -> None:
+        born: list[Sequence] = []
+        for index, count in wanted:
+            request, seed = self._asked[index]
+            samples = range(self._born[index], self._born[index] + count)
+            born += sequences(index, request, self._outbox.put, samples, seed)
+            self._born[index] += count
+        self._live.update((sequence.id, sequence) for sequence in born)
+        if not self._commands.send(Submit(born)):
+            self._live.clear()
+            raise EngineError("the engine is closed")

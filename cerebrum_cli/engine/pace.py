@@ -1,0 +1,34 @@
+"""How many sequences talk at once: more, as long as that says more tokens a second."""
+
+from __future__ import annotations
+
+FIRST = 16  # sequences; fewer are slower wherever it was measured
+STEPS = 4  # that a number is tried for; the first of them is not counted, as llama.cpp plans anew in it
+GAIN = 1.05  # times as many tokens a second, or the smaller number stays
+
+
+class Pace:
+    """The number of sequences that may run, up to `most`; measured by the steps they take anyway, or just `most`."""
+
+    def __init__(self, most: int, measured: bool) -> None:
+        self.limit = min(FIRST, most) if measured else most
+        self._most = most
+        self._seconds: list[float] = []
+        self._best = 0.0  # tokens a second, of half as many
+        self._settled = self.limit == most
+
+    def record(self, rows: int, seconds: float) -> None:
+        """Take in how long a step took in which each of `rows` sequences said a token."""
+        if self._settled or rows != self.limit:
+            return
+        self._seconds.append(seconds)
+        if len(self._seconds) < STEPS:
+            return
+        speed = rows / min(self._seconds[1:])
+        self._seconds.clear()
+        if speed < GAIN * self._best:
+            self.limit, self._settled = rows // 2, True
+            return
+        self._best = speed
+        self._settled = rows == self._most
+        self.limit = min(2 * rows, self._most)
