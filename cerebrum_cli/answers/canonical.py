@@ -1,0 +1,246 @@
+r"""Give answers that mean the same one normal form, and others another: the key under which votes are counted.
+
+The form is for comparing; what is shown is the model's own writing. Two answers are equal where their forms are, so
+equality is an equivalence by construction. The rules, of which the first that fits is taken:
+
+    a choice letter      (B)   b)   option B   B) 12                      B; a lone letter stays as it is
+    yes and no           Yes.   "No, it is odd"                           yes, no; true and false are something else
+    an amount, exactly   4/5   .80   8 \times 10^{-1}   80%   3 1/2       4/5, 4/5, 4/5, 4/5, 7/2
+      without its unit   $18   18 apples   5 hours per day   30^\circ     18, 18, 5, 30
+      in words           twelve   one hundred and five   two thirds       12, 105, 2/3
+    alternatives         x = 2 or x = -2   \pm 2   \{2, -2\}              {-2, 2}: sorted
+    a list               1, 2, and 3   x = 1, y = 2                       in its order; names stay where they differ
+    brackets             (1,2)   [0, \frac12)   ((x + 1))                 (1, 2), [0, 1/2), x+1
+    an equation          x = 5   f(x) = 2x   5! = 120                     what it comes to: 5, 2x, 120
+    algebra              3 + 2x   \frac{1}{2}\pi   \sqrt{2}               2x+3, π/2, √2: the terms of a sum sorted
+    plain text           The Eiffel Tower.                                eiffel tower
+
+A unit is dropped because chains that agree often leave it out. Nothing is computed: 2^10 is not 1024.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from cerebrum_cli.answers.amounts import amount, is_unit
+from cerebrum_cli.answers.spelling import respelled
+
+_LONGEST = 1000  # what is longer is text, so that no rule has to be quick for it
+_ROUNDS = 6
+_DEPTH = 3
+_VERBATIM = "\N{REFERENCE MARK} "  # opens a form that is not looked at again
+
+Rule = Callable[[str, int], str | None]
+
+_LETTER = r"[^\W\d_]"
+_CHOICE = re.compile(r"\(([A-H]|(?-i:[A-Z]))\)|([A-H])\)|(?:option|choice)\s\(?([A-Z])\)?", re.IGNORECASE)
+_CHOICE_AND_TEXT = re.compile(r"\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[A-Z]\)).*", re.DOTALL)
+_YES_NO = re.compile(r"(yes|no)(?=[,;:.!(]|\s?-\s|\Z)", re.IGNORECASE)
+_SEPARATOR = re.compile(r"[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)", re.IGNORECASE)
+_NAME = re.compile(rf"{_LETTER}[\w' ]*+(?:\([^()]*+\))?|\([\w, ]++\)")
+_RELATION = re.compile(r"[<>≤≥≠]")
+_FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim", re.IGNORECASE)
+
+
+def _coefficient(decimal: re.Match[str]) -> str:
+    value = Fraction(decimal[1])
+    return f"({value})" if value.denominator > 1 else str(value)
+
+
+_TIDY = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<!\d)\s|\s(?!\d)", ""),
+        (rf"(?<=[\w)])\*(?={_LETTER}|[(√])", ""),  # 2*x
+        (rf"(?<![\w.^)√])1(?=[√π]|{_LETTER}(?!\w))", ""),  # 1x, not 1e5
+        (rf"(?<![\w.^/)√])(\d*+\.\d++)(?=[√π]|{_LETTER}(?!\w))", _coefficient),  # 1.5x
+        (  # (3/2)x
+            rf"(?<![\w)^*/√])\((\d++)/(\d++)\)(?=[√π]|{_LETTER})((?:√\d++)?(?:{_LETTER}(?:\^\d++)?)*+)(?![\w(^/*√!])",
+            lambda term: f"{'' if term[1] == '1' else term[1]}{term[3]}/{term[2]}",
+        ),
+        (r"(?<![\w)^*/√])\(([\w√.]++)\)(?=/)|(?<=/)\((\d++|√?\w|√\d++)\)(?![\w(^√!])", r"\1\2"),  # (2π)/3
+    )
+)
+_SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)[-+]")
+_ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
+
+
+def canonical(answer: str) -> str:
+    """Return the normal form of an extracted answer; the form of a form is that form itself."""
+    form = answer
+    for _ in range(_ROUNDS):
+        last, form = form, _form(form)
+        if form == last:
+            return form
+    return _VERBATIM + form
+
+
+def _form(answer: str) -> str:
+    if answer.startswith(_VERBATIM):
+        return answer
+    if len(answer) > _LONGEST:
+        return " ".join(answer.casefold().split())
+    return _ruled(respelled(answer), 0)
+
+
+def _ruled(text: str, depth: int) -> str:
+    """Return the form that the first fitting rule gives; `depth` counts the lists and brackets around the text."""
+    text = _trimmed(text)
+    nested: tuple[Rule, ...] = (_measured, _list, _brackets, _equation) if depth < _DEPTH else ()
+    for rule in (_choice, _yes_no, _amount, *nested, _algebra):
+        form = rule(text, depth)
+        if form is not None:
+            return form
+    return _words(text)
+
+
+def _trimmed(text: str) -> str:
+    """Return the text without closing punctuation and the quotes around it; the mark of a factorial stays."""
+    kept = text.strip()
+    if len(kept) > 2 and kept[0] == kept[-1] == "'":
+        kept = kept[1:-1]
+    kept = kept.lstrip(" ,;:").rstrip(" .,;:?")
+    return re.sub(rf"(?<={_LETTER}{_LETTER})!++$", "", kept) or text
+
+
+def _choice(text: str, depth: int) -> str | None:
+    if re.fullmatch(_LETTER, text):
+        return text
+    if match := _CHOICE.fullmatch(text):
+        return str(match[match.lastindex or 0]).upper()
+    match = None if depth else _CHOICE_AND_TEXT.fullmatch(text)
+    return match[1] if match else None
+
+
+def _yes_no(text: str, _depth: int) -> str | None:
+    match = _YES_NO.match(text)
+    return match[1].lower() if match else None
+
+
+def _amount(text: str, _depth: int) -> str | None:
+    value = amount(text)
+    return None if value is None else str(value)
+
+
+def _measured(text: str, depth: int) -> str | None:
+    """A multiple of a root or of π, without its unit."""
+    number, space, unit = text.partition(" ")
+    is_measured = re.search("[√π]", number) and is_unit(space + unit) and len(unit) > 1
+    return _ruled(number, depth + 1) if is_measured else None
+
+
+def _list(text: str, depth: int) -> str | None:
+    parts, are_alternatives = _parts(text)
+    if len(parts) < 2:
+        return None
+    members = _members(parts, depth)
+    return _set(members) if are_alternatives else ", ".join(members)
+
+
+def _brackets(text: str, depth: int) -> str | None:
+    """A tuple, an interval, a set; parentheses around one thing are dropped."""
+    if not _is_enclosed(text):
+        return None
+    opening, inside, closing = text[0], text[1:-1], text[-1]
+    parts, are_alternatives = _parts(inside)
+    if opening == "{":
+        return _set(_members(parts, depth))
+    if len(parts) > 1 and not are_alternatives:
+        return opening + ", ".join(_members(parts, depth)) + closing
+    form = _ruled(inside, depth + 1)
+    return form if opening + closing == "()" else opening + form + closing
+
+
+def _equation(text: str, depth: int) -> str | None:
+    name, value = _sides(text)
+    return None if name is None else _ruled(value, depth + 1)
+
+
+def _algebra(text: str, _depth: int) -> str | None:
+    """What has operators or digits and no words."""
+    rest = _FUNCTION.sub("·", text)
+    if re.search(_LETTER + "{3}", rest) or not re.search(r"[^\w\s'.,!?]|\d", rest):
+        return None
+    text = text.casefold()
+    for pattern, replacement in _TIDY:
+        text = pattern.sub(replacement, text)
+    return _sum(text)
+
+
+def _words(text: str) -> str:
+    """Plain text, without articles and stops, as in SQuAD's normal form (Rajpurkar et al. 2016, arXiv:1606.05250)."""
+    text = text.casefold()
+    return " ".join(re.sub(r"(?<!\d)\.|\.(?!\d)", "", _ARTICLE.sub("", text)).split()) or text
+
+
+def _parts(text: str) -> tuple[list[str], bool]:
+    """Return what commas and the words "and" and "or" separate outside brackets, and whether an "or" is among them."""
+    parts, start, depth, are_alternatives = [], 0, 0, False
+    for mark in _SEPARATOR.finditer(text):
+        if mark[0] in "([{":
+            depth += 1
+        elif mark[0] in ")]}":
+            depth = max(0, depth - 1)
+        elif not depth:
+            parts.append(text[start : mark.start()])
+            start = mark.end()
+            are_alternatives = are_alternatives or mark[0].lower().endswith("or")
+    parts.append(text[start:])
+    return [part for part in parts if part.strip()], are_alternatives
+
+
+def _members(parts: list[str], depth: int) -> list[str]:
+    """Return the forms of a list's parts; where they are equations of several names, with these and in their order."""
+    sides = [_sides(_trimmed(part)) for part in parts]
+    forms = [_ruled(value, depth + 1) for _, value in sides]
+    names = [name or "" for name, _ in sides]
+    if len(set(filter(None, names))) < 2:
+        return forms
+    named = [f"{name}={form}" if name else form for name, form in zip(names, forms, strict=True)]
+    return sorted(named) if all(names) else named
+
+
+def _set(members: list[str]) -> str:
+    return "{" + ", ".join(sorted(set(members))) + "}" if members else "∅"
+
+
+def _sides(text: str) -> tuple[str | None, str]:
+    """Return the name an equation gives a value, "" for a calculation, and the value; None where it is neither."""
+    sides = re.split("[=≈∈]", text)
+    name, value = sides[0].strip(), sides[-1]
+    is_word = _NAME.fullmatch(name) is not None
+    if len(sides) < 2 or not value.strip() or _RELATION.search(text) or not (is_word or not re.search(_LETTER, name)):
+        return None, text
+    return name.replace(" ", "").casefold() if is_word else "", value
+
+
+def _is_enclosed(text: str) -> bool:
+    """Tell whether the bracket a text opens with is closed by its last character, as in [0, 1) and not in (a)(b)."""
+    if text[:1] not in ("(", "[", "{") or text[-1:] not in ((")", "]") if text[0] != "{" else "}") or len(text) < 3:
+        return text == "{}"
+    depth = 0
+    for mark in re.finditer(r"[(\[{]|[)\]}]", text):
+        depth += 1 if mark[0] in "([{" else -1
+        if not depth:
+            return mark.end() == len(text)
+    return False
+
+
+def _sum(text: str) -> str:
+    """Return a sum with its terms in order: powers, other letters, numbers."""
+    if re.search(r"[^\w\s.()√π^*/!+-]", text) or not re.search(f"{_LETTER}|√", text):
+        return text
+    cuts, depth = [0], 0
+    for mark in _SIGN.finditer(text):
+        if mark[0] in "([{":
+            depth += 1
+        elif mark[0] in ")]}":
+            depth -= 1
+        elif not depth:
+            cuts.append(mark.start())
+    terms = [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+    signed = [term if term[:1] in ("+", "-") else "+" + term for term in terms]
+    signed.sort(key=lambda term: (not re.search(f"{_LETTER}|√", term), "^" not in term, term[1:], term[0]))
+    return "".join(signed).removeprefix("+")

@@ -1,0 +1,111 @@
+"""Bring an extracted answer into one spelling: plain characters for LaTeX and for what Unicode offers beside ASCII.
+
+Nothing is understood here, only rewritten: rows of a pattern and what stands in its place, applied in their order.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from cerebrum_cli.answers.extract import _plain  # LaTeX's text, fractions and thousands, as extraction reads them
+
+_CHARACTERS = str.maketrans(
+    dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))
+    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff")
+)
+_SCRIPTS = (
+    (re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]++"), r"^{\g<0>}"),
+    (re.compile("[₀₁₂₃₄₅₆₇₈₉]++"), r"_{\g<0>}"),
+    (re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])"), " "),  # 2½ is no 21/2
+)
+_NAMED = (
+    "times:* cdot:* ast:* div:/ pm:± infty:∞ circ:° degree:° le:≤ leq:≤ ge:≥ geq:≥ ne:≠ neq:≠ lt:< gt:> approx:≈ in:∈"
+    " cup:∪ cap:∩ emptyset:∅ varnothing:∅ lambda:λ sqrt:√"
+)
+_COMMANDS = dict(pair.split(":") for pair in _NAMED.split())
+_COMMAND = re.compile(r"\\([A-Za-z]++)")
+_SCRIPT = re.compile(r"([\^_])\s?(?:\{([^{}]*+)\}|\((-?\w*+)\))(?=(\d)?)")
+_ROOT = re.compile(r"(?:√|\bsqrt)\s?(\[\w*+\])?\s?(?:\{([^{}]*+)\}|\(([^()]*+)\)|(?<=t)\s?(?=\d|\w\b))(?=(\d)?)")
+_BRACES = 3  # how deep braces may stand in one another
+
+_MIXED_UNITS = "hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|pounds?|lbs?|dollars?|euros?"
+_ROWS = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        (r"\s?\\begin\{[bp]?matrix\}\s?", "["),
+        (r"\s?\\end\{[bp]?matrix\}", "]"),
+        (r"\s?\\\\\s?", ";"),
+        (r"\\(?:boxed|fbox|math[a-z]++)(?:\s?\{([^{}]*+)\}|(?![a-z]))", r"\1"),
+    )
+)
+_LATER_ROWS = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        (r"(?<![^\W\d_])pi(?![^\W\d_])", "π"),
+        (r"\binfinity\b", "∞"),
+        (r"<=", "≤"),
+        (r">=", "≥"),
+        (r"!=", "≠"),
+        (r"={2,3}", "="),
+        (r"\+\s?/?\s?-(?=\s?\d)", "±"),
+        (r"\*\*", "^"),
+        (r"\^\s?(?:\{\s?°\s?\}|°)|\s?\bdegrees?\b", "°"),
+        (r"(?<=[(\[{&;])\s|\s(?=[)\]}&;])", ""),
+        (r"[€£¥₹₩₽¢]", ""),
+        (r"^([-+]?)\s?(?:usd|eur|gbp|inr|rs\.?|cad|aud|jpy|cny|chf)\s?(?=[-+]?\.?\d)", r"\1"),
+        (r"(?<=\d)\s(?=[π√%])", ""),
+        (r"(?<=\d)(?:st|nd|rd|th)\b", ""),
+        (r"\b0?(\d{1,2})(?::00|(:\d\d))?\s?([ap])\.?\s?m\b\.?", r"\1\2 \3m"),
+        (r"^(?:exactly|only|just|about|around|roughly|approximately|approx\.?|a total of)\s(?=[-+.\d√π])", ""),
+        (r"^[~≈]\s?", ""),
+        (r"\b(?:minus|negative)\s(?=\w)", "-"),
+        (r"(?<=\w) and a half\b", " 1/2"),
+        (rf"(\d\s?(?:{_MIXED_UNITS}))\s(?=\d)", r"\1, "),  # 5 feet 6 inches
+        (r"(?:^|(?<==)|(?<==\s))±\s?([\w./√]++)$", r"-\1 or \1"),
+    )
+)
+_THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ _'])\d{3}(?:\1\d{3})*+(?![\w/]|[ ,_]\d)")
+
+
+def respelled(text: str) -> str:
+    """Return the answer in one spelling; its words, its case and its order stay as they are."""
+    for pattern, replacement in _SCRIPTS:
+        text = pattern.sub(replacement, text)
+    text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
+    text = " ".join(_plain(text).replace('"', " ").split())
+    for pattern, replacement in _ROWS:
+        text = pattern.sub(replacement, text)
+    text = _COMMAND.sub(_character, text)
+    for pattern, replacement in _LATER_ROWS:
+        text = pattern.sub(replacement, text)
+    for _ in range(_BRACES):
+        text = _ROOT.sub(_root, _SCRIPT.sub(_script, text))
+    return _THOUSANDS.sub(lambda digits: re.sub(r"\D", "", digits[0]), text)
+
+
+def _character(command: re.Match[str]) -> str:
+    """Return the character a LaTeX command stands for; its name where there is none."""
+    name = command[1]
+    try:
+        return _COMMANDS.get(name) or unicodedata.lookup(
+            f"GREEK {'CAPITAL' if name[0].isupper() else 'SMALL'} LETTER {name}"
+        )
+    except KeyError:
+        return name
+
+
+def _script(script: re.Match[str]) -> str:
+    return script[1] + _group(script[2] if script[2] is not None else script[3], script[4])
+
+
+def _root(root: re.Match[str]) -> str:
+    inside = root[2] if root[2] is not None else root[3]
+    return "√" + (root[1] or "") + ("" if inside is None else _group(inside, root[4]))
+
+
+def _group(inside: str, digit_behind: str | None) -> str:
+    """Return what a brace holds as one term: with parentheses, unless it is a number or a letter that ends there."""
+    inside = inside.strip()
+    is_term = re.fullmatch(r"-?\d++|[^\W\d_]", inside) and not (digit_behind and inside[-1:].isdigit())
+    return inside if is_term else f"({inside})"
