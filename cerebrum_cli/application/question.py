@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cerebrum_cli.ground.conversation import Conversation, Message, text_of
+from cerebrum_cli.ground.conversation import Conversation, conversation_of
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.ground.text import well_formed
@@ -117,38 +117,7 @@ def parse_messages(text: str, name: str) -> Conversation:
         ) from error
     if isinstance(items, dict):
         items = items.get("messages")
-    if not isinstance(items, list) or not items:
-        raise UsageError(f"{name} holds no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
-    said = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
-    system = said[0][1] if said[0][0] == "system" else None
-    turns = said[1:] if system is not None else said
-    for number, (role, _) in enumerate(turns):
-        expected = "user" if number % 2 == 0 else "assistant"
-        if role != expected:
-            at = number + 1 + len(said) - len(turns)
-            raise UsageError(
-                f"{name}: message {at} is the {role}'s, where the {expected}'s turn is",
-                "one system message may come first; then user and assistant alternate, beginning with the user",
-            )
-    if len(turns) % 2 == 0:
-        raise UsageError(f"{name}: there is no question to answer", "the last message must be the user's")
-    return Conversation(
-        tuple(Message("user" if role == "user" else "assistant", content) for role, content in turns), system
-    )
-
-
-def _message(item: Any, where: str) -> tuple[str, str]:
-    role = item.get("role") if isinstance(item, dict) else None
-    if role == "developer":
-        role = "system"
-    if role not in ("system", "user", "assistant"):
-        raise UsageError(f"{where} has the role {role!r}", "roles are system, user and assistant")
-    content = text_of(item.get("content"))
-    if content is None:
-        raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
-    if role == "user" and not content.strip():
-        raise UsageError(f"{where} is empty", "a question must say something")
-    return role, well_formed(content)
+    return conversation_of(items, name)
 
 
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:

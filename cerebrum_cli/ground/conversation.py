@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.text import well_formed
+
 Role = Literal["user", "assistant"]
 
 
@@ -31,6 +34,42 @@ class Conversation:
     def assistant(self, content: str, tokens: tuple[int, ...] | None = None) -> Conversation:
         """Return this conversation with one more reply."""
         return replace(self, messages=(*self.messages, Message("assistant", content, tokens)))
+
+
+def conversation_of(items: Any, name: str) -> Conversation:
+    """Return an OpenAI messages list as a conversation that awaits a reply; UsageError, naming `name`, for others."""
+    if not isinstance(items, list) or not items:
+        raise UsageError(f"{name} holds no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
+    said = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
+    system = said[0][1] if said[0][0] == "system" else None
+    turns = said[1:] if system is not None else said
+    for number, (role, _) in enumerate(turns):
+        expected = "user" if number % 2 == 0 else "assistant"
+        if role != expected:
+            at = number + 1 + len(said) - len(turns)
+            raise UsageError(
+                f"{name}: message {at} is the {role}'s, where the {expected}'s turn is",
+                "one system message may come first; then user and assistant alternate, beginning with the user",
+            )
+    if len(turns) % 2 == 0:
+        raise UsageError(f"{name}: there is no question to answer", "the last message must be the user's")
+    return Conversation(
+        tuple(Message("user" if role == "user" else "assistant", content) for role, content in turns), system
+    )
+
+
+def _message(item: Any, where: str) -> tuple[str, str]:
+    role = item.get("role") if isinstance(item, dict) else None
+    if role == "developer":
+        role = "system"
+    if role not in ("system", "user", "assistant"):
+        raise UsageError(f"{where} has the role {role!r}", "roles are system, user and assistant")
+    content = text_of(item.get("content"))
+    if content is None:
+        raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
+    if role == "user" and not content.strip():
+        raise UsageError(f"{where} is empty", "a question must say something")
+    return role, well_formed(content)
 
 
 def text_of(content: Any) -> str | None:

@@ -13,6 +13,7 @@
     |-- PullError                 exit 1   `- HubError in catalogue/hub_errors.py, where trying again may help
     |-- ConfigError               exit 1   config.toml or models.toml
     |-- SessionError              exit 1   a session, or the database of them
+    |-- BatchError                exit 1   a batch's result, or what is kept of one on its way
     |-- OutputError               exit 1   standard output cannot be written
     `-- EngineError               exit 1   llama.cpp gave up
 
@@ -119,6 +120,10 @@ class ConfigError(CerebrumError):
 
 class SessionError(CerebrumError):
     """A session that cannot be found, kept or read."""
+
+
+class BatchError(CerebrumError):
+    """A batch's result cannot be begun, continued or written without losing something; what was finished is kept."""
 
 
 class OutputError(CerebrumError):

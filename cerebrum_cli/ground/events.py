@@ -55,6 +55,24 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class TallyEvent:
+    """A vote has moved on: the answers and how many chains came to each, best first; chains cast, and still running."""
+
+    tally: tuple[tuple[str, int], ...]
+    cast: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowEvent:
+    """A row of a batch is finished: how many are, of how many, and how many of them have no answer."""
+
+    done: int
+    total: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds of one sequence by the clock: prefill to its first token, decode from there to its last.
 
@@ -97,4 +115,4 @@ class FinishEvent:
     by_stop_string: bool = False
 
 
-Event = NoticeEvent | LoadEvent | PromptEvent | TokenEvent | FinishEvent
+Event = NoticeEvent | LoadEvent | PromptEvent | TokenEvent | FinishEvent | TallyEvent | RowEvent

@@ -1,0 +1,92 @@
+"""The record beside a result, OUTPUT.meta.json: what made it, what it may replace, and what it was when it was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.batches.result import compact
+from cerebrum_cli.ground.errors import BatchError
+
+VERSION = 1
+_MOST_TOLD = 3  # differences
+_LONGEST = 40  # characters of a value that is told
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells a file from another: its size in bytes, and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a batch: `fingerprint` is all that makes its answers, by names that can be told to a user.
+
+    `replaces` is the older result that was to be replaced. `result` is None until all rows are done.
+    """
+
+    fingerprint: Mapping[str, Any]
+    rows: int
+    replaces: Identity | None = None
+    failed: int | None = None
+    result: Identity | None = None
+
+
+def encoded(record: Record) -> bytes:
+    """Return a record as it is written."""
+    return (compact_indented({"version": VERSION, **asdict(record)}) + "\n").encode()
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record in a file; None if there is no such file, BatchError if it holds something else."""
+    try:
+        value = json.loads(path.read_bytes())
+        if value["version"] != VERSION:
+            raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
+        identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
+        return Record(dict(value["fingerprint"]), value["rows"], failed=value["failed"], **identities)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        what = f"{path} is not the record of a batch"
+        raise BatchError(what, "move it away, or choose another -o; --restart replaces it") from error
+
+
+def normal(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fingerprint as it is read again."""
+    value: dict[str, Any] = json.loads(compact(dict(fingerprint)))
+    return value
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return in words how two fingerprints differ: "another model (a, now b)"; None if they do not."""
+    names = [name for name in {**now, **before} if compact(before.get(name)) != compact(now.get(name))]
+    if not names:
+        return None
+    told = [_told(name, before.get(name), now.get(name)) for name in names[:_MOST_TOLD]]
+    if more := len(names) - len(told):
+        told.append(f"{more} more")
+    return " and ".join(filter(None, [", ".join(told[:-1]), told[-1]]))
+
+
+def compact_indented(value: Any) -> str:
+    """Return a value as JSON for people, which can be written as UTF-8."""
+    return json.dumps(json.loads(compact(value)), ensure_ascii=False, indent=2)
+
+
+def _told(name: str, before: Any, now: Any) -> str:
+    words = f"another {name.replace('_', ' ')}"
+    texts = [_short(value) for value in (before, now)]
+    return words if texts[0] == texts[1] else f"{words} ({texts[0]}, now {texts[1]})"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else compact(value)
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -1,0 +1,147 @@
+"""A row that is a JSON object: a prompt or OpenAI messages with settings beside them, or OpenAI's batch request.
+
+Keys nobody knows are left alone: they may be fields for a template, or somebody's notes. Those that ask for something
+no answer here can give are errors. A field that the template names is its alone, whatever it is called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of
+from cerebrum_cli.batches.template import Template
+from cerebrum_cli.ground.conversation import Conversation, conversation_of
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.settings import checked
+from cerebrum_cli.ground.text import well_formed
+
+ID_KEYS = ("custom_id", "id")  # the first that says something is the row's
+URLS = ("/v1/chat/completions", "/v1/completions")
+_SETTINGS = {  # as a row spells them; later ones win
+    "max_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "repeat_penalty",
+    "seed": "seed",
+    "stop": "stop",
+}
+
+
+def request_row(number: int, line: str, template: Template | None) -> Row:
+    """Return the row a line of JSON is, an error row where it cannot be asked."""
+    id: RowId = number
+    prompt = None
+    try:
+        item = _object(line)
+        id = _own_id(item, number)
+        request = _request(item)
+        used = template.fields if template else ()
+        rest = {key: value for key, value in request.items() if key not in used}
+        conversation = _conversation(rest, template.render(request) if template else None)
+        prompt = conversation.messages[-1].content
+        return Row(number, id, prompt, conversation, _settings(rest), None)
+    except BadRow as bad:
+        return bad_row(number, id, prompt, bad)
+    except RecursionError:
+        return bad_row(number, id, prompt, BadRow("invalid_json", "too many brackets inside each other"))
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise BadRow("invalid_json", f"not JSON: {error}") from error
+    if not isinstance(item, dict):
+        raise BadRow("invalid_request", 'a line must be an object like {"prompt": "..."}')
+    return item
+
+
+def _own_id(item: Mapping[str, Any], number: int) -> RowId:
+    for key in ID_KEYS:
+        value = item.get(key)
+        if value is None or value == "":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise BadRow("invalid_request", f"`{key}` is {value!r}: it must be text or a whole number")
+        return well_formed(value) if isinstance(value, str) else value
+    return number
+
+
+def _request(item: dict[str, Any]) -> dict[str, Any]:
+    """Return what is asked, with what stands around it: the body of OpenAI's batch request, or the object itself."""
+    body = item.get("body")
+    if not isinstance(body, dict) or "prompt" in item or "messages" in item:
+        return item
+    if (method := item.get("method")) not in (None, "POST"):
+        raise BadRow("invalid_request", f"`method` is {method!r}: it must be POST")
+    if (url := item.get("url")) not in (None, *URLS):
+        raise BadRow("invalid_request", f"`url` is {url!r}: it must be {' or '.join(URLS)}")
+    return item | body
+
+
+def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversation:
+    prompt, messages, system = (request.get(key) for key in ("prompt", "messages", "system"))
+    if system is not None and not isinstance(system, str):
+        raise BadRow("invalid_request", f"`system` is {system!r}: it must be text")
+    given = None if system is None else well_formed(system)
+    if rendered is not None:
+        return Conversation(system_prompt=given).user(prompt_of(rendered))
+    if messages is not None:
+        if prompt is not None:
+            raise BadRow("invalid_request", "there are both `prompt` and `messages`: leave one out")
+        return _listed(messages, given)
+    if prompt is None:
+        there = ", ".join(request) or "none"
+        raise BadRow("no_prompt", f"there is neither `prompt` nor `messages`; the fields are: {there}")
+    if not isinstance(prompt, str):
+        raise BadRow("invalid_request", f"`prompt` is {prompt!r}: it must be text")
+    return Conversation(system_prompt=given).user(prompt_of(prompt))
+
+
+def _listed(messages: Any, system: str | None) -> Conversation:
+    try:
+        conversation = conversation_of(messages, "the row")
+    except UsageError as error:
+        raise BadRow("invalid_messages", f"{error.what}; {error.do}") from error
+    if system is None:
+        return conversation
+    if conversation.system_prompt is not None:
+        raise BadRow("invalid_request", "there are both `system` and a system message: leave one out")
+    return replace(conversation, system_prompt=system)
+
+
+def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
+    _require_obeyable(request)
+    settings = {}
+    for key, name in _SETTINGS.items():
+        if (value := request.get(key)) is None:
+            continue
+        try:
+            settings[name] = checked(name, value)
+        except UsageError as error:
+            problem = error.what.partition(" is ")[2]
+            raise BadRow("invalid_setting", f"`{key}` is {problem}: {error.do}") from error
+        except OverflowError as error:  # a whole number of hundreds of digits, where a fraction may stand
+            raise BadRow("invalid_setting", f"`{key}` is {value}: it is too large") from error
+    if "stop" in settings:
+        settings["stop"] = tuple(map(well_formed, settings["stop"]))
+    return settings
+
+
+def _require_obeyable(request: Mapping[str, Any]) -> None:
+    if (count := request.get("n")) not in (None, 1):
+        raise BadRow("invalid_request", f"`n` is {count!r}: a row has one answer, whatever votes it comes from")
+    for key in ("tools", "functions"):
+        if request.get(key):
+            raise BadRow("invalid_request", f"`{key}` is given: a batch calls none")
+    form = request.get("response_format")
+    if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
+        raise BadRow("invalid_request", "`response_format` is given: answers are text")

@@ -1,0 +1,105 @@
+"""The shapes a batch may have, and the rows in them.
+
+What is wrong with one row is an error in that row, and the others are asked; UsageError is for what concerns them all,
+and comes before anything is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from cerebrum_cli.batches.requests import request_row
+from cerebrum_cli.batches.rows import BadRow, Row, bad_row, prompt_of, prompt_row
+from cerebrum_cli.batches.table import table_rows
+from cerebrum_cli.batches.template import Template, parse_template
+from cerebrum_cli.ground.errors import UsageError
+
+Shape = Literal["txt", "jsonl", "csv", "tsv"]
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+_SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl"}
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_TEXT_FIELDS = ("text", "prompt")  # what a template may call a line of text
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_input(source: Path) -> bytes:
+    """Return the bytes of a file; UsageError if it cannot be read."""
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror or error}", "check the path") from error
+
+
+def shape_of(source: Path, given: str | None, data: bytes) -> Shape:
+    """Return the shape that is given, or that the name of a file tells; UsageError for one that is not known.
+
+    Where there is no such name (`-`, /dev/fd/63) the bytes tell: what begins with a brace is jsonl, all else is txt.
+    """
+    for shape in SHAPES:
+        if given == shape:
+            return shape
+    known = f"shapes are {', '.join(SHAPES)}"
+    if given is not None:
+        raise UsageError(f"the shape {given!r} is not known", known)
+    suffix = source.suffix.lower()
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    if suffix:
+        raise UsageError(f"{source}: what shape it has is not known", f"rename it, or say which; {known}")
+    return "jsonl" if data.removeprefix(_BOM).lstrip().startswith(b"{") else "txt"
+
+
+def read_rows(data: bytes, shape: Shape, column: str | None = None, template: str | None = None) -> tuple[Row, ...]:
+    """Return the rows of an input of one shape, in their order; at least one.
+
+    `column` is where the prompts of a table stand; `template` makes a prompt of the fields of each row, where a line
+    of text is called `text` or `prompt`. UsageError where nothing can be asked at all.
+    """
+    made = None if template is None else parse_template(template)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError("the input is UTF-16, and must be UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
+    data = data.removeprefix(_BOM)
+    if shape in _DELIMITERS:
+        if column is not None and made:
+            raise UsageError("--column and --template both say what the prompt is", "leave one out")
+        rows = tuple(table_rows(_decoded(data), _DELIMITERS[shape], column, made))
+    elif column is not None:
+        raise UsageError(f"--column is for tables, and the input is {shape}", 'write --template "{NAME}"')
+    else:
+        rows = tuple(_line_rows(data, shape, made))
+    if not rows:
+        raise UsageError("the input holds no prompts", "write a prompt a line" if shape == "txt" else "")
+    return rows
+
+
+def _line_rows(data: bytes, shape: Shape, template: Template | None) -> Iterator[Row]:
+    if shape == "txt" and template:
+        for name in template.fields:
+            if name not in _TEXT_FIELDS:
+                raise UsageError(f"a line of text has no field `{name}`", f"write {{{_TEXT_FIELDS[0]}}}")
+    for number, line in enumerate(data.split(b"\n"), 1):
+        text = line.removesuffix(b"\r").decode("utf-8", "replace")
+        if not text.strip() or (shape == "txt" and text.lstrip().startswith("#")):
+            continue
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield bad_row(number, number, None, BadRow("invalid_utf8", f"byte {error.start + 1} is no UTF-8"))
+            continue
+        yield request_row(number, text, template) if shape == "jsonl" else _text_row(number, text, template)
+
+
+def _text_row(number: int, text: str, template: Template | None) -> Row:
+    if template:
+        text = template.render(dict.fromkeys(_TEXT_FIELDS, text))
+    return prompt_row(number, number, prompt_of(text))
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"the input is not UTF-8 text (line {line})", "convert it") from error

@@ -1,0 +1,69 @@
+"""Rows of a table, CSV as RFC 4180 has it or the same with tabs: a header, then a record for each question.
+
+A quote that is not closed swallows what follows it, so bad quoting is an error of the whole table, before anything is
+asked; a record with too many or too few fields is an error of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from cerebrum_cli.batches.requests import ID_KEYS
+from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of, prompt_row
+from cerebrum_cli.batches.template import Template
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.text import well_formed
+
+DEFAULT_COLUMN = "prompt"
+
+
+def table_rows(text: str, delimiter: str, column: str | None, template: Template | None) -> list[Row]:
+    """Return the rows of a table; UsageError for bad quoting, and for a column that is not there, or is twice.
+
+    The prompt is what stands in `column` ("prompt" if it is None), or what `template` makes of a record.
+    """
+    before = csv.field_size_limit(max(len(text), 1))
+    try:
+        records = _records(text, delimiter)
+        header = [name.strip() for name in next(records, [])]
+        for name in template.fields if template else (column or DEFAULT_COLUMN,):
+            _require(name, header, named=bool(template or column))
+        return [_row(number, record, header, column, template) for number, record in enumerate(records, 1)]
+    finally:
+        csv.field_size_limit(before)
+
+
+def _records(text: str, delimiter: str) -> Iterator[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            what = f"the input is not quoted as a table must be: {error} (the record of line {line})"
+            raise UsageError(what, 'a field with quotes is written "so ""as"" here"') from error
+        if record is None:
+            return
+        if record:
+            yield record
+
+
+def _require(name: str, header: Sequence[str], named: bool) -> None:
+    if header and header.count(name) != 1:
+        problem = "no column" if name not in header else "more than one column"
+        do = f"the columns are: {', '.join(header)}"
+        raise UsageError(f"the input has {problem} `{name}`", do if named else f"name one with --column; {do}")
+
+
+def _row(number: int, record: list[str], header: list[str], column: str | None, template: Template | None) -> Row:
+    fields = dict(zip(header, record, strict=False))
+    id: RowId = well_formed(next(filter(None, map(fields.get, ID_KEYS)), "")) or number
+    try:
+        if len(record) != len(header):
+            raise BadRow("invalid_record", f"it has {len(record)} fields, and the header has {len(header)}")
+        text = template.render(fields) if template else fields[column or DEFAULT_COLUMN]
+        return prompt_row(number, id, prompt_of(text))
+    except BadRow as bad:
+        return bad_row(number, id, None, bad)

@@ -1,0 +1,510 @@
+"""What a batch is asked is read from text, JSON and tables; a bad row is an error of its own, and the rest is asked."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
+from cerebrum_cli.batches.shapes import SHAPES, Shape, read_input, read_rows, shape_of
+from cerebrum_cli.batches.template import parse_template
+from cerebrum_cli.ground.conversation import Conversation, Message
+from cerebrum_cli.ground.errors import UsageError
+
+USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASSISTANT = {"role": "assistant", "content": "So."}
+
+
+def text_rows(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[Row, ...]:
+    return read_rows(data.encode() if isinstance(data, str) else data, shape, **options)
+
+
+def json_row(value: Any, **options: Any) -> Row:
+    """Return the row of one line of JSON."""
+    (row,) = text_rows(value if isinstance(value, str) else json.dumps(value), "jsonl", **options)
+    return row
+
+
+def problem(row: Row) -> tuple[str, str]:
+    """Return the error of a row that cannot be asked."""
+    assert row.error and row.conversation is None and row.settings == {}
+    return row.error.type, row.error.message
+
+
+def asked(rows: tuple[Row, ...]) -> list[tuple[int, str | None]]:
+    return [(row.number, row.prompt) for row in rows]
+
+
+# Text.
+
+
+def test_a_text_holds_a_prompt_a_line_but_for_blank_ones_and_comments() -> None:
+    rows = text_rows("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
+    assert asked(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
+    assert rows[0] == Row(1, 1, "Why?", Conversation().user("Why?"), {}, None)
+
+
+def test_a_mark_of_utf_8_and_line_ends_of_windows_are_no_part_of_a_prompt() -> None:
+    assert asked(text_rows(b"\xef\xbb\xbfa\r\n\r\nb\r\nc")) == [(1, "a"), (3, "b"), (4, "c")]
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    line = "a\u2028b\x85c\x0bd\x0ce\x1cf\rg\0h"
+    assert asked(text_rows(line + "\n")) == [(1, line)]
+    assert json_row('{"prompt": "a\u2028b"}').prompt == "a\u2028b"
+
+
+def test_a_line_that_is_no_utf_8_is_an_error_and_the_others_are_asked() -> None:
+    for shape, good in (("txt", b"ok"), ("jsonl", b'{"prompt": "ok"}')):
+        first, second = text_rows(b"caf\xe9\n" + good, shape)  # type: ignore[arg-type]
+        assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is no UTF-8"))
+        assert second.prompt == "ok"
+    assert asked(text_rows(b"# caf\xe9\nok")) == [(2, "ok")]
+
+
+# JSON.
+
+
+@pytest.mark.parametrize(
+    ("value", "id", "conversation"),
+    [
+        ({"prompt": "Why?"}, 1, Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": "a", "model": "m", "note": [1]}, "a", Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": 7}, 7, Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": 0}, 0, Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": None, "custom_id": ""}, 1, Conversation().user("Why?")),
+        ({"prompt": "Why?", "id": "b", "custom_id": "a"}, "a", Conversation().user("Why?")),
+        ({"prompt": "Why?", "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
+        ({"prompt": "Why?", "system": "", "messages": None}, 1, Conversation((), "").user("Why?")),
+        ({"messages": [USER]}, 1, Conversation().user("Why?")),
+        ({"messages": [SYSTEM, USER]}, 1, Conversation((), "Be brief.").user("Why?")),
+        ({"messages": [USER], "system": "Be brief."}, 1, Conversation((), "Be brief.").user("Why?")),
+        ({"messages": [USER, ASSISTANT, USER]}, 1, Conversation().user("Why?").assistant("So.").user("Why?")),
+        ({"prompt": "Why?", "body": "b"}, 1, Conversation().user("Why?")),
+        ({"prompt": "Why?", "stream": True, "n": 1, "tools": []}, 1, Conversation().user("Why?")),
+        ({"prompt": "Why?", "response_format": {"type": "text"}}, 1, Conversation().user("Why?")),
+        ({"prompt": "\ud83d cut", "id": "\udc00"}, "\ufffd", Conversation().user("\ufffd cut")),
+    ],
+)
+def test_an_object_is_a_row(value: Any, id: str | int, conversation: Conversation) -> None:
+    assert json_row(value) == Row(1, id, conversation.messages[-1].content, conversation, {}, None)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"},
+        {"custom_id": "a", "method": "POST", "url": "/v1/completions"},
+        {"custom_id": "a"},
+        {"id": "a", "url": None},
+    ],
+)
+def test_a_batch_request_of_openai_is_a_row(around: dict[str, Any]) -> None:
+    body = {"model": "gpt-4", "messages": [SYSTEM, USER], "max_completion_tokens": 5, "temperature": 1, "stop": "x"}
+    row = json_row({**around, "body": body})
+    settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
+    assert row == Row(1, "a", "Why?", Conversation((), "Be brief.").user("Why?"), settings, None)
+    assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
+
+
+def test_settings_stand_beside_a_prompt() -> None:
+    given = {"temperature": 1, "top_k": 5, "top_p": 0.5, "min_p": 0, "repeat_penalty": 1.1, "seed": 3}
+    row = json_row({"prompt": "Why?", **given, "max_tokens": 9, "stop": ["a", "\ud800"]})
+    assert row.settings == {**given, "max_tokens": 9, "stop": ("a", "\ufffd")}
+    assert json_row({"prompt": "a", **dict.fromkeys([*given, "max_tokens", "stop"])}).settings == {}
+    assert json_row({"prompt": "a", "max_completion_tokens": 8, "max_tokens": 9}).settings == {"max_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("value", "type", "message"),
+    [
+        ("[1]", "invalid_request", 'a line must be an object like {"prompt": "..."}'),
+        ('"Why?"', "invalid_request", 'a line must be an object like {"prompt": "..."}'),
+        ("Why?", "invalid_json", "not JSON: Expecting value (character 1)"),
+        ('{"prompt": "a"} x', "invalid_json", "not JSON: Extra data (character 17)"),
+        ('{"prompt": "a', "invalid_json", "not JSON: Unterminated string starting at (character 12)"),
+        ("{}", "no_prompt", "there is neither `prompt` nor `messages`; the fields are: none"),
+        ({"text": "a", "n": 1}, "no_prompt", "there is neither `prompt` nor `messages`; the fields are: text, n"),
+        ({"prompt": ""}, "no_prompt", "the prompt is empty"),
+        ({"prompt": " \n"}, "no_prompt", "the prompt is empty"),
+        ({"prompt": "a", "messages": [USER]}, "invalid_request", "there are both `prompt` and `messages`"),
+        ({"prompt": ["a"]}, "invalid_request", "`prompt` is ['a']: it must be text"),
+        ({"prompt": 5}, "invalid_request", "`prompt` is 5: it must be text"),
+        ({"prompt": "a", "system": 5}, "invalid_request", "`system` is 5: it must be text"),
+        ({"messages": [SYSTEM, USER], "system": "b"}, "invalid_request", "there are both `system` and a system"),
+        ({"prompt": "a", "id": 1.5}, "invalid_request", "`id` is 1.5: it must be text or a whole number"),
+        ({"prompt": "a", "id": True}, "invalid_request", "`id` is True: it must be text or a whole number"),
+        ({"prompt": "a", "custom_id": ["x"]}, "invalid_request", "`custom_id` is ['x']: it must be"),
+        ({"messages": []}, "invalid_messages", "the row holds no messages; it must be a list"),
+        ({"messages": "Why?"}, "invalid_messages", "the row holds no messages; it must be a list"),
+        ({"messages": [{"role": "tool"}]}, "invalid_messages", "the row: message 1 has the role 'tool'; roles are"),
+        ({"messages": [USER, ASSISTANT]}, "invalid_messages", "the row: there is no question to answer; the last"),
+        ({"prompt": "a", "n": 3}, "invalid_request", "`n` is 3: a row has one answer"),
+        ({"prompt": "a", "n": "x"}, "invalid_request", "`n` is 'x': a row has one answer"),
+        ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is given: a batch calls none"),
+        ({"prompt": "a", "response_format": {"type": "json_object"}}, "invalid_request", "`response_format` is given"),
+        ({"body": {"prompt": "a"}, "url": "/v1/embeddings"}, "invalid_request", "`url` is '/v1/embeddings': it must"),
+        ({"body": {"prompt": "a"}, "method": "GET"}, "invalid_request", "`method` is 'GET': it must be POST"),
+        ({"body": {"prompt": "a", "tools": [{}]}}, "invalid_request", "`tools` is given"),
+        (
+            {"prompt": "a", "temperature": -1},
+            "invalid_setting",
+            "`temperature` is -1: it must be a number of 0 or more",
+        ),
+        ({"prompt": "a", "temperature": "1"}, "invalid_setting", "`temperature` is '1': it must be a number"),
+        ('{"prompt": "a", "temperature": NaN}', "invalid_setting", "`temperature` is nan: it must be a number"),
+        ('{"prompt": "a", "temperature": 1e999}', "invalid_setting", "`temperature` is inf: it must be a number"),
+        ({"prompt": "a", "temperature": 10**400}, "invalid_setting", "`temperature` is 1000"),
+        ({"prompt": "a", "max_completion_tokens": 0}, "invalid_setting", "`max_completion_tokens` is 0: it must be a"),
+        ({"prompt": "a", "top_k": 1.0}, "invalid_setting", "`top_k` is 1.0: it must be a whole number"),
+        ({"prompt": "a", "seed": -1}, "invalid_setting", "`seed` is -1: it must be a whole number from 0"),
+        ({"prompt": "a", "stop": [""]}, "invalid_setting", "`stop` is ['']: it must be text that is not empty"),
+        ({"prompt": "a", "stop": {"a": 1}}, "invalid_setting", "`stop` is {'a': 1}: it must be text"),
+        ('{"prompt": "a", "top_p": true}', "invalid_setting", "`top_p` is True: it must be a number from 0 to 1"),
+        ('{"x": ' + "9" * 5000 + "}", "invalid_json", "not JSON: Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_a_bad_line_is_an_error_that_says_what_is_wrong(value: Any, type: str, message: str) -> None:
+    row = json_row(value)
+    assert problem(row)[0] == type
+    assert problem(row)[1].startswith(message)
+    assert "\n" not in problem(row)[1]
+
+
+@pytest.mark.parametrize("depth", [*range(880, 1010, 3), 100_000])
+def test_brackets_inside_each_other_are_an_error_however_many(depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    for line in (
+        f'{{"prompt": {nested}}}',
+        f'{{"prompt": "a", "id": {nested}}}',
+        f'{{"prompt": "a", "stop": {nested}}}',
+    ):
+        first, second = text_rows(f'{line}\n{{"prompt": "b"}}', "jsonl")
+        assert problem(first)[0] in ("invalid_json", "invalid_request", "invalid_setting")
+        assert second.prompt == "b"
+    text_rows(f'{{"a": {nested}}}', "jsonl", template="{a}")
+
+
+def test_an_error_keeps_the_id_and_the_prompt_that_are_known() -> None:
+    row = json_row({"custom_id": "a", "prompt": "Why?", "seed": "x"})
+    assert (row.number, row.id, row.prompt) == (1, "a", "Why?")
+
+
+def test_an_error_never_quotes_a_megabyte() -> None:
+    message = problem(json_row({"prompt": ["x" * 1_000_000]}))[1]
+    assert len(message) == 400
+    assert message.endswith("x…")
+
+
+# Tables.
+
+
+def test_a_table_has_its_prompts_in_a_column() -> None:
+    table = 'id,question,n\r\na,"Why, then?",1\r\n\r\n,"a ""b""\nc",2\r\n7, x ,\r\n'
+    rows = text_rows("\ufeff" + table, "csv", column="question")
+    assert rows == (
+        Row(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
+        Row(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
+        Row(3, "7", " x ", Conversation().user(" x "), {}, None),
+    )
+
+
+def test_a_table_with_tabs_is_one_too_and_prompt_is_the_column_unless_another_is_named() -> None:
+    assert asked(text_rows("custom_id\t prompt \nx\ta,b\ny\t'c\n", "tsv")) == [(1, "a,b"), (2, "'c")]
+    assert [row.id for row in text_rows("custom_id\tprompt\tid\nx\ta\ty\n\ta\tz\n", "tsv")] == ["x", "z"]
+
+
+def test_a_record_that_has_other_fields_than_the_header_is_an_error_of_its_own() -> None:
+    short, long, empty, good = text_rows('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
+    assert (short.id, problem(short)) == ("a", ("invalid_record", "it has 1 fields, and the header has 2"))
+    assert (long.id, problem(long)) == ("b", ("invalid_record", "it has 3 fields, and the header has 2"))
+    assert (empty.id, problem(empty)) == ("e", ("no_prompt", "the prompt is empty"))
+    assert good.prompt == "g"
+
+
+def test_a_field_may_be_long_and_the_limit_of_others_stays() -> None:
+    before = csv.field_size_limit()
+    (row,) = text_rows("prompt\n" + "x" * 300_000, "csv")
+    assert row.prompt == "x" * 300_000
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "what", "do"),
+    [
+        (b"a,b\n1,2", {"column": "c"}, "the input has no column `c`", "the columns are: a, b"),
+        (b"a,b\n1,2", {}, "the input has no column `prompt`", "name one with --column; the columns are: a, b"),
+        (b"a,a\n1,2", {"column": "a"}, "the input has more than one column `a`", "the columns are: a, a"),
+        (b"a,b\n1,2", {"template": "{a} {c}"}, "the input has no column `c`", "the columns are: a, b"),
+        (b"a\nb\ncaf\xe9", {"column": "a"}, "the input is not UTF-8 text (line 3)", "convert it"),
+        (
+            b'a\nx\n"y\nz\n',
+            {"column": "a"},
+            "the input is not quoted as a table must be: unexpected end of data (the record of line 3)",
+            'a field with quotes is written "so ""as"" here"',
+        ),
+        (
+            b'a\n"y" z\n',
+            {"column": "a"},
+            "the input is not quoted as a table must be: ',' expected after '\"' (the record of line 2)",
+            'a field with quotes is written "so ""as"" here"',
+        ),
+        (b"a\n", {"column": "a"}, "the input holds no prompts", ""),
+        (b"", {"column": "a"}, "the input holds no prompts", ""),
+        (
+            b"a\nb",
+            {"column": "a", "template": "{a}"},
+            "--column and --template both say what the prompt is",
+            "leave one out",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_whole_table_is_said_before_anything_is_asked(
+    data: bytes, options: dict[str, str], what: str, do: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_rows(data, "csv", **options)
+    assert (caught.value.what, caught.value.do) == (what, do)
+
+
+# Templates.
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("Sum up: {text}", "Sum up: a {b}"),
+        ("{text}{text}{ m }", "a {b}a {b}3"),
+        ("{{text}} {{{text}}} }}", "{text} {a {b}} }"),
+        ("{list} {none} {yes}", '["é", {"a": null}] null true'),
+        ("{a.b!r:>9}", "odd"),
+        ("\n{text}\n", "\na {b}\n"),
+    ],
+)
+def test_a_template_makes_a_prompt_of_the_fields_of_a_row(template: str, prompt: str) -> None:
+    fields = {"text": "a {b}", "m": 3, "list": ["é", {"a": None}], "none": None, "yes": True, "a.b!r:>9": "odd"}
+    row = json_row({**fields, "id": "x", "seed": 1, "prompt": 5, "messages": 6}, template=template + "{id}")
+    assert (row.id, row.prompt, row.settings) == ("x", f"{prompt}x", {"seed": 1})
+    assert row.conversation == Conversation().user(f"{prompt}x")
+
+
+def test_a_template_is_for_every_shape() -> None:
+    assert asked(text_rows("a\n#\nb{c}", template="<{text}|{prompt}>")) == [(1, "<a|a>"), (3, "<b{c}|b{c}>")]
+    assert asked(text_rows("q,l\nWhy?,5\n", "csv", template="{q} In {l} words.")) == [(1, "Why? In 5 words.")]
+    request = {"custom_id": "a", "body": {"text": "b", "system": "Be brief."}}
+    assert json_row(request, template="{custom_id}: {text}").conversation == Conversation((), "Be brief.").user("a: b")
+    assert json_row({"title": "t", "body": {"x": 1}}, template="{title} {body} {x}").prompt == 't {"x": 1} 1'
+
+
+def test_a_field_that_the_template_names_is_no_setting() -> None:
+    fields = {"n": 300, "stop": 5, "system": ["x"], "seed": 1}
+    row = json_row(fields, template="{n} words, {stop} stops, {system}")
+    assert row == Row(1, 1, '300 words, 5 stops, ["x"]', Conversation().user(row.prompt or ""), {"seed": 1}, None)
+    assert problem(json_row(fields, template="{stop}{system}"))[1].startswith("`n` is 300")
+
+
+def test_a_template_reads_nothing_but_fields() -> None:
+    row = json_row({"text": "a", "id": 4}, template="{text.__class__}")
+    assert problem(row) == ("unknown_field", "there is no field `text.__class__`; there are: text, id")
+    assert row.id == 4
+    assert problem(json_row({}, template="{text}"))[1] == "there is no field `text`; there are: none"
+    assert problem(json_row({"text": " "}, template="{text}")) == ("no_prompt", "the prompt is empty")
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        ("Sum up: {text", "the template has a { without its other brace, at character 9"),
+        ("a}", "the template has a } without its other brace, at character 2"),
+        ("{a{b}", "the template has a { without its other brace, at character 1"),
+        ("{text} {}", "the template has a field without a name, at character 8"),
+        ("{ }", "the template has a field without a name, at character 1"),
+        ("Why? {{text}}", "the template names no field, so that all rows would ask the same"),
+        ("", "the template names no field, so that all rows would ask the same"),
+    ],
+)
+def test_a_template_that_is_none_is_refused_before_anything_is_asked(template: str, what: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        text_rows("a", template=template)
+    assert caught.value.what == what
+    assert caught.value.do
+
+
+@given(st.text(alphabet="{}a ", max_size=12), st.text(max_size=5))
+def test_a_template_that_is_taken_renders_as_python_would(template: str, value: str) -> None:
+    try:
+        made = parse_template(template)
+    except UsageError:
+        return
+    fields = dict.fromkeys(made.fields, value)
+    spaced = {" " * left + name + " " * right: value for name in fields for left in range(12) for right in range(12)}
+    assert made.render(fields) == template.format_map(spaced)
+
+
+# The whole input.
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "data", "shape"),
+    [
+        ("a.txt", None, b"{", "txt"),
+        ("a.jsonl", None, b"Why?", "jsonl"),
+        ("a.NDJSON", None, b"", "jsonl"),
+        ("a.csv", None, b"{", "csv"),
+        ("a.tsv", None, b"{", "tsv"),
+        ("a.csv", "txt", b"", "txt"),
+        ("-", None, b"Why?", "txt"),
+        ("-", None, b"\xef\xbb\xbf\r\n \t{}", "jsonl"),
+        ("-", None, b"", "txt"),
+        ("-", "csv", b"{", "csv"),
+        ("/dev/fd/63", None, b'{"prompt": 1}', "jsonl"),
+    ],
+)
+def test_the_shape_is_the_one_that_is_given_or_told_by_name_or_else_by_the_bytes(
+    name: str, given: str | None, data: bytes, shape: str
+) -> None:
+    assert shape_of(Path(name), given, data) == shape
+
+
+def test_a_shape_nobody_knows_is_refused() -> None:
+    with pytest.raises(UsageError, match="the shape 'xml' is not known") as caught:
+        shape_of(Path("a.txt"), "xml", b"")
+    assert caught.value.do == "shapes are txt, jsonl, csv, tsv"
+    with pytest.raises(UsageError, match=r"a\.xlsx: what shape it has is not known"):
+        shape_of(Path("a.xlsx"), None, b"{")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"\r\n"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_input_without_prompts_is_refused(data: bytes, shape: Shape) -> None:
+    with pytest.raises(UsageError, match="the input holds no prompts"):
+        read_rows(data, shape)
+    with pytest.raises(UsageError, match="the input holds no prompts"):
+        read_rows(b"# a", "txt")
+
+
+def test_utf_16_is_refused_whatever_the_shape() -> None:
+    for shape in SHAPES:
+        for encoding in ("utf-16", "utf-16-be"):
+            with pytest.raises(UsageError, match="the input is UTF-16, and must be UTF-8"):
+                read_rows("\ufeffprompt\na".encode(encoding), shape)
+
+
+def test_a_column_is_for_tables_and_a_line_of_text_has_no_other_field() -> None:
+    for shape in ("txt", "jsonl"):
+        with pytest.raises(UsageError, match=f"--column is for tables, and the input is {shape}"):
+            read_rows(b"a", shape, column="a")
+    with pytest.raises(UsageError, match="a line of text has no field `question`"):
+        read_rows(b"a", "txt", template="{question}")
+
+
+def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xff")
+    assert read_input(tmp_path / "a") == b"\xff"
+    for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError) as caught:
+            read_input(path)
+        assert caught.value.what == f"{path}: {reason}"
+
+
+def test_the_object_of_a_row_that_failed_has_every_key() -> None:
+    row = json_row({"prompt": "Why?", "id": "a"})
+    made = failed_object(row, RowError("prompt_too_long", "it is long"))
+    assert tuple(made) == OUTPUT_KEYS
+    assert {key: value for key, value in made.items() if value is not None} == {
+        "id": "a",
+        "prompt": "Why?",
+        "error": {"type": "prompt_too_long", "message": "it is long"},
+    }
+
+
+# Any input at all.
+
+SCRAPS = [
+    b"{",
+    b"}",
+    b'"',
+    b"prompt",
+    b"messages",
+    b":",
+    b",",
+    b"[",
+    b"]",
+    b"\n",
+    b"\r",
+    b"\t",
+    b"#",
+    b" ",
+    b"\0",
+    b"1",
+]
+BYTES = st.binary(max_size=60) | st.lists(
+    st.sampled_from([*SCRAPS, b"\xff", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b'"prompt":"a"', b"\\ud800", b"id,prompt\n"])
+).map(b"".join)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ["prompt", "messages", "id", "custom_id", "system", "body", "url", "n", "tools", "seed", "stop", "temperature"]
+OBJECTS = st.dictionaries(st.sampled_from([*KEYS, "max_tokens", "role", "content", "x"]), VALUES, max_size=5)
+
+
+def require_sound(rows: tuple[Row, ...]) -> None:
+    """Rows ascend, are asked or say why not, and can be written."""
+    assert rows
+    assert [row.number for row in rows] == sorted({row.number for row in rows})
+    for row in rows:
+        assert (row.error is None) == (row.conversation is not None)
+        json.dumps(failed_object(row, row.error or RowError("a", "b")), ensure_ascii=False).encode()
+        if row.conversation:
+            assert row.conversation.messages[-1] == Message("user", row.prompt or "")
+            assert row.prompt and row.prompt.strip()
+
+
+@given(BYTES, st.sampled_from(SHAPES), st.sampled_from([None, "prompt", "a"]), st.sampled_from([None, "{a}", "{text}"]))
+def test_no_bytes_are_too_odd_to_be_read(data: bytes, shape: Shape, column: str | None, template: str | None) -> None:
+    try:
+        rows = read_rows(data, shape, column, template)
+    except UsageError as error:
+        assert error.what
+        return
+    require_sound(rows)
+
+
+@given(BYTES)
+def test_every_line_that_is_not_blank_is_a_row(data: bytes) -> None:
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    numbers = [number for number, line in enumerate(lines, 1) if line.decode("utf-8", "replace").strip()]
+    if not numbers or data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return
+    rows = read_rows(data, "jsonl")
+    assert [row.number for row in rows] == numbers
+    require_sound(rows)
+
+
+@given(st.lists(OBJECTS | st.builds(lambda body, id: {"custom_id": id, "body": body}, OBJECTS, VALUES), min_size=1))
+def test_objects_of_any_make_are_rows(values: list[dict[str, Any]]) -> None:
+    rows = read_rows("\n".join(map(json.dumps, values)).encode(), "jsonl")
+    assert len(rows) == len(values)
+    require_sound(rows)
+    require_sound(read_rows("\n".join(map(json.dumps, values)).encode(), "jsonl", template="{prompt}{x}"))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5), st.booleans())
+def test_a_table_is_read_as_it_was_written(prompts: list[str], tabs: bool) -> None:
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, delimiter="\t" if tabs else ",")
+    writer.writerows([["id", "prompt"], *([f"r{number}", prompt] for number, prompt in enumerate(prompts))])
+    rows = read_rows(written.getvalue().encode(), "tsv" if tabs else "csv")
+    assert [row.id for row in rows] == [f"r{number}" for number in range(len(prompts))]
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert row.prompt == (prompt if prompt.strip() else None)
