@@ -10,6 +10,7 @@ import typer
 
 from cerebrum_cli import __version__
 from cerebrum_cli.commands.ask import ask
+from cerebrum_cli.commands.batch import batch
 from cerebrum_cli.commands.chat import chat
 from cerebrum_cli.commands.list import list_models
 from cerebrum_cli.commands.pull import pull
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(chat)
+app.command()(batch)
 app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)

@@ -85,10 +85,13 @@ class Runtime:
 
         return Puller(self.library, watcher, offline)
 
-    def settings(self, given: Layer, model: Model | None = None) -> Settings:
-        """Fold all layers: defaults, the model's row, config.toml, then what environment and command line gave."""
+    def settings(self, given: Layer, model: Model | None = None, usual: Layer | None = None) -> Settings:
+        """Fold all layers: defaults, the model's row, config.toml, then what environment and command line gave.
+
+        `usual` is what a use of the model wants instead of the first two.
+        """
         row = model.spec.settings if model and model.spec else {}
-        return fold(row, read_config(self.config_directory / "config.toml"), given)
+        return fold(row, usual or {}, read_config(self.config_directory / "config.toml"), given)
 
 
 def real_runtime() -> Runtime:

@@ -88,12 +88,12 @@ _TERM = re.compile(r"-?(?:\d[\d.,]*+|[A-Za-z]|\\[A-Za-z]++(?:\{[^{}]*+\})?)")
 _FRACTION_DEPTH = 3
 
 
-def final_answer(text: str) -> str | None:
+def final_answer(text: str, whole: bool = True) -> str | None:
     r"""Return the final answer of a chain of thought, or None where it states none.
 
     The last "the answer is ...", "Answer: ...", `\boxed{...}` or `#### ...` counts, unless it is empty or cut off; then
     the one before. Without any, the last number of the last line does, or that line itself if it is a yes, a no or a
-    choice letter.
+    choice letter; but where the chain was cut, and is not `whole`, its last line says nothing yet.
     """
     text = text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")
     doubtful = None
@@ -101,7 +101,7 @@ def final_answer(text: str) -> str | None:
         if firm:
             return answer
         doubtful = doubtful or answer
-    return _closing_value(text) or doubtful
+    return (_closing_value(text) if whole else None) or doubtful
 
 
 def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
@@ -210,7 +210,7 @@ def _answer(text: str) -> str:
     if yes_no := _YES_NO.match(text):
         return yes_no[1]
     if choice := _CHOICE.fullmatch(text):
-        return choice[1] or choice[2]
+        return str(choice[1] or choice[2]).upper()
     return text if text.strip("_-–—…^= ") else ""
 
 

@@ -26,6 +26,17 @@ StatesFactory = Callable[[Model, str, Settings], StateStore | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Parallel:
+    """How many sequences run at once, at most; `measured`: only as many as say more tokens a second together."""
+
+    slots: int = 1
+    measured: bool = False
+
+
+ONE = Parallel()
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A model on its way into memory, and the responder that will speak for it."""
 
@@ -85,6 +96,7 @@ def open_model(
     vocabulary_only: bool = False,
     whole_context: bool = False,
     states: StatesFactory | None = None,
+    parallel: Parallel = ONE,
 ) -> Opened:
     """Begin to load a model and return at once; what is wrong with its file or format is raised before."""
     require_loadable(model.path, model.header)
@@ -105,10 +117,12 @@ def open_model(
                 gpu_layers=settings.gpu_layers,
                 threads=settings.threads,
                 vocabulary_only=vocabulary_only,
+                slots=parallel.slots,
                 whole_context=whole_context,
             )
         ),
         states(model, name, settings) if states and not vocabulary_only else None,
+        parallel.measured,
     )
     return Opened(model, name, engine, LocalResponder(engine, build, model.trained_context))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import exp, fsum
 from typing import Any
 
 from cerebrum_cli.answers.extract import final_answer
@@ -16,13 +18,15 @@ LONG_PROMPT = 256  # tokens; what took longer to read is kept on disk, to be rea
 class Reply:
     """What one sequence said: its answer, the thought it marked as such, and how it ended.
 
-    `sampled` are all its tokens, the thought's and those of a stop string among them.
+    `sampled` are all its tokens, the thought's and those of a stop string among them. `probability` is the geometric
+    mean of theirs, where it was asked for; 0 where it was not.
     """
 
     text: str
     reasoning: str | None
     finish: FinishEvent
     sampled: tuple[int, ...] = ()
+    probability: float = 0.0
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
@@ -38,7 +42,7 @@ class Reply:
     @property
     def final_answer(self) -> str | None:
         """The final answer in the text, if there is one."""
-        return final_answer(self.text)
+        return final_answer(self.text, whole=self.finish.reason == "stop")
 
 
 class ReplyGatherer:
@@ -47,6 +51,7 @@ class ReplyGatherer:
     def __init__(self) -> None:
         self._said: dict[Channel, list[str]] = {"answer": [], "thinking": []}
         self._tokens: list[int] = []
+        self._logprobs: list[float] = []
         self._finish: FinishEvent | None = None
 
     def emit(self, event: Event) -> None:
@@ -55,6 +60,8 @@ class ReplyGatherer:
             self._said[event.channel].append(event.text)
             if event.token is not None:
                 self._tokens.append(event.token)
+            if event.logprob is not None:
+                self._logprobs.append(event.logprob)
         elif isinstance(event, FinishEvent):
             self._finish = event
 
@@ -79,7 +86,11 @@ class ReplyGatherer:
     @property
     def reply(self) -> Reply | None:
         """The reply, once it has ended."""
-        return None if self._finish is None else Reply(self.text, self.reasoning, self._finish, self.tokens)
+        if self._finish is None:
+            return None
+        logprobs = self._logprobs
+        probability = exp(fsum(logprobs) / len(logprobs)) if logprobs else 0.0
+        return Reply(self.text, self.reasoning, self._finish, self.tokens, probability)
 
 
 def shortfall(reply: Reply) -> NoticeEvent | None:
@@ -92,7 +103,7 @@ def shortfall(reply: Reply) -> NoticeEvent | None:
     return None
 
 
-def reply_object(reply: Reply, model: str, form: str) -> dict[str, Any]:
+def reply_object(reply: Reply, model: str, form: str, votes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the object `ask --json` prints; times in seconds, rates in tokens a second."""
     finish = reply.finish
     timings = finish.timings
@@ -107,7 +118,7 @@ def reply_object(reply: Reply, model: str, form: str) -> dict[str, Any]:
         "completion_tokens": finish.completion_tokens,
         "seed": finish.seed,
         "reasoning": reply.reasoning,
-        "votes": None,
+        "votes": votes,
         "timings": {
             "load_s": round(timings.load_s, 4),
             "prefill_s": round(timings.prefill_s, 4),

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.ground.errors import ModelNotFound
+from cerebrum_cli.ground.errors import ModelNotFound, UsageError
+from cerebrum_cli.ground.events import NoticeEvent
 from cerebrum_cli.ground.settings import KEYS, environment
 from cerebrum_cli.ground.text import size_text
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model as LibraryModel
+    from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
     from cerebrum_cli.terminal.progress import FileProgress
     from cerebrum_cli.terminal.streams import Streams
@@ -98,6 +100,19 @@ TemplateArg = Annotated[
 Files = Annotated[
     list[Path] | None, option("-f", "--file", help="Put a file before the prompt (repeatable).", metavar="FILE")
 ]
+Schema = Annotated[Path | None, option("--schema", help="Answer in JSON of this JSON Schema.", metavar="FILE")]
+Grammar = Annotated[Path | None, option("--grammar", help="Answer by this GBNF grammar.", metavar="FILE")]
+Votes = Annotated[
+    str | None,
+    option(
+        "--votes",
+        help="Sample K chains and take the answer most of them come to; auto:3..16 until that is clear.",
+        metavar="K|auto[:A..B]",
+    ),
+]
+NoEarlyStop = Annotated[
+    bool, option("--no-early-stop", help="Sample all chains of a vote, also those that cannot change its outcome.")
+]
 Json = Annotated[bool, option("--json", help="Print one JSON object.")]
 Offline = Annotated[bool, option("--offline", help="Use no network.")]
 Quiet = Annotated[bool, option("-q", "--quiet", help="No notes and no progress on standard error.")]
@@ -127,6 +142,32 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
     if verbose:
         runtime.native_log(runtime.streams.talk)
     return runtime
+
+
+def settings(runtime: Runtime, given: Mapping[str, Any], model: LibraryModel, votes: bool) -> Settings:
+    """Return the settings of a model; those of a vote sample, unless what the user has written says otherwise."""
+    if not votes:
+        return runtime.settings(given, model)
+    from cerebrum_cli.application.vote import TEMPERATURE, require_sampling
+
+    settings = runtime.settings(given, model, {"temperature": TEMPERATURE})
+    require_sampling(settings)
+    return settings
+
+
+def read_grammar(runtime: Runtime, schema: Path | None, grammar: Path | None, quiet: bool) -> str | None:
+    """Return the GBNF grammar that --schema or --grammar names."""
+    from cerebrum_cli.application.question import read_text
+
+    if schema and grammar:
+        raise UsageError("--schema and --grammar are both given", "give one of them")
+    if schema:
+        text, ignored = runtime.schema_to_grammar(read_text(schema))
+        if ignored and not quiet:
+            what = f"{schema}: no grammar can hold {', '.join(ignored)}, so answers may break it"
+            runtime.streams.notice(NoticeEvent(what, "check the answer against the schema"))
+        return text
+    return read_text(grammar) if grammar else None
 
 
 def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: bool, offline: bool) -> LibraryModel:

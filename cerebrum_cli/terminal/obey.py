@@ -216,7 +216,8 @@ def copy_reply(repl: Repl, line: Line) -> None:
 
 
 def show_final(repl: Repl, _: Line) -> None:
-    answer = final_answer(_last_reply(repl).message.content)
+    last = _last_reply(repl)
+    answer = final_answer(last.message.content, whole=last.said.finish_reason in ("stop", None))
     if answer is None:
         raise UsageError("the last reply states no final answer", "ask for one")
     repl.streams.answer(answer + "\n")

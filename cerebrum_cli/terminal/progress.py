@@ -9,10 +9,20 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, PromptEvent, TokenEvent
+from cerebrum_cli.ground.events import (
+    Event,
+    FinishEvent,
+    LoadEvent,
+    NoticeEvent,
+    PromptEvent,
+    RowEvent,
+    TallyEvent,
+    TokenEvent,
+)
 from cerebrum_cli.ground.text import size_text
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
+from cerebrum_cli.terminal.tables import batch_text, tally_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -20,6 +30,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 1.0  # a wait that is shorter than this shows nothing
 LOG_EVERY_S = 60.0
 THOUGHTS = 10  # tokens of thought after which the line is drawn again
+CHAIN_TOKENS = 20  # likewise, of several chains together
+BATCH_TOKENS = 50
 
 
 class StatusLine:
@@ -79,6 +91,95 @@ class StatusLine:
         width = columns(self._streams.err) - 1
         self._streams.draw(f"\r\x1b[K{strip_controls(self._text)[:width]}")
         self._shown = True
+
+
+class VoteLine(StatusLine):
+    """The status line of a vote: how it stands, and how much has been said for it."""
+
+    def __init__(self, streams: Streams, model: str) -> None:
+        super().__init__(streams, model)
+        self._standing = "no chain is done yet"
+        self._tokens = 0
+
+    def emit(self, event: Event) -> None:
+        """Follow the chains of a vote."""
+        if not isinstance(event, (TokenEvent, TallyEvent, FinishEvent)):
+            super().emit(event)
+            return
+        if isinstance(event, TallyEvent):
+            self._standing = tally_text(event)
+        self._tokens += isinstance(event, TokenEvent)
+        if self._draws and (isinstance(event, TallyEvent) or self._tokens % CHAIN_TOKENS == 1):
+            self._show(f"{self._standing} | {self._tokens} tokens")
+
+
+class BatchProgress:
+    """How far a batch is: a bar on a terminal; elsewhere a line every minute; at its end a line in both."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._rows: RowEvent | None = None
+        self._tokens = 0
+        self._began = 0.0
+        self._told = time.monotonic()
+
+    def emit(self, event: Event) -> None:
+        """Count tokens and rows."""
+        if isinstance(event, TokenEvent):
+            self._began = self._began or time.monotonic()
+            self._tokens += event.token is not None
+            if self._tokens % BATCH_TOKENS == 0:
+                self._update()
+        elif isinstance(event, RowEvent):
+            self._rows = event
+            self._update()
+
+    def close(self) -> None:
+        """Take the bar away, and tell what has been done."""
+        if self._bar:
+            self._bar.stop()
+        if self._rows:
+            self._streams.talk(batch_text(self._rows, self._tokens, self._seconds))
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began if self._began else 0.0
+
+    def _update(self) -> None:
+        rows = self._rows
+        if rows is None:
+            return
+        if self._streams.can_redraw:
+            if self._bar is None:
+                self._bar = batch_bar(self._streams)
+                self._bar.start()
+                self._task = self._bar.add_task("", total=rows.total, completed=rows.done, speed="", failed="")
+            assert self._task is not None
+            speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
+            failed = f"{rows.failed} failed" if rows.failed else ""
+            self._bar.update(self._task, completed=rows.done, speed=speed, failed=failed)
+        elif time.monotonic() - self._told >= LOG_EVERY_S:
+            self._told = time.monotonic()
+            self._streams.talk(batch_text(rows, self._tokens, self._seconds))
+
+
+def batch_bar(streams: Streams) -> Progress:
+    """Return a bar with rows done and failed, tokens a second and the time left; a narrow window drops none of it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[failed]}", style="red"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=Console(file=streams.err),
+        transient=True,
+        expand=True,
+    )
 
 
 class FileProgress:

@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.ground.events import FinishEvent
+from cerebrum_cli.ground.events import FinishEvent, RowEvent, TallyEvent
 from cerebrum_cli.ground.text import size_text
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
@@ -41,6 +41,19 @@ def stats_line(finish: FinishEvent, model: str, form: str) -> str:
             f"ended by {finish.reason}",
         )
     )
+
+
+def tally_text(event: TallyEvent) -> str:
+    """Return how a vote stands: "4/5 5 of 8, 0.9 1 of 8", of the chains that have come to an end."""
+    said = [f"{' '.join(answer.split())} {count} of {event.cast}" for answer, count in event.tally]
+    return ", ".join(said) or f"no answer in {event.cast} of {event.cast}"
+
+
+def batch_text(event: RowEvent, tokens: int, seconds: float) -> str:
+    """Return how far a batch is, and how fast."""
+    failed = f", {event.failed} failed" if event.failed else ""
+    speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f}/s)" if tokens and seconds else ""
+    return f"{event.done} of {event.total} done{failed}{speed}"
 
 
 def gauge_text(used: int, size: int) -> str:

@@ -1,0 +1,138 @@
+"""Many questions, answered many at a time; each answer goes where the result is kept as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cerebrum_cli.answers.vote import Votes
+from cerebrum_cli.application.reply import Reply, ReplyGatherer
+from cerebrum_cli.application.responder import Asked, Prepared, Replies, Responder
+from cerebrum_cli.application.vote import Poll, require_sampling, votes_object
+from cerebrum_cli.batches.result import Result
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
+from cerebrum_cli.ground.errors import CerebrumError, EngineError, PromptTooLong
+from cerebrum_cli.ground.events import Event, FinishEvent, RowEvent, TokenEvent
+from cerebrum_cli.ground.settings import Settings
+
+TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
+REFUSED = "invalid_request"
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How all rows of a batch are answered, where they do not say otherwise themselves."""
+
+    settings: Settings
+    grammar: str | None = None
+    votes: Votes | None = None
+    stops_early: bool = True
+    ignore_end: bool = False
+
+
+@dataclass(slots=True)
+class Open:
+    """A row that is being answered, by one reply or by a vote."""
+
+    position: int
+    row: Row
+    prepared: Prepared
+    poll: Poll | None
+    gatherer: ReplyGatherer
+
+    def take(self, event: TokenEvent | FinishEvent, replies: Replies) -> dict[str, Any] | None:
+        """Take an event of this row; return the object to be written once it has an answer, once."""
+        if self.poll is None:
+            self.gatherer.emit(event)
+            reply = self.gatherer.reply
+            return None if reply is None or reply.finish.reason == "cancelled" else self.object(reply)
+        moved = self.poll.take(event, replies)
+        if not (moved and self.poll.is_over and self.poll.reply):
+            return None
+        return self.object(self.poll.reply)
+
+    def forget(self) -> None:
+        """Let go of what was said: a batch may be larger than memory."""
+        self.poll, self.gatherer = None, ReplyGatherer()
+
+    def object(self, reply: Reply) -> dict[str, Any]:
+        """Return the object of an answered row, its keys those of OUTPUT_KEYS in their order."""
+        spent = [reply] if self.poll is None else self.poll.replies.values()
+        values = (
+            self.row.id,
+            self.row.prompt,
+            reply.text,
+            reply.final_answer,
+            reply.finish.reason,
+            reply.finish.prompt_tokens,
+            sum(each.finish.completion_tokens for each in spent),
+            reply.finish.seed,
+            reply.reasoning,
+            self.poll and votes_object(self.poll),
+            None,
+        )
+        return dict(zip(OUTPUT_KEYS, values, strict=True))
+
+
+def answer_rows(
+    responder: Responder, rows: Sequence[Row], manner: Manner, result: Result, in_order: bool
+) -> Generator[Event, None, None]:
+    """Answer the rows a result does not have yet; yield all events, and a RowEvent whenever a row is finished.
+
+    A row that cannot be asked gets its error. Rows are answered so that those which begin alike follow each other, or
+    where somebody waits for them `in_order`. The result is not completed: where this was interrupted it is not whole.
+    """
+    yield from responder.load()
+    yield RowEvent(result.done, len(rows), result.failed)
+    opened: list[Open] = []
+    for position, row in enumerate(rows):
+        if position not in result.finished:
+            found = _opened(responder, position, row, manner)
+            if isinstance(found, Open):
+                opened.append(found)
+            else:
+                result.write(position, failed_object(row, found))
+                yield RowEvent(result.done, len(rows), result.failed)
+    if not in_order:
+        opened.sort(key=lambda one: one.prepared.request.prompt_tokens)
+    yield from _answered(responder, opened, result, len(rows))
+
+
+def _answered(responder: Responder, opened: Sequence[Open], result: Result, total: int) -> Iterator[Event]:
+    if not opened:
+        return
+    with closing(responder.replies(one.prepared for one in opened)) as replies:
+        for event in replies:
+            yield event
+            if not isinstance(event, (TokenEvent, FinishEvent)):
+                continue
+            one = opened[event.sequence.request]
+            if one.position not in result.finished and (answered := one.take(event, replies)):
+                one.forget()
+                result.write(one.position, answered)
+                yield RowEvent(result.done, total, result.failed)
+
+
+def _opened(responder: Responder, position: int, row: Row, manner: Manner) -> Open | RowError:
+    """Return a row ready to be asked, or why it cannot be."""
+    if row.conversation is None:
+        return row.error or RowError(REFUSED, "there is no prompt")
+    settings = replace(manner.settings, **row.settings)
+    conversation = row.conversation
+    if conversation.system_prompt is None:
+        conversation = replace(conversation, system_prompt=settings.system)
+    poll = Poll(manner.votes, manner.stops_early) if manner.votes else None
+    asked = Asked(conversation, settings, manner.grammar, ignore_end=manner.ignore_end)
+    try:
+        if poll:
+            require_sampling(settings)
+        prepared = responder.prepared(poll.put(asked) if poll else asked)
+    except EngineError:
+        raise
+    except PromptTooLong as error:
+        return RowError(TOO_LONG, f"{error.what}: {error.do}")
+    except CerebrumError as error:
+        return RowError(REFUSED, f"{error.what}: {error.do}" if error.do else error.what)
+    return Open(position, row, prepared, poll, ReplyGatherer())

@@ -1,0 +1,138 @@
+"""Many chains of thought for one question, and a vote over the answers they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from cerebrum_cli.answers.vote import Ballot, Count, Votes
+from cerebrum_cli.application.reply import Reply, ReplyGatherer
+from cerebrum_cli.application.responder import Asked, Replies, Responder
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.events import Event, FinishEvent, TallyEvent, TokenEvent
+from cerebrum_cli.ground.settings import Settings
+
+TEMPERATURE = 0.7  # of a vote for which none is given: at 0 all chains would be one
+
+
+class Poll:
+    """The chains of one question, the ballot on them, and what is still to be asked.
+
+    With `stops_early` those that cannot change the outcome any more are ended.
+    """
+
+    def __init__(self, votes: Votes, stops_early: bool = True) -> None:
+        self._stops_early = stops_early
+        self.ballot = Ballot(votes if stops_early else Votes(votes.most, votes.most))
+        self.replies: dict[int, Reply] = {}  # by sample; those that have ended by themselves
+        self.asked = self.ballot.votes.least
+        self._gatherers: dict[int, ReplyGatherer] = {}
+        self._ended = 0
+
+    def put(self, asked: Asked) -> Asked:
+        """Return a question as it is to be asked for this vote."""
+        return replace(asked, n=self.asked, logprobs=True)
+
+    def take(self, event: TokenEvent | FinishEvent, replies: Replies) -> bool:
+        """Take an event of one of the chains, and ask for more or less of them; True where the vote has moved on."""
+        index, sample = event.sequence
+        gatherer = self._gatherers.setdefault(sample, ReplyGatherer())
+        gatherer.emit(event)
+        reply = gatherer.reply
+        if reply is None:
+            return False
+        self._ended += 1
+        if reply.finish.reason == "cancelled":
+            return False
+        self.replies[sample] = reply
+        self.ballot = self.ballot.cast(sample, reply.final_answer, reply.probability)
+        self._steer(index, replies)
+        return True
+
+    @property
+    def most(self) -> int:
+        """The most chains there may be."""
+        return self.ballot.votes.most
+
+    @property
+    def reader(self) -> Reply | None:
+        """The chain for which the prompt was evaluated; the others took it over."""
+        return min(self.replies.values(), key=lambda reply: reply.finish.cached_tokens, default=None)
+
+    @property
+    def running(self) -> int:
+        """How many chains have not ended."""
+        return self.asked - self._ended
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the vote has been taken, and not only been interrupted."""
+        return self.ballot.samples == self.most or (self._stops_early and self.ballot.is_decided)
+
+    @property
+    def standing(self) -> TallyEvent:
+        """How the vote stands."""
+        tally = tuple((count.answer, count.count) for count in self.ballot.tally)
+        return TallyEvent(tally, self.ballot.samples, self.running)
+
+    @property
+    def winner(self) -> Count | None:
+        """The answer that won; None where no chain has come to one."""
+        return self.ballot.winner
+
+    @property
+    def reply(self) -> Reply | None:
+        """The chain to be shown: the most probable one of those that won, or of all where none has an answer."""
+        sample = self.ballot.winning_sample
+        if sample is not None:
+            return self.replies[sample]
+        return max(self.replies.values(), key=lambda reply: reply.probability, default=None)
+
+    def _steer(self, index: int, replies: Replies) -> None:
+        if self._stops_early and self.ballot.is_decided:
+            if self.running:
+                replies.end(index)
+        elif wanted := self.ballot.wanted(self.running):
+            self.asked += wanted
+            replies.more(index, wanted)
+
+
+def vote(responder: Responder, asked: Asked, poll: Poll) -> Generator[Event, None, None]:
+    """Yield the events of a vote: those of its chains, and a TallyEvent whenever one has been cast."""
+    yield from responder.load()
+    with closing(responder.replies([responder.prepared(poll.put(asked))])) as replies:
+        for event in replies:
+            yield event
+            if isinstance(event, (TokenEvent, FinishEvent)) and poll.take(event, replies):
+                yield poll.standing
+
+
+def require_sampling(settings: Settings) -> None:
+    """Raise UsageError where all chains of a vote would be the same one."""
+    if settings.temperature == 0:
+        raise UsageError(
+            "--votes samples several chains, and at temperature 0 all are the same",
+            f"leave --temperature out ({TEMPERATURE} then), or give one above 0",
+        )
+
+
+def votes_object(poll: Poll) -> dict[str, Any]:
+    """Return what `--json` tells of a vote: every chain that has ended by itself, in the order of their seeds."""
+    winner = poll.winner
+    return {
+        "samples": poll.ballot.samples,
+        "winner": winner and winner.answer,
+        "tally": [{"answer": count.answer, "count": count.count} for count in poll.ballot.tally],
+        "agreement": round(poll.ballot.agreement, 4),
+        "chains": [
+            {
+                "seed": reply.finish.seed,
+                "text": reply.text,
+                "final_answer": reply.final_answer,
+                "finish_reason": reply.finish.reason,
+            }
+            for _, reply in sorted(poll.replies.items())
+        ],
+    }

@@ -1,0 +1,228 @@
+"""`cerebrum batch`: answer many questions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cerebrum_cli.commands import options
+from cerebrum_cli.commands.options import option
+from cerebrum_cli.ground.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cerebrum_cli.application.batch import Manner
+    from cerebrum_cli.application.model import Model
+    from cerebrum_cli.application.opening import Opened, Parallel
+    from cerebrum_cli.batches.result import Result
+    from cerebrum_cli.batches.rows import Row
+    from cerebrum_cli.ground.settings import Settings
+    from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.terminal.streams import Streams
+
+SOME_FAILED = 6
+MOST_AT_ONCE = 256  # sequences llama.cpp holds
+AUTO = 64  # of which more than this were nowhere faster
+ANSWERING = ("system", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "ctx")
+
+
+def batch(
+    context: typer.Context,
+    input: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Questions: .txt, .jsonl, .csv or .tsv; `-` is standard input.")
+    ],
+    output: Annotated[
+        Path,
+        option(
+            "-o", "--output", help="Where the answers go, a JSON object a line; `-` streams them.", metavar="OUTPUT"
+        ),
+    ],
+    model: options.Model = None,
+    system: options.System = None,
+    column: Annotated[
+        str | None, option("--column", help="Column of a table with the prompts [default: prompt].", metavar="NAME")
+    ] = None,
+    template: Annotated[
+        str | None, option("--template", help="Make the prompt of a row's fields: 'Sum up: {text}'.", metavar="TEXT")
+    ] = None,
+    shape: Annotated[
+        str | None, option("--shape", help="What INPUT is [default: as its name says].", metavar="txt|jsonl|csv|tsv")
+    ] = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    format: options.Format = None,
+    template_arg: options.TemplateArg = None,
+    schema: options.Schema = None,
+    grammar: options.Grammar = None,
+    votes: options.Votes = None,
+    no_early_stop: options.NoEarlyStop = False,
+    parallel: Annotated[
+        str | None,
+        option("--parallel", help="How many are answered at once [default: auto, the fastest].", metavar="N|auto"),
+    ] = None,
+    restart: Annotated[bool, option("--restart", help="Begin anew, and replace what OUTPUT holds in the end.")] = False,
+    ignore_eos: Annotated[bool, option("--ignore-eos", help="Go on to --max-tokens: for measuring speed.")] = False,
+    ctx: options.Ctx = None,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = None,
+    offline: options.Offline = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    yes: options.Yes = False,
+) -> None:
+    """Answer many questions, many at a time.
+
+    Each answer is on disk as soon as it is there, in OUTPUT.partial; OUTPUT appears whole, in the order of INPUT. The
+    same command goes on where one was that did not come to its end. What made an answer stands in OUTPUT.meta.json.
+    """
+    given = options.given(locals())
+    from cerebrum_cli.answers.vote import parse_votes
+    from cerebrum_cli.application.batch import Manner
+    from cerebrum_cli.application.question import template_options
+    from cerebrum_cli.batches.shapes import read_rows, shape_of
+
+    runtime = options.runtime_of(context, verbose)
+    streams_out = output == Path("-")
+    require_place(output, input)
+    data = read(runtime, input)
+    rows = read_rows(data, shape_of(input, shape, data), column, template)
+    at_once = how_many(parallel)
+    wanted = None if votes is None else parse_votes(votes)
+    found = options.find_model(runtime, given, yes, quiet, offline)
+    settings = options.settings(runtime, given, found, wanted is not None)
+    constraint = options.read_grammar(runtime, schema, grammar, quiet)
+    arguments = template_options(template_arg or ())
+    manner = Manner(settings, constraint, wanted, not no_early_stop, ignore_eos)
+    made_by = {
+        "input": sha256(data).hexdigest(),
+        "column": column,
+        "template": template,
+        "template arguments": arguments or None,
+        **fingerprint(runtime, found, settings),
+        "grammar": constraint and sha256(constraint.encode()).hexdigest(),
+        "votes": votes,
+        "early stop": wanted and not no_early_stop,
+        "ignore eos": ignore_eos,
+    }
+    result = result_of(runtime.streams, output, made_by, rows, restart)
+    try:
+        if result.done < len(rows):
+            opened = open_for(runtime, found, settings, arguments, fitted(at_once, rows, result, manner))
+            try:
+                run(runtime.streams, opened, rows, manner, result, streams_out, quiet, verbose)
+            finally:
+                opened.engine.close()
+        result.complete()
+    except Interrupted as error:
+        raise Interrupted(error.exit_code - 128, "" if streams_out else resumption(result, len(rows))) from error
+    finally:
+        result.close()
+    if result.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def require_place(output: Path, source: Path) -> None:
+    """Raise UsageError where no result can be."""
+    from cerebrum_cli.batches.files import places_of
+
+    if output != Path("-"):
+        places_of(output, None if source == Path("-") else source)
+
+
+def read(runtime: Runtime, source: Path) -> bytes:
+    """Return the bytes of the input."""
+    from cerebrum_cli.batches.shapes import read_input
+
+    if source != Path("-"):
+        return read_input(source)
+    if runtime.streams.piped is None:
+        raise UsageError("INPUT is `-`, and nothing is piped in", "pipe the questions in, or name a file")
+    return runtime.streams.piped.read()
+
+
+def how_many(text: str | None) -> int | None:
+    """Return how many are to be answered at once; None leaves it to the machine."""
+    if text in (None, "auto"):
+        return None
+    if text.isdecimal() and 1 <= int(text) <= MOST_AT_ONCE:
+        return int(text)
+    raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MOST_AT_ONCE}, or auto")
+
+
+def fitted(at_once: int | None, rows: Sequence[Row], result: Result, manner: Manner) -> Parallel:
+    """Return how many sequences run at once: no more than there are."""
+    from cerebrum_cli.application.opening import Parallel
+
+    left = (len(rows) - result.done) * (manner.votes.most if manner.votes else 1)
+    return Parallel(min(at_once or AUTO, left), measured=at_once is None)
+
+
+def fingerprint(runtime: Runtime, model: Model, settings: Settings) -> dict[str, Any]:
+    """Return what of model and settings the answers depend on, by names that can be told."""
+    from cerebrum_cli.application.choice import chosen_format
+
+    values = asdict(settings)
+    return {
+        "model": model.reference,
+        "model file": runtime.library.identity(model),
+        "format": chosen_format(settings.format, model.known_format, model.header.chat_template),
+        **{key.replace("_", " "): values[key] for key in ANSWERING},
+    }
+
+
+def result_of(streams: Streams, output: Path, made_by: Mapping[str, Any], rows: Sequence[Row], restart: bool) -> Result:
+    """Return where the answers go."""
+    from cerebrum_cli.batches.journal import open_journal
+    from cerebrum_cli.batches.result import StreamedResult
+
+    if output == Path("-"):
+        return StreamedResult(rows, streams.answer)
+    return open_journal(output, made_by, rows, restart)
+
+
+def open_for(
+    runtime: Runtime, model: Model, settings: Settings, arguments: Mapping[str, Any], parallel: Parallel
+) -> Opened:
+    """Begin to load the model; what it reads is not kept, as it will not be asked the same again."""
+    from cerebrum_cli.application.opening import open_model
+
+    return open_model(runtime.open_backend, model, settings, template_options=arguments, parallel=parallel)
+
+
+def run(
+    streams: Streams,
+    opened: Opened,
+    rows: Sequence[Row],
+    manner: Manner,
+    result: Result,
+    in_order: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Answer all rows that have no answer yet, showing how far it is."""
+    from cerebrum_cli.application.batch import answer_rows
+    from cerebrum_cli.terminal.progress import BatchProgress, StatusLine
+    from cerebrum_cli.terminal.sinks import NoticeSink, Sink, play
+
+    sinks: list[Sink] = []
+    if not quiet:
+        sinks = [NoticeSink(streams), BatchProgress(streams)]
+        if not verbose:
+            sinks.insert(0, StatusLine(streams, opened.model.name))
+    play(answer_rows(opened.responder, rows, manner, result, in_order), opened.responder.cancel, sinks)
+
+
+def resumption(result: Result, total: int) -> str:
+    """Return what to do after an interruption."""
+    return f"{result.done} of {total} are done; the same command goes on with the others"
