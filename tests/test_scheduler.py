@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_backend import END, ScriptedBackend, tokens
 
-from cerebrum_cli.engine import scheduler, sequence
+from cerebrum_cli.engine import scheduler as scheduling
+from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.commands import Cancel, Command, Commands, End, Submit
 from cerebrum_cli.engine.loop import Loop
@@ -256,8 +257,8 @@ class AnyTraffic(RuleBasedStateMachine):
     )
     def start(self, slots: int, batch_size: int, can_trim: bool, context: int, hope: int, between: int) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(sequence, "REPLY", hope)
-        self.patch.setattr(scheduler, "READ_BETWEEN", between)
+        self.patch.setattr(sequencing, "REPLY", hope)
+        self.patch.setattr(scheduling, "READ_BETWEEN", between)
         self.backend = ScriptedBackend(
             babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context
         )

@@ -49,6 +49,7 @@ _CHOICE = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
+LETTERS = "ABCDEFGH"  # that choices have; others are variables
 _QUOTES = ('""', "''", "“”", "‘’", "«»")
 _CLOSING_QUOTES = {pair[1] for pair in _QUOTES}
 
@@ -210,7 +211,8 @@ def _answer(text: str) -> str:
     if yes_no := _YES_NO.match(text):
         return yes_no[1]
     if choice := _CHOICE.fullmatch(text):
-        return str(choice[1] or choice[2]).upper()
+        letter = str(choice[1] or choice[2])
+        return letter.upper() if letter.upper() in LETTERS else letter
     return text if text.strip("_-–—…^= ") else ""
 
 
