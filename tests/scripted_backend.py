@@ -106,11 +106,13 @@ class ScriptedBackend:
     interrupts: dict[int, int] = field(default_factory=dict)
     holds: dict[int, int] = field(default_factory=dict)
     state_kind: str | None = "scripted"
+    shared: bool = False
     unwritable: bool = False
     refuses: bool = False
 
     capacity: int = 0
     memory: list[list[int]] = field(default_factory=list)
+    cells: list[list[object]] = field(default_factory=list)
     steps: list[list[Row]] = field(default_factory=list)
     alone: bool = True
     evaluated: int = 0
@@ -156,6 +158,7 @@ class ScriptedBackend:
         if length > self.fits:
             raise EngineError(f"no memory for {length} tokens")
         self.memory, self.capacity = [[] for _ in range(self.slots)], length
+        self.cells = [[] for _ in range(self.slots)]
 
     def decode(self, rows: Sequence[Row]) -> bool:
         self._working()
@@ -180,11 +183,16 @@ class ScriptedBackend:
             assert position == len(self.memory[slot]) < self.capacity
             assert 0 <= token < FIRST_WORD + len(self.words) and token != END
             self.memory[slot].append(token)
+            self._take_cell(slot)
             if output:
                 self.outputs[index] = tuple(self.memory[slot])
             last_slot = slot
             self.evaluated += 1
         return kept == len(rows)
+
+    @property
+    def is_shared(self) -> bool:
+        return self.shared
 
     def stretch(self, position: int) -> int:
         return self.batch_size
@@ -211,18 +219,20 @@ class ScriptedBackend:
         self._working()
         assert source != target and self.memory[source]
         self.memory[target] = list(self.memory[source])
+        self.cells[target] = list(self.cells[source])
 
     def trim(self, slot: int, length: int) -> bool:
         self._working()
         assert 0 <= length <= len(self.memory[slot])
         if 0 < length < len(self.memory[slot]) and not self.can_trim:
             return False
-        del self.memory[slot][length:]
+        del self.memory[slot][length:], self.cells[slot][length:]
         return True
 
     def clear(self, slot: int) -> None:
         self._working()
         self.memory[slot].clear()
+        self.cells[slot].clear()
 
     def trims(self, held: int, length: int) -> bool:
         return self.can_trim or held == length
@@ -242,7 +252,10 @@ class ScriptedBackend:
         body, end, _ = path.read_bytes().partition(BODY_END)
         held = list(array("i", body))
         assert end and held and len(held) <= self.capacity
-        self.memory[slot] = [] if self.refuses else held
+        self.memory[slot], self.cells[slot] = [], []
+        for token in [] if self.refuses else held:
+            self.memory[slot].append(token)
+            self._take_cell(slot)
         return not self.refuses
 
     def close(self) -> None:
@@ -254,6 +267,11 @@ class ScriptedBackend:
         assert not self.closed
         self.thread = self.thread or threading.get_ident()
         assert self.thread == threading.get_ident(), "one thread owns the memory"
+
+    def _take_cell(self, slot: int) -> None:
+        self.cells[slot].append(object())
+        used = len({id(cell) for cells in self.cells for cell in cells})
+        assert not self.shared or used <= self.capacity, "the slots hold more than their memory"
 
     def _wait(self) -> None:
         self.held.set()

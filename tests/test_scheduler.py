@@ -51,7 +51,7 @@ def lived_in(*texts: str) -> Scheduler:
     """Return a scheduler whose slots hold what ended sequences left there."""
     scheduler = Scheduler(len(texts))
     for slot, text in zip(scheduler.slots, texts, strict=True):
-        slot.held.extend(tokens(text))
+        slot.read(tokens(text))
     return scheduler
 
 
@@ -114,11 +114,11 @@ def test_a_beginning_is_copied_from_a_slot_that_is_lived_in_to_an_empty_one_befo
 
 def test_of_two_equal_beginnings_the_one_nobody_lives_in_is_gone_on_with() -> None:
     scheduler = lived_in("", "abc")
-    scheduler.slots[1].held.clear()
+    scheduler.slots[1].clear()
     [first, _] = waiting(scheduler, "abx", "aby")
     move_in(scheduler)
     read(scheduler)
-    scheduler.slots[1].held.extend(b"ab")
+    scheduler.slots[1].read(b"ab")
     assert move_in(scheduler) == (1, 1, 2)
     assert first.slot == 0
 
@@ -254,13 +254,17 @@ class AnyTraffic(RuleBasedStateMachine):
         context=st.integers(14, 30),
         hope=st.integers(1, 12),
         between=st.integers(1, 9),
+        shared=st.booleans(),
     )
-    def start(self, slots: int, batch_size: int, can_trim: bool, context: int, hope: int, between: int) -> None:
+    def start(
+        self, slots: int, batch_size: int, can_trim: bool, context: int, hope: int, between: int, shared: bool
+    ) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(sequencing, "REPLY", hope)
         self.patch.setattr(scheduling, "READ_BETWEEN", between)
+        self.patch.setattr(scheduling, "SAYS", hope)
         self.backend = ScriptedBackend(
-            babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context
+            babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, shared=shared
         )
         self.stop = StopFlag()
         self.commands = Impatient(self.stop)

@@ -14,7 +14,9 @@ from cerebrum_cli.application.context import fitted
 from cerebrum_cli.application.history import History, Speaker, name_of, params_of, spoken
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import Opened, Opener, loaded_with
+from cerebrum_cli.application.responder import Asked
 from cerebrum_cli.application.saying import Saying
+from cerebrum_cli.application.vote import Poll, vote
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import CerebrumError, FormatError, Interrupted, SessionError
 from cerebrum_cli.ground.events import Event, NoticeEvent
@@ -22,6 +24,7 @@ from cerebrum_cli.ground.settings import Layer, Settings
 from cerebrum_cli.sessions.names import checked_name
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 
+Events = Generator[Event, None, None]
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 KEPT_TOKENS = 64  # fewer are evaluated again as fast as they are found on disk
 
@@ -85,29 +88,29 @@ class Chat:
                 return None
         return self._counted[1], size
 
-    def say(self, text: str) -> Generator[Event, None, None]:
-        """Keep a question, and yield the events of the reply. A question that does not fit is taken back."""
+    def say(self, text: str, settings: Settings | None = None, poll: Poll | None = None) -> Events:
+        """Keep a question, and yield the events of the reply, or of a vote. One that does not fit is taken back."""
         is_first, session = self.session is None, self._begun(text)
         try:
             self.session = self.history.store.say(session, Message("user", text))
-            yield from self._replied(session.leaf)
+            yield from self._replied(session.leaf, settings=settings, poll=poll)
         except CerebrumError:
             if is_first and self.session and self.session.leaf is None:  # nobody wants to go on from nothing
                 self.history.store.remove(self.session)
                 self.enter(None, self.name)
             raise
 
-    def reask(self, text: str) -> Generator[Event, None, None]:
+    def reask(self, text: str) -> Events:
         """Ask the last question in other words, and yield the events of the reply; what there was stays in the tree."""
         (before, question), store = self._asked(), self.history.store
         self.session = store.say(store.move(before, question.parent), Message("user", text))
         yield from self._replied(before.leaf)
 
-    def retry(self, settings: Settings | None = None) -> Generator[Event, None, None]:
-        """Answer the last question again, with these settings if given; the reply there was stays in the tree."""
-        yield from self._replied(self._moved_to_question(), settings=settings)
+    def retry(self, settings: Settings | None = None, poll: Poll | None = None) -> Events:
+        """Answer the last question again, with these settings if given, or by a vote; the reply there was stays."""
+        yield from self._replied(self._moved_to_question(), settings=settings, poll=poll)
 
-    def go_on(self) -> Generator[Event, None, None]:
+    def go_on(self) -> Events:
         """Go on with the last reply where it ended. SessionError where there is none, or nothing can follow it."""
         last = self.last_reply
         if last is None:
@@ -186,7 +189,7 @@ class Chat:
             raise SessionError(f"there is a session {name} already", "choose another name")
         self.name = name
 
-    def change(self, changes: Layer) -> Generator[Event, None, None]:
+    def change(self, changes: Layer) -> Events:
         """Go on with other settings, None being the usual; yield the loading where they take another model, or anew.
 
         Where that fails, the chat goes on as it was.
@@ -195,7 +198,7 @@ class Chat:
         before = self.opened.model, self.settings
         model, settings = self.opener.settled(given)
         if (model.paths, loaded_with(settings)) != (before[0].paths, loaded_with(before[1])):
-            if notice := self.opened.keep(KEPT_TOKENS):
+            if notice := self.opened.keep(KEPT_TOKENS, self.conversation):
                 yield notice
             try:
                 self._reopen(model, settings)
@@ -207,7 +210,7 @@ class Chat:
         if self.session:
             self._lead()
 
-    def load(self) -> Generator[Event, None, None]:
+    def load(self) -> Events:
         """Yield the loading of the model; where that fails or is interrupted it begins again, for whoever asks next."""
         model = self.opened.model
         try:
@@ -219,7 +222,7 @@ class Chat:
     def leave(self) -> NoticeEvent | None:
         """Keep what the model has read, and let go of model and session; return what could not be kept."""
         try:
-            return self.opened.keep(KEPT_TOKENS)
+            return self.opened.keep(KEPT_TOKENS, self.conversation)
         finally:
             self.opened.engine.close()
             self.history.close()
@@ -270,8 +273,11 @@ class Chat:
         begun: tuple[int, ...] = (),
         before: StoredMessage | None = None,
         settings: Settings | None = None,
-    ) -> Generator[Event, None, None]:
+        poll: Poll | None = None,
+    ) -> Events:
         """Yield the events of a reply to the question the session has come to, and keep it while it is said.
+
+        Of a vote what won is kept, or what leads when it is interrupted.
 
         Where it cannot be given or kept the session goes back to the message `back`.
         """
@@ -284,14 +290,25 @@ class Chat:
             self.session = saying.session
             if notice:
                 yield notice
-            with contextlib.closing(responder.respond(self.conversation, settings, begun=begun)) as events:
-                for event in events:
-                    saying.emit(event)
-                    yield event
+            if poll:
+                yield from self._voted(saying, poll)
+            else:
+                with contextlib.closing(responder.respond(self.conversation, settings, begun=begun)) as events:
+                    for event in events:
+                        saying.emit(event)
+                        yield event
             self.session = saying.end()
         except BaseException as error:
             self._stop(saying, error, back)
             raise
+
+    def _voted(self, saying: Saying, poll: Poll) -> Events:
+        asked = Asked(self.conversation, saying.settings)
+        try:
+            with contextlib.closing(vote(self.opened.responder, asked, poll)) as events:
+                yield from events
+        finally:
+            saying.gatherer = poll.chain or saying.gatherer
 
     def _stop(self, saying: Saying, error: BaseException, back: int | None) -> None:
         """Keep what was said when it was interrupted, also where that is nothing; otherwise go back, so that no

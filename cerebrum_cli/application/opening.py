@@ -14,7 +14,8 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.ground.errors import EngineError
+from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.errors import EngineError, FormatError
 from cerebrum_cli.ground.events import NoticeEvent
 from cerebrum_cli.ground.settings import Layer, Settings
 
@@ -27,13 +28,18 @@ StatesFactory = Callable[[Model, str, Settings], StateStore | None]
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
-    """How many sequences run at once, at most; `measured`: only as many as say more tokens a second together."""
+    """How many sequences run at once, at most; `measured`: only as many as say more tokens a second together.
+
+    Those that are `shared` have the room of one: what they begin with is held once, and the rest is divided.
+    """
 
     slots: int = 1
     measured: bool = False
+    shared: bool = False
 
 
 ONE = Parallel()
+TALK = Parallel(16, shared=True)  # a chat: one sequence, but for votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +51,16 @@ class Opened:
     engine: Engine
     responder: LocalResponder
 
-    def keep(self, least: int) -> NoticeEvent | None:
-        """Keep what the model has read, if that is `least` tokens or more; return why that cannot be done."""
+    def keep(self, least: int, conversation: Conversation | None = None) -> NoticeEvent | None:
+        """Keep what the model has read, of one conversation or of all, if that is `least` tokens or more.
+
+        Return why that cannot be done.
+        """
         try:
-            self.engine.keep(least)
+            prompt = self.responder.tokens(conversation) if conversation and self.engine.is_loaded else None
+            self.engine.keep(least, prompt)
+        except FormatError:  # nothing of it was read
+            return None
         except EngineError as error:
             return NoticeEvent(f"what was read is not kept, and will be read again: {error.what}", error.do)
         return None
@@ -83,6 +95,7 @@ class Opener:
             template_options=self.template_options,
             whole_context=True,
             states=self.states,
+            parallel=TALK,
         )
 
 
@@ -118,6 +131,7 @@ def open_model(
                 threads=settings.threads,
                 vocabulary_only=vocabulary_only,
                 slots=parallel.slots,
+                shared=parallel.shared,
                 whole_context=whole_context,
             )
         ),

@@ -156,7 +156,11 @@ class LocalResponder:
 
     def count(self, conversation: Conversation) -> int:
         """Return how many tokens the prompt of a conversation has; the model must be loaded, or its vocabulary."""
-        return len(self._engine.tokenize(self._form.render(conversation)))
+        return len(self.tokens(conversation))
+
+    def tokens(self, conversation: Conversation) -> tuple[int, ...]:
+        """Return the prompt of a conversation; the model must be loaded, or its vocabulary."""
+        return self._engine.tokenize(self._form.render(conversation))
 
     @property
     def context_size(self) -> int | None:

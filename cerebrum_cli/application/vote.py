@@ -83,12 +83,16 @@ class Poll:
         return self.ballot.winner
 
     @property
-    def reply(self) -> Reply | None:
+    def chain(self) -> ReplyGatherer | None:
         """The chain to be shown: the most probable one of those that won, or of all where none has an answer."""
-        sample = self.ballot.winning_sample
-        if sample is not None:
-            return self.replies[sample]
-        return max(self.replies.values(), key=lambda reply: reply.probability, default=None)
+        likeliest = max(self.replies, key=lambda sample: self.replies[sample].probability, default=None)
+        sample = likeliest if self.ballot.winning_sample is None else self.ballot.winning_sample
+        return None if sample is None else self._gatherers[sample]
+
+    @property
+    def reply(self) -> Reply | None:
+        """What that chain says."""
+        return self.chain.reply if self.chain else None
 
     def _steer(self, index: int, replies: Replies) -> None:
         if self._stops_early and self.ballot.is_decided:

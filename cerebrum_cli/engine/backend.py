@@ -70,6 +70,10 @@ class Backend(Protocol):
     def reserve(self, length: int) -> None:
         """Make new, empty memory for sequences of at least `length` tokens: for fewer of them where it runs short."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether all slots share `capacity` tokens of memory, each beginning they have in common held once."""
+
     def stretch(self, position: int) -> int:
         """Return how many tokens of a prompt a step should read at most, from this position on."""
 

@@ -91,13 +91,15 @@ class Engine:
         """End everything that runs, loading too; streams end with the finish reason `cancelled`."""
         self._commands.send(Cancel(None, threading.Event()))
 
-    def keep(self, least: int) -> None:
+    def keep(self, least: int, prompt: tuple[int, ...] | None = None) -> None:
         """Keep on disk what idle slots hold, where `least` tokens or more of it are not kept already.
+
+        With a `prompt` that is only the slot that holds most of it: others hold what was said besides.
 
         To be called while nothing runs: what runs is left out, and waits meanwhile. Does nothing where there is no
         store, or no model yet, or none any more. Raises EngineError where a state cannot be written.
         """
-        command = Keep(least, SimpleQueue())
+        command = Keep(least, prompt, SimpleQueue())
         if self._states is None or not self.is_loaded or not self._commands.send(command):
             return
         failure = command.answer.get()

@@ -39,20 +39,25 @@ class Keeping:
     def load(self, state: State, sequence: Sequence) -> None:
         """Load a state into a free slot, where the sequence will find it."""
         backend, slot = self._backend, self._scheduler.spare
-        slot.held.clear()
+        slot.clear()
         if backend.load(slot.index, state.path) and backend.length(slot.index) == len(state.tokens):
-            slot.held.extend(state.tokens)
+            slot.read(state.tokens)
         else:
             backend.clear(slot.index)
             self._states.refuse(state, sequence.tell)
 
-    def save(self, least: int) -> None:
-        """Save what idle slots hold, the longest first, where `least` tokens or more of it are in no state yet."""
+    def save(self, least: int, prompt: tuple[int, ...] | None) -> None:
+        """Save what idle slots hold, the longest first, where `least` tokens or more of it are in no state yet.
+
+        With a prompt, save only the one that holds most of it.
+        """
         backend, kind = self._backend, self._backend.state_kind
         if kind is None:
             return
         least = max(1, least)
         idle = [slot for slot in self._scheduler.slots if not slot.sequence and len(slot.held) >= least]
+        if prompt is not None and idle:
+            idle = [max(idle, key=lambda slot: common_prefix(slot.held, prompt))]
         for slot in sorted(idle, key=lambda slot: -len(slot.held)):
             if backend.length(slot.index) != len(slot.held):
                 continue  # never seen; but a state that is not what it says would be wrong for ever

@@ -26,7 +26,7 @@ class Loop:
         self._measures = measures
         self._pace = Pace(backend.slots, measures)
         self._scheduler = Scheduler(backend.slots)
-        self._alone = backend.slots == 1
+        self._whole = backend.slots == 1 or backend.is_shared
         self._keeping = Keeping(backend, self._scheduler, states) if states else None
 
     def obey(self, commands: Commands) -> bool:
@@ -40,7 +40,7 @@ class Loop:
             elif isinstance(command, End):
                 self._cancel(command.sequences)
             elif isinstance(command, Keep):
-                command.answer.put(self._keep(command.least))
+                command.answer.put(self._keep(command))
             else:
                 self._cancel(None)
                 return False
@@ -51,7 +51,7 @@ class Loop:
         try:
             self._admit()
             self._close_ranks()
-            step = self._scheduler.schedule(self._backend.stretch)
+            step = self._fitting_step()
             if not step.rows:
                 return
             start = perf_counter()
@@ -67,12 +67,12 @@ class Loop:
         scheduler.limit = self._pace.limit
         while scheduler.can_admit:
             anew = self._wanted(scheduler.waiting[0]) > backend.capacity
-            if anew and scheduler.running:
+            if scheduler.running and (anew or not self._has_room(scheduler.waiting[0])):
                 return
             state = self._keeping.found(scheduler.waiting[0], anew) if self._keeping else None
             if anew:
                 self._reserve(len(state.tokens) if state else 0)
-            if self._keeping and state:
+            if self._keeping and state and self._clear_idle(len(state.tokens)):
                 self._keeping.load(state, scheduler.waiting[0])
             admission = scheduler.admit()
             sequence = admission.sequence
@@ -86,7 +86,7 @@ class Loop:
     def _wanted(self, sequence: Sequence) -> int:
         """Return the room a sequence is given: one alone all it may come to need, one of many what it will do with."""
         context_size = self._backend.context_size
-        return sequence.wanted(context_size) if self._alone else sequence.hoped(context_size)
+        return sequence.wanted(context_size) if self._whole else sequence.hoped(context_size)
 
     def _reserve(self, least: int) -> None:
         """Make memory anew, for whoever waits."""
@@ -96,10 +96,35 @@ class Loop:
         self._pace = Pace(backend.slots, self._measures)
         self._scheduler.limit = self._pace.limit
 
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Return whether memory holds one more sequence beside those that run."""
+        backend = self._backend
+        return not backend.is_shared or self._scheduler.would_fit(sequence, backend.capacity)
+
+    def _clear_idle(self, tokens: int) -> bool:
+        """Return whether memory takes in so many tokens more; where it is shared, idle slots are cleared for them."""
+        scheduler, backend = self._scheduler, self._backend
+        while backend.is_shared and not scheduler.fits(tokens, backend.capacity):
+            slot = scheduler.idlest
+            if slot is None:
+                return False
+            backend.clear(slot.index)
+            slot.clear()
+        return True
+
+    def _fitting_step(self) -> Step:
+        """Return the next step; where memory cannot take it in, the sequence in the highest slot waits for others."""
+        scheduler = self._scheduler
+        step = scheduler.schedule(self._backend.stretch)
+        while not self._clear_idle(len(step.rows)):
+            scheduler.put_back(scheduler.running[-1])
+            step = scheduler.schedule(self._backend.stretch)
+        return step
+
     def _close_ranks(self) -> None:
         """Where nobody moves in, move whoever lives highest into the gaps below."""
         scheduler, backend = self._scheduler, self._backend
-        if scheduler.waiting and scheduler.room:
+        if backend.is_shared or (scheduler.waiting and scheduler.room):
             return
         while gap := scheduler.gap():
             source, target = gap
@@ -109,10 +134,10 @@ class Loop:
             backend.clear(source.index)
             scheduler.move(source, target)
 
-    def _keep(self, least: int) -> Failure | None:
+    def _keep(self, command: Keep) -> Failure | None:
         try:
             if self._keeping:
-                self._keeping.save(least)
+                self._keeping.save(command.least, command.prompt)
         except Exception as error:
             return Failure(error)
         return None

@@ -27,10 +27,10 @@ class Shape:
 class LoadOptions:
     """How a model is to be opened; None and "auto" leave it to the machine.
 
-    `slots` is how many sequences may run at once, as far as memory holds them. With `whole_context` its memory is made
-    for the longest sequence while it loads, as somebody who will talk wants it; one answer is sooner there with as much
-    as it takes. `repack` has weights laid out anew for the processor: one sequence is said faster so, many are not, and
-    loading takes longer and twice the memory.
+    `slots` is how many sequences may run at once, as far as memory holds them; `shared` ones have one memory together,
+    of that length. With `whole_context` it is made for the longest sequence while the model loads, as somebody who will
+    talk wants it; one answer is sooner there with as much as it takes. `repack` has weights laid out anew for the
+    processor: one sequence is said faster so, many are not, and loading takes longer and twice the memory.
     """
 
     path: Path
@@ -42,6 +42,7 @@ class LoadOptions:
     vocabulary_only: bool = False
     whole_context: bool = False
     repack: bool = True
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,22 +11,43 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import count, islice, takewhile
 from typing import NamedTuple
 
 from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.sequence import Sequence
 
+SAYS = 256  # tokens there should be room for before one more sequence runs in a memory that is shared
 READ_BETWEEN = 1024  # tokens of prompts that are read before those who talk say their next one
+
+
+CELLS = count()  # so that no two cells have one number, whatever memory they were in
 
 
 @dataclass(slots=True)
 class Slot:
-    """One place for a sequence: what its memory holds, and who lives there now."""
+    """One place for a sequence: the tokens its memory holds, the cells they are in, and who lives there now.
+
+    Where slots share one memory, the copy of a token is in the same cell.
+    """
 
     index: int
     held: list[int] = field(default_factory=list)
+    cells: list[int] = field(default_factory=list)
     sequence: Sequence | None = None
+
+    def read(self, tokens: Iterable[int]) -> None:
+        """Record that these tokens have been evaluated here, or loaded."""
+        self.held.extend(tokens)
+        self.cells.extend(islice(CELLS, len(self.held) - len(self.cells)))
+
+    def take(self, source: Slot, length: int) -> None:
+        """Record that this slot holds as much of what another does, or of what it does itself."""
+        self.held, self.cells = source.held[:length], source.cells[:length]
+
+    def clear(self) -> None:
+        """Record that nothing is held."""
+        self.held, self.cells = [], []
 
 
 class Admission(NamedTuple):
@@ -72,7 +93,25 @@ class Scheduler:
     def forget(self) -> None:
         """What the slots hold is unknown now."""
         for slot in self.slots:
-            slot.held.clear()
+            slot.clear()
+
+    def fits(self, tokens: int, cells: int) -> bool:
+        """Return whether a memory of so many cells, which the slots share, holds so many tokens more."""
+        if sum(len(slot.cells) for slot in self.slots) + tokens <= cells:
+            return True
+        return len(set[int]().union(*(slot.cells for slot in self.slots))) + tokens <= cells
+
+    def would_fit(self, sequence: Sequence, cells: int) -> bool:
+        """Return whether it would, beside those who live in a slot, hold one more sequence and what it says next."""
+        living = [slot for slot in self.slots if slot.sequence]
+        used = len(set[int]().union(*(slot.cells for slot in living)))
+        shared = max((common_prefix(slot.held, sequence.tokens) for slot in living), default=0)
+        return used + sequence.length - shared + SAYS <= cells
+
+    @property
+    def idlest(self) -> Slot | None:
+        """The slot that can best be cleared where memory is short: the highest free one that holds something."""
+        return next((slot for slot in reversed(self._free) if slot.held), None)
 
     @property
     def room(self) -> int:
@@ -116,7 +155,7 @@ class Scheduler:
         """Record an admission that has been carried out, with the tokens that could really be kept."""
         sequence, slot, source, _ = admission
         self.waiting.remove(sequence)
-        slot.held = source.held[:kept]
+        slot.take(source, kept)
         slot.sequence = sequence
         sequence.slot = slot.index
         sequence.evaluated = kept
@@ -137,7 +176,8 @@ class Scheduler:
     def move(self, source: Slot, target: Slot) -> None:
         """Record that a sequence has moved, with what its slot held."""
         assert source.sequence is not None
-        target.held, source.held = source.held, []
+        target.take(source, len(source.held))
+        source.clear()
         target.sequence, source.sequence = source.sequence, None
         target.sequence.slot = target.index
 
@@ -153,28 +193,30 @@ class Scheduler:
         if reading is None or talks:
             self._read, shares = 0, talking
         else:
-            count = min(stretch(reading.evaluated), reading.length - reading.evaluated)
-            self._read, shares = self._read + count, [(reading, count)]
+            some = min(stretch(reading.evaluated), reading.length - reading.evaluated)
+            self._read, shares = self._read + some, [(reading, some)]
         rows: list[Row] = []
-        for sequence, count in shares:
+        for sequence, some in shares:
             assert sequence.slot is not None
             last = sequence.length - 1
-            for at in range(sequence.evaluated, sequence.evaluated + count):
+            for at in range(sequence.evaluated, sequence.evaluated + some):
                 rows.append(Row(sequence.slot, at, sequence.token_at(at), at == last))
         return Step(rows, shares, talks)
 
     def evaluated(self, shares: Iterable[tuple[Sequence, int]]) -> None:
         """Record that so many further tokens of each sequence are in its slot's memory."""
-        for sequence, count in shares:
+        for sequence, some in shares:
             assert sequence.slot is not None
-            held = self.slots[sequence.slot].held
-            held.extend(sequence.token_at(sequence.evaluated + i) for i in range(count))
-            sequence.evaluated += count
+            begin = sequence.evaluated
+            self.slots[sequence.slot].read(map(sequence.token_at, range(begin, begin + some)))
+            sequence.evaluated += some
 
     def resume(self, sequence: Sequence, length: int) -> None:
         """Record that after an interrupted step the sequence's slot holds just its first `length` tokens."""
         assert sequence.slot is not None
-        self.slots[sequence.slot].held = [sequence.token_at(position) for position in range(length)]
+        slot = self.slots[sequence.slot]
+        slot.take(slot, min(length, len(slot.held)))
+        slot.read(map(sequence.token_at, range(len(slot.held), length)))
         sequence.evaluated = length
 
     def remove(self, sequence: Sequence) -> None:

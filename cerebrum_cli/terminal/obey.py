@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.archive import EXPORTS, export_to, summaries, transcribed
 from cerebrum_cli.application.choice import FORMAT_NAMES
 from cerebrum_cli.application.question import read_text
+from cerebrum_cli.application.vote import TEMPERATURE, Poll
 from cerebrum_cli.ground.errors import Interrupted, UsageError
 from cerebrum_cli.ground.events import NoticeEvent
 from cerebrum_cli.ground.settings import KEYS, OVERFLOWS, Settings, parsed
@@ -121,6 +123,21 @@ def retried(settings: Settings, argument: str) -> Settings:
         return replace(settings, temperature=parsed("temperature", argument))
     except UsageError as error:
         raise UsageError(f"/retry {argument}", "give a temperature, as in /retry 0.7, or a seed") from error
+
+
+def take_votes(repl: Repl, line: Line) -> None:
+    votes, _, question = line.argument.partition(" ")
+    try:
+        poll = Poll(parse_votes(votes))
+    except UsageError as error:
+        what = f"/votes {votes}".rstrip()
+        raise UsageError(
+            what, "give how many chains, as in /votes 8 or /votes auto, then a question or none"
+        ) from error
+    settings = repl.chat.settings
+    if settings.temperature == 0:
+        settings = replace(settings, temperature=TEMPERATURE)
+    repl.decide(question.strip(), settings, poll)
 
 
 def edit(repl: Repl, line: Line) -> None:
@@ -269,6 +286,7 @@ COMMANDS: dict[str, Callable[[Repl, Line], None]] = {
     "params": show_settings,
     "undo": take_back,
     "retry": try_again,
+    "votes": take_votes,
     "edit": edit,
     "continue": go_on,
     "fork": fork,

@@ -10,16 +10,18 @@ from functools import partial
 from cerebrum_cli.application.chat import Chat
 from cerebrum_cli.application.question import compose
 from cerebrum_cli.application.reply import Reply, ReplyGatherer, shortfall
+from cerebrum_cli.application.vote import Poll
 from cerebrum_cli.ground.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.ground.events import Event, NoticeEvent
+from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.terminal.lines import Lines, as_asked, shortened
 from cerebrum_cli.terminal.obey import COMMANDS
-from cerebrum_cli.terminal.progress import StatusLine
+from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.signals import Signals
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, ThoughtSink, answer_sink, play, show_answer
 from cerebrum_cli.terminal.slash import parse_slash
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import gauge_text
+from cerebrum_cli.terminal.tables import gauge_text, tally_text
 
 NEARLY_FULL = 0.75
 BETWEEN = " | "
@@ -110,6 +112,29 @@ class Repl:
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
+    def decide(self, question: str, settings: Settings, poll: Poll) -> None:
+        """Ask a question, or with none the last one again, and have a vote taken over the answers."""
+        if not question:
+            self._vote(self.chat.retry(settings, poll), poll)
+            return
+        self._with_files(question, lambda text: self._vote(self.chat.say(text, settings, poll), poll))
+
+    def _vote(self, events: Generator[Event, None, None], poll: Poll) -> None:
+        """Play a vote out, and show the chain that won; Ctrl-C shows what leads. Interrupted where that is nothing."""
+        self.last = None
+        try:
+            self._follow(events, line=VoteLine(self.streams, self.chat.opened.model.name))
+        except Interrupted as error:
+            if not self._goes_on_after(error) or poll.reply is None:
+                raise
+        finally:
+            self.last = poll.chain
+            if poll.reply:
+                show_answer(self.streams, poll.reply.text, not self.no_markdown)
+                self.streams.talk(tally_text(poll.standing))
+            if self.streams.out_is_terminal:
+                self.streams.answer("\n")
+
     def wait(self, events: Iterable[Event]) -> None:
         """Wait for a model, and show how far it is."""
         self._follow(event for event in events)
@@ -131,17 +156,17 @@ class Repl:
                 show_answer(self.streams, stored.message.content, not self.no_markdown)
         self.streams.answer("\n")
 
-    def _follow(self, events: Generator[Event, None, None], *sinks: Sink) -> None:
+    def _follow(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
         quiet: tuple[Sink, ...] = ()
         if not self.quiet:  # first, so that the line is gone before others write
-            quiet = StatusLine(self.streams, self.chat.opened.model.name), NoticeSink(self.streams)
+            quiet = line or StatusLine(self.streams, self.chat.opened.model.name), NoticeSink(self.streams)
         play(events, lambda: self.chat.opened.responder.cancel(), (*quiet, *sinks), self.signals.playing)
 
-    def _ask(self, text: str) -> None:
+    def _with_files(self, text: str, ask: Callable[[str], None]) -> None:
         """Ask with the files that wait, which wait on where the question does not fit."""
         files, self.files = self.files, []
         try:
-            self.play(self.chat.say(compose(text, files, None)))
+            ask(compose(text, files, None))
         except PromptTooLong as error:
             self.files = files
             raise CerebrumError(error.what, f"{error.do}; /undo takes a turn back, /clear begins anew") from error
@@ -150,7 +175,7 @@ class Repl:
         """Obey a line."""
         line = parse_slash(text)
         if line is None:
-            self._ask(text)
+            self._with_files(text, lambda question: self.play(self.chat.say(question)))
             return
         try:
             COMMANDS[line.name](self, line)

@@ -46,6 +46,7 @@ SLASHES = (
     Slash("params", "", "show the settings"),
     Slash("undo", "", "take the last question and its reply back"),
     Slash("retry", "[TEMP|SEED]", "answer the last question again, at a temperature or with a seed"),
+    Slash("votes", "K [QUESTION]", "sample K chains and take the answer most come to; the last question without one"),
     Slash("edit", "[answer]", "change the last question, or its reply, in your editor, and go on", "part"),
     Slash("continue", "", "go on with a reply that was cut"),
     Slash("fork", "[NAME]", "go on in a session of its own; this one stays as it is"),

@@ -55,21 +55,26 @@ class LlamaBackend(Vocabulary):
         """Make a context for sequences of `length` tokens; for one alone a second time for the longest, so that there
         is no third; for many as many as memory holds.
         """
-        asked = self._options.slots
+        asked, whole = self._options.slots, self._options.memories == 1
         if self._made:
             self._made.close()
             self._made = None
-            length = self.context_size if asked == 1 else length
-        slots = asked if asked == 1 else plan_slots(asked, length, self._kv_bytes, free_memory())
+            length = self.context_size if whole else length
+        slots = asked if whole else plan_slots(asked, length, self._kv_bytes, free_memory())
         while self._made is None:
             options = replace(self._options, length=length, slots=slots)
             try:
                 self._made = Memory(self._model, options, self._stop)
             except EngineError:
-                if slots == 1:
+                if whole or slots == 1:
                     raise
                 slots //= 2  # what is free is not all in one place, as where there is a GPU
         self.slots = slots
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all slots share one memory."""
+        return self._options.shared
 
     def stretch(self, position: int) -> int:
         """Return how many tokens of a prompt a step should read at most."""

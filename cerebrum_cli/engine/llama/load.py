@@ -37,17 +37,24 @@ def open_llama(
     context = plan_context(shape, options.context_size, 1, free_memory())
     if options.context_size is None and (short := shortage(shape, context)):
         tell(short)
-    layers = plan_layers(shape, options.gpu_layers, max(context, options.slots * EXPECTED), devices)
+    expected = context if options.shared else max(context, options.slots * EXPECTED)
+    layers = plan_layers(shape, options.gpu_layers, expected, devices)
     model = load_model(options, layers, tell, stop)
     threads = options.threads or thread_count()
     offloads = bool(layers and devices)
     batch_size = max(options.slots, GPU_BATCH if offloads else CPU_BATCH)
-    context_options = ContextOptions(context, options.slots, threads, batch_size)
-    evenly = options.slots > 1 and not offloads
+    slots = 1 if options.shared and not can_share(model) else options.slots
+    context_options = ContextOptions(context, slots, threads, batch_size, shared=slots > 1 and options.shared)
+    evenly = context_options.memories > 1 and not offloads
     backend = LlamaBackend(model, context_options, stop, shape.kv_bytes_per_token, evenly)
     if options.whole_context:
         backend.reserve(context)
     return backend
+
+
+def can_share(model: Any) -> bool:
+    """Return whether sequences can have one memory together: a recurrent model has a state for each."""
+    return not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
 
 
 def load_model(options: LoadOptions, layers: int, tell: Callable[[Event], None], stop: StopFlag) -> Any:

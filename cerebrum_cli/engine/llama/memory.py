@@ -23,12 +23,21 @@ _aborts = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
 
 @dataclass(frozen=True, slots=True)
 class ContextOptions:
-    """What a context is made with; `length` is the most tokens of one sequence, padded to 256 by llama.cpp."""
+    """What a context is made with; `length` is the most tokens of one sequence, padded to 256 by llama.cpp.
+
+    Sequences that are `shared` have one memory of that length together, and their copies take no room in it.
+    """
 
     length: int
     slots: int
     threads: int
     batch_size: int
+    shared: bool = False
+
+    @property
+    def memories(self) -> int:
+        """How many memories of that length there are."""
+        return 1 if self.shared else self.slots
 
 
 def padded(length: int) -> int:
@@ -39,11 +48,11 @@ def padded(length: int) -> int:
 def context_params(options: ContextOptions) -> Any:
     """Return llama.cpp's parameters of a context, without its way to be interrupted."""
     params = llama.llama_context_default_params()
-    params.n_ctx = padded(options.length) * options.slots
+    params.n_ctx = padded(options.length) * options.memories
     params.n_seq_max = options.slots
     params.n_batch = params.n_ubatch = options.batch_size
     params.n_threads = params.n_threads_batch = options.threads
-    params.kv_unified = False
+    params.kv_unified = options.shared
     params.no_perf = True
     return params
 
@@ -57,7 +66,7 @@ class Memory:
         params.abort_callback = _aborts
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         log.problems.clear()
-        fits = padded(options.length) * options.slots < 2**32  # a larger n_ctx would silently be another one
+        fits = padded(options.length) * options.memories < 2**32  # a larger n_ctx would silently be another one
         self.context = llama.llama_init_from_model(model, params) if fits else None
         if not self.context:
             raise EngineError(

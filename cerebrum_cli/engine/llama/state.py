@@ -14,7 +14,7 @@ from cerebrum_cli.engine.states import unwritable
 
 
 def state_kind(model: Any, params: Any) -> str | None:
-    """Return the build, the cache's types and how many sequences share it: llama.cpp refuses another number of them.
+    """Return the build, the cache's types and how many parts it has: llama.cpp refuses another number of them.
 
     None for models whose positions mean something else in a longer context: with those a state could be taken for
     one it is not.
@@ -22,7 +22,7 @@ def state_kind(model: Any, params: Any) -> str | None:
     if _stretches(model):
         return None
     types = f"keys {params.type_k}, values {params.type_v}, flash attention {params.flash_attn_type}"
-    return f"llama.cpp {_build()}, {types}, sequences {params.n_seq_max}"
+    return f"llama.cpp {_build()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
 
 
 def save_state(context: Any, slot: int, path: Path) -> None:
