@@ -14,9 +14,8 @@ from cerebrum_cli.application.context import fitted
 from cerebrum_cli.application.history import History, Speaker, name_of, params_of, spoken
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import Opened, Opener, loaded_with
-from cerebrum_cli.application.responder import Asked
 from cerebrum_cli.application.saying import Saying
-from cerebrum_cli.application.vote import Poll, vote
+from cerebrum_cli.application.vote import Poll
 from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import CerebrumError, FormatError, Interrupted, SessionError
 from cerebrum_cli.ground.events import Event, NoticeEvent
@@ -290,25 +289,12 @@ class Chat:
             self.session = saying.session
             if notice:
                 yield notice
-            if poll:
-                yield from self._voted(saying, poll)
-            else:
-                with contextlib.closing(responder.respond(self.conversation, settings, begun=begun)) as events:
-                    for event in events:
-                        saying.emit(event)
-                        yield event
-            self.session = saying.end()
+            with contextlib.closing(saying.replied(responder, self.conversation, poll)) as events:
+                yield from events
+            self.session = saying.session
         except BaseException as error:
             self._stop(saying, error, back)
             raise
-
-    def _voted(self, saying: Saying, poll: Poll) -> Events:
-        asked = Asked(self.conversation, saying.settings)
-        try:
-            with contextlib.closing(vote(self.opened.responder, asked, poll)) as events:
-                yield from events
-        finally:
-            saying.gatherer = poll.chain or saying.gatherer
 
     def _stop(self, saying: Saying, error: BaseException, back: int | None) -> None:
         """Keep what was said when it was interrupted, also where that is nothing; otherwise go back, so that no

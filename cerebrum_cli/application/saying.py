@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.application.history import Speaker, params_of, said
 from cerebrum_cli.application.reply import ReplyGatherer
-from cerebrum_cli.ground.conversation import Message
+from cerebrum_cli.application.responder import Asked, Responder
+from cerebrum_cli.application.vote import Poll, vote
+from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.events import Event
 from cerebrum_cli.ground.settings import Settings
@@ -32,6 +35,25 @@ class Saying:
     _placed: bool = field(default=False, init=False)
     _ended: bool = field(default=False, init=False)
     _saved_at: float = field(default_factory=time.monotonic, init=False)
+
+    def replied(
+        self, responder: Responder, conversation: Conversation, poll: Poll | None = None
+    ) -> Generator[Event, None, None]:
+        """Yield the events of the reply to a conversation, and keep it; of a vote keep what won, or what leads when it
+        is interrupted. SessionError where it cannot be kept.
+        """
+        if poll is None:
+            with contextlib.closing(responder.respond(conversation, self.settings, begun=self.begun)) as events:
+                for event in events:
+                    self.emit(event)
+                    yield event
+        else:
+            try:
+                with contextlib.closing(vote(responder, Asked(conversation, self.settings), poll)) as events:
+                    yield from events
+            finally:
+                self.gatherer = poll.chain or self.gatherer
+        self.end()
 
     def emit(self, event: Event) -> None:
         """Take one event of the reply, and keep what was said so far when that is due."""
