@@ -13,8 +13,9 @@ from cerebrum_cli.application.responder import Asked, Prepared, Replies, Respond
 from cerebrum_cli.application.vote import Poll, require_sampling, votes_object
 from cerebrum_cli.batches.result import Result
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, PromptTooLong
+from cerebrum_cli.ground.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.ground.events import Event, FinishEvent, RowEvent, TokenEvent
+from cerebrum_cli.ground.sampling import SEEDS
 from cerebrum_cli.ground.settings import Settings
 
 TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
@@ -30,6 +31,11 @@ class Manner:
     votes: Votes | None = None
     stops_early: bool = True
     ignore_end: bool = False
+
+    def seed(self, position: int) -> int | None:
+        """Return the seed of a row: from the one given on, each chain has its own, or all rows would draw alike."""
+        given, chains = self.settings.seed, self.votes.most if self.votes else 1
+        return None if given is None else (given + position * chains) % SEEDS
 
 
 @dataclass(slots=True)
@@ -119,7 +125,7 @@ def _opened(responder: Responder, position: int, row: Row, manner: Manner) -> Op
     """Return a row ready to be asked, or why it cannot be."""
     if row.conversation is None:
         return row.error or RowError(REFUSED, "there is no prompt")
-    settings = replace(manner.settings, **row.settings)
+    settings = replace(manner.settings, **{"seed": manner.seed(position), **row.settings})
     conversation = row.conversation
     if conversation.system_prompt is None:
         conversation = replace(conversation, system_prompt=settings.system)
@@ -129,10 +135,12 @@ def _opened(responder: Responder, position: int, row: Row, manner: Manner) -> Op
         if poll:
             require_sampling(settings)
         prepared = responder.prepared(poll.put(asked) if poll else asked)
-    except EngineError:
+    except (EngineError, Interrupted):  # of all rows
         raise
     except PromptTooLong as error:
         return RowError(TOO_LONG, f"{error.what}: {error.do}")
     except CerebrumError as error:
+        if isinstance(error.__cause__, Interrupted):  # in the middle of a template
+            raise error.__cause__ from None
         return RowError(REFUSED, f"{error.what}: {error.do}" if error.do else error.what)
     return Open(position, row, prepared, poll, ReplyGatherer())

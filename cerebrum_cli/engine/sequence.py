@@ -11,10 +11,9 @@ from typing import NamedTuple
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.ground.events import Event, FinishEvent, FinishReason, SequenceId, Timings
-from cerebrum_cli.ground.sampling import SamplingParams
+from cerebrum_cli.ground.sampling import SEEDS, SamplingParams
 
 REPLY = 1024  # tokens of a reply that room is made for where many are given at once and nothing limits them
-SEEDS = 2**32 - 1  # llama.cpp reads the one above as "draw your own", which could not be reported
 
 
 class Failure(NamedTuple):

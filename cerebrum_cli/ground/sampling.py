@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SEEDS = 2**32 - 1  # llama.cpp reads the one above as "draw your own", which could not be reported
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:

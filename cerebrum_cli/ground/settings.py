@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.ground.errors import ConfigError, UsageError
-from cerebrum_cli.ground.sampling import SamplingParams
+from cerebrum_cli.ground.sampling import SEEDS, SamplingParams
 
 Layer = Mapping[str, Any]
 OVERFLOWS = ("drop-oldest", "stop")
@@ -72,7 +72,7 @@ RANGES = {
     "top_p": Range(float, 0, 1),
     "min_p": Range(float, 0, 1),
     "repeat_penalty": Range(float, 0.01),
-    "seed": Range(int, 0, 2**32 - 2),
+    "seed": Range(int, 0, SEEDS - 1),
     "ctx": Range(int, 1),
     "threads": Range(int, 1, 1024),
     "cache_gb": Range(float, 0),
