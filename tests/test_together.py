@@ -1,0 +1,153 @@
+"""Many sequences at once in the real llama.cpp, with a model that knows what it says: each says what it would alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from asking import Reply, gathered
+
+import cerebrum_cli
+from cerebrum_cli.engine import sequence as sequencing
+from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.plan import LoadOptions, Shape
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.events import SequenceId
+from cerebrum_cli.ground.sampling import SamplingParams
+
+NANO = Path(cerebrum_cli.__file__).parent / "nano.gguf"
+SHAPE = Shape(trained_context=512, weight_bytes=NANO.stat().st_size, layers=4, kv_bytes_per_token=1024)
+SUMS = [f"What is {a} plus {b}?" for a, b in ((17, 25), (3, 4), (60, 31), (8, 8), (45, 9), (12, 70), (33, 33), (5, 90))]
+LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + ". "
+
+
+@contextmanager
+def together(
+    slots: int, *, context_size: int = 512, shared: bool = False, states: StateStore | None = None
+) -> Iterator[Engine]:
+    """Start an engine for so many sequences."""
+    options = LoadOptions(
+        NANO, SHAPE, context_size=context_size, threads=1, slots=slots, shared=shared, whole_context=shared
+    )
+    engine = Engine(lambda tell, stop: open_llama(options, tell, stop), states)
+    try:
+        list(engine.load())
+        yield engine
+    finally:
+        engine.close()
+
+
+def prompt_of(engine: Engine, question: str) -> tuple[int, ...]:
+    return engine.tokenize(PLAIN_FORMATS["cerebrum"].render(Conversation().user(question)))
+
+
+def answers(engine: Engine, questions: list[str], limit: int | None = 60) -> list[list[int]]:
+    """Return the likeliest replies to all questions, asked at once."""
+    params = SamplingParams(max_tokens=limit)
+    said = gathered(engine.generate([Request(prompt_of(engine, question), params) for question in questions]))
+    return [said[SequenceId(index)].ids for index in range(len(questions))]
+
+
+def chains(engine: Engine, count: int, limit: int | None = 60) -> list[Reply]:
+    """Return several chains for one question."""
+    params = SamplingParams(temperature=0.8, seed=3, max_tokens=limit)
+    said = gathered(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))
+    return [said[SequenceId(0, sample)] for sample in range(count)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[list[int]]:
+    """Return what each sum is answered by an engine that was asked nothing else."""
+    said = []
+    for question in SUMS:
+        with together(1) as engine:
+            said += answers(engine, [question])
+    return said
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 8, 20])
+def test_the_number_of_slots_does_not_change_the_answers(alone: list[list[int]], slots: int) -> None:
+    with together(slots) as engine:
+        assert answers(engine, SUMS) == alone
+        assert answers(engine, SUMS[::-1]) == alone[::-1]
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_a_long_prompt_is_answered_the_same_whatever_of_it_was_copied(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerebrum_cli.engine.llama.backend.FEW", 256)  # beyond, tokens are read in whole blocks
+    questions = [LONG[: 900 + 7 * length] + SUMS[length] for length in range(4)]
+    with together(slots, context_size=1024) as engine:
+        shared = answers(engine, questions, 12)
+    for question, said in zip(questions, shared, strict=True):
+        with together(slots, context_size=1024) as engine:
+            assert answers(engine, [question], 12) == [said]
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_who_outgrows_the_memory_goes_on_in_more_of_it(
+    alone: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequencing, "REPLY", 1)
+    wordy = [LONG[:800] + question for question in SUMS]  # so that a first memory of 256 tokens is nearly full
+    with together(slots) as engine:
+        said = answers(engine, [*wordy, *SUMS], None)
+    assert said[len(wordy) :] == alone
+    monkeypatch.undo()
+    with together(slots) as engine:
+        assert answers(engine, wordy, None) == said[: len(wordy)]
+
+
+def test_chains_that_share_a_memory_say_what_they_say_apart() -> None:
+    with together(8) as engine:
+        apart = [reply.ids for reply in chains(engine, 12)]
+    with together(8, shared=True) as engine:
+        shared = chains(engine, 12)
+        assert engine.backend.capacity == 512
+    assert [reply.ids for reply in shared] == apart
+    assert len({tuple(ids) for ids in apart}) > 2
+
+
+def test_chains_that_have_too_little_memory_together_wait_for_each_other() -> None:
+    with together(1) as engine:
+        apart = [reply.ids for reply in chains(engine, 8, 40)]
+    with together(8, context_size=256, shared=True) as engine:
+        assert [reply.ids for reply in chains(engine, 8, 40)] == apart
+        assert [reply.ids for reply in chains(engine, 8, 40)] == apart  # what the first left behind is cleared
+
+
+def test_what_one_slot_has_read_is_found_by_slots_that_share_a_memory(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
+    question = LONG[:1000] + SUMS[0]
+    with together(1, states=store) as engine:
+        [first] = answers(engine, [question])
+        engine.keep(1)
+    with together(8, shared=True, states=store) as engine:
+        prompt = prompt_of(engine, question)
+        [again] = gathered(engine.generate([Request(prompt, SamplingParams(max_tokens=60))])).values()
+    assert again.cached == len(prompt) - 1
+    assert again.ids == first
+
+
+def test_only_what_holds_most_of_a_prompt_is_kept_where_that_is_asked(tmp_path: Path) -> None:
+    store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
+    with together(4, shared=True, states=store) as engine:
+        answers(engine, SUMS)
+        engine.keep(1, prompt_of(engine, SUMS[2]))
+    assert len(list(tmp_path.glob("*.state"))) == 1
+
+
+def test_where_memory_is_short_fewer_run_at_once_and_all_are_answered(
+    alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: 512 * 2**20 + 3 * 512 * 1024)
+    with together(8) as engine:
+        assert answers(engine, SUMS, None) == alone
+        assert engine.backend.slots == 3
