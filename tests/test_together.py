@@ -11,7 +11,9 @@ from asking import Reply, gathered
 
 import cerebrum_cli
 from cerebrum_cli.engine import sequence as sequencing
+from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.llama import evenly
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.sequence import Request
@@ -29,11 +31,23 @@ LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + 
 
 @contextmanager
 def together(
-    slots: int, *, context_size: int = 512, shared: bool = False, states: StateStore | None = None
+    slots: int,
+    *,
+    context_size: int = 512,
+    evenly: bool = True,
+    shared: bool = False,
+    states: StateStore | None = None,
 ) -> Iterator[Engine]:
     """Start an engine for so many sequences."""
     options = LoadOptions(
-        NANO, SHAPE, context_size=context_size, threads=1, slots=slots, shared=shared, whole_context=shared
+        NANO,
+        SHAPE,
+        context_size=context_size,
+        threads=1,
+        slots=slots,
+        shared=shared,
+        whole_context=shared,
+        evenly=evenly and not shared,
     )
     engine = Engine(lambda tell, stop: open_llama(options, tell, stop), states)
     try:
@@ -78,11 +92,11 @@ def test_the_number_of_slots_does_not_change_the_answers(alone: list[list[int]],
         assert answers(engine, SUMS[::-1]) == alone[::-1]
 
 
-@pytest.mark.parametrize("slots", [2, 5])
+@pytest.mark.parametrize("slots", [1, 2, 5])
 def test_a_long_prompt_is_answered_the_same_whatever_of_it_was_copied(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.engine.llama.backend.FEW", 256)  # beyond, tokens are read in whole blocks
+    monkeypatch.setattr(evenly, "FEW", 256)  # beyond, tokens are read in whole blocks
     questions = [LONG[: 900 + 7 * length] + SUMS[length] for length in range(4)]
     with together(slots, context_size=1024) as engine:
         shared = answers(engine, questions, 12)
@@ -91,12 +105,23 @@ def test_a_long_prompt_is_answered_the_same_whatever_of_it_was_copied(
             assert answers(engine, [question], 12) == [said]
 
 
+def test_a_row_that_stands_alone_is_given_company_where_that_matters() -> None:
+    length = {0: 300, 1: 400, 2: 7, 4: 300, 5: 290, 6: 3}.__getitem__
+    near = [Row(0, 255, 9, True), Row(4, 300, 8, True), Row(5, 290, 7, True)]
+    assert evenly.accompanied(near, length) == (near, [0, 1, 2])
+    far = [Row(1, 400, 9, True), Row(5, 290, 7, True)]
+    company = [far[0], Row(2, 7, 9, False), far[1], Row(6, 3, 7, False)]
+    assert evenly.accompanied(far, length) == (company, [0, 2])
+    reading = [Row(0, 300, 1, False), Row(0, 301, 2, True)]
+    assert evenly.accompanied(reading, length) == (reading, [0, 1])
+
+
 @pytest.mark.parametrize("slots", [2, 4])
 def test_who_outgrows_the_memory_goes_on_in_more_of_it(
     alone: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequencing, "REPLY", 1)
-    wordy = [LONG[:800] + question for question in SUMS]  # so that a first memory of 256 tokens is nearly full
+    wordy = [LONG[:540] + question for question in SUMS]  # so that a first memory of 256 tokens is nearly full
     with together(slots) as engine:
         said = answers(engine, [*wordy, *SUMS], None)
     assert said[len(wordy) :] == alone
@@ -126,7 +151,7 @@ def test_chains_that_have_too_little_memory_together_wait_for_each_other() -> No
 def test_what_one_slot_has_read_is_found_by_slots_that_share_a_memory(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     question = LONG[:1000] + SUMS[0]
-    with together(1, states=store) as engine:
+    with together(1, evenly=False, states=store) as engine:
         [first] = answers(engine, [question])
         engine.keep(1)
     with together(8, shared=True, states=store) as engine:

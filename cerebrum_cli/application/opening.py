@@ -30,12 +30,14 @@ StatesFactory = Callable[[Model, str, Settings], StateStore | None]
 class Parallel:
     """How many sequences run at once, at most; `measured`: only as many as say more tokens a second together.
 
-    Those that are `shared` have the room of one: what they begin with is held once, and the rest is divided.
+    Those that are `shared` have the room of one: what they begin with is held once, and the rest is divided. Where they
+    are evaluated `evenly` none depends on what runs beside it.
     """
 
     slots: int = 1
     measured: bool = False
     shared: bool = False
+    evenly: bool = False
 
 
 ONE = Parallel()
@@ -132,6 +134,7 @@ def open_model(
                 vocabulary_only=vocabulary_only,
                 slots=parallel.slots,
                 shared=parallel.shared,
+                evenly=parallel.evenly,
                 whole_context=whole_context,
             )
         ),

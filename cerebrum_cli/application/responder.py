@@ -30,7 +30,8 @@ FormatBuilder = Callable[[Backend], PromptFormat]
 class Asked:
     """A question and how to reply to it, `n` times; `begun` are the tokens of a reply that is gone on with.
 
-    With `logprobs` each token tells its probability; with `ignore_end` a reply goes on beyond the model's own end.
+    With `logprobs` each token tells its probability; with `ignore_end` a reply goes on beyond its own end, the model's and
+    the format's.
     """
 
     conversation: Conversation
@@ -137,7 +138,7 @@ class LocalResponder:
         prompt = form.render(asked.conversation)
         request = Request(
             self._fitting(prompt, asked.begun),
-            asked.settings.sampling(form.stop),
+            asked.settings.sampling(() if asked.ignore_end else form.stop),
             asked.grammar,
             asked.n,
             visible,

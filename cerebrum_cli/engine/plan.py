@@ -30,7 +30,8 @@ class LoadOptions:
     `slots` is how many sequences may run at once, as far as memory holds them; `shared` ones have one memory together,
     of that length. With `whole_context` it is made for the longest sequence while the model loads, as somebody who will
     talk wants it; one answer is sooner there with as much as it takes. `repack` has weights laid out anew for the
-    processor: one sequence is said faster so, many are not, and loading takes longer and twice the memory.
+    processor: one sequence is said faster so, many are not, and loading takes longer and twice the memory. `evenly` has
+    a CPU evaluate a token the same whatever runs beside it, for a row more where one runs alone.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class LoadOptions:
     whole_context: bool = False
     repack: bool = True
     shared: bool = False
+    evenly: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
+from cerebrum_cli.engine.llama import evenly
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.memory import ContextOptions, Memory, context_params
@@ -18,29 +19,23 @@ from cerebrum_cli.engine.plan import plan_slots
 from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.sampling import SamplingParams
 
-# On a CPU flash attention takes another way, with other last bits, for steps of 64 rows of a sequence and more: it is
-# faster where much has been read before. Where many sequences are to be answered as each would be alone, however much
-# of its prompt it shares, which way a token goes is decided by its position: up to FEW alone, then in whole steps.
-EVENLY = 60  # rows of a step
-FEW = 1024  # tokens
-
 
 class LlamaBackend(Vocabulary):
     """A loaded model; its context is only made by `reserve`, since making a large one takes longer than an answer.
 
-    `kv_bytes` are those of a token. With `evenly` the tokens of a prompt are evaluated the same, whatever part of it is
-    copied from another.
+    `kv_bytes` are those of a token. With `evenly_read` a token is evaluated the same, whatever runs beside it.
     """
 
     def __init__(
-        self, model: Any, options: ContextOptions, stop: StopFlag, kv_bytes: int = 0, evenly: bool = False
+        self, model: Any, options: ContextOptions, stop: StopFlag, kv_bytes: int = 0, evenly_read: bool = False
     ) -> None:
         super().__init__(model)
         self._model = model
         self._options = options
         self._stop = stop
         self._kv_bytes = kv_bytes
-        self._evenly = evenly
+        self._evenly = evenly_read
+        self._places: list[int] | None = None
         self._made: Memory | None = None
         self.context_size: int = options.length
         self.slots: int = options.slots
@@ -62,7 +57,7 @@ class LlamaBackend(Vocabulary):
             length = self.context_size if whole else length
         slots = asked if whole else plan_slots(asked, length, self._kv_bytes, free_memory())
         while self._made is None:
-            options = replace(self._options, length=length, slots=slots)
+            options = replace(self._options, length=length, slots=slots + self._evenly)
             try:
                 self._made = Memory(self._model, options, self._stop)
             except EngineError:
@@ -79,19 +74,24 @@ class LlamaBackend(Vocabulary):
     def stretch(self, position: int) -> int:
         """Return how many tokens of a prompt a step should read at most."""
         size = self._options.batch_size
-        if not self._evenly:
-            return size
-        return min(EVENLY, FEW - position) if position < FEW else size - position % size
+        return evenly.stretch(position, size) if self._evenly else size
 
     def shareable(self, length: int) -> int:
         """Return how many of the first `length` tokens of a slot are what they would be in any other prompt."""
-        if not self._evenly or length <= FEW:
-            return length
-        return length - length % self._options.batch_size
+        return evenly.shareable(length, self._options.batch_size) if self._evenly else length
 
     def decode(self, rows: Sequence[Row]) -> bool:
         """Evaluate the rows; False if interrupted."""
-        return self._memory.decode(rows)
+        if not self._evenly:
+            self._places = None
+            return self._memory.decode(rows)
+        company, self._places = evenly.accompanied(rows, self.length)
+        done = self._memory.decode(company)
+        living = {row.slot for row in rows}
+        for row in company:
+            if row.slot not in living:
+                self._memory.trim(row.slot, row.position)
+        return done
 
     def length(self, slot: int) -> int:
         """Return how many tokens the slot holds."""
@@ -108,9 +108,13 @@ class LlamaBackend(Vocabulary):
         """llama.cpp's context, for samplers, which outlive one."""
         return self._memory.context
 
+    def place(self, row: int) -> int:
+        """Return where a row of the last decode stands in llama.cpp's batch."""
+        return self._places[row] if self._places else row
+
     def logprob(self, row: int, token: int) -> float:
         """Return the logarithm of a token's probability."""
-        return logprob(self.context, row, token)
+        return logprob(self.context, self.place(row), token)
 
     def copy(self, source: int, target: int) -> None:
         """Make the target slot hold what the source holds."""
@@ -134,7 +138,7 @@ class LlamaBackend(Vocabulary):
     @property
     def state_kind(self) -> str | None:
         """What a kept state must agree in beside the model."""
-        return state_kind(self._model, context_params(self._options))
+        return None if self._evenly else state_kind(self._model, context_params(self._options))
 
     def state_size(self, slot: int) -> int:
         """Return the bytes of what the slot holds."""

@@ -42,10 +42,10 @@ def open_llama(
     model = load_model(options, layers, tell, stop)
     threads = options.threads or thread_count()
     offloads = bool(layers and devices)
-    batch_size = max(options.slots, GPU_BATCH if offloads else CPU_BATCH)
+    batch_size = max(options.slots + 1, GPU_BATCH if offloads else CPU_BATCH)
     slots = 1 if options.shared and not can_share(model) else options.slots
     context_options = ContextOptions(context, slots, threads, batch_size, shared=slots > 1 and options.shared)
-    evenly = context_options.memories > 1 and not offloads
+    evenly = options.evenly and not offloads and can_share(model)
     backend = LlamaBackend(model, context_options, stop, shape.kv_bytes_per_token, evenly)
     if options.whole_context:
         backend.reserve(context)

@@ -25,6 +25,9 @@ class Contextual(Protocol):
     def context(self) -> Any:
         """llama.cpp's context."""
 
+    def place(self, row: int) -> int:
+        """Return where a row of the last decode stands in it."""
+
 
 class LlamaSampler:
     """The sampler of one sequence, in the context that its model has at the time."""
@@ -40,7 +43,7 @@ class LlamaSampler:
 
     def sample(self, row: int) -> int:
         """Return the next token from a row of logits, and remember it."""
-        return int(llama.llama_sampler_sample(self._chain, self._model.context, row))
+        return int(llama.llama_sampler_sample(self._chain, self._model.context, self._model.place(row)))
 
     def close(self) -> None:
         """Free the chain."""
@@ -62,7 +65,7 @@ class GrammarSampler(LlamaSampler):
 
     def sample(self, row: int) -> int:
         """Return the next token that the grammar allows; GrammarError if there is none."""
-        logits = llama.llama_get_logits_ith(self._model.context, row)
+        logits = llama.llama_get_logits_ith(self._model.context, self._model.place(row))
         token = self._drawn(self._all(logits))
         alone = llama.llama_token_data(id=token, logit=0.0, p=0.0)
         if self._sifted(_array(ctypes.pointer(alone), 1)).data[0].logit == float("-inf"):
