@@ -17,7 +17,18 @@ from cerebrum_cli.engine.llama.devices import accelerators, can_offload
 from cerebrum_cli.engine.llama.library import Log, log
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
-from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Shape, plan_context, plan_layers, remarks, shortage
+from cerebrum_cli.engine.plan import (
+    HEADROOM,
+    Device,
+    LoadOptions,
+    Shape,
+    plan_context,
+    plan_layers,
+    plan_repacking,
+    plan_slots,
+    remarks,
+    shortage,
+)
 from cerebrum_cli.ground.errors import EngineError, ModelFileError
 from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.ground.parts import Text
@@ -28,27 +39,25 @@ DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
 
 
 @pytest.mark.parametrize(
-    ("asked", "slots", "memory", "context"),
+    ("asked", "memory", "context"),
     [
-        (None, 1, 64 * GIB, 8192),
-        (None, 8, 64 * GIB, 8192),
-        (None, 1, 5 * GIB, 4096),
-        (None, 4, 5 * GIB, 1024),
-        (None, 1, 5 * GIB - 1, 3840),
-        (None, 1, 1 * GIB, 256),
-        (1000, 1, 1 * GIB, 1000),
-        (100_000, 1, 64 * GIB, 100_000),
+        (None, 64 * GIB, 8192),
+        (None, 5 * GIB, 4096),
+        (None, 5 * GIB - 1, 3840),
+        (None, 1 * GIB, 256),
+        (1000, 1 * GIB, 1000),
+        (100_000, 64 * GIB, 100_000),
     ],
 )
 def test_the_context_is_what_was_asked_for_or_the_smallest_of_trained_8192_and_what_fits(
-    asked: int | None, slots: int, memory: int, context: int
+    asked: int | None, memory: int, context: int
 ) -> None:
-    assert plan_context(MISTRAL_7B, asked, slots, memory) == context
+    assert plan_context(MISTRAL_7B, asked, memory) == context
 
 
 def test_a_model_trained_on_less_gets_less_and_one_without_a_cache_needs_no_memory_for_it() -> None:
-    assert plan_context(Shape(2048, GIB, 22, 22_528), None, 1, 64 * GIB) == 2048
-    assert plan_context(Shape(2048, GIB, 22, 0), None, 1, 2 * GIB) == 2048
+    assert plan_context(Shape(2048, GIB, 22, 22_528), None, 64 * GIB) == 2048
+    assert plan_context(Shape(2048, GIB, 22, 0), None, 2 * GIB) == 2048
 
 
 def gpu(free: int) -> Device:
@@ -240,13 +249,25 @@ def test_layers_nobody_can_take_are_remarked_on(tmp_path: Path) -> None:
 
 
 def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> None:
-    assert plan_context(MISTRAL_7B, 8192, slots=1, memory=2 * GIB) == 8192
+    assert plan_context(MISTRAL_7B, 8192, memory=2 * GIB) == 8192
     with pytest.raises(EngineError, match=r"a context of 32768 tokens takes 4\.3 GB, and 2\.1 GB of memory are free"):
-        plan_context(MISTRAL_7B, 32768, slots=1, memory=2 * GIB)
+        plan_context(MISTRAL_7B, 32768, memory=2 * GIB)
+
+
+def test_k_quants_are_repacked_for_one_and_not_for_many_where_that_was_measured() -> None:
+    assert plan_repacking("Q4_K_M", 1, "x86_64") and plan_repacking("Q4_K_M", 8, "arm64")
+    assert not plan_repacking("Q4_K_M", 8, "x86_64") and not plan_repacking("Q6_K", 2, "AMD64")
+    assert plan_repacking("Q4_0", 8, "x86_64") and plan_repacking(None, 8, "x86_64")
+
+
+def test_as_many_sequences_run_as_memory_holds_and_at_least_one() -> None:
+    assert plan_slots(64, 1024, 1000, HEADROOM + 10 * 1024 * 1000) == 10
+    assert plan_slots(8, 1024, 1000, HEADROOM + 10 * 1024 * 1000) == 8
+    assert plan_slots(8, 1024, 1000, 0) == 1
 
 
 def test_a_context_that_memory_makes_smaller_is_remarked_on() -> None:
-    context = plan_context(MISTRAL_7B, None, slots=1, memory=MISTRAL_7B.weight_bytes + HEADROOM + GIB // 2)
+    context = plan_context(MISTRAL_7B, None, memory=MISTRAL_7B.weight_bytes + HEADROOM + GIB // 2)
     assert context == 4096
     notice = shortage(MISTRAL_7B, context)
     assert notice is not None

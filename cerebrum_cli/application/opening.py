@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from platform import machine
 from typing import Any
 
 from cerebrum_cli.application.choice import chosen_format, format_builder
@@ -11,7 +12,7 @@ from cerebrum_cli.application.model import Model, require_loadable
 from cerebrum_cli.application.responder import LocalResponder
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.plan import LoadOptions, Shape
+from cerebrum_cli.engine.plan import LoadOptions, Shape, plan_repacking
 from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.ground.conversation import Conversation
@@ -135,6 +136,7 @@ def open_model(
                 slots=parallel.slots,
                 shared=parallel.shared,
                 evenly=parallel.evenly,
+                repack=parallel.shared or plan_repacking(model.quantization, parallel.slots, machine()),
                 whole_context=whole_context,
             )
         ),

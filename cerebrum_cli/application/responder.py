@@ -30,8 +30,8 @@ FormatBuilder = Callable[[Backend], PromptFormat]
 class Asked:
     """A question and how to reply to it, `n` times; `begun` are the tokens of a reply that is gone on with.
 
-    With `logprobs` each token tells its probability; with `ignore_end` a reply goes on beyond its own end, the model's and
-    the format's.
+    With `logprobs` each token tells its probability; with `ignore_end` neither the model's end of text nor the format's
+    stop strings end a reply.
     """
 
     conversation: Conversation

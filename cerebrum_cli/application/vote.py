@@ -44,7 +44,7 @@ class Poll:
         if reply is None:
             return False
         self._ended += 1
-        if reply.finish.reason == "cancelled":
+        if reply.finish.reason == "cancelled" or self.is_over:  # it ended by itself before it heard of that
             return False
         self.replies[sample] = reply
         self.ballot = self.ballot.cast(sample, reply.final_answer, reply.probability)

@@ -57,12 +57,12 @@ class Device:
     total: int
 
 
-def plan_context(shape: Shape, asked: int | None, slots: int, memory: int) -> int:
+def plan_context(shape: Shape, asked: int | None, memory: int) -> int:
     """Return the context of one sequence: what was asked for, or the smallest of trained, 8192 and what fits.
 
     Raises EngineError where the cache of what was asked for is larger than all free memory.
     """
-    token_bytes = max(1, shape.kv_bytes_per_token) * slots
+    token_bytes = max(1, shape.kv_bytes_per_token)
     if asked is not None:
         if asked * token_bytes > memory:
             raise EngineError(
@@ -90,6 +90,17 @@ def shortage(shape: Shape, context: int) -> NoticeEvent | None:
         f"free memory holds a context of {context} tokens, not the usual {usual}",
         "end other programs, choose a smaller quantisation, or insist with --ctx",
     )
+
+
+def plan_repacking(quantization: str | None, slots: int, machine: str) -> bool:
+    """Return whether weights are laid out anew, as llama.cpp does by itself.
+
+    On x86 K-quants are better left as they are where many are asked: a model of Mistral-7B's shape in Q4_K_M, on two
+    cores with AVX-512, then read prompts 1.5 times as fast, said 1.15 times as many tokens in a batch of 32, loaded in a
+    tenth of the time and took 4.6 GB and not 7.9. One sequence was said 1.4 times as fast with them repacked, and Q4_0
+    was slower in everything without.
+    """
+    return slots == 1 or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
 
 
 def plan_slots(asked: int, length: int, kv_bytes_per_token: int, memory: int) -> int:

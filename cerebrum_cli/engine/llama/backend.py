@@ -12,7 +12,7 @@ from cerebrum_cli.engine.llama import evenly
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.memory import ContextOptions, Memory, context_params
-from cerebrum_cli.engine.llama.sample import GrammarSampler, LlamaSampler, logprob
+from cerebrum_cli.engine.llama.sample import GrammarSampler, GreedySampler, LlamaSampler, logprob
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 from cerebrum_cli.engine.plan import plan_slots
@@ -99,6 +99,9 @@ class LlamaBackend(Vocabulary):
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
         """Return a fresh sampler."""
+        is_greedy = params.temperature == 0 and params.repeat_penalty == 1.0
+        if grammar is None and is_greedy and self._options.slots > 1 and not self.is_shared:
+            return GreedySampler(self)
         if grammar is None:
             return LlamaSampler(self, params, seed, prompt)
         return GrammarSampler(self, params, seed, prompt, grammar)

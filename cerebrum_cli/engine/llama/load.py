@@ -34,7 +34,7 @@ def open_llama(
         keep_devices(devices_file, devices)
     for notice in remarks(options, can_offload(), devices):
         tell(notice)
-    context = plan_context(shape, options.context_size, 1, free_memory())
+    context = plan_context(shape, options.context_size, free_memory())
     if options.context_size is None and (short := shortage(shape, context)):
         tell(short)
     expected = context if options.shared else max(context, options.slots * EXPECTED)
