@@ -10,8 +10,7 @@ from prompt_toolkit.document import Document
 
 from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.terminal.completion import SlashCompleter
-from cerebrum_cli.terminal.obey import PARTS, SETTABLE, VALUES
-from cerebrum_cli.terminal.slash import SLASHES
+from cerebrum_cli.terminal.slash import PARTS, SETTABLE, SLASHES, VALUES
 
 
 def unreadable() -> list[str]:

@@ -16,9 +16,9 @@ from person import Person
 
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.terminal.lines import PipedLines, is_closed, questions, unfenced
-from cerebrum_cli.terminal.obey import COMMANDS, near_setting
+from cerebrum_cli.terminal.obey import COMMANDS
 from cerebrum_cli.terminal.repl import fitting
-from cerebrum_cli.terminal.slash import SLASHES, Line, help_text, parse_slash
+from cerebrum_cli.terminal.slash import SLASHES, Line, help_text, near_setting, parse_slash
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 

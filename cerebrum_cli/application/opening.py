@@ -120,30 +120,31 @@ def open_model(
     name = RAW.name if raw else chosen_format(settings.format, model.known_format, template)
     build = format_builder(name, template, template_options or {})
     engine = Engine(
-        factory(
-            LoadOptions(
-                path=model.path,
-                shape=Shape(
-                    trained_context=model.trained_context,
-                    weight_bytes=model.size,
-                    layers=model.header.n_layers,
-                    kv_bytes_per_token=model.header.kv_bytes_per_token,
-                ),
-                context_size=settings.ctx,
-                gpu_layers=settings.gpu_layers,
-                threads=settings.threads,
-                vocabulary_only=vocabulary_only,
-                slots=parallel.slots,
-                shared=parallel.shared,
-                evenly=parallel.evenly,
-                repack=parallel.shared or plan_repacking(model.quantization, parallel.slots, machine()),
-                whole_context=whole_context,
-            )
-        ),
+        factory(load_options(model, settings, parallel, vocabulary_only, whole_context)),
         states(model, name, settings) if states and not vocabulary_only else None,
         parallel.measured,
     )
     return Opened(model, name, engine, LocalResponder(engine, build, model.trained_context))
+
+
+def load_options(
+    model: Model, settings: Settings, parallel: Parallel, vocabulary_only: bool, whole_context: bool
+) -> LoadOptions:
+    """Return how a model is to be loaded."""
+    header = model.header
+    return LoadOptions(
+        path=model.path,
+        shape=Shape(model.trained_context, model.size, header.n_layers, header.kv_bytes_per_token),
+        context_size=settings.ctx,
+        gpu_layers=settings.gpu_layers,
+        threads=settings.threads,
+        slots=parallel.slots,
+        vocabulary_only=vocabulary_only,
+        whole_context=whole_context,
+        repack=parallel.shared or plan_repacking(model.quantization, parallel.slots, machine()),
+        shared=parallel.shared,
+        evenly=parallel.evenly,
+    )
 
 
 def loaded_with(settings: Settings) -> tuple[object, ...]:

@@ -106,7 +106,7 @@ def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Line
     if plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(seat)
     from cerebrum_cli.terminal.completion import SlashCompleter
-    from cerebrum_cli.terminal.obey import PARTS, SETTABLE, VALUES
+    from cerebrum_cli.terminal.slash import PARTS, SETTABLE, VALUES
 
     store = repl.chat.history.store
     names: Names = {

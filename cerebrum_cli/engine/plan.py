@@ -96,7 +96,7 @@ def plan_repacking(quantization: str | None, slots: int, machine: str) -> bool:
     """Return whether weights are laid out anew, as llama.cpp does by itself.
 
     On x86 K-quants are better left as they are where many are asked: a model of Mistral-7B's shape in Q4_K_M, on two
-    cores with AVX-512, then read prompts 1.5 times as fast, said 1.15 times as many tokens in a batch of 32, loaded in a
+    cores with AVX-512, then read prompts 1.5 times as fast, said 1.15 times as much in a batch of 32, loaded in a
     tenth of the time and took 4.6 GB and not 7.9. One sequence was said 1.4 times as fast with them repacked, and Q4_0
     was slower in everything without.
     """

@@ -6,22 +6,29 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.archive import EXPORTS, export_to, summaries, transcribed
-from cerebrum_cli.application.choice import FORMAT_NAMES
 from cerebrum_cli.application.question import read_text
 from cerebrum_cli.application.vote import TEMPERATURE, Poll
 from cerebrum_cli.ground.errors import Interrupted, UsageError
 from cerebrum_cli.ground.events import NoticeEvent
-from cerebrum_cli.ground.settings import KEYS, OVERFLOWS, Settings, parsed
+from cerebrum_cli.ground.settings import Settings, parsed
 from cerebrum_cli.terminal.clipboard import copy
 from cerebrum_cli.terminal.lines import shortened
-from cerebrum_cli.terminal.slash import USUAL, Line, help_text, setting_key
+from cerebrum_cli.terminal.slash import (
+    ELSEWHERE,
+    PARTS,
+    SETTABLE,
+    USUAL,
+    Line,
+    help_text,
+    near_setting,
+    setting_key,
+)
 from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import PIPE_WIDTH, gauge_text, print_sessions, settings_lines, stats_line
 
@@ -29,10 +36,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
     from cerebrum_cli.terminal.repl import Repl
 
-ELSEWHERE = {"model": "/model", "system": "/system"}  # settings with a command of their own
-SETTABLE = tuple(key for key in KEYS if key not in ELSEWHERE)
-VALUES = {"format": FORMAT_NAMES, "gpu_layers": ("auto", "all"), "overflow": OVERFLOWS}  # where they can be listed
-PARTS = ("question", "answer")  # of a turn, that can be edited
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry takes for temperatures; others are seeds
 
 
@@ -77,14 +80,6 @@ def change_setting(repl: Repl, line: Line) -> None:
     with otherwise(f"{key} stays as it was"):
         repl.wait(repl.chat.change({key: parsed(key, value) if value else None}))
     repl.streams.talk(settings_lines({key: getattr(repl.chat.settings, key)}))
-
-
-def near_setting(key: str) -> str | None:
-    """Return the setting that was meant: the one that begins so, else one that is written much like it."""
-    if not key:
-        return None
-    begun = [each for each in SETTABLE if each.startswith(key)]
-    return begun[0] if len(begun) == 1 else next(iter(get_close_matches(key, SETTABLE, n=1, cutoff=0.5)), None)
 
 
 def show_settings(repl: Repl, _: Line) -> None:

@@ -7,11 +7,19 @@ from difflib import get_close_matches
 from textwrap import wrap
 from typing import Literal, NamedTuple
 
+from cerebrum_cli.application.choice import FORMAT_NAMES
 from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.settings import KEYS as SETTINGS
+from cerebrum_cli.ground.settings import OVERFLOWS
 
 CALLS = 22  # columns of a call in the help
 
 USUAL = "default"  # what /system takes for the format's own
+
+ELSEWHERE = {"model": "/model", "system": "/system"}  # settings with a command of their own
+SETTABLE = tuple(key for key in SETTINGS if key not in ELSEWHERE)
+VALUES = {"format": FORMAT_NAMES, "gpu_layers": ("auto", "all"), "overflow": OVERFLOWS}  # where they can be listed
+PARTS = ("question", "answer")  # of a turn, that can be edited
 
 Completes = Literal["", "path", "model", "session", "setting", "part"]
 
@@ -95,6 +103,14 @@ def parse_slash(line: str) -> Line | None:
 def setting_key(text: str) -> str:
     """Return a setting's key, which may be written as the command line's option."""
     return text.removeprefix("--").replace("-", "_")
+
+
+def near_setting(key: str) -> str | None:
+    """Return the setting that was meant: the one that begins so, else one that is written much like it."""
+    if not key:
+        return None
+    begun = [each for each in SETTABLE if each.startswith(key)]
+    return begun[0] if len(begun) == 1 else next(iter(get_close_matches(key, SETTABLE, n=1, cutoff=0.5)), None)
 
 
 def help_text(width: int) -> str:
