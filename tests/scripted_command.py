@@ -2,7 +2,8 @@
 
 SCRIPT is JSON: `reply` is said whatever is asked, a byte a token, with `pause` seconds before each; after `stuck`
 tokens the model does not come back; `load` is how many seconds loading takes, and `reload` how many it takes when it
-is done again.
+is done again. For many prompts at once there are `rows` instead, replies to prompts that end with what they are named
+by, and `seeds`, replies to all others by their seeds, over and over; then the context is `context` tokens long.
 """
 
 from __future__ import annotations
@@ -11,23 +12,32 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from scripted_backend import END, ScriptedBackend
+from command_line import Finished
+from scripted_backend import END, ScriptedBackend, ScriptedSampler
 
-from cerebrum_cli.engine.backend import Backend, StopFlag
+from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.events import Event, LoadEvent
+from cerebrum_cli.ground.sampling import SamplingParams
 from cerebrum_cli.main import run
 from cerebrum_cli.runtime import Runtime
 from cerebrum_cli.terminal import progress
-from cerebrum_cli.terminal.streams import standard_streams
+from cerebrum_cli.terminal.streams import Streams, standard_streams
+
+ENDS = (b"\nAI:", b"<|im_end|>\n<|im_start|>assistant\n")  # of prompts
 
 
-def scripted(script: dict[str, Any]) -> ScriptedBackend:
+def scripted(script: dict[str, Any], slots: int) -> ScriptedBackend:
     """Return a backend that follows the script."""
+    if "rows" in script:
+        return many(script, slots)
     reply = script["reply"].encode()
     begun: list[int] = []
 
@@ -42,12 +52,40 @@ def scripted(script: dict[str, Any]) -> ScriptedBackend:
     return ScriptedBackend(model, context_size=100_000, batch_size=1000)
 
 
-def main() -> None:
-    """Run one command line on the scripted model."""
-    script = json.loads(sys.argv[1])
-    progress.PATIENCE_S = 0.05
+@dataclass(slots=True)
+class Many(ScriptedBackend):
+    """A backend that remembers with what it was to sample."""
 
-    def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+    params: list[SamplingParams] = field(default_factory=list)
+
+    def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> ScriptedSampler:
+        self.params.append(params)
+        return ScriptedBackend.sampler(self, params, seed, grammar, prompt)
+
+
+def many(script: dict[str, Any], slots: int) -> Many:
+    """Return a backend that answers many prompts, in as many slots as are wanted."""
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        time.sleep(script.get("pause", 0.0))
+        text = bytes(held)
+        end = next(text.rfind(mark) for mark in ENDS if mark in text)
+        begin = end + next(len(mark) for mark in ENDS if mark in text)
+        own = (reply for question, reply in script["rows"].items() if text[:end].endswith(question.encode()))
+        reply = (next(own, None) or script["seeds"][seed % len(script["seeds"])]).encode()
+        said = len(held) - begin
+        return reply[said] if said < len(reply) else END
+
+    return Many(model, slots=slots, context_size=script.get("context", 100_000), batch_size=1000)
+
+
+def runtime_for(script: dict[str, Any], home: Path, streams: Streams) -> Runtime:
+    """Return the runtime of a user whose directories lie in `home`; every backend is added to `backends`."""
+
+    def opener(options: LoadOptions) -> OpenBackend:
+        return lambda tell, stop: open_backend(tell, stop, options.slots)
+
+    def open_backend(tell: Callable[[Event], None], stop: StopFlag, slots: int) -> Backend:
         tell(LoadEvent(0.5))
         loaded = time.monotonic() + script.get("load", 0.0)
         script["load"] = script.get("reload", script.get("load", 0.0))
@@ -55,19 +93,34 @@ def main() -> None:
             if stop:
                 raise EngineError("loading was interrupted")
             time.sleep(0.01)
-        return scripted(script).open(tell, stop)
+        backend = scripted(script, slots)
+        script.setdefault("backends", []).append(backend)
+        return backend.open(tell, stop)
 
-    home = Path(os.environ["HOME"])
-    runtime = Runtime(
+    return Runtime(
         config_directory=home / "config" / "cerebrum",
         data_directory=home / "data" / "cerebrum",
         cache_directory=home / "cache" / "cerebrum",
-        streams=standard_streams(),
-        open_backend=lambda request: open_backend,
+        streams=streams,
+        open_backend=opener,
         native_log=lambda listener: None,
         schema_to_grammar=lambda schema: (schema, ()),
     )
-    sys.exit(run(sys.argv[2:], runtime))
+
+
+def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: bytes | None = None) -> Finished:
+    """Run one command line on the scripted model in this process, in pipes."""
+    out, err = StringIO(), StringIO()
+    streams = Streams(out, err, None if piped is None else BytesIO(piped), False, False, False)
+    code = run([str(argument) for argument in arguments], runtime_for(script, home, streams))
+    return Finished(code, out.getvalue(), err.getvalue())
+
+
+def main() -> None:
+    """Run one command line on the scripted model."""
+    script = json.loads(sys.argv[1])
+    progress.PATIENCE_S = 0.05
+    sys.exit(run(sys.argv[2:], runtime_for(script, Path(os.environ["HOME"]), standard_streams())))
 
 
 if __name__ == "__main__":

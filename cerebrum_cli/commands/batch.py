@@ -123,9 +123,12 @@ def batch(
                 run(runtime.streams, opened, rows, manner, result, streams_out, quiet, verbose)
             finally:
                 opened.engine.close()
+        elif not quiet:
+            tell_done(runtime.streams, result)
         result.complete()
     except Interrupted as error:
-        raise Interrupted(error.exit_code - 128, "" if streams_out else resumption(result, len(rows))) from error
+        do = "" if streams_out else resumption(result, len(rows), restart)
+        raise Interrupted(error.exit_code - 128, do) from error
     finally:
         result.close()
     if result.failed:
@@ -165,7 +168,7 @@ def fitted(at_once: int | None, rows: Sequence[Row], result: Result, manner: Man
     from cerebrum_cli.application.opening import Parallel
 
     left = (len(rows) - result.done) * (manner.votes.most if manner.votes else 1)
-    return Parallel(min(at_once or AUTO, left), measured=at_once is None)
+    return Parallel(min(at_once or AUTO, left), measured=at_once is None, evenly=True)
 
 
 def fingerprint(runtime: Runtime, model: Model, settings: Settings) -> dict[str, Any]:
@@ -212,17 +215,27 @@ def run(
 ) -> None:
     """Answer all rows that have no answer yet, showing how far it is."""
     from cerebrum_cli.application.batch import answer_rows
-    from cerebrum_cli.terminal.progress import BatchProgress, StatusLine
+    from cerebrum_cli.terminal.progress import BatchProgress, LoadLine
     from cerebrum_cli.terminal.sinks import NoticeSink, Sink, play
 
     sinks: list[Sink] = []
     if not quiet:
-        sinks = [NoticeSink(streams), BatchProgress(streams)]
+        others_write = verbose or (in_order and streams.out_is_terminal)
+        sinks = [NoticeSink(streams), BatchProgress(streams, streams.can_redraw and not others_write)]
         if not verbose:
-            sinks.insert(0, StatusLine(streams, opened.model.name))
+            sinks.insert(0, LoadLine(streams, opened.model.name))
     play(answer_rows(opened.responder, rows, manner, result, in_order), opened.responder.cancel, sinks)
 
 
-def resumption(result: Result, total: int) -> str:
+def tell_done(streams: Streams, result: Result) -> None:
+    """Say that there was nothing to do any more, and how it ended."""
+    from cerebrum_cli.ground.events import RowEvent
+    from cerebrum_cli.terminal.tables import batch_text
+
+    streams.talk(batch_text(RowEvent(result.done, result.done, result.failed), 0, 0.0))
+
+
+def resumption(result: Result, total: int, restart: bool) -> str:
     """Return what to do after an interruption."""
-    return f"{result.done} of {total} are done; the same command goes on with the others"
+    same = "the same command, without --restart," if restart else "the same command"
+    return f"{result.done} of {total} are done; {same} goes on with the others"

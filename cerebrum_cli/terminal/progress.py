@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ LOG_EVERY_S = 60.0
 THOUGHTS = 10  # tokens of thought after which the line is drawn again
 CHAIN_TOKENS = 20  # likewise, of several chains together
 BATCH_TOKENS = 50
+ECHO = 3  # columns that are left free: the ^C a terminal echoes must not go to the next line
+BAR_COLUMNS = 60  # of a window that has room for a bar beside what it tells
 
 
 class StatusLine:
@@ -88,9 +91,23 @@ class StatusLine:
                 self._draw()
 
     def _draw(self) -> None:
-        width = columns(self._streams.err) - 1
-        self._streams.draw(f"\r\x1b[K{strip_controls(self._text)[:width]}")
+        from rich.cells import set_cell_size  # a character may take two columns
+
+        width = columns(self._streams.err) - ECHO
+        text = set_cell_size(strip_controls(self._text), width).rstrip()
+        self._streams.draw(f"\r\x1b[K{text}")
         self._shown = True
+
+
+class LoadLine(StatusLine):
+    """The status line of a model that loads, and of nothing after that: others draw then."""
+
+    def emit(self, event: Event) -> None:
+        """Follow the loading alone."""
+        if isinstance(event, LoadEvent):
+            super().emit(event)
+        else:
+            self.close()
 
 
 class VoteLine(StatusLine):
@@ -114,10 +131,14 @@ class VoteLine(StatusLine):
 
 
 class BatchProgress:
-    """How far a batch is: a bar on a terminal; elsewhere a line every minute; at its end a line in both."""
+    """How far a batch is: a bar where it `draws`; elsewhere a line every minute; at its end a line in both.
 
-    def __init__(self, streams: Streams) -> None:
+    Where whoever reads the answers has gone, nothing is told any more.
+    """
+
+    def __init__(self, streams: Streams, draws: bool) -> None:
         self._streams = streams
+        self._draws = draws
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._rows: RowEvent | None = None
@@ -140,7 +161,7 @@ class BatchProgress:
         """Take the bar away, and tell what has been done."""
         if self._bar:
             self._bar.stop()
-        if self._rows:
+        if self._rows and not isinstance(sys.exception(), BrokenPipeError):
             self._streams.talk(batch_text(self._rows, self._tokens, self._seconds))
 
     @property
@@ -151,12 +172,13 @@ class BatchProgress:
         rows = self._rows
         if rows is None:
             return
-        if self._streams.can_redraw:
+        if self._draws:
             if self._bar is None:
                 self._bar = batch_bar(self._streams)
                 self._bar.start()
+            self._bar.console.width = columns(self._streams.err) - ECHO
+            if self._task is None:
                 self._task = self._bar.add_task("", total=rows.total, completed=rows.done, speed="", failed="")
-            assert self._task is not None
             speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
             failed = f"{rows.failed} failed" if rows.failed else ""
             self._bar.update(self._task, completed=rows.done, speed=speed, failed=failed)
@@ -166,20 +188,20 @@ class BatchProgress:
 
 
 def batch_bar(streams: Streams) -> Progress:
-    """Return a bar with rows done and failed, tokens a second and the time left; a narrow window drops none of it."""
+    """Return rows done and failed and the time left, and where there is room for it a bar and tokens a second."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-    return Progress(
+    shown: list[ProgressColumn] = [
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[failed]}", style="red"),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
-        console=Console(file=streams.err),
-        transient=True,
-        expand=True,
-    )
+    ]
+    is_wide = columns(streams.err) >= BAR_COLUMNS
+    console = Console(file=streams.err)
+    return Progress(*(shown if is_wide else shown[::2]), console=console, transient=True, expand=is_wide)
 
 
 class FileProgress:

@@ -1,0 +1,198 @@
+"""What a person sees at a real terminal while a batch or a vote runs: how far it is, and nothing of that in the end."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine
+from person import Person
+from rich.cells import cell_len
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
+Open = Callable[..., Person]
+CHAINS = [
+    "The answer is 日本語の答え.",
+    "Well, the answer is 日本語の答え.",
+    "So it is, and after that much the answer is 5.",
+    "語" * 40 + " The answer is 日本語の答え.",
+    "y" * 100,
+]
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, chatml_model: Path) -> Iterator[Open]:
+    """Return how to open a terminal in which a scripted model is asked."""
+    people: list[Person] = []
+
+    def open_terminal(
+        script: dict[str, Any],
+        *arguments: str,
+        size: tuple[int, int] = (80, 24),
+        before: str = "exec",
+        after: str = "",
+        **env: str,
+    ) -> Person:
+        environment = CommandLine(tmp_path).environment({"TERM": "xterm-256color", **env})
+        script = {"rows": {}, "pause": 0.002, **script}
+        command, *rest = arguments
+        argv = [sys.executable, SCRIPTED, json.dumps(script), command, "-m", str(chatml_model), *rest]
+        people.append(Person(["sh", "-c", f'{before} "$0" "$@" {after}', *argv], environment, tmp_path, *size))
+        return people[-1]
+
+    yield open_terminal
+    for one in people:
+        one.close()
+
+
+def rows(home: Path, count: int = 40) -> tuple[str, ...]:
+    """Return the arguments of a batch that takes a second; one of its rows cannot be asked."""
+    (home / "in.jsonl").write_text("nonsense\n" + '{"prompt": "q"}\n' * (count - 1))
+    return "batch", "in.jsonl", "-o", "out", "--parallel", "4"
+
+
+REPLY = {"seeds": ["a reply of some length"]}
+QUICK = {**REPLY, "pause": 0.0004}
+AT_ONCE = {**REPLY, "pause": 0.0}
+
+
+# A batch.
+
+
+def test_a_bar_tells_how_far_a_batch_is_and_goes_away(terminal: Open, tmp_path: Path) -> None:
+    person = terminal({**REPLY, "load": 0.15}, *rows(tmp_path, 30))
+    person.sees("loading chatml 50%")
+    person.sees(" 1/30 ━")
+    person.sees("1 failed")
+    person.sees("tokens/s 0:00:")
+    assert len(person.screen.lines) == 1
+    assert person.end() == 6
+    [line] = person.screen.lines
+    assert re.fullmatch(r"30 of 30 done, 1 failed, 638 tokens in \d+\.\d s \(\d+\.\d/s\)", line)
+    assert person.screen.cursor == (0, 1)
+    assert not person.screen.cursor_hidden
+
+
+def test_a_narrow_window_cuts_no_number_and_streamed_answers_in_a_file_leave_it_to_the_bar(
+    terminal: Open, tmp_path: Path
+) -> None:
+    arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path)]
+    person = terminal(QUICK, *arguments, size=(30, 8), after="> answers")
+    person.sees("/40 1 failed 0:00:0")
+    assert len(person.screen.lines) == 1
+    assert person.end() == 6
+    assert "…" not in person.written
+    assert " ".join(person.screen.lines).startswith("40 of 40 done, 1 failed, 858")
+    assert [json.loads(line)["id"] for line in (tmp_path / "answers").read_text().splitlines()] == list(range(1, 41))
+
+
+def test_answers_that_are_streamed_to_a_terminal_have_no_bar_among_them(terminal: Open, tmp_path: Path) -> None:
+    arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
+    person = terminal(AT_ONCE, *arguments)
+    assert person.end() == 6
+    assert "\x1b" not in person.written
+    *answers, last = person.written.splitlines()
+    assert [json.loads(line)["id"] for line in answers] == list(range(1, 13))
+    assert last.startswith("12 of 12 done, 1 failed, ")
+
+
+def test_a_terminal_that_is_not_drawn_on_gets_one_line(terminal: Open, tmp_path: Path) -> None:
+    person = terminal({**AT_ONCE, "load": 0.1}, *rows(tmp_path, 9), TERM="dumb")
+    assert person.end() == 6
+    assert "\x1b" not in person.written
+    assert "\r" not in person.written.replace("\r\n", "")
+    assert len(person.screen.lines) == 1
+
+
+def test_thought_draws_nothing_over_the_bar(terminal: Open, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("p\nq\n")
+    script = {"seeds": ["<think>" + "hm " * 20 + "</think>yes"], "pause": 0.0025}
+    person = terminal(script, "batch", "in.txt", "-o", "out")
+    person.sees("0/2 ━")
+    assert person.end() == 0
+    assert "thinking" not in person.written
+
+
+def test_quiet_shows_nothing_at_all(terminal: Open, tmp_path: Path) -> None:
+    person = terminal({**AT_ONCE, "load": 0.1}, *rows(tmp_path, 9), "-q")
+    assert (person.end(), person.written) == (6, "")
+
+
+def test_ctrl_c_takes_the_bar_away_and_says_how_to_go_on(terminal: Open, tmp_path: Path) -> None:
+    person = terminal(REPLY, *rows(tmp_path))
+    person.sees("/40 ━")
+    person.types("\x03")
+    assert person.end() == 130
+    partial = (tmp_path / "out.partial").read_text().splitlines()
+    *_, what, do = person.screen.lines
+    assert what == "error: interrupted"
+    assert do == f"  try: {len(partial)} of 40 are done; the same command goes on with the others"
+    assert 0 < len(partial) < 40
+    assert not person.screen.cursor_hidden
+    assert not any("━" in line for line in person.screen.lines)
+
+
+def test_ctrl_c_while_the_model_loads_leaves_nothing(terminal: Open, tmp_path: Path) -> None:
+    person = terminal({**REPLY, "load": 20}, *rows(tmp_path))
+    person.sees("loading chatml 50%")
+    person.types("\x03")
+    assert person.end() == 130
+    assert "  try: 0 of 40 are done; the same command goes on with the others" in person.screen.lines
+    assert not list(tmp_path.glob("out*"))
+
+
+# A vote.
+
+
+def test_a_vote_shows_how_it_stands_and_then_the_chain_that_won(terminal: Open) -> None:
+    person = terminal({"seeds": CHAINS, "pause": 0.002}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
+    person.sees("no chain is done yet | ")
+    person.sees("日本語の答え 1 of 1 | ")
+    person.sees("日本語の答え 2 of 3, 5 1 of 3 | ")
+    assert len(person.screen.lines) == 1
+    assert person.end() == 0
+    assert person.screen.lines == ["Well, the answer is 日本語の答え.", "日本語の答え 3 of 5, 5 1 of 5"]
+
+
+def test_the_standing_of_a_vote_takes_one_line_of_a_narrow_window(terminal: Open) -> None:
+    script = {"seeds": CHAINS, "pause": 0.001}
+    person = terminal(script, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0", size=(20, 8))
+    person.sees("日本語の答え 2 of")
+    assert len(person.screen.lines) == 1
+    drawn = re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", person.written)
+    assert drawn
+    assert max(map(cell_len, drawn)) < 20 - len("^C")
+    assert person.end() == 0
+
+
+def test_a_vote_draws_nothing_where_it_must_not(terminal: Open) -> None:
+    arguments = ("ask", "q", "--votes", "3", "--final", "--seed", "0", "--no-early-stop")
+    person = terminal({"seeds": CHAINS, "load": 0.1, "pause": 0.0}, *arguments, ACCESSIBLE="1")
+    assert person.end() == 0
+    assert person.written == "日本語の答え\r\n日本語の答え 2 of 3, 5 1 of 3\r\n"
+
+
+def test_ctrl_c_in_a_vote_shows_what_leads_by_then(terminal: Open) -> None:
+    person = terminal({"seeds": CHAINS, "pause": 0.0025}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
+    person.sees("日本語の答え 1 of 1 | ")
+    person.types("\x03")
+    assert person.end() == 130
+    answer, standing = person.screen.lines
+    assert answer in ("The answer is 日本語の答え.", "^CThe answer is 日本語の答え.")
+    assert standing == "日本語の答え 1 of 1"
+    assert "Traceback" not in person.written
+
+
+def test_ctrl_c_before_any_chain_is_done_shows_nothing(terminal: Open) -> None:
+    person = terminal({"seeds": ["y" * 2000], "pause": 0.01}, "ask", "q", "--votes", "3")
+    person.sees("no chain is done yet | ")
+    person.types("\x03")
+    assert person.end() == 130
+    assert [line for line in person.screen.lines if line != "^C"] == []
