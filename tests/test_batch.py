@@ -16,7 +16,7 @@ from cerebrum_cli.application.responder import Asked, Prepared
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, FormatError, Interrupted
+from cerebrum_cli.ground.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.ground.settings import Settings
 
 OUTPUT_KEYS = [
@@ -421,17 +421,13 @@ def test_what_cannot_be_read_as_asked_is_exit_2(desk: Desk) -> None:
 # An interruption concerns all rows.
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_signal_while_a_row_is_prepared_is_no_error_of_that_row(wrapped: bool) -> None:
+def test_a_signal_while_a_row_is_prepared_is_no_error_of_that_row() -> None:
     class Interrupting:
         def load(self) -> list[Any]:
             return []
 
         def prepared(self, asked: Asked) -> Prepared:
-            interrupted = Interrupted(2)
-            if wrapped:  # as a template wraps whatever befalls it
-                raise FormatError("the template fails") from interrupted
-            raise interrupted
+            raise Interrupted(2)
 
     responder: Any = Interrupting()
     rows = [prompt_row(1, 1, "a")]

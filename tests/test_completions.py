@@ -259,6 +259,15 @@ def test_cancelling_ends_all_and_its_events_are_played_out(engine: Engine, gate:
         assert {reply.reason for reply in said.values()} == {"cancelled"}
 
 
+def test_nothing_more_comes_once_everything_has_been_cancelled(engine: Engine) -> None:
+    with closing(engine.complete([request("x#")])) as completions:
+        events = [next(completions)]
+        engine.cancel()
+        completions.more(0, 3)
+        said = gathered([*events, *completions])
+    assert list(said) == [SequenceId(0, 0)]
+
+
 def test_many_more_than_there_are_slots_all_come_to_their_end() -> None:
     scripted = backend(slots=3)
     with running(scripted) as engine:

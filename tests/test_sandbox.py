@@ -7,8 +7,9 @@ from templates import BARE, ONE, embedded
 from vocabularies import written
 
 from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.formats.sandbox import run_template
 from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import FormatError
+from cerebrum_cli.ground.errors import FormatError, Interrupted
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,12 @@ def test_what_a_template_may_not_see_is_empty(source: str, chatml: LlamaBackend)
 def test_a_template_that_writes_placeholders_itself_gains_nothing(chatml: LlamaBackend) -> None:
     for own in ("\ue0000\ue001", "\ue00099\ue001", "\ue000" + "9" * 5000 + "\ue001"):
         assert written(embedded(chatml, own + BARE).render(Conversation().user("hi"))) == own + "hi|"
+
+
+def test_a_signal_in_the_middle_of_a_template_is_not_its_fault() -> None:
+    class Late:
+        def __str__(self) -> str:
+            raise Interrupted(2)
+
+    with pytest.raises(Interrupted):
+        run_template("{{ value }}", {"value": Late()})

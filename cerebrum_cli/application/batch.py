@@ -20,6 +20,7 @@ from cerebrum_cli.ground.settings import Settings
 
 TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
 REFUSED = "invalid_request"
+NOT_ASKED = RowError(REFUSED, "there is no prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +92,38 @@ def answer_rows(
     where somebody waits for them `in_order`. The result is not completed: where this was interrupted it is not whole.
     """
     yield from responder.load()
-    yield RowEvent(result.done, len(rows), result.failed)
-    opened: list[Open] = []
+    left = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
+    found = [(position, _opened(responder, position, row, manner)) for position, row in left]
+    opened = [one for _, one in found if isinstance(one, Open)]
+    refused = [(position, error) for position, error in found if isinstance(error, RowError)]
+    if in_order:
+        yield from _refused(rows, refused, result)
+    else:
+        opened.sort(key=lambda one: one.prepared.request.prompt_tokens)
+    later = 0 if in_order else len(refused)
+    yield RowEvent(result.done, len(rows), result.failed + later)
+    yield from _answered(responder, opened, result, len(rows), later)
+    if not in_order:  # last: what is wrong with all, as with a grammar, is known by then, and nothing is written yet
+        yield from _refused(rows, refused, result)
+
+
+def refuse_rows(rows: Sequence[Row], result: Result) -> None:
+    """Write the errors of rows that cannot be asked, where no others are left."""
     for position, row in enumerate(rows):
         if position not in result.finished:
-            found = _opened(responder, position, row, manner)
-            if isinstance(found, Open):
-                opened.append(found)
-            else:
-                result.write(position, failed_object(row, found))
-                yield RowEvent(result.done, len(rows), result.failed)
-    if not in_order:
-        opened.sort(key=lambda one: one.prepared.request.prompt_tokens)
-    yield from _answered(responder, opened, result, len(rows))
+            result.write(position, failed_object(row, row.error or NOT_ASKED))
 
 
-def _answered(responder: Responder, opened: Sequence[Open], result: Result, total: int) -> Iterator[Event]:
+def _refused(rows: Sequence[Row], refused: Sequence[tuple[int, RowError]], result: Result) -> Iterator[Event]:
+    for position, error in refused:
+        result.write(position, failed_object(rows[position], error))
+        yield RowEvent(result.done, len(rows), result.failed)
+
+
+def _answered(
+    responder: Responder, opened: Sequence[Open], result: Result, total: int, refused: int
+) -> Iterator[Event]:
+    """Answer rows, and write each when it has its answer; `refused` ones are told of, and written later."""
     if not opened:
         return
     with closing(responder.replies(one.prepared for one in opened)) as replies:
@@ -118,13 +135,13 @@ def _answered(responder: Responder, opened: Sequence[Open], result: Result, tota
             if one.position not in result.finished and (answered := one.take(event, replies)):
                 one.forget()
                 result.write(one.position, answered)
-                yield RowEvent(result.done, total, result.failed)
+                yield RowEvent(result.done, total, result.failed + refused)
 
 
 def _opened(responder: Responder, position: int, row: Row, manner: Manner) -> Open | RowError:
     """Return a row ready to be asked, or why it cannot be."""
     if row.conversation is None:
-        return row.error or RowError(REFUSED, "there is no prompt")
+        return row.error or NOT_ASKED
     settings = replace(manner.settings, **{"seed": manner.seed(position), **row.settings})
     conversation = row.conversation
     if conversation.system_prompt is None:
@@ -140,7 +157,5 @@ def _opened(responder: Responder, position: int, row: Row, manner: Manner) -> Op
     except PromptTooLong as error:
         return RowError(TOO_LONG, f"{error.what}: {error.do}")
     except CerebrumError as error:
-        if isinstance(error.__cause__, Interrupted):  # in the middle of a template
-            raise error.__cause__ from None
         return RowError(REFUSED, f"{error.what}: {error.do}" if error.do else error.what)
     return Open(position, row, prepared, poll, ReplyGatherer())

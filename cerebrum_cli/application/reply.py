@@ -36,8 +36,12 @@ class Reply:
     @property
     def took_long_to_read(self) -> bool:
         """Whether so much of the prompt was evaluated for it that this should not be done again."""
-        finish = self.finish
-        return finish.reason != "cancelled" and finish.prompt_tokens - finish.cached_tokens > LONG_PROMPT
+        return self.finish.reason != "cancelled" and self.evaluated > LONG_PROMPT
+
+    @property
+    def evaluated(self) -> int:
+        """How many tokens of the prompt were evaluated for it."""
+        return self.finish.prompt_tokens - self.finish.cached_tokens
 
     @property
     def final_answer(self) -> str | None:

@@ -131,10 +131,7 @@ class LocalResponder:
 
         Raises PromptTooLong where it leaves no room for a reply, FormatError where it cannot be written.
         """
-        form = self._form
-        visible = self._engine.backend.controls(
-            marker for thought in form.thoughts for marker in (thought.open, thought.close, thought.header)
-        )
+        form, visible = self._form, self._visible
         prompt = form.render(asked.conversation)
         request = Request(
             self._fitting(prompt, asked.begun),
@@ -194,6 +191,13 @@ class LocalResponder:
     @cached_property
     def _form(self) -> PromptFormat:
         return self._build_format(self._engine.backend)
+
+    @cached_property
+    def _visible(self) -> frozenset[int]:
+        thoughts = self._form.thoughts
+        return self._engine.backend.controls(
+            marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
+        )
 
     def cancel(self) -> None:
         """End loading and replies."""

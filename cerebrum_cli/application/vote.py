@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.answers.vote import Ballot, Count, Votes
-from cerebrum_cli.application.reply import Reply, ReplyGatherer
+from cerebrum_cli.application.reply import LONG_PROMPT, Reply, ReplyGatherer
 from cerebrum_cli.application.responder import Asked, Replies, Responder
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.events import Event, FinishEvent, TallyEvent, TokenEvent
@@ -57,9 +57,10 @@ class Poll:
         return self.ballot.votes.most
 
     @property
-    def reader(self) -> Reply | None:
-        """The chain for which the prompt was evaluated; the others took it over."""
-        return min(self.replies.values(), key=lambda reply: reply.finish.cached_tokens, default=None)
+    def took_long_to_read(self) -> bool:
+        """Whether so much of the prompt was evaluated, for one of the chains, that this should not be done again."""
+        ended = (gatherer.reply for gatherer in self._gatherers.values())
+        return self.is_over and any(reply.evaluated > LONG_PROMPT for reply in ended if reply)
 
     @property
     def running(self) -> int:
@@ -98,7 +99,8 @@ class Poll:
         if self._stops_early and self.ballot.is_decided:
             if self.running:
                 replies.end(index)
-        elif wanted := self.ballot.wanted(self.running):
+        elif not self.running:  # in rounds, so that the outcome does not depend on when this is heard
+            wanted = self.ballot.wanted(0)
             self.asked += wanted
             replies.more(index, wanted)
 

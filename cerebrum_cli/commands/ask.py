@@ -114,7 +114,7 @@ def ask(
             markdown = not (no_markdown or raw or constraint)
             shown = Shown(final, json, stats, markdown, quiet, verbose)
             keep = partial(kept.keep, conversation, opened, settings)
-            keep_read = partial(kept.keep_read, opened)
+            keep_read = partial(kept.keep_read, opened, conversation)
             if poll:
                 events = vote(opened.responder, Asked(conversation, settings, constraint), poll)
                 decide(runtime.streams, opened, events, poll, shown, keep, keep_read)
@@ -191,7 +191,7 @@ def decide(
     poll: Poll,
     shown: Shown,
     keep: Callable[[Reply], None],
-    keep_read: Callable[[Reply], None],
+    keep_read: Callable[[Poll], None],
 ) -> None:
     """Play a vote out, and show and keep the chain that won; where it is interrupted, what leads by then."""
     from cerebrum_cli.application.vote import votes_object
@@ -210,7 +210,7 @@ def decide(
             show_rest(streams, opened, reply, winner.answer if winner else None, shown, votes_object(poll))
             if shown.stats or (streams.err_is_terminal and not shown.quiet):
                 streams.talk(tally_text(poll.standing))
-            keep_read(poll.reader or reply)
+            keep_read(poll)
     if winner is None:
         raise NoAnswer(f"none of {poll.ballot.samples} chains states a final answer", "--json shows all of them")
 

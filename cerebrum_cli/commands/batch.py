@@ -88,7 +88,7 @@ def batch(
     """
     given = options.given(locals())
     from cerebrum_cli.answers.vote import parse_votes
-    from cerebrum_cli.application.batch import Manner
+    from cerebrum_cli.application.batch import Manner, refuse_rows
     from cerebrum_cli.application.question import template_options
     from cerebrum_cli.batches.shapes import read_rows, shape_of
 
@@ -117,14 +117,17 @@ def batch(
     }
     result = result_of(runtime.streams, output, made_by, rows, restart)
     try:
-        if result.done < len(rows):
-            opened = open_for(runtime, found, settings, arguments, fitted(at_once, rows, result, manner))
+        left = askable(rows, result)
+        if left:
+            opened = open_for(runtime, found, settings, arguments, fitted(at_once, left, manner))
             try:
                 run(runtime.streams, opened, rows, manner, result, streams_out, quiet, verbose)
             finally:
                 opened.engine.close()
-        elif not quiet:
-            tell_done(runtime.streams, result)
+        else:
+            refuse_rows(rows, result)
+            if not quiet:
+                tell_done(runtime.streams, result)
         result.complete()
     except Interrupted as error:
         do = "" if streams_out else resumption(result, len(rows), restart)
@@ -163,12 +166,17 @@ def how_many(text: str | None) -> int | None:
     raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MOST_AT_ONCE}, or auto")
 
 
-def fitted(at_once: int | None, rows: Sequence[Row], result: Result, manner: Manner) -> Parallel:
-    """Return how many sequences run at once: no more than there are."""
+def askable(rows: Sequence[Row], result: Result) -> int:
+    """Return how many rows are still to be asked."""
+    return sum(row.conversation is not None for at, row in enumerate(rows) if at not in result.finished)
+
+
+def fitted(at_once: int | None, left: int, manner: Manner) -> Parallel:
+    """Return how many sequences run at once: no more than are left."""
     from cerebrum_cli.application.opening import Parallel
 
-    left = (len(rows) - result.done) * (manner.votes.most if manner.votes else 1)
-    return Parallel(min(at_once or AUTO, left), measured=at_once is None, evenly=True)
+    chains = left * (manner.votes.most if manner.votes else 1)
+    return Parallel(min(at_once or AUTO, chains), measured=at_once is None, evenly=True)
 
 
 def fingerprint(runtime: Runtime, model: Model, settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.opening import Opened
     from cerebrum_cli.application.reply import Reply
+    from cerebrum_cli.application.vote import Poll
     from cerebrum_cli.ground.conversation import Conversation
     from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
@@ -54,11 +55,11 @@ class Kept:
         except SessionError as error:
             self._runtime.streams.notice(NoticeEvent(f"this exchange is not kept: {error.what}", error.do))
 
-    def keep_read(self, opened: Opened, reply: Reply) -> None:
+    def keep_read(self, opened: Opened, conversation: Conversation, reply: Reply | Poll) -> None:
         """Keep what the model has read, if that took long, so that it need not be read again."""
         from cerebrum_cli.application.reply import LONG_PROMPT
 
-        if not self._unkept and reply.took_long_to_read and (notice := opened.keep(LONG_PROMPT)):
+        if not self._unkept and reply.took_long_to_read and (notice := opened.keep(LONG_PROMPT, conversation)):
             self._runtime.streams.notice(notice)
 
     def close(self) -> None:

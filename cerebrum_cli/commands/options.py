@@ -69,7 +69,7 @@ RepeatPenalty = Annotated[
     float | None, option("--repeat-penalty", help="Above 1 makes repetition less likely [default: 1].", metavar="X")
 ]
 Seed = Annotated[
-    int | None, option("--seed", help="Same seed, same answer [default: a fresh one, see --stats].", metavar="N")
+    int | None, option("--seed", help="Same seed, same answer [default: a fresh one, which is told].", metavar="N")
 ]
 Stop = Annotated[
     list[str] | None,

@@ -55,6 +55,7 @@ class Commands:
         self._queue: SimpleQueue[Command] = SimpleQueue()
         self._door = threading.RLock()  # a signal's handler may cancel on a thread that stands in the door
         self._closed = False
+        self.cancelled = 0  # how often everything has been cancelled
 
     def send(self, command: Command) -> bool:
         """Send a command; False if the engine is closed, and nobody would read it."""
@@ -62,6 +63,7 @@ class Commands:
             if self._closed:
                 return False
             self._closed = isinstance(command, Close)
+            self.cancelled += isinstance(command, Cancel) and command.sequences is None
             if isinstance(command, Cancel | Close):
                 self._stop.set()
             self._queue.put(command)

@@ -32,6 +32,7 @@ class Completions:
         self._asked: list[Asked] = []
         self._live: dict[SequenceId, Sequence] = {}
         self._born: list[int] = []  # samples of each request so far
+        self._cancelled = commands.cancelled
 
     def add(self, requests: Iterable[Request]) -> None:
         """Ask for more; requests are numbered in the order they were added. EngineError if the engine is closed."""
@@ -44,8 +45,12 @@ class Completions:
         self._submit((index, self._asked[index].request.n) for index in range(first, len(self._asked)))
 
     def more(self, index: int, count: int) -> None:
-        """Ask for `count` further samples of a request; their seeds follow those of the others."""
-        self._submit([(index, count)])
+        """Ask for `count` further samples of a request; their seeds follow those of the others.
+
+        None come once everything has been cancelled: whoever asks has not heard of it yet.
+        """
+        if self._commands.cancelled == self._cancelled:
+            self._submit([(index, count)])
 
     def end(self, index: int) -> None:
         """End what still runs of a request: each of its samples finishes as `cancelled`, after the step that runs."""

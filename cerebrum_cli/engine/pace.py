@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FIRST = 32  # sequences; fewer are slower wherever it was measured
 STEPS = 6  # that a number is tried for; the first of them is not counted, as llama.cpp plans anew in it
-LOSS = 0.9  # of the tokens a second of half as many: a smaller loss may be another program's doing
+LOSS = 0.9  # of the tokens a second of fewer: a smaller loss may be another program's doing
 
 
 class Pace:
@@ -14,7 +14,7 @@ class Pace:
         self.limit = min(FIRST, most) if measured else most
         self._most = most
         self._seconds: list[float] = []
-        self._before = 0.0  # tokens a second, of half as many
+        self._before = (self.limit, 0.0)  # the number before this one, and its tokens a second
         self._settled = self.limit == most
 
     def record(self, rows: int, seconds: float) -> None:
@@ -26,9 +26,9 @@ class Pace:
             return
         speed = rows / min(self._seconds[1:])
         self._seconds.clear()
-        if speed < LOSS * self._before:
-            self.limit, self._settled = rows // 2, True
+        if speed < LOSS * self._before[1]:
+            self.limit, self._settled = self._before[0], True
             return
-        self._before = speed
+        self._before = rows, speed
         self._settled = rows == self._most
         self.limit = min(2 * rows, self._most)

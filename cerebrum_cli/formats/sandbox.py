@@ -13,7 +13,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from cerebrum_cli.ground.errors import FormatError
+from cerebrum_cli.ground.errors import FormatError, Interrupted
 
 
 class Generation(Extension):
@@ -32,6 +32,8 @@ def run_template(source: str, values: Mapping[str, Any]) -> str:
     template = _compiled(source)
     try:
         return template.render(values)
+    except Interrupted:
+        raise
     except jinja2.TemplateError as error:
         raise FormatError(
             f"the model's template refuses this conversation: {_line(error)}",
