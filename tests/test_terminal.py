@@ -26,7 +26,8 @@ from cerebrum_cli.ground.events import (
     TokenEvent,
 )
 from cerebrum_cli.terminal import progress
-from cerebrum_cli.terminal.progress import FileProgress, StatusLine
+from cerebrum_cli.terminal.bars import FileProgress
+from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, play
 from cerebrum_cli.terminal.streams import Streams, holds_input
 from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, stats_line

@@ -223,7 +223,8 @@ def run(
 ) -> None:
     """Answer all rows that have no answer yet, showing how far it is."""
     from cerebrum_cli.application.batch import answer_rows
-    from cerebrum_cli.terminal.progress import BatchProgress, LoadLine
+    from cerebrum_cli.terminal.bars import BatchProgress
+    from cerebrum_cli.terminal.progress import LoadLine
     from cerebrum_cli.terminal.sinks import NoticeSink, Sink, play
 
     sinks: list[Sink] = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model as LibraryModel
     from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
-    from cerebrum_cli.terminal.progress import FileProgress
+    from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.streams import Streams
 
 
@@ -235,6 +235,6 @@ def show_offer(runtime: Runtime, reference: str, context: int | None, json: bool
 
 def file_progress(runtime: Runtime, quiet: bool) -> FileProgress:
     """Return what shows how far a file is."""
-    from cerebrum_cli.terminal.progress import FileProgress
+    from cerebrum_cli.terminal.bars import FileProgress
 
     return FileProgress(runtime.streams, quiet)

@@ -23,7 +23,7 @@ def show(
     No network is used; `cerebrum pull --dry-run` asks the Hub.
     """
     from cerebrum_cli.application import listing
-    from cerebrum_cli.terminal.progress import FileProgress
+    from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 
     runtime = options.runtime_of(context)

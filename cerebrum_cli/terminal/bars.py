@@ -1,0 +1,180 @@
+"""Bars on standard error: how far a batch is, and how far files are that come from elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.ground.events import Event, NoticeEvent, RowEvent, TokenEvent
+from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.terminal.progress import ECHO
+from cerebrum_cli.terminal.streams import Streams, columns
+from cerebrum_cli.terminal.tables import batch_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+LOG_EVERY_S = 60.0
+BATCH_TOKENS = 50  # after which a batch's speed is told again
+BAR_COLUMNS = 60  # of a window that has room for a bar beside what it tells
+
+
+class BatchProgress:
+    """How far a batch is: a bar where it `draws`; elsewhere a line every minute; at its end a line in both.
+
+    Where whoever reads the answers has gone, nothing is told any more.
+    """
+
+    def __init__(self, streams: Streams, draws: bool) -> None:
+        self._streams = streams
+        self._draws = draws
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._rows: RowEvent | None = None
+        self._tokens = 0
+        self._began = 0.0
+        self._told = time.monotonic()
+
+    def emit(self, event: Event) -> None:
+        """Count tokens and rows."""
+        if isinstance(event, TokenEvent):
+            self._began = self._began or time.monotonic()
+            self._tokens += event.token is not None
+            if self._tokens % BATCH_TOKENS == 0:
+                self._update()
+        elif isinstance(event, RowEvent):
+            self._rows = event
+            self._update()
+
+    def close(self) -> None:
+        """Take the bar away, and tell what has been done."""
+        if self._bar:
+            self._bar.stop()
+        if self._rows and not isinstance(sys.exception(), BrokenPipeError):
+            self._streams.talk(batch_text(self._rows, self._tokens, self._seconds))
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began if self._began else 0.0
+
+    def _update(self) -> None:
+        rows = self._rows
+        if rows is None:
+            return
+        if self._draws:
+            if self._bar is None:
+                self._bar = batch_bar(self._streams)
+                self._bar.start()
+            self._bar.console.width = columns(self._streams.err) - ECHO
+            if self._task is None:
+                self._task = self._bar.add_task("", total=rows.total, completed=rows.done, speed="", failed="")
+            speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
+            failed = f"{rows.failed} failed" if rows.failed else ""
+            self._bar.update(self._task, completed=rows.done, speed=speed, failed=failed)
+        elif time.monotonic() - self._told >= LOG_EVERY_S:
+            self._told = time.monotonic()
+            self._streams.talk(batch_text(rows, self._tokens, self._seconds))
+
+
+def batch_bar(streams: Streams) -> Progress:
+    """Return rows done and failed and the time left, and where there is room for it a bar and tokens a second."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    shown: list[ProgressColumn] = [
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[failed]}", style="red"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    ]
+    is_wide = columns(streams.err) >= BAR_COLUMNS
+    console = Console(file=streams.err)
+    return Progress(*(shown if is_wide else shown[::2]), console=console, transient=True, expand=is_wide)
+
+
+class FileProgress:
+    """The stages of fetching a file: a bar for each on a terminal; elsewhere a line at its begin and every minute."""
+
+    def __init__(self, streams: Streams, quiet: bool) -> None:
+        self._streams = streams
+        self._quiet = quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> FileProgress:
+        if self._streams.can_redraw and not self._quiet:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            self._bars = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(file=self._streams.err),
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bars away for as long as somebody is asked something."""
+        if self._bars:
+            self._bars.stop()
+        yield
+        if self._bars:
+            self._bars.start()
+
+    def notice(self, event: NoticeEvent) -> None:
+        """Tell what a person should know, above the bars."""
+        if self._quiet:
+            return
+        if self._bars:
+            self._bars.console.print(f"note: {strip_controls(event.what)}: {event.do}", markup=False, highlight=False)
+        else:
+            self._streams.talk(f"note: {event.what}: {event.do}")
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is, in bytes."""
+        if self._quiet:
+            return
+        if self._bars:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total, completed=done)  # no part of the speed
+            self._bars.update(self._tasks[stage], completed=done, total=total)
+            return
+        now = time.monotonic()
+        began, first = self._began.setdefault(stage, (now, done))
+        if now - self._told.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
+            self._told[stage] = now
+            self._streams.talk(
+                f"{stage}: {size_text(done)} of {size_text(total)}{_pace(done - first, now - began, total - done)}"
+            )
+
+
+def _pace(done: int, seconds: float, left: int) -> str:
+    """Return the speed of a download and the time left, as far as they can be told."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    speed = done / seconds
+    return f", {size_text(int(speed))}/s, {left / speed / 60:.0f} min left"
