@@ -313,7 +313,7 @@ def test_a_complete_output_is_not_read_as_one_of_another_batch(desk: Desk) -> No
         (["-n", "9", "--template", "{text}?"], "another template (none, now {text}?)"),
         (["-n", "9", "--grammar", str(grammar)], "another grammar (none, now "),
         (["-n", "9", "--ignore-eos"], "another ignore eos (false, now true)"),
-        (["-n", "9", "--votes", "3", "--temperature", "0.5"], "another votes (none, now 3)"),
+        (["-n", "9", "--votes", "3", "--temperature", "0.5"], "another votes (none, now 3..3)"),
     ):
         done = desk.run(source, "-o", output, *other)
         assert (done.code, output.read_bytes()) == (1, written)

@@ -23,7 +23,7 @@ from cerebrum_cli.batches import files
 from cerebrum_cli.batches.files import places_of
 from cerebrum_cli.batches.journal import Journal, open_journal
 from cerebrum_cli.batches.result import Result, StreamedResult
-from cerebrum_cli.batches.rows import Row, RowError, failed_object
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.batches.shapes import read_rows
 from cerebrum_cli.ground.errors import BatchError, UsageError
 
@@ -231,6 +231,20 @@ def test_rows_alike_are_told_apart_by_their_order(output: Path) -> None:
         journal.complete()
     assert [json.loads(line)["id"] for line in output.read_bytes().splitlines()] == [1, 1, 1, "1", 1]
     assert [json.loads(line)["prompt"] for line in output.read_bytes().splitlines()] == ["a", "a", "b", "a", "a"]
+
+
+def test_the_second_of_two_rows_alike_may_be_finished_first(output: Path) -> None:
+    lines = [{"prompt": "a", "id": 1, "max_tokens": 9}, {"prompt": "a", "id": 1, "max_tokens": 2}]
+    rows = read_rows("\n".join(map(json.dumps, lines)).encode(), "jsonl")
+    with contextlib.closing(begin(output, rows=rows)) as journal:
+        journal.write(1, {**answer(rows[1]), "text": 'short, "row": 0}'})
+    with contextlib.closing(begin(output, rows=rows)) as journal:
+        assert set(journal.finished) == {1}
+        journal.write(0, {**answer(rows[0]), "text": "long"})
+        journal.complete()
+    written = [json.loads(line) for line in output.read_bytes().splitlines()]
+    assert [row["text"] for row in written] == ["long", 'short, "row": 0}']
+    assert all(tuple(row) == OUTPUT_KEYS for row in written)
 
 
 @pytest.mark.parametrize(
@@ -563,7 +577,7 @@ BATCH = """
 import sys, time
 from pathlib import Path
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.rows import failed_object, RowError
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, failed_object, RowError
 from cerebrum_cli.batches.shapes import read_rows
 rows = read_rows("\\n".join(f"row {n}" for n in range(60)).encode(), "txt")
 log = open(sys.argv[2], "a", buffering=1)

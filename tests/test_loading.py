@@ -255,9 +255,9 @@ def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> Non
 
 
 def test_k_quants_are_repacked_for_one_and_not_for_many_where_that_was_measured() -> None:
-    assert plan_repacking("Q4_K_M", 1, "x86_64") and plan_repacking("Q4_K_M", 8, "arm64")
-    assert not plan_repacking("Q4_K_M", 8, "x86_64") and not plan_repacking("Q6_K", 2, "AMD64")
-    assert plan_repacking("Q4_0", 8, "x86_64") and plan_repacking(None, 8, "x86_64")
+    assert plan_repacking("Q4_K_M", False, "x86_64") and plan_repacking("Q4_K_M", True, "arm64")
+    assert not plan_repacking("Q4_K_M", True, "x86_64") and not plan_repacking("Q6_K", True, "AMD64")
+    assert plan_repacking("Q4_0", True, "x86_64") and plan_repacking(None, True, "x86_64")
 
 
 def test_as_many_sequences_run_as_memory_holds_and_at_least_one() -> None:

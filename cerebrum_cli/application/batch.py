@@ -18,6 +18,7 @@ from cerebrum_cli.ground.events import Event, FinishEvent, RowEvent, TokenEvent
 from cerebrum_cli.ground.sampling import SEEDS
 from cerebrum_cli.ground.settings import Settings
 
+WINDOW = 4096  # rows that are read and put in order together: more would keep the first of them waiting
 TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
 REFUSED = "invalid_request"
 NOT_ASKED = RowError(REFUSED, "there is no prompt")
@@ -71,7 +72,7 @@ class Open:
             self.row.id,
             self.row.prompt,
             reply.text,
-            reply.final_answer,
+            (self.poll or reply).final_answer,
             reply.finish.reason,
             reply.finish.prompt_tokens,
             sum(each.finish.completion_tokens for each in spent),
@@ -92,19 +93,23 @@ def answer_rows(
     where somebody waits for them `in_order`. The result is not completed: where this was interrupted it is not whole.
     """
     yield from responder.load()
+    yield RowEvent(result.done, len(rows), result.failed)
     left = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
-    found = [(position, _opened(responder, position, row, manner)) for position, row in left]
-    opened = [one for _, one in found if isinstance(one, Open)]
-    refused = [(position, error) for position, error in found if isinstance(error, RowError)]
-    if in_order:
-        yield from _refused(rows, refused, result)
-    else:
-        opened.sort(key=lambda one: one.prepared.request.prompt_tokens)
-    later = 0 if in_order else len(refused)
-    yield RowEvent(result.done, len(rows), result.failed + later)
-    yield from _answered(responder, opened, result, len(rows), later)
-    if not in_order:  # last: what is wrong with all, as with a grammar, is known by then, and nothing is written yet
-        yield from _refused(rows, refused, result)
+    refused: list[tuple[int, RowError]] = []
+    for begin in range(0, len(left), WINDOW):
+        found = [(at, _opened(responder, at, row, manner)) for at, row in left[begin : begin + WINDOW]]
+        opened = [one for _, one in found if isinstance(one, Open)]
+        refused += [(at, error) for at, error in found if isinstance(error, RowError)]
+        if in_order:
+            yield from _refused(rows, refused, result)
+            refused.clear()
+        else:
+            opened.sort(key=lambda one: one.prepared.request.prompt_tokens)
+        yield RowEvent(result.done, len(rows), result.failed + len(refused))
+        yield from _answered(responder, opened, result, len(rows), len(refused))
+        if any(one.position not in result.finished for one in opened):  # it was cancelled
+            return
+    yield from _refused(rows, refused, result)  # last: what is wrong with all, as with a grammar, is known by then
 
 
 def refuse_rows(rows: Sequence[Row], result: Result) -> None:

@@ -40,6 +40,11 @@ class Parallel:
     shared: bool = False
     evenly: bool = False
 
+    @property
+    def many(self) -> bool:
+        """Whether it is many sequences that are to be fast; one in a batch is evaluated as many are."""
+        return self.evenly or (self.slots > 1 and not self.shared)
+
 
 ONE = Parallel()
 TALK = Parallel(16, shared=True)  # a chat: one sequence, but for votes
@@ -141,7 +146,7 @@ def load_options(
         slots=parallel.slots,
         vocabulary_only=vocabulary_only,
         whole_context=whole_context,
-        repack=parallel.shared or plan_repacking(model.quantization, parallel.slots, machine()),
+        repack=plan_repacking(model.quantization, parallel.many, machine()),
         shared=parallel.shared,
         evenly=parallel.evenly,
     )

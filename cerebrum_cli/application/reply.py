@@ -11,6 +11,7 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.application.responder import Preview
 from cerebrum_cli.ground.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
+DIGITS = 5  # of a probability: those behind hang on what ran beside it, and two chains of the same words are equal
 LONG_PROMPT = 256  # tokens; what took longer to read is kept on disk, to be read at once next time
 
 
@@ -93,7 +94,7 @@ class ReplyGatherer:
         if self._finish is None:
             return None
         logprobs = self._logprobs
-        probability = exp(fsum(logprobs) / len(logprobs)) if logprobs else 0.0
+        probability = round(exp(fsum(logprobs) / len(logprobs)), DIGITS) if logprobs else 0.0
         return Reply(self.text, self.reasoning, self._finish, self.tokens, probability)
 
 
@@ -115,7 +116,7 @@ def reply_object(reply: Reply, model: str, form: str, votes: Mapping[str, Any] |
         "model": model,
         "format": form,
         "text": reply.text,
-        "final_answer": reply.final_answer,
+        "final_answer": votes["winner"] if votes else reply.final_answer,
         "finish_reason": finish.reason,
         "prompt_tokens": finish.prompt_tokens,
         "cached_tokens": finish.cached_tokens,

@@ -20,15 +20,17 @@ TEMPERATURE = 0.7  # of a vote for which none is given: at 0 all chains would be
 class Poll:
     """The chains of one question, the ballot on them, and what is still to be asked.
 
-    With `stops_early` those that cannot change the outcome any more are ended.
+    Chains are cast in the order of their seeds, whoever ends first: so the outcome, and how many it took, hang on the
+    seeds alone. With `stops_early` those that cannot change it any more are ended.
     """
 
     def __init__(self, votes: Votes, stops_early: bool = True) -> None:
         self._stops_early = stops_early
         self.ballot = Ballot(votes if stops_early else Votes(votes.most, votes.most))
-        self.replies: dict[int, Reply] = {}  # by sample; those that have ended by themselves
+        self.replies: dict[int, Reply] = {}  # by sample; those that have been cast
         self.asked = self.ballot.votes.least
         self._gatherers: dict[int, ReplyGatherer] = {}
+        self._held: dict[int, Reply] = {}  # that wait for a chain before them
         self._ended = 0
 
     def put(self, asked: Asked) -> Asked:
@@ -46,10 +48,13 @@ class Poll:
         self._ended += 1
         if reply.finish.reason == "cancelled" or self.is_over:  # it ended by itself before it heard of that
             return False
-        self.replies[sample] = reply
-        self.ballot = self.ballot.cast(sample, reply.final_answer, reply.probability)
+        self._held[sample] = reply
+        cast = self.ballot.samples
+        while not self.is_over and (next_one := self._held.pop(self.ballot.samples, None)):
+            self.replies[self.ballot.samples] = next_one
+            self.ballot = self.ballot.cast(self.ballot.samples, next_one.final_answer, next_one.probability)
         self._steer(index, replies)
-        return True
+        return self.ballot.samples > cast
 
     @property
     def most(self) -> int:
@@ -82,6 +87,11 @@ class Poll:
     def winner(self) -> Count | None:
         """The answer that won; None where no chain has come to one."""
         return self.ballot.winner
+
+    @property
+    def final_answer(self) -> str | None:
+        """The answer that won, as most of its chains wrote it; None where no chain has come to one."""
+        return self.winner.answer if self.winner else None
 
     @property
     def chain(self) -> ReplyGatherer | None:

@@ -41,7 +41,7 @@ def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Ro
     """
     places = places_of(output)
     with told(places.partial):
-        partial = Partial(places.partial)
+        partial = Partial(places.partial, rows)
     try:
         with told(output):
             return _opened(places, partial, normal(fingerprint), rows, restart)
@@ -64,7 +64,7 @@ def _opened(
         write_whole(places.meta, [encoded(record)])
         put_in_place(places.meta)
     elif step == "resume":
-        partial.load(rows)
+        partial.load()
     else:
         partial.remove()
     return Journal(places, partial, rows, record, step == "complete")

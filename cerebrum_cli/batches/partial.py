@@ -6,8 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,9 @@ from cerebrum_cli.batches.files import open_locked, write_all
 from cerebrum_cli.batches.result import compact
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowId
 from cerebrum_cli.ground.errors import BatchError
+
+ROW = "row"  # the key, in this file alone, of a row's place in the input
+_ROW = b', "row": '
 
 
 class _Line(NamedTuple):
@@ -26,10 +28,16 @@ class _Line(NamedTuple):
 
 
 class Partial:
-    """A partial file, open and locked; BatchError where another process has it."""
+    """A partial file, open and locked; BatchError where another process has it.
 
-    def __init__(self, path: Path) -> None:
+    A line is that of the result. Where an id and a prompt are those of several rows it has its row's place besides.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[Row]) -> None:
         self._path = path
+        self._places: dict[bytes, list[int]] = {}
+        for position, row in enumerate(rows):
+            self._places.setdefault(_key(row.id, row.prompt), []).append(position)
         self._descriptor = open_locked(path)
         self._lines: dict[int, _Line] = {}
         self._end = 0
@@ -55,26 +63,22 @@ class Partial:
         os.ftruncate(self._descriptor, self._end)
         os.fsync(self._descriptor)
 
-    def load(self, rows: Sequence[Row]) -> None:
+    def load(self) -> None:
         """Find the row of each line; a last one that was not written to its end is cut off.
 
-        A line belongs to the row of its id and prompt, the second of them to the second such row. BatchError for a
-        line that is none of a row, or one too many.
+        BatchError for a line that is none of a row, or the second of one.
         """
-        missing: dict[bytes, deque[int]] = defaultdict(deque)
-        for position, row in enumerate(rows):
-            missing[_key(row.id, row.prompt)].append(position)
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
             for number, line in enumerate(file, 1):
                 written = _written(line)
                 if written is None and not file.peek(1):
                     break
-                positions = missing.get(_key(written["id"], written["prompt"])) if written else None
-                if not written or not positions:
+                position = None if written is None else self._position(written)
+                if written is None or position is None or position in self._lines:
                     what = f"{self._path} is damaged: line {number} is none of a row in the input"
                     raise BatchError(what, "move it away, or choose another -o; --restart begins anew")
-                self._keep(positions.popleft(), line, written["error"] is not None)
+                self._keep(position, line, written["error"] is not None)
         self.clear()
 
     def append(self, position: int, line: bytes, failed: bool) -> None:
@@ -83,6 +87,7 @@ class Partial:
         try:
             os.ftruncate(self._descriptor, end)  # what an earlier failure left, if it could not be cut off then
             os.lseek(self._descriptor, end, os.SEEK_SET)
+            line = self._told_apart(line, position)
             write_all(self._descriptor, line)
             os.fsync(self._descriptor)
             self._keep(position, line, failed)
@@ -93,6 +98,21 @@ class Partial:
                 os.ftruncate(self._descriptor, end)
             raise
 
+    def _position(self, written: Mapping[str, Any]) -> int | None:
+        """Return the place of the row that was written; None if there is no such row in the input."""
+        if not written:
+            return None
+        places = self._places.get(_key(written["id"], written["prompt"]), [])
+        if len(places) < 2:
+            return next(iter(places), None)
+        return written[ROW] if written.get(ROW) in places else None
+
+    def _told_apart(self, line: bytes, position: int) -> bytes:
+        written = json.loads(line)
+        if len(self._places[_key(written["id"], written["prompt"])]) < 2:
+            return line
+        return line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
+
     def ordered(self) -> Iterator[bytes]:
         """Yield the lines in the order of their positions; BatchError if the file is no longer what was written."""
         with open(self._descriptor, "rb", closefd=False) as file:
@@ -101,7 +121,7 @@ class Partial:
                 line = file.read(length)
                 if len(line) != length or not line.endswith(b"\n"):
                     raise BatchError(f"{self._path} was changed while the batch ran", "start the same command again")
-                yield line
+                yield _bare(line)
 
     def remove(self) -> None:
         """Remove the file, while nobody else can have it."""
@@ -117,6 +137,12 @@ class Partial:
         self._failed += failed
 
 
+def _bare(line: bytes) -> bytes:
+    """Return the line as it is in the result."""
+    bare, found, place = line.rpartition(_ROW)
+    return bare + b"}\n" if found and place.removesuffix(b"}\n").isdigit() else line
+
+
 def _written(line: bytes) -> dict[str, Any] | None:
     """Return the object in a line; an empty one for what is none of ours, None for what was not written to its end."""
     if not line.endswith(b"\n"):
@@ -125,7 +151,7 @@ def _written(line: bytes) -> dict[str, Any] | None:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and tuple(value) == OUTPUT_KEYS else {}
+    return value if isinstance(value, dict) and tuple(value) in (OUTPUT_KEYS, (*OUTPUT_KEYS, ROW)) else {}
 
 
 def _key(id: RowId, prompt: str | None) -> bytes:

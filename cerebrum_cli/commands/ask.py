@@ -75,7 +75,6 @@ def ask(
     session, which -c goes on from.
     """
     given = options.given(locals(), no_cache)
-    from cerebrum_cli.answers.vote import parse_votes
     from cerebrum_cli.application.opening import ONE, Parallel, open_model
     from cerebrum_cli.application.question import Question, template_options
     from cerebrum_cli.application.responder import Asked
@@ -90,7 +89,8 @@ def ask(
         raise UsageError("-c goes on from a session", f"leave out {'--raw' if raw else '--messages'}")
     given = kept.led(given)
     found = options.find_model(runtime, given, yes, quiet, offline)
-    poll = None if votes is None else Poll(parse_votes(votes), not no_early_stop)
+    wanted = options.wanted_votes(votes, no_early_stop)
+    poll = Poll(wanted, not no_early_stop) if wanted else None
     settings = options.settings(runtime, given, found, poll is not None)
     constraint = options.read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())

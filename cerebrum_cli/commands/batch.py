@@ -87,7 +87,6 @@ def batch(
     same command goes on where one was that did not come to its end. What made an answer stands in OUTPUT.meta.json.
     """
     given = options.given(locals())
-    from cerebrum_cli.answers.vote import parse_votes
     from cerebrum_cli.application.batch import Manner, refuse_rows
     from cerebrum_cli.application.question import template_options
     from cerebrum_cli.batches.shapes import read_rows, shape_of
@@ -98,7 +97,7 @@ def batch(
     data = read(runtime, input)
     rows = read_rows(data, shape_of(input, shape, data), column, template)
     at_once = how_many(parallel)
-    wanted = None if votes is None else parse_votes(votes)
+    wanted = options.wanted_votes(votes, no_early_stop)
     found = options.find_model(runtime, given, yes, quiet, offline)
     settings = options.settings(runtime, given, found, wanted is not None)
     constraint = options.read_grammar(runtime, schema, grammar, quiet)
@@ -111,7 +110,7 @@ def batch(
         "template arguments": arguments or None,
         **fingerprint(runtime, found, settings),
         "grammar": constraint and sha256(constraint.encode()).hexdigest(),
-        "votes": votes,
+        "votes": wanted and f"{wanted.least}..{wanted.most}",
         "early stop": wanted and not no_early_stop,
         "ignore eos": ignore_eos,
     }

@@ -14,6 +14,7 @@ from cerebrum_cli.ground.settings import KEYS, environment
 from cerebrum_cli.ground.text import size_text
 
 if TYPE_CHECKING:
+    from cerebrum_cli.answers.vote import Votes as VotesWanted
     from cerebrum_cli.application.model import Model as LibraryModel
     from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
@@ -142,6 +143,17 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
     if verbose:
         runtime.native_log(runtime.streams.talk)
     return runtime
+
+
+def wanted_votes(votes: str | None, no_early_stop: bool) -> VotesWanted | None:
+    """Return the vote that --votes asks for; None without it."""
+    if votes is None:
+        if no_early_stop:
+            raise UsageError("--no-early-stop is about a vote, and there is none", "give --votes K too")
+        return None
+    from cerebrum_cli.answers.vote import parse_votes
+
+    return parse_votes(votes)
 
 
 def settings(runtime: Runtime, given: Mapping[str, Any], model: LibraryModel, votes: bool) -> Settings:

@@ -54,7 +54,9 @@ class Completions:
 
     def end(self, index: int) -> None:
         """End what still runs of a request: each of its samples finishes as `cancelled`, after the step that runs."""
-        self._commands.send(End([sequence for id, sequence in self._live.items() if id.request == index]))
+        born = self._born[index] if index < len(self._born) else 0
+        ids = (SequenceId(index, sample) for sample in range(born))
+        self._commands.send(End([self._live[id] for id in ids if id in self._live]))
 
     def __iter__(self) -> Iterator[Event]:
         return self

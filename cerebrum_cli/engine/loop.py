@@ -38,7 +38,9 @@ class Loop:
                 self._cancel(command.sequences)
                 command.done.set()
             elif isinstance(command, End):
-                self._cancel(command.sequences)
+                for sequence in command.sequences:
+                    if not sequence.has_ended:
+                        self._finish(sequence, "cancelled")
             elif isinstance(command, Keep):
                 command.answer.put(self._keep(command))
             else:
@@ -228,6 +230,7 @@ class Loop:
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
+        sequence.has_ended = True
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None

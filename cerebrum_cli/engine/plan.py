@@ -92,7 +92,7 @@ def shortage(shape: Shape, context: int) -> NoticeEvent | None:
     )
 
 
-def plan_repacking(quantization: str | None, slots: int, machine: str) -> bool:
+def plan_repacking(quantization: str | None, many: bool, machine: str) -> bool:
     """Return whether weights are laid out anew, as llama.cpp does by itself.
 
     On x86 K-quants are better left as they are where many are asked: a model of Mistral-7B's shape in Q4_K_M, on two
@@ -100,7 +100,7 @@ def plan_repacking(quantization: str | None, slots: int, machine: str) -> bool:
     tenth of the time and took 4.6 GB and not 7.9. One sequence was said 1.4 times as fast with them repacked, and Q4_0
     was slower in everything without.
     """
-    return slots == 1 or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
+    return not many or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
 
 
 def plan_slots(asked: int, length: int, kv_bytes_per_token: int, memory: int) -> int:

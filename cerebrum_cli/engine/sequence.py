@@ -56,6 +56,7 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     admitted_at: float | None = None
     sampled_at: list[float] = field(default_factory=list)
+    has_ended: bool = False
 
     @property
     def prompt(self) -> tuple[int, ...]:

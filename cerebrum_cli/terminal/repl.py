@@ -131,7 +131,8 @@ class Repl:
             self.last = poll.chain
             if poll.reply:
                 show_answer(self.streams, poll.reply.text, not self.no_markdown)
-                self.streams.talk(tally_text(poll.standing))
+                if not self.quiet:
+                    self.streams.talk(tally_text(poll.standing))
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
