@@ -6,11 +6,13 @@
 #   make docs     the tables of commands and keys in README.md, from the code
 #   make picture  docs/chat.svg, from a real chat with the starter model
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks
-#   make bench [DATA=DIR]   the benchmarks, into benchmarks/RESULTS.md; DIR is for benchmarks/chat.py, which tells of it
+#   make bench [DATA=DIR] [SHAPE=FILE]   the benchmarks, into benchmarks/RESULTS.md; DIR holds MT-bench's questions and
+#                 GSM8K's, FILE is a model of Mistral-7B's shape: benchmarks/{chat,batch,votes}.py tell of them
 
 PYTHON ?= python3
 ACCEL ?=
 DATA ?=
+SHAPE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup$(if $(ACCEL),-$(ACCEL))
@@ -72,6 +74,8 @@ bench: peers
 	$(BIN)/python benchmarks/pull.py
 	$(BIN)/python benchmarks/chat.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/rendering.py
+	$(BIN)/python benchmarks/batch.py $(if $(DATA),--data $(DATA)) $(if $(SHAPE),--shape $(SHAPE))
+	$(BIN)/python benchmarks/votes.py $(if $(DATA),--data $(DATA)) $(if $(SHAPE),--shape $(SHAPE))
 
 clean:
 	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache dist

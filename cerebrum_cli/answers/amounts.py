@@ -12,12 +12,20 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _WORDS = {word: value for value, word in enumerate(f"{_SMALL} seventeen eighteen nineteen".split())}
 _WORDS |= {word: 10 * tens for tens, word in enumerate(_TENS.split(), start=2)}
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth"
-_PARTS = {"half": 2, "quarter": 4} | {word: under for under, word in enumerate(_ORDINALS.split(), start=3)}
+_COUNTS = {"dozen": 12, "gross": 144}
+_ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+_PARTS = {"half": 2, "halve": 2, "quarter": 4, "hundredth": 100, "thousandth": 1000}
+_PARTS |= {word: under for under, word in enumerate(_ORDINALS.split(), start=3)}
+_PART = "|".join(_PARTS)
 
-_WORD = "(?:" + "|".join(sorted([*_WORDS, *_SCALES], key=len, reverse=True)) + r")\b"
-_IN_WORDS = re.compile(rf"(?:a\s(?=hundred|thousand|million))?({_WORD}(?:(?:\s|-|\sand\s){_WORD})*+)", re.IGNORECASE)
-_PART_IN_WORDS = re.compile(rf"(?:(?:a|({_WORD}))[ -])?({'|'.join(_PARTS)})s?", re.IGNORECASE)
+NUMBER_WORD = "(?:" + "|".join(sorted([*_WORDS, *_SCALES], key=len, reverse=True)) + r")\b"
+_IN_WORDS = re.compile(
+    rf"(?:a\s(?=hundred|thousand|million))?({NUMBER_WORD}(?:(?:\s|-|\sand\s){NUMBER_WORD})*+)", re.IGNORECASE
+)
+_PART_IN_WORDS = re.compile(rf"(?:(?:an?|one)[ -])?({_PART})", re.IGNORECASE)
+_DOLLARS_AND_CENTS = re.compile(
+    r"(?:(.*\S)\s(?:dollars?|usd),?(?:\sand)?|(\d++)\sand)\s([\w-]++)\scents?", re.IGNORECASE
+)
 
 _UNSIGNED = r"(?:\d++(?:\.\d*+)?|\.\d++)"
 _NUMBER = re.compile(
@@ -30,6 +38,8 @@ _NUMBER = re.compile(
     )
     (?P<percent>\s?(?:%|per\s?cent\b))?
     (?:\s?(?P<scale>{"|".join(_SCALES)})\b)?
+    (?:\s?(?:(?P<count>dozen)s?|(?P<gross>gross)(?=\sof\b))\b)?  # not a gross income
+    (?:[\s-](?:(?P<nths>{_PART})s|(?P<nth>half(?=\s)|(?:{_PART})(?=\sof\b|\Z)))\b)?
     (?P<unit>.*+)
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
@@ -44,11 +54,13 @@ _JOINED_UNIT = (
 )
 _SPACED = re.compile(rf"{_SPACED_UNIT}|{_JOINED_UNIT}|.{{3,}}")
 _JOINED = re.compile(_JOINED_UNIT)
+# "10 squared" is not 10, while "10 feet squared" are; "3 right" is a move, "3 right angles" are three.
+_NO_TAIL = re.compile(r"\s(?:squared|cubed)|.*\bright", re.IGNORECASE | re.DOTALL)
 # Words that no unit holds: they change the amount, turn it into another, or make it a date.
 _NO_UNIT = re.compile(
     r"and|but|except|if|is|minus|mod|nor|not|or|plus|times|to|with|cos|cot|csc|exp|lim|ln|log|sin|sqrt|tan"
-    r"|above|below|decrease|east|gain|increase|loss|midnight|noon|north|profit|south|west"
-    rf"|january|february|march|april|may|june|july|august|september|october|november|december|{_WORD}",
+    r"|above|below|decrease|east|fewer|gain|increase|less|loss|midnight|noon|north|o'clock|profit|south|west|younger"
+    rf"|january|february|march|april|may|june|july|august|september|october|november|december|{NUMBER_WORD}",
     re.IGNORECASE,
 )
 
@@ -56,14 +68,16 @@ _NO_UNIT = re.compile(
 def amount(text: str) -> Fraction | None:
     """Return the value of an amount ("18 apples", "3 1/2 cups", "80%", "two thirds"), or None where there is none."""
     if part := _PART_IN_WORDS.fullmatch(text):
-        return Fraction(_value_of_words([(part[1] or "one").lower()]) or 0, _PARTS[part[2].lower()])
+        return Fraction(1, _PARTS[part[1].lower()])
+    if money := _DOLLARS_AND_CENTS.fullmatch(text):
+        return _money(money[1] or money[2], money[3])
     match = _NUMBER.match(_with_digits(text))
     return _value(match) if match and is_unit(match["unit"]) else None
 
 
 def is_unit(tail: str) -> bool:
     """Tell words that say what is counted ("km/h", "apples a day") from variables and from what changes the amount."""
-    if not _UNIT.fullmatch(tail):
+    if not _UNIT.fullmatch(tail) or _NO_TAIL.fullmatch(tail):
         return False
     words = re.findall(r"[^\W\d_]++(?:['.][^\W\d_]++)*+", tail)
     if words and tail.startswith(words[0]) and not _JOINED.fullmatch(words[0]):
@@ -84,7 +98,23 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if part >= 1:  # 3 5/2 is no mixed number
         return None
     value = (value + part) * Fraction(10) ** sum(map(int, exponents)) * _SCALES.get((match["scale"] or "").lower(), 1)
+    value *= _COUNTS.get((match["count"] or match["gross"] or "").lower(), 1)
+    value /= _parts_of_one(value, (match["nths"] or "").lower(), (match["nth"] or "").lower())
     return value * (-1 if match["sign"] == "-" else 1) / (100 if match["percent"] else 1)
+
+
+def _parts_of_one(value: Fraction, plural: str, singular: str) -> int:
+    """Return how many of the counted parts make a whole; 1 where things are counted, as 5 quarters are coins."""
+    if plural == "quarter" and value > 3:
+        return 1
+    return _PARTS[plural] if plural else _PARTS[singular] if singular and value == 1 else 1
+
+
+def _money(dollars: str, cents: str) -> Fraction | None:
+    whole, hundredths = amount(dollars), amount(cents)
+    if whole is None or hundredths is None or whole < 0 or hundredths not in range(100) or whole.denominator > 1:
+        return None
+    return whole + hundredths / 100
 
 
 def _with_digits(text: str) -> str:

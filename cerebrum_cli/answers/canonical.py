@@ -7,15 +7,19 @@ equality is an equivalence by construction. The rules, of which the first that f
     yes and no           Yes.   "No, it is odd"                           yes, no; true and false are something else
     an amount, exactly   4/5   .80   8 \times 10^{-1}   80%   3 1/2       4/5, 4/5, 4/5, 4/5, 7/2
       without its unit   $18   18 apples   5 hours per day   30^\circ     18, 18, 5, 30
-      in words           twelve   one hundred and five   two thirds       12, 105, 2/3
+      in words           twelve   two dozen   two thirds   5 tenths       12, 24, 2/3, 1/2
+      said twice         25 (twenty-five)   1/2 (50%)                     25, 1/2
     alternatives         x = 2 or x = -2   \pm 2   \{2, -2\}              {-2, 2}: sorted
     a list               1, 2, and 3   x = 1, y = 2                       in its order; names stay where they differ
     brackets             (1,2)   [0, \frac12)   ((x + 1))                 (1, 2), [0, 1/2), x+1
-    an equation          x = 5   f(x) = 2x   5! = 120                     what it comes to: 5, 2x, 120
+    an equation          x = 5   f(x) = 2x   5! = 120   8 = 5 + 3         what it comes to: 5, 2x, 120, 8
     algebra              3 + 2x   \frac{1}{2}\pi   \sqrt{2}               2x+3, π/2, √2: the terms of a sum sorted
     plain text           The Eiffel Tower.                                eiffel tower
 
-A unit is dropped because chains that agree often leave it out. Nothing is computed: 2^10 is not 1024.
+A unit is dropped because chains that agree often leave it out. So "50 cents" is 50 and not "$0.50", which is 1/2: who
+is asked for cents writes a bare 50. Only behind dollars do cents count as hundredths ("$25 and 50 cents" is 25.50).
+A time ("5 o'clock") and what turns an amount round ("5 fewer", "5 years younger") are no bare amounts. Nothing is
+computed: 2^10 is not 1024.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ _CHOICE_AND_TEXT = re.compile(r"\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[A-Z]
 _YES_NO = re.compile(r"(yes|no)(?=[,;:.!(]|\s?-\s|\Z)", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)", re.IGNORECASE)
 _NAME = re.compile(rf"{_LETTER}[\w' ]*+(?:\([^()]*+\))?|\([\w, ]++\)")
+_SAID_TWICE = re.compile(r"([^()]*[^()\s])\s\(([^()]++)\)")
 _RELATION = re.compile(r"[<>≤≥≠]")
 _FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim", re.IGNORECASE)
 
@@ -121,6 +126,9 @@ def _yes_no(text: str, _depth: int) -> str | None:
 
 def _amount(text: str, _depth: int) -> str | None:
     value = amount(text)
+    if value is None and (twice := _SAID_TWICE.fullmatch(text)):
+        value, again = amount(twice[1]), amount(twice[2])
+        value = value if value == again else None
     return None if value is None else str(value)
 
 
@@ -208,10 +216,16 @@ def _set(members: list[str]) -> str:
 
 def _sides(text: str) -> tuple[str | None, str]:
     """Return the name an equation gives a value, "" for a calculation, and the value; None where it is neither."""
-    sides = re.split("[=≈∈]", text)
-    name, value = sides[0].strip(), sides[-1]
+    sides = [side.strip() for side in re.split("[=≈∈]", text)]
+    if len(sides) < 2 or not sides[-1] or _RELATION.search(text):
+        return None, text
+    numbers = [side for side in sides if amount(side) is not None]
+    others = [side for side in sides if side not in numbers]
+    if len(numbers) == 1 and all(_NAME.fullmatch(side) or not re.search(_LETTER, side) for side in others):
+        sides = [*others, *numbers]  # 8 = 5 + 3
+    name, value = sides[0], sides[-1]
     is_word = _NAME.fullmatch(name) is not None
-    if len(sides) < 2 or not value.strip() or _RELATION.search(text) or not (is_word or not re.search(_LETTER, name)):
+    if not is_word and re.search(_LETTER, name):
         return None, text
     return name.replace(" ", "").casefold() if is_word else "", value
 

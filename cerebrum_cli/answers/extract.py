@@ -114,7 +114,7 @@ def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
     for marker in reversed(list(_MARKER.finditer(text))):
         kind, region = marker.lastgroup, text[marker.end() : end]
         if kind == "box" and region.startswith("{"):
-            answer, rest = _answer(_plain(_braced(region))), ""
+            answer, rest = _answer(plain(_braced(region))), ""
         else:
             answer, rest = _stated(region)
         goes_on = end < len(text) or _says_something(rest)
@@ -137,7 +137,7 @@ def _braced(text: str) -> str:
 def _stated(region: str) -> tuple[str, str]:
     """Return the answer a sentence states, and what follows that sentence."""
     line, newline, below = _LEAD.sub("", region, count=1).partition("\n")
-    line = _plain(line)
+    line = plain(line)
     end = _sentence_end(line)
     sentence = line[:end]
     reason = _REASON.search(sentence)
@@ -186,7 +186,7 @@ def _stop(line: str, mark: re.Match[str]) -> int | None:
     return mark.end() + 1 if line[mark.end() : mark.end() + 1] in _CLOSING_QUOTES else mark.start()
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return the text without markup: fractions as "4/5", numbers without thousands separators, no delimiters."""
     for pattern, replacement in _PLAIN:
         text = pattern.sub(replacement, text)
@@ -230,7 +230,7 @@ def _trimmed(text: str) -> str:
 def _closing_value(text: str) -> str | None:
     """Return the value a chain without any statement closes with."""
     line = next(filter(_says_something, reversed(text.split("\n"))), "")
-    line = _trimmed(_plain(line).strip())
+    line = _trimmed(plain(line).strip())
     if re.fullmatch(r"(?i:yes|no)|[A-Z]|\([A-Za-z]\)", line):
         return line.strip("()")
     numbers = _NUMBER.findall(line)

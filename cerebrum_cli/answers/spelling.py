@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from cerebrum_cli.answers.extract import _plain  # LaTeX's text, fractions and thousands, as extraction reads them
+from cerebrum_cli.answers.amounts import NUMBER_WORD
+from cerebrum_cli.answers.extract import plain  # LaTeX's text, fractions and thousands, as extraction reads them
 
 _CHARACTERS = str.maketrans(
     dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))
@@ -29,6 +30,11 @@ _SCRIPT = re.compile(r"([\^_])\s?(?:\{([^{}]*+)\}|\((-?\w*+)\))(?=(\d)?)")
 _ROOT = re.compile(r"(?:√|\bsqrt)\s?(\[\w*+\])?\s?(?:\{([^{}]*+)\}|\(([^()]*+)\)|(?<=t)\s?(?=\d|\w\b))(?=(\d)?)")
 _BRACES = 3  # how deep braces may stand in one another
 
+_NUMBER = rf"(?=[-+.\d√π]|{NUMBER_WORD})"
+_PROSE = (
+    r"(?:i|he|she|it|they|we|you|there)\s(?:(?:will|would)\s)?(?:has|have|had|is|are|was|were|be|needs?|gets?|pays?|earns?"
+    r"|makes?|spends?|costs?)"
+)
 _MIXED_UNITS = "hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|pounds?|lbs?|dollars?|euros?"
 _ROWS = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
@@ -39,6 +45,12 @@ _ROWS = tuple(
         (r"\\(?:boxed|fbox|math[a-z]++)(?:\s?\{([^{}]*+)\}|(?![a-z]))", r"\1"),
     )
 )
+
+
+def _ratio(numbers: re.Match[str]) -> str:
+    return ":".join(filter(None, numbers.groups()))
+
+
 _LATER_ROWS = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
@@ -52,15 +64,25 @@ _LATER_ROWS = tuple(
         (r"\*\*", "^"),
         (r"\^\s?(?:\{\s?°\s?\}|°)|\s?\bdegrees?\b", "°"),
         (r"(?<=[(\[{&;])\s|\s(?=[)\]}&;])", ""),
+        (r"(?<=\d)\s?¢", " cents"),
         (r"[€£¥₹₩₽¢]", ""),
         (r"^([-+]?)\s?(?:usd|eur|gbp|inr|rs\.?|cad|aud|jpy|cny|chf)\s?(?=[-+]?\.?\d)", r"\1"),
         (r"(?<=\d)\s(?=[π√%])", ""),
         (r"(?<=\d)(?:st|nd|rd|th)\b", ""),
+        (r"(?<=\d)\so'?\s?clock\b", ":00"),
         (r"\b0?(\d{1,2})(?::00|(:\d\d))?\s?([ap])\.?\s?m\b\.?", r"\1\2 \3m"),
-        (r"^(?:exactly|only|just|about|around|roughly|approximately|approx\.?|a total of)\s(?=[-+.\d√π])", ""),
+        (rf"^{_PROSE}\s(?:(?:exactly|only|just|about|a\stotal\sof)\s)?{_NUMBER}", ""),
+        (rf"^(?:exactly|only|just|about|around|roughly|approximately|approx\.?|a total of)\s{_NUMBER}", ""),
         (r"^[~≈]\s?", ""),
         (r"\b(?:minus|negative)\s(?=\w)", "-"),
         (r"(?<=\w) and a half\b", " 1/2"),
+        (r"\b(?:a\s)?half\s(?:an?\s)?(?=(?:dozen|hundred|thousand|million|billion)\b)", "1/2 "),
+        (r"^an?\s(?=(?:dozen|gross)\b)", "1 "),
+        (r"^([-+]?\d++(?:\.\d++)?)k(?=$|\s[a-z]{3})", r"\1 thousand"),
+        (r"^([-+]?\d++(?:\.\d++)?)(?-i:M)(?=$|\s[a-z]{3})", r"\1 million"),  # but 2m is a variable's
+        (r"(?:(?<=[\d)])|(?<=\b[a-z]))\ssquared\b(?!\s\w)", "^2"),  # 10 squared feet are 10
+        (r"(?:(?<=[\d)])|(?<=\b[a-z]))\scubed\b(?!\s\w)", "^3"),
+        (r"^(\d++(?:\.\d++)?)\sto\s(\d++(?:\.\d++)?)(?:\sto\s(\d++))?$", _ratio),
         (rf"(\d\s?(?:{_MIXED_UNITS}))\s(?=\d)", r"\1, "),  # 5 feet 6 inches
         (r"(?:^|(?<==)|(?<==\s))±\s?([\w./√]++)$", r"-\1 or \1"),
     )
@@ -70,12 +92,12 @@ _THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ _'])\d{3}(?:\1\d{3
 
 def respelled(text: str) -> str:
     """Return the answer in one spelling; its words, its case and its order stay as they are."""
-    for pattern, replacement in _SCRIPTS:
-        text = pattern.sub(replacement, text)
+    for characters, script in _SCRIPTS:
+        text = characters.sub(script, text)
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
-    text = " ".join(_plain(text).replace('"', " ").split())
-    for pattern, replacement in _ROWS:
-        text = pattern.sub(replacement, text)
+    text = " ".join(plain(text).replace('"', " ").split())
+    for markup, kept in _ROWS:
+        text = markup.sub(kept, text)
     text = _COMMAND.sub(_character, text)
     for pattern, replacement in _LATER_ROWS:
         text = pattern.sub(replacement, text)

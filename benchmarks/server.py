@@ -1,0 +1,112 @@
+"""llama-server as a peer: started, asked by as many clients at once as it has slots, and ended."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from harness import PEERS, run
+
+SLOTS = 16
+HOST = "127.0.0.1"
+PADDING = 256  # llama.cpp rounds the context of a slot up to it
+PATIENCE = 300.0  # seconds until it must have loaded a model
+
+
+def serve(model: Path, prompts: Sequence[Sequence[int]], tokens: int, threads: int) -> float:
+    """Return the seconds from the first request to the last reply, the model being loaded.
+
+    Each prompt is one request, by token ids, for as many tokens at temperature 0, whatever the model would end.
+    RuntimeError where other work was done than that.
+    """
+    slot = -(-(max(map(len, prompts)) + tokens) // PADDING) * PADDING
+    asked = {"n_predict": tokens, "temperature": 0, "ignore_eos": True}
+    bodies = [json.dumps({"prompt": list(prompt), **asked}).encode() for prompt in prompts]
+    with server(model, slot * SLOTS, threads) as port, ThreadPoolExecutor(SLOTS) as clients:
+        began = time.perf_counter()
+        replies = list(clients.map(lambda body: completion(port, body), bodies))
+        seconds = time.perf_counter() - began
+    for prompt, reply in zip(prompts, replies, strict=True):
+        if (reply["tokens_evaluated"], reply["tokens_predicted"]) != (len(prompt), tokens):
+            raise RuntimeError(f"llama-server has done other work: {json.dumps(reply)[:2000]}")
+    return seconds
+
+
+@contextmanager
+def server(model: Path, context: int, threads: int) -> Iterator[int]:
+    """Start llama-server, and yield its port once it can be asked."""
+    port = free_port()
+    command = [PEERS / "llama-server", "-m", model, "-np", SLOTS, "-c", context, "-t", threads]
+    command += ["--host", HOST, "--port", port, "--no-webui"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            if not becomes_healthy(process, port):
+                log.seek(0)
+                raise RuntimeError(f"llama-server does not answer: {log.read()[-2000:].decode(errors='replace')}")
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def becomes_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a server has loaded its model; False where it ends, or takes too long."""
+    until = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            if ask(port, "GET", "/health")[0] == 200:
+                return True
+        except (OSError, HTTPException):
+            pass
+        time.sleep(0.1)
+    return False
+
+
+def completion(port: int, body: bytes) -> dict[str, Any]:
+    """Return what the server says to one request."""
+    status, data = ask(port, "POST", "/completion", body)
+    if status != 200:
+        raise RuntimeError(f"llama-server answers {status}: {data.decode(errors='replace')[:2000]}")
+    reply: dict[str, Any] = json.loads(data)
+    return reply
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """Send one request, and return its status and content."""
+    connection = HTTPConnection(HOST, port)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind((HOST, 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def batched_bench(model: Path, prompt: int, tokens: int, count: int, threads: int) -> float:
+    """Return the tokens a second that llama-batched-bench says after reading so many prompts of equal length."""
+    context = -(-(prompt + tokens) // PADDING) * PADDING * count
+    command = [PEERS / "llama-batched-bench", "-m", model, "-c", context, "-t", threads, "-npp", prompt, "-ntg", tokens]
+    command += ["-npl", count, "--output-format", "jsonl"]
+    output = run([str(part) for part in command]).output
+    (found,) = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return float(tokens * count / (found["t_pp"] + found["t_tg"]))
