@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished, saying
+from scripted_backend import ScriptedSampler
 from scripted_command import Many, run_here
 
 from cerebrum_cli.application.batch import Manner, answer_rows
@@ -16,7 +17,7 @@ from cerebrum_cli.application.responder import Asked, Prepared
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, Interrupted
+from cerebrum_cli.ground.errors import CerebrumError, EngineError, GrammarError, Interrupted
 from cerebrum_cli.ground.settings import Settings
 
 OUTPUT_KEYS = [
@@ -284,6 +285,26 @@ def test_a_quiet_batch_says_nothing(desk: Desk) -> None:
     for _ in range(2):
         done = desk.run(source, "-o", desk.home / "out", "-q")
         assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_a_row_that_cannot_go_on_is_an_error_row_and_the_others_are_answered(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = ScriptedSampler.sample
+
+    def refuses(sampler: ScriptedSampler, row: int) -> int:
+        if b"stuck" in bytes(token for token in sampler.expected if token < 256):
+            raise GrammarError("nothing goes on", "check the grammar")
+        return sample(sampler, row)
+
+    monkeypatch.setattr(ScriptedSampler, "sample", refuses)
+    for votes in ((), ("--votes", "3")):
+        output = desk.home / f"out{len(votes)}"
+        done = desk.run(desk.write("in.txt", "a\nstuck\nb\n"), "-o", output, *votes)
+        assert done.code == 6
+        first, second, third = objects(output.read_text())
+        assert (first["text"], third["text"]) == ("ok", "ok")
+        assert second["error"] == {"type": "invalid_request", "message": "nothing goes on: check the grammar"}
 
 
 # The same command again.

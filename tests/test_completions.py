@@ -14,7 +14,7 @@ from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.ground.errors import EngineError, GrammarError, UsageError
-from cerebrum_cli.ground.events import Event, FinishEvent, SequenceId, TokenEvent
+from cerebrum_cli.ground.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.ground.sampling import SamplingParams
 
 LENGTH = 60  # tokens of a long reply
@@ -282,3 +282,24 @@ def test_many_more_than_there_are_slots_all_come_to_their_end() -> None:
         assert ended == 20
         assert texts == {n: chr(ord("a") + n) * (LENGTH if n % 2 else 3) for n in range(20)}
         assert max(len({row.slot for row in rows}) for rows in scripted.steps) == 3
+
+
+def test_who_cannot_go_on_ends_alone() -> None:
+    scripted = backend()
+    counted = scripted.model
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        if held[0] == ord("G") and len(held) > 4:
+            raise GrammarError("nothing goes on")
+        return counted(held, seed)
+
+    scripted.model = model
+    with running(scripted) as engine:
+        with closing(engine.complete([request("G#"), request("x#")])) as completions:
+            events = list(completions)
+        [refused] = [event for event in events if isinstance(event, RefusedEvent)]
+        assert (refused.sequence, refused.error.what) == (SequenceId(0), "nothing goes on")
+        said = gathered(event for event in events if event is not refused)
+        assert (said[SequenceId(1)].text, said[SequenceId(1)].reason) == ("aaa", "stop")
+        with pytest.raises(GrammarError, match="nothing goes on"):
+            list(engine.generate([request("G#"), request("x#")]))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
+from cerebrum_cli.application.choice import chosen_format
+from cerebrum_cli.application.library import Library
+from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.reply import Reply, ReplyGatherer
 from cerebrum_cli.application.responder import Asked, Prepared, Replies, Responder
 from cerebrum_cli.application.vote import Poll, require_sampling, votes_object
 from cerebrum_cli.batches.result import Result
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.ground.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
-from cerebrum_cli.ground.events import Event, FinishEvent, RowEvent, TokenEvent
+from cerebrum_cli.ground.events import Event, FinishEvent, RefusedEvent, RowEvent, TokenEvent
 from cerebrum_cli.ground.sampling import SEEDS
 from cerebrum_cli.ground.settings import Settings
 
+ANSWERING = ("system", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "ctx")
 WINDOW = 4096  # rows that are read and put in order together: more would keep the first of them waiting
 TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
 REFUSED = "invalid_request"
@@ -112,6 +117,21 @@ def answer_rows(
     yield from _refused(rows, refused, result)  # last: what is wrong with all, as with a grammar, is known by then
 
 
+def record_of(manner: Manner, model: Model, library: Library) -> dict[str, Any]:
+    """Return what answers depend on beside their questions, by names that can be told."""
+    values, votes = asdict(manner.settings), manner.votes
+    return {
+        "model": model.reference,
+        "model file": library.identity(model),
+        "format": chosen_format(manner.settings.format, model.known_format, model.header.chat_template),
+        **{key.replace("_", " "): values[key] for key in ANSWERING},
+        "grammar": manner.grammar and sha256(manner.grammar.encode()).hexdigest(),
+        "votes": votes and f"{votes.least}..{votes.most}",
+        "early stop": votes and manner.stops_early,
+        "ignore eos": manner.ignore_end,
+    }
+
+
 def refuse_rows(rows: Sequence[Row], result: Result) -> None:
     """Write the errors of rows that cannot be asked, where no others are left."""
     for position, row in enumerate(rows):
@@ -134,10 +154,17 @@ def _answered(
     with closing(responder.replies(one.prepared for one in opened)) as replies:
         for event in replies:
             yield event
-            if not isinstance(event, (TokenEvent, FinishEvent)):
+            if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
                 continue
             one = opened[event.sequence.request]
-            if one.position not in result.finished and (answered := one.take(event, replies)):
+            if one.position in result.finished:
+                continue
+            if isinstance(event, RefusedEvent):
+                replies.end(event.sequence.request)
+                answered: dict[str, Any] | None = failed_object(one.row, _row_error(event.error))
+            else:
+                answered = one.take(event, replies)
+            if answered:
                 one.forget()
                 result.write(one.position, answered)
                 yield RowEvent(result.done, total, result.failed + refused)
@@ -159,8 +186,11 @@ def _opened(responder: Responder, position: int, row: Row, manner: Manner) -> Op
         prepared = responder.prepared(poll.put(asked) if poll else asked)
     except (EngineError, Interrupted):  # of all rows
         raise
-    except PromptTooLong as error:
-        return RowError(TOO_LONG, f"{error.what}: {error.do}")
     except CerebrumError as error:
-        return RowError(REFUSED, f"{error.what}: {error.do}" if error.do else error.what)
+        return _row_error(error)
     return Open(position, row, prepared, poll, ReplyGatherer())
+
+
+def _row_error(error: CerebrumError) -> RowError:
+    kind = TOO_LONG if isinstance(error, PromptTooLong) else REFUSED
+    return RowError(kind, f"{error.what}: {error.do}" if error.do else error.what)

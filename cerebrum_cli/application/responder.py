@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.engine import Engine, unrefused
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, opened_thought
@@ -124,7 +124,7 @@ class LocalResponder:
         """Load the model if it is not there yet, then yield what it says; PromptTooLong before any evaluation."""
         yield from self.load()
         with closing(self.replies([self.prepared(Asked(conversation, settings, grammar, begun=begun))])) as replies:
-            yield from replies
+            yield from unrefused(replies)
 
     def prepared(self, asked: Asked) -> Prepared:
         """Return a question as the model will read it. The model must be loaded.

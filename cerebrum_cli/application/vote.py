@@ -10,6 +10,7 @@ from typing import Any
 from cerebrum_cli.answers.vote import Ballot, Count, Votes
 from cerebrum_cli.application.reply import LONG_PROMPT, Reply, ReplyGatherer
 from cerebrum_cli.application.responder import Asked, Replies, Responder
+from cerebrum_cli.engine.engine import unrefused
 from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.events import Event, FinishEvent, TallyEvent, TokenEvent
 from cerebrum_cli.ground.settings import Settings
@@ -119,7 +120,7 @@ def vote(responder: Responder, asked: Asked, poll: Poll) -> Generator[Event, Non
     """Yield the events of a vote: those of its chains, and a TallyEvent whenever one has been cast."""
     yield from responder.load()
     with closing(responder.replies([responder.prepared(poll.put(asked))])) as replies:
-        for event in replies:
+        for event in unrefused(replies):
             yield event
             if isinstance(event, (TokenEvent, FinishEvent)) and poll.take(event, replies):
                 yield poll.standing

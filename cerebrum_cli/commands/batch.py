@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.batches.rows import Row
     from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.terminal.sinks import Sink
     from cerebrum_cli.terminal.streams import Streams
 
 SOME_FAILED = 6
 MOST_AT_ONCE = 256  # sequences llama.cpp holds
 AUTO = 64  # of which more than this were nowhere faster
-ANSWERING = ("system", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "ctx")
 
 
 def batch(
@@ -87,9 +86,10 @@ def batch(
     same command goes on where one was that did not come to its end. What made an answer stands in OUTPUT.meta.json.
     """
     given = options.given(locals())
-    from cerebrum_cli.application.batch import Manner, refuse_rows
+    from cerebrum_cli.application.batch import Manner, answer_rows, record_of, refuse_rows
     from cerebrum_cli.application.question import template_options
     from cerebrum_cli.batches.shapes import read_rows, shape_of
+    from cerebrum_cli.terminal.sinks import play
 
     runtime = options.runtime_of(context, verbose)
     streams_out = output == Path("-")
@@ -103,24 +103,17 @@ def batch(
     constraint = options.read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())
     manner = Manner(settings, constraint, wanted, not no_early_stop, ignore_eos)
-    made_by = {
-        "input": sha256(data).hexdigest(),
-        "column": column,
-        "template": template,
-        "template arguments": arguments or None,
-        **fingerprint(runtime, found, settings),
-        "grammar": constraint and sha256(constraint.encode()).hexdigest(),
-        "votes": wanted and f"{wanted.least}..{wanted.most}",
-        "early stop": wanted and not no_early_stop,
-        "ignore eos": ignore_eos,
-    }
+    source = {"input": sha256(data).hexdigest(), "column": column, "template": template}
+    made_by = {**source, "template arguments": arguments or None, **record_of(manner, found, runtime.library)}
     result = result_of(runtime.streams, output, made_by, rows, restart)
     try:
         left = askable(rows, result)
         if left:
             opened = open_for(runtime, found, settings, arguments, fitted(at_once, left, manner))
             try:
-                run(runtime.streams, opened, rows, manner, result, streams_out, quiet, verbose)
+                events = answer_rows(opened.responder, rows, manner, result, streams_out)
+                sinks = shown(runtime.streams, opened.model.name, streams_out, quiet, verbose)
+                play(events, opened.responder.cancel, sinks)
             finally:
                 opened.engine.close()
         else:
@@ -178,19 +171,6 @@ def fitted(at_once: int | None, left: int, manner: Manner) -> Parallel:
     return Parallel(min(at_once or AUTO, chains), measured=at_once is None, evenly=True)
 
 
-def fingerprint(runtime: Runtime, model: Model, settings: Settings) -> dict[str, Any]:
-    """Return what of model and settings the answers depend on, by names that can be told."""
-    from cerebrum_cli.application.choice import chosen_format
-
-    values = asdict(settings)
-    return {
-        "model": model.reference,
-        "model file": runtime.library.identity(model),
-        "format": chosen_format(settings.format, model.known_format, model.header.chat_template),
-        **{key.replace("_", " "): values[key] for key in ANSWERING},
-    }
-
-
 def result_of(streams: Streams, output: Path, made_by: Mapping[str, Any], rows: Sequence[Row], restart: bool) -> Result:
     """Return where the answers go."""
     from cerebrum_cli.batches.journal import open_journal
@@ -210,29 +190,17 @@ def open_for(
     return open_model(runtime.open_backend, model, settings, template_options=arguments, parallel=parallel)
 
 
-def run(
-    streams: Streams,
-    opened: Opened,
-    rows: Sequence[Row],
-    manner: Manner,
-    result: Result,
-    in_order: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
-    """Answer all rows that have no answer yet, showing how far it is."""
-    from cerebrum_cli.application.batch import answer_rows
+def shown(streams: Streams, model: str, in_order: bool, quiet: bool, verbose: bool) -> list[Sink]:
+    """Return what is shown on standard error; no bar where others write to the same terminal."""
     from cerebrum_cli.terminal.bars import BatchProgress
     from cerebrum_cli.terminal.progress import LoadLine
-    from cerebrum_cli.terminal.sinks import NoticeSink, Sink, play
+    from cerebrum_cli.terminal.sinks import NoticeSink
 
-    sinks: list[Sink] = []
-    if not quiet:
-        others_write = verbose or (in_order and streams.out_is_terminal)
-        sinks = [NoticeSink(streams), BatchProgress(streams, streams.can_redraw and not others_write)]
-        if not verbose:
-            sinks.insert(0, LoadLine(streams, opened.model.name))
-    play(answer_rows(opened.responder, rows, manner, result, in_order), opened.responder.cancel, sinks)
+    if quiet:
+        return []
+    others_write = verbose or (in_order and streams.out_is_terminal)
+    sinks: list[Sink] = [NoticeSink(streams), BatchProgress(streams, streams.can_redraw and not others_write)]
+    return sinks if verbose else [LoadLine(streams, model), *sinks]
 
 
 def tell_done(streams: Streams, result: Result) -> None:

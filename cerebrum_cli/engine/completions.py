@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cerebrum_cli.engine.commands import Cancel, Commands, End, Submit
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, first_seed, sequences
 from cerebrum_cli.ground.errors import EngineError, UsageError
-from cerebrum_cli.ground.events import Event, FinishEvent, SequenceId
+from cerebrum_cli.ground.events import Event, FinishEvent, RefusedEvent, SequenceId
 
 
 class Asked(NamedTuple):
@@ -21,7 +21,7 @@ class Asked(NamedTuple):
 
 
 class Completions:
-    """The events of all samples of all requests, a FinishEvent last for each; for one caller, on one thread.
+    """The events of all samples of all requests, a FinishEvent or RefusedEvent last for each; for one caller.
 
     It ends when nothing is live. Closing it frees the slots before it returns.
     """
@@ -67,7 +67,7 @@ class Completions:
         event = self._outbox.get()
         if isinstance(event, Failure):
             raise event.error
-        if isinstance(event, FinishEvent):
+        if isinstance(event, (FinishEvent, RefusedEvent)):
             del self._live[event.sequence]
         return event
 

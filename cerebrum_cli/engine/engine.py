@@ -21,7 +21,7 @@ from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.sequence import Failure, Request
 from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.events import Event
+from cerebrum_cli.ground.events import Event, RefusedEvent
 from cerebrum_cli.ground.parts import Part
 
 
@@ -79,7 +79,7 @@ class Engine:
         Prompts must be shorter than the context. Closing the generator frees the slots before it returns.
         """
         with closing(self.complete(requests)) as completions:
-            yield from completions
+            yield from unrefused(completions)
 
     def complete(self, requests: Iterable[Request]) -> Completions:
         """Return the events of requests as an iterator that can be asked for more, or for less. It must be closed."""
@@ -135,6 +135,14 @@ class Engine:
         finally:
             self._backend = None  # who asks for it now gets an error, not freed memory
             backend.close()
+
+
+def unrefused(events: Iterable[Event]) -> Iterator[Event]:
+    """Yield events; what refuses one of the sequences is raised."""
+    for event in events:
+        if isinstance(event, RefusedEvent):
+            raise event.error
+        yield event
 
 
 def refuse(commands: Commands, error: BaseException) -> None:

@@ -12,7 +12,7 @@ from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.ground.errors import GrammarError
-from cerebrum_cli.ground.events import FinishReason, PromptEvent, TokenEvent
+from cerebrum_cli.ground.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 
 
 class Loop:
@@ -179,7 +179,8 @@ class Loop:
                 try:
                     self._say(one, row)
                 except GrammarError as error:
-                    self._drop(one, error)
+                    self._release(one)
+                    one.tell(RefusedEvent(one.id, error))
 
     @staticmethod
     def _tell_read(sequence: Sequence) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from cerebrum_cli.ground.errors import CerebrumError
+
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context"]
 
@@ -52,6 +54,14 @@ class TokenEvent:
     channel: Channel = "answer"
     token: int | None = None
     logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedEvent:
+    """A sequence has ended with an error of its own, and others go on: its last event."""
+
+    sequence: SequenceId
+    error: CerebrumError
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,4 +125,4 @@ class FinishEvent:
     by_stop_string: bool = False
 
 
-Event = NoticeEvent | LoadEvent | PromptEvent | TokenEvent | FinishEvent | TallyEvent | RowEvent
+Event = NoticeEvent | LoadEvent | PromptEvent | TokenEvent | FinishEvent | RefusedEvent | TallyEvent | RowEvent
