@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,10 @@ def test_quiet_shows_nothing_at_all(terminal: Open, tmp_path: Path) -> None:
 def test_ctrl_c_takes_the_bar_away_and_says_how_to_go_on(terminal: Open, tmp_path: Path) -> None:
     person = terminal(REPLY, *rows(tmp_path))
     person.sees("/40 ━")
+    for _ in range(1000):
+        if (tmp_path / "out.partial").stat().st_size:
+            break
+        time.sleep(0.01)
     person.types("\x03")
     assert person.end() == 130
     partial = (tmp_path / "out.partial").read_text().splitlines()
