@@ -190,8 +190,8 @@ def test_ctrl_c_in_a_vote_shows_what_leads_by_then(terminal: Open) -> None:
     person.types("\x03")
     assert person.end() == 130
     answer, standing = person.screen.lines
-    assert answer in ("The answer is 日本語の答え.", "^CThe answer is 日本語の答え.")
-    assert standing == "日本語の答え 1 of 1"
+    assert answer.endswith("he answer is 日本語の答え.")  # of the first chain, or of one that was done with it
+    assert re.fullmatch(r"日本語の答え (1 of 1|2 of 2)", standing)
     assert "Traceback" not in person.written
 
 
