@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cerebrum_cli.batches.record import Identity
 from cerebrum_cli.ground.errors import BatchError, UsageError
+from cerebrum_cli.ground.files import sync_folder
 
 GO_ON = "the same command, without --restart, goes on where this one ended"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -131,16 +132,6 @@ def write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names durable, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def identity_of(path: Path) -> Identity | None:

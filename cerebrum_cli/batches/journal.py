@@ -19,7 +19,6 @@ from cerebrum_cli.batches.files import (
     places_of,
     put_in_place,
     stamp_of,
-    sync_folder,
     told,
     unfinished,
     write_whole,
@@ -30,6 +29,7 @@ from cerebrum_cli.batches.result import require_all, require_object, row_line
 from cerebrum_cli.batches.rows import Row
 from cerebrum_cli.batches.standing import Found, decide
 from cerebrum_cli.ground.errors import BatchError
+from cerebrum_cli.ground.files import sync_folder
 
 
 def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool = False) -> Journal:

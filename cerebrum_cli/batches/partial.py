@@ -38,6 +38,7 @@ class Partial:
         self._places: dict[bytes, list[int]] = {}
         for position, row in enumerate(rows):
             self._places.setdefault(_key(row.id, row.prompt), []).append(position)
+        self._alike = {at for places in self._places.values() if len(places) > 1 for at in places}
         self._descriptor = open_locked(path)
         self._lines: dict[int, _Line] = {}
         self._end = 0
@@ -87,7 +88,8 @@ class Partial:
         try:
             os.ftruncate(self._descriptor, end)  # what an earlier failure left, if it could not be cut off then
             os.lseek(self._descriptor, end, os.SEEK_SET)
-            line = self._told_apart(line, position)
+            if position in self._alike:
+                line = line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
             write_all(self._descriptor, line)
             os.fsync(self._descriptor)
             self._keep(position, line, failed)
@@ -106,12 +108,6 @@ class Partial:
         if len(places) < 2:
             return next(iter(places), None)
         return written[ROW] if written.get(ROW) in places else None
-
-    def _told_apart(self, line: bytes, position: int) -> bytes:
-        written = json.loads(line)
-        if len(self._places[_key(written["id"], written["prompt"])]) < 2:
-            return line
-        return line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
 
     def ordered(self) -> Iterator[bytes]:
         """Yield the lines in the order of their positions; BatchError if the file is no longer what was written."""

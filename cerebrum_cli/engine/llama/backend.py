@@ -100,7 +100,7 @@ class LlamaBackend(Vocabulary):
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
         """Return a fresh sampler."""
         is_greedy = params.temperature == 0 and params.repeat_penalty == 1.0
-        if grammar is None and is_greedy and self._options.slots > 1 and not self.is_shared:
+        if grammar is None and is_greedy and self._options.memories > 1:
             return GreedySampler(self)
         if grammar is None:
             return LlamaSampler(self, params, seed, prompt)
