@@ -12,6 +12,7 @@ from cerebrum_cli import __version__
 from cerebrum_cli.commands.ask import ask
 from cerebrum_cli.commands.batch import batch
 from cerebrum_cli.commands.chat import chat
+from cerebrum_cli.commands.doctor import doctor
 from cerebrum_cli.commands.list import list_models
 from cerebrum_cli.commands.pull import pull
 from cerebrum_cli.commands.rm import rm
@@ -38,6 +39,7 @@ app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)
 app.command()(rm)
+app.command()(doctor)
 app.add_typer(sessions, name="sessions")
 
 

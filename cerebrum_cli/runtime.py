@@ -11,19 +11,29 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.application.fitting import Capacity
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.catalogue.rows import packaged_catalogue
+from cerebrum_cli.ground.errors import ConfigError
 from cerebrum_cli.ground.settings import Layer, Settings, fold, read_config
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
+    from cerebrum_cli.application.diagnosis import Premises
     from cerebrum_cli.application.history import History
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.opening import BackendFactory
     from cerebrum_cli.application.pulling import Puller
     from cerebrum_cli.catalogue.download import Watcher
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+    from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.engine.states import StateStore
     from cerebrum_cli.ground.events import Event
+
+
+def llama_build() -> Build:
+    """Return what llama.cpp says of itself; EngineError where it cannot be loaded."""
+    from cerebrum_cli.engine.llama.facts import build
+
+    return build()
 
 
 @dataclass(slots=True)
@@ -37,6 +47,7 @@ class Runtime:
     open_backend: BackendFactory
     native_log: Callable[[Callable[[str], None]], None]
     schema_to_grammar: Callable[[str], tuple[str, tuple[str, ...]]]
+    build: Callable[[], Build] = llama_build
     library: Library = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +103,27 @@ class Runtime:
         """
         row = model.spec.settings if model and model.spec else {}
         return fold(row, usual or {}, read_config(self.config_directory / "config.toml"), given)
+
+    def premises(self, given: Layer, offline: bool) -> Premises:
+        """Return what `doctor` looks at; that a config.toml cannot be read is one of the things it finds."""
+        from cerebrum_cli.application.diagnosis import Premises
+        from cerebrum_cli.terminal.findings import terminal_finding
+
+        try:
+            settings = self.settings(given)
+        except ConfigError:
+            settings = fold(given)
+        return Premises(
+            config_directory=self.config_directory,
+            data_directory=self.data_directory,
+            cache_directory=self.cache_directory,
+            library=self.library,
+            settings=settings,
+            offline=offline,
+            build=self.build,
+            open_backend=self.open_backend,
+            terminal=lambda: terminal_finding(self.streams),
+        )
 
 
 def real_runtime() -> Runtime:

@@ -34,7 +34,9 @@ def loaded(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
     return set(done.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"], ["doctor", "--help"]]
+)
 def test_help_and_version_load_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     packages = loaded(CommandLine(tmp_path), *arguments)
     assert "cerebrum_cli" in packages

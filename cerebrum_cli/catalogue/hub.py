@@ -78,6 +78,33 @@ def is_offline() -> bool:
     return bool(_constants().is_offline_mode())
 
 
+def token() -> Token:
+    """Return where the user's token is kept, and whether there is one; no network is used, not even to renew it."""
+    place, text = _token_place(), environment("HF_TOKEN") or ""
+    if not text:
+        with contextlib.suppress(FileNotFoundError):
+            text = Path(place).read_text(encoding="utf-8", errors="surrogateescape")
+    if not text.isascii() or len(text.split()) > 1:
+        raise PullError(f"the token in {place} holds characters no token has", "correct it")
+    return Token(place, bool(text.strip()))
+
+
+def reach(timeout: float) -> str:
+    """Ask the Hub whether it is there, without a token, and return its address; HubError where it is not.
+
+    `timeout` is each stage's, in seconds; to look a name up may take longer.
+    """
+    endpoint = _endpoint()
+    _constants()
+    from huggingface_hub import get_session
+
+    with _translated(endpoint):
+        response = get_session().head(endpoint, timeout=timeout, headers={"Accept-Encoding": "identity"})
+    if response.status_code >= 500:
+        raise HubError(f"{endpoint} is in trouble ({response.status_code})", "try again later")
+    return endpoint
+
+
 def _constants() -> ModuleType:
     """Return what huggingface_hub makes of the environment. ConfigError for a value that it would stumble over."""
     for name in _VARIABLES:

@@ -6,24 +6,72 @@ import contextlib
 import json
 import math
 import os
-from dataclasses import asdict
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from cerebrum_cli.engine.plan import Device
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def thread_count() -> int:
-    """Return how many threads decode fastest: processors this process may use, one for each core."""
+@dataclass(frozen=True, slots=True)
+class Processors:
+    """Processors of this machine as the system counts them and in cores, and what this process may use of them."""
+
+    logical: int
+    cores: int
+    allowed: int
+    quota: float
+
+    @property
+    def threads(self) -> int:
+        """How many threads decode fastest: processors this process may use, one for each core."""
+        allowed = self.cores if self.allowed == self.logical else self.allowed
+        return max(1, math.ceil(min(allowed, self.quota)))
+
+    @property
+    def usable(self) -> int:
+        """How many threads can run at the same time, two on a core among them."""
+        return max(1, math.ceil(min(self.allowed, self.quota)))
+
+
+def processors() -> Processors:
+    """Return what there is, by this process's affinity and its cgroups' quotas."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     logical = psutil.cpu_count(logical=True) or allowed
     cores = psutil.cpu_count(logical=False) or logical
-    if allowed == logical:
-        allowed = cores
-    return max(1, math.ceil(min(allowed, *map(cgroup_quota, own_cgroups()))))
+    return Processors(logical, cores, allowed, min(map(cgroup_quota, own_cgroups())))
+
+
+def thread_count() -> int:
+    """Return how many threads decode fastest here."""
+    return processors().threads
+
+
+def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
+    """Return what Linux says the processor can; None where nothing is said."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    pairs = (line.partition(":") for line in lines)
+    return next((frozenset(words.split()) for key, _, words in pairs if key.strip() in ("flags", "Features")), None)
+
+
+def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulkan"] | None:
+    """Return what llama.cpp could be built for, by what this machine seems to have; None where there is no sign."""
+    if (root / "dev" / "nvidia0").exists() or shutil.which("nvidia-smi"):
+        return "cuda"
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return "metal"
+    renderers = (root / "dev" / "dri").glob("renderD*")  # a card that only shows pictures has none
+    return "vulkan" if next(renderers, None) else None
 
 
 def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[Path]:
@@ -62,6 +110,16 @@ def available_memory() -> int:
     return int(max(0, min(psutil.virtual_memory().available, *map(cgroup_memory, own_cgroups()))))
 
 
+def peak_memory() -> int:
+    """Return the most bytes of memory this process has had until now, files it has mapped among them; 0 if unknown."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def total_memory() -> int:
     """Return the bytes of memory this machine has, or its cgroups allow, whatever is in use now."""
     import psutil
@@ -85,6 +143,13 @@ def cgroup_memory(root: Path) -> float:
     except (OSError, ValueError):  # "max"
         return math.inf
     return left + sum(int(stat.get(cached, "0")) for cached in ("active_file", "inactive_file"))
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory this machine has, whatever this process is allowed of them."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def keep_devices(path: Path, devices: tuple[Device, ...]) -> None:

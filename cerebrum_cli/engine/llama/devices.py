@@ -23,7 +23,7 @@ def accelerators() -> tuple[Device, ...]:
         return ()
     library = llama._lib
     count, get, kind, memory, name, describe = (
-        _function(library, symbol, result, arguments)
+        declared(library, symbol, result, arguments)
         for symbol, result, arguments in (
             ("ggml_backend_dev_count", ctypes.c_size_t, ()),
             ("ggml_backend_dev_get", ctypes.c_void_p, (ctypes.c_size_t,)),
@@ -48,7 +48,8 @@ def free_memory() -> int:
     return available_memory() + sum(device.free for device in accelerators())
 
 
-def _function(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+def declared(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+    """Return a function of llama.cpp's library that its bindings leave out, with its types."""
     function = getattr(library, symbol)
     function.restype, function.argtypes = result, arguments
     return function

@@ -58,7 +58,7 @@ def import_bindings(name: str) -> Any:
         sys.modules["llama_cpp"] = package
     try:
         return importlib.import_module(f"llama_cpp.{name}")
-    except (RuntimeError, OSError, ImportError) as error:
+    except (RuntimeError, OSError, ImportError, AttributeError) as error:  # the last: a library of another version
         raise EngineError(
             f"llama.cpp's library cannot be loaded: {error}",
             "reinstall it: pip install --force-reinstall llama-cpp-python",

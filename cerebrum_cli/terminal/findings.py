@@ -1,0 +1,117 @@
+"""What `doctor` found, as lines, and what it finds of the terminal they are written to."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+from cerebrum_cli.application.finding import Finding, Status, found
+from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.terminal.control import strip_controls
+from cerebrum_cli.terminal.streams import Streams, columns, plain_terminal
+
+STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+STATUS_WIDTH = len("warning") + 2
+NAME_WIDTH = len("hugging_face_cache") + 2
+LEAST_TEXT = 30  # columns; where there are fewer beside the names, what is told stands below them
+TRY = "try: "
+PLAIN = ("dumb", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What standard output is written to; `encoding` is the user's, whatever we write."""
+
+    is_terminal: bool
+    columns: int
+    encoding: str
+    term: str | None
+    colorterm: str | None
+    no_color: bool
+    accessible: bool
+
+
+def terminal_finding(streams: Streams) -> Finding:
+    """Return what there is to say of the terminal."""
+    import locale
+
+    return judged_screen(
+        Screen(
+            streams.out_is_terminal,
+            columns(streams.out),
+            locale.getencoding(),
+            environment("TERM"),
+            environment("COLORTERM"),
+            environment("NO_COLOR") is not None,
+            environment("ACCESSIBLE") is not None,
+        )
+    )
+
+
+def judged_screen(screen: Screen) -> Finding:
+    """Judge a terminal by what it can show."""
+    if not screen.is_terminal:
+        return found("terminal", "none: standard output is a pipe or a file, and gets UTF-8 without colours")
+    reader = ", for a screen reader (ACCESSIBLE)" if screen.accessible else ""
+    detail = f"{screen.term or 'TERM is not set'}, {screen.columns} columns, {_colours(screen)}, {screen.encoding}"
+    problems = []
+    if screen.term is None or screen.term in PLAIN:
+        problems.append(("nothing is drawn over, and Markdown stays text", "set TERM, mostly to xterm-256color"))
+    if screen.encoding.lower().replace("-", "") != "utf8":
+        problems.append(("it may show other letters than were said", "choose a UTF-8 locale: export LANG=C.UTF-8"))
+    return found("terminal", detail + reader, *problems)
+
+
+def _colours(screen: Screen) -> str:
+    if screen.no_color:
+        return "no colours (NO_COLOR)"
+    if screen.term is None or screen.term in PLAIN:
+        return "no colours"
+    if screen.colorterm in ("truecolor", "24bit"):
+        return "all colours"
+    return "256 colours" if "256color" in screen.term else "colours"
+
+
+def print_finding(streams: Streams, finding: Finding) -> None:
+    """Print a finding: in a pipe a line, and one for what to do; on a terminal in as many as it takes."""
+    width = columns(streams.out) - 1 if streams.out_is_terminal else None
+    text = finding_text(finding, width)
+    if not streams.out_is_terminal or plain_terminal():
+        streams.answer(text)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = Text(strip_controls(text))
+    shown.stylize(STYLES[finding.status], 0, len(finding.status))
+    with streams.answering():
+        Console(file=streams.out).print(shown, soft_wrap=True, end="")
+        streams.out.flush()
+
+
+def finding_text(finding: Finding, width: int | None) -> str:
+    """Return the lines of a finding, no word broken; without a width, what is told is one line however long."""
+    status, name = finding.status.ljust(STATUS_WIDTH), finding.name
+    told = [finding.detail, *([TRY + finding.do] if finding.do else [])]
+    indent = STATUS_WIDTH + NAME_WIDTH
+    if width is None:
+        first, *more = told
+        return "".join(
+            f"{line}\n" for line in [status + name.ljust(NAME_WIDTH) + first, *(" " * indent + m for m in more)]
+        )
+    beside = width - indent >= LEAST_TEXT
+    margin = " " * (indent if beside else 2)
+    lines = [line for text in told for line in _wrapped(text, width, margin)]
+    head = status + name.ljust(NAME_WIDTH)
+    if beside:
+        lines[0] = head + lines[0].lstrip()
+    else:
+        lines.insert(0, head.rstrip())
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _wrapped(text: str, width: int, margin: str) -> list[str]:
+    deeper = margin + " " * (len(TRY) if text.startswith(TRY) else 0)
+    return textwrap.wrap(
+        text, width, initial_indent=margin, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False
+    ) or [margin]
