@@ -6,8 +6,9 @@
 #   make docs     the tables of commands and keys in README.md, from the code
 #   make picture  docs/chat.svg, from a real chat with the starter model
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks
-#   make bench [DATA=DIR] [SHAPE=FILE]   the benchmarks, into benchmarks/RESULTS.md; DIR holds MT-bench's questions and
-#                 GSM8K's, FILE is a model of Mistral-7B's shape: benchmarks/{chat,batch,votes}.py tell of them
+#   make bench [DATA=DIR] [SHAPE=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside it; DIR holds
+#                 MT-bench's questions and GSM8K's, FILE is a model of Mistral-7B's shape: benchmarks/all.py tells of
+#                 them, and does without
 
 PYTHON ?= python3
 ACCEL ?=
@@ -68,14 +69,9 @@ peers: setup
 	benchmarks/peers.sh $(BIN)/python
 
 bench: peers
+	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/cerebrum pull --quiet starter
-	$(BIN)/python benchmarks/ask.py
-	$(BIN)/python benchmarks/interrupt.py starter
-	$(BIN)/python benchmarks/pull.py
-	$(BIN)/python benchmarks/chat.py $(if $(DATA),--data $(DATA))
-	$(BIN)/python benchmarks/rendering.py
-	$(BIN)/python benchmarks/batch.py $(if $(DATA),--data $(DATA)) $(if $(SHAPE),--shape $(SHAPE))
-	$(BIN)/python benchmarks/votes.py $(if $(DATA),--data $(DATA)) $(if $(SHAPE),--shape $(SHAPE))
+	$(BIN)/python benchmarks/all.py $(if $(DATA),--data "$(DATA)") $(if $(SHAPE),--shape "$(SHAPE)")
 
 clean:
 	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache dist

@@ -112,7 +112,7 @@ def against_server(name: str, model: str, questions: Sequence[Question], tokens:
     mine, other, ratio = in_turn(ours, peer, runs) if runs > 1 else medians([(ours(), peer())])
     if runs > 1:
         length = round(statistics.mean(map(len, prompts)))
-        bench = batched_bench(path, length, tokens, len(prompts), THREADS)
+        bench = len(prompts) * tokens / sum(batched_bench(path, length, tokens, len(prompts), THREADS))
         print(f"{name}: llama-batched-bench, {len(prompts)} prompts of {length} tokens at once: {bench:.1f} tok/s")
     what = f"batch of {len(prompts)} questions, {tokens} tokens each, {name}, llama-server -np 16"
     return Row(what, f"{mine:.1f} tok/s", f"{other:.1f} tok/s", ratio, bar)

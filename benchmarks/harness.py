@@ -30,8 +30,9 @@ RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEAD = """# Results
 
 Every figure was measured on the machine its row names, as the median of at least three runs made in turn with the
-peer's, and the ratio as the median of the pairs'; counted tokens are those of one run. `make bench` measures again and
-rewrites the rows it covers.
+peer's, or of one pair where a row says `7B shape`, and the ratio as the median of the pairs'; counted tokens are those
+of one run. `make bench` measures again and rewrites the rows it covers. Two pictures, beside llama-batched-bench:
+[decode throughput against parallel sequences](throughput.png), and [time against prompt length](prompt_time.png).
 
 | what | ours | peer | ratio | bar | met | date | machine | versions |
 |---|---|---|---|---|---|---|---|---|
@@ -146,7 +147,7 @@ def machine() -> str:
 
 
 def record(rows: Iterable[Row]) -> None:
-    """Put rows into RESULTS.md, in place of older ones of the same name, and show them."""
+    """Put rows into RESULTS.md, in place of older ones of the same name or else behind all others, and show them."""
     kept: dict[str, str] = {}
     if RESULTS.exists():
         lines = RESULTS.read_text().splitlines()

@@ -1,17 +1,18 @@
 """How long Ctrl-C takes: from the signal to the end of the stream, in the prompt and in the answer.
 
-Usage: python benchmarks/interrupt.py MODEL... ; a name or a path each, such as starter and the file that
-benchmarks/mistral_shape.py writes.
+Needs `cerebrum pull starter`. Usage: python benchmarks/interrupt.py [--shape FILE]
+
+FILE is what benchmarks/mistral_shape.py writes: it is interrupted, too.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,8 +28,11 @@ WAIT = float(os.environ.get("WAIT", "1"))  # seconds between loading and the sig
 
 def main() -> None:
     """Measure each model, record how long the stream went on, and print how long the process took to leave."""
-    rows = []
-    for model in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", metavar="FILE", help="a model of Mistral-7B's shape")
+    given = parser.parse_args()
+    for model in ("starter", *filter(None, [given.shape])):
+        rows = []
         for where, prompt in (("prompt", PROMPT), ("answer", "Tell me a long story about apples.")):
             both = [interrupted(model, prompt, WAIT) for _ in range(RUNS)]
             streams, processes = ([seconds * 1e3 for seconds in side] for side in zip(*both, strict=True))
@@ -36,7 +40,7 @@ def main() -> None:
             what = f"Ctrl-C in the {where}, {Path(model).stem}, to the end of the stream"
             rows.append(Row(what, f"{median:.0f} ms", f"{allowed} ms allowed", median / allowed, "<= 1"))
             print(f"{what}: max {max(streams):.0f} ms; process gone after {statistics.median(processes):.0f} ms")
-    record(rows)
+        record(rows)
 
 
 def interrupted(model: str, prompt: str, wait: float) -> tuple[float, float]:

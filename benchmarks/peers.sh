@@ -16,12 +16,14 @@ if [ ! -d "$sources" ]; then
     rm "$peers/llama_cpp_python-$version.tar.gz"
 fi
 
-if [ ! -x "$peers/build/bin/llama-server" ]; then
+if [ ! -e "$peers/build/$version.built" ]; then # one of another version is no peer
+    rm -rf "$peers/build"
     cmake -S "$sources/vendor/llama.cpp" -B "$peers/build" -DCMAKE_BUILD_TYPE=Release \
         -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF \
         -DLLAMA_USE_PREBUILT_UI=OFF >"$peers/configure.log"
     cmake --build "$peers/build" --parallel "$(nproc)" \
         --target llama-bench llama-completion llama-batched-bench llama-server >"$peers/build.log"
+    touch "$peers/build/$version.built"
 fi
 
 if [ ! -x "$peers/llm/bin/llm" ]; then

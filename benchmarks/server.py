@@ -1,4 +1,4 @@
-"""llama-server as a peer: started, asked by as many clients at once as it has slots, and ended."""
+"""llama.cpp's programs for many sequences as peers: llama-server, asked by many clients, and llama-batched-bench."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import PEERS, run
 
@@ -102,11 +102,25 @@ def free_port() -> int:
         return port
 
 
-def batched_bench(model: Path, prompt: int, tokens: int, count: int, threads: int) -> float:
-    """Return the tokens a second that llama-batched-bench says after reading so many prompts of equal length."""
+class Benched(NamedTuple):
+    """The seconds llama-batched-bench takes to read prompts, and to say tokens of all sequences."""
+
+    read: float
+    said: float
+
+
+def batched_bench(
+    model: Path, prompt: int, tokens: int, count: int, threads: int, *, shares_prompt: bool = False
+) -> Benched:
+    """Read prompts of equal length, or one for all, and say so many tokens of each of `count` sequences.
+
+    Each sequence has a cache of its own, no longer than it becomes. RuntimeError where other work was done.
+    """
     context = -(-(prompt + tokens) // PADDING) * PADDING * count
     command = [PEERS / "llama-batched-bench", "-m", model, "-c", context, "-t", threads, "-npp", prompt, "-ntg", tokens]
-    command += ["-npl", count, "--output-format", "jsonl"]
+    command += ["-npl", count, "--no-kv-unified", "--output-format", "jsonl", *(["-pps"] if shares_prompt else [])]
     output = run([str(part) for part in command]).output
-    (found,) = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    return float(tokens * count / (found["t_pp"] + found["t_tg"]))
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    if [(each["pp"], each["tg"], each["pl"]) for each in found] != [(prompt, tokens, count)]:
+        raise RuntimeError(f"llama-batched-bench has done other work: {output[-2000:]}")
+    return Benched(found[0]["t_pp"], found[0]["t_tg"])
