@@ -18,6 +18,7 @@ from cerebrum_cli.commands.pull import pull
 from cerebrum_cli.commands.rm import rm
 from cerebrum_cli.commands.sessions import app as sessions
 from cerebrum_cli.commands.show import show
+from cerebrum_cli.commands.tune import tune
 from cerebrum_cli.ground.errors import CerebrumError, Interrupted, OutputError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)
 app.command()(rm)
+app.command()(tune)
 app.command()(doctor)
 app.add_typer(sessions, name="sessions")
 

@@ -18,15 +18,20 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 if TYPE_CHECKING:
     from cerebrum_cli.application.diagnosis import Premises
     from cerebrum_cli.application.history import History
+    from cerebrum_cli.application.measuring import BenchFactory
     from cerebrum_cli.application.model import Model
-    from cerebrum_cli.application.opening import BackendFactory
+    from cerebrum_cli.application.opening import Answering, BackendFactory
+    from cerebrum_cli.application.profile import Profile, ProfileStore
     from cerebrum_cli.application.pulling import Puller
     from cerebrum_cli.catalogue.download import Watcher
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.engine.states import StateStore
+    from cerebrum_cli.engine.trials import Bench
     from cerebrum_cli.ground.events import Event
+
+PROBE = Path(__file__).with_name("probe.txt")
 
 
 def llama_build() -> Build:
@@ -34,6 +39,13 @@ def llama_build() -> Build:
     from cerebrum_cli.engine.llama.facts import build
 
     return build()
+
+
+def process_bench(options: LoadOptions, model: Model) -> Bench:
+    """Return where ways of opening a model are tried: processes of their own."""
+    from cerebrum_cli.engine.trials import ProcessBench
+
+    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths)
 
 
 @dataclass(slots=True)
@@ -48,6 +60,7 @@ class Runtime:
     native_log: Callable[[Callable[[str], None]], None]
     schema_to_grammar: Callable[[str], tuple[str, tuple[str, ...]]]
     build: Callable[[], Build] = llama_build
+    bench: BenchFactory = process_bench
     library: Library = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,9 +95,34 @@ class Runtime:
         identity = self.library.identity(model)
         return StateStore(self._states, int(settings.cache_gb * 1e9), identity, format_name)
 
+    @property
+    def profiles(self) -> ProfileStore:
+        """What was measured of models on this machine, with this build of llama.cpp."""
+        from cerebrum_cli.application.profile import ProfileStore
+        from cerebrum_cli.engine.fingerprint import build_text, machine_text
+        from cerebrum_cli.engine.machine import kept_devices
+
+        machine = machine_text(kept_devices(devices_file(self.data_directory)))
+        return ProfileStore(self._profiles, machine, build_text())
+
+    def answering(self, model: Model) -> Answering:
+        """Return what answers for a model here: the encoding of it that was applied last, as it was tuned."""
+        from cerebrum_cli.application.opening import Answering
+
+        file = self.library.preferred(model)
+        return Answering(file, self.profile(file))
+
+    def profile(self, model: Model) -> Profile | None:
+        """Return what was measured of a model here; None where nothing was."""
+        return self.profiles.find(self.library.identity(model)) if self._profiles.is_dir() else None
+
     def forget_states(self) -> None:
         """Remove what models have read of any conversation from the disk."""
         rmtree(self._states, ignore_errors=True)
+
+    @property
+    def _profiles(self) -> Path:
+        return self.data_directory / "profiles"
 
     @property
     def _states(self) -> Path:

@@ -24,6 +24,7 @@ from cerebrum_cli.main import app
 
 ANSWER_KEYS = [
     "model",
+    "file",
     "format",
     "text",
     "final_answer",

@@ -96,6 +96,7 @@ def test_what_is_here_is_listed(user: HubUser, chatml_model: Path) -> None:
         "path": str(user.path(named("Q4_K_M"))),
         "default": True,
         "source": "hub",
+        "derived_from": None,
         "repo_id": CATALOGUED,
         "revision": commit,
         "last_used": None,

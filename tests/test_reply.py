@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from cerebrum_cli.application.reply import Reply, ReplyGatherer, prompt_object, reply_object, shortfall
 from cerebrum_cli.application.responder import Preview
@@ -59,8 +60,9 @@ def test_a_reply_may_say_nothing() -> None:
 def test_a_reply_is_one_object() -> None:
     reply = gathered(*said(("thinking", "hm"), ("answer", "The answer is 4.")), FINISH).reply
     assert reply is not None
-    assert reply_object(reply, "cerebrum-7b", "cerebrum") == {
+    assert reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum") == {
         "model": "cerebrum-7b",
+        "file": "7b.gguf",
         "format": "cerebrum",
         "text": "The answer is 4.",
         "final_answer": "4",

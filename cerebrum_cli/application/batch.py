@@ -117,12 +117,12 @@ def answer_rows(
     yield from _refused(rows, refused, result)  # last: what is wrong with all, as with a grammar, is known by then
 
 
-def record_of(manner: Manner, model: Model, library: Library) -> dict[str, Any]:
-    """Return what answers depend on beside their questions, by names that can be told."""
+def record_of(manner: Manner, model: Model, file: Model, library: Library) -> dict[str, Any]:
+    """Return what answers depend on beside their questions, by names that can be told; `file` answers for the model."""
     values, votes = asdict(manner.settings), manner.votes
     return {
         "model": model.reference,
-        "model file": library.identity(model),
+        "model file": library.identity(file),
         "format": chosen_format(manner.settings.format, model.known_format, model.header.chat_template),
         **{key.replace("_", " "): values[key] for key in ANSWERING},
         "grammar": manner.grammar and sha256(manner.grammar.encode()).hexdigest(),

@@ -11,6 +11,7 @@ from pathlib import Path
 from cerebrum_cli.application.fitting import Capacity, judged, wanted_context
 from cerebrum_cli.application.model import Model, as_path, is_directory, is_file, is_missing, model_paths
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
+from cerebrum_cli.catalogue.derivatives import Derived, original_name
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
 from cerebrum_cli.catalogue.rows import load_catalogue
@@ -118,9 +119,22 @@ class Library:
 
     def registered(self, entry: ModelFile) -> Model:
         """Return the model of an entry of the registry."""
-        spec = self.spec_called(entry.name) or self.spec_of_file(entry.path)
+        spec = self._spec_of(entry)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
+
+    def preferred(self, model: Model) -> Model:
+        """Return what answers for a model: the derivative of it that was applied last and is whole, else itself."""
+        made = [each for each in self.derivatives(model) if each.file and is_file(each.path)]
+        return next((each for each in reversed(made) if each.file and each.size == each.file.size), model)
+
+    def derivatives(self, model: Model) -> list[Model]:
+        """Return the models that were made here of this very one, the one applied last at the end."""
+        entries = [entry for entry in self.registry.entries() if entry.original]
+        if not entries or model.is_derived or any(map(is_missing, model.paths)):
+            return []
+        original = self.identity(model)
+        return [self.registered(entry) for entry in entries if entry.original == original]
 
     def spec_called(self, name: str) -> ModelSpec | None:
         """Return the row of the catalogue with this name or alias."""
@@ -200,8 +214,8 @@ class Library:
         raise NoModel
 
     def _means(self, reference: Named | InRepository, model: Model) -> bool:
-        """Return whether a reference can mean a model that is here."""
-        if is_missing(model.path):
+        """Return whether a reference can mean a model that is here; a derivative is only meant by its whole name."""
+        if model.is_derived or is_missing(model.path):
             return False
         if isinstance(reference, Named):
             named = model.name == reference.name or (model.spec and model.spec.is_called(reference.name))
@@ -233,6 +247,15 @@ class Library:
         """Return the row of the catalogue whose files are named like this one."""
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
+    def _spec_of(self, entry: ModelFile) -> ModelSpec | None:
+        """Return the row of the catalogue an entry of the registry is of; a derivative is of its original's."""
+        if entry.original is None:
+            return self.spec_called(entry.name) or self.spec_of_file(entry.path)
+        made, file = Derived.parse(entry.name), original_name(entry.path)
+        if made.repo_id:
+            return self.spec_in(made.repo_id, file)
+        return self.spec_called(made.plain_name) or self.spec_of_file(Path(file))
+
     def require_sound(self, repo_id: str) -> None:
         """Raise PullError for a repository the catalogue calls broken, naming the one that works."""
         for spec in self.specs:
@@ -244,7 +267,9 @@ class Library:
         what = f"{entry.name}: its file {entry.path} is gone"
         if entry.source == "hub" and (cached := self.cache.model_at(entry.path)):
             return ModelNotFound(what, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {entry.name}")
-        spec = self.spec_called(entry.name) or self.spec_of_file(entry.path)
+        if entry.original:
+            return ModelNotFound(what, Derived.parse(entry.name).command)
+        spec = self._spec_of(entry)
         if spec and spec.package:
             named = "" if entry.name == spec.name else f" --name {entry.name}"
             return ModelNotFound(what, f"cerebrum pull {spec.name}{named}", offer=None if named else spec.name)

@@ -11,6 +11,7 @@ from cerebrum_cli.application.library import Library, Told
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.stock import Offer, catalogued, judge, of_files
 from cerebrum_cli.catalogue.cursor import Array, Scalar
+from cerebrum_cli.catalogue.derivatives import Derived
 from cerebrum_cli.catalogue.reference import AtPath
 from cerebrum_cli.ground.errors import ModelFileError
 from cerebrum_cli.ground.text import utc_text
@@ -40,6 +41,8 @@ def described(library: Library, model: Model, told: Told) -> dict[str, Any]:
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "chat_template": header.chat_template is not None,
         "source": source_of(model),
+        "derived_from": derived_from(model),
+        "encodings": encodings_of(library, model),
         "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
         "revision": cached.commit if cached else None,
         "licence": (spec and spec.licence) or licence_of(header.metadata),
@@ -100,6 +103,7 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         "path": str(model.path),
         "default": library.is_default(model),
         "source": source_of(model),
+        "derived_from": derived_from(model),
         "repo_id": model.cached.repo_id if model.cached else None,
         "revision": model.cached.commit if model.cached else None,
         "last_used": last_used(library, model),
@@ -121,7 +125,7 @@ def row(library: Library, model: Model) -> dict[str, Any]:
 def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
     """Yield what `list --available --json` prints of each model of the catalogue."""
     models, capacity = library.models(), library.capacity()
-    here = {model.spec.name for model in models if model.spec}
+    here = {model.spec.name for model in models if model.spec and not model.is_derived}
     for spec in library.specs:
         stock = catalogued(spec, models)
         candidates = judge(stock, None, context, capacity).candidates if stock.sizes else ()
@@ -166,7 +170,7 @@ def judged_object(offer: Offer) -> dict[str, Any]:
 def siblings(library: Library, model: Model, context: int | None) -> Offer:
     """Return the quantisations there are of a model that is here: the catalogue's, and those beside it."""
     models = library.models()
-    if model.spec:
+    if model.spec and not model.is_derived:
         stock = catalogued(model.spec, [*(each for each in models if each.path != model.path), model])
     else:
         beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
@@ -175,8 +179,28 @@ def siblings(library: Library, model: Model, context: int | None) -> Offer:
 
 
 def source_of(model: Model) -> str:
-    """Return where a model comes from: the Hub, a package, a file of the user's, a merge."""
+    """Return where a model comes from: the Hub, a package, a file of the user's, a merge, another model here."""
     return model.file.source if model.file else "hub" if model.cached else "local"
+
+
+def derived_from(model: Model) -> str | None:
+    """Return what the original of a derivative is called here; None for any other model."""
+    return Derived.parse(model.name).original if model.is_derived else None
+
+
+def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
+    """Return what was made of a model here; the one that is preferred answers for it."""
+    answers = library.preferred(model)
+    return [
+        {
+            "name": made.name,
+            "type": Derived.parse(made.name).encoding,
+            "path": str(made.path),
+            "size": made.file and made.file.size,
+            "preferred": made.path == answers.path,
+        }
+        for made in library.derivatives(model)
+    ]
 
 
 def last_used(library: Library, model: Model) -> str | None:

@@ -56,6 +56,11 @@ class Model:
         return True
 
     @property
+    def is_derived(self) -> bool:
+        """Whether it was made here of another model."""
+        return self.file is not None and self.file.source == "derived"
+
+    @property
     def label(self) -> str:
         """The quantisation, or the file's stem where none is stated."""
         return self.quantization or self.path.stem

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from platform import machine
 from typing import Any
 
 from cerebrum_cli.application.choice import chosen_format, format_builder
 from cerebrum_cli.application.model import Model, require_loadable
+from cerebrum_cli.application.profile import USUAL, Profile, UseName, given_way
 from cerebrum_cli.application.responder import LocalResponder
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.plan import LoadOptions, Shape, plan_repacking
+from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning, plan_repacking
 from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.ground.conversation import Conversation
@@ -51,10 +52,28 @@ TALK = Parallel(16, shared=True)  # a chat: one sequence, but for votes
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A model on its way into memory, and the responder that will speak for it."""
+class Answering:
+    """What answers for a model: itself or another encoding of it, and what was measured of that."""
 
     model: Model
+    profile: Profile | None = None
+
+    @property
+    def minds_length(self) -> bool:
+        """Whether it is opened in another way for a long prompt."""
+        return self.profile is not None and self.profile.long_from is not None
+
+    def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
+        """Return how it is opened for a use."""
+        return self.profile.tuning(use, prompt_tokens) if self.profile else USUAL
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model on its way into memory, and the responder that will speak for it; `file` is the model that answers."""
+
+    model: Model
+    file: Model
     format_name: str
     engine: Engine
     responder: LocalResponder
@@ -83,6 +102,7 @@ class Opener:
     factory: BackendFactory
     states: StatesFactory | None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    answering: Callable[[Model], Answering] = Answering
 
     def settled(self, given: Layer) -> tuple[Model, Settings]:
         """Return the model that is meant and its settings; what can be wrong with either is raised here."""
@@ -104,6 +124,8 @@ class Opener:
             whole_context=True,
             states=self.states,
             parallel=TALK,
+            file=(answering := self.answering(model)).model,
+            tuning=answering.tuning("chat"),
         )
 
 
@@ -118,26 +140,37 @@ def open_model(
     whole_context: bool = False,
     states: StatesFactory | None = None,
     parallel: Parallel = ONE,
+    file: Model | None = None,
+    tuning: Tuning = USUAL,
 ) -> Opened:
-    """Begin to load a model and return at once; what is wrong with its file or format is raised before."""
-    require_loadable(model.path, model.header)
-    template = model.header.chat_template
+    """Begin to load a model, or the file that answers for it, and return at once.
+
+    What is wrong with a file or format is raised before.
+    """
+    file = file or model
+    require_loadable(file.path, file.header)
+    template = file.header.chat_template
     name = RAW.name if raw else chosen_format(settings.format, model.known_format, template)
     build = format_builder(name, template, template_options or {})
     engine = Engine(
-        factory(load_options(model, settings, parallel, vocabulary_only, whole_context)),
-        states(model, name, settings) if states and not vocabulary_only else None,
+        factory(load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)),
+        states(file, name, settings) if states and not vocabulary_only else None,
         parallel.measured,
     )
-    return Opened(model, name, engine, LocalResponder(engine, build, model.trained_context))
+    return Opened(model, file, name, engine, LocalResponder(engine, build, file.trained_context))
 
 
 def load_options(
-    model: Model, settings: Settings, parallel: Parallel, vocabulary_only: bool, whole_context: bool
+    model: Model,
+    settings: Settings,
+    parallel: Parallel = ONE,
+    vocabulary_only: bool = False,
+    whole_context: bool = False,
+    tuning: Tuning = USUAL,
 ) -> LoadOptions:
-    """Return how a model is to be loaded."""
+    """Return how a model is to be loaded: as it is tuned, but for what was asked for."""
     header = model.header
-    return LoadOptions(
+    usual = LoadOptions(
         path=model.path,
         shape=Shape(model.trained_context, model.size, header.n_layers, header.kv_bytes_per_token),
         context_size=settings.ctx,
@@ -150,6 +183,7 @@ def load_options(
         shared=parallel.shared,
         evenly=parallel.evenly,
     )
+    return usual.tuned(given_way(replace(tuning, slots=None), settings))
 
 
 def loaded_with(settings: Settings) -> tuple[object, ...]:

@@ -14,6 +14,8 @@ from cerebrum_cli.ground.errors import UsageError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.ground.text import well_formed
 
+BYTES = 4  # of English a token stands for, about
+
 
 class Readable(Protocol):
     """Something whose bytes can be read to their end."""
@@ -118,6 +120,13 @@ def parse_messages(text: str, name: str) -> Conversation:
     if isinstance(items, dict):
         items = items.get("messages")
     return conversation_of(items, name)
+
+
+def about_tokens(conversation: Conversation | None) -> int:
+    """Return about how many tokens a question has, before there is a vocabulary: what came before it is kept, read."""
+    messages = conversation.messages if conversation else ()
+    answered = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    return sum(len(message.content.encode("utf-8", "replace")) for message in messages[answered + 1 :]) // BYTES
 
 
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:

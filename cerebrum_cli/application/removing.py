@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model, is_missing
+from cerebrum_cli.catalogue.derivatives import Derived, discard
 from cerebrum_cli.ground.errors import ModelNotFound
 from cerebrum_cli.ground.text import size_text
 
@@ -21,7 +23,7 @@ class Removal:
     def deletes(self) -> bool:
         """Whether files go, and not only what is remembered of them."""
         file = self.model.file
-        brought = file is None or file.source in ("package", "hub")
+        brought = file is None or file.source in ("package", "hub", "derived")
         return brought and not self.is_gone and not self.others
 
     @property
@@ -36,26 +38,41 @@ class Removal:
         return [each.name for each in entries if each.path == self.model.path and each != self.model.file]
 
     @property
+    def derivatives(self) -> list[Model]:
+        """What was made of it here, or of an earlier file of its name, and goes with it."""
+        if self.others:
+            return []
+        library, model = self.library, self.model
+        made = {each.name: each for each in library.derivatives(model)}
+        for entry in library.registry.entries():
+            if entry.original and Derived.parse(entry.name).original == model.reference:
+                made.setdefault(entry.name, library.registered(entry))
+        return list(made.values())
+
+    @property
     def question(self) -> str:
         """What to ask before it is done."""
-        model = self.model
+        model, names = self.model, " and ".join(each.name for each in self.derivatives)
+        too = f", and delete {names}, made of it" if names else ""
         if self.deletes:
-            return f"Delete {model.reference}, {size_text(model.size)} in {model.path}?"
-        return f"Forget {model.reference}{'' if self.is_gone else f', and leave its file {model.path} alone'}?"
+            return f"Delete {model.reference}, {size_text(model.size)} in {model.path}{too}?"
+        return f"Forget {model.reference}{'' if self.is_gone else f', and leave its file {model.path} alone'}{too}?"
 
     def execute(self) -> str:
         """Do it, and return what has been done."""
         library, model = self.library, self.model
         was_default, others, said = library.is_default(model), self.others, self._forgotten()
+        derivatives = [Removal(library, each) for each in self.derivatives]
         if self.deletes:
             said = self._deleted()
         if model.file:
             library.registry.remove(model.file.name)
         if not others:
             library.registry.forget_use(model.usage_key)
+        said = "; ".join((said, *(made.execute() for made in derivatives)))
         if not was_default:
             return said
-        left = next((each for each in library.models() if library.is_ours(each)), None)
+        left = next((each for each in library.models() if library.is_ours(each) and not each.is_derived), None)
         library.registry.set_default(left.reference if left else None)
         moved = left is not None and left.reference != model.reference
         return f"{said}; {left.reference} is asked now when none is named" if left and moved else said
@@ -74,9 +91,9 @@ class Removal:
 
     def _delete(self) -> int:
         model = self.model
-        if model.file and model.file.source == "package":
+        if model.file and model.file.source in ("package", "derived"):
             size = model.size
-            model.path.unlink()
+            (discard if model.is_derived else Path.unlink)(model.path)
             return size
         from cerebrum_cli.catalogue.hub import delete
 

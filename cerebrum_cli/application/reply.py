@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, fsum
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.answers.extract import final_answer
@@ -108,12 +109,15 @@ def shortfall(reply: Reply) -> NoticeEvent | None:
     return None
 
 
-def reply_object(reply: Reply, model: str, form: str, votes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the object `ask --json` prints; times in seconds, rates in tokens a second."""
+def reply_object(
+    reply: Reply, model: str, file: Path, form: str, votes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the object `ask --json` prints; `file` answered. Times are in seconds, rates in tokens a second."""
     finish = reply.finish
     timings = finish.timings
     return {
         "model": model,
+        "file": str(file),
         "format": form,
         "text": reply.text,
         "final_answer": votes["winner"] if votes else reply.final_answer,

@@ -79,7 +79,7 @@ class Offer:
 
 def catalogued(spec: ModelSpec, models: Iterable[Model]) -> Stock:
     """Return what the catalogue knows of a model, and what the files of it that are here say themselves."""
-    here = [model for model in models if model.spec == spec and model.is_readable]
+    here = [model for model in models if model.spec == spec and not model.is_derived and model.is_readable]
     listed = [each for source in spec.sources[:1] for each in source.quantizations] or spec.quantizations
     return Stock(
         spec.name,

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.ground.errors import ConfigError, ModelFileError
 
-Source = Literal["package", "local", "hub", "merge"]
+Source = Literal["package", "local", "hub", "merge", "derived"]
 
 _VERSION = 1
 _CHUNK = 1 << 20
@@ -23,7 +23,10 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model on this machine; the digest was computed when the file had this size and time."""
+    """A model on this machine; the digest was computed when the file had this size and time.
+
+    One that is derived was made here of another, whose identity is `original`.
+    """
 
     name: str
     path: Path
@@ -31,6 +34,7 @@ class ModelFile:
     sha256: str
     mtime_ns: int
     source: Source
+    original: str | None = None
 
 
 class Digest(NamedTuple):
@@ -221,10 +225,15 @@ def _encoded(content: _Content) -> bytes:
     value = {
         "version": _VERSION,
         "default": content.default,
-        "models": [asdict(model) | {"path": str(model.path)} for model in content.models],
+        "models": [_object(model) for model in content.models],
         "digests": [digest._asdict() | {"path": str(digest.path)} for digest in content.digests],
     }
     return json.dumps(value, indent=2).encode("ascii")
+
+
+def _object(model: ModelFile) -> dict[str, str | int]:
+    """Return a model as it is written; older versions know only models that are not derived."""
+    return {key: value for key, value in asdict(model).items() if value is not None} | {"path": str(model.path)}
 
 
 def _decoded(text: bytes) -> _Content:
@@ -245,9 +254,12 @@ def _digest(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:
     return Digest(Path(path), size, mtime_ns, sha256)
 
 
-def _model(*, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source) -> ModelFile:
+def _model(
+    *, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source, original: str | None = None
+) -> ModelFile:
     texts = all(isinstance(value, str) for value in (name, path, sha256))
     numbers = all(type(value) is int for value in (size, mtime_ns))
-    if not (texts and numbers and source in get_args(Source)):
+    derived = isinstance(original, str) if source == "derived" else original is None
+    if not (texts and numbers and derived and source in get_args(Source)):
         raise TypeError(f"a value of the wrong kind in {name!r}")
-    return ModelFile(name, Path(path), size, sha256, mtime_ns, source)
+    return ModelFile(name, Path(path), size, sha256, mtime_ns, source, original)

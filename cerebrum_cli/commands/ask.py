@@ -68,6 +68,7 @@ def ask(
     continue_: options.Continue = False,
     no_log: options.NoLog = False,
     no_cache: options.NoCache = False,
+    no_profile: options.NoProfile = False,
 ) -> None:
     """Answer once.
 
@@ -76,7 +77,7 @@ def ask(
     """
     given = options.given(locals(), no_cache)
     from cerebrum_cli.application.opening import ONE, Parallel, open_model
-    from cerebrum_cli.application.question import Question, template_options
+    from cerebrum_cli.application.question import Question, about_tokens, template_options
     from cerebrum_cli.application.responder import Asked
     from cerebrum_cli.application.vote import Poll, vote
 
@@ -94,7 +95,13 @@ def ask(
     settings = options.settings(runtime, given, found, poll is not None)
     constraint = options.read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())
-    conversation = None if piped else kept.before(question.read(None, settings, given.get("system")), found, given)
+    answering = options.answering(runtime, found, no_profile)
+
+    def read() -> Conversation:
+        return kept.before(question.read(piped, settings, given.get("system")), found, given)
+
+    # What is piped in is read while the model loads, unless its length decides how.
+    conversation = None if piped and not answering.minds_length else read()
     opened = open_model(
         runtime.open_backend,
         found,
@@ -104,10 +111,11 @@ def ask(
         vocabulary_only=dry_run,
         states=runtime.states,
         parallel=Parallel(poll.most) if poll else ONE,
+        file=answering.model,
+        tuning=answering.tuning("batch") if poll else answering.tuning("ask", about_tokens(conversation)),
     )
     try:
-        if conversation is None:  # what is piped in is read while the model loads
-            conversation = kept.before(question.read(piped, settings, given.get("system")), found, given)
+        conversation = conversation or read()
         if dry_run:
             show_prompt(runtime.streams, opened, conversation, json, quiet)
         else:
@@ -237,7 +245,7 @@ def show_rest(
     from cerebrum_cli.terminal.tables import stats_line
 
     if shown.json:
-        streams.answer_object(reply_object(reply, opened.model.name, opened.format_name, votes))
+        streams.answer_object(reply_object(reply, opened.model.name, opened.file.path, opened.format_name, votes))
     elif shown.final and final_answer is not None:
         streams.answer(final_answer + "\n")
     if shown.stats:

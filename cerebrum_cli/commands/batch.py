@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cerebrum_cli.application.batch import Manner
-    from cerebrum_cli.application.model import Model
-    from cerebrum_cli.application.opening import Opened, Parallel
+    from cerebrum_cli.application.opening import Parallel
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Row
-    from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
     from cerebrum_cli.terminal.sinks import Sink
     from cerebrum_cli.terminal.streams import Streams
@@ -79,6 +77,7 @@ def batch(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     yes: options.Yes = False,
+    no_profile: options.NoProfile = False,
 ) -> None:
     """Answer many questions, many at a time.
 
@@ -87,6 +86,7 @@ def batch(
     """
     given = options.given(locals())
     from cerebrum_cli.application.batch import Manner, answer_rows, record_of, refuse_rows
+    from cerebrum_cli.application.opening import open_model
     from cerebrum_cli.application.question import template_options
     from cerebrum_cli.batches.shapes import read_rows, shape_of
     from cerebrum_cli.terminal.sinks import play
@@ -104,12 +104,26 @@ def batch(
     arguments = template_options(template_arg or ())
     manner = Manner(settings, constraint, wanted, not no_early_stop, ignore_eos)
     source = {"input": sha256(data).hexdigest(), "column": column, "template": template}
-    made_by = {**source, "template arguments": arguments or None, **record_of(manner, found, runtime.library)}
+    answering = options.answering(runtime, found, no_profile)
+    made_by = {
+        **source,
+        "template arguments": arguments or None,
+        **record_of(manner, found, answering.model, runtime.library),
+    }
     result = result_of(runtime.streams, output, made_by, rows, restart)
     try:
         left = askable(rows, result)
         if left:
-            opened = open_for(runtime, found, settings, arguments, fitted(at_once, left, manner))
+            tuning = answering.tuning("batch")
+            opened = open_model(
+                runtime.open_backend,
+                found,
+                settings,
+                template_options=arguments,
+                parallel=fitted(at_once or tuning.slots, left, manner),
+                file=answering.model,
+                tuning=tuning,
+            )
             try:
                 events = answer_rows(opened.responder, rows, manner, result, streams_out)
                 sinks = shown(runtime.streams, opened.model.name, streams_out, quiet, verbose)
@@ -179,15 +193,6 @@ def result_of(streams: Streams, output: Path, made_by: Mapping[str, Any], rows: 
     if output == Path("-"):
         return StreamedResult(rows, streams.answer)
     return open_journal(output, made_by, rows, restart)
-
-
-def open_for(
-    runtime: Runtime, model: Model, settings: Settings, arguments: Mapping[str, Any], parallel: Parallel
-) -> Opened:
-    """Begin to load the model; what it reads is not kept, as it will not be asked the same again."""
-    from cerebrum_cli.application.opening import open_model
-
-    return open_model(runtime.open_backend, model, settings, template_options=arguments, parallel=parallel)
 
 
 def shown(streams: Streams, model: str, in_order: bool, quiet: bool, verbose: bool) -> list[Sink]:

@@ -54,6 +54,7 @@ def chat(
         ),
     ] = None,
     no_cache: options.NoCache = False,
+    no_profile: options.NoProfile = False,
 ) -> None:
     """Talk with a model; /help shows the commands and the keys.
 
@@ -76,7 +77,14 @@ def chat(
     given = led(kept, given)
     model_found = options.find_model(runtime, given, yes, quiet, offline)
     arguments = template_options(template_arg or ())
-    opener = Opener(runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.states, arguments)
+    opener = Opener(
+        runtime.library.resolve,
+        runtime.settings,
+        runtime.open_backend,
+        runtime.states,
+        arguments,
+        lambda model: options.answering(runtime, model, no_profile),
+    )
     settings = runtime.settings(given, model_found)
     talk = Chat(history, opener, given, opener.open(model_found, settings), settings, kept, session)
     keyboard = Keyboard()

@@ -16,6 +16,7 @@ from cerebrum_cli.ground.text import size_text
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes as VotesWanted
     from cerebrum_cli.application.model import Model as LibraryModel
+    from cerebrum_cli.application.opening import Answering
     from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
     from cerebrum_cli.terminal.bars import FileProgress
@@ -124,6 +125,9 @@ Continue = Annotated[bool, option("-c", "--continue", help="Go on from the sessi
 NoMarkdown = Annotated[bool, option("--no-markdown", help="Plain text on a terminal too.")]
 
 
+NoProfile = Annotated[
+    bool, option("--no-profile", help="As if `cerebrum tune` had never been: usual settings, and the file itself.")
+]
 NoCache = Annotated[
     bool, option("--no-cache", help="Keep nothing on disk of what the model has read, and use nothing that is kept.")
 ]
@@ -202,6 +206,13 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
         model = pull_model(runtime, error.offer, None, settings.ctx, quiet, offline, yes)
     runtime.library.registry.touch(model.usage_key)
     return model
+
+
+def answering(runtime: Runtime, model: LibraryModel, no_profile: bool) -> Answering:
+    """Return what answers for a model: as tuned, unless that is not wanted."""
+    from cerebrum_cli.application.opening import Answering
+
+    return Answering(model) if no_profile else runtime.answering(model)
 
 
 def require_agreement(streams: Streams, question: str, name: str, yes: bool) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.events import NoticeEvent
 
 DEFAULT_CONTEXT = 8192
 HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buffers, and the rest of the machine
+
+CacheType = Literal["f16", "q8_0"]
+CACHE_SHARE = {"f16": 1.0, "q8_0": 34 / 64}  # of the bytes of a key-value cache in f16
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,10 @@ class Shape:
     layers: int
     kv_bytes_per_token: int
 
+    def cached_in(self, cache_type: CacheType) -> Shape:
+        """Return the shape with a key-value cache of another type than f16."""
+        return replace(self, kv_bytes_per_token=int(self.kv_bytes_per_token * CACHE_SHARE[cache_type]))
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
@@ -32,6 +40,9 @@ class LoadOptions:
     talk wants it; one answer is sooner there with as much as it takes. `repack` has weights laid out anew for the
     processor: one sequence is said faster so, many are not, and loading takes longer and twice the memory. `evenly` has
     a CPU evaluate a token the same whatever runs beside it, for a row more where one runs alone.
+
+    `threads` say tokens; `prefill_threads`, as many where None, read prompts and say those of several sequences.
+    `micro_batch` is how many tokens of a prompt one step reads; `flash_attention` None leaves it to llama.cpp.
     """
 
     path: Path
@@ -45,6 +56,46 @@ class LoadOptions:
     repack: bool = True
     shared: bool = False
     evenly: bool = False
+    prefill_threads: int | None = None
+    micro_batch: int | None = None
+    flash_attention: bool | None = None
+    cache_type: CacheType = "f16"
+
+    def tuned(self, tuning: Tuning) -> LoadOptions:
+        """Return these with what a tuning says in their place."""
+        return replace(self, **tuning.said)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Those of the options that change how fast a model is, and at most close choices of what it says.
+
+    None is as usual.
+    """
+
+    repack: bool | None = None
+    threads: int | None = None
+    prefill_threads: int | None = None
+    micro_batch: int | None = None
+    flash_attention: bool | None = None
+    cache_type: CacheType | None = None
+    gpu_layers: str | None = None
+    slots: int | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is not as usual, by its name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def checked(self) -> Tuning:
+        """Return this where each value is of its kind, as what was read from a file must be; ValueError where not."""
+        kinds: dict[str, type] = {"repack": bool, "flash_attention": bool, "cache_type": str, "gpu_layers": str}
+        for name, value in self.said.items():
+            if type(value) is not kinds.get(name, int) or (type(value) is int and not 1 <= value <= 65536):
+                raise ValueError(f"{name} is {value!r}")
+        if self.cache_type not in (None, *CACHE_SHARE):
+            raise ValueError(f"cache_type is {self.cache_type!r}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

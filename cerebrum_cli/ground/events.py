@@ -83,6 +83,15 @@ class RowEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class StageEvent:
+    """What a long piece of work does now, and how much of it is done, of how much; in what, is for whoever reads it."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds of one sequence by the clock: prefill to its first token, decode from there to its last.
 
@@ -125,4 +134,6 @@ class FinishEvent:
     by_stop_string: bool = False
 
 
-Event = NoticeEvent | LoadEvent | PromptEvent | TokenEvent | FinishEvent | RefusedEvent | TallyEvent | RowEvent
+Event = (
+    NoticeEvent | LoadEvent | PromptEvent | TokenEvent | FinishEvent | RefusedEvent | TallyEvent | RowEvent | StageEvent
+)

@@ -1,4 +1,4 @@
-"""Bars on standard error: how far a batch is, and how far files are that come from elsewhere."""
+"""Bars on standard error: how far a batch is, a piece of work in stages, and files that come from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.ground.events import Event, NoticeEvent, RowEvent, TokenEvent
+from cerebrum_cli.ground.events import Event, NoticeEvent, RowEvent, StageEvent, TokenEvent
 from cerebrum_cli.ground.text import size_text
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO
@@ -79,6 +79,54 @@ class BatchProgress:
         elif time.monotonic() - self._told >= LOG_EVERY_S:
             self._told = time.monotonic()
             self._streams.talk(batch_text(rows, self._tokens, self._seconds))
+
+
+class StageProgress:
+    """How far a long piece of work is, and what it does now: a bar where it can be drawn, elsewhere a line a minute."""
+
+    def __init__(self, streams: Streams, quiet: bool) -> None:
+        self._streams = streams
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._told = time.monotonic()
+
+    def emit(self, event: Event) -> None:
+        """Follow the stages."""
+        if self._quiet or not isinstance(event, StageEvent):
+            return
+        if self._streams.can_redraw:
+            self._draw(event)
+        elif time.monotonic() - self._told >= LOG_EVERY_S:
+            self._told = time.monotonic()
+            self._streams.talk(f"{event.done} of {event.total}: {event.what}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = self._task = None
+
+    def _draw(self, event: StageEvent) -> None:
+        if self._bar is None or self._task is None:
+            self._bar = stage_bar(self._streams)
+            self._task = self._bar.add_task("", total=event.total)
+            self._bar.start()
+        self._bar.console.width = columns(self._streams.err) - ECHO
+        self._bar.update(self._task, completed=event.done, total=event.total, description=event.what)
+
+
+def stage_bar(streams: Streams) -> Progress:
+    """Return what is done now, with the time it has taken, and where there is room for it a bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+    shown: list[ProgressColumn] = [MofNCompleteColumn(), TimeElapsedColumn(), BarColumn(20), text]
+    is_wide = columns(streams.err) >= BAR_COLUMNS
+    console = Console(file=streams.err)
+    return Progress(*(shown if is_wide else (shown[0], text)), console=console, transient=True, expand=True)
 
 
 def batch_bar(streams: Streams) -> Progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from cerebrum_cli.ground.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.terminal.control import ControlFilter
@@ -14,6 +14,8 @@ from cerebrum_cli.terminal.streams import Streams, plain_terminal
 
 if TYPE_CHECKING:
     from cerebrum_cli.terminal.markdown import MarkdownStream
+
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -156,3 +158,15 @@ def play(
             events.close()
             for sink in sinks:
                 sink.close()
+
+
+def followed(events: Generator[Event, None, T], sink: Sink) -> T:
+    """Show what a piece of work tells while it is done, and return what it comes to."""
+    try:
+        while True:
+            try:
+                sink.emit(next(events))
+            except StopIteration as stopped:
+                return cast("T", stopped.value)
+    finally:
+        sink.close()

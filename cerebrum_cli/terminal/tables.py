@@ -86,7 +86,7 @@ def at_home(path: str) -> str:
 
 def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print the models that are here."""
-    _print_table(
+    print_table(
         streams,
         ("", "name", "quant", "size", "format", "context", "last used", "where"),
         [
@@ -98,16 +98,22 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
                 row["format"],
                 row["context_size"],
                 row["last_used"] and row["last_used"][:10],
-                f"hf.co/{row['repo_id']}" if row["repo_id"] else at_home(row["path"]),
+                _where(row),
             )
             for row in rows
         ],
     )
 
 
+def _where(row: Mapping[str, Any]) -> str:
+    if row["derived_from"]:
+        return f"as {row['name'].rpartition(':')[2]} of {row['derived_from']}"
+    return f"hf.co/{row['repo_id']}" if row["repo_id"] else at_home(row["path"])
+
+
 def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print the models the catalogue knows, and the quantisation of each that is recommended here."""
-    _print_table(
+    print_table(
         streams,
         ("name", "here", "fitting", "size", "verdict", "licence", "system"),
         [
@@ -132,7 +138,7 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
         (row["name"], row["messages"], row["updated"][:16].replace("T", " "), row["model"], _first_line(row["first"]))
         for row in rows
     ]
-    _print_table(streams, ("name", "messages", "changed", "model", "begins"), cells)
+    print_table(streams, ("name", "messages", "changed", "model", "begins"), cells)
 
 
 def print_hits(streams: Streams, hits: Iterable[Mapping[str, Any]]) -> None:
@@ -150,7 +156,7 @@ def print_candidates(streams: Streams, offer: Offer) -> None:
     """Print the quantisations of a model, what they need, and how that goes with this machine."""
     head = f"{offer.stock.name} at a context of {offer.context} tokens; {capacity_text(offer.capacity)}"
     streams.answer(f"\n{_wrapped(streams, head)}\n\n")
-    _print_table(
+    print_table(
         streams,
         ("", "quant", "size", "memory", "verdict", "installed"),
         [
@@ -181,7 +187,10 @@ def capacity_text(capacity: Capacity) -> str:
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     """Print what is known of one model, a line each; its file's metadata is left to --json."""
-    shown = {key: value for key, value in description.items() if key not in ("metadata", "files") and value != ""}
+    unshown, only_where_true = ("metadata", "files"), ("notes", "derived_from", "encodings")
+    shown = {
+        key: value for key, value in description.items() if key not in unshown and (value or key not in only_where_true)
+    }
     width = max(map(len, shown))
     for key, value in shown.items():
         text = _described(key, value)
@@ -193,12 +202,14 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
 def _described(key: str, value: Any) -> str:
     if key == "size" and value is not None:
         return f"{size_text(value)} ({value} bytes)"
+    if key == "encodings":
+        return ", ".join(f"{each['name']}{' (answers for this model)' * each['preferred']}" for each in value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items())
     return _cell(value)
 
 
-def _print_table(streams: Streams, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(streams: Streams, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; where a terminal is too narrow for all columns, the last ones are left out, and nothing is cut."""
     from rich.console import Console
     from rich.table import Table

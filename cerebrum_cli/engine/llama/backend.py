@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
 from cerebrum_cli.engine.llama import evenly
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.memory import ContextOptions, Memory, context_params
-from cerebrum_cli.engine.llama.sample import GrammarSampler, GreedySampler, LlamaSampler, logprob
+from cerebrum_cli.engine.llama.sample import GrammarSampler, GreedySampler, LlamaSampler, logits, logprob
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 from cerebrum_cli.engine.plan import plan_slots
 from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
 
 
 class LlamaBackend(Vocabulary):
@@ -31,12 +35,19 @@ class LlamaBackend(Vocabulary):
     ) -> None:
         super().__init__(model)
         self._model = model
-        self._options = options
         self._stop = stop
         self._kv_bytes = kv_bytes
-        self._evenly = evenly_read
         self._places: list[int] | None = None
         self._made: Memory | None = None
+        self.arrange(options, evenly_read)
+
+    def arrange(self, options: ContextOptions, evenly_read: bool = False) -> None:
+        """Make contexts with these options from now on; what there is of memory is freed."""
+        if self._made:
+            self._made.close()
+            self._made = None
+        self._options = options
+        self._evenly = evenly_read
         self.context_size: int = options.length
         self.slots: int = options.slots
         self.batch_size: int = options.batch_size
@@ -118,6 +129,11 @@ class LlamaBackend(Vocabulary):
     def logprob(self, row: int, token: int) -> float:
         """Return the logarithm of a token's probability."""
         return logprob(self.context, self.place(row), token)
+
+    def logits(self, row: int) -> NDArray[float32]:
+        """Return a row of logits of the last decode, a number for each token; the next decode overwrites it."""
+        found: NDArray[float32] = logits(self.context, self.place(row))
+        return found
 
     def copy(self, source: int, target: int) -> None:
         """Make the target slot hold what the source holds."""

@@ -29,7 +29,7 @@ def open_llama(
 
     The accelerators it finds are written to `devices_file`, for those who ask without loading llama.cpp.
     """
-    shape, devices = options.shape, accelerators()
+    shape, devices = options.shape.cached_in(options.cache_type), accelerators()
     if devices_file:
         keep_devices(devices_file, devices)
     for notice in remarks(options, can_offload(), devices):
@@ -40,16 +40,28 @@ def open_llama(
     expected = context if options.shared else max(context, options.slots * EXPECTED)
     layers = plan_layers(shape, options.gpu_layers, expected, devices)
     model = load_model(options, layers, tell, stop)
-    threads = options.threads or thread_count()
-    offloads = bool(layers and devices)
-    batch_size = max(options.slots + 1, GPU_BATCH if offloads else CPU_BATCH)
-    slots = 1 if options.shared and not can_share(model) else options.slots
-    context_options = ContextOptions(context, slots, threads, batch_size, shared=slots > 1 and options.shared)
-    evenly = options.evenly and not offloads and can_share(model)
-    backend = LlamaBackend(model, context_options, stop, shape.kv_bytes_per_token, evenly)
+    shared, offloads = can_share(model), bool(layers and devices)
+    evenly = options.evenly and not offloads and shared
+    made = context_options(options, context, shared, offloads)
+    backend = LlamaBackend(model, made, stop, shape.kv_bytes_per_token, evenly)
     if options.whole_context:
         backend.reserve(context)
     return backend
+
+
+def context_options(options: LoadOptions, context: int, can_share: bool, offloads: bool) -> ContextOptions:
+    """Return what contexts of a loaded model are made with."""
+    slots = 1 if options.shared and not can_share else options.slots
+    return ContextOptions(
+        context,
+        slots,
+        options.threads or thread_count(),
+        max(slots + 1, options.micro_batch or (GPU_BATCH if offloads else CPU_BATCH)),
+        shared=slots > 1 and options.shared,
+        prefill_threads=options.prefill_threads,
+        flash_attention=options.flash_attention,
+        cache_type=options.cache_type,
+    )
 
 
 def can_share(model: Any) -> bool:

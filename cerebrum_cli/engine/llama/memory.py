@@ -10,9 +10,12 @@ from typing import Any
 
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.engine.plan import CacheType
 from cerebrum_cli.ground.errors import EngineError
 
 DONE, NO_ROOM, ABORTED = 0, 1, 2
+CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
+FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED}
 PADDING = 256  # llama.cpp rounds a context up to it, but bounds n_batch by the context that was asked for
 
 # The abort callback is asked at every node of the graph. libc's atoi over a byte that is "0" or "1" answers
@@ -33,6 +36,9 @@ class ContextOptions:
     threads: int
     batch_size: int
     shared: bool = False
+    prefill_threads: int | None = None
+    flash_attention: bool | None = None
+    cache_type: CacheType = "f16"
 
     @property
     def memories(self) -> int:
@@ -51,7 +57,11 @@ def context_params(options: ContextOptions) -> Any:
     params.n_ctx = padded(options.length) * options.memories
     params.n_seq_max = options.slots
     params.n_batch = params.n_ubatch = options.batch_size
-    params.n_threads = params.n_threads_batch = options.threads
+    params.n_threads = options.threads
+    params.n_threads_batch = options.prefill_threads or options.threads
+    params.type_k = params.type_v = CACHE_TYPES[options.cache_type]
+    if options.flash_attention is not None:
+        params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     params.kv_unified = options.shared
     params.no_perf = True
     return params

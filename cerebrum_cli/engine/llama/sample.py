@@ -116,13 +116,18 @@ class GrammarSampler(LlamaSampler):
         super().close()
 
 
+def logits(context: Any, row: int) -> Any:
+    """Return a row of logits as it stands in llama.cpp's memory, until the next decode."""
+    return _logits(context, row, _vocabulary_size(context))
+
+
 def logprob(context: Any, row: int, token: int) -> float:
     """Return the natural logarithm of the probability a row of logits gives a token, before any sampling setting."""
     from numpy import exp, log
 
-    logits = _logits(context, row, _vocabulary_size(context))
-    highest = logits.max()
-    return float(logits[token] - highest - log(exp(logits - highest).sum()))
+    row_logits = logits(context, row)
+    highest = row_logits.max()
+    return float(row_logits[token] - highest - log(exp(row_logits - highest).sum()))
 
 
 def _logits(context: Any, row: int, size: int) -> Any:

@@ -1,0 +1,123 @@
+"""Models that were made here of others by writing their weights in another encoding: their names, and their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cerebrum_cli.catalogue.reference import InRepository, parse_reference
+from cerebrum_cli.ground.errors import CerebrumError
+from cerebrum_cli.ground.files import sync_folder
+
+PART = ".part"
+DIGITS = 16  # of the original's digest, in the name of a folder
+
+
+class Derived(NamedTuple):
+    """What the name of a derivative says: what its original is called here, and its encoding."""
+
+    original: str
+    encoding: str
+
+    def __str__(self) -> str:
+        return f"{self.original}:{self.encoding}"
+
+    @property
+    def plain_name(self) -> str:
+        """What the original is called, whatever its quantisation."""
+        return self.original.partition(":")[0]
+
+    @property
+    def repo_id(self) -> str | None:
+        """The repository of an original that has no name of its own."""
+        reference = parse_reference(self.original) if "/" in self.original else None
+        return reference.repo_id if isinstance(reference, InRepository) else None
+
+    @property
+    def command(self) -> str:
+        """What makes it again."""
+        return f"cerebrum tune {self.original} --reencode --apply {self.encoding}"
+
+    @classmethod
+    def parse(cls, name: str) -> Derived:
+        """Read the name of a derivative."""
+        original, _, encoding = name.rpartition(":")
+        return cls(original, encoding)
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """The folder of all derivatives, in which one process at a time makes them.
+
+    <digest of the original>/<its file name>.as-<ENCODING>.gguf         .part until it is whole
+    """
+
+    directory: Path
+    free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
+
+    def path(self, original: Path, digest: str, encoding: str) -> Path:
+        """Return where a derivative lies."""
+        return self.directory / digest[:DIGITS] / f"{original.stem}.as-{encoding}.gguf"
+
+    def free(self) -> int:
+        """Return the bytes that are free for one more."""
+        return self.free_bytes(next(path for path in (self.directory, *self.directory.parents) if path.exists()))
+
+    @contextlib.contextmanager
+    def alone(self, known: Collection[Path]) -> Iterator[None]:
+        """Keep others out, and remove what a killed process has left, all but the files that are known.
+
+        CerebrumError where another one works here, or something cannot be written.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with (self.directory / "lock").open("ab") as lock:  # closing the file gives it back
+                if not _lock(lock.fileno()):
+                    raise CerebrumError("another cerebrum tune --reencode is at work", "wait until it has ended")
+                for left in self.directory.glob("*/*"):
+                    if left not in known:
+                        discard(left)
+                yield
+        except OSError as error:
+            what = f"{error.filename or self.directory}: {error.strerror}"
+            raise CerebrumError(what, "check its permissions and free space") from error
+
+
+def original_name(path: Path) -> str:
+    """Return the file name of what a derivative was made of."""
+    return f"{path.stem.rpartition('.as-')[0]}.gguf"
+
+
+def finish(part: Path, path: Path) -> None:
+    """Give a whole file its name, durably."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, and its folder where that was the last one in it."""
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+def _lock(descriptor: int) -> bool:
+    """Return whether this process alone has the lock now; where there is none to be had, go on without."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that knows no locks
+        return True
+    return True

@@ -1,0 +1,115 @@
+"""`cerebrum tune --reencode`: the same weights in other encodings, and the one that answers from now on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.ground.errors import CerebrumError, UsageError
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.model import Model
+    from cerebrum_cli.application.reencoding import Reencoding, Report
+    from cerebrum_cli.engine.encoding import Encoding
+    from cerebrum_cli.engine.plan import LoadOptions
+    from cerebrum_cli.engine.trials import FileBench
+    from cerebrum_cli.ground.settings import Settings
+    from cerebrum_cli.runtime import Runtime
+
+
+def reencode(
+    runtime: Runtime,
+    model: Model,
+    *,
+    apply: str | None,
+    force: bool,
+    json: bool,
+    quiet: bool,
+    settings: Settings,
+) -> None:
+    """Try the encodings this machine is fast at, or the one that is to be applied, and print what came of it."""
+    from cerebrum_cli.application.reencoding import Report, encoding_called
+    from cerebrum_cli.catalogue.derivatives import Derived
+    from cerebrum_cli.terminal.encodings import print_encodings, report_object
+
+    if model.is_derived:
+        original = Derived.parse(model.name).original
+        raise UsageError(f"{model.reference} was made of {original} here", f"cerebrum tune {original} --reencode")
+    encoding = encoding_called(apply, model) if apply else None
+    work = prepared(runtime, model, settings, json or quiet)
+    report = None
+    if encoding and (existing := work.existing(encoding)):
+        report = Report(work.original, (), existing)
+    report = report or measured(runtime, work, encoding, force, json or quiet)
+    if json:
+        runtime.streams.answer_object(report_object(model.reference, str(model.path), report))
+    elif report.rows:
+        print_encodings(runtime.streams, report)
+    conclude(runtime, model, report, encoding, quiet)
+
+
+def prepared(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> Reencoding:
+    """Return the work to be done. ModelFileError where llama.cpp could not open the model."""
+    from cerebrum_cli.application.measuring import trial_options
+    from cerebrum_cli.application.reencoding import Reencoding
+    from cerebrum_cli.catalogue.derivatives import Workshop
+    from cerebrum_cli.terminal.bars import FileProgress
+
+    options = trial_options(model, settings)
+    with FileProgress(runtime.streams, quiet) as progress:
+        runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
+    workshop = Workshop(runtime.cache_directory / "encodings")
+    return Reencoding(runtime.library, model, options, workshop, file_bench)
+
+
+def file_bench(options: LoadOptions, model: Model) -> FileBench:
+    """Return where a file is tried: processes of its own."""
+    from cerebrum_cli.engine.trials import ProcessBench
+    from cerebrum_cli.runtime import PROBE
+
+    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths)
+
+
+def measured(runtime: Runtime, work: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:
+    """Try one encoding or all that could be faster, showing how far that is."""
+    from cerebrum_cli.engine.encoding import encodings_for
+    from cerebrum_cli.terminal.bars import StageProgress
+    from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.sinks import followed
+
+    if encoding:
+        events = work.apply(encoding, force)
+    else:
+        wanted = encodings_for(runtime.build().cpu_features, work.model.quantization)
+        if not wanted:
+            raise CerebrumError("there is no other encoding that this processor has fast kernels for", "keep this one")
+        events = work.compare(wanted)
+    with interruptible("nothing is kept of what was tried"):
+        try:
+            return followed(events, StageProgress(runtime.streams, quiet))
+        finally:
+            events.close()
+
+
+def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding | None, quiet: bool) -> None:
+    """Say what answers from now on. CerebrumError where it should be another encoding and cannot."""
+    from cerebrum_cli.engine.trials import LEAST_AGREEMENT
+
+    if report.applied:
+        here = "is here and" if report.rows else "is here already, and from now on"
+        if not quiet:
+            runtime.streams.talk(
+                f"{report.applied.reference} {here} answers for {model.reference};"
+                f" cerebrum rm {report.applied.reference} takes it away"
+            )
+    elif encoding:
+        row = report.rows[0]
+        if row.state == "refused" and row.closeness:
+            what = f"{row.type} says other things than {model.reference}: agreement {row.closeness.agreement:.3f}"
+            raise CerebrumError(
+                f"{what}, and {LEAST_AGREEMENT} is the least", "keep the original, or take it all the same: --force"
+            )
+        raise CerebrumError(f"{row.type} is not applied: {row.left_out}")
+    elif not quiet:
+        best = report.best
+        then = f"cerebrum tune {model.reference} --reencode --apply {best.type} keeps one" if best else "none is faster"
+        runtime.streams.talk(f"nothing is kept; {then}")

@@ -1,0 +1,115 @@
+"""`cerebrum tune`: measure which settings are fast on this machine, and use them from then on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerebrum_cli.commands import options
+from cerebrum_cli.commands.options import option
+from cerebrum_cli.ground.errors import UsageError
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.arms import Effort
+    from cerebrum_cli.application.measuring import Measured
+    from cerebrum_cli.application.model import Model
+    from cerebrum_cli.ground.settings import Settings
+    from cerebrum_cli.runtime import Runtime
+
+
+def tune(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The model to measure, as for `cerebrum pull`.")
+    ] = None,
+    quick: Annotated[bool, option("--quick", help="Only what matters most, once: half a minute on a 7B.")] = False,
+    thorough: Annotated[bool, option("--thorough", help="More values, measured for longer.")] = False,
+    reencode: Annotated[
+        bool, option("--reencode", help="Try other encodings of the same weights instead, and keep none.")
+    ] = False,
+    apply: Annotated[
+        str | None,
+        option("--apply", help="With --reencode: keep this encoding, which answers from then on.", metavar="TYPE"),
+    ] = None,
+    force: Annotated[bool, option("--force", help="With --apply: also one that says other things.")] = False,
+    json: options.Json = False,
+    ctx: options.Ctx = None,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = None,
+    offline: options.Offline = False,
+    quiet: options.Quiet = False,
+    yes: options.Yes = False,
+) -> None:
+    """Measure which settings are fast for a model on this machine; ask, chat and batch use them from then on.
+
+    About two minutes for a 7B. What chooses other tokens than the usual settings is not used, and nothing is tried that
+    memory does not hold.
+    """
+    require_one_way(quick, thorough, reencode, apply, force)
+    runtime = options.runtime_of(context)
+    given = options.given(locals())
+    found = options.find_model(runtime, given, yes, quiet, offline)
+    settings = runtime.settings(given, found)
+    if reencode:
+        from cerebrum_cli.commands.reencoding import reencode as try_encodings
+
+        return try_encodings(runtime, found, apply=apply, force=force, json=json, quiet=quiet, settings=settings)
+    from cerebrum_cli.application.arms import NORMAL, QUICK, THOROUGH
+
+    result = measure(runtime, found, settings, QUICK if quick else THOROUGH if thorough else NORMAL, json or quiet)
+    show(runtime, found, result, json, quiet)
+    return None
+
+
+def require_one_way(quick: bool, thorough: bool, reencode: bool, apply: str | None, force: bool) -> None:
+    """Raise UsageError for options that do not go together."""
+    if quick and thorough:
+        raise UsageError("--quick and --thorough are both given", "give one of them")
+    if reencode and (quick or thorough):
+        raise UsageError(f"--reencode and --{'quick' if quick else 'thorough'} are both given", "give one of them")
+    if apply and not reencode:
+        raise UsageError("--apply is about an encoding", "give --reencode too")
+    if force and not apply:
+        raise UsageError("--force is about an encoding that is applied", "give --reencode --apply TYPE too")
+
+
+def measure(runtime: Runtime, model: Model, settings: Settings, effort: Effort, quiet: bool) -> Measured:
+    """Measure, showing how far that is, and keep what came of it."""
+    from cerebrum_cli.application.measuring import kept, measured, trial_options
+    from cerebrum_cli.terminal.bars import FileProgress, StageProgress
+    from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.sinks import followed
+
+    with interruptible("nothing is kept of what was measured"):
+        with FileProgress(runtime.streams, quiet) as progress:
+            runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
+        bench = runtime.bench(trial_options(model, settings), model)
+        try:
+            store = runtime.profiles
+            holds_for = (runtime.library.identity(model), store.machine, store.build)
+            result = followed(
+                measured(bench, model, settings, effort, holds_for), StageProgress(runtime.streams, quiet)
+            )
+        finally:
+            bench.close()
+    kept(store.keep, result.profile)
+    return result
+
+
+def show(runtime: Runtime, model: Model, result: Measured, json: bool, quiet: bool) -> None:
+    """Print what came of it."""
+    from cerebrum_cli.application.profile import profile_object
+    from cerebrum_cli.terminal.tunings import print_profile, tried_lines
+
+    streams = runtime.streams
+    if json:
+        tried = [told for _, told in result.tried]
+        streams.answer_object({"model": model.reference, **profile_object(result.profile), "tried": tried})
+        return
+    if not quiet:
+        for line in tried_lines(result.tried):
+            streams.talk(line)
+    print_profile(streams, result.profile)
+    if not quiet:
+        streams.talk(f"ask, chat and batch use this for {model.reference} from now on; --no-profile does not")

@@ -1,0 +1,107 @@
+"""Write a model anew in another encoding, in a process of its own, and know which encodings are fast where."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.ground.errors import EngineError
+
+CHILD = "cerebrum_cli.engine.llama.quantize"
+GOODBYE_S = 10.0  # that a process may take to end
+METADATA = 16 * 2**20  # bytes of vocabulary and norms, at most: an estimate must not be too small
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One way to write weights: llama.cpp's number of it (`llama_ftype`), and what it takes of a disk.
+
+    `fast` are the sets of features, as `llama_print_system_info` names them, any of which makes many rows fast.
+    """
+
+    name: str
+    file_type: int
+    bytes_per_weight: float
+    fast: tuple[frozenset[str], ...]
+
+    def size(self, parameters: int) -> int:
+        """Return about how many bytes a file of so many weights takes."""
+        return int(parameters * self.bytes_per_weight) + METADATA
+
+
+def _any(*alternatives: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(each.split()) for each in alternatives)
+
+
+# Source: which types ggml-cpu's llamafile/sgemm.cpp, repack.cpp and amx have kernels for (llama.cpp 0c1e57098). BF16
+# without its own instructions is read as F32, which F16 is as fast at.
+ENCODINGS = (
+    Encoding("BF16", 32, 2.0, _any("AVX512_BF16 LLAMAFILE")),
+    Encoding("F16", 1, 2.0, _any("F16C LLAMAFILE", "FP16_VA LLAMAFILE")),
+    Encoding("Q8_0", 7, 34 / 32, _any("AVX2 LLAMAFILE", "DOTPROD LLAMAFILE", "DOTPROD REPACK", "AMX_INT8")),
+    Encoding("Q4_0", 2, 18 / 32, _any("AVX2 REPACK", "DOTPROD REPACK", "AMX_INT8")),
+)
+
+
+def encodings_for(features: Iterable[str], original: str | None) -> tuple[Encoding, ...]:
+    """Return the encodings a processor with these features has fast kernels for, but the original's own."""
+    there = frozenset(features)
+    return tuple(each for each in ENCODINGS if each.name != original and any(need <= there for need in each.fast))
+
+
+def encoded(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[int, int], None, None]:
+    """Write all weights of a model into one file, and yield how many tensors are done, of how many.
+
+    EngineError where llama.cpp cannot. Whatever ends this first ends the process too, and leaves no file.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for whoever waits, who then closes this
+    )
+    is_whole = False
+    try:
+        _tell(process, {"source": str(source), "target": str(target), "file_type": encoding.file_type})
+        assert process.stdout
+        for line in process.stdout:
+            told = json.loads(line)
+            if "error" in told:
+                raise EngineError(f"llama.cpp cannot write it as {encoding.name}: {told['error']}", told["do"])
+            is_whole = told["done"] == "all"
+            if not is_whole:
+                yield told["done"], told["total"]
+        if not is_whole:
+            raise EngineError(f"llama.cpp ended with {_ending(process)} while it wrote {encoding.name}")
+    finally:
+        _end(process)
+        if not is_whole:
+            target.unlink(missing_ok=True)
+
+
+def _tell(process: subprocess.Popen[bytes], what: dict[str, Any]) -> None:
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError):  # how it ended is told by its output
+        process.stdin.write(json.dumps(what).encode() + b"\n")
+        process.stdin.flush()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            with contextlib.suppress(OSError):  # what was not flushed when it died
+                pipe.close()
+    process.wait()
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    code = process.wait(GOODBYE_S)
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,177 @@
+"""The process that tries one way of opening a model: questions on standard input, answers on standard output, in JSON.
+
+It ends with its input. This is the only thread that decodes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.devices import accelerators
+from cerebrum_cli.engine.llama.load import context_options, open_llama
+from cerebrum_cli.engine.machine import peak_memory
+from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning
+from cerebrum_cli.engine.trials import Closeness
+from cerebrum_cli.ground.errors import CerebrumError
+from cerebrum_cli.ground.parts import Text
+from cerebrum_cli.ground.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BEGINNING = 16  # tokens that are read before any is said
+NEARLY = 0.9  # of the probability of the likeliest token
+FEW = 1  # steps that are not timed: llama.cpp plans anew in the first
+
+
+class Opened:
+    """A model, and the contexts that are made of it one after another."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        start = perf_counter()
+        self.options = options
+        self.backend: LlamaBackend = open_llama(options, lambda _: None, StopFlag())
+        self.load_s = perf_counter() - start
+        self._arranged: tuple[Any, ...] = ()
+        self._tokens: dict[str, tuple[int, ...]] = {}
+
+    def arrange(self, tuning: Tuning, length: int, sequences: int) -> None:
+        """Make a context for so many sequences of a length; as it was last, it is only emptied."""
+        wanted = (tuning, length, sequences)
+        if wanted == self._arranged:
+            for slot in range(self.backend.slots):
+                self.backend.clear(slot)
+            return
+        options = self.options.tuned(Tuning(**{**tuning.said, "slots": sequences}))
+        offloads = bool(accelerators()) and options.gpu_layers != "0"
+        many = sequences > 1
+        self.backend.arrange(context_options(options, length, True, offloads), many and not offloads)
+        self.backend.reserve(length)
+        if self.backend.slots < sequences:
+            raise CerebrumError(f"memory holds {self.backend.slots} sequences, and not {sequences}")
+        self._arranged = wanted
+
+    def tokens(self, text: str, count: int) -> tuple[int, ...]:
+        """Return so many tokens of a text, from its beginning again where it is shorter."""
+        if text not in self._tokens:
+            self._tokens[text] = self.backend.tokenize([Text(text, trusted=False)])
+        tokens = self._tokens[text]
+        return (tokens * (1 + count // len(tokens)))[:count]
+
+    def read(self, tokens: tuple[int, ...]) -> None:
+        """Evaluate a prompt in slot 0, with logits for its last token."""
+        at, backend = 0, self.backend
+        while at < len(tokens):
+            until = min(len(tokens), at + backend.stretch(at))
+            backend.decode([Row(0, index, tokens[index], index == len(tokens) - 1) for index in range(at, until)])
+            at = until
+
+
+def reading(opened: Opened, tokens: tuple[int, ...]) -> float:
+    """Return tokens of a prompt read a second; the first steps of a context are not timed."""
+    opened.read(tokens[:BEGINNING])
+    opened.backend.clear(0)
+    start = perf_counter()
+    opened.read(tokens)
+    return len(tokens) / (perf_counter() - start)
+
+
+def saying(opened: Opened, tokens: tuple[int, ...], steps: int, sequences: int) -> float:
+    """Return tokens said a second, by all sequences together, behind the same beginning."""
+    backend = opened.backend
+    opened.read(tokens)
+    for slot in range(1, sequences):
+        backend.copy(0, slot)
+    samplers = [backend.sampler(SamplingParams(), 0, None, tokens) for _ in range(sequences)]
+    said, start = [tokens[0]] * sequences, 0.0
+    try:
+        for step in range(steps + FEW):
+            start = perf_counter() if step == FEW else start
+            position = len(tokens) + step
+            backend.decode([Row(slot, position, token, True) for slot, token in enumerate(said)])
+            said = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
+        return steps * sequences / (perf_counter() - start)
+    finally:
+        for sampler in samplers:
+            sampler.close()
+
+
+def forced(opened: Opened, tokens: tuple[int, ...]) -> NDArray[numpy.float32]:
+    """Return the logits after each token of a text but the last, as rows."""
+    backend, rows, at = opened.backend, [], 0
+    while at < len(tokens) - 1:
+        until = min(len(tokens) - 1, at + backend.stretch(at))
+        backend.decode([Row(0, index, tokens[index], True) for index in range(at, until)])
+        rows += [numpy.array(backend.logits(row)) for row in range(until - at)]
+        at = until
+    return numpy.stack(rows)
+
+
+def closeness(reference: NDArray[numpy.float32], other: NDArray[numpy.float32]) -> Closeness:
+    """Compare two evaluations of a text, a row of logits for each of its tokens."""
+    same, near, total = 0, 0, 0.0
+    for row, against in zip(reference, other, strict=True):  # in doubles, and a vocabulary at a time
+        p, q = log_softmax(row), log_softmax(against)
+        choice = int(against.argmax())
+        same += choice == int(row.argmax())
+        near += bool(p[choice] >= p.max() + numpy.log(NEARLY))
+        total += float((numpy.exp(p) * (p - q)).sum())
+    count = len(reference)
+    return Closeness(same / count, near / count, total / count)
+
+
+def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
+    """Return logits as logarithms of probabilities."""
+    shifted = row.astype("float64") - float(row.max())
+    return shifted - float(numpy.log(numpy.exp(shifted).sum()))
+
+
+def answer(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
+    """Return what a question asks for."""
+    sequences = question["sequences"]
+    opened.arrange(Tuning(**question["tuning"]), question["length"], sequences)
+    if do := question.get("do"):
+        if do["kind"] == "read":
+            return {"speed": reading(opened, opened.tokens(question["text"], do["tokens"]))}
+        return {"speed": saying(opened, opened.tokens(question["text"], BEGINNING), do["tokens"], sequences)}
+    logits = forced(opened, opened.tokens(question["text"], question["tokens"]))
+    if path := question.get("write"):
+        numpy.save(path, logits)
+        return {}
+    return {"closeness": closeness(numpy.load(question["compare"], mmap_mode="r"), logits)}
+
+
+def main() -> None:
+    """Answer until there are no more questions."""
+    opened: Opened | None = None
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            if opened is None:
+                given = question["open"]
+                shape = Shape(**given.pop("shape"))
+                opened = Opened(LoadOptions(**{**given, "path": Path(given["path"]), "shape": shape}))
+                told: dict[str, Any] = {
+                    "load_s": opened.load_s,
+                    "devices": [asdict(device) for device in accelerators()],
+                }
+            else:
+                told = answer(opened, question)
+            told["peak"] = peak_memory()
+        except CerebrumError as error:
+            told = {"error": [error.what, error.do]}
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

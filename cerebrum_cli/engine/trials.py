@@ -1,0 +1,271 @@
+"""Try ways of opening a model, each in a process of its own, and tell how fast they are.
+
+Threads of different number in one process slow one another down, a process tells its own peak of memory, and one that
+dies takes nothing with it. Two that are compared are kept open together as long as memory holds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Protocol
+
+from cerebrum_cli.engine.machine import available_memory
+from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Shape, Tuning
+from cerebrum_cli.ground.errors import EngineError
+
+CHILD = "cerebrum_cli.engine.llama.trial"
+CHUNK = 2**22
+GOODBYE_S = 10.0  # that a process may take to free a model
+
+
+class Job(NamedTuple):
+    """Something to be timed: so many tokens of a prompt read, or so many steps said, of one sequence or of several."""
+
+    kind: Literal["read", "say"]
+    tokens: int
+    sequences: int = 1
+
+
+class Closeness(NamedTuple):
+    """How alike two ways of evaluating a text are.
+
+    `argmax` is the share of its tokens after which both think the same one likeliest. In `agreement` what the reference
+    thinks nearly as likely as its own choice counts as the same: which of two such is chosen hangs on the last bits of
+    either way, and on a model of random weights 5 % of choices do. `divergence` is the mean Kullback-Leibler divergence
+    of their probabilities in nats.
+    """
+
+    argmax: float
+    agreement: float
+    divergence: float
+
+
+LEAST_AGREEMENT = 0.97  # what chooses other tokens more often than that says other things
+
+
+class Facts(NamedTuple):
+    """What a trial knows of itself: seconds its model took to load, and the most memory it had, in bytes."""
+
+    load_s: float
+    peak: int
+
+
+class NoTrial(EngineError):
+    """This way of opening the model cannot be tried here; `what` says why."""
+
+
+class Bench(Protocol):
+    """Where ways of opening a model are tried; `NoTrial` is raised by all but `close` where one cannot be."""
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The accelerators there are."""
+
+    def speed(self, tuning: Tuning, job: Job) -> float:
+        """Return tokens a second; several sequences are evaluated as those of a batch are."""
+
+    def facts(self, tuning: Tuning) -> Facts:
+        """Return what is known of the process this is tried in."""
+
+    def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
+        """Compare two ways of evaluating the first tokens of the probe text."""
+
+    def close(self) -> None:
+        """End all that is open."""
+
+
+class FileBench(Bench, Protocol):
+    """A bench whose file can be compared with another bench's."""
+
+    def written(self, tuning: Tuning, tokens: int) -> Path:
+        """Return the file, kept until this is closed, of the logits after the first tokens of the probe text."""
+
+    def compared(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
+        """Compare with logits that were written, of another file's evaluation of the same tokens too."""
+
+    def free(self) -> None:
+        """End all processes; what is asked next opens them again."""
+
+
+class Trial:
+    """One process with one model loaded."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for whoever waits, who then closes this
+        )
+        try:
+            told = self.ask({"open": asdict(options) | {"path": str(options.path)}})
+        except BaseException:
+            self.close()
+            raise
+        self.load_s: float = told["load_s"]
+        self.devices = tuple(Device(**device) for device in told["devices"])
+        self.peak = 0
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to one question. NoTrial where there is none."""
+        assert self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise NoTrial(f"llama.cpp ended with {self._ending()}", "see its log with cerebrum ask -v")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise NoTrial(*answer["error"])
+        self.peak = answer.get("peak", 0)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):  # what was not flushed when it died
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe:
+                    pipe.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _ending(self) -> str:
+        code = self._process.wait(GOODBYE_S)
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What of a tuning the loading of a model depends on; the rest can be changed later."""
+
+    repack: bool | None
+    gpu_layers: str | None
+    threads: int | None
+    prefill_threads: int | None
+
+    @classmethod
+    def of(cls, tuning: Tuning) -> Opening:
+        """Return that part of a tuning."""
+        return cls(tuning.repack, tuning.gpu_layers, tuning.threads, tuning.prefill_threads)
+
+
+class ProcessBench:
+    """Trials in processes; `options` are those without any tuning, `paths` the files of the model."""
+
+    def __init__(self, options: LoadOptions, text: str, paths: Sequence[Path] = ()) -> None:
+        self._options = options
+        self._text = text
+        self._paths = paths or (options.path,)
+        self._open: dict[Opening, Trial] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="cerebrum-tune-")
+        self._logits: dict[tuple[Tuning, int], Path] = {}
+        self._is_warm = False
+
+    def __enter__(self) -> ProcessBench:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The accelerators there are."""
+        return self._trial(next(iter(self._open), Opening.of(Tuning()))).devices
+
+    def speed(self, tuning: Tuning, job: Job) -> float:
+        """Return tokens a second."""
+        length = job.tokens + 64
+        return float(self._ask(tuning, {"do": job._asdict(), "text": self._text}, length, job.sequences)["speed"])
+
+    def facts(self, tuning: Tuning) -> Facts:
+        """Return what is known of the process this is tried in."""
+        trial = self._trial(Opening.of(tuning))
+        return Facts(trial.load_s, trial.peak)
+
+    def reload(self, tuning: Tuning) -> float:
+        """Load the model once more and return the seconds it took."""
+        self._end(Opening.of(tuning))
+        return self._trial(Opening.of(tuning)).load_s
+
+    def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
+        """Compare two ways of evaluating the first tokens of the probe text."""
+        return self.compared(self.written(reference, tokens), tuning, tokens)
+
+    def written(self, tuning: Tuning, tokens: int) -> Path:
+        """Return the file, kept until this is closed, of the logits after the first tokens of the probe text."""
+        path = self._logits.get((tuning, tokens))
+        if path is None:
+            path = Path(self._folder.name, f"{len(self._logits)}.npy")
+            self._ask(tuning, {"write": str(path), "tokens": tokens, "text": self._text}, tokens, 1)
+            self._logits[tuning, tokens] = path
+        return path
+
+    def compared(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
+        """Compare with logits that were written, of another file's evaluation of the same tokens too."""
+        told = self._ask(tuning, {"compare": str(logits), "tokens": tokens, "text": self._text}, tokens, 1)
+        return Closeness(*told["closeness"])
+
+    def free(self) -> None:
+        """End all processes; what is asked next opens them again."""
+        for opening in list(self._open):
+            self._end(opening)
+
+    def close(self) -> None:
+        """End all that is open."""
+        self.free()
+        self._folder.cleanup()
+
+    def _ask(self, tuning: Tuning, question: Mapping[str, Any], length: int, sequences: int) -> dict[str, Any]:
+        options = self._options.tuned(replace(tuning, slots=None))
+        self._require_room(options.shape.cached_in(options.cache_type), 0, length * sequences)
+        arranged = {"tuning": asdict(tuning), "length": length, "sequences": sequences}
+        return self._trial(Opening.of(tuning)).ask({**question, **arranged})
+
+    def _trial(self, opening: Opening) -> Trial:
+        """Return the process with a model opened so; others are closed where memory does not hold one more."""
+        if opening in self._open:
+            self._open[opening] = self._open.pop(opening)  # the one used last goes last
+            return self._open[opening]
+        options = self._options.tuned(Tuning(**asdict(opening)))
+        while self._open and not self._has_room(options.shape, options.shape.weight_bytes, 0):
+            self._end(next(iter(self._open)))
+        self._require_room(options.shape, options.shape.weight_bytes, 0)
+        if not self._is_warm:
+            read_through(self._paths)
+            self._is_warm = True
+        self._open[opening] = Trial(options)
+        return self._open[opening]
+
+    def _end(self, opening: Opening) -> None:
+        if trial := self._open.pop(opening, None):
+            trial.close()
+
+    def _has_room(self, shape: Shape, weight_bytes: int, tokens: int) -> bool:
+        return weight_bytes + shape.kv_bytes_per_token * tokens + HEADROOM <= available_memory()
+
+    def _require_room(self, shape: Shape, weight_bytes: int, tokens: int) -> None:
+        """Raise NoTrial before memory runs out: the system would end this process, or another."""
+        if not self._has_room(shape, weight_bytes, tokens):
+            needed = weight_bytes + shape.kv_bytes_per_token * tokens + HEADROOM
+            raise NoTrial(f"needs {needed / 1e9:.1f} GB of memory, and {available_memory() / 1e9:.1f} GB are free")
+
+
+def read_through(paths: Sequence[Path]) -> None:
+    """Read files once, so that the first model is not the only one that is loaded from the disk."""
+    buffer = memoryview(bytearray(CHUNK))
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
