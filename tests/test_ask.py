@@ -20,7 +20,7 @@ from tiny_models import write_chatml
 
 from cerebrum_cli import __version__
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.main import app
+from cerebrum_cli.main import assembled
 
 ANSWER_KEYS = [
     "model",
@@ -466,7 +466,7 @@ def test_a_file_that_is_no_model_is_exit_1_with_one_error(cerebrum: CommandLine,
 
 def every_option() -> Iterator[tuple[str, Any]]:
     """Yield every option of every command."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(assembled())
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         for parameter in command.params:
             if parameter.param_type_name == "option":

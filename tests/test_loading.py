@@ -147,7 +147,18 @@ def test_loading_tells_how_far_it_is(chatml_model: Path) -> None:
     opened(told, options(chatml_model))
     fractions = [event.fraction for event in told if isinstance(event, LoadEvent)]
     assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
-    assert any(str(chatml_model) in line for line in log.lines)
+
+
+def test_what_llama_cpp_says_of_a_model_is_for_those_who_listen(
+    chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.lines.clear()
+    opened([], options(chatml_model))
+    assert not any(str(chatml_model) in line for line in log.lines)
+    heard: list[str] = []
+    monkeypatch.setattr(log, "forward", heard.append)
+    opened([], options(chatml_model))
+    assert any(str(chatml_model) in line for line in heard)
 
 
 def test_offloading_to_nothing_is_noticed_and_loads_all_the_same(chatml_model: Path) -> None:

@@ -26,6 +26,7 @@ from cerebrum_cli.sessions.rows import Session, StoredMessage
 Events = Generator[Event, None, None]
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 KEPT_TOKENS = 64  # fewer are evaluated again as fast as they are found on disk
+KEPT_BEGINNING = 32  # tokens that every conversation begins with, its system prompt
 
 
 @dataclass(slots=True)
@@ -221,7 +222,9 @@ class Chat:
     def leave(self) -> NoticeEvent | None:
         """Keep what the model has read, and let go of model and session; return what could not be kept."""
         try:
-            return self.opened.keep(KEPT_TOKENS, self.conversation)
+            conversation = self.conversation
+            notice = self.opened.keep(KEPT_TOKENS, conversation)
+            return notice or self.opened.keep_beginning(conversation, lambda tokens: tokens >= KEPT_BEGINNING)
         finally:
             self.opened.engine.close()
             self.history.close()

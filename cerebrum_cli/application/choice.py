@@ -60,6 +60,12 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
     return build
 
 
+def prepare_format(name: str) -> None:
+    """Import what a format takes, which for a template is longer than many a model takes to load."""
+    if name == EMBEDDED:
+        import cerebrum_cli.formats.template  # noqa: F401
+
+
 def special_tokens(backend: Backend, text: str) -> tuple[int, ...]:
     """Return the special tokens that a text would become if it were trusted, in order."""
     special = backend.controls((text,))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from platform import machine
 from typing import Any
 
-from cerebrum_cli.application.choice import chosen_format, format_builder
+from cerebrum_cli.application.choice import chosen_format, format_builder, prepare_format
 from cerebrum_cli.application.model import Model, require_loadable
 from cerebrum_cli.application.profile import USUAL, Profile, UseName, given_way
 from cerebrum_cli.application.responder import LocalResponder
@@ -83,14 +84,25 @@ class Opened:
 
         Return why that cannot be done.
         """
-        try:
+
+        def keep() -> None:
             prompt = self.responder.tokens(conversation) if conversation and self.engine.is_loaded else None
             self.engine.keep(least, prompt)
-        except FormatError:  # nothing of it was read
-            return None
-        except EngineError as error:
-            return NoticeEvent(f"what was read is not kept, and will be read again: {error.what}", error.do)
-        return None
+
+        return told(keep)
+
+    def keep_beginning(self, conversation: Conversation, took_long: Callable[[int], bool]) -> NoticeEvent | None:
+        """Keep what other conversations with this system prompt begin with, if so many tokens take long to read.
+
+        Return why that cannot be done. What the model has read after them is forgotten.
+        """
+
+        def keep() -> None:
+            beginning = self.responder.beginning(conversation) if self.engine.is_loaded else ()
+            if beginning and took_long(len(beginning)):
+                self.engine.keep_beginning(beginning)
+
+        return told(keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,17 @@ class Opener:
         )
 
 
+def told(keep: Callable[[], None]) -> NoticeEvent | None:
+    """Keep what a model has read, or return why that cannot be done."""
+    try:
+        keep()
+    except FormatError:  # nothing of it was read
+        return None
+    except EngineError as error:
+        return NoticeEvent(f"what was read is not kept, and will be read again: {error.what}", error.do)
+    return None
+
+
 def open_model(
     factory: BackendFactory,
     model: Model,
@@ -157,7 +180,8 @@ def open_model(
         states(file, name, settings) if states and not vocabulary_only else None,
         parallel.measured,
     )
-    return Opened(model, file, name, engine, LocalResponder(engine, build, file.trained_context))
+    responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name))
+    return Opened(model, file, name, engine, responder)
 
 
 def load_options(

@@ -8,11 +8,11 @@ from math import exp, fsum
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.application.responder import Preview
 from cerebrum_cli.ground.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
 DIGITS = 5  # of a probability: those behind hang on what ran beside it, and two chains of the same words are equal
+LONG_READING = 0.25  # seconds; a beginning of prompts that took longer is kept, too
 LONG_PROMPT = 256  # tokens; what took longer to read is kept on disk, to be read at once next time
 
 
@@ -40,6 +40,11 @@ class Reply:
         """Whether so much of the prompt was evaluated for it that this should not be done again."""
         return self.finish.reason != "cancelled" and self.evaluated > LONG_PROMPT
 
+    def reads_slowly(self, tokens: int) -> bool:
+        """Return whether the first tokens of its prompt were evaluated for it, and so many take long."""
+        speed, finish = self.finish.timings.prompt_tokens_per_second, self.finish
+        return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > LONG_READING * speed
+
     @property
     def evaluated(self) -> int:
         """How many tokens of the prompt were evaluated for it."""
@@ -48,6 +53,8 @@ class Reply:
     @property
     def final_answer(self) -> str | None:
         """The final answer in the text, if there is one."""
+        from cerebrum_cli.answers.extract import final_answer  # its patterns are compiled while nobody waits
+
         return final_answer(self.text, whole=self.finish.reason == "stop")
 
 

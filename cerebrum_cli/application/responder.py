@@ -11,12 +11,13 @@ from typing import NamedTuple, Protocol
 
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.engine import Engine, unrefused
+from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, opened_thought
-from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.conversation import Conversation, Message
 from cerebrum_cli.ground.errors import PromptTooLong
-from cerebrum_cli.ground.events import Event, FinishEvent, SequenceId, TokenEvent
+from cerebrum_cli.ground.events import Event, FinishEvent, LoadEvent, SequenceId, TokenEvent
 from cerebrum_cli.ground.parts import Part, Text
 from cerebrum_cli.ground.settings import Settings
 
@@ -110,13 +111,20 @@ class Preview(NamedTuple):
     token_ids: tuple[int, ...]
 
 
-class LocalResponder:
-    """A format and an engine."""
+def nothing() -> None:
+    """Do nothing."""
 
-    def __init__(self, engine: Engine, build_format: FormatBuilder, trained_context: int) -> None:
+
+class LocalResponder:
+    """A format and an engine; `prepare` is called while the model loads, for what the format will take."""
+
+    def __init__(
+        self, engine: Engine, build_format: FormatBuilder, trained_context: int, prepare: Callable[[], None] = nothing
+    ) -> None:
         self._engine = engine
         self._build_format = build_format
         self._trained_context = trained_context
+        self._prepare = prepare
 
     def respond(
         self, conversation: Conversation, settings: Settings, grammar: str | None = None, begun: tuple[int, ...] = ()
@@ -150,7 +158,10 @@ class LocalResponder:
 
     def load(self) -> Iterator[Event]:
         """Yield the events of loading until the model is there; what made it fail is raised."""
-        return self._engine.load()
+        for event in self._engine.load():
+            yield event
+            if isinstance(event, LoadEvent):
+                self._prepare()  # in the shadow of native code
 
     def count(self, conversation: Conversation) -> int:
         """Return how many tokens the prompt of a conversation has; the model must be loaded, or its vocabulary."""
@@ -159,6 +170,15 @@ class LocalResponder:
     def tokens(self, conversation: Conversation) -> tuple[int, ...]:
         """Return the prompt of a conversation; the model must be loaded, or its vocabulary."""
         return self._engine.tokenize(self._form.render(conversation))
+
+    def beginning(self, conversation: Conversation) -> tuple[int, ...]:
+        """Return the tokens that a conversation with another first question would begin with, too."""
+        first = next((message.content for message in conversation.messages if message.role == "user"), None)
+        if first is None:
+            return ()
+        other = Message("user", "a" if first.startswith("0") else "0")
+        tokens = self.tokens(conversation)
+        return tokens[: common_prefix(tokens, self.tokens(replace(conversation, messages=(other,))))]
 
     @property
     def context_size(self) -> int | None:

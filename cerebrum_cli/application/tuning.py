@@ -206,18 +206,25 @@ class Search:
     def _confirmed(self, use: Use) -> Tuned:
         """Return the best way for a use that agrees with the usual one, and is faster when both are measured again."""
         usual = next(arm for arm in self.arms if arm.many == use.many)
-        while (best := self.best[use.name]) is not usual and not self._agrees(best, usual):
+        while (best := self.best[use.name]) is not usual and not self._stands(best, usual):
             self._choose()
         if best is usual:
             return Tuned(Tuning(), usual.known, usual.known)
-        if id(best) not in self.again:
-            self.again[id(best)] = self._once_more(best, usual)
         again, beside = self.again[id(best)]
         gain = use.seconds(beside) / use.seconds(again)
         first = use.seconds(usual.known) / use.seconds(best.known)
         if min(gain, (gain + first) / 2) < WORTH:
             return Tuned(Tuning(), beside, beside)
         return Tuned(_unusual(best.tuning, usual.tuning), again, beside, gain, best.agreement)
+
+    def _stands(self, arm: Arm, usual: Arm) -> bool:
+        """Return whether an arm may be used, having measured it once more; it is dropped if not."""
+        try:
+            if self._agrees(arm, usual) and id(arm) not in self.again:
+                self.again[id(arm)] = self._once_more(arm, usual)
+        except NoTrial as error:  # what could be opened before, as where another program has taken the memory since
+            arm.dropped = error.what
+        return not arm.dropped
 
     def _agrees(self, arm: Arm, usual: Arm) -> bool:
         """Return whether an arm chooses the next tokens of a text as the usual way does; it is dropped if not."""

@@ -68,6 +68,11 @@ class Poll:
         ended = (gatherer.reply for gatherer in self._gatherers.values())
         return self.is_over and any(reply.evaluated > LONG_PROMPT for reply in ended if reply)
 
+    def reads_slowly(self, tokens: int) -> bool:
+        """Return whether the first tokens of the prompt were evaluated for one of the chains, and so many take long."""
+        ended = (gatherer.reply for gatherer in self._gatherers.values())
+        return any(reply.reads_slowly(tokens) for reply in ended if reply)
+
     @property
     def running(self) -> int:
         """How many chains have not ended."""

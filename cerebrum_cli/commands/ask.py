@@ -16,6 +16,7 @@ from cerebrum_cli.commands.options import option
 from cerebrum_cli.ground.errors import NoAnswer, UsageError
 
 if TYPE_CHECKING:
+    from cerebrum_cli.answers.vote import Votes as VotesWanted
     from cerebrum_cli.application.opening import Opened
     from cerebrum_cli.application.reply import Reply
     from cerebrum_cli.application.vote import Poll
@@ -79,7 +80,6 @@ def ask(
     from cerebrum_cli.application.opening import ONE, Parallel, open_model
     from cerebrum_cli.application.question import Question, about_tokens, template_options
     from cerebrum_cli.application.responder import Asked
-    from cerebrum_cli.application.vote import Poll, vote
 
     runtime = options.runtime_of(context, verbose)
     piped = runtime.streams.piped
@@ -91,7 +91,7 @@ def ask(
     given = kept.led(given)
     found = options.find_model(runtime, given, yes, quiet, offline)
     wanted = options.wanted_votes(votes, no_early_stop)
-    poll = Poll(wanted, not no_early_stop) if wanted else None
+    poll = poll_of(wanted, not no_early_stop) if wanted else None
     settings = options.settings(runtime, given, found, poll is not None)
     constraint = options.read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())
@@ -124,6 +124,8 @@ def ask(
             keep = partial(kept.keep, conversation, opened, settings)
             keep_read = partial(kept.keep_read, opened, conversation)
             if poll:
+                from cerebrum_cli.application.vote import vote
+
                 events = vote(opened.responder, Asked(conversation, settings, constraint), poll)
                 decide(runtime.streams, opened, events, poll, shown, keep, keep_read)
             else:
@@ -132,6 +134,13 @@ def ask(
     finally:
         opened.engine.close()
         kept.close()
+
+
+def poll_of(wanted: VotesWanted, stops_early: bool) -> Poll:
+    """Return a vote that nobody has cast in."""
+    from cerebrum_cli.application.vote import Poll
+
+    return Poll(wanted, stops_early)
 
 
 def show_prompt(streams: Streams, opened: Opened, conversation: Conversation, json: bool, quiet: bool) -> None:

@@ -9,6 +9,7 @@ from cerebrum_cli.ground.errors import SessionError
 from cerebrum_cli.ground.events import NoticeEvent
 
 if TYPE_CHECKING:
+    from cerebrum_cli.application.history import History
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.opening import Opened
     from cerebrum_cli.application.reply import Reply
@@ -24,8 +25,8 @@ class Kept:
     def __init__(self, runtime: Runtime, goes_on: bool, unkept: bool) -> None:
         self._runtime = runtime
         self._unkept = unkept
-        self._history = runtime.history if goes_on or not unkept else None
-        self.session = self._history.latest() if self._history and goes_on else None
+        self._opened: History | None = None
+        self.session = self._history.latest() if goes_on else None
 
     def led(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was given, with the session's own model and format."""
@@ -37,7 +38,7 @@ class Kept:
 
     def before(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
         """Return the conversation after what the session holds already."""
-        if self.session is None or self._history is None:
+        if self.session is None:
             return conversation
         from cerebrum_cli.application.history import gone_on
 
@@ -45,7 +46,7 @@ class Kept:
 
     def keep(self, conversation: Conversation, opened: Opened, settings: Settings, reply: Reply) -> None:
         """Keep the exchange; where that cannot be done, say so: the answer stands."""
-        if self._unkept or self._history is None:
+        if self._unkept:
             return
         from cerebrum_cli.application.history import Speaker
 
@@ -56,13 +57,23 @@ class Kept:
             self._runtime.streams.notice(NoticeEvent(f"this exchange is not kept: {error.what}", error.do))
 
     def keep_read(self, opened: Opened, conversation: Conversation, reply: Reply | Poll) -> None:
-        """Keep what the model has read, if that took long, so that it need not be read again."""
+        """Keep what the model has read, and what every question begins with, where that took long to read."""
         from cerebrum_cli.application.reply import LONG_PROMPT
 
-        if not self._unkept and reply.took_long_to_read and (notice := opened.keep(LONG_PROMPT, conversation)):
+        if self._unkept:
+            return
+        notice = opened.keep(LONG_PROMPT, conversation) if reply.took_long_to_read else None
+        if notice := notice or opened.keep_beginning(conversation, reply.reads_slowly):
             self._runtime.streams.notice(notice)
 
     def close(self) -> None:
         """Let go of the session and of the database."""
-        if self._history:
-            self._history.close()
+        if self._opened:
+            self._opened.close()
+
+    @property
+    def _history(self) -> History:
+        """The sessions, opened when they are needed: mostly after the answer."""
+        if self._opened is None:
+            self._opened = self._runtime.history
+        return self._opened

@@ -24,6 +24,9 @@ def rm(
     runtime = options.runtime_of(context)
     planned = removal(runtime.library, model)
     options.require_agreement(runtime.streams, planned.question, planned.model.reference, yes)
+    identity = None if planned.is_gone else runtime.library.identity(planned.model)
     done = planned.execute()
+    if identity:
+        runtime.profiles.forget(identity)
     if not quiet:
         runtime.streams.talk(done)

@@ -23,10 +23,12 @@ def show(
     No network is used; `cerebrum pull --dry-run` asks the Hub.
     """
     from cerebrum_cli.application import listing
+    from cerebrum_cli.application.profile import profile_object
     from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.tables import print_candidates, print_description
+    from cerebrum_cli.terminal.tunings import print_profile
 
-    runtime = options.runtime_of(context)
+    runtime, profile = options.runtime_of(context), None
     library, wanted = runtime.library, runtime.settings({"ctx": ctx}).ctx
     try:
         found = library.resolve(model)
@@ -40,10 +42,17 @@ def show(
         with FileProgress(runtime.streams, quiet or json) as progress:
             description = listing.described(library, found, lambda done, total: progress.update("verify", done, total))
         offer, note = listing.siblings(library, found, wanted), ""
+        profile = runtime.profile(found)
+        if profile is None and runtime.profiles.elsewhere(library.identity(found)):
+            note = f"its profile is another machine's, or another build's of llama.cpp: cerebrum tune {found.reference}"
     if json:
-        runtime.streams.answer_object(description | (listing.judged_object(offer) if offer else {}))
+        told = {"profile": profile and profile_object(profile)}
+        runtime.streams.answer_object(description | told | (listing.judged_object(offer) if offer else {}))
         return
     print_description(runtime.streams, description)
+    if profile:
+        runtime.streams.answer(f"\nmeasured {profile.made}\n\n")
+        print_profile(runtime.streams, profile)
     if offer:
         print_candidates(runtime.streams, offer)
     if note and not quiet:

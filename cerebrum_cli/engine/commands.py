@@ -32,12 +32,13 @@ class End(NamedTuple):
 class Keep(NamedTuple):
     """Keep on disk what idle slots hold, if `least` tokens of it are not; of `prompt` only what one has of it.
 
-    The answer is what went wrong, or None.
+    A `beginning` is kept by itself. The answer is what went wrong, or None.
     """
 
     least: int
     prompt: tuple[int, ...] | None
     answer: SimpleQueue[Failure | None]
+    beginning: tuple[int, ...] = ()
 
 
 class Close(NamedTuple):

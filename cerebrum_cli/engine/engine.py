@@ -99,7 +99,13 @@ class Engine:
         To be called while nothing runs: what runs is left out, and waits meanwhile. Does nothing where there is no
         store, or no model yet, or none any more. Raises EngineError where a state cannot be written.
         """
-        command = Keep(least, prompt, SimpleQueue())
+        self._keep(Keep(least, prompt, SimpleQueue()))
+
+    def keep_beginning(self, tokens: tuple[int, ...]) -> None:
+        """Keep on disk a beginning of prompts to come, which an idle slot holds and the rest of which it forgets."""
+        self._keep(Keep(0, None, SimpleQueue(), tokens))
+
+    def _keep(self, command: Keep) -> None:
         if self._states is None or not self.is_loaded or not self._commands.send(command):
             return
         failure = command.answer.get()

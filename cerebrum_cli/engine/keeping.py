@@ -9,7 +9,7 @@ from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.states import State, StateStore
 
-WORTH = 64  # tokens a state must save: fewer are evaluated as fast as they are found
+WORTH = 16  # tokens a state must save: fewer are evaluated as fast as they are found
 SHARE = 16  # and one in so many of its own, since all of it is read: that takes a twentieth of evaluating it
 
 
@@ -64,6 +64,22 @@ class Keeping:
             if len(slot.held) - self._states.shared(slot.held, kind, self._comes_back) >= least:
                 size = backend.state_size(slot.index)
                 self._states.write(slot.held, kind, size, partial(backend.save, slot.index))
+
+    def save_beginning(self, tokens: tuple[int, ...]) -> None:
+        """Save the beginning that an idle slot has in common with prompts to come, unless one is kept that holds it.
+
+        The slot forgets what comes after it.
+        """
+        backend, kind = self._backend, self._backend.state_kind
+        if kind is None or self._states.shared(tokens, kind, self._comes_back) >= len(tokens):
+            return
+        idle = (slot for slot in self._scheduler.slots if not slot.sequence)
+        slot = next((slot for slot in idle if common_prefix(slot.held, tokens) == len(tokens)), None)
+        if slot is None or not backend.trim(slot.index, len(tokens)):
+            return
+        slot.take(slot, len(tokens))
+        size = backend.state_size(slot.index)
+        self._states.write(tokens, kind, size, partial(backend.save, slot.index), beginning=True)
 
     def _comes_back(self, length: int, shared: int) -> bool:
         """Return whether a state could be loaded in the longest context there can be, and cut to what is shared."""

@@ -138,7 +138,9 @@ class Loop:
 
     def _keep(self, command: Keep) -> Failure | None:
         try:
-            if self._keeping:
+            if self._keeping and command.beginning:
+                self._keeping.save_beginning(command.beginning)
+            elif self._keeping:
                 self._keeping.save(command.least, command.prompt)
         except Exception as error:
             return Failure(error)

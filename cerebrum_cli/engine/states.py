@@ -28,6 +28,7 @@ from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.events import NoticeEvent
 
 STATE, PART = ".state", ".part"
+BEGINNING = ".beginning"  # in the name of a state that many prompts begin with, so that no longer one replaces it
 MAGIC = b"cerebrm1"
 FOOTER = struct.Struct("<QIIII8s")  # bytes of body, tokens, bytes of JSON, checksums of body and record, MAGIC
 UNCHECKED = 12  # bytes at its end that the record's checksum cannot cover: itself and MAGIC
@@ -101,15 +102,18 @@ class StateStore:
         fitting = self._fitting(packed(tokens), self._identity(kind), fits, unheard)
         return max((shared for shared, _ in fitting.values()), default=0)
 
-    def write(self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None]) -> None:
+    def write(
+        self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None], beginning: bool = False
+    ) -> None:
         """Keep a state of about `size` bytes, which `save` writes, and drop what it replaces and what is too much.
 
-        Raises EngineError if it cannot be written, and leaves nothing then; one larger than the limit is left out.
+        A `beginning` is of many prompts: it neither replaces another nor is replaced. Raises EngineError if it cannot
+        be written, and leaves nothing then; one larger than the limit is left out.
         """
         if size > self._limit:
             return
         identity, data = self._identity(kind), packed(tokens)
-        path = self._directory / f"{digest(identity)}-{digest(data)}{STATE}"
+        path = self._directory / f"{digest(identity)}-{digest(data)}{BEGINNING * beginning}{STATE}"
         try:
             self._directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
             self._place(path, identity, data, save)
@@ -117,7 +121,8 @@ class StateStore:
             raise unwritable(self._directory, error.strerror or str(error)) from error
         self._known.pop(path.name, None)
         for name, record in self._records(identity, unheard).items():
-            if len(record.tokens) < len(data) and data.startswith(record.tokens):
+            is_replaced = len(record.tokens) < len(data) and data.startswith(record.tokens)
+            if is_replaced and not (beginning or name.endswith(BEGINNING + STATE)):
                 remove(self._directory / name)
         self._sweep(path.name)
 

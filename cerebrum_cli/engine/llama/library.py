@@ -6,10 +6,12 @@ with an empty parent module registered first, only the bindings are read.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -75,4 +77,22 @@ log = Log()
 llama = import_bindings("llama_cpp")
 _write_log = llama.llama_log_callback(log.write)  # llama.cpp keeps the pointer, so this must live as long as we do
 llama.llama_log_set(_write_log, None)
+
+# libc's abs, called with a line's level, does nothing: without Python and its lock, which others work under meanwhile.
+_nothing = ctypes.cast(ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs, llama.llama_log_callback)
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Drop what llama.cpp says, unless somebody listens: of a model it loads it says two thousand lines."""
+    if log.forward is not None:
+        yield
+        return
+    llama.llama_log_set(_nothing, None)
+    try:
+        yield
+    finally:
+        llama.llama_log_set(_write_log, None)
+
+
 llama.llama_backend_init()

@@ -10,7 +10,7 @@ from typing import Any
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload, free_memory
-from cerebrum_cli.engine.llama.library import llama, log
+from cerebrum_cli.engine.llama.library import llama, log, unlogged
 from cerebrum_cli.engine.llama.memory import ContextOptions
 from cerebrum_cli.engine.machine import keep_devices, thread_count
 from cerebrum_cli.engine.plan import LoadOptions, plan_context, plan_layers, remarks, shortage
@@ -39,6 +39,7 @@ def open_llama(
         tell(short)
     expected = context if options.shared else max(context, options.slots * EXPECTED)
     layers = plan_layers(shape, options.gpu_layers, expected, devices)
+    tell(LoadEvent(0.0))
     model = load_model(options, layers, tell, stop)
     shared, offloads = can_share(model), bool(layers and devices)
     evenly = options.evenly and not offloads and shared
@@ -87,7 +88,10 @@ def load_model(options: LoadOptions, layers: int, tell: Callable[[Event], None],
     callback = llama.llama_progress_callback(progress)
     params.progress_callback = callback
     log.problems.clear()
-    model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
+    with unlogged():
+        model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
+    if not model and not stop:  # once more, to hear why
+        model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
     if model:
         return model
     if stop:
