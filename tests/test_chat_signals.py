@@ -136,7 +136,7 @@ def test_a_signal_ends_the_editor_too(sit: Sit, tmp_path: Path, asked: str, numb
     person.kill(number)
     person.kill(number)
     assert person.end() == code
-    assert not runs(editor)
+    until(lambda: not runs(editor))
     left_alone(person, tmp_path)
 
 
