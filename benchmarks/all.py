@@ -43,12 +43,14 @@ class Benchmark(NamedTuple):
 # A row each; what has a row is run by `make bench`.
 BENCHMARKS = (
     Benchmark("ask"),
+    Benchmark("start", measures_shape=True),
     Benchmark("interrupt", measures_shape=True),
     Benchmark("pull"),
     Benchmark("chat", MT_BENCH, measures_shape=True),
     Benchmark("rendering"),
     Benchmark("batch", GSM8K, measures_shape=True),
     Benchmark("votes", GSM8K, measures_shape=True),
+    Benchmark("tune", measures_shape=True),
     Benchmark("plots"),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from io import StringIO
 from random import Random
 from typing import Any
 
@@ -16,7 +15,6 @@ from cerebrum_cli.application.tuning import Search
 from cerebrum_cli.engine.plan import Device, Tuning
 from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.events import StageEvent
-from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tunings import tried_lines, tuning_text
 
 USUAL, USUAL_MANY = Tuning(repack=True), Tuning(repack=False, slots=32)
@@ -271,9 +269,7 @@ def test_the_stages_count_up_to_their_number_and_never_beyond() -> None:
         assert events[0] == StageEvent("the usual way", 0, 1)
         total = events[1].total
         assert [(event.done, event.total) for event in events[1:]] == [(done, total) for done in range(total)]
-        assert [event.what for event in events[-4:]] == [
-            f"{use.name} once more, beside the usual way" for use in USES
-        ]
+        assert [event.what for event in events[-4:]] == [f"{use.name} once more, beside the usual way" for use in USES]
 
 
 def test_the_more_effort_the_more_is_tried() -> None:
@@ -287,6 +283,7 @@ def test_the_more_effort_the_more_is_tried() -> None:
     assert sorted(jobs for _, jobs, _ in tried) == [jobs for _, jobs, _ in tried]
 
 
+SMALL, SMALL_MANY = Speeds(0.07, 40_000.0, 4_500.0), Speeds(0.07, 5_000.0, 10_000.0)  # mostly it is loaded
 SPREAD = (0.6, 0.8, 0.9, 0.96, 1.0, 1.0, 1.04, 1.1, 1.3)
 VARIED = (
     *(("repack", value) for value in (False, True)),
@@ -298,14 +295,20 @@ VARIED = (
 )
 
 
-@pytest.mark.parametrize("effort", [QUICK, NORMAL], ids=["quick", "normal"])
-def test_noise_makes_no_use_slower_than_usual_by_more_than_itself(effort: Effort) -> None:
+@pytest.mark.parametrize(
+    ("effort", "usual", "usual_many"),
+    [(QUICK, ALONE, MANY), (PATIENT, ALONE, MANY), (QUICK, SMALL, SMALL_MANY), (NORMAL, SMALL, SMALL_MANY)],
+    ids=["quick", "all", "quick, small", "small"],
+)
+def test_noise_makes_no_use_slower_than_usual_by_more_than_itself(
+    effort: Effort, usual: Speeds, usual_many: Speeds
+) -> None:
     chosen = 0
     for seed in range(150):
         random = Random(seed)
         alone = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", True)}
         many = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", False)}
-        cost = Cost(alone, many)
+        cost = Cost(alone, many, usual=usual, usual_many=usual_many)
         found, _, _ = searched(ScriptedBench(cost, noise=0.04, random=random), effort)
         for name, tuned in found.items():
             chosen += bool(tuned.tuning.said)

@@ -14,7 +14,7 @@ from cerebrum_cli.application.opening import load_options
 from cerebrum_cli.application.profile import Profile
 from cerebrum_cli.application.tuning import Search
 from cerebrum_cli.engine.machine import available_memory, processors
-from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking, plan_slots
+from cerebrum_cli.engine.plan import Device, LoadOptions, Tuning, plan_repacking, plan_slots
 from cerebrum_cli.engine.sequence import REPLY
 from cerebrum_cli.engine.trials import Bench
 from cerebrum_cli.ground.errors import ConfigError
@@ -44,15 +44,19 @@ class Measured:
 
 
 def measured(
-    bench: Bench, model: Model, settings: Settings, effort: Effort, holds_for: tuple[str, str, str]
+    bench: Bench,
+    model: Model,
+    settings: Settings,
+    effort: Effort,
+    holds_for: Callable[[tuple[Device, ...]], tuple[str, str, str]],
 ) -> Generator[StageEvent, None, Measured]:
     """Tell what is being measured, and return what came of it; the bench is closed by whoever opened it.
 
-    `holds_for` are the identity of the model, of the machine and of the build.
+    `holds_for` returns the identity of the model, of the machine with the accelerators it has, and of the build.
     """
     search = Search(bench, this_machine(model, settings), effort)
     uses = yield from search.run()
-    model_key, machine_key, build_key = holds_for
+    model_key, machine_key, build_key = holds_for(bench.devices)
     return Measured(Profile(model_key, machine_key, build_key, utc_text(time()), uses), tuple(search.arms))
 
 

@@ -15,6 +15,7 @@ from cerebrum_cli.ground.settings import Settings
 
 UseName = Literal["chat", "ask", "ask-long", "batch"]
 VERSION = 1
+MOST = 1e12  # seconds and tokens a second: what is more was never measured
 REPLY = 128  # tokens an answer is taken to have where it is to be told whether a prompt is long
 USUAL = Tuning()
 
@@ -174,10 +175,12 @@ def _decoded(value: Mapping[str, Any]) -> Profile:
 def _tuned(
     tuning: Mapping[str, Any], speeds: Mapping[str, Any], usual: Mapping[str, Any], gain: float, agreement: float | None
 ) -> Tuned:
+    if not (0 < gain < MOST and (agreement is None or 0 <= agreement <= 1)):
+        raise ValueError("a gain or an agreement that cannot be")
     return Tuned(Tuning(**tuning).checked(), _speeds(**speeds), _speeds(**usual), float(gain), agreement)
 
 
 def _speeds(load_s: float, read: float, say: float, memory: int) -> Speeds:
-    if not (read > 0 and say > 0 and load_s >= 0):
+    if not (1 / MOST < read < MOST and 1 / MOST < say < MOST and 0 <= load_s < MOST and 0 <= memory < 2**63):
         raise ValueError("a speed that cannot be")
     return Speeds(float(load_s), float(read), float(say), int(memory))

@@ -23,6 +23,7 @@ from cerebrum_cli.ground.events import StageEvent
 WORTH = 1.05  # how many times as fast as the usual way it must be to be used: less may be another program's doing
 BETTER = 1.02  # how many times as fast as the best so far it must be for others to be tried on top of it
 LOST, WON = 0.9, 1.15  # of the other's speed: what is beyond in the first pair is clear, and not measured again
+SURE = 3  # pairs in which what is best is measured once more
 LITTLE = 0.1  # of a use's time: what can only change so much of it is not tried
 
 
@@ -38,7 +39,7 @@ class Search:
     jobs: dict[tuple[bool, str], Job] = field(default_factory=dict)
     clock: Callable[[], float] = perf_counter
     until: float = 0.0
-    again: dict[int, tuple[Speeds, Speeds]] = field(default_factory=dict)
+    again: dict[int, list[Speeds]] = field(default_factory=dict)
 
     def run(self) -> Generator[StageEvent, None, dict[UseName, Tuned]]:
         """Measure, telling what is being measured; return what to use. EngineError where nothing can be measured."""
@@ -78,7 +79,8 @@ class Search:
         for layers in self._offloads():
             yield Stage(f"{layers} layers offloaded{', many' * many}", many, {"gpu_layers": layers})
         for count in self.machine.threads:
-            yield Stage(f"{count} threads{', many' * many}", many, {"threads": count, "prefill_threads": count})
+            name = "1 thread" if count == 1 else f"{count} threads"
+            yield Stage(f"{name}{', many' * many}", many, {"threads": count, "prefill_threads": count})
 
     def _offloads(self) -> Iterable[str]:
         """Return numbers of layers to try beside as many as fit."""
@@ -176,15 +178,19 @@ class Search:
         return any(use.shares(base.speeds)[kind] >= LITTLE for use in led)
 
     def _ratio(self, arm: Arm, base: Arm, kind: str) -> float:
-        """Return how many times as fast an arm is as its base; the order changes from pair to pair."""
+        """Return how many times as fast an arm is as its base, by as many pairs as it takes."""
         ratios: list[float] = []
         for turn in range(self.effort.pairs):
-            pair = (arm, base) if turn % 2 else (base, arm)
-            speeds = {id(each): self.bench.speed(each.tuning, self._job(each, kind, arm)) for each in pair}
-            ratios.append(speeds[id(arm)] / speeds[id(base)])
+            ratios.append(self._pair(arm, base, kind, turn))
             if not LOST <= ratios[0] <= WON:
                 break
         return median(ratios)
+
+    def _pair(self, arm: Arm, base: Arm, kind: str, turn: int) -> float:
+        """Return how many times as fast an arm is as its base, right beside it; the order changes in every turn."""
+        pair = (arm, base) if turn % 2 else (base, arm)
+        speeds = {id(each): self.bench.speed(each.tuning, self._job(each, kind, arm)) for each in pair}
+        return speeds[id(arm)] / speeds[id(base)]
 
     def _job(self, arm: Arm, kind: str, beside: Arm | None = None) -> Job:
         """Return what of a kind is measured of an arm: as many tokens as of the one it is compared with."""
@@ -210,12 +216,12 @@ class Search:
             self._choose()
         if best is usual:
             return Tuned(Tuning(), usual.known, usual.known)
-        again, beside = self.again[id(best)]
-        gain = use.seconds(beside) / use.seconds(again)
-        first = use.seconds(usual.known) / use.seconds(best.known)
+        again, beside = sorted(self.again[id(best)], key=use.seconds), usual.known
+        middle = again[len(again) // 2]
+        gain, first = (use.seconds(beside) / use.seconds(speeds) for speeds in (middle, best.known))
         if min(gain, (gain + first) / 2) < WORTH:
             return Tuned(Tuning(), beside, beside)
-        return Tuned(_unusual(best.tuning, usual.tuning), again, beside, gain, best.agreement)
+        return Tuned(_unusual(best.tuning, usual.tuning), middle, beside, gain, best.agreement)
 
     def _stands(self, arm: Arm, usual: Arm) -> bool:
         """Return whether an arm may be used, having measured it once more; it is dropped if not."""
@@ -235,12 +241,14 @@ class Search:
                 arm.dropped = f"chooses other tokens: {told.agreement:.1%} agree"
         return not arm.dropped
 
-    def _once_more(self, best: Arm, usual: Arm) -> tuple[Speeds, Speeds]:
-        """Measure both in turn; the usual way's speeds are those of its median run, the other's by their ratio."""
-        read, say = (self._ratio(best, usual, kind) for kind in ("read", "say"))
-        beside, load_s = usual.known, self.bench.facts(best.tuning).load_s
-        again = Speeds(load_s, beside.read * read, beside.say * say, best.known.memory)
-        return again, beside
+    def _once_more(self, best: Arm, usual: Arm) -> list[Speeds]:
+        """Measure both in turn; return the speeds of each pair, as those of the usual way times their ratios."""
+        speeds = []
+        for turn in range(SURE):
+            read, say = (self._pair(best, usual, kind, turn) for kind in ("read", "say"))
+            load_s = self.bench.facts(best.tuning).load_s
+            speeds.append(Speeds(load_s, usual.known.read * read, usual.known.say * say, best.known.memory))
+        return speeds
 
 
 def _single(tuning: Tuning) -> Tuning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.arms import Effort
     from cerebrum_cli.application.measuring import Measured
     from cerebrum_cli.application.model import Model
+    from cerebrum_cli.engine.plan import Device
     from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
 
@@ -86,15 +88,21 @@ def measure(runtime: Runtime, model: Model, settings: Settings, effort: Effort, 
             runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
         bench = runtime.bench(trial_options(model, settings), model)
         try:
-            store = runtime.profiles
-            holds_for = (runtime.library.identity(model), store.machine, store.build)
-            result = followed(
-                measured(bench, model, settings, effort, holds_for), StageProgress(runtime.streams, quiet)
-            )
+            measuring = measured(bench, model, settings, effort, partial(holds_for, runtime, model))
+            result = followed(measuring, StageProgress(runtime.streams, quiet))
         finally:
             bench.close()
-    kept(store.keep, result.profile)
+    kept(runtime.profiles.keep, result.profile)
     return result
+
+
+def holds_for(runtime: Runtime, model: Model, devices: tuple[Device, ...]) -> tuple[str, str, str]:
+    """Return the identity of the model, of this machine and of the build: the first to see what accelerators it has."""
+    from cerebrum_cli.engine.machine import keep_devices
+    from cerebrum_cli.runtime import devices_file
+
+    keep_devices(devices_file(runtime.data_directory), devices)
+    return runtime.library.identity(model), runtime.profiles.machine, runtime.profiles.build
 
 
 def show(runtime: Runtime, model: Model, result: Measured, json: bool, quiet: bool) -> None:

@@ -61,7 +61,7 @@ def encoded(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[i
     EngineError where llama.cpp cannot. Whatever ends this first ends the process too, and leaves no file.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", CHILD],
+        [sys.executable, "-P", "-m", CHILD],  # -P: what lies in the current folder is none of our modules
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

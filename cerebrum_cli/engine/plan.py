@@ -15,6 +15,7 @@ HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buf
 
 CacheType = Literal["f16", "q8_0"]
 CACHE_SHARE = {"f16": 1.0, "q8_0": 34 / 64}  # of the bytes of a key-value cache in f16
+MOST_SAID = {"slots": 256, "micro_batch": 65536}  # in a tuning; threads are 1024 at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,14 @@ class Tuning:
         """Return this where each value is of its kind, as what was read from a file must be; ValueError where not."""
         kinds: dict[str, type] = {"repack": bool, "flash_attention": bool, "cache_type": str, "gpu_layers": str}
         for name, value in self.said.items():
-            if type(value) is not kinds.get(name, int) or (type(value) is int and not 1 <= value <= 65536):
+            wrong = type(value) is not kinds.get(name, int)
+            if wrong or (type(value) is int and not 1 <= value <= MOST_SAID.get(name, 1024)):
                 raise ValueError(f"{name} is {value!r}")
         if self.cache_type not in (None, *CACHE_SHARE):
             raise ValueError(f"cache_type is {self.cache_type!r}")
+        layers = self.gpu_layers
+        if layers not in (None, "auto", "all") and not (layers.isdecimal() and len(layers) < 6):
+            raise ValueError(f"gpu_layers is {layers!r}")
         return self
 
 

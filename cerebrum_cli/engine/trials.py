@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from cerebrum_cli.engine.machine import available_memory
-from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Shape, Tuning
+from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
 from cerebrum_cli.ground.errors import EngineError
 
 CHILD = "cerebrum_cli.engine.llama.trial"
@@ -100,7 +100,7 @@ class Trial:
 
     def __init__(self, options: LoadOptions) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", CHILD],
+            [sys.executable, "-P", "-m", CHILD],  # -P: what lies in the current folder is none of our modules
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -114,6 +114,7 @@ class Trial:
         self.load_s: float = told["load_s"]
         self.devices = tuple(Device(**device) for device in told["devices"])
         self.peak = 0
+        self.cache_bytes = 0  # that it was let have beside the weights
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer to one question. NoTrial where there is none."""
@@ -134,9 +135,9 @@ class Trial:
 
     def close(self) -> None:
         """End the process."""
-        with contextlib.suppress(OSError):  # what was not flushed when it died
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with contextlib.suppress(OSError):  # what was not flushed when it died
                     pipe.close()
         self._process.kill()
         self._process.wait()
@@ -229,37 +230,48 @@ class ProcessBench:
 
     def _ask(self, tuning: Tuning, question: Mapping[str, Any], length: int, sequences: int) -> dict[str, Any]:
         options = self._options.tuned(replace(tuning, slots=None))
-        self._require_room(options.shape.cached_in(options.cache_type), 0, length * sequences)
-        arranged = {"tuning": asdict(tuning), "length": length, "sequences": sequences}
-        return self._trial(Opening.of(tuning)).ask({**question, **arranged})
+        token_bytes = options.shape.cached_in(options.cache_type).kv_bytes_per_token
+        trial = self._trial(Opening.of(tuning), token_bytes * length * sequences)
+        return trial.ask({**question, "tuning": asdict(tuning), "length": length, "sequences": sequences})
 
-    def _trial(self, opening: Opening) -> Trial:
-        """Return the process with a model opened so; others are closed where memory does not hold one more."""
-        if opening in self._open:
-            self._open[opening] = self._open.pop(opening)  # the one used last goes last
-            return self._open[opening]
+    def _trial(self, opening: Opening, cache_bytes: int = 0) -> Trial:
+        """Return the process with a model opened so; others are closed where memory does not hold it beside them.
+
+        NoTrial where it does not hold it alone.
+        """
         options = self._options.tuned(Tuning(**asdict(opening)))
-        while self._open and not self._has_room(options.shape, options.shape.weight_bytes, 0):
-            self._end(next(iter(self._open)))
-        self._require_room(options.shape, options.shape.weight_bytes, 0)
-        if not self._is_warm:
-            read_through(self._paths)
-            self._is_warm = True
-        self._open[opening] = Trial(options)
-        return self._open[opening]
+        trial = self._open.pop(opening, None)  # the one used last goes last
+        more = cache_bytes - trial.cache_bytes if trial else options.shape.weight_bytes + cache_bytes
+        try:
+            while self._open and not has_room(more):
+                self._end(next(iter(self._open)))
+            require_room(more)
+        finally:
+            if trial:
+                self._open[opening] = trial
+        if trial is None:
+            if not self._is_warm:
+                read_through(self._paths)
+                self._is_warm = True
+            trial = self._open[opening] = Trial(options)
+        trial.cache_bytes = cache_bytes or trial.cache_bytes
+        return trial
 
     def _end(self, opening: Opening) -> None:
         if trial := self._open.pop(opening, None):
             trial.close()
 
-    def _has_room(self, shape: Shape, weight_bytes: int, tokens: int) -> bool:
-        return weight_bytes + shape.kv_bytes_per_token * tokens + HEADROOM <= available_memory()
 
-    def _require_room(self, shape: Shape, weight_bytes: int, tokens: int) -> None:
-        """Raise NoTrial before memory runs out: the system would end this process, or another."""
-        if not self._has_room(shape, weight_bytes, tokens):
-            needed = weight_bytes + shape.kv_bytes_per_token * tokens + HEADROOM
-            raise NoTrial(f"needs {needed / 1e9:.1f} GB of memory, and {available_memory() / 1e9:.1f} GB are free")
+def has_room(more: int) -> bool:
+    """Return whether so many bytes more leave some of memory alone; none are always there."""
+    return more <= 0 or more + HEADROOM <= available_memory()
+
+
+def require_room(more: int) -> None:
+    """Raise NoTrial before memory runs out: the system would end this process, or another."""
+    if not has_room(more):
+        needed, free = (more + HEADROOM) / 1e9, available_memory() / 1e9
+        raise NoTrial(f"needs {needed:.1f} GB of memory, and {free:.1f} GB are free")
 
 
 def read_through(paths: Sequence[Path]) -> None:

@@ -51,6 +51,7 @@ class Opened:
             for slot in range(self.backend.slots):
                 self.backend.clear(slot)
             return
+        self._arranged = ()
         options = self.options.tuned(Tuning(**{**tuning.said, "slots": sequences}))
         offloads = bool(accelerators()) and options.gpu_layers != "0"
         many = sequences > 1
