@@ -113,10 +113,10 @@ def section(phases: Mapping[str, Sequence[float]], prompt: int, runs: int) -> st
     lines = [f"| {name} | {spent:.1f} | {spent / total:.0%} |" for name, spent in middle.items()]
     return "\n".join(
         [
-            "`cerebrum ask` from the start of its process to the first token on standard output: the starter, its file in",
-            f"the page cache, {THREADS} threads, a prompt of {prompt} tokens; medians of {runs} runs of `benchmarks/start.py`,",
-            f"{date.today()}, {machine()}. While the engine loads the model, another thread imports what the",
-            "answer takes.",
+            "`cerebrum ask` from the start of its process to the first token on standard output: the starter, its file",
+            f"in the page cache, {THREADS} threads, a prompt of {prompt} tokens; medians of {runs} runs of",
+            f"`benchmarks/start.py` on {date.today()}, {machine()}. While the engine is at work, another",
+            "thread imports what the answer takes.",
             "",
             "| phase | ms | share |",
             "|---|---|---|",

@@ -76,10 +76,10 @@ def main() -> None:
     subjects = []
     if given.only != "shape":
         starter = str(path_of("starter"))
-        subjects.append(Subject("starter", starter, (), given.runs or 3, 8800, 48, 4, 64, warms_up=True))
+        subjects.append(Subject("starter", starter, (), given.runs or 3, 7000, 48, 4, 64, warms_up=True))
     if given.shape and given.only != "starter":
         form = ("--format", "cerebrum")
-        subjects.append(Subject("7B shape", given.shape, form, given.runs or 2, 2000, 48, 3, 16, warms_up=False))
+        subjects.append(Subject("7B shape", given.shape, form, given.runs or 2, 1600, 48, 3, 16, warms_up=False))
     for subject in subjects:
         with tempfile.TemporaryDirectory() as name:
             compare(subject, Path(name), given.quick, given.dry or given.quick)

@@ -95,26 +95,29 @@ class Runtime:
         identity = self.library.identity(model)
         return StateStore(self._states, int(settings.cache_gb * 1e9), identity, format_name)
 
-    @property
-    def profiles(self) -> ProfileStore:
-        """What was measured of models on this machine, with this build of llama.cpp."""
-        from cerebrum_cli.application.profile import ProfileStore
+    def profiles(self, settings: Settings | None = None) -> ProfileStore:
+        """Return what was measured here, with this build of llama.cpp, of models opened with what settings give."""
+        from cerebrum_cli.application.profile import ProfileStore, given_text
         from cerebrum_cli.engine.fingerprint import build_text, machine_text
         from cerebrum_cli.engine.machine import kept_devices
 
         machine = machine_text(kept_devices(devices_file(self.data_directory)))
+        machine += given_text(settings) if settings else ""
         return ProfileStore(self._profiles, machine, build_text())
 
-    def answering(self, model: Model) -> Answering:
+    def answering(self, model: Model, settings: Settings) -> Answering:
         """Return what answers for a model here: the encoding of it that was applied last, as it was tuned."""
         from cerebrum_cli.application.opening import Answering
 
         file = self.library.preferred(model)
-        return Answering(file, self.profile(file))
+        return Answering(file, self.profile(file, settings))
 
-    def profile(self, model: Model) -> Profile | None:
-        """Return what was measured of a model here; None where nothing was."""
-        return self.profiles.find(self.library.identity(model)) if self._profiles.is_dir() else None
+    def profile(self, model: Model, settings: Settings) -> Profile | None:
+        """Return what was measured of a model here, with what is given or else without; None where nothing was."""
+        if not self._profiles.is_dir():
+            return None
+        identity = self.library.identity(model)
+        return self.profiles(settings).find(identity) or self.profiles().find(identity)
 
     def forget_states(self) -> None:
         """Remove what models have read of any conversation from the disk."""

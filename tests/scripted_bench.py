@@ -68,6 +68,12 @@ class ScriptedBench:
         """Return the seconds that all measurements have taken."""
         return self.now
 
+    def reload(self, tuning: Tuning) -> float:
+        """Return the seconds that loading the model once more takes."""
+        self.loaded.pop(tuning, None)
+        self._open(tuning)
+        return self.facts(tuning).load_s
+
     def speed(self, tuning: Tuning, job: Job) -> float:
         """Return tokens a second."""
         self._open(tuning)

@@ -250,15 +250,15 @@ def test_a_profile_is_there_whole_or_not_at_all(store: ProfileStore, tmp_path: P
     kept = profile()
     store.keep(kept)
     [path] = (tmp_path / "profiles").iterdir()
-    path.with_suffix(".part").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        store.keep(replace(kept, made="later"))
-    assert store.find("sha 1") == kept
-    path.with_suffix(".part").rmdir()
-    path.with_suffix(".part").write_text('{"version": 1,')  # of one that was killed
-    assert store.find("sha 1") == kept
     store.keep(replace(kept, made="later"))
     assert [each.name for each in (tmp_path / "profiles").iterdir()] == [path.name]
+    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 1,')  # of one that was killed
+    assert store.find("sha 1") == replace(kept, made="later")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        store.keep(kept)
+    assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
 
 
 WHOLE: dict[str, Any] = {"version": 1, **asdict(profile())}
@@ -422,7 +422,7 @@ class Desk:
 
     def keep(self, measured: Profile) -> None:
         """Keep a profile of the model, as measured here."""
-        store = self.runtime().profiles
+        store = self.runtime().profiles()
         store.keep(replace(measured, model=self.identity(), machine=store.machine, build=store.build))
 
     def identity(self) -> str:
@@ -603,7 +603,7 @@ def test_a_model_that_was_never_measured_shows_none(desk: Desk) -> None:
 
 
 def test_a_profile_of_another_machine_is_told_and_not_used(desk: Desk) -> None:
-    desk.runtime().profiles.keep(profile(desk.identity(), ask=threads(12)))
+    desk.runtime().profiles().keep(profile(desk.identity(), ask=threads(12)))
     assert desk.opened("ask", "hello").threads is None
     done = desk.run("show", desk.model)
     assert "another machine" in done.err

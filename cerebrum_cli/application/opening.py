@@ -69,6 +69,11 @@ class Answering:
         return self.profile.tuning(use, prompt_tokens) if self.profile else USUAL
 
 
+def as_it_is(model: Model, _: Settings) -> Answering:
+    """Have every model answer itself, opened as usual."""
+    return Answering(model)
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A model on its way into memory, and the responder that will speak for it; `file` is the model that answers."""
@@ -114,7 +119,7 @@ class Opener:
     factory: BackendFactory
     states: StatesFactory | None
     template_options: Mapping[str, Any] = field(default_factory=dict)
-    answering: Callable[[Model], Answering] = Answering
+    answering: Callable[[Model, Settings], Answering] = as_it_is
 
     def settled(self, given: Layer) -> tuple[Model, Settings]:
         """Return the model that is meant and its settings; what can be wrong with either is raised here."""
@@ -136,7 +141,7 @@ class Opener:
             whole_context=True,
             states=self.states,
             parallel=TALK,
-            file=(answering := self.answering(model)).model,
+            file=(answering := self.answering(model, settings)).model,
             tuning=answering.tuning("chat"),
         )
 

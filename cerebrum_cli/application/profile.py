@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -96,11 +97,20 @@ class ProfileStore:
 
     def keep(self, profile: Profile) -> None:
         """Keep what was measured, in place of what was before. Raises OSError where it cannot be written."""
+        from tempfile import NamedTemporaryFile
+
         path = self._path_of(profile)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unnamed = path.with_suffix(".part")
-        unnamed.write_text(json.dumps({"version": VERSION, **asdict(profile)}, indent=2), encoding="utf-8")
-        unnamed.replace(path)
+        with NamedTemporaryFile("w", encoding="utf-8", suffix=".part", dir=path.parent, delete=False) as file:
+            unnamed = Path(file.name)
+            try:
+                file.write(json.dumps({"version": VERSION, **asdict(profile)}, indent=2))
+                file.flush()
+                os.fsync(file.fileno())
+                unnamed.replace(path)
+            except BaseException:
+                unnamed.unlink(missing_ok=True)
+                raise
 
     def forget(self, model: str) -> None:
         """Forget what was measured of a model, anywhere."""
@@ -124,6 +134,12 @@ class ProfileStore:
             return _decoded(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
+
+
+def given_text(settings: Settings) -> str:
+    """Return what the user has said of how a model is opened, in words; a profile was measured with that."""
+    threads = f", --threads {settings.threads}" if settings.threads is not None else ""
+    return threads + (f", --gpu-layers {settings.gpu_layers}" if settings.gpu_layers != "auto" else "")
 
 
 def given_way(tuning: Tuning, settings: Settings) -> Tuning:

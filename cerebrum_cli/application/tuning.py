@@ -22,7 +22,7 @@ from cerebrum_cli.ground.events import StageEvent
 
 WORTH = 1.05  # how many times as fast as the usual way it must be to be used: less may be another program's doing
 BETTER = 1.02  # how many times as fast as the best so far it must be for others to be tried on top of it
-LOST, WON = 0.9, 1.15  # of the other's speed: what is beyond in the first pair is clear, and not measured again
+PROMISING, WON = 1.0, 1.15  # of the other's speed: what is not between in the first pair is not measured again
 SURE = 3  # pairs in which what is best is measured once more
 LITTLE = 0.1  # of a use's time: what can only change so much of it is not tried
 
@@ -64,14 +64,14 @@ class Search:
         yield from self._loading(False, self.machine.usual)
         yield Stage("the usual way of many answers", True, {}, is_essential=True)
         yield from self._loading(True, self.machine.usual_many)
+        yield Stage("no flash attention", False, {"flash_attention": False})
+        if self.effort.tries_cache:
+            yield Stage("key-value cache in q8_0", False, {"cache_type": "q8_0"})
         for slots in self.effort.slots:
             if slots <= self.machine.slots:
                 yield Stage(f"{slots} at once", True, {"slots": slots})
         for size in self.effort.micro_batches:
             yield Stage(f"micro-batches of {size}", False, {"micro_batch": size})
-        yield Stage("no flash attention", False, {"flash_attention": False})
-        if self.effort.tries_cache:
-            yield Stage("key-value cache in q8_0", False, {"cache_type": "q8_0"})
 
     def _loading(self, many: bool, usual: Tuning) -> Iterator[Stage]:
         name = "weights as they are" if usual.repack else "weights repacked"
@@ -89,7 +89,7 @@ class Search:
     # How it is tried.
 
     def _pass(self, stage: Stage) -> None:
-        """Try a change on top of what is best; where it has lost clearly, not on top of the others."""
+        """Try a change on top of what is best; where it gains nothing there, not on top of the others."""
         if not stage.change:
             return self._begin(stage.many)
         for base in self._leaders(stage.many):
@@ -144,22 +144,39 @@ class Search:
             arm.dropped = "not tried: that would take too long"
             return True
         try:
-            ratios = {kind: self._ratio(arm, base, kind) for kind in kinds}
-            facts = self.bench.facts(tuning)
+            read, say = self._measure(arm, base, kinds)
         except NoTrial as error:
             arm.dropped = error.what
+            self._choose()
             return True
-        assert base.speeds
-        read, say = (ratios.get(kind, 1.0) for kind in ("read", "say"))
-        arm.speeds = Speeds(facts.load_s, base.speeds.read * read, base.speeds.say * say, facts.peak)
-        self._choose()
-        if "threads" in change and (read > 1) != (say > 1) and not base.many:
-            self._divide(base, change["threads"], read > 1)
-        return max(ratios.values()) >= LOST
+        if "threads" in change and (read > 1) != (say > 1) and not (base.many or arm.dropped):
+            self._divide(base, arm, reads_faster=read > 1)
+        return max(read, say) >= BETTER
 
-    def _divide(self, base: Arm, threads: int, for_reading: bool) -> None:
-        """Try a number of threads for reading alone, or for saying alone: the other was faster as it is."""
-        self._try(base, Stage("", base.many, {"prefill_threads" if for_reading else "threads": threads}))
+    def _measure(self, arm: Arm, base: Arm, kinds: Iterable[str]) -> tuple[float, float]:
+        """Find out how fast an arm is, and whether it may be used where it is best; return its ratios to the base."""
+        ratios = {kind: self._ratio(arm, base, kind) for kind in kinds}
+        read, say = (ratios.get(kind, 1.0) for kind in ("read", "say"))
+        facts, known = self.bench.facts(arm.tuning), base.known
+        load_s = facts.load_s if loads_otherwise(arm.tuning, base.tuning) else known.load_s
+        arm.speeds = Speeds(load_s, known.read * read, known.say * say, facts.peak)
+        self._choose()
+        if self._leads(arm) and not self._agrees(arm):
+            self._choose()
+        return read, say
+
+    def _divide(self, base: Arm, arm: Arm, reads_faster: bool) -> None:
+        """Try another number of threads for that which was faster with it alone, beside the usual one."""
+        threads, before = arm.tuning.threads, base.tuning.threads
+        mixed = {
+            "threads": before if reads_faster else threads,
+            "prefill_threads": threads if reads_faster else before,
+        }
+        self._try(arm if self._leads(arm) else base, Stage("", base.many, mixed))
+
+    def _leads(self, arm: Arm) -> bool:
+        """Return whether an arm is the best for a use now."""
+        return any(best is arm for best in self.best.values())
 
     def _needed(self, arm: Arm, base: Arm, kinds: Iterable[str]) -> float:
         """Return about how many seconds a pair of measurements of each kind takes."""
@@ -178,11 +195,13 @@ class Search:
         return any(use.shares(base.speeds)[kind] >= LITTLE for use in led)
 
     def _ratio(self, arm: Arm, base: Arm, kind: str) -> float:
-        """Return how many times as fast an arm is as its base, by as many pairs as it takes."""
+        """Return how many times as fast an arm is as its base, by as many pairs as it takes: one, if that promises
+        nothing, or leaves no doubt.
+        """
         ratios: list[float] = []
         for turn in range(self.effort.pairs):
             ratios.append(self._pair(arm, base, kind, turn))
-            if not LOST <= ratios[0] <= WON:
+            if not PROMISING <= ratios[0] <= WON:
                 break
         return median(ratios)
 
@@ -211,7 +230,7 @@ class Search:
 
     def _confirmed(self, use: Use) -> Tuned:
         """Return the best way for a use that agrees with the usual one, and is faster when both are measured again."""
-        usual = next(arm for arm in self.arms if arm.many == use.many)
+        usual = self._usual(self.best[use.name])
         while (best := self.best[use.name]) is not usual and not self._stands(best, usual):
             self._choose()
         if best is usual:
@@ -226,33 +245,47 @@ class Search:
     def _stands(self, arm: Arm, usual: Arm) -> bool:
         """Return whether an arm may be used, having measured it once more; it is dropped if not."""
         try:
-            if self._agrees(arm, usual) and id(arm) not in self.again:
+            if self._agrees(arm) and id(arm) not in self.again:
                 self.again[id(arm)] = self._once_more(arm, usual)
         except NoTrial as error:  # what could be opened before, as where another program has taken the memory since
             arm.dropped = error.what
         return not arm.dropped
 
-    def _agrees(self, arm: Arm, usual: Arm) -> bool:
+    def _agrees(self, arm: Arm) -> bool:
         """Return whether an arm chooses the next tokens of a text as the usual way does; it is dropped if not."""
         if arm.agreement is None:
-            told = self.bench.closeness(_single(usual.tuning), _single(arm.tuning), self.effort.probe)
-            arm.agreement = told.agreement
-            if told.agreement < LEAST_AGREEMENT:
-                arm.dropped = f"chooses other tokens: {told.agreement:.1%} agree"
+            ways = _numeric(self._usual(arm).tuning), _numeric(arm.tuning)
+            alike = 1.0 if ways[0] == ways[1] else self.bench.closeness(*ways, self.effort.probe).agreement
+            arm.agreement = alike
+            if alike < LEAST_AGREEMENT:
+                arm.dropped = f"chooses other tokens: {alike:.2%} agree"
         return not arm.dropped
+
+    def _usual(self, arm: Arm) -> Arm:
+        """Return the usual way of opening the model for as many."""
+        return next(each for each in self.arms if each.many == arm.many)
 
     def _once_more(self, best: Arm, usual: Arm) -> list[Speeds]:
         """Measure both in turn; return the speeds of each pair, as those of the usual way times their ratios."""
+        beside, load_s = usual.known, usual.known.load_s
+        if loads_otherwise(best.tuning, usual.tuning):  # a time that was taken once; what was seen first is slower
+            load_s = min(best.known.load_s, self.bench.reload(best.tuning))
+            beside = usual.speeds = replace(beside, load_s=min(beside.load_s, self.bench.reload(usual.tuning)))
         speeds = []
         for turn in range(SURE):
             read, say = (self._pair(best, usual, kind, turn) for kind in ("read", "say"))
-            load_s = self.bench.facts(best.tuning).load_s
-            speeds.append(Speeds(load_s, usual.known.read * read, usual.known.say * say, best.known.memory))
+            speeds.append(Speeds(load_s, beside.read * read, beside.say * say, best.known.memory))
         return speeds
 
 
-def _single(tuning: Tuning) -> Tuning:
-    return replace(tuning, slots=None)
+def loads_otherwise(tuning: Tuning, other: Tuning) -> bool:
+    """Return whether loading may take another time with one than with the other."""
+    return (tuning.repack, tuning.gpu_layers) != (other.repack, other.gpu_layers)
+
+
+def _numeric(tuning: Tuning) -> Tuning:
+    """Return what of a tuning decides which numbers are computed, and not only who computes them when."""
+    return replace(tuning, slots=None, threads=None, prefill_threads=None)
 
 
 def _unusual(tuning: Tuning, usual: Tuning) -> Tuning:

@@ -95,7 +95,7 @@ def ask(
     settings = options.settings(runtime, given, found, poll is not None)
     constraint = options.read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())
-    answering = options.answering(runtime, found, no_profile)
+    answering = options.answering(runtime, found, settings, no_profile)
 
     def read() -> Conversation:
         return kept.before(question.read(piped, settings, given.get("system")), found, given)

@@ -104,7 +104,7 @@ def batch(
     arguments = template_options(template_arg or ())
     manner = Manner(settings, constraint, wanted, not no_early_stop, ignore_eos)
     source = {"input": sha256(data).hexdigest(), "column": column, "template": template}
-    answering = options.answering(runtime, found, no_profile)
+    answering = options.answering(runtime, found, settings, no_profile)
     made_by = {
         **source,
         "template arguments": arguments or None,

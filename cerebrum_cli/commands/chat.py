@@ -83,7 +83,7 @@ def chat(
         runtime.open_backend,
         runtime.states,
         arguments,
-        lambda model: options.answering(runtime, model, no_profile),
+        lambda model, settings: options.answering(runtime, model, settings, no_profile),
     )
     settings = runtime.settings(given, model_found)
     talk = Chat(history, opener, given, opener.open(model_found, settings), settings, kept, session)

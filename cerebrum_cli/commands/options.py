@@ -208,11 +208,11 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
     return model
 
 
-def answering(runtime: Runtime, model: LibraryModel, no_profile: bool) -> Answering:
+def answering(runtime: Runtime, model: LibraryModel, settings: Settings, no_profile: bool) -> Answering:
     """Return what answers for a model: as tuned, unless that is not wanted."""
     from cerebrum_cli.application.opening import Answering
 
-    return Answering(model) if no_profile else runtime.answering(model)
+    return Answering(model) if no_profile else runtime.answering(model, settings)
 
 
 def require_agreement(streams: Streams, question: str, name: str, yes: bool) -> None:

@@ -27,6 +27,6 @@ def rm(
     identity = None if planned.is_gone else runtime.library.identity(planned.model)
     done = planned.execute()
     if identity:
-        runtime.profiles.forget(identity)
+        runtime.profiles().forget(identity)
     if not quiet:
         runtime.streams.talk(done)

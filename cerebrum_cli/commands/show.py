@@ -14,6 +14,8 @@ def show(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, named as for `cerebrum pull`.")],
     ctx: options.Ctx = None,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = None,
     json: options.Json = False,
     offline: options.Offline = False,  # noqa: ARG001 (it always is; the option is every command's)
     quiet: options.Quiet = False,
@@ -29,7 +31,8 @@ def show(
     from cerebrum_cli.terminal.tunings import print_profile
 
     runtime, profile = options.runtime_of(context), None
-    library, wanted = runtime.library, runtime.settings({"ctx": ctx}).ctx
+    settings = runtime.settings({"ctx": ctx, "threads": threads, "gpu_layers": gpu_layers})
+    library, wanted = runtime.library, settings.ctx
     try:
         found = library.resolve(model)
     except ModelNotFound as error:
@@ -42,8 +45,8 @@ def show(
         with FileProgress(runtime.streams, quiet or json) as progress:
             description = listing.described(library, found, lambda done, total: progress.update("verify", done, total))
         offer, note = listing.siblings(library, found, wanted), ""
-        profile = runtime.profile(found)
-        if profile is None and runtime.profiles.elsewhere(library.identity(found)):
+        profile = runtime.profile(found, settings)
+        if profile is None and runtime.profiles().elsewhere(library.identity(found)):
             note = f"its profile is another machine's, or another build's of llama.cpp: cerebrum tune {found.reference}"
     if json:
         told = {"profile": profile and profile_object(profile)}

@@ -88,21 +88,22 @@ def measure(runtime: Runtime, model: Model, settings: Settings, effort: Effort, 
             runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
         bench = runtime.bench(trial_options(model, settings), model)
         try:
-            measuring = measured(bench, model, settings, effort, partial(holds_for, runtime, model))
+            measuring = measured(bench, model, settings, effort, partial(holds_for, runtime, model, settings))
             result = followed(measuring, StageProgress(runtime.streams, quiet))
         finally:
             bench.close()
-    kept(runtime.profiles.keep, result.profile)
+    kept(runtime.profiles(settings).keep, result.profile)
     return result
 
 
-def holds_for(runtime: Runtime, model: Model, devices: tuple[Device, ...]) -> tuple[str, str, str]:
+def holds_for(runtime: Runtime, model: Model, settings: Settings, devices: tuple[Device, ...]) -> tuple[str, str, str]:
     """Return the identity of the model, of this machine and of the build: the first to see what accelerators it has."""
     from cerebrum_cli.engine.machine import keep_devices
     from cerebrum_cli.runtime import devices_file
 
     keep_devices(devices_file(runtime.data_directory), devices)
-    return runtime.library.identity(model), runtime.profiles.machine, runtime.profiles.build
+    store = runtime.profiles(settings)
+    return runtime.library.identity(model), store.machine, store.build
 
 
 def show(runtime: Runtime, model: Model, result: Measured, json: bool, quiet: bool) -> None:

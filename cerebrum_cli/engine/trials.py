@@ -75,6 +75,9 @@ class Bench(Protocol):
     def facts(self, tuning: Tuning) -> Facts:
         """Return what is known of the process this is tried in."""
 
+    def reload(self, tuning: Tuning) -> float:
+        """Load the model once more in this way and return the seconds that took."""
+
     def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
         """Compare two ways of evaluating the first tokens of the probe text."""
 

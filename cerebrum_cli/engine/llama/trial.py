@@ -21,7 +21,7 @@ from cerebrum_cli.engine.llama.load import context_options, open_llama
 from cerebrum_cli.engine.machine import peak_memory
 from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning
 from cerebrum_cli.engine.trials import Closeness
-from cerebrum_cli.ground.errors import CerebrumError
+from cerebrum_cli.ground.errors import CerebrumError, EngineError
 from cerebrum_cli.ground.parts import Text
 from cerebrum_cli.ground.sampling import SamplingParams
 
@@ -151,6 +151,12 @@ def answer(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
     return {"closeness": closeness(numpy.load(question["compare"], mmap_mode="r"), logits)}
 
 
+def reasoned(error: CerebrumError) -> str:
+    """Return what is wrong, with the first of what llama.cpp said of it."""
+    said = error.log[:1] if isinstance(error, EngineError) else ()
+    return ": ".join((error.what, *said))
+
+
 def main() -> None:
     """Answer until there are no more questions."""
     opened: Opened | None = None
@@ -169,7 +175,7 @@ def main() -> None:
                 told = answer(opened, question)
             told["peak"] = peak_memory()
         except CerebrumError as error:
-            told = {"error": [error.what, error.do]}
+            told = {"error": [reasoned(error), error.do]}
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
 
