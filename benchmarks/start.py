@@ -35,7 +35,7 @@ from harness import PEERS, ROOT, SCRIPT, Row, first_byte, in_turn, machine, medi
 
 QUESTION = "What is the capital of France?"
 FIRST, SECOND = "How many legs do seven spiders have?", "How many wheels do nine cars have?"
-SYSTEM = (ROOT / "cerebrum_cli" / "probe.txt").read_text(encoding="utf-8")
+SYSTEM = (ROOT / "cerebrum_cli" / "probe.txt").read_text(encoding="utf-8")[:2000]
 RUNS, SHAPE_RUNS = 7, 3
 
 Environment = Mapping[str, str]

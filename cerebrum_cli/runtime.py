@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.engine.states import StateStore
-    from cerebrum_cli.engine.trials import Bench
+    from cerebrum_cli.engine.trials import FileBench
     from cerebrum_cli.ground.events import Event
 
 PROBE = Path(__file__).with_name("probe.txt")
@@ -41,11 +41,11 @@ def llama_build() -> Build:
     return build()
 
 
-def process_bench(options: LoadOptions, model: Model) -> Bench:
-    """Return where ways of opening a model are tried: processes of their own."""
+def process_bench(options: LoadOptions, model: Model, directory: Path | None = None, offloadable: int = 0) -> FileBench:
+    """Return where ways of opening a model are tried: processes of their own, which write into a directory."""
     from cerebrum_cli.engine.trials import ProcessBench
 
-    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths)
+    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths, directory, offloadable)
 
 
 @dataclass(slots=True)
@@ -122,6 +122,11 @@ class Runtime:
     def forget_states(self) -> None:
         """Remove what models have read of any conversation from the disk."""
         rmtree(self._states, ignore_errors=True)
+
+    @property
+    def trials(self) -> Path:
+        """Where ways of opening a model leave what they compare, while they are tried."""
+        return self.cache_directory / "trials"
 
     @property
     def _profiles(self) -> Path:

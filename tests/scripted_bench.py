@@ -57,6 +57,7 @@ class ScriptedBench:
     refused: Callable[[Tuning], str | None] = lambda _: None
     devices: tuple[Device, ...] = ()
     noise: float = 0.0
+    disturbances: int = 0
     random: Random = field(default_factory=lambda: Random(0))
     now: float = 0.0
     closed: bool = False

@@ -526,11 +526,11 @@ BETTER = Row("BF16", 270_885_952, Speeds(766, 133.4, 1469), Speeds(2.536, 1, 2.4
 WORSE = Row("Q4_0", 91_726_912, Speeds(810, 203, 900), Speeds(2.68, 1.52, 1.47), FAR)
 TOO_BIG = Row("F16", left_out="it needs 15.90 GB of memory, and 8.10 GB are free")
 TABLE = """\
-type  size    read/s     say/s      16 say/s    agree  KL      verdict
+type  size    read/s     say/s      16 say/s    argmax  agree  KL      verdict
 Q4_1  98 MB   302        133        612
-BF16  271 MB  766 x2.54  133 x1.00  1469 x2.40  0.989  0.0020  ok
-F16                                                            left out
-Q4_0  92 MB   810 x2.68  203 x1.52  900 x1.47   0.811  0.2400  refused
+BF16  271 MB  766 x2.54  133 x1.00  1469 x2.40  0.965   0.989  0.0020  ok
+F16                                                                    left out
+Q4_0  92 MB   810 x2.68  203 x1.52  900 x1.47   0.702   0.811  0.2400  refused
 F16 is left out: it needs 15.90 GB of memory, and 8.10 GB are free
 Q4_0 is refused: agreement 0.811
 """
@@ -586,7 +586,8 @@ def test_a_user_applies_asks_and_removes_an_encoding(tmp_path: Path) -> None:
     reply = user.run("ask", "-m", "nano:Q8_0", "--format", "cerebrum", "--json", "What is 3 plus 4?")
     assert reply.object["final_answer"] == "7"
     again = user.run("tune", "nano", "--reencode", "--apply", "Q8_0")
-    said = "nano:Q8_0 is here already, and from now on answers for nano; cerebrum rm nano:Q8_0 takes it away\n"
+    said = "nano:Q8_0 is here already, and from now on answers for nano; cerebrum tune nano measures it, "
+    said += "cerebrum rm nano:Q8_0 takes it away\n"
     assert (again.code, again.out, again.err) == (0, "", said)
     refused = user.run("tune", "nano:Q8_0", "--reencode")
     assert (refused.code, refused.err.splitlines()[0]) == (2, "error: nano:Q8_0 was made of nano here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import tempfile
 import time
@@ -23,7 +24,7 @@ from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.selftest import NANO
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning
-from cerebrum_cli.engine.trials import Job, NoTrial, ProcessBench, Trial
+from cerebrum_cli.engine.trials import Job, NoTrial, Opening, ProcessBench, Trial
 from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.runtime import PROBE
@@ -232,10 +233,10 @@ def test_a_user_tunes_a_model_and_it_is_used_and_shown(tmp_path: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0].split() == ["use", "gain", "settings", "reads/s", "says/s", "loads", "memory", "agrees"]
     assert [line.split()[0] for line in lines[1:5]] == ["chat", "ask", "ask,", "batch"]
-    assert done.err.endswith("ask, chat and batch use this for nano from now on; --no-profile does not\n")
+    used = "ask, chat and batch use this for nano from now on with --threads 1; --no-profile does not\n"
+    assert done.err.endswith(used), "as the environment says"
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
-    [profile] = (tmp_path / "data" / "cerebrum" / "profiles").iterdir()
-    assert profile.suffix == ".json"
+    assert len(list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))) == 1
     shown = user.run("show", NANO, "--json")
     assert shown.object["profile"]["uses"].keys() == {"chat", "ask", "ask-long", "batch"}
     reply = user.run("ask", "-m", NANO, "--format", "cerebrum", "--json", "What is 3 plus 4?")
@@ -258,18 +259,18 @@ def test_a_terminal_shows_what_is_being_measured_and_the_table_when_it_is_done(t
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    (tmp_path / "tmp").mkdir()
-    running = CommandLine(tmp_path).start("tune", NANO, "--thorough", env={"TMPDIR": str(tmp_path / "tmp")})
+    trials = tmp_path / "cache" / "cerebrum" / "trials"
+    running = CommandLine(tmp_path).start("tune", NANO, "--thorough", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     left = until(lambda: len(children(running.pid)) > 1 and children(running.pid))
-    assert list((tmp_path / "tmp").glob("cerebrum-tune-*"))
+    assert list(trials.glob("cerebrum-tune-*"))
     running.send_signal(number)
     out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (code, b"")
     assert b"Traceback" not in err
     assert b"nothing is kept of what was measured" in err
     assert not any(process.is_running() for process in left)
-    assert list((tmp_path / "tmp").iterdir()) == []
-    assert not (tmp_path / "data" / "cerebrum" / "profiles").exists()
+    assert list(trials.iterdir()) == []
+    assert list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json")) == []
 
 
 def test_trials_end_with_whoever_started_them(tmp_path: Path) -> None:
@@ -290,3 +291,54 @@ def test_what_there_is_no_model_for_is_told_before_anything_is_measured(tmp_path
     assert (done.code, done.out) == (1, "")
     assert "Traceback" not in done.err
     assert not (tmp_path / "data" / "cerebrum" / "profiles").exists()
+
+
+def test_a_disturbed_run_is_made_again_and_counted(bench: ProcessBench) -> None:
+    shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.99])
+    trial = bench._trial(Opening.of(USUAL))
+    ask = trial.ask
+    trial.ask = lambda question: {**ask(question), "share": next(shares)}  # type: ignore[method-assign]
+    assert bench.speed(USUAL, SAY) > 0
+    assert bench.disturbances == 0, "the third run had its processors"
+    assert bench.speed(USUAL, SAY) > 0
+    assert bench.disturbances == 1, "none of three had"
+    assert bench.speed(USUAL, SAY) > 0
+    assert next(shares, None) is None
+
+
+def test_a_child_that_dies_says_its_last_line(bench: ProcessBench) -> None:
+    bench.speed(USUAL, SAY)
+    trial = bench._trial(Opening.of(USUAL))
+    with pytest.raises(NoTrial, match=r"ended with exit code 1: KeyError: 'sequences'"):
+        trial.ask({"do": None})
+
+
+def test_a_full_disk_is_told_as_that(bench: ProcessBench) -> None:
+    trial = bench._trial(Opening.of(USUAL))
+    question = {"write": "/dev/full/logits", "tokens": 8, "text": TEXT, "tuning": {}, "length": 64, "sequences": 1}
+    with pytest.raises(NoTrial, match="/dev/full/logits: Not a directory"):
+        trial.ask(question)
+
+
+def test_two_searches_are_not_made_at_once(tmp_path: Path) -> None:
+    user = CommandLine(tmp_path)
+    first = user.start("tune", NANO, "--thorough")
+    until(lambda: children(first.pid))
+    second = user.run("tune", NANO, "--quick")
+    assert (second.code, second.out) == (1, "")
+    assert second.err.startswith("error: another cerebrum tune is at work")
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=30)
+    assert first.returncode == 130
+
+
+def test_a_model_that_goes_away_meanwhile_keeps_nothing(tmp_path: Path) -> None:
+    user, model = CommandLine(tmp_path), tmp_path / "mine.gguf"
+    shutil.copy(NANO, model)
+    running = user.start("tune", model, "--quick")
+    until(lambda: children(running.pid))
+    model.unlink()
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 1
+    assert b"Traceback" not in err
+    assert list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json")) == []

@@ -72,13 +72,17 @@ class Machine(NamedTuple):
 
 @dataclass(slots=True)
 class Arm:
-    """A way of opening the model that was tried, and how fast it was; `dropped` says why it cannot be used."""
+    """A way of opening the model that was tried, and how fast it was; `dropped` says why it cannot be used.
+
+    What of reading and saying was `measured` is its own; of the rest it is as fast as what it was tried on top of.
+    """
 
     tuning: Tuning
     many: bool
     speeds: Speeds | None = None
     agreement: float | None = None
     dropped: str | None = None
+    measured: frozenset[str] = frozenset()
 
     @property
     def known(self) -> Speeds:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from platform import machine as architecture
 from time import time
 from typing import Any
@@ -16,25 +18,30 @@ from cerebrum_cli.application.tuning import Search
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.plan import Device, LoadOptions, Tuning, plan_repacking, plan_slots
 from cerebrum_cli.engine.sequence import REPLY
-from cerebrum_cli.engine.trials import Bench
-from cerebrum_cli.ground.errors import ConfigError
+from cerebrum_cli.engine.trials import Bench, FileBench
+from cerebrum_cli.ground.errors import CerebrumError, ConfigError
 from cerebrum_cli.ground.events import StageEvent
+from cerebrum_cli.ground.files import locked
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.ground.text import utc_text
 
 MOST_TOGETHER = 64
 QUESTION = 256  # tokens room is made for in each slot of a batch, beside its reply
 
-BenchFactory = Callable[[LoadOptions, Model], Bench]
-"""Return where ways of opening a model are tried; the runtime picks processes, tests something quicker."""
+BenchFactory = Callable[[LoadOptions, Model, Path, int], FileBench]
+"""Return where ways of opening a model are tried, which may write into a folder; so many bytes may be offloaded.
+
+The runtime picks processes, tests something quicker.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What tuning came to: what is to be kept, and all that was tried."""
+    """What tuning came to: what is to be kept, all that was tried, and whether other programs used the processors."""
 
     profile: Profile
     arms: tuple[Arm, ...]
+    is_disturbed: bool
 
     @property
     def tried(self) -> list[tuple[Tuning, dict[str, Any]]]:
@@ -57,7 +64,8 @@ def measured(
     search = Search(bench, this_machine(model, settings), effort)
     uses = yield from search.run()
     model_key, machine_key, build_key = holds_for(bench.devices)
-    return Measured(Profile(model_key, machine_key, build_key, utc_text(time()), uses), tuple(search.arms))
+    profile = Profile(model_key, machine_key, build_key, utc_text(time()), uses)
+    return Measured(profile, tuple(search.arms), bench.disturbances > 0)
 
 
 def this_machine(model: Model, settings: Settings) -> Machine:
@@ -71,7 +79,7 @@ def this_machine(model: Model, settings: Settings) -> Machine:
         usual_many=Tuning(repack=plan_repacking(layout[0], True, layout[1]), slots=min(TOGETHER, slots)),
         threads=() if settings.threads else other_threads(usual_threads, here.usable),
         slots=slots,
-        layers=model.header.n_layers,
+        layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
     )
 
 
@@ -81,10 +89,26 @@ def trial_options(model: Model, settings: Settings) -> LoadOptions:
     return load_options(model, settings)
 
 
-def kept(where: Callable[[Profile], None], profile: Profile) -> None:
-    """Keep a profile. ConfigError where that cannot be written."""
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keep other searches out while this one measures: two would measure each other.
+
+    CerebrumError where one is at work, or nothing can be written here, which is better known before.
+    """
+    with writing():
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("ab")
+    with lock:  # closing the file gives it back
+        if not locked(lock.fileno()):
+            raise CerebrumError("another cerebrum tune is at work", "wait for it: they would measure each other")
+        yield
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Raise ConfigError where a profile cannot be written."""
     try:
-        where(profile)
+        yield
     except OSError as error:
         what = f"the profile cannot be kept: {error.filename}: {error.strerror}"
         raise ConfigError(what, "check its permissions and free space") from error
@@ -94,7 +118,8 @@ def _tried(arm: Arm, usual: Arm) -> dict[str, Any]:
     """Return what `--json` prints of a way that was tried."""
     read, say = None, None
     if arm.speeds and usual.speeds:
-        read, say = arm.speeds.read / usual.speeds.read, arm.speeds.say / usual.speeds.say
+        read = arm.speeds.read / usual.speeds.read if "read" in arm.measured else None
+        say = arm.speeds.say / usual.speeds.say if "say" in arm.measured else None
     return {
         "settings": arm.tuning.said,
         "many": arm.many,

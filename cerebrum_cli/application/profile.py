@@ -17,6 +17,7 @@ from cerebrum_cli.ground.settings import Settings
 UseName = Literal["chat", "ask", "ask-long", "batch"]
 VERSION = 1
 MOST = 1e12  # seconds and tokens a second: what is more was never measured
+SHORT = 64  # tokens of a question that is not a long one, whatever was measured of long ones
 REPLY = 128  # tokens an answer is taken to have where it is to be told whether a prompt is long
 USUAL = Tuning()
 
@@ -68,7 +69,7 @@ class Profile:
             return None
         saved = 1 / short.speeds.read - 1 / long.speeds.read
         lost = long.speeds.seconds(0, REPLY) - short.speeds.seconds(0, REPLY)
-        return max(0, int(lost / saved) + 1) if saved > 0 else None
+        return max(SHORT + 1, int(lost / saved) + 1) if saved > 0 else None
 
     def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
         """Return how to open the model for a use; a question of so many tokens may be a long one."""
@@ -83,7 +84,7 @@ class ProfileStore:
     def __init__(self, directory: Path, machine: str, build: str) -> None:
         self.machine = machine
         self.build = build
-        self._directory = directory
+        self.directory = directory
 
     def find(self, model: str) -> Profile | None:
         """Return what was measured of a model here; None where nothing was, or what is kept cannot be read."""
@@ -92,7 +93,7 @@ class ProfileStore:
 
     def elsewhere(self, model: str) -> Profile | None:
         """Return what was measured of it with another build of llama.cpp or on another machine."""
-        found = (self._read(path) for path in sorted(self._directory.glob(f"{_digest(model)}-*.json")))
+        found = (self._read(path) for path in sorted(self.directory.glob(f"{_digest(model)}-*.json")))
         return next((each for each in found if each and self._path(model) != self._path_of(each)), None)
 
     def keep(self, profile: Profile) -> None:
@@ -114,7 +115,7 @@ class ProfileStore:
 
     def forget(self, model: str) -> None:
         """Forget what was measured of a model, anywhere."""
-        for path in self._directory.glob(f"{_digest(model)}-*.json"):
+        for path in self.directory.glob(f"{_digest(model)}-*.json"):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -122,11 +123,11 @@ class ProfileStore:
         return model, self.machine, self.build
 
     def _path(self, model: str) -> Path:
-        return self._directory / f"{_digest(model)}-{_digest(f'{self.machine}|{self.build}')}.json"
+        return self.directory / f"{_digest(model)}-{_digest(f'{self.machine}|{self.build}')}.json"
 
     def _path_of(self, profile: Profile) -> Path:
         here = _digest(f"{profile.machine}|{profile.build}")
-        return self._directory / f"{_digest(profile.model)}-{here}.json"
+        return self.directory / f"{_digest(profile.model)}-{here}.json"
 
     @staticmethod
     def _read(path: Path) -> Profile | None:

@@ -126,7 +126,10 @@ def about_tokens(conversation: Conversation | None) -> int:
     """Return about how many tokens a question has, before there is a vocabulary: what came before it is kept, read."""
     messages = conversation.messages if conversation else ()
     answered = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    return sum(len(message.content.encode("utf-8", "replace")) for message in messages[answered + 1 :]) // BYTES
+    texts = [message.content for message in messages[answered + 1 :]]
+    if conversation and conversation.system_prompt and answered < 0:
+        texts.append(conversation.system_prompt)
+    return sum(len(text.encode("utf-8", "replace")) for text in texts) // BYTES
 
 
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,9 @@ WORTH = 1.05  # how many times as fast as the usual way it must be to be used: l
 BETTER = 1.02  # how many times as fast as the best so far it must be for others to be tried on top of it
 PROMISING, WON = 1.0, 1.15  # of the other's speed: what is not between in the first pair is not measured again
 SURE = 3  # pairs in which what is best is measured once more
+# Two threads that wait for each other are many times slower than one as soon as another program has one of their cores.
+DISTURBED = "not sure: other programs used the processors"
+DEEP = 512  # tokens that must have been read for a setting that only matters behind many to be judged for long prompts
 LITTLE = 0.1  # of a use's time: what can only change so much of it is not tried
 
 
@@ -136,8 +139,9 @@ class Search:
         change = stage.change
         tuning = replace(base.tuning, **change)
         kinds = [kind for kind in ("read", "say") if self._matters(base, kind, change)]
-        if not kinds or any(arm.tuning == tuning and arm.many == base.many for arm in self.arms):
-            return True
+        known = any(arm.tuning == tuning and arm.many == base.many for arm in self.arms)
+        if not kinds or known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
+            return True  # llama.cpp reads a quantised cache with flash attention only
         arm = Arm(tuning, base.many)
         self.arms.append(arm)
         if not stage.is_essential and self.clock() + self._needed(arm, base, kinds) > self.until:
@@ -156,6 +160,7 @@ class Search:
     def _measure(self, arm: Arm, base: Arm, kinds: Iterable[str]) -> tuple[float, float]:
         """Find out how fast an arm is, and whether it may be used where it is best; return its ratios to the base."""
         ratios = {kind: self._ratio(arm, base, kind) for kind in kinds}
+        arm.measured = frozenset(ratios) | (base.measured if base.tuning != self._usual(base).tuning else frozenset())
         read, say = (ratios.get(kind, 1.0) for kind in ("read", "say"))
         facts, known = self.bench.facts(arm.tuning), base.known
         load_s = facts.load_s if loads_otherwise(arm.tuning, base.tuning) else known.load_s
@@ -221,10 +226,16 @@ class Search:
     def _choose(self) -> None:
         """Find the best way for each use again."""
         for use in (use for use in USES if use.name in self.best):
-            usable = [arm for arm in self.arms if arm.many == use.many and arm.speeds and not arm.dropped]
+            usable = [arm for arm in self.arms if arm.speeds and not arm.dropped and self._is_for(arm, use)]
             fastest, best = min(usable, key=lambda arm: use.seconds(arm.known)), self.best[use.name]
             if best.dropped or use.seconds(best.known) > BETTER * use.seconds(fastest.known):
                 self.best[use.name] = fastest
+
+    def _is_for(self, arm: Arm, use: Use) -> bool:
+        """Return whether what was measured of an arm says something of a use."""
+        by_depth = arm.tuning.flash_attention is not None or arm.tuning.cache_type is not None
+        is_shallow = by_depth and use.prompt >= 4 * DEEP and self.jobs[use.many, "read"].tokens < DEEP
+        return arm.many == use.many and not is_shallow
 
     # Whether it may be used.
 
@@ -246,7 +257,10 @@ class Search:
         """Return whether an arm may be used, having measured it once more; it is dropped if not."""
         try:
             if self._agrees(arm) and id(arm) not in self.again:
+                before = self.bench.disturbances
                 self.again[id(arm)] = self._once_more(arm, usual)
+                if self.bench.disturbances > before and _threads(arm.tuning) != _threads(usual.tuning):
+                    arm.dropped = DISTURBED
         except NoTrial as error:  # what could be opened before, as where another program has taken the memory since
             arm.dropped = error.what
         return not arm.dropped
@@ -281,6 +295,10 @@ class Search:
 def loads_otherwise(tuning: Tuning, other: Tuning) -> bool:
     """Return whether loading may take another time with one than with the other."""
     return (tuning.repack, tuning.gpu_layers) != (other.repack, other.gpu_layers)
+
+
+def _threads(tuning: Tuning) -> tuple[int | None, int | None]:
+    return tuning.threads, tuning.prefill_threads
 
 
 def _numeric(tuning: Tuning) -> Tuning:

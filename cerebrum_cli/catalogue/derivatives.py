@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.catalogue.reference import InRepository, parse_reference
 from cerebrum_cli.ground.errors import CerebrumError
-from cerebrum_cli.ground.files import sync_folder
+from cerebrum_cli.ground.files import locked, sync_folder
 
 PART = ".part"
 DIGITS = 16  # of the original's digest, in the name of a folder
@@ -77,7 +77,7 @@ class Workshop:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with (self.directory / "lock").open("ab") as lock:  # closing the file gives it back
-                if not _lock(lock.fileno()):
+                if not locked(lock.fileno()):
                     raise CerebrumError("another cerebrum tune --reencode is at work", "wait until it has ended")
                 for left in self.directory.glob("*/*"):
                     if left not in known:
@@ -106,18 +106,3 @@ def discard(path: Path) -> None:
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()
-
-
-def _lock(descriptor: int) -> bool:
-    """Return whether this process alone has the lock now; where there is none to be had, go on without."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system that knows no locks
-        return True
-    return True

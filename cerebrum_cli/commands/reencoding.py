@@ -58,15 +58,11 @@ def prepared(runtime: Runtime, model: Model, settings: Settings, quiet: bool) ->
     with FileProgress(runtime.streams, quiet) as progress:
         runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
     workshop = Workshop(runtime.cache_directory / "encodings")
-    return Reencoding(runtime.library, model, options, workshop, file_bench)
 
+    def bench(options: LoadOptions, model: Model) -> FileBench:
+        return runtime.bench(options, model, runtime.trials, runtime.capacity().device_memory)
 
-def file_bench(options: LoadOptions, model: Model) -> FileBench:
-    """Return where a file is tried: processes of its own."""
-    from cerebrum_cli.engine.trials import ProcessBench
-    from cerebrum_cli.runtime import PROBE
-
-    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths)
+    return Reencoding(runtime.library, model, options, workshop, bench)
 
 
 def measured(runtime: Runtime, work: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:
@@ -99,7 +95,7 @@ def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding 
         if not quiet:
             runtime.streams.talk(
                 f"{report.applied.reference} {here} answers for {model.reference};"
-                f" cerebrum rm {report.applied.reference} takes it away"
+                f" cerebrum tune {model.reference} measures it, cerebrum rm {report.applied.reference} takes it away"
             )
     elif encoding:
         row = report.rows[0]

@@ -45,8 +45,9 @@ def show(
         with FileProgress(runtime.streams, quiet or json) as progress:
             description = listing.described(library, found, lambda done, total: progress.update("verify", done, total))
         offer, note = listing.siblings(library, found, wanted), ""
-        profile = runtime.profile(found, settings)
-        if profile is None and runtime.profiles().elsewhere(library.identity(found)):
+        answering = library.preferred(found)
+        profile = runtime.profile(answering, settings)
+        if profile is None and runtime.profiles().elsewhere(library.identity(answering)):
             note = f"its profile is another machine's, or another build's of llama.cpp: cerebrum tune {found.reference}"
     if json:
         told = {"profile": profile and profile_object(profile)}

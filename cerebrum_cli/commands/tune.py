@@ -9,7 +9,8 @@ import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.errors import ModelFileError, UsageError
+from cerebrum_cli.ground.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.arms import Effort
@@ -36,7 +37,6 @@ def tune(
     ] = None,
     force: Annotated[bool, option("--force", help="With --apply: also one that says other things.")] = False,
     json: options.Json = False,
-    ctx: options.Ctx = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = None,
     offline: options.Offline = False,
@@ -59,8 +59,10 @@ def tune(
         return try_encodings(runtime, found, apply=apply, force=force, json=json, quiet=quiet, settings=settings)
     from cerebrum_cli.application.arms import NORMAL, QUICK, THOROUGH
 
-    result = measure(runtime, found, settings, QUICK if quick else THOROUGH if thorough else NORMAL, json or quiet)
-    show(runtime, found, result, json, quiet)
+    answering = runtime.library.preferred(found)
+    effort = QUICK if quick else THOROUGH if thorough else NORMAL
+    result = measure(runtime, answering, settings, effort, json or quiet)
+    show(runtime, answering, result, settings, json, quiet)
     return None
 
 
@@ -78,47 +80,57 @@ def require_one_way(quick: bool, thorough: bool, reencode: bool, apply: str | No
 
 def measure(runtime: Runtime, model: Model, settings: Settings, effort: Effort, quiet: bool) -> Measured:
     """Measure, showing how far that is, and keep what came of it."""
-    from cerebrum_cli.application.measuring import kept, measured, trial_options
+    from cerebrum_cli.application.measuring import alone, measured, trial_options, writing
+    from cerebrum_cli.application.model import is_missing
     from cerebrum_cli.terminal.bars import FileProgress, StageProgress
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.sinks import followed
 
-    with interruptible("nothing is kept of what was measured"):
+    with interruptible("nothing is kept of what was measured"), alone(runtime.profiles().directory):
         with FileProgress(runtime.streams, quiet) as progress:
             runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
-        bench = runtime.bench(trial_options(model, settings), model)
+        identity = runtime.library.identity(model)
+        bench = runtime.bench(trial_options(model, settings), model, runtime.trials, runtime.capacity().device_memory)
         try:
-            measuring = measured(bench, model, settings, effort, partial(holds_for, runtime, model, settings))
+            measuring = measured(bench, model, settings, effort, partial(holds_for, runtime, identity, settings))
             result = followed(measuring, StageProgress(runtime.streams, quiet))
         finally:
             bench.close()
-    kept(runtime.profiles(settings).keep, result.profile)
+        if any(map(is_missing, model.paths)) or runtime.library.identity(model) != identity:
+            raise ModelFileError(model.path, "changed or went away while it was measured", "tune it again")
+        with writing():
+            runtime.profiles(settings).keep(result.profile)
     return result
 
 
-def holds_for(runtime: Runtime, model: Model, settings: Settings, devices: tuple[Device, ...]) -> tuple[str, str, str]:
+def holds_for(runtime: Runtime, identity: str, settings: Settings, devices: tuple[Device, ...]) -> tuple[str, str, str]:
     """Return the identity of the model, of this machine and of the build: the first to see what accelerators it has."""
     from cerebrum_cli.engine.machine import keep_devices
     from cerebrum_cli.runtime import devices_file
 
     keep_devices(devices_file(runtime.data_directory), devices)
     store = runtime.profiles(settings)
-    return runtime.library.identity(model), store.machine, store.build
+    return identity, store.machine, store.build
 
 
-def show(runtime: Runtime, model: Model, result: Measured, json: bool, quiet: bool) -> None:
+def show(runtime: Runtime, model: Model, result: Measured, settings: Settings, json: bool, quiet: bool) -> None:
     """Print what came of it."""
-    from cerebrum_cli.application.profile import profile_object
+    from cerebrum_cli.application.profile import given_text, profile_object
     from cerebrum_cli.terminal.tunings import print_profile, tried_lines
 
     streams = runtime.streams
     if json:
         tried = [told for _, told in result.tried]
-        streams.answer_object({"model": model.reference, **profile_object(result.profile), "tried": tried})
+        told = {"model": model.reference, "file": str(model.path), **profile_object(result.profile), "tried": tried}
+        streams.answer_object(told)
         return
     if not quiet:
         for line in tried_lines(result.tried):
             streams.talk(line)
     print_profile(streams, result.profile)
+    if result.is_disturbed:
+        what = "other programs used the processors while this was measured"
+        streams.notice(NoticeEvent(what, "tune again when they have ended: what it finds may be of no use"))
     if not quiet:
-        streams.talk(f"ask, chat and batch use this for {model.reference} from now on; --no-profile does not")
+        given = given_text(settings).replace(", ", " with ", 1)
+        streams.talk(f"ask, chat and batch use this for {model.reference} from now on{given}; --no-profile does not")

@@ -97,6 +97,8 @@ class Tuning:
                 raise ValueError(f"{name} is {value!r}")
         if self.cache_type not in (None, *CACHE_SHARE):
             raise ValueError(f"cache_type is {self.cache_type!r}")
+        if self.cache_type == "q8_0" and self.flash_attention is False:
+            raise ValueError("a quantised cache takes flash attention")
         layers = self.gpu_layers
         if layers not in (None, "auto", "all") and not (layers.isdecimal() and len(layers) < 6):
             raise ValueError(f"gpu_layers is {layers!r}")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +24,11 @@ from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
 from cerebrum_cli.ground.errors import EngineError
 
 CHILD = "cerebrum_cli.engine.llama.trial"
+PREFIX = "cerebrum-tune-"
+ABANDONED_S = 86400.0  # after which a folder has no owner any more
+LEAST_SHARE = 0.7  # of its processors that a run must have had; two threads beside another program have a half
+USUAL_SHARE = 0.9  # and of the share it has at its best, which is less than all where many threads wait for each other
+RUNS = 3  # of a disturbed job
 CHUNK = 2**22
 GOODBYE_S = 10.0  # that a process may take to free a model
 
@@ -69,6 +76,10 @@ class Bench(Protocol):
     def devices(self) -> tuple[Device, ...]:
         """The accelerators there are."""
 
+    @property
+    def disturbances(self) -> int:
+        """How many jobs were not done without other programs on the same processors, however often they were tried."""
+
     def speed(self, tuning: Tuning, job: Job) -> float:
         """Return tokens a second; several sequences are evaluated as those of a batch are."""
 
@@ -101,14 +112,16 @@ class FileBench(Bench, Protocol):
 class Trial:
     """One process with one model loaded."""
 
-    def __init__(self, options: LoadOptions) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", CHILD],  # -P: what lies in the current folder is none of our modules
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for whoever waits, who then closes this
-        )
+    def __init__(self, options: LoadOptions, complaints: Path) -> None:
+        self._complaints = complaints
+        with complaints.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", CHILD],  # -P: what lies in the current folder is none of our modules
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C is for whoever waits, who then closes this
+            )
         try:
             told = self.ask({"open": asdict(options) | {"path": str(options.path)}})
         except BaseException:
@@ -147,7 +160,9 @@ class Trial:
 
     def _ending(self) -> str:
         code = self._process.wait(GOODBYE_S)
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        said = self._complaints.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((f": {line}" for line in reversed(said) if line.strip()), "")
+        return f"signal {-code}" if code < 0 else f"exit code {code}{last}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +181,30 @@ class Opening:
 
 
 class ProcessBench:
-    """Trials in processes; `options` are those without any tuning, `paths` the files of the model."""
+    """Trials in processes; `options` are those without any tuning, `paths` the files of the model.
 
-    def __init__(self, options: LoadOptions, text: str, paths: Sequence[Path] = ()) -> None:
+    What is written lies in a folder of its own in `directory`. `offloadable` bytes of a model need not go into memory.
+    """
+
+    def __init__(
+        self,
+        options: LoadOptions,
+        text: str,
+        paths: Sequence[Path] = (),
+        directory: Path | None = None,
+        offloadable: int = 0,
+    ) -> None:
         self._options = options
         self._text = text
         self._paths = paths or (options.path,)
         self._open: dict[Opening, Trial] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="cerebrum-tune-")
+        if directory:
+            directory.mkdir(parents=True, exist_ok=True)
+            sweep(directory)
+        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=directory)
+        self._offloadable = offloadable
+        self.disturbances = 0
+        self._shares: dict[tuple[Any, ...], float] = {}
         self._logits: dict[tuple[Tuning, int], Path] = {}
         self._is_warm = False
 
@@ -189,9 +220,21 @@ class ProcessBench:
         return self._trial(next(iter(self._open), Opening.of(Tuning()))).devices
 
     def speed(self, tuning: Tuning, job: Job) -> float:
-        """Return tokens a second."""
-        length = job.tokens + 64
-        return float(self._ask(tuning, {"do": job._asdict(), "text": self._text}, length, job.sequences)["speed"])
+        """Return tokens a second, of the best of some runs where other programs had part of the processors."""
+        length, speeds = job.tokens + 64, []
+        for _ in range(RUNS):
+            told = self._ask(tuning, {"do": job._asdict(), "text": self._text}, length, job.sequences)
+            speeds.append(float(told["speed"]))
+            if self.devices or self._had_them_all(tuning, job, told["share"]):
+                return speeds[-1]
+        self.disturbances += 1
+        return max(speeds)
+
+    def _had_them_all(self, tuning: Tuning, job: Job, share: float) -> bool:
+        """Return whether a run had its processors to itself, by the share of them it had and others like it before."""
+        like = (tuning.threads, tuning.prefill_threads, job.kind, job.sequences > 1)
+        self._shares[like] = max(share, self._shares.get(like, 0.0))
+        return share >= max(LEAST_SHARE, USUAL_SHARE * self._shares[like])
 
     def facts(self, tuning: Tuning) -> Facts:
         """Return what is known of the process this is tried in."""
@@ -244,7 +287,10 @@ class ProcessBench:
         """
         options = self._options.tuned(Tuning(**asdict(opening)))
         trial = self._open.pop(opening, None)  # the one used last goes last
-        more = cache_bytes - trial.cache_bytes if trial else options.shape.weight_bytes + cache_bytes
+        weights = options.shape.weight_bytes
+        if opening.gpu_layers != "0":
+            weights = max(0, weights - self._offloadable)
+        more = cache_bytes - trial.cache_bytes if trial else weights + cache_bytes
         try:
             while self._open and not has_room(more):
                 self._end(next(iter(self._open)))
@@ -256,7 +302,8 @@ class ProcessBench:
             if not self._is_warm:
                 read_through(self._paths)
                 self._is_warm = True
-            trial = self._open[opening] = Trial(options)
+            complaints = Path(self._folder.name, f"{len(self._open)}-{time.monotonic_ns()}.log")
+            trial = self._open[opening] = Trial(options, complaints)
         trial.cache_bytes = cache_bytes or trial.cache_bytes
         return trial
 
@@ -275,6 +322,14 @@ def require_room(more: int) -> None:
     if not has_room(more):
         needed, free = (more + HEADROOM) / 1e9, available_memory() / 1e9
         raise NoTrial(f"needs {needed:.1f} GB of memory, and {free:.1f} GB are free")
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed processes have left here a day ago or earlier."""
+    for folder in directory.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_mtime < time.time() - ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_through(paths: Sequence[Path]) -> None:

@@ -12,7 +12,7 @@ from cerebrum_cli.terminal.tables import print_table
 if TYPE_CHECKING:
     from cerebrum_cli.application.reencoding import Report, Row, Speeds
 
-HEADS = ("type", "size", "read/s", "say/s", "16 say/s", "agree", "KL", "verdict")
+HEADS = ("type", "size", "read/s", "say/s", "16 say/s", "argmax", "agree", "KL", "verdict")
 
 
 def print_encodings(streams: Streams, report: Report) -> None:
@@ -31,10 +31,11 @@ def reasons(report: Report) -> Iterator[str]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     if row.speeds is None:
-        return (row.type, *[""] * 6, row.state)
-    near = ["", "", ""]
+        return (row.type, *[""] * 7, row.state)
+    near = ["", "", "", ""]
     if row.closeness:
-        near = [f"{row.closeness.agreement:.3f}", f"{row.closeness.divergence:.4f}", row.state]
+        argmax, agreement, divergence = row.closeness
+        near = [f"{argmax:.3f}", f"{agreement:.3f}", f"{divergence:.4f}", row.state]
     return (row.type, size_text(row.size or 0), *_speeds(row.speeds, row.ratios), *near)
 
 

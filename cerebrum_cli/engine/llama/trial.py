@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BEGINNING = 16  # tokens that are read before any is said
-NEARLY = 0.9  # of the probability of the likeliest token
+NEARLY = 0.95  # of the probability of the likeliest token
 FEW = 1  # steps that are not timed: llama.cpp plans anew in the first
 
 
@@ -55,11 +56,17 @@ class Opened:
         options = self.options.tuned(Tuning(**{**tuning.said, "slots": sequences}))
         offloads = bool(accelerators()) and options.gpu_layers != "0"
         many = sequences > 1
-        self.backend.arrange(context_options(options, length, True, offloads), many and not offloads)
+        self._context = context_options(options, length, True, offloads)
+        self.backend.arrange(self._context, many and not offloads)
         self.backend.reserve(length)
         if self.backend.slots < sequences:
             raise CerebrumError(f"memory holds {self.backend.slots} sequences, and not {sequences}")
         self._arranged = wanted
+
+    def threads(self, many: bool) -> int:
+        """Return how many threads evaluate one row, or many."""
+        options = self._context
+        return (many and options.prefill_threads) or options.threads
 
     def tokens(self, text: str, count: int) -> tuple[int, ...]:
         """Return so many tokens of a text, from its beginning again where it is shorter."""
@@ -77,47 +84,67 @@ class Opened:
             at = until
 
 
-def reading(opened: Opened, tokens: tuple[int, ...]) -> float:
-    """Return tokens of a prompt read a second; the first steps of a context are not timed."""
+class Watch:
+    """A clock, and how much of a number of processors this process has had since it began."""
+
+    def __init__(self, processors: int) -> None:
+        self._processors = processors
+        self._wall, self._used = perf_counter(), process_time()
+
+    def told(self, tokens: int) -> dict[str, float]:
+        """Return tokens a second, and the share of its processors that this process has had."""
+        seconds = perf_counter() - self._wall
+        return {"speed": tokens / seconds, "share": (process_time() - self._used) / seconds / self._processors}
+
+
+def reading(opened: Opened, tokens: tuple[int, ...]) -> dict[str, float]:
+    """Read a prompt and tell how fast that was; the first steps of a context are not timed."""
     opened.read(tokens[:BEGINNING])
     opened.backend.clear(0)
-    start = perf_counter()
+    watch = Watch(opened.threads(many=True))
     opened.read(tokens)
-    return len(tokens) / (perf_counter() - start)
+    return watch.told(len(tokens))
 
 
-def saying(opened: Opened, tokens: tuple[int, ...], steps: int, sequences: int) -> float:
-    """Return tokens said a second, by all sequences together, behind the same beginning."""
+def saying(opened: Opened, tokens: tuple[int, ...], steps: int, sequences: int) -> dict[str, float]:
+    """Say tokens, behind the same beginning in all sequences, and tell how fast they were together."""
     backend = opened.backend
     opened.read(tokens)
     for slot in range(1, sequences):
         backend.copy(0, slot)
     samplers = [backend.sampler(SamplingParams(), 0, None, tokens) for _ in range(sequences)]
-    said, start = [tokens[0]] * sequences, 0.0
+    said, watch = [tokens[0]] * sequences, Watch(1)
     try:
         for step in range(steps + FEW):
-            start = perf_counter() if step == FEW else start
+            watch = Watch(opened.threads(many=sequences > 1)) if step == FEW else watch
             position = len(tokens) + step
             backend.decode([Row(slot, position, token, True) for slot, token in enumerate(said)])
             said = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
-        return steps * sequences / (perf_counter() - start)
+        return watch.told(steps * sequences)
     finally:
         for sampler in samplers:
             sampler.close()
 
 
-def forced(opened: Opened, tokens: tuple[int, ...]) -> NDArray[numpy.float32]:
-    """Return the logits after each token of a text but the last, as rows."""
-    backend, rows, at = opened.backend, [], 0
+def forced(opened: Opened, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
+    """Yield the logits after each token of a text but the last; the next ones may overwrite them."""
+    backend, at = opened.backend, 0
     while at < len(tokens) - 1:
         until = min(len(tokens) - 1, at + backend.stretch(at))
         backend.decode([Row(0, index, tokens[index], True) for index in range(at, until)])
-        rows += [numpy.array(backend.logits(row)) for row in range(until - at)]
+        yield from (backend.logits(row) for row in range(until - at))
         at = until
-    return numpy.stack(rows)
 
 
-def closeness(reference: NDArray[numpy.float32], other: NDArray[numpy.float32]) -> Closeness:
+def write(path: str, rows: Iterable[NDArray[numpy.float32]], count: int, width: int) -> None:
+    """Write rows of logits to a file, one after the other: all together they may not fit into memory."""
+    file = numpy.lib.format.open_memmap(path, "w+", numpy.float32, (count, width))  # type: ignore[no-untyped-call]
+    for index, row in enumerate(rows):
+        file[index] = row
+    file.flush()
+
+
+def closeness(reference: NDArray[numpy.float32], other: Iterable[NDArray[numpy.float32]]) -> Closeness:
     """Compare two evaluations of a text, a row of logits for each of its tokens."""
     same, near, total = 0, 0, 0.0
     for row, against in zip(reference, other, strict=True):  # in doubles, and a vocabulary at a time
@@ -142,11 +169,11 @@ def answer(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
     opened.arrange(Tuning(**question["tuning"]), question["length"], sequences)
     if do := question.get("do"):
         if do["kind"] == "read":
-            return {"speed": reading(opened, opened.tokens(question["text"], do["tokens"]))}
-        return {"speed": saying(opened, opened.tokens(question["text"], BEGINNING), do["tokens"], sequences)}
+            return reading(opened, opened.tokens(question["text"], do["tokens"]))
+        return saying(opened, opened.tokens(question["text"], BEGINNING), do["tokens"], sequences)
     logits = forced(opened, opened.tokens(question["text"], question["tokens"]))
     if path := question.get("write"):
-        numpy.save(path, logits)
+        write(path, logits, question["tokens"] - 1, opened.backend.size)
         return {}
     return {"closeness": closeness(numpy.load(question["compare"], mmap_mode="r"), logits)}
 
@@ -176,6 +203,8 @@ def main() -> None:
             told["peak"] = peak_memory()
         except CerebrumError as error:
             told = {"error": [reasoned(error), error.do]}
+        except OSError as error:
+            told = {"error": [f"{error.filename or 'a temporary file'}: {error.strerror}", "free some space"]}
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
 
