@@ -572,7 +572,7 @@ def test_what_tune_finds_is_used_from_then_on(desk: Desk) -> None:
     assert desk.opened("ask", "x" * 4000) == replace(usual, repack=False)
     assert desk.opened("ask", "hello") == usual
     shown = desk.run("show", desk.model, "--json").object["profile"]
-    assert shown == {key: value for key, value in done.object.items() if key not in ("model", "tried")}
+    assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
 
 
 def test_the_table_has_a_row_for_each_use_and_a_line_for_each_way(desk: Desk) -> None:
