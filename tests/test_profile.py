@@ -25,6 +25,7 @@ from cerebrum_cli.application.question import about_tokens
 from cerebrum_cli.application.selftest import NANO
 from cerebrum_cli.engine.plan import Device, LoadOptions, Shape, Tuning
 from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.main import run
 from cerebrum_cli.runtime import Runtime
@@ -662,3 +663,23 @@ def test_a_model_nothing_can_be_measured_of_keeps_nothing(desk: Desk) -> None:
     assert isinstance(runtime.streams.err, StringIO)
     assert "error: this model cannot be measured here: needs 99.0 GB" in runtime.streams.err.getvalue()
     assert (bench.closed, list(desk.profiles.glob("*.json"))) == (True, [])
+
+
+def test_what_cannot_be_opened_as_tuned_is_opened_as_usual(tuned: Desk) -> None:
+    runtime = tuned.runtime()
+    opener = runtime.open_backend
+
+    def refusing(options: LoadOptions) -> Any:
+        def open_backend(tell: Any, stop: Any) -> Any:
+            if options.prefill_threads:
+                raise EngineError("no memory on the GPU", "see its log with -v")
+            return opener(options)(tell, stop)
+
+        return open_backend
+
+    runtime.open_backend = refusing
+    assert run(["ask", "-m", str(tuned.model), "hello"], runtime) == 0
+    out, err = runtime.streams.out, runtime.streams.err
+    assert isinstance(out, StringIO) and isinstance(err, StringIO)
+    assert out.getvalue() == "The answer is 7.\n"
+    assert err.getvalue().startswith("note: the model cannot be opened as it was tuned: no memory on the GPU\n")

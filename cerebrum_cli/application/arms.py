@@ -12,7 +12,7 @@ TOGETHER = 32  # sequences of a batch where nothing else was measured
 
 
 class Effort(NamedTuple):
-    """How long is measured: seconds in all before what is best is confirmed, seconds a run, and pairs of runs.
+    """How long is measured: seconds between the usual way and confirming what is best, seconds a run, pairs of runs.
 
     Then how many tokens of the probe text, and which values of some settings are tried.
     """
@@ -27,7 +27,7 @@ class Effort(NamedTuple):
 
 
 QUICK = Effort(25.0, 0.4, 1, 128, (), (16,), tries_cache=False)
-NORMAL = Effort(90.0, 0.8, 2, 192)
+NORMAL = Effort(80.0, 0.8, 2, 192)
 THOROUGH = Effort(1200.0, 3.0, 4, 512, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
 
 

@@ -12,14 +12,14 @@ from cerebrum_cli.application.choice import chosen_format, format_builder, prepa
 from cerebrum_cli.application.model import Model, require_loadable
 from cerebrum_cli.application.profile import USUAL, Profile, UseName, given_way
 from cerebrum_cli.application.responder import LocalResponder
-from cerebrum_cli.engine.backend import OpenBackend
+from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning, plan_repacking
 from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import EngineError, FormatError
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.ground.errors import EngineError, FormatError, ModelFileError
+from cerebrum_cli.ground.events import Event, NoticeEvent
 from cerebrum_cli.ground.settings import Layer, Settings
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
@@ -180,13 +180,31 @@ def open_model(
     template = file.header.chat_template
     name = RAW.name if raw else chosen_format(settings.format, model.known_format, template)
     build = format_builder(name, template, template_options or {})
+    usual = load_options(file, settings, parallel, vocabulary_only, whole_context)
+    tuned = load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)
     engine = Engine(
-        factory(load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)),
+        factory(usual) if tuned == usual else falling_back(factory, tuned, usual),
         states(file, name, settings) if states and not vocabulary_only else None,
         parallel.measured,
     )
     responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name))
     return Opened(model, file, name, engine, responder)
+
+
+def falling_back(factory: BackendFactory, tuned: LoadOptions, usual: LoadOptions) -> OpenBackend:
+    """Return how to open a model as it is tuned, or as usual where that fails: what was measured may not fit today."""
+    open_tuned = factory(tuned)
+
+    def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+        try:
+            return open_tuned(tell, stop)
+        except (EngineError, ModelFileError) as error:
+            if stop:
+                raise
+            tell(NoticeEvent(f"the model cannot be opened as it was tuned: {error.what}", "all is as usual now"))
+        return factory(usual)(tell, stop)
+
+    return open_backend
 
 
 def load_options(

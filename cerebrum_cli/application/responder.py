@@ -111,18 +111,14 @@ class Preview(NamedTuple):
     token_ids: tuple[int, ...]
 
 
-def nothing() -> None:
-    """Do nothing."""
-
-
 class LocalResponder:
     """A format and an engine; `prepare` is called while the model loads, for what the format will take."""
 
     def __init__(
-        self, engine: Engine, build_format: FormatBuilder, trained_context: int, prepare: Callable[[], None] = nothing
+        self, engine: Engine, build: FormatBuilder, trained_context: int, prepare: Callable[[], None] | None = None
     ) -> None:
         self._engine = engine
-        self._build_format = build_format
+        self._build_format = build
         self._trained_context = trained_context
         self._prepare = prepare
 
@@ -160,7 +156,7 @@ class LocalResponder:
         """Yield the events of loading until the model is there; what made it fail is raised."""
         for event in self._engine.load():
             yield event
-            if isinstance(event, LoadEvent):
+            if self._prepare and isinstance(event, LoadEvent):
                 self._prepare()  # in the shadow of native code
 
     def count(self, conversation: Conversation) -> int:

@@ -46,9 +46,11 @@ class Search:
 
     def run(self) -> Generator[StageEvent, None, dict[UseName, Tuned]]:
         """Measure, telling what is being measured; return what to use. EngineError where nothing can be measured."""
-        self.until = self.clock() + self.effort.budget
         yield StageEvent("the usual way", 0, 1)
         self._begin(many=False)
+        self.until = (
+            self.clock() + self.effort.budget
+        )  # a file that is read from the disk first takes as long as it does
         stages = [*self._stages()]
         total = len(stages) + len(USES)
         for done, stage in enumerate(stages):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.ground.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.model import Model
+    from cerebrum_cli.application.profile import Profile
+    from cerebrum_cli.ground.settings import Settings
+    from cerebrum_cli.runtime import Runtime
 
 
 def show(
@@ -44,11 +50,8 @@ def show(
     else:
         with FileProgress(runtime.streams, quiet or json) as progress:
             description = listing.described(library, found, lambda done, total: progress.update("verify", done, total))
-        offer, note = listing.siblings(library, found, wanted), ""
-        answering = library.preferred(found)
-        profile = runtime.profile(answering, settings)
-        if profile is None and runtime.profiles().elsewhere(library.identity(answering)):
-            note = f"its profile is another machine's, or another build's of llama.cpp: cerebrum tune {found.reference}"
+        offer = listing.siblings(library, found, wanted)
+        profile, note = profile_of(runtime, found, settings)
     if json:
         told = {"profile": profile and profile_object(profile)}
         runtime.streams.answer_object(description | told | (listing.judged_object(offer) if offer else {}))
@@ -61,3 +64,13 @@ def show(
         print_candidates(runtime.streams, offer)
     if note and not quiet:
         runtime.streams.talk(note)
+
+
+def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:
+    """Return what was measured of the file that answers for a model, or that it was measured elsewhere."""
+    answering = runtime.library.preferred(model)
+    profile = runtime.profile(answering, settings)
+    if profile is None and runtime.profiles().elsewhere(runtime.library.identity(answering)):
+        again = f"cerebrum tune {model.reference}"
+        return None, f"its profile is another machine's, or another build's of llama.cpp; {again} measures it here"
+    return profile, ""
