@@ -11,10 +11,12 @@ import typer
 
 from cerebrum_cli import __version__
 from cerebrum_cli.ground.errors import CerebrumError, Interrupted, OutputError
+from cerebrum_cli.ground.settings import environment
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime import Runtime
 
+COMPLETION = "_CEREBRUM_COMPLETE"  # set by the shell that asks what could come next, without arguments
 # In the order of the help: each command's name, and its function or group in a module of its own.
 COMMANDS = {
     "ask": "ask",
@@ -30,8 +32,11 @@ COMMANDS = {
 }
 
 
-def assembled(only: str | None = None) -> typer.Typer:
-    """Return the command line, with one command alone where that is known: to read all options takes 20 ms."""
+def assembled(only: str | None = None, outlined: bool = False) -> typer.Typer:
+    """Return the command line, with one command alone where that is known: to read all options takes 20 ms.
+
+    One that is `outlined` has no options: its help tells of the commands, and only what each is for.
+    """
     app = typer.Typer(
         name="cerebrum",
         help="Run local GGUF reasoning models in a terminal, in the exact prompt format each was trained on.",
@@ -45,11 +50,17 @@ def assembled(only: str | None = None) -> typer.Typer:
     for name, attribute in COMMANDS.items():
         if only in (name, None):
             command = getattr(import_module(f"cerebrum_cli.commands.{name}"), attribute)
-            if isinstance(command, typer.Typer):
+            if outlined:
+                app.command(name=name, help=command.info.help if name == "sessions" else command.__doc__)(nothing)
+            elif isinstance(command, typer.Typer):
                 app.add_typer(command, name=name)
             else:
                 app.command(name=name)(command)
     return app
+
+
+def nothing() -> None:
+    """Stand in for a command that is only told of."""
 
 
 def show_version(asked: bool) -> None:
@@ -71,7 +82,9 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
     """Run one command line and return its exit code: the one door errors leave by."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        assembled(given[0] if given and given[0] in COMMANDS else None)(args=arguments, obj=runtime)
+        only = given[0] if given and given[0] in COMMANDS else None
+        outlined = given in ([], ["-h"], ["--help"]) and environment(COMPLETION) is None
+        assembled(only, outlined)(args=arguments, obj=runtime)
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer made exit 1 of it
             return 0

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from typer.testing import CliRunner
+
+from cerebrum_cli.main import COMMANDS, assembled
 
 HEAVY = ("llama_cpp", "numpy", "huggingface_hub", "prompt_toolkit", "jinja2", "rich", "psutil", "gguf", "sqlite3")
 # Runs the command line and then tells on standard error which packages it has loaded.
@@ -57,3 +60,10 @@ def test_an_answer_loads_the_bindings_alone(tmp_path: Path, chatml_model: Path, 
     packages = loaded(CommandLine(tmp_path), "ask", *asked)
     assert "llama_cpp" in packages
     assert packages.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "gguf"})
+
+
+def test_the_help_of_all_commands_is_the_same_whether_their_options_are_read_or_not() -> None:
+    whole, outline = (CliRunner().invoke(app, ["--help"]) for app in (assembled(), assembled(outlined=True)))
+    assert whole.exit_code == outline.exit_code == 0
+    assert whole.output == outline.output
+    assert all(f" {name} " in outline.output for name in COMMANDS)

@@ -26,7 +26,7 @@ class Effort(NamedTuple):
     tries_cache: bool = True
 
 
-QUICK = Effort(25.0, 0.4, 1, 128, (), (16,), tries_cache=False)
+QUICK = Effort(20.0, 0.4, 1, 128, (), (16,), tries_cache=False)
 NORMAL = Effort(80.0, 0.8, 2, 192)
 THOROUGH = Effort(1200.0, 3.0, 4, 512, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
 
