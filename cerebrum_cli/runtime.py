@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.pulling import Puller
     from cerebrum_cli.catalogue.download import Watcher
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+    from cerebrum_cli.engine.bench import FileBench
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.engine.states import StateStore
-    from cerebrum_cli.engine.trials import FileBench
     from cerebrum_cli.ground.events import Event
 
 PROBE = Path(__file__).with_name("probe.txt")

@@ -12,8 +12,8 @@ from random import Random
 from typing import Any
 
 from cerebrum_cli.application.profile import Speeds
+from cerebrum_cli.engine.bench import Closeness, Facts, Job, NoTrial
 from cerebrum_cli.engine.plan import Device, Tuning
-from cerebrum_cli.engine.trials import Closeness, Facts, Job, NoTrial
 
 Factors = Mapping[tuple[str, Any], tuple[float, float]]
 """How many times as fast reading and saying are with a setting of this value; 1 where nothing is written."""

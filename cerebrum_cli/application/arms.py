@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from cerebrum_cli.application.profile import Speeds, UseName
@@ -103,3 +103,23 @@ class Stage(NamedTuple):
 def other_threads(usual: int, usable: int) -> tuple[int, ...]:
     """Return numbers of threads to try beside the usual one: all that can run, half as many, and one less."""
     return tuple(count for count in sorted({usable, usual - 1, (usual + 1) // 2}) if count >= 1 and count != usual)
+
+
+def loads_otherwise(tuning: Tuning, other: Tuning) -> bool:
+    """Return whether loading may take another time with one than with the other."""
+    return (tuning.repack, tuning.gpu_layers) != (other.repack, other.gpu_layers)
+
+
+def threads_of(tuning: Tuning) -> tuple[int | None, int | None]:
+    """Return how many threads say, and how many read."""
+    return tuning.threads, tuning.prefill_threads
+
+
+def numeric(tuning: Tuning) -> Tuning:
+    """Return what of a tuning decides which numbers are computed, and not only who computes them when."""
+    return replace(tuning, slots=None, threads=None, prefill_threads=None)
+
+
+def unusual(tuning: Tuning, usual: Tuning) -> Tuning:
+    """Return what of a tuning is not as usual."""
+    return Tuning(**{name: value for name, value in tuning.said.items() if value != getattr(usual, name)})

@@ -13,10 +13,21 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from cerebrum_cli.application.arms import USES, Arm, Effort, Machine, Stage, Use
+from cerebrum_cli.application.arms import (
+    USES,
+    Arm,
+    Effort,
+    Machine,
+    Stage,
+    Use,
+    loads_otherwise,
+    numeric,
+    threads_of,
+    unusual,
+)
 from cerebrum_cli.application.profile import Speeds, Tuned, UseName
+from cerebrum_cli.engine.bench import LEAST_AGREEMENT, Bench, Job, NoTrial
 from cerebrum_cli.engine.plan import Tuning
-from cerebrum_cli.engine.trials import LEAST_AGREEMENT, Bench, Job, NoTrial
 from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.ground.events import StageEvent
 
@@ -24,7 +35,6 @@ WORTH = 1.05  # how many times as fast as the usual way it must be to be used: l
 BETTER = 1.02  # how many times as fast as the best so far it must be for others to be tried on top of it
 PROMISING, WON = 1.0, 1.15  # of the other's speed: what is not between in the first pair is not measured again
 SURE = 3  # pairs in which what is best is measured once more
-# Two threads that wait for each other are many times slower than one as soon as another program has one of their cores.
 DISTURBED = "not sure: other programs used the processors"
 DEEP = 512  # tokens that must have been read for a setting that only matters behind many to be judged for long prompts
 LITTLE = 0.1  # of a use's time: what can only change so much of it is not tried
@@ -174,11 +184,9 @@ class Search:
 
     def _divide(self, base: Arm, arm: Arm, reads_faster: bool) -> None:
         """Try another number of threads for that which was faster with it alone, beside the usual one."""
-        threads, before = arm.tuning.threads, base.tuning.threads
-        mixed = {
-            "threads": before if reads_faster else threads,
-            "prefill_threads": threads if reads_faster else before,
-        }
+        counts = (base.tuning.threads, arm.tuning.threads)
+        say, read = counts if reads_faster else counts[::-1]
+        mixed = {"threads": say, "prefill_threads": read}
         self._try(arm if self._leads(arm) else base, Stage("", base.many, mixed))
 
     def _leads(self, arm: Arm) -> bool:
@@ -202,9 +210,7 @@ class Search:
         return any(use.shares(base.speeds)[kind] >= LITTLE for use in led)
 
     def _ratio(self, arm: Arm, base: Arm, kind: str) -> float:
-        """Return how many times as fast an arm is as its base, by as many pairs as it takes: one, if that promises
-        nothing, or leaves no doubt.
-        """
+        """Return how many times as fast an arm is as its base; one pair is enough that promises nothing, or much."""
         ratios: list[float] = []
         for turn in range(self.effort.pairs):
             ratios.append(self._pair(arm, base, kind, turn))
@@ -253,7 +259,7 @@ class Search:
         gain, first = (use.seconds(beside) / use.seconds(speeds) for speeds in (middle, best.known))
         if min(gain, (gain + first) / 2) < WORTH:
             return Tuned(Tuning(), beside, beside)
-        return Tuned(_unusual(best.tuning, usual.tuning), middle, beside, gain, best.agreement)
+        return Tuned(unusual(best.tuning, usual.tuning), middle, beside, gain, best.agreement)
 
     def _stands(self, arm: Arm, usual: Arm) -> bool:
         """Return whether an arm may be used, having measured it once more; it is dropped if not."""
@@ -261,7 +267,7 @@ class Search:
             if self._agrees(arm) and id(arm) not in self.again:
                 before = self.bench.disturbances
                 self.again[id(arm)] = self._once_more(arm, usual)
-                if self.bench.disturbances > before and _threads(arm.tuning) != _threads(usual.tuning):
+                if self.bench.disturbances > before and threads_of(arm.tuning) != threads_of(usual.tuning):
                     arm.dropped = DISTURBED
         except NoTrial as error:  # what could be opened before, as where another program has taken the memory since
             arm.dropped = error.what
@@ -270,7 +276,7 @@ class Search:
     def _agrees(self, arm: Arm) -> bool:
         """Return whether an arm chooses the next tokens of a text as the usual way does; it is dropped if not."""
         if arm.agreement is None:
-            ways = _numeric(self._usual(arm).tuning), _numeric(arm.tuning)
+            ways = numeric(self._usual(arm).tuning), numeric(arm.tuning)
             alike = 1.0 if ways[0] == ways[1] else self.bench.closeness(*ways, self.effort.probe).agreement
             arm.agreement = alike
             if alike < LEAST_AGREEMENT:
@@ -292,22 +298,3 @@ class Search:
             read, say = (self._pair(best, usual, kind, turn) for kind in ("read", "say"))
             speeds.append(Speeds(load_s, beside.read * read, beside.say * say, best.known.memory))
         return speeds
-
-
-def loads_otherwise(tuning: Tuning, other: Tuning) -> bool:
-    """Return whether loading may take another time with one than with the other."""
-    return (tuning.repack, tuning.gpu_layers) != (other.repack, other.gpu_layers)
-
-
-def _threads(tuning: Tuning) -> tuple[int | None, int | None]:
-    return tuning.threads, tuning.prefill_threads
-
-
-def _numeric(tuning: Tuning) -> Tuning:
-    """Return what of a tuning decides which numbers are computed, and not only who computes them when."""
-    return replace(tuning, slots=None, threads=None, prefill_threads=None)
-
-
-def _unusual(tuning: Tuning, usual: Tuning) -> Tuning:
-    """Return what of a tuning is not as usual."""
-    return Tuning(**{name: value for name, value in tuning.said.items() if value != getattr(usual, name)})

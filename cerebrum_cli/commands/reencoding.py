@@ -9,9 +9,9 @@ from cerebrum_cli.ground.errors import CerebrumError, UsageError
 if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.reencoding import Reencoding, Report
+    from cerebrum_cli.engine.bench import FileBench
     from cerebrum_cli.engine.encoding import Encoding
     from cerebrum_cli.engine.plan import LoadOptions
-    from cerebrum_cli.engine.trials import FileBench
     from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
 
@@ -88,7 +88,7 @@ def measured(runtime: Runtime, work: Reencoding, encoding: Encoding | None, forc
 
 def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding | None, quiet: bool) -> None:
     """Say what answers from now on. CerebrumError where it should be another encoding and cannot."""
-    from cerebrum_cli.engine.trials import LEAST_AGREEMENT
+    from cerebrum_cli.engine.bench import LEAST_AGREEMENT
 
     if report.applied:
         here = "is here and" if report.rows else "is here already, and from now on"

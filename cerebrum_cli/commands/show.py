@@ -34,7 +34,6 @@ def show(
     from cerebrum_cli.application.profile import profile_object
     from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.tables import print_candidates, print_description
-    from cerebrum_cli.terminal.tunings import print_profile
 
     runtime, profile = options.runtime_of(context), None
     settings = runtime.settings({"ctx": ctx, "threads": threads, "gpu_layers": gpu_layers})
@@ -57,13 +56,20 @@ def show(
         runtime.streams.answer_object(description | told | (listing.judged_object(offer) if offer else {}))
         return
     print_description(runtime.streams, description)
-    if profile:
-        runtime.streams.answer(f"\nmeasured {profile.made}\n\n")
-        print_profile(runtime.streams, profile)
+    show_profile(runtime, profile)
     if offer:
         print_candidates(runtime.streams, offer)
     if note and not quiet:
         runtime.streams.talk(note)
+
+
+def show_profile(runtime: Runtime, profile: Profile | None) -> None:
+    """Print what was measured, where something was."""
+    from cerebrum_cli.terminal.tunings import print_profile
+
+    if profile:
+        runtime.streams.answer(f"\nmeasured {profile.made}\n\n")
+        print_profile(runtime.streams, profile)
 
 
 def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:

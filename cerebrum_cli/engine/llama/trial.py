@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.bench import Closeness
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import context_options, open_llama
 from cerebrum_cli.engine.machine import peak_memory
 from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning
-from cerebrum_cli.engine.trials import Closeness
 from cerebrum_cli.ground.errors import CerebrumError, EngineError
 from cerebrum_cli.ground.parts import Text
 from cerebrum_cli.ground.sampling import SamplingParams
