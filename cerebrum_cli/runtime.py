@@ -116,8 +116,11 @@ class Runtime:
         """Return what was measured of a model here, with what is given or else without; None where nothing was."""
         if not self._profiles.is_dir():
             return None
+        from cerebrum_cli.application.profile import given_text
+
         identity = self.library.identity(model)
-        return self.profiles(settings).find(identity) or self.profiles().find(identity)
+        found = self.profiles(settings).find(identity)
+        return found if found or not given_text(settings) else self.profiles().find(identity)
 
     def forget_states(self) -> None:
         """Remove what models have read of any conversation from the disk."""

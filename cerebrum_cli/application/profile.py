@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cerebrum_cli.engine.plan import Tuning
+from cerebrum_cli.ground.files import write_whole
 from cerebrum_cli.ground.settings import Settings
 
 UseName = Literal["chat", "ask", "ask-long", "batch"]
@@ -98,20 +98,9 @@ class ProfileStore:
 
     def keep(self, profile: Profile) -> None:
         """Keep what was measured, in place of what was before. Raises OSError where it cannot be written."""
-        from tempfile import NamedTemporaryFile
-
         path = self._path_of(profile)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", encoding="utf-8", suffix=".part", dir=path.parent, delete=False) as file:
-            unnamed = Path(file.name)
-            try:
-                file.write(json.dumps({"version": VERSION, **asdict(profile)}, indent=2))
-                file.flush()
-                os.fsync(file.fileno())
-                unnamed.replace(path)
-            except BaseException:
-                unnamed.unlink(missing_ok=True)
-                raise
+        write_whole(path, json.dumps({"version": VERSION, **asdict(profile)}, indent=2).encode())
 
     def forget(self, model: str) -> None:
         """Forget what was measured of a model, anywhere."""

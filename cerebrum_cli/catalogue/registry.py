@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.ground.errors import ConfigError, ModelFileError
+from cerebrum_cli.ground.files import write_whole
 
 Source = Literal["package", "local", "hub", "merge", "derived"]
 
@@ -171,18 +172,7 @@ class Registry:
             ) from error
 
     def _write(self, content: _Content) -> None:
-        import tempfile
-
-        with tempfile.NamedTemporaryFile(prefix=".registry-", dir=self._directory, delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(_encoded(content))
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.replace(self._path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        write_whole(self._path, _encoded(content))
 
     def _unusable(self, error: OSError) -> ConfigError:
         return ConfigError(f"{error.filename or self._path}: {error.strerror}", "check its permissions and free space")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from cerebrum_cli.engine import children
 from cerebrum_cli.ground.errors import EngineError
 
 CHILD = "cerebrum_cli.engine.llama.quantize"
-GOODBYE_S = 10.0  # that a process may take to end
 METADATA = 16 * 2**20  # bytes of vocabulary and norms, at most: an estimate must not be too small
 
 
@@ -60,18 +56,12 @@ def encoded(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[i
 
     EngineError where llama.cpp cannot. Whatever ends this first ends the process too, and leaves no file.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", CHILD],  # -P: what lies in the current folder is none of our modules
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for whoever waits, who then closes this
-    )
+    child = children.started(CHILD)
     is_whole = False
     try:
-        _tell(process, {"source": str(source), "target": str(target), "file_type": encoding.file_type})
-        assert process.stdout
-        for line in process.stdout:
+        children.tell(child, {"source": str(source), "target": str(target), "file_type": encoding.file_type})
+        assert child.stdout
+        for line in child.stdout:
             told = json.loads(line)
             if "error" in told:
                 raise EngineError(f"llama.cpp cannot write it as {encoding.name}: {told['error']}", told["do"])
@@ -79,29 +69,8 @@ def encoded(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[i
             if not is_whole:
                 yield told["done"], told["total"]
         if not is_whole:
-            raise EngineError(f"llama.cpp ended with {_ending(process)} while it wrote {encoding.name}")
+            raise EngineError(f"llama.cpp ended with {children.ending(child)} while it wrote {encoding.name}")
     finally:
-        _end(process)
+        children.end(child)
         if not is_whole:
             target.unlink(missing_ok=True)
-
-
-def _tell(process: subprocess.Popen[bytes], what: dict[str, Any]) -> None:
-    assert process.stdin
-    with contextlib.suppress(BrokenPipeError):  # how it ended is told by its output
-        process.stdin.write(json.dumps(what).encode() + b"\n")
-        process.stdin.flush()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        if pipe:
-            with contextlib.suppress(OSError):  # what was not flushed when it died
-                pipe.close()
-    process.wait()
-
-
-def _ending(process: subprocess.Popen[bytes]) -> str:
-    code = process.wait(GOODBYE_S)
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cerebrum_cli.engine import children
 from cerebrum_cli.engine.bench import Closeness, Facts, Job, NoTrial
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
@@ -30,7 +29,6 @@ LEAST_SHARE = 0.7  # of its processors that a run must have had; two threads bes
 USUAL_SHARE = 0.9  # and of the share it has at its best, which is less than all where many threads wait for each other
 RUNS = 3  # of a disturbed job
 CHUNK = 2**22
-GOODBYE_S = 10.0  # that a process may take to free a model
 
 
 class Trial:
@@ -39,13 +37,7 @@ class Trial:
     def __init__(self, options: LoadOptions, complaints: Path) -> None:
         self._complaints = complaints
         with complaints.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", CHILD],  # -P: what lies in the current folder is none of our modules
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,  # Ctrl-C is for whoever waits, who then closes this
-            )
+            self._child = children.started(CHILD, errors)
         try:
             told = self.ask({"open": asdict(options) | {"path": str(options.path)}})
         except BaseException:
@@ -58,13 +50,9 @@ class Trial:
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer to one question. NoTrial where there is none."""
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = b""
+        children.tell(self._child, question)
+        assert self._child.stdout
+        line = self._child.stdout.readline()
         if not line:
             raise NoTrial(f"llama.cpp ended with {self._ending()}", "see its log with cerebrum ask -v")
         answer: dict[str, Any] = json.loads(line)
@@ -75,18 +63,13 @@ class Trial:
 
     def close(self) -> None:
         """End the process."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                with contextlib.suppress(OSError):  # what was not flushed when it died
-                    pipe.close()
-        self._process.kill()
-        self._process.wait()
+        children.end(self._child)
 
     def _ending(self) -> str:
-        code = self._process.wait(GOODBYE_S)
+        how = children.ending(self._child)
         said = self._complaints.read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((f": {line}" for line in reversed(said) if line.strip()), "")
-        return f"signal {-code}" if code < 0 else f"exit code {code}{last}"
+        return how if how.startswith("signal") else how + last
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +111,7 @@ class ProcessBench:
         self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=directory)
         self._offloadable = offloadable
         self.disturbances = 0
+        self._devices: tuple[Device, ...] | None = None
         self._shares: dict[tuple[Any, ...], float] = {}
         self._logits: dict[tuple[Tuning, int], Path] = {}
         self._is_warm = False
@@ -140,8 +124,10 @@ class ProcessBench:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The accelerators there are."""
-        return self._trial(next(iter(self._open), Opening.of(Tuning()))).devices
+        """The accelerators there are, as the first process saw them."""
+        if self._devices is None:
+            self._devices = self._trial(Opening.of(Tuning())).devices
+        return self._devices
 
     def speed(self, tuning: Tuning, job: Job) -> float:
         """Return tokens a second, of the best of some runs where other programs had part of the processors."""
@@ -228,6 +214,7 @@ class ProcessBench:
                 self._is_warm = True
             complaints = Path(self._folder.name, f"{len(self._open)}-{time.monotonic_ns()}.log")
             trial = self._open[opening] = Trial(options, complaints)
+            self._devices = trial.devices
         trial.cache_bytes = cache_bytes or trial.cache_bytes
         return trial
 

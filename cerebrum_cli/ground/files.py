@@ -25,6 +25,22 @@ def locked(descriptor: int) -> bool:
     return True
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Put bytes in place of a file, so that it holds all of them or what it held before, whoever reads or dies."""
+    from tempfile import NamedTemporaryFile
+
+    with NamedTemporaryFile(prefix=f".{path.stem}-", dir=path.parent, delete=False) as file:
+        unnamed = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            unnamed.replace(path)
+        except BaseException:
+            unnamed.unlink(missing_ok=True)
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """Make new names durable, where the system can."""
     with contextlib.suppress(OSError):

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from cerebrum_cli.application.finding import Finding, Status, found
 from cerebrum_cli.ground.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
-from cerebrum_cli.terminal.streams import Streams, columns, plain_terminal
+from cerebrum_cli.terminal.streams import DUMB, Streams, columns, plain_terminal
 
 STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
 LEAST_TEXT = 30  # columns; where there are fewer beside the names, what is told stands below them
 TRY = "try: "
-PLAIN = ("dumb", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def judged_screen(screen: Screen) -> Finding:
     reader = ", for a screen reader (ACCESSIBLE)" if screen.accessible else ""
     detail = f"{screen.term or 'TERM is not set'}, {screen.columns} columns, {_colours(screen)}, {screen.encoding}"
     problems = []
-    if screen.term is None or screen.term in PLAIN:
+    if screen.term is None or screen.term in DUMB:
         problems.append(("nothing is drawn over, and Markdown stays text", "set TERM, mostly to xterm-256color"))
     if screen.encoding.lower().replace("-", "") != "utf8":
         problems.append(("it may show other letters than were said", "choose a UTF-8 locale: export LANG=C.UTF-8"))
@@ -65,7 +64,7 @@ def judged_screen(screen: Screen) -> Finding:
 def _colours(screen: Screen) -> str:
     if screen.no_color:
         return "no colours (NO_COLOR)"
-    if screen.term is None or screen.term in PLAIN:
+    if screen.term is None or screen.term in DUMB:
         return "no colours"
     if screen.colorterm in ("truecolor", "24bit"):
         return "all colours"

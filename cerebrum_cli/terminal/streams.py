@@ -19,6 +19,7 @@ from cerebrum_cli.ground.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
 
 PATIENCE_S = 2.0  # a pipe that has not ended by then may never do
+DUMB = ("dumb", "unknown")  # terminals that understand no control sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,4 +202,4 @@ def plain_terminal() -> bool:
 
 def dumb_terminal() -> bool:
     """Return whether the terminal understands no control sequence: TERM=dumb or unknown."""
-    return environment("TERM") in ("dumb", "unknown")
+    return environment("TERM") in DUMB
