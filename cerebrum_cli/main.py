@@ -26,6 +26,7 @@ COMMANDS = {
     "list": "list_models",
     "show": "show",
     "rm": "rm",
+    "merge": "merge",
     "tune": "tune",
     "doctor": "doctor",
     "sessions": "app",

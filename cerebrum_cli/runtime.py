@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.diagnosis import Premises
     from cerebrum_cli.application.history import History
     from cerebrum_cli.application.measuring import BenchFactory
+    from cerebrum_cli.application.merging import Merger
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.opening import Answering, BackendFactory
     from cerebrum_cli.application.profile import Profile, ProfileStore
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.engine.states import StateStore
     from cerebrum_cli.ground.events import Event
+    from cerebrum_cli.merge.weights import Codec
 
 PROBE = Path(__file__).with_name("probe.txt")
 
@@ -48,6 +50,13 @@ def process_bench(options: LoadOptions, model: Model, directory: Path | None = N
     return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths, directory, offloadable)
 
 
+def llama_codec() -> Codec:
+    """Return what reads and writes weights; EngineError where llama.cpp cannot be loaded."""
+    from cerebrum_cli.engine.llama.codec import LlamaCodec
+
+    return LlamaCodec()
+
+
 @dataclass(slots=True)
 class Runtime:
     """What commands run on: directories, streams, the library of models, and how a model is opened."""
@@ -61,6 +70,7 @@ class Runtime:
     schema_to_grammar: Callable[[str], tuple[str, tuple[str, ...]]]
     build: Callable[[], Build] = llama_build
     bench: BenchFactory = process_bench
+    codec: Callable[[], Codec] = llama_codec
     library: Library = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +153,14 @@ class Runtime:
         """Return what brings models into the library."""
         from cerebrum_cli.application.pulling import Puller
 
-        return Puller(self.library, watcher, offline)
+        return Puller(self.library, watcher, self.codec, offline)
+
+    @property
+    def merger(self) -> Merger:
+        """What merges models of the library."""
+        from cerebrum_cli.application.merging import Merger
+
+        return Merger(self.library, self.codec)
 
     def settings(self, given: Layer, model: Model | None = None, usual: Layer | None = None) -> Settings:
         """Fold all layers: defaults, the model's row, config.toml, then what environment and command line gave.

@@ -127,7 +127,7 @@ def test_the_broken_repository_is_refused_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("cerebrum-12b", ("merged", "Joseph717171/Cerebrum-1.0-12.25B")),
+        ("cerebrum-12b", ("merges", "Joseph717171/Cerebrum-1.0-12.25B")),
         ("mistral-c2f-7b", ("zhengchenphd/Mistral-C2F-7B", "safetensors", "unverified")),
         ("cerebrum-8x7b", ("April 2024",)),
         ("collective-cognition-7b", ("v1.1",)),
@@ -200,7 +200,7 @@ def test_every_quantisation_has_a_file_that_is_known_whole_or_split_and_in_any_c
         "Cerebrum-1.0-7b-Q4_K_M-1-of-2.gguf",
         "Cerebrum-1.0-7b-.gguf",
         "old-Cerebrum-1.0-7b-Q4_K_M.gguf",
-        "Cerebrum-1.0-12.25B-Q4_K_M.gguf",
+        "Cerebrum-1.0-12.25-Q4_K_M.gguf",
         "",
     ],
 )

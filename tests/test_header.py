@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cerebrum_cli.catalogue.cursor import Array
-from cerebrum_cli.catalogue.ggml_types import FILE_TYPES, TENSOR_TYPES
+from cerebrum_cli.ground.ggml_types import FILE_TYPES, TENSOR_TYPES
 from cerebrum_cli.catalogue.header import read_header
 from cerebrum_cli.ground.errors import ModelFileError
 

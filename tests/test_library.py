@@ -16,6 +16,7 @@ from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.pulling import Puller
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.registry import ModelFile
+from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.ground.events import NoticeEvent
 
@@ -93,7 +94,7 @@ def pulled(
     library: Library, text: str, name: str | None = None, offline: bool = False, watched: Watched | None = None
 ) -> Model:
     """Pull a model, as the command does."""
-    return Puller(library, watched or Watched(), offline).pull(text, name)
+    return Puller(library, watched or Watched(), LlamaCodec, offline).pull(text, name)
 
 
 def test_without_a_name_the_first_model_that_came_is_meant(library: Library, other: Path) -> None:

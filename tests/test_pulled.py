@@ -97,6 +97,7 @@ def test_what_is_here_is_listed(user: HubUser, chatml_model: Path) -> None:
         "default": True,
         "source": "hub",
         "derived_from": None,
+        "merged_from": [],
         "repo_id": CATALOGUED,
         "revision": commit,
         "last_used": None,

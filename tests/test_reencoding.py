@@ -33,6 +33,7 @@ from cerebrum_cli.catalogue.derivatives import Workshop
 from cerebrum_cli.commands.reencoding import conclude
 from cerebrum_cli.engine.bench import Closeness, Facts, FileBench, Job, NoTrial
 from cerebrum_cli.engine.encoding import ENCODINGS, Encoding, encoded, encodings_for
+from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.quantize import reason
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
 from cerebrum_cli.ground.errors import CerebrumError, EngineError, ModelNotFound, UsageError
@@ -166,7 +167,7 @@ def model(library: Library, tmp_path: Path) -> Model:
 
 
 def pulled(library: Library, path: Path, name: str | None = None) -> Model:
-    return Puller(library, Quiet(), offline=True).pull(str(path), name)
+    return Puller(library, Quiet(), LlamaCodec, offline=True).pull(str(path), name)
 
 
 def work_on(library: Library, model: Model, room: Room | None = None, **more: Any) -> Reencoding:

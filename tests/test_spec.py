@@ -71,6 +71,7 @@ def test_models_without_a_file_to_download_say_why() -> None:
         ("starter", "smollm2-135m-instruct.q4_1.gguf", True),
         ("starter", "SmolLM2-135M-Instruct.Q8_0.gguf", False),
         ("cerebrum-12b", "Cerebrum-1.0-12b-Q4_K_M.gguf", False),
+        ("cerebrum-12b", "Cerebrum-1.0-12.25B-Q4_K_M.gguf", True),
     ],
 )
 def test_a_file_is_known_by_its_name(name: str, filename: str, is_its: bool) -> None:

@@ -43,8 +43,8 @@ def test_the_wheel_holds_the_package_and_the_catalogue_and_nothing_else(wheel: P
     assert "cerebrum_cli/models.toml" in names
     assert {name.partition("/")[0] for name in names} == {"cerebrum_cli", f"cerebrum_cli-{__version__}.dist-info"}
     suffixes = {Path(name).suffix for name in names if name.startswith("cerebrum_cli/")}
-    assert suffixes <= {".py", ".toml", ".typed", ".gguf", ".txt"}
-    assert "cerebrum_cli/probe.txt" in names
+    assert suffixes <= {".py", ".yaml", ".toml", ".typed", ".gguf", ".txt"}
+    assert {"cerebrum_cli/probe.txt", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
 
 
 def test_an_installed_wheel_knows_the_starter_model_without_any_dependency(wheel: Path, tmp_path: Path) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from cerebrum_cli.application.fitting import Capacity, judged, wanted_context
+from cerebrum_cli.application.missing import gone, missing, unknown
 from cerebrum_cli.application.model import Model, as_path, is_directory, is_file, is_missing, model_paths
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derived, original_name
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
 from cerebrum_cli.catalogue.rows import load_catalogue
-from cerebrum_cli.catalogue.spec import ModelSpec, Refusal
+from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
-from cerebrum_cli.ground.errors import ConfigError, ModelNotFound, NoModel, PullError, UsageError
+from cerebrum_cli.ground.errors import ConfigError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.ground.settings import environment
 
 Told = Callable[[int, int], None]
@@ -55,6 +55,11 @@ class Library:
             self._specs = load_catalogue(self.catalogue_paths)
         return self._specs
 
+    @property
+    def merges(self) -> Path:
+        """Where the models of the catalogue lie that are merged of others."""
+        return self.directory / "merged"
+
     def models(self) -> list[Model]:
         """Return the models that are here: those of the registry in the order they came, then those of the cache."""
         registered = [self.registered(entry) for entry in self.registry.entries()]
@@ -82,7 +87,7 @@ class Library:
             return self._default()
         if entry := self.registry.find(text):
             if is_missing(entry.path):
-                raise self._gone(entry)
+                raise gone(self, entry, self._spec_of(entry))
             return self.registered(entry)
         if is_file(as_path(text)):
             return self.at_path(as_path(text))
@@ -93,7 +98,7 @@ class Library:
             return self._best(found)
         if isinstance(reference, Named) and self.spec_called(reference.name) is None and is_directory(as_path(text)):
             return self.at_path(as_path(text))  # whose header cannot be read, as the error says
-        raise self._missing(reference)
+        raise missing(self, reference)
 
     def parse(self, text: str) -> Reference:
         """Return what a reference names. ModelNotFound for what could be a name and is none."""
@@ -102,7 +107,7 @@ class Library:
         except UsageError as error:
             if "://" in text:
                 raise
-            raise self._unknown(text) from error
+            raise unknown(self, text) from error
 
     def at_path(self, path: Path) -> Model:
         """Return the model in a file. ModelNotFound where there is none, ModelFileError where it is no model."""
@@ -255,45 +260,3 @@ class Library:
         if made.repo_id:
             return self.spec_in(made.repo_id, file)
         return self.spec_called(made.plain_name) or self.spec_of_file(Path(file))
-
-    def require_sound(self, repo_id: str) -> None:
-        """Raise PullError for a repository the catalogue calls broken, naming the one that works."""
-        for spec in self.specs:
-            for refusal in spec.refuse:
-                if refusal.repo_id.lower() == repo_id.lower():
-                    raise _refused(spec, refusal)
-
-    def _gone(self, entry: ModelFile) -> ModelNotFound:
-        what = f"{entry.name}: its file {entry.path} is gone"
-        if entry.source == "hub" and (cached := self.cache.model_at(entry.path)):
-            return ModelNotFound(what, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {entry.name}")
-        if entry.original:
-            return ModelNotFound(what, Derived.parse(entry.name).command)
-        spec = self._spec_of(entry)
-        if spec and spec.package:
-            named = "" if entry.name == spec.name else f" --name {entry.name}"
-            return ModelNotFound(what, f"cerebrum pull {spec.name}{named}", offer=None if named else spec.name)
-        return ModelNotFound(what, f"cerebrum pull PATH --name {entry.name}  (PATH is where it is now)")
-
-    def _missing(self, reference: Named | InRepository) -> ModelNotFound:
-        if isinstance(reference, InRepository):
-            self.require_sound(reference.repo_id)
-        elif (spec := self.spec_called(reference.name)) is None:
-            return self._unknown(str(reference))
-        elif not (spec.package or spec.sources):
-            return ModelNotFound(f"{spec.name} is not here and cannot be downloaded", spec.notes)
-        elif not spec.may_be_had_in(reference.quantization):
-            what = f"{reference} is not here, and the catalogue knows no such quantisation"
-            return ModelNotFound(what, f"see which there are: cerebrum pull --dry-run {spec.name}")
-        return ModelNotFound(f"{reference} is not downloaded", f"cerebrum pull {reference}", offer=str(reference))
-
-    def _unknown(self, text: str) -> ModelNotFound:
-        names = sorted({model.name for model in self.models()} | {spec.name for spec in self.specs})
-        near = get_close_matches(text.partition(":")[0], names, n=3, cutoff=0.5)
-        like = f"did you mean {' or '.join(near)}? " if near else ""
-        return ModelNotFound(f"unknown model {text!r}", f"{like}cerebrum list --available shows all", near)
-
-
-def _refused(spec: ModelSpec, refusal: Refusal) -> PullError:
-    works = f"  (from {spec.repo_id})" if spec.repo_id else ""
-    return PullError(f"{refusal.repo_id}: {refusal.reason}", f"cerebrum pull {spec.name}{works}")

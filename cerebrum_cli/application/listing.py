@@ -42,6 +42,7 @@ def described(library: Library, model: Model, told: Told) -> dict[str, Any]:
         "chat_template": header.chat_template is not None,
         "source": source_of(model),
         "derived_from": derived_from(model),
+        "merged_from": list(model.merged_from),
         "encodings": encodings_of(library, model),
         "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
         "revision": cached.commit if cached else None,
@@ -104,6 +105,7 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         "default": library.is_default(model),
         "source": source_of(model),
         "derived_from": derived_from(model),
+        "merged_from": [],
         "repo_id": model.cached.repo_id if model.cached else None,
         "revision": model.cached.commit if model.cached else None,
         "last_used": last_used(library, model),
@@ -114,6 +116,7 @@ def row(library: Library, model: Model) -> dict[str, Any]:
             "size": model.size,
             "format": model.usual_format,
             "context_size": model.trained_context,
+            "merged_from": list(model.merged_from),
             "error": None,
         }
     except (ModelFileError, OSError) as error:

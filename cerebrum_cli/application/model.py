@@ -13,8 +13,11 @@ from cerebrum_cli.catalogue.reference import InRepository, Named
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
-from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.ground.errors import ModelFileError
+
+# In the metadata of a merge made here: the recipe, what its models were called, and the format they are asked in.
+MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ class Model:
         return self.file is not None and self.file.source == "derived"
 
     @property
+    def merged_from(self) -> tuple[str, ...]:
+        """What the models it was merged of were called where that was done; none where it is no merge."""
+        told = self.header.metadata.get(MERGE_SOURCES)
+        return tuple(told.splitlines()) if isinstance(told, str) else ()
+
+    @property
     def label(self) -> str:
         """The quantisation, or the file's stem where none is stated."""
         return self.quantization or self.path.stem
@@ -94,8 +103,11 @@ class Model:
 
     @property
     def known_format(self) -> str | None:
-        """The prompt format the catalogue gives this model, if it does."""
-        return self.spec.format if self.spec else None
+        """The prompt format the catalogue gives this model, or the one that the models it is merged of are asked in."""
+        if self.spec and self.spec.format:
+            return self.spec.format
+        merged = self.header.metadata.get(MERGE_FORMAT)
+        return merged if isinstance(merged, str) and merged in PLAIN_FORMATS else None
 
     @property
     def usual_format(self) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cerebrum_cli.application.library import Library
+from cerebrum_cli.application.missing import require_sound
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.stock import Offer, Stock, catalogued, judge, of_files
 from cerebrum_cli.catalogue.cursor import HeaderEndsEarly
@@ -45,7 +46,7 @@ class Offers:
         spec = self.library.spec_called(reference.name) if isinstance(reference, Named) else None
         if isinstance(reference, InRepository) and not self.is_offline:
             stock = self._in_repository(reference)
-        elif isinstance(reference, Named) and spec and not (spec.package or self.is_offline):
+        elif isinstance(reference, Named) and spec and not (spec.package or spec.recipe or self.is_offline):
             stock = self._of_spec(spec, reference)
         elif spec:
             stock = catalogued(spec, self.library.models())
@@ -112,7 +113,7 @@ class Offers:
 
     def _in_repository(self, reference: InRepository) -> Stock:
         repo_id = reference.repo_id
-        self.library.require_sound(repo_id)
+        require_sound(self.library, repo_id)
         listing = self.patiently(lambda: list_repository(repo_id, reference.revision))
         found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
         if reference.file and not found:

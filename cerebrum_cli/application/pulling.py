@@ -6,18 +6,23 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model, as_name, as_path, is_file, is_missing, require_loadable
+from cerebrum_cli.application.naming import require_name
 from cerebrum_cli.application.offers import Offers
 from cerebrum_cli.application.stock import Offer
 from cerebrum_cli.catalogue.download import Download, Watcher
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import MODEL_NAME, AtPath, Named
+from cerebrum_cli.catalogue.reference import AtPath, Named
 from cerebrum_cli.catalogue.registry import ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
-from cerebrum_cli.ground.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.ground.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.ground.events import NoticeEvent
+
+if TYPE_CHECKING:
+    from cerebrum_cli.merge.weights import CodecFactory
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class Puller:
 
     library: Library
     watcher: Watcher
+    codec: CodecFactory
     offline: bool = False
 
     @property
@@ -37,7 +43,7 @@ class Puller:
         """Return whether what a reference names could not be fetched even if it exists: we are offline."""
         reference = self.library.parse(text)
         spec = self.library.spec_called(reference.name) if isinstance(reference, Named) else None
-        return self.offline or (self.offers.is_offline and not (spec and spec.package))
+        return self.offline or (self.offers.is_offline and not (spec and (spec.package or spec.recipe)))
 
     def pull(
         self,
@@ -70,6 +76,8 @@ class Puller:
         spec = library.spec_called(reference.name) if isinstance(reference, Named) else None
         if isinstance(reference, Named) and spec is None:
             return self._named(library.resolve(text), name)
+        if spec and spec.recipe:
+            return self._merge(spec, text, name, context, agree)
         if self.is_cut_off(text):
             return self._named(self._already_here(text), name)
         if spec and spec.package:
@@ -79,9 +87,33 @@ class Puller:
             offer = offers.find(text, context)
         except HubError as error:
             return self._named(self._instead(text, error), name)
-        if offer.warning and not offer.chosen.installed and not agree(offer.warning):
-            raise PullError(offer.warning, "choose a smaller quantisation, or go on with -y")
+        require_agreement(offer, agree)
         return self._named(self._download(offers, offer, name), name)
+
+    def _merge(
+        self, spec: ModelSpec, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]
+    ) -> Model:
+        """Merge a model by its row's recipe, of models of the quantisation that is meant, which are brought here."""
+        offer = self.offers.find(text, context)
+        if offer.chosen.installed:
+            return self._named(self.library.resolve(offer.reference), name)
+        require_agreement(offer, agree)
+        from cerebrum_cli.application.merging import Merger, Wish, in_quantization, read_recipe
+
+        quantization, library = offer.chosen.quantization, self.library
+        recipe, _ = read_recipe(library, spec.name)
+        models = {
+            each: self._brought(in_quantization(library, each, quantization), None, context, agree)
+            for each in recipe.models
+        }
+        output = library.merges / spec.merged_name(quantization)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if name:
+            require_name(library, name, lambda row: row is spec, lambda entry: entry.path == output)
+        merger = Merger(library, self.codec)
+        merge = merger.prepare(recipe, models, Wish(output, name or offer.reference, system=spec.system))
+        merger.require_place(merge)
+        return merger.carry_out(merge, lambda done, total: self.watcher.update("merge", done, total))[0]
 
     def _download(self, offers: Offers, offer: Offer, name: str | None) -> Model:
         library, listing, variant = self.library, offer.stock.listing, offer.variant
@@ -154,13 +186,8 @@ class Puller:
         return model
 
     def _claim(self, name: str, is_that: Callable[[ModelSpec], bool], digest: str) -> None:
-        """Raise UsageError unless a model may be called this: no other one is, here or in the catalogue."""
-        if not MODEL_NAME.fullmatch(name):
-            raise UsageError(f"{name!r} is no name", "names are made of letters, digits, `.`, `_` and `-`: use --name")
-        known, spec = self.library.registry.find(name), self.library.spec_called(name)
-        taken = known and known.sha256 != digest and not is_missing(known.path)
-        if taken or (spec and not is_that(spec)):
-            raise UsageError(f"the name {name} is taken by another model", "choose one with --name")
+        """Raise UsageError unless a model of this digest may be called this."""
+        require_name(self.library, name, is_that, lambda entry: entry.sha256 == digest)
 
     def _remember(self, name: str, path: Path, sha256: str, source: Source) -> Model:
         stat = path.stat()
@@ -169,3 +196,9 @@ class Puller:
         _ = model.header  # a file that cannot be read is not remembered
         self.library.registry.add(entry)
         return model
+
+
+def require_agreement(offer: Offer, agree: Callable[[str], bool]) -> None:
+    """Raise PullError where what is to come will not fit this machine and nobody wants it all the same."""
+    if offer.warning and not offer.chosen.installed and not agree(offer.warning):
+        raise PullError(offer.warning, "choose a smaller quantisation, or go on with -y")

@@ -23,8 +23,13 @@ class Removal:
     def deletes(self) -> bool:
         """Whether files go, and not only what is remembered of them."""
         file = self.model.file
-        brought = file is None or file.source in ("package", "hub", "derived")
+        brought = file is None or file.source in ("package", "hub", "derived") or self.is_own_merge
         return brought and not self.is_gone and not self.others
+
+    @property
+    def is_own_merge(self) -> bool:
+        """Whether it was merged because it was pulled, and not to a place the user has named."""
+        return self.model.path.parent == self.library.merges
 
     @property
     def is_gone(self) -> bool:
@@ -91,7 +96,7 @@ class Removal:
 
     def _delete(self) -> int:
         model = self.model
-        if model.file and model.file.source in ("package", "derived"):
+        if self.is_own_merge or (model.file and model.file.source in ("package", "derived")):
             size = model.size
             (discard if model.is_derived else Path.unlink)(model.path)
             return size

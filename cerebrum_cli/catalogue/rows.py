@@ -15,6 +15,7 @@ from cerebrum_cli.ground.settings import KEYS, checked
 
 T = TypeVar("T")
 
+RECIPES = Path(__file__).parent.parent / "recipes"
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")  # pinned, and never an option of pip
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -90,6 +91,7 @@ def _spec(place: _Place, name: str, row: dict[str, object]) -> ModelSpec:
         licence=_optional(place, row, "licence", _text),
         notes=_optional(place, row, "notes", _text) or "",
         package=None if package is None else _package(_Place(place.path, f"{place.row}.package"), package),
+        recipe=_optional(place, row, "recipe", lambda value: _recipe(place.path, value)),
         alternatives=tuple(_each(place, row, "alternatives", _alternative)),
         refuse=tuple(_each(place, row, "refuse", _refusal)),
         settings=_settings(_Place(place.path, f"{place.row}.settings"), row.get("settings", {})),
@@ -170,6 +172,16 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a text is needed")
     return value
+
+
+def _recipe(path: Path, value: object) -> Path:
+    """Return the recipe of this name beside the file that names it, or else the one this program came with."""
+    name = _text(value)
+    beside = path.parent / name
+    found = beside if beside.is_file() else RECIPES / name
+    if not found.is_file():
+        raise ValueError(f"there is no recipe {beside}")
+    return found
 
 
 def _count(value: object) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cerebrum_cli.catalogue.variants import same_quantization
@@ -66,6 +66,7 @@ class ModelSpec:
 
     `context_size` is the trained context in tokens, `kv_bytes_per_token` what one takes of KV cache in f16. `file` is
     a pattern in which `{quant}` stands for the quantisation; `revision` is a commit, branch or tag other than main.
+    `recipe` is the file that says which models it is merged of, where it is not downloaded itself.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelSpec:
     licence: str | None = None
     notes: str = ""
     package: PackageSource | None = None
+    recipe: Path | None = None
     alternatives: tuple[Repository, ...] = ()
     refuse: tuple[Refusal, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -93,8 +95,9 @@ class ModelSpec:
         return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
 
     def may_be_had_in(self, quantization: str | None) -> bool:
-        """Whether a source lists this quantisation, as far as its quantisations are known."""
-        known = [each.name for source in self.sources for each in source.quantizations]
+        """Whether a source, or a merge, comes in this quantisation, as far as its quantisations are known."""
+        merged = self.quantizations if self.recipe else ()
+        known = [each.name for each in (*merged, *(each for source in self.sources for each in source.quantizations))]
         return quantization is None or not known or any(same_quantization(quantization, name) for name in known)
 
     def is_called(self, name: str) -> bool:
@@ -105,4 +108,9 @@ class ModelSpec:
         """Whether a file of this name is this model's, in any quantisation and from any of its sources."""
         if self.package and filename.lower() == self.package.filename.lower():
             return True
-        return any(source.matches(filename) for source in self.sources)
+        merged = [Repository("", self.file)] if self.recipe and self.file else []
+        return any(source.matches(filename) for source in (*self.sources, *merged))
+
+    def merged_name(self, quantization: str) -> str:
+        """Return what a file of a model is called that is merged of others."""
+        return (self.file or f"{self.name}-{{quant}}.gguf").replace("{quant}", quantization)

@@ -14,6 +14,7 @@
     |-- ConfigError               exit 1   config.toml or models.toml
     |-- SessionError              exit 1   a session, or the database of them
     |-- BatchError                exit 1   a batch's result, or what is kept of one on its way
+    |-- MergeError                exit 1   models that do not fit together, or their merge that cannot be written
     |-- OutputError               exit 1   standard output cannot be written
     `-- EngineError               exit 1   llama.cpp gave up
 
@@ -124,6 +125,10 @@ class SessionError(CerebrumError):
 
 class BatchError(CerebrumError):
     """A batch's result cannot be begun, continued or written without losing something; what was finished is kept."""
+
+
+class MergeError(CerebrumError):
+    """Models that do not fit a recipe or each other, or a merge that cannot be written; nothing is left of it."""
 
 
 class OutputError(CerebrumError):

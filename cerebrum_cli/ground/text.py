@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+from cerebrum_cli.ground.errors import UsageError
 
 
 def held_back(text: str, markers: Iterable[str]) -> int:
@@ -22,6 +25,15 @@ def size_text(size: int) -> str:
         if size >= unit:
             return f"{size / unit:,.{digits}f} {name}"
     return f"{size / 1e3:,.0f} kB"
+
+
+def read_size(text: str) -> int:
+    """Return a size as people write it, "4GB" or "500 MB" or "4g", in bytes. UsageError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
+    size = int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " ")) if found else 0
+    if not 1_000_000 <= size < 1 << 63:
+        raise UsageError(f"{text!r} is no size of a file from 1 MB on", "write it as 4GB or 500MB")
+    return size
 
 
 def utc_text(seconds: float) -> str:

@@ -108,7 +108,8 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
 def _where(row: Mapping[str, Any]) -> str:
     if row["derived_from"]:
         return f"as {row['name'].rpartition(':')[2]} of {row['derived_from']}"
-    return f"hf.co/{row['repo_id']}" if row["repo_id"] else at_home(row["path"])
+    place = f"hf.co/{row['repo_id']}" if row["repo_id"] else at_home(row["path"])
+    return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 
 
 def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -187,7 +188,7 @@ def capacity_text(capacity: Capacity) -> str:
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     """Print what is known of one model, a line each; its file's metadata is left to --json."""
-    unshown, only_where_true = ("metadata", "files"), ("notes", "derived_from", "encodings")
+    unshown, only_where_true = ("metadata", "files"), ("notes", "derived_from", "merged_from", "encodings")
     shown = {
         key: value for key, value in description.items() if key not in unshown and (value or key not in only_where_true)
     }
@@ -204,6 +205,8 @@ def _described(key: str, value: Any) -> str:
         return f"{size_text(value)} ({value} bytes)"
     if key == "encodings":
         return ", ".join(f"{each['name']}{' (answers for this model)' * each['preferred']}" for each in value)
+    if key == "merged_from":
+        return ", ".join(map(strip_controls, value))
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items())
     return _cell(value)

@@ -12,6 +12,10 @@ class TensorType(NamedTuple):
     block_size: int
     block_bytes: int
 
+    def bytes_of(self, weights: int) -> int:
+        """Return the bytes that so many weights take, which are whole blocks."""
+        return weights // self.block_size * self.block_bytes
+
 
 # Source: `enum ggml_type` in ggml.h and the block structs in ggml-common.h (llama.cpp 0c1e57098); gaps are gone types.
 TENSOR_TYPES = {

@@ -1,0 +1,123 @@
+"""`cerebrum merge`: one model made of the layers or weights of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerebrum_cli.commands import options
+from cerebrum_cli.commands.options import option
+from cerebrum_cli.ground.errors import UsageError
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.merging import Merge, Wish
+    from cerebrum_cli.application.model import Model
+    from cerebrum_cli.merge.writing import Written
+    from cerebrum_cli.runtime import Runtime
+
+
+def merge(
+    context: typer.Context,
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A mergekit recipe in YAML, or a model that has one."),
+    ],
+    output: Annotated[Path | None, option("-o", "--output", help="Where the model goes.", metavar="OUT.gguf")] = None,
+    source: Annotated[
+        list[str] | None,
+        option(
+            "--source",
+            help="Which model a name in the recipe means (repeatable).",
+            metavar="NAME=MODEL",
+            callback=options.whole,
+        ),
+    ] = None,
+    type: Annotated[
+        str | None,
+        option("--type", help="Write weights as Q8_0, F16, Q4_K [default: as they are].", metavar="TYPE"),
+    ] = None,
+    split_size: Annotated[
+        str | None, option("--split-size", help="Split into files of at most this size, as 4GB.", metavar="SIZE")
+    ] = None,
+    name: Annotated[
+        str | None, option("--name", help="What to call it here [default: as its file].", metavar="NAME")
+    ] = None,
+    dry_run: Annotated[bool, option("--dry-run", help="Show what would be merged and what it takes.")] = False,
+    ctx: options.Ctx = None,
+    json: options.Json = False,
+    offline: options.Offline = False,
+    quiet: options.Quiet = False,
+    yes: options.Yes = False,
+) -> None:
+    """Make one model of others by a recipe: layers stacked byte for byte, or weights of several models averaged.
+
+    Prints the SHA-256 of what was written.
+    """
+    from cerebrum_cli.application.merging import found, meant, merge_object, read_recipe
+
+    runtime = options.runtime_of(context)
+    library, merger = runtime.library, runtime.merger
+    parsed, spec = read_recipe(library, recipe)
+    wish = wished(output, name, type, split_size, Path(recipe).stem if dry_run else None)
+
+    def here(reference: str) -> Model:
+        if dry_run:
+            return library.resolve(reference)
+        return options.find_model(runtime, {"model": reference}, yes, quiet, offline)
+
+    planned = merger.prepare(parsed, found(meant(parsed, source or ()), here), wish)
+    wanted = runtime.settings({"ctx": ctx}).ctx
+    told = merge_object(planned, wanted, merger.free_bytes(wish.output.parent))
+    if dry_run:
+        from cerebrum_cli.terminal.merges import print_merge
+
+        runtime.streams.answer_object(told) if json else print_merge(runtime.streams, told)
+        return
+    merger.require_name(planned, spec)
+    merger.require_place(planned)
+    require_new(runtime, planned, yes)
+    model, written = carried_out(runtime, planned, quiet)
+    if json:
+        files = [{"path": str(each.path), "size": each.size, "sha256": each.sha256} for each in written]
+        runtime.streams.answer_object(told | {"reference": model.reference, "files": files})
+    else:
+        runtime.streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
+    if not quiet:
+        runtime.streams.talk(f"{model.reference} is here: cerebrum ask -m {model.reference}")
+
+
+def wished(output: Path | None, name: str | None, type: str | None, split: str | None, stem: str | None) -> Wish:
+    """Return what the merge is to be. UsageError for what cannot be; without a place it goes nowhere, under a stem."""
+    from cerebrum_cli.application.merging import Wish
+    from cerebrum_cli.application.model import as_name
+    from cerebrum_cli.ground.text import read_size
+    from cerebrum_cli.merge.target import wanted_type
+
+    if output is None and stem is None:
+        raise UsageError("no -o: it is not said where the model goes", "name a file: -o OUT.gguf")
+    path = output or Path(f"{stem}.gguf")
+    if path.suffix.lower() != ".gguf":
+        raise UsageError(f"-o {path}: models are files that end in .gguf", f"name it {path}.gguf")
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {path}: there is no directory {path.parent}", "make it, or write elsewhere")
+    if path.is_dir():
+        raise UsageError(f"-o {path}: is a directory", "name a file")
+    limit = None if split is None else read_size(split)
+    return Wish(path, name or as_name(path.stem), wanted_type(type) if type else None, limit)
+
+
+def require_new(runtime: Runtime, planned: Merge, yes: bool) -> None:
+    """Raise UsageError where a file would be replaced that nobody agrees to lose."""
+    there = next((file.path for file in planned.files if file.path.exists()), None)
+    if there and not (yes or runtime.streams.confirm(f"{there} is there already. Replace it?", usual=False)):
+        raise UsageError(f"{there} is there already", "write elsewhere, or replace it with -y")
+
+
+def carried_out(runtime: Runtime, planned: Merge, quiet: bool) -> tuple[Model, tuple[Written, ...]]:
+    """Merge, showing how far that is."""
+    from cerebrum_cli.terminal.interrupts import interruptible
+
+    with interruptible("nothing is left of the merge"), options.file_progress(runtime, quiet) as progress:
+        return runtime.merger.carry_out(planned, lambda done, total: progress.update("merge", done, total))

@@ -1,0 +1,1 @@
+"""GGUF layer merges: recipe, pure plan, streaming I/O."""

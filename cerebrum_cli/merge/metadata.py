@@ -1,0 +1,142 @@
+"""What a merge says of itself: its sources' metadata where that is still true, and where it comes from. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
+
+from cerebrum_cli.merge.recipe import Recipe
+from cerebrum_cli.merge.table import Table, Value
+from cerebrum_cli.merge.target import Target
+
+HUB = "https://huggingface.co"
+
+# What is said of a source and not of what is made of it.
+_OF_SOURCE = "version organization author basename finetune description quantized_by size_label url doi uuid repo_url"
+_GROUPS_OF_SOURCE = ("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix.")
+_DROPPED = frozenset(f"general.{key}" for key in (*_OF_SOURCE.split(), "parameter_count", "alignment"))
+# Arrays that may be as long as a model has layers, and are not about layers.
+_OF_NO_LAYER = ("rope.dimension_sections", "rope.scaling.")
+
+
+class Origin(NamedTuple):
+    """What the user calls a source, and its repository on the Hub where it is from there."""
+
+    reference: str
+    repo_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The name of a merge, its sources by what the recipe calls them, and texts to be kept under keys of ours."""
+
+    name: str
+    origins: Mapping[str, Origin]
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+
+class Made(NamedTuple):
+    """What has been planned: the model and layer that each layer is like, and the tensors' names and shapes."""
+
+    layers: Sequence[tuple[Table, int]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def merged_metadata(
+    recipe: Recipe, tables: Mapping[str, Table], made: Made, target: Target, provenance: Provenance
+) -> dict[str, Value]:
+    """Return the metadata of a merge; tokenizer and template are those of the recipe's `tokenizer_source`."""
+    first = tables[recipe.base_model or recipe.models[0]]
+    spoken = tables.get(recipe.tokenizer_source or "", first)
+    found = {key: value for key, value in first.metadata.items() if not key.startswith("tokenizer.")}
+    found |= {key: value for key, value in spoken.metadata.items() if key.startswith("tokenizer.")}
+    found = {key: value for key, value in found.items() if is_still_true(key)}
+    found |= hyperparameters(first, tables.values(), made)
+    found["general.name"] = text(provenance.name)
+    found["general.size_label"] = text(size_label(made.shapes, first.hyperparameter("expert_count") or 0))
+    number = target.file_type(usual_file_type(made))
+    if number is not None:
+        found["general.file_type"] = Value("UINT32", number)
+    licences = {table.text("general.license") for table in tables.values()}
+    if len(licences) > 1:
+        found = {key: value for key, value in found.items() if not key.startswith("general.license")}
+    return found | base_models(recipe, tables, provenance)
+
+
+def is_still_true(key: str) -> bool:
+    """Return whether what is said under a key of a source holds for a merge of it."""
+    return key not in _DROPPED and not key.startswith(_GROUPS_OF_SOURCE)
+
+
+def hyperparameters(first: Table, tables: Iterable[Table], made: Made) -> dict[str, Value]:
+    """Return the hyperparameters that differ from those of the first model: what is said of layers, and of contexts."""
+    prefix = f"{first.architecture}."
+    found = {f"{prefix}block_count": Value("UINT32", len(made.layers))}
+    every = list(tables)
+    for key in {key: None for table in every for key in table.metadata if key.startswith(prefix)}:
+        name = key.removeprefix(prefix)
+        values = [table.metadata[key] for table in every if key in table.metadata]
+        if name == "context_length":
+            found[key] = min(values, key=lambda value: value.content)
+        elif not name.startswith(_OF_NO_LAYER):
+            array = next((table.metadata[key] for table in every if says_per_layer(table, key)), None)
+            if array is not None:
+                items = tuple(of_layer(table, key, layer) for table, layer in made.layers)
+                found[key] = array._replace(content=items)
+    return found
+
+
+def says_per_layer(table: Table, key: str) -> bool:
+    """Return whether a model has an item a layer under a key."""
+    return key in table.metadata and table.per_layer(table.metadata[key])
+
+
+def of_layer(table: Table, key: str, layer: int) -> Any:
+    """Return what a model says of one layer under a key."""
+    value = table.metadata[key]
+    return value.content[layer] if table.per_layer(value) else value.content
+
+
+def usual_file_type(made: Made) -> int | None:
+    """Return the file type of the model that most layers are of, None where it states none."""
+    counted = Counter(table.name for table, _ in made.layers)
+    table = next(table for table, _ in made.layers if table.name == counted.most_common(1)[0][0])
+    value = table.metadata.get("general.file_type")
+    return value.content if value else None
+
+
+def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:
+    """Return what says where a merge comes from: its models as GGUF has them, and what is to be kept beside."""
+    models = [model for model in recipe.models if model in tables]
+    found = {"general.base_model.count": Value("UINT32", len(models))}
+    for number, model in enumerate(models):
+        key, origin = f"general.base_model.{number}", provenance.origins[model]
+        found[f"{key}.name"] = text(tables[model].text("general.name") or origin.reference)
+        if origin.repo_id:
+            found[f"{key}.repo_url"] = text(f"{HUB}/{origin.repo_id}")
+    return found | {key: text(kept) for key, kept in provenance.kept.items()}
+
+
+def size_label(shapes: Mapping[str, tuple[int, ...]], experts: int) -> str:
+    """Return how large a model is as its name would say it: "12B", or "8x7B" of experts."""
+    total = sum(map(prod, shapes.values()))
+    if not experts:
+        return rounded(total)
+    in_experts = sum(prod(shape) for name, shape in shapes.items() if "_exps" in name)
+    return f"{experts}x{rounded(total - in_experts + in_experts // experts)}"
+
+
+def rounded(count: int) -> str:
+    """Return a number of weights in two digits or more, with its unit."""
+    for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if count >= unit:
+            return f"{count / unit:.{1 if count < 10 * unit else 0}f}{letter}"
+    return f"{count / 1000:.0f}K"
+
+
+def text(content: str) -> Value:
+    """Return a text as a value."""
+    return Value("STRING", content)

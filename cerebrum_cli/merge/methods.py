@@ -1,0 +1,163 @@
+"""What becomes of one tensor by each merge method: bytes copied, a sum of tensors, or a way along an arc. Pure.
+
+The formulas are mergekit's (merge_methods/{passthrough,linear,slerp,generalized_task_arithmetic}.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.merge.parameters import parameter
+from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.merge.table import Tensor
+
+ALIKE = 1e-9  # a coefficient this near to 1 or 0 differs from it by the rounding of a sum only
+PARALLEL = 0.9995  # cosine from which mergekit goes straight from one end to the other
+SHORT = 1e-8  # norm up to which mergekit divides by none
+
+
+class Term(NamedTuple):
+    """A tensor and what it is multiplied by."""
+
+    tensor: Tensor
+    coefficient: float
+
+
+class Copy(NamedTuple):
+    """A tensor as it is."""
+
+    tensor: Tensor
+
+
+class Sum(NamedTuple):
+    """Tensors multiplied and added; at least one."""
+
+    terms: tuple[Term, ...]
+
+
+class Arc(NamedTuple):
+    """The point `t` of the way from one tensor to another around the origin."""
+
+    t: float
+    first: Tensor
+    second: Tensor
+
+
+Work = Copy | Sum | Arc
+
+
+def tensors_of(work: Work) -> tuple[Tensor, ...]:
+    """Return what something is made of."""
+    if isinstance(work, Copy):
+        return (work.tensor,)
+    return (work.first, work.second) if isinstance(work, Arc) else tuple(term.tensor for term in work.terms)
+
+
+Given = Sequence[tuple[Source, Tensor]]
+
+
+class Place(NamedTuple):
+    """Where a tensor comes to be: in which slice, under which name, and how far through the slice, from 0 to 1."""
+
+    recipe: Recipe
+    slice: Slice
+    name: str
+    t: float
+
+    def parameter(self, name: str, source: Source | None = None) -> float | None:
+        """Return a parameter of the recipe for this tensor, of one source or of all."""
+        return parameter(name, self.recipe, self.slice, source, self.name, self.t)
+
+    def required(self, name: str, source: Source | None = None) -> float:
+        """Return a parameter. MergeError where the recipe gives none for this tensor."""
+        value = self.parameter(name, source)
+        if value is None:
+            of = f" of {source.model}" if source else ""
+            what = f"the recipe gives no {name}{of} for {self.name}"
+            raise MergeError(what, "add a value without a filter at the end of its list")
+        return value
+
+    @property
+    def base(self) -> str | None:
+        """The model others are compared with."""
+        return self.slice.base_model or self.recipe.base_model
+
+
+def work(place: Place, given: Given) -> Work:
+    """Return what becomes of a tensor. MergeError where the recipe does not tell."""
+    method = place.recipe.method
+    if method == "slerp":
+        return arc(place, given)
+    terms = {"passthrough": scaled, "linear": weighted, "task_arithmetic": shifted}[method](place, given)
+    return simplified(terms)
+
+
+def lead(place: Place, given: Given) -> Tensor:
+    """Return the tensor whose type and shape the result has: the base's, else the first."""
+    return next((tensor for source, tensor in given if source.model == place.base), given[0][1])
+
+
+def scaled(place: Place, given: Given) -> list[Term]:
+    """Return the one tensor there is, times `scale`."""
+    [(source, tensor)] = given
+    scale = place.parameter("scale", source)
+    return [Term(tensor, 1.0 if scale is None else scale)]
+
+
+def weighted(place: Place, given: Given) -> list[Term]:
+    """Return the tensors times their weights, which are divided by their sum unless `normalize` is off."""
+    weights = [place.required("weight", source) for source, _ in given]
+    divisor = 1.0 if place.parameter("normalize") == 0 else sum(weights)
+    if abs(divisor) < ALIKE:
+        raise MergeError(f"the weights for {place.name} add up to 0", "change one, or set normalize: false")
+    return [Term(tensor, weight / divisor) for (_, tensor), weight in zip(given, weights, strict=True)]
+
+
+def shifted(place: Place, given: Given) -> list[Term]:
+    """Return the base plus what the others differ from it by, times their weights and `lambda`.
+
+    The weights are divided by their sum where `normalize` is on.
+    """
+    base = next(tensor for source, tensor in given if source.model == place.base)
+    others = [(source, tensor) for source, tensor in given if source.model != place.base]
+    weights = [place.required("weight", source) for source, _ in others]
+    divisor = sum(weights) if place.parameter("normalize") else 1.0
+    factor = place.parameter("lambda")
+    factor = (1.0 if factor is None else factor) / (divisor if abs(divisor) >= SHORT else 1.0)
+    terms = [Term(tensor, weight * factor) for (_, tensor), weight in zip(others, weights, strict=True)]
+    return [Term(base, 1.0 - sum(term.coefficient for term in terms)), *terms]
+
+
+def arc(place: Place, given: Given) -> Work:
+    """Return the way from the base to the other one, or the end where that is all."""
+    t = place.required("t")
+    base = next(tensor for source, tensor in given if source.model == place.base)
+    other = next((tensor for source, tensor in given if source.model != place.base), base)
+    if base == other or t == 0:
+        return Copy(base)
+    return Copy(other) if t == 1 else Arc(t, base, other)
+
+
+def simplified(terms: Iterable[Term]) -> Work:
+    """Return a sum with each tensor in it once, or a copy where that is the same."""
+    coefficients: dict[Tensor, float] = {}
+    for tensor, coefficient in terms:
+        coefficients[tensor] = coefficients.get(tensor, 0.0) + coefficient
+    left = [Term(tensor, value) for tensor, value in coefficients.items() if abs(value) > ALIKE]
+    if not left:
+        return Sum((Term(next(iter(coefficients)), 0.0),))
+    if len(left) == 1 and abs(left[0].coefficient - 1) < ALIKE:
+        return Copy(left[0].tensor)
+    return Sum(tuple(left))
+
+
+def along(t: float, first: float, second: float, product: float) -> tuple[float, float]:
+    """Return what two tensors are multiplied by at the point `t` of an arc, given their norms and their dot product."""
+    cosine = product / (first if first > SHORT else 1.0) / (second if second > SHORT else 1.0)
+    if abs(cosine) > PARALLEL:
+        return 1 - t, t
+    angle = math.acos(cosine)
+    return math.sin(angle - angle * t) / math.sin(angle), math.sin(angle * t) / math.sin(angle)

@@ -1,0 +1,193 @@
+"""A recipe and what its models' files say, made into the tensors of the merge and what becomes of each. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.ground.ggml_types import TENSOR_TYPES, TensorType
+from cerebrum_cli.merge.alike import require_alike
+from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
+from cerebrum_cli.merge.methods import Given, Place, Work, lead, work
+from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.merge.table import Table, Tensor, Value
+from cerebrum_cli.merge.target import Target
+
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+HEAD_SIDE = "output"  # how the names of tensors behind the last layer begin
+
+
+class Output(NamedTuple):
+    """A tensor of the merge: row length first, ggml's number of its type, and what becomes it."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    work: Work
+
+    @property
+    def kind(self) -> TensorType:
+        """Its type."""
+        return TENSOR_TYPES[self.type]
+
+    @property
+    def size(self) -> int:
+        """The bytes it takes."""
+        return self.kind.bytes_of(prod(self.shape))
+
+
+class Layer(NamedTuple):
+    """A layer of the merge, and the layers it is made of: the name of each model, and which layer of it."""
+
+    number: int
+    sources: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A merge that can be carried out: metadata and tensors in the order of the file, and where its layers are from."""
+
+    metadata: Mapping[str, Value]
+    tensors: tuple[Output, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(prod(tensor.shape) for tensor in self.tensors)
+
+
+class Step(NamedTuple):
+    """One layer to be made: in which slice, how far through it, and which layer of each source."""
+
+    slice: Slice
+    t: float
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """A recipe and the tables of its models by the names it gives them."""
+
+    recipe: Recipe
+    tables: Mapping[str, Table]
+    target: Target
+
+    def plan(self, provenance: Provenance) -> Plan:
+        """Return the plan of the merge. MergeError where the models do not fit the recipe or each other."""
+        require_alike([self.tables[model] for model in self.recipe.models])
+        steps = tuple(self._steps())
+        tensors = (*self._outer(steps[0], 0.0), *self._blocks(steps), *self._outer(steps[-1], 1.0))
+        layers = tuple(Layer(index, self._origins(step)) for index, step in enumerate(steps))
+        first = [layer.sources[0] for layer in layers]
+        shapes = {tensor.name: tensor.shape for tensor in tensors}
+        made = Made([(self.tables[model], number) for model, number in first], shapes)
+        return Plan(merged_metadata(self.recipe, self.tables, made, self.target, provenance), tensors, layers)
+
+    def _steps(self) -> Iterator[Step]:
+        """Yield the layers of the merge in order. MergeError where a model does not have the layers it should."""
+        for number, part in enumerate(self.recipe.slices):
+            ranges = [self._range(number, source) for source in part.sources]
+            lengths = {end - start for start, end in ranges}
+            if len(lengths) > 1:
+                said = ", ".join(
+                    f"{source.model} {end - start}" for source, (start, end) in zip(part.sources, ranges, strict=True)
+                )
+                raise MergeError(f"slices[{number}]: numbers of layers differ: {said}", "give layer_range for each")
+            [length] = lengths
+            for index in range(length):
+                t = index / (length - 1) if length > 1 else 1.0
+                yield Step(part, t, tuple(start + index for start, _ in ranges))
+
+    def _range(self, number: int, source: Source) -> tuple[int, int]:
+        layers = self.tables[source.model].layers
+        start, end = source.layer_range or (0, layers)
+        if end > layers:
+            what = f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers"
+            raise MergeError(what, f"end it at {layers} at most")
+        return start, end
+
+    def _origins(self, step: Step) -> tuple[tuple[str, int], ...]:
+        return tuple((source.model, layer) for source, layer in zip(step.slice.sources, step.layers, strict=True))
+
+    def _blocks(self, steps: Sequence[Step]) -> Iterator[Output]:
+        for index, step in enumerate(steps):
+            held = [self.tables[model].layer(layer) for model, layer in self._origins(step)]
+            for suffix in held[0]:
+                place = Place(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t)
+                yield self._output(place, self._given(step, held, suffix))
+            self._require_same(step, held)
+
+    def _outer(self, step: Step, t: float) -> Iterator[Output]:
+        """Yield the tensors before the first layer, where `t` is 0, or behind the last one."""
+        held = [self.tables[source.model].outer for source in step.slice.sources]
+        if t and self._has_head:  # a model without one reads its embeddings, and those here are the first slice's
+            held = [{HEAD: head_of(outer), **outer} for outer in held]
+        for suffix in held[0]:
+            if suffix.startswith(HEAD_SIDE) == bool(t):
+                place = Place(self.recipe, step.slice, suffix, t)
+                yield self._output(place, self._given(step, held, suffix))
+
+    def _outer_models(self, index: int) -> tuple[str, ...]:
+        return tuple(source.model for source in self.recipe.slices[index].sources)
+
+    def _given(self, step: Step, held: Sequence[Mapping[str, Tensor]], suffix: str) -> Given:
+        """Return a tensor of each source. MergeError where one has none of this name, or of another shape."""
+        given = []
+        for source, tensors in zip(step.slice.sources, held, strict=True):
+            tensor, first = tensors.get(suffix), held[0][suffix]
+            name = self.tables[source.model].name
+            if tensor is None:
+                raise MergeError(f"{name} has no {first.name}", "merge models of one shape")
+            if tensor.shape != first.shape:
+                sizes = f"{list(tensor.shape)} and {list(first.shape)}"
+                raise MergeError(f"{name} differs in the shape of {first.name}: {sizes}", "merge models of one shape")
+            given.append((source, tensor))
+        return given
+
+    def _require_same(self, step: Step, held: Sequence[Mapping[str, Tensor]]) -> None:
+        """Raise MergeError where a source has a tensor in its layer that the first one has not."""
+        for source, tensors in zip(step.slice.sources, held, strict=True):
+            if more := sorted(tensors.keys() - held[0].keys()):
+                name, first = self.tables[source.model].name, self.tables[step.slice.sources[0].model].name
+                raise MergeError(f"{first} has no {tensors[more[0]].name}, as {name} has", "merge models of one shape")
+
+    def _output(self, place: Place, given: Given) -> Output:
+        first = lead(place, given)
+        is_head = place.name == HEAD or (place.name == EMBEDDING and not self._has_head)
+        return Output(place.name, first.shape, self.target.of(first, is_head), work(place, given))
+
+    @property
+    def _has_head(self) -> bool:
+        """Whether the merge says tokens by something else than its embeddings."""
+        last = [self.tables[source.model].outer for source in self.recipe.slices[-1].sources]
+        return any(HEAD in outer for outer in last) or self._outer_models(0) != self._outer_models(-1)
+
+
+def head_of(outer: Mapping[str, Tensor]) -> Tensor:
+    """Return what a model says tokens by: its head, or its embeddings."""
+    return outer.get(HEAD) or outer[EMBEDDING]
+
+
+def planned(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
+    """Return how a recipe is carried out on models. MergeError where they do not fit it or each other."""
+    return Planner(recipe, tables, target).plan(provenance)
+
+
+def parts(tensors: Iterable[Output], header: int, limit: int | None) -> list[tuple[Output, ...]]:
+    """Return tensors in files of at most so many bytes each, or one tensor; the first file has a header of its size."""
+    found: list[list[Output]] = [[]]
+    size = header
+    for tensor in tensors:
+        if limit and found[-1] and size + tensor.size > limit:
+            found.append([])
+            size = 0
+        found[-1].append(tensor)
+        size += tensor.size + len(tensor.name) + TENSOR_INFO
+    return [tuple(part) for part in found]
+
+
+TENSOR_INFO = 96  # bytes at most of a tensor's entry in a header beside its name, and of its alignment

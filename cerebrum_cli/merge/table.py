@@ -1,0 +1,119 @@
+"""What a model's files say of themselves, as values: metadata with its types, and where each tensor's bytes lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.ground.ggml_types import TENSOR_TYPES, TensorType
+
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+class Value(NamedTuple):
+    """A metadata value with the name GGUF gives its type, as "UINT32"; an array is a tuple, its strings are bytes."""
+
+    type: str
+    content: Any
+    item_type: str = ""
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it holds several items."""
+        return self.type == "ARRAY"
+
+
+class Tensor(NamedTuple):
+    """A tensor in a file: row length first, as files have it; ggml's number of its type; place and size in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    path: Path
+    offset: int
+
+    @property
+    def kind(self) -> TensorType:
+        """Its type."""
+        return TENSOR_TYPES[self.type]
+
+    @property
+    def weights(self) -> int:
+        """How many weights it has."""
+        return prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The bytes it takes."""
+        return self.kind.bytes_of(self.weights)
+
+
+def placed(name: str) -> tuple[int | None, str]:
+    """Return the layer a tensor belongs to, None where it is of no layer, and its name without that."""
+    found = _LAYER.fullmatch(name)
+    return (int(found[1]), found[2]) if found else (None, name)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One model: what the user calls it, its metadata and its tensors, in the order of the file."""
+
+    name: str
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def items(self) -> int:
+        """How many items its arrays have, which is what reading its metadata takes time and memory for."""
+        return sum(len(value.content) for value in self.metadata.values() if value.is_array)
+
+    @property
+    def architecture(self) -> str:
+        """The architecture, which its hyperparameters are named by."""
+        return str(self.metadata["general.architecture"].content)
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        count = self.hyperparameter("block_count")
+        if not isinstance(count, int) or count < 1:
+            raise MergeError(f"{self.name}: its file states no number of layers", "merge language models only")
+        return count
+
+    @cached_property
+    def by_layer(self) -> Mapping[int | None, Mapping[str, Tensor]]:
+        """The tensors of each layer by their names without it, and under None those of no layer."""
+        found: dict[int | None, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            layer, suffix = placed(name)
+            found.setdefault(layer, {})[suffix] = tensor
+        return found
+
+    @cached_property
+    def outer(self) -> Mapping[str, Tensor]:
+        """The tensors of no layer: embeddings, norms, head."""
+        return self.by_layer.get(None, {})
+
+    def layer(self, index: int) -> Mapping[str, Tensor]:
+        """Return the tensors of a layer by their names without it."""
+        return self.by_layer.get(index, {})
+
+    def text(self, key: str) -> str | None:
+        """Return a text of the metadata."""
+        value = self.metadata.get(key)
+        return str(value.content) if value and value.type == "STRING" and value.content else None
+
+    def hyperparameter(self, key: str) -> Any:
+        """Return the content of a hyperparameter, None where the file does not say."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        return value.content if value else None
+
+    def per_layer(self, value: Value) -> bool:
+        """Return whether a hyperparameter has an item for each layer."""
+        return value.is_array and len(value.content) == self.layers

@@ -1,0 +1,92 @@
+"""In which types the tensors of a merge are written: their own, or a wanted one where a tensor can have it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.ggml_types import FILE_TYPES, TENSOR_TYPES
+from cerebrum_cli.merge.table import Tensor
+
+NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+# What can be asked for: the types llama.cpp writes without being told which weights matter.
+WANTED = (
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_K",
+    "Q5_1",
+    "Q5_0",
+    "Q4_K",
+    "IQ4_NL",
+    "Q4_1",
+    "Q4_0",
+    "Q3_K",
+    "Q2_K",
+)
+PLAIN = ("F32", "F16", "BF16")
+# For rows that are no whole blocks, and where those are not either, as llama.cpp does it (llama-quant.cpp).
+SMALLER_BLOCKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+NO_BLOCKS = "F16"
+# Small, and read at full precision: llama.cpp quantises none of these.
+KEPT = ("_norm", "ffn_gate_inp", "ssm_conv1d", "shortconv", "time_mix_", "attn_rel_b", "position_embd", "token_types")
+HEAD = "Q6_K"  # what a head is written as at least: it says the tokens, and costs little
+FILE_TYPE_WORDS = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as llama.cpp guesses them
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The type that is wanted of all weights, None for each tensor's own; `dtype` is that of unquantised ones then."""
+
+    type: str | None = None
+    dtype: str | None = None
+
+    def of(self, tensor: Tensor, is_head: bool) -> int:
+        """Return ggml's number of the type of what becomes of a tensor."""
+        name = tensor.kind.name
+        wanted = self.type or (self.dtype if name in PLAIN else None)
+        if wanted is None or not is_matrix(tensor):
+            return tensor.type
+        if is_head and bits(wanted) < bits(HEAD):
+            wanted = HEAD
+        return NUMBERS[fitting(wanted, tensor.shape[0])]
+
+    def file_type(self, own: int | None) -> int | None:
+        """Return llama.cpp's number of what most of a file is, given that of the model it is made of."""
+        wanted = self.type or (self.dtype if own is not None and FILE_TYPES.get(own) in PLAIN else None)
+        if wanted is None:
+            return own
+        word = FILE_TYPE_WORDS.get(wanted, wanted)
+        return next(number for number, name in FILE_TYPES.items() if name == word)
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Return whether a tensor is one of those that are quantised."""
+    return len(tensor.shape) > 1 and tensor.name.endswith(".weight") and not any(part in tensor.name for part in KEPT)
+
+
+def bits(name: str) -> float:
+    """Return the bits a weight takes in a type."""
+    kind = TENSOR_TYPES[NUMBERS[name]]
+    return kind.block_bytes * 8 / kind.block_size
+
+
+def fitting(name: str, row: int) -> str:
+    """Return a type, or another one where rows of so many weights are not whole blocks of it."""
+    for each in (name, SMALLER_BLOCKS.get(name, name)):
+        if row % TENSOR_TYPES[NUMBERS[each]].block_size == 0:
+            return each
+    return NO_BLOCKS
+
+
+def wanted_type(text: str) -> str:
+    """Return the type of this name. UsageError where there is none that can be written."""
+    name = text.upper().replace("-", "_")
+    if name in WANTED:
+        return name
+    mixture = name in FILE_TYPES.values() and name.startswith(tuple(FILE_TYPE_WORDS))
+    what = "is a mixture of types" if mixture else "is no type weights can be written in"
+    do = f"name one of {', '.join(WANTED)}, or leave --type out: each tensor keeps its own then"
+    raise UsageError(f"--type {text} {what}", do)

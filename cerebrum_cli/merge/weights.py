@@ -1,0 +1,215 @@
+"""The bytes of a merge's tensors, in pieces and in order: copied, or worked out by several threads at once.
+
+Never more than a few pieces are in memory: reading waits until what was read before is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod, sqrt
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cerebrum_cli.ground.errors import MergeError, ModelFileError
+from cerebrum_cli.merge.methods import Arc, Copy, Sum, Term, Work, along
+from cerebrum_cli.merge.plan import Output
+from cerebrum_cli.merge.table import Tensor
+
+T = TypeVar("T")
+Floats = npt.NDArray[np.float32]
+
+COPIED = 1 << 20  # bytes of a piece that is copied
+AHEAD = 3  # pieces a thread may be ahead of what is written
+WORKED = 1 << 18  # weights of one that is worked out: 1 MB as floats
+# Where a type's blocks hold the half-precision numbers that all their weights are multiples of, in bytes from their
+# begin (structs of ggml-common.h, llama.cpp 0c1e57098): a tensor times a number is these times that number.
+SCALES: Mapping[str, tuple[int, ...]] = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "IQ1_S": (0,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+
+
+class Codec(Protocol):
+    """Who reads and writes weights in ggml's types, from several threads at once."""
+
+    def readable(self, type: int) -> bool:
+        """Return whether weights of a type can be read."""
+
+    def writable(self, type: int) -> bool:
+        """Return whether weights can be written in a type."""
+
+    def dequantize(self, data: bytes, type: int, out: Floats) -> None:
+        """Read as many weights as there is room for."""
+
+    def quantize(self, values: Floats, type: int) -> bytes:
+        """Return the bytes of rows of weights."""
+
+
+CodecFactory = Callable[[], Codec]
+"""Return who reads and writes weights; it is only called where weights are to be worked out."""
+
+
+class Piece(NamedTuple):
+    """Rows of a tensor: from which on, and how many."""
+
+    first: int
+    rows: int
+
+
+@dataclass(slots=True)
+class Weights:
+    """What makes the bytes of tensors. Entering it starts threads, leaving it ends them and closes the files."""
+
+    codec: CodecFactory
+    threads: int
+    _made: Codec | None = field(default=None, init=False)
+    _pool: ThreadPoolExecutor = field(init=False)
+    _files: dict[Path, int] = field(default_factory=dict, init=False)
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
+
+    def __enter__(self) -> Weights:
+        self._pool = self._open.enter_context(ThreadPoolExecutor(self.threads))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def pieces(self, output: Output) -> Iterator[bytes]:
+        """Yield the bytes of a tensor. ModelFileError for a source that cannot be read, MergeError for no numbers."""
+        work = self._straightened(output.work) if isinstance(output.work, Arc) else output.work
+        if isinstance(work, Copy) and work.tensor.type == output.type:
+            yield from self._copied(work.tensor)
+        elif scale := block_scale(work, output):
+            for data in self._copied(scale.tensor):
+                yield scaled(data, scale)
+        else:
+            terms = work.terms if isinstance(work, Sum) else (Term(work.tensor, 1.0),)
+            task = partial(self._summed, self._codec(), terms, output)
+            yield from self._ordered(partial(task, piece) for piece in cut(output.shape))
+
+    def _copied(self, tensor: Tensor) -> Iterator[bytes]:
+        whole = COPIED // tensor.kind.block_bytes * tensor.kind.block_bytes
+        for begin in range(0, tensor.size, whole):
+            yield self._read(tensor, begin, min(whole, tensor.size - begin))
+
+    def _codec(self) -> Codec:
+        self._made = self._made or self.codec()
+        return self._made
+
+    def _summed(self, codec: Codec, terms: Iterable[Term], output: Output, piece: Piece) -> bytes:
+        total = np.zeros((piece.rows, output.shape[0]), np.float32)
+        for tensor, coefficient in terms:
+            total += np.float32(coefficient) * self._floats(codec, tensor, piece)
+        if not np.isfinite(total).all():
+            what = f"{output.name} would have weights that are not finite"
+            raise MergeError(what, "check the recipe's numbers, and that its models are sound")
+        return codec.quantize(total, output.type)
+
+    def _straightened(self, arc: Arc) -> Sum:
+        """Return a way along an arc as a sum: its coefficients hang on all weights of both tensors."""
+        task = partial(self._products, self._codec(), arc)
+        measured = self._ordered(partial(task, piece) for piece in cut(arc.first.shape))
+        first, second, product = (float(total) for total in np.sum(list(measured), axis=0))
+        coefficients = along(arc.t, sqrt(first), sqrt(second), product)
+        return Sum((Term(arc.first, coefficients[0]), Term(arc.second, coefficients[1])))
+
+    def _products(self, codec: Codec, arc: Arc, piece: Piece) -> tuple[float, float, float]:
+        """Return the sums of squares of a piece of both tensors, and of their products."""
+        ends = (self._floats(codec, tensor, piece).ravel().astype(np.float64) for tensor in (arc.first, arc.second))
+        one, other = ends
+        pairs = ((one, one), (other, other), (one, other))
+        first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
+        return first, second, product
+
+    def _floats(self, codec: Codec, tensor: Tensor, piece: Piece) -> Floats:
+        """Return rows of a tensor as floats."""
+        row = tensor.shape[0]
+        bytes_of = tensor.kind.bytes_of
+        out = np.empty((piece.rows, row), np.float32)
+        data = self._read(tensor, bytes_of(piece.first * row), bytes_of(out.size))
+        codec.dequantize(data, tensor.type, out)
+        return out
+
+    def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
+        """Return bytes of a tensor."""
+        try:
+            data = os.pread(self._file(tensor.path), size, tensor.offset + begin)
+        except OSError as error:
+            raise ModelFileError(tensor.path, f"cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise ModelFileError(tensor.path, "has become shorter meanwhile")
+        return data
+
+    def _file(self, path: Path) -> int:
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_RDONLY)
+            self._open.callback(os.close, self._files[path])
+        return self._files[path]
+
+    def _ordered(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Yield what tasks return, in their order, several of them running at once."""
+        running: deque[Future[T]] = deque()
+        try:
+            for task in tasks:
+                running.append(self._pool.submit(task))
+                if len(running) >= AHEAD * self.threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for left in running:
+                left.cancel()
+
+
+def cut(shape: tuple[int, ...]) -> Iterator[Piece]:
+    """Yield a tensor's rows in pieces."""
+    rows = prod(shape[1:])
+    step = max(1, WORKED // shape[0])
+    return (Piece(first, min(step, rows - first)) for first in range(0, rows, step))
+
+
+def block_scale(work: Work, output: Output) -> Term | None:
+    """Return the one tensor that only has to be multiplied, where its type allows that without losing anything."""
+    if isinstance(work, Sum) and len(work.terms) == 1 and work.terms[0].tensor.type == output.type:
+        return work.terms[0] if output.kind.name in SCALES else None
+    return None
+
+
+def scaled(data: bytes, scale: Term) -> bytes:
+    """Return whole blocks of a tensor, each of whose scales is multiplied."""
+    kind = scale.tensor.kind
+    blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, kind.block_bytes)
+    for place in SCALES[kind.name]:
+        halves = np.ascontiguousarray(blocks[:, place : place + 2]).view("<f2").astype(np.float32)
+        with np.errstate(over="ignore"):
+            halves = (halves * np.float32(scale.coefficient)).astype("<f2")
+        if not np.isfinite(halves).all():
+            what = f"{scale.tensor.name} times {scale.coefficient:g} is more than its type can hold"
+            raise MergeError(what, "scale by less, or name another type with --type")
+        blocks[:, place : place + 2] = halves.view(np.uint8)
+    return blocks.tobytes()

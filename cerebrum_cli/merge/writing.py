@@ -1,0 +1,105 @@
+"""Files that get their names when all of them are whole, hashed while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.ground.files import locked, sync_folder
+
+PART = ".part"
+BEHIND = 4  # pieces that may be written and not hashed yet
+
+
+class Written(NamedTuple):
+    """A file that is whole, its bytes and their SHA-256."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+@dataclass(slots=True)
+class HashedFile:
+    """A file on its way, whose digest a thread works out while the next bytes are fetched."""
+
+    file: IO[bytes]
+    pool: ThreadPoolExecutor
+    size: int = 0
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    _hashing: deque[Future[None]] = field(default_factory=deque)
+
+    def write(self, data: bytes) -> None:
+        """Put bytes at the end."""
+        if len(self._hashing) >= BEHIND:
+            self._hashing.popleft().result()
+        self._hashing.append(self.pool.submit(self._digest.update, data))
+        self.file.write(data)
+        self.size += len(data)
+
+    def finish(self) -> str:
+        """Have all of it on disk, and return the SHA-256 in hexadecimal."""
+        while self._hashing:
+            self._hashing.popleft().result()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self._digest.hexdigest()
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Files that come to be all together or not at all: until then each has `.part` behind its name."""
+
+    written: list[Written] = field(default_factory=list)
+    _parts: list[Path] = field(default_factory=list)
+    _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _pool: ThreadPoolExecutor = field(init=False)
+
+    def __enter__(self) -> Delivery:
+        self._pool = self._held.enter_context(ThreadPoolExecutor(1))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for part in self._parts:  # before their locks are given back
+            part.unlink(missing_ok=True)
+        self._held.close()
+
+    @contextlib.contextmanager
+    def file(self, path: Path) -> Iterator[HashedFile]:
+        """Write one file. MergeError where another merge writes it, or it cannot be written."""
+        part = path.with_name(path.name + PART)
+        with translated(path):
+            file = self._held.enter_context(part.open("ab"))  # it stays locked until all are whole
+            if not locked(file.fileno()):
+                raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has ended")
+            self._parts.append(part)
+            file.truncate(0)
+            hashed = HashedFile(file, self._pool)
+            yield hashed
+            self.written.append(Written(path, hashed.size, hashed.finish()))
+
+    def complete(self) -> tuple[Written, ...]:
+        """Give the files their names, the first one's last: without it the others are no model."""
+        for each in reversed(self.written):
+            with translated(each.path):
+                self._parts.pop().replace(each.path)
+        for folder in {each.path.parent for each in self.written}:
+            sync_folder(folder)
+        return tuple(self.written)
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Tell what the system says of a file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise MergeError(f"{path}: {error.strerror}", "free some space, or write elsewhere") from error

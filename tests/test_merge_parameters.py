@@ -1,0 +1,107 @@
+"""A recipe's parameter for a tensor: the first case that matches, from the source to the recipe, along a gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.merge.names import hugging_face_name
+from cerebrum_cli.merge.parameters import evaluate, parameter
+from cerebrum_cli.merge.recipe import Case, Parameters, Recipe, Slice, Source
+
+ATTENTION, MLP, NORM = "blk.3.attn_q.weight", "blk.3.ffn_down.weight", "output_norm.weight"
+
+
+def levels(source: Parameters, part: Parameters, recipe: Parameters) -> tuple[Recipe, Slice, Source]:
+    """Return a recipe with these parameters, its slice and its source."""
+    inner = Source("a", (0, 4), source)
+    outer = Slice((inner,), part, None)
+    return Recipe("linear", (outer,), recipe, None, None, None, None, ""), outer, inner
+
+
+def weight(value: float, wanted: str | None = None) -> Parameters:
+    return {"weight": (Case(value, wanted),)}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "name"),
+    [
+        ("token_embd.weight", "model.embed_tokens.weight"),
+        ("output_norm.weight", "model.norm.weight"),
+        ("output.weight", "lm_head.weight"),
+        ("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
+        ("blk.12.attn_k.bias", "model.layers.12.self_attn.k_proj.bias"),
+        ("blk.1.attn_v.weight", "model.layers.1.self_attn.v_proj.weight"),
+        ("blk.1.attn_output.weight", "model.layers.1.self_attn.o_proj.weight"),
+        ("blk.1.attn_q_norm.weight", "model.layers.1.self_attn.q_norm.weight"),
+        ("blk.1.attn_k_norm.weight", "model.layers.1.self_attn.k_norm.weight"),
+        ("blk.1.attn_norm.weight", "model.layers.1.input_layernorm.weight"),
+        ("blk.1.ffn_norm.weight", "model.layers.1.post_attention_layernorm.weight"),
+        ("blk.1.ffn_gate.weight", "model.layers.1.mlp.gate_proj.weight"),
+        ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),
+        ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
+        ("blk.1.ffn_gate_inp.weight", "model.layers.1.block_sparse_moe.gate.weight"),
+        ("blk.1.ffn_gate_exps.weight", "model.layers.1.block_sparse_moe.experts.w1.weight"),
+        ("blk.1.ffn_down_exps.weight", "model.layers.1.block_sparse_moe.experts.w2.weight"),
+        ("blk.1.ffn_up_exps.weight", "model.layers.1.block_sparse_moe.experts.w3.weight"),
+    ],
+)
+def test_a_tensor_has_a_name_at_hugging_face(tensor: str, name: str) -> None:
+    assert hugging_face_name(tensor) == name
+
+
+@pytest.mark.parametrize(
+    "tensor", ["", "weight", "rope_freqs.weight", "blk.1.ssm_a", "blk.x.attn_q.weight", "blk.1.attn_q", "attn_q.weight"]
+)
+def test_a_tensor_without_a_row_keeps_its_name(tensor: str) -> None:
+    assert hugging_face_name(tensor) == tensor
+
+
+def test_the_first_case_that_matches_counts() -> None:
+    cases = (Case(1.0, "self_attn"), Case(2.0, "mlp"), Case(3.0, None), Case(4.0, "norm"))
+    recipe, part, source = levels({"weight": cases}, {}, {})
+    values = [parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
+    assert values == [1.0, 2.0, 3.0]
+
+
+def test_a_filter_means_the_name_at_hugging_face_and_not_that_in_gguf() -> None:
+    recipe, part, source = levels(weight(1.0, "down_proj"), {}, {})
+    assert parameter("weight", recipe, part, source, MLP, 0.0) == 1.0
+    recipe, part, source = levels(weight(1.0, "ffn_down"), {}, {})
+    assert parameter("weight", recipe, part, source, MLP, 0.0) is None
+
+
+def test_the_source_goes_before_the_slice_and_that_before_the_recipe() -> None:
+    every = levels(weight(1.0), weight(2.0), weight(3.0))
+    assert parameter("weight", *every, NORM, 0.0) == 1.0
+    recipe, part, _ = every
+    assert parameter("weight", recipe, part, None, NORM, 0.0) == 2.0
+    assert parameter("weight", *levels({}, {}, weight(3.0)), NORM, 0.0) == 3.0
+    assert parameter("scale", *every, NORM, 0.0) is None
+
+
+def test_a_level_none_of_whose_filters_match_falls_through_to_the_next() -> None:
+    recipe, part, source = levels(weight(1.0, "self_attn"), weight(2.0, "mlp"), weight(3.0))
+    values = [parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
+    assert values == [1.0, 2.0, 3.0]
+
+
+def test_a_value_of_zero_is_a_value() -> None:
+    assert parameter("weight", *levels(weight(0.0), weight(1.0), {}), NORM, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(("t", "value"), [(0.0, 0.0), (0.125, 0.25), (0.25, 0.5), (0.5, 0.3), (0.75, 0.7), (1.0, 1.0)])
+def test_a_gradient_is_spread_evenly_over_the_layers(t: float, value: float) -> None:
+    assert evaluate((Case((0.0, 0.5, 0.3, 0.7, 1.0), None),), "any", t) == value
+
+
+@given(
+    gradient=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40).map(tuple),
+    t=st.floats(0.0, 1.0),
+)
+def test_a_gradient_is_interpolated_linearly(gradient: tuple[float, ...], t: float) -> None:
+    value = evaluate((Case(gradient, None),), "", t)
+    expected = np.interp(t, np.linspace(0.0, 1.0, len(gradient)), gradient)
+    assert value == pytest.approx(expected, rel=1e-9, abs=1e-6)

@@ -1,0 +1,253 @@
+"""Recipes are read as mergekit publishes them, into whole values."""
+
+from __future__ import annotations
+
+import json
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from cerebrum_cli.merge.recipe import Case, Recipe, Slice, Source, parse_recipe
+
+
+def read(text: str) -> Recipe:
+    return parse_recipe(dedent(text), "r.yml")
+
+
+def read_json(value: object) -> Recipe:
+    """Return the recipe of a value written as JSON, which is YAML too."""
+    return parse_recipe(json.dumps(value), "r.yml")
+
+
+# As published.
+
+
+def test_a_stack_of_layers_is_read() -> None:
+    text = dedent("""\
+        slices:
+          - sources:
+            - model: OpenPipe/mistral-ft-optimized-1218
+              layer_range: [0, 32]
+          - sources:
+            - model: mlabonne/NeuralHermes-2.5-Mistral-7B
+              layer_range: [24, 32]
+        merge_method: passthrough
+        dtype: bfloat16
+        """)
+    first = Source("OpenPipe/mistral-ft-optimized-1218", (0, 32), {})
+    second = Source("mlabonne/NeuralHermes-2.5-Mistral-7B", (24, 32), {})
+    assert read(text) == Recipe(
+        method="passthrough",
+        slices=(Slice((first,), {}, None), Slice((second,), {}, None)),
+        parameters={},
+        base_model=None,
+        dtype="BF16",
+        tokenizer_source=None,
+        name=None,
+        text=text,
+    )
+    assert read(text).models == (first.model, second.model)
+
+
+def test_a_stack_with_scaled_projections_is_read() -> None:
+    recipe = read("""\
+        dtype: bfloat16
+        merge_method: passthrough
+        slices:
+        - sources:
+          - layer_range: [0, 24]
+            model: meta-llama/Meta-Llama-3-8B-Instruct
+        - sources:
+          - layer_range: [8, 24]
+            model: meta-llama/Meta-Llama-3-8B-Instruct
+            parameters:
+              scale:
+              - filter: o_proj
+                value: 0.0
+              - filter: down_proj
+                value: 0.0
+              - value: 1.0
+        """)
+    model = "meta-llama/Meta-Llama-3-8B-Instruct"
+    scale = (Case(0.0, "o_proj"), Case(0.0, "down_proj"), Case(1.0, None))
+    assert recipe.slices == (
+        Slice((Source(model, (0, 24), {}),), {}, None),
+        Slice((Source(model, (8, 24), {"scale": scale}),), {}, None),
+    )
+    assert recipe.models == (model,)
+
+
+def test_a_slerp_with_gradients_by_kinds_of_tensors_is_read() -> None:
+    text = dedent("""\
+        slices:
+          - sources:
+              - model: OpenPipe/mistral-ft-optimized-1218
+                layer_range: [0, 32]
+              - model: mlabonne/NeuralHermes-2.5-Mistral-7B
+                layer_range: [0, 32]
+        merge_method: slerp
+        base_model: OpenPipe/mistral-ft-optimized-1218
+        parameters:
+          t:
+            - filter: self_attn
+              value: [0, 0.5, 0.3, 0.7, 1]
+            - filter: mlp
+              value: [1, 0.5, 0.7, 0.3, 0]
+            - value: 0.5
+        dtype: bfloat16
+        """)
+    base = "OpenPipe/mistral-ft-optimized-1218"
+    sources = (Source(base, (0, 32), {}), Source("mlabonne/NeuralHermes-2.5-Mistral-7B", (0, 32), {}))
+    attention, mlp = (0.0, 0.5, 0.3, 0.7, 1.0), (1.0, 0.5, 0.7, 0.3, 0.0)
+    t = (Case(attention, "self_attn"), Case(mlp, "mlp"), Case(0.5, None))
+    assert read(text) == Recipe("slerp", (Slice(sources, {}, base),), {"t": t}, base, "BF16", None, None, text)
+
+
+def test_whole_models_with_weights_are_read_as_one_slice_of_all_layers() -> None:
+    text = dedent("""\
+        models:
+          - model: flammenai/Mahou-1.3-llama3-8B
+            parameters:
+              weight: 1.0
+          - model: Weyaxi/Einstein-v6.1-Llama3-8B
+            parameters:
+              weight: [0, 1e-3]
+        merge_method: linear
+        tokenizer_source: union
+        dtype: float16
+        parameters:
+          normalize: false
+          int8_mask: true
+        """)
+    sources = (
+        Source("flammenai/Mahou-1.3-llama3-8B", None, {"weight": (Case(1.0, None),)}),
+        Source("Weyaxi/Einstein-v6.1-Llama3-8B", None, {"weight": (Case((0.0, 0.001), None),)}),
+    )
+    normalize = {"normalize": (Case(0.0, None),)}
+    assert read(text) == Recipe("linear", (Slice(sources, {}, None),), normalize, None, "F16", "union", None, text)
+    assert read(text).models == (sources[0].model, sources[1].model)
+
+
+def test_a_base_model_that_is_not_listed_becomes_a_source_without_parameters() -> None:
+    text = dedent("""\
+        models:
+          - model: "D:/Work/finetuned_models/pt"
+            parameters:
+              weight: 1.0
+          - model: "Nos-PT/Llama-Carvalho-PT-GL"
+            parameters:
+              weight: 0.85
+        base_model: "unsloth/Meta-Llama-3.1-8B-Instruct"
+        merge_method: task_arithmetic
+        dtype: float32
+        out_dtype: bfloat16
+        name: both
+        parameters:
+          lambda: 1
+        """)
+    base = "unsloth/Meta-Llama-3.1-8B-Instruct"
+    sources = (
+        Source("D:/Work/finetuned_models/pt", None, {"weight": (Case(1.0, None),)}),
+        Source("Nos-PT/Llama-Carvalho-PT-GL", None, {"weight": (Case(0.85, None),)}),
+        Source(base, None, {}),
+    )
+    parameters = {"lambda": (Case(1.0, None),)}
+    slices = (Slice(sources, {}, base),)
+    assert read(text) == Recipe("task_arithmetic", slices, parameters, base, "BF16", None, "both", text)
+
+
+# What may be written in more than one way.
+
+WHOLE = {"merge_method": "passthrough", "models": [{"model": "m"}]}
+LINEAR = {"merge_method": "linear", "models": [{"model": "m"}, {"model": "n"}], "parameters": {"weight": 1}}
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("acme/model", "acme/model"),
+        ({"path": "acme/model"}, "acme/model"),
+        ({"path": "acme/model", "revision": "v1"}, "acme/model@v1"),
+        ({"model": {"path": "acme/model", "revision": None}, "lora": None}, "acme/model"),
+        ("/home/me/c++/model.gguf", "/home/me/c++/model.gguf"),
+    ],
+)
+def test_a_model_is_read_from_a_text_or_a_mapping(written: object, name: str) -> None:
+    recipe = read_json({**WHOLE, "models": [{"model": written}], "base_model": written})
+    assert recipe.slices == (Slice((Source(name, None, {}),), {}, name),)
+
+
+@pytest.mark.parametrize(
+    ("written", "cases"),
+    [
+        (2, (Case(2.0, None),)),
+        (True, (Case(1.0, None),)),
+        ("1e-3", (Case(0.001, None),)),
+        ([0, "1e-1", True], (Case((0.0, 0.1, 1.0), None),)),
+        ({"value": 1, "filter": "mlp"}, (Case(1.0, "mlp"),)),
+        ([{"value": [1], "filter": "mlp"}, {"value": 0, "filter": "*"}], (Case((1.0,), "mlp"), Case(0.0, None))),
+        ([{"value": 1, "filter": None}], (Case(1.0, None),)),
+    ],
+)
+def test_a_parameter_is_read_from_a_number_a_gradient_or_cases(written: object, cases: tuple[Case, ...]) -> None:
+    assert read_json({**LINEAR, "parameters": {"weight": written, "density": "none"}}).parameters == {"weight": cases}
+
+
+@pytest.mark.parametrize(
+    ("written", "dtype"),
+    [("float32", "F32"), ("fp16", "F16"), ("torch.bfloat16", "BF16"), ("BF16", "BF16"), (None, None)],
+)
+def test_a_type_goes_by_several_names(written: str | None, dtype: str | None) -> None:
+    assert read_json({**WHOLE, "dtype": written}).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("keys", "source", "models"),
+    [
+        ({}, None, ("m",)),
+        ({"tokenizer_source": "base"}, "base", ("m",)),
+        ({"tokenizer_source": "acme/t"}, "acme/t", ("m", "acme/t")),
+        ({"tokenizer_source": "model:acme/t"}, "acme/t", ("m", "acme/t")),
+        ({"tokenizer": {"source": "m"}, "chat_template": "auto"}, "m", ("m",)),
+        ({"tokenizer": {"tokens": None}}, "union", ("m",)),
+    ],
+)
+def test_a_tokenizer_has_a_source(keys: dict[str, Any], source: str | None, models: tuple[str, ...]) -> None:
+    recipe = read_json({**WHOLE, **keys})
+    assert (recipe.tokenizer_source, recipe.models) == (source, models)
+
+
+def test_models_are_named_once_and_those_of_sources_first() -> None:
+    slices = [
+        {"sources": [{"model": "b", "layer_range": [0, 2]}, {"model": "a", "layer_range": [2, 4]}]},
+        {"sources": [{"model": "b", "layer_range": [4, 5]}], "base_model": "d"},
+    ]
+    recipe = read_json({**LINEAR, "models": None, "slices": slices, "base_model": "c", "tokenizer_source": "e"})
+    assert [part.base_model for part in recipe.slices] == ["c", "d"]
+    assert recipe.models == ("b", "a", "c", "d", "e")
+
+
+def test_a_weight_may_stand_at_any_level() -> None:
+    first = {"model": "a", "layer_range": [0, 1], "parameters": {"weight": 1}}
+    one = {"sources": [first, {"model": "b", "layer_range": [1, 2]}], "parameters": {"weight": 2}}
+    [part] = read_json({"merge_method": "linear", "slices": [one]}).slices
+    sources = (Source("a", (0, 1), {"weight": (Case(1.0, None),)}), Source("b", (1, 2), {}))
+    assert part == Slice(sources, {"weight": (Case(2.0, None),)}, None)
+
+
+def test_anchors_aliases_and_merged_keys_are_followed() -> None:
+    recipe = read("""\
+        merge_method: passthrough
+        slices:
+          - sources: [&first {model: m, layer_range: [0, 8]}]
+          - sources: [{<<: *first, layer_range: [4, 12]}]
+          - sources: [*first]
+        """)
+    assert [part.sources[0].layer_range for part in recipe.slices] == [(0, 8), (4, 12), (0, 8)]
+
+
+def test_a_recipe_of_one_module_is_that_of_what_it_holds() -> None:
+    wrapped = {"merge_method": "linear", "modules": {"default": {key: LINEAR[key] for key in ("models", "parameters")}}}
+    plain, inner = read_json(LINEAR), read_json(wrapped)
+    assert (inner.slices, inner.parameters) == (plain.slices, plain.parameters)

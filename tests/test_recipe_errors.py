@@ -1,0 +1,274 @@
+"""A recipe that is wrong is an error of one line that names the file, the place and what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.merge.recipe import Recipe, parse_recipe
+
+
+def error(text: str, where: str = "r.yml") -> UsageError:
+    """Return the error of a text, which is in one line about its file and one about what to do."""
+    with pytest.raises(UsageError) as caught:
+        parse_recipe(text, where)
+    assert is_one_line(caught.value.what) and is_one_line(caught.value.do)
+    return caught.value
+
+
+def is_one_line(text: str) -> bool:
+    return text.strip() != "" and text.isprintable()
+
+
+def source(model: str = "a", end: object = 4, **keys: object) -> Mapping[str, object]:
+    return {"model": model, "layer_range": [0, end], **keys}
+
+
+def sliced(method: str, *sources: object, **keys: object) -> Mapping[str, object]:
+    """Return a recipe of one slice; `keys` are the recipe's."""
+    return {"merge_method": method, "slices": [{"sources": sources}], **keys}
+
+
+def whole(method: str = "passthrough", models: object = ({"model": "a"},), **keys: object) -> Mapping[str, object]:
+    return {"merge_method": method, "models": models, **keys}
+
+
+# Not YAML, or too much of it.
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "r.yml: it is empty"),
+        ("# nothing\n---\n", "r.yml: a mapping is needed"),
+        ("- a", "r.yml: a mapping is needed"),
+        ("a: [1\nb: 2", "r.yml: not valid YAML at line 2, column 2: while parsing a flow sequence expected"),
+        ("a: 1\n\tb: 2", "r.yml: not valid YAML at line 2, column 1: while scanning for the next token found"),
+        ("a: 1\n---\nb: 2", "at line 2, column 1: expected a single document"),
+        ("a: *b", "at line 1, column 4: found undefined alias 'b'"),
+        ("a: !!python/name:os.system x", "at line 1, column 4: could not determine a constructor for the tag"),
+        ("a: 1\nb: '\x00'", "at line 2, column 5: special characters are not allowed"),
+        ("a: 1\nname: 2024-99-99", "at line 2, column 7: the number, date or tagged value is none"),
+        ("name: !!bool x", "at line 1, column 7: the number, date or tagged value is none"),
+        ("name: !!timestamp {=: a}", "at line 1, column 7: the number, date or tagged value is none"),
+        (f"name: {'9' * 5000}", "at line 1, column 7: the number, date or tagged value is none"),
+        ('name: "\\U00999999"', "the number, date or tagged value is none"),
+        ("&a [*a]", "it nests too deep or repeats too much"),
+        ("a: &a {b: *a}", "it nests too deep or repeats too much"),
+        ("&a {<<: *a}", "it nests too deep or repeats too much"),
+        ("[" * 50 + "]" * 50, "it nests too deep"),
+        ("[" * 5000, "it nests too deep"),
+        ("- " * 5000, "it nests too deep"),
+    ],
+)
+def test_what_is_no_yaml_is_told_by_line_and_column(text: str, what: str) -> None:
+    assert what in error(text).what
+
+
+@pytest.mark.parametrize("item", ["[*{0}, *{0}, *{0}, *{0}]", "{{<<: [*{0}, *{0}, *{0}, *{0}]}}"])
+def test_aliases_that_stand_for_billions_of_values_are_refused(item: str) -> None:
+    names = "abcdefghijklmnop"
+    lines = [f"{name}: &{name} {item.format(before)}" for before, name in pairwise(names)]
+    assert "repeats too much" in error("\n".join(["a: &a {x: 1}", *lines])).what
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "nan"])
+def test_a_parameter_is_a_finite_number(number: str) -> None:
+    told = error(f"{{merge_method: linear, models: [{{model: a}}], parameters: {{weight: [0, {number}]}}}}")
+    assert told.what == "r.yml: parameters.weight[1]: a finite number is needed"
+
+
+def test_a_name_in_the_error_cannot_break_its_line() -> None:
+    told = error('"k\\n\\e[2J": 1', where="a\nb.yml")
+    assert told.what == r"a\nb.yml: there is no key k\n\x1b[2J here"
+
+
+# Wrong values, each by its place.
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what", "do"),
+    [
+        ({}, "r.yml: merge_method: it is missing", "passthrough, linear, slerp, task_arithmetic"),
+        (whole("ties"), "r.yml: merge_method ties is not one cerebrum has", "passthrough, linear, slerp, task_arith"),
+        (whole("task-arithmetic"), "merge_method task-arithmetic is not one", "is it task_arithmetic?"),
+        (whole(slice=[]), "r.yml: there is no key slice here", "is it slices? there are merge_method, slices"),
+        (whole(modules={}), "r.yml: modules: cerebrum merges models of one module", "the language model only"),
+        (whole(modules={"a": {}, "b": {}}), "r.yml: modules: cerebrum merges models of one module", "language model"),
+        (whole(modules={"a": {"models": []}}), "modules: models is given in the module and beside it", "leave one"),
+        (whole(modules={"a": {"tokens": 1}}), "r.yml: modules.a: there is no key tokens here", "there are slices"),
+        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer.tokens: cerebrum does not support", "leave it out"),
+        (whole(tokenizer={}, tokenizer_source="base"), "both given", "leave one of them out"),
+        (whole(chat_template="chatml"), "r.yml: chat_template: cerebrum supports none", "leave it out"),
+        (whole(slices=[{}]), "slices and models are both given", "give slices"),
+        ({"merge_method": "linear"}, "neither slices nor models are given", "give slices"),
+        (whole(models=[]), "r.yml: models: a list of one item", "`- `"),
+        (whole(models={"model": "a"}), "r.yml: models: a list of one item", "`- `"),
+        (whole(models=["a"]), "r.yml: models[0]: a mapping is needed", "the keys are model, parameters"),
+        (whole(models=[source()]), "r.yml: models[0]: there is no key layer_range here", "model, parameters"),
+        (whole(models=[{}]), "r.yml: models[0].model: the name of a model is needed", "in quotes"),
+        (whole(models=[{"model": 7}]), "r.yml: models[0].model: the name of a model is needed", "in quotes"),
+        (whole(models=[{"model": " "}]), "r.yml: models[0].model: the name of a model is needed", "in quotes"),
+        (whole(models=[{"model": "a+b"}]), "r.yml: models[0].model: a+b names a LoRA", "without a `+`"),
+        (whole(base_model={"model": {"path": "a"}, "lora": "b"}), "base_model.lora: cerebrum does not", "leave it"),
+        (whole(base_model={"model": {"revision": "a"}}), "r.yml: base_model.model.path: the name", "in quotes"),
+        (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: the name of a model is needed", "in quotes"),
+        (whole(dtype="int8"), "r.yml: dtype: int8 is no type for a merge", "float32, float16 or bfloat16"),
+        (whole(dtype="int8", out_dtype="float16"), "r.yml: dtype: int8 is no type", "float32, float16 or bfloat16"),
+        (whole(name=["a"]), "r.yml: name: a name is needed", "in quotes"),
+        ({"merge_method": "linear", "slices": ["a"]}, "slices[0]: a mapping", "the keys are sources, parameters"),
+        ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: a list of one item", "`- `"),
+        ({"merge_method": "linear", "slices": [{"residual_weight": 1}]}, "slices[0].residual_weight:", "leave it out"),
+    ],
+)
+def test_a_wrong_value_is_told_by_its_place(recipe: Mapping[str, object], what: str, do: str) -> None:
+    told = error(json.dumps(recipe))
+    assert what in told.what
+    assert do in told.do
+
+
+@pytest.mark.parametrize(
+    "layers", [None, 4, [], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4], [False, True], [0.0, 4.0], ["0", "4"], [0, 2**40]]
+)
+def test_a_range_of_layers_is_two_whole_numbers_that_ascend(layers: object) -> None:
+    told = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))
+    assert told.what.startswith("r.yml: slices[0].sources[0].layer_range: ")
+    assert told.do.startswith("write [START, END]")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "place"),
+    [
+        ([], "parameters: a mapping"),
+        ({"wieght": 1}, "parameters: there is no key wieght"),
+        ({"weight": "high"}, "parameters.weight: a finite number"),
+        ({"weight": float("inf")}, "parameters.weight: a finite number"),
+        ({"weight": float("nan")}, "parameters.weight: a finite number"),
+        ({"weight": "1e999"}, "parameters.weight: a finite number"),
+        ({"weight": 10**400}, "parameters.weight: a finite number"),
+        ({"weight": []}, "parameters.weight: a list of one item"),
+        ({"weight": [0, [1]]}, "parameters.weight[1]: a finite number"),
+        ({"weight": [{"value": 1}, 2]}, "parameters.weight[1]: a mapping"),
+        ({"weight": {"filter": "mlp"}}, "parameters.weight.value: it is missing"),
+        ({"weight": [{"value": []}]}, "parameters.weight[0].value: a list of one item"),
+        ({"weight": {"value": 1, "filter": 3}}, "parameters.weight.filter: a part of tensors' names"),
+        ({"weight": {"value": 1, "pattern": "mlp"}}, "parameters.weight: there is no key pattern"),
+    ],
+)
+def test_a_wrong_parameter_is_told_by_its_place_at_each_level(parameters: object, place: str) -> None:
+    at_source = {"merge_method": "linear", "slices": [{"sources": [source(parameters=parameters)]}]}
+    at_slice = {"merge_method": "linear", "slices": [{"sources": [source()], "parameters": parameters}]}
+    at_model = whole("linear", [{"model": "a", "parameters": parameters}])
+    at_recipe = whole("linear", parameters=parameters)
+    for recipe, before in (
+        (at_source, "slices[0].sources[0]."),
+        (at_slice, "slices[0]."),
+        (at_model, "models[0]."),
+        (at_recipe, ""),
+    ):
+        assert error(json.dumps(recipe)).what.startswith(f"r.yml: {before}{place}")
+
+
+# What a method needs.
+
+T, WEIGHT = {"t": 0.5}, {"weight": 1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        (sliced("linear", source(), source("b", 5), parameters=WEIGHT), "slices[0].sources[1].layer_range: it is 5 la"),
+        (
+            sliced("passthrough", source(), source("b")),
+            "slices[0]: passthrough takes one source a slice",
+        ),
+        (
+            whole(models=[{"model": "a"}, {"model": "b"}]),
+            "models: passthrough takes one source a slice, and there",
+        ),
+        (whole(base_model="b"), "models: passthrough takes one source a slice, and there"),
+        (sliced("linear", source(parameters=WEIGHT), source("b")), "slices[0].sources[1]: b has no weight"),
+        (whole("linear", base_model="b", models=[{"model": "a", "parameters": WEIGHT}]), "base_model: b has no weight"),
+        (sliced("task_arithmetic", source(), parameters=WEIGHT), "slices[0]: task_arithmetic needs a base_model"),
+        (
+            sliced("task_arithmetic", source(), base_model="b", parameters=WEIGHT),
+            "slices[0]: the base_model b is not among the sources",
+        ),
+        (whole("task_arithmetic", base_model="b"), "models[0]: a has no weight"),
+        (sliced("slerp", source(), source("b"), parameters=T), "slices[0]: slerp needs a base_model"),
+        (sliced("slerp", source(), source("b"), base_model="c", parameters=T), "slices[0]: the base_model c is not"),
+        (sliced("slerp", source(), source("b"), base_model="a"), "slices[0]: slerp needs a t"),
+        (sliced("slerp", source(), base_model="a", parameters=T), "slices[0]: slerp takes two sources"),
+        (sliced("slerp", source(), source(), base_model="a", parameters=T), "of two models, and there are 2, of 1"),
+        (
+            sliced("slerp", source(), source("b"), source("c"), base_model="a", parameters=T),
+            "of two models, and there are 3, of 3",
+        ),
+        (
+            sliced("slerp", source(), source("b", parameters=T), base_model="a", parameters=T),
+            "slices[0].sources[1].parameters.t: slerp has one t for both sources",
+        ),
+    ],
+)
+def test_what_a_method_lacks_is_told_by_its_place(recipe: Mapping[str, object], what: str) -> None:
+    assert what in error(json.dumps(recipe)).what
+
+
+# Anything at all.
+
+CASES = [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]
+VALID: tuple[Any, ...] = (
+    sliced("passthrough", source(), parameters={"scale": CASES}, dtype="float16", name="n"),
+    sliced("slerp", source(), source("b"), base_model="a", parameters={"t": CASES}, tokenizer={"source": "b"}),
+    sliced("linear", source(parameters={"weight": CASES}), source("b", parameters=WEIGHT), tokenizer_source="base"),
+    whole("task_arithmetic", [{"model": "a", "parameters": WEIGHT}], base_model={"path": "b", "revision": "c"}),
+)
+WORDS = ["model", "path", "value", "filter", "weight", "t", "a", "b", "union", "slerp", "linear", "1e-3", "int8", "a+b"]
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(WORDS)
+KEYS = st.sampled_from(WORDS) | st.text()
+ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=8)
+SYNTAX = st.text(alphabet="[]{}:,-?&*!|>'\"%@ \n\t\\#.~=<0a")
+
+
+def reads_or_tells(text: str, where: str = "r.yml") -> None:
+    """Assert that a text is a recipe, or an error in one line about its file and one about what to do."""
+    try:
+        assert isinstance(parse_recipe(text, where), Recipe)
+    except UsageError as told:
+        assert is_one_line(told.what) and is_one_line(told.do)
+
+
+def containers(value: Any) -> Iterator[Any]:
+    """Yield every list and mapping within a value, itself among them."""
+    if isinstance(value, dict | list):
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from containers(inner)
+
+
+@given(st.sampled_from(VALID), st.data())
+def test_a_recipe_with_anything_in_it_is_a_recipe_or_an_error_in_one_line(valid: Any, data: st.DataObject) -> None:
+    recipe = json.loads(json.dumps(valid))
+    for _ in range(data.draw(st.integers(0, 3))):
+        inside = data.draw(st.sampled_from([found for found in containers(recipe) if found]))
+        places = sorted(inside) if isinstance(inside, dict) else range(len(inside))
+        inside[data.draw(st.sampled_from(places))] = data.draw(ANYTHING)
+    reads_or_tells(json.dumps(recipe))
+
+
+@given(ANYTHING)
+def test_any_structure_is_a_recipe_or_an_error_in_one_line(value: object) -> None:
+    reads_or_tells(json.dumps(value))
+
+
+@given(st.text() | SYNTAX, st.text())
+def test_any_text_is_a_recipe_or_an_error_in_one_line(text: str, where: str) -> None:
+    reads_or_tells(text, where)
+    reads_or_tells(f"merge_method: passthrough\nmodels: {text}", where)
