@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cerebrum_cli.main import COMMANDS, assembled
 
-HEAVY = ("llama_cpp", "numpy", "huggingface_hub", "prompt_toolkit", "jinja2", "rich", "psutil", "gguf", "sqlite3")
+HEAVY = ("llama_cpp", "numpy", "huggingface_hub", "prompt_toolkit", "jinja2", "rich", "psutil", "gguf", "sqlite3", "yaml")
 # Runs the command line and then tells on standard error which packages it has loaded.
 SCRIPT = """
 import sys
@@ -38,7 +38,7 @@ def loaded(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"], ["doctor", "--help"]]
+    "arguments", [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"], ["merge", "--help"], ["doctor", "--help"]]
 )
 def test_help_and_version_load_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     packages = loaded(CommandLine(tmp_path), *arguments)
@@ -53,6 +53,13 @@ def test_list_and_show_read_files_without_llama_cpp(tmp_path: Path, chatml_model
     assert loaded(user, "list").isdisjoint(engine)
     assert loaded(user, "list", "--available").isdisjoint(engine)
     assert loaded(user, "show", "chatml").isdisjoint(engine)
+
+
+def test_layers_are_stacked_without_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {chatml_model}}}]")
+    packages = loaded(CommandLine(tmp_path), "merge", recipe, "-o", tmp_path / "merged.gguf")
+    assert packages.isdisjoint({"llama_cpp", "prompt_toolkit", "sqlite3"})
 
 
 def test_an_answer_loads_the_bindings_alone(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:

@@ -3,8 +3,9 @@
 An architecture is a row of data: which metadata keys llama.cpp wants and which tensors, both in terms of named sizes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ SPECIAL_TOKENS = {
     "<|message|>": CONTROL,
     "<|end|>": CONTROL,
 }
+Values = npt.NDArray[Any]
+Draw = Callable[[str, tuple[int, ...], np.random.Generator], tuple[Values, Any]]
+"""Return the weights of a tensor of this name and these dimensions, and their type where that is not the array's."""
+
 MERGES = ("Ġ t", "h e", "Ġt he", "i n", "Ġ a", "e r", "o u", "s t", "Ġa n", "Ġan d")
 
 
@@ -84,6 +89,19 @@ TIED_OUTPUT = {"token_embd.weight": ("vocabulary", "width"), "output_norm.weight
 OWN_OUTPUT = {**TIED_OUTPUT, "output.weight": ("vocabulary", "width")}
 
 LLAMA = Architecture("llama", {**TRANSFORMER_KEYS, "rope.dimension_count": "head_width"}, OWN_OUTPUT, TRANSFORMER_LAYER)
+# Mixtral: of each layer's experts, all in one tensor, two answer a token.
+MIXTRAL = Architecture(
+    "llama",
+    {**LLAMA.keys, "expert_count": "experts", "expert_used_count": 2},
+    OWN_OUTPUT,
+    {
+        **{name: sizes for name, sizes in TRANSFORMER_LAYER.items() if name.startswith(("attn_", "ffn_norm"))},
+        "ffn_gate_inp.weight": ("experts", "width"),
+        "ffn_gate_exps.weight": ("experts", "ffn", "width"),
+        "ffn_up_exps.weight": ("experts", "ffn", "width"),
+        "ffn_down_exps.weight": ("experts", "width", "ffn"),
+    },
+)
 # Every other layer of Gemma 2 sees only a window of the last tokens.
 GEMMA2 = Architecture(
     "gemma2",
@@ -141,6 +159,7 @@ CONSTANTS = {
     "ssm_a": -1.0,
     "ssm_d": 1.0,
 }
+SEVEN_B = Shape(layers=32, width=256, heads=8, kv_heads=2, ffn=512)  # Mistral-7B's layers, 16 times as narrow
 FULL_PRECISION = ("ssm_a", "ssm_conv1d.weight")  # like vectors: llama.cpp has no half-precision kernel for these
 
 
@@ -183,6 +202,29 @@ def write_sliding_window(path: Path, *, seed: int = 0, context_length: int = 204
     metadata = {**_bpe_metadata(), **_described("tiny gemma2", CHATML_TEMPLATE)}
     sizes = {**_transformer_sizes(Shape(), context_length), "window": window}
     return _write(path, GEMMA2, sizes, metadata, seed)
+
+
+def write_quantised(
+    path: Path,
+    *,
+    seed: int = 0,
+    shape: Shape = SEVEN_B,
+    experts: int = 0,
+    encoding: str = "Q4_K_M",
+    name: str = "tiny quantised",
+    chat_template: str | None = CHATML_TEMPLATE,
+) -> Path:
+    """Write a Llama, or with `experts` a Mixtral, as a file of Mistral-7B is; no two tensors of it are the same.
+
+    Its matrices are Q4_K and Q6_K as llama.cpp mixes them in Q4_K_M, or all of another type. Vocabulary of
+    `write_chatml`.
+    """
+    from gguf import LlamaFileType
+
+    file_type = int(LlamaFileType[f"MOSTLY_{encoding}"])
+    described = {**_bpe_metadata(), **_described(name, chat_template), "general.file_type": file_type}
+    sizes = {**_transformer_sizes(shape, 2048), "experts": experts}
+    return _write(path, MIXTRAL if experts else LLAMA, sizes, described, seed, partial(_quantised, encoding))
 
 
 def _transformer_sizes(shape: Shape, context_length: int) -> dict[str, int]:
@@ -229,7 +271,12 @@ def _byte_alphabet() -> list[str]:
 
 
 def _write(
-    path: Path, architecture: Architecture, sizes: Mapping[str, int], metadata: Mapping[str, MetadataValue], seed: int
+    path: Path,
+    architecture: Architecture,
+    sizes: Mapping[str, int],
+    metadata: Mapping[str, MetadataValue],
+    seed: int,
+    draw: Draw | None = None,
 ) -> Path:
     from gguf import GGUFValueType, GGUFWriter
 
@@ -244,8 +291,10 @@ def _write(
     for key, value in {**metadata, **keys}.items():
         counted = isinstance(value, int) and not isinstance(value, bool)
         writer.add_key_value(key, value, GGUFValueType.UINT32 if counted else GGUFValueType.get_type(value))
-    for name, values in _tensors(architecture, sizes, np.random.default_rng(seed)):
-        writer.add_tensor(name, values)
+    random = np.random.default_rng(seed)
+    for name, dimensions in _tensors(architecture, sizes):
+        values, kind = (draw or _values)(name, dimensions, random)
+        writer.add_tensor(name, values, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -253,22 +302,40 @@ def _write(
     return path
 
 
-def _tensors(
-    architecture: Architecture, sizes: Mapping[str, int], random: np.random.Generator
-) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _tensors(architecture: Architecture, sizes: Mapping[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
     names = dict(architecture.tensors)
     for layer in range(sizes["layers"]):
         names |= {f"blk.{layer}.{name}": dimensions for name, dimensions in architecture.layer_tensors.items()}
     for name, dimensions in names.items():
-        yield name, _values(name, tuple(sizes[dimension] for dimension in dimensions), random)
+        yield name, tuple(sizes[dimension] for dimension in dimensions)
 
 
-def _values(name: str, dimensions: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[Any]:
+def _values(name: str, dimensions: tuple[int, ...], random: np.random.Generator) -> tuple[Values, Any]:
     """Draw weights that keep the size of what passes through them."""
     precision = np.float32 if len(dimensions) == 1 or name.endswith(FULL_PRECISION) else np.float16
     for ending, constant in CONSTANTS.items():
         if name.endswith(ending):
-            return np.full(dimensions, constant, precision)
+            return np.full(dimensions, constant, precision), None
     weights = random.standard_normal(dimensions, np.float32)
     weights /= np.float32(np.sqrt(dimensions[-1]))
-    return weights.astype(precision)
+    return weights.astype(precision), None
+
+
+def _quantised(
+    encoding: str, name: str, dimensions: tuple[int, ...], random: np.random.Generator
+) -> tuple[Values, Any]:
+    """Draw a tensor as a quantised file has it: norms and the choice of experts at full precision."""
+    import mistral_shape
+    from gguf import GGMLQuantizationType, quants
+
+    noise = random.standard_normal(dimensions, np.float32)
+    if len(dimensions) == 1 or "ffn_gate_inp" in name:
+        return (noise / 16 + (len(dimensions) == 1)).astype(np.float32), None
+    if encoding != "Q4_K_M":
+        kind = GGMLQuantizationType[encoding]
+        return quants.quantize(noise / np.float32(np.sqrt(dimensions[-1])), kind), kind
+    layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
+    is_sensitive = ("attn_v" in name or "ffn_down" in name) and mistral_shape.uses_more_bits(layer)
+    mixed = mistral_shape.Q6_K if is_sensitive or name == "output.weight" else mistral_shape.Q4_K
+    blocks = mistral_shape.content(mistral_shape.Tensor(name, dimensions, mixed), random)
+    return blocks.reshape(*dimensions[:-1], -1), mixed.type

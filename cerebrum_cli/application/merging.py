@@ -136,10 +136,13 @@ class Merger:
         sources = {path.resolve() for model in merge.models.values() for path in model.paths}
         if taken := next((path for path in paths if path.resolve() in sources), None):
             raise UsageError(f"{taken} is one of the files that are merged", "write elsewhere")
-        folder = paths[0].parent
         parts = [path.with_name(path.name + PART) for path in paths]  # a killed process's are written over
         left = sum(part.stat().st_size for part in parts if is_file(part))
-        free, need = self.free_bytes(folder) + left, merge.size + MARGIN
+        self.require_room(paths[0].parent, merge.size - left)
+
+    def require_room(self, folder: Path, size: int) -> None:
+        """Raise MergeError where a folder's disk has no room for so many bytes."""
+        free, need = self.free_bytes(folder), size + MARGIN
         if free < need:
             what = f"{folder}: the disk is too full: {size_text(free)} are free, and the merge needs {size_text(need)}"
             raise MergeError(what, f"free {size_text(need - free)}, or write elsewhere")

@@ -102,15 +102,14 @@ class Puller:
 
         quantization, library = offer.chosen.quantization, self.library
         recipe, _ = read_recipe(library, spec.name)
-        models = {
-            each: self._brought(in_quantization(library, each, quantization), None, context, agree)
-            for each in recipe.models
-        }
         output = library.merges / spec.merged_name(quantization)
         output.parent.mkdir(parents=True, exist_ok=True)
         if name:
             require_name(library, name, lambda row: row is spec, lambda entry: entry.path == output)
         merger = Merger(library, self.codec)
+        merger.require_room(output.parent, offer.chosen.size)  # before the sources are downloaded
+        references = {each: in_quantization(library, each, quantization) for each in recipe.models}
+        models = {each: self._brought(reference, None, context, agree) for each, reference in references.items()}
         merge = merger.prepare(recipe, models, Wish(output, name or offer.reference, system=spec.system))
         merger.require_place(merge)
         return merger.carry_out(merge, lambda done, total: self.watcher.update("merge", done, total))[0]

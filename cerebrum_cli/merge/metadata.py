@@ -9,6 +9,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cerebrum_cli.merge.recipe import Recipe
+from cerebrum_cli.merge.rhythm import window_pattern
 from cerebrum_cli.merge.table import Table, Value
 from cerebrum_cli.merge.target import Target
 
@@ -86,7 +87,7 @@ def hyperparameters(first: Table, tables: Iterable[Table], made: Made) -> dict[s
             if array is not None:
                 items = tuple(of_layer(table, key, layer) for table, layer in made.layers)
                 found[key] = array._replace(content=items)
-    return found
+    return found | window_pattern(first, made.layers)
 
 
 def says_per_layer(table: Table, key: str) -> bool:

@@ -13,6 +13,7 @@ from cerebrum_cli.merge.alike import require_alike
 from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Given, Place, Work, lead, work
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.merge.rhythm import require_place
 from cerebrum_cli.merge.table import Table, Tensor, Value
 from cerebrum_cli.merge.target import Target
 
@@ -83,6 +84,7 @@ class Planner:
         tensors = (*self._outer(steps[0], 0.0), *self._blocks(steps), *self._outer(steps[-1], 1.0))
         layers = tuple(Layer(index, self._origins(step)) for index, step in enumerate(steps))
         first = [layer.sources[0] for layer in layers]
+        require_place(self.tables[self.recipe.models[0]].architecture, layers)
         shapes = {tensor.name: tensor.shape for tensor in tensors}
         made = Made([(self.tables[model], number) for model, number in first], shapes)
         return Plan(merged_metadata(self.recipe, self.tables, made, self.target, provenance), tensors, layers)

@@ -1,0 +1,66 @@
+"""Architectures whose layers differ by their number alone, so that a layer that gets another one would change. Pure.
+
+Source: the calls of `load_swa_pattern`, and `n_no_rope_layer_step`, in llama.cpp's src/models (0c1e57098).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.merge.table import Table, Value
+
+
+class Windows(NamedTuple):
+    """One layer of every so many sees all tokens, the last of them unless it is the first; the others see a window."""
+
+    period: int
+    dense_first: bool = False
+
+    def has(self, layer: int) -> bool:
+        """Return whether a layer sees only a window."""
+        return layer % self.period != (0 if self.dense_first else self.period - 1)
+
+
+WINDOWED = {
+    "afmoe": Windows(4),
+    "cohere2": Windows(4),
+    "cohere2moe": Windows(4, dense_first=True),
+    "exaone-moe": Windows(4),
+    "exaone4": Windows(4),
+    "gemma2": Windows(2),
+    "gemma3": Windows(6),
+    "gemma3n": Windows(5),
+    "gpt-oss": Windows(2),
+    "laguna": Windows(4, dense_first=True),
+    "llama4": Windows(4),
+    "olmo2": Windows(4),
+    "plamo3": Windows(8),
+    "smallthinker": Windows(4, dense_first=True),
+}
+# At every so manieth place these know nothing of positions, and no key of a file says otherwise.
+UNPLACED = {"afmoe": 4, "llama4": 4, "smollm3": 4}
+
+
+def window_pattern(first: Table, layers: Sequence[tuple[Table, int]]) -> dict[str, Value]:
+    """Return what says which layers of a merge see only a window, where a file of this architecture does not say."""
+    windows, key = WINDOWED.get(first.architecture), f"{first.architecture}.attention.sliding_window_pattern"
+    value = first.metadata.get(key)
+    if windows is None or not first.hyperparameter("attention.sliding_window") or (value and value.is_array):
+        return {}
+    if value:
+        windows = windows._replace(period=value.content)
+    return {key: Value("ARRAY", tuple(windows.has(layer) for _, layer in layers), "BOOL")}
+
+
+def require_place(architecture: str, layers: Iterable[tuple[int, Sequence[tuple[str, int]]]]) -> None:
+    """Raise MergeError where a layer comes to a place at which this architecture evaluates it in another way."""
+    period = UNPLACED.get(architecture, 1)
+    for number, sources in layers:
+        for name, layer in sources:
+            if (number - layer) % period:
+                what = (
+                    f"layer {layer} of {name} comes to place {number}, and {architecture} tells layers apart by place"
+                )
+                raise MergeError(what, f"move layers by multiples of {period}")
