@@ -229,7 +229,7 @@ def told_name(model: Model) -> str:
 
 def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Provenance:
     """Return where a merge of this name comes from."""
-    spoken = models[recipe.tokenizer_source or recipe.base_model or recipe.models[0]]
+    spoken = models[recipe.speaker]
     origins = {
         each: Origin(told_name(model), model.cached.repo_id if model.cached else None) for each, model in models.items()
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cerebrum_cli.ground.errors import MergeError
-from cerebrum_cli.merge.table import Table
+from cerebrum_cli.merge.table import HEAD, Table
 
 DO = "merge models of one architecture, shape and vocabulary"
 VOCABULARY = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.merges")
@@ -22,6 +22,8 @@ def require_alike(tables: Sequence[Table]) -> None:
         for key, theirs, ours in differences(table, first):
             what = f"{table.name} differs from {first.name} in {key}: {shown(theirs)} and {shown(ours)}"
             raise MergeError(what, DO)
+        require_outer(table, first)
+        require_outer(first, table)
 
 
 def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
@@ -57,21 +59,27 @@ def vocabulary_differences(table: Table, first: Table) -> Iterator[tuple[str, An
 
 
 def shape_differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the tensors of the first layer, and of none, whose shapes differ."""
+    """Yield the tensors of no layer and of the first one whose shapes differ."""
     for theirs, ours in ((table.outer, first.outer), (table.layer(0), first.layer(0))):
-        for suffix in theirs.keys() & ours.keys():
-            if theirs[suffix].shape != ours[suffix].shape and not varies(table, first):
-                yield f"the shape of {theirs[suffix].name}", theirs[suffix].shape, ours[suffix].shape
+        for suffix, tensor in theirs.items():
+            if suffix in ours and tensor.shape != ours[suffix].shape and not varies(table, first):
+                yield f"the shape of {tensor.name}", tensor.shape, ours[suffix].shape
+
+
+def require_outer(table: Table, other: Table) -> None:
+    """Raise MergeError for a tensor of no layer that a model lacks; where there is no head, embeddings are one."""
+    if missing := next((name for name in other.outer if name not in table.outer and name != HEAD), None):
+        raise MergeError(f"{table.name} has no {missing}, as {other.name} has", DO)
 
 
 def has_items_per_layer(key: str, *tables: Table) -> bool:
     """Return whether a hyperparameter has an item for each layer in any of these models."""
-    return any(table.per_layer(table.metadata[key]) for table in tables if key in table.metadata)
+    return any(table.says_per_layer(key) for table in tables)
 
 
 def varies(*tables: Table) -> bool:
-    """Return whether the layers of a model are not all of one shape."""
-    return any(table.per_layer(value) for table in tables for value in table.metadata.values())
+    """Return whether the layers of a model may not all be of one shape."""
+    return any(table.says_per_layer(key) for table in tables for key in table.metadata)
 
 
 def content(table: Table, key: str, usual: Any) -> Any:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.ground.errors import MergeError
-from cerebrum_cli.merge.gguf_file import ALIGNMENT, Entry, header
+from cerebrum_cli.merge.gguf_file import ARCHITECTURE, Entry, header
 from cerebrum_cli.merge.methods import Copy, tensors_of
-from cerebrum_cli.merge.plan import Output, Plan, parts
+from cerebrum_cli.merge.plan import Output, Plan, padded, parts
 from cerebrum_cli.merge.table import Value
 from cerebrum_cli.merge.weights import CodecFactory, Weights, block_scale
 from cerebrum_cli.merge.writing import Delivery, Written
@@ -34,31 +34,33 @@ class File:
 
 def files(plan: Plan, path: Path, limit: int | None = None) -> tuple[File, ...]:
     """Return the files of a plan, split where one would be larger than `limit` bytes."""
-    whole = header(plan.metadata, map(entry, plan.tensors))
-    split = parts(plan.tensors, len(header(plan.metadata, ())), limit)
-    if len(split) == 1:
-        return (File(path, whole, plan.tensors),)
+    whole = File(path, header(plan.metadata, map(entry, plan.tensors)), plan.tensors)
+    if limit is None or whole.size <= limit:
+        return (whole,)
+    headers = [len(header(part_metadata(plan, number, 0), ())) for number in (0, 1)]
+    split = parts(plan.tensors, (headers[0], headers[1]), limit)
     found = []
     for number, tensors in enumerate(split):
-        metadata = (
-            dict(plan.metadata) if number == 0 else {key: plan.metadata[key] for key in ("general.architecture",)}
-        )
-        metadata["split.no"] = Value("UINT16", number)
-        metadata["split.count"] = Value("UINT16", len(split))
-        metadata["split.tensors.count"] = Value("INT32", len(plan.tensors))
         name = f"{path.stem}-{number + 1:05}-of-{len(split):05}{path.suffix}"
+        metadata = part_metadata(plan, number, len(split))
         found.append(File(path.with_name(name), header(metadata, map(entry, tensors)), tensors))
     return tuple(found)
+
+
+def part_metadata(plan: Plan, number: int, count: int) -> dict[str, Value]:
+    """Return the metadata of one part of so many: only the first has that of the model."""
+    own = plan.metadata if number == 0 else {ARCHITECTURE: plan.metadata[ARCHITECTURE]}
+    return {
+        **own,
+        "split.no": Value("UINT16", number),
+        "split.count": Value("UINT16", count),
+        "split.tensors.count": Value("INT32", len(plan.tensors)),
+    }
 
 
 def entry(tensor: Output) -> Entry:
     """Return a tensor as a header tells of it."""
     return Entry(tensor.name, tensor.shape, tensor.type, tensor.size)
-
-
-def padded(size: int) -> int:
-    """Return bytes with what is left free behind them."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def execute(files: Sequence[File], codec: CodecFactory, threads: int, told: Told) -> tuple[Written, ...]:

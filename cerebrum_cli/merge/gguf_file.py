@@ -14,9 +14,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 
 from cerebrum_cli.ground.errors import ModelFileError
-from cerebrum_cli.merge.table import Table, Tensor, Value
+from cerebrum_cli.merge.table import ALIGNMENT, Table, Tensor, Value
 
-ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 ARCHITECTURE = "general.architecture"
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
+from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.merge.recipe import Recipe
-from cerebrum_cli.merge.rhythm import window_pattern
+from cerebrum_cli.merge.rhythm import tells_windows, window_pattern
 from cerebrum_cli.merge.table import Table, Value
 from cerebrum_cli.merge.target import Target
 
@@ -19,8 +20,6 @@ HUB = "https://huggingface.co"
 _OF_SOURCE = "version organization author basename finetune description quantized_by size_label url doi uuid repo_url"
 _GROUPS_OF_SOURCE = ("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix.")
 _DROPPED = frozenset(f"general.{key}" for key in (*_OF_SOURCE.split(), "parameter_count", "alignment"))
-# Arrays that may be as long as a model has layers, and are not about layers.
-_OF_NO_LAYER = ("rope.dimension_sections", "rope.scaling.")
 
 
 class Origin(NamedTuple):
@@ -51,7 +50,7 @@ def merged_metadata(
 ) -> dict[str, Value]:
     """Return the metadata of a merge; tokenizer and template are those of the recipe's `tokenizer_source`."""
     first = tables[recipe.base_model or recipe.models[0]]
-    spoken = tables.get(recipe.tokenizer_source or "", first)
+    spoken = tables[recipe.speaker]
     found = {key: value for key, value in first.metadata.items() if not key.startswith("tokenizer.")}
     found |= {key: value for key, value in spoken.metadata.items() if key.startswith("tokenizer.")}
     found = {key: value for key, value in found.items() if is_still_true(key)}
@@ -80,25 +79,22 @@ def hyperparameters(first: Table, tables: Iterable[Table], made: Made) -> dict[s
     for key in {key: None for table in every for key in table.metadata if key.startswith(prefix)}:
         name = key.removeprefix(prefix)
         values = [table.metadata[key] for table in every if key in table.metadata]
+        arrays = [table.metadata[key] for table in every if table.says_per_layer(key)]
         if name == "context_length":
             found[key] = min(values, key=lambda value: value.content)
-        elif not name.startswith(_OF_NO_LAYER):
-            array = next((table.metadata[key] for table in every if says_per_layer(table, key)), None)
-            if array is not None:
-                items = tuple(of_layer(table, key, layer) for table, layer in made.layers)
-                found[key] = array._replace(content=items)
+        elif arrays and not tells_windows(first, name):
+            items = tuple(of_layer(table, key, layer) for table, layer in made.layers)
+            found[key] = arrays[0]._replace(content=items)
     return found | window_pattern(first, made.layers)
 
 
-def says_per_layer(table: Table, key: str) -> bool:
-    """Return whether a model has an item a layer under a key."""
-    return key in table.metadata and table.per_layer(table.metadata[key])
-
-
 def of_layer(table: Table, key: str, layer: int) -> Any:
-    """Return what a model says of one layer under a key."""
-    value = table.metadata[key]
-    return value.content[layer] if table.per_layer(value) else value.content
+    """Return what a model says of one layer under a key. MergeError where it says nothing."""
+    value = table.metadata.get(key)
+    if value is None:
+        what = f"{table.name} does not say {key}, which another model says of each layer"
+        raise MergeError(what, "merge models of one shape")
+    return value.content[layer] if value.is_array else value.content
 
 
 def usual_file_type(made: Made) -> int | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.merge.parameters import parameter
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
-from cerebrum_cli.merge.table import Tensor
+from cerebrum_cli.merge.table import Tensor, placed
 
 ALIKE = 1e-9  # a coefficient this near to 1 or 0 differs from it by the rounding of a sum only
 PARALLEL = 0.9995  # cosine from which mergekit goes straight from one end to the other
@@ -59,7 +59,7 @@ def tensors_of(work: Work) -> tuple[Tensor, ...]:
 Given = Sequence[tuple[Source, Tensor]]
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a tensor comes to be: in which slice, under which name, and how far through the slice, from 0 to 1."""
 
     recipe: Recipe
@@ -67,18 +67,26 @@ class Place(NamedTuple):
     name: str
     t: float
 
-    def parameter(self, name: str, source: Source | None = None) -> float | None:
-        """Return a parameter of the recipe for this tensor, of one source or of all."""
-        return parameter(name, self.recipe, self.slice, source, self.name, self.t)
+    def parameter(self, name: str) -> float | None:
+        """Return a parameter of the recipe for this tensor."""
+        return parameter(name, self.recipe, self.slice, None, self.name, self.t)
 
-    def required(self, name: str, source: Source | None = None) -> float:
-        """Return a parameter. MergeError where the recipe gives none for this tensor."""
-        value = self.parameter(name, source)
+    def of_source(self, name: str, source: Source, tensor: Tensor) -> float | None:
+        """Return a parameter for a tensor of a source: filters mean the layer it has there, as mergekit has it."""
+        filtered = self.name if placed(self.name)[0] is None else tensor.name
+        return parameter(name, self.recipe, self.slice, source, filtered, self.t)
+
+    def weight(self, source: Source, tensor: Tensor) -> float:
+        """Return the weight of a source. MergeError where the recipe gives none for this tensor."""
+        value = self.of_source("weight", source, tensor)
         if value is None:
-            of = f" of {source.model}" if source else ""
-            what = f"the recipe gives no {name}{of} for {self.name}"
-            raise MergeError(what, "add a value without a filter at the end of its list")
+            raise self.lacks(f"weight of {source.model}")
         return value
+
+    def lacks(self, what: str) -> MergeError:
+        """Return the error of a recipe that gives a parameter for other tensors and not for this one."""
+        do = "add a value without a filter at the end of its list"
+        return MergeError(f"the recipe gives no {what} for {self.name}", do)
 
     @property
     def base(self) -> str | None:
@@ -86,56 +94,58 @@ class Place(NamedTuple):
         return self.slice.base_model or self.recipe.base_model
 
 
-def work(place: Place, given: Given) -> Work:
+def work(position: Position, given: Given) -> Work:
     """Return what becomes of a tensor. MergeError where the recipe does not tell."""
-    method = place.recipe.method
+    method = position.recipe.method
     if method == "slerp":
-        return arc(place, given)
-    terms = {"passthrough": scaled, "linear": weighted, "task_arithmetic": shifted}[method](place, given)
+        return arc(position, given)
+    terms = {"passthrough": scaled, "linear": weighted, "task_arithmetic": shifted}[method](position, given)
     return simplified(terms)
 
 
-def lead(place: Place, given: Given) -> Tensor:
+def lead(position: Position, given: Given) -> Tensor:
     """Return the tensor whose type and shape the result has: the base's, else the first."""
-    return next((tensor for source, tensor in given if source.model == place.base), given[0][1])
+    return next((tensor for source, tensor in given if source.model == position.base), given[0][1])
 
 
-def scaled(place: Place, given: Given) -> list[Term]:
+def scaled(position: Position, given: Given) -> list[Term]:
     """Return the one tensor there is, times `scale`."""
     [(source, tensor)] = given
-    scale = place.parameter("scale", source)
+    scale = position.of_source("scale", source, tensor)
     return [Term(tensor, 1.0 if scale is None else scale)]
 
 
-def weighted(place: Place, given: Given) -> list[Term]:
+def weighted(position: Position, given: Given) -> list[Term]:
     """Return the tensors times their weights, which are divided by their sum unless `normalize` is off."""
-    weights = [place.required("weight", source) for source, _ in given]
-    divisor = 1.0 if place.parameter("normalize") == 0 else sum(weights)
+    weights = [position.weight(source, tensor) for source, tensor in given]
+    divisor = 1.0 if position.parameter("normalize") == 0 else sum(weights)
     if abs(divisor) < ALIKE:
-        raise MergeError(f"the weights for {place.name} add up to 0", "change one, or set normalize: false")
+        raise MergeError(f"the weights for {position.name} add up to 0", "change one, or set normalize: false")
     return [Term(tensor, weight / divisor) for (_, tensor), weight in zip(given, weights, strict=True)]
 
 
-def shifted(place: Place, given: Given) -> list[Term]:
+def shifted(position: Position, given: Given) -> list[Term]:
     """Return the base plus what the others differ from it by, times their weights and `lambda`.
 
     The weights are divided by their sum where `normalize` is on.
     """
-    base = next(tensor for source, tensor in given if source.model == place.base)
-    others = [(source, tensor) for source, tensor in given if source.model != place.base]
-    weights = [place.required("weight", source) for source, _ in others]
-    divisor = sum(weights) if place.parameter("normalize") else 1.0
-    factor = place.parameter("lambda")
+    at = next(index for index, (source, _) in enumerate(given) if source.model == position.base)
+    base, others = given[at][1], [*given[:at], *given[at + 1 :]]
+    weights = [position.weight(source, tensor) for source, tensor in others]
+    divisor = sum(weights) if position.parameter("normalize") else 1.0
+    factor = position.parameter("lambda")
     factor = (1.0 if factor is None else factor) / (divisor if abs(divisor) >= SHORT else 1.0)
     terms = [Term(tensor, weight * factor) for (_, tensor), weight in zip(others, weights, strict=True)]
     return [Term(base, 1.0 - sum(term.coefficient for term in terms)), *terms]
 
 
-def arc(place: Place, given: Given) -> Work:
+def arc(position: Position, given: Given) -> Work:
     """Return the way from the base to the other one, or the end where that is all."""
-    t = place.required("t")
-    base = next(tensor for source, tensor in given if source.model == place.base)
-    other = next((tensor for source, tensor in given if source.model != place.base), base)
+    t = position.parameter("t")
+    if t is None:
+        raise position.lacks("t")
+    base = next(tensor for source, tensor in given if source.model == position.base)
+    other = next((tensor for source, tensor in given if source.model != position.base), base)
     if base == other or t == 0:
         return Copy(base)
     return Copy(other) if t == 1 else Arc(t, base, other)

@@ -11,13 +11,13 @@ from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.ground.ggml_types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.alike import require_alike
 from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
-from cerebrum_cli.merge.methods import Given, Place, Work, lead, work
+from cerebrum_cli.merge.methods import Given, Position, Work, lead, work
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.rhythm import require_place
-from cerebrum_cli.merge.table import Table, Tensor, Value
+from cerebrum_cli.merge.table import ALIGNMENT, EMBEDDING, HEAD, Table, Tensor, Value
 from cerebrum_cli.merge.target import Target
 
-HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+INFO, INFO_LENGTH = 24, 8  # bytes that a header has for each tensor beside its name, and for each of its dimensions
 HEAD_SIDE = "output"  # how the names of tensors behind the last layer begin
 
 
@@ -81,12 +81,11 @@ class Planner:
         """Return the plan of the merge. MergeError where the models do not fit the recipe or each other."""
         require_alike([self.tables[model] for model in self.recipe.models])
         steps = tuple(self._steps())
-        tensors = (*self._outer(steps[0], 0.0), *self._blocks(steps), *self._outer(steps[-1], 1.0))
+        tensors = (*self._outer(steps[0], False), *self._blocks(steps), *self._outer(steps[-1], True))
         layers = tuple(Layer(index, self._origins(step)) for index, step in enumerate(steps))
-        first = [layer.sources[0] for layer in layers]
         require_place(self.tables[self.recipe.models[0]].architecture, layers)
         shapes = {tensor.name: tensor.shape for tensor in tensors}
-        made = Made([(self.tables[model], number) for model, number in first], shapes)
+        made = Made([self._leading(step) for step in steps], shapes)
         return Plan(merged_metadata(self.recipe, self.tables, made, self.target, provenance), tensors, layers)
 
     def _steps(self) -> Iterator[Step]:
@@ -115,23 +114,30 @@ class Planner:
     def _origins(self, step: Step) -> tuple[tuple[str, int], ...]:
         return tuple((source.model, layer) for source, layer in zip(step.slice.sources, step.layers, strict=True))
 
+    def _leading(self, step: Step) -> tuple[Table, int]:
+        """Return the model and layer that a layer has its types of: the base's, else the first."""
+        origins = self._origins(step)
+        base = step.slice.base_model or self.recipe.base_model
+        model, layer = next((each for each in origins if each[0] == base), origins[0])
+        return self.tables[model], layer
+
     def _blocks(self, steps: Sequence[Step]) -> Iterator[Output]:
         for index, step in enumerate(steps):
             held = [self.tables[model].layer(layer) for model, layer in self._origins(step)]
             for suffix in held[0]:
-                place = Place(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t)
-                yield self._output(place, self._given(step, held, suffix))
+                position = Position(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t)
+                yield self._output(position, self._given(step, held, suffix))
             self._require_same(step, held)
 
-    def _outer(self, step: Step, t: float) -> Iterator[Output]:
-        """Yield the tensors before the first layer, where `t` is 0, or behind the last one."""
+    def _outer(self, step: Step, behind: bool) -> Iterator[Output]:
+        """Yield the tensors before the first layer, or behind the last one."""
         held = [self.tables[source.model].outer for source in step.slice.sources]
-        if t and self._has_head:  # a model without one reads its embeddings, and those here are the first slice's
-            held = [{HEAD: head_of(outer), **outer} for outer in held]
+        if behind and self._has_head:  # a model without one reads its embeddings, and those here are the first slice's
+            held = [{**outer, HEAD: head_of(outer)} for outer in held]
         for suffix in held[0]:
-            if suffix.startswith(HEAD_SIDE) == bool(t):
-                place = Place(self.recipe, step.slice, suffix, t)
-                yield self._output(place, self._given(step, held, suffix))
+            if suffix.startswith(HEAD_SIDE) == behind:
+                position = Position(self.recipe, step.slice, suffix, float(behind))
+                yield self._output(position, self._given(step, held, suffix))
 
     def _outer_models(self, index: int) -> tuple[str, ...]:
         return tuple(source.model for source in self.recipe.slices[index].sources)
@@ -157,10 +163,10 @@ class Planner:
                 name, first = self.tables[source.model].name, self.tables[step.slice.sources[0].model].name
                 raise MergeError(f"{first} has no {tensors[more[0]].name}, as {name} has", "merge models of one shape")
 
-    def _output(self, place: Place, given: Given) -> Output:
-        first = lead(place, given)
-        is_head = place.name == HEAD or (place.name == EMBEDDING and not self._has_head)
-        return Output(place.name, first.shape, self.target.of(first, is_head), work(place, given))
+    def _output(self, position: Position, given: Given) -> Output:
+        first = lead(position, given)
+        is_head = position.name == HEAD or (position.name == EMBEDDING and not self._has_head)
+        return Output(position.name, first.shape, self.target.of(first, is_head), work(position, given))
 
     @property
     def _has_head(self) -> bool:
@@ -179,17 +185,23 @@ def planned(recipe: Recipe, tables: Mapping[str, Table], target: Target, provena
     return Planner(recipe, tables, target).plan(provenance)
 
 
-def parts(tensors: Iterable[Output], header: int, limit: int | None) -> list[tuple[Output, ...]]:
-    """Return tensors in files of at most so many bytes each, or one tensor; the first file has a header of its size."""
+def parts(tensors: Iterable[Output], headers: tuple[int, int], limit: int | None) -> list[tuple[Output, ...]]:
+    """Return tensors in files of at most so many bytes each, or one tensor.
+
+    `headers` are the bytes of a header without tensors: of the first file, and of each other.
+    """
     found: list[list[Output]] = [[]]
-    size = header
+    size = headers[0] + ALIGNMENT
     for tensor in tensors:
-        if limit and found[-1] and size + tensor.size > limit:
+        taken = padded(tensor.size) + INFO + INFO_LENGTH * len(tensor.shape) + len(tensor.name.encode())
+        if limit and found[-1] and size + taken > limit:
             found.append([])
-            size = 0
+            size = headers[1] + ALIGNMENT
         found[-1].append(tensor)
-        size += tensor.size + len(tensor.name) + TENSOR_INFO
+        size += taken
     return [tuple(part) for part in found]
 
 
-TENSOR_INFO = 96  # bytes at most of a tensor's entry in a header beside its name, and of its alignment
+def padded(size: int) -> int:
+    """Return bytes with what is left free behind them."""
+    return -(-size // ALIGNMENT) * ALIGNMENT

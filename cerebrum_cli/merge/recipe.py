@@ -58,6 +58,12 @@ class Recipe:
         tokenizer = None if self.tokenizer_source in _NO_MODEL else self.tokenizer_source
         return tuple(dict.fromkeys([*named, *filter(None, [*bases, tokenizer])]))
 
+    @property
+    def speaker(self) -> str:
+        """The model whose tokenizer the result has."""
+        named = None if self.tokenizer_source in _NO_MODEL else self.tokenizer_source
+        return named or self.base_model or self.models[0]
+
 
 class _Part(NamedTuple):
     """A slice, and where it and each of its sources stand."""

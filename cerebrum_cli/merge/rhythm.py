@@ -19,8 +19,8 @@ class Windows(NamedTuple):
     dense_first: bool = False
 
     def has(self, layer: int) -> bool:
-        """Return whether a layer sees only a window."""
-        return layer % self.period != (0 if self.dense_first else self.period - 1)
+        """Return whether a layer sees only a window; all do where the period is 0."""
+        return not self.period or layer % self.period != (0 if self.dense_first else self.period - 1)
 
 
 WINDOWED = {
@@ -39,19 +39,30 @@ WINDOWED = {
     "plamo3": Windows(8),
     "smallthinker": Windows(4, dense_first=True),
 }
+PATTERN = "attention.sliding_window_pattern"
 # At every so manieth place these know nothing of positions, and no key of a file says otherwise.
 UNPLACED = {"afmoe": 4, "llama4": 4, "smollm3": 4}
 
 
+def tells_windows(table: Table, name: str) -> bool:
+    """Return whether a hyperparameter says which layers see only a window, where files may leave that out."""
+    return table.architecture in WINDOWED and name == PATTERN
+
+
 def window_pattern(first: Table, layers: Sequence[tuple[Table, int]]) -> dict[str, Value]:
-    """Return what says which layers of a merge see only a window, where a file of this architecture does not say."""
-    windows, key = WINDOWED.get(first.architecture), f"{first.architecture}.attention.sliding_window_pattern"
-    value = first.metadata.get(key)
-    if windows is None or not first.hyperparameter("attention.sliding_window") or (value and value.is_array):
+    """Return what says which layers of a merge see only a window, where files of this architecture may leave it out."""
+    if first.architecture not in WINDOWED or not first.hyperparameter("attention.sliding_window"):
         return {}
-    if value:
-        windows = windows._replace(period=value.content)
-    return {key: Value("ARRAY", tuple(windows.has(layer) for _, layer in layers), "BOOL")}
+    seen = tuple(sees_window(table, layer) for table, layer in layers)
+    return {f"{first.architecture}.{PATTERN}": Value("ARRAY", seen, "BOOL")}
+
+
+def sees_window(table: Table, layer: int) -> bool:
+    """Return whether a layer of a model of such an architecture sees only a window."""
+    said, usual = table.hyperparameter(PATTERN), WINDOWED[table.architecture]
+    if isinstance(said, tuple):
+        return bool(said[layer])
+    return (usual if said is None else usual._replace(period=said)).has(layer)
 
 
 def require_place(architecture: str, layers: Iterable[tuple[int, Sequence[tuple[str, int]]]]) -> None:

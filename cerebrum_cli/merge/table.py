@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.ground.ggml_types import TENSOR_TYPES, TensorType
 
+ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+# Arrays that may be as long as a model has layers, and are not about layers.
+_OF_NO_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 
@@ -114,6 +118,9 @@ class Table:
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value.content if value else None
 
-    def per_layer(self, value: Value) -> bool:
-        """Return whether a hyperparameter has an item for each layer."""
-        return value.is_array and len(value.content) == self.layers
+    def says_per_layer(self, key: str) -> bool:
+        """Return whether a key is that of a hyperparameter which has an item for each layer."""
+        value, name = self.metadata.get(key), key.removeprefix(f"{self.architecture}.")
+        if value is None or not value.is_array or name == key or name.startswith(_OF_NO_LAYER):
+            return False
+        return len(value.content) == self.layers

@@ -19,8 +19,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cerebrum_cli.ground.errors import MergeError, ModelFileError
-from cerebrum_cli.merge.methods import Arc, Copy, Sum, Term, Work, along
+from cerebrum_cli.ground.errors import EngineError, MergeError, ModelFileError
+from cerebrum_cli.merge.methods import Arc, Copy, Sum, Term, Work, along, tensors_of
 from cerebrum_cli.merge.plan import Output
 from cerebrum_cli.merge.table import Tensor
 
@@ -101,6 +101,8 @@ class Weights:
 
     def pieces(self, output: Output) -> Iterator[bytes]:
         """Yield the bytes of a tensor. ModelFileError for a source that cannot be read, MergeError for no numbers."""
+        for tensor in tensors_of(output.work):
+            self._open_file(tensor.path)  # here, and not in two threads at once
         work = self._straightened(output.work) if isinstance(output.work, Arc) else output.work
         if isinstance(work, Copy) and work.tensor.type == output.type:
             yield from self._copied(work.tensor)
@@ -123,12 +125,16 @@ class Weights:
 
     def _summed(self, codec: Codec, terms: Iterable[Term], output: Output, piece: Piece) -> bytes:
         total = np.zeros((piece.rows, output.shape[0]), np.float32)
-        for tensor, coefficient in terms:
-            total += np.float32(coefficient) * self._floats(codec, tensor, piece)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for tensor, coefficient in terms:
+                total += np.float32(coefficient) * self._floats(codec, tensor, piece)
         if not np.isfinite(total).all():
             what = f"{output.name} would have weights that are not finite"
             raise MergeError(what, "check the recipe's numbers, and that its models are sound")
-        return codec.quantize(total, output.type)
+        try:
+            return codec.quantize(total, output.type)
+        except EngineError as error:
+            raise MergeError(f"{output.name}: {error.what}", error.do) from error
 
     def _straightened(self, arc: Arc) -> Sum:
         """Return a way along an arc as a sum: its coefficients hang on all weights of both tensors."""
@@ -143,7 +149,8 @@ class Weights:
         ends = (self._floats(codec, tensor, piece).ravel().astype(np.float64) for tensor in (arc.first, arc.second))
         one, other = ends
         pairs = ((one, one), (other, other), (one, other))
-        first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
+        with np.errstate(over="ignore", invalid="ignore"):
+            first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
         return first, second, product
 
     def _floats(self, codec: Codec, tensor: Tensor, piece: Piece) -> Floats:
@@ -158,18 +165,20 @@ class Weights:
     def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
         """Return bytes of a tensor."""
         try:
-            data = os.pread(self._file(tensor.path), size, tensor.offset + begin)
+            data = os.pread(self._files[tensor.path], size, tensor.offset + begin)
         except OSError as error:
             raise ModelFileError(tensor.path, f"cannot be read: {error.strerror}") from error
         if len(data) != size:
             raise ModelFileError(tensor.path, "has become shorter meanwhile")
         return data
 
-    def _file(self, path: Path) -> int:
+    def _open_file(self, path: Path) -> None:
         if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY)
+            try:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
             self._open.callback(os.close, self._files[path])
-        return self._files[path]
 
     def _ordered(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Yield what tasks return, in their order, several of them running at once."""
@@ -206,7 +215,7 @@ def scaled(data: bytes, scale: Term) -> bytes:
     blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, kind.block_bytes)
     for place in SCALES[kind.name]:
         halves = np.ascontiguousarray(blocks[:, place : place + 2]).view("<f2").astype(np.float32)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             halves = (halves * np.float32(scale.coefficient)).astype("<f2")
         if not np.isfinite(halves).all():
             what = f"{scale.tensor.name} times {scale.coefficient:g} is more than its type can hold"

@@ -88,9 +88,17 @@ class Delivery:
 
     def complete(self) -> tuple[Written, ...]:
         """Give the files their names, the first one's last: without it the others are no model."""
-        for each in reversed(self.written):
-            with translated(each.path):
-                self._parts.pop().replace(each.path)
+        named: list[Path] = []
+        try:
+            for each in reversed(self.written):
+                with translated(each.path):
+                    self._parts[-1].replace(each.path)
+                self._parts.pop()
+                named.append(each.path)
+        except BaseException:
+            for path in named:
+                path.unlink(missing_ok=True)
+            raise
         for folder in {each.path.parent for each in self.written}:
             sync_folder(folder)
         return tuple(self.written)
