@@ -90,11 +90,11 @@ def hyperparameters(first: Table, tables: Iterable[Table], made: Made) -> dict[s
 
 def of_layer(table: Table, key: str, layer: int) -> Any:
     """Return what a model says of one layer under a key. MergeError where it says nothing."""
-    value = table.metadata.get(key)
-    if value is None:
+    said = table.of_layer(key, layer)
+    if said is None:
         what = f"{table.name} does not say {key}, which another model says of each layer"
         raise MergeError(what, "merge models of one shape")
-    return value.content[layer] if value.is_array else value.content
+    return said
 
 
 def usual_file_type(made: Made) -> int | None:
@@ -130,7 +130,7 @@ def rounded(count: int) -> str:
     """Return a number of weights in two digits or more, with its unit."""
     for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if count >= unit:
-            return f"{count / unit:.{1 if count < 10 * unit else 0}f}{letter}"
+            return f"{count / unit:.{1 if count < 9.95 * unit else 0}f}{letter}"
     return f"{count / 1000:.0f}K"
 
 

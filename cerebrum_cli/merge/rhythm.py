@@ -13,10 +13,14 @@ from cerebrum_cli.merge.table import Table, Value
 
 
 class Windows(NamedTuple):
-    """One layer of every so many sees all tokens, the last of them unless it is the first; the others see a window."""
+    """One layer of every so many sees all tokens, the last of them unless it is the first; the others see a window.
+
+    They do where a file states the window's length, or `always`.
+    """
 
     period: int
     dense_first: bool = False
+    always: bool = False
 
     def has(self, layer: int) -> bool:
         """Return whether a layer sees only a window; all do where the period is 0."""
@@ -29,7 +33,7 @@ WINDOWED = {
     "cohere2moe": Windows(4, dense_first=True),
     "exaone-moe": Windows(4),
     "exaone4": Windows(4),
-    "gemma2": Windows(2),
+    "gemma2": Windows(2, always=True),
     "gemma3": Windows(6),
     "gemma3n": Windows(5),
     "gpt-oss": Windows(2),
@@ -51,18 +55,19 @@ def tells_windows(table: Table, name: str) -> bool:
 
 def window_pattern(first: Table, layers: Sequence[tuple[Table, int]]) -> dict[str, Value]:
     """Return what says which layers of a merge see only a window, where files of this architecture may leave it out."""
-    if first.architecture not in WINDOWED or not first.hyperparameter("attention.sliding_window"):
+    windows = WINDOWED.get(first.architecture)
+    if windows is None or not (windows.always or first.hyperparameter("attention.sliding_window")):
         return {}
-    seen = tuple(sees_window(table, layer) for table, layer in layers)
+    seen = tuple(sees_window(table, layer, windows) for table, layer in layers)
     return {f"{first.architecture}.{PATTERN}": Value("ARRAY", seen, "BOOL")}
 
 
-def sees_window(table: Table, layer: int) -> bool:
-    """Return whether a layer of a model of such an architecture sees only a window."""
-    said, usual = table.hyperparameter(PATTERN), WINDOWED[table.architecture]
-    if isinstance(said, tuple):
-        return bool(said[layer])
-    return (usual if said is None else usual._replace(period=said)).has(layer)
+def sees_window(table: Table, layer: int, windows: Windows) -> bool:
+    """Return whether a layer of a model sees only a window."""
+    said = table.of_layer(f"{table.architecture}.{PATTERN}", layer)
+    if isinstance(said, bool):
+        return said
+    return (windows if said is None else windows._replace(period=said)).has(layer)
 
 
 def require_place(architecture: str, layers: Iterable[tuple[int, Sequence[tuple[str, int]]]]) -> None:

@@ -124,3 +124,13 @@ class Table:
         if value is None or not value.is_array or name == key or name.startswith(_OF_NO_LAYER):
             return False
         return len(value.content) == self.layers
+
+    def of_layer(self, key: str, layer: int) -> Any:
+        """Return what is said of one layer under a key, None where nothing is. MergeError for an array of no layers."""
+        value = self.metadata.get(key)
+        if value is None or not value.is_array:
+            return value and value.content
+        if len(value.content) != self.layers:
+            what = f"{self.name} has {len(value.content)} items in {key} and {self.layers} layers"
+            raise MergeError(what, "check where the file came from, or pull it again")
+        return value.content[layer]

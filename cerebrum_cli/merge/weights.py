@@ -203,7 +203,7 @@ def cut(shape: tuple[int, ...]) -> Iterator[Piece]:
 
 
 def block_scale(work: Work, output: Output) -> Term | None:
-    """Return the one tensor that only has to be multiplied, where its type allows that without losing anything."""
+    """Return the one tensor that only has to be multiplied, where its type allows it without rounding again."""
     if isinstance(work, Sum) and len(work.terms) == 1 and work.terms[0].tensor.type == output.type:
         return work.terms[0] if output.kind.name in SCALES else None
     return None
