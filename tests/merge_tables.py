@@ -1,0 +1,161 @@
+"""Models as tables in memory, recipes for them, the plans of their merges, and what is to be read from those."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cerebrum_cli
+from cerebrum_cli.merge.metadata import Origin, Provenance
+from cerebrum_cli.merge.plan import Plan, planned
+from cerebrum_cli.merge.recipe import parse_recipe
+from cerebrum_cli.merge.table import Table, Tensor, Value
+from cerebrum_cli.merge.target import NUMBERS, Target
+
+OWN_TYPES = Target()
+RECIPE = Path(cerebrum_cli.__file__).with_name("recipes") / "cerebrum-12b.yaml"
+
+
+class Shape(NamedTuple):
+    """The sizes of a Llama; one of experts has them in one tensor a layer."""
+
+    layers: int = 4
+    width: int = 256
+    kv_width: int = 128
+    ffn: int = 512
+    vocabulary: int = 6
+    tied: bool = False
+    experts: int = 0
+
+
+KV_HEADS = "llama.attention.head_count_kv"
+TINY = Shape()
+MISTRAL_7B = Shape(32, 4096, 1024, 14336, 32000)
+MIXTRAL = MISTRAL_7B._replace(experts=8)
+
+
+def dimensions(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the tensors' names and shapes, row length first."""
+    width, kv_width, ffn, experts = shape.width, shape.kv_width, shape.ffn, shape.experts
+    yield "token_embd.weight", (width, shape.vocabulary)
+    for layer in range(shape.layers):
+        block = f"blk.{layer}"
+        yield f"{block}.attn_norm.weight", (width,)
+        yield f"{block}.attn_q.weight", (width, width)
+        yield f"{block}.attn_k.weight", (width, kv_width)
+        yield f"{block}.attn_v.weight", (width, kv_width)
+        yield f"{block}.attn_output.weight", (width, width)
+        yield f"{block}.ffn_norm.weight", (width,)
+        if experts:
+            yield f"{block}.ffn_gate_inp.weight", (width, experts)
+        kind, more = ("_exps", (experts,)) if experts else ("", ())
+        yield f"{block}.ffn_gate{kind}.weight", (width, ffn, *more)
+        yield f"{block}.ffn_up{kind}.weight", (width, ffn, *more)
+        yield f"{block}.ffn_down{kind}.weight", (ffn, width, *more)
+    yield "output_norm.weight", (width,)
+    if not shape.tied:
+        yield "output.weight", (width, shape.vocabulary)
+
+
+def k_quants(name: str) -> str:
+    """Return the type of a tensor in a file of Q4_K_M, by a pattern of the same kind."""
+    if "_norm" in name or "ffn_gate_inp" in name:
+        return "F32"
+    return "Q6_K" if name == "output.weight" or name.startswith(("blk.0.ffn_down", "blk.1.attn_v")) else "Q4_K"
+
+
+def floats(name: str) -> str:
+    """Return the type of a tensor in a file that is not quantised."""
+    return "F32" if "_norm" in name or "ffn_gate_inp" in name else "F16"
+
+
+def value(content: Any) -> Value:
+    """Return a value in the type that GGUF usually has for it."""
+    if isinstance(content, tuple):
+        return Value("ARRAY", content, value(content[0]).type)
+    kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING", bytes: "STRING"}
+    return Value(kinds[type(content)], content)
+
+
+def table(
+    name: str = "a",
+    said: Mapping[str, Any] | None = None,
+    shape: Shape = TINY,
+    type_of: Callable[[str], str] = k_quants,
+) -> Table:
+    """Return a Llama; `said` is metadata that is added, or taken away where it is None."""
+    metadata = {
+        "general.architecture": "llama",
+        "general.name": f"Model {name}",
+        "general.file_type": 15,
+        "llama.block_count": shape.layers,
+        "llama.context_length": 32768,
+        "llama.embedding_length": shape.width,
+        "llama.feed_forward_length": shape.ffn,
+        "llama.attention.head_count": 32,
+        "llama.attention.head_count_kv": 8,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tuple(b"%d" % number for number in range(shape.vocabulary)),
+        "tokenizer.ggml.merges": (b"a b", b"b c"),
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": f"template of {name}",
+        **(said or {}),
+    }
+    tensors = {}
+    for offset, (each, sizes) in enumerate(dimensions(shape)):
+        tensors[each] = Tensor(each, sizes, NUMBERS[type_of(each)], Path(f"{name}.gguf"), offset)
+    return Table(name, {key: value(content) for key, content in metadata.items() if content is not None}, tensors)
+
+
+def without(whole: Table, tensor: str) -> Table:
+    """Return a model without one of its tensors."""
+    return Table(whole.name, whole.metadata, {name: each for name, each in whole.tensors.items() if name != tensor})
+
+
+def plan(recipe: Mapping[str, Any], *tables: Table, target: Target = OWN_TYPES) -> Plan:
+    """Return the plan of a recipe, its models found by the names that tables have."""
+    origins = {each.name: Origin(each.name) for each in tables}
+    parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
+    return planned(parsed, {each.name: each for each in tables}, target, Provenance("Merged", origins))
+
+
+def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:
+    """Return a recipe that puts layers on top of each other."""
+    slices = [{"sources": [{"model": model, "layer_range": [start, end]}]} for model, start, end in ranges]
+    return {"merge_method": "passthrough", "slices": slices, **more}
+
+
+def mixed(*models: str, method: str = "linear", **more: Any) -> dict[str, Any]:
+    """Return a recipe that adds whole models up."""
+    sources = [{"model": model, "parameters": {"weight": 0.5}} for model in models]
+    return {"merge_method": method, "models": sources, **more}
+
+
+def tower() -> Plan:
+    """Return Cerebrum-1.0-12.25B of a model of its 7B's shape."""
+    source = table("cerebrum-7b", shape=MISTRAL_7B)
+    kept = {"cerebrum.recipe": RECIPE.read_text(encoding="utf-8")}
+    provenance = Provenance("Cerebrum-12B", {"cerebrum-7b": Origin("cerebrum-7b", "AetherResearch/Cerebrum")}, kept)
+    recipe = parse_recipe(RECIPE.read_text(encoding="utf-8"), RECIPE.name)
+    return planned(recipe, {"cerebrum-7b": source}, Target(), provenance)
+
+
+def works(made: Plan) -> dict[str, Any]:
+    """Return what becomes each tensor of a plan, by its name."""
+    return {tensor.name: tensor.work for tensor in made.tensors}
+
+
+def contents(made: Plan) -> dict[str, Any]:
+    """Return the metadata of a plan without its types."""
+    return {key: each.content for key, each in made.metadata.items()}
+
+
+def types(made: Plan) -> Counter[tuple[str, str]]:
+    """Return how many tensors of each kind are of each type."""
+    suffixes = [(tensor.name.split(".")[-2], tensor.kind.name) for tensor in made.tensors]
+    return Counter(suffixes)

@@ -1,0 +1,95 @@
+"""Models that are alike enough to be merged, and what is said of those that are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from merge_tables import KV_HEADS, Shape, mixed, plan, stacked, table, without
+
+from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.merge.table import Table, Tensor
+
+TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("general.architecture: 'qwen2' and 'llama'", {"general.architecture": "qwen2"}),
+        ("llama.embedding_length: 512 and 256", {"llama.embedding_length": 512}),
+        ("llama.feed_forward_length: 256 and 512", {"llama.feed_forward_length": 256}),
+        ("llama.attention.head_count: 16 and 32", {"llama.attention.head_count": 16}),
+        ("llama.rope.freq_base: 1000000.0 and 10000.0", {"llama.rope.freq_base": 1e6}),
+        ("llama.rope.scaling.type: 'yarn' and 'none'", {"llama.rope.scaling.type": "yarn"}),
+        ("llama.expert_count: 8 and 0", {"llama.expert_count": 8}),
+        ("tokenizer.ggml.model: 'llama' and 'gpt2'", {"tokenizer.ggml.model": "llama"}),
+        ("tokenizer.ggml.pre: 'llama-bpe' and 'smollm'", {"tokenizer.ggml.pre": "llama-bpe"}),
+        ("the length of tokenizer.ggml.tokens: 7 and 6", {"tokenizer.ggml.tokens": (*TOKENS, b"6")}),
+        ("tokenizer.ggml.tokens[5]: '<|im_end|>' and '5'", {"tokenizer.ggml.tokens": (*TOKENS[:5], b"<|im_end|>")}),
+        ("tokenizer.ggml.merges[1]: 'b d' and 'b c'", {"tokenizer.ggml.merges": (b"a b", b"b d")}),
+        ("tokenizer.ggml.merges: nothing and [b'a b', b'b c']", {"tokenizer.ggml.merges": None}),
+    ],
+)
+def test_models_that_differ_in_what_matters_are_refused_with_the_key(named: str, said: dict[str, Any]) -> None:
+    for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
+        with pytest.raises(MergeError) as caught:
+            plan(recipe, table("a"), table("b", said))
+        assert caught.value.what == f"b differs from a in {named}"
+        assert caught.value.do == "merge models of one architecture, shape and vocabulary"
+
+
+# The second is as long as there are layers, and not about them.
+@pytest.mark.parametrize("said", [{}, {"general.languages": ("en", "de", "fr", "it")}])
+def test_models_of_other_shapes_are_refused_with_the_tensor(said: dict[str, Any]) -> None:
+    for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
+        with pytest.raises(MergeError) as caught:
+            plan(recipe, table("a", said), table("b", shape=Shape(kv_width=64)))
+        assert caught.value.what == "b differs from a in the shape of blk.0.attn_k.weight: [256, 64] and [256, 128]"
+
+
+def test_layers_of_different_shapes_are_not_added_up() -> None:
+    name = "blk.2.attn_k.weight"
+    source = table("b", {KV_HEADS: (8, 8, 4, 8)})
+    tensors = {**source.tensors, name: source.tensors[name]._replace(shape=(256, 64))}
+    with pytest.raises(MergeError) as caught:
+        plan(mixed("a", "b"), table("a", {KV_HEADS: (8, 8, 8, 8)}), Table("b", source.metadata, tensors))
+    assert caught.value.what == f"b differs in the shape of {name}: [256, 64] and [256, 128]"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"llama.rope.freq_base": 10000.0},
+        {"llama.expert_count": 0},
+        {"llama.vocab_size": 32000},
+        {"llama.rope.dimension_count": 128},
+        {"llama.feed_forward_length": None},
+        {"tokenizer.ggml.pre": None},
+        {"tokenizer.ggml.add_bos_token": True},
+        {"tokenizer.ggml.eos_token_id": 3},
+        {"tokenizer.ggml.token_type": (1, 1, 1, 3)},
+        {"tokenizer.chat_template": None},
+        {"general.file_type": 7},
+    ],
+)
+def test_what_may_differ_does_not_keep_models_from_being_merged(said: dict[str, Any]) -> None:
+    for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
+        assert plan(recipe, table("a"), table("b", said)).layers
+        assert plan(recipe, table("a", said), table("b")).layers
+
+
+@pytest.mark.parametrize("recipe", [mixed("a", "b"), mixed("b", "a")])
+@pytest.mark.parametrize("name", ["blk.2.ffn_up.weight", "output_norm.weight", "token_embd.weight"])
+def test_a_tensor_that_one_model_lacks_is_told(recipe: dict[str, Any], name: str) -> None:
+    with pytest.raises(MergeError, match=f"b has no {name}"):
+        plan(recipe, table("a"), without(table("b"), name))
+
+
+def test_factors_of_positions_that_only_one_model_has_are_told() -> None:
+    other, factors = table("b"), Tensor("rope_freqs.weight", (64,), 0, Path("b.gguf"), 999)
+    other = Table("b", other.metadata, {**other.tensors, factors.name: factors})
+    for recipe in (mixed("b", "a"), mixed("a", "b"), stacked(("a", 0, 2), ("b", 2, 4))):
+        with pytest.raises(MergeError, match=r"a has no rope_freqs\.weight, as b has"):
+            plan(recipe, table("a"), other)

@@ -1,0 +1,118 @@
+"""The types of the tensors of a merge from tables in memory, and of its file."""
+
+from __future__ import annotations
+
+import pytest
+from merge_tables import Shape, contents, floats, mixed, plan, stacked, table, types
+
+from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.merge.target import WANTED, Target, wanted_type
+
+
+def test_a_type_is_that_of_all_matrices_and_a_better_one_that_of_the_head() -> None:
+    for name in WANTED:
+        made = plan(stacked(("a", 0, 4)), table("a"), target=Target(type=name))
+        head = "Q6_K" if name.startswith(("Q2", "Q3", "Q4", "Q5", "IQ")) else name
+        matrices = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), name)
+        norms = dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"), "F32")
+        expected = {**matrices, **norms, "token_embd": name, "output": head}
+        assert dict(types(made).keys()) == expected
+
+
+def test_tied_embeddings_are_a_head_too() -> None:
+    source = table("a", shape=Shape(tied=True))
+    assert ("token_embd", "Q6_K") in types(plan(stacked(("a", 0, 4)), source, target=Target(type="Q4_0")))
+    assert ("token_embd", "Q8_0") in types(plan(stacked(("a", 0, 4)), source, target=Target(type="Q8_0")))
+
+
+def test_what_says_which_expert_is_asked_keeps_its_type() -> None:
+    made = plan(stacked(("a", 0, 2)), table("a", shape=Shape(experts=4)), target=Target(type="Q4_K"))
+    assert types(made)[("ffn_gate_inp", "F32")] == 2
+    assert types(made)[("ffn_gate_exps", "Q4_K")] == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "by_32", "by_none"),
+    [
+        ("Q4_K", "Q5_0", "F16"),
+        ("Q5_K", "Q5_1", "F16"),
+        ("Q6_K", "Q8_0", "F16"),
+        ("Q3_K", "IQ4_NL", "F16"),
+        ("Q2_K", "IQ4_NL", "F16"),
+        ("Q8_0", "Q8_0", "F16"),
+        ("BF16", "BF16", "BF16"),
+        ("F32", "F32", "F32"),
+    ],
+)
+def test_rows_that_are_no_whole_blocks_are_of_a_type_with_smaller_ones(wanted: str, by_32: str, by_none: str) -> None:
+    for row, name in ((288, by_32), (280, by_none)):
+        source = table("a", shape=Shape(ffn=row), type_of=floats)
+        found = types(plan(stacked(("a", 0, 4)), source, target=Target(type=wanted)))
+        assert found[("ffn_down", name)] == 4
+        assert found[("ffn_up", wanted)] == 4
+
+
+def test_a_dtype_is_that_of_unquantised_matrices_only() -> None:
+    quantised, plain = table("a"), table("a", type_of=floats)
+    target = Target(dtype="BF16")
+    assert types(plan(stacked(("a", 0, 4)), quantised, target=target)) == types(plan(stacked(("a", 0, 4)), quantised))
+    made = plan(stacked(("a", 0, 4)), plain, target=target)
+    kinds = {kind for _, kind in types(made)}
+    assert kinds == {"BF16", "F32"}
+    assert types(made)[("attn_norm", "F32")] == 4
+    assert types(plan(stacked(("a", 0, 4)), plain, target=Target("Q8_0", "BF16")))[("output", "Q8_0")] == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "target", "number"),
+    [
+        (15, Target(), 15),
+        (None, Target(), None),
+        (15, Target(dtype="BF16"), 15),
+        (1, Target(dtype="BF16"), 32),
+        (None, Target(dtype="BF16"), None),
+        (15, Target(type="Q4_K"), 15),
+        (1, Target(type="Q8_0"), 7),
+        (None, Target(type="Q6_K"), 18),
+    ],
+)
+def test_the_file_type_is_that_of_most_tensors(own: int | None, target: Target, number: int | None) -> None:
+    made = plan(stacked(("a", 0, 4)), table("a", {"general.file_type": own}), target=target)
+    assert contents(made).get("general.file_type") == number
+
+
+def test_the_file_type_is_that_of_the_model_most_layers_are_of() -> None:
+    last = table("b", {"general.file_type": 7})
+    assert contents(plan(stacked(("a", 0, 1), ("b", 1, 4)), table("a"), last))["general.file_type"] == 7
+    assert contents(plan(stacked(("a", 0, 3), ("b", 3, 4)), table("a"), last))["general.file_type"] == 15
+
+
+def test_the_file_type_is_that_of_the_base_as_the_tensors_are() -> None:
+    recipe = mixed("b", "a", method="slerp", base_model="a", parameters={"t": 0.5})
+    made = plan(recipe, table("a"), table("b", {"general.file_type": 7}, type_of=floats))
+    assert contents(made)["general.file_type"] == 15
+    assert types(made) == types(plan(stacked(("a", 0, 4)), table("a")))
+
+
+@pytest.mark.parametrize("text", ["Q4_K", "q4_k", "Q4-K", "bf16", "IQ4_NL"])
+def test_a_type_can_be_written_in_small_letters(text: str) -> None:
+    assert wanted_type(text) == text.upper().replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("Q4_K_M", "--type Q4_K_M is a mixture of types"),
+        ("q5_k_s", "--type q5_k_s is a mixture of types"),
+        ("Q3_K_L", "--type Q3_K_L is a mixture of types"),
+        ("IQ2_XXS", "--type IQ2_XXS is no type weights can be written in"),
+        ("I32", "--type I32 is no type weights can be written in"),
+        ("Q9", "--type Q9 is no type weights can be written in"),
+        ("", "--type  is no type weights can be written in"),
+    ],
+)
+def test_a_type_that_cannot_be_written_is_refused_with_those_that_can(text: str, what: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        wanted_type(text)
+    assert caught.value.what == what
+    assert ", ".join(WANTED) in caught.value.do
