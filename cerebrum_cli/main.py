@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
@@ -122,4 +123,7 @@ def leave_full_disk() -> int:
 
 def main() -> None:
     """Run the command line of this process."""
-    sys.exit(run())
+    try:
+        sys.exit(run())
+    except KeyboardInterrupt:  # before there was anything to end, or after it has
+        sys.exit(128 + signal.SIGINT)

@@ -22,7 +22,7 @@ from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
 from cerebrum_cli.merge.gguf_file import read_table
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.methods import along
+from cerebrum_cli.merge.methods import slerp_coefficients
 from cerebrum_cli.merge.plan import planned
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target import NUMBERS, Target
@@ -414,13 +414,13 @@ norms = st.floats(1e-3, 1e3)
 @given(cosine=cosines | st.floats(-1, 1), first=norms, second=norms)
 def test_an_arc_goes_from_one_end_to_the_other(cosine: float, first: float, second: float) -> None:
     product = cosine * first * second
-    assert along(0.0, first, second, product) == pytest.approx((1.0, 0.0), abs=1e-12)
-    assert along(1.0, first, second, product) == pytest.approx((0.0, 1.0), abs=1e-12)
+    assert slerp_coefficients(0.0, first, second, product) == pytest.approx((1.0, 0.0), abs=1e-12)
+    assert slerp_coefficients(1.0, first, second, product) == pytest.approx((0.0, 1.0), abs=1e-12)
 
 
 @given(t=ratios, cosine=cosines)
 def test_an_arc_keeps_the_length_and_its_share_of_the_angle(t: float, cosine: float) -> None:
-    one, other = along(t, 1.0, 1.0, cosine)
+    one, other = slerp_coefficients(t, 1.0, 1.0, cosine)
     assert one**2 + other**2 + 2 * one * other * cosine == pytest.approx(1.0, abs=1e-9)
     assert one + other * cosine == pytest.approx(math.cos(t * math.acos(cosine)), abs=1e-9)
 
@@ -428,16 +428,16 @@ def test_an_arc_keeps_the_length_and_its_share_of_the_angle(t: float, cosine: fl
 @given(t=ratios, cosine=cosines | st.floats(-1, 1), first=norms, second=norms)
 def test_an_arc_is_the_same_from_its_other_end(t: float, cosine: float, first: float, second: float) -> None:
     product = cosine * first * second
-    there, back = along(t, first, second, product), along(1 - t, second, first, product)
+    there, back = slerp_coefficients(t, first, second, product), slerp_coefficients(1 - t, second, first, product)
     assert there == pytest.approx(back[::-1], abs=1e-9)
 
 
 @given(t=ratios, cosine=st.sampled_from([-1.0, -0.9996, 0.9996, 1.0]), first=norms, second=norms)
 def test_ends_in_one_direction_are_joined_by_a_line(t: float, cosine: float, first: float, second: float) -> None:
-    assert along(t, first, second, cosine * first * second) == (1 - t, t)
+    assert slerp_coefficients(t, first, second, cosine * first * second) == (1 - t, t)
 
 
 @given(t=ratios, other=norms)
 def test_nothing_is_at_right_angles_to_everything(t: float, other: float) -> None:
     expected = (math.cos(t * math.pi / 2), math.sin(t * math.pi / 2))
-    assert along(t, 0.0, other, 0.0) == pytest.approx(expected, abs=1e-12)
+    assert slerp_coefficients(t, 0.0, other, 0.0) == pytest.approx(expected, abs=1e-12)

@@ -13,7 +13,7 @@ from merge_tables import KV_HEADS, MISTRAL_7B, Shape, dimensions, mixed, plan, s
 from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.ground.ggml_types import TENSOR_TYPES
 from cerebrum_cli.merge.execute import files
-from cerebrum_cli.merge.methods import Arc, Copy, Sum, Term
+from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
 from cerebrum_cli.merge.plan import Layer, Output, Plan, parts
 from cerebrum_cli.merge.table import Table, Tensor
 from cerebrum_cli.merge.target import NUMBERS
@@ -191,7 +191,7 @@ def test_the_terms_of_the_methods_are_known_before_any_weight_is_read() -> None:
     one, two = first.tensors[name], other.tensors[name]
     assert works(plan(mixed("a", "b"), first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
     assert works(plan(shifted, first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
-    assert works(plan(turned, first, other))[name] == Arc(0.25, one, two)
+    assert works(plan(turned, first, other))[name] == Slerp(0.25, one, two)
 
 
 def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[Output]:

@@ -19,7 +19,7 @@ from cerebrum_cli.ground.errors import MergeError, ModelFileError
 from cerebrum_cli.ground.ggml_types import TENSOR_TYPES
 from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
-from cerebrum_cli.merge.methods import Arc, Copy, Sum, Term, Work
+from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work
 from cerebrum_cli.merge.plan import Output, Plan
 from cerebrum_cli.merge.table import Tensor, Value
 from cerebrum_cli.merge.target import NUMBERS
@@ -151,8 +151,8 @@ def test_numbers_that_are_not_finite_are_told_with_the_tensor(bad: float, method
     sound = normal(tmp_path / "sound", (64, 8), 0)
     works: dict[str, Work] = {
         "sum": Sum((Term(sound, 0.5), Term(broken, 0.5))),
-        "arc": Arc(0.5, sound, broken),
-        "arc from": Arc(0.5, broken, sound),
+        "arc": Slerp(0.5, sound, broken),
+        "arc from": Slerp(0.5, broken, sound),
         "scale": Sum((Term(broken, 0.5),)),
         "type": Copy(broken),
     }
@@ -205,7 +205,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_told(
         "copy": Copy(tensor),
         "scale": Sum((Term(tensor, 0.5),)),
         "sum": Sum((Term(other, 0.5), Term(tensor, 0.5))),
-        "arc": Arc(0.5, other, tensor),
+        "arc": Slerp(0.5, other, tensor),
     }
     with Weights(lambda: CODEC, 2) as weights:
         pieces = weights.pieces(output(tensor, works[method]))
@@ -237,7 +237,7 @@ def several(path: Path) -> Iterator[Output]:
     yield output(one, Copy(one), "Q8_0")
     yield output(one, Sum((Term(one, 0.5),)))
     yield output(one, Sum((Term(one, 0.7), Term(other, 0.6), Term(one, -0.1))))
-    yield output(other, Arc(0.3, one, other), "F32")
+    yield output(other, Slerp(0.3, one, other), "F32")
     yield output(row, Sum((Term(row, 2.0),)))
     yield output(third, Sum((Term(third, -1.0), Term(third, 0.3))), "F32")
 
@@ -359,7 +359,7 @@ def test_whoever_stops_early_waits_for_few_pieces_only(
     tensor = normal(tmp_path / "model", (64, 4000), 0)
     codec, before = Counting(), threading.active_count()
     with pytest.raises(KeyboardInterrupt), Weights(lambda: codec, threads) as weights:
-        next(weights.pieces(output(tensor, Arc(0.5, tensor, tensor))))
+        next(weights.pieces(output(tensor, Slerp(0.5, tensor, tensor))))
         raise KeyboardInterrupt
     assert codec.read <= 8000 + 2 * (1 + AHEAD * threads)
     assert threading.active_count() == before
@@ -413,7 +413,7 @@ def test_a_type_that_cannot_be_read_or_written_is_told_before_anything_is(
     source: str, target: str, what: str, tmp_path: Path
 ) -> None:
     first, second = normal(tmp_path / "a", (256,), 0, "F32"), normal(tmp_path / "b", (256,), 0, source)
-    works: tuple[Work, ...] = (Sum((Term(first, 0.5), Term(second, 0.5))), Arc(0.5, first, second), Copy(second))
+    works: tuple[Work, ...] = (Sum((Term(first, 0.5), Term(second, 0.5))), Slerp(0.5, first, second), Copy(second))
     for work in works:
         plan = Plan({}, (Output("blk.9.w.weight", (256,), NUMBERS[target], work),), ())
         with pytest.raises(MergeError) as caught:

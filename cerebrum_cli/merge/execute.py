@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.merge.gguf_file import ARCHITECTURE, Entry, header
@@ -13,6 +15,8 @@ from cerebrum_cli.merge.plan import Output, Plan, padded, parts
 from cerebrum_cli.merge.table import Value
 from cerebrum_cli.merge.weights import CodecFactory, Weights, block_scale
 from cerebrum_cli.merge.writing import Delivery, Written
+
+TOLD_S = 0.02  # how often whoever waits is told how far it is
 
 Told = Callable[[int, int], None]
 """Told the bytes done and the bytes in all."""
@@ -64,23 +68,94 @@ def entry(tensor: Output) -> Entry:
 
 
 def execute(files: Sequence[File], codec: CodecFactory, threads: int, told: Told) -> tuple[Written, ...]:
-    """Write files, telling the bytes that are written, of how many.
+    """Write files, telling the bytes that are written, of how many, every now and then.
 
     MergeError where they cannot be written or weights cannot be worked out, ModelFileError for a source that cannot
-    be read.
+    be read. A thread of its own does the work: what a signal raises comes to the one that waits here, where it finds
+    no lock half taken and no file half named.
     """
-    total, done = sum(file.size for file in files), 0
-    with Delivery() as delivery, Weights(codec, threads) as weights:
-        for file in files:
-            with delivery.file(file.path) as target:
-                target.write(file.header)
-                for tensor in file.tensors:
-                    for piece in weights.pieces(tensor):
+    job = Job(files, codec, threads)
+    try:
+        Thread(target=job.run, name="merge", daemon=True).start()
+        while not job.is_over:
+            time.sleep(TOLD_S)  # and no join: what a signal raises in one makes it forget the thread (Python 3.11)
+            told(job.done, job.total)
+    except BaseException:
+        job.is_unwanted = True
+        while job.is_begun and not job.is_over:
+            time.sleep(TOLD_S)
+        if not job.is_whole:  # otherwise the files had their names already
+            raise
+    return job.result()
+
+
+class Unwanted(Exception):
+    """Whoever waited for a merge has gone."""
+
+
+@dataclass(slots=True)
+class Job:
+    """A merge that is being written: how many bytes are, of how many, and whether anybody still wants it."""
+
+    files: Sequence[File]
+    codec: CodecFactory
+    threads: int
+    done: int = 0
+    is_unwanted: bool = False
+    is_begun: bool = False
+    is_over: bool = False
+    _written: tuple[Written, ...] = ()
+    _error: BaseException | None = None
+
+    @property
+    def total(self) -> int:
+        """The bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def run(self) -> None:
+        """Do it to its end, or to its error."""
+        self.is_begun = True
+        try:
+            self._written = self._write()
+        except BaseException as error:  # it is raised where it is waited for
+            self._error = error
+        finally:
+            self.is_over = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all files are there."""
+        return bool(self._written)
+
+    def result(self) -> tuple[Written, ...]:
+        """Return what was written, or raise what kept it from that."""
+        if self._error is not None:
+            raise self._error
+        return self._written
+
+    def _write(self) -> tuple[Written, ...]:
+        self._require_wanted()
+        with Delivery() as delivery, Weights(self.codec, self.threads) as weights:
+            for file in self.files:
+                with delivery.file(file.path) as target:
+                    for piece in pieces(file, weights):
+                        self._require_wanted()
                         target.write(piece)
-                        told(done + target.size, total)
-                    target.write(bytes(padded(tensor.size) - tensor.size))
-                done += target.size
-        return delivery.complete()
+                        self.done += len(piece)
+            self._require_wanted()
+            return delivery.complete()
+
+    def _require_wanted(self) -> None:
+        if self.is_unwanted:
+            raise Unwanted
+
+
+def pieces(file: File, weights: Weights) -> Iterator[bytes]:
+    """Yield the bytes of a file."""
+    yield file.header
+    for tensor in file.tensors:
+        yield from weights.pieces(tensor)
+        yield bytes(padded(tensor.size) - tensor.size)
 
 
 def require_codec(plan: Plan, codec: CodecFactory) -> None:

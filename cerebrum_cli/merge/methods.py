@@ -1,4 +1,4 @@
-"""What becomes of one tensor by each merge method: bytes copied, a sum of tensors, or a way along an arc. Pure.
+"""What becomes of one tensor by each merge method: bytes copied, a sum of tensors, or a point on an arc. Pure.
 
 The formulas are mergekit's (merge_methods/{passthrough,linear,slerp,generalized_task_arithmetic}.py).
 """
@@ -38,7 +38,7 @@ class Sum(NamedTuple):
     terms: tuple[Term, ...]
 
 
-class Arc(NamedTuple):
+class Slerp(NamedTuple):
     """The point `t` of the way from one tensor to another around the origin."""
 
     t: float
@@ -46,14 +46,14 @@ class Arc(NamedTuple):
     second: Tensor
 
 
-Work = Copy | Sum | Arc
+Work = Copy | Sum | Slerp
 
 
 def tensors_of(work: Work) -> tuple[Tensor, ...]:
     """Return what something is made of."""
     if isinstance(work, Copy):
         return (work.tensor,)
-    return (work.first, work.second) if isinstance(work, Arc) else tuple(term.tensor for term in work.terms)
+    return (work.first, work.second) if isinstance(work, Slerp) else tuple(term.tensor for term in work.terms)
 
 
 Given = Sequence[tuple[Source, Tensor]]
@@ -98,7 +98,7 @@ def work(position: Position, given: Given) -> Work:
     """Return what becomes of a tensor. MergeError where the recipe does not tell."""
     method = position.recipe.method
     if method == "slerp":
-        return arc(position, given)
+        return slerp(position, given)
     terms = {"passthrough": scaled, "linear": weighted, "task_arithmetic": shifted}[method](position, given)
     return simplified(terms)
 
@@ -139,7 +139,7 @@ def shifted(position: Position, given: Given) -> list[Term]:
     return [Term(base, 1.0 - sum(term.coefficient for term in terms)), *terms]
 
 
-def arc(position: Position, given: Given) -> Work:
+def slerp(position: Position, given: Given) -> Work:
     """Return the way from the base to the other one, or the end where that is all."""
     t = position.parameter("t")
     if t is None:
@@ -148,7 +148,7 @@ def arc(position: Position, given: Given) -> Work:
     other = next((tensor for source, tensor in given if source.model != position.base), base)
     if base == other or t == 0:
         return Copy(base)
-    return Copy(other) if t == 1 else Arc(t, base, other)
+    return Copy(other) if t == 1 else Slerp(t, base, other)
 
 
 def simplified(terms: Iterable[Term]) -> Work:
@@ -164,7 +164,7 @@ def simplified(terms: Iterable[Term]) -> Work:
     return Sum(tuple(left))
 
 
-def along(t: float, first: float, second: float, product: float) -> tuple[float, float]:
+def slerp_coefficients(t: float, first: float, second: float, product: float) -> tuple[float, float]:
     """Return what two tensors are multiplied by at the point `t` of an arc, given their norms and their dot product."""
     cosine = product / (first if first > SHORT else 1.0) / (second if second > SHORT else 1.0)
     if abs(cosine) > PARALLEL:

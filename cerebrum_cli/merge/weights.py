@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cerebrum_cli.ground.errors import EngineError, MergeError, ModelFileError
-from cerebrum_cli.merge.methods import Arc, Copy, Sum, Term, Work, along, tensors_of
+from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work, slerp_coefficients, tensors_of
 from cerebrum_cli.merge.plan import Output
 from cerebrum_cli.merge.table import Tensor
 
@@ -101,9 +101,13 @@ class Weights:
 
     def pieces(self, output: Output) -> Iterator[bytes]:
         """Yield the bytes of a tensor. ModelFileError for a source that cannot be read, MergeError for no numbers."""
+        if isinstance(output.work, Slerp) and len(output.shape) > 2:
+            for expert in experts(output, output.work):
+                yield from self.pieces(expert)
+            return
         for tensor in tensors_of(output.work):
             self._open_file(tensor.path)  # here, and not in two threads at once
-        work = self._straightened(output.work) if isinstance(output.work, Arc) else output.work
+        work = self._straightened(output.work) if isinstance(output.work, Slerp) else output.work
         if isinstance(work, Copy) and work.tensor.type == output.type:
             yield from self._copied(work.tensor)
         elif scale := block_scale(work, output):
@@ -136,18 +140,18 @@ class Weights:
         except EngineError as error:
             raise MergeError(f"{output.name}: {error.what}", error.do) from error
 
-    def _straightened(self, arc: Arc) -> Sum:
-        """Return a way along an arc as a sum: its coefficients hang on all weights of both tensors."""
-        task = partial(self._products, self._codec(), arc)
-        measured = self._ordered(partial(task, piece) for piece in cut(arc.first.shape))
+    def _straightened(self, work: Slerp) -> Sum:
+        """Return a point on an arc as a sum: its coefficients hang on all weights of both tensors."""
+        task = partial(self._products, self._codec(), work)
+        measured = self._ordered(partial(task, piece) for piece in cut(work.first.shape))
         first, second, product = (float(total) for total in np.sum(list(measured), axis=0))
-        coefficients = along(arc.t, sqrt(first), sqrt(second), product)
-        return Sum((Term(arc.first, coefficients[0]), Term(arc.second, coefficients[1])))
+        coefficients = slerp_coefficients(work.t, sqrt(first), sqrt(second), product)
+        return Sum((Term(work.first, coefficients[0]), Term(work.second, coefficients[1])))
 
-    def _products(self, codec: Codec, arc: Arc, piece: Piece) -> tuple[float, float, float]:
+    def _products(self, codec: Codec, work: Slerp, piece: Piece) -> tuple[float, float, float]:
         """Return the sums of squares of a piece of both tensors, and of their products."""
-        ends = (self._floats(codec, tensor, piece).ravel().astype(np.float64) for tensor in (arc.first, arc.second))
-        one, other = ends
+        tensors = (work.first, work.second)
+        one, other = (self._floats(codec, tensor, piece).ravel().astype(np.float64) for tensor in tensors)
         pairs = ((one, one), (other, other), (one, other))
         with np.errstate(over="ignore", invalid="ignore"):
             first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
@@ -200,6 +204,19 @@ def cut(shape: tuple[int, ...]) -> Iterator[Piece]:
     rows = prod(shape[1:])
     step = max(1, WORKED // shape[0])
     return (Piece(first, min(step, rows - first)) for first in range(0, rows, step))
+
+
+def experts(output: Output, work: Slerp) -> Iterator[Output]:
+    """Yield the experts of a tensor that holds several: each has an arc of its own."""
+    for number in range(prod(output.shape[2:])):
+        ends = (expert(work.first, number), expert(work.second, number))
+        yield output._replace(shape=output.shape[:2], work=Slerp(work.t, *ends))
+
+
+def expert(tensor: Tensor, number: int) -> Tensor:
+    """Return one expert of a tensor."""
+    size = tensor.kind.bytes_of(prod(tensor.shape[:2]))
+    return tensor._replace(shape=tensor.shape[:2], offset=tensor.offset + number * size)
 
 
 def block_scale(work: Work, output: Output) -> Term | None:

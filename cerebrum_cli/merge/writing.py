@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.ground.files import locked, sync_folder
 
 PART = ".part"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 BEHIND = 4  # pieces that may be written and not hashed yet
 
 
@@ -31,7 +34,7 @@ class Written(NamedTuple):
 class HashedFile:
     """A file on its way, whose digest a thread works out while the next bytes are fetched."""
 
-    file: IO[bytes]
+    file: FileIO
     pool: ThreadPoolExecutor
     size: int = 0
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -42,14 +45,15 @@ class HashedFile:
         if len(self._hashing) >= BEHIND:
             self._hashing.popleft().result()
         self._hashing.append(self.pool.submit(self._digest.update, data))
-        self.file.write(data)
+        left = memoryview(data)
+        while left:
+            left = left[self.file.write(left) :]
         self.size += len(data)
 
     def finish(self) -> str:
         """Have all of it on disk, and return the SHA-256 in hexadecimal."""
         while self._hashing:
             self._hashing.popleft().result()
-        self.file.flush()
         os.fsync(self.file.fileno())
         return self._digest.hexdigest()
 
@@ -77,8 +81,10 @@ class Delivery:
         """Write one file. MergeError where another merge writes it, or it cannot be written."""
         part = path.with_name(path.name + PART)
         with translated(path):
-            file = self._held.enter_context(part.open("ab"))  # it stays locked until all are whole
-            if not locked(file.fileno()):
+            file = self._held.enter_context(FileIO(part, "ab"))  # it stays locked until all are whole
+            is_alone = locked(file.fileno())
+            # One that another merge has named or removed since it was opened is that one's.
+            if not is_alone or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
                 raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has ended")
             self._parts.append(part)
             file.truncate(0)
@@ -110,4 +116,5 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MergeError(f"{path}: {error.strerror}", "free some space, or write elsewhere") from error
+        do = "free some space, or write elsewhere" if error.errno in FULL else "write elsewhere"
+        raise MergeError(f"{path}: {error.strerror}", do) from error

@@ -65,12 +65,18 @@ class Interrupts(Cancelling):
 
 @contextlib.contextmanager
 def interruptible(do: str) -> Iterator[None]:
-    """Raise Interrupted, saying what to do, where a signal ends what is done here: at once, and as Ctrl-C does."""
+    """Raise Interrupted, saying what to do, where a signal ends what is done here: at once, and as Ctrl-C does.
+
+    A second one is too much: what the first has ended is being tidied up. A third ends the process.
+    """
     signals: list[int] = []
 
     def take(signum: int, _: FrameType | None) -> None:
         signals.append(signum)
-        raise KeyboardInterrupt  # no `except Exception` of a library stops it
+        if len(signals) > 2:
+            os._exit(128 + signum)
+        if len(signals) == 1:
+            raise KeyboardInterrupt  # no `except Exception` of a library stops it
 
     old = {number: signal.signal(number, take) for number in SIGNALS}
     try:
