@@ -124,6 +124,8 @@ def leave_full_disk() -> int:
 def main() -> None:
     """Run the command line of this process."""
     try:
-        sys.exit(run())
+        code = run()
     except KeyboardInterrupt:  # before there was anything to end, or after it has
-        sys.exit(128 + signal.SIGINT)
+        code = 128 + signal.SIGINT
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would end the end of Python, in its own words
+    sys.exit(code)

@@ -140,7 +140,7 @@ def test_the_context_is_the_shorter_one() -> None:
 )
 def test_tokenizer_and_template_are_those_of_one_model(more: dict[str, str], spoken: str) -> None:
     first = table("a", {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.add_bos_token": True})
-    assert parse_recipe(json.dumps(mixed("a", "b", **more)), "recipe.yaml").speaker == spoken
+    assert parse_recipe(json.dumps(mixed("a", "b", **more)), "recipe.yaml").tokenizer_model == spoken
     made = plan(mixed("a", "b", **more), first, table("b"))
     held = {key: each for key, each in made.metadata.items() if key.startswith("tokenizer.")}
     source = {"a": first, "b": table("b")}[spoken]

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.merge.cases import Case, Parameters
 from cerebrum_cli.merge.names import hugging_face_name
-from cerebrum_cli.merge.parameters import evaluate, parameter
-from cerebrum_cli.merge.recipe import Case, Parameters, Recipe, Slice, Source
+from cerebrum_cli.merge.parameters import evaluate, parameter, unmatched_filters
+from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 
-ATTENTION, MLP, NORM = "blk.3.attn_q.weight", "blk.3.ffn_down.weight", "output_norm.weight"
+ATTENTION, MLP = "model.layers.3.self_attn.q_proj.weight", "model.layers.3.mlp.down_proj.weight"
+NORM = "model.norm.weight"
 
 
 def levels(source: Parameters, part: Parameters, recipe: Parameters) -> tuple[Recipe, Slice, Source]:
@@ -66,11 +68,10 @@ def test_the_first_case_that_matches_counts() -> None:
     assert values == [1.0, 2.0, 3.0]
 
 
-def test_a_filter_means_the_name_at_hugging_face_and_not_that_in_gguf() -> None:
-    recipe, part, source = levels(weight(1.0, "down_proj"), {}, {})
-    assert parameter("weight", recipe, part, source, MLP, 0.0) == 1.0
-    recipe, part, source = levels(weight(1.0, "ffn_down"), {}, {})
-    assert parameter("weight", recipe, part, source, MLP, 0.0) is None
+def test_filters_that_are_part_of_no_name_are_told_once_each() -> None:
+    mistaken = {"weight": (Case(1.0, "self_atn"), Case(2.0, "mlp"), Case(3.0, None))}
+    recipe, _, _ = levels(mistaken, mistaken, weight(1.0, "down_prj"))
+    assert unmatched_filters(recipe, [ATTENTION, MLP, NORM]) == ("down_prj", "self_atn")
 
 
 def test_the_source_goes_before_the_slice_and_that_before_the_recipe() -> None:

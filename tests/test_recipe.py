@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.merge.recipe import Case, Recipe, Slice, Source, parse_recipe
+from cerebrum_cli.merge.cases import Case
+from cerebrum_cli.merge.recipe import Recipe, Slice, Source, parse_recipe
 
 
 def read(text: str) -> Recipe:

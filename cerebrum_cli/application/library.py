@@ -58,7 +58,7 @@ class Library:
     @property
     def merges(self) -> Path:
         """Where the models of the catalogue lie that are merged of others."""
-        return self.directory / "merged"
+        return (self.directory / "merged").resolve()  # as the registry has it
 
     def models(self) -> list[Model]:
         """Return the models that are here: those of the registry in the order they came, then those of the cache."""

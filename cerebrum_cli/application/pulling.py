@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ class Puller:
     watcher: Watcher
     codec: CodecFactory
     offline: bool = False
+    within: tuple[str, ...] = ()  # the models that are being merged of what is pulled
 
     @property
     def offers(self) -> Offers:
@@ -93,26 +94,25 @@ class Puller:
     def _merge(
         self, spec: ModelSpec, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]
     ) -> Model:
-        """Merge a model by its row's recipe, of models of the quantisation that is meant, which are brought here."""
-        offer = self.offers.find(text, context)
-        if offer.chosen.installed:
-            return self._named(self.library.resolve(offer.reference), name)
-        require_agreement(offer, agree)
-        from cerebrum_cli.application.merging import Merger, Wish, in_quantization, read_recipe
+        """Merge a model by its row's recipe, of models that are brought here in the quantisation that is meant."""
+        from cerebrum_cli.application.building import building
+        from cerebrum_cli.application.merging import Merger
 
-        quantization, library = offer.chosen.quantization, self.library
-        recipe, _ = read_recipe(library, spec.name)
-        output = library.merges / spec.merged_name(quantization)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if name:
-            require_name(library, name, lambda row: row is spec, lambda entry: entry.path == output)
-        merger = Merger(library, self.codec)
-        merger.require_room(output.parent, offer.chosen.size)  # before the sources are downloaded
-        references = {each: in_quantization(library, each, quantization) for each in recipe.models}
-        models = {each: self._brought(reference, None, context, agree) for each, reference in references.items()}
-        merge = merger.prepare(recipe, models, Wish(output, name or offer.reference, system=spec.system))
-        merger.require_place(merge)
-        return merger.carry_out(merge, lambda done, total: self.watcher.update("merge", done, total))[0]
+        if spec.name in self.within:
+            raise ConfigError(f"{spec.name}: its recipe comes back to itself", "correct its row in models.toml")
+        inner = replace(self, within=(*self.within, spec.name))
+        merger = Merger(self.library, self.codec)
+        plan, reference = building(self.library, merger, spec), self.library.parse(text)
+        quantization = reference.quantization if isinstance(reference, Named) else None
+        if spec.quantizations:
+            offer = plan.offer(self.offers, text, context)
+            if offer.chosen.installed:
+                return self._named(self.library.resolve(offer.reference), name)
+            require_agreement(offer, agree)
+            quantization = offer.chosen.quantization
+        merge = plan.build(quantization, name, lambda each: inner._brought(each, None, context, agree))
+        written = merger.write(merge, lambda done, total: self.watcher.update("merge", done, total))
+        return merger.remember(merge, written)
 
     def _download(self, offers: Offers, offer: Offer, name: str | None) -> Model:
         library, listing, variant = self.library, offer.stock.listing, offer.variant

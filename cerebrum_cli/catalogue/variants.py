@@ -69,6 +69,12 @@ def parts_of(name: str) -> tuple[str, ...]:
     return tuple(f"{split.stem}-{part:05}-of-{split.total:05}{end}" for part in range(1, split.total + 1))
 
 
+def whole_name(name: str) -> str:
+    """Return what a model's file would be called if it were not split into parts, one of which has this name."""
+    split = _split(name)
+    return f"{split.stem}{name[-len(_SUFFIX) :]}" if split.is_split else name
+
+
 def quantization_of(file: str) -> str:
     """Return the quantisation a file's name ends in, in capitals; where it names none, its stem as a reference can."""
     stem = PurePosixPath(_split(file).stem).name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,11 @@ import typer
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
 from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.terminal.interrupts import interruptible
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.merging import Merge, Wish
+    from cerebrum_cli.application.merging import Merge, MergeOptions
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.merge.writing import Written
     from cerebrum_cli.runtime import Runtime
@@ -55,69 +58,91 @@ def merge(
 
     Prints the SHA-256 of what was written.
     """
-    from cerebrum_cli.application.merging import found, meant, merge_object, read_recipe
+    from cerebrum_cli.application.merging import merge_object, require_apart
+    from cerebrum_cli.application.recipes import found, meant, read_recipe
 
     runtime = options.runtime_of(context)
-    library, merger = runtime.library, runtime.merger
-    parsed, spec = read_recipe(library, recipe)
-    wish = wished(output, name, type, split_size, Path(recipe).stem if dry_run else None)
+    library, merger, streams = runtime.library, runtime.merger, runtime.streams
+    asked = read_recipe(library, recipe)
+    wanted = wished(output, name, type, split_size, Path(recipe).stem if dry_run else None)
+    references = meant(library, asked, source or ())
+    if not dry_run:
+        merger.require_name(wanted, asked.spec)
 
     def here(reference: str) -> Model:
         if dry_run:
             return library.resolve(reference)
         return options.find_model(runtime, {"model": reference}, yes, quiet, offline)
 
-    planned = merger.prepare(parsed, found(meant(parsed, source or ()), here), wish)
-    wanted = runtime.settings({"ctx": ctx}).ctx
-    told = merge_object(planned, wanted, merger.free_bytes(wish.output.parent))
+    models = found(library, references, here)
+    if not dry_run:
+        require_apart(models, [wanted.output])
+        require_new(runtime, [wanted.output], yes)
+    with interruptible("nothing has been written"):
+        planned = merger.prepare(asked.recipe, models, wanted)
+    told = merge_object(planned, runtime.settings({"ctx": ctx}).ctx, merger.free_bytes(wanted.output.parent))
+    if not quiet:
+        warn(runtime, planned)
     if dry_run:
         from cerebrum_cli.terminal.merges import print_merge
 
-        runtime.streams.answer_object(told) if json else print_merge(runtime.streams, told)
+        streams.answer_object(told) if json else print_merge(streams, told)
         return
-    merger.require_name(planned, spec)
     merger.require_place(planned)
-    require_new(runtime, planned, yes)
-    model, written = carried_out(runtime, planned, quiet)
+    require_new(runtime, [file.path for file in planned.files if file.path != wanted.output], yes)
+    written = carried_out(runtime, planned, quiet)
     if json:
         files = [{"path": str(each.path), "size": each.size, "sha256": each.sha256} for each in written]
-        runtime.streams.answer_object(told | {"reference": model.reference, "files": files})
+        streams.answer_object(told | {"reference": wanted.name, "files": files})
     else:
-        runtime.streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
+        streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
+    model = merger.remember(planned, written)
     if not quiet:
-        runtime.streams.talk(f"{model.reference} is here: cerebrum ask -m {model.reference}")
+        streams.talk(f"{model.reference} is here: cerebrum ask -m {model.reference}")
 
 
-def wished(output: Path | None, name: str | None, type: str | None, split: str | None, stem: str | None) -> Wish:
+def wished(
+    output: Path | None, name: str | None, type: str | None, split: str | None, stem: str | None
+) -> MergeOptions:
     """Return what the merge is to be. UsageError for what cannot be; without a place it goes nowhere, under a stem."""
-    from cerebrum_cli.application.merging import Wish
-    from cerebrum_cli.application.model import as_name
+    from cerebrum_cli.application.merging import MergeOptions
+    from cerebrum_cli.application.model import as_name, as_path, is_directory
+    from cerebrum_cli.catalogue.variants import whole_name
     from cerebrum_cli.ground.text import read_size
     from cerebrum_cli.merge.target import wanted_type
 
     if output is None and stem is None:
         raise UsageError("no -o: it is not said where the model goes", "name a file: -o OUT.gguf")
-    path = output or Path(f"{stem}.gguf")
+    path = as_path(str(output)) if output else Path(f"{stem}.gguf")
+    if is_directory(path):
+        raise UsageError(f"-o {path}: is a directory", "name a file")
     if path.suffix.lower() != ".gguf":
         raise UsageError(f"-o {path}: models are files that end in .gguf", f"name it {path}.gguf")
-    if not path.parent.is_dir():
+    if whole_name(path.name) != path.name:
+        raise UsageError(f"-o {path}: that is how parts of models are named", "name the whole; --split-size splits it")
+    if not is_directory(path.parent):
         raise UsageError(f"-o {path}: there is no directory {path.parent}", "make it, or write elsewhere")
-    if path.is_dir():
-        raise UsageError(f"-o {path}: is a directory", "name a file")
     limit = None if split is None else read_size(split)
-    return Wish(path, name or as_name(path.stem), wanted_type(type) if type else None, limit)
+    return MergeOptions(path, name or as_name(path.stem), wanted_type(type) if type else None, limit)
 
 
-def require_new(runtime: Runtime, planned: Merge, yes: bool) -> None:
+def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:
     """Raise UsageError where a file would be replaced that nobody agrees to lose."""
-    there = next((file.path for file in planned.files if file.path.exists()), None)
+    from cerebrum_cli.application.model import is_file
+
+    there = next(filter(is_file, paths), None)
     if there and not (yes or runtime.streams.confirm(f"{there} is there already. Replace it?", usual=False)):
         raise UsageError(f"{there} is there already", "write elsewhere, or replace it with -y")
 
 
-def carried_out(runtime: Runtime, planned: Merge, quiet: bool) -> tuple[Model, tuple[Written, ...]]:
-    """Merge, showing how far that is."""
-    from cerebrum_cli.terminal.interrupts import interruptible
+def warn(runtime: Runtime, planned: Merge) -> None:
+    """Tell what in the recipe comes to nothing."""
+    for each in planned.plan.unmatched_filters:
+        what = f"the filter {each} of the recipe is part of no tensor's name, so what it says is left out"
+        runtime.streams.notice(NoticeEvent(what, "name tensors as Hugging Face does, as self_attn.q_proj"))
 
+
+def carried_out(runtime: Runtime, planned: Merge, quiet: bool) -> tuple[Written, ...]:
+    """Merge, showing how far that is."""
     with interruptible("nothing is left of the merge"), options.file_progress(runtime, quiet) as progress:
-        return runtime.merger.carry_out(planned, lambda done, total: progress.update("merge", done, total))
+        return runtime.merger.write(planned, lambda done, total: progress.update("merge", done, total))

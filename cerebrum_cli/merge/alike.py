@@ -8,6 +8,7 @@ from typing import Any
 from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.merge.table import HEAD, Table
 
+ONE_SHAPE = "merge models of one shape"
 DO = "merge models of one architecture, shape and vocabulary"
 VOCABULARY = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.merges")
 MAY_DIFFER = ("block_count", "context_length", "vocab_size")  # layers are counted, the vocabulary is compared itself

@@ -1,17 +1,20 @@
 """GGUF files read and begun with the `gguf` library: the one door to it.
 
-Importing it takes a third of a second and reading a vocabulary with it one or two: nothing else may use it.
+Importing it takes a third of a second: nothing else may use it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from struct import Struct
+from struct import error as StructError
 from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf.gguf_writer import WriterState
 
 from cerebrum_cli.ground.errors import ModelFileError
 from cerebrum_cli.merge.table import ALIGNMENT, Table, Tensor, Value
@@ -39,7 +42,7 @@ def read_table(name: str, paths: Sequence[Path]) -> Table:
         reader = opened(path)
         if number == 0:
             fields = reader.fields.items()  # the counts of the file's own first bytes are among them
-            metadata = {key: value_of(path, field) for key, field in fields if not key.startswith("GGUF.")}
+            metadata = {key: value_of(reader.arrays, field) for key, field in fields if not key.startswith("GGUF.")}
         for each in reader.tensors:
             if each.name in tensors:
                 raise ModelFileError(path, f"damaged: the tensor {each.name} is in another part too")
@@ -48,29 +51,70 @@ def read_table(name: str, paths: Sequence[Path]) -> Table:
     return Table(name, metadata, tensors)
 
 
-def opened(path: Path) -> Any:
-    """Return the library's reader of a file. It maps the file, of which only the header is read here."""
+class Reader(GGUFReader):  # type: ignore[misc]  # it has no types
+    """The library's reader, which takes arrays whole: it makes objects of each item, a second for each 50,000."""
+
+    def __init__(self, path: Path) -> None:
+        self.arrays: dict[int, Value] = {}  # by where their content begins
+        super().__init__(path)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
+        """Return the bytes of a value, its parts, which of them are its content, and its types."""
+        if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
+            found: tuple[int, list[Any], list[int], list[GGUFValueType]] = super()._get_field_parts(orig_offs, raw_type)
+            return found
+        item_type, length = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+        kind, begin = GGUFValueType(item_type[0]), orig_offs + 12
+        if kind is GGUFValueType.ARRAY:
+            raise ValueError("it has an array of arrays")
+        items, end = self._items(begin, kind, int(length[0]))
+        self.arrays[orig_offs] = Value("ARRAY", items, kind.name)
+        content = self._get(begin, np.uint8, end - begin)
+        return end - orig_offs, [item_type, length, content], [2], [GGUFValueType.ARRAY, kind]
+
+    def _items(self, begin: int, kind: GGUFValueType, length: int) -> tuple[tuple[Any, ...], int]:
+        """Return the items of an array, and where it ends."""
+        if kind is not GGUFValueType.STRING:
+            items = self._get(begin, self.gguf_scalar_to_np[kind], length)
+            return tuple(items.tolist()), begin + items.nbytes
+        data, position, strings = memoryview(self.data), begin, []
+        for _ in range(length):
+            after = position + 8 + _LENGTH.unpack_from(data, position)[0]
+            strings.append(bytes(data[position + 8 : after]))
+            position = after
+        return tuple(strings), position
+
+
+_LENGTH = Struct("<Q")
+
+
+def opened(path: Path) -> Reader:
+    """Return a reader of a file. It maps the file, of which only the header is read here."""
     try:
-        return GGUFReader(path)
+        return Reader(path)
     except OSError as error:
         raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, StructError) as error:
         reason = " ".join(str(error).split())
         raise ModelFileError(path, f"damaged, truncated, or of an encoding that cannot be merged ({reason})") from error
 
 
-def value_of(path: Path, field: Any) -> Value:
-    """Return a metadata value, its strings' bytes untouched."""
+def value_of(arrays: Mapping[int, Value], field: Any) -> Value:
+    """Return a metadata value, its strings' bytes untouched; an array is looked for by where its content begins.
+
+    One that is not found there is put together of the library's parts: what `Reader` overrides is not public.
+    """
     kind = field.types[0]
     items = [field.parts[index] for index in field.data]
     if kind is not GGUFValueType.ARRAY:
         return Value(kind.name, string(bytes(items[0])) if kind is GGUFValueType.STRING else items[0][0].item())
-    item_kind = field.types[1] if len(field.types) > 1 else GGUFValueType.UINT8  # that of an empty array is not kept
-    if item_kind is GGUFValueType.ARRAY:
-        raise ModelFileError(path, f"its {field.name} is an array of arrays", "merge another file of this model")
+    begin = field.offset + sum(part.nbytes for part in field.parts[:3])
+    if begin in arrays or len(field.types) < 2:
+        return arrays.get(begin, Value(kind.name, (), GGUFValueType.UINT8.name))
+    item_kind = field.types[1]
     if item_kind is GGUFValueType.STRING:
         return Value(kind.name, tuple(map(bytes, items)), item_kind.name)
-    return Value(kind.name, tuple(np.concatenate(items).tolist()) if items else (), item_kind.name)
+    return Value(kind.name, tuple(np.concatenate(items).tolist()), item_kind.name)
 
 
 def string(data: bytes) -> str:
@@ -90,14 +134,13 @@ def header(metadata: Mapping[str, Value], entries: Iterable[Entry]) -> bytes:
         dimensions = tuple(reversed(entry.shape))
         kind = GGMLQuantizationType(entry.type)
         writer.add_tensor_info(entry.name, dimensions, np.dtype(np.float32), entry.size, raw_dtype=kind)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "header"
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        written = path.read_bytes()
-    return written + bytes(-len(written) % ALIGNMENT)
+    written = BytesIO()
+    writer.fout, writer.state = [written], WriterState.EMPTY  # as if it had opened a file
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    data = written.getvalue()
+    return data + bytes(-len(data) % ALIGNMENT)
 
 
 def stored(value: Value) -> Any:

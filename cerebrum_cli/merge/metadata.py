@@ -9,8 +9,8 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.merge.phase import tells_windows, window_pattern
 from cerebrum_cli.merge.recipe import Recipe
-from cerebrum_cli.merge.rhythm import tells_windows, window_pattern
 from cerebrum_cli.merge.table import Table, Value
 from cerebrum_cli.merge.target import Target
 
@@ -50,7 +50,7 @@ def merged_metadata(
 ) -> dict[str, Value]:
     """Return the metadata of a merge; tokenizer and template are those of the recipe's `tokenizer_source`."""
     first = tables[recipe.base_model or recipe.models[0]]
-    spoken = tables[recipe.speaker]
+    spoken = tables[recipe.tokenizer_model]
     found = {key: value for key, value in first.metadata.items() if not key.startswith("tokenizer.")}
     found |= {key: value for key, value in spoken.metadata.items() if key.startswith("tokenizer.")}
     found = {key: value for key, value in found.items() if is_still_true(key)}
@@ -107,7 +107,8 @@ def usual_file_type(made: Made) -> int | None:
 
 def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:
     """Return what says where a merge comes from: its models as GGUF has them, and what is to be kept beside."""
-    models = [model for model in recipe.models if model in tables]
+    named = {provenance.origins[model].reference: model for model in reversed(recipe.models)}
+    models = [*reversed(named.values())]  # each once, whatever the recipe calls it
     found = {"general.base_model.count": Value("UINT32", len(models))}
     for number, model in enumerate(models):
         key, origin = f"general.base_model.{number}", provenance.origins[model]

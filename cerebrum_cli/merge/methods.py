@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.merge.names import hugging_face_name
 from cerebrum_cli.merge.parameters import parameter
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.table import Tensor, placed
@@ -66,15 +67,16 @@ class Position(NamedTuple):
     slice: Slice
     name: str
     t: float
+    architecture: str
 
     def parameter(self, name: str) -> float | None:
         """Return a parameter of the recipe for this tensor."""
-        return parameter(name, self.recipe, self.slice, None, self.name, self.t)
+        return parameter(name, self.recipe, self.slice, None, hugging_face_name(self.name, self.architecture), self.t)
 
     def of_source(self, name: str, source: Source, tensor: Tensor) -> float | None:
         """Return a parameter for a tensor of a source: filters mean the layer it has there, as mergekit has it."""
-        filtered = self.name if placed(self.name)[0] is None else tensor.name
-        return parameter(name, self.recipe, self.slice, source, filtered, self.t)
+        there = hugging_face_name(self.name if placed(self.name)[0] is None else tensor.name, self.architecture)
+        return parameter(name, self.recipe, self.slice, source, there, self.t)
 
     def weight(self, source: Source, tensor: Tensor) -> float:
         """Return the weight of a source. MergeError where the recipe gives none for this tensor."""
@@ -99,7 +101,7 @@ def work(position: Position, given: Given) -> Work:
     method = position.recipe.method
     if method == "slerp":
         return slerp(position, given)
-    terms = {"passthrough": scaled, "linear": weighted, "task_arithmetic": shifted}[method](position, given)
+    terms = {"passthrough": passed_through, "linear": weighted, "task_arithmetic": shifted}[method](position, given)
     return simplified(terms)
 
 
@@ -108,7 +110,7 @@ def lead(position: Position, given: Given) -> Tensor:
     return next((tensor for source, tensor in given if source.model == position.base), given[0][1])
 
 
-def scaled(position: Position, given: Given) -> list[Term]:
+def passed_through(position: Position, given: Given) -> list[Term]:
     """Return the one tensor there is, times `scale`."""
     [(source, tensor)] = given
     scale = position.of_source("scale", source, tensor)

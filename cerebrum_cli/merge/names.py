@@ -18,6 +18,7 @@ _IN_A_LAYER: Mapping[str, str] = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
     "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
@@ -29,10 +30,35 @@ _IN_A_LAYER: Mapping[str, str] = {
     "ffn_gate_exps": "block_sparse_moe.experts.w1",
     "ffn_down_exps": "block_sparse_moe.experts.w2",
     "ffn_up_exps": "block_sparse_moe.experts.w3",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_NORMS_AROUND = {"ffn_norm": "pre_feedforward_layernorm"}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+# What other architectures than Llama's call some of these.
+_OF_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
+    "gemma2": _NORMS_AROUND,
+    "gemma3": _NORMS_AROUND,
+    "gemma3n": _NORMS_AROUND,
+    "phi3": {"ffn_up": "mlp.gate_up_proj"},
+    "deepseek2": _EXPERTS,
+    "glm4moe": _EXPERTS,
+    "olmoe": _EXPERTS,
+    "qwen2moe": _EXPERTS,
+    "qwen3moe": _EXPERTS,
 }
 
 
-def hugging_face_name(name: str) -> str:
+def hugging_face_name(name: str, architecture: str = "llama") -> str:
     """Return what Hugging Face calls a tensor of a GGUF file; one it has no row for keeps its name.
 
     The experts of a layer are one tensor in GGUF and one each at Hugging Face, so theirs is the name without a number.
@@ -42,7 +68,7 @@ def hugging_face_name(name: str) -> str:
         return name
     if stem in _OUTSIDE:
         return f"{_OUTSIDE[stem]}.{kind}"
-    block = _BLOCK.fullmatch(stem)
-    if block is None or block[2] not in _IN_A_LAYER:
+    block, rows = _BLOCK.fullmatch(stem), {**_IN_A_LAYER, **_OF_ARCHITECTURE.get(architecture, {})}
+    if block is None or block[2] not in rows:
         return name
-    return f"model.layers.{block[1]}.{_IN_A_LAYER[block[2]]}.{kind}"
+    return f"model.layers.{block[1]}.{rows[block[2]]}.{kind}"

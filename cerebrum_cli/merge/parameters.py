@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from cerebrum_cli.merge.names import hugging_face_name
-from cerebrum_cli.merge.recipe import Case, Recipe, Slice, Source
+from collections.abc import Collection, Iterator
+
+from cerebrum_cli.merge.cases import Case, Parameters
+from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 
 
 def parameter(name: str, recipe: Recipe, part: Slice, source: Source | None, tensor: str, t: float) -> float | None:
-    """Return a parameter for a tensor, named as in GGUF, at `t` of its slice: 0 the first layer, 1 the last.
+    """Return a parameter for a tensor, named as at Hugging Face, at `t` of its slice: 0 the first layer, 1 the last.
 
     What a source says goes before what its slice says, and that before the recipe; a level none of whose filters match
-    says nothing. Filters mean the tensor's name at Hugging Face. None where no level says anything.
+    says nothing. None where no level says anything.
     """
-    name_there = hugging_face_name(tensor)
     levels = ({} if source is None else source.parameters, part.parameters, recipe.parameters)
-    values = (evaluate(level.get(name, ()), name_there, t) for level in levels)
+    values = (evaluate(level.get(name, ()), tensor, t) for level in levels)
     return next((value for value in values if value is not None), None)
+
+
+def unmatched_filters(recipe: Recipe, tensors: Collection[str]) -> tuple[str, ...]:
+    """Return the filters of a recipe that are part of the name, at Hugging Face, of none of these tensors."""
+    wanted = dict.fromkeys(case.filter for level in levels(recipe) for cases in level.values() for case in cases)
+    return tuple(each for each in wanted if each is not None and not any(each in tensor for tensor in tensors))
+
+
+def levels(recipe: Recipe) -> Iterator[Parameters]:
+    """Yield all parameters that a recipe gives."""
+    yield recipe.parameters
+    for part in recipe.slices:
+        yield part.parameters
+        yield from (source.parameters for source in part.sources)
 
 
 def evaluate(cases: tuple[Case, ...], tensor: str, t: float) -> float | None:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.ground.ggml_types import TENSOR_TYPES, TensorType
-from cerebrum_cli.merge.alike import require_alike
+from cerebrum_cli.merge.alike import ONE_SHAPE, require_alike
 from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Given, Position, Work, lead, work
+from cerebrum_cli.merge.names import hugging_face_name
+from cerebrum_cli.merge.parameters import unmatched_filters
+from cerebrum_cli.merge.phase import require_phase
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
-from cerebrum_cli.merge.rhythm import require_place
 from cerebrum_cli.merge.table import ALIGNMENT, EMBEDDING, HEAD, Table, Tensor, Value
 from cerebrum_cli.merge.target import Target
 
@@ -54,6 +56,7 @@ class Plan:
     metadata: Mapping[str, Value]
     tensors: tuple[Output, ...]
     layers: tuple[Layer, ...]
+    unmatched_filters: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -83,10 +86,19 @@ class Planner:
         steps = tuple(self._steps())
         tensors = (*self._outer(steps[0], False), *self._blocks(steps), *self._outer(steps[-1], True))
         layers = tuple(Layer(index, self._origins(step)) for index, step in enumerate(steps))
-        require_place(self.tables[self.recipe.models[0]].architecture, layers)
+        require_phase(self.tables[self.recipe.models[0]], layers)
         shapes = {tensor.name: tensor.shape for tensor in tensors}
         made = Made([self._leading(step) for step in steps], shapes)
-        return Plan(merged_metadata(self.recipe, self.tables, made, self.target, provenance), tensors, layers)
+        metadata = merged_metadata(self.recipe, self.tables, made, self.target, provenance)
+        return Plan(metadata, tensors, layers, self._unmatched_filters())
+
+    @property
+    def _architecture(self) -> str:
+        return self.tables[self.recipe.models[0]].architecture
+
+    def _unmatched_filters(self) -> tuple[str, ...]:
+        every = {name: None for table in self.tables.values() for name in table.tensors}
+        return unmatched_filters(self.recipe, [hugging_face_name(name, self._architecture) for name in every])
 
     def _steps(self) -> Iterator[Step]:
         """Yield the layers of the merge in order. MergeError where a model does not have the layers it should."""
@@ -125,7 +137,7 @@ class Planner:
         for index, step in enumerate(steps):
             held = [self.tables[model].layer(layer) for model, layer in self._origins(step)]
             for suffix in held[0]:
-                position = Position(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t)
+                position = Position(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t, self._architecture)
                 yield self._output(position, self._given(step, held, suffix))
             self._require_same(step, held)
 
@@ -136,7 +148,7 @@ class Planner:
             held = [{**outer, HEAD: head_of(outer)} for outer in held]
         for suffix in held[0]:
             if suffix.startswith(HEAD_SIDE) == behind:
-                position = Position(self.recipe, step.slice, suffix, float(behind))
+                position = Position(self.recipe, step.slice, suffix, float(behind), self._architecture)
                 yield self._output(position, self._given(step, held, suffix))
 
     def _outer_models(self, index: int) -> tuple[str, ...]:
@@ -149,10 +161,10 @@ class Planner:
             tensor, first = tensors.get(suffix), held[0][suffix]
             name = self.tables[source.model].name
             if tensor is None:
-                raise MergeError(f"{name} has no {first.name}", "merge models of one shape")
+                raise MergeError(f"{name} has no {first.name}", ONE_SHAPE)
             if tensor.shape != first.shape:
                 sizes = f"{list(tensor.shape)} and {list(first.shape)}"
-                raise MergeError(f"{name} differs in the shape of {first.name}: {sizes}", "merge models of one shape")
+                raise MergeError(f"{name} differs in the shape of {first.name}: {sizes}", ONE_SHAPE)
             given.append((source, tensor))
         return given
 
@@ -161,7 +173,7 @@ class Planner:
         for source, tensors in zip(step.slice.sources, held, strict=True):
             if more := sorted(tensors.keys() - held[0].keys()):
                 name, first = self.tables[source.model].name, self.tables[step.slice.sources[0].model].name
-                raise MergeError(f"{first} has no {tensors[more[0]].name}, as {name} has", "merge models of one shape")
+                raise MergeError(f"{first} has no {tensors[more[0]].name}, as {name} has", ONE_SHAPE)
 
     def _output(self, position: Position, given: Given) -> Output:
         first = lead(position, given)

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.merge.cases import Case as Case
-from cerebrum_cli.merge.cases import Parameters as Parameters
-from cerebrum_cli.merge.cases import read_parameters
+from cerebrum_cli.merge.cases import Parameters, read_parameters
 from cerebrum_cli.merge.document import read_document
 from cerebrum_cli.merge.fields import read_dtype, read_layer_range, read_model
 from cerebrum_cli.merge.places import Place, choices, quoted, read_items, read_row, read_text
@@ -59,7 +57,7 @@ class Recipe:
         return tuple(dict.fromkeys([*named, *filter(None, [*bases, tokenizer])]))
 
     @property
-    def speaker(self) -> str:
+    def tokenizer_model(self) -> str:
         """The model whose tokenizer the result has."""
         named = None if self.tokenizer_source in _NO_MODEL else self.tokenizer_source
         return named or self.base_model or self.models[0]

@@ -32,16 +32,20 @@ SMALLER_BLOCKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q
 NO_BLOCKS = "F16"
 # Small, and read at full precision: llama.cpp quantises none of these.
 KEPT = ("_norm", "ffn_gate_inp", "ssm_conv1d", "shortconv", "time_mix_", "attn_rel_b", "position_embd", "token_types")
-HEAD = "Q6_K"  # what a head is written as at least: it says the tokens, and costs little
-FILE_TYPE_WORDS = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as llama.cpp guesses them
+LEAST_HEAD = "Q6_K"  # what a head is written as at least: it says the tokens, and costs little
+FILE_TYPE_WORDS = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the mixtures most like them
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The type that is wanted of all weights, None for each tensor's own; `dtype` is that of unquantised ones then."""
+    """The type that is wanted of all weights, None for each tensor's own; `dtype` is that of unquantised ones then.
+
+    `quantization` is what sources are known to be whose files do not say it.
+    """
 
     type: str | None = None
     dtype: str | None = None
+    quantization: str | None = None
 
     def of(self, tensor: Tensor, is_head: bool) -> int:
         """Return ggml's number of the type of what becomes of a tensor."""
@@ -49,17 +53,18 @@ class Target:
         wanted = self.type or (self.dtype if name in PLAIN else None)
         if wanted is None or not is_matrix(tensor):
             return tensor.type
-        if is_head and bits(wanted) < bits(HEAD):
-            wanted = HEAD
+        if is_head and bits(wanted) < bits(LEAST_HEAD):
+            wanted = LEAST_HEAD
         return NUMBERS[fitting(wanted, tensor.shape[0])]
 
     def file_type(self, own: int | None) -> int | None:
         """Return llama.cpp's number of what most of a file is, given that of the model it is made of."""
         wanted = self.type or (self.dtype if own is not None and FILE_TYPES.get(own) in PLAIN else None)
-        if wanted is None:
+        if wanted is None and own is not None:
             return own
+        wanted = wanted or self.quantization or ""
         word = FILE_TYPE_WORDS.get(wanted, wanted)
-        return next(number for number, name in FILE_TYPES.items() if name == word)
+        return next((number for number, name in FILE_TYPES.items() if name == word), None)
 
 
 def is_matrix(tensor: Tensor) -> bool:

@@ -19,6 +19,7 @@ from cerebrum_cli.ground.files import locked, sync_folder
 
 PART = ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+TRIES = 10  # to open a file that others finish just then
 BEHIND = 4  # pieces that may be written and not hashed yet
 
 
@@ -81,11 +82,7 @@ class Delivery:
         """Write one file. MergeError where another merge writes it, or it cannot be written."""
         part = path.with_name(path.name + PART)
         with translated(path):
-            file = self._held.enter_context(FileIO(part, "ab"))  # it stays locked until all are whole
-            is_alone = locked(file.fileno())
-            # One that another merge has named or removed since it was opened is that one's.
-            if not is_alone or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has ended")
+            file = self._held.enter_context(alone_with(part, path))  # it stays locked until all are whole
             self._parts.append(part)
             file.truncate(0)
             hashed = HashedFile(file, self._pool)
@@ -108,6 +105,20 @@ class Delivery:
         for folder in {each.path.parent for each in self.written}:
             sync_folder(folder)
         return tuple(self.written)
+
+
+def alone_with(part: Path, path: Path) -> FileIO:
+    """Return the file on its way to a path, opened and locked. MergeError where another merge writes it."""
+    for _ in range(TRIES):
+        file = FileIO(part, "ab")
+        if not locked(file.fileno()):
+            file.close()
+            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                return file
+        file.close()  # another merge has named it, or removed it, since it was opened
+    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has ended")
 
 
 @contextlib.contextmanager

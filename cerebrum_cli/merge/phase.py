@@ -44,8 +44,8 @@ WINDOWED = {
     "smallthinker": Windows(4, dense_first=True),
 }
 PATTERN = "attention.sliding_window_pattern"
-# At every so manieth place these know nothing of positions, and no key of a file says otherwise.
-UNPLACED = {"afmoe": 4, "llama4": 4, "smollm3": 4}
+# At every so manieth place these know no positions, or attend in another way, and no array of a file tells where.
+UNPLACED = {"afmoe": 4, "llama4": 4, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "smollm3": 4}
 
 
 def tells_windows(table: Table, name: str) -> bool:
@@ -70,13 +70,12 @@ def sees_window(table: Table, layer: int, windows: Windows) -> bool:
     return (windows if said is None else windows._replace(period=said)).has(layer)
 
 
-def require_place(architecture: str, layers: Iterable[tuple[int, Sequence[tuple[str, int]]]]) -> None:
-    """Raise MergeError where a layer comes to a place at which this architecture evaluates it in another way."""
-    period = UNPLACED.get(architecture, 1)
+def require_phase(table: Table, layers: Iterable[tuple[int, Sequence[tuple[str, int]]]]) -> None:
+    """Raise MergeError where a layer comes to a place at which its architecture evaluates it in another way."""
+    period = table.hyperparameter("full_attention_interval") or UNPLACED.get(table.architecture, 1)
     for number, sources in layers:
         for name, layer in sources:
             if (number - layer) % period:
-                what = (
-                    f"layer {layer} of {name} comes to place {number}, and {architecture} tells layers apart by place"
-                )
+                kind = table.architecture
+                what = f"layer {layer} of {name} comes to place {number}, and {kind} tells layers apart by place"
                 raise MergeError(what, f"move layers by multiples of {period}")
