@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -315,6 +316,13 @@ def test_a_name_that_is_taken_is_free_again_for_the_same_file(home: Home) -> Non
     assert [(row["name"], row["path"]) for row in home.rows] == [("tower", str(home.path / "other.gguf"))]
 
 
+@pytest.mark.parametrize("name", ["out-00002-of-00002.gguf", "out-00001-of-00002.gguf"])
+def test_a_file_that_would_pass_for_a_part_of_another_is_refused(name: str, home: Home) -> None:
+    done = home.merge("-o", name)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 2)
+    assert (home.rows, name in home.files) == ([], False)
+
+
 def test_weights_are_written_in_another_type(home: Home) -> None:
     home.made("--type", "q8_0")
     types = {name.split(".")[-2]: each.type for name, each in stored([home.path / "out.gguf"]).items()}
@@ -417,11 +425,15 @@ def test_a_merge_that_is_removed_is_forgotten_and_its_file_stays(home: Home) -> 
     assert (home.rows, "out.gguf" in home.files) == ([], True)
 
 
-def test_a_row_of_the_users_own_is_pulled_by_its_recipe(home: Home) -> None:
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_row_of_the_users_own_is_pulled_by_its_recipe(is_link: bool, home: Home) -> None:
+    if is_link:
+        (home.path / "elsewhere").mkdir()
+        (home.path / "data").symlink_to("elsewhere")
     assert home.run("pull", home.model).code == 0
     done = home.run("pull", "own")
     path = home.path / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"
-    assert (done.code, cleaned(done).splitlines()[-1]) == (0, f"own:Q4_K_M is here: {path}")
+    assert (done.code, cleaned(done).splitlines()[-1]) == (0, f"own:Q4_K_M is here: {path.resolve()}")
     assert metadata(path)["general.name"].endswith(b"Own-1.0")
     assert (home.rows[1]["reference"], home.rows[1]["merged_from"]) == ("own:Q4_K_M", ["Tiny-Q4_K_M"])
     removed = home.run("rm", "-y", "own")
@@ -497,6 +509,13 @@ def test_a_name_that_is_taken_is_told_before_anything_is_downloaded(user: HubUse
     assert not user.hub.log.requests()
 
 
+def test_a_7b_that_states_no_type_is_merged_once(user: HubUser, tmp_path: Path) -> None:
+    data = (tmp_path / "seven.gguf").read_bytes().replace(b"general.file_type", b"general.file_tipo")
+    user.hub.repository(CATALOGUED, {named("Q4_K_M"): data})
+    user.pull("cerebrum-12b", "-y")
+    assert user.pull("cerebrum-12b").err.startswith("cerebrum-12b:Q4_K_M is here: ")
+
+
 def test_a_dry_run_shows_in_what_the_12b_can_be_had(user: HubUser) -> None:
     (user.command.config / "models.toml").unlink()
     done = user.run("pull", "--dry-run", "cerebrum-12b:q4_k_m")
@@ -526,3 +545,121 @@ def test_the_starter_stacked_once_says_what_the_starter_says(pytestconfig: pytes
     assert [each["completion_tokens"] for each in replies] == [replies[0]["completion_tokens"]] * 2
     assert replies[0]["prompt_tokens"] == replies[1]["prompt_tokens"]
     out.unlink()
+
+
+MIXED = """
+merge_method: linear
+models:
+- {model: tiny, parameters: {weight: [{filter: self_atn, value: 0.5}, {filter: mlp, value: 0.5}, {value: 1.0}]}}
+- {model: other, parameters: {weight: [{filter: down_prj, value: 0.2}, {value: 0.5}]}}
+"""
+
+
+def test_filters_that_match_nothing_are_told_and_the_merge_is_made(home: Home) -> None:
+    other = write_quantised(home.path / "other.gguf", shape=SMALL, seed=1)
+    (home.path / "mixed.yaml").write_text(MIXED)
+    arguments = ["merge", "mixed.yaml", *OUT, "--source", f"tiny={home.model.name}", "--source", f"other={other.name}"]
+    dry = home.run(*arguments, "--dry-run", "--json", "-q")
+    assert (dry.code, dry.err, dry.object["unmatched_filters"]) == (0, "", ["self_atn", "down_prj"])
+    done = home.run(*arguments)
+    notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
+    assert (done.code, len(notes)) == (0, 2), done.err
+    for each, note in zip(("self_atn", "down_prj"), notes, strict=True):
+        assert note.startswith(f"note: the filter {each} of the recipe is part of no tensor's name")
+    assert (
+        home.run("merge", "twice.yaml", "--source", "tiny=out.gguf", "--dry-run", "--json").object["unmatched_filters"]
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("sources", "what", "do"),
+    [
+        (["tiny=x.gguf"], "tiny=x.gguf: it is said twice which model that is", "give --source tiny=MODEL once"),
+        (["tiny=Tiny-Q4_K_M.gguf"], "tiny=Tiny-Q4_K_M.gguf: it is said twice which model that is", None),
+        (["=Tiny-Q4_K_M.gguf"], "=Tiny-Q4_K_M.gguf: the recipe names no such model", GIVE),
+        (["TINY=Tiny-Q4_K_M.gguf"], "TINY=Tiny-Q4_K_M.gguf: the recipe names no such model", GIVE),
+        (["tiny ="], "tiny =: the recipe names no such model", GIVE),
+    ],
+)
+def test_a_source_that_says_nothing_new_is_refused(sources: list[str], what: str, do: str | None, home: Home) -> None:
+    before = home.files
+    done = home.merge(*OUT, *(part for each in sources for part in ("--source", each)))
+    do = do or "give --source tiny=MODEL once"
+    assert (done.code, done.out, done.err) == (2, "", f"error: --source {what}\n  try: {do}\n")
+    assert home.files == before
+
+
+def test_a_source_without_a_model_is_refused(home: Home) -> None:
+    done = home.run("merge", "twice.yaml", *OUT, "--source", "tiny=")
+    said = "error: --source tiny=: no model stands behind the =\n  try: give --source tiny=MODEL once\n"
+    assert (done.code, done.out, done.err) == (2, "", said)
+
+
+@pytest.mark.parametrize("more", [["--offline"], ["--dry-run"]])
+@pytest.mark.parametrize("method", ["slerp", "passthrough"])
+def test_a_published_recipe_is_told_to_need_files_that_are_gguf(more: list[str], method: str, home: Home) -> None:
+    names = ("mistralai/Mistral-7B-v0.1", "teknium/OpenHermes-2.5-Mistral-7B")
+    mix = f"merge_method: slerp\nbase_model: {names[0]}\nparameters: {{t: 0.5}}\nmodels: [{{model: {names[0]}}}, "
+    text = f"{mix}{{model: {names[1]}}}]" if method == "slerp" else stack(*((each, 0, 4) for each in names))
+    (home.path / "published.yaml").write_text(text)
+    done = home.run("merge", "published.yaml", *OUT, *more)
+    error, do = done.err.splitlines()
+    assert (done.code, done.out) == (3, "")
+    assert names[0] in error
+    assert f"--source {names[0]}=MODEL" in do
+    given = [part for each in names for part in ("--source", f"{each}={home.model.name}")]
+    assert home.run("merge", "published.yaml", *OUT, *given).code == 0
+
+
+def test_a_recipe_may_come_out_of_a_pipe_and_not_out_of_a_directory(home: Home) -> None:
+    os.mkfifo(home.path / "pipe")
+    writer = threading.Thread(target=(home.path / "pipe").write_text, args=(TWICE,), daemon=True)
+    writer.start()
+    arguments = ["--source", f"tiny={home.model.name}", "-o"]
+    done = home.run("merge", "pipe", *arguments, "out.gguf")
+    writer.join(5)
+    assert (done.code, home.files) == (0, ["Tiny-Q4_K_M.gguf", "out.gguf", "twice.yaml"])
+    done = home.run("merge", ".", *arguments, "other.gguf")
+    assert (done.code, done.err) == (2, "error: .: is a directory\n  try: name a mergekit recipe in YAML\n")
+
+
+@pytest.mark.parametrize("name", ["out-00002-of-00002.gguf", "out-00001-of-00002.GGUF", "out-00009-of-00002.gguf"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--split-size", "1MB"]])
+def test_a_file_that_would_pass_for_a_part_is_refused(name: str, more: list[str], home: Home) -> None:
+    done = home.merge("-o", name, *more)
+    said = f"error: -o {name}: that is how parts of models are named\n  try: name the whole; --split-size splits it\n"
+    assert (done.code, done.out, done.err) == (2, "", said)
+    assert (home.rows, name in home.files) == ([], False)
+
+
+@pytest.mark.parametrize("name", [f"{'x' * 300}.gguf", f"{'x' * 248}.gguf", f"{'ü' * 140}.gguf"])
+@pytest.mark.parametrize("more", [[], ["--split-size", "1MB"]])
+def test_a_name_that_is_too_long_is_told_in_a_line(name: str, more: list[str], home: Home) -> None:
+    done = home.merge("-o", name, "-q", *more)
+    error, do = done.err.splitlines()
+    assert (done.code in (1, 2), done.out, error[:7], do[:7]) == (True, "", "error: ", "  try: "), done.err
+    assert (home.rows, home.files) == ([], ["Tiny-Q4_K_M.gguf", "twice.yaml"])
+
+
+@pytest.mark.parametrize("sizes", [("1MB", "1.5MB"), (None, "1MB"), ("1MB", None), ("1MB", "1MB")])
+def test_what_was_split_is_replaced_by_what_is_split_otherwise(
+    sizes: tuple[str | None, str | None], home: Home
+) -> None:
+    for number, size in enumerate(sizes):
+        done = home.made("-y", *(["--split-size", size] if size else []))
+        told = [line.split("  ") for line in done.out.splitlines()]
+        [row] = home.rows
+        assert (row["name"], row["path"], row["error"]) == ("out", str(home.path / told[0][1]), None), number
+        assert row["size"] == sum((home.path / name).stat().st_size for _, name in told)
+        assert_copied(stored([home.path / name for _, name in told]), stored([home.model]), [0, 1, 2, 3] * 2)
+    assert home.prompt("out") == PROMPT
+
+
+def test_a_model_of_two_names_is_merged_from_once(home: Home) -> None:
+    (home.path / "two.yaml").write_text(stack(("tiny", 0, 4), ("again", 0, 4)))
+    done = home.run("merge", "two.yaml", *OUT, "--source", "tiny=Tiny-Q4_K_M.gguf", "--source", f"again={home.model}")
+    assert done.code == 0, done.err
+    assert home.rows[0]["merged_from"] == ["Tiny-Q4_K_M.gguf"]
+    assert home.run("show", "out", "--json").object["metadata"]["general.base_model.count"] == 1
+    assert home.run("list").out.count("Tiny-Q4_K_M.gguf") == 1

@@ -303,6 +303,13 @@ def test_a_tensor_that_is_larger_than_a_file_may_be_has_one_of_its_own(small: Pa
     assert said(written[0].path) == said(small)
 
 
+def test_a_plan_leaves_nothing_in_the_temporary_folder(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # whoever is killed there tidies nothing up
+    assert prepared(stack(("a", 0, 6)), {"a": [small]}, tmp_path / "out.gguf")
+
+
 def test_no_file_is_larger_than_it_may_be(seven: Path, tmp_path: Path) -> None:
     for limit in (121_189, *range(100_000, 300_000, 39_937)):  # at the first one, 32 bytes decide
         found = prepared(stack(("a", 0, 8)), {"a": [seven]}, tmp_path / "out.gguf", limit=limit)

@@ -213,3 +213,16 @@ def test_the_size_of_experts_is_told_as_in_their_models_names() -> None:
 )
 def test_a_size_is_told_in_two_digits_or_more(count: int, label: str) -> None:
     assert rounded(count) == label
+
+
+def test_a_model_of_two_names_is_told_once() -> None:
+    origins = {"a": Origin("mine:Q4_K_M", "me/mine"), "b": Origin("other"), "again": Origin("mine:Q4_K_M", "me/mine")}
+    recipe = parse_recipe(json.dumps(stacked(("a", 0, 2), ("again", 2, 4), ("b", 2, 4))), "recipe.yaml")
+    tables = {"a": table("a"), "b": table("b"), "again": table("a")}
+    made = contents(planned(recipe, tables, Target(), Provenance("Merged", origins)))
+    assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
+        "general.base_model.count": 2,
+        "general.base_model.0.name": "Model a",
+        "general.base_model.0.repo_url": "https://huggingface.co/me/mine",
+        "general.base_model.1.name": "Model b",
+    }

@@ -236,3 +236,33 @@ def test_files_are_no_larger_than_the_limit_with_their_headers(
     assert [tensor for file in found for tensor in file.tensors] == tensors
     for file in found:
         assert len(file.tensors) == 1 or file.size <= limit
+
+
+@pytest.mark.parametrize(
+    ("architecture", "wanted", "tensor"),
+    [
+        ("llama", "post_attention_layernorm", "ffn_norm"),
+        ("gemma2", "pre_feedforward_layernorm", "ffn_norm"),
+        ("gemma2", "post_attention_layernorm", None),
+        ("phi3", "gate_up_proj", "ffn_up"),
+        ("phi3", "up_proj", "ffn_up"),
+        ("llama", "gate_up_proj", None),
+        ("llama", "block_sparse_moe.gate.", "ffn_gate_inp"),
+        ("qwen2moe", "block_sparse_moe", None),
+        ("qwen2moe", "mlp.gate.", "ffn_gate_inp"),
+        ("qwen2moe", "experts.down_proj", "ffn_down_exps"),
+    ],
+)
+def test_what_a_filter_means_hangs_on_the_architecture(architecture: str, wanted: str, tensor: str | None) -> None:
+    said = {"general.architecture": architecture, f"{architecture}.block_count": 4}
+    shape = Shape(experts=2 if wanted.startswith(("block_sparse_moe", "mlp.gate.", "experts")) else 0)
+    tables = [table(each, said, shape) for each in "ab"]
+    weight = [{"filter": wanted, "value": 1.0}, {"value": 0.0}]
+    sources = [
+        {"model": "a", "parameters": {"weight": [{"filter": wanted, "value": 0.0}, {"value": 1.0}]}},
+        {"model": "b", "parameters": {"weight": weight}},
+    ]
+    made = plan({"merge_method": "linear", "models": sources}, *tables)
+    of_the_other = {name for name, work in works(made).items() if work == Copy(tables[1].tensors[name])}
+    assert of_the_other == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
+    assert made.unmatched_filters == (() if tensor else (wanted,))

@@ -19,6 +19,7 @@ from test_merge_files import SMALL, TWELVE_B, merged, stack, stored
 from tiny_models import write_quantised
 
 from cerebrum_cli.ground.errors import Interrupted, MergeError, ModelFileError
+from cerebrum_cli.ground.files import locked
 from cerebrum_cli.merge.gguf_file import read_table
 from cerebrum_cli.merge.writing import Delivery, HashedFile
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -113,15 +114,32 @@ def test_weights_that_are_no_numbers_are_told_with_their_tensor(small: Path, out
         merged(WHOLE, {"a": [small]}, out, type="Q8_0")
 
 
-def test_where_no_file_may_be_that_large_the_system_is_quoted(seven: Path, out: Path, when: When) -> None:
+@pytest.mark.parametrize("limit", [1_000_000, 5_120_000, 9_000_000])
+def test_where_no_file_may_be_that_large_the_system_is_quoted(seven: Path, out: Path, limit: int) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    when(9_000_000, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, limits[1])))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         with pytest.raises(MergeError) as caught:
             merged(TWELVE_B, {"cerebrum-7b": [seven]}, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (caught.value.what, "write elsewhere" in caught.value.do) == (f"{out}: File too large", True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("size", [0, 100_000, 200_000, 220_000])
+def test_a_full_disk_is_told(small: Path, out: Path, when: When, size: int) -> None:
+    def fill_up() -> None:
+        with open("/dev/full", "wb") as full:
+            for link in Path("/proc/self/fd").iterdir():
+                if os.path.lexists(link) and os.readlink(link).endswith(".gguf.part"):
+                    os.dup2(full.fileno(), int(link.name))
+
+    when(size, fill_up)
+    with pytest.raises(MergeError) as caught:
+        merged(WHOLE, {"a": [small]}, out)
+    said = (f"{out}: No space left on device", "free some space, or write elsewhere")
+    assert (caught.value.what, caught.value.do) == said
 
 
 def test_of_several_files_none_is_left(seven: Path, out: Path, when: When) -> None:
@@ -190,6 +208,31 @@ def test_of_two_merges_into_one_file_the_second_says_so(small: Path, tmp_path: P
     assert (stored([out]), list(tmp_path.iterdir())) == (stored([small]), [out])
     merged(stack(("a", 0, 1)), {"a": [small]}, out)
     assert len(stored([out])) == 12
+
+
+@pytest.mark.parametrize("completes", [True, False])
+def test_a_merge_that_ends_while_another_begins_is_not_written_over(
+    completes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.gguf"
+    with Delivery() as first:
+        with first.file(out) as file:
+            file.write(b"the first one")
+
+        def end_and_lock(descriptor: int) -> bool:  # what was opened as a part has a name by now, or none
+            monkeypatch.undo()
+            if completes:
+                first.complete()
+            first.__exit__()
+            return locked(descriptor)
+
+        monkeypatch.setattr("cerebrum_cli.merge.writing.locked", end_and_lock)
+        with Delivery() as second:
+            with second.file(out) as file:
+                assert not completes or out.read_bytes() == b"the first one"
+                file.write(b"the second one")
+            second.complete()
+    assert (out.read_bytes(), list(tmp_path.iterdir())) == (b"the second one", [out])
 
 
 # A signal that comes while the main thread has just taken a lock of Python's own: what it raises there must not leave
@@ -293,15 +336,14 @@ def test_a_merge_that_is_interrupted_says_that_nothing_is_left(
     assert job.command.run("list", "--json").object == []
 
 
-@pytest.mark.parametrize("apart_s", [0.0, 0.001, 0.003, 0.02])
+@pytest.mark.parametrize("apart_s", [0.0, 0.003, 0.02, 0.04, 0.06])
 def test_whoever_interrupts_twice_leaves_nothing_either(job: Job, apart_s: float) -> None:
     process = job.start("-q")
     job.until_it_writes()
     process.send_signal(signal.SIGINT)
     time.sleep(apart_s)
     process.send_signal(signal.SIGINT)
-    code, _ = job.ended(process)
-    assert (code, job.files) == (130, [])
+    assert (job.ended(process), job.files) == ((130, LEFT), [])
 
 
 def test_an_interrupt_ends_a_merge_wherever_it_comes(job: Job) -> None:

@@ -449,3 +449,44 @@ def test_what_only_has_its_scales_multiplied_needs_nobody(tmp_path: Path) -> Non
     tensor = Tensor("blk.0.w.weight", (256,), NUMBERS["F16"], tmp_path / "model", 0)
     with pytest.raises(AssertionError, match="need not be worked out"):
         require_codec(Plan({}, (output(tensor, Sum((Term(tensor, 0.5),))),), ()), no_codec)
+
+
+# Experts.
+
+
+def arc(t: float, first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the point of an arc between two arrays, worked out in twice the precision."""
+    one, other = first.ravel(), second.ravel()
+    cosine = float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+    if abs(cosine) > 0.9995:
+        return (1 - t) * first + t * second
+    angle = np.arccos(cosine)
+    shares = float(np.sin(angle * (1 - t)) / np.sin(angle)), float(np.sin(angle * t) / np.sin(angle))
+    return shares[0] * first + shares[1] * second
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+@pytest.mark.parametrize("worked", [1 << 18, 640])
+def test_each_expert_goes_along_an_arc_of_its_own(
+    kind: str, worked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "WORKED", worked)
+    width, rows, t = 64, 24, 0.3
+    random = np.random.default_rng(0)
+    first = random.standard_normal((4, rows, width)).astype(np.float32)
+    shares = np.array([0.0, 0.5, 0.9, 1.0], np.float32)[:, None, None]  # from arcs that are wide to the straight way
+    second = (shares * first + (1 - shares) * random.standard_normal(first.shape) * 3).astype(np.float32)
+    values = [first, second]
+    tensors = []
+    for number, each in enumerate(values):
+        data = CODEC.quantize(each.reshape(-1, width), NUMBERS[kind])
+        tensors.append(stored(tmp_path / f"model{number}", b"before" + data, kind, (width, rows, 4)))
+        tensors[-1] = tensors[-1]._replace(offset=6)
+        read = np.empty((4 * rows, width), np.float32)
+        CODEC.dequantize(data, NUMBERS[kind], read)
+        values[number] = read.reshape(first.shape)
+    found = np.frombuffer(made(output(tensors[0], Slerp(t, *tensors), "F32")), np.float32).reshape(first.shape)
+    one, other = (each.astype(np.float64) for each in values)
+    expected = np.stack([arc(t, *ends) for ends in zip(one, other, strict=True)])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(found - arc(t, one, other)).max() > 0.01  # as it would be with one arc for all of them

@@ -12,7 +12,18 @@ from typer.testing import CliRunner
 
 from cerebrum_cli.main import COMMANDS, assembled
 
-HEAVY = ("llama_cpp", "numpy", "huggingface_hub", "prompt_toolkit", "jinja2", "rich", "psutil", "gguf", "sqlite3", "yaml")
+HEAVY = (
+    "llama_cpp",
+    "numpy",
+    "huggingface_hub",
+    "prompt_toolkit",
+    "jinja2",
+    "rich",
+    "psutil",
+    "gguf",
+    "sqlite3",
+    "yaml",
+)
 # Runs the command line and then tells on standard error which packages it has loaded.
 SCRIPT = """
 import sys
@@ -38,7 +49,8 @@ def loaded(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"], ["merge", "--help"], ["doctor", "--help"]]
+    "arguments",
+    [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"], ["merge", "--help"], ["doctor", "--help"]],
 )
 def test_help_and_version_load_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     packages = loaded(CommandLine(tmp_path), *arguments)

@@ -29,13 +29,12 @@ def read_recipe(library: Library, text: str) -> Asked:
 
     UsageError where there is none, or it cannot be read as one.
     """
-    path = as_path(text)
+    path, (name, _, quantization) = as_path(text), text.partition(":")
+    spec = library.spec_called(name)
+    if spec and spec.recipe and (is_missing(path) or is_directory(path)):
+        return Asked(parse_recipe(recipe_text(spec.recipe), spec.name), spec, quantization or None)
     if not is_missing(path):
         return Asked(parse_recipe(recipe_text(path), path.name))
-    name, _, quantization = text.partition(":")
-    spec = library.spec_called(name)
-    if spec and spec.recipe:
-        return Asked(parse_recipe(recipe_text(spec.recipe), spec.name), spec, quantization or None)
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
     do = f"name a mergekit recipe in YAML, or a model of the catalogue that has one: {known}"
     raise UsageError(f"{text}: there is no such recipe", do)

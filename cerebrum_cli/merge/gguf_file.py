@@ -76,12 +76,16 @@ class Reader(GGUFReader):  # type: ignore[misc]  # it has no types
         """Return the items of an array, and where it ends."""
         if kind is not GGUFValueType.STRING:
             items = self._get(begin, self.gguf_scalar_to_np[kind], length)
+            if len(items) < length:
+                raise ValueError("an array goes beyond its end")
             return tuple(items.tolist()), begin + items.nbytes
         data, position, strings = memoryview(self.data), begin, []
         for _ in range(length):
             after = position + 8 + _LENGTH.unpack_from(data, position)[0]
             strings.append(bytes(data[position + 8 : after]))
             position = after
+        if position > len(self.data):
+            raise ValueError("a string goes beyond its end")
         return tuple(strings), position
 
 

@@ -107,8 +107,10 @@ def usual_file_type(made: Made) -> int | None:
 
 def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:
     """Return what says where a merge comes from: its models as GGUF has them, and what is to be kept beside."""
-    named = {provenance.origins[model].reference: model for model in reversed(recipe.models)}
-    models = [*reversed(named.values())]  # each once, whatever the recipe calls it
+    named: dict[str, str] = {}  # each once, whatever the recipe calls it
+    for model in recipe.models:
+        named.setdefault(provenance.origins[model].reference, model)
+    models = [*named.values()]
     found = {"general.base_model.count": Value("UINT32", len(models))}
     for number, model in enumerate(models):
         key, origin = f"general.base_model.{number}", provenance.origins[model]

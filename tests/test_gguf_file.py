@@ -1,0 +1,205 @@
+"""GGUF files as merges read and begin them: values as the library has them, and headers byte for byte."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from tiny_models import Shape, write_quantised
+
+from cerebrum_cli.ground.errors import ModelFileError
+from cerebrum_cli.merge.gguf_file import Entry, header, opened, read_table, value_of
+from cerebrum_cli.merge.table import Table, Value
+
+SCALARS: Mapping[str, tuple[Any, ...]] = {
+    "UINT8": (0, 255),
+    "INT8": (-128, 127),
+    "UINT16": (0, 65535),
+    "INT16": (-32768, 32767),
+    "UINT32": (0, 2**32 - 1),
+    "INT32": (-(2**31), 2**31 - 1),
+    "FLOAT32": (1.5, -(2.0**-149), float("inf")),
+    "BOOL": (True, False),
+    "UINT64": (0, 2**64 - 1),
+    "INT64": (-(2**63), 2**63 - 1),
+    "FLOAT64": (0.1, -5e-324),
+}
+STRINGS = (b"plain", "naïve ▁".encode(), b"", b"\xff\xfe\x00", b"\xf0\x9f")  # the last two are no UTF-8
+KINDS = {kind.name: int(kind) for kind in GGUFValueType}
+
+
+def write(path: Path, values: Mapping[str, Value]) -> Path:
+    """Write a file without tensors, by the library."""
+    writer = GGUFWriter(path, "llama")
+    for key, value in values.items():
+        sub_type = GGUFValueType[value.item_type] if value.is_array else None
+        writer.add_key_value(key, value.content, GGUFValueType[value.type], sub_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def of_every_type() -> dict[str, Value]:
+    """Return values of all types, alone and in arrays, under keys of their own."""
+    found = {f"{kind}.{at}": Value(kind, each) for kind, every in SCALARS.items() for at, each in enumerate(every)}
+    found |= {f"{kind}.array": Value("ARRAY", every * 3, kind) for kind, every in SCALARS.items()}
+    found |= {f"STRING.{at}": Value("STRING", each) for at, each in enumerate(STRINGS)}
+    return found | {"STRING.array": Value("ARRAY", STRINGS, "STRING"), "after": Value("UINT32", 7)}
+
+
+def read(path: Path) -> dict[str, Value]:
+    """Return the metadata of a file as the library's own reader has it."""
+    fields = GGUFReader(path).fields.items()
+    return {key: value_of({}, field) for key, field in fields if not key.startswith("GGUF.")}
+
+
+def entries(table: Table) -> Iterable[Entry]:
+    return (Entry(each.name, each.shape, each.type, each.size) for each in table.tensors.values())
+
+
+def same(one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
+    """Return whether values are the same and of the same types: True is no 1 here, and 1 no 1.0."""
+    return repr(list(one.items())) == repr(list(other.items()))
+
+
+def test_values_are_those_the_library_reads(tmp_path: Path) -> None:
+    values = of_every_type()
+    path = write(tmp_path / "values.gguf", values)
+    found = dict(read_table("values", [path]).metadata)
+    assert same(found, read(path))
+    assert found.pop("general.architecture") == Value("STRING", "llama")
+    for key, value in values.items():
+        is_text = value.type == "STRING"
+        expected = value._replace(content=value.content.decode("utf-8", "surrogateescape")) if is_text else value
+        assert repr(found[key]) == repr(expected)
+    assert found.keys() == values.keys()
+
+
+def test_an_array_is_kept_whole_whose_strings_are_all_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "empty.gguf", {"none": Value("ARRAY", (b"",) * 5, "STRING"), "last": Value("UINT8", 1)})
+    assert same(read_table("empty", [path]).metadata, read(path))
+
+
+def test_an_array_without_items_keeps_its_type_and_what_follows_it(tmp_path: Path) -> None:
+    items = [(kind, KINDS[kind]) for kind in (*SCALARS, "STRING")]
+    empty = b"".join(pair(kind, KINDS["ARRAY"], struct.pack("<IQ", number, 0)) for kind, number in items)
+    path = raw(tmp_path / "empty.gguf", empty + pair("last", KINDS["UINT32"], struct.pack("<I", 9)), len(items) + 1, 0)
+    found = read_table("empty", [path]).metadata
+    assert [found[kind] for kind, _ in items] == [Value("ARRAY", (), kind) for kind, _ in items]
+    assert found["last"] == Value("UINT32", 9)
+    begin = header(found, ())  # the library writes none of these
+    assert (b"last" in begin, b"FLOAT32" in begin, struct.unpack_from("<QQ", begin, 8)) == (True, False, (0, 2))
+
+
+@pytest.mark.parametrize("model", ["mistral_model", "chatml_model", "recurrent_model", "sliding_window_model"])
+def test_a_header_is_the_beginning_of_the_file_that_was_read(model: str, request: pytest.FixtureRequest) -> None:
+    assert_begins(request.getfixturevalue(model))
+
+
+@pytest.mark.parametrize(("experts", "encoding"), [(0, "Q4_K_M"), (4, "Q8_0")])
+def test_so_it_is_of_a_quantised_file(experts: int, encoding: str, tmp_path: Path) -> None:
+    shape = Shape(layers=2, width=256, ffn=256)
+    assert_begins(write_quantised(tmp_path / "model.gguf", shape=shape, experts=experts, encoding=encoding))
+
+
+def test_so_it_is_with_every_type_and_long_vocabularies(tmp_path: Path) -> None:
+    tokens = tuple(b"token \xff %d" % number for number in range(20_000))
+    more = {
+        "tokenizer.ggml.tokens": Value("ARRAY", tokens, "STRING"),
+        "tokenizer.ggml.scores": Value("ARRAY", tuple(number / 3 for number in range(20_000)), "FLOAT32"),
+        "tokenizer.ggml.token_type": Value("ARRAY", (1, -1) * 10_000, "INT32"),
+    }
+    assert_begins(write(tmp_path / "long.gguf", {**of_every_type(), **more}))
+
+
+def assert_begins(path: Path) -> None:
+    """Compare what is written of a file's table with the file."""
+    table = read_table("model", [path])
+    made = header(table.metadata, entries(table))
+    data = path.read_bytes()
+    assert len(made) > 100
+    assert made == data[: len(made)] + bytes(max(0, len(made) - len(data)))  # without tensors nothing is aligned
+    begin = min((tensor.offset for tensor in table.tensors.values()), default=len(made))
+    assert begin == len(made)
+
+
+def pair(key: str, kind: int, content: bytes) -> bytes:
+    """Return a key with its value, as a file has them."""
+    return struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + content
+
+
+def raw(path: Path, pairs: bytes, count: int, tensors: int = 1) -> Path:
+    """Write a file of these metadata, behind the architecture, and of a tensor of four floats."""
+    architecture = pair("general.architecture", KINDS["STRING"], struct.pack("<Q", 5) + b"llama")
+    info = struct.pack("<Q", 1) + b"w" + struct.pack("<IQIQ", 1, 4, 0, 0)
+    data = b"GGUF" + struct.pack("<IQQ", 3, tensors, count + 1) + architecture + pairs + info * tensors
+    path.write_bytes(data + bytes(-len(data) % 32) + bytes(16 * tensors))
+    return path
+
+
+def array(kind: int, length: int, content: bytes = b"") -> bytes:
+    return pair("some.array", KINDS["ARRAY"], struct.pack("<IQ", kind, length) + content)
+
+
+STRING = KINDS["STRING"]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        array(KINDS["UINT32"], 1 << 40, bytes(8)),
+        array(KINDS["UINT8"], 2**64 - 1, bytes(8)),
+        array(KINDS["BOOL"], 10_000),
+        array(KINDS["FLOAT64"], 2**61, bytes(8)),
+        array(STRING, 1 << 40, struct.pack("<Q", 1) + b"a"),
+        array(STRING, 1, struct.pack("<Q", 1 << 40) + b"a"),
+        array(STRING, 2, struct.pack("<Q", 2**64 - 1) + b"a"),
+        array(99, 1, bytes(8)),
+        array(KINDS["ARRAY"], 1, struct.pack("<IQI", KINDS["UINT32"], 1, 7)),
+        array(KINDS["ARRAY"], 0),
+        pair("some.value", 99, bytes(8)),
+        pair("some.text", STRING, struct.pack("<Q", 1 << 50)),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_one_line(damaged: bytes, tmp_path: Path) -> None:
+    path = raw(tmp_path / "damaged.gguf", damaged, 1)
+    begin = time.process_time()
+    with pytest.raises(ModelFileError) as caught:
+        read_table("damaged", [path])
+    assert time.process_time() - begin < 1
+    assert str(path) in str(caught.value)
+    assert "damaged, truncated, or of an encoding" in str(caught.value)
+    assert "\n" not in caught.value.what + caught.value.do
+
+
+def test_wherever_a_file_ends_too_early_it_is_told_in_one_line(tmp_path: Path) -> None:
+    whole = raw(tmp_path / "whole.gguf", array(STRING, 2, (struct.pack("<Q", 1) + b"a") * 2), 1)
+    assert read_table("whole", [whole]).metadata["some.array"].content == (b"a", b"a")
+    data = whole.read_bytes()
+    for end in range(len(data)):
+        path = tmp_path / "short.gguf"
+        path.write_bytes(data[:end])
+        with pytest.raises(ModelFileError) as caught:
+            read_table("short", [path])
+        assert "\n" not in caught.value.what + caught.value.do
+
+
+def test_a_long_vocabulary_is_read_at_once(tmp_path: Path) -> None:
+    count = 100_000
+    long = {
+        "tokens": Value("ARRAY", tuple(b"token %d" % number for number in range(count)), "STRING"),
+        "scores": Value("ARRAY", (0.5,) * count, "FLOAT32"),
+        "types": Value("ARRAY", (1,) * count, "INT32"),
+    }
+    path = write(tmp_path / "long.gguf", long)
+    begin = time.process_time()
+    reader = opened(path)
+    found = {key: value_of(reader.arrays, field) for key, field in reader.fields.items() if key in long}
+    assert time.process_time() - begin < 2  # the library alone takes several
+    assert found == long
