@@ -523,7 +523,7 @@ def test_a_dry_run_shows_in_what_the_12b_can_be_had(user: HubUser) -> None:
     assert done.out.startswith("\ncerebrum-12b at a context of 8192 tokens; this machine has ")
     table = [line.removeprefix("*").split() for line in done.out.splitlines()[3:]]
     assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
-    assert ["Q4_K_M", "7.51", "GB"] in [row[:3] for row in table]
+    assert ["Q4_K_M", "7.44", "GB"] in [row[:3] for row in table]
     assert not user.hub.log.requests()
     assert not (user.command.home / "data").exists()
 

@@ -322,7 +322,7 @@ def home(tmp_path: Path) -> Iterator[CommandLine]:
     yield CommandLine(tmp_path)
 
 
-RUNS = 20
+RUNS = 10
 
 
 def test_two_interrupts_at_any_moment_end_a_merge_in_good_order(home: CommandLine) -> None:

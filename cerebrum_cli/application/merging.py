@@ -149,7 +149,7 @@ class Merger:
         """Raise MergeError where a folder's disk has no room for so many bytes."""
         free, need = self.free_bytes(folder), size + MARGIN
         if free < need:
-            what = f"{folder}: the disk is too full: {size_text(free)} are free, and the merge needs {size_text(need)}"
+            what = f"{folder.resolve()}: the disk is too full: {size_text(free)} are free, and the merge needs {size_text(need)}"
             raise MergeError(what, f"free {size_text(need - free)}, or write elsewhere")
 
     def write(self, merge: Merge, told: Told) -> tuple[Written, ...]:

@@ -72,10 +72,11 @@ def interruptible(do: str) -> Iterator[None]:
     signals: list[int] = []
 
     def take(signum: int, _: FrameType | None) -> None:
+        is_first, is_third = not signals, len(signals) > 1  # asked before another one can come in between
         signals.append(signum)
-        if len(signals) > 2:
+        if is_third:
             os._exit(128 + signum)
-        if len(signals) == 1:
+        if is_first:
             raise KeyboardInterrupt  # no `except Exception` of a library stops it
 
     old = {number: signal.signal(number, take) for number in SIGNALS}
