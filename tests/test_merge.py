@@ -339,7 +339,7 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000_000))
     done = home.merge(*OUT)
     said = "the disk is too full: 60 MB are free, and the merge needs 67 MB"
-    assert (done.code, done.err) == (1, f"error: .: {said}\n  try: free 7 MB, or write elsewhere\n")
+    assert (done.code, done.err) == (1, f"error: {home.path.resolve()}: {said}\n  try: free 7 MB, or write elsewhere\n")
     (home.path / "out.gguf.part").write_bytes(bytes(7_000_000))  # which will be written over
     home.made()
 
