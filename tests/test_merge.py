@@ -425,6 +425,12 @@ def test_a_merge_that_is_removed_is_forgotten_and_its_file_stays(home: Home) -> 
     assert (home.rows, "out.gguf" in home.files) == ([], True)
 
 
+def test_a_recipe_says_what_its_file_is_called_inside(home: Home) -> None:
+    (home.path / "named.yaml").write_text(f"name: Tower of Two\n{TWICE}")
+    assert home.run("merge", "named.yaml", "--source", f"tiny={home.model}", *OUT).code == 0
+    assert metadata(home.path / "out.gguf")["general.name"].endswith(b"Tower of Two")
+
+
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_row_of_the_users_own_is_pulled_by_its_recipe(is_link: bool, home: Home) -> None:
     if is_link:

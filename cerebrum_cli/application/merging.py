@@ -46,7 +46,7 @@ MARGIN = 64_000_000  # bytes of the disk left to others
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """Where a merge goes, what it is called here, and what its file says it is called where that is something else.
+    """Where a merge goes, what it is called here, and what its file says it is called unless the recipe does.
 
     `type` is that of all weights, None for each tensor's own; `quantization` is what its sources are known to be where
     their files do not say; no file is larger than `split_size` bytes.
@@ -121,7 +121,8 @@ class Merger:
             tables[name] = read_table(told_name(model), model.paths)
         dtype = None if recipe.method == "passthrough" else recipe.dtype
         target = Target(options.type, dtype, options.quantization)
-        plan = planned(recipe, tables, target, provenance(recipe, models, options.title or options.name))
+        title = recipe.name or options.title or options.name
+        plan = planned(recipe, tables, target, provenance(recipe, models, title))
         merge = Merge(
             recipe,
             models,
@@ -149,8 +150,8 @@ class Merger:
         """Raise MergeError where a folder's disk has no room for so many bytes."""
         free, need = self.free_bytes(folder), size + MARGIN
         if free < need:
-            what = f"{folder.resolve()}: the disk is too full: {size_text(free)} are free, and the merge needs {size_text(need)}"
-            raise MergeError(what, f"free {size_text(need - free)}, or write elsewhere")
+            what = f"the disk is too full: {size_text(free)} are free, and the merge needs {size_text(need)}"
+            raise MergeError(f"{folder.resolve()}: {what}", f"free {size_text(need - free)}, or write elsewhere")
 
     def write(self, merge: Merge, told: Told) -> tuple[Written, ...]:
         """Write a merge, telling the bytes that are written, of how many.
