@@ -425,6 +425,18 @@ def test_a_merge_that_is_removed_is_forgotten_and_its_file_stays(home: Home) -> 
     assert (home.rows, "out.gguf" in home.files) == ([], True)
 
 
+def test_a_name_that_no_model_can_have_is_asked_for_too(home: Home) -> None:
+    (home.path / "spaced.yaml").write_text(stack(("my model", 0, 4)))
+    done = home.run("merge", "spaced.yaml", *OUT)
+    assert (done.code, done.err.splitlines()[1]) == (3, "  try: say which one is meant: --source my model=MODEL")
+
+
+def test_a_file_that_is_called_as_a_row_is_no_recipe_of_it(home: Home) -> None:
+    assert home.run("pull", home.model).code == 0
+    (home.path / "own").write_text("no recipe")
+    assert home.run("pull", "own:Q4_K_M").code == 0
+
+
 def test_a_recipe_says_what_its_file_is_called_inside(home: Home) -> None:
     (home.path / "named.yaml").write_text(f"name: Tower of Two\n{TWICE}")
     assert home.run("merge", "named.yaml", "--source", f"tiny={home.model}", *OUT).code == 0

@@ -14,9 +14,10 @@ from test_merge import Home
 from test_merge_files import assert_copied, metadata, stack, stored
 from tiny_models import Shape, write_quantised
 
-from cerebrum_cli.application.building import Building, building
+from cerebrum_cli.application.building import Building
 from cerebrum_cli.application.merging import MARGIN, Merger
 from cerebrum_cli.application.model import Model
+from cerebrum_cli.application.recipes import recipe_of
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.ground.errors import MergeError, ModelNotFound
@@ -215,7 +216,7 @@ def own(home: Home, free: int) -> Building:
     library.given_cache = Cache(home.path / "hub")
     spec = library.spec_called("own")
     assert spec
-    return building(library, Merger(library, LlamaCodec, lambda path: free), spec)
+    return Building(library, Merger(library, LlamaCodec, lambda path: free), spec, recipe_of(spec))
 
 
 def test_what_was_merged_is_deleted_behind_a_link_too(home: Home, tinies: dict[str, Path]) -> None:

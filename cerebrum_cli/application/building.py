@@ -11,7 +11,7 @@ from cerebrum_cli.application.merging import Merge, MergeOptions, Merger
 from cerebrum_cli.application.model import Model, as_path, is_file
 from cerebrum_cli.application.naming import require_name
 from cerebrum_cli.application.offers import Offers
-from cerebrum_cli.application.recipes import in_quantization, read_recipe
+from cerebrum_cli.application.recipes import in_quantization
 from cerebrum_cli.application.stock import Offer
 from cerebrum_cli.catalogue.reference import Named
 from cerebrum_cli.catalogue.spec import ModelSpec
@@ -96,20 +96,11 @@ class Building:
         cache = self.library.cache.directory
         at = next(path for path in (cache, *cache.parents) if path.exists())
         missing = [each for each in self._references(quantization) if self._is_missing(each)]
-        is_one_disk = at.stat().st_dev == self.folder.stat().st_dev
-        return sum(
-            self._size(each, quantization) for each in ([self.spec.name, *missing] if is_one_disk else [self.spec.name])
-        )
+        coming = missing if at.stat().st_dev == self.folder.stat().st_dev else []
+        return sum(self._size(each, quantization) for each in (self.spec.name, *coming))
 
     def _size(self, reference: str, quantization: str) -> int:
         """Return the bytes of a model of the catalogue, 0 where it does not say."""
         spec = self.library.spec_called(reference.partition(":")[0])
-        known = (
-            [*spec.quantizations, *(each for source in spec.sources for each in source.quantizations)] if spec else []
-        )
+        known = spec.known_quantizations if spec else ()
         return next((each.size for each in known if same_quantization(each.name, quantization)), 0)
-
-
-def building(library: Library, merger: Merger, spec: ModelSpec) -> Building:
-    """Return how a row of the catalogue is merged. UsageError for a recipe that cannot be read."""
-    return Building(library, merger, spec, read_recipe(library, spec.name).recipe)

@@ -32,7 +32,7 @@ from cerebrum_cli.ground.text import size_text
 from cerebrum_cli.merge.execute import File, execute, files, require_codec
 from cerebrum_cli.merge.gguf_file import read_table
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.methods import Copy, tensors_of
+from cerebrum_cli.merge.methods import tensors_of
 from cerebrum_cli.merge.plan import Plan, planned
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target import Target
@@ -98,8 +98,7 @@ class Merge:
     @property
     def copied(self) -> int:
         """The bytes that are only copied."""
-        tensors = self.plan.tensors
-        return sum(each.size for each in tensors if isinstance(each.work, Copy) and each.work.tensor.type == each.type)
+        return sum(each.size for each in self.plan.tensors if each.is_copy)
 
 
 @dataclass(frozen=True, slots=True)

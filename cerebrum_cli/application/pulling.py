@@ -95,14 +95,16 @@ class Puller:
         self, spec: ModelSpec, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]
     ) -> Model:
         """Merge a model by its row's recipe, of models that are brought here in the quantisation that is meant."""
-        from cerebrum_cli.application.building import building
+        from cerebrum_cli.application.building import Building
         from cerebrum_cli.application.merging import Merger
+        from cerebrum_cli.application.recipes import recipe_of
 
         if spec.name in self.within:
             raise ConfigError(f"{spec.name}: its recipe comes back to itself", "correct its row in models.toml")
         inner = replace(self, within=(*self.within, spec.name))
         merger = Merger(self.library, self.codec)
-        plan, reference = building(self.library, merger, spec), self.library.parse(text)
+        plan = Building(self.library, merger, spec, recipe_of(spec))
+        reference = self.library.parse(text)
         quantization = reference.quantization if isinstance(reference, Named) else None
         if spec.quantizations:
             offer = plan.offer(self.offers, text, context)

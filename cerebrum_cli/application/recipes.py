@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model, as_path, is_directory, is_file, is_missing
-from cerebrum_cli.catalogue.reference import InRepository, Named
+from cerebrum_cli.catalogue.reference import Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.ground.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
@@ -32,12 +32,18 @@ def read_recipe(library: Library, text: str) -> Asked:
     path, (name, _, quantization) = as_path(text), text.partition(":")
     spec = library.spec_called(name)
     if spec and spec.recipe and (is_missing(path) or is_directory(path)):
-        return Asked(parse_recipe(recipe_text(spec.recipe), spec.name), spec, quantization or None)
+        return Asked(recipe_of(spec), spec, quantization or None)
     if not is_missing(path):
         return Asked(parse_recipe(recipe_text(path), path.name))
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
     do = f"name a mergekit recipe in YAML, or a model of the catalogue that has one: {known}"
     raise UsageError(f"{text}: there is no such recipe", do)
+
+
+def recipe_of(spec: ModelSpec) -> Recipe:
+    """Return the recipe that a row of the catalogue names, which must have one. UsageError where it cannot be read."""
+    assert spec.recipe is not None, "only rows with a recipe are merged"
+    return parse_recipe(recipe_text(spec.recipe), spec.name)
 
 
 def recipe_text(path: Path) -> str:
@@ -100,8 +106,10 @@ def unmeant(name: str, error: CerebrumError) -> ModelNotFound:
 
 def is_known(library: Library, text: str) -> bool:
     """Return whether a reference names a model of the catalogue."""
-    reference = library.parse(text) if not is_file(as_path(text)) else None
-    return isinstance(reference, (Named, InRepository)) and library.spec_meant(reference) is not None
+    try:
+        return not is_file(as_path(text)) and library.spec_meant(library.parse(text)) is not None
+    except CerebrumError:  # what can be no reference names none
+        return False
 
 
 def in_quantization(library: Library, text: str, quantization: str) -> str:

@@ -94,10 +94,15 @@ class ModelSpec:
             return self.alternatives
         return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
 
+    @property
+    def known_quantizations(self) -> tuple[Quantization, ...]:
+        """What a merge comes in, and what the sources list."""
+        merged = self.quantizations if self.recipe else ()
+        return (*merged, *(each for source in self.sources for each in source.quantizations))
+
     def may_be_had_in(self, quantization: str | None) -> bool:
         """Whether a source, or a merge, comes in this quantisation, as far as its quantisations are known."""
-        merged = self.quantizations if self.recipe else ()
-        known = [each.name for each in (*merged, *(each for source in self.sources for each in source.quantizations))]
+        known = [each.name for each in self.known_quantizations]
         return quantization is None or not known or any(same_quantization(quantization, name) for name in known)
 
     def is_called(self, name: str) -> bool:

@@ -10,7 +10,7 @@ from threading import Thread
 
 from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.merge.gguf_file import ARCHITECTURE, Entry, header
-from cerebrum_cli.merge.methods import Copy, tensors_of
+from cerebrum_cli.merge.methods import tensors_of
 from cerebrum_cli.merge.plan import Output, Plan, padded, parts
 from cerebrum_cli.merge.table import Value
 from cerebrum_cli.merge.weights import CodecFactory, Weights, block_scale
@@ -160,19 +160,14 @@ def pieces(file: File, weights: Weights) -> Iterator[bytes]:
 
 def require_codec(plan: Plan, codec: CodecFactory) -> None:
     """Raise MergeError for a type that weights cannot be read from or written in, before anything is."""
-    worked = [tensor for tensor in plan.tensors if not is_as_it_is(tensor)]
-    able = codec() if worked else None
+    worked = [each for each in plan.tensors if not (each.is_copy or block_scale(each.work, each))]
+    if not worked:
+        return
+    able = codec()
     for tensor in worked:
-        assert able is not None
         for source in tensors_of(tensor.work):
             if not able.readable(source.type):
                 raise MergeError(f"{source.name} is {source.kind.name}, which cannot be read here", "merge other files")
         if not able.writable(tensor.type):
             what = f"{tensor.name} is {tensor.kind.name}, which cannot be written without knowing which weights matter"
             raise MergeError(what, "name another type with --type, as Q4_K")
-
-
-def is_as_it_is(tensor: Output) -> bool:
-    """Return whether a tensor comes to be without its weights being read: copied, or its blocks' scales multiplied."""
-    is_copy = isinstance(tensor.work, Copy) and tensor.work.tensor.type == tensor.type
-    return is_copy or block_scale(tensor.work, tensor) is not None

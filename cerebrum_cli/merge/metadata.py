@@ -9,6 +9,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.merge.alike import ONE_SHAPE
 from cerebrum_cli.merge.phase import tells_windows, window_pattern
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.table import Table, Value
@@ -93,7 +94,7 @@ def of_layer(table: Table, key: str, layer: int) -> Any:
     said = table.of_layer(key, layer)
     if said is None:
         what = f"{table.name} does not say {key}, which another model says of each layer"
-        raise MergeError(what, "merge models of one shape")
+        raise MergeError(what, ONE_SHAPE)
     return said
 
 

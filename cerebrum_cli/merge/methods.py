@@ -93,7 +93,7 @@ class Position(NamedTuple):
     @property
     def base(self) -> str | None:
         """The model others are compared with."""
-        return self.slice.base_model or self.recipe.base_model
+        return self.slice.base_model
 
 
 def work(position: Position, given: Given) -> Work:

@@ -11,7 +11,7 @@ from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.ground.ggml_types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.alike import ONE_SHAPE, require_alike
 from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
-from cerebrum_cli.merge.methods import Given, Position, Work, lead, work
+from cerebrum_cli.merge.methods import Copy, Given, Position, Work, lead, work
 from cerebrum_cli.merge.names import hugging_face_name
 from cerebrum_cli.merge.parameters import unmatched_filters
 from cerebrum_cli.merge.phase import require_phase
@@ -40,6 +40,11 @@ class Output(NamedTuple):
     def size(self) -> int:
         """The bytes it takes."""
         return self.kind.bytes_of(prod(self.shape))
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its bytes are those of a source."""
+        return isinstance(self.work, Copy) and self.work.tensor.type == self.type
 
 
 class Layer(NamedTuple):
@@ -129,8 +134,7 @@ class Planner:
     def _leading(self, step: Step) -> tuple[Table, int]:
         """Return the model and layer that a layer has its types of: the base's, else the first."""
         origins = self._origins(step)
-        base = step.slice.base_model or self.recipe.base_model
-        model, layer = next((each for each in origins if each[0] == base), origins[0])
+        model, layer = next((each for each in origins if each[0] == step.slice.base_model), origins[0])
         return self.tables[model], layer
 
     def _blocks(self, steps: Sequence[Step]) -> Iterator[Output]:
