@@ -20,12 +20,12 @@ from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.commands.batch import fitted
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.events import Event
-from cerebrum_cli.ground.settings import Settings, fold
 from cerebrum_cli.runtime import real_runtime
 from cerebrum_cli.terminal.sinks import play
 

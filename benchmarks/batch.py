@@ -42,7 +42,7 @@ from harness import PEERS, Row, alone, in_turn, medians
 from server import batched_bench, serve
 
 from cerebrum_cli.batches.rows import Row as Question
-from cerebrum_cli.ground.events import Event, TokenEvent
+from cerebrum_cli.core.events import Event, TokenEvent
 
 PARTS = ("server", "alone", "share", "shape")
 QUESTIONS, TOKENS = 64, 64

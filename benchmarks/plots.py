@@ -30,10 +30,10 @@ from harness import RESULTS, Row, alone, machine, medians, record
 from server import batched_bench
 
 from cerebrum_cli.application.opening import ONE, Opened, Parallel
+from cerebrum_cli.core.events import FinishEvent
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.ground.events import FinishEvent
-from cerebrum_cli.ground.parts import Text
-from cerebrum_cli.ground.settings import Settings
 
 PARTS = ("throughput", "prompt")
 PROMPT, TOKENS, MOST = 128, 64, 64  # 192 tokens: before the first 256 a lone row in a batch is given no company

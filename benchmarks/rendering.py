@@ -23,9 +23,9 @@ from typing import NamedTuple
 from chat import leave, led
 from harness import Row, alone, medians, record, sit_at, terminal
 
+from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
+from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.ground.events import Event, SequenceId, TokenEvent
-from cerebrum_cli.ground.parts import Text
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl import Repl
 from cerebrum_cli.terminal.signals import Signals

@@ -45,7 +45,7 @@ from cerebrum_cli.application.responder import Asked, Responder
 from cerebrum_cli.application.vote import TEMPERATURE, Poll, vote
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row
-from cerebrum_cli.ground.events import Event, FinishEvent
+from cerebrum_cli.core.events import Event, FinishEvent
 
 PARTS = ("chains", "accuracy", "repeat")
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")

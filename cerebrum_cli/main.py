@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli import __version__
-from cerebrum_cli.ground.errors import CerebrumError, Interrupted, OutputError
-from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError
+from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime import Runtime

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.application.fitting import Capacity
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.catalogue.rows import packaged_catalogue
-from cerebrum_cli.ground.errors import ConfigError
-from cerebrum_cli.ground.settings import Layer, Settings, fold, read_config
+from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.settings import Layer, Settings, fold, read_config
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.profile import Profile, ProfileStore
     from cerebrum_cli.application.pulling import Puller
     from cerebrum_cli.catalogue.download import Watcher
+    from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.bench import FileBench
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.engine.states import StateStore
-    from cerebrum_cli.ground.events import Event
     from cerebrum_cli.merge.weights import Codec
 
 PROBE = Path(__file__).with_name("probe.txt")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from scripted_backend import ScriptedBackend
 
+from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.ground.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.ground.parts import Text
-from cerebrum_cli.ground.sampling import SamplingParams
 
 
 @dataclass(slots=True)

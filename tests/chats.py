@@ -10,11 +10,11 @@ from cerebrum_cli.application.chat import Chat
 from cerebrum_cli.application.history import History
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import Opener
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
+from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.states import StateStore
-from cerebrum_cli.ground.errors import ModelNotFound
-from cerebrum_cli.ground.events import Event, FinishEvent, TokenEvent
-from cerebrum_cli.ground.settings import Settings, fold
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cerebrum_cli.core.errors import EngineError, GrammarError
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.parts import Part, Tokens
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.ground.errors import EngineError, GrammarError
-from cerebrum_cli.ground.events import Event
-from cerebrum_cli.ground.parts import Part, Tokens
-from cerebrum_cli.ground.sampling import SamplingParams
 
 END = 256
 MARK = 257  # a control token

@@ -21,11 +21,11 @@ from typing import Any
 from command_line import Finished
 from scripted_backend import END, ScriptedBackend, ScriptedSampler
 
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import Event, LoadEvent
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.plan import LoadOptions
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.events import Event, LoadEvent
-from cerebrum_cli.ground.sampling import SamplingParams
 from cerebrum_cli.main import run
 from cerebrum_cli.runtime import Runtime
 from cerebrum_cli.terminal import progress

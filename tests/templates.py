@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.application.choice import format_builder
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.parts import Part, Text
 
 TEMPLATES = {
     path.stem: path.read_text(encoding="utf-8")

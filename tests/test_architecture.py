@@ -200,7 +200,7 @@ def test_a_planted_violation_is_caught(module: str, source: str, law: str) -> No
         ("commands.pull", "from cerebrum_cli.commands import options\nfrom . import options as again"),
         ("engine.llama.load", "import llama_cpp.llama_cpp, os\nos.sched_getaffinity(0)"),
         ("engine.machine", "import psutil"),
-        ("engine.engine", "from cerebrum_cli.ground.events import Event\nfrom .scheduler import Step"),
+        ("engine.engine", "from cerebrum_cli.core.events import Event\nfrom .scheduler import Step"),
         ("catalogue.hub", "import huggingface_hub"),
         ("merge.gguf_file", "from gguf import GGUFReader"),
         ("ground.settings", "import os\nos.environ.get('TERM')"),

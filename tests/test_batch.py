@@ -16,9 +16,9 @@ from cerebrum_cli.application.batch import Manner, answer_rows
 from cerebrum_cli.application.responder import Asked, Prepared
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import prompt_row
+from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, GrammarError, Interrupted
-from cerebrum_cli.ground.settings import Settings
 
 OUTPUT_KEYS = [
     "id",

@@ -25,7 +25,7 @@ from cerebrum_cli.batches.journal import Journal, open_journal
 from cerebrum_cli.batches.result import Result, StreamedResult
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.batches.shapes import read_rows
-from cerebrum_cli.ground.errors import BatchError, UsageError
+from cerebrum_cli.core.errors import BatchError, UsageError
 
 ROOT = Path(__file__).parents[1]
 MADE_BY: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}

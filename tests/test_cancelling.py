@@ -15,12 +15,12 @@ import pytest
 from asking import ask, gathered, running
 from scripted_backend import BAD_GRAMMAR, TOGETHER, ScriptedBackend, endless, replies, tokens
 
+from cerebrum_cli.core.errors import EngineError, GrammarError
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.ground.errors import EngineError, GrammarError
-from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.ground.parts import Text
 
 ROOT = Path(__file__).parents[1]
 LONG = replies({"count: ": "0123456789" * 5, "name: ": "abcdefghij" * 5, "x" * 50: "y"})

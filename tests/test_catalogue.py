@@ -12,8 +12,8 @@ from cerebrum_cli.catalogue.reference import InRepository, Named, parse_referenc
 from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
 from cerebrum_cli.catalogue.variants import quantization_of, same_quantization
+from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.ground.errors import ConfigError
 
 PACKAGED = {spec.name: spec for spec in load_catalogue([packaged_catalogue()])}
 SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sources]

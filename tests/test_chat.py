@@ -12,8 +12,8 @@ from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat import Chat
 from cerebrum_cli.application.history import led
-from cerebrum_cli.ground.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
-from cerebrum_cli.ground.events import NoticeEvent, TokenEvent
+from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
+from cerebrum_cli.core.events import NoticeEvent, TokenEvent
 from cerebrum_cli.sessions.store import Store
 
 ONE = "S\nUser: One?\nAI:"

@@ -12,9 +12,9 @@ from chats import Openable, finish, said, seated, text
 from scripted_backend import FIRST_WORD, ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat import Chat
+from cerebrum_cli.core.errors import EngineError, PromptTooLong, SessionError
+from cerebrum_cli.core.events import Event, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag
-from cerebrum_cli.ground.errors import EngineError, PromptTooLong, SessionError
-from cerebrum_cli.ground.events import Event, TokenEvent
 from cerebrum_cli.sessions.store import Store
 
 ONE = "S\nUser: One?\nAI:"
@@ -88,7 +88,7 @@ def test_a_change_that_fails_leaves_a_model_that_answers(sit: Callable[..., Chat
 
 
 def test_a_change_that_is_interrupted_leaves_a_model_that_answers(sit: Callable[..., Chat]) -> None:
-    from cerebrum_cli.ground.events import LoadEvent
+    from cerebrum_cli.core.events import LoadEvent
 
     chat = sit(good, lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), good)
     list(chat.say("One?"))

@@ -7,10 +7,10 @@ from tiny_models import CHATML_TEMPLATE
 from vocabularies import MARKS, written
 
 from cerebrum_cli.application.choice import FORMAT_NAMES, chosen_format, format_builder, special_tokens
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import CerebrumError, FormatError, UsageError
 
 
 @pytest.mark.parametrize(

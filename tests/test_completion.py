@@ -8,7 +8,7 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.terminal.completion import SlashCompleter
 from cerebrum_cli.terminal.slash import PARTS, SETTABLE, SLASHES, VALUES
 

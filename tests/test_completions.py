@@ -10,12 +10,12 @@ import pytest
 from asking import gathered, running
 from scripted_backend import BAD_GRAMMAR, END, Model, ScriptedBackend, tokens
 
+from cerebrum_cli.core.errors import EngineError, GrammarError, UsageError
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.ground.errors import EngineError, GrammarError, UsageError
-from cerebrum_cli.ground.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
-from cerebrum_cli.ground.sampling import SamplingParams
 
 LENGTH = 60  # tokens of a long reply
 

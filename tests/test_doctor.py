@@ -32,11 +32,11 @@ from cerebrum_cli.application.judgement import (
 )
 from cerebrum_cli.application.selftest import ANSWER, NANO, QUESTION
 from cerebrum_cli.catalogue.cache import Cache
+from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.build import Build, read_features
 from cerebrum_cli.engine.machine import Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.plan import Device
-from cerebrum_cli.ground.conversation import Message
-from cerebrum_cli.ground.errors import EngineError
 from cerebrum_cli.main import run
 from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.findings import Screen as Seen

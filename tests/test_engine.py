@@ -6,11 +6,11 @@ import pytest
 from asking import ask, gathered, running
 from scripted_backend import FIRST_WORD, MARK, ScriptedBackend, replies, tokens
 
+from cerebrum_cli.core.errors import EngineError, UsageError
+from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.ground.errors import EngineError, UsageError
-from cerebrum_cli.ground.events import PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.ground.parts import Text
-from cerebrum_cli.ground.sampling import SEEDS, SamplingParams
 
 GREETING = replies({"hello ": "world", "hello world, ": "who are you?"})
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.ground.conversation import Conversation, Message, Role
-from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.core.conversation import Conversation, Message, Role
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
 from cerebrum_cli.sessions.names import printable
 from cerebrum_cli.sessions.rows import Said, StoredMessage

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from vocabularies import written
 
 from cerebrum_cli.application.responder import spelled
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.parts import Part, Text, Tokens, joined
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.parts import Part, Text, Tokens, joined
 
 BOS, EOS = 1, 2
 LINE_BREAK = 13

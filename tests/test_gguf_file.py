@@ -12,7 +12,7 @@ import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from tiny_models import Shape, write_quantised
 
-from cerebrum_cli.ground.errors import ModelFileError
+from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.merge.gguf_file import Entry, header, opened, read_table, value_of
 from cerebrum_cli.merge.table import Table, Value
 

@@ -14,8 +14,8 @@ import pytest
 
 from cerebrum_cli.catalogue.cursor import Array
 from cerebrum_cli.catalogue.header import read_header
-from cerebrum_cli.ground.errors import ModelFileError
-from cerebrum_cli.ground.ggml_types import FILE_TYPES, TENSOR_TYPES
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.ggml_types import FILE_TYPES, TENSOR_TYPES
 
 
 def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = None, architecture: str = "llama") -> Path:

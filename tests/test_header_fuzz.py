@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_header import write_model
 
 from cerebrum_cli.catalogue.header import read_header
-from cerebrum_cli.ground.errors import ModelFileError
+from cerebrum_cli.core.errors import ModelFileError
 
 
 def seed_bytes() -> bytes:

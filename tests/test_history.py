@@ -11,10 +11,10 @@ import pytest
 
 from cerebrum_cli.application.history import History, Speaker, gone_on, name_of, spoken
 from cerebrum_cli.application.reply import Reply, ReplyGatherer
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.ground.events import FinishEvent, SequenceId, Timings, TokenEvent
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.rows import Said
 from cerebrum_cli.sessions.store import Store

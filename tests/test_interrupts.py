@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.ground.errors import Interrupted
+from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.terminal.interrupts import interruptible
 
 

@@ -16,9 +16,9 @@ from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.pulling import Puller
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.registry import ModelFile
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.ground.errors import ModelFileError, ModelNotFound, NoModel, UsageError
-from cerebrum_cli.ground.events import NoticeEvent
 
 CATALOGUE = """
 [models.thinker]

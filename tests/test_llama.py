@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from asking import Reply, ask, gathered
 
+from cerebrum_cli.core.errors import EngineError, GrammarError
+from cerebrum_cli.core.events import PromptEvent, TokenEvent
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.backend import LlamaBackend
@@ -21,10 +25,6 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.ground.errors import EngineError, GrammarError
-from cerebrum_cli.ground.events import PromptEvent, TokenEvent
-from cerebrum_cli.ground.parts import Text
-from cerebrum_cli.ground.sampling import SamplingParams
 
 MODELS = ("mistral_model", "chatml_model", "recurrent_model", "sliding_window_model")
 KINDS = ["fox", 'wolf "grey"', "back\\slash\n", None]

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cerebrum_cli.core.errors import EngineError, ModelFileError
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload
@@ -29,9 +32,6 @@ from cerebrum_cli.engine.plan import (
     remarks,
     shortage,
 )
-from cerebrum_cli.ground.errors import EngineError, ModelFileError
-from cerebrum_cli.ground.events import Event, LoadEvent, NoticeEvent
-from cerebrum_cli.ground.parts import Text
 
 GIB = 2**30
 MISTRAL_7B = Shape(trained_context=32768, weight_bytes=4 * GIB, layers=32, kv_bytes_per_token=131_072)

@@ -24,7 +24,7 @@ from test_merge_files import LAYERS, assert_copied, metadata, parts, stack, stor
 from tiny_models import Shape, write_chatml, write_quantised
 
 from cerebrum_cli.catalogue.cache import Cache
-from cerebrum_cli.ground.files import sync_folder
+from cerebrum_cli.core.files import sync_folder
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
 

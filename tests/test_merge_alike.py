@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from merge_tables import KV_HEADS, Shape, mixed, plan, stacked, table, without
 
-from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.table import Table, Tensor
 
 TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")

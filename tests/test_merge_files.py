@@ -16,13 +16,13 @@ from cerebrum_cli.catalogue.cursor import Cursor
 from cerebrum_cli.catalogue.header import read_header
 from cerebrum_cli.catalogue.rows import RECIPES
 from cerebrum_cli.catalogue.variants import parts_of
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.ggml_types import TENSOR_TYPES
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.plan import Shape as Loaded
-from cerebrum_cli.ground.errors import ModelFileError
-from cerebrum_cli.ground.ggml_types import TENSOR_TYPES
 from cerebrum_cli.merge.execute import File, execute, files, require_codec
 from cerebrum_cli.merge.gguf_file import read_table
 from cerebrum_cli.merge.metadata import Origin, Provenance

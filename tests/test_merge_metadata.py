@@ -21,7 +21,7 @@ from merge_tables import (
     works,
 )
 
-from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.metadata import Origin, Provenance, rounded
 from cerebrum_cli.merge.methods import Copy
 from cerebrum_cli.merge.plan import planned

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_models import Shape, write_chatml
 
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.ground.errors import MergeError
 from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
 from cerebrum_cli.merge.gguf_file import read_table

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_tables import KV_HEADS, MISTRAL_7B, Shape, dimensions, mixed, plan, stacked, table, tower, value, works
 
-from cerebrum_cli.ground.errors import MergeError
-from cerebrum_cli.ground.ggml_types import TENSOR_TYPES
+from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.ggml_types import TENSOR_TYPES
 from cerebrum_cli.merge.execute import files
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
 from cerebrum_cli.merge.plan import Layer, Output, Plan, parts

@@ -19,8 +19,8 @@ from cerebrum_cli.application.merging import MARGIN, Merger
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.recipes import recipe_of
 from cerebrum_cli.catalogue.cache import Cache
+from cerebrum_cli.core.errors import MergeError, ModelNotFound
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.ground.errors import MergeError, ModelNotFound
 from cerebrum_cli.terminal.streams import Streams
 
 SMALL = Shape(layers=4, width=256, heads=8, kv_heads=2, ffn=512)

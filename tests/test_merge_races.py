@@ -17,9 +17,9 @@ from command_line import CommandLine
 from test_merge_files import SMALL, prepared, quietly, stack, stored
 from tiny_models import Shape, write_quantised
 
+from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.files import locked, sync_folder
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.ground.errors import MergeError
-from cerebrum_cli.ground.files import locked, sync_folder
 from cerebrum_cli.merge import writing
 from cerebrum_cli.merge.execute import File, Job, Unwanted, execute
 from cerebrum_cli.merge.writing import Delivery, HashedFile

@@ -18,8 +18,8 @@ from person import Person
 from test_merge_files import SMALL, TWELVE_B, merged, stack, stored
 from tiny_models import write_quantised
 
-from cerebrum_cli.ground.errors import Interrupted, MergeError, ModelFileError
-from cerebrum_cli.ground.files import locked
+from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
+from cerebrum_cli.core.files import locked
 from cerebrum_cli.merge.gguf_file import read_table
 from cerebrum_cli.merge.writing import Delivery, HashedFile
 from cerebrum_cli.terminal.interrupts import interruptible

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from merge_tables import Shape, contents, floats, mixed, plan, stacked, table, types
 
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.merge.target import WANTED, Target, wanted_type
 
 

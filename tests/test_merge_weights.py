@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cerebrum_cli.core.errors import MergeError, ModelFileError
+from cerebrum_cli.core.ggml_types import TENSOR_TYPES
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.ground.errors import MergeError, ModelFileError
-from cerebrum_cli.ground.ggml_types import TENSOR_TYPES
 from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work

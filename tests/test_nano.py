@@ -14,8 +14,8 @@ from nano.measure import FILE, asked, opened, voted
 from nano.questions import held_out, questions
 
 from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.ground.conversation import Conversation
 
 SHA256 = "938b12ac45814c11d06152ed2cf7116cc51a1a9816fea7b004d0cedc23147e1d"
 EOS = 2

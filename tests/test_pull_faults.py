@@ -25,8 +25,8 @@ from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.download import Download, Patience
 from cerebrum_cli.catalogue.hub import HubFile, Listing
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.ground.errors import PullError
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.core.events import NoticeEvent
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds

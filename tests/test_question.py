@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.application.question import Question, fenced, parse_messages, read_text, template_options
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import Settings
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}

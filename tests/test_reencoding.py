@@ -31,14 +31,14 @@ from cerebrum_cli.application.selftest import NANO
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.derivatives import Workshop
 from cerebrum_cli.commands.reencoding import conclude
+from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, UsageError
+from cerebrum_cli.core.events import NoticeEvent, StageEvent
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench import Closeness, Facts, FileBench, Job, NoTrial
 from cerebrum_cli.engine.encoding import ENCODINGS, Encoding, encoded, encodings_for
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.quantize import reason
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, ModelNotFound, UsageError
-from cerebrum_cli.ground.events import NoticeEvent, StageEvent
-from cerebrum_cli.ground.settings import Settings
 from cerebrum_cli.terminal.encodings import print_encodings, report_object
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_models

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 
 HUB = "https://huggingface.co"
 REPO = "bartowski/Cerebrum-1.0-7b-GGUF"

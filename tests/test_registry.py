@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
-from cerebrum_cli.ground.errors import ConfigError, ModelFileError
+from cerebrum_cli.core.errors import ConfigError, ModelFileError
 
 ROOT = Path(__file__).parents[1]
 

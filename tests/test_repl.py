@@ -14,7 +14,7 @@ import pytest
 from command_line import COMMAND, CommandLine, Finished
 from person import Person
 
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.lines import PipedLines, is_closed, questions, unfenced
 from cerebrum_cli.terminal.obey import COMMANDS
 from cerebrum_cli.terminal.repl import fitting

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cerebrum_cli.application.reply import Reply, ReplyGatherer, prompt_object, reply_object, shortfall
 from cerebrum_cli.application.responder import Preview
-from cerebrum_cli.ground.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
 
 ONLY = SequenceId(0)
 FINISH = FinishEvent(

@@ -6,10 +6,10 @@ import pytest
 from templates import BARE, ONE, embedded
 from vocabularies import written
 
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.sandbox import run_template
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import FormatError, Interrupted
 
 
 @pytest.mark.parametrize(

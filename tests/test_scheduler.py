@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_backend import END, ScriptedBackend, tokens
 
+from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row, StopFlag
@@ -20,8 +22,6 @@ from cerebrum_cli.engine.commands import Cancel, Command, Commands, End, Submit
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
-from cerebrum_cli.ground.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.ground.sampling import SamplingParams
 
 # Pure cases.
 

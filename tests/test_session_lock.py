@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.rows import Session
 from cerebrum_cli.sessions.store import Store

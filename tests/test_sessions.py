@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions import schema, store
 from cerebrum_cli.sessions.rows import Said, Session, StoredMessage
 from cerebrum_cli.sessions.schema import STEPS, migrate
@@ -603,7 +603,7 @@ def started(script: str, *argv: str | Path) -> subprocess.Popen[str]:
     """Start a process that runs a script, which prints and reads lines."""
     head = (
         "import sys; from pathlib import Path\n"
-        "from cerebrum_cli.ground.conversation import Message\n"
+        "from cerebrum_cli.core.conversation import Message\n"
         "from cerebrum_cli.sessions.store import Store\n"
     )
     return subprocess.Popen(

@@ -12,10 +12,10 @@ import pytest
 from cerebrum_cli.application.archive import export_to
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import Opened, open_model
-from cerebrum_cli.ground.conversation import Message
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.parts import Text
-from cerebrum_cli.ground.settings import fold
+from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.settings import fold
 from cerebrum_cli.runtime import llama_opener
 from cerebrum_cli.sessions.rows import Said, Session
 from cerebrum_cli.sessions.store import Store

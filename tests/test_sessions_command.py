@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from command_line import CommandLine, Finished, saying, talking
 
-from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.ground.errors import ConfigError, UsageError
-from cerebrum_cli.ground.settings import KEYS, Settings, checked, environment, fold, read_config
+from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.settings import KEYS, Settings, checked, environment, fold, read_config
 
 GOOD: dict[str, Any] = {
     "model": "starter",

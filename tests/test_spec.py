@@ -8,7 +8,7 @@ import pytest
 
 from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec, Quantization
-from cerebrum_cli.ground.errors import ConfigError
+from cerebrum_cli.core.errors import ConfigError
 
 
 def known(name: str) -> ModelSpec:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scripted_backend import ScriptedBackend, replies, tokens
 from test_scheduler import babble, expected
 
+from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.keeping import WORTH
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.states import DAMAGED, StateStore
-from cerebrum_cli.ground.events import Event, NoticeEvent, SequenceId
-from cerebrum_cli.ground.sampling import SamplingParams
 
 FILE = "a long file, " * 10  # 130 tokens
 FIRST, SECOND = FILE + "first?", FILE + "second?"

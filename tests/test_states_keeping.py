@@ -11,11 +11,11 @@ from asking import gathered
 from scripted_backend import ScriptedBackend, replies, tokens
 from test_states_engine import FIRST, GOES_ON, SECOND, asked, count, keep, keeping, scripted, store
 
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import Event, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.events import Event, TokenEvent
 
 
 def test_what_is_kept_already_is_not_written_again(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ import tiny_models
 from asking import Reply, gathered
 from test_llama import MODELS, STORY, assert_said_alone, options
 
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.states import DAMAGED, FOOTER, StateStore
-from cerebrum_cli.ground.events import NoticeEvent
-from cerebrum_cli.ground.parts import Text
-from cerebrum_cli.ground.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 TALE = STORY * 5  # longer than the window of the model that has one
@@ -181,7 +181,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chat
     code = (
         "import resource\n"
         "from test_states_llama import *\n"
-        "from cerebrum_cli.ground.errors import EngineError\n"
+        "from cerebrum_cli.core.errors import EngineError\n"
         "folder, room = Path(sys.argv[1]), int(sys.argv[3])\n"
         "with keeping(Path(sys.argv[2]), folder) as engine:\n"
         "    prompt = engine.tokenize([Text(TALE)])\n"

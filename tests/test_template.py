@@ -17,11 +17,11 @@ from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded, unt
 from vocabularies import marked_up, written
 
 from cerebrum_cli.application.responder import spelled
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.parts import Text, Tokens
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.thinking import THOUGHTS, opened_thought
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import FormatError
-from cerebrum_cli.ground.parts import Text, Tokens
 
 CONVERSATIONS = {
     "one question": ONE,

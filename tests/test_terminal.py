@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from screen import ScreenFile
 
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, Interrupted
-from cerebrum_cli.ground.events import (
+from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
+from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
     LoadEvent,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.text import size_text
 
 
 @pytest.mark.parametrize(

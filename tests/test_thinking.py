@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.core.events import Channel
 from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtSplitter, opened_thought
-from cerebrum_cli.ground.events import Channel
 
 THINK = THOUGHTS[0]
 ANALYSIS = "<|channel|>analysis<|message|>"

@@ -10,6 +10,9 @@ import pytest
 from asking import Reply, gathered
 
 import cerebrum_cli
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.events import SequenceId
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.engine import Engine
@@ -19,9 +22,6 @@ from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.events import SequenceId
-from cerebrum_cli.ground.sampling import SamplingParams
 
 NANO = Path(cerebrum_cli.__file__).parent / "nano.gguf"
 SHAPE = Shape(trained_context=512, weight_bytes=NANO.stat().st_size, layers=4, kv_bytes_per_token=1024)

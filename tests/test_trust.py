@@ -11,10 +11,10 @@ from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded
 from vocabularies import marked_up, marks_in, written
 
 from cerebrum_cli.application.responder import spelled
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import FormatError
-from cerebrum_cli.ground.parts import Text
 
 BOS, EOS = 1, 2  # of Mistral's vocabulary
 

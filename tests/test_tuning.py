@@ -12,10 +12,10 @@ from scripted_bench import ALONE, MANY, Cost, ScriptedBench
 from cerebrum_cli.application.arms import NORMAL, QUICK, THOROUGH, USES, Arm, Effort, Machine, other_threads
 from cerebrum_cli.application.profile import Speeds, Tuned, UseName
 from cerebrum_cli.application.tuning import Search
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench import Job
 from cerebrum_cli.engine.plan import Device, Tuning
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.events import StageEvent
 from cerebrum_cli.terminal.tunings import tried_lines, tuning_text
 
 USUAL, USUAL_MANY = Tuning(repack=True), Tuning(repack=False, slots=32)

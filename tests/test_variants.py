@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.application.model import model_paths
 from cerebrum_cli.catalogue.variants import Variant, parts_of, quantization_of, same_quantization, variants
-from cerebrum_cli.ground.errors import ModelFileError
+from cerebrum_cli.core.errors import ModelFileError
 
 
 def parts(stem: str, count: int, ending: str = ".gguf") -> tuple[str, ...]:

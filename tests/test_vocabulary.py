@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, with_user_defined
 
 from cerebrum_cli.application.responder import spelled
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.parts import Part, Text, Tokens, joined
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.parts import Part, Text, Tokens, joined
 
 UNK, BOS, EOS = 0, 1, 2  # of Mistral's vocabulary
 SPACE, LINE_BREAK, THINK, USER, SPACED_USER = 28705, 13, 24036, 730, 1247

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.answers.vote import AUTO, MOST_VOTES, Ballot, Count, Votes, lead_is_sure, parse_votes
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 
 LETTERS = ("5", "7", "9", None)
 answers = st.sampled_from(("5", "5.0", "five", "7", "7 apples", "9", "yes", None))

@@ -16,10 +16,10 @@ from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.choice import format_builder
 from cerebrum_cli.application.responder import Asked, LocalResponder
 from cerebrum_cli.application.vote import Poll, vote
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
-from cerebrum_cli.ground.settings import fold
 
 VOTES_KEYS = ["samples", "winner", "tally", "agreement", "chains"]
 CHAIN_KEYS = ["seed", "text", "final_answer", "finish_reason"]

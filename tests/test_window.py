@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.application.window import DROPPED, ROOM, Drop, overflow, without
-from cerebrum_cli.ground.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation
 
 SYSTEM = 20  # tokens of the system prompt
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from hypothesis import strategies as st
 from tiny_models import SPECIAL_TOKENS, USER_DEFINED
 
+from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions, Shape
-from cerebrum_cli.ground.parts import Part, Text
 
 MARKS = tuple(SPECIAL_TOKENS)
 """What ChatML's tiny vocabulary has for markup; the id of each is its index."""

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.events import FinishEvent, SequenceId, TokenEvent
-from cerebrum_cli.ground.sampling import SamplingParams
 from nano.questions import held_out, questions
 
 FILE = Path(__file__).parents[2] / "cerebrum_cli" / "nano.gguf"

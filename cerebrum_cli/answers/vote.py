@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from math import comb, fsum
 
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 
 MOST_VOTES = 256
 SURE_ENOUGH = (9, 10)  # three chains of one mind reach it, two do not

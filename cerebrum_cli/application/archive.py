@@ -12,10 +12,10 @@ from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import BackendFactory, Opened, open_model
 from cerebrum_cli.application.question import read_text
 from cerebrum_cli.application.responder import LocalResponder
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.settings import Settings
-from cerebrum_cli.ground.text import utc_text
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import utc_text
 from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
 from cerebrum_cli.sessions.names import printable
 from cerebrum_cli.sessions.rows import Session, StoredMessage

@@ -17,10 +17,10 @@ from cerebrum_cli.application.responder import Asked, Prepared, Replies, Respond
 from cerebrum_cli.application.vote import Poll, require_sampling, votes_object
 from cerebrum_cli.batches.result import Result
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
-from cerebrum_cli.ground.events import Event, FinishEvent, RefusedEvent, RowEvent, TokenEvent
-from cerebrum_cli.ground.sampling import SEEDS
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowEvent, TokenEvent
+from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.core.settings import Settings
 
 ANSWERING = ("system", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "ctx")
 WINDOW = 4096  # rows that are read and put in order together: more would keep the first of them waiting

@@ -16,7 +16,7 @@ from cerebrum_cli.application.stock import Offer
 from cerebrum_cli.catalogue.reference import Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
-from cerebrum_cli.ground.errors import CerebrumError
+from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.merge.recipe import Recipe
 
 Bring = Callable[[str], Model]

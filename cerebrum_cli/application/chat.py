@@ -16,10 +16,10 @@ from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import Opened, Opener, loaded_with
 from cerebrum_cli.application.saying import Saying
 from cerebrum_cli.application.vote import Poll
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import CerebrumError, FormatError, Interrupted, SessionError
-from cerebrum_cli.ground.events import Event, NoticeEvent
-from cerebrum_cli.ground.settings import Layer, Settings
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.sessions.names import checked_name
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 

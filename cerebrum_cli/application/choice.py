@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cerebrum_cli.application.responder import FormatBuilder
+from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW
-from cerebrum_cli.ground.errors import FormatError, UsageError
-from cerebrum_cli.ground.parts import Text
 
 FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from cerebrum_cli.application.history import heard, spoken
 from cerebrum_cli.application.responder import LocalResponder
 from cerebrum_cli.application.window import overflow
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.events import NoticeEvent
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.rows import Session
 from cerebrum_cli.sessions.store import Store
 

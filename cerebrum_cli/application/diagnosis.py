@@ -16,12 +16,12 @@ from cerebrum_cli.application.finding import Finding, found
 from cerebrum_cli.application.judgement import Place
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.opening import BackendFactory
+from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
+from cerebrum_cli.core.settings import Settings, read_config
+from cerebrum_cli.core.text import size_text
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build
 from cerebrum_cli.engine.states import STATE, listed
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, ModelNotFound, PullError
-from cerebrum_cli.ground.settings import Settings, read_config
-from cerebrum_cli.ground.text import size_text
 
 NETWORK_S = 3.0  # how long the Hub is waited for, in all
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cerebrum_cli.application.reply import Reply
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.names import checked_name
 from cerebrum_cli.sessions.rows import Origin, Said, Session, StoredMessage

@@ -8,9 +8,9 @@ from math import inf
 from pathlib import Path
 
 from cerebrum_cli.application.finding import Finding, found
+from cerebrum_cli.core.text import size_text
 from cerebrum_cli.engine.build import Build
 from cerebrum_cli.engine.machine import Processors
-from cerebrum_cli.ground.text import size_text
 
 LEAST_MEMORY = 2 * 10**9  # bytes; a small model, its cache and the rest of the machine
 LEAST_DISK = 5 * 10**9  # bytes; the model that is usually pulled takes 4.4 GB

@@ -17,8 +17,8 @@ from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
 from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
-from cerebrum_cli.ground.errors import ConfigError, ModelNotFound, NoModel, UsageError
-from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.core.errors import ConfigError, ModelNotFound, NoModel, UsageError
+from cerebrum_cli.core.settings import environment
 
 Told = Callable[[int, int], None]
 """Told the bytes done and the bytes in all."""

@@ -13,8 +13,8 @@ from cerebrum_cli.application.stock import Offer, catalogued, judge, of_files
 from cerebrum_cli.catalogue.cursor import Array, Scalar
 from cerebrum_cli.catalogue.derivatives import Derived
 from cerebrum_cli.catalogue.reference import AtPath
-from cerebrum_cli.ground.errors import ModelFileError
-from cerebrum_cli.ground.text import utc_text
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.text import utc_text
 
 
 def described(library: Library, model: Model, told: Told) -> dict[str, Any]:

@@ -15,15 +15,15 @@ from cerebrum_cli.application.model import Model, require_loadable
 from cerebrum_cli.application.opening import load_options
 from cerebrum_cli.application.profile import Profile
 from cerebrum_cli.application.tuning import Search
+from cerebrum_cli.core.errors import CerebrumError, ConfigError
+from cerebrum_cli.core.events import StageEvent
+from cerebrum_cli.core.files import locked
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import utc_text
 from cerebrum_cli.engine.bench import Bench, FileBench
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.plan import Device, LoadOptions, Tuning, plan_repacking, plan_slots
 from cerebrum_cli.engine.sequence import REPLY
-from cerebrum_cli.ground.errors import CerebrumError, ConfigError
-from cerebrum_cli.ground.events import StageEvent
-from cerebrum_cli.ground.files import locked
-from cerebrum_cli.ground.settings import Settings
-from cerebrum_cli.ground.text import utc_text
 
 MOST_TOGETHER = 64
 QUESTION = 256  # tokens room is made for in each slot of a batch, beside its reply

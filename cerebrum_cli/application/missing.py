@@ -9,7 +9,7 @@ from cerebrum_cli.catalogue.derivatives import Derived
 from cerebrum_cli.catalogue.reference import InRepository, Named
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec, Refusal
-from cerebrum_cli.ground.errors import ModelNotFound, PullError
+from cerebrum_cli.core.errors import ModelNotFound, PullError
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.library import Library

@@ -13,8 +13,8 @@ from cerebrum_cli.catalogue.reference import InRepository, Named
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
+from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
-from cerebrum_cli.ground.errors import ModelFileError
 
 # In the metadata of a merge made here: the recipe, what its models were called, and the format they are asked in.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"

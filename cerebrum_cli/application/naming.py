@@ -9,7 +9,7 @@ from cerebrum_cli.application.model import is_missing
 from cerebrum_cli.catalogue.reference import MODEL_NAME
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 
 
 def require_name(

@@ -19,7 +19,7 @@ from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
-from cerebrum_cli.ground.errors import ModelNotFound
+from cerebrum_cli.core.errors import ModelNotFound
 
 T = TypeVar("T")
 

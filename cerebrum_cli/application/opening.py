@@ -12,15 +12,15 @@ from cerebrum_cli.application.choice import chosen_format, format_builder, prepa
 from cerebrum_cli.application.model import Model, require_loadable
 from cerebrum_cli.application.profile import USUAL, Profile, UseName, given_way
 from cerebrum_cli.application.responder import LocalResponder
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning, plan_repacking
 from cerebrum_cli.engine.states import StateStore
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import EngineError, FormatError, ModelFileError
-from cerebrum_cli.ground.events import Event, NoticeEvent
-from cerebrum_cli.ground.settings import Layer, Settings
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Return how to open a model; the runtime picks llama.cpp, tests something smaller."""

@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cerebrum_cli.core.files import write_whole
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.plan import Tuning
-from cerebrum_cli.ground.files import write_whole
-from cerebrum_cli.ground.settings import Settings
 
 UseName = Literal["chat", "ask", "ask-long", "batch"]
 VERSION = 1

@@ -18,8 +18,8 @@ from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import AtPath, Named
 from cerebrum_cli.catalogue.registry import ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
-from cerebrum_cli.ground.errors import CerebrumError, ConfigError, ModelNotFound, PullError
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.merge.weights import CodecFactory

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cerebrum_cli.ground.conversation import Conversation, conversation_of
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.settings import Settings
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.conversation import Conversation, conversation_of
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import well_formed
 
 BYTES = 4  # of English a token stands for, about
 

@@ -10,7 +10,7 @@ from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model, as_path, is_directory, is_file, is_missing
 from cerebrum_cli.catalogue.reference import Named
 from cerebrum_cli.catalogue.spec import ModelSpec
-from cerebrum_cli.ground.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 
 LONGEST = 1 << 20  # bytes of a recipe

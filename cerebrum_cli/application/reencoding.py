@@ -15,13 +15,13 @@ from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model, as_name, is_missing
 from cerebrum_cli.catalogue.derivatives import PART, Derived, Workshop, discard, finish
 from cerebrum_cli.catalogue.registry import ModelFile, sha256_of
+from cerebrum_cli.core.errors import EngineError, UsageError
+from cerebrum_cli.core.events import StageEvent
+from cerebrum_cli.core.text import size_text
 from cerebrum_cli.engine.bench import LEAST_AGREEMENT, Closeness, FileBench, Job, NoTrial
 from cerebrum_cli.engine.encoding import ENCODINGS, Encoding, encoded
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning, plan_repacking
-from cerebrum_cli.ground.errors import EngineError, UsageError
-from cerebrum_cli.ground.events import StageEvent
-from cerebrum_cli.ground.text import size_text
 
 T = TypeVar("T")
 

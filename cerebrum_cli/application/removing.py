@@ -8,8 +8,8 @@ from pathlib import Path
 from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.model import Model, is_missing
 from cerebrum_cli.catalogue.derivatives import Derived, discard
-from cerebrum_cli.ground.errors import ModelNotFound
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.text import size_text
 
 
 @dataclass(frozen=True, slots=True)

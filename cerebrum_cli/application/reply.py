@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.application.responder import Preview
-from cerebrum_cli.ground.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
+from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
 DIGITS = 5  # of a probability: those behind hang on what ran beside it, and two chains of the same words are equal
 LONG_READING = 0.25  # seconds; a beginning of prompts that took longer is kept, too

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import PromptTooLong
+from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.engine import Engine, unrefused
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, opened_thought
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import PromptTooLong
-from cerebrum_cli.ground.events import Event, FinishEvent, LoadEvent, SequenceId, TokenEvent
-from cerebrum_cli.ground.parts import Part, Text
-from cerebrum_cli.ground.settings import Settings
 
 LONGEST = 4  # bytes of a character, and as many tokens at most
 

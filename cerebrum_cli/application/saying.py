@@ -11,10 +11,10 @@ from cerebrum_cli.application.history import Speaker, params_of, said
 from cerebrum_cli.application.reply import ReplyGatherer
 from cerebrum_cli.application.responder import Asked, Responder
 from cerebrum_cli.application.vote import Poll, vote
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.ground.events import Event
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.rows import Said, Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 

@@ -8,8 +8,8 @@ from cerebrum_cli.application.finding import Finding, found
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.opening import BackendFactory, open_model
 from cerebrum_cli.application.reply import Reply, ReplyGatherer
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.settings import Settings
 
 NANO = Path(__file__).parents[1] / "nano.gguf"
 FORMAT = "cerebrum"

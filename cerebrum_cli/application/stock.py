@@ -11,8 +11,8 @@ from cerebrum_cli.catalogue.hub import Listing
 from cerebrum_cli.catalogue.reference import InRepository, Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, same_quantization
-from cerebrum_cli.ground.errors import ModelNotFound, UsageError
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.text import size_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from cerebrum_cli.application.arms import (
     unusual,
 )
 from cerebrum_cli.application.profile import Speeds, Tuned, UseName
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench import LEAST_AGREEMENT, Bench, Job, NoTrial
 from cerebrum_cli.engine.plan import Tuning
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.events import StageEvent
 
 WORTH = 1.05  # how many times as fast as the usual way it must be to be used: less may be another program's doing
 BETTER = 1.02  # how many times as fast as the best so far it must be for others to be tried on top of it

@@ -10,10 +10,10 @@ from typing import Any
 from cerebrum_cli.answers.vote import Ballot, Count, Votes
 from cerebrum_cli.application.reply import LONG_PROMPT, Reply, ReplyGatherer
 from cerebrum_cli.application.responder import Asked, Replies, Responder
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import Event, FinishEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import unrefused
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.events import Event, FinishEvent, TallyEvent, TokenEvent
-from cerebrum_cli.ground.settings import Settings
 
 TEMPERATURE = 0.7  # of a vote for which none is given: at 0 all chains would be one
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.events import NoticeEvent
 
 ROOM = 8  # a reply is to have this part of the context, or the most tokens it may have
 DROPPED = 4  # at least this part of the context goes at once: what is left is evaluated again, which is to be rare

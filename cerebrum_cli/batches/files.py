@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.batches.record import Identity
-from cerebrum_cli.ground.errors import BatchError, UsageError
-from cerebrum_cli.ground.files import sync_folder
+from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.files import sync_folder
 
 GO_ON = "the same command, without --restart, goes on where this one ended"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

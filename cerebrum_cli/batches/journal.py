@@ -28,8 +28,8 @@ from cerebrum_cli.batches.record import Record, encoded, normal, read_record
 from cerebrum_cli.batches.result import require_all, require_object, row_line
 from cerebrum_cli.batches.rows import Row
 from cerebrum_cli.batches.standing import Found, decide
-from cerebrum_cli.ground.errors import BatchError
-from cerebrum_cli.ground.files import sync_folder
+from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.files import sync_folder
 
 
 def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool = False) -> Journal:

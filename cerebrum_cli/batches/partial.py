@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.batches.files import open_locked, write_all
 from cerebrum_cli.batches.result import compact
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowId
-from cerebrum_cli.ground.errors import BatchError
+from cerebrum_cli.core.errors import BatchError
 
 ROW = "row"  # the key, in this file alone, of a row's place in the input
 _ROW = b', "row": '

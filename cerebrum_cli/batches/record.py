@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.batches.result import compact
-from cerebrum_cli.ground.errors import BatchError
+from cerebrum_cli.core.errors import BatchError
 
 VERSION = 1
 _MOST_TOLD = 3  # differences

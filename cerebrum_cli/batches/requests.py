@@ -13,10 +13,10 @@ from typing import Any
 
 from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of
 from cerebrum_cli.batches.template import Template
-from cerebrum_cli.ground.conversation import Conversation, conversation_of
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.settings import checked
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.conversation import Conversation, conversation_of
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import checked
+from cerebrum_cli.core.text import well_formed
 
 ID_KEYS = ("custom_id", "id")  # the first that says something is the row's
 URLS = ("/v1/chat/completions", "/v1/completions")

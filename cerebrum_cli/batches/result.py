@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.text import well_formed
 
 _LINE_BREAKS = {
     ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"

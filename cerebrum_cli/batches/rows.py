@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.text import well_formed
 
 OUTPUT_KEYS = (
     "id",

@@ -14,7 +14,7 @@ from cerebrum_cli.batches.requests import request_row
 from cerebrum_cli.batches.rows import BadRow, Row, bad_row, prompt_of, prompt_row
 from cerebrum_cli.batches.table import table_rows
 from cerebrum_cli.batches.template import Template, parse_template
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)

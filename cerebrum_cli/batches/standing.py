@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cerebrum_cli.batches.files import Places
 from cerebrum_cli.batches.record import Identity, Record, difference
-from cerebrum_cli.ground.errors import BatchError
+from cerebrum_cli.core.errors import BatchError
 
 Step = Literal["begin", "resume", "complete"]
 _REPLACE = "--restart replaces it; or choose another -o"

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from cerebrum_cli.batches.requests import ID_KEYS
 from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of, prompt_row
 from cerebrum_cli.batches.template import Template
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import well_formed
 
 DEFAULT_COLUMN = "prompt"
 

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from cerebrum_cli.ground.errors import ModelFileError
+from cerebrum_cli.core.errors import ModelFileError
 
 Scalar = str | int | float | bool
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.catalogue.reference import InRepository, parse_reference
-from cerebrum_cli.ground.errors import CerebrumError
-from cerebrum_cli.ground.files import locked, sync_folder
+from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.files import locked, sync_folder
 
 PART = ".part"
 DIGITS = 16  # of the original's digest, in the name of a folder

@@ -22,9 +22,9 @@ from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.hub import HubFile, Listing, locked, opened
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.registry import sha256_of
-from cerebrum_cli.ground.errors import PullError
-from cerebrum_cli.ground.events import NoticeEvent
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.text import size_text
 
 if TYPE_CHECKING:
     from hashlib import _Hash

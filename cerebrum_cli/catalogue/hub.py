@@ -18,8 +18,8 @@ from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.cache import COMMIT, SHA256
 from cerebrum_cli.catalogue.hub_errors import ErrorAnswer, HubError, Token, silence
 from cerebrum_cli.catalogue.reference import MAIN, is_inside
-from cerebrum_cli.ground.errors import CerebrumError, ConfigError, PullError
-from cerebrum_cli.ground.settings import environment, forget_empty_variable
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
+from cerebrum_cli.core.settings import environment, forget_empty_variable
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cerebrum_cli.ground.errors import CerebrumError, ModelNotFound, PullError
+from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
 
 _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # of the header `RateLimit: "api";r=0;t=55`: seconds until it resets
 

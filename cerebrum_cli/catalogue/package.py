@@ -19,9 +19,9 @@ from typing import IO, TYPE_CHECKING
 
 from cerebrum_cli.catalogue.registry import sha256_of
 from cerebrum_cli.catalogue.spec import PackageSource
-from cerebrum_cli.ground.errors import PullError
-from cerebrum_cli.ground.files import sync_folder
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.errors import PullError
+from cerebrum_cli.core.files import sync_folder
+from cerebrum_cli.core.text import size_text
 
 if TYPE_CHECKING:
     import subprocess

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from cerebrum_cli.ground.errors import ConfigError, ModelFileError
-from cerebrum_cli.ground.files import write_whole
+from cerebrum_cli.core.errors import ConfigError, ModelFileError
+from cerebrum_cli.core.files import write_whole
 
 Source = Literal["package", "local", "hub", "merge", "derived"]
 

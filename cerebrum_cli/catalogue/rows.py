@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID, is_inside
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
-from cerebrum_cli.ground.errors import ConfigError, UsageError
-from cerebrum_cli.ground.settings import KEYS, checked
+from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.settings import KEYS, checked
 
 T = TypeVar("T")
 

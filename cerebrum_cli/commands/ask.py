@@ -13,15 +13,15 @@ import typer
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.kept import Kept
 from cerebrum_cli.commands.options import option
-from cerebrum_cli.ground.errors import NoAnswer, UsageError
+from cerebrum_cli.core.errors import NoAnswer, UsageError
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes as VotesWanted
     from cerebrum_cli.application.opening import Opened
     from cerebrum_cli.application.reply import Reply
     from cerebrum_cli.application.vote import Poll
-    from cerebrum_cli.ground.conversation import Conversation
-    from cerebrum_cli.ground.events import Event
+    from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.core.events import Event
     from cerebrum_cli.terminal.progress import StatusLine
     from cerebrum_cli.terminal.sinks import Sink
     from cerebrum_cli.terminal.streams import Streams

@@ -10,7 +10,7 @@ import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
-from cerebrum_cli.ground.errors import Interrupted, UsageError
+from cerebrum_cli.core.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -210,7 +210,7 @@ def shown(streams: Streams, model: str, in_order: bool, quiet: bool, verbose: bo
 
 def tell_done(streams: Streams, result: Result) -> None:
     """Say that there was nothing to do any more, and how it ended."""
-    from cerebrum_cli.ground.events import RowEvent
+    from cerebrum_cli.core.events import RowEvent
     from cerebrum_cli.terminal.tables import batch_text
 
     streams.talk(batch_text(RowEvent(result.done, result.done, result.failed), 0, 0.0))

@@ -8,7 +8,7 @@ import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime import Runtime

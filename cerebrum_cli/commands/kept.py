@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.history import History
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.opening import Opened
     from cerebrum_cli.application.reply import Reply
     from cerebrum_cli.application.vote import Poll
-    from cerebrum_cli.ground.conversation import Conversation
-    from cerebrum_cli.ground.settings import Settings
+    from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime import Runtime
 
 

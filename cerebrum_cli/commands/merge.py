@@ -10,8 +10,8 @@ import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.terminal.interrupts import interruptible
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def wished(
     from cerebrum_cli.application.merging import MergeOptions
     from cerebrum_cli.application.model import as_name, as_path, is_directory
     from cerebrum_cli.catalogue.variants import whole_name
-    from cerebrum_cli.ground.text import read_size
+    from cerebrum_cli.core.text import read_size
     from cerebrum_cli.merge.target import wanted_type
 
     if output is None and stem is None:

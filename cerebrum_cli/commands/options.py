@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cerebrum_cli.ground.errors import ModelNotFound, UsageError
-from cerebrum_cli.ground.events import NoticeEvent
-from cerebrum_cli.ground.settings import KEYS, environment
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import KEYS, environment
+from cerebrum_cli.core.text import size_text
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes as VotesWanted
     from cerebrum_cli.application.model import Model as LibraryModel
     from cerebrum_cli.application.opening import Answering
-    from cerebrum_cli.ground.settings import Settings
+    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime import Runtime
     from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.streams import Streams

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.ground.errors import CerebrumError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, UsageError
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.reencoding import Reencoding, Report
+    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.bench import FileBench
     from cerebrum_cli.engine.encoding import Encoding
     from cerebrum_cli.engine.plan import LoadOptions
-    from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.commands import options
-from cerebrum_cli.ground.errors import ModelNotFound
+from cerebrum_cli.core.errors import ModelNotFound
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.profile import Profile
-    from cerebrum_cli.ground.settings import Settings
+    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime import Runtime
 
 

@@ -9,15 +9,15 @@ import typer
 
 from cerebrum_cli.commands import options
 from cerebrum_cli.commands.options import option
-from cerebrum_cli.ground.errors import ModelFileError, UsageError
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.errors import ModelFileError, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.arms import Effort
     from cerebrum_cli.application.measuring import Measured
     from cerebrum_cli.application.model import Model
+    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.plan import Device
-    from cerebrum_cli.ground.settings import Settings
     from cerebrum_cli.runtime import Runtime
 
 

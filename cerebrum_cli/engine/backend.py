@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cerebrum_cli.ground.events import Event
-from cerebrum_cli.ground.parts import Part
-from cerebrum_cli.ground.sampling import SamplingParams
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.parts import Part
+from cerebrum_cli.core.sampling import SamplingParams
 
 
 class Row(NamedTuple):

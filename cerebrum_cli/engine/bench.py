@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.plan import Device, Tuning
-from cerebrum_cli.ground.errors import EngineError
 
 
 class Job(NamedTuple):

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from cerebrum_cli.core.errors import EngineError, UsageError
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.engine.commands import Cancel, Commands, End, Submit
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, first_seed, sequences
-from cerebrum_cli.ground.errors import EngineError, UsageError
-from cerebrum_cli.ground.events import Event, FinishEvent, RefusedEvent, SequenceId
 
 
 class Asked(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 
-from cerebrum_cli.ground.text import held_back
+from cerebrum_cli.core.text import held_back
 
 
 class Detokenizer:

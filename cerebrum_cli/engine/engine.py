@@ -14,15 +14,15 @@ from contextlib import closing
 from queue import SimpleQueue
 from time import perf_counter
 
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import Event, RefusedEvent
+from cerebrum_cli.core.parts import Part
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.commands import Cancel, Close, Commands, Keep, Submit
 from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.sequence import Failure, Request
 from cerebrum_cli.engine.states import StateStore
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.events import Event, RefusedEvent
-from cerebrum_cli.ground.parts import Part
 
 
 class Engine:

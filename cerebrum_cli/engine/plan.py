@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import NoticeEvent
 
 DEFAULT_CONTEXT = 8192
 HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buffers, and the rest of the machine

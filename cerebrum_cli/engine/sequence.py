@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
+from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, SequenceId, Timings
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.ground.events import Event, FinishEvent, FinishReason, SequenceId, Timings
-from cerebrum_cli.ground.sampling import SEEDS, SamplingParams
 
 REPLY = 1024  # tokens of a reply that room is made for where many are given at once and nothing limits them
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from time import time
 from zlib import crc32
 
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import NoticeEvent
 
 STATE, PART = ".state", ".part"
 BEGINNING = ".beginning"  # in the name of a state that many prompts begin with, so that no longer one replaces it

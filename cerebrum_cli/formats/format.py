@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.parts import Part
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.parts import Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.parts import Part, Text, Tokens, joined
 from cerebrum_cli.formats.format import ThoughtMarkup
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.parts import Part, Text, Tokens, joined
 
 
 @dataclass(frozen=True, slots=True)

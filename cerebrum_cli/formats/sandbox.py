@@ -13,7 +13,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from cerebrum_cli.ground.errors import FormatError, Interrupted
+from cerebrum_cli.core.errors import FormatError, Interrupted
 
 
 class Generation(Extension):

@@ -14,13 +14,13 @@ from datetime import datetime
 from operator import methodcaller
 from typing import Any
 
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.parts import Part, Text, Tokens, joined
 from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS
-from cerebrum_cli.ground.conversation import Conversation
-from cerebrum_cli.ground.errors import FormatError
-from cerebrum_cli.ground.parts import Part, Text, Tokens, joined
 
 PLACEHOLDER = "\ue000{}\ue001"
 PLACED = re.compile("\ue000([0-9]{1,6})\ue001")

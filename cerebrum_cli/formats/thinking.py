@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from cerebrum_cli.core.events import Channel
+from cerebrum_cli.core.text import held_back
 from cerebrum_cli.formats.format import ThoughtMarkup
-from cerebrum_cli.ground.events import Channel
-from cerebrum_cli.ground.text import held_back
 
 THOUGHTS = (
     ThoughtMarkup("<think>", "</think>"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
-from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.gguf_file import ARCHITECTURE, Entry, header
 from cerebrum_cli.merge.methods import tensors_of
 from cerebrum_cli.merge.plan import Output, Plan, padded, parts

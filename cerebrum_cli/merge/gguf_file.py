@@ -16,7 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.gguf_writer import WriterState
 
-from cerebrum_cli.ground.errors import ModelFileError
+from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.merge.table import ALIGNMENT, Table, Tensor, Value
 
 ARCHITECTURE = "general.architecture"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
-from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.alike import ONE_SHAPE
 from cerebrum_cli.merge.phase import tells_windows, window_pattern
 from cerebrum_cli.merge.recipe import Recipe

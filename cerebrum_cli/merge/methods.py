@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.names import hugging_face_name
 from cerebrum_cli.merge.parameters import parameter
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cerebrum_cli.ground.errors import MergeError
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.table import Table, Value
 
 

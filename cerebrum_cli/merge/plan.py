@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from cerebrum_cli.ground.errors import MergeError
-from cerebrum_cli.ground.ggml_types import TENSOR_TYPES, TensorType
+from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.ggml_types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.alike import ONE_SHAPE, require_alike
 from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Copy, Given, Position, Work, lead, work

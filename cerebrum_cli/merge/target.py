@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.ggml_types import FILE_TYPES, TENSOR_TYPES
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.ggml_types import FILE_TYPES, TENSOR_TYPES
 from cerebrum_cli.merge.table import Tensor
 
 NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cerebrum_cli.ground.errors import EngineError, MergeError, ModelFileError
+from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work, slerp_coefficients, tensors_of
 from cerebrum_cli.merge.plan import Output
 from cerebrum_cli.merge.table import Tensor

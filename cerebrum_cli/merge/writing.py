@@ -14,8 +14,8 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.ground.errors import MergeError
-from cerebrum_cli.ground.files import locked, sync_folder
+from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.files import locked, sync_folder
 
 PART = ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cerebrum_cli.ground.conversation import Conversation, Message, Role, text_of
-from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.conversation import Conversation, Message, Role, text_of
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.sessions.names import printable
 from cerebrum_cli.sessions.rows import StoredMessage
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.schema import STEPS, version_of
 
 PATIENCE_S = 5.0  # how long another process's change is waited for

@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from cerebrum_cli.ground.errors import SessionError
+from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.private import private_database, private_folder
 from cerebrum_cli.sessions.rows import Session
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.text import well_formed
 
 
 def printable(name: str) -> str:

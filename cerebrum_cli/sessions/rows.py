@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from cerebrum_cli.ground.conversation import Message
+from cerebrum_cli.core.conversation import Message
 
 Origin = Literal["chat", "ask", "import"]
 

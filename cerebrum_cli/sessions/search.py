@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 from itertools import islice
 
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.sessions.rows import Hit, session_of, stored_message
 
 _LEADING = (

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.ground.conversation import Conversation, Message
-from cerebrum_cli.ground.errors import SessionError
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.sessions.names import checked_name
 from cerebrum_cli.sessions.private import private_database, private_folder
 from cerebrum_cli.sessions.removal import remove, scrub

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.ground.events import Event, NoticeEvent, RowEvent, StageEvent, TokenEvent
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.events import Event, NoticeEvent, RowEvent, StageEvent, TokenEvent
+from cerebrum_cli.core.text import size_text
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO
 from cerebrum_cli.terminal.streams import Streams, columns

@@ -6,8 +6,8 @@ import base64
 import shutil
 import subprocess
 
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.streams import Streams, dumb_terminal
 
 # Each works where its display does; a terminal far away has neither, and takes OSC 52.

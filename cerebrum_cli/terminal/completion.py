@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-from cerebrum_cli.ground.errors import CerebrumError
+from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.terminal.slash import SLASHES, Completes, setting_key
 
 Names = Mapping[Completes, Callable[[], Iterable[str]]]

@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cerebrum_cli.ground.errors import Interrupted, UsageError
-from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.signals import Signals
 

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import dataclass
 
 from cerebrum_cli.application.finding import Finding, Status, found
-from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import DUMB, Streams, columns, plain_terminal
 

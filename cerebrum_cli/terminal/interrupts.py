@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from cerebrum_cli.ground.errors import Interrupted
+from cerebrum_cli.core.errors import Interrupted
 
 # SIGHUP is what a terminal sends that is closed; Windows knows none.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

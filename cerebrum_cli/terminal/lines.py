@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from cerebrum_cli.ground.errors import Interrupted, UsageError
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.terminal.editor import edited
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.signals import Signals

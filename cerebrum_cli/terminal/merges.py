@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.text import size_text
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 

@@ -14,9 +14,9 @@ from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.archive import EXPORTS, export_to, summaries, transcribed
 from cerebrum_cli.application.question import read_text
 from cerebrum_cli.application.vote import TEMPERATURE, Poll
-from cerebrum_cli.ground.errors import Interrupted, UsageError
-from cerebrum_cli.ground.events import NoticeEvent
-from cerebrum_cli.ground.settings import Settings, parsed
+from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import Settings, parsed
 from cerebrum_cli.terminal.clipboard import copy
 from cerebrum_cli.terminal.lines import shortened
 from cerebrum_cli.terminal.slash import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from cerebrum_cli.ground.events import (
+from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
     LoadEvent,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory
 
-from cerebrum_cli.ground.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent
 
 
 class Recall(FileHistory):

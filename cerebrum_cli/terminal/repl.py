@@ -11,9 +11,9 @@ from cerebrum_cli.application.chat import Chat
 from cerebrum_cli.application.question import compose
 from cerebrum_cli.application.reply import Reply, ReplyGatherer, shortfall
 from cerebrum_cli.application.vote import Poll
-from cerebrum_cli.ground.errors import CerebrumError, Interrupted, PromptTooLong
-from cerebrum_cli.ground.events import Event, NoticeEvent
-from cerebrum_cli.ground.settings import Settings
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.terminal.lines import Lines, as_asked, shortened
 from cerebrum_cli.terminal.obey import COMMANDS
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from cerebrum_cli.ground.errors import Interrupted
+from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.terminal.interrupts import SIGNALS, Cancelling, restore
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import Streams, discard_lost

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from cerebrum_cli.ground.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.terminal.control import ControlFilter
 from cerebrum_cli.terminal.interrupts import Cancelling, Interrupts
 from cerebrum_cli.terminal.streams import Streams, plain_terminal

@@ -8,9 +8,9 @@ from textwrap import wrap
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.application.choice import FORMAT_NAMES
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.settings import KEYS as SETTINGS
-from cerebrum_cli.ground.settings import OVERFLOWS
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import KEYS as SETTINGS
+from cerebrum_cli.core.settings import OVERFLOWS
 
 CALLS = 22  # columns of a call in the help
 

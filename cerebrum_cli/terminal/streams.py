@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from io import StringIO, TextIOWrapper
 from typing import Any, BinaryIO, TextIO
 
-from cerebrum_cli.ground.errors import CerebrumError, EngineError, OutputError
-from cerebrum_cli.ground.events import NoticeEvent
-from cerebrum_cli.ground.settings import environment
+from cerebrum_cli.core.errors import CerebrumError, EngineError, OutputError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
 
 PATIENCE_S = 2.0  # a pipe that has not ended by then may never do

@@ -9,8 +9,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.ground.events import FinishEvent, RowEvent, TallyEvent
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.events import FinishEvent, RowEvent, TallyEvent
+from cerebrum_cli.core.text import size_text
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.ground.text import size_text
+from cerebrum_cli.core.text import size_text
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
 from cerebrum_cli.engine.llama import evenly
 from cerebrum_cli.engine.llama.devices import free_memory
@@ -16,8 +18,6 @@ from cerebrum_cli.engine.llama.sample import GrammarSampler, GreedySampler, Llam
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 from cerebrum_cli.engine.plan import plan_slots
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from numpy import float32

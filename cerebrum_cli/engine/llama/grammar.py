@@ -11,8 +11,8 @@ from tempfile import TemporaryFile
 from textwrap import shorten
 from typing import Any
 
+from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.engine.llama.library import import_bindings, llama, log
-from cerebrum_cli.ground.errors import GrammarError
 
 # What the converter reads, and what only tells of the value; any other keyword binds nothing.
 KNOWN_KEYWORDS = {

@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.settings import environment, set_environment_default
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.settings import environment, set_environment_default
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # of ggml's log levels; 2 is info, 4 error
 

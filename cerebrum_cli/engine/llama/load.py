@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.core.errors import EngineError, ModelFileError
+from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload, free_memory
@@ -14,8 +16,6 @@ from cerebrum_cli.engine.llama.library import llama, log, unlogged
 from cerebrum_cli.engine.llama.memory import ContextOptions
 from cerebrum_cli.engine.machine import keep_devices, thread_count
 from cerebrum_cli.engine.plan import LoadOptions, plan_context, plan_layers, remarks, shortage
-from cerebrum_cli.ground.errors import EngineError, ModelFileError
-from cerebrum_cli.ground.events import Event, LoadEvent
 
 CPU_BATCH = 128  # tokens of one step: an interrupt waits for no more, and a slow CPU takes long enough for these
 GPU_BATCH = 512

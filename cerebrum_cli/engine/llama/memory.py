@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.plan import CacheType
-from cerebrum_cli.ground.errors import EngineError
 
 DONE, NO_ROOM, ABORTED = 0, 1, 2
 CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}

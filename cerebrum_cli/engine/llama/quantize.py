@@ -14,9 +14,9 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.machine import thread_count
-from cerebrum_cli.ground.errors import EngineError
 
 TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\]")  # how llama.cpp begins a line of its log for each
 FAILED = "failed to quantize: "

@@ -10,10 +10,10 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.library import llama
-from cerebrum_cli.ground.errors import GrammarError
-from cerebrum_cli.ground.sampling import SamplingParams
 
 PENALTY_WINDOW = 64  # tokens a repeat penalty looks back on, llama.cpp's own default
 

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from cerebrum_cli.core.errors import CerebrumError, EngineError
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.bench import Closeness
 from cerebrum_cli.engine.llama.backend import LlamaBackend
@@ -22,9 +25,6 @@ from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import context_options, open_llama
 from cerebrum_cli.engine.machine import peak_memory
 from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning
-from cerebrum_cli.ground.errors import CerebrumError, EngineError
-from cerebrum_cli.ground.parts import Text
-from cerebrum_cli.ground.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.parts import Part, Text, Tokens
 from cerebrum_cli.engine.llama.library import llama
-from cerebrum_cli.ground.errors import EngineError
-from cerebrum_cli.ground.parts import Part, Text, Tokens
 
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from cerebrum_cli.ground.errors import UsageError
+from cerebrum_cli.core.errors import UsageError
 
 
 def held_back(text: str, markers: Iterable[str]) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from cerebrum_cli.ground.errors import UsageError
-from cerebrum_cli.ground.text import well_formed
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import well_formed
 
 Role = Literal["user", "assistant"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.ground.errors import ConfigError, UsageError
-from cerebrum_cli.ground.sampling import SEEDS, SamplingParams
+from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 
 Layer = Mapping[str, Any]
 OVERFLOWS = ("drop-oldest", "stop")

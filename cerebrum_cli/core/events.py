@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.ground.errors import CerebrumError
+from cerebrum_cli.core.errors import CerebrumError
 
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context"]
