@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cerebrum_cli
+from cerebrum_cli.gguf.table import Table, Tensor, Value
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.plan import Plan, planned
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.table import Table, Tensor, Value
 from cerebrum_cli.merge.target import NUMBERS, Target
 
 OWN_TYPES = Target()

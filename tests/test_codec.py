@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.ggml_types import TENSOR_TYPES
 from cerebrum_cli.engine.llama.codec import MOST, LlamaCodec
 from cerebrum_cli.engine.llama.devices import declared
 from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.gguf.types import TENSOR_TYPES
 
 Floats = NDArray[np.float32]
 

@@ -13,8 +13,8 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from tiny_models import Shape, write_quantised
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.merge.gguf_file import Entry, header, opened, read_table, value_of
-from cerebrum_cli.merge.table import Table, Value
+from cerebrum_cli.gguf.adapter import Entry, header, opened, read_table, value_of
+from cerebrum_cli.gguf.table import Table, Value
 
 SCALARS: Mapping[str, tuple[Any, ...]] = {
     "UINT8": (0, 255),

@@ -12,10 +12,10 @@ import gguf
 import numpy as np
 import pytest
 
-from cerebrum_cli.catalogue.cursor import Array
-from cerebrum_cli.catalogue.header import read_header
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.ggml_types import FILE_TYPES, TENSOR_TYPES
+from cerebrum_cli.gguf.cursor import Array
+from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 
 def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = None, architecture: str = "llama") -> Path:

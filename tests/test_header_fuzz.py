@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_header import write_model
 
-from cerebrum_cli.catalogue.header import read_header
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.gguf.header import read_header
 
 
 def seed_bytes() -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from merge_tables import KV_HEADS, Shape, mixed, plan, stacked, table, without
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.merge.table import Table, Tensor
+from cerebrum_cli.gguf.table import Table, Tensor
 
 TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
 

@@ -12,19 +12,19 @@ import pytest
 from asking import ask
 from tiny_models import Shape, write_quantised
 
-from cerebrum_cli.catalogue.cursor import Cursor
-from cerebrum_cli.catalogue.header import read_header
 from cerebrum_cli.catalogue.rows import RECIPES
 from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.ggml_types import TENSOR_TYPES
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.plan import Shape as Loaded
+from cerebrum_cli.gguf.adapter import read_table
+from cerebrum_cli.gguf.cursor import Cursor
+from cerebrum_cli.gguf.header import read_header
+from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge.execute import File, execute, files, require_codec
-from cerebrum_cli.merge.gguf_file import read_table
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.plan import planned
 from cerebrum_cli.merge.recipe import parse_recipe

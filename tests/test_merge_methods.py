@@ -18,9 +18,9 @@ from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
+from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
-from cerebrum_cli.merge.gguf_file import read_table
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import slerp_coefficients
 from cerebrum_cli.merge.plan import planned

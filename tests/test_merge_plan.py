@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from merge_tables import KV_HEADS, MISTRAL_7B, Shape, dimensions, mixed, plan, stacked, table, tower, value, works
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.ggml_types import TENSOR_TYPES
+from cerebrum_cli.gguf.table import Table, Tensor
+from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge.execute import files
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
 from cerebrum_cli.merge.plan import Layer, Output, Plan, parts
-from cerebrum_cli.merge.table import Table, Tensor
 from cerebrum_cli.merge.target import NUMBERS
 
 

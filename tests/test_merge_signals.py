@@ -20,7 +20,7 @@ from tiny_models import write_quantised
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.core.files import locked
-from cerebrum_cli.merge.gguf_file import read_table
+from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.merge.writing import Delivery, HashedFile
 from cerebrum_cli.terminal.interrupts import interruptible
 

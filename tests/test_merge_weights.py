@@ -15,13 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
-from cerebrum_cli.core.ggml_types import TENSOR_TYPES
 from cerebrum_cli.engine.llama.codec import LlamaCodec
+from cerebrum_cli.gguf.table import Tensor, Value
+from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work
 from cerebrum_cli.merge.plan import Output, Plan
-from cerebrum_cli.merge.table import Tensor, Value
 from cerebrum_cli.merge.target import NUMBERS
 from cerebrum_cli.merge.weights import AHEAD, SCALES, Codec, Floats, Weights
 

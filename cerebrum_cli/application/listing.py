@@ -10,11 +10,11 @@ from cerebrum_cli.application.fitting import wanted_context
 from cerebrum_cli.application.library import Library, Told
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.stock import Offer, catalogued, judge, of_files
-from cerebrum_cli.catalogue.cursor import Array, Scalar
 from cerebrum_cli.catalogue.derivatives import Derived
 from cerebrum_cli.catalogue.reference import AtPath
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import utc_text
+from cerebrum_cli.gguf.cursor import Array, Scalar
 
 
 def described(library: Library, model: Model, told: Told) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from cerebrum_cli.application.model import (
     require_loadable,
 )
 from cerebrum_cli.application.naming import require_name
-from cerebrum_cli.catalogue.header import Header, parse_header, read_header
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import whole_name
@@ -29,8 +28,9 @@ from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.core.text import size_text
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.gguf.adapter import read_table
+from cerebrum_cli.gguf.header import Header, parse_header, read_header
 from cerebrum_cli.merge.execute import File, execute, files, require_codec
-from cerebrum_cli.merge.gguf_file import read_table
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import tensors_of
 from cerebrum_cli.merge.plan import Plan, planned

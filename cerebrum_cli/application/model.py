@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.catalogue.cache import CachedModel
-from cerebrum_cli.catalogue.header import Header, read_header
 from cerebrum_cli.catalogue.reference import InRepository, Named
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
+from cerebrum_cli.gguf.header import Header, read_header
 
 # In the metadata of a merge made here: the recipe, what its models were called, and the format they are asked in.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"

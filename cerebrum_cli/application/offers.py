@@ -11,15 +11,15 @@ from cerebrum_cli.application.library import Library
 from cerebrum_cli.application.missing import require_sound
 from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.stock import Offer, Stock, catalogued, judge, of_files
-from cerebrum_cli.catalogue.cursor import HeaderEndsEarly
 from cerebrum_cli.catalogue.download import Patience, Watcher
-from cerebrum_cli.catalogue.header import Header, parse_header
 from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, opened
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.gguf.cursor import HeaderEndsEarly
+from cerebrum_cli.gguf.header import Header, parse_header
 
 T = TypeVar("T")
 

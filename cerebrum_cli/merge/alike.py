@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.merge.table import HEAD, Table
+from cerebrum_cli.gguf.table import HEAD, Table
 
 ONE_SHAPE = "merge models of one shape"
 DO = "merge models of one architecture, shape and vocabulary"

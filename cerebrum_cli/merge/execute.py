@@ -9,10 +9,10 @@ from pathlib import Path
 from threading import Thread
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.merge.gguf_file import ARCHITECTURE, Entry, header
+from cerebrum_cli.gguf.adapter import ARCHITECTURE, Entry, header
+from cerebrum_cli.gguf.table import Value
 from cerebrum_cli.merge.methods import tensors_of
 from cerebrum_cli.merge.plan import Output, Plan, padded, parts
-from cerebrum_cli.merge.table import Value
 from cerebrum_cli.merge.weights import CodecFactory, Weights, block_scale
 from cerebrum_cli.merge.writing import Delivery, Written
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.merge.table import Table, Value
+from cerebrum_cli.gguf.table import Table, Value
 
 
 class Windows(NamedTuple):

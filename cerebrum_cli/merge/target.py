@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.ggml_types import FILE_TYPES, TENSOR_TYPES
-from cerebrum_cli.merge.table import Tensor
+from cerebrum_cli.gguf.table import Tensor
+from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 # What can be asked for: the types llama.cpp writes without being told which weights matter.

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
+from cerebrum_cli.gguf.table import Tensor
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work, slerp_coefficients, tensors_of
 from cerebrum_cli.merge.plan import Output
-from cerebrum_cli.merge.table import Tensor
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]

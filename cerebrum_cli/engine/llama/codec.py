@@ -16,9 +16,9 @@ from numpy.ctypeslib import ndpointer
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.ggml_types import TENSOR_TYPES, TensorType
 from cerebrum_cli.engine.llama.devices import declared
 from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 # ggml ends the process where it has no importance matrix for some of these, and llama.cpp refuses them all without one
 # (`tensor_requires_imatrix` in llama-quant.cpp), since what comes out is of no use.

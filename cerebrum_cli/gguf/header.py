@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.catalogue.cursor import Array, Cursor, Scalar
-from cerebrum_cli.catalogue.foreign import SIGNATURE_BYTES, describe
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.ggml_types import FILE_TYPES, TENSOR_TYPES
+from cerebrum_cli.gguf.cursor import Array, Cursor, Scalar
+from cerebrum_cli.gguf.signatures import SIGNATURE_BYTES, describe
+from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 Metadata = Mapping[str, Scalar | Array]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.ggml_types import TENSOR_TYPES, TensorType
+from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"

@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.gguf_writer import WriterState
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.merge.table import ALIGNMENT, Table, Tensor, Value
+from cerebrum_cli.gguf.table import ALIGNMENT, Table, Tensor, Value
 
 ARCHITECTURE = "general.architecture"
 
