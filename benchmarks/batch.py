@@ -176,7 +176,7 @@ class Clock:
 
     def __init__(self, slots: int) -> None:
         from cerebrum_cli.engine.llama.library import llama
-        from cerebrum_cli.engine.llama.sample import GreedySampler
+        from cerebrum_cli.engine.llama.sampler import GreedySampler
 
         self._decode, self._sample = llama.llama_decode, GreedySampler.sample
         llama.llama_decode = self.decode

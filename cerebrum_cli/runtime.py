@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.catalogue.download import Watcher
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-    from cerebrum_cli.engine.bench import FileBench
+    from cerebrum_cli.engine.bench.protocol import FileBench
     from cerebrum_cli.engine.build import Build
     from cerebrum_cli.engine.plan import LoadOptions
-    from cerebrum_cli.engine.states import StateStore
+    from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.merge.weights import Codec
 
 PROBE = Path(__file__).with_name("probe.txt")
@@ -38,14 +38,14 @@ PROBE = Path(__file__).with_name("probe.txt")
 
 def llama_build() -> Build:
     """Return what llama.cpp says of itself; EngineError where it cannot be loaded."""
-    from cerebrum_cli.engine.llama.facts import build
+    from cerebrum_cli.engine.llama.build_info import build
 
     return build()
 
 
 def process_bench(options: LoadOptions, model: Model, directory: Path | None = None, offloadable: int = 0) -> FileBench:
     """Return where ways of opening a model are tried: processes of their own, which write into a directory."""
-    from cerebrum_cli.engine.trials import ProcessBench
+    from cerebrum_cli.engine.bench.trials import ProcessBench
 
     return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths, directory, offloadable)
 
@@ -98,7 +98,7 @@ class Runtime:
 
     def states(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         """Return where what a model has read in a format is kept; None where settings want nothing kept."""
-        from cerebrum_cli.engine.states import StateStore
+        from cerebrum_cli.engine.state_store import StateStore
 
         if not settings.cache_gb:
             return None
@@ -108,7 +108,7 @@ class Runtime:
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Return what was measured here, with this build of llama.cpp, of models opened with what settings give."""
         from cerebrum_cli.application.profile import ProfileStore, given_text
-        from cerebrum_cli.engine.fingerprint import build_text, machine_text
+        from cerebrum_cli.engine.bench.fingerprint import build_text, machine_text
         from cerebrum_cli.engine.machine import kept_devices
 
         machine = machine_text(kept_devices(devices_file(self.data_directory)))

@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
-from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
 

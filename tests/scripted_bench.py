@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from cerebrum_cli.application.profile import Speeds
-from cerebrum_cli.engine.bench import Closeness, Facts, Job, NoTrial
+from cerebrum_cli.engine.bench.protocol import Closeness, Facts, Job, NoTrial
 from cerebrum_cli.engine.plan import Device, Tuning
 
 Factors = Mapping[tuple[str, Any], tuple[float, float]]

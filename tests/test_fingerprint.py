@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.engine.fingerprint import HEAD, build_text, machine_text, memory_gb, processor
+from cerebrum_cli.engine.bench.fingerprint import HEAD, build_text, machine_text, memory_gb, processor
 from cerebrum_cli.engine.plan import Device
 
 CPUINFO = """\
@@ -23,7 +23,7 @@ flags\t\t: fpu vme de pse : tsc
 processor\t: 1
 model name\t: another
 """
-NAMES = "-c", "from cerebrum_cli.engine.fingerprint import *; import sys; print(build_text(), machine_text(None))"
+NAMES = "-c", "from cerebrum_cli.engine.bench.fingerprint import *; import sys; print(build_text(), machine_text(None))"
 LOADED = "; print(sorted({'llama_cpp', 'numpy', 'psutil'} & {*sys.modules}))"
 GPUS = tuple(Device(name, "NVIDIA H200", 1, 2) for name in ("CUDA0", "CUDA1"))
 

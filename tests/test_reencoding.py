@@ -34,8 +34,8 @@ from cerebrum_cli.commands.reencoding import conclude
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench import Closeness, Facts, FileBench, Job, NoTrial
-from cerebrum_cli.engine.encoding import ENCODINGS, Encoding, encoded, encodings_for
+from cerebrum_cli.engine.bench.protocol import Closeness, Facts, FileBench, Job, NoTrial
+from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encoded, encodings_for
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.quantize import reason
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
@@ -63,7 +63,7 @@ BF16 = next(each for each in ENCODINGS if each.name == "BF16")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cerebrum_cli.engine.encoding import ENCODINGS, encoded
+from cerebrum_cli.engine.bench.quantization import ENCODINGS, encoded
 for done, total in encoded(Path(sys.argv[1]), Path(sys.argv[2]), ENCODINGS[0]):
     os.kill(os.getpid(), signal.SIGKILL)
 """

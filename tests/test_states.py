@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.states import DAMAGED, State, StateStore
+from cerebrum_cli.engine.state_store import DAMAGED, State, StateStore
 
 BODY = bytes(range(64))
 TOKENS = (1, 2, 3, 70_000)

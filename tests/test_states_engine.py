@@ -17,9 +17,9 @@ from test_scheduler import babble, expected
 from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.keeping import WORTH
+from cerebrum_cli.engine.prompt_cache import WORTH
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.states import DAMAGED, StateStore
+from cerebrum_cli.engine.state_store import DAMAGED, StateStore
 
 FILE = "a long file, " * 10  # 130 tokens
 FIRST, SECOND = FILE + "first?", FILE + "second?"

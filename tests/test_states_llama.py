@@ -22,7 +22,7 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.states import DAMAGED, FOOTER, StateStore
+from cerebrum_cli.engine.state_store import DAMAGED, FOOTER, StateStore
 
 ROOT = Path(__file__).parents[1]
 TALE = STORY * 5  # longer than the window of the model that has one

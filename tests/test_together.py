@@ -16,11 +16,11 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.llama import evenly
+from cerebrum_cli.engine.llama import batch_invariance as evenly
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 
 NANO = Path(cerebrum_cli.__file__).parent / "nano.gguf"

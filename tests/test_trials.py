@@ -24,10 +24,10 @@ from cerebrum_cli.application.model import Model
 from cerebrum_cli.application.selftest import NANO
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench import Job, NoTrial
+from cerebrum_cli.engine.bench.protocol import Job, NoTrial
+from cerebrum_cli.engine.bench.trials import Opening, ProcessBench, Trial
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning
-from cerebrum_cli.engine.trials import Opening, ProcessBench, Trial
 from cerebrum_cli.runtime import PROBE
 
 TEXT = PROBE.read_text(encoding="utf-8")

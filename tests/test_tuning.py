@@ -14,7 +14,7 @@ from cerebrum_cli.application.profile import Speeds, Tuned, UseName
 from cerebrum_cli.application.tuning import Search
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.engine.bench import Job
+from cerebrum_cli.engine.bench.protocol import Job
 from cerebrum_cli.engine.plan import Device, Tuning
 from cerebrum_cli.terminal.tunings import tried_lines, tuning_text
 

@@ -21,7 +21,7 @@ from cerebrum_cli.core.settings import Settings, read_config
 from cerebrum_cli.core.text import size_text
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build
-from cerebrum_cli.engine.states import STATE, listed
+from cerebrum_cli.engine.state_store import STATE, listed
 
 NETWORK_S = 3.0  # how long the Hub is waited for, in all
 

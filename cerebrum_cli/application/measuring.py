@@ -20,7 +20,7 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.files import locked
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import utc_text
-from cerebrum_cli.engine.bench import Bench, FileBench
+from cerebrum_cli.engine.bench.protocol import Bench, FileBench
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.plan import Device, LoadOptions, Tuning, plan_repacking, plan_slots
 from cerebrum_cli.engine.sequence import REPLY

@@ -19,7 +19,7 @@ from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning, plan_repacking
-from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]

@@ -18,8 +18,8 @@ from cerebrum_cli.catalogue.registry import ModelFile, sha256_of
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.text import size_text
-from cerebrum_cli.engine.bench import LEAST_AGREEMENT, Closeness, FileBench, Job, NoTrial
-from cerebrum_cli.engine.encoding import ENCODINGS, Encoding, encoded
+from cerebrum_cli.engine.bench.protocol import LEAST_AGREEMENT, Closeness, FileBench, Job, NoTrial
+from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encoded
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning, plan_repacking
 

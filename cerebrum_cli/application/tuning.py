@@ -28,7 +28,7 @@ from cerebrum_cli.application.arms import (
 from cerebrum_cli.application.profile import Speeds, Tuned, UseName
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.engine.bench import LEAST_AGREEMENT, Bench, Job, NoTrial
+from cerebrum_cli.engine.bench.protocol import LEAST_AGREEMENT, Bench, Job, NoTrial
 from cerebrum_cli.engine.plan import Tuning
 
 WORTH = 1.05  # how many times as fast as the usual way it must be to be used: less may be another program's doing

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.model import Model
     from cerebrum_cli.application.reencoding import Reencoding, Report
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.engine.bench import FileBench
-    from cerebrum_cli.engine.encoding import Encoding
+    from cerebrum_cli.engine.bench.protocol import FileBench
+    from cerebrum_cli.engine.bench.quantization import Encoding
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.runtime import Runtime
 
@@ -67,7 +67,7 @@ def prepared(runtime: Runtime, model: Model, settings: Settings, quiet: bool) ->
 
 def measured(runtime: Runtime, work: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:
     """Try one encoding or all that could be faster, showing how far that is."""
-    from cerebrum_cli.engine.encoding import encodings_for
+    from cerebrum_cli.engine.bench.quantization import encodings_for
     from cerebrum_cli.terminal.bars import StageProgress
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.sinks import followed
@@ -88,7 +88,7 @@ def measured(runtime: Runtime, work: Reencoding, encoding: Encoding | None, forc
 
 def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding | None, quiet: bool) -> None:
     """Say what answers from now on. CerebrumError where it should be another encoding and cannot."""
-    from cerebrum_cli.engine.bench import LEAST_AGREEMENT
+    from cerebrum_cli.engine.bench.protocol import LEAST_AGREEMENT
 
     if report.applied:
         here = "is here and" if report.rows else "is here already, and from now on"

@@ -22,7 +22,7 @@ from cerebrum_cli.engine.commands import Cancel, Close, Commands, Keep, Submit
 from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.sequence import Failure, Request
-from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.engine.state_store import StateStore
 
 
 class Engine:

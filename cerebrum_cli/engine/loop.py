@@ -8,11 +8,11 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import Cancel, Commands, End, Keep, Submit
-from cerebrum_cli.engine.keeping import Keeping
 from cerebrum_cli.engine.pace import Pace
+from cerebrum_cli.engine.prompt_cache import Keeping
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
-from cerebrum_cli.engine.states import StateStore
+from cerebrum_cli.engine.state_store import StateStore
 
 
 class Loop:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
-from cerebrum_cli.engine.llama import evenly
+from cerebrum_cli.engine.llama import batch_invariance as evenly
+from cerebrum_cli.engine.llama.context import ContextOptions, Memory, context_params
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
-from cerebrum_cli.engine.llama.memory import ContextOptions, Memory, context_params
-from cerebrum_cli.engine.llama.sample import GrammarSampler, GreedySampler, LlamaSampler, logits, logprob
+from cerebrum_cli.engine.llama.sampler import GrammarSampler, GreedySampler, LlamaSampler, logits, logprob
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 from cerebrum_cli.engine.plan import plan_slots

@@ -11,9 +11,9 @@ from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.context import ContextOptions
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload, free_memory
 from cerebrum_cli.engine.llama.library import llama, log, unlogged
-from cerebrum_cli.engine.llama.memory import ContextOptions
 from cerebrum_cli.engine.machine import keep_devices, thread_count
 from cerebrum_cli.engine.plan import LoadOptions, plan_context, plan_layers, remarks, shortage
 

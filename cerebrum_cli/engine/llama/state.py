@@ -10,7 +10,7 @@ from typing import Any
 from zlib import crc32
 
 from cerebrum_cli.engine.llama.library import llama, log
-from cerebrum_cli.engine.states import unwritable
+from cerebrum_cli.engine.state_store import unwritable
 
 
 def state_kind(model: Any, params: Any) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine import children
+from cerebrum_cli.engine.bench import child_process as children
 
 CHILD = "cerebrum_cli.engine.llama.quantize"
 METADATA = 16 * 2**20  # bytes of vocabulary and norms, at most: an estimate must not be too small

@@ -7,7 +7,7 @@ from functools import partial
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Sequence
-from cerebrum_cli.engine.states import State, StateStore
+from cerebrum_cli.engine.state_store import State, StateStore
 
 WORTH = 16  # tokens a state must save: fewer are evaluated as fast as they are found
 SHARE = 16  # and one in so many of its own, since all of it is read: that takes a twentieth of evaluating it

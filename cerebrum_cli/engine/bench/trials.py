@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cerebrum_cli.engine import children
-from cerebrum_cli.engine.bench import Closeness, Facts, Job, NoTrial
+from cerebrum_cli.engine.bench import child_process as children
+from cerebrum_cli.engine.bench.protocol import Closeness, Facts, Job, NoTrial
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
 

@@ -1,0 +1,1 @@
+"""Measure ways of opening a model, each in a child process."""
