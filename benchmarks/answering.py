@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from harness import Row, record
 
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.batch import Manner, answer_rows
-from cerebrum_cli.application.opening import ONE, BackendFactory, Opened, Parallel, open_model
+from cerebrum_cli.application.inference.batch import Manner, answer_rows
+from cerebrum_cli.application.inference.loading import ONE, BackendFactory, Opened, Parallel, open_model
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 
 from harness import Row, alone, in_turn, record
 
-from cerebrum_cli.application.chat import Chat
-from cerebrum_cli.application.opening import Opener
+from cerebrum_cli.application.chat.chat import Chat
+from cerebrum_cli.application.inference.loading import Opener
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.runtime import real_runtime

@@ -29,7 +29,7 @@ from answering import THREADS, opened, path_of, settings_of
 from harness import RESULTS, Row, alone, machine, medians, record
 from server import batched_bench
 
-from cerebrum_cli.application.opening import ONE, Opened, Parallel
+from cerebrum_cli.application.inference.loading import ONE, Opened, Parallel
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import Settings

@@ -40,9 +40,9 @@ from nano.questions import held_out
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.opening import ONE, Parallel
-from cerebrum_cli.application.responder import Asked, Responder
-from cerebrum_cli.application.vote import TEMPERATURE, Poll, vote
+from cerebrum_cli.application.inference.loading import ONE, Parallel
+from cerebrum_cli.application.inference.responder import Asked, Responder
+from cerebrum_cli.application.inference.voting import TEMPERATURE, Poll, vote
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.events import Event, FinishEvent

@@ -8,22 +8,22 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.fitting import Capacity
-from cerebrum_cli.application.library import Library
+from cerebrum_cli.application.models.fit import Capacity
+from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.catalogue.rows import packaged_catalogue
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import Layer, Settings, fold, read_config
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.diagnosis import Premises
-    from cerebrum_cli.application.history import History
-    from cerebrum_cli.application.measuring import BenchFactory
-    from cerebrum_cli.application.merging import Merger
-    from cerebrum_cli.application.model import Model
-    from cerebrum_cli.application.opening import Answering, BackendFactory
-    from cerebrum_cli.application.profile import Profile, ProfileStore
-    from cerebrum_cli.application.pulling import Puller
+    from cerebrum_cli.application.chat.history import History
+    from cerebrum_cli.application.doctor.checks import Premises
+    from cerebrum_cli.application.inference.loading import Answering, BackendFactory
+    from cerebrum_cli.application.inference.profiles import Profile, ProfileStore
+    from cerebrum_cli.application.merging.merge import Merger
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.application.pulling.pull import Puller
+    from cerebrum_cli.application.tuning.tune import BenchFactory
     from cerebrum_cli.catalogue.download import Watcher
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
@@ -89,7 +89,7 @@ class Runtime:
     @property
     def history(self) -> History:
         """The sessions of this user; the database is opened when something is asked of it."""
-        from cerebrum_cli.application.history import History
+        from cerebrum_cli.application.chat.history import History
         from cerebrum_cli.sessions.lock import SessionLock
         from cerebrum_cli.sessions.store import Store
 
@@ -107,7 +107,7 @@ class Runtime:
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Return what was measured here, with this build of llama.cpp, of models opened with what settings give."""
-        from cerebrum_cli.application.profile import ProfileStore, given_text
+        from cerebrum_cli.application.inference.profiles import ProfileStore, given_text
         from cerebrum_cli.engine.bench.fingerprint import build_text, machine_text
         from cerebrum_cli.engine.machine import kept_devices
 
@@ -117,7 +117,7 @@ class Runtime:
 
     def answering(self, model: Model, settings: Settings) -> Answering:
         """Return what answers for a model here: the encoding of it that was applied last, as it was tuned."""
-        from cerebrum_cli.application.opening import Answering
+        from cerebrum_cli.application.inference.loading import Answering
 
         file = self.library.preferred(model)
         return Answering(file, self.profile(file, settings))
@@ -126,7 +126,7 @@ class Runtime:
         """Return what was measured of a model here, with what is given or else without; None where nothing was."""
         if not self._profiles.is_dir():
             return None
-        from cerebrum_cli.application.profile import given_text
+        from cerebrum_cli.application.inference.profiles import given_text
 
         identity = self.library.identity(model)
         found = self.profiles(settings).find(identity)
@@ -151,14 +151,14 @@ class Runtime:
 
     def puller(self, watcher: Watcher, offline: bool) -> Puller:
         """Return what brings models into the library."""
-        from cerebrum_cli.application.pulling import Puller
+        from cerebrum_cli.application.pulling.pull import Puller
 
         return Puller(self.library, watcher, self.codec, offline)
 
     @property
     def merger(self) -> Merger:
         """What merges models of the library."""
-        from cerebrum_cli.application.merging import Merger
+        from cerebrum_cli.application.merging.merge import Merger
 
         return Merger(self.library, self.codec)
 
@@ -172,7 +172,7 @@ class Runtime:
 
     def premises(self, given: Layer, offline: bool) -> Premises:
         """Return what `doctor` looks at; that a config.toml cannot be read is one of the things it finds."""
-        from cerebrum_cli.application.diagnosis import Premises
+        from cerebrum_cli.application.doctor.checks import Premises
         from cerebrum_cli.terminal.findings import terminal_finding
 
         try:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from cerebrum_cli.application.chat import Chat
-from cerebrum_cli.application.history import History
-from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.opening import Opener
+from cerebrum_cli.application.chat.chat import Chat
+from cerebrum_cli.application.chat.history import History
+from cerebrum_cli.application.inference.loading import Opener
+from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings, fold

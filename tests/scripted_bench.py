@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from cerebrum_cli.application.profile import Speeds
+from cerebrum_cli.application.inference.profiles import Speeds
 from cerebrum_cli.engine.bench.protocol import Closeness, Facts, Job, NoTrial
 from cerebrum_cli.engine.plan import Device, Tuning
 

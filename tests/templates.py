@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.choice import format_builder
+from cerebrum_cli.application.inference.format_choice import format_builder
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.engine.llama.backend import LlamaBackend

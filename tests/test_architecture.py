@@ -157,7 +157,7 @@ def test_every_module_has_a_room_that_has_a_floor() -> None:
         ("answers.extract", "import cerebrum_cli.batches", "answers and batches do not know each other"),
         (
             "formats.template",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cerebrum_cli.application.reply import Reply",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cerebrum_cli.application.inference.reply import Reply",
             "formats is below application",
         ),
         ("engine.engine", "import importlib\nimportlib.import_module('cerebrum_cli.main')", "engine is below main"),

@@ -12,8 +12,8 @@ from command_line import CommandLine, Finished, saying
 from scripted_backend import ScriptedSampler
 from scripted_command import Many, run_here
 
-from cerebrum_cli.application.batch import Manner, answer_rows
-from cerebrum_cli.application.responder import Asked, Prepared
+from cerebrum_cli.application.inference.batch import Manner, answer_rows
+from cerebrum_cli.application.inference.responder import Asked, Prepared
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted

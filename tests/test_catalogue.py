@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.fitting import Capacity
-from cerebrum_cli.application.library import Library
+from cerebrum_cli.application.models.fit import Capacity
+from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.catalogue.reference import InRepository, Named, parse_reference
 from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository

@@ -10,8 +10,8 @@ import pytest
 from chats import finish, said, seated, text
 from scripted_backend import ScriptedBackend, endless, replies
 
-from cerebrum_cli.application.chat import Chat
-from cerebrum_cli.application.history import led
+from cerebrum_cli.application.chat.chat import Chat
+from cerebrum_cli.application.chat.history import led
 from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent, TokenEvent
 from cerebrum_cli.sessions.store import Store
@@ -135,7 +135,7 @@ def test_a_question_closed_before_the_first_word_has_an_empty_answer(endless_cha
 def test_what_was_said_is_there_while_it_is_said(
     endless_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.application.saying.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("cerebrum_cli.application.chat.reply_recorder.SAVE_EVERY_S", 0.0)
     events = endless_chat.say("One?")
     for event in events:
         if isinstance(event, TokenEvent) and event.token == ord("o"):

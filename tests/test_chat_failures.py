@@ -11,7 +11,7 @@ import pytest
 from chats import Openable, finish, said, seated, text
 from scripted_backend import FIRST_WORD, ScriptedBackend, endless, replies
 
-from cerebrum_cli.application.chat import Chat
+from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.core.errors import EngineError, PromptTooLong, SessionError
 from cerebrum_cli.core.events import Event, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag

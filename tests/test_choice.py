@@ -6,7 +6,7 @@ import pytest
 from tiny_models import CHATML_TEMPLATE
 from vocabularies import MARKS, written
 
-from cerebrum_cli.application.choice import FORMAT_NAMES, chosen_format, format_builder, special_tokens
+from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES, chosen_format, format_builder, special_tokens
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.engine.llama.backend import LlamaBackend

@@ -19,9 +19,7 @@ from hub_server import HubServer
 from screen import Screen
 from scripted_command import runtime_for
 
-from cerebrum_cli.application.diagnosis import CHECKS, in_time, place
-from cerebrum_cli.application.finding import Finding, found
-from cerebrum_cli.application.judgement import (
+from cerebrum_cli.application.doctor.assessment import (
     Place,
     judged_build,
     judged_devices,
@@ -30,7 +28,9 @@ from cerebrum_cli.application.judgement import (
     judged_states,
     judged_threads,
 )
-from cerebrum_cli.application.selftest import ANSWER, NANO, QUESTION
+from cerebrum_cli.application.doctor.check_result import Finding, found
+from cerebrum_cli.application.doctor.checks import CHECKS, in_time, place
+from cerebrum_cli.application.doctor.selftest import ANSWER, NANO, QUESTION
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import EngineError

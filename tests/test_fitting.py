@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebrum_cli.application.fitting import (
+from cerebrum_cli.application.models.fit import (
     COMFORTABLE,
     ON_DEVICE,
     PREFERRED,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import written
 
-from cerebrum_cli.application.responder import spelled
+from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.parts import Part, Text, Tokens, joined
 from cerebrum_cli.engine.llama.backend import LlamaBackend

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.history import History, Speaker, gone_on, name_of, spoken
-from cerebrum_cli.application.reply import Reply, ReplyGatherer
+from cerebrum_cli.application.chat.history import History, Speaker, gone_on, name_of, spoken
+from cerebrum_cli.application.inference.reply import Reply, ReplyGatherer
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.fitting import Capacity
-from cerebrum_cli.application.library import Library
-from cerebrum_cli.application.listing import catalogue_rows, described, rows
-from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.pulling import Puller
+from cerebrum_cli.application.models.fit import Capacity
+from cerebrum_cli.application.models.library import Library
+from cerebrum_cli.application.models.listing import catalogue_rows, described, rows
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.application.pulling.pull import Puller
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, NoModel, UsageError

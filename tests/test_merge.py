@@ -173,7 +173,7 @@ disk        7.44 GB, and 12.35 GB are free
 
 
 def test_a_dry_run_of_the_12b_shows_its_layers_and_what_it_takes(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cerebrum_cli.application.merging.thread_count", lambda: 2)
+    monkeypatch.setattr("cerebrum_cli.application.merging.merge.thread_count", lambda: 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_345_678_901))
     write_hollow(home.path / "seven.gguf")
     done = home.run("merge", "Cerebrum-1.0-12.25b", "--source", "cerebrum-7b=seven.gguf", "--dry-run")

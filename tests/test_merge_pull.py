@@ -14,10 +14,10 @@ from test_merge import Home
 from test_merge_files import assert_copied, metadata, stack, stored
 from tiny_models import Shape, write_quantised
 
-from cerebrum_cli.application.building import Building
-from cerebrum_cli.application.merging import MARGIN, Merger
-from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.recipes import recipe_of
+from cerebrum_cli.application.merging.merge import MARGIN, Merger
+from cerebrum_cli.application.merging.recipes import recipe_of
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.application.pulling.building import Building
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.core.errors import MergeError, ModelNotFound
 from cerebrum_cli.engine.llama.codec import LlamaCodec

@@ -17,12 +17,20 @@ from hypothesis import strategies as st
 from scripted_bench import Cost, ScriptedBench
 from scripted_command import runtime_for
 
-from cerebrum_cli.application.measuring import BenchFactory, this_machine, trial_options
-from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.opening import TALK, Parallel, load_options
-from cerebrum_cli.application.profile import Profile, ProfileStore, Speeds, Tuned, UseName, given_way, profile_object
-from cerebrum_cli.application.question import about_tokens
-from cerebrum_cli.application.selftest import NANO
+from cerebrum_cli.application.doctor.selftest import NANO
+from cerebrum_cli.application.inference.loading import TALK, Parallel, load_options
+from cerebrum_cli.application.inference.profiles import (
+    Profile,
+    ProfileStore,
+    Speeds,
+    Tuned,
+    UseName,
+    given_way,
+    profile_object,
+)
+from cerebrum_cli.application.inference.question import about_tokens
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.application.tuning.tune import BenchFactory, this_machine, trial_options
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.application.question import Question, fenced, parse_messages, read_text, template_options
+from cerebrum_cli.application.inference.question import Question, fenced, parse_messages, read_text, template_options
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings

@@ -19,15 +19,15 @@ import pytest
 from command_line import CommandLine
 from tiny_models import write_chatml
 
-from cerebrum_cli.application.fitting import Capacity
-from cerebrum_cli.application.library import Library
-from cerebrum_cli.application.listing import catalogue_rows, described, rows, siblings
-from cerebrum_cli.application.measuring import trial_options
-from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.pulling import Puller
-from cerebrum_cli.application.reencoding import Reencoding, Report, Row, Speeds, encoding_called
-from cerebrum_cli.application.removing import removal
-from cerebrum_cli.application.selftest import NANO
+from cerebrum_cli.application.doctor.selftest import NANO
+from cerebrum_cli.application.models.fit import Capacity
+from cerebrum_cli.application.models.library import Library
+from cerebrum_cli.application.models.listing import catalogue_rows, described, rows, siblings
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.application.models.removal import removal
+from cerebrum_cli.application.pulling.pull import Puller
+from cerebrum_cli.application.tuning.reencoding import Reencoding, Report, Row, Speeds, encoding_called
+from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.derivatives import Workshop
 from cerebrum_cli.commands.reencoding import conclude

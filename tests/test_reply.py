@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from cerebrum_cli.application.reply import Reply, ReplyGatherer, prompt_object, reply_object, shortfall
-from cerebrum_cli.application.responder import Preview
+from cerebrum_cli.application.inference.reply import Reply, ReplyGatherer, prompt_object, reply_object, shortfall
+from cerebrum_cli.application.inference.responder import Preview
 from cerebrum_cli.core.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
 
 ONLY = SequenceId(0)

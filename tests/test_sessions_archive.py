@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.archive import export_to
-from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.opening import Opened, open_model
+from cerebrum_cli.application.chat.archive import export_to
+from cerebrum_cli.application.inference.loading import Opened, open_model
+from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.parts import Text

@@ -19,9 +19,9 @@ from command_line import COMMAND, CommandLine
 from screen import Screen
 from tiny_models import Shape, write_chatml
 
-from cerebrum_cli.application.measuring import trial_options
-from cerebrum_cli.application.model import Model
-from cerebrum_cli.application.selftest import NANO
+from cerebrum_cli.application.doctor.selftest import NANO
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import Job, NoTrial

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded
 from vocabularies import marked_up, marks_in, written
 
-from cerebrum_cli.application.responder import spelled
+from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.parts import Text

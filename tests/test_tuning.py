@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 from scripted_bench import ALONE, MANY, Cost, ScriptedBench
 
-from cerebrum_cli.application.arms import NORMAL, QUICK, THOROUGH, USES, Arm, Effort, Machine, other_threads
-from cerebrum_cli.application.profile import Speeds, Tuned, UseName
-from cerebrum_cli.application.tuning import Search
+from cerebrum_cli.application.inference.profiles import Speeds, Tuned, UseName
+from cerebrum_cli.application.tuning.candidates import (
+    NORMAL,
+    QUICK,
+    THOROUGH,
+    USES,
+    Arm,
+    Effort,
+    Machine,
+    other_threads,
+)
+from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench.protocol import Job

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebrum_cli.application.model import model_paths
+from cerebrum_cli.application.models.model import model_paths
 from cerebrum_cli.catalogue.variants import Variant, parts_of, quantization_of, same_quantization, variants
 from cerebrum_cli.core.errors import ModelFileError
 

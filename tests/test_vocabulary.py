@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, with_user_defined
 
-from cerebrum_cli.application.responder import spelled
+from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.parts import Part, Text, Tokens, joined
 from cerebrum_cli.engine.llama.backend import LlamaBackend

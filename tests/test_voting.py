@@ -13,9 +13,9 @@ from command_line import CommandLine, Finished
 from scripted_command import Many, many, run_here
 
 from cerebrum_cli.answers.vote import parse_votes
-from cerebrum_cli.application.choice import format_builder
-from cerebrum_cli.application.responder import Asked, LocalResponder
-from cerebrum_cli.application.vote import Poll, vote
+from cerebrum_cli.application.inference.format_choice import format_builder
+from cerebrum_cli.application.inference.responder import Asked, LocalResponder
+from cerebrum_cli.application.inference.voting import Poll, vote
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.application.window import DROPPED, ROOM, Drop, overflow, without
+from cerebrum_cli.application.chat.context_window import DROPPED, ROOM, Drop, overflow, without
 from cerebrum_cli.core.conversation import Conversation
 
 SYSTEM = 20  # tokens of the system prompt

@@ -17,9 +17,9 @@ from cerebrum_cli.core.errors import NoAnswer, UsageError
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes as VotesWanted
-    from cerebrum_cli.application.opening import Opened
-    from cerebrum_cli.application.reply import Reply
-    from cerebrum_cli.application.vote import Poll
+    from cerebrum_cli.application.inference.loading import Opened
+    from cerebrum_cli.application.inference.reply import Reply
+    from cerebrum_cli.application.inference.voting import Poll
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.terminal.progress import StatusLine
@@ -77,9 +77,9 @@ def ask(
     session, which -c goes on from.
     """
     given = options.given(locals(), no_cache)
-    from cerebrum_cli.application.opening import ONE, Parallel, open_model
-    from cerebrum_cli.application.question import Question, about_tokens, template_options
-    from cerebrum_cli.application.responder import Asked
+    from cerebrum_cli.application.inference.loading import ONE, Parallel, open_model
+    from cerebrum_cli.application.inference.question import Question, about_tokens, template_options
+    from cerebrum_cli.application.inference.responder import Asked
 
     runtime = options.runtime_of(context, verbose)
     piped = runtime.streams.piped
@@ -124,7 +124,7 @@ def ask(
             keep = partial(kept.keep, conversation, opened, settings)
             keep_read = partial(kept.keep_read, opened, conversation)
             if poll:
-                from cerebrum_cli.application.vote import vote
+                from cerebrum_cli.application.inference.voting import vote
 
                 events = vote(opened.responder, Asked(conversation, settings, constraint), poll)
                 decide(runtime.streams, opened, events, poll, shown, keep, keep_read)
@@ -138,14 +138,14 @@ def ask(
 
 def poll_of(wanted: VotesWanted, stops_early: bool) -> Poll:
     """Return a vote that nobody has cast in."""
-    from cerebrum_cli.application.vote import Poll
+    from cerebrum_cli.application.inference.voting import Poll
 
     return Poll(wanted, stops_early)
 
 
 def show_prompt(streams: Streams, opened: Opened, conversation: Conversation, json: bool, quiet: bool) -> None:
     """Print the exact prompt on standard output, no byte more in a pipe; how many tokens it has on standard error."""
-    from cerebrum_cli.application.reply import prompt_object
+    from cerebrum_cli.application.inference.reply import prompt_object
 
     preview = opened.responder.preview(conversation)
     if json:
@@ -179,7 +179,7 @@ def answer(
     keep_read: Callable[[Reply], None],
 ) -> None:
     """Play a reply out to the terminal or pipe, keep it, and print what comes after it; what was read is kept last."""
-    from cerebrum_cli.application.reply import ReplyGatherer, shortfall
+    from cerebrum_cli.application.inference.reply import ReplyGatherer, shortfall
     from cerebrum_cli.terminal.progress import StatusLine
     from cerebrum_cli.terminal.sinks import answer_sink, play
 
@@ -211,7 +211,7 @@ def decide(
     keep_read: Callable[[Poll], None],
 ) -> None:
     """Play a vote out, and show and keep the chain that won; where it is interrupted, what leads by then."""
-    from cerebrum_cli.application.vote import votes_object
+    from cerebrum_cli.application.inference.voting import votes_object
     from cerebrum_cli.terminal.progress import VoteLine
     from cerebrum_cli.terminal.sinks import play, show_answer
     from cerebrum_cli.terminal.tables import tally_text
@@ -250,7 +250,7 @@ def show_rest(
     votes: Mapping[str, Any] | None = None,
 ) -> None:
     """Print what of a reply is not streamed: the object, the final answer, what it cost."""
-    from cerebrum_cli.application.reply import reply_object
+    from cerebrum_cli.application.inference.reply import reply_object
     from cerebrum_cli.terminal.tables import stats_line
 
     if shown.json:

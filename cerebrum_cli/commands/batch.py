@@ -15,8 +15,8 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cerebrum_cli.application.batch import Manner
-    from cerebrum_cli.application.opening import Parallel
+    from cerebrum_cli.application.inference.batch import Manner
+    from cerebrum_cli.application.inference.loading import Parallel
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Row
     from cerebrum_cli.runtime import Runtime
@@ -85,9 +85,9 @@ def batch(
     same command goes on where one was that did not come to its end. What made an answer stands in OUTPUT.meta.json.
     """
     given = options.given(locals())
-    from cerebrum_cli.application.batch import Manner, answer_rows, record_of, refuse_rows
-    from cerebrum_cli.application.opening import open_model
-    from cerebrum_cli.application.question import template_options
+    from cerebrum_cli.application.inference.batch import Manner, answer_rows, record_of, refuse_rows
+    from cerebrum_cli.application.inference.loading import open_model
+    from cerebrum_cli.application.inference.question import template_options
     from cerebrum_cli.batches.shapes import read_rows, shape_of
     from cerebrum_cli.terminal.sinks import play
 
@@ -179,7 +179,7 @@ def askable(rows: Sequence[Row], result: Result) -> int:
 
 def fitted(at_once: int | None, left: int, manner: Manner) -> Parallel:
     """Return how many sequences run at once: no more than are left."""
-    from cerebrum_cli.application.opening import Parallel
+    from cerebrum_cli.application.inference.loading import Parallel
 
     chains = left * (manner.votes.most if manner.votes else 1)
     return Parallel(min(at_once or AUTO, chains), measured=at_once is None, evenly=True)

@@ -61,10 +61,10 @@ def chat(
     Everything is kept as it is said: -c goes on where the last chat ended, however it did.
     """
     given = options.given(locals(), no_cache)
-    from cerebrum_cli.application.chat import Chat
-    from cerebrum_cli.application.history import led
-    from cerebrum_cli.application.opening import Opener
-    from cerebrum_cli.application.question import template_options
+    from cerebrum_cli.application.chat.chat import Chat
+    from cerebrum_cli.application.chat.history import led
+    from cerebrum_cli.application.inference.loading import Opener
+    from cerebrum_cli.application.inference.question import template_options
     from cerebrum_cli.terminal.keyboard import Keyboard
     from cerebrum_cli.terminal.repl import Repl
     from cerebrum_cli.terminal.signals import Signals
@@ -102,7 +102,7 @@ def chat(
 
 def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Lines:
     """Return where the questions come from: a prompt, or what is piped in."""
-    from cerebrum_cli.application.question import decoded
+    from cerebrum_cli.application.inference.question import decoded
     from cerebrum_cli.terminal.lines import PipedLines, PlainPrompt, Prompt, Seat
     from cerebrum_cli.terminal.streams import plain_terminal
 

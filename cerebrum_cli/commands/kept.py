@@ -9,11 +9,11 @@ from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.history import History
-    from cerebrum_cli.application.model import Model
-    from cerebrum_cli.application.opening import Opened
-    from cerebrum_cli.application.reply import Reply
-    from cerebrum_cli.application.vote import Poll
+    from cerebrum_cli.application.chat.history import History
+    from cerebrum_cli.application.inference.loading import Opened
+    from cerebrum_cli.application.inference.reply import Reply
+    from cerebrum_cli.application.inference.voting import Poll
+    from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime import Runtime
@@ -32,7 +32,7 @@ class Kept:
         """Return what was given, with the session's own model and format."""
         if self.session is None:
             return dict(given)
-        from cerebrum_cli.application.history import led
+        from cerebrum_cli.application.chat.history import led
 
         return led(self.session, given)
 
@@ -40,7 +40,7 @@ class Kept:
         """Return the conversation after what the session holds already."""
         if self.session is None:
             return conversation
-        from cerebrum_cli.application.history import gone_on
+        from cerebrum_cli.application.chat.history import gone_on
 
         return gone_on(self._history.store, self.session, model.reference, conversation, given.get("system"))
 
@@ -48,7 +48,7 @@ class Kept:
         """Keep the exchange; where that cannot be done, say so: the answer stands."""
         if self._unkept:
             return
-        from cerebrum_cli.application.history import Speaker
+        from cerebrum_cli.application.chat.history import Speaker
 
         speaker = Speaker(opened.model.reference, opened.format_name)
         try:
@@ -58,7 +58,7 @@ class Kept:
 
     def keep_read(self, opened: Opened, conversation: Conversation, reply: Reply | Poll) -> None:
         """Keep what the model has read, and what every question begins with, where that took long to read."""
-        from cerebrum_cli.application.reply import LONG_PROMPT
+        from cerebrum_cli.application.inference.reply import LONG_PROMPT
 
         if self._unkept:
             return

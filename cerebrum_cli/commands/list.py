@@ -22,7 +22,7 @@ def list_models(
 
     No network is used.
     """
-    from cerebrum_cli.application.listing import catalogue_rows, rows
+    from cerebrum_cli.application.models.listing import catalogue_rows, rows
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
 
     runtime = options.runtime_of(context)

@@ -15,8 +15,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.terminal.interrupts import interruptible
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.merging import Merge, MergeOptions
-    from cerebrum_cli.application.model import Model
+    from cerebrum_cli.application.merging.merge import Merge, MergeOptions
+    from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.merge.writing import Written
     from cerebrum_cli.runtime import Runtime
 
@@ -58,8 +58,8 @@ def merge(
 
     Prints the SHA-256 of what was written.
     """
-    from cerebrum_cli.application.merging import merge_object, require_apart
-    from cerebrum_cli.application.recipes import found, meant, read_recipe
+    from cerebrum_cli.application.merging.merge import merge_object, require_apart
+    from cerebrum_cli.application.merging.recipes import found, meant, read_recipe
 
     runtime = options.runtime_of(context)
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
@@ -105,8 +105,8 @@ def wished(
     output: Path | None, name: str | None, type: str | None, split: str | None, stem: str | None
 ) -> MergeOptions:
     """Return what the merge is to be. UsageError for what cannot be; without a place it goes nowhere, under a stem."""
-    from cerebrum_cli.application.merging import MergeOptions
-    from cerebrum_cli.application.model import as_name, as_path, is_directory
+    from cerebrum_cli.application.merging.merge import MergeOptions
+    from cerebrum_cli.application.models.model import as_name, as_path, is_directory
     from cerebrum_cli.catalogue.variants import whole_name
     from cerebrum_cli.core.text import read_size
     from cerebrum_cli.merge.target import wanted_type
@@ -128,7 +128,7 @@ def wished(
 
 def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:
     """Raise UsageError where a file would be replaced that nobody agrees to lose."""
-    from cerebrum_cli.application.model import is_file
+    from cerebrum_cli.application.models.model import is_file
 
     there = next(filter(is_file, paths), None)
     if there and not (yes or runtime.streams.confirm(f"{there} is there already. Replace it?", usual=False)):

@@ -15,8 +15,8 @@ from cerebrum_cli.core.text import size_text
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes as VotesWanted
-    from cerebrum_cli.application.model import Model as LibraryModel
-    from cerebrum_cli.application.opening import Answering
+    from cerebrum_cli.application.inference.loading import Answering
+    from cerebrum_cli.application.models.model import Model as LibraryModel
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime import Runtime
     from cerebrum_cli.terminal.bars import FileProgress
@@ -164,7 +164,7 @@ def settings(runtime: Runtime, given: Mapping[str, Any], model: LibraryModel, vo
     """Return the settings of a model; those of a vote sample, unless what the user has written says otherwise."""
     if not votes:
         return runtime.settings(given, model)
-    from cerebrum_cli.application.vote import TEMPERATURE, require_sampling
+    from cerebrum_cli.application.inference.voting import TEMPERATURE, require_sampling
 
     settings = runtime.settings(given, model, {"temperature": TEMPERATURE})
     require_sampling(settings)
@@ -173,7 +173,7 @@ def settings(runtime: Runtime, given: Mapping[str, Any], model: LibraryModel, vo
 
 def read_grammar(runtime: Runtime, schema: Path | None, grammar: Path | None, quiet: bool) -> str | None:
     """Return the GBNF grammar that --schema or --grammar names."""
-    from cerebrum_cli.application.question import read_text
+    from cerebrum_cli.application.inference.question import read_text
 
     if schema and grammar:
         raise UsageError("--schema and --grammar are both given", "give one of them")
@@ -210,7 +210,7 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
 
 def answering(runtime: Runtime, model: LibraryModel, settings: Settings, no_profile: bool) -> Answering:
     """Return what answers for a model: as tuned, unless that is not wanted."""
-    from cerebrum_cli.application.opening import Answering
+    from cerebrum_cli.application.inference.loading import Answering
 
     return Answering(model) if no_profile else runtime.answering(model, settings)
 
@@ -243,7 +243,7 @@ def pull_model(
 
 def show_offer(runtime: Runtime, reference: str, context: int | None, json: bool, quiet: bool, offline: bool) -> None:
     """Print what a reference can bring and what of it fits, and download nothing."""
-    from cerebrum_cli.application.listing import offer_object
+    from cerebrum_cli.application.models.listing import offer_object
     from cerebrum_cli.terminal.tables import print_candidates
 
     with file_progress(runtime, quiet) as progress:

@@ -40,6 +40,6 @@ def pull(
     if default:
         runtime.library.registry.set_default(found.reference)
     if json:
-        from cerebrum_cli.application.listing import row
+        from cerebrum_cli.application.models.listing import row
 
         runtime.streams.answer_object(row(runtime.library, found))

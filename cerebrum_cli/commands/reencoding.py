@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.model import Model
-    from cerebrum_cli.application.reencoding import Reencoding, Report
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.application.tuning.reencoding import Reencoding, Report
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.bench.protocol import FileBench
     from cerebrum_cli.engine.bench.quantization import Encoding
@@ -27,7 +27,7 @@ def reencode(
     settings: Settings,
 ) -> None:
     """Try the encodings this machine is fast at, or the one that is to be applied, and print what came of it."""
-    from cerebrum_cli.application.reencoding import Report, encoding_called
+    from cerebrum_cli.application.tuning.reencoding import Report, encoding_called
     from cerebrum_cli.catalogue.derivatives import Derived
     from cerebrum_cli.terminal.encodings import print_encodings, report_object
 
@@ -49,8 +49,8 @@ def reencode(
 
 def prepared(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> Reencoding:
     """Return the work to be done. ModelFileError where llama.cpp could not open the model."""
-    from cerebrum_cli.application.measuring import trial_options
-    from cerebrum_cli.application.reencoding import Reencoding
+    from cerebrum_cli.application.tuning.reencoding import Reencoding
+    from cerebrum_cli.application.tuning.tune import trial_options
     from cerebrum_cli.catalogue.derivatives import Workshop
     from cerebrum_cli.terminal.bars import FileProgress
 

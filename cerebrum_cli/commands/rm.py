@@ -19,7 +19,7 @@ def rm(
 
     What another revision in the Hugging Face cache uses stays.
     """
-    from cerebrum_cli.application.removing import removal
+    from cerebrum_cli.application.models.removal import removal
 
     runtime = options.runtime_of(context)
     planned = removal(runtime.library, model)

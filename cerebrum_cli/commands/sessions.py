@@ -35,7 +35,7 @@ class Shape(StrEnum):
 @app.command(name="list")
 def list_sessions(context: typer.Context, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """List the sessions, the last changed first."""
-    from cerebrum_cli.application.archive import summaries
+    from cerebrum_cli.application.chat.archive import summaries
     from cerebrum_cli.terminal.tables import print_sessions
 
     runtime = options.runtime_of(context)
@@ -46,7 +46,7 @@ def list_sessions(context: typer.Context, json: options.Json = False, quiet: opt
 @app.command()
 def show(context: typer.Context, name: Name, json: options.Json = False) -> None:
     """Show what was said in a session."""
-    from cerebrum_cli.application.archive import exported, session_object
+    from cerebrum_cli.application.chat.archive import exported, session_object
 
     runtime = options.runtime_of(context)
     history = runtime.history
@@ -65,7 +65,7 @@ def search(
     quiet: options.Quiet = False,
 ) -> None:
     """Find messages by their words, the best match first."""
-    from cerebrum_cli.application.archive import hits
+    from cerebrum_cli.application.chat.archive import hits
     from cerebrum_cli.terminal.tables import print_hits
 
     runtime = options.runtime_of(context)
@@ -98,7 +98,7 @@ def export(
     ] = Shape.MARKDOWN,
 ) -> None:
     """Print a session for other programs, or for people."""
-    from cerebrum_cli.application.archive import exported, transcript
+    from cerebrum_cli.application.chat.archive import exported, transcript
 
     runtime = options.runtime_of(context)
     history = runtime.history
@@ -119,7 +119,7 @@ def import_session(
     quiet: options.Quiet = False,
 ) -> None:
     """Keep a conversation that another program has written."""
-    from cerebrum_cli.application.archive import imported
+    from cerebrum_cli.application.chat.archive import imported
 
     runtime = options.runtime_of(context)
     session = imported(runtime.history.store, file, name)

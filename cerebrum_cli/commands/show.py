@@ -10,8 +10,8 @@ from cerebrum_cli.commands import options
 from cerebrum_cli.core.errors import ModelNotFound
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.model import Model
-    from cerebrum_cli.application.profile import Profile
+    from cerebrum_cli.application.inference.profiles import Profile
+    from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime import Runtime
 
@@ -30,8 +30,8 @@ def show(
 
     No network is used; `cerebrum pull --dry-run` asks the Hub.
     """
-    from cerebrum_cli.application import listing
-    from cerebrum_cli.application.profile import profile_object
+    from cerebrum_cli.application.inference.profiles import profile_object
+    from cerebrum_cli.application.models import listing
     from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 

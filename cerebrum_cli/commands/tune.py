@@ -13,9 +13,9 @@ from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.arms import Effort
-    from cerebrum_cli.application.measuring import Measured
-    from cerebrum_cli.application.model import Model
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.application.tuning.candidates import Effort
+    from cerebrum_cli.application.tuning.tune import Measured
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.plan import Device
     from cerebrum_cli.runtime import Runtime
@@ -57,7 +57,7 @@ def tune(
         from cerebrum_cli.commands.reencoding import reencode as try_encodings
 
         return try_encodings(runtime, found, apply=apply, force=force, json=json, quiet=quiet, settings=settings)
-    from cerebrum_cli.application.arms import NORMAL, QUICK, THOROUGH
+    from cerebrum_cli.application.tuning.candidates import NORMAL, QUICK, THOROUGH
 
     answering = runtime.library.preferred(found)
     effort = QUICK if quick else THOROUGH if thorough else NORMAL
@@ -80,8 +80,8 @@ def require_one_way(quick: bool, thorough: bool, reencode: bool, apply: str | No
 
 def measure(runtime: Runtime, model: Model, settings: Settings, effort: Effort, quiet: bool) -> Measured:
     """Measure, showing how far that is, and keep what came of it."""
-    from cerebrum_cli.application.measuring import alone, measured, trial_options, writing
-    from cerebrum_cli.application.model import is_missing
+    from cerebrum_cli.application.models.model import is_missing
+    from cerebrum_cli.application.tuning.tune import alone, measured, trial_options, writing
     from cerebrum_cli.terminal.bars import FileProgress, StageProgress
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.sinks import followed
@@ -115,7 +115,7 @@ def holds_for(runtime: Runtime, identity: str, settings: Settings, devices: tupl
 
 def show(runtime: Runtime, model: Model, result: Measured, settings: Settings, json: bool, quiet: bool) -> None:
     """Print what came of it."""
-    from cerebrum_cli.application.profile import given_text, profile_object
+    from cerebrum_cli.application.inference.profiles import given_text, profile_object
     from cerebrum_cli.terminal.tunings import print_profile, tried_lines
 
     streams = runtime.streams

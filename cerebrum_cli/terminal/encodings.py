@@ -10,7 +10,7 @@ from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.reencoding import Report, Row, Speeds
+    from cerebrum_cli.application.tuning.reencoding import Report, Row, Speeds
 
 HEADS = ("type", "size", "read/s", "say/s", "16 say/s", "argmax", "agree", "KL", "verdict")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from cerebrum_cli.application.finding import Finding, Status, found
+from cerebrum_cli.application.doctor.check_result import Finding, Status, found
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import DUMB, Streams, columns, plain_terminal

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
-from cerebrum_cli.application.archive import EXPORTS, export_to, summaries, transcribed
-from cerebrum_cli.application.question import read_text
-from cerebrum_cli.application.vote import TEMPERATURE, Poll
+from cerebrum_cli.application.chat.archive import EXPORTS, export_to, summaries, transcribed
+from cerebrum_cli.application.inference.question import read_text
+from cerebrum_cli.application.inference.voting import TEMPERATURE, Poll
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings, parsed

@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from cerebrum_cli.application.chat import Chat
-from cerebrum_cli.application.question import compose
-from cerebrum_cli.application.reply import Reply, ReplyGatherer, shortfall
-from cerebrum_cli.application.vote import Poll
+from cerebrum_cli.application.chat.chat import Chat
+from cerebrum_cli.application.inference.question import compose
+from cerebrum_cli.application.inference.reply import Reply, ReplyGatherer, shortfall
+from cerebrum_cli.application.inference.voting import Poll
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from textwrap import wrap
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.application.choice import FORMAT_NAMES
+from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import KEYS as SETTINGS
 from cerebrum_cli.core.settings import OVERFLOWS

@@ -15,8 +15,8 @@ from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.fitting import Capacity
-    from cerebrum_cli.application.stock import Offer
+    from cerebrum_cli.application.models.availability import Offer
+    from cerebrum_cli.application.models.fit import Capacity
 
 PIPE_WIDTH = 10_000  # columns of a table nobody looks at: nothing is cut or wrapped in a pipe
 LEAST_COLUMNS = 3  # of a table; a terminal that is narrower still wraps the lines itself

@@ -10,7 +10,7 @@ from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.profile import Profile, Tuned
+    from cerebrum_cli.application.inference.profiles import Profile, Tuned
     from cerebrum_cli.engine.plan import Tuning
 
 TITLES = {"chat": "chat", "ask": "ask", "ask-long": "ask, long prompt", "batch": "batch"}

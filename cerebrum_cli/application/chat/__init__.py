@@ -1,0 +1,1 @@
+"""Conversations over time: turns, the context window, recording, history and archive."""

@@ -1,0 +1,313 @@
+"""A conversation with a model, turn by turn, kept as it goes: each question at once, each reply while it is said.
+
+Taking back, trying again and going on move through the session's tree; the engine still holds what was read, so
+nothing of it is evaluated again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+
+from cerebrum_cli.application.chat.history import History, Speaker, name_of, params_of, spoken
+from cerebrum_cli.application.chat.reply_recorder import Saying
+from cerebrum_cli.application.chat.session_context import fitted
+from cerebrum_cli.application.inference.loading import Opened, Opener, loaded_with
+from cerebrum_cli.application.inference.voting import Poll
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.settings import Layer, Settings
+from cerebrum_cli.sessions.names import checked_name
+from cerebrum_cli.sessions.rows import Session, StoredMessage
+
+Events = Generator[Event, None, None]
+INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
+KEPT_TOKENS = 64  # fewer are evaluated again as fast as they are found on disk
+KEPT_BEGINNING = 32  # tokens that every conversation begins with, its system prompt
+
+
+@dataclass(slots=True)
+class Chat:
+    """A session and the model that speaks in it; `session` is None until something has been said.
+
+    `given` are the settings that command line, environment and /set have given: they hold for other models too.
+    """
+
+    history: History
+    opener: Opener
+    given: Layer
+    opened: Opened
+    settings: Settings
+    session: Session | None = None
+    name: str | None = None
+    _counted: tuple[object, int] | None = field(default=None, init=False)
+
+    @property
+    def speaker(self) -> Speaker:
+        """Who replies."""
+        return Speaker(self.opened.model.reference, self.opened.format_name)
+
+    @property
+    def path(self) -> list[StoredMessage]:
+        """The messages from the first to the last."""
+        return self.history.store.messages(self.session) if self.session else []
+
+    @property
+    def conversation(self) -> Conversation:
+        """What was said so far, as far as the model still reads it."""
+        if self.session is None:
+            return Conversation((), self.settings.system)
+        return spoken(self.history.store, self.session, self.opened.model.reference)
+
+    @property
+    def dropped(self) -> int:
+        """How many of the oldest messages the model no longer reads."""
+        return len(self.path) - len(self.conversation.messages)
+
+    @property
+    def last_reply(self) -> StoredMessage | None:
+        """The last reply, if the conversation has come to one."""
+        path = self.path
+        return path[-1] if path and path[-1].message.role == "assistant" else None
+
+    @property
+    def gauge(self) -> tuple[int, int] | None:
+        """Tokens of the conversation, and of the context; None where no model is there yet that could count them."""
+        responder = self.opened.responder
+        size = responder.context_size
+        if size is None:
+            return None
+        now = self.opened, self.session, self.settings.system
+        if self._counted is None or self._counted[0] != now:
+            try:
+                self._counted = now, responder.count(self.conversation)
+            except FormatError:  # told when something is asked
+                return None
+        return self._counted[1], size
+
+    def say(self, text: str, settings: Settings | None = None, poll: Poll | None = None) -> Events:
+        """Keep a question, and yield the events of the reply, or of a vote. One that does not fit is taken back."""
+        is_first, session = self.session is None, self._begun(text)
+        try:
+            self.session = self.history.store.say(session, Message("user", text))
+            yield from self._replied(session.leaf, settings=settings, poll=poll)
+        except CerebrumError:
+            if is_first and self.session and self.session.leaf is None:  # nobody wants to go on from nothing
+                self.history.store.remove(self.session)
+                self.enter(None, self.name)
+            raise
+
+    def reask(self, text: str) -> Events:
+        """Ask the last question in other words, and yield the events of the reply; what there was stays in the tree."""
+        (before, question), store = self._asked(), self.history.store
+        self.session = store.say(store.move(before, question.parent), Message("user", text))
+        yield from self._replied(before.leaf)
+
+    def retry(self, settings: Settings | None = None, poll: Poll | None = None) -> Events:
+        """Answer the last question again, with these settings if given, or by a vote; the reply there was stays."""
+        yield from self._replied(self._moved_to_question(), settings=settings, poll=poll)
+
+    def go_on(self) -> Events:
+        """Go on with the last reply where it ended. SessionError where there is none, or nothing can follow it."""
+        last = self.last_reply
+        if last is None:
+            raise SessionError("there is no reply to go on with", "ask something first")
+        mine = last.said.model == self.opened.model.reference
+        if last.message.tokens is None or last.said.finish_reason == "stop" or not mine:
+            raise SessionError(
+                "nothing follows the last reply: it has ended by itself, or this model did not say it",
+                "ask for more, or /retry it",
+            )
+        yield from self.load()
+        begun, content = last.message.tokens, last.message.content
+        whole = self.opened.responder.whole(begun)
+        if len(whole) < len(begun):  # it was cut within a character, which is said again
+            content = content.removesuffix("\ufffd").rstrip()  # as replies end, whose last space waits for more
+        before = replace(last, message=replace(last.message, content=content))
+        yield from self._replied(self._moved_to_question(), whole, before)
+
+    def undo(self) -> str | None:
+        """Take the last question and its reply back, and return the question; None where there is none."""
+        question = self.last_question
+        if question is None or self.session is None:
+            return None
+        self.session = self.history.store.move(self.session, question.parent)
+        return question.message.content
+
+    def reword(self, reply: str) -> None:
+        """Put a reply of the user's own in place of the last one, which stays in the tree."""
+        last = self.last_reply
+        if last is None or self.session is None:
+            raise SessionError("there is no reply to change", "ask something first")
+        store = self.history.store
+        self.session = store.say(store.move(self.session, last.parent), Message("assistant", reply))
+
+    def lead(self, system_prompt: str | None) -> None:
+        """Lead the conversation with another system prompt from now on; None is the format's own."""
+        self.settings = replace(self.settings, system=system_prompt)
+        if self.session:
+            self.session = self.history.store.lead(self.session, system_prompt=system_prompt)
+
+    def fork(self, name: str | None = None) -> Session:
+        """Begin a session of its own from here, and go on in it; the one there was stays as it is."""
+        if self.session is None:
+            raise SessionError("nothing has been said yet", "ask something first")
+        store, before = self.history.store, self.session
+        self.enter(
+            store.create(
+                store.free_name(name or before.name),
+                "chat",
+                system_prompt=before.system_prompt,
+                model=before.model,
+                format=before.format,
+                params=before.params,
+                leaf=before.leaf,
+                first=before.first,
+            )
+        )
+        return self.session
+
+    def enter(self, session: Session | None, name: str | None = None) -> None:
+        """Go on in another session, or with None in one that begins with the next question.
+
+        SessionError where another process leads it; then this chat stays where it is.
+        """
+        if session:
+            session = self.history.taken(session)
+        else:
+            self.history.lock.release()
+        self.session, self.name = session, name
+
+    def rename(self, name: str) -> None:
+        """Call the session otherwise, now or as soon as it begins. SessionError if the name is taken."""
+        if self.session:
+            self.session = self.history.store.lead(self.session, name=name)
+        elif self.history.store.find(checked_name(name)):
+            raise SessionError(f"there is a session {name} already", "choose another name")
+        self.name = name
+
+    def change(self, changes: Layer) -> Events:
+        """Go on with other settings, None being the usual; yield the loading where they take another model, or anew.
+
+        Where that fails, the chat goes on as it was.
+        """
+        given = {key: value for key, value in {**self.given, **changes}.items() if value is not None}
+        before = self.opened.model, self.settings
+        model, settings = self.opener.settled(given)
+        if (model.paths, loaded_with(settings)) != (before[0].paths, loaded_with(before[1])):
+            if notice := self.opened.keep(KEPT_TOKENS, self.conversation):
+                yield notice
+            try:
+                self._reopen(model, settings)
+                yield from self.opened.responder.load()
+            except BaseException:
+                self._reopen(*before)
+                raise
+        self.given, self.settings = given, replace(settings, system=self.settings.system)
+        if self.session:
+            self._lead()
+
+    def load(self) -> Events:
+        """Yield the loading of the model; where that fails or is interrupted it begins again, for whoever asks next."""
+        model = self.opened.model
+        try:
+            yield from self.opened.responder.load()
+        except BaseException:
+            self._reopen(model, self.settings)
+            raise
+
+    def leave(self) -> NoticeEvent | None:
+        """Keep what the model has read, and let go of model and session; return what could not be kept."""
+        try:
+            conversation = self.conversation
+            notice = self.opened.keep(KEPT_TOKENS, conversation)
+            return notice or self.opened.keep_beginning(conversation, lambda tokens: tokens >= KEPT_BEGINNING)
+        finally:
+            self.opened.engine.close()
+            self.history.close()
+
+    @property
+    def last_question(self) -> StoredMessage | None:
+        """The last question, answered or not."""
+        return next((each for each in reversed(self.path) if each.message.role == "user"), None)
+
+    def _reopen(self, model: Model, settings: Settings) -> None:
+        """Begin to load a model, once the one before is gone; an interruption in between can be followed by another."""
+        self.opened.engine.close()
+        self.opened = self.opener.open(model, settings)
+
+    def _begun(self, text: str) -> Session:
+        if self.session is None:
+            name = self.name or self.history.store.free_name(name_of(Conversation().user(text)))
+            session = self.history.begin(name, "chat", self.speaker, self.settings, self.settings.system)
+            self.enter(session, self.name)
+        assert self.session is not None
+        return self.session
+
+    def _lead(self) -> Session:
+        """Have the session know who speaks in it now, and with which settings."""
+        assert self.session is not None
+        speaker, params = self.speaker, params_of(self.settings)
+        leading = {"model": speaker.model, "format": speaker.format, "params": params}
+        if any(getattr(self.session, key) != value for key, value in leading.items()):
+            self.session = self.history.store.lead(self.session, **leading)
+        return self.session
+
+    def _asked(self) -> tuple[Session, StoredMessage]:
+        """Return the session and the last question in it. SessionError where there is none."""
+        question = self.last_question
+        if question is None or self.session is None:
+            raise SessionError("there is no question to answer", "ask something first")
+        return self.session, question
+
+    def _moved_to_question(self) -> int | None:
+        """Go back to the last question, and return what the session had come to."""
+        before, question = self._asked()
+        self.session = self.history.store.move(before, question.id)
+        return before.leaf
+
+    def _replied(
+        self,
+        back: int | None,
+        begun: tuple[int, ...] = (),
+        before: StoredMessage | None = None,
+        settings: Settings | None = None,
+        poll: Poll | None = None,
+    ) -> Events:
+        """Yield the events of a reply to the question the session has come to, and keep it while it is said.
+
+        Of a vote what won is kept, or what leads when it is interrupted.
+
+        Where it cannot be given or kept the session goes back to the message `back`.
+        """
+        settings, responder = settings or self.settings, self.opened.responder
+        session = self._lead()
+        saying = Saying(self.history.store, session, self.speaker, settings, begun, before)
+        try:
+            yield from self.load()
+            saying.session, notice = fitted(saying.store, session, self.speaker.model, responder, len(begun), settings)
+            self.session = saying.session
+            if notice:
+                yield notice
+            with contextlib.closing(saying.replied(responder, self.conversation, poll)) as events:
+                yield from events
+            self.session = saying.session
+        except BaseException as error:
+            self._stop(saying, error, back)
+            raise
+
+    def _stop(self, saying: Saying, error: BaseException, back: int | None) -> None:
+        """Keep what was said when it was interrupted, also where that is nothing; otherwise go back, so that no
+        question stands without an answer."""
+        if isinstance(error, INTERRUPTIONS) or (saying.has_begun and not isinstance(error, SessionError)):
+            with contextlib.suppress(SessionError):
+                self.session = saying.end()
+                return
+        assert self.session is not None
+        try:
+            self.session = self.history.store.move(self.session, back)
+        except SessionError:  # the database cannot be written: here at least the conversation is as it was
+            self.session = replace(self.session, leaf=back)

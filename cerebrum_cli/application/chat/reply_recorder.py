@@ -1,0 +1,100 @@
+"""A reply on its way into a session: kept every second while it is said, and as it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+
+from cerebrum_cli.application.chat.history import Speaker, params_of, said
+from cerebrum_cli.application.inference.reply import ReplyGatherer
+from cerebrum_cli.application.inference.responder import Asked, Responder
+from cerebrum_cli.application.inference.voting import Poll, vote
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.sessions.rows import Said, Session, StoredMessage
+from cerebrum_cli.sessions.store import Store
+
+SAVE_EVERY_S = 1.0  # what a killed process may lose of a reply
+
+
+@dataclass(slots=True)
+class Saying:
+    """The reply to the question that `session` has come to; it goes on with `begun`, the tokens of `before`, if any."""
+
+    store: Store
+    session: Session
+    speaker: Speaker
+    settings: Settings
+    begun: tuple[int, ...] = ()
+    before: StoredMessage | None = None
+    gatherer: ReplyGatherer = field(default_factory=ReplyGatherer)
+    _placed: bool = field(default=False, init=False)
+    _ended: bool = field(default=False, init=False)
+    _saved_at: float = field(default_factory=time.monotonic, init=False)
+
+    def replied(
+        self, responder: Responder, conversation: Conversation, poll: Poll | None = None
+    ) -> Generator[Event, None, None]:
+        """Yield the events of the reply to a conversation, and keep it; of a vote keep what won, or what leads when it
+        is interrupted. SessionError where it cannot be kept.
+        """
+        if poll is None:
+            with contextlib.closing(responder.respond(conversation, self.settings, begun=self.begun)) as events:
+                for event in events:
+                    self.emit(event)
+                    yield event
+        else:
+            try:
+                with contextlib.closing(vote(responder, Asked(conversation, self.settings), poll)) as events:
+                    yield from events
+            finally:
+                self.gatherer = poll.chain or self.gatherer
+        self.end()
+
+    def emit(self, event: Event) -> None:
+        """Take one event of the reply, and keep what was said so far when that is due."""
+        self.gatherer.emit(event)
+        with contextlib.suppress(SessionError):  # it goes on being said; `end` tries once more
+            if self.gatherer.reply:
+                self.end()
+            elif self.has_begun and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
+                self._saved_at = time.monotonic()
+                self._save(self._unfinished(None))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has been said."""
+        return bool(self.gatherer.tokens)
+
+    def end(self) -> Session:
+        """Keep the reply as it has ended, or was interrupted, and return the session, which has come to it.
+
+        SessionError where it cannot be kept.
+        """
+        if not self._ended:
+            reply = self.gatherer.reply
+            self._save(said(reply, self.speaker, params_of(self.settings)) if reply else self._unfinished("cancelled"))
+            self._ended = True
+        return self.session
+
+    def _unfinished(self, reason: str | None) -> Said:
+        return Said(reasoning=self.gatherer.reasoning, finish_reason=reason, model=self.speaker.model)
+
+    def _save(self, how: Said) -> None:
+        reply, text, tokens = self.gatherer.reply, self.gatherer.text, None
+        if reply is None or reply.tokens is not None:
+            tokens = (*self.begun, *self.gatherer.tokens)
+        if self.before:
+            text = self.before.message.content + text
+            if self.before.said.reasoning:
+                how = replace(how, reasoning=self.before.said.reasoning + (how.reasoning or ""))
+        message = Message("assistant", text, tokens)
+        if self._placed:
+            self.store.say_on(self.session, message, how)
+        else:
+            self.session = self.store.say(self.session, message, how)
+            self._placed = True

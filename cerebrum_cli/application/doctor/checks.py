@@ -1,0 +1,257 @@
+"""What `doctor` looks at, one thing after the other: each is a finding of its own, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+from typing import TypeVar
+
+from cerebrum_cli import __version__
+from cerebrum_cli.application.doctor import assessment as judgement
+from cerebrum_cli.application.doctor import selftest
+from cerebrum_cli.application.doctor.assessment import Place
+from cerebrum_cli.application.doctor.check_result import Finding, found
+from cerebrum_cli.application.inference.loading import BackendFactory
+from cerebrum_cli.application.models import listing
+from cerebrum_cli.application.models.library import Library
+from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
+from cerebrum_cli.core.settings import Settings, read_config
+from cerebrum_cli.core.text import size_text
+from cerebrum_cli.engine import machine
+from cerebrum_cli.engine.build import Build
+from cerebrum_cli.engine.state_store import STATE, listed
+
+NETWORK_S = 3.0  # how long the Hub is waited for, in all
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Premises:
+    """What is looked at: where things lie, what is set, and how llama.cpp is asked of itself and for answers."""
+
+    config_directory: Path
+    data_directory: Path
+    cache_directory: Path
+    library: Library
+    settings: Settings
+    offline: bool
+    build: Callable[[], Build]
+    open_backend: BackendFactory
+    terminal: Callable[[], Finding]
+
+
+def diagnosed(here: Premises) -> Iterator[Finding]:
+    """Yield what is found, as it is found. A bug keeps its traceback."""
+    for name, look in CHECKS.items():
+        try:
+            finding = look(here)
+        except CerebrumError as error:
+            finding = Finding(name, "failure", error.what, error.do)
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            finding = Finding(name, "failure", what, "see to it that it can be read")
+        if finding:
+            yield finding
+
+
+def _program(_: Premises) -> Finding:
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return found("cerebrum", f"cerebrum {__version__}, {python}, {platform.platform()}")
+
+
+def _llama_cpp(here: Premises) -> Finding:
+    return judgement.judged_build(here.build(), machine.processor_flags())
+
+
+def _devices(here: Premises) -> Finding:
+    try:
+        build = here.build()
+    except EngineError:
+        return found("devices", "", ("unknown: llama.cpp cannot be loaded", "mend llama_cpp first"))
+    return judgement.judged_devices(build, machine.likely_accelerator())
+
+
+def _threads(here: Premises) -> Finding:
+    return judgement.judged_threads(machine.processors(), here.settings.threads)
+
+
+def _memory(_: Premises) -> Finding:
+    return judgement.judged_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory())
+
+
+def _disk(here: Premises) -> Finding:
+    uses = (
+        ("models", here.library.cache.directory),
+        ("kept states", here.cache_directory),
+        ("data", here.data_directory),
+    )
+    return judgement.judged_disk([place(use, path) for use, path in uses])
+
+
+def _config(here: Premises) -> Finding:
+    path = here.config_directory / "config.toml"
+    keys = read_config(path)
+    if not path.exists():
+        return found("config", f"no {path}: all is as usual")
+    return found("config", f"{path} sets {', '.join(keys) or 'nothing'}")
+
+
+def _catalogue(here: Premises) -> Finding:
+    *_, own = here.library.catalogue_paths
+    return found("catalogue", f"{len(here.library.specs)} models" + (f", with those of {own}" if own.exists() else ""))
+
+
+def _models(here: Premises) -> Finding:
+    library, wanted = here.library, here.settings.model
+    rows = list(listing.rows(library))
+    errors = [row for row in rows if row["error"]]
+    problems = [(row["error"], f"cerebrum rm {row['reference']}, or pull it again") for row in errors]
+    told = [f"{len(rows) - len(errors)} here"] if rows else []
+    try:
+        told.append(f"{library.resolve(wanted).reference} is asked where none is named")
+    except ModelNotFound as error:
+        if error.what not in (problem for problem, _ in problems):
+            problems.append((error.what, error.do))
+    return found("models", "; ".join(told), *problems)
+
+
+def _hugging_face_cache(here: Premises) -> Finding:
+    folder = place("models", here.library.cache.directory)
+    if not folder.path.is_dir():
+        problem = (f"{folder.path} is not there yet", "cerebrum pull MODEL makes it")
+        if not folder.writable:
+            problem = (f"{folder.path} cannot be made", "set HF_HUB_CACHE to a folder that can")
+        return found("hugging_face_cache", "", problem)
+    models = list(here.library.cache.models())
+    blobs = {blob for model in models for blob in model.blobs}
+    detail = f"{folder.path}: {len(models)} GGUF models, {size_text(sum(blob.stat().st_size for blob in blobs))}"
+    if folder.writable:
+        return found("hugging_face_cache", detail)
+    problem = ("it cannot be written to, so nothing can be pulled", "mend its rights, or set HF_HUB_CACHE to another")
+    return found("hugging_face_cache", detail, problem)
+
+
+def _token(_: Premises) -> Finding:
+    from cerebrum_cli.catalogue.hub import token
+
+    kept = token()
+    if kept.is_there:
+        return found("token", f"there is one in {kept.place}")
+    return found("token", "", ("none, so no private and no gated models", "if you need them: hf auth login"))
+
+
+def _network(here: Premises) -> Finding:
+    from cerebrum_cli.catalogue import hub
+
+    if here.offline:
+        return found("network", "not tried: --offline")
+    if hub.is_offline():
+        return found("network", "", ("HF_HUB_OFFLINE forbids asking the Hub", "to pull models, unset it"))
+    try:
+        return found("network", f"{in_time(lambda: hub.reach(NETWORK_S), NETWORK_S)} answers")
+    except PullError as error:
+        do = f"{error.do.removesuffix(', then pull again')}; models that are here need no network"
+        return found("network", "", (error.what, do))
+    except TimeoutError:
+        do = "check the network; models that are here need none"
+        return found("network", "", (f"the Hub does not answer in {NETWORK_S:g} s", do))
+
+
+def _kept_states(here: Premises) -> Finding:
+    folder = place("kept states", here.cache_directory / "states")
+    paths = [folder.path / name for name in listed(folder.path) if name.endswith(STATE)]
+    size = sum(path.stat().st_size for path in paths)
+    return judgement.judged_states(folder, len(paths), size, here.settings.cache_gb * 1e9)
+
+
+def _sessions(here: Premises) -> Finding:
+    from cerebrum_cli.sessions.integrity import contents
+
+    path = here.data_directory / "sessions" / "sessions.db"
+    held = contents(path)
+    if held is None:
+        return found("sessions", "none yet")
+    if not os.access(path, os.W_OK):
+        return Finding("sessions", "failure", f"{path} cannot be written to", "mend its rights, or use --no-log")
+    size = size_text(path.stat().st_size)
+    return found("sessions", f"{held.sessions}, of {held.messages} messages, whole; {size}, version {held.version}")
+
+
+def _terminal(here: Premises) -> Finding:
+    return here.terminal()
+
+
+def _self_test(here: Premises) -> Finding:
+    if foreign := here.build().foreign(machine.processor_flags()):
+        what = f"not run: {', '.join(foreign)} would end this process"
+        return Finding("self_test", "failure", what, "mend llama_cpp first")
+    return selftest.tested(here.open_backend, here.settings.threads)
+
+
+def _self_test_gpu(here: Premises) -> Finding | None:
+    try:
+        build = here.build()
+    except EngineError:
+        return None
+    if not build.devices or build.foreign(machine.processor_flags()):
+        return None
+    return selftest.tested_on_gpu(here.open_backend, here.settings.threads)
+
+
+CHECKS: dict[str, Callable[[Premises], Finding | None]] = {
+    "cerebrum": _program,
+    "llama_cpp": _llama_cpp,
+    "devices": _devices,
+    "threads": _threads,
+    "memory": _memory,
+    "disk": _disk,
+    "config": _config,
+    "catalogue": _catalogue,
+    "models": _models,
+    "hugging_face_cache": _hugging_face_cache,
+    "token": _token,
+    "network": _network,
+    "kept_states": _kept_states,
+    "sessions": _sessions,
+    "terminal": _terminal,
+    "self_test": _self_test,
+    "self_test_gpu": _self_test_gpu,
+}
+
+
+def place(use: str, path: Path) -> Place:
+    """Look at a folder, or at the nearest one above it that there is: it will be made there. Nothing is written."""
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return Place(use, path, writable, there.stat().st_dev, disk_usage(there).free)
+
+
+def in_time(work: Callable[[], T], seconds: float) -> T:
+    """Return what work comes to, or raise what it raises; TimeoutError where it takes longer, and it is left to itself.
+
+    To look a name up takes as long as the system likes, and cannot be ended.
+    """
+    from threading import Thread
+
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError
+    return results[0]

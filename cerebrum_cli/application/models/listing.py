@@ -1,0 +1,225 @@
+"""What `show` and `list` tell of models, as objects: sizes in bytes, contexts in tokens, times in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cerebrum_cli.application.models.availability import Offer, catalogued, judge, of_files
+from cerebrum_cli.application.models.fit import wanted_context
+from cerebrum_cli.application.models.library import Library, Told
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.catalogue.derivatives import Derived
+from cerebrum_cli.catalogue.reference import AtPath
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.text import utc_text
+from cerebrum_cli.gguf.cursor import Array, Scalar
+
+
+def described(library: Library, model: Model, told: Told) -> dict[str, Any]:
+    """Return what `show --json` prints of a model, its table of quantisations apart."""
+    header, spec, cached = model.header, model.spec, model.cached
+    return {
+        "name": model.name,
+        "reference": model.reference,
+        "path": str(model.path),
+        "size": model.size,
+        "format": model.usual_format,
+        "context_size": model.trained_context,
+        "ask": _asked(model),
+        "sha256": library.digest(model, told),
+        "quantization": model.quantization,
+        "tensor_types": dict(header.tensor_types),
+        "architecture": header.architecture,
+        "parameters": header.parameters,
+        "layers": header.n_layers,
+        "heads": header.n_heads,
+        "kv_heads": header.n_kv_heads,
+        "embedding_length": header.embedding_length,
+        "vocabulary_size": header.vocabulary_size,
+        "kv_bytes_per_token": header.kv_bytes_per_token,
+        "chat_template": header.chat_template is not None,
+        "source": source_of(model),
+        "derived_from": derived_from(model),
+        "merged_from": list(model.merged_from),
+        "encodings": encodings_of(library, model),
+        "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
+        "revision": cached.commit if cached else None,
+        "licence": (spec and spec.licence) or licence_of(header.metadata),
+        "default": library.is_default(model),
+        "last_used": last_used(library, model),
+        "notes": spec.notes if spec else "",
+        "files": [str(path) for path in model.paths],
+        "metadata": {key: plain(value) for key, value in header.metadata.items()},
+    }
+
+
+def _asked(model: Model) -> dict[str, Any]:
+    """Return what `ask` would use where nothing else is said: format, context in tokens, and the row's settings."""
+    settings = model.spec.settings if model.spec else {}
+    return {"format": model.usual_format, "context": wanted_context(None, model.trained_context), **settings}
+
+
+def unpulled(library: Library, text: str, context: int | None) -> tuple[dict[str, Any], Offer | None] | None:
+    """Return what `show` tells of a model of the catalogue that is not here, and its table; None for any other."""
+    reference = library.parse(text)
+    spec = library.spec_meant(reference)
+    if spec is None or isinstance(reference, AtPath):
+        return None
+    description = {
+        "name": spec.name,
+        "reference": str(reference),
+        "system": spec.system,
+        "path": None,
+        "size": None,
+        "format": spec.format,
+        "context_size": spec.context_size,
+        "sha256": None,
+        "quantization": None,
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "repo_id": spec.repo_id,
+        "revision": spec.revision,
+        "licence": spec.licence,
+        "default": False,
+        "notes": spec.notes,
+        "metadata": None,
+    }
+    stock = catalogued(spec, library.models())
+    if not stock.sizes:
+        return description, None
+    return description, judge(stock, reference.quantization, context, library.capacity())
+
+
+def rows(library: Library) -> Iterator[dict[str, Any]]:
+    """Yield what `list --json` prints of each model that is here."""
+    return (row(library, model) for model in library.models())
+
+
+def row(library: Library, model: Model) -> dict[str, Any]:
+    """Return a model's row; where its file is gone or damaged, `error` says so."""
+    told: dict[str, Any] = {
+        "name": model.name,
+        "reference": model.reference,
+        "path": str(model.path),
+        "default": library.is_default(model),
+        "source": source_of(model),
+        "derived_from": derived_from(model),
+        "merged_from": [],
+        "repo_id": model.cached.repo_id if model.cached else None,
+        "revision": model.cached.commit if model.cached else None,
+        "last_used": last_used(library, model),
+    }
+    try:
+        return told | {
+            "quantization": model.quantization,
+            "size": model.size,
+            "format": model.usual_format,
+            "context_size": model.trained_context,
+            "merged_from": list(model.merged_from),
+            "error": None,
+        }
+    except (ModelFileError, OSError) as error:
+        problem = error.what if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
+        size = model.file.size if model.file else None
+        return told | {"quantization": None, "size": size, "format": None, "context_size": None, "error": problem}
+
+
+def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
+    """Yield what `list --available --json` prints of each model of the catalogue."""
+    models, capacity = library.models(), library.capacity()
+    here = {model.spec.name for model in models if model.spec and not model.is_derived}
+    for spec in library.specs:
+        stock = catalogued(spec, models)
+        candidates = judge(stock, None, context, capacity).candidates if stock.sizes else ()
+        yield {
+            "name": spec.name,
+            "aliases": list(spec.aliases),
+            "system": spec.system,
+            "here": spec.name in here,
+            "format": spec.format,
+            "context_size": spec.context_size,
+            "licence": spec.licence,
+            "repo_id": spec.repo_id,
+            "recommended": next((each.quantization for each in candidates if each.recommended), None),
+            "quantizations": [asdict(candidate) for candidate in candidates],
+            "notes": spec.notes,
+        }
+
+
+def offer_object(offer: Offer) -> dict[str, Any]:
+    """Return what `pull --dry-run --json` prints."""
+    listing = offer.stock.listing
+    return {
+        "name": offer.stock.name,
+        "repo_id": listing.repo_id if listing else offer.stock.spec and offer.stock.spec.repo_id,
+        "revision": listing.commit if listing else None,
+        "chosen": offer.chosen.quantization,
+        **judged_object(offer),
+    }
+
+
+def judged_object(offer: Offer) -> dict[str, Any]:
+    """Return the table of quantisations, and what it was judged by."""
+    devices = offer.capacity.devices
+    return {
+        "context": offer.context,
+        "memory": offer.capacity.memory,
+        "devices": None if devices is None else [asdict(device) for device in devices],
+        "quantizations": [asdict(candidate) for candidate in offer.candidates],
+    }
+
+
+def siblings(library: Library, model: Model, context: int | None) -> Offer:
+    """Return the quantisations there are of a model that is here: the catalogue's, and those beside it."""
+    models = library.models()
+    if model.spec and not model.is_derived:
+        stock = catalogued(model.spec, [*(each for each in models if each.path != model.path), model])
+    else:
+        beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
+        stock = of_files(beside if model.cached and model in beside else [model])
+    return judge(stock, model.label, context, library.capacity())
+
+
+def source_of(model: Model) -> str:
+    """Return where a model comes from: the Hub, a package, a file of the user's, a merge, another model here."""
+    return model.file.source if model.file else "hub" if model.cached else "local"
+
+
+def derived_from(model: Model) -> str | None:
+    """Return what the original of a derivative is called here; None for any other model."""
+    return Derived.parse(model.name).original if model.is_derived else None
+
+
+def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
+    """Return what was made of a model here; the one that is preferred answers for it."""
+    answers = library.preferred(model)
+    return [
+        {
+            "name": made.name,
+            "type": Derived.parse(made.name).encoding,
+            "path": str(made.path),
+            "size": made.file and made.file.size,
+            "preferred": made.path == answers.path,
+        }
+        for made in library.derivatives(model)
+    ]
+
+
+def last_used(library: Library, model: Model) -> str | None:
+    """Return when a model was last asked, in UTC."""
+    moment = library.registry.last_used(model.usage_key)
+    return None if moment is None else utc_text(moment)
+
+
+def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
+    """Return the licence a file states."""
+    value = metadata.get("general.license")
+    return value if isinstance(value, str) else None
+
+
+def plain(value: Scalar | Array) -> Any:
+    """Return a metadata value as JSON has it; of a long array its type and length."""
+    if not isinstance(value, Array):
+        return value
+    return list(value.values) if value.values else {"type": value.item_type, "length": value.length}

@@ -1,0 +1,1 @@
+"""Download models, or build them from others by the catalogue's recipes."""

@@ -1,0 +1,1 @@
+"""Search for the fastest settings and encodings of a model on this machine."""
