@@ -26,9 +26,9 @@ from harness import Row, alone, medians, record, sit_at, terminal
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.repl import Repl
-from cerebrum_cli.terminal.signals import Signals
+from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.repl import Repl
+from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.sinks import MarkdownSink
 from cerebrum_cli.terminal.streams import standard_streams
 

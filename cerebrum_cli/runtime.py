@@ -173,7 +173,7 @@ class Runtime:
     def premises(self, given: Layer, offline: bool) -> Premises:
         """Return what `doctor` looks at; that a config.toml cannot be read is one of the things it finds."""
         from cerebrum_cli.application.doctor.checks import Premises
-        from cerebrum_cli.terminal.findings import terminal_finding
+        from cerebrum_cli.terminal.doctor_report import terminal_finding
 
         try:
             settings = self.settings(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cerebrum_cli.terminal.slash import KEYS, SLASHES
+from cerebrum_cli.terminal.repl.slash_table import KEYS, SLASHES
 
 README = Path(__file__).parents[1] / "README.md"
 

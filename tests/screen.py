@@ -10,8 +10,8 @@ import pyte
 from rich.console import Console
 from rich.segment import Segment, Segments
 
-from cerebrum_cli.terminal.code_blocks import END, Place, parse, part
-from cerebrum_cli.terminal.markdown_rows import rows as markdown_rows
+from cerebrum_cli.terminal.markdown.code_blocks import END, Place, parse, part
+from cerebrum_cli.terminal.markdown.rows import rows as markdown_rows
 
 
 class Screen:

@@ -9,8 +9,8 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.terminal.completion import SlashCompleter
-from cerebrum_cli.terminal.slash import PARTS, SETTABLE, SLASHES, VALUES
+from cerebrum_cli.terminal.repl.completion import SlashCompleter
+from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SLASHES, VALUES
 
 
 def unreadable() -> list[str]:

@@ -39,8 +39,8 @@ from cerebrum_cli.engine.machine import Processors, likely_accelerator, processo
 from cerebrum_cli.engine.plan import Device
 from cerebrum_cli.main import run
 from cerebrum_cli.sessions.store import Store
-from cerebrum_cli.terminal.findings import Screen as Seen
-from cerebrum_cli.terminal.findings import finding_text, judged_screen
+from cerebrum_cli.terminal.doctor_report import Screen as Seen
+from cerebrum_cli.terminal.doctor_report import finding_text, judged_screen
 from cerebrum_cli.terminal.streams import Streams
 
 NOBODY = "http://127.0.0.1:1"  # where nothing listens

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 from screen import ScreenFile, at_once
 
-from cerebrum_cli.terminal import markdown
-from cerebrum_cli.terminal.code_blocks import parse
-from cerebrum_cli.terminal.markdown import MarkdownStream, rows_wrapped
+from cerebrum_cli.terminal.markdown import renderer as markdown
+from cerebrum_cli.terminal.markdown.code_blocks import parse
+from cerebrum_cli.terminal.markdown.renderer import MarkdownStream, rows_wrapped
 
 DOCUMENT = """# Title
 

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from screen import ScreenFile, at_once, whole
 
-from cerebrum_cli.terminal import markdown
-from cerebrum_cli.terminal.code_blocks import code_blocks
-from cerebrum_cli.terminal.markdown import MarkdownStream
+from cerebrum_cli.terminal.markdown import renderer as markdown
+from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
+from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 
 @pytest.fixture(autouse=True)

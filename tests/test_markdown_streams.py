@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from screen import Screen, ScreenFile, whole
 
-from cerebrum_cli.terminal import markdown
-from cerebrum_cli.terminal.code_blocks import (
+from cerebrum_cli.terminal.markdown import renderer as markdown
+from cerebrum_cli.terminal.markdown.code_blocks import (
     CLOSINGS,
     CODE,
     END,
@@ -26,8 +26,8 @@ from cerebrum_cli.terminal.code_blocks import (
     portions,
     steps,
 )
-from cerebrum_cli.terminal.markdown import MarkdownStream
-from cerebrum_cli.terminal.markdown_rows import rows
+from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
+from cerebrum_cli.terminal.markdown.rows import rows
 
 STREAMS = {path.stem: path for path in sorted((Path(__file__).parent / "data" / "streams").glob("*.json"))}
 SIZES = [(80, 24), (20, 6), (33, 12)]

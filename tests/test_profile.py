@@ -38,7 +38,7 @@ from cerebrum_cli.engine.plan import Device, LoadOptions, Shape, Tuning
 from cerebrum_cli.main import run
 from cerebrum_cli.runtime import Runtime
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tunings import print_profile
+from cerebrum_cli.terminal.tuning_report import print_profile
 
 USUAL = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 PLAIN = Speeds(0.5, 45.0, 5.6, 4_600_000_000)

@@ -39,7 +39,7 @@ from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encoded,
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.quantize import reason
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
-from cerebrum_cli.terminal.encodings import print_encodings, report_object
+from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_models
 

@@ -15,10 +15,10 @@ from command_line import COMMAND, CommandLine, Finished
 from person import Person
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.terminal.lines import PipedLines, is_closed, questions, unfenced
-from cerebrum_cli.terminal.obey import COMMANDS
-from cerebrum_cli.terminal.repl import fitting
-from cerebrum_cli.terminal.slash import SLASHES, Line, help_text, near_setting, parse_slash
+from cerebrum_cli.terminal.repl.repl import fitting
+from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
+from cerebrum_cli.terminal.repl.slash_table import SLASHES, Line, help_text, near_setting, parse_slash
+from cerebrum_cli.terminal.repl.terminal_io import PipedLines, is_closed, questions, unfenced
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 

@@ -25,7 +25,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench.protocol import Job
 from cerebrum_cli.engine.plan import Device, Tuning
-from cerebrum_cli.terminal.tunings import tried_lines, tuning_text
+from cerebrum_cli.terminal.tuning_report import tried_lines, tuning_text
 
 USUAL, USUAL_MANY = Tuning(repack=True), Tuning(repack=False, slots=32)
 MACHINE = Machine(USUAL, USUAL_MANY, threads=(1, 4), slots=64, layers=32)

@@ -12,10 +12,10 @@ from cerebrum_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime import Runtime
-    from cerebrum_cli.terminal.completion import Names
-    from cerebrum_cli.terminal.keyboard import Keyboard
-    from cerebrum_cli.terminal.lines import Lines
-    from cerebrum_cli.terminal.repl import Repl
+    from cerebrum_cli.terminal.repl.completion import Names
+    from cerebrum_cli.terminal.repl.keyboard import Keyboard
+    from cerebrum_cli.terminal.repl.repl import Repl
+    from cerebrum_cli.terminal.repl.terminal_io import Lines
 
 
 def chat(
@@ -65,9 +65,9 @@ def chat(
     from cerebrum_cli.application.chat.history import led
     from cerebrum_cli.application.inference.loading import Opener
     from cerebrum_cli.application.inference.question import template_options
-    from cerebrum_cli.terminal.keyboard import Keyboard
-    from cerebrum_cli.terminal.repl import Repl
-    from cerebrum_cli.terminal.signals import Signals
+    from cerebrum_cli.terminal.repl.keyboard import Keyboard
+    from cerebrum_cli.terminal.repl.repl import Repl
+    from cerebrum_cli.terminal.repl.signals import Signals
 
     runtime = options.runtime_of(context, verbose)
     if continue_ and session:
@@ -103,7 +103,7 @@ def chat(
 def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Lines:
     """Return where the questions come from: a prompt, or what is piped in."""
     from cerebrum_cli.application.inference.question import decoded
-    from cerebrum_cli.terminal.lines import PipedLines, PlainPrompt, Prompt, Seat
+    from cerebrum_cli.terminal.repl.terminal_io import PipedLines, PlainPrompt, Prompt, Seat
     from cerebrum_cli.terminal.streams import plain_terminal
 
     streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
@@ -113,8 +113,8 @@ def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Line
     seat = Seat(streams, keyboard, signals, repl.quiet)
     if plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(seat)
-    from cerebrum_cli.terminal.completion import SlashCompleter
-    from cerebrum_cli.terminal.slash import PARTS, SETTABLE, VALUES
+    from cerebrum_cli.terminal.repl.completion import SlashCompleter
+    from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, VALUES
 
     store = repl.chat.history.store
     names: Names = {

@@ -22,7 +22,7 @@ def doctor(
     Each line is ok, a warning or a failure, with what to do; exit 1 where anything fails.
     """
     from cerebrum_cli.application.doctor.checks import diagnosed
-    from cerebrum_cli.terminal.findings import print_finding
+    from cerebrum_cli.terminal.doctor_report import print_finding
     from cerebrum_cli.terminal.interrupts import interruptible
 
     runtime = options.runtime_of(context)

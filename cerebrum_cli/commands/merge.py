@@ -84,7 +84,7 @@ def merge(
     if not quiet:
         warn(runtime, planned)
     if dry_run:
-        from cerebrum_cli.terminal.merges import print_merge
+        from cerebrum_cli.terminal.merge_report import print_merge
 
         streams.answer_object(told) if json else print_merge(streams, told)
         return

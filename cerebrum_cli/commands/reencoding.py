@@ -29,7 +29,7 @@ def reencode(
     """Try the encodings this machine is fast at, or the one that is to be applied, and print what came of it."""
     from cerebrum_cli.application.tuning.reencoding import Report, encoding_called
     from cerebrum_cli.catalogue.derivatives import Derived
-    from cerebrum_cli.terminal.encodings import print_encodings, report_object
+    from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
 
     if model.is_derived:
         original = Derived.parse(model.name).original

@@ -65,7 +65,7 @@ def show(
 
 def show_profile(runtime: Runtime, profile: Profile | None) -> None:
     """Print what was measured, where something was."""
-    from cerebrum_cli.terminal.tunings import print_profile
+    from cerebrum_cli.terminal.tuning_report import print_profile
 
     if profile:
         runtime.streams.answer(f"\nmeasured {profile.made}\n\n")

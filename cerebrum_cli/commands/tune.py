@@ -116,7 +116,7 @@ def holds_for(runtime: Runtime, identity: str, settings: Settings, devices: tupl
 def show(runtime: Runtime, model: Model, result: Measured, settings: Settings, json: bool, quiet: bool) -> None:
     """Print what came of it."""
     from cerebrum_cli.application.inference.profiles import given_text, profile_object
-    from cerebrum_cli.terminal.tunings import print_profile, tried_lines
+    from cerebrum_cli.terminal.tuning_report import print_profile, tried_lines
 
     streams = runtime.streams
     if json:

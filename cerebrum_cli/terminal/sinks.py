@@ -13,7 +13,7 @@ from cerebrum_cli.terminal.interrupts import Cancelling, Interrupts
 from cerebrum_cli.terminal.streams import Streams, plain_terminal
 
 if TYPE_CHECKING:
-    from cerebrum_cli.terminal.markdown import MarkdownStream
+    from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class MarkdownSink:
             if self._stream is None:
                 from rich.console import Console
 
-                from cerebrum_cli.terminal.markdown import MarkdownStream
+                from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
                 self._stream = MarkdownStream(Console(file=self._streams.out))
             with self._streams.answering():

@@ -8,7 +8,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.terminal.slash import SLASHES, Completes, setting_key
+from cerebrum_cli.terminal.repl.slash_table import SLASHES, Completes, setting_key
 
 Names = Mapping[Completes, Callable[[], Iterable[str]]]
 """What the argument of a command is one of, asked for when Tab is pressed."""

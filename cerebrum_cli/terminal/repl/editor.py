@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.settings import environment
-from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.signals import Signals
+from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.signals import Signals
 
 USUAL = ("nano", "vi", "notepad")
 PATIENCE_S = 2.0  # for an editor that is asked to end

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.terminal.interrupts import SIGNALS, Cancelling, restore
-from cerebrum_cli.terminal.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import Streams, discard_lost
 
 Answer = Callable[[int], None]

@@ -17,9 +17,8 @@ from cerebrum_cli.application.inference.voting import TEMPERATURE, Poll
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings, parsed
-from cerebrum_cli.terminal.clipboard import copy
-from cerebrum_cli.terminal.lines import shortened
-from cerebrum_cli.terminal.slash import (
+from cerebrum_cli.terminal.repl.clipboard import copy
+from cerebrum_cli.terminal.repl.slash_table import (
     ELSEWHERE,
     PARTS,
     SETTABLE,
@@ -29,12 +28,13 @@ from cerebrum_cli.terminal.slash import (
     near_setting,
     setting_key,
 )
+from cerebrum_cli.terminal.repl.terminal_io import shortened
 from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import PIPE_WIDTH, gauge_text, print_sessions, settings_lines, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.sessions.rows import StoredMessage
-    from cerebrum_cli.terminal.repl import Repl
+    from cerebrum_cli.terminal.repl.repl import Repl
 
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry takes for temperatures; others are seeds
 
@@ -217,7 +217,7 @@ def copy_reply(repl: Repl, line: Line) -> None:
     text = _last_reply(repl).message.content
     what = "the reply"
     if line.argument:
-        from cerebrum_cli.terminal.code_blocks import code_blocks
+        from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
 
         blocks = code_blocks(text)
         if not line.argument.isdecimal() or not 0 < int(line.argument) <= len(blocks):

@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 
-from cerebrum_cli.terminal.code_blocks import CODE, LINES_AHEAD, code_lines, parse_inline, portions
+from cerebrum_cli.terminal.markdown.code_blocks import CODE, LINES_AHEAD, code_lines, parse_inline, portions
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

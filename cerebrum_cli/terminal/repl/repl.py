@@ -14,12 +14,12 @@ from cerebrum_cli.application.inference.voting import Poll
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.terminal.lines import Lines, as_asked, shortened
-from cerebrum_cli.terminal.obey import COMMANDS
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
-from cerebrum_cli.terminal.signals import Signals
+from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
+from cerebrum_cli.terminal.repl.slash_table import parse_slash
+from cerebrum_cli.terminal.repl.terminal_io import Lines, as_asked, shortened
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, ThoughtSink, answer_sink, play, show_answer
-from cerebrum_cli.terminal.slash import parse_slash
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import gauge_text, tally_text
 

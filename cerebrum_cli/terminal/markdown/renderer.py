@@ -16,8 +16,8 @@ from rich.cells import cell_len, get_character_cell_size
 from rich.control import Control
 from rich.segment import ControlType, Segment, Segments
 
-from cerebrum_cli.terminal.code_blocks import END, Before, Place, cut, parse, part, settled
-from cerebrum_cli.terminal.markdown_rows import Row, passing, rows
+from cerebrum_cli.terminal.markdown.code_blocks import END, Before, Place, cut, parse, part, settled
+from cerebrum_cli.terminal.markdown.rows import Row, passing, rows
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.terminal.editor import edited
-from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.signals import Signals
+from cerebrum_cli.terminal.repl.editor import edited
+from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.streams import Streams, discard_lost
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Prompt:
     ) -> None:
         from prompt_toolkit import PromptSession
 
-        from cerebrum_cli.terminal.recall import Recall
+        from cerebrum_cli.terminal.repl.prompt_history import Recall
 
         self._is_ready = is_ready
         self._seat = seat

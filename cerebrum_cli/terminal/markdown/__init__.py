@@ -1,0 +1,1 @@
+"""Markdown rendered while it streams."""

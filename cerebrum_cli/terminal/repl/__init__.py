@@ -1,0 +1,1 @@
+"""The interactive chat: prompt, keys, completion, editor and slash commands."""
