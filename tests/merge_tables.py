@@ -13,7 +13,7 @@ from cerebrum_cli.gguf.table import Table, Tensor, Value
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.plan import Plan, planned
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target import NUMBERS, Target
+from cerebrum_cli.merge.target_types import NUMBERS, Target
 
 OWN_TYPES = Target()
 RECIPE = Path(cerebrum_cli.__file__).with_name("recipes") / "cerebrum-12b.yaml"

@@ -349,7 +349,7 @@ def test_an_interrupt_once_the_merge_is_whole_does_not_deny_it(home: Home, monke
         os.kill(os.getpid(), signal.SIGINT)
         sync_folder(folder)
 
-    monkeypatch.setattr("cerebrum_cli.merge.writing.sync_folder", press_and_sync)
+    monkeypatch.setattr("cerebrum_cli.merge.output_files.sync_folder", press_and_sync)
     done = home.merge(*OUT)
     is_there = "out.gguf" in home.files
     assert ([row["name"] for row in home.rows], "nothing is left" in done.err) == (["out"] * is_there, not is_there)

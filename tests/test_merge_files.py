@@ -26,10 +26,10 @@ from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge.execute import File, execute, files, require_codec
 from cerebrum_cli.merge.metadata import Origin, Provenance
+from cerebrum_cli.merge.output_files import Written
 from cerebrum_cli.merge.plan import planned
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target import Target
-from cerebrum_cli.merge.writing import Written
+from cerebrum_cli.merge.target_types import Target
 
 Models = Mapping[str, Sequence[Path]]
 Told = Callable[[int, int], None]

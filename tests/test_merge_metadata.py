@@ -26,7 +26,7 @@ from cerebrum_cli.merge.metadata import Origin, Provenance, rounded
 from cerebrum_cli.merge.methods import Copy
 from cerebrum_cli.merge.plan import planned
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target import Target
+from cerebrum_cli.merge.target_types import Target
 
 
 def test_the_metadata_of_the_packaged_recipe_says_what_has_changed_and_keeps_the_rest() -> None:

@@ -25,7 +25,7 @@ from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import slerp_coefficients
 from cerebrum_cli.merge.plan import planned
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target import NUMBERS, Target
+from cerebrum_cli.merge.target_types import NUMBERS, Target
 
 Weights = NDArray[np.float64]
 Model = Mapping[str, Weights]

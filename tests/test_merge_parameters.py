@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.merge.cases import Case, Parameters
-from cerebrum_cli.merge.names import hugging_face_name
-from cerebrum_cli.merge.parameters import evaluate, parameter, unmatched_filters
+from cerebrum_cli.merge.parameter_lookup import evaluate, parameter, unmatched_filters
+from cerebrum_cli.merge.parameters import Case, Parameters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.merge.tensor_names import hugging_face_name
 
 ATTENTION, MLP = "model.layers.3.self_attn.q_proj.weight", "model.layers.3.mlp.down_proj.weight"
 NORM = "model.norm.weight"

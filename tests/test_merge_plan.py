@@ -16,7 +16,7 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge.execute import files
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
 from cerebrum_cli.merge.plan import Layer, Output, Plan, parts
-from cerebrum_cli.merge.target import NUMBERS
+from cerebrum_cli.merge.target_types import NUMBERS
 
 
 def test_the_packaged_recipe_stacks_the_seven_slices() -> None:

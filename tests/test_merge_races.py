@@ -20,9 +20,9 @@ from tiny_models import Shape, write_quantised
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.files import locked, sync_folder
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge import writing
+from cerebrum_cli.merge import output_files as writing
 from cerebrum_cli.merge.execute import File, Job, Unwanted, execute
-from cerebrum_cli.merge.writing import Delivery, HashedFile
+from cerebrum_cli.merge.output_files import Delivery, HashedFile
 
 WHOLE = stack(("a", 0, 6))
 FULL = Path("/dev/full")

@@ -21,7 +21,7 @@ from tiny_models import write_quantised
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.core.files import locked
 from cerebrum_cli.gguf.adapter import read_table
-from cerebrum_cli.merge.writing import Delivery, HashedFile
+from cerebrum_cli.merge.output_files import Delivery, HashedFile
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -226,7 +226,7 @@ def test_a_merge_that_ends_while_another_begins_is_not_written_over(
             first.__exit__()
             return locked(descriptor)
 
-        monkeypatch.setattr("cerebrum_cli.merge.writing.locked", end_and_lock)
+        monkeypatch.setattr("cerebrum_cli.merge.output_files.locked", end_and_lock)
         with Delivery() as second:
             with second.file(out) as file:
                 assert not completes or out.read_bytes() == b"the first one"
@@ -240,7 +240,7 @@ def test_a_merge_that_ends_while_another_begins_is_not_written_over(
 IN_A_LOCK = """
 import os, signal, sys, threading
 from cerebrum_cli.main import main
-from cerebrum_cli.merge.writing import HashedFile
+from cerebrum_cli.merge.output_files import HashedFile
 
 enter, write, armed, sent = threading.Condition.__enter__, HashedFile.write, [], []
 

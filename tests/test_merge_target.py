@@ -6,7 +6,7 @@ import pytest
 from merge_tables import Shape, contents, floats, mixed, plan, stacked, table, types
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.merge.target import WANTED, Target, wanted_type
+from cerebrum_cli.merge.target_types import WANTED, Target, wanted_type
 
 
 def test_a_type_is_that_of_all_matrices_and_a_better_one_that_of_the_head() -> None:

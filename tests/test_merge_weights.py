@@ -22,7 +22,7 @@ from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work
 from cerebrum_cli.merge.plan import Output, Plan
-from cerebrum_cli.merge.target import NUMBERS
+from cerebrum_cli.merge.target_types import NUMBERS
 from cerebrum_cli.merge.weights import AHEAD, SCALES, Codec, Floats, Weights
 
 CODEC = LlamaCodec()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.merge.cases import Case
+from cerebrum_cli.merge.parameters import Case
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source, parse_recipe
 
 

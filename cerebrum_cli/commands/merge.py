@@ -17,7 +17,7 @@ from cerebrum_cli.terminal.interrupts import interruptible
 if TYPE_CHECKING:
     from cerebrum_cli.application.merging.merge import Merge, MergeOptions
     from cerebrum_cli.application.models.model import Model
-    from cerebrum_cli.merge.writing import Written
+    from cerebrum_cli.merge.output_files import Written
     from cerebrum_cli.runtime import Runtime
 
 
@@ -109,7 +109,7 @@ def wished(
     from cerebrum_cli.application.models.model import as_name, as_path, is_directory
     from cerebrum_cli.catalogue.variants import whole_name
     from cerebrum_cli.core.text import read_size
-    from cerebrum_cli.merge.target import wanted_type
+    from cerebrum_cli.merge.target_types import wanted_type
 
     if output is None and stem is None:
         raise UsageError("no -o: it is not said where the model goes", "name a file: -o OUT.gguf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.merge.places import Place, short
+from cerebrum_cli.merge.location import Place, short
 
 if TYPE_CHECKING:
     from yaml.error import Mark

@@ -12,9 +12,9 @@ from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.adapter import ARCHITECTURE, Entry, header
 from cerebrum_cli.gguf.table import Value
 from cerebrum_cli.merge.methods import tensors_of
+from cerebrum_cli.merge.output_files import Delivery, Written
 from cerebrum_cli.merge.plan import Output, Plan, padded, parts
 from cerebrum_cli.merge.weights import CodecFactory, Weights, block_scale
-from cerebrum_cli.merge.writing import Delivery, Written
 
 TOLD_S = 0.02  # how often whoever waits is told how far it is
 

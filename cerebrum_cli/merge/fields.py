@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cerebrum_cli.merge.places import Place, quoted, read_row, read_text
+from cerebrum_cli.merge.location import Place, quoted, read_row, read_text
 
 _MOST_LAYERS = 2**32  # GGUF's block_count has 32 bits
 _DTYPES: Mapping[str, str] = {

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Table, Value
-from cerebrum_cli.merge.alike import ONE_SHAPE
-from cerebrum_cli.merge.phase import tells_windows, window_pattern
+from cerebrum_cli.merge.compatibility import ONE_SHAPE
+from cerebrum_cli.merge.layer_pattern import tells_windows, window_pattern
 from cerebrum_cli.merge.recipe import Recipe
-from cerebrum_cli.merge.target import Target
+from cerebrum_cli.merge.target_types import Target
 
 HUB = "https://huggingface.co"
 

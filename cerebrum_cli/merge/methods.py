@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Tensor, placed
-from cerebrum_cli.merge.names import hugging_face_name
-from cerebrum_cli.merge.parameters import parameter
+from cerebrum_cli.merge.parameter_lookup import parameter
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
+from cerebrum_cli.merge.tensor_names import hugging_face_name
 
 ALIKE = 1e-9  # a coefficient this near to 1 or 0 differs from it by the rounding of a sum only
 PARALLEL = 0.9995  # cosine from which mergekit goes straight from one end to the other

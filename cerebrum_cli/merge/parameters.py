@@ -1,50 +1,80 @@
-"""The value of a recipe's parameter for one tensor of one layer. Pure."""
+"""The parameters of a recipe as they are written: numbers, gradients, and either of them by the names of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import NamedTuple
 
-from cerebrum_cli.merge.cases import Case, Parameters
-from cerebrum_cli.merge.recipe import Recipe, Slice, Source
-
-
-def parameter(name: str, recipe: Recipe, part: Slice, source: Source | None, tensor: str, t: float) -> float | None:
-    """Return a parameter for a tensor, named as at Hugging Face, at `t` of its slice: 0 the first layer, 1 the last.
-
-    What a source says goes before what its slice says, and that before the recipe; a level none of whose filters match
-    says nothing. None where no level says anything.
-    """
-    levels = ({} if source is None else source.parameters, part.parameters, recipe.parameters)
-    values = (evaluate(level.get(name, ()), tensor, t) for level in levels)
-    return next((value for value in values if value is not None), None)
+from cerebrum_cli.merge.location import Place, read_items, read_row
 
 
-def unmatched_filters(recipe: Recipe, tensors: Collection[str]) -> tuple[str, ...]:
-    """Return the filters of a recipe that are part of the name, at Hugging Face, of none of these tensors."""
-    wanted = dict.fromkeys(case.filter for level in levels(recipe) for cases in level.values() for case in cases)
-    return tuple(each for each in wanted if each is not None and not any(each in tensor for tensor in tensors))
+class Case(NamedTuple):
+    """A value for tensors with `filter` in their names, or for all; a tuple is a gradient over a slice's layers."""
+
+    value: float | tuple[float, ...]
+    filter: str | None
 
 
-def levels(recipe: Recipe) -> Iterator[Parameters]:
-    """Yield all parameters that a recipe gives."""
-    yield recipe.parameters
-    for part in recipe.slices:
-        yield part.parameters
-        yield from (source.parameters for source in part.sources)
+Parameters = Mapping[str, tuple[Case, ...]]  # the first case whose filter matches counts
+
+_NAMES = ("weight", "normalize", "t", "scale", "lambda")
+# What other methods of mergekit's read, or how its work is done: recipes keep these when their method is changed.
+_MEANINGLESS = (
+    "int8_mask",
+    "rescale",
+    "density",
+    "gamma",
+    "epsilon",
+    "embed_slerp",
+    "normalize_weights",
+    "eps",
+    "max_iter",
+    "tol",
+    "nuslerp_flatten",
+    "nuslerp_row_wise",
+    "select_topk",
+    "filter_wise",
+)
 
 
-def evaluate(cases: tuple[Case, ...], tensor: str, t: float) -> float | None:
-    """Return the value at `t` of the first case whose filter is part of a tensor's name, None where there is none."""
-    for value, wanted in cases:
-        if wanted is None or wanted in tensor:
-            return _between(value, t) if isinstance(value, tuple) else value
-    return None
+def read_parameters(place: Place, value: object) -> Parameters:
+    """Return the parameters of a mapping; those that mean nothing to the methods there are here are left out."""
+    row = read_row(place, value, _NAMES, ignored=_MEANINGLESS)
+    return {name: _cases(place.key(name), item) for name, item in row.items()}
 
 
-def _between(gradient: tuple[float, ...], t: float) -> float:
-    """Return where a gradient, its values evenly spread from 0 to 1, stands at `t`."""
-    position = t * (len(gradient) - 1)
-    before = int(position)
-    after = min(before + 1, len(gradient) - 1)
-    share = position - before
-    return (1.0 - share) * gradient[before] + share * gradient[after]
+def _cases(place: Place, value: object) -> tuple[Case, ...]:
+    if isinstance(value, dict):
+        return (_case(place, value),)
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return tuple(_case(within, item) for within, item in read_items(place, value))
+    return (Case(_value(place, value), None),)
+
+
+def _case(place: Place, value: object) -> Case:
+    row = read_row(place, value, Case._fields)
+    if "value" not in row:
+        raise place.key("value").error("it is missing", "write the number it is for the tensors of this filter")
+    wanted = row.get("filter", "*")
+    if not isinstance(wanted, str):
+        raise place.key("filter").error("a part of tensors' names is needed", "write it in quotes")
+    return Case(_value(place.key("value"), row["value"]), None if wanted == "*" else wanted)
+
+
+def _value(place: Place, value: object) -> float | tuple[float, ...]:
+    if isinstance(value, list):
+        return tuple(_number(within, item) for within, item in read_items(place, value))
+    return _number(place, value)
+
+
+def _number(place: Place, value: object) -> float:
+    """Return a number; a text is read as one too, since YAML 1.1 has `1e-3` for a text, and true is 1."""
+    number = math.nan
+    if isinstance(value, int | float | str):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise place.error("a finite number is needed", "write one such as 0.5, or several in a list for a gradient")
+    return number

@@ -10,14 +10,14 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import ALIGNMENT, EMBEDDING, HEAD, Table, Tensor, Value
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
-from cerebrum_cli.merge.alike import ONE_SHAPE, require_alike
+from cerebrum_cli.merge.compatibility import ONE_SHAPE, require_alike
+from cerebrum_cli.merge.layer_pattern import require_phase
 from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Copy, Given, Position, Work, lead, work
-from cerebrum_cli.merge.names import hugging_face_name
-from cerebrum_cli.merge.parameters import unmatched_filters
-from cerebrum_cli.merge.phase import require_phase
+from cerebrum_cli.merge.parameter_lookup import unmatched_filters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
-from cerebrum_cli.merge.target import Target
+from cerebrum_cli.merge.target_types import Target
+from cerebrum_cli.merge.tensor_names import hugging_face_name
 
 INFO, INFO_LENGTH = 24, 8  # bytes that a header has for each tensor beside its name, and for each of its dimensions
 HEAD_SIDE = "output"  # how the names of tensors behind the last layer begin

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.merge.cases import Parameters, read_parameters
 from cerebrum_cli.merge.document import read_document
 from cerebrum_cli.merge.fields import read_dtype, read_layer_range, read_model
-from cerebrum_cli.merge.places import Place, choices, quoted, read_items, read_row, read_text
+from cerebrum_cli.merge.location import Place, choices, quoted, read_items, read_row, read_text
+from cerebrum_cli.merge.parameters import Parameters, read_parameters
 
 Method = Literal["passthrough", "linear", "slerp", "task_arithmetic"]
 

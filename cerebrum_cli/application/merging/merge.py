@@ -33,11 +33,11 @@ from cerebrum_cli.gguf.header import Header, parse_header, read_header
 from cerebrum_cli.merge.execute import File, execute, files, require_codec
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import tensors_of
+from cerebrum_cli.merge.output_files import PART, Written
 from cerebrum_cli.merge.plan import Plan, planned
 from cerebrum_cli.merge.recipe import Recipe
-from cerebrum_cli.merge.target import Target
+from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.weights import AHEAD, WORKED, CodecFactory
-from cerebrum_cli.merge.writing import PART, Written
 
 # Bytes of memory: of the program with the libraries that files are read with, and while one is of each array's item.
 MEMORY, ITEM = 80_000_000, 200
