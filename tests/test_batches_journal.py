@@ -22,9 +22,9 @@ import pytest
 from cerebrum_cli.batches import files
 from cerebrum_cli.batches.files import places_of
 from cerebrum_cli.batches.journal import Journal, open_journal
+from cerebrum_cli.batches.readers import read_rows
 from cerebrum_cli.batches.result import Result, StreamedResult
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
-from cerebrum_cli.batches.shapes import read_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -578,7 +578,7 @@ import sys, time
 from pathlib import Path
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, failed_object, RowError
-from cerebrum_cli.batches.shapes import read_rows
+from cerebrum_cli.batches.readers import read_rows
 rows = read_rows("\\n".join(f"row {n}" for n in range(60)).encode(), "txt")
 log = open(sys.argv[2], "a", buffering=1)
 journal = open_journal(Path(sys.argv[1]), {"model": "a"}, rows)

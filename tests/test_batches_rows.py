@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.batches.readers import SHAPES, Shape, read_input, read_rows, shape_of
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
-from cerebrum_cli.batches.shapes import SHAPES, Shape, read_input, read_rows, shape_of
 from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebrum_cli.batches.record import Identity
+from cerebrum_cli.batches.meta import Identity
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import sync_folder
 

@@ -23,11 +23,11 @@ from cerebrum_cli.batches.files import (
     unfinished,
     write_whole,
 )
+from cerebrum_cli.batches.meta import Record, encoded, normal, read_record
 from cerebrum_cli.batches.partial import Partial
-from cerebrum_cli.batches.record import Record, encoded, normal, read_record
 from cerebrum_cli.batches.result import require_all, require_object, row_line
+from cerebrum_cli.batches.resume_state import Found, decide
 from cerebrum_cli.batches.rows import Row
-from cerebrum_cli.batches.standing import Found, decide
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import sync_folder
 

@@ -88,7 +88,7 @@ def batch(
     from cerebrum_cli.application.inference.batch import Manner, answer_rows, record_of, refuse_rows
     from cerebrum_cli.application.inference.loading import open_model
     from cerebrum_cli.application.inference.question import template_options
-    from cerebrum_cli.batches.shapes import read_rows, shape_of
+    from cerebrum_cli.batches.readers import read_rows, shape_of
     from cerebrum_cli.terminal.sinks import play
 
     runtime = options.runtime_of(context, verbose)
@@ -154,7 +154,7 @@ def require_place(output: Path, source: Path) -> None:
 
 def read(runtime: Runtime, source: Path) -> bytes:
     """Return the bytes of the input."""
-    from cerebrum_cli.batches.shapes import read_input
+    from cerebrum_cli.batches.readers import read_input
 
     if source != Path("-"):
         return read_input(source)

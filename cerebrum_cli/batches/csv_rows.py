@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from cerebrum_cli.batches.requests import ID_KEYS
+from cerebrum_cli.batches.json_rows import ID_KEYS
 from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of, prompt_row
 from cerebrum_cli.batches.template import Template
 from cerebrum_cli.core.errors import UsageError

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from cerebrum_cli.batches.requests import request_row
+from cerebrum_cli.batches.csv_rows import table_rows
+from cerebrum_cli.batches.json_rows import request_row
 from cerebrum_cli.batches.rows import BadRow, Row, bad_row, prompt_of, prompt_row
-from cerebrum_cli.batches.table import table_rows
 from cerebrum_cli.batches.template import Template, parse_template
 from cerebrum_cli.core.errors import UsageError
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cerebrum_cli.batches.files import Places
-from cerebrum_cli.batches.record import Identity, Record, difference
+from cerebrum_cli.batches.meta import Identity, Record, difference
 from cerebrum_cli.core.errors import BatchError
 
 Step = Literal["begin", "resume", "complete"]
