@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from harness import Row, record
 
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.inference.batch import Manner, answer_rows
-from cerebrum_cli.application.inference.loading import ONE, BackendFactory, Opened, Parallel, open_model
+from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
+from cerebrum_cli.application.inference.loading import SINGLE, BackendFactory, LoadedModel, Parallel, open_model
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row
@@ -27,7 +27,7 @@ from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.runtime import real_runtime
-from cerebrum_cli.terminal.sinks import play
+from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2
 GSM8K = "gsm8k-200.jsonl"
@@ -76,7 +76,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
 
 
 @contextmanager
-def opened(model: str, settings: Settings, parallel: Parallel = ONE, forgets: bool = False) -> Iterator[Opened]:
+def opened(model: str, settings: Settings, parallel: Parallel = SINGLE, forgets: bool = False) -> Iterator[LoadedModel]:
     """Load a model as the commands do, and yield it; see `forgetful`."""
     runtime = real_runtime()
     factory = forgetful(runtime.open_backend) if forgets else runtime.open_backend
@@ -117,7 +117,7 @@ def answer(work: Work, watch: Watch = unwatched) -> Answered:
     """Answer a batch as `cerebrum batch` does, into a file; to be called in a process of its own."""
     settings = settings_of(work.given)
     votes = Votes(work.votes, work.votes) if work.votes else None
-    manner = Manner(settings, votes=votes, stops_early=False, ignore_end=work.endless)
+    manner = BatchOptions(settings, votes=votes, early_stop=False, ignore_eos=work.endless)
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with closing(open_journal(output, {}, work.questions)) as result:
@@ -125,7 +125,7 @@ def answer(work: Work, watch: Watch = unwatched) -> Answered:
             with opened(work.model, settings, parallel) as found:
                 began = time.perf_counter()
                 events = answer_rows(found.responder, work.questions, manner, result, in_order=False)
-                play(watch(events), found.responder.cancel, ())
+                render(watch(events), found.responder.cancel, ())
                 result.complete()
                 seconds = time.perf_counter() - began
         lines = output.read_text(encoding="utf-8").splitlines()

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from harness import Row, alone, in_turn, record
 
 from cerebrum_cli.application.chat.chat import Chat
-from cerebrum_cli.application.inference.loading import Opener
+from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.runtime import real_runtime
@@ -65,14 +65,14 @@ def led(directory: Path, **given: Any) -> Chat:
     real = real_runtime()
     runtime = replace(real, config_directory=directory, data_directory=directory, cache_directory=directory)
     runtime.library = real.library
-    opener = Opener(runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.states)
+    opener = ModelLoader(runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.prompt_cache)
     model, settings = opener.settled(given)
     return Chat(runtime.history, opener, given, opener.open(model, settings), settings)
 
 
 def leave(chat: Chat) -> None:
     """Let go of a chat, and keep nothing more of it."""
-    chat.opened.engine.close()
+    chat.loaded.engine.close()
     chat.history.close()
 
 
@@ -118,7 +118,7 @@ def turns(directory: Path, questions: Sequence[str], form: str, limit: int) -> I
     known = 0
     try:
         for question in questions:
-            finish = finish_of(chat.say(question))
+            finish = finish_of(chat.send(question))
             if finish.prompt_tokens <= known:
                 raise RuntimeError("the chat has outgrown the context: ask for shorter replies with -n")
             yield Turn(finish.prompt_tokens - finish.cached_tokens, finish.prompt_tokens - known)
@@ -129,7 +129,7 @@ def turns(directory: Path, questions: Sequence[str], form: str, limit: int) -> I
 
 def tokens_of_reply(chat: Chat) -> int:
     """Return how many tokens the last reply has where it stands in the history: said, or read again from its text."""
-    reply, engine = chat.last_reply, chat.opened.engine
+    reply, engine = chat.last_reply, chat.loaded.engine
     assert reply is not None
     if reply.message.tokens is not None:
         return len(reply.message.tokens)
@@ -170,10 +170,10 @@ def keep_session(directory: Path, model: str) -> None:
     chat = led(directory, model=model, format="cerebrum", max_tokens=64)
     size = 0
     while size < SESSION:
-        finish = finish_of(chat.say(TOLD))
+        finish = finish_of(chat.send(TOLD))
         size = finish.prompt_tokens + finish.completion_tokens
-    if notice := chat.leave():
-        raise RuntimeError(notice.what)
+    if notice := chat.close():
+        raise RuntimeError(notice.message)
 
 
 def resumed(directory: Path, model: str, keeps: bool) -> FinishEvent:
@@ -190,9 +190,9 @@ def resumed(directory: Path, model: str, keeps: bool) -> FinishEvent:
 
 def until_first_token(chat: Chat) -> Iterator[Event]:
     """Yield the events of a reply that is cancelled as soon as it has begun."""
-    for event in chat.say(NEXT):
+    for event in chat.send(NEXT):
         if isinstance(event, TokenEvent):
-            chat.opened.responder.cancel()
+            chat.loaded.responder.cancel()
         yield event
 
 

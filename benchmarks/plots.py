@@ -29,7 +29,7 @@ from answering import THREADS, opened, path_of, settings_of
 from harness import RESULTS, Row, alone, machine, medians, record
 from server import batched_bench
 
-from cerebrum_cli.application.inference.loading import ONE, Opened, Parallel
+from cerebrum_cli.application.inference.loading import SINGLE, LoadedModel, Parallel
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.settings import Settings
@@ -127,7 +127,7 @@ def throughput(model: Path, counts: Sequence[int], tokens: int, runs: int) -> li
 def said_by(model: Path, count: int, tokens: int) -> float:
     """Return the tokens a second of so many sequences; to be called in a process of its own."""
     settings = settings_of({"max_tokens": tokens + 1, "temperature": 0.0})  # the first is sampled from the prompt
-    with opened(str(model), settings, Parallel(count, evenly=True)) as found:
+    with opened(str(model), settings, Parallel(count, batch_invariant=True)) as found:
         finishes = finishes_of(found, PROMPT, settings, count)
         at_once = found.engine.backend.slots
     done = [(finish.cached_tokens, finish.timings.decode_steps) for finish in finishes]
@@ -136,11 +136,11 @@ def said_by(model: Path, count: int, tokens: int) -> float:
     return count * tokens / max(finish.timings.decode_s for finish in finishes)
 
 
-def finishes_of(found: Opened, length: int, settings: Settings, count: int = 1) -> list[FinishEvent]:
+def finishes_of(found: LoadedModel, length: int, settings: Settings, count: int = 1) -> list[FinishEvent]:
     """Have a prompt of so many tokens read, and return how the replies to it ended."""
     lines = (LINE.format(length + at, at, at % 97) for at in range(length))
     ids = found.engine.tokenize((Text("".join(lines)),))[-length:]  # the last, so that no two begin alike
-    request = Request(ids, settings.sampling(()), n=count, ignore_end=True)
+    request = Request(ids, settings.sampling(()), n=count, ignore_eos=True)
     return [event for event in found.engine.generate([request]) if isinstance(event, FinishEvent)]
 
 
@@ -172,7 +172,7 @@ def prompt_times(model: Path, lengths: Sequence[int], runs: int) -> list[Point]:
 def read_in(model: Path, length: int) -> float:
     """Return the seconds in which a prompt is read; to be called in a process of its own."""
     settings = settings_of({"max_tokens": 1, "temperature": 0.0})
-    with opened(str(model), settings, ONE) as found:
+    with opened(str(model), settings, SINGLE) as found:
         finishes_of(found, WARM_UP, settings)
         (finish,) = finishes_of(found, length, settings)
     if finish.timings.prefill_tokens != length:

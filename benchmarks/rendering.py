@@ -96,7 +96,7 @@ def said(directory: Path, tokens: int, device: str) -> Said:
     try:
         streams = standard_streams()
         repl = Repl(chat, streams, Signals(streams, Keyboard()), no_markdown=device == os.devnull)
-        repl.play(stamped(chat.say(GUIDE), stamps))
+        repl.play(stamped(chat.send(GUIDE), stamps))
         ended = time.perf_counter()
     finally:
         leave(chat)
@@ -134,10 +134,10 @@ def pieces_of(kind: str, tokens: int) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         chat = led(Path(name), model="starter", cache_gb=0)
         try:
-            for _ in chat.opened.responder.load():
+            for _ in chat.loaded.responder.load():
                 pass
             text = OPENINGS.get(kind, "") + "".join(map(TEXTS[kind].format, islice(count(1), tokens)))
-            backend, detokenizer = chat.opened.engine.backend, Detokenizer(())
+            backend, detokenizer = chat.loaded.engine.backend, Detokenizer(())
             ids = backend.tokenize((Text(text),))[:tokens]
             return [detokenizer.feed(backend.piece(token))[0] for token in ids]
         finally:

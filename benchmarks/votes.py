@@ -40,9 +40,9 @@ from nano.questions import held_out
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.inference.loading import ONE, Parallel
-from cerebrum_cli.application.inference.responder import Asked, Responder
-from cerebrum_cli.application.inference.voting import TEMPERATURE, Poll, vote
+from cerebrum_cli.application.inference.loading import SINGLE, Parallel
+from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
+from cerebrum_cli.application.inference.voting import TEMPERATURE, MajorityVote, vote
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.events import Event, FinishEvent
@@ -123,34 +123,34 @@ def voted(model: str, question: Question, tokens: int) -> float:
     """Return the seconds of a vote, as `cerebrum ask` takes it; to be called in a process of its own."""
     asked = asked_for(question, tokens)
     with opened(model, asked.settings, Parallel(VOTES)) as found:
-        spent = timed(lambda: vote(found.responder, asked, Poll(Votes(VOTES, VOTES), stops_early=False)))
+        spent = timed(lambda: vote(found.responder, asked, MajorityVote(Votes(VOTES, VOTES), stops_early=False)))
     return checked(spent, tokens, [0] + [spent.finishes[0].prompt_tokens] * (VOTES - 1))
 
 
 def answered_anew(model: str, question: Question, tokens: int) -> float:
     """Return the seconds of single answers that each evaluate the prompt; to be called in a process of its own."""
-    with opened(model, asked_for(question, tokens).settings, ONE, forgets=True) as found:
+    with opened(model, asked_for(question, tokens).settings, SINGLE, forgets=True) as found:
         spent = timed(lambda: one_by_one(found.responder, question, tokens))
     return checked(spent, tokens, [0] * VOTES)
 
 
 def answered_again(model: str, question: Question, tokens: int) -> float:
     """Return the seconds of single answers that re-use the prompt; to be called in a process of its own."""
-    with opened(model, asked_for(question, tokens).settings, ONE) as found:
+    with opened(model, asked_for(question, tokens).settings, SINGLE) as found:
         spent = timed(lambda: one_by_one(found.responder, question, tokens))
     return checked(spent, tokens, [0] + [spent.finishes[0].prompt_tokens - 1] * (VOTES - 1))
 
 
-def asked_for(question: Question, tokens: int, seed: int = SEED) -> Asked:
+def asked_for(question: Question, tokens: int, seed: int = SEED) -> GenerationRequest:
     """Return a question as it is asked for one of its chains."""
     settings = settings_of({"max_tokens": tokens, "temperature": TEMPERATURE, "seed": seed})
-    return Asked(conversation_of(question), settings, ignore_end=True)
+    return GenerationRequest(conversation_of(question), settings, ignore_eos=True)
 
 
 def one_by_one(responder: Responder, question: Question, tokens: int) -> Iterator[Event]:
     """Yield the events of single answers, which have the seeds of the chains."""
     for seed in range(SEED, SEED + VOTES):
-        with closing(responder.replies([responder.prepared(asked_for(question, tokens, seed))])) as replies:
+        with closing(responder.replies([responder.tokenize_request(asked_for(question, tokens, seed))])) as replies:
             yield from replies
 
 

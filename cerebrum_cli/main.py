@@ -92,7 +92,7 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
             return 0
         return leaving.code if isinstance(leaving.code, int) else 1
     except Interrupted as error:
-        if error.do:
+        if error.hint:
             tell(runtime, error)
         return error.exit_code
     except OSError as error:

@@ -17,14 +17,14 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.history import History
-    from cerebrum_cli.application.doctor.checks import Premises
-    from cerebrum_cli.application.inference.loading import Answering, BackendFactory
+    from cerebrum_cli.application.doctor.checks import DoctorContext
+    from cerebrum_cli.application.inference.loading import BackendFactory, ResolvedModel
     from cerebrum_cli.application.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.application.merging.merge import Merger
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.application.pulling.pull import Puller
     from cerebrum_cli.application.tuning.tune import BenchFactory
-    from cerebrum_cli.catalogue.download import Watcher
+    from cerebrum_cli.catalogue.download import Progress
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.bench.protocol import FileBench
@@ -82,9 +82,9 @@ class Runtime:
 
     def capacity(self) -> Capacity:
         """Return what this machine can hold: its memory, and the accelerators the last loaded model saw."""
-        from cerebrum_cli.engine.machine import kept_devices, total_memory
+        from cerebrum_cli.engine.machine import load_devices, total_memory
 
-        return Capacity(total_memory(), kept_devices(devices_file(self.data_directory)))
+        return Capacity(total_memory(), load_devices(devices_file(self.data_directory)))
 
     @property
     def history(self) -> History:
@@ -96,7 +96,7 @@ class Runtime:
         directory = self.data_directory / "sessions"
         return History(Store(directory / "sessions.db"), SessionLock(directory / "locks"))
 
-    def states(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
+    def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         """Return where what a model has read in a format is kept; None where settings want nothing kept."""
         from cerebrum_cli.engine.state_store import StateStore
 
@@ -107,32 +107,32 @@ class Runtime:
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Return what was measured here, with this build of llama.cpp, of models opened with what settings give."""
-        from cerebrum_cli.application.inference.profiles import ProfileStore, given_text
+        from cerebrum_cli.application.inference.profiles import ProfileStore, settings_text
         from cerebrum_cli.engine.bench.fingerprint import build_text, machine_text
-        from cerebrum_cli.engine.machine import kept_devices
+        from cerebrum_cli.engine.machine import load_devices
 
-        machine = machine_text(kept_devices(devices_file(self.data_directory)))
-        machine += given_text(settings) if settings else ""
+        machine = machine_text(load_devices(devices_file(self.data_directory)))
+        machine += settings_text(settings) if settings else ""
         return ProfileStore(self._profiles, machine, build_text())
 
-    def answering(self, model: Model, settings: Settings) -> Answering:
+    def resolved_model(self, model: Model, settings: Settings) -> ResolvedModel:
         """Return what answers for a model here: the encoding of it that was applied last, as it was tuned."""
-        from cerebrum_cli.application.inference.loading import Answering
+        from cerebrum_cli.application.inference.loading import ResolvedModel
 
         file = self.library.preferred(model)
-        return Answering(file, self.profile(file, settings))
+        return ResolvedModel(file, self.profile(file, settings))
 
     def profile(self, model: Model, settings: Settings) -> Profile | None:
         """Return what was measured of a model here, with what is given or else without; None where nothing was."""
         if not self._profiles.is_dir():
             return None
-        from cerebrum_cli.application.inference.profiles import given_text
+        from cerebrum_cli.application.inference.profiles import settings_text
 
         identity = self.library.identity(model)
         found = self.profiles(settings).find(identity)
-        return found if found or not given_text(settings) else self.profiles().find(identity)
+        return found if found or not settings_text(settings) else self.profiles().find(identity)
 
-    def forget_states(self) -> None:
+    def clear_prompt_cache(self) -> None:
         """Remove what models have read of any conversation from the disk."""
         rmtree(self._states, ignore_errors=True)
 
@@ -149,7 +149,7 @@ class Runtime:
     def _states(self) -> Path:
         return self.cache_directory / "states"
 
-    def puller(self, watcher: Watcher, offline: bool) -> Puller:
+    def puller(self, watcher: Progress, offline: bool) -> Puller:
         """Return what brings models into the library."""
         from cerebrum_cli.application.pulling.pull import Puller
 
@@ -170,16 +170,16 @@ class Runtime:
         row = model.spec.settings if model and model.spec else {}
         return fold(row, usual or {}, read_config(self.config_directory / "config.toml"), given)
 
-    def premises(self, given: Layer, offline: bool) -> Premises:
+    def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
         """Return what `doctor` looks at; that a config.toml cannot be read is one of the things it finds."""
-        from cerebrum_cli.application.doctor.checks import Premises
-        from cerebrum_cli.terminal.doctor_report import terminal_finding
+        from cerebrum_cli.application.doctor.checks import DoctorContext
+        from cerebrum_cli.terminal.doctor_report import check_terminal
 
         try:
             settings = self.settings(given)
         except ConfigError:
             settings = fold(given)
-        return Premises(
+        return DoctorContext(
             config_directory=self.config_directory,
             data_directory=self.data_directory,
             cache_directory=self.cache_directory,
@@ -188,7 +188,7 @@ class Runtime:
             offline=offline,
             build=self.build,
             open_backend=self.open_backend,
-            terminal=lambda: terminal_finding(self.streams),
+            terminal=lambda: check_terminal(self.streams),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.chat.history import History
-from cerebrum_cli.application.inference.loading import Opener
+from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
@@ -38,7 +38,7 @@ def seated(store: Store, home: Path, file: Path, backend: Callable[[], Openable]
     def states(model: Model, form: str, settings: Settings) -> StateStore | None:
         return StateStore(home / "states", 10**9, model.name, form) if settings.cache_gb else None
 
-    opener = Opener(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
+    opener = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
     model, settings = opener.settled(layer)
     history = History(store, SessionLock(home / "locks"))
     return Chat(history, opener, layer, opener.open(model, settings), settings)

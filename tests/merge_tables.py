@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import cerebrum_cli
 from cerebrum_cli.gguf.table import Table, Tensor, Value
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.plan import Plan, planned
+from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import NUMBERS, Target
 
@@ -121,7 +121,7 @@ def plan(recipe: Mapping[str, Any], *tables: Table, target: Target = OWN_TYPES) 
     """Return the plan of a recipe, its models found by the names that tables have."""
     origins = {each.name: Origin(each.name) for each in tables}
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
-    return planned(parsed, {each.name: each for each in tables}, target, Provenance("Merged", origins))
+    return plan_merge(parsed, {each.name: each for each in tables}, target, Provenance("Merged", origins))
 
 
 def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:
@@ -142,12 +142,12 @@ def tower() -> Plan:
     kept = {"cerebrum.recipe": RECIPE.read_text(encoding="utf-8")}
     provenance = Provenance("Cerebrum-12B", {"cerebrum-7b": Origin("cerebrum-7b", "AetherResearch/Cerebrum")}, kept)
     recipe = parse_recipe(RECIPE.read_text(encoding="utf-8"), RECIPE.name)
-    return planned(recipe, {"cerebrum-7b": source}, Target(), provenance)
+    return plan_merge(recipe, {"cerebrum-7b": source}, Target(), provenance)
 
 
 def works(made: Plan) -> dict[str, Any]:
     """Return what becomes each tensor of a plan, by its name."""
-    return {tensor.name: tensor.work for tensor in made.tensors}
+    return {tensor.name: tensor.op for tensor in made.tensors}
 
 
 def contents(made: Plan) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class ScriptedBackend:
     def is_shared(self) -> bool:
         return self.shared
 
-    def stretch(self, position: int) -> int:
+    def prefill_chunk(self, position: int) -> int:
         return self.batch_size
 
     def shareable(self, length: int) -> int:

@@ -36,7 +36,7 @@ class Cost:
         """Return how fast a way truly is; of many where it has slots. Threads say, and those of prompts read."""
         is_many = tuning.slots is not None
         base, factors = (self.usual_many, self.many) if is_many else (self.usual, self.alone)
-        read, say = base.read, base.say
+        read, say = base.prompt, base.generate
         for setting in tuning.said.items():
             faster = factors.get(setting, (1.0, 1.0))
             read *= 1.0 if setting[0] == "threads" and not is_many else faster[0]
@@ -80,9 +80,9 @@ class ScriptedBench:
         self._open(tuning)
         assert job.tokens > 0
         assert job.kind == "read" or job.sequences == (tuning.slots or 1)
-        assert job.kind == "say" or job.tokens >= (tuning.micro_batch or 0)
+        assert job.kind == "say" or job.tokens >= (tuning.n_ubatch or 0)
         truth = self.truth(tuning)
-        speed = self._noisy(truth.read if job.kind == "read" else truth.say)
+        speed = self._noisy(truth.prompt if job.kind == "read" else truth.generate)
         self.now += job.tokens * (job.sequences if job.kind == "say" else 1) / speed
         self.jobs.append((tuning, job))
         return speed

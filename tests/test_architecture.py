@@ -24,7 +24,7 @@ FLOORS: Mapping[str, int] = {
     "answers": 1,
     "batches": 1,
     "merge": 1,
-    "ground": 0,
+    "core": 0,
 }
 
 # A library's modules, and where alone they may be imported: a module, or a package and all below it.
@@ -33,7 +33,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "huggingface_hub": ("catalogue.hub",),
     "httpx2": ("catalogue.hub",),
     "filelock": ("catalogue.hub",),
-    "gguf": ("merge.gguf_file",),
+    "gguf": ("gguf.adapter",),
     "yaml": ("merge.document",),
     "rich": ("terminal",),
     "prompt_toolkit": ("terminal",),
@@ -46,7 +46,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "click": (),
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
-ENVIRONMENT_DOOR = "ground.settings"
+ENVIRONMENT_DOOR = "core.settings"
 
 
 def violations(source: str, module: str) -> list[str]:
@@ -147,7 +147,7 @@ def test_every_module_has_a_room_that_has_a_floor() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "law"),
     [
-        ("ground.events", "from cerebrum_cli.engine.engine import Engine", "ground is below engine"),
+        ("core.events", "from cerebrum_cli.engine.engine import Engine", "core is below engine"),
         ("application.library", "import cerebrum_cli.terminal.streams", "application is below terminal"),
         ("terminal.sinks", "def f():\n    from cerebrum_cli import runtime", "terminal is below runtime"),
         ("runtime", "from .commands.ask import ask", "runtime is below commands"),
@@ -157,14 +157,15 @@ def test_every_module_has_a_room_that_has_a_floor() -> None:
         ("answers.extract", "import cerebrum_cli.batches", "answers and batches do not know each other"),
         (
             "formats.template",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cerebrum_cli.application.inference.reply import Reply",
+            "from typing import TYPE_CHECKING\n"
+            "if TYPE_CHECKING:\n    from cerebrum_cli.application.inference.reply import Reply",
             "formats is below application",
         ),
         ("engine.engine", "import importlib\nimportlib.import_module('cerebrum_cli.main')", "engine is below main"),
         ("engine.engine", "import llama_cpp", "llama_cpp may only"),
         ("engine.llamas", "from llama_cpp import llama_cpp", "llama_cpp may only"),
         ("catalogue.registry", "def f():\n    from huggingface_hub import HfApi", "huggingface_hub may only"),
-        ("catalogue.header", "from gguf.gguf_reader import GGUFReader", "gguf may only"),
+        ("gguf.header", "from gguf.gguf_reader import GGUFReader", "gguf may only"),
         ("merge.plan", "import gguf", "gguf may only"),
         ("merge.recipe", "import yaml", "yaml may only"),
         ("merge.weights", "from cerebrum_cli.engine.llama import codec", "merge and engine do not know each other"),
@@ -180,11 +181,11 @@ def test_every_module_has_a_room_that_has_a_floor() -> None:
         ("main", "from platformdirs import PlatformDirs", "platformdirs may only"),
         ("main", "import click", "click may only be imported in no place"),
         ("commands.ask", "from click import echo", "click may only be imported in no place"),
-        ("terminal.streams", "import os\nterm = os.environ['TERM']", "os.environ is ground.settings's alone"),
-        ("terminal.streams", "import os\nterm = os.getenv('TERM')", "os.getenv is ground.settings's alone"),
-        ("main", "from os import path, environ", "os.environ is ground.settings's alone"),
+        ("terminal.streams", "import os\nterm = os.environ['TERM']", "os.environ is core.settings's alone"),
+        ("terminal.streams", "import os\nterm = os.getenv('TERM')", "os.getenv is core.settings's alone"),
+        ("main", "from os import path, environ", "os.environ is core.settings's alone"),
         ("terminal.tables", "print('hello')", "print() is nowhere"),
-        ("ground.settings", "if True:\n    print('hello')", "print() is nowhere"),
+        ("core.settings", "if True:\n    print('hello')", "print() is nowhere"),
     ],
 )
 def test_a_planted_violation_is_caught(module: str, source: str, law: str) -> None:
@@ -202,8 +203,8 @@ def test_a_planted_violation_is_caught(module: str, source: str, law: str) -> No
         ("engine.machine", "import psutil"),
         ("engine.engine", "from cerebrum_cli.core.events import Event\nfrom .scheduler import Step"),
         ("catalogue.hub", "import huggingface_hub"),
-        ("merge.gguf_file", "from gguf import GGUFReader"),
-        ("ground.settings", "import os\nos.environ.get('TERM')"),
+        ("gguf.adapter", "from gguf import GGUFReader"),
+        ("core.settings", "import os\nos.environ.get('TERM')"),
         ("terminal.markdown", "from rich.markdown import Markdown\nconsole.print('a')"),
         ("application.reply", "import ggufs, clickhouse"),
     ],

@@ -12,8 +12,8 @@ from command_line import CommandLine, Finished, saying
 from scripted_backend import ScriptedSampler
 from scripted_command import Many, run_here
 
-from cerebrum_cli.application.inference.batch import Manner, answer_rows
-from cerebrum_cli.application.inference.responder import Asked, Prepared
+from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
+from cerebrum_cli.application.inference.responder import GenerationRequest, TokenizedRequest
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted
@@ -447,14 +447,14 @@ def test_a_signal_while_a_row_is_prepared_is_no_error_of_that_row() -> None:
         def load(self) -> list[Any]:
             return []
 
-        def prepared(self, asked: Asked) -> Prepared:
+        def prepared(self, asked: GenerationRequest) -> TokenizedRequest:
             raise Interrupted(2)
 
     responder: Any = Interrupting()
     rows = [prompt_row(1, 1, "a")]
     result = StreamedResult(rows, lambda line: None)
     with pytest.raises(CerebrumError) as raised:
-        list(answer_rows(responder, rows, Manner(Settings()), result, True))
+        list(answer_rows(responder, rows, BatchOptions(Settings()), result, True))
     assert isinstance(raised.value, Interrupted)
     assert not result.finished
 

@@ -73,7 +73,7 @@ def refused(opening: Callable[[], object]) -> tuple[str, str]:
     with pytest.raises(BatchError) as caught:
         opening()
     assert caught.value.exit_code == 1
-    return caught.value.what, caught.value.do
+    return caught.value.message, caught.value.hint
 
 
 def names(folder: Path) -> set[str]:
@@ -408,7 +408,7 @@ def test_where_no_file_can_be_no_result_is_begun(tmp_path: Path) -> None:
     for path, what in cases.items():
         with pytest.raises(UsageError) as caught:
             begin(path)
-        assert (caught.value.what, bool(caught.value.do)) == (what, True)
+        assert (caught.value.message, bool(caught.value.hint)) == (what, True)
     assert names(tmp_path) == {"file", "pipe", "loop"}
 
 
@@ -541,7 +541,7 @@ def test_a_restart_killed_before_any_step_leaves_the_old_result_or_the_new_one(
             run(output, text="New.", model="b")
             outcomes.add("went on")
         except BatchError as error:
-            assert "--restart replaces it" in error.do
+            assert "--restart replaces it" in error.hint
             assert output.read_bytes() == result("Old.")
             assert run(output) == []  # nothing has begun: the old one is still known for what it is
             run(output, restart=True, text="New.", model="b")

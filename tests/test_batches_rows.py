@@ -272,7 +272,7 @@ def test_what_is_wrong_with_a_whole_table_is_said_before_anything_is_asked(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         read_rows(data, "csv", **options)
-    assert (caught.value.what, caught.value.do) == (what, do)
+    assert (caught.value.message, caught.value.hint) == (what, do)
 
 
 # Templates.
@@ -334,8 +334,8 @@ def test_a_template_reads_nothing_but_fields() -> None:
 def test_a_template_that_is_none_is_refused_before_anything_is_asked(template: str, what: str) -> None:
     with pytest.raises(UsageError) as caught:
         text_rows("a", template=template)
-    assert caught.value.what == what
-    assert caught.value.do
+    assert caught.value.message == what
+    assert caught.value.hint
 
 
 @given(st.text(alphabet="{}a ", max_size=12), st.text(max_size=5))
@@ -377,7 +377,7 @@ def test_the_shape_is_the_one_that_is_given_or_told_by_name_or_else_by_the_bytes
 def test_a_shape_nobody_knows_is_refused() -> None:
     with pytest.raises(UsageError, match="the shape 'xml' is not known") as caught:
         shape_of(Path("a.txt"), "xml", b"")
-    assert caught.value.do == "shapes are txt, jsonl, csv, tsv"
+    assert caught.value.hint == "shapes are txt, jsonl, csv, tsv"
     with pytest.raises(UsageError, match=r"a\.xlsx: what shape it has is not known"):
         shape_of(Path("a.xlsx"), None, b"{")
 
@@ -412,7 +412,7 @@ def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError) as caught:
             read_input(path)
-        assert caught.value.what == f"{path}: {reason}"
+        assert caught.value.message == f"{path}: {reason}"
 
 
 def test_the_object_of_a_row_that_failed_has_every_key() -> None:
@@ -475,7 +475,7 @@ def test_no_bytes_are_too_odd_to_be_read(data: bytes, shape: Shape, column: str 
     try:
         rows = read_rows(data, shape, column, template)
     except UsageError as error:
-        assert error.what
+        assert error.message
         return
     require_sound(rows)
 

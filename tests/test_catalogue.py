@@ -291,7 +291,7 @@ def test_a_repository_without_the_name_of_its_files_is_a_source_or_an_error(tmp_
     try:
         spec = row(tmp_path, "a", '[models.a]\nrepo_id = "o/a"')
     except ConfigError as error:
-        assert "[models.a] file: " in error.what
+        assert "[models.a] file: " in error.message
     else:
         assert [source.repo_id for source in spec.sources] == ["o/a"]
 
@@ -299,7 +299,7 @@ def test_a_repository_without_the_name_of_its_files_is_a_source_or_an_error(tmp_
 def test_a_rows_own_name_means_it_whoever_else_has_it_as_an_alias(tmp_path: Path) -> None:
     path = written(tmp_path, '[models.cerebrum]\nrepo_id = "me/Mine"\nfile = "mine-{quant}.gguf"')
     library = Library((packaged_catalogue(), path), tmp_path / "models", lambda: Capacity(2**34))
-    meant = library.spec_called("cerebrum")
+    meant = library.spec_named("cerebrum")
     assert meant is not None
     assert meant.name == "cerebrum"
 
@@ -360,5 +360,5 @@ def test_a_malformed_key_is_named_with_its_file_and_row(tmp_path: Path, text: st
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_catalogue([packaged_catalogue(), path])
-    assert caught.value.what.startswith(f"{path}: {said}")
-    assert len(caught.value.what.splitlines()) == len(caught.value.do.splitlines()) == 1
+    assert caught.value.message.startswith(f"{path}: {said}")
+    assert len(caught.value.message.splitlines()) == len(caught.value.hint.splitlines()) == 1

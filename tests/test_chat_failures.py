@@ -50,7 +50,7 @@ def sit(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Callable[.
 
     yield begin
     for chat in chats:
-        chat.leave()
+        chat.close()
 
 
 def good() -> ScriptedBackend:
@@ -60,72 +60,72 @@ def good() -> ScriptedBackend:
 def test_a_model_whose_loading_failed_is_loaded_again_for_the_next_question(sit: Callable[..., Chat]) -> None:
     chat = sit(Broken, good)
     with pytest.raises(EngineError, match="loading was interrupted"):
-        list(chat.say("One?"))
+        list(chat.send("One?"))
     assert chat.session is None
-    assert text(chat.say("One?")) == "First."
+    assert text(chat.send("One?")) == "First."
     assert said(chat) == ["One?", "First."]
 
 
 def test_a_question_that_cannot_be_answered_is_no_turn(sit: Callable[..., Chat]) -> None:
     chat = sit(good, Broken, Broken, good)
-    list(chat.say("One?"))
+    list(chat.send("One?"))
     with pytest.raises(EngineError):
         list(chat.change({"ctx": 100}))
     with pytest.raises(EngineError):
-        list(chat.say("Two?"))
+        list(chat.send("Two?"))
     assert said(chat) == ["One?", "First."]
-    assert text(chat.say("Two?")) == "Second."
+    assert text(chat.send("Two?")) == "Second."
     assert said(chat) == ["One?", "First.", "Two?", "Second."]
 
 
 def test_a_change_that_fails_leaves_a_model_that_answers(sit: Callable[..., Chat]) -> None:
     chat = sit(good, Broken, good)
-    list(chat.say("One?"))
+    list(chat.send("One?"))
     with pytest.raises(EngineError):
         list(chat.change({"model": "large", "ctx": 100}))
-    assert chat.speaker.model == "small"
-    assert text(chat.say("Two?")) == "Second."
+    assert chat.author.model == "small"
+    assert text(chat.send("Two?")) == "Second."
 
 
 def test_a_change_that_is_interrupted_leaves_a_model_that_answers(sit: Callable[..., Chat]) -> None:
     from cerebrum_cli.core.events import LoadEvent
 
     chat = sit(good, lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), good)
-    list(chat.say("One?"))
+    list(chat.send("One?"))
     change = chat.change({"model": "large", "ctx": 100})
     next(change)
     change.close()
-    assert chat.speaker.model == "small"
-    assert text(chat.say("Two?")) == "Second."
+    assert chat.author.model == "small"
+    assert text(chat.send("Two?")) == "Second."
 
 
 def test_a_reply_that_cannot_be_kept_is_no_turn_of_the_next_prompt(sit: Callable[..., Chat], tmp_path: Path) -> None:
     chat = sit(good)
-    list(chat.say("One?"))
+    list(chat.send("One?"))
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)) as other:
-        events = chat.say("Two?")
+        events = chat.send("Two?")
         with pytest.raises(SessionError):
             for event in events:
                 if isinstance(event, TokenEvent) and not other.in_transaction:
                     other.execute("BEGIN IMMEDIATE")
         other.execute("ROLLBACK")
     assert said(chat) == ["One?", "First."]
-    assert text(chat.say("Two?")) == "Second."
+    assert text(chat.send("Two?")) == "Second."
 
 
 def test_a_first_question_that_does_not_fit_leaves_no_session(sit: Callable[..., Chat], store: Store) -> None:
     chat = sit(good)
     chat.rename("mine")
     with pytest.raises(PromptTooLong):
-        list(chat.say("x" * 300))
+        list(chat.send("x" * 300))
     assert store.sessions() == []
-    assert text(chat.say("One?")) == "First."
+    assert text(chat.send("One?")) == "First."
     assert [summary.session.name for summary in store.sessions()] == ["mine"]
 
 
 def test_another_wording_that_does_not_fit_leaves_the_turn_as_it_was(sit: Callable[..., Chat]) -> None:
     chat = sit(good)
-    list(chat.say("One?"))
+    list(chat.send("One?"))
     with pytest.raises(PromptTooLong):
         list(chat.reask("x" * 300))
     assert said(chat) == ["One?", "First."]
@@ -138,7 +138,7 @@ def test_a_name_that_somebody_else_has_taken_meanwhile_is_told_of(sit: Callable[
     chat.rename("tea")
     store.create("tea", "chat")
     with pytest.raises(SessionError, match="there is a session tea already"):
-        list(chat.say("One?"))
+        list(chat.send("One?"))
     assert chat.session is None
 
 
@@ -149,15 +149,15 @@ BYTES = {ONE: f" {PARROTS}", f"{ONE} {PARROTS}\nUser: Two?\nAI:": " Yes."}
 def test_a_reply_cut_within_a_character_goes_on_with_all_of_it(sit: Callable[..., Chat]) -> None:
     chat = sit(lambda: ScriptedBackend(endless(BYTES), context_size=200))
     list(chat.change({"max_tokens": 3}))
-    list(chat.say("One?"))
+    list(chat.send("One?"))
     assert chat.last_reply
     assert chat.last_reply.message.content == "\ufffd"
     list(chat.change({"max_tokens": 5}))
-    list(chat.go_on())
+    list(chat.continue_reply())
     assert chat.last_reply.message.content == "🦜\ufffd"
     list(chat.change({"max_tokens": 8}))
-    list(chat.go_on())
-    list(chat.go_on())
+    list(chat.continue_reply())
+    list(chat.continue_reply())
     content = chat.last_reply.message.content
     assert content.startswith("🦜🦜 🦜🦜")
     assert "\ufffd" not in content[:-1]
@@ -169,7 +169,7 @@ def test_tokens_of_several_characters_are_whole(sit: Callable[..., Chat]) -> Non
     backend = ScriptedBackend(replies(SCRIPT), context_size=200, words=words)
     chat = sit(lambda: backend)
     list(chat.load())
-    whole = chat.opened.responder.whole
+    whole = chat.loaded.responder.whole
     half, rest, cut = FIRST_WORD, FIRST_WORD + 1, FIRST_WORD + 2
     assert whole((97, half, rest)) == (97, half, rest)
     assert whole((97, half)) == (97,)
@@ -180,12 +180,12 @@ def test_tokens_of_several_characters_are_whole(sit: Callable[..., Chat]) -> Non
 
 def test_a_session_knows_who_spoke_last_in_it(sit: Callable[..., Chat], store: Store) -> None:
     first = sit(good)
-    list(first.say("One?"))
-    first.leave()
+    list(first.send("One?"))
+    first.close()
     second = sit(good)
     list(second.change({"model": "large", "ctx": 100, "temperature": 0.5}))
-    second.enter(store.latest())
-    assert text(second.say("Two?")) == "Second."
+    second.switch_session(store.latest())
+    assert text(second.send("Two?")) == "Second."
     session = store.latest()
     assert session
     assert (session.model, session.params["temperature"]) == ("large", 0.5)
@@ -194,8 +194,8 @@ def test_a_session_knows_who_spoke_last_in_it(sit: Callable[..., Chat], store: S
 def test_nothing_is_kept_once_it_is_not_to_be(sit: Callable[..., Chat], tmp_path: Path) -> None:
     chat = sit(lambda: ScriptedBackend(replies({f"S\nUser: {'x' * 80}\nAI:": " Yes."}), context_size=200))
     list(chat.change({"cache_gb": 0}))
-    list(chat.say("x" * 80))
-    assert chat.leave() is None
+    list(chat.send("x" * 80))
+    assert chat.close() is None
     assert not list(tmp_path.glob("states/*"))
 
 
@@ -213,11 +213,11 @@ def test_what_was_dropped_comes_back_in_a_larger_context(store: Store, tmp_path:
     sizes = [175, 600]
     chat = seated(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=sizes.pop(0)))
     for asked in (question, question, "More?"):
-        last = text(chat.say(asked))
+        last = text(chat.send(asked))
     assert (last, chat.dropped) == ("cut.", 2)
     list(chat.change({"ctx": 600}))
-    again = list(chat.say("And?"))
+    again = list(chat.send("And?"))
     assert text(again) == "whole again."
     assert chat.dropped == 0
     assert finish(again).prompt_tokens > 175
-    chat.leave()
+    chat.close()

@@ -48,7 +48,7 @@ def test_a_format_is_never_guessed(
 ) -> None:
     with pytest.raises(kind, match=what) as caught:
         chosen_format(asked, known, template)
-    assert "cerebrum" in caught.value.do
+    assert "cerebrum" in caught.value.hint
 
 
 def test_the_names_of_formats_are_these() -> None:

@@ -115,11 +115,11 @@ def test_what_can_be_written_takes_the_bytes_that_ggml_says(name: str, value: fl
 def test_a_type_that_cannot_be_read_or_written_is_an_error(type: int) -> None:
     with pytest.raises(EngineError, match="cannot be written") as caught:
         CODEC.quantize(normal(2, 256), type)
-    assert caught.value.do
+    assert caught.value.hint
     if not CODEC.readable(type):
         with pytest.raises(EngineError, match="cannot be read") as caught:
             CODEC.dequantize(bytes(1024), type, np.empty(256, np.float32))
-        assert caught.value.do
+        assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_a_type_that_cannot_be_read_or_written_is_an_error(type: int) -> None:
 def test_bytes_that_are_not_the_weights_asked_for_are_an_error(name: str, size: int, weights: int) -> None:
     with pytest.raises(EngineError, match=f"{size} bytes are not {weights} weights of type {name}") as caught:
         read(bytes(size), name, (weights,))
-    assert caught.value.do
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("shape", [(2, 255), (1, 0), (0, 256), (4, 64), (MOST // 256 + 1, 256)])
 def test_rows_that_are_not_whole_blocks_or_too_many_are_an_error(shape: tuple[int, int]) -> None:
     with pytest.raises(EngineError, match=f"{shape[0]} rows of {shape[1]} weights") as caught:
         written(np.broadcast_to(np.float32(1), shape), "Q6_K")
-    assert caught.value.do
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("name", sorted(ERRORS.keys() - {"F32", "BF16"}))
@@ -146,7 +146,7 @@ def test_a_weight_that_a_type_cannot_hold_is_an_error_and_no_end(name: str, valu
     values[1, 7] = value
     with pytest.raises(EngineError, match="not finite or larger") as caught:
         written(values, name)
-    assert caught.value.do
+    assert caught.value.hint
 
 
 def test_memory_that_ggml_would_take_for_other_is_refused() -> None:

@@ -95,13 +95,13 @@ def test_of_nothing_there_are_no_events(engine: Engine) -> None:
 
 def test_more_samples_have_the_seeds_that_follow(engine: Engine) -> None:
     with closing(engine.complete([request("x#", 2, seed=3), request("y#", seed=None)])) as completions:
-        completions.more(0, 2)
-        completions.more(1, 1)
+        completions.add_samples(0, 2)
+        completions.add_samples(1, 1)
         said = gathered(completions)
         assert [said[SequenceId(0, sample)].text for sample in range(4)] == ["ddd", "eee", "fff", "ggg"]
         assert [said[SequenceId(0, sample)].seed for sample in range(4)] == [3, 4, 5, 6]
         assert said[SequenceId(1, 1)].seed == said[SequenceId(1, 0)].seed + 1  # fresh, and then in a row
-        completions.more(0, 1)
+        completions.add_samples(0, 1)
         again = gathered(completions)
         assert [(id, reply.text) for id, reply in again.items()] == [(SequenceId(0, 4), "hhh")]
 
@@ -117,7 +117,7 @@ def test_samples_that_are_asked_for_later_share_the_prompt() -> None:
     with running(scripted) as engine, closing(engine.complete([request(prompt)])) as completions:
         list(completions)
         before = scripted.evaluated
-        completions.more(0, 3)
+        completions.add_samples(0, 3)
         said = gathered(completions)
         assert [reply.cached >= 100 for reply in said.values()] == [True] * 3
         assert scripted.evaluated - before < 20
@@ -126,7 +126,7 @@ def test_samples_that_are_asked_for_later_share_the_prompt() -> None:
 def test_ending_a_request_ends_its_samples_and_no_others(engine: Engine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#", 2), request("Y#", 2, seed=5)])) as completions:
         events = until(completions, is_token_of(1))
-        completions.end(0)
+        completions.abort(0)
         gate.set()
         said = gathered([*events, *completions])
         assert [said[SequenceId(0, sample)].reason for sample in range(2)] == ["cancelled"] * 2
@@ -144,7 +144,7 @@ def test_ending_a_request_costs_the_others_no_step() -> None:
         ):
             until(completions, is_token_of(1))
             if ends:
-                completions.end(0)
+                completions.abort(0)
             gate.set()
             said = gathered(completions)
             assert said[SequenceId(1, 0)].text.endswith("f" * (LENGTH - 5))
@@ -157,7 +157,7 @@ def test_ending_what_waits_ends_it_before_it_begins(gate: threading.Event) -> No
     with running(backend(1, gate)) as engine:
         with closing(engine.complete([request("X#"), request("Y#", 3, seed=5)])) as completions:
             events = until(completions, is_token_of(0))
-            completions.end(1)
+            completions.abort(1)
             gate.set()
             said = gathered([*events, *completions])
         assert said[SequenceId(0, 0)].text == "a" * LENGTH
@@ -169,19 +169,19 @@ def test_ending_what_waits_ends_it_before_it_begins(gate: threading.Event) -> No
 def test_ending_what_has_ended_or_never_was_is_nothing(engine: Engine) -> None:
     with closing(engine.complete([request("x#"), request("y#", seed=5)])) as completions:
         events = until(completions, lambda event: isinstance(event, FinishEvent))
-        completions.end(events[-1].sequence.request)  # type: ignore[union-attr]
-        completions.end(7)
+        completions.abort(events[-1].sequence.request)  # type: ignore[union-attr]
+        completions.abort(7)
         said = gathered([*events, *completions])
         assert [said[SequenceId(number, 0)].text for number in range(2)] == ["aaa", "fff"]
-        completions.end(0)
+        completions.abort(0)
         assert list(completions) == []
 
 
 def test_a_request_that_was_ended_can_be_asked_for_more(engine: Engine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#")])) as completions:
         until(completions, is_token_of(0))
-        completions.end(0)
-        completions.more(0, 1)
+        completions.abort(0)
+        completions.add_samples(0, 1)
         gate.set()
         said = gathered(completions)
         assert said[SequenceId(0, 0)].reason == "cancelled"
@@ -208,7 +208,7 @@ def test_two_at_once_do_not_hear_of_each_other(engine: Engine, gate: threading.E
     ):
         gate.set()
         assert gathered(second)[SequenceId(0, 0)].text == "fff"
-        second.end(0)
+        second.abort(0)
         second.close()
         assert [reply.text for _, reply in sorted(gathered(first).items())] == ["a" * LENGTH, "b" * LENGTH]
 
@@ -242,10 +242,10 @@ def test_a_prompt_without_tokens_is_refused_and_so_is_a_closed_engine() -> None:
         completions = engine.complete([request("x#")])
         list(completions)
     with pytest.raises(EngineError):
-        completions.more(0, 1)
+        completions.add_samples(0, 1)
     with pytest.raises(EngineError):
         engine.complete([request("x#")])
-    completions.end(0)
+    completions.abort(0)
     assert list(completions) == []
 
 
@@ -263,7 +263,7 @@ def test_nothing_more_comes_once_everything_has_been_cancelled(engine: Engine) -
     with closing(engine.complete([request("x#")])) as completions:
         events = [next(completions)]
         engine.cancel()
-        completions.more(0, 3)
+        completions.add_samples(0, 3)
         said = gathered([*events, *completions])
     assert list(said) == [SequenceId(0, 0)]
 
@@ -298,7 +298,7 @@ def test_who_cannot_go_on_ends_alone() -> None:
         with closing(engine.complete([request("G#"), request("x#")])) as completions:
             events = list(completions)
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
-        assert (refused.sequence, refused.error.what) == (SequenceId(0), "nothing goes on")
+        assert (refused.sequence, refused.error.message) == (SequenceId(0), "nothing goes on")
         said = gathered(event for event in events if event is not refused)
         assert (said[SequenceId(1)].text, said[SequenceId(1)].reason) == ("aaa", "stop")
         with pytest.raises(GrammarError, match="nothing goes on"):

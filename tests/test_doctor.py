@@ -28,7 +28,7 @@ from cerebrum_cli.application.doctor.assessment import (
     judged_states,
     judged_threads,
 )
-from cerebrum_cli.application.doctor.check_result import Finding, found
+from cerebrum_cli.application.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.application.doctor.checks import CHECKS, in_time, place
 from cerebrum_cli.application.doctor.selftest import ANSWER, NANO, QUESTION
 from cerebrum_cli.catalogue.cache import Cache
@@ -87,7 +87,7 @@ def sessions(tmp_path: Path) -> Path:
     path = tmp_path / "data" / "cerebrum" / "sessions" / "sessions.db"
     store = Store(path)
     session = store.create("talk", "chat")
-    store.say(session, Message("user", "Why is the sky blue? " * 1000))
+    store.add_message(session, Message("user", "Why is the sky blue? " * 1000))
     store.close()
     return path
 
@@ -142,7 +142,7 @@ def test_a_user_with_a_model_sessions_and_a_token_is_told_of_them(
     findings = by_name(done)
     assert findings["models"]["detail"] == "1 here; chatml is asked where none is named"
     assert findings["sessions"]["detail"].startswith("1, of 1 messages, whole; ")
-    assert findings["token"] == asdict(found("token", "there is one in HF_TOKEN"))
+    assert findings["token"] == asdict(check_result("token", "there is one in HF_TOKEN"))
     assert TOKEN not in done.out
     assert content(sessions.parent) == before
 
@@ -163,7 +163,7 @@ def test_a_hub_that_answers_is_reached_and_not_told_the_token(tmp_path: Path) ->
         done = doctor(tmp_path, "--json", HF_TOKEN=TOKEN, **hub.environment(tmp_path / "hf"))
         [request] = hub.log.requests()
         assert (request.method, request.token) == ("HEAD", None)
-    assert by_name(done)["network"] == asdict(found("network", f"{hub.url} answers"))
+    assert by_name(done)["network"] == asdict(check_result("network", f"{hub.url} answers"))
 
 
 def test_who_wants_no_network_is_left_alone(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_model_whose_file_is_gone_is_a_warning(tmp_path: Path, chatml_model: P
 
 def test_the_model_that_would_be_asked_is_the_one_that_is_looked_for(tmp_path: Path) -> None:
     done = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL=str(NANO))
-    assert by_name(done)["models"] == asdict(found("models", "nano is asked where none is named"))
+    assert by_name(done)["models"] == asdict(check_result("models", "nano is asked where none is named"))
     unpulled = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL="cerebrum-7b")
     assert (unpulled.code, by_name(unpulled)["models"]["do"]) == (0, "cerebrum pull cerebrum-7b")
 
@@ -385,7 +385,7 @@ def test_a_gpu_is_judged_by_what_the_build_knows_and_the_machine_seems_to_have(
     finding = judged_devices(build, likely)
     assert finding.status == status
     assert detail in finding.detail
-    assert do in finding.do
+    assert do in finding.hint
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_signs_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_memory_and_disk_are_judged_in_bytes() -> None:
-    assert judged_memory(8 * 10**9, 16 * 10**9, 16 * 10**9) == Finding("memory", "ok", "8.00 GB of 16.00 GB free")
+    assert judged_memory(8 * 10**9, 16 * 10**9, 16 * 10**9) == CheckResult("memory", "ok", "8.00 GB of 16.00 GB free")
     little = judged_memory(10**9, 2 * 10**9, 16 * 10**9)
     assert little.status == "warning"
     assert "a cgroup allows 2.00 GB of the machine's 16.00 GB" in little.detail
@@ -492,7 +492,7 @@ def test_a_terminal_is_judged_by_what_it_can_show(screen: Seen, status: str, det
 
 
 def test_a_finding_is_wrapped_beside_its_name_or_where_that_is_too_narrow_below_it() -> None:
-    finding = Finding("token", "warning", "none, so no private and no gated models", "log in: hf auth login")
+    finding = CheckResult("token", "warning", "none, so no private and no gated models", "log in: hf auth login")
     assert finding_text(finding, None) == (
         "warning  token               none, so no private and no gated models\n"
         "                             try: log in: hf auth login\n"
@@ -505,7 +505,7 @@ def test_a_finding_is_wrapped_beside_its_name_or_where_that_is_too_narrow_below_
     assert finding_text(finding, 25) == (
         "warning  token\n  none, so no private and\n  no gated models\n  try: log in: hf auth\n       login\n"
     )
-    long = Finding("disk", "ok", "/a/path/that/is/longer/than/the/terminal/is/wide")
+    long = CheckResult("disk", "ok", "/a/path/that/is/longer/than/the/terminal/is/wide")
     assert finding_text(long, 25) == f"ok       disk\n  {long.detail}\n"
 
 

@@ -12,7 +12,7 @@ from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
 from cerebrum_cli.sessions.names import printable
-from cerebrum_cli.sessions.rows import Said, StoredMessage
+from cerebrum_cli.sessions.rows import ReplyMetadata, StoredMessage
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
 READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")
@@ -28,13 +28,13 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return conversation
 
 
-def stored(role: Role, content: str, said: Said | None = None) -> StoredMessage:
-    return StoredMessage(1, None, Message(role, content), said or Said(), 0.0)
+def stored(role: Role, content: str, said: ReplyMetadata | None = None) -> StoredMessage:
+    return StoredMessage(1, None, Message(role, content), said or ReplyMetadata(), 0.0)
 
 
 def as_it_stands(name: str, conversation: Conversation) -> str:
     """Return a conversation whose replies have ended by themselves as Markdown."""
-    stop = Said(finish_reason="stop", model="small")
+    stop = ReplyMetadata(finish_reason="stop", model="small")
     messages = [stored(each.role, each.content, stop) for each in conversation.messages]
     return as_markdown(name, conversation.system_prompt, messages)
 
@@ -51,20 +51,26 @@ def test_markdown_has_a_heading_for_each_turn() -> None:
 @pytest.mark.parametrize(
     ("content", "said", "shown"),
     [
-        ("One, tw", Said(finish_reason="cancelled", model="small"), "One, tw\n\n*(interrupted)*"),
-        ("One, tw", Said(finish_reason=None, model="small"), "One, tw\n\n*(interrupted)*"),  # its process was killed
-        ("One, tw", Said(finish_reason="length", model="small"), "One, tw\n\n*(cut)*"),
-        ("One, tw", Said(finish_reason="context", model="small"), "One, tw\n\n*(cut)*"),
-        ("One, two.", Said(finish_reason="stop", model="small"), "One, two."),
-        ("My own.", Said(), "My own."),  # of an import, or the user's own words
-        ("", Said(finish_reason="cancelled"), "*(interrupted)*"),
-        ("```py\nx =", Said(finish_reason="length", model="small"), "```py\nx =\n```\n\n*(cut)*"),
-        ("~~~~\n~~~\n```", Said(finish_reason="length", model="small"), "~~~~\n~~~\n```\n~~~~\n\n*(cut)*"),
-        ("```\nx\n```\ny `a`", Said(finish_reason="length", model="small"), "```\nx\n```\ny `a`\n\n*(cut)*"),
-        ("```a``` b", Said(finish_reason="length", model="small"), "```a``` b\n\n*(cut)*"),
+        ("One, tw", ReplyMetadata(finish_reason="cancelled", model="small"), "One, tw\n\n*(interrupted)*"),
+        (
+            "One, tw",
+            ReplyMetadata(finish_reason=None, model="small"),
+            "One, tw\n\n*(interrupted)*",
+        ),  # its process was killed
+        ("One, tw", ReplyMetadata(finish_reason="length", model="small"), "One, tw\n\n*(cut)*"),
+        ("One, tw", ReplyMetadata(finish_reason="context", model="small"), "One, tw\n\n*(cut)*"),
+        ("One, two.", ReplyMetadata(finish_reason="stop", model="small"), "One, two."),
+        ("My own.", ReplyMetadata(), "My own."),  # of an import, or the user's own words
+        ("", ReplyMetadata(finish_reason="cancelled"), "*(interrupted)*"),
+        ("```py\nx =", ReplyMetadata(finish_reason="length", model="small"), "```py\nx =\n```\n\n*(cut)*"),
+        ("~~~~\n~~~\n```", ReplyMetadata(finish_reason="length", model="small"), "~~~~\n~~~\n```\n~~~~\n\n*(cut)*"),
+        ("```\nx\n```\ny `a`", ReplyMetadata(finish_reason="length", model="small"), "```\nx\n```\ny `a`\n\n*(cut)*"),
+        ("```a``` b", ReplyMetadata(finish_reason="length", model="small"), "```a``` b\n\n*(cut)*"),
     ],
 )
-def test_markdown_tells_how_a_reply_that_did_not_end_by_itself_did(content: str, said: Said, shown: str) -> None:
+def test_markdown_tells_how_a_reply_that_did_not_end_by_itself_did(
+    content: str, said: ReplyMetadata, shown: str
+) -> None:
     markdown = as_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, said)])
     assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{shown}\n"
 
@@ -178,6 +184,6 @@ NO_LISTS: list[object] = [[], {}, 7, "hello", None]
 def test_what_is_malformed_is_named_in_one_line(text: str, what: str) -> None:
     with pytest.raises(SessionError) as caught:
         read_conversation(text, "chat.json")
-    assert caught.value.what.startswith(f"chat.json{what}")
-    assert caught.value.do
-    assert "\n" not in caught.value.what + caught.value.do
+    assert caught.value.message.startswith(f"chat.json{what}")
+    assert caught.value.hint
+    assert "\n" not in caught.value.message + caught.value.hint

@@ -16,7 +16,7 @@ from cerebrum_cli.application.models.fit import (
     TIGHT,
     Candidate,
     Capacity,
-    judged,
+    assess_candidates,
     needed_memory,
     wanted_context,
 )
@@ -46,11 +46,13 @@ def chosen(candidates: tuple[Candidate, ...]) -> str:
 
 def of_row(name: str, here: Capacity) -> tuple[Candidate, ...]:
     """Return a row of the packaged catalogue as a machine sees it."""
-    return judged(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
+    return assess_candidates(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
 
 
 def of_sizes(here: Capacity, **gigabytes: float) -> tuple[Candidate, ...]:
-    return judged([(name, int(size * GB)) for name, size in gigabytes.items()], (), KV, DEFAULT_CONTEXT, here)
+    return assess_candidates(
+        [(name, int(size * GB)) for name, size in gigabytes.items()], (), KV, DEFAULT_CONTEXT, here
+    )
 
 
 def test_a_model_needs_its_weights_its_cache_and_working_memory() -> None:
@@ -187,7 +189,9 @@ def test_what_is_not_quantised_is_recommended_only_where_there_is_nothing_else(
 
 def test_what_is_here_already_is_marked_in_letters_of_any_case() -> None:
     sizes = [("Q4_K_M", 4 * GB), ("Q8_0", 8 * GB), ("UD-Q4_K_XL", 5 * GB), ("model", GB)]
-    candidates = judged(sizes, ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], KV, DEFAULT_CONTEXT, machine(16 * GIB))
+    candidates = assess_candidates(
+        sizes, ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], KV, DEFAULT_CONTEXT, machine(16 * GIB)
+    )
     assert [(each.quantization, each.installed) for each in candidates] == [
         ("model", True),
         ("Q4_K_M", True),
@@ -204,7 +208,7 @@ def test_candidates_are_smallest_first_and_by_name_where_they_are_alike() -> Non
 
 
 def test_of_nothing_nothing_is_recommended() -> None:
-    assert judged([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
+    assert assess_candidates([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
 
 
 amounts = st.integers(0, 200 * GB) | st.sampled_from([0, SYSTEM - 1, SYSTEM, SYSTEM + 1, 8 * GIB, 16 * GIB])
@@ -243,18 +247,20 @@ def test_what_needs_less_is_never_judged_worse(here: Capacity, needed: int, less
 def test_exactly_one_is_recommended_and_it_fits_where_any_does(
     sizes: list[tuple[str, int]], installed: list[str], here: Capacity
 ) -> None:
-    candidates = judged(sizes, installed, KV, DEFAULT_CONTEXT, here)
+    candidates = assess_candidates(sizes, installed, KV, DEFAULT_CONTEXT, here)
     assert sorted((each.quantization, each.size) for each in candidates) == sorted(sizes)
     (best,) = (each for each in candidates if each.recommended)
     assert best.verdict == "fits" or all(each.verdict != "fits" for each in candidates)
-    assert judged(list(reversed(sizes)), installed, KV, DEFAULT_CONTEXT, here) == candidates
+    assert assess_candidates(list(reversed(sizes)), installed, KV, DEFAULT_CONTEXT, here) == candidates
 
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(stocks(), capacities, amounts)
 def test_more_memory_never_recommends_a_smaller_one(sizes: list[tuple[str, int]], here: Capacity, memory: int) -> None:
     def size(capacity: Capacity) -> int:
-        return next(each.size for each in judged(sizes, (), KV, DEFAULT_CONTEXT, capacity) if each.recommended)
+        return next(
+            each.size for each in assess_candidates(sizes, (), KV, DEFAULT_CONTEXT, capacity) if each.recommended
+        )
 
     assert size(Capacity(here.memory + memory, here.devices)) >= size(here)
 

@@ -13,7 +13,7 @@ from vocabularies import written
 
 from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.parts import Part, Text, Tokens, joined
+from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.format import PromptFormat
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW
@@ -158,4 +158,4 @@ def test_a_reply_in_tokens_stands_in_the_prompt_whatever_its_text() -> None:
 
 def test_runs_of_one_kind_become_one_and_empty_ones_none() -> None:
     parts = (Text(""), Text("a"), Text("", True), Text("b"), Tokens(()), Text("c", True), Tokens((1,)), Tokens((2,)))
-    assert joined(parts) == (Text("ab"), Text("c", True), Tokens((1,)), Tokens((2,)))
+    assert join_parts(parts) == (Text("ab"), Text("c", True), Tokens((1,)), Tokens((2,)))

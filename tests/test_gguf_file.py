@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_told_in_one_line(damaged: bytes, tmp_path: Path)
     assert time.process_time() - begin < 1
     assert str(path) in str(caught.value)
     assert "damaged, truncated, or of an encoding" in str(caught.value)
-    assert "\n" not in caught.value.what + caught.value.do
+    assert "\n" not in caught.value.message + caught.value.hint
 
 
 def test_wherever_a_file_ends_too_early_it_is_told_in_one_line(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_wherever_a_file_ends_too_early_it_is_told_in_one_line(tmp_path: Path) -
         path.write_bytes(data[:end])
         with pytest.raises(ModelFileError) as caught:
             read_table("short", [path])
-        assert "\n" not in caught.value.what + caught.value.do
+        assert "\n" not in caught.value.message + caught.value.hint
 
 
 def test_a_long_vocabulary_is_read_at_once(tmp_path: Path) -> None:

@@ -59,10 +59,10 @@ def problem_of(path: Path) -> str:
     """Return the one line that is said of a file."""
     with pytest.raises(ModelFileError) as caught:
         read_header(path)
-    what = caught.value.what
+    what = caught.value.message
     assert what.startswith(f"{path}: ")
     assert what.isprintable()
-    assert caught.value.do
+    assert caught.value.hint
     return what.removeprefix(f"{path}: ")
 
 

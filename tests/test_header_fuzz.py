@@ -51,6 +51,6 @@ def test_no_mutation_raises_anything_but_a_model_file_error(
     try:
         header = read_header(path)
     except ModelFileError as error:
-        assert error.what.isprintable()
+        assert error.message.isprintable()
     else:
         assert header.kv_bytes_per_token >= 0

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.chat.history import History, Speaker, gone_on, name_of, spoken
-from cerebrum_cli.application.inference.reply import Reply, ReplyGatherer
+from cerebrum_cli.application.chat.history import Author, History, continue_session, load_conversation, name_of
+from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
-from cerebrum_cli.sessions.rows import Said
+from cerebrum_cli.sessions.rows import ReplyMetadata
 from cerebrum_cli.sessions.store import Store
 
 ONLY = SequenceId(0)
@@ -33,7 +33,7 @@ FINISH = FinishEvent(
 )
 FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
 SIX = Reply("Six.", None, FINISH, (9,))
-SPEAKER = Speaker("owner/repo:Q4_0", "chatml")
+SPEAKER = Author("owner/repo:Q4_0", "chatml")
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",))
 PARAMS = {
     "temperature": 0.5,
@@ -69,8 +69,8 @@ def test_an_exchange_is_kept_as_a_session_named_after_its_first_words(history: H
 
 def test_what_is_kept_of_a_reply_says_how_it_came_to_be(history: History) -> None:
     question, reply = history.store.messages(history.keep(None, SUM, FOUR, SPEAKER, SETTINGS))
-    assert question.said == Said()
-    assert reply.said == Said(
+    assert question.metadata == ReplyMetadata()
+    assert reply.metadata == ReplyMetadata(
         reasoning="2 and 2",
         finish_reason="stop",
         model="owner/repo:Q4_0",
@@ -88,7 +88,7 @@ def test_the_same_question_again_is_another_session(history: History) -> None:
 
 def test_a_session_that_is_gone_on_from_gets_only_what_is_new(history: History) -> None:
     first = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
-    whole = gone_on(history.store, history.latest(), SPEAKER.model, Conversation().user("And 3 + 3?"), None)
+    whole = continue_session(history.store, history.latest(), SPEAKER.model, Conversation().user("And 3 + 3?"), None)
     session = history.keep(history.latest(), whole, SIX, SPEAKER, SETTINGS)
     assert (session.id, session.name) == (first.id, first.name)
     assert history.store.conversation(session) == whole.assistant("Six.", (9,))
@@ -112,11 +112,11 @@ def test_an_exchange_is_kept_whole_or_not_at_all(history: History) -> None:
 
 def test_a_question_nobody_answered_has_an_empty_reply_that_was_interrupted(history: History) -> None:
     answered = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
-    history.store.say(answered, Message("user", "And 3 + 3?"))
+    history.store.add_message(answered, Message("user", "And 3 + 3?"))
     session = history.latest()
     whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
     assert history.store.conversation(session) == whole
-    assert history.store.messages(session)[-1].said == Said(finish_reason="cancelled")
+    assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
 
 
 def test_a_session_that_has_come_to_a_reply_stays_where_it_is(history: History) -> None:
@@ -138,17 +138,19 @@ def test_a_session_is_reached_by_its_name_and_begun_by_a_good_one(history: Histo
 def test_the_latest_session_is_the_one_last_changed(history: History) -> None:
     older, newer = history.store.create("older", "chat"), history.store.create("newer", "chat")
     assert history.latest() == newer
-    changed = history.store.say(history.store.say(older, Message("user", "a")), Message("assistant", "b"))
+    changed = history.store.add_message(
+        history.store.add_message(older, Message("user", "a")), Message("assistant", "b")
+    )
     assert history.latest() == changed
 
 
 def test_a_session_that_is_not_there_is_a_session_error(history: History) -> None:
     with pytest.raises(SessionError) as nothing:
         history.latest()
-    assert (nothing.value.what, nothing.value.do) == ("there is no session to go on from", "ask without -c first")
+    assert (nothing.value.message, nothing.value.hint) == ("there is no session to go on from", "ask without -c first")
     with pytest.raises(SessionError) as unknown:
         history.named("sums")
-    assert (unknown.value.what, unknown.value.do) == (
+    assert (unknown.value.message, unknown.value.hint) == (
         "there is no session sums",
         "cerebrum sessions list shows them",
     )
@@ -193,13 +195,13 @@ def test_a_system_prompt_given_now_replaces_the_sessions_own(
 ) -> None:
     session = history.keep(None, replace(SUM, system_prompt=own), FOUR, SPEAKER, SETTINGS)
     asked = Conversation(system_prompt="of the settings").user("And 3 + 3?")
-    whole = gone_on(history.store, session, SPEAKER.model, asked, given)
+    whole = continue_session(history.store, session, SPEAKER.model, asked, given)
     assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
 
 
 def test_a_session_is_kept_with_the_system_prompt_its_last_reply_was_made_with(history: History) -> None:
     session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
-    whole = gone_on(history.store, session, SPEAKER.model, Conversation().user("And 3 + 3?"), "Rhyme.")
+    whole = continue_session(history.store, session, SPEAKER.model, Conversation().user("And 3 + 3?"), "Rhyme.")
     history.keep(session, whole, SIX, SPEAKER, SETTINGS)
     assert history.store.conversation(history.latest()) == whole.assistant("Six.", (9,))
 
@@ -208,12 +210,12 @@ def test_a_thought_that_came_to_no_answer_is_not_gone_on_with(history: History) 
     """Its markup is open: whatever follows would be thought too."""
     cut = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
     session = history.keep(None, SUM, cut, SPEAKER, SETTINGS)
-    assert spoken(history.store, session, SPEAKER.model) == SUM.assistant("")
+    assert load_conversation(history.store, session, SPEAKER.model) == SUM.assistant("")
     assert history.store.messages(session)[-1].message.tokens == (7,)
 
 
 def gathered(by_stop_string: bool) -> Reply:
-    gatherer = ReplyGatherer()
+    gatherer = ReplyCollector()
     for event in (
         TokenEvent(ONLY, "hm", "thinking", 5),
         TokenEvent(ONLY, "Fo", "answer", 6),

@@ -11,7 +11,7 @@ import pytest
 
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.listing import catalogue_rows, described, rows
+from cerebrum_cli.application.models.listing import catalogue_rows, describe, rows
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.pulling.pull import Puller
 from cerebrum_cli.catalogue.cache import Cache
@@ -100,7 +100,7 @@ def pulled(
 def test_without_a_name_the_first_model_that_came_is_meant(library: Library, other: Path) -> None:
     with pytest.raises(NoModel) as caught:
         library.resolve(None)
-    assert (caught.value.exit_code, caught.value.offer) == (3, "starter")
+    assert (caught.value.exit_code, caught.value.pullable) == (3, "starter")
     pulled(library, str(other))
     assert library.resolve(None).name == "other"
 
@@ -161,7 +161,7 @@ def test_a_name_that_is_taken_is_refused(library: Library, other: Path, chatml_m
     for path, name in ((chatml_model, "mine"), (other, "packed"), (other, "thinker"), (other, "unpublished")):
         with pytest.raises(UsageError, match=f"the name {name} is taken by another model") as caught:
             pulled(library, str(path), name)
-        assert "--name" in caught.value.do
+        assert "--name" in caught.value.hint
     assert library.resolve("mine").path == other
 
 
@@ -173,7 +173,7 @@ def test_a_file_that_was_moved_is_registered_again_under_the_same_name(
     moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
     with pytest.raises(ModelNotFound, match=r"other: its file .* is gone") as caught:
         library.resolve("other")
-    assert caught.value.do.startswith("cerebrum pull PATH --name other")
+    assert caught.value.hint.startswith("cerebrum pull PATH --name other")
     assert pulled(library, str(moved)).path == moved
     copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
     assert pulled(library, str(copy)).path == copy
@@ -190,7 +190,7 @@ def test_a_pulled_file_that_is_gone_is_pulled_again(library: Library, tmp_path: 
     library.registry.add(ModelFile(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
     with pytest.raises(ModelNotFound) as caught:
         library.resolve(name)
-    assert caught.value.do == do
+    assert caught.value.hint == do
     [row] = rows(library)
     assert row["error"] == f"{gone}: there is no such file"
     assert (row["size"], row["format"]) == (1, None)
@@ -201,22 +201,22 @@ def test_what_is_unknown_names_what_is_near(library: Library, other: Path) -> No
     for attempt in (library.resolve, lambda name: pulled(library, name)):
         with pytest.raises(ModelNotFound) as caught:
             attempt("thinkr")
-        assert caught.value.what == "unknown model 'thinkr'"
+        assert caught.value.message == "unknown model 'thinkr'"
         assert caught.value.near == ("thinker",)
-        assert caught.value.do == "did you mean thinker? cerebrum list --available shows all"
+        assert caught.value.hint == "did you mean thinker? cerebrum list --available shows all"
     with pytest.raises(ModelNotFound) as caught:
         library.resolve("x")
-    assert (caught.value.near, caught.value.do) == ((), "cerebrum list --available shows all")
+    assert (caught.value.near, caught.value.hint) == ((), "cerebrum list --available shows all")
 
 
 def test_what_can_be_had_is_offered_on_the_spot(library: Library) -> None:
     for name in ("packed", "thinker", "thinker:Q4_K_M", "someone/else:Q8_0"):
         with pytest.raises(ModelNotFound, match=f"{name} is not downloaded") as caught:
             library.resolve(name)
-        assert (caught.value.offer, caught.value.do) == (name, f"cerebrum pull {name}")
+        assert (caught.value.pullable, caught.value.hint) == (name, f"cerebrum pull {name}")
     with pytest.raises(ModelNotFound, match="unpublished is not here") as caught:
         library.resolve("unpublished")
-    assert (caught.value.offer, caught.value.do) == (None, "Merge it yourself.")
+    assert (caught.value.pullable, caught.value.hint) == (None, "Merge it yourself.")
 
 
 @pytest.mark.parametrize("reference", ["./nowhere.gguf", "nowhere.gguf", "/nowhere/at/all", "~nobody-here/x.gguf"])
@@ -283,7 +283,7 @@ def test_a_digest_is_remembered_until_the_file_changes(library: Library, other: 
 
 def test_a_model_is_described_by_its_file_and_its_row(library: Library, chatml_model: Path) -> None:
     pulled(library, str(chatml_model))
-    description = described(library, library.resolve("packed"), silent)
+    description = describe(library, library.resolve("packed"), silent)
     size = chatml_model.stat().st_size
     expected = {
         "name": "packed",

@@ -34,7 +34,7 @@ STORY = "Once upon a time, in a land far away, there lived a fox who could count
 def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOptions:
     """Open on one thread: a tiny model needs no more."""
     shape = Shape(trained_context=2048, weight_bytes=1_000_000, layers=2, kv_bytes_per_token=256)
-    return LoadOptions(path, shape, context_size=context_size, threads=1, slots=slots)
+    return LoadOptions(path, shape, context_size=context_size, n_threads=1, slots=slots)
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def test_a_grammar_that_cannot_be_read_says_why_in_one_line_and_prints_nothing(
         with pytest.raises(GrammarError) as caught:
             ask(engine, "a", grammar=grammar)
         assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
-    assert caught.value.what.startswith(f"the grammar {reason}") and "\n" not in caught.value.what
+    assert caught.value.message.startswith(f"the grammar {reason}") and "\n" not in caught.value.message
     assert capfd.readouterr() == ("", "")
 
 
@@ -243,8 +243,8 @@ def test_a_grammar_that_no_token_goes_on_with_is_an_error_and_no_crash(chatml_mo
 def test_a_schema_that_cannot_be_used_says_why_in_one_line(schema: str) -> None:
     with pytest.raises(GrammarError) as caught:
         schema_to_grammar(schema)
-    assert caught.value.what.startswith("the JSON schema cannot be used: ")
-    assert "\n" not in caught.value.what and len(caught.value.what) < 300
+    assert caught.value.message.startswith("the JSON schema cannot be used: ")
+    assert "\n" not in caught.value.message and len(caught.value.message) < 300
 
 
 def test_a_long_prompt_is_left_at_once_when_it_is_cancelled(chatml_model: Path) -> None:

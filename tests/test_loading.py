@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_loaded_says_why(
     for _ in range(2):
         with pytest.raises(ModelFileError) as caught:
             list(engine.load())
-        assert caught.value.what.startswith(f"{path}: llama.cpp cannot load it: {reason}")
+        assert caught.value.message.startswith(f"{path}: llama.cpp cannot load it: {reason}")
     engine.close()
 
 
@@ -243,7 +243,7 @@ def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) 
 
 def test_a_context_beyond_the_trained_one_is_remarked_on(tmp_path: Path) -> None:
     asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
-    assert [notice.what for notice in remarks(asked, offloads=False, devices=())] == [
+    assert [notice.message for notice in remarks(asked, offloads=False, devices=())] == [
         "--ctx 2049 is more than the 2048 tokens this model was trained to"
     ]
     assert not list(remarks(replace(asked, context_size=2048), offloads=False, devices=()))
@@ -255,8 +255,8 @@ def test_layers_nobody_can_take_are_remarked_on(tmp_path: Path) -> None:
     assert not list(remarks(asked, offloads=True, devices=(gpu,)))
     (unbuilt,) = remarks(asked, offloads=False, devices=())
     (unseen,) = remarks(asked, offloads=True, devices=())
-    assert "knows no GPU" in unbuilt.what
-    assert "finds no GPU here" in unseen.what
+    assert "knows no GPU" in unbuilt.message
+    assert "finds no GPU here" in unseen.message
 
 
 def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> None:
@@ -282,5 +282,5 @@ def test_a_context_that_memory_makes_smaller_is_remarked_on() -> None:
     assert context == 4096
     notice = shortage(MISTRAL_7B, context)
     assert notice is not None
-    assert notice.what == "free memory holds a context of 4096 tokens, not the usual 8192"
+    assert notice.message == "free memory holds a context of 4096 tokens, not the usual 8192"
     assert shortage(MISTRAL_7B, 8192) is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cerebrum_cli.engine.machine import available_memory, cgroup_limit, keep_devices, kept_devices, total_memory
+from cerebrum_cli.engine.machine import available_memory, cgroup_limit, load_devices, save_devices, total_memory
 from cerebrum_cli.engine.plan import Device
 
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
@@ -20,20 +20,20 @@ STRANGE = Device("", 'größe "\udcff" \n', 0, 0)
 @pytest.mark.parametrize("devices", [(), (GPU,), (GPU, STRANGE)])
 def test_devices_that_were_written_down_are_read_again(tmp_path: Path, devices: tuple[Device, ...]) -> None:
     path = tmp_path / "new" / "data" / "devices.json"
-    assert kept_devices(path) is None
-    keep_devices(path, devices)
-    assert kept_devices(path) == devices
+    assert load_devices(path) is None
+    save_devices(path, devices)
+    assert load_devices(path) == devices
     assert [each.name for each in path.parent.iterdir()] == ["devices.json"]
 
 
 def test_devices_that_have_changed_are_written_anew_and_others_are_not(tmp_path: Path) -> None:
     path = tmp_path / "devices.json"
-    keep_devices(path, (GPU, STRANGE))
+    save_devices(path, (GPU, STRANGE))
     os.utime(path, (1, 1))
-    keep_devices(path, (GPU, STRANGE))
+    save_devices(path, (GPU, STRANGE))
     assert path.stat().st_mtime == 1
-    keep_devices(path, ())
-    assert kept_devices(path) == ()
+    save_devices(path, ())
+    assert load_devices(path) == ()
 
 
 GOOD = {"name": "CUDA0", "description": "NVIDIA H200", "free": 1, "total": 2}
@@ -61,23 +61,23 @@ DAMAGED = [
 def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "devices.json"
     path.write_bytes(content)
-    assert kept_devices(path) is None
+    assert load_devices(path) is None
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:40].decode(errors="replace"))
 def test_a_damaged_file_is_written_anew(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "devices.json"
     path.write_bytes(content)
-    keep_devices(path, (GPU,))
-    assert kept_devices(path) == (GPU,)
+    save_devices(path, (GPU,))
+    assert load_devices(path) == (GPU,)
 
 
 def test_nobody_minds_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "devices.json", tmp_path / "folder"):
-        keep_devices(path, (GPU,))
-        assert kept_devices(path) is None
+        save_devices(path, (GPU,))
+        assert load_devices(path) is None
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
 
 
@@ -86,8 +86,8 @@ def test_a_directory_that_may_not_be_written_to_stays_empty(tmp_path: Path) -> N
     try:
         if os.access(tmp_path, os.W_OK):
             pytest.skip("this user may write everywhere")
-        keep_devices(tmp_path / "devices.json", (GPU,))
-        assert kept_devices(tmp_path / "devices.json") is None
+        save_devices(tmp_path / "devices.json", (GPU,))
+        assert load_devices(tmp_path / "devices.json") is None
     finally:
         tmp_path.chmod(0o700)
 

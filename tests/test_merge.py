@@ -24,7 +24,7 @@ from test_merge_files import LAYERS, assert_copied, metadata, parts, stack, stor
 from tiny_models import Shape, write_chatml, write_quantised
 
 from cerebrum_cli.catalogue.cache import Cache
-from cerebrum_cli.core.files import sync_folder
+from cerebrum_cli.core.files import fsync_directory
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
 
@@ -347,9 +347,9 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(
 def test_an_interrupt_once_the_merge_is_whole_does_not_deny_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def press_and_sync(folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        sync_folder(folder)
+        fsync_directory(folder)
 
-    monkeypatch.setattr("cerebrum_cli.merge.output_files.sync_folder", press_and_sync)
+    monkeypatch.setattr("cerebrum_cli.merge.output_files.fsync_directory", press_and_sync)
     done = home.merge(*OUT)
     is_there = "out.gguf" in home.files
     assert ([row["name"] for row in home.rows], "nothing is left" in done.err) == (["out"] * is_there, not is_there)

@@ -36,8 +36,8 @@ def test_models_that_differ_in_what_matters_are_refused_with_the_key(named: str,
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
         with pytest.raises(MergeError) as caught:
             plan(recipe, table("a"), table("b", said))
-        assert caught.value.what == f"b differs from a in {named}"
-        assert caught.value.do == "merge models of one architecture, shape and vocabulary"
+        assert caught.value.message == f"b differs from a in {named}"
+        assert caught.value.hint == "merge models of one architecture, shape and vocabulary"
 
 
 # The second is as long as there are layers, and not about them.
@@ -46,7 +46,7 @@ def test_models_of_other_shapes_are_refused_with_the_tensor(said: dict[str, Any]
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
         with pytest.raises(MergeError) as caught:
             plan(recipe, table("a", said), table("b", shape=Shape(kv_width=64)))
-        assert caught.value.what == "b differs from a in the shape of blk.0.attn_k.weight: [256, 64] and [256, 128]"
+        assert caught.value.message == "b differs from a in the shape of blk.0.attn_k.weight: [256, 64] and [256, 128]"
 
 
 def test_layers_of_different_shapes_are_not_added_up() -> None:
@@ -55,7 +55,7 @@ def test_layers_of_different_shapes_are_not_added_up() -> None:
     tensors = {**source.tensors, name: source.tensors[name]._replace(shape=(256, 64))}
     with pytest.raises(MergeError) as caught:
         plan(mixed("a", "b"), table("a", {KV_HEADS: (8, 8, 8, 8)}), Table("b", source.metadata, tensors))
-    assert caught.value.what == f"b differs in the shape of {name}: [256, 64] and [256, 128]"
+    assert caught.value.message == f"b differs in the shape of {name}: [256, 64] and [256, 128]"
 
 
 @pytest.mark.parametrize(

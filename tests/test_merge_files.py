@@ -27,7 +27,7 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge.execute import File, execute, files, require_codec
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.output_files import Written
-from cerebrum_cli.merge.plan import planned
+from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
 
@@ -93,7 +93,7 @@ def prepared(
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
     provenance = Provenance("merged", {name: Origin(name) for name in models})
-    plan = planned(parsed, tables, Target(type), provenance)
+    plan = plan_merge(parsed, tables, Target(type), provenance)
     require_codec(plan, LlamaCodec)
     return files(plan, out, limit)
 
@@ -111,7 +111,7 @@ def said(path: Path, tokens: int = 6) -> list[int]:
     """Return the likeliest tokens a model goes on with, by the real llama.cpp."""
     header = read_header(path)
     shape = Loaded(2048, path.stat().st_size, header.n_layers, header.kv_bytes_per_token)
-    options = LoadOptions(path, shape, context_size=256, threads=1)
+    options = LoadOptions(path, shape, context_size=256, n_threads=1)
     engine = Engine(lambda tell, stop: open_llama(options, tell, stop))
     try:
         list(engine.load())
@@ -328,7 +328,7 @@ def test_a_part_that_is_gone_or_damaged_is_named(small: Path, tmp_path: Path, nu
     with pytest.raises(ModelFileError) as caught:
         merged(stack(("a", 0, 6)), {"a": paths}, tmp_path / "out.gguf")
     assert caught.value.path == paths[number]
-    assert caught.value.what.count("\n") == caught.value.do.count("\n") == 0
+    assert caught.value.message.count("\n") == caught.value.hint.count("\n") == 0
     assert not list(tmp_path.glob("out*"))
 
 

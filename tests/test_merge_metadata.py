@@ -24,7 +24,7 @@ from merge_tables import (
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.merge.metadata import Origin, Provenance, rounded
 from cerebrum_cli.merge.methods import Copy
-from cerebrum_cli.merge.plan import planned
+from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
 
@@ -111,7 +111,7 @@ def test_an_array_that_is_shorter_or_longer_than_there_are_layers_is_told_with_i
 ) -> None:
     with pytest.raises(MergeError) as caught:
         plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", said), table("b", {**said, key: items}))
-    assert caught.value.what == f"b has {len(items)} items in {key} and 4 layers"
+    assert caught.value.message == f"b has {len(items)} items in {key} and 4 layers"
 
 
 def test_an_array_of_no_layers_stays_as_it_is_however_long() -> None:
@@ -194,7 +194,9 @@ def test_licences_that_differ_are_dropped(other: str | None) -> None:
 def test_a_model_without_a_name_is_told_by_what_the_user_calls_it() -> None:
     origins = {"a": Origin("somebody/model:Q4_K_M", "somebody/model")}
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2))), "recipe.yaml")
-    made = contents(planned(recipe, {"a": table("a", {"general.name": None})}, Target(), Provenance("Merged", origins)))
+    made = contents(
+        plan_merge(recipe, {"a": table("a", {"general.name": None})}, Target(), Provenance("Merged", origins))
+    )
     assert made["general.base_model.0.name"] == "somebody/model:Q4_K_M"
     assert made["general.base_model.0.repo_url"] == "https://huggingface.co/somebody/model"
 
@@ -219,7 +221,7 @@ def test_a_model_of_two_names_is_told_once() -> None:
     origins = {"a": Origin("mine:Q4_K_M", "me/mine"), "b": Origin("other"), "again": Origin("mine:Q4_K_M", "me/mine")}
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2), ("again", 2, 4), ("b", 2, 4))), "recipe.yaml")
     tables = {"a": table("a"), "b": table("b"), "again": table("a")}
-    made = contents(planned(recipe, tables, Target(), Provenance("Merged", origins)))
+    made = contents(plan_merge(recipe, tables, Target(), Provenance("Merged", origins)))
     assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
         "general.base_model.count": 2,
         "general.base_model.0.name": "Model a",

@@ -23,7 +23,7 @@ from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import slerp_coefficients
-from cerebrum_cli.merge.plan import planned
+from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import NUMBERS, Target
 
@@ -152,7 +152,7 @@ def merge(recipe: Mapping[str, Any], sources: Models, out: Path, target: Target 
     """Carry out a recipe, its models found by the names it has for them."""
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
     tables = {name: read_table(name, [sources[name].path]) for name in parsed.models}
-    plan = planned(parsed, tables, target, Provenance("merged", {name: Origin(name) for name in tables}))
+    plan = plan_merge(parsed, tables, target, Provenance("merged", {name: Origin(name) for name in tables}))
     require_codec(plan, LlamaCodec)
     [whole] = execute(files(plan, out), LlamaCodec, 2, lambda done, total: None)
     return whole.path
@@ -394,7 +394,7 @@ def test_weights_that_are_missing_or_add_up_to_nothing_are_told(
 ) -> None:
     with pytest.raises(MergeError) as caught:
         merge(recipe, {name: models[f"{name} F16"] for name in "ab"}, tmp_path / "made.gguf")
-    assert caught.value.what == what
+    assert caught.value.message == what
     assert not list(tmp_path.iterdir())
 
 

@@ -36,7 +36,7 @@ def test_each_of_its_tensors_is_a_copy_of_the_right_one() -> None:
             layer, suffix = int(name.split(".")[1]), name.split(".", 2)[2]
             name = f"blk.{4 * (layer // 8) + layer % 8}.{suffix}"
         origin = source.tensors[name]
-        assert (tensor.work, tensor.shape, tensor.type) == (Copy(origin), origin.shape, origin.type)
+        assert (tensor.op, tensor.shape, tensor.type) == (Copy(origin), origin.shape, origin.type)
         assert tensor.size == origin.size
 
 
@@ -85,14 +85,14 @@ def test_layers_of_one_model_may_be_of_different_shapes() -> None:
 def test_a_layer_range_beyond_the_model_is_refused_with_the_number_of_its_slice() -> None:
     with pytest.raises(MergeError) as caught:
         plan(stacked(("a", 0, 4), ("a", 2, 5)), table("a"))
-    assert caught.value.what == "slices[1]: layer_range [2, 5] of a, which has 4 layers"
-    assert caught.value.do == "end it at 4 at most"
+    assert caught.value.message == "slices[1]: layer_range [2, 5] of a, which has 4 layers"
+    assert caught.value.hint == "end it at 4 at most"
 
 
 def test_models_of_different_numbers_of_layers_are_no_slice() -> None:
     with pytest.raises(MergeError) as caught:
         plan(mixed("a", "b"), table("a"), table("b", shape=Shape(layers=6)))
-    assert caught.value.what == "slices[0]: numbers of layers differ: a 4, b 6"
+    assert caught.value.message == "slices[0]: numbers of layers differ: a 4, b 6"
 
 
 def test_a_file_that_states_no_layers_is_no_model() -> None:
@@ -117,8 +117,8 @@ def unplaced(name: str) -> Table:
 def test_a_layer_that_would_change_at_its_new_place_is_told(ranges: list[tuple[str, int, int]], what: str) -> None:
     with pytest.raises(MergeError) as caught:
         plan(stacked(*ranges), unplaced("a"), unplaced("b"))
-    assert caught.value.what == f"{what}, and smollm3 tells layers apart by place"
-    assert caught.value.do == "move layers by multiples of 4"
+    assert caught.value.message == f"{what}, and smollm3 tells layers apart by place"
+    assert caught.value.hint == "move layers by multiples of 4"
 
 
 def test_a_layer_is_not_added_to_one_that_would_change_at_its_place() -> None:

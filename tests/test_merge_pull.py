@@ -214,7 +214,7 @@ def own(home: Home, free: int) -> Building:
     runtime = runtime_for({}, home.path, Streams(StringIO(), StringIO(), None, False, False, False))
     library = runtime.library
     library.given_cache = Cache(home.path / "hub")
-    spec = library.spec_called("own")
+    spec = library.spec_named("own")
     assert spec
     return Building(library, Merger(library, LlamaCodec, lambda path: free), spec, recipe_of(spec))
 

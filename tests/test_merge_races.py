@@ -18,7 +18,7 @@ from test_merge_files import SMALL, prepared, quietly, stack, stored
 from tiny_models import Shape, write_quantised
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import locked, sync_folder
+from cerebrum_cli.core.files import fsync_directory, locked
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.merge import output_files as writing
 from cerebrum_cli.merge.execute import File, Job, Unwanted, execute
@@ -145,8 +145,8 @@ def test_a_full_disk_is_told(
     monkeypatch.setattr(HashedFile, "write", write_and_fill)
     with pytest.raises(MergeError) as caught:
         execute(execution(small, out, limit), LlamaCodec, 2, quietly)
-    assert caught.value.what.endswith(": No space left on device")
-    assert (caught.value.do, written(out)) == ("free some space, or write elsewhere", [])
+    assert caught.value.message.endswith(": No space left on device")
+    assert (caught.value.hint, written(out)) == ("free some space, or write elsewhere", [])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.5, 0.77, 0.999])
@@ -159,7 +159,7 @@ def test_where_no_file_may_be_that_large_the_system_is_quoted(small: Path, out: 
             execute(made, LlamaCodec, 2, quietly)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (caught.value.what, written(out)) == (f"{out}: File too large", [])
+    assert (caught.value.message, written(out)) == (f"{out}: File too large", [])
 
 
 class Slowly:
@@ -210,14 +210,14 @@ def test_whoever_leaves_when_all_have_their_names_gets_them(
     def sync_and_wait(folder: Path) -> None:
         named.set()
         left.wait(5)
-        sync_folder(folder)
+        fsync_directory(folder)
 
     def leave(done: int, total: int) -> None:
         if named.is_set():
             left.set()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "sync_folder", sync_and_wait)
+    monkeypatch.setattr(writing, "fsync_directory", sync_and_wait)
     try:
         [file] = execute(execution(small, out), LlamaCodec, 2, leave)
     except KeyboardInterrupt:

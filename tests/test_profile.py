@@ -18,7 +18,7 @@ from scripted_bench import Cost, ScriptedBench
 from scripted_command import runtime_for
 
 from cerebrum_cli.application.doctor.selftest import NANO
-from cerebrum_cli.application.inference.loading import TALK, Parallel, load_options
+from cerebrum_cli.application.inference.loading import CHAT_PARALLEL, Parallel, load_options
 from cerebrum_cli.application.inference.profiles import (
     Profile,
     ProfileStore,
@@ -28,7 +28,7 @@ from cerebrum_cli.application.inference.profiles import (
     given_way,
     profile_object,
 )
-from cerebrum_cli.application.inference.question import about_tokens
+from cerebrum_cli.application.inference.question import estimate_tokens
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.tune import BenchFactory, this_machine, trial_options
 from cerebrum_cli.core.conversation import Conversation
@@ -88,29 +88,29 @@ def test_a_prompt_is_long_from_where_what_is_saved_is_more_than_what_is_lost(lon
 
 
 def test_where_both_are_asked_in_one_way_no_prompt_is_long() -> None:
-    same = profile(ask=LONG, long=replace(LONG, speeds=replace(PLAIN, read=99.0)))
+    same = profile(ask=LONG, long=replace(LONG, speeds=replace(PLAIN, prompt=99.0)))
     assert same.long_from is None
     assert same.tuning("ask", 10**9) == LONG.tuning
 
 
 def test_only_a_question_may_be_a_long_one() -> None:
-    chat, batch = (Tuned(Tuning(threads=n), USUAL, USUAL) for n in (1, 2))
+    chat, batch = (Tuned(Tuning(n_threads=n), USUAL, USUAL) for n in (1, 2))
     measured = profile(chat=chat, batch=batch)
     limit = measured.long_from
     assert limit
     assert [measured.tuning("ask", n) for n in (0, limit - 1, limit)] == [Tuning(), Tuning(), Tuning(repack=False)]
-    assert measured.tuning("chat", 10**6) == Tuning(threads=1)
-    assert measured.tuning("batch", 10**6) == Tuning(threads=2)
+    assert measured.tuning("chat", 10**6) == Tuning(n_threads=1)
+    assert measured.tuning("batch", 10**6) == Tuning(n_threads=2)
     assert measured.tuning("ask-long") == Tuning(repack=False)
 
 
 def test_about_four_bytes_are_a_token_and_what_was_answered_is_kept() -> None:
-    assert about_tokens(None) == about_tokens(Conversation()) == 0
-    assert about_tokens(Conversation(system_prompt="x" * 97).user("x" * 303)) == 100
-    assert about_tokens(Conversation().user("東京" * 2)) == 3
+    assert estimate_tokens(None) == estimate_tokens(Conversation()) == 0
+    assert estimate_tokens(Conversation(system_prompt="x" * 97).user("x" * 303)) == 100
+    assert estimate_tokens(Conversation().user("東京" * 2)) == 3
     talk = Conversation().user("x" * 4000).assistant("y" * 4000)
-    assert about_tokens(talk) == 0
-    assert about_tokens(talk.user("z" * 40)) == 10
+    assert estimate_tokens(talk) == 0
+    assert estimate_tokens(talk.user("z" * 40)) == 10
 
 
 # What is said wins over what was measured.
@@ -137,8 +137,8 @@ def test_what_the_user_has_set_is_not_what_was_measured(settings: Settings, drop
 
 
 def test_a_tuning_stands_in_for_what_is_usual_and_no_more() -> None:
-    assert OPTIONS.tuned(Tuning()) == OPTIONS
-    tuned = OPTIONS.tuned(ALL)
+    assert OPTIONS.with_tuning(Tuning()) == OPTIONS
+    tuned = OPTIONS.with_tuning(ALL)
     assert {name: getattr(tuned, name) for name in ALL.said} == ALL.said
     assert replace(tuned, **{name: getattr(OPTIONS, name) for name in ALL.said}) == OPTIONS
     assert ALL.checked() is ALL
@@ -178,12 +178,12 @@ def test_a_tuning_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 def test_options_come_from_settings_then_from_the_tuning_then_from_the_use() -> None:
     model = Model("nano", (NANO,))
     tuned = load_options(model, Settings(), tuning=ALL)
-    assert (tuned.repack, tuned.threads, tuned.prefill_threads, tuned.gpu_layers) == (False, 4, 6, "12")
-    assert (tuned.micro_batch, tuned.flash_attention, tuned.cache_type, tuned.slots) == (64, True, "q8_0", 1)
+    assert (tuned.repack, tuned.n_threads, tuned.n_threads_batch, tuned.gpu_layers) == (False, 4, 6, "12")
+    assert (tuned.n_ubatch, tuned.flash_attention, tuned.cache_type, tuned.slots) == (64, True, "q8_0", 1)
     said = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL)
-    assert (said.threads, said.prefill_threads, said.gpu_layers, said.context_size) == (2, None, "0", 512)
+    assert (said.n_threads, said.n_threads_batch, said.gpu_layers, said.context_size) == (2, None, "0", 512)
     assert said.cache_type == "q8_0"
-    for parallel in (TALK, Parallel(8, evenly=True)):
+    for parallel in (CHAT_PARALLEL, Parallel(8, batch_invariant=True)):
         assert load_options(model, Settings(), parallel, tuning=ALL).slots == parallel.slots
     assert (
         trial_options(model, Settings())
@@ -214,11 +214,11 @@ def store(tmp_path: Path) -> ProfileStore:
 def test_what_was_measured_is_found_as_it_was(store: ProfileStore) -> None:
     assert (store.find("sha 1"), store.elsewhere("sha 1")) == (None, None)
     kept = profile(batch=Tuned(ALL, PLAIN, USUAL, 1.2, None))
-    store.keep(kept)
+    store.save(kept)
     assert store.find("sha 1") == kept
     assert store.elsewhere("sha 1") is None
-    anew = replace(kept, made="2027-01-01T00:00:00+00:00")
-    store.keep(anew)
+    anew = replace(kept, created="2027-01-01T00:00:00+00:00")
+    store.save(anew)
     assert store.find("sha 1") == anew
     store.forget("sha 1")
     assert store.find("sha 1") is None
@@ -226,24 +226,24 @@ def test_what_was_measured_is_found_as_it_was(store: ProfileStore) -> None:
 
 def test_another_machine_build_or_model_has_none(store: ProfileStore, tmp_path: Path) -> None:
     kept = profile()
-    store.keep(kept)
+    store.save(kept)
     assert (store.find("sha 2"), store.elsewhere("sha 2")) == (None, None)
     for machine, build in (("there", "b1"), ("here", "b2"), ("here|b1", ""), ("", "here|b1")):
         other = ProfileStore(tmp_path / "profiles", machine, build)
         assert other.find("sha 1") is None
         assert other.elsewhere("sha 1") == kept
     own = profile(machine="there")
-    store.keep(own)
+    store.save(own)
     assert (store.find("sha 1"), store.elsewhere("sha 1")) == (kept, own)
-    store.keep(profile("sha 2"))
+    store.save(profile("sha 2"))
     store.forget("sha 1")
     assert (store.find("sha 1"), store.elsewhere("sha 1"), store.find("sha 2")) == (None, None, profile("sha 2"))
 
 
 def test_a_profile_under_anothers_name_is_not_taken_for_it(store: ProfileStore, tmp_path: Path) -> None:
-    store.keep(profile())
+    store.save(profile())
     [path] = (tmp_path / "profiles").iterdir()
-    store.keep(profile("sha 2"))
+    store.save(profile("sha 2"))
     [other] = {*(tmp_path / "profiles").iterdir()} - {path}
     path.replace(other)
     assert store.find("sha 2") is None
@@ -251,22 +251,22 @@ def test_a_profile_under_anothers_name_is_not_taken_for_it(store: ProfileStore, 
 
 def test_a_name_of_any_bytes_can_be_kept(store: ProfileStore) -> None:
     kept = profile("/m\udcff.gguf 1 2")
-    store.keep(kept)
+    store.save(kept)
     assert store.find(kept.model) == kept
 
 
 def test_a_profile_is_there_whole_or_not_at_all(store: ProfileStore, tmp_path: Path) -> None:
     kept = profile()
-    store.keep(kept)
+    store.save(kept)
     [path] = (tmp_path / "profiles").iterdir()
-    store.keep(replace(kept, made="later"))
+    store.save(replace(kept, created="later"))
     assert [each.name for each in (tmp_path / "profiles").iterdir()] == [path.name]
     (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 1,')  # of one that was killed
-    assert store.find("sha 1") == replace(kept, made="later")
+    assert store.find("sha 1") == replace(kept, created="later")
     path.unlink()
     path.mkdir()
     with pytest.raises(OSError, match="directory"):
-        store.keep(kept)
+        store.save(kept)
     assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
 
 
@@ -276,7 +276,7 @@ WHOLE: dict[str, Any] = {"version": 1, **asdict(profile())}
 def find(content: bytes, folder: Path) -> Profile | None:
     """Return what is found where this was kept; whatever it is, it can be used and shown."""
     store = ProfileStore(folder, "here", "b1")
-    store.keep(profile())
+    store.save(profile())
     [path] = folder.iterdir()
     path.write_bytes(content)
     found = store.find("sha 1")
@@ -345,7 +345,7 @@ def test_what_is_no_profile_is_none(tmp_path: Path, content: bytes) -> None:
 
 def test_a_folder_in_a_profiles_place_is_none(tmp_path: Path) -> None:
     store = ProfileStore(tmp_path / "profiles", "here", "b1")
-    store.keep(profile())
+    store.save(profile())
     [path] = (tmp_path / "profiles").iterdir()
     path.unlink()
     path.mkdir()
@@ -432,7 +432,7 @@ class Desk:
     def keep(self, measured: Profile) -> None:
         """Keep a profile of the model, as measured here."""
         store = self.runtime().profiles()
-        store.keep(replace(measured, model=self.identity(), machine=store.machine, build=store.build))
+        store.save(replace(measured, model=self.identity(), machine=store.machine, build=store.build))
 
     def identity(self) -> str:
         """Return the model's identity, its digest known."""
@@ -454,7 +454,7 @@ def desk(tmp_path: Path, chatml_model: Path) -> Desk:
 
 
 def threads(count: int, speeds: Speeds = USUAL, slots: int | None = None) -> Tuned:
-    return Tuned(Tuning(threads=count, prefill_threads=count + 100, slots=slots), speeds, USUAL, 1.5, 1.0)
+    return Tuned(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, USUAL, 1.5, 1.0)
 
 
 @pytest.fixture
@@ -469,35 +469,35 @@ LIMIT = profile().long_from or 0
 
 def test_a_question_is_asked_as_questions_of_its_length_are_fastest(tuned: Desk) -> None:
     short = "x" * (4 * LIMIT - 1)
-    assert tuned.opened("ask", short).threads == 12
-    assert tuned.opened("ask", short + "x").threads == 13
-    assert tuned.opened("ask", piped=short.encode()).threads == 12
-    assert tuned.opened("ask", "What is this?", piped=short.encode()).threads == 13
+    assert tuned.opened("ask", short).n_threads == 12
+    assert tuned.opened("ask", short + "x").n_threads == 13
+    assert tuned.opened("ask", piped=short.encode()).n_threads == 12
+    assert tuned.opened("ask", "What is this?", piped=short.encode()).n_threads == 13
     (tuned.home / "long.txt").write_text(short)
-    assert tuned.opened("ask", "Sum up:", "-f", tuned.home / "long.txt").threads == 13
-    assert tuned.opened("ask", "-", "--raw", piped=short.encode() + b"x").threads == 13
-    assert tuned.opened("ask", "--dry-run", "hello").threads == 12
+    assert tuned.opened("ask", "Sum up:", "-f", tuned.home / "long.txt").n_threads == 13
+    assert tuned.opened("ask", "-", "--raw", piped=short.encode() + b"x").n_threads == 13
+    assert tuned.opened("ask", "--dry-run", "hello").n_threads == 12
 
 
 def test_what_was_answered_makes_no_question_long(tuned: Desk) -> None:
-    assert tuned.opened("ask", "x" * 4 * LIMIT).threads == 13
-    assert tuned.opened("ask", "-c", "And so?").threads == 12
+    assert tuned.opened("ask", "x" * 4 * LIMIT).n_threads == 13
+    assert tuned.opened("ask", "-c", "And so?").n_threads == 12
 
 
 def test_a_messages_list_is_as_long_as_what_nobody_has_answered(tuned: Desk) -> None:
     old = [{"role": "user", "content": "x" * 4 * LIMIT}, {"role": "assistant", "content": "y"}]
     for messages, count in ((old[:1], 13), ([*old, {"role": "user", "content": "z"}], 12)):
-        assert tuned.opened("ask", "--messages", "-", piped=json.dumps(messages).encode()).threads == count
+        assert tuned.opened("ask", "--messages", "-", piped=json.dumps(messages).encode()).n_threads == count
 
 
 def test_a_vote_a_batch_and_a_chat_have_ways_of_their_own(tuned: Desk) -> None:
     vote = tuned.opened("ask", "--votes", "3", "hello")
-    assert (vote.threads, vote.prefill_threads, vote.slots) == (14, 114, 3)
+    assert (vote.n_threads, vote.n_threads_batch, vote.slots) == (14, 114, 3)
     chat = tuned.opened("chat", piped=b"hello\n")
-    assert (chat.threads, chat.prefill_threads, chat.slots, chat.shared) == (11, 111, TALK.slots, True)
+    assert (chat.n_threads, chat.n_threads_batch, chat.slots, chat.kv_unified) == (11, 111, CHAT_PARALLEL.slots, True)
     rows = "".join(f"question {n}\n" for n in range(9)).encode()
     batch = tuned.opened("batch", "-", "-o", "-", piped=rows)
-    assert (batch.threads, batch.slots, batch.evenly) == (14, 5, True)
+    assert (batch.n_threads, batch.slots, batch.batch_invariant) == (14, 5, True)
     assert tuned.opened("batch", "-", "-o", "-", piped=b"one\ntwo\n").slots == 2
     for parallel, slots in (("8", 8), ("2", 2)):
         assert tuned.opened("batch", "-", "-o", "-", "--parallel", parallel, piped=rows).slots == slots
@@ -505,11 +505,11 @@ def test_a_vote_a_batch_and_a_chat_have_ways_of_their_own(tuned: Desk) -> None:
 
 def test_what_is_given_wins_over_what_was_measured(tuned: Desk) -> None:
     given = tuned.opened("ask", "--threads", "2", "hello")
-    assert (given.threads, given.prefill_threads) == (2, None)
+    assert (given.n_threads, given.n_threads_batch) == (2, None)
     (tuned.home / "config" / "cerebrum").mkdir(parents=True)
     (tuned.home / "config" / "cerebrum" / "config.toml").write_text("threads = 3\n")
     configured = tuned.opened("chat", piped=b"hello\n")
-    assert (configured.threads, configured.prefill_threads) == (3, None)
+    assert (configured.n_threads, configured.n_threads_batch) == (3, None)
 
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
@@ -527,7 +527,7 @@ def test_without_the_profile_all_is_as_if_it_had_never_been(
     arguments = COMMANDS[command]
     piped = None if "hello" in arguments else b"hello\n"
     untuned = Desk(tmp_path_factory.mktemp("home"), tuned.model).opened(*arguments, piped=piped)
-    assert untuned.threads is None
+    assert untuned.n_threads is None
     assert tuned.opened(*arguments, "--no-profile", piped=piped) == untuned
     assert tuned.opened(*arguments, piped=piped) != untuned
     monkeypatch.setenv("CEREBRUM_NO_PROFILE", "1")
@@ -537,17 +537,17 @@ def test_without_the_profile_all_is_as_if_it_had_never_been(
 def test_a_damaged_profile_is_as_if_it_had_never_been(tuned: Desk) -> None:
     [path] = tuned.profiles.iterdir()
     path.write_text(path.read_text().replace("30.0", "Infinity"))
-    assert tuned.opened("ask", "hello").threads is None
+    assert tuned.opened("ask", "hello").n_threads is None
     assert tuned.run("show", tuned.model, "--json").object["profile"] is None
     path.write_bytes(b"\x00")
-    assert tuned.opened("chat", piped=b"hello\n").threads is None
+    assert tuned.opened("chat", piped=b"hello\n").n_threads is None
 
 
 def test_a_model_file_that_has_changed_has_no_profile(tuned: Desk) -> None:
     copy = tuned.home / "copy.gguf"
     copy.write_bytes(tuned.model.read_bytes())
     tuned.model = copy
-    assert tuned.opened("ask", "hello").threads is None
+    assert tuned.opened("ask", "hello").n_threads is None
 
 
 # Measured by the command.
@@ -612,8 +612,8 @@ def test_a_model_that_was_never_measured_shows_none(desk: Desk) -> None:
 
 
 def test_a_profile_of_another_machine_is_told_and_not_used(desk: Desk) -> None:
-    desk.runtime().profiles().keep(profile(desk.identity(), ask=threads(12)))
-    assert desk.opened("ask", "hello").threads is None
+    desk.runtime().profiles().save(profile(desk.identity(), ask=threads(12)))
+    assert desk.opened("ask", "hello").n_threads is None
     done = desk.run("show", desk.model)
     assert "another machine" in done.err
     assert "reads/s" not in done.out
@@ -660,7 +660,7 @@ def test_a_profile_that_cannot_be_kept_is_told_in_a_line(desk: Desk) -> None:
     what, do = done.err.splitlines()
     assert what == f"error: the profile cannot be kept: {desk.profiles}: File exists"
     assert "check its permissions and free space" in do
-    assert desk.opened("ask", "hello").threads is None
+    assert desk.opened("ask", "hello").n_threads is None
 
 
 def test_a_model_nothing_can_be_measured_of_keeps_nothing(desk: Desk) -> None:
@@ -679,7 +679,7 @@ def test_what_cannot_be_opened_as_tuned_is_opened_as_usual(tuned: Desk) -> None:
 
     def refusing(options: LoadOptions) -> Any:
         def open_backend(tell: Any, stop: Any) -> Any:
-            if options.prefill_threads:
+            if options.n_threads_batch:
                 raise EngineError("no memory on the GPU", "see its log with -v")
             return opener(options)(tell, stop)
 

@@ -22,7 +22,7 @@ from hub_server import RATE_LIMITED, SERVER_ERROR, UNAVAILABLE
 from hub_user import HubUser, cleaned, hub_user
 
 from cerebrum_cli.catalogue.cache import Cache
-from cerebrum_cli.catalogue.download import Download, Patience
+from cerebrum_cli.catalogue.download import Download, RetryPolicy
 from cerebrum_cli.catalogue.hub import HubFile, Listing
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.core.errors import PullError
@@ -227,7 +227,7 @@ class Told:
 
 def test_the_waits_grow_until_something_has_come_of_it() -> None:
     told = Told()
-    patience = Patience(told, told.slept.append)
+    patience = RetryPolicy(told, told.slept.append)
     lost = HubError("the connection is lost", "check the network", retries=6)
     for _ in range(6):
         patience.wait(lost)
@@ -246,8 +246,8 @@ def test_a_disk_that_is_too_full_is_told_before_the_first_byte(tmp_path: Path) -
     download = Download(listing, cache, Told(), free_bytes=lambda _: 1_000_000_000)
     with pytest.raises(PullError) as caught:
         download.require_space((file,))
-    assert caught.value.what == f"{tmp_path}: the disk is too full: 1.00 GB are free, and the pull needs 4.06 GB"
-    assert caught.value.do == "free 3.06 GB, or set HF_HUB_CACHE to a directory on another disk"
+    assert caught.value.message == f"{tmp_path}: the disk is too full: 1.00 GB are free, and the pull needs 4.06 GB"
+    assert caught.value.hint == "free 3.06 GB, or set HF_HUB_CACHE to a directory on another disk"
     left = cache.partial(REPO, "00" * 32)
     left.parent.mkdir(parents=True)
     with left.open("wb") as sparse:

@@ -70,7 +70,7 @@ def test_no_question_at_all_is_an_error(options: dict[str, Any]) -> None:
     for prompt in (None, "") if "piped" not in options else (None, "", "-"):
         with pytest.raises(UsageError, match="there is no prompt") as caught:
             ask(prompt, **options)
-        assert caught.value.do
+        assert caught.value.hint
 
 
 def test_a_dash_needs_a_pipe() -> None:
@@ -120,17 +120,17 @@ def test_what_is_not_utf_8_is_refused_with_its_place(data: bytes, byte: int, tmp
     file = written(tmp_path, "a.txt", data)
     with pytest.raises(UsageError) as caught:
         ask("Why?", file)
-    assert caught.value.what == f"{file} is not UTF-8 text (byte {byte})"
+    assert caught.value.message == f"{file} is not UTF-8 text (byte {byte})"
     with pytest.raises(UsageError) as caught:
         ask(piped=data)
-    assert caught.value.what == f"standard input is not UTF-8 text (byte {byte})"
+    assert caught.value.message == f"standard input is not UTF-8 text (byte {byte})"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError) as caught:
             ask("Why?", path)
-        assert (caught.value.what, caught.value.exit_code) == (f"{path}: {reason}", 2)
+        assert (caught.value.message, caught.value.exit_code) == (f"{path}: {reason}", 2)
 
 
 def test_an_argument_that_is_no_utf_8_holds_the_sign_for_that() -> None:
@@ -197,8 +197,8 @@ NOT_A_LIST = "m.json holds no messages"
 def test_what_is_wrong_with_a_messages_list_is_said_in_one_line(messages: Any, what: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_messages(json.dumps(messages), "m.json")
-    assert caught.value.what == what
-    assert caught.value.do
+    assert caught.value.message == what
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_what_is_wrong_with_a_messages_list_is_said_in_one_line(messages: Any, w
 def test_what_is_not_json_is_named(text: str, reason: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_messages(text, "m.json")
-    assert caught.value.what.startswith(f"m.json is not JSON: {reason}")
-    assert "\n" not in caught.value.what
+    assert caught.value.message.startswith(f"m.json is not JSON: {reason}")
+    assert "\n" not in caught.value.message
 
 
 def test_a_messages_list_comes_from_a_file_or_a_pipe(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_configured_system_prompt_leaves_a_messages_list_alone() -> None:
 def test_a_messages_list_stands_alone(options: dict[str, Any]) -> None:
     question = Question(**{"prompt": None, "files": (), "messages": Path("m.json"), "raw": False, **options})
     with pytest.raises(UsageError, match="--messages holds the whole conversation"):
-        question.require(None)
+        question.validate(None)
 
 
 # Options for templates.
@@ -266,7 +266,7 @@ def test_template_options_are_json_where_they_can_be() -> None:
 def test_a_template_option_is_a_name_and_a_value(pair: str) -> None:
     with pytest.raises(UsageError) as caught:
         template_options(["a=1", pair])
-    assert (caught.value.what, caught.value.do) == (f"--template-arg {pair!r}", "write it as KEY=VALUE")
+    assert (caught.value.message, caught.value.hint) == (f"--template-arg {pair!r}", "write it as KEY=VALUE")
 
 
 def test_a_template_option_is_not_the_conversation() -> None:

@@ -19,7 +19,7 @@ def error(text: str, where: str = "r.yml") -> UsageError:
     """Return the error of a text, which is in one line about its file and one about what to do."""
     with pytest.raises(UsageError) as caught:
         parse_recipe(text, where)
-    assert is_one_line(caught.value.what) and is_one_line(caught.value.do)
+    assert is_one_line(caught.value.message) and is_one_line(caught.value.hint)
     return caught.value
 
 
@@ -69,25 +69,25 @@ def whole(method: str = "passthrough", models: object = ({"model": "a"},), **key
     ],
 )
 def test_what_is_no_yaml_is_told_by_line_and_column(text: str, what: str) -> None:
-    assert what in error(text).what
+    assert what in error(text).message
 
 
 @pytest.mark.parametrize("item", ["[*{0}, *{0}, *{0}, *{0}]", "{{<<: [*{0}, *{0}, *{0}, *{0}]}}"])
 def test_aliases_that_stand_for_billions_of_values_are_refused(item: str) -> None:
     names = "abcdefghijklmnop"
     lines = [f"{name}: &{name} {item.format(before)}" for before, name in pairwise(names)]
-    assert "repeats too much" in error("\n".join(["a: &a {x: 1}", *lines])).what
+    assert "repeats too much" in error("\n".join(["a: &a {x: 1}", *lines])).message
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "nan"])
 def test_a_parameter_is_a_finite_number(number: str) -> None:
     told = error(f"{{merge_method: linear, models: [{{model: a}}], parameters: {{weight: [0, {number}]}}}}")
-    assert told.what == "r.yml: parameters.weight[1]: a finite number is needed"
+    assert told.message == "r.yml: parameters.weight[1]: a finite number is needed"
 
 
 def test_a_name_in_the_error_cannot_break_its_line() -> None:
     told = error('"k\\n\\e[2J": 1', where="a\nb.yml")
-    assert told.what == r"a\nb.yml: there is no key k\n\x1b[2J here"
+    assert told.message == r"a\nb.yml: there is no key k\n\x1b[2J here"
 
 
 # Wrong values, each by its place.
@@ -130,8 +130,8 @@ def test_a_name_in_the_error_cannot_break_its_line() -> None:
 )
 def test_a_wrong_value_is_told_by_its_place(recipe: Mapping[str, object], what: str, do: str) -> None:
     told = error(json.dumps(recipe))
-    assert what in told.what
-    assert do in told.do
+    assert what in told.message
+    assert do in told.hint
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_a_wrong_value_is_told_by_its_place(recipe: Mapping[str, object], what: 
 )
 def test_a_range_of_layers_is_two_whole_numbers_that_ascend(layers: object) -> None:
     told = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))
-    assert told.what.startswith("r.yml: slices[0].sources[0].layer_range: ")
-    assert told.do.startswith("write [START, END]")
+    assert told.message.startswith("r.yml: slices[0].sources[0].layer_range: ")
+    assert told.hint.startswith("write [START, END]")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_wrong_parameter_is_told_by_its_place_at_each_level(parameters: object
         (at_model, "models[0]."),
         (at_recipe, ""),
     ):
-        assert error(json.dumps(recipe)).what.startswith(f"r.yml: {before}{place}")
+        assert error(json.dumps(recipe)).message.startswith(f"r.yml: {before}{place}")
 
 
 # What a method needs.
@@ -218,7 +218,7 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
     ],
 )
 def test_what_a_method_lacks_is_told_by_its_place(recipe: Mapping[str, object], what: str) -> None:
-    assert what in error(json.dumps(recipe)).what
+    assert what in error(json.dumps(recipe)).message
 
 
 # Anything at all.
@@ -242,7 +242,7 @@ def reads_or_tells(text: str, where: str = "r.yml") -> None:
     try:
         assert isinstance(parse_recipe(text, where), Recipe)
     except UsageError as told:
-        assert is_one_line(told.what) and is_one_line(told.do)
+        assert is_one_line(told.message) and is_one_line(told.hint)
 
 
 def containers(value: Any) -> Iterator[Any]:

@@ -22,14 +22,14 @@ from tiny_models import write_chatml
 from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.listing import catalogue_rows, described, rows, siblings
+from cerebrum_cli.application.models.listing import catalogue_rows, describe, rows, siblings
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.models.removal import removal
+from cerebrum_cli.application.models.removal import plan_removal
 from cerebrum_cli.application.pulling.pull import Puller
 from cerebrum_cli.application.tuning.reencoding import Reencoding, Report, Row, Speeds, encoding_called
 from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.catalogue.cache import Cache
-from cerebrum_cli.catalogue.derivatives import Workshop
+from cerebrum_cli.catalogue.derivatives import DerivativeStore
 from cerebrum_cli.commands.reencoding import conclude
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
@@ -172,7 +172,7 @@ def pulled(library: Library, path: Path, name: str | None = None) -> Model:
 
 def work_on(library: Library, model: Model, room: Room | None = None, **more: Any) -> Reencoding:
     """Return the work of re-encoding, with nothing measured and files only copied."""
-    workshop = Workshop(
+    workshop = DerivativeStore(
         library.directory.parent / "encodings", **({"free_bytes": more.pop("free")} if "free" in more else {})
     )
     given: dict[str, Any] = {"memory": lambda: 2**40, "encode": Encoder(), **more}
@@ -332,7 +332,7 @@ def test_the_derivative_applied_last_is_preferred_and_applying_it_again_measures
     assert library.preferred(model) == model
     with pytest.raises(ModelNotFound, match=r"mine:Q8_0: its file .* is gone") as caught:
         library.resolve("mine:Q8_0")
-    assert caught.value.do == "cerebrum tune mine --reencode --apply Q8_0"
+    assert caught.value.hint == "cerebrum tune mine --reencode --apply Q8_0"
 
 
 def test_a_derivative_of_an_original_that_has_changed_answers_no_more(library: Library, model: Model) -> None:
@@ -345,8 +345,8 @@ def test_a_derivative_of_an_original_that_has_changed_answers_no_more(library: L
     assert library.preferred(library.resolve("mine")).path == model.path
     with pytest.raises(UsageError, match="mine:Q8_0 is here already, and was made of another file") as caught:
         told(work_on(library, library.resolve("mine")).apply(Q8_0, force=False))
-    assert caught.value.do == "cerebrum rm mine:Q8_0"
-    assert removal(library, "mine").execute().startswith("mine is forgotten; ")
+    assert caught.value.hint == "cerebrum rm mine:Q8_0"
+    assert plan_removal(library, "mine").execute().startswith("mine is forgotten; ")
     assert (made.path.exists(), library.models()) == (False, [])
 
 
@@ -360,8 +360,8 @@ def test_a_derivative_is_listed_and_shown_with_its_original(library: Library, mo
     out = StringIO()
     print_models(Streams(out, StringIO(), None, False, False, False), listed)
     assert out.getvalue().splitlines()[2].endswith("  as Q8_0 of mine")
-    assert described(library, made, lambda *_: None)["derived_from"] == "mine"
-    assert described(library, model, lambda *_: None)["encodings"] == [
+    assert describe(library, made, lambda *_: None)["derived_from"] == "mine"
+    assert describe(library, model, lambda *_: None)["encodings"] == [
         {
             "name": "mine:Q8_0",
             "type": "Q8_0",
@@ -374,13 +374,13 @@ def test_a_derivative_is_listed_and_shown_with_its_original(library: Library, mo
 
 def test_removing_a_derivative_leaves_its_original_and_not_the_other_way_round(library: Library, model: Model) -> None:
     made = applied(library, model)
-    planned = removal(library, "mine:Q8_0")
+    planned = plan_removal(library, "mine:Q8_0")
     assert planned.question.startswith("Delete mine:Q8_0, ")
     assert planned.execute() == "mine:Q8_0 is gone, 225 kB are free again"
     assert (files(library), model.path.exists(), library.preferred(model)) == ([], True, model)
     made = applied(library, model)
     library.registry.set_default("mine:Q8_0")
-    planned = removal(library, "mine")
+    planned = plan_removal(library, "mine")
     assert planned.question == f"Forget mine, and leave its file {model.path} alone, and delete mine:Q8_0, made of it?"
     said = planned.execute()
     assert said == f"mine is forgotten; {model.path} is left alone; mine:Q8_0 is gone, 225 kB are free again"
@@ -391,7 +391,7 @@ def test_a_derivative_stays_while_another_name_has_its_original(library: Library
     made = applied(library, model)
     again = pulled(library, model.path, "again")
     assert library.preferred(again) == made
-    assert removal(library, "again").execute() == f"again is forgotten; {model.path} is left alone, mine uses it"
+    assert plan_removal(library, "again").execute() == f"again is forgotten; {model.path} is left alone, mine uses it"
     assert made.path.exists()
 
 
@@ -470,10 +470,10 @@ def test_llama_cpp_says_why_it_cannot_write_a_model(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(EngineError, match=r"llama\.cpp cannot write it as BF16: ") as caught:
         list(encoded(tmp_path / "text.gguf", tmp_path / "target", BF16))
-    assert "it gives no reason" not in caught.value.what
+    assert "it gives no reason" not in caught.value.message
     with pytest.raises(EngineError, match="the file cannot be written to its end") as caught:
         list(encoded(NANO, tmp_path / "nowhere" / "target", BF16))
-    assert caught.value.do == "free some disk space"
+    assert caught.value.hint == "free some disk space"
     assert [path.name for path in tmp_path.iterdir()] == ["text.gguf"]
     assert reason([]) == ("it gives no reason", "")
 
@@ -568,7 +568,7 @@ def test_the_object_has_speeds_ratios_and_verdicts() -> None:
 def test_what_cannot_be_applied_is_an_error_that_says_what_to_do(model: Model) -> None:
     with pytest.raises(CerebrumError, match=r"Q4_0 says other things than mine: agreement 0\.811") as caught:
         conclude(cast("Any", None), model, report_of(WORSE), ENCODINGS[3], quiet=True)
-    assert (caught.value.exit_code, "--force" in caught.value.do) == (1, True)
+    assert (caught.value.exit_code, "--force" in caught.value.hint) == (1, True)
     with pytest.raises(CerebrumError, match=r"F16 is not applied: it needs") as caught:
         conclude(cast("Any", None), model, report_of(TOO_BIG), ENCODINGS[1], quiet=True)
     assert caught.value.exit_code == 1

@@ -165,9 +165,9 @@ def test_the_addresses_of_another_hub_are_known_where_one_is_set(endpoint: str, 
 def test_what_is_no_reference_is_said_in_one_line_and_what_to_do_in_another(text: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_reference(text)
-    assert said in caught.value.what
-    assert len(caught.value.what.splitlines()) == 1
-    assert len(caught.value.do.splitlines()) == 1
+    assert said in caught.value.message
+    assert len(caught.value.message.splitlines()) == 1
+    assert len(caught.value.hint.splitlines()) == 1
 
 
 LETTERS = "abzABZ019"
@@ -252,7 +252,7 @@ def test_any_text_is_a_reference_or_an_error_of_two_lines(text: str) -> None:
     try:
         assert isinstance(parse_reference(text), Named | InRepository | AtPath)
     except UsageError as error:
-        assert len(error.what.splitlines()) == len(error.do.splitlines()) == 1
+        assert len(error.message.splitlines()) == len(error.hint.splitlines()) == 1
 
 
 @settings(deadline=None, derandomize=True, max_examples=2000)

@@ -71,13 +71,13 @@ def test_a_digest_holds_for_the_file_it_was_computed_of(tmp_path: Path) -> None:
     registry, file, gone = Registry(tmp_path / "models"), tmp_path / "file", tmp_path / "gone"
     file.write_bytes(b"one")
     gone.write_bytes(b"two")
-    registry.keep_digest(gone, "cd" * 32)
-    registry.keep_digest(file, "ab" * 32)
+    registry.remember_digest(gone, "cd" * 32)
+    registry.remember_digest(file, "ab" * 32)
     assert Registry(tmp_path / "models").digest(file) == "ab" * 32
     gone.unlink()
     file.write_bytes(b"other")
     assert registry.digest(file) is None
-    registry.keep_digest(file, "ef" * 32)
+    registry.remember_digest(file, "ef" * 32)
     assert registry.digest(file) == "ef" * 32
     content = json.loads((tmp_path / "models" / "registry.json").read_text())
     assert [digest["path"] for digest in content["digests"]] == [str(file)]
@@ -149,8 +149,8 @@ def test_a_damaged_registry_is_named_and_never_overwritten(tmp_path: Path, conte
     for attempt in (Registry(tmp_path).entries, lambda: Registry(tmp_path).add(model("a"))):
         with pytest.raises(ConfigError) as caught:
             attempt()
-        assert caught.value.what.startswith(f"{path}: damaged")
-        assert "move it away" in caught.value.do
+        assert caught.value.message.startswith(f"{path}: damaged")
+        assert "move it away" in caught.value.hint
     assert path.read_bytes() == os.fsencode(content)
 
 

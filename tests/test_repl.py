@@ -98,7 +98,7 @@ def test_a_line_calls_a_command_with_what_stands_after_it() -> None:
 def test_an_unknown_command_gets_a_near_miss(line: str, near: str | None) -> None:
     with pytest.raises(UsageError) as caught:
         parse_slash(line)
-    assert caught.value.do.startswith(f"did you mean {near}? " if near else "/help shows them")
+    assert caught.value.hint.startswith(f"did you mean {near}? " if near else "/help shows them")
 
 
 # A script that is piped in.

@@ -6,7 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from cerebrum_cli.application.inference.reply import Reply, ReplyGatherer, prompt_object, reply_object, shortfall
+from cerebrum_cli.application.inference.reply import (
+    Reply,
+    ReplyCollector,
+    prompt_object,
+    reply_object,
+    truncation_notice,
+)
 from cerebrum_cli.application.inference.responder import Preview
 from cerebrum_cli.core.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
 
@@ -27,8 +33,8 @@ def said(*texts: tuple[Channel, str]) -> list[Event]:
     return [TokenEvent(ONLY, text, channel) for channel, text in texts]
 
 
-def gathered(*events: Event) -> ReplyGatherer:
-    gatherer = ReplyGatherer()
+def gathered(*events: Event) -> ReplyCollector:
+    gatherer = ReplyCollector()
     for event in events:
         gatherer.emit(event)
     gatherer.close()
@@ -100,11 +106,11 @@ def test_a_prompt_is_one_object() -> None:
 
 
 def test_a_reader_is_told_what_is_missing_from_an_answer() -> None:
-    assert shortfall(Reply("Four.", None, FINISH)) is None
-    assert shortfall(Reply("Fo", None, replace(FINISH, reason="length"))) is None
-    cut = shortfall(Reply("Fo", None, replace(FINISH, reason="context")))
+    assert truncation_notice(Reply("Four.", None, FINISH)) is None
+    assert truncation_notice(Reply("Fo", None, replace(FINISH, reason="length"))) is None
+    cut = truncation_notice(Reply("Fo", None, replace(FINISH, reason="context")))
     assert cut is not None
-    assert cut.what == "the answer was cut: the context of 256 tokens is full"
-    thinking = shortfall(Reply("", "Hm", replace(FINISH, reason="length")))
+    assert cut.message == "the answer was cut: the context of 256 tokens is full"
+    thinking = truncation_notice(Reply("", "Hm", replace(FINISH, reason="length")))
     assert thinking is not None
-    assert thinking.what == "the model was still thinking when its tokens ran out"
+    assert thinking.message == "the model was still thinking when its tokens ran out"

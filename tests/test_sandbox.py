@@ -74,9 +74,9 @@ def test_templates_find_what_they_expect(source: str, expected: str, chatml: Lla
 def test_a_bad_template_is_an_error_of_one_line(source: str, said: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError) as caught:
         embedded(chatml, source).render(ONE)
-    assert caught.value.what.startswith(f"the model's template {said}")
-    assert "\n" not in caught.value.what
-    assert caught.value.do
+    assert caught.value.message.startswith(f"the model's template {said}")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("source", ["{{ ''.__class__ }}", "{{ messages.__class__ }}", "{{ 'a'|attr('__class__') }}"])

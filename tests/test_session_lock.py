@@ -61,26 +61,26 @@ def other(tmp_path: Path) -> Iterator[SessionLock]:
 
 
 def test_who_comes_second_is_told(lock: SessionLock, other: SessionLock, one: Session) -> None:
-    lock.take(one)
-    lock.take(one)
+    lock.acquire(one)
+    lock.acquire(one)
     with pytest.raises(SessionError, match="the session one is open in another process"):
-        other.take(one)
+        other.acquire(one)
     lock.release()
-    other.take(one)
+    other.acquire(one)
 
 
 def test_another_session_is_free_and_the_one_before_is_let_go(
     lock: SessionLock, other: SessionLock, one: Session, two: Session
 ) -> None:
-    lock.take(one)
-    other.take(two)
+    lock.acquire(one)
+    other.acquire(two)
     with pytest.raises(SessionError):
-        lock.take(two)
+        lock.acquire(two)
     with pytest.raises(SessionError):  # and this one is still held
-        other.take(one)
+        other.acquire(one)
     other.release()
-    lock.take(two)
-    other.take(one)
+    lock.acquire(two)
+    other.acquire(one)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -95,15 +95,15 @@ def test_the_lock_dies_with_its_process(
         lines = [holder.stdout.readline()]
         assert lines == ["held\n"]
         with pytest.raises(SessionError):
-            lock.take(one)
+            lock.acquire(one)
         holder.send_signal(number)
-    lock.take(one)
+    lock.acquire(one)
 
 
 def test_only_its_owner_can_read_a_lock(tmp_path: Path, lock: SessionLock, one: Session) -> None:
     before = os.umask(0)
     try:
-        lock.take(one)
+        lock.acquire(one)
     finally:
         os.umask(before)
     directory = tmp_path / "locks"
@@ -113,15 +113,15 @@ def test_only_its_owner_can_read_a_lock(tmp_path: Path, lock: SessionLock, one: 
 
 def test_a_lock_goes_with_its_session(tmp_path: Path, lock: SessionLock, other: SessionLock, one: Session) -> None:
     lock.discard()
-    lock.take(one)
+    lock.acquire(one)
     assert (tmp_path / "locks" / f"{one.id}.lock").exists()
     lock.discard()
     assert list((tmp_path / "locks").iterdir()) == []
-    other.take(one)
+    other.acquire(one)
 
 
 def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path, one: Session) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SessionError) as caught:
-        SessionLock(tmp_path / "file" / "locks").take(one)
-    assert caught.value.do == "see to it that it can be written to"
+        SessionLock(tmp_path / "file" / "locks").acquire(one)
+    assert caught.value.hint == "see to it that it can be written to"

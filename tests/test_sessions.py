@@ -18,8 +18,8 @@ import pytest
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions import schema, store
-from cerebrum_cli.sessions.rows import Said, Session, StoredMessage
-from cerebrum_cli.sessions.schema import STEPS, migrate
+from cerebrum_cli.sessions.rows import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.sessions.schema import MIGRATIONS, migrate
 from cerebrum_cli.sessions.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def talk(sessions: Store, session: Session, *texts: str) -> Session:
     """Say texts in a session, user and assistant in turn."""
     asked = len(sessions.messages(session)) % 2
     for number, text in enumerate(texts, asked):
-        session = sessions.say(session, Message("assistant" if number % 2 else "user", text))
+        session = sessions.add_message(session, Message("assistant" if number % 2 else "user", text))
     return session
 
 
@@ -95,14 +95,14 @@ def test_a_name_that_could_not_be_typed_again_is_refused(sessions: Store, name: 
     session = sessions.create("a", "chat")
     attempts: tuple[Callable[[], object], ...] = (
         lambda: sessions.create(name, "chat"),
-        lambda: sessions.lead(session, name=name),
+        lambda: sessions.update_session(session, name=name),
     )
     for attempt in attempts:
         with pytest.raises(SessionError) as caught:
             attempt()
-        assert caught.value.what == f"{name!r} is no name for a session"
-        assert caught.value.what.isprintable()
-        assert "one line" in caught.value.do
+        assert caught.value.message == f"{name!r} is no name for a session"
+        assert caught.value.message.isprintable()
+        assert "one line" in caught.value.hint
     assert sessions.names() == ["a"]
 
 
@@ -111,7 +111,7 @@ def test_a_name_that_is_no_text_is_kept_as_one(sessions: Store) -> None:
     session = sessions.create("a\udcff", "chat")
     assert (session.name, sessions.free_name("a\udcff")) == ("a\ufffd", "a\ufffd-2")
     assert sessions.find("a\udcff") == session
-    assert sessions.lead(session, name="b\udcff").name == "b\ufffd"
+    assert sessions.update_session(session, name="b\udcff").name == "b\ufffd"
 
 
 def test_a_session_of_any_name_there_once_could_be_is_gone_on_from(sessions: Store, path: Path) -> None:
@@ -120,19 +120,19 @@ def test_a_session_of_any_name_there_once_could_be_is_gone_on_from(sessions: Sto
         database.execute("UPDATE sessions SET name = ' a\n'")
     session = sessions.find(" a\n")
     assert session
-    assert texts(sessions.messages(sessions.lead(talk(sessions, session, "one"), model="m"))) == ["one"]
+    assert texts(sessions.messages(sessions.update_session(talk(sessions, session, "one"), model="m"))) == ["one"]
 
 
 def test_a_name_is_given_once(sessions: Store) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
     attempts: tuple[Callable[[], object], ...] = (
         lambda: sessions.create("a", "import"),
-        lambda: sessions.lead(other, name="a"),
+        lambda: sessions.update_session(other, name="a"),
     )
     for attempt in attempts:
         with pytest.raises(SessionError, match=r"^there is a session a already$") as caught:
             attempt()
-        assert caught.value.do.startswith("choose another")
+        assert caught.value.hint.startswith("choose another")
     assert (sessions.find("a"), sessions.find("b")) == (session, other)
 
 
@@ -146,7 +146,7 @@ def test_a_free_name_is_the_wanted_one_or_that_with_a_number(sessions: Store) ->
 
 def test_what_a_session_is_led_with_can_be_changed(sessions: Store) -> None:
     session = talk(sessions, sessions.create("a", "chat", system_prompt="x", model="m"), "hello")
-    led = sessions.lead(session, name="b", system_prompt=None, model="n", format="raw", params={"top_k": 1})
+    led = sessions.update_session(session, name="b", system_prompt=None, model="n", format="raw", params={"top_k": 1})
     assert led == sessions.find("b")
     assert (led.id, led.system_prompt, led.model, led.format, led.params) == (
         session.id,
@@ -163,7 +163,7 @@ def test_sessions_are_listed_with_the_last_changed_first(sessions: Store) -> Non
     assert sessions.latest() == c
     b = talk(sessions, b, "first", "second")
     a = talk(sessions, a, "hello")
-    sessions.say_on(b, Message("assistant", "third"), Said())
+    sessions.update_message(b, Message("assistant", "third"), ReplyMetadata())
     listed = [(summary.session.name, summary.messages, summary.first) for summary in sessions.sessions()]
     assert listed == [("b", 2, "first"), ("a", 1, "hello"), ("c", 0, "")]
     assert sessions.names() == ["b", "a", "c"]
@@ -173,7 +173,7 @@ def test_sessions_are_listed_with_the_last_changed_first(sessions: Store) -> Non
     assert latest.id == b.id
 
 
-WHOLE = Said(
+WHOLE = ReplyMetadata(
     reasoning="2 und 2 — 四 😀",
     finish_reason="stop",
     model="owner/repo:Q4_0",
@@ -187,22 +187,25 @@ WHOLE = Said(
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        (Message("user", "Hello"), Said()),
+        (Message("user", "Hello"), ReplyMetadata()),
         (Message("assistant", "Four.", (1, 2, 128_255, 2**31 - 1, 0)), WHOLE),
-        (Message("assistant", "", ()), Said(reasoning="", finish_reason="cancelled", params={}, timings={}, seed=0)),
-        (Message("assistant", "Four.", None), Said(finish_reason="length")),
-        (Message("user", " \r\n\t ä é 日本語 😀👩‍👩‍👧 \u2028\ufeff\U0010ffff\x01 "), Said()),
-        (Message("user", "ä😀 " * 2**18), Said(reasoning="z" * 2**20)),
+        (
+            Message("assistant", "", ()),
+            ReplyMetadata(reasoning="", finish_reason="cancelled", params={}, timings={}, seed=0),
+        ),
+        (Message("assistant", "Four.", None), ReplyMetadata(finish_reason="length")),
+        (Message("user", " \r\n\t ä é 日本語 😀👩‍👩‍👧 \u2028\ufeff\U0010ffff\x01 "), ReplyMetadata()),
+        (Message("user", "ä😀 " * 2**18), ReplyMetadata(reasoning="z" * 2**20)),
         (Message("assistant", "a" * 2**20, tuple(range(2**18))), WHOLE),
     ],
     ids=("plain", "all", "empty", "no tokens", "unicode", "long", "long with tokens"),
 )
-def test_a_message_comes_back_as_it_was(sessions: Store, path: Path, message: Message, said: Said) -> None:
-    session = sessions.say(sessions.create("a", "chat"), message, said)
+def test_a_message_comes_back_as_it_was(sessions: Store, path: Path, message: Message, said: ReplyMetadata) -> None:
+    session = sessions.add_message(sessions.create("a", "chat"), message, said)
     sessions.close()
     with contextlib.closing(Store(path)) as reopened:
         [stored] = reopened.messages(session)
-        assert (stored.message, stored.said) == (message, said)
+        assert (stored.message, stored.metadata) == (message, said)
         assert (stored.id, stored.parent) == (session.leaf, None)
         assert session.created <= stored.created <= session.updated
 
@@ -210,15 +213,15 @@ def test_a_message_comes_back_as_it_was(sessions: Store, path: Path, message: Me
 def test_a_reply_that_goes_on_is_one_message(sessions: Store) -> None:
     session = talk(sessions, sessions.create("a", "chat"), "Count.", "")
     before = sessions.messages(session)[-1]
-    sessions.say_on(session, Message("assistant", "One, two", (1, 2)), Said())
-    sessions.say_on(session, Message("assistant", "One, two, three.", (1, 2, 3)), WHOLE)
+    sessions.update_message(session, Message("assistant", "One, two", (1, 2)), ReplyMetadata())
+    sessions.update_message(session, Message("assistant", "One, two, three.", (1, 2, 3)), WHOLE)
     after = sessions.messages(session)
     assert [stored.message for stored in after] == [
         Message("user", "Count."),
         Message("assistant", "One, two, three.", (1, 2, 3)),
     ]
     assert (after[1].id, after[1].parent, after[1].created) == (before.id, before.parent, before.created)
-    assert after[1].said == WHOLE
+    assert after[1].metadata == WHOLE
     assert sessions.children(after[0].id) == after[1:]
 
 
@@ -300,7 +303,9 @@ def stored_bytes(path: Path) -> bytes:
 def test_what_was_removed_cannot_be_read_in_the_file(sessions: Store, path: Path) -> None:
     session = talk(sessions, sessions.create("about-giraffes", "chat"), "a secret zebra", "elephants secretly")
     kept = talk(sessions, sessions.create("kept", "chat"), "an okapi")
-    sessions.say_on(session, Message("assistant", "elephants secretly, and a walrus"), Said(reasoning="hippos"))
+    sessions.update_message(
+        session, Message("assistant", "elephants secretly, and a walrus"), ReplyMetadata(reasoning="hippos")
+    )
     words = (b"giraffes", b"secret", b"zebra", b"elephant", b"walrus", b"hippos")
     assert all(word in stored_bytes(path) for word in words)
     with contextlib.closing(Store(path)) as other:  # a chat that is open
@@ -340,7 +345,7 @@ def test_what_cannot_be_scrubbed_is_told_and_the_next_removal_does_it(
     with contextlib.closing(Store(path)) as writer, writer.together():
         with pytest.raises(SessionError, match=r"^what was removed may still be read in .*sessions\.db: ") as caught:
             sessions.scrub()
-        assert "the next removal tries again" in caught.value.do
+        assert "the next removal tries again" in caught.value.hint
     sessions.remove(other)
     sessions.scrub()
     assert b"zebra" not in stored_bytes(path)
@@ -350,7 +355,7 @@ def test_what_cannot_be_scrubbed_is_told_and_the_next_removal_does_it(
     "change",
     [
         lambda sessions, session: sessions.say(session, Message("user", "more")),
-        lambda sessions, session: sessions.say_on(session, Message("user", "more"), Said()),
+        lambda sessions, session: sessions.say_on(session, Message("user", "more"), ReplyMetadata()),
         lambda sessions, session: sessions.move(session, None),
         lambda sessions, session: sessions.lead(session, name="b"),
     ],
@@ -364,7 +369,7 @@ def test_a_session_that_was_removed_meanwhile_cannot_be_changed(
     sessions.remove(session)
     with pytest.raises(SessionError) as caught:
         change(sessions, session)
-    assert "FOREIGN KEY" not in caught.value.what
+    assert "FOREIGN KEY" not in caught.value.message
     assert rows(path, "SELECT content FROM messages") == []
 
 
@@ -422,9 +427,9 @@ def test_a_search_is_for_plain_words(sessions: Store, query: str, finds: bool) -
 
 def test_a_message_is_found_by_what_has_become_of_it(sessions: Store) -> None:
     session = talk(sessions, sessions.create("a", "chat"), "Which animal?", "elephant")
-    sessions.say_on(session, Message("assistant", "giraffe"), Said())
+    sessions.update_message(session, Message("assistant", "giraffe"), ReplyMetadata())
     assert (found(sessions, "elephant"), found(sessions, "giraffe")) == ([], [("a", "giraffe")])
-    sessions.say_on(session, Message("assistant", "giraffe"), WHOLE)
+    sessions.update_message(session, Message("assistant", "giraffe"), WHOLE)
     assert found(sessions, "giraffe") == [("a", "giraffe")]
 
 
@@ -594,8 +599,8 @@ def test_a_database_that_stays_busy_is_a_session_error(
         assert other.sessions() == []
         with pytest.raises(SessionError) as caught:
             other.create("a", "chat")
-        assert caught.value.what == f"{path}: database is locked"
-        assert "end what else uses it" in caught.value.do
+        assert caught.value.message == f"{path}: database is locked"
+        assert "end what else uses it" in caught.value.hint
     assert sessions.create("a", "chat").name == "a"
 
 
@@ -698,7 +703,7 @@ def test_a_database_two_processes_open_at_once_is_made_once(path: Path, tmp_path
     told = [opener.communicate()[0].split() for opener in openers]
     assert [opener.returncode for opener in openers] == [0, 0]
     assert sorted("CREATE" in words for words in told) == [False, True]
-    assert rows(path, "PRAGMA user_version") == [(len(STEPS),)]
+    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
     with contextlib.closing(Store(tmp_path / "alone.db")) as alone:
         alone.sessions()
     assert made(path) == made(tmp_path / "alone.db")
@@ -710,20 +715,20 @@ def test_a_step_happens_whole_or_not_at_all(path: Path, sessions: Store, monkeyp
     session = talk(sessions, sessions.create("a", "chat"), "one")
     good = "ALTER TABLE sessions ADD COLUMN note TEXT;\nCREATE TABLE notes (text TEXT);"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        monkeypatch.setattr(schema, "STEPS", (*STEPS, good + "\nCREATE TABLE messages (id INTEGER);"))
+        monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good + "\nCREATE TABLE messages (id INTEGER);"))
         with pytest.raises(sqlite3.OperationalError, match="already exists"):
             migrate(database)
-        assert (rows(path, "PRAGMA user_version"), "notes" in made(path)) == ([(len(STEPS),)], False)
+        assert (rows(path, "PRAGMA user_version"), "notes" in made(path)) == ([(len(MIGRATIONS),)], False)
         assert sessions.find("a") == session
-        monkeypatch.setattr(schema, "STEPS", (*STEPS, good))
-        assert [migrate(database), migrate(database)] == [len(STEPS) + 1] * 2
+        monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good))
+        assert [migrate(database), migrate(database)] == [len(MIGRATIONS) + 1] * 2
     assert rows(path, "SELECT name, note FROM sessions") == [("a", None)]
 
 
 def test_a_database_of_the_first_version_goes_on_with_all_it_holds(path: Path) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.executescript(STEPS[0] + "PRAGMA user_version = 1;")
+        database.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
         database.execute("INSERT INTO messages (session, role, content, created) VALUES (1, 'user', 'Hello?', 1.0)")
         database.execute(
             "INSERT INTO sessions (name, origin, leaf, created, updated) VALUES ('old', 'chat', 1, 1.0, 2.0)"
@@ -734,14 +739,14 @@ def test_a_database_of_the_first_version_goes_on_with_all_it_holds(path: Path) -
         assert (session.first, session.updated) == (None, 2.0)
         assert texts(sessions.messages(session)) == ["Hello?"]
         assert found(sessions, "hello") == [("old", "Hello?")]
-        assert sessions.lead(session, first=1).first == 1
-    assert rows(path, "PRAGMA user_version") == [(len(STEPS),)]
+        assert sessions.update_session(session, first=1).first == 1
+    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
 
 
 def test_where_the_context_begins_is_kept_until_the_conversation_is_back_before_it(sessions: Store) -> None:
     session = talk(sessions, sessions.create("a", "chat"), "one", "two", "three", "four", "five")
     path = sessions.messages(session)
-    session = sessions.lead(session, first=path[2].id)
+    session = sessions.update_session(session, first=path[2].id)
     assert sessions.find("a") == session
     assert talk(sessions, session, "six").first == path[2].id
     assert sessions.move(session, path[3].id).first == path[2].id
@@ -765,9 +770,9 @@ def refusals(path: Path) -> Iterator[SessionError]:
         with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
             attempt(sessions)
         error = caught.value
-        assert error.what
-        assert error.do
-        assert "\n" not in error.what + error.do
+        assert error.message
+        assert error.hint
+        assert "\n" not in error.message + error.hint
         yield error
 
 
@@ -799,8 +804,8 @@ def test_a_damaged_database_is_named_and_never_overwritten(full: Path, damage: C
     damaged = damage(full.read_bytes())
     full.write_bytes(damaged)
     for error in refusals(full):
-        assert error.what.startswith(f"{full}: ")
-        assert error.do == "move it away: a new one is begun"
+        assert error.message.startswith(f"{full}: ")
+        assert error.hint == "move it away: a new one is begun"
     assert full.read_bytes() == damaged
 
 
@@ -811,7 +816,7 @@ def test_a_database_of_a_newer_cerebrum_is_left_alone(path: Path) -> None:
         database.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
     for error in refusals(path):
-        assert (error.what, error.do) == (f"{path}: written by a newer cerebrum", "update cerebrum")
+        assert (error.message, error.hint) == (f"{path}: written by a newer cerebrum", "update cerebrum")
     assert path.read_bytes() == before
 
 
@@ -820,22 +825,22 @@ def test_a_database_of_another_program_is_named(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE messages (text TEXT)")
     for error in refusals(path):
-        assert error.what.startswith(f"{path}: ")
-        assert "move it away" in error.do
+        assert error.message.startswith(f"{path}: ")
+        assert "move it away" in error.hint
     assert made(path) == {"messages": 1}
 
 
 def test_a_directory_in_place_of_the_database_is_named(path: Path) -> None:
     path.mkdir(parents=True)
     for error in refusals(path):
-        assert error.what.startswith(f"{path}: ")
-        assert "free some space" not in error.do
+        assert error.message.startswith(f"{path}: ")
+        assert "free some space" not in error.hint
 
 
 def test_a_file_in_place_of_the_directory_is_named(path: Path) -> None:
     path.parent.write_bytes(b"")
     for error in refusals(path):
-        assert error.what == f"{path.parent}: File exists"
+        assert error.message == f"{path.parent}: File exists"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -849,7 +854,7 @@ def test_a_directory_that_cannot_be_written_is_named(path: Path, there: bool) ->
     try:
         with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
             sessions.create("b", "chat")
-        assert caught.value.what.startswith(f"{path}: ")
-        assert "\n" not in caught.value.what + caught.value.do
+        assert caught.value.message.startswith(f"{path}: ")
+        assert "\n" not in caught.value.message + caught.value.hint
     finally:
         path.parent.chmod(0o700)

@@ -239,7 +239,7 @@ def test_a_session_that_is_open_is_not_removed(user: CommandLine) -> None:
     directory = user.home / "data" / "cerebrum" / "sessions"
     session, lock = Store(directory / "sessions.db").find("why"), SessionLock(directory / "locks")
     assert session
-    lock.take(session)
+    lock.acquire(session)
     done = user.run("sessions", "rm", "why", "-y")
     assert (done.code, done.err.splitlines()[0]) == (1, "error: the session why is open in another process")
     assert len(listed(user)) == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, Settings, checked, environment, fold, read_config
+from cerebrum_cli.core.settings import KEYS, Settings, environment, fold, read_config, validate
 
 GOOD: dict[str, Any] = {
     "model": "starter",
@@ -80,9 +80,9 @@ def test_every_setting_can_be_given_and_is_kept_in_its_own_type() -> None:
 )
 def test_a_value_that_cannot_be_is_named_by_its_option(key: str, value: Any, do: str) -> None:
     with pytest.raises(UsageError) as caught:
-        checked(key, value)
-    assert caught.value.what == f"--{key.replace('_', '-')} is {value!r}"
-    assert caught.value.do == do
+        validate(key, value)
+    assert caught.value.message == f"--{key.replace('_', '-')} is {value!r}"
+    assert caught.value.hint == do
 
 
 def test_the_formats_stop_texts_stand_beside_the_users() -> None:
@@ -113,9 +113,9 @@ def test_a_configuration_that_cannot_be_read_is_named_with_the_place(tmp_path: P
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         read_config(path)
-    assert caught.value.what.startswith(f"{path}: ")
-    assert said in caught.value.what
-    assert caught.value.do
+    assert caught.value.message.startswith(f"{path}: ")
+    assert said in caught.value.message
+    assert caught.value.hint
 
 
 def test_a_directory_is_no_configuration(tmp_path: Path) -> None:

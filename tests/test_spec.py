@@ -134,8 +134,8 @@ def test_a_malformed_row_is_named_with_file_and_key(tmp_path: Path, text: str, s
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_catalogue([packaged_catalogue(), path])
-    assert caught.value.what.startswith(f"{path}: {said}")
-    assert caught.value.do
+    assert caught.value.message.startswith(f"{path}: {said}")
+    assert caught.value.hint
 
 
 def test_a_catalogue_that_is_a_directory_is_named(tmp_path: Path) -> None:

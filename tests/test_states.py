@@ -251,7 +251,7 @@ def test_a_folder_that_is_none_holds_nothing_and_takes_nothing(tmp_path: Path) -
         assert find(states, TOKENS) == (None, [])
         with pytest.raises(EngineError) as caught:
             put(states, TOKENS)
-        assert caught.value.what.startswith(f"{directory}: ") and caught.value.do
+        assert caught.value.message.startswith(f"{directory}: ") and caught.value.hint
 
 
 def test_a_save_that_fails_leaves_nothing_and_the_state_before_it(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def keep(directory: Path, prompt: str = FIRST, least: int = 1, **fields: object)
     """Ask one engine, and keep what it read and said."""
     with keeping(scripted(**fields), directory) as engine:
         asked(engine, prompt)
-        engine.keep(least)
+        engine.save_prompt_cache(least)
 
 
 def count(directory: Path) -> int:
@@ -94,7 +94,7 @@ def test_all_samples_of_a_prompt_share_what_was_kept_and_it_is_loaded_once(tmp_p
     backend = scripted(slots=4)
     with keeping(backend, tmp_path) as engine:
         said, _ = asked(engine, SECOND, n=4)
-        engine.keep(64)
+        engine.save_prompt_cache(64)
     assert (said.text, backend.loads, count(tmp_path)) == ("two. ", 1, 1)
     assert backend.evaluated == len("second?") + 4 * len("two. ")
 
@@ -221,4 +221,4 @@ def test_whatever_was_kept_before_each_prompt_is_answered_as_ever(
                     events = engine.generate([Request(prompt, SamplingParams(seed=seed, max_tokens=80), n=2)])
                     for sample in gathered(events).values():
                         assert sample.ids == expected(prompt, sample.seed, 80, 250)[0]
-                    engine.keep(1)
+                    engine.save_prompt_cache(1)

@@ -46,7 +46,7 @@ def test_a_state_that_cannot_be_written_is_an_error_and_the_engine_goes_on(tmp_p
     with keeping(scripted(unwritable=unwritable), folder) as engine:
         asked(engine, FIRST)
         with pytest.raises(EngineError):
-            engine.keep(1)
+            engine.save_prompt_cache(1)
         assert asked(engine, GOES_ON)[0].text == "three. "
     assert not unwritable or count(folder) == 0
 
@@ -54,7 +54,7 @@ def test_a_state_that_cannot_be_written_is_an_error_and_the_engine_goes_on(tmp_p
 def test_a_state_larger_than_the_limit_is_not_kept(tmp_path: Path) -> None:
     with keeping(scripted(), tmp_path, limit=100) as engine:
         asked(engine, FIRST)
-        engine.keep(1)
+        engine.save_prompt_cache(1)
     assert count(tmp_path) == 0
 
 
@@ -66,7 +66,7 @@ def test_keeping_neither_saves_nor_interrupts_what_runs(tmp_path: Path) -> None:
         events = engine.generate([Request(tokens("a" * 70))])
         next(events)
         assert backend.held.wait(20)
-        thread = threading.Thread(target=engine.keep, args=(1,))
+        thread = threading.Thread(target=engine.save_prompt_cache, args=(1,))
         thread.start()
         thread.join(0.1)
         assert thread.is_alive() and not backend.stop
@@ -82,7 +82,7 @@ def test_what_failed_is_not_kept(tmp_path: Path) -> None:
     with keeping(backend, tmp_path) as engine:
         with pytest.raises(EngineError):
             asked(engine, FIRST)
-        engine.keep(1)
+        engine.save_prompt_cache(1)
     assert count(tmp_path) == 0
 
 
@@ -91,7 +91,7 @@ def test_a_slot_that_holds_something_else_than_was_evaluated_is_not_kept(tmp_pat
     with keeping(backend, tmp_path) as engine:
         asked(engine, FIRST)
         backend.memory[0].pop()
-        engine.keep(1)
+        engine.save_prompt_cache(1)
     assert count(tmp_path) == 0
 
 
@@ -111,13 +111,13 @@ def test_an_engine_that_loads_has_failed_or_is_closed_has_nothing_to_keep(tmp_pa
         raise EngineError("no model")
 
     loads = Engine(slow, store(tmp_path))
-    soon(lambda: loads.keep(1))
+    soon(lambda: loads.save_prompt_cache(1))
     go.set()
     with pytest.raises(EngineError, match="no model"):
         list(loads.load())
-    soon(lambda: loads.keep(1))
+    soon(lambda: loads.save_prompt_cache(1))
     loads.close()
-    soon(lambda: loads.keep(1))
+    soon(lambda: loads.save_prompt_cache(1))
     assert count(tmp_path) == 0
 
 
@@ -125,7 +125,7 @@ def test_an_engine_that_keeps_nothing_has_nothing_to_do() -> None:
     engine = Engine(scripted().open)
     list(engine.load())
     asked(engine, FIRST)
-    engine.keep(1)
+    engine.save_prompt_cache(1)
     engine.close()
 
 
@@ -134,6 +134,6 @@ def test_a_stream_that_was_left_keeps_what_it_came_to(tmp_path: Path) -> None:
         events = engine.generate([Request(tokens(FIRST))])
         next(event for event in events if isinstance(event, TokenEvent))
         events.close()
-        engine.keep(1)
+        engine.save_prompt_cache(1)
     with keeping(scripted(), tmp_path) as engine:
         assert asked(engine, FIRST)[0].cached == len(FIRST) - 1

@@ -75,7 +75,7 @@ def test_a_conversation_taken_up_again_goes_on_as_if_it_had_never_been_left(
         through, _ = said(engine, then, 200)
     with keeping(model, tmp_path, slots=slots) as engine:
         assert said(engine, prompt, n=slots)[0].ids == first.ids
-        engine.keep(64)
+        engine.save_prompt_cache(64)
     assert len(list(tmp_path.glob("*.state"))) == 1
     with keeping(model, tmp_path, slots=slots) as engine:
         again, told = said(engine, then, 200)
@@ -92,7 +92,7 @@ def test_a_conversation_taken_up_before_its_end_is_evaluated_from_there(
     with keeping(model, tmp_path) as engine:
         prompt = engine.tokenize([Text(TALE)])
         said(engine, prompt)
-        engine.keep(64)
+        engine.save_prompt_cache(64)
     for undone in (prompt, prompt[:-20], (*prompt[:-9], *engine_tokens(model, "But no."))):
         with keeping(model, tmp_path) as engine:
             reply, told = said(engine, undone, 40)
@@ -116,7 +116,7 @@ def test_a_state_kept_in_a_short_context_is_loaded_in_a_long_one_and_the_other_w
             prompt = engine.tokenize([Text(TALE)])
             reply, _ = said(engine, prompt, first)
             then = going_on(engine, prompt, replace(reply, ids=reply.ids[:5]))
-            engine.keep(64)
+            engine.save_prompt_cache(64)
         with keeping(model, folder) as engine:
             reply, told = said(engine, then, second)
         assert told == []
@@ -132,7 +132,7 @@ def test_a_damaged_state_is_told_of_and_what_is_said_is_the_same(tmp_path: Path,
         prompt = engine.tokenize([Text(TALE)])
         first, _ = said(engine, prompt)
         then = going_on(engine, prompt, first)
-        engine.keep(64)
+        engine.save_prompt_cache(64)
     [path] = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 64
@@ -148,7 +148,7 @@ def test_states_of_other_numbers_of_slots_lie_beside_one_another(tmp_path: Path,
         with keeping(chatml_model, tmp_path, slots=slots) as engine:
             prompt = engine.tokenize([Text(TALE)])
             reply, told = said(engine, prompt)
-            engine.keep(64)
+            engine.save_prompt_cache(64)
         assert (reply.cached, told) == (cached * (len(prompt) - 1), [])
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -174,7 +174,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path, chatml_model: Path) -> None:
         with keeping(chatml_model, folder) as engine:
             prompt = engine.tokenize([Text(TALE)])
             assert said(engine, prompt)[0].cached == cached * (len(prompt) - 1)
-            engine.keep(64)
+            engine.save_prompt_cache(64)
 
 
 def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chatml_model: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chat
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "benchmarks")))
     with keeping(chatml_model, tmp_path / "whole") as engine:
         said(engine, engine.tokenize([Text(TALE)]))
-        engine.keep(64)
+        engine.save_prompt_cache(64)
     [state] = (tmp_path / "whole").iterdir()
     content = state.read_bytes()
     body, *_ = FOOTER.unpack(content[-FOOTER.size :])
@@ -222,5 +222,5 @@ def test_nothing_is_kept_of_a_model_whose_positions_depend_on_the_context(tmp_pa
         tiny_models._write(path, replace(tiny_models.LLAMA, keys=keys), sizes, metadata, 0)
         with keeping(path, tmp_path / "states") as engine:
             said(engine, engine.tokenize([Text(TALE)]))
-            engine.keep(64)
+            engine.save_prompt_cache(64)
         assert len(list((tmp_path / "states").glob("*"))) == files

@@ -28,7 +28,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.terminal import progress
 from cerebrum_cli.terminal.bars import FileProgress
 from cerebrum_cli.terminal.progress import StatusLine
-from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, play
+from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, render
 from cerebrum_cli.terminal.streams import Streams, holds_input
 from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, stats_line
 
@@ -78,7 +78,7 @@ def tokens(*texts: str) -> Generator[Event, None, None]:
 
 def played(streams: Streams, sink: Callable[[Streams], TextSink | MarkdownSink], *texts: str) -> None:
     """Play a reply into one sink."""
-    play(tokens(*texts), lambda: None, [sink(streams)])
+    render(tokens(*texts), lambda: None, [sink(streams)])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_signal_cancels_the_reply_which_is_played_out_and_closed(number: signa
 
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught:
-        play(generator(), lambda: cancelled.append(True), [TextSink(streams)])
+        render(generator(), lambda: cancelled.append(True), [TextSink(streams)])
     assert caught.value.exit_code == 128 + number
     assert written(streams.out) == "so far, and the rest\n"
     assert cancelled
@@ -158,7 +158,7 @@ def test_a_signal_before_anything_is_said_ends_even_what_never_yields() -> None:
             pass
 
     with pytest.raises(Interrupted):
-        play(events(), lambda: cancelled.append(True), [])
+        render(events(), lambda: cancelled.append(True), [])
     assert cancelled == [True]
 
 
@@ -180,7 +180,7 @@ def test_a_sink_that_fails_closes_the_reply() -> None:
 
     streams = replace(piped(), out=Broken())
     with pytest.raises(BrokenPipeError):
-        play(events(), lambda: None, [TextSink(streams)])
+        render(events(), lambda: None, [TextSink(streams)])
     assert closed == [True]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from cerebrum_cli.core.text import size_text
     ],
 )
 def test_sizes_are_in_units_of_1000(size: int, text: str) -> None:
-    assert size_text(size) == text
+    assert format_size(size) == text

@@ -43,11 +43,11 @@ def together(
         NANO,
         SHAPE,
         context_size=context_size,
-        threads=1,
+        n_threads=1,
         slots=slots,
-        shared=shared,
+        kv_unified=shared,
         whole_context=shared,
-        evenly=evenly and not shared,
+        batch_invariant=evenly and not shared,
     )
     engine = Engine(lambda tell, stop: open_llama(options, tell, stop), states)
     try:
@@ -153,7 +153,7 @@ def test_what_one_slot_has_read_is_found_by_slots_that_share_a_memory(tmp_path: 
     question = LONG[:1000] + SUMS[0]
     with together(1, evenly=False, states=store) as engine:
         [first] = answers(engine, [question])
-        engine.keep(1)
+        engine.save_prompt_cache(1)
     with together(8, shared=True, states=store) as engine:
         prompt = prompt_of(engine, question)
         [again] = gathered(engine.generate([Request(prompt, SamplingParams(max_tokens=60))])).values()
@@ -165,7 +165,7 @@ def test_only_what_holds_most_of_a_prompt_is_kept_where_that_is_asked(tmp_path: 
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     with together(4, shared=True, states=store) as engine:
         answers(engine, SUMS)
-        engine.keep(1, prompt_of(engine, SUMS[2]))
+        engine.save_prompt_cache(1, prompt_of(engine, SUMS[2]))
     assert len(list(tmp_path.glob("*.state"))) == 1
 
 

@@ -15,9 +15,9 @@ from cerebrum_cli.application.tuning.candidates import (
     QUICK,
     THOROUGH,
     USES,
-    Arm,
-    Effort,
-    Machine,
+    Budget,
+    Candidate,
+    SearchSpace,
     other_threads,
 )
 from cerebrum_cli.application.tuning.search import Search
@@ -28,7 +28,7 @@ from cerebrum_cli.engine.plan import Device, Tuning
 from cerebrum_cli.terminal.tuning_report import tried_lines, tuning_text
 
 USUAL, USUAL_MANY = Tuning(repack=True), Tuning(repack=False, slots=32)
-MACHINE = Machine(USUAL, USUAL_MANY, threads=(1, 4), slots=64, layers=32)
+MACHINE = SearchSpace(USUAL, USUAL_MANY, threads=(1, 4), slots=64, layers=32)
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
 PLAIN = {("repack", False): (1.5, 0.7)}
 PATIENT = NORMAL._replace(budget=1e9)
@@ -36,8 +36,8 @@ PATIENT = NORMAL._replace(budget=1e9)
 
 def searched(
     bench: ScriptedBench,
-    effort: Effort = PATIENT,
-    machine: Machine = MACHINE,
+    effort: Budget = PATIENT,
+    machine: SearchSpace = MACHINE,
     told: list[StageEvent] | None = None,
 ) -> tuple[dict[UseName, Tuned], Search, list[StageEvent]]:
     """Return what a search finds, the search, and what it told on the way."""
@@ -56,7 +56,7 @@ def settings(found: dict[UseName, Tuned]) -> dict[str, dict[str, Any]]:
     return {name: tuned.tuning.said for name, tuned in found.items() if tuned.tuning.said}
 
 
-def arms(search: Search, **wanted: Any) -> list[Arm]:
+def arms(search: Search, **wanted: Any) -> list[Candidate]:
     """Return the ways that were tried with these settings."""
     return [arm for arm in search.arms if wanted.items() <= arm.tuning.said.items()]
 
@@ -80,7 +80,7 @@ def test_weights_that_read_faster_and_say_slower_are_for_long_questions_alone() 
     assert found["ask-long"].gain == pytest.approx(gain)
     assert found["ask-long"].gain == pytest.approx(true_gain(cost, found["ask-long"], "ask-long"))
     assert asdict(found["ask-long"].speeds) == pytest.approx(asdict(cost(Tuning(repack=False))))
-    assert (found["ask-long"].usual, found["ask-long"].agreement) == (ALONE, 1.0)
+    assert (found["ask-long"].baseline, found["ask-long"].agreement) == (ALONE, 1.0)
     assert found["chat"] == Tuned(Tuning(), ALONE, ALONE)
 
 
@@ -131,7 +131,7 @@ def test_a_way_that_chooses_other_tokens_is_dropped_and_the_next_best_taken() ->
     cost = Cost(alone={("cache_type", "q8_0"): (1.0, 2.0), ("threads", 4): (1.0, 1.5), ("prefill_threads", 4): (1, 1)})
     bench = ScriptedBench(cost, agreement=lambda tuning: 0.9699 if tuning.cache_type else 0.9701)
     found, search, _ = searched(bench)
-    assert {found[name].tuning.threads for name in ("chat", "ask")} == {4}
+    assert {found[name].tuning.n_threads for name in ("chat", "ask")} == {4}
     assert {found[name].tuning.cache_type for name in ("chat", "ask", "ask-long")} == {None}
     assert found["chat"].agreement == 1.0, "who computes what is no matter"
     [dropped] = [arm for arm in arms(search, cache_type="q8_0", threads=4) if arm.agreement is not None]
@@ -152,7 +152,7 @@ def test_ways_that_cannot_be_opened_are_told_and_left_out() -> None:
     found, search, _ = searched(bench)
     assert [arm.dropped for arm in arms(search, repack=False) if not arm.many] == ["ended with signal 9"]
     assert {found[name].tuning.repack for name in ("chat", "ask", "ask-long")} == {None}
-    assert found["chat"].tuning.threads == 4
+    assert found["chat"].tuning.n_threads == 4
 
 
 @pytest.mark.parametrize("when", ["compared", "measured"])
@@ -160,7 +160,7 @@ def test_a_way_that_can_no_longer_be_opened_when_it_is_confirmed_costs_only_itse
     told: list[StageEvent] = []
 
     def refused(tuning: Tuning) -> str | None:
-        gone = bench.compared if when == "measured" else told and "once more" in told[-1].what
+        gone = bench.compared if when == "measured" else told and "once more" in told[-1].stage
         return "needs 9.9 GB of memory, and 1.0 GB are free" if gone and is_plain(tuning) else None
 
     cost = Cost(alone={("repack", False): (2.0, 2.0)}, many={("slots", 64): (1.0, 2.0)})
@@ -219,14 +219,14 @@ def test_numbers_of_threads_for_reading_and_saying_are_combined() -> None:
         }
     )
     found, _, _ = searched(ScriptedBench(cost))
-    assert found["ask-long"].tuning == Tuning(threads=1, prefill_threads=4)
-    assert found["chat"].tuning == Tuning(threads=1, prefill_threads=4)
+    assert found["ask-long"].tuning == Tuning(n_threads=1, n_threads_batch=4)
+    assert found["chat"].tuning == Tuning(n_threads=1, n_threads_batch=4)
     assert found["ask-long"].gain == pytest.approx(true_gain(cost, found["ask-long"], "ask-long"))
 
 
 def test_threads_the_user_has_set_are_not_tried() -> None:
     _, search, _ = searched(ScriptedBench(), machine=MACHINE._replace(threads=()))
-    assert [arm for arm in search.arms if arm.tuning.threads or arm.tuning.prefill_threads] == []
+    assert [arm for arm in search.arms if arm.tuning.n_threads or arm.tuning.n_threads_batch] == []
 
 
 def test_layers_are_only_tried_where_there_is_something_to_offload_them_to() -> None:
@@ -248,7 +248,7 @@ def test_layers_are_only_tried_where_there_is_something_to_offload_them_to() -> 
         (THOROUGH, 50, [32, 4, 8, 16, 24, 48]),
     ],
 )
-def test_no_more_sequences_are_tried_than_memory_holds(effort: Effort, room: int, tried: list[int]) -> None:
+def test_no_more_sequences_are_tried_than_memory_holds(effort: Budget, room: int, tried: list[int]) -> None:
     machine = MACHINE._replace(slots=room, usual_many=replace(USUAL_MANY, slots=min(32, room)))
     _, search, _ = searched(ScriptedBench(), effort, machine)
     assert list(dict.fromkeys(arm.tuning.slots for arm in search.arms if arm.many)) == tried
@@ -259,7 +259,7 @@ def test_a_batch_has_its_own_weights_and_as_many_sequences_as_are_fastest() -> N
     found, _, _ = searched(ScriptedBench(cost))
     assert settings(found) == {"batch": {"repack": True, "slots": 64}}
     assert found["batch"].gain == pytest.approx(true_gain(cost, found["batch"], "batch"))
-    assert found["batch"].usual == MANY
+    assert found["batch"].baseline == MANY
 
 
 def test_the_budget_ends_the_search_but_what_is_essential_is_always_measured() -> None:
@@ -287,7 +287,7 @@ def test_the_stages_count_up_to_their_number_and_never_beyond() -> None:
         assert events[0] == StageEvent("the usual way", 0, 1)
         total = events[1].total
         assert [(event.done, event.total) for event in events[1:]] == [(done, total) for done in range(total)]
-        assert [event.what for event in events[-4:]] == [f"{use.name} once more, beside the usual way" for use in USES]
+        assert [event.stage for event in events[-4:]] == [f"{use.name} once more, beside the usual way" for use in USES]
 
 
 def test_the_more_effort_the_more_is_tried() -> None:
@@ -319,7 +319,7 @@ VARIED = (
     ids=["quick", "all", "quick, small", "small"],
 )
 def test_noise_makes_no_use_slower_than_usual_by_more_than_itself(
-    effort: Effort, usual: Speeds, usual_many: Speeds
+    effort: Budget, usual: Speeds, usual_many: Speeds
 ) -> None:
     chosen = 0
     for seed in range(150):
@@ -375,14 +375,14 @@ def test_the_seconds_of_a_use_are_loading_reading_and_saying() -> None:
         (Tuning(), "as usual"),
         (Tuning(repack=True), "weights repacked"),
         (Tuning(repack=False), "weights as they are"),
-        (Tuning(threads=1, prefill_threads=1), "1 thread"),
-        (Tuning(threads=6, prefill_threads=6), "6 threads"),
-        (Tuning(threads=4, prefill_threads=6), "4 threads to say, 6 threads to read"),
-        (Tuning(threads=1), "1 thread to say"),
-        (Tuning(prefill_threads=8), "8 threads to read"),
+        (Tuning(n_threads=1, n_threads_batch=1), "1 thread"),
+        (Tuning(n_threads=6, n_threads_batch=6), "6 threads"),
+        (Tuning(n_threads=4, n_threads_batch=6), "4 threads to say, 6 threads to read"),
+        (Tuning(n_threads=1), "1 thread to say"),
+        (Tuning(n_threads_batch=8), "8 threads to read"),
         (Tuning(gpu_layers="0"), "0 layers offloaded"),
         (Tuning(gpu_layers="16"), "16 layers offloaded"),
-        (Tuning(micro_batch=256), "micro-batch 256"),
+        (Tuning(n_ubatch=256), "micro-batch 256"),
         (Tuning(flash_attention=False), "flash attention off"),
         (Tuning(flash_attention=True), "flash attention on"),
         (Tuning(cache_type="q8_0"), "cache q8_0"),
@@ -417,7 +417,7 @@ class BusyBench(ScriptedBench):
 def test_other_numbers_of_threads_are_not_believed_on_a_busy_machine() -> None:
     cost = Cost(alone={("threads", 1): (4.0, 4.0), ("prefill_threads", 1): (4.0, 4.0)})
     found, search, _ = searched(BusyBench(cost))
-    assert all(found[name].tuning.threads is None for name in found)
+    assert all(found[name].tuning.n_threads is None for name in found)
     assert "not sure: other programs used the processors" in {arm.dropped for arm in search.arms}
 
 

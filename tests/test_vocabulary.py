@@ -15,7 +15,7 @@ from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, 
 
 from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.parts import Part, Text, Tokens, joined
+from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 
 UNK, BOS, EOS = 0, 1, 2  # of Mistral's vocabulary
@@ -154,7 +154,7 @@ def trusted_marks(parts: list[Text]) -> int:
 def test_markup_is_special_where_trusted_text_alone_spells_it_and_nowhere_else(
     parts: list[Text], chatml: LlamaBackend
 ) -> None:
-    ids = chatml.tokenize(joined(tuple(parts)))
+    ids = chatml.tokenize(join_parts(tuple(parts)))
     assert spelled(chatml, ids) == "".join(part.value for part in parts)
     assert len(marks_in(ids)) == trusted_marks(parts)
     pasted = [Text(part.value) for part in parts]

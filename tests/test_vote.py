@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.answers.vote import AUTO, MOST_VOTES, Ballot, Count, Votes, lead_is_sure, parse_votes
+from cerebrum_cli.answers.vote import AUTO, MOST_VOTES, Count, Tally, Votes, lead_is_sure, parse_votes
 from cerebrum_cli.core.errors import UsageError
 
 LETTERS = ("5", "7", "9", None)
@@ -21,11 +21,11 @@ chains = st.lists(st.tuples(answers, st.floats(0, 1)), max_size=12)
 bounds = st.tuples(st.integers(1, 24), st.integers(1, 24)).map(sorted).map(lambda pair: Votes(*pair))
 
 
-def ballot(*cast: str | None, votes: Votes | None = None, probability: float = 0.5) -> Ballot:
+def ballot(*cast: str | None, votes: Votes | None = None, probability: float = 0.5) -> Tally:
     """Return a ballot with these answers, by samples in this order."""
-    result = Ballot(votes or Votes(16, 16))
+    result = Tally(votes or Votes(16, 16))
     for sample, answer in enumerate(cast):
-        result = result.cast(sample, answer, probability)
+        result = result.add(sample, answer, probability)
     return result
 
 
@@ -51,52 +51,52 @@ def test_votes_are_a_number_or_bounds(text: str, votes: Votes, adaptive: bool) -
 def test_other_votes_are_refused_with_what_is_possible(text: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_votes(text)
-    assert repr(text) in error.value.what
-    assert f"1 to {MOST_VOTES}" in error.value.do and "auto:3..16" in error.value.do
+    assert repr(text) in error.value.message
+    assert f"1 to {MOST_VOTES}" in error.value.hint and "auto:3..16" in error.value.hint
 
 
 def test_answers_that_mean_the_same_are_counted_together_and_shown_as_written_most() -> None:
     cast = ballot("80%", "7", "4/5", "0.8", "0.8", None)
-    assert cast.tally == (Count("0.8", 4, 2.0, "4/5"), Count("7", 1, 0.5, "7"))
-    assert cast.winner == cast.tally[0]
+    assert cast.counts == (Count("0.8", 4, 2.0, "4/5"), Count("7", 1, 0.5, "7"))
+    assert cast.winner == cast.counts[0]
     assert cast.agreement == 4 / 6
     assert cast.samples == 6
 
 
 def test_of_ways_to_write_it_equally_often_the_first_is_shown() -> None:
-    assert [count.answer for count in ballot("80%", "0.8").tally] == ["80%"]
+    assert [count.answer for count in ballot("80%", "0.8").counts] == ["80%"]
 
 
 def test_equal_counts_go_to_the_more_probable_and_then_to_the_first() -> None:
-    even = Ballot(Votes(4, 4)).cast(0, "5", 0.2).cast(1, "7", 0.3)
-    assert [count.answer for count in even.tally] == ["7", "5"]
-    assert [count.answer for count in ballot("5", "7").tally] == ["5", "7"]
+    even = Tally(Votes(4, 4)).add(0, "5", 0.2).add(1, "7", 0.3)
+    assert [count.answer for count in even.counts] == ["7", "5"]
+    assert [count.answer for count in ballot("5", "7").counts] == ["5", "7"]
 
 
 def test_the_sample_to_show_is_the_winners_most_probable_and_of_equals_the_first() -> None:
-    cast = Ballot(Votes(4, 4)).cast(0, "5", 0.2).cast(1, "7", 0.9).cast(2, "5.0", 0.6).cast(3, "five", 0.6)
+    cast = Tally(Votes(4, 4)).add(0, "5", 0.2).add(1, "7", 0.9).add(2, "5.0", 0.6).add(3, "five", 0.6)
     assert cast.winning_sample == 2
 
 
 def test_chains_without_an_answer_never_win() -> None:
     assert ballot(None, None, "5").winner == Count("5", 1, 0.5, "5")
     none = ballot(None, None)
-    assert (none.winner, none.winning_sample, none.agreement, none.tally, none.samples) == (None, None, 0.0, (), 2)
+    assert (none.winner, none.winning_sample, none.agreement, none.counts, none.samples) == (None, None, 0.0, (), 2)
 
 
 def test_an_empty_ballot_has_no_winner_and_is_not_decided() -> None:
-    empty = Ballot(AUTO)
+    empty = Tally(AUTO)
     assert (empty.winner, empty.winning_sample, empty.agreement, empty.is_decided) == (None, None, 0.0, False)
 
 
 def test_a_sample_is_cast_once() -> None:
     with pytest.raises(ValueError, match="sample 1"):
-        ballot("5", "7").cast(1, "5", 0.5)
+        ballot("5", "7").add(1, "5", 0.5)
 
 
 def test_a_ballot_stays_as_it_is_when_a_chain_is_cast() -> None:
     first = ballot("5")
-    assert first.cast(1, "7", 0.5) != first == ballot("5")
+    assert first.add(1, "7", 0.5) != first == ballot("5")
 
 
 @given(chains, st.randoms(use_true_random=False))
@@ -105,23 +105,23 @@ def test_the_outcome_is_the_same_whichever_chain_finishes_first(
 ) -> None:
     in_order = list(enumerate(cast))
     shuffled = sorted(in_order, key=lambda _: rng.random())
-    one, other = Ballot(AUTO), Ballot(AUTO)
+    one, other = Tally(AUTO), Tally(AUTO)
     for sample, (answer, probability) in in_order:
-        one = one.cast(sample, answer, probability)
+        one = one.add(sample, answer, probability)
     for sample, (answer, probability) in shuffled:
-        other = other.cast(sample, answer, probability)
+        other = other.add(sample, answer, probability)
     assert one == other
-    assert (one.tally, one.winning_sample, one.agreement) == (other.tally, other.winning_sample, other.agreement)
+    assert (one.counts, one.winning_sample, one.agreement) == (other.counts, other.winning_sample, other.agreement)
 
 
 @given(chains)
 def test_the_tally_holds_every_answer_once_and_the_best_first(cast: list[tuple[str | None, float]]) -> None:
-    result = Ballot(AUTO)
+    result = Tally(AUTO)
     for sample, (answer, probability) in enumerate(cast):
-        result = result.cast(sample, answer, probability)
-    assert sum(count.count for count in result.tally) == sum(answer is not None for answer, _ in cast)
-    assert len({count.form for count in result.tally}) == len(result.tally)
-    ranks = [(-count.count, -count.probability_sum) for count in result.tally]
+        result = result.add(sample, answer, probability)
+    assert sum(count.count for count in result.counts) == sum(answer is not None for answer, _ in cast)
+    assert len({count.form for count in result.counts}) == len(result.counts)
+    ranks = [(-count.count, -count.probability_sum) for count in result.counts]
     assert ranks == sorted(ranks)
 
 
@@ -195,7 +195,7 @@ def test_a_fixed_number_is_wanted_at_once() -> None:
 
 
 def test_an_adaptive_vote_wants_its_least_and_then_as_few_as_could_decide_it() -> None:
-    assert [Ballot(AUTO).wanted(running) for running in (0, 2, 3)] == [3, 1, 0]
+    assert [Tally(AUTO).wanted(running) for running in (0, 2, 3)] == [3, 1, 0]
     assert ballot("5", votes=AUTO).wanted(2) == 0
     assert ballot(*"555", votes=AUTO).wanted(0) == 0
     assert [ballot(*"557", votes=AUTO).wanted(running) for running in (0, 1, 3)] == [3, 2, 0]
@@ -207,14 +207,14 @@ def test_an_adaptive_vote_wants_its_least_and_then_as_few_as_could_decide_it() -
 def test_a_vote_ends_and_never_runs_more_than_its_most(
     votes: Votes, said: list[str | None], data: st.DataObject
 ) -> None:
-    cast, running, started = Ballot(votes), list[int](), 0
+    cast, running, started = Tally(votes), list[int](), 0
     while not cast.is_decided:
         wanted = cast.wanted(len(running))
         running += range(started, started + wanted)
         started += wanted
         assert running and started <= votes.most
         sample = running.pop(data.draw(st.integers(0, len(running) - 1)))
-        cast = cast.cast(sample, said[sample], 0.5)
+        cast = cast.add(sample, said[sample], 0.5)
     assert cast.wanted(len(running)) == 0
     assert cast.samples >= min(votes.least, votes.most // 2 + 1)
 
@@ -227,7 +227,7 @@ def test_what_is_wanted_is_the_least_that_could_decide_it(votes: Votes, said: li
     leader = cast.winner.answer if cast.winner else "5"
     wanted = cast.wanted(0)
     for more in range(1, wanted + 1):
-        cast = cast.cast(cast.samples, leader, 0.5)
+        cast = cast.add(cast.samples, leader, 0.5)
         assert cast.is_decided is (more == wanted)
 
 

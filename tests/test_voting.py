@@ -14,8 +14,8 @@ from scripted_command import Many, many, run_here
 
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.inference.format_choice import format_builder
-from cerebrum_cli.application.inference.responder import Asked, LocalResponder
-from cerebrum_cli.application.inference.voting import Poll, vote
+from cerebrum_cli.application.inference.responder import GenerationRequest, LocalResponder
+from cerebrum_cli.application.inference.voting import MajorityVote, vote
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
@@ -299,15 +299,15 @@ def test_a_row_without_an_answer_is_no_error(booth: Booth) -> None:
 
 def events_of(
     chains: list[str], votes: str, seen: list[Event], on_tally: Callable[[LocalResponder], object] = lambda _: None
-) -> Poll:
+) -> MajorityVote:
     """Take a vote on an engine, and note its events; do something whenever a chain has been cast."""
     script: dict[str, Any] = {"rows": {}, "seeds": chains}
-    poll = Poll(parse_votes(votes))
+    poll = MajorityVote(parse_votes(votes))
     backend = many(script, poll.most)
     engine = Engine(backend.open)
     try:
         responder = LocalResponder(engine, format_builder("cerebrum", None, {}), 1000)
-        asked = Asked(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
+        asked = GenerationRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
         for event in vote(responder, asked, poll):
             seen.append(event)
             if isinstance(event, TallyEvent):

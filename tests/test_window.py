@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.application.chat.context_window import DROPPED, ROOM, Drop, overflow, without
+from cerebrum_cli.application.chat.context_window import DROPPED, ROOM, DroppedTurns, overflow, without
 from cerebrum_cli.core.conversation import Conversation
 
 SYSTEM = 20  # tokens of the system prompt
@@ -35,15 +35,15 @@ def test_a_short_reply_needs_less_room() -> None:
 
 
 def test_whole_turns_go_and_a_quarter_of_the_context_at_once() -> None:
-    assert overflow(talk(20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10), count, 400, None) == Drop(4, 120)
+    assert overflow(talk(20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10), count, 400, None) == DroppedTurns(4, 120)
 
 
 def test_one_large_turn_goes_alone() -> None:
-    assert overflow(talk(20, 200, 20, 40, 60), count, 400, None) == Drop(2, 220)
+    assert overflow(talk(20, 200, 20, 40, 60), count, 400, None) == DroppedTurns(2, 220)
 
 
 def test_the_last_question_stays_and_may_take_the_room_for_the_reply() -> None:
-    assert overflow(talk(20, 40, 350), count, 400, None) == Drop(2, 60)
+    assert overflow(talk(20, 40, 350), count, 400, None) == DroppedTurns(2, 60)
 
 
 @pytest.mark.parametrize("sizes", [(390,), (20, 40, 380)])
@@ -52,9 +52,9 @@ def test_nothing_goes_where_that_does_not_help(sizes: tuple[int, ...]) -> None:
 
 
 def test_a_notice_says_what_goes_and_what_to_do() -> None:
-    notice = Drop(4, 120).notice(400)
-    assert "no longer reads the 4 oldest messages (120 tokens)" in notice.what
-    assert "--overflow stop" in notice.do
+    notice = DroppedTurns(4, 120).notice(400)
+    assert "no longer reads the 4 oldest messages (120 tokens)" in notice.message
+    assert "--overflow stop" in notice.hint
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=41).map(lambda sizes: sizes[: len(sizes) // 2 * 2 - 1 or 1]))

@@ -40,7 +40,7 @@ class Chain:
 def opened(path: Path) -> Iterator[Engine]:
     """Load a model that can say eight things at once."""
     shape = Shape(trained_context=512, weight_bytes=path.stat().st_size, layers=4, kv_bytes_per_token=1024)
-    options = LoadOptions(path, shape, context_size=512, threads=1, slots=SLOTS)
+    options = LoadOptions(path, shape, context_size=512, n_threads=1, slots=SLOTS)
     engine = Engine(lambda tell, stop: open_llama(options, tell, stop))
     try:
         list(engine.load())

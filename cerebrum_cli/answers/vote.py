@@ -49,7 +49,7 @@ def parse_votes(text: str) -> Votes:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class SampleAnswer:
     """One finished chain: its final answer as the model wrote it, the form that is counted, and its probability.
 
     `probability` is the exponential of the mean log probability of its tokens, from 0 to 1: normalised by length, as
@@ -73,20 +73,20 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot:
+class Tally:
     """The chains cast so far, in the order of their samples: the outcome does not depend on who finishes first."""
 
     votes: Votes
-    chains: tuple[Chain, ...] = ()
+    chains: tuple[SampleAnswer, ...] = ()
 
-    def cast(self, sample: int, answer: str | None, probability: float) -> Ballot:
+    def add(self, sample: int, answer: str | None, probability: float) -> Tally:
         """Return this ballot with one more finished chain; ValueError if that sample has been cast."""
         from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
 
         if any(chain.sample == sample for chain in self.chains):
             raise ValueError(f"sample {sample} has been cast")
         form = None if answer is None else canonical(answer)
-        chains = (*self.chains, Chain(sample, answer, form, probability))
+        chains = (*self.chains, SampleAnswer(sample, answer, form, probability))
         return replace(self, chains=tuple(sorted(chains, key=lambda chain: chain.sample)))
 
     @property
@@ -95,9 +95,9 @@ class Ballot:
         return len(self.chains)
 
     @property
-    def tally(self) -> tuple[Count, ...]:
+    def counts(self) -> tuple[Count, ...]:
         """The candidates, best first: by chains, then by the sum of their probabilities, then by the first sample."""
-        groups: dict[str, list[Chain]] = {}
+        groups: dict[str, list[SampleAnswer]] = {}
         for chain in self.chains:
             if chain.form is not None:
                 groups.setdefault(chain.form, []).append(chain)
@@ -107,7 +107,7 @@ class Ballot:
     @property
     def winner(self) -> Count | None:
         """The best candidate; None while no chain has an answer."""
-        return next(iter(self.tally), None)
+        return next(iter(self.counts), None)
 
     @property
     def winning_sample(self) -> int | None:
@@ -142,7 +142,7 @@ class Ballot:
     def _is_decided_with(self, more: int) -> bool:
         """Tell whether the answer would stand if `more` chains came to the leader's answer."""
         cast = self.samples + more
-        first, second = (*(count.count for count in self.tally[:2]), 0, 0)[:2]
+        first, second = (*(count.count for count in self.counts[:2]), 0, 0)[:2]
         leader = first + more
         if cast >= self.votes.most or leader > second + self.votes.most - cast:
             return True
@@ -161,7 +161,7 @@ def lead_is_sure(leader: int, runner_up: int) -> bool:
     return ((1 << tosses) - unlikely) * under >= over << tosses
 
 
-def _count(form: str, chains: list[Chain]) -> Count:
+def _count(form: str, chains: list[SampleAnswer]) -> Count:
     """Return the count of the chains that share a form; of two ways to write it equally often the first is shown."""
     written: dict[str, int] = {}
     for chain in chains:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cerebrum_cli.batches.meta import Identity
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import sync_folder
+from cerebrum_cli.core.files import fsync_directory
 
 GO_ON = "the same command, without --restart, goes on where this one ended"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -124,7 +124,7 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> Identity:
 def put_in_place(path: Path) -> None:
     """Give a file that is whole its name, in one step, and wait for the disk."""
     unfinished(path).replace(path)
-    sync_folder(path.parent)
+    fsync_directory(path.parent)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -26,10 +26,10 @@ from cerebrum_cli.batches.files import (
 from cerebrum_cli.batches.meta import Record, encoded, normal, read_record
 from cerebrum_cli.batches.partial import Partial
 from cerebrum_cli.batches.result import require_all, require_object, row_line
-from cerebrum_cli.batches.resume_state import Found, decide
+from cerebrum_cli.batches.resume_state import ResumeState, decide
 from cerebrum_cli.batches.rows import Row
 from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.files import sync_folder
+from cerebrum_cli.core.files import fsync_directory
 
 
 def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool = False) -> Journal:
@@ -56,7 +56,7 @@ def _opened(
     places: Places, partial: Partial, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool
 ) -> Journal:
     record = None if restart else read_record(places.meta)
-    found = Found(not partial.is_empty, record, identity_of(places.output))
+    found = ResumeState(not partial.is_empty, record, identity_of(places.output))
     step = "begin" if restart else decide(found, fingerprint, places)
     if step == "begin" or record is None:
         partial.clear()  # before the record: rows of another batch are never taken for this one's
@@ -141,7 +141,7 @@ class Journal:
             self._record, self._is_complete = record, True
         with contextlib.suppress(OSError):  # whoever asks for the same batch again removes it
             self._partial.remove()
-            sync_folder(places.output.parent)
+            fsync_directory(places.output.parent)
         self.close()
 
     def close(self) -> None:

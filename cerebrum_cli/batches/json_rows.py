@@ -15,7 +15,7 @@ from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of
 from cerebrum_cli.batches.template import Template
 from cerebrum_cli.core.conversation import Conversation, conversation_of
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import checked
+from cerebrum_cli.core.settings import validate
 from cerebrum_cli.core.text import well_formed
 
 ID_KEYS = ("custom_id", "id")  # the first that says something is the row's
@@ -110,7 +110,7 @@ def _listed(messages: Any, system: str | None) -> Conversation:
     try:
         conversation = conversation_of(messages, "the row")
     except UsageError as error:
-        raise BadRow("invalid_messages", f"{error.what}; {error.do}") from error
+        raise BadRow("invalid_messages", f"{error.message}; {error.hint}") from error
     if system is None:
         return conversation
     if conversation.system_prompt is not None:
@@ -125,10 +125,10 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
         if (value := request.get(key)) is None:
             continue
         try:
-            settings[name] = checked(name, value)
+            settings[name] = validate(name, value)
         except UsageError as error:
-            problem = error.what.partition(" is ")[2]
-            raise BadRow("invalid_setting", f"`{key}` is {problem}: {error.do}") from error
+            problem = error.message.partition(" is ")[2]
+            raise BadRow("invalid_setting", f"`{key}` is {problem}: {error.hint}") from error
         except OverflowError as error:  # a whole number of hundreds of digits, where a fraction may stand
             raise BadRow("invalid_setting", f"`{key}` is {value}: it is too large") from error
     if "stop" in settings:

@@ -15,7 +15,7 @@ _REPLACE = "--restart replaces it; or choose another -o"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ResumeState:
     """What is on disk: whether anything stands in the partial file, the record, and what the result is."""
 
     partial: bool
@@ -23,7 +23,7 @@ class Found:
     output: Identity | None
 
 
-def decide(found: Found, fingerprint: Mapping[str, Any], places: Places) -> Step:
+def decide(found: ResumeState, fingerprint: Mapping[str, Any], places: Places) -> Step:
     """Return what to do where nothing is to be restarted; BatchError where that would lose or mix anything.
 
     The files change in this order, each step on disk before the next, so that what is found tells how far it came:
@@ -53,7 +53,7 @@ def decide(found: Found, fingerprint: Mapping[str, Any], places: Places) -> Step
     raise BatchError(f"{places.output} is no longer what it was when it was done", _REPLACE)
 
 
-def _decide_otherwise(found: Found, record: Record, other: str, places: Places) -> Step:
+def _decide_otherwise(found: ResumeState, record: Record, other: str, places: Places) -> Step:
     if found.partial:
         what = f"{places.partial} was begun with {other}"
         raise BatchError(what, "the same command as before goes on; --restart begins anew")

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from cerebrum_cli.catalogue.reference import InRepository, parse_reference
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.files import locked, sync_folder
+from cerebrum_cli.core.files import fsync_directory, locked
 
 PART = ".part"
 DIGITS = 16  # of the original's digest, in the name of a folder
 
 
-class Derived(NamedTuple):
+class Derivative(NamedTuple):
     """What the name of a derivative says: what its original is called here, and its encoding."""
 
     original: str
@@ -44,14 +44,14 @@ class Derived(NamedTuple):
         return f"cerebrum tune {self.original} --reencode --apply {self.encoding}"
 
     @classmethod
-    def parse(cls, name: str) -> Derived:
+    def parse(cls, name: str) -> Derivative:
         """Read the name of a derivative."""
         original, _, encoding = name.rpartition(":")
         return cls(original, encoding)
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class DerivativeStore:
     """The folder of all derivatives, in which one process at a time makes them.
 
     <digest of the original>/<its file name>.as-<ENCODING>.gguf         .part until it is whole
@@ -98,7 +98,7 @@ def finish(part: Path, path: Path) -> None:
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)
-    sync_folder(path.parent)
+    fsync_directory(path.parent)
 
 
 def discard(path: Path) -> None:

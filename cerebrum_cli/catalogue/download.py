@@ -24,7 +24,7 @@ from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.registry import sha256_of
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -35,7 +35,7 @@ _SLOWEST_RETRY_S = 16.0
 _TOLD_BYTES = 1 << 20  # the network brings 64 KiB at a time: telling of each costs more than writing it
 
 
-class Watcher(Protocol):
+class Progress(Protocol):
     """Who is told how a pull goes on."""
 
     def update(self, stage: str, done: int, total: int) -> None:
@@ -46,10 +46,10 @@ class Watcher(Protocol):
 
 
 @dataclass(slots=True)
-class Patience:
+class RetryPolicy:
     """Try again what may yet succeed, as often as its error allows, until something has come of it."""
 
-    watcher: Watcher
+    watcher: Progress
     sleep: Callable[[float], None] = time.sleep
     failures: int = 0
 
@@ -64,8 +64,8 @@ class Patience:
             raise error
         seconds = min(_SLOWEST_RETRY_S, 2.0 ** (self.failures - 1)) if error.wait is None else error.wait
         if seconds > LONGEST_WAIT_S:
-            raise HubError(f"{error.what} and says to wait {seconds / 60:.0f} minutes", "pull again then") from error
-        self.watcher.notice(NoticeEvent(error.what, f"trying again in {seconds:.0f} s"))
+            raise HubError(f"{error.message} and says to wait {seconds / 60:.0f} minutes", "pull again then") from error
+        self.watcher.notice(NoticeEvent(error.message, f"trying again in {seconds:.0f} s"))
         self.sleep(seconds)
 
 
@@ -81,7 +81,7 @@ class Download:
 
     listing: Listing
     cache: Cache
-    watcher: Watcher
+    watcher: Progress
     digest_of: Callable[[Path, Callable[[int, int], None]], str] = sha256_of
     free_bytes: Callable[[Path], float] = free_space
     sleep: Callable[[float], None] = time.sleep
@@ -97,9 +97,9 @@ class Download:
         free = self.free_bytes(directory)
         need = missing + MARGIN
         if missing and free < need:
-            there, lacking = size_text(int(free)), size_text(int(need - free))
+            there, lacking = format_size(int(free)), format_size(int(need - free))
             raise PullError(
-                f"{directory}: the disk is too full: {there} are free, and the pull needs {size_text(need)}",
+                f"{directory}: the disk is too full: {there} are free, and the pull needs {format_size(need)}",
                 f"free {lacking}, or set HF_HUB_CACHE to a directory on another disk",
             )
 
@@ -167,7 +167,7 @@ class Download:
 
     def _complete(self, partial: Path, file: HubFile, told: _Told) -> None:
         """Bring the partial file to its full size and check it; what is wrong is deleted."""
-        patience = Patience(self.watcher, self.sleep)
+        patience = RetryPolicy(self.watcher, self.sleep)
         with partial.open("ab+") as out:
             writer = _Writer(out, file.size, told.download)
             writer.read_back(told.verify)
@@ -204,7 +204,7 @@ class Download:
 class _Told(NamedTuple):
     """Whom to tell of one file of several: `before` bytes of `total` were those of the files before it."""
 
-    watcher: Watcher
+    watcher: Progress
     before: int
     total: int
 

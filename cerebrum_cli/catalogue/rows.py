@@ -11,7 +11,7 @@ from typing import TypeVar
 from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID, is_inside
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, checked
+from cerebrum_cli.core.settings import KEYS, validate
 
 T = TypeVar("T")
 
@@ -153,9 +153,9 @@ def _settings(place: _Place, value: object) -> Mapping[str, object]:
     _known(place, row, KEYS)
     for key, given in row.items():
         try:
-            checked(key, given)
+            validate(key, given)
         except UsageError as error:
-            raise place.error(error.do, key) from error
+            raise place.error(error.hint, key) from error
     return row
 
 

@@ -17,9 +17,9 @@ from cerebrum_cli.core.errors import NoAnswer, UsageError
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes as VotesWanted
-    from cerebrum_cli.application.inference.loading import Opened
+    from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.inference.reply import Reply
-    from cerebrum_cli.application.inference.voting import Poll
+    from cerebrum_cli.application.inference.voting import MajorityVote
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.terminal.progress import StatusLine
@@ -77,14 +77,14 @@ def ask(
     session, which -c goes on from.
     """
     given = options.given(locals(), no_cache)
-    from cerebrum_cli.application.inference.loading import ONE, Parallel, open_model
-    from cerebrum_cli.application.inference.question import Question, about_tokens, template_options
-    from cerebrum_cli.application.inference.responder import Asked
+    from cerebrum_cli.application.inference.loading import SINGLE, Parallel, open_model
+    from cerebrum_cli.application.inference.question import Question, estimate_tokens, template_options
+    from cerebrum_cli.application.inference.responder import GenerationRequest
 
     runtime = options.runtime_of(context, verbose)
     piped = runtime.streams.piped
     question = Question(prompt, tuple(file or ()), messages, raw)
-    question.require(piped)
+    question.validate(piped)
     kept = Kept(runtime, continue_, no_log or raw)
     if continue_ and (raw or messages):
         raise UsageError("-c goes on from a session", f"leave out {'--raw' if raw else '--messages'}")
@@ -101,7 +101,7 @@ def ask(
         return kept.before(question.read(piped, settings, given.get("system")), found, given)
 
     # What is piped in is read while the model loads, unless its length decides how.
-    conversation = None if piped and not answering.minds_length else read()
+    conversation = None if piped and not answering.depends_on_prompt_length else read()
     opened = open_model(
         runtime.open_backend,
         found,
@@ -109,10 +109,10 @@ def ask(
         raw=raw,
         template_options=arguments,
         vocabulary_only=dry_run,
-        states=runtime.states,
-        parallel=Parallel(poll.most) if poll else ONE,
+        states=runtime.prompt_cache,
+        parallel=Parallel(poll.most) if poll else SINGLE,
         file=answering.model,
-        tuning=answering.tuning("batch") if poll else answering.tuning("ask", about_tokens(conversation)),
+        tuning=answering.tuning("batch") if poll else answering.tuning("ask", estimate_tokens(conversation)),
     )
     try:
         conversation = conversation or read()
@@ -126,7 +126,7 @@ def ask(
             if poll:
                 from cerebrum_cli.application.inference.voting import vote
 
-                events = vote(opened.responder, Asked(conversation, settings, constraint), poll)
+                events = vote(opened.responder, GenerationRequest(conversation, settings, constraint), poll)
                 decide(runtime.streams, opened, events, poll, shown, keep, keep_read)
             else:
                 events = opened.responder.respond(conversation, settings, constraint)
@@ -136,14 +136,14 @@ def ask(
         kept.close()
 
 
-def poll_of(wanted: VotesWanted, stops_early: bool) -> Poll:
+def poll_of(wanted: VotesWanted, stops_early: bool) -> MajorityVote:
     """Return a vote that nobody has cast in."""
-    from cerebrum_cli.application.inference.voting import Poll
+    from cerebrum_cli.application.inference.voting import MajorityVote
 
-    return Poll(wanted, stops_early)
+    return MajorityVote(wanted, stops_early)
 
 
-def show_prompt(streams: Streams, opened: Opened, conversation: Conversation, json: bool, quiet: bool) -> None:
+def show_prompt(streams: Streams, opened: LoadedModel, conversation: Conversation, json: bool, quiet: bool) -> None:
     """Print the exact prompt on standard output, no byte more in a pipe; how many tokens it has on standard error."""
     from cerebrum_cli.application.inference.reply import prompt_object
 
@@ -155,7 +155,7 @@ def show_prompt(streams: Streams, opened: Opened, conversation: Conversation, js
     if streams.out_is_terminal and not preview.prompt.endswith("\n"):
         streams.answer("\n")
     if not quiet:
-        streams.talk(f"{len(preview.token_ids)} tokens")
+        streams.info(f"{len(preview.token_ids)} tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,30 +172,30 @@ class Shown:
 
 def answer(
     streams: Streams,
-    opened: Opened,
+    opened: LoadedModel,
     events: Generator[Event, None, None],
     shown: Shown,
     keep: Callable[[Reply], None],
     keep_read: Callable[[Reply], None],
 ) -> None:
     """Play a reply out to the terminal or pipe, keep it, and print what comes after it; what was read is kept last."""
-    from cerebrum_cli.application.inference.reply import ReplyGatherer, shortfall
+    from cerebrum_cli.application.inference.reply import ReplyCollector, truncation_notice
     from cerebrum_cli.terminal.progress import StatusLine
-    from cerebrum_cli.terminal.sinks import answer_sink, play
+    from cerebrum_cli.terminal.sinks import answer_sink, render
 
-    gatherer = ReplyGatherer()
+    gatherer = ReplyCollector()
     sinks = [*talk_sinks(streams, shown, StatusLine(streams, opened.model.name)), gatherer]
     if not shown.final and not shown.json:
         sinks.append(answer_sink(streams, shown.markdown))
     try:
-        play(events, opened.responder.cancel, sinks)
+        render(events, opened.responder.cancel, sinks)
     finally:
         reply = gatherer.reply
         if reply:
             keep(reply)
             show_rest(streams, opened, reply, reply.final_answer, shown)
             keep_read(reply)
-    if reply and not shown.quiet and (notice := shortfall(reply)):
+    if reply and not shown.quiet and (notice := truncation_notice(reply)):
         streams.notice(notice)
     if shown.final and reply and reply.final_answer is None:
         raise NoAnswer("the reply states no final answer", "see all of it without --final, or ask for one")
@@ -203,21 +203,21 @@ def answer(
 
 def decide(
     streams: Streams,
-    opened: Opened,
+    opened: LoadedModel,
     events: Generator[Event, None, None],
-    poll: Poll,
+    poll: MajorityVote,
     shown: Shown,
     keep: Callable[[Reply], None],
-    keep_read: Callable[[Poll], None],
+    keep_read: Callable[[MajorityVote], None],
 ) -> None:
     """Play a vote out, and show and keep the chain that won; where it is interrupted, what leads by then."""
     from cerebrum_cli.application.inference.voting import votes_object
     from cerebrum_cli.terminal.progress import VoteLine
-    from cerebrum_cli.terminal.sinks import play, show_answer
+    from cerebrum_cli.terminal.sinks import render, show_answer
     from cerebrum_cli.terminal.tables import tally_text
 
     try:
-        play(events, opened.responder.cancel, talk_sinks(streams, shown, VoteLine(streams, opened.model.name)))
+        render(events, opened.responder.cancel, talk_sinks(streams, shown, VoteLine(streams, opened.model.name)))
     finally:
         reply = poll.reply
         if reply:
@@ -226,7 +226,7 @@ def decide(
                 show_answer(streams, reply.text, shown.markdown)
             show_rest(streams, opened, reply, poll.final_answer, shown, votes_object(poll))
             if shown.stats or (streams.err_is_terminal and not shown.quiet):
-                streams.talk(tally_text(poll.standing))
+                streams.info(tally_text(poll.tally_event))
             keep_read(poll)
     if poll.winner is None:
         raise NoAnswer(f"none of {poll.ballot.samples} chains states a final answer", "--json shows all of them")
@@ -243,7 +243,7 @@ def talk_sinks(streams: Streams, shown: Shown, line: StatusLine) -> list[Sink]:
 
 def show_rest(
     streams: Streams,
-    opened: Opened,
+    opened: LoadedModel,
     reply: Reply,
     final_answer: str | None,
     shown: Shown,
@@ -258,4 +258,4 @@ def show_rest(
     elif shown.final and final_answer is not None:
         streams.answer(final_answer + "\n")
     if shown.stats:
-        streams.talk(stats_line(reply.finish, opened.model.name, opened.format_name))
+        streams.info(stats_line(reply.finish, opened.model.name, opened.format_name))

@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cerebrum_cli.application.inference.batch import Manner
+    from cerebrum_cli.application.inference.batch import BatchOptions
     from cerebrum_cli.application.inference.loading import Parallel
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Row
@@ -85,11 +85,11 @@ def batch(
     same command goes on where one was that did not come to its end. What made an answer stands in OUTPUT.meta.json.
     """
     given = options.given(locals())
-    from cerebrum_cli.application.inference.batch import Manner, answer_rows, record_of, refuse_rows
+    from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows, record_of, refuse_rows
     from cerebrum_cli.application.inference.loading import open_model
     from cerebrum_cli.application.inference.question import template_options
     from cerebrum_cli.batches.readers import read_rows, shape_of
-    from cerebrum_cli.terminal.sinks import play
+    from cerebrum_cli.terminal.sinks import render
 
     runtime = options.runtime_of(context, verbose)
     streams_out = output == Path("-")
@@ -102,7 +102,7 @@ def batch(
     settings = options.settings(runtime, given, found, wanted is not None)
     constraint = options.read_grammar(runtime, schema, grammar, quiet)
     arguments = template_options(template_arg or ())
-    manner = Manner(settings, constraint, wanted, not no_early_stop, ignore_eos)
+    manner = BatchOptions(settings, constraint, wanted, not no_early_stop, ignore_eos)
     source = {"input": sha256(data).hexdigest(), "column": column, "template": template}
     answering = options.answering(runtime, found, settings, no_profile)
     made_by = {
@@ -127,7 +127,7 @@ def batch(
             try:
                 events = answer_rows(opened.responder, rows, manner, result, streams_out)
                 sinks = shown(runtime.streams, opened.model.name, streams_out, quiet, verbose)
-                play(events, opened.responder.cancel, sinks)
+                render(events, opened.responder.cancel, sinks)
             finally:
                 opened.engine.close()
         else:
@@ -177,12 +177,12 @@ def askable(rows: Sequence[Row], result: Result) -> int:
     return sum(row.conversation is not None for at, row in enumerate(rows) if at not in result.finished)
 
 
-def fitted(at_once: int | None, left: int, manner: Manner) -> Parallel:
+def fitted(at_once: int | None, left: int, manner: BatchOptions) -> Parallel:
     """Return how many sequences run at once: no more than are left."""
     from cerebrum_cli.application.inference.loading import Parallel
 
     chains = left * (manner.votes.most if manner.votes else 1)
-    return Parallel(min(at_once or AUTO, chains), measured=at_once is None, evenly=True)
+    return Parallel(min(at_once or AUTO, chains), adaptive=at_once is None, batch_invariant=True)
 
 
 def result_of(streams: Streams, output: Path, made_by: Mapping[str, Any], rows: Sequence[Row], restart: bool) -> Result:
@@ -213,7 +213,7 @@ def tell_done(streams: Streams, result: Result) -> None:
     from cerebrum_cli.core.events import RowEvent
     from cerebrum_cli.terminal.tables import batch_text
 
-    streams.talk(batch_text(RowEvent(result.done, result.done, result.failed), 0, 0.0))
+    streams.info(batch_text(RowEvent(result.done, result.done, result.failed), 0, 0.0))
 
 
 def resumption(result: Result, total: int, restart: bool) -> str:

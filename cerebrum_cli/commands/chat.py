@@ -62,8 +62,8 @@ def chat(
     """
     given = options.given(locals(), no_cache)
     from cerebrum_cli.application.chat.chat import Chat
-    from cerebrum_cli.application.chat.history import led
-    from cerebrum_cli.application.inference.loading import Opener
+    from cerebrum_cli.application.chat.history import with_session_defaults
+    from cerebrum_cli.application.inference.loading import ModelLoader
     from cerebrum_cli.application.inference.question import template_options
     from cerebrum_cli.terminal.repl.keyboard import Keyboard
     from cerebrum_cli.terminal.repl.repl import Repl
@@ -74,14 +74,14 @@ def chat(
         raise UsageError("-c and --session are both given", "give one of them")
     history = runtime.history
     kept = history.latest() if continue_ else history.reached(session) if session is not None else None
-    given = led(kept, given)
+    given = with_session_defaults(kept, given)
     model_found = options.find_model(runtime, given, yes, quiet, offline)
     arguments = template_options(template_arg or ())
-    opener = Opener(
+    opener = ModelLoader(
         runtime.library.resolve,
         runtime.settings,
         runtime.open_backend,
-        runtime.states,
+        runtime.prompt_cache,
         arguments,
         lambda model, settings: options.answering(runtime, model, settings, no_profile),
     )
@@ -91,26 +91,26 @@ def chat(
     with Signals(runtime.streams, keyboard) as signals:
         try:
             if kept and system is not None:
-                talk.lead(system)
+                talk.set_system_prompt(system)
             repl = Repl(talk, runtime.streams, signals, no_markdown=no_markdown, quiet=quiet)
             repl.run(lines_of(runtime, repl, keyboard, vi))
         finally:
             with signals.leaving():
-                if (notice := talk.leave()) and not quiet:
+                if (notice := talk.close()) and not quiet:
                     runtime.streams.notice(notice)
 
 
 def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Lines:
     """Return where the questions come from: a prompt, or what is piped in."""
-    from cerebrum_cli.application.inference.question import decoded
-    from cerebrum_cli.terminal.repl.terminal_io import PipedLines, PlainPrompt, Prompt, Seat
+    from cerebrum_cli.application.inference.question import decode_text
+    from cerebrum_cli.terminal.repl.terminal_io import PipedLines, PlainPrompt, Prompt, TerminalIO
     from cerebrum_cli.terminal.streams import plain_terminal
 
     streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
     if piped is not None:
         with signals.at_work():
-            return PipedLines(decoded(piped.read(), "standard input"), streams.answer)
-    seat = Seat(streams, keyboard, signals, repl.quiet)
+            return PipedLines(decode_text(piped.read(), "standard input"), streams.answer)
+    seat = TerminalIO(streams, keyboard, signals, repl.quiet)
     if plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(seat)
     from cerebrum_cli.terminal.repl.completion import SlashCompleter
@@ -126,6 +126,6 @@ def lines_of(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Line
     history, completer = runtime.data_directory / "history", SlashCompleter(names, VALUES)
 
     def is_ready() -> bool:
-        return repl.chat.opened.engine.is_loaded
+        return repl.chat.loaded.engine.is_loaded
 
     return Prompt(seat, history, repl.toolbar, is_ready, completer, vi)

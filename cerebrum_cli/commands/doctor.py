@@ -21,17 +21,17 @@ def doctor(
 
     Each line is ok, a warning or a failure, with what to do; exit 1 where anything fails.
     """
-    from cerebrum_cli.application.doctor.checks import diagnosed
-    from cerebrum_cli.terminal.doctor_report import print_finding
+    from cerebrum_cli.application.doctor.checks import run_checks
+    from cerebrum_cli.terminal.doctor_report import print_check_result
     from cerebrum_cli.terminal.interrupts import interruptible
 
     runtime = options.runtime_of(context)
     findings = []
     with interruptible(""):
-        for finding in diagnosed(runtime.premises({"model": model, "threads": threads}, offline)):
+        for finding in run_checks(runtime.doctor_context({"model": model, "threads": threads}, offline)):
             findings.append(finding)
             if not json and not (quiet and finding.status == "ok"):
-                print_finding(runtime.streams, finding)
+                print_check_result(runtime.streams, finding)
     if json:
         runtime.streams.answer_object([asdict(finding) for finding in findings])
     if any(finding.status == "failure" for finding in findings):

@@ -10,9 +10,9 @@ from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.history import History
-    from cerebrum_cli.application.inference.loading import Opened
+    from cerebrum_cli.application.inference.loading import LoadedModel
     from cerebrum_cli.application.inference.reply import Reply
-    from cerebrum_cli.application.inference.voting import Poll
+    from cerebrum_cli.application.inference.voting import MajorityVote
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.settings import Settings
@@ -32,38 +32,38 @@ class Kept:
         """Return what was given, with the session's own model and format."""
         if self.session is None:
             return dict(given)
-        from cerebrum_cli.application.chat.history import led
+        from cerebrum_cli.application.chat.history import with_session_defaults
 
-        return led(self.session, given)
+        return with_session_defaults(self.session, given)
 
     def before(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
         """Return the conversation after what the session holds already."""
         if self.session is None:
             return conversation
-        from cerebrum_cli.application.chat.history import gone_on
+        from cerebrum_cli.application.chat.history import continue_session
 
-        return gone_on(self._history.store, self.session, model.reference, conversation, given.get("system"))
+        return continue_session(self._history.store, self.session, model.reference, conversation, given.get("system"))
 
-    def keep(self, conversation: Conversation, opened: Opened, settings: Settings, reply: Reply) -> None:
+    def keep(self, conversation: Conversation, opened: LoadedModel, settings: Settings, reply: Reply) -> None:
         """Keep the exchange; where that cannot be done, say so: the answer stands."""
         if self._unkept:
             return
-        from cerebrum_cli.application.chat.history import Speaker
+        from cerebrum_cli.application.chat.history import Author
 
-        speaker = Speaker(opened.model.reference, opened.format_name)
+        speaker = Author(opened.model.reference, opened.format_name)
         try:
             self._history.keep(self.session, conversation, reply, speaker, settings)
         except SessionError as error:
-            self._runtime.streams.notice(NoticeEvent(f"this exchange is not kept: {error.what}", error.do))
+            self._runtime.streams.notice(NoticeEvent(f"this exchange is not kept: {error.message}", error.hint))
 
-    def keep_read(self, opened: Opened, conversation: Conversation, reply: Reply | Poll) -> None:
+    def keep_read(self, opened: LoadedModel, conversation: Conversation, reply: Reply | MajorityVote) -> None:
         """Keep what the model has read, and what every question begins with, where that took long to read."""
         from cerebrum_cli.application.inference.reply import LONG_PROMPT
 
         if self._unkept:
             return
-        notice = opened.keep(LONG_PROMPT, conversation) if reply.took_long_to_read else None
-        if notice := notice or opened.keep_beginning(conversation, reply.reads_slowly):
+        notice = opened.save_prompt_cache(LONG_PROMPT, conversation) if reply.has_long_prompt else None
+        if notice := notice or opened.save_prefix(conversation, reply.has_slow_prefill):
             self._runtime.streams.notice(notice)
 
     def close(self) -> None:

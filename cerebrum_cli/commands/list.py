@@ -36,8 +36,8 @@ def list_models(
         print_models(runtime.streams, listed)
         for row in listed:
             if row["error"]:
-                runtime.streams.talk(f"error: {row['error']}")
+                runtime.streams.info(f"error: {row['error']}")
         if not quiet and any(row["default"] for row in listed):
-            runtime.streams.talk("* is the model asked when none is named")
+            runtime.streams.info("* is the model asked when none is named")
     elif not quiet:
-        runtime.streams.talk("no model is here yet; cerebrum list --available shows what can be pulled")
+        runtime.streams.info("no model is here yet; cerebrum list --available shows what can be pulled")

@@ -59,7 +59,7 @@ def merge(
     Prints the SHA-256 of what was written.
     """
     from cerebrum_cli.application.merging.merge import merge_object, require_apart
-    from cerebrum_cli.application.merging.recipes import found, meant, read_recipe
+    from cerebrum_cli.application.merging.recipes import meant, read_recipe, resolve_models
 
     runtime = options.runtime_of(context)
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
@@ -74,7 +74,7 @@ def merge(
             return library.resolve(reference)
         return options.find_model(runtime, {"model": reference}, yes, quiet, offline)
 
-    models = found(library, references, here)
+    models = resolve_models(library, references, here)
     if not dry_run:
         require_apart(models, [wanted.output])
         require_new(runtime, [wanted.output], yes)
@@ -98,7 +98,7 @@ def merge(
         streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
     model = merger.remember(planned, written)
     if not quiet:
-        streams.talk(f"{model.reference} is here: cerebrum ask -m {model.reference}")
+        streams.info(f"{model.reference} is here: cerebrum ask -m {model.reference}")
 
 
 def wished(
@@ -108,7 +108,7 @@ def wished(
     from cerebrum_cli.application.merging.merge import MergeOptions
     from cerebrum_cli.application.models.model import as_name, as_path, is_directory
     from cerebrum_cli.catalogue.variants import whole_name
-    from cerebrum_cli.core.text import read_size
+    from cerebrum_cli.core.text import parse_size
     from cerebrum_cli.merge.target_types import wanted_type
 
     if output is None and stem is None:
@@ -122,7 +122,7 @@ def wished(
         raise UsageError(f"-o {path}: that is how parts of models are named", "name the whole; --split-size splits it")
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: there is no directory {path.parent}", "make it, or write elsewhere")
-    limit = None if split is None else read_size(split)
+    limit = None if split is None else parse_size(split)
     return MergeOptions(path, name or as_name(path.stem), wanted_type(type) if type else None, limit)
 
 

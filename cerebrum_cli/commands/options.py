@@ -11,11 +11,11 @@ import typer
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import KEYS, environment
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes as VotesWanted
-    from cerebrum_cli.application.inference.loading import Answering
+    from cerebrum_cli.application.inference.loading import ResolvedModel
     from cerebrum_cli.application.models.model import Model as LibraryModel
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime import Runtime
@@ -145,7 +145,7 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
 
     runtime = context.obj if isinstance(context.obj, Runtime) else real_runtime()
     if verbose:
-        runtime.native_log(runtime.streams.talk)
+        runtime.native_log(runtime.streams.info)
     return runtime
 
 
@@ -192,33 +192,33 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
     try:
         model = runtime.library.resolve(settings.model)
     except ModelNotFound as error:
-        if error.offer is None or not (yes or runtime.streams.can_ask):
+        if error.pullable is None or not (yes or runtime.streams.can_ask):
             raise
         with file_progress(runtime, quiet) as progress:
-            if runtime.puller(progress, offline).is_cut_off(error.offer):
+            if runtime.puller(progress, offline).is_cut_off(error.pullable):
                 raise
         if not yes:
             with file_progress(runtime, quiet) as progress:
-                offer = runtime.puller(progress, offline).offers.find(error.offer, settings.ctx)
-            size = f"{offer.chosen.quantization}, {size_text(offer.chosen.size)}"
-            if not runtime.streams.confirm(f"{error.what}. Pull {error.offer} ({size}) now?"):
+                offer = runtime.puller(progress, offline).planner.find(error.pullable, settings.ctx)
+            size = f"{offer.chosen.quantization}, {format_size(offer.chosen.size)}"
+            if not runtime.streams.confirm(f"{error.message}. Pull {error.pullable} ({size}) now?"):
                 raise
-        model = pull_model(runtime, error.offer, None, settings.ctx, quiet, offline, yes)
+        model = pull_model(runtime, error.pullable, None, settings.ctx, quiet, offline, yes)
     runtime.library.registry.touch(model.usage_key)
     return model
 
 
-def answering(runtime: Runtime, model: LibraryModel, settings: Settings, no_profile: bool) -> Answering:
+def answering(runtime: Runtime, model: LibraryModel, settings: Settings, no_profile: bool) -> ResolvedModel:
     """Return what answers for a model: as tuned, unless that is not wanted."""
-    from cerebrum_cli.application.inference.loading import Answering
+    from cerebrum_cli.application.inference.loading import ResolvedModel
 
-    return Answering(model) if no_profile else runtime.answering(model, settings)
+    return ResolvedModel(model) if no_profile else runtime.resolved_model(model, settings)
 
 
 def require_agreement(streams: Streams, question: str, name: str, yes: bool) -> None:
     """Leave with exit 1, nothing done, unless -y was given or somebody agrees that this may go."""
     if not (yes or streams.confirm(question, usual=False)):
-        streams.talk(f"{name} stays" + ("" if streams.in_is_terminal else "; -y removes it"))
+        streams.info(f"{name} stays" + ("" if streams.in_is_terminal else "; -y removes it"))
         raise typer.Exit(1)
 
 
@@ -237,23 +237,23 @@ def pull_model(
         with interruptible("the same command goes on from where this one was"):
             model = runtime.puller(progress, offline).pull(reference, name, context, agree)
     if not quiet:
-        runtime.streams.talk(f"{model.reference} is here: {model.path}")
+        runtime.streams.info(f"{model.reference} is here: {model.path}")
     return model
 
 
 def show_offer(runtime: Runtime, reference: str, context: int | None, json: bool, quiet: bool, offline: bool) -> None:
     """Print what a reference can bring and what of it fits, and download nothing."""
-    from cerebrum_cli.application.models.listing import offer_object
+    from cerebrum_cli.application.models.listing import download_plan_object
     from cerebrum_cli.terminal.tables import print_candidates
 
     with file_progress(runtime, quiet) as progress:
-        offer = runtime.puller(progress, offline).offers.find(reference, context)
+        offer = runtime.puller(progress, offline).planner.find(reference, context)
     if json:
-        runtime.streams.answer_object(offer_object(offer))
+        runtime.streams.answer_object(download_plan_object(offer))
         return
     print_candidates(runtime.streams, offer)
     if not quiet:
-        runtime.streams.talk(f"cerebrum pull {reference} would bring {offer.reference}")
+        runtime.streams.info(f"cerebrum pull {reference} would bring {offer.reference}")
 
 
 def file_progress(runtime: Runtime, quiet: bool) -> FileProgress:

@@ -28,11 +28,11 @@ def reencode(
 ) -> None:
     """Try the encodings this machine is fast at, or the one that is to be applied, and print what came of it."""
     from cerebrum_cli.application.tuning.reencoding import Report, encoding_called
-    from cerebrum_cli.catalogue.derivatives import Derived
+    from cerebrum_cli.catalogue.derivatives import Derivative
     from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
 
     if model.is_derived:
-        original = Derived.parse(model.name).original
+        original = Derivative.parse(model.name).original
         raise UsageError(f"{model.reference} was made of {original} here", f"cerebrum tune {original} --reencode")
     encoding = encoding_called(apply, model) if apply else None
     work = prepared(runtime, model, settings, json or quiet)
@@ -51,13 +51,13 @@ def prepared(runtime: Runtime, model: Model, settings: Settings, quiet: bool) ->
     """Return the work to be done. ModelFileError where llama.cpp could not open the model."""
     from cerebrum_cli.application.tuning.reencoding import Reencoding
     from cerebrum_cli.application.tuning.tune import trial_options
-    from cerebrum_cli.catalogue.derivatives import Workshop
+    from cerebrum_cli.catalogue.derivatives import DerivativeStore
     from cerebrum_cli.terminal.bars import FileProgress
 
     options = trial_options(model, settings)
     with FileProgress(runtime.streams, quiet) as progress:
         runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
-    workshop = Workshop(runtime.cache_directory / "encodings")
+    workshop = DerivativeStore(runtime.cache_directory / "encodings")
 
     def bench(options: LoadOptions, model: Model) -> FileBench:
         return runtime.bench(options, model, runtime.trials, runtime.capacity().device_memory)
@@ -70,7 +70,7 @@ def measured(runtime: Runtime, work: Reencoding, encoding: Encoding | None, forc
     from cerebrum_cli.engine.bench.quantization import encodings_for
     from cerebrum_cli.terminal.bars import StageProgress
     from cerebrum_cli.terminal.interrupts import interruptible
-    from cerebrum_cli.terminal.sinks import followed
+    from cerebrum_cli.terminal.sinks import render_stages
 
     if encoding:
         events = work.apply(encoding, force)
@@ -81,7 +81,7 @@ def measured(runtime: Runtime, work: Reencoding, encoding: Encoding | None, forc
         events = work.compare(wanted)
     with interruptible("nothing is kept of what was tried"):
         try:
-            return followed(events, StageProgress(runtime.streams, quiet))
+            return render_stages(events, StageProgress(runtime.streams, quiet))
         finally:
             events.close()
 
@@ -93,7 +93,7 @@ def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding 
     if report.applied:
         here = "is here and" if report.rows else "is here already, and from now on"
         if not quiet:
-            runtime.streams.talk(
+            runtime.streams.info(
                 f"{report.applied.reference} {here} answers for {model.reference};"
                 f" cerebrum tune {model.reference} measures it, cerebrum rm {report.applied.reference} takes it away"
             )
@@ -108,4 +108,4 @@ def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding 
     elif not quiet:
         best = report.best
         then = f"cerebrum tune {model.reference} --reencode --apply {best.type} keeps one" if best else "none is faster"
-        runtime.streams.talk(f"nothing is kept; {then}")
+        runtime.streams.info(f"nothing is kept; {then}")

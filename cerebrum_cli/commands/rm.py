@@ -19,14 +19,14 @@ def rm(
 
     What another revision in the Hugging Face cache uses stays.
     """
-    from cerebrum_cli.application.models.removal import removal
+    from cerebrum_cli.application.models.removal import plan_removal
 
     runtime = options.runtime_of(context)
-    planned = removal(runtime.library, model)
+    planned = plan_removal(runtime.library, model)
     options.require_agreement(runtime.streams, planned.question, planned.model.reference, yes)
     identity = None if planned.is_gone else runtime.library.identity(planned.model)
     done = planned.execute()
     if identity:
         runtime.profiles().forget(identity)
     if not quiet:
-        runtime.streams.talk(done)
+        runtime.streams.info(done)

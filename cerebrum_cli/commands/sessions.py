@@ -79,14 +79,14 @@ def rm(context: typer.Context, name: Name, quiet: options.Quiet = False, yes: op
     runtime = options.runtime_of(context)
     history = runtime.history
     session = history.named(name)
-    history.lock.take(session)
+    history.lock.acquire(session)
     options.require_agreement(runtime.streams, f"Delete the session {name}?", name, yes)
     count = history.store.remove(session)
     history.lock.discard()
-    runtime.forget_states()
+    runtime.clear_prompt_cache()
     history.store.scrub()
     if not quiet:
-        runtime.streams.talk(f"{name} is gone, and {count} {'message' if count == 1 else 'messages'} with it")
+        runtime.streams.info(f"{name} is gone, and {count} {'message' if count == 1 else 'messages'} with it")
 
 
 @app.command()
@@ -124,7 +124,7 @@ def import_session(
     runtime = options.runtime_of(context)
     session = imported(runtime.history.store, file, name)
     if not quiet:
-        runtime.streams.talk(f"{session.name} is kept; cerebrum ask -c goes on from it")
+        runtime.streams.info(f"{session.name} is kept; cerebrum ask -c goes on from it")
 
 
 def print_rows(
@@ -140,4 +140,4 @@ def print_rows(
     elif rows:
         as_table(streams, rows)
     elif nothing:
-        streams.talk(nothing)
+        streams.info(nothing)

@@ -41,26 +41,26 @@ def show(
     try:
         found = library.resolve(model)
     except ModelNotFound as error:
-        unpulled = listing.unpulled(library, model, wanted)
+        unpulled = listing.describe_available(library, model, wanted)
         if unpulled is None:
             raise
         description, offer = unpulled
-        note = f"{error.what}; to have it: {error.do}" if error.offer else error.what
+        note = f"{error.message}; to have it: {error.hint}" if error.pullable else error.message
     else:
         with FileProgress(runtime.streams, quiet or json) as progress:
-            description = listing.described(library, found, lambda done, total: progress.update("verify", done, total))
+            description = listing.describe(library, found, lambda done, total: progress.update("verify", done, total))
         offer = listing.siblings(library, found, wanted)
         profile, note = profile_of(runtime, found, settings)
     if json:
         told = {"profile": profile and profile_object(profile)}
-        runtime.streams.answer_object(description | told | (listing.judged_object(offer) if offer else {}))
+        runtime.streams.answer_object(description | told | (listing.candidates_object(offer) if offer else {}))
         return
     print_description(runtime.streams, description)
     show_profile(runtime, profile)
     if offer:
         print_candidates(runtime.streams, offer)
     if note and not quiet:
-        runtime.streams.talk(note)
+        runtime.streams.info(note)
 
 
 def show_profile(runtime: Runtime, profile: Profile | None) -> None:
@@ -68,7 +68,7 @@ def show_profile(runtime: Runtime, profile: Profile | None) -> None:
     from cerebrum_cli.terminal.tuning_report import print_profile
 
     if profile:
-        runtime.streams.answer(f"\nmeasured {profile.made}\n\n")
+        runtime.streams.answer(f"\nmeasured {profile.created}\n\n")
         print_profile(runtime.streams, profile)
 
 

@@ -14,8 +14,8 @@ from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
-    from cerebrum_cli.application.tuning.candidates import Effort
-    from cerebrum_cli.application.tuning.tune import Measured
+    from cerebrum_cli.application.tuning.candidates import Budget
+    from cerebrum_cli.application.tuning.tune import TuningResult
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.plan import Device
     from cerebrum_cli.runtime import Runtime
@@ -78,13 +78,13 @@ def require_one_way(quick: bool, thorough: bool, reencode: bool, apply: str | No
         raise UsageError("--force is about an encoding that is applied", "give --reencode --apply TYPE too")
 
 
-def measure(runtime: Runtime, model: Model, settings: Settings, effort: Effort, quiet: bool) -> Measured:
+def measure(runtime: Runtime, model: Model, settings: Settings, effort: Budget, quiet: bool) -> TuningResult:
     """Measure, showing how far that is, and keep what came of it."""
     from cerebrum_cli.application.models.model import is_missing
-    from cerebrum_cli.application.tuning.tune import alone, measured, trial_options, writing
+    from cerebrum_cli.application.tuning.tune import alone, trial_options, tune_model, writing
     from cerebrum_cli.terminal.bars import FileProgress, StageProgress
     from cerebrum_cli.terminal.interrupts import interruptible
-    from cerebrum_cli.terminal.sinks import followed
+    from cerebrum_cli.terminal.sinks import render_stages
 
     with interruptible("nothing is kept of what was measured"), alone(runtime.profiles().directory):
         with FileProgress(runtime.streams, quiet) as progress:
@@ -92,30 +92,30 @@ def measure(runtime: Runtime, model: Model, settings: Settings, effort: Effort, 
         identity = runtime.library.identity(model)
         bench = runtime.bench(trial_options(model, settings), model, runtime.trials, runtime.capacity().device_memory)
         try:
-            measuring = measured(bench, model, settings, effort, partial(holds_for, runtime, identity, settings))
-            result = followed(measuring, StageProgress(runtime.streams, quiet))
+            measuring = tune_model(bench, model, settings, effort, partial(holds_for, runtime, identity, settings))
+            result = render_stages(measuring, StageProgress(runtime.streams, quiet))
         finally:
             bench.close()
         if any(map(is_missing, model.paths)) or runtime.library.identity(model) != identity:
             raise ModelFileError(model.path, "changed or went away while it was measured", "tune it again")
         with writing():
-            runtime.profiles(settings).keep(result.profile)
+            runtime.profiles(settings).save(result.profile)
     return result
 
 
 def holds_for(runtime: Runtime, identity: str, settings: Settings, devices: tuple[Device, ...]) -> tuple[str, str, str]:
     """Return the identity of the model, of this machine and of the build: the first to see what accelerators it has."""
-    from cerebrum_cli.engine.machine import keep_devices
+    from cerebrum_cli.engine.machine import save_devices
     from cerebrum_cli.runtime import devices_file
 
-    keep_devices(devices_file(runtime.data_directory), devices)
+    save_devices(devices_file(runtime.data_directory), devices)
     store = runtime.profiles(settings)
     return identity, store.machine, store.build
 
 
-def show(runtime: Runtime, model: Model, result: Measured, settings: Settings, json: bool, quiet: bool) -> None:
+def show(runtime: Runtime, model: Model, result: TuningResult, settings: Settings, json: bool, quiet: bool) -> None:
     """Print what came of it."""
-    from cerebrum_cli.application.inference.profiles import given_text, profile_object
+    from cerebrum_cli.application.inference.profiles import profile_object, settings_text
     from cerebrum_cli.terminal.tuning_report import print_profile, tried_lines
 
     streams = runtime.streams
@@ -126,11 +126,11 @@ def show(runtime: Runtime, model: Model, result: Measured, settings: Settings, j
         return
     if not quiet:
         for line in tried_lines(result.tried):
-            streams.talk(line)
+            streams.info(line)
     print_profile(streams, result.profile)
     if result.is_disturbed:
         what = "other programs used the processors while this was measured"
         streams.notice(NoticeEvent(what, "tune again when they have ended: what it finds may be of no use"))
     if not quiet:
-        given = given_text(settings).replace(", ", " with ", 1)
-        streams.talk(f"ask, chat and batch use this for {model.reference} from now on{given}; --no-profile does not")
+        given = settings_text(settings).replace(", ", " with ", 1)
+        streams.info(f"ask, chat and batch use this for {model.reference} from now on{given}; --no-profile does not")

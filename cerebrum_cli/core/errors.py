@@ -32,10 +32,10 @@ class CerebrumError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, do: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.do = do
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
 class UsageError(CerebrumError):
@@ -56,7 +56,7 @@ class ModelNotFound(CerebrumError):
     def __init__(self, what: str, do: str, near: Sequence[str] = (), offer: str | None = None) -> None:
         super().__init__(what, do)
         self.near = tuple(near)
-        self.offer = offer
+        self.pullable = offer
 
 
 class NoModel(ModelNotFound):

@@ -22,8 +22,8 @@ class SequenceId(NamedTuple):
 class NoticeEvent:
     """Something the user should know that is no failure: what is, and what to do."""
 
-    what: str
-    do: str
+    message: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class TallyEvent:
     """A vote has moved on: the answers and how many chains came to each, best first; chains cast, and still running."""
 
     tally: tuple[tuple[str, int], ...]
-    cast: int
+    finished: int
     running: int
 
 
@@ -86,7 +86,7 @@ class RowEvent:
 class StageEvent:
     """What a long piece of work does now, and how much of it is done, of how much; in what, is for whoever reads it."""
 
-    what: str
+    stage: str
     done: int
     total: int
 

@@ -25,7 +25,7 @@ def locked(descriptor: int) -> bool:
     return True
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Put bytes in place of a file, so that it holds all of them or what it held before, whoever reads or dies."""
     from tempfile import NamedTemporaryFile
 
@@ -41,7 +41,7 @@ def write_whole(path: Path, data: bytes) -> None:
             raise
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_directory(folder: Path) -> None:
     """Make new names durable, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -23,7 +23,7 @@ class Tokens:
 Part = Text | Tokens
 
 
-def joined(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+def join_parts(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     """Return the same prompt with empty runs gone and neighbours of one kind made one."""
     out: list[Part] = []
     for part in parts:

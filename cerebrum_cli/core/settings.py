@@ -84,11 +84,11 @@ def fold(*layers: Layer) -> Settings:
     """Return one value from partial ones, later layers over earlier; None in a layer says nothing."""
     values: dict[str, Any] = {}
     for layer in layers:
-        values.update((key, checked(key, value)) for key, value in layer.items() if value is not None)
+        values.update((key, validate(key, value)) for key, value in layer.items() if value is not None)
     return Settings(**values)
 
 
-def checked(key: str, value: Any) -> Any:
+def validate(key: str, value: Any) -> Any:
     """Return a setting's value in its own type; UsageError if it cannot be that."""
     spelled = "--" + key.replace("_", "-")
     if key in RANGES:
@@ -115,14 +115,14 @@ def checked(key: str, value: Any) -> Any:
     return value
 
 
-def parsed(key: str, text: str) -> Any:
+def parse_value(key: str, text: str) -> Any:
     """Return a setting's value that was written as text; UsageError if it cannot be that."""
     kind = RANGES[key].type if key in RANGES else str
     try:
         value: Any = kind(text)
     except ValueError:
         value = text
-    return checked(key, value)
+    return validate(key, value)
 
 
 def read_config(path: Path) -> Layer:
@@ -140,9 +140,9 @@ def read_config(path: Path) -> Layer:
         if key not in KEYS:
             raise ConfigError(f"{path}: unknown key `{key}`", f"known are {', '.join(KEYS)}")
         try:
-            checked(key, value)
+            validate(key, value)
         except UsageError as error:
-            raise ConfigError(f"{path}: key `{key}`: {error.what.partition(' is ')[2]}", error.do) from error
+            raise ConfigError(f"{path}: key `{key}`: {error.message.partition(' is ')[2]}", error.hint) from error
     return layer
 
 

@@ -19,7 +19,7 @@ def held_back(text: str, markers: Iterable[str]) -> int:
     return longest
 
 
-def size_text(size: int) -> str:
+def format_size(size: int) -> str:
     """Return bytes as people read them, in units of 1000 as the Hub does."""
     for unit, name, digits in ((1e9, "GB", 2), (1e6, "MB", 0)):
         if size >= unit:
@@ -27,7 +27,7 @@ def size_text(size: int) -> str:
     return f"{size / 1e3:,.0f} kB"
 
 
-def read_size(text: str) -> int:
+def parse_size(text: str) -> int:
     """Return a size as people write it, "4GB" or "500 MB" or "4g", in bytes. UsageError for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
     size = int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " ")) if found else 0
@@ -36,7 +36,7 @@ def read_size(text: str) -> int:
     return size
 
 
-def utc_text(seconds: float) -> str:
+def format_utc(seconds: float) -> str:
     """Return a moment in seconds since 1970 as ISO 8601 has it, in UTC."""
     from datetime import UTC, datetime
 

@@ -74,7 +74,7 @@ class Backend(Protocol):
     def is_shared(self) -> bool:
         """Whether all slots share `capacity` tokens of memory, each beginning they have in common held once."""
 
-    def stretch(self, position: int) -> int:
+    def prefill_chunk(self, position: int) -> int:
         """Return how many tokens of a prompt a step should read at most, from this position on."""
 
     def shareable(self, length: int) -> int:

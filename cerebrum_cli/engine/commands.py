@@ -29,7 +29,7 @@ class End(NamedTuple):
     sequences: list[Sequence]
 
 
-class Keep(NamedTuple):
+class SavePromptCache(NamedTuple):
     """Keep on disk what idle slots hold, if `least` tokens of it are not; of `prompt` only what one has of it.
 
     A `beginning` is kept by itself. The answer is what went wrong, or None.
@@ -45,7 +45,7 @@ class Close(NamedTuple):
     """Free the model and end the thread."""
 
 
-Command = Submit | Cancel | End | Keep | Close
+Command = Submit | Cancel | End | SavePromptCache | Close
 
 
 class Commands:

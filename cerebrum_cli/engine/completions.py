@@ -13,7 +13,7 @@ from cerebrum_cli.engine.commands import Cancel, Commands, End, Submit
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, first_seed, sequences
 
 
-class Asked(NamedTuple):
+class SubmittedRequest(NamedTuple):
     """A request, and the seed of its first sample."""
 
     request: Request
@@ -29,22 +29,22 @@ class Completions:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
-        self._asked: list[Asked] = []
+        self._asked: list[SubmittedRequest] = []
         self._live: dict[SequenceId, Sequence] = {}
-        self._born: list[int] = []  # samples of each request so far
+        self.sample_counts: list[int] = []  # samples of each request so far
         self._cancelled = commands.cancelled
 
     def add(self, requests: Iterable[Request]) -> None:
         """Ask for more; requests are numbered in the order they were added. EngineError if the engine is closed."""
-        asked = [Asked(request, first_seed(request)) for request in requests]
+        asked = [SubmittedRequest(request, first_seed(request)) for request in requests]
         if not all(one.request.prompt_tokens for one in asked):
             raise UsageError("the prompt has no tokens", "write something to go on from")
         first = len(self._asked)
         self._asked += asked
-        self._born += [0] * len(asked)
+        self.sample_counts += [0] * len(asked)
         self._submit((index, self._asked[index].request.n) for index in range(first, len(self._asked)))
 
-    def more(self, index: int, count: int) -> None:
+    def add_samples(self, index: int, count: int) -> None:
         """Ask for `count` further samples of a request; their seeds follow those of the others.
 
         None come once everything has been cancelled: whoever asks has not heard of it yet.
@@ -52,9 +52,9 @@ class Completions:
         if self._commands.cancelled == self._cancelled:
             self._submit([(index, count)])
 
-    def end(self, index: int) -> None:
+    def abort(self, index: int) -> None:
         """End what still runs of a request: each of its samples finishes as `cancelled`, after the step that runs."""
-        born = self._born[index] if index < len(self._born) else 0
+        born = self.sample_counts[index] if index < len(self.sample_counts) else 0
         ids = (SequenceId(index, sample) for sample in range(born))
         self._commands.send(End([self._live[id] for id in ids if id in self._live]))
 
@@ -82,9 +82,9 @@ class Completions:
         born: list[Sequence] = []
         for index, count in wanted:
             request, seed = self._asked[index]
-            samples = range(self._born[index], self._born[index] + count)
+            samples = range(self.sample_counts[index], self.sample_counts[index] + count)
             born += sequences(index, request, self._outbox.put, samples, seed)
-            self._born[index] += count
+            self.sample_counts[index] += count
         self._live.update((sequence.id, sequence) for sequence in born)
         if not self._commands.send(Submit(born)):
             self._live.clear()

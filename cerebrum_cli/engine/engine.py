@@ -18,7 +18,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.core.parts import Part
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-from cerebrum_cli.engine.commands import Cancel, Close, Commands, Keep, Submit
+from cerebrum_cli.engine.commands import Cancel, Close, Commands, SavePromptCache, Submit
 from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.sequence import Failure, Request
@@ -79,7 +79,7 @@ class Engine:
         Prompts must be shorter than the context. Closing the generator frees the slots before it returns.
         """
         with closing(self.complete(requests)) as completions:
-            yield from unrefused(completions)
+            yield from raise_refusals(completions)
 
     def complete(self, requests: Iterable[Request]) -> Completions:
         """Return the events of requests as an iterator that can be asked for more, or for less. It must be closed."""
@@ -91,7 +91,7 @@ class Engine:
         """End everything that runs, loading too; streams end with the finish reason `cancelled`."""
         self._commands.send(Cancel(None, threading.Event()))
 
-    def keep(self, least: int, prompt: tuple[int, ...] | None = None) -> None:
+    def save_prompt_cache(self, least: int, prompt: tuple[int, ...] | None = None) -> None:
         """Keep on disk what idle slots hold, where `least` tokens or more of it are not kept already.
 
         With a `prompt` that is only the slot that holds most of it: others hold what was said besides.
@@ -99,13 +99,13 @@ class Engine:
         To be called while nothing runs: what runs is left out, and waits meanwhile. Does nothing where there is no
         store, or no model yet, or none any more. Raises EngineError where a state cannot be written.
         """
-        self._keep(Keep(least, prompt, SimpleQueue()))
+        self._keep(SavePromptCache(least, prompt, SimpleQueue()))
 
-    def keep_beginning(self, tokens: tuple[int, ...]) -> None:
+    def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Keep on disk a beginning of prompts to come, which an idle slot holds and the rest of which it forgets."""
-        self._keep(Keep(0, None, SimpleQueue(), tokens))
+        self._keep(SavePromptCache(0, None, SimpleQueue(), tokens))
 
-    def _keep(self, command: Keep) -> None:
+    def _keep(self, command: SavePromptCache) -> None:
         if self._states is None or not self.is_loaded or not self._commands.send(command):
             return
         failure = command.answer.get()
@@ -143,7 +143,7 @@ class Engine:
             backend.close()
 
 
-def unrefused(events: Iterable[Event]) -> Iterator[Event]:
+def raise_refusals(events: Iterable[Event]) -> Iterator[Event]:
     """Yield events; what refuses one of the sequences is raised."""
     for event in events:
         if isinstance(event, RefusedEvent):
@@ -159,5 +159,5 @@ def refuse(commands: Commands, error: BaseException) -> None:
                 sequence.tell(Failure(error))
         elif isinstance(command, Cancel):
             command.done.set()
-        elif isinstance(command, Keep):
+        elif isinstance(command, SavePromptCache):
             command.answer.put(None)

@@ -7,9 +7,9 @@ from time import perf_counter
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.commands import Cancel, Commands, End, Keep, Submit
+from cerebrum_cli.engine.commands import Cancel, Commands, End, SavePromptCache, Submit
 from cerebrum_cli.engine.pace import Pace
-from cerebrum_cli.engine.prompt_cache import Keeping
+from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
@@ -27,7 +27,7 @@ class Loop:
         self._pace = Pace(backend.slots, measures)
         self._scheduler = Scheduler(backend.slots)
         self._whole = backend.slots == 1 or backend.is_shared
-        self._keeping = Keeping(backend, self._scheduler, states) if states else None
+        self._keeping = PromptCache(backend, self._scheduler, states) if states else None
 
     def obey(self, commands: Commands) -> bool:
         """Carry out all commands that wait, or wait for one when there is nothing else to do; False to end."""
@@ -41,7 +41,7 @@ class Loop:
                 for sequence in command.sequences:
                     if not sequence.has_ended:
                         self._finish(sequence, "cancelled")
-            elif isinstance(command, Keep):
+            elif isinstance(command, SavePromptCache):
                 command.answer.put(self._keep(command))
             else:
                 self._cancel(None)
@@ -117,10 +117,10 @@ class Loop:
     def _fitting_step(self) -> Step:
         """Return the next step; where memory cannot take it in, the sequence in the highest slot waits for others."""
         scheduler = self._scheduler
-        step = scheduler.schedule(self._backend.stretch)
+        step = scheduler.schedule(self._backend.prefill_chunk)
         while not self._clear_idle(len(step.rows)):
             scheduler.put_back(scheduler.running[-1])
-            step = scheduler.schedule(self._backend.stretch)
+            step = scheduler.schedule(self._backend.prefill_chunk)
         return step
 
     def _close_ranks(self) -> None:
@@ -136,7 +136,7 @@ class Loop:
             backend.clear(source.index)
             scheduler.move(source, target)
 
-    def _keep(self, command: Keep) -> Failure | None:
+    def _keep(self, command: SavePromptCache) -> Failure | None:
         try:
             if self._keeping and command.beginning:
                 self._keeping.save_beginning(command.beginning)
@@ -206,7 +206,7 @@ class Loop:
         token = sequence.sampler.sample(row)
         sequence.sampled_at.append(perf_counter())
         request = sequence.request
-        if backend.is_end(token) and not request.ignore_end:
+        if backend.is_end(token) and not request.ignore_eos:
             return self._finish(sequence, "stop")
         logprob = backend.logprob(row, token) if request.logprobs else None
         sequence.generated.append(token)

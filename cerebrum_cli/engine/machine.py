@@ -152,7 +152,7 @@ def machine_memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def keep_devices(path: Path, devices: tuple[Device, ...]) -> None:
+def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
     """Write down which accelerators llama.cpp has seen: asking it anew would load it. Nobody minds where that fails."""
     text = json.dumps([asdict(device) for device in devices]).encode()
     with contextlib.suppress(OSError):
@@ -161,7 +161,7 @@ def keep_devices(path: Path, devices: tuple[Device, ...]) -> None:
             path.write_bytes(text)
 
 
-def kept_devices(path: Path) -> tuple[Device, ...] | None:
+def load_devices(path: Path) -> tuple[Device, ...] | None:
     """Return the accelerators that were written down; None where no model has been loaded yet."""
     try:
         listed = json.loads(path.read_bytes())

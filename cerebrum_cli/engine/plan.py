@@ -15,7 +15,7 @@ HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buf
 
 CacheType = Literal["f16", "q8_0"]
 CACHE_SHARE = {"f16": 1.0, "q8_0": 34 / 64}  # of the bytes of a key-value cache in f16
-MOST_SAID = {"slots": 256, "micro_batch": 65536}  # in a tuning; threads are 1024 at most
+MOST_SAID = {"slots": 256, "n_ubatch": 65536}  # in a tuning; threads are 1024 at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +50,19 @@ class LoadOptions:
     shape: Shape
     context_size: int | None = None
     gpu_layers: str = "auto"
-    threads: int | None = None
+    n_threads: int | None = None
     slots: int = 1
     vocabulary_only: bool = False
     whole_context: bool = False
     repack: bool = True
-    shared: bool = False
-    evenly: bool = False
-    prefill_threads: int | None = None
-    micro_batch: int | None = None
+    kv_unified: bool = False
+    batch_invariant: bool = False
+    n_threads_batch: int | None = None
+    n_ubatch: int | None = None
     flash_attention: bool | None = None
     cache_type: CacheType = "f16"
 
-    def tuned(self, tuning: Tuning) -> LoadOptions:
+    def with_tuning(self, tuning: Tuning) -> LoadOptions:
         """Return these with what a tuning says in their place."""
         return replace(self, **tuning.said)
 
@@ -75,9 +75,9 @@ class Tuning:
     """
 
     repack: bool | None = None
-    threads: int | None = None
-    prefill_threads: int | None = None
-    micro_batch: int | None = None
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    n_ubatch: int | None = None
     flash_attention: bool | None = None
     cache_type: CacheType | None = None
     gpu_layers: str | None = None

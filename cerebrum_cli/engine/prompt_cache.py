@@ -13,7 +13,7 @@ WORTH = 16  # tokens a state must save: fewer are evaluated as fast as they are 
 SHARE = 16  # and one in so many of its own, since all of it is read: that takes a twentieth of evaluating it
 
 
-class Keeping:
+class PromptCache:
     """What the engine's thread does with the store."""
 
     def __init__(self, backend: Backend, scheduler: Scheduler, states: StateStore) -> None:

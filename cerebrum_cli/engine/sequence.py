@@ -36,7 +36,7 @@ class Request:
     n: int = 1
     visible_tokens: frozenset[int] = frozenset()
     logprobs: bool = False
-    ignore_end: bool = False
+    ignore_eos: bool = False
 
 
 @dataclass(slots=True, eq=False)

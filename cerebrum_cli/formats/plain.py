@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.parts import Part, Text, Tokens, joined
+from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.formats.format import ThoughtMarkup
 
 
@@ -37,7 +37,7 @@ class PlainFormat:
         parts: list[Part] = [Text(system), Text("\n", True)] if system else []
         for index, message in enumerate(conversation.messages):
             parts += self._turn(message, first=index == 0)
-        return joined((*parts, Text(self.assistant, True)))
+        return join_parts((*parts, Text(self.assistant, True)))
 
     def _turn(self, message: Message, first: bool) -> tuple[Part, ...]:
         content = message.content if first or not self.erased else message.content.replace(self.erased, "")

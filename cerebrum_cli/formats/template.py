@@ -16,7 +16,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.core.parts import Part, Text, Tokens, joined
+from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.formats.format import ThoughtMarkup
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.sandbox import run_template
@@ -70,7 +70,7 @@ class EmbeddedFormat:
             _placed(index, message) if message["content"].strip() else message for index, message in enumerate(real)
         ]
         pieces = self._pieces(real, all_placed)
-        return joined(tuple(_part(piece, said) for piece in _as_asked(pieces, said, last=len(messages) - 1)))
+        return join_parts(tuple(_part(piece, said) for piece in _as_asked(pieces, said, last=len(messages) - 1)))
 
     def _pieces(self, real: list[Turn], placed: list[Turn]) -> list[Piece]:
         now = datetime.now()

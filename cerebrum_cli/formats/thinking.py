@@ -19,7 +19,7 @@ THOUGHTS = (
     ThoughtMarkup("<|start|>assistant<|channel|>commentary<|message|>", "<|end|>"),
 )
 
-Said = tuple[Channel, str]
+SplitText = tuple[Channel, str]
 
 
 def opened_thought(prompt_end: str, thoughts: tuple[ThoughtMarkup, ...]) -> ThoughtMarkup | None:
@@ -40,22 +40,22 @@ class ThoughtSplitter:
         self._held = ""
         self._edges: dict[Channel, Edges] = {"answer": Edges(), "thinking": Edges()}
 
-    def feed(self, text: str) -> list[Said]:
+    def feed(self, text: str) -> list[SplitText]:
         """Return what is certain after this text."""
         self._held += text
-        out: list[Said] = []
+        out: list[SplitText] = []
         while self._step(out):
             pass
         return out
 
-    def flush(self) -> list[Said]:
+    def flush(self) -> list[SplitText]:
         """Return what was held back, as a reply ends."""
         rest, self._held = self._held, ""
-        out: list[Said] = []
+        out: list[SplitText] = []
         self._say("thinking" if self._inside else "answer", rest, out)
         return out
 
-    def _step(self, out: list[Said]) -> bool:
+    def _step(self, out: list[SplitText]) -> bool:
         """Consume a piece of what is held; False when more text is needed."""
         if self._inside:
             return self._think(self._inside, out)
@@ -65,7 +65,7 @@ class ThoughtSplitter:
             return False
         return self._begin()
 
-    def _think(self, thought: ThoughtMarkup, out: list[Said]) -> bool:
+    def _think(self, thought: ThoughtMarkup, out: list[SplitText]) -> bool:
         before, closed, after = self._held.partition(thought.close)
         keep = 0 if closed else held_back(before, (thought.close,))
         cut = len(before) - keep
@@ -93,7 +93,7 @@ class ThoughtSplitter:
         self._answering = True
         return True
 
-    def _say(self, channel: Channel, text: str, out: list[Said]) -> None:
+    def _say(self, channel: Channel, text: str, out: list[SplitText]) -> None:
         if shown := self._edges[channel].trim(text):
             out.append((channel, shown))
 

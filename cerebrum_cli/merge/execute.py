@@ -18,7 +18,7 @@ from cerebrum_cli.merge.weights import CodecFactory, Weights, block_scale
 
 TOLD_S = 0.02  # how often whoever waits is told how far it is
 
-Told = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told the bytes done and the bytes in all."""
 
 
@@ -67,7 +67,7 @@ def entry(tensor: Output) -> Entry:
     return Entry(tensor.name, tensor.shape, tensor.type, tensor.size)
 
 
-def execute(files: Sequence[File], codec: CodecFactory, threads: int, told: Told) -> tuple[Written, ...]:
+def execute(files: Sequence[File], codec: CodecFactory, threads: int, told: OnProgress) -> tuple[Written, ...]:
     """Write files, telling the bytes that are written, of how many, every now and then.
 
     MergeError where they cannot be written or weights cannot be worked out, ModelFileError for a source that cannot
@@ -160,12 +160,12 @@ def pieces(file: File, weights: Weights) -> Iterator[bytes]:
 
 def require_codec(plan: Plan, codec: CodecFactory) -> None:
     """Raise MergeError for a type that weights cannot be read from or written in, before anything is."""
-    worked = [each for each in plan.tensors if not (each.is_copy or block_scale(each.work, each))]
+    worked = [each for each in plan.tensors if not (each.is_copy or block_scale(each.op, each))]
     if not worked:
         return
     able = codec()
     for tensor in worked:
-        for source in tensors_of(tensor.work):
+        for source in tensors_of(tensor.op):
             if not able.readable(source.type):
                 raise MergeError(f"{source.name} is {source.kind.name}, which cannot be read here", "merge other files")
         if not able.writable(tensor.type):

@@ -47,10 +47,10 @@ class Slerp(NamedTuple):
     second: Tensor
 
 
-Work = Copy | Sum | Slerp
+TensorOp = Copy | Sum | Slerp
 
 
-def tensors_of(work: Work) -> tuple[Tensor, ...]:
+def tensors_of(work: TensorOp) -> tuple[Tensor, ...]:
     """Return what something is made of."""
     if isinstance(work, Copy):
         return (work.tensor,)
@@ -96,7 +96,7 @@ class Position(NamedTuple):
         return self.slice.base_model
 
 
-def work(position: Position, given: Given) -> Work:
+def tensor_op(position: Position, given: Given) -> TensorOp:
     """Return what becomes of a tensor. MergeError where the recipe does not tell."""
     method = position.recipe.method
     if method == "slerp":
@@ -105,7 +105,7 @@ def work(position: Position, given: Given) -> Work:
     return simplified(terms)
 
 
-def lead(position: Position, given: Given) -> Tensor:
+def base_tensor(position: Position, given: Given) -> Tensor:
     """Return the tensor whose type and shape the result has: the base's, else the first."""
     return next((tensor for source, tensor in given if source.model == position.base), given[0][1])
 
@@ -141,7 +141,7 @@ def shifted(position: Position, given: Given) -> list[Term]:
     return [Term(base, 1.0 - sum(term.coefficient for term in terms)), *terms]
 
 
-def slerp(position: Position, given: Given) -> Work:
+def slerp(position: Position, given: Given) -> TensorOp:
     """Return the way from the base to the other one, or the end where that is all."""
     t = position.parameter("t")
     if t is None:
@@ -153,7 +153,7 @@ def slerp(position: Position, given: Given) -> Work:
     return Copy(other) if t == 1 else Slerp(t, base, other)
 
 
-def simplified(terms: Iterable[Term]) -> Work:
+def simplified(terms: Iterable[Term]) -> TensorOp:
     """Return a sum with each tensor in it once, or a copy where that is the same."""
     coefficients: dict[Tensor, float] = {}
     for tensor, coefficient in terms:

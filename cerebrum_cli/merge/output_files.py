@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import locked, sync_folder
+from cerebrum_cli.core.files import fsync_directory, locked
 
 PART = ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -103,7 +103,7 @@ class Delivery:
                 path.unlink(missing_ok=True)
             raise
         for folder in {each.path.parent for each in self.written}:
-            sync_folder(folder)
+            fsync_directory(folder)
         return tuple(self.written)
 
 

@@ -13,7 +13,7 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import ONE_SHAPE, require_alike
 from cerebrum_cli.merge.layer_pattern import require_phase
 from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
-from cerebrum_cli.merge.methods import Copy, Given, Position, Work, lead, work
+from cerebrum_cli.merge.methods import Copy, Given, Position, TensorOp, base_tensor, tensor_op
 from cerebrum_cli.merge.parameter_lookup import unmatched_filters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.target_types import Target
@@ -29,7 +29,7 @@ class Output(NamedTuple):
     name: str
     shape: tuple[int, ...]
     type: int
-    work: Work
+    op: TensorOp
 
     @property
     def kind(self) -> TensorType:
@@ -44,7 +44,7 @@ class Output(NamedTuple):
     @property
     def is_copy(self) -> bool:
         """Whether its bytes are those of a source."""
-        return isinstance(self.work, Copy) and self.work.tensor.type == self.type
+        return isinstance(self.op, Copy) and self.op.tensor.type == self.type
 
 
 class Layer(NamedTuple):
@@ -180,9 +180,9 @@ class Planner:
                 raise MergeError(f"{first} has no {tensors[more[0]].name}, as {name} has", ONE_SHAPE)
 
     def _output(self, position: Position, given: Given) -> Output:
-        first = lead(position, given)
+        first = base_tensor(position, given)
         is_head = position.name == HEAD or (position.name == EMBEDDING and not self._has_head)
-        return Output(position.name, first.shape, self.target.of(first, is_head), work(position, given))
+        return Output(position.name, first.shape, self.target.of(first, is_head), tensor_op(position, given))
 
     @property
     def _has_head(self) -> bool:
@@ -196,7 +196,7 @@ def head_of(outer: Mapping[str, Tensor]) -> Tensor:
     return outer.get(HEAD) or outer[EMBEDDING]
 
 
-def planned(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
+def plan_merge(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
     """Return how a recipe is carried out on models. MergeError where they do not fit it or each other."""
     return Planner(recipe, tables, target).plan(provenance)
 

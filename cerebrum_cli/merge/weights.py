@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.gguf.table import Tensor
-from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term, Work, slerp_coefficients, tensors_of
+from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, slerp_coefficients, tensors_of
 from cerebrum_cli.merge.plan import Output
 
 T = TypeVar("T")
@@ -101,13 +101,13 @@ class Weights:
 
     def pieces(self, output: Output) -> Iterator[bytes]:
         """Yield the bytes of a tensor. ModelFileError for a source that cannot be read, MergeError for no numbers."""
-        if isinstance(output.work, Slerp) and len(output.shape) > 2:
-            for expert in experts(output, output.work):
+        if isinstance(output.op, Slerp) and len(output.shape) > 2:
+            for expert in experts(output, output.op):
                 yield from self.pieces(expert)
             return
-        for tensor in tensors_of(output.work):
+        for tensor in tensors_of(output.op):
             self._open_file(tensor.path)  # here, and not in two threads at once
-        work = self._straightened(output.work) if isinstance(output.work, Slerp) else output.work
+        work = self._straightened(output.op) if isinstance(output.op, Slerp) else output.op
         if isinstance(work, Copy) and work.tensor.type == output.type:
             yield from self._copied(work.tensor)
         elif scale := block_scale(work, output):
@@ -138,7 +138,7 @@ class Weights:
         try:
             return codec.quantize(total, output.type)
         except EngineError as error:
-            raise MergeError(f"{output.name}: {error.what}", error.do) from error
+            raise MergeError(f"{output.name}: {error.message}", error.hint) from error
 
     def _straightened(self, work: Slerp) -> Sum:
         """Return a point on an arc as a sum: its coefficients hang on all weights of both tensors."""
@@ -210,7 +210,7 @@ def experts(output: Output, work: Slerp) -> Iterator[Output]:
     """Yield the experts of a tensor that holds several: each has an arc of its own."""
     for number in range(prod(output.shape[2:])):
         ends = (expert(work.first, number), expert(work.second, number))
-        yield output._replace(shape=output.shape[:2], work=Slerp(work.t, *ends))
+        yield output._replace(shape=output.shape[:2], op=Slerp(work.t, *ends))
 
 
 def expert(tensor: Tensor, number: int) -> Tensor:
@@ -219,7 +219,7 @@ def expert(tensor: Tensor, number: int) -> Tensor:
     return tensor._replace(shape=tensor.shape[:2], offset=tensor.offset + number * size)
 
 
-def block_scale(work: Work, output: Output) -> Term | None:
+def block_scale(work: TensorOp, output: Output) -> Term | None:
     """Return the one tensor that only has to be multiplied, where its type allows it without rounding again."""
     if isinstance(work, Sum) and len(work.terms) == 1 and work.terms[0].tensor.type == output.type:
         return work.terms[0] if output.kind.name in SCALES else None

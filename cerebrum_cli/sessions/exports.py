@@ -64,7 +64,7 @@ def read_conversation(text: str, source: str) -> tuple[str | None, Conversation]
 
 
 def _markdown_turn(stored: StoredMessage) -> Iterable[str]:
-    message, said = stored.message, stored.said
+    message, said = stored.message, stored.metadata
     yield f"## {SPEAKERS[message.role]}"
     content = message.content.strip()
     sampled = said.model or said.finish_reason  # what was imported, or is the user's own, has no end to tell of

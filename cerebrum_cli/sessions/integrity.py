@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.sessions.schema import STEPS, version_of
+from cerebrum_cli.sessions.schema import MIGRATIONS, version_of
 
 PATIENCE_S = 5.0  # how long another process's change is waited for
 
@@ -43,7 +43,7 @@ def contents(path: Path) -> Contents | None:
 
 def _read(database: sqlite3.Connection, path: Path) -> Contents:
     version = version_of(database)
-    if version > len(STEPS):
+    if version > len(MIGRATIONS):
         raise SessionError(f"{path}: written by a newer cerebrum", "update cerebrum")
     (complaint,) = database.execute("PRAGMA integrity_check(1)").fetchone()
     if complaint != "ok":

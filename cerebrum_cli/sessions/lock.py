@@ -22,7 +22,7 @@ class SessionLock:
         self._directory = directory
         self._held: tuple[int, sqlite3.Connection] | None = None
 
-    def take(self, session: Session) -> None:
+    def acquire(self, session: Session) -> None:
         """Lock a session, and let go of the one before. SessionError where another process leads it."""
         if self._held and self._held[0] == session.id:
             return

@@ -15,7 +15,7 @@ Origin = Literal["chat", "ask", "import"]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ReplyMetadata:
     """What is kept of a message beside who said what: how a reply came to be, as far as that is known."""
 
     reasoning: str | None = None
@@ -34,7 +34,7 @@ class StoredMessage:
     id: int
     parent: int | None
     message: Message
-    said: Said
+    metadata: ReplyMetadata
     created: float
 
 
@@ -89,7 +89,7 @@ COLUMNS = (
 MARKS = ", ".join("?" * len(COLUMNS))
 
 
-def row_values(message: Message, said: Said) -> tuple[Any, ...]:
+def row_values(message: Message, said: ReplyMetadata) -> tuple[Any, ...]:
     """Return what the columns of a message hold."""
     tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
     return (
@@ -110,7 +110,7 @@ def stored_message(row: sqlite3.Row) -> StoredMessage:
     """Return the message of a row."""
     tokens, role = row["tokens"], row["role"]
     ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
-    said = Said(
+    said = ReplyMetadata(
         reasoning=row["reasoning"],
         finish_reason=row["finish_reason"],
         model=row["model"],

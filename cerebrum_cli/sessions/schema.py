@@ -9,7 +9,7 @@ import time
 # the message it has come to (`leaf`). `session` is the one a message was said in, which may be gone. Times are seconds
 # since 1970, `params` and `timings` JSON, `tokens` the ids a reply was sampled as, four bytes each, little-endian. A
 # reply without a finish_reason is being said, or was when its process was killed.
-STEPS = (
+MIGRATIONS = (
     """
     CREATE TABLE messages (
         id INTEGER PRIMARY KEY,
@@ -63,11 +63,11 @@ def migrate(database: sqlite3.Connection) -> int:
 
     A step happens whole or not at all, and once, however many processes open the database at the same time.
     """
-    while (version := version_of(database)) < len(STEPS):
+    while (version := version_of(database)) < len(MIGRATIONS):
         database.execute("BEGIN IMMEDIATE")
         try:
             if version_of(database) == version:  # nobody was faster
-                for statement in _statements(STEPS[version]):
+                for statement in _statements(MIGRATIONS[version]):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {version + 1}")
             database.execute("COMMIT")

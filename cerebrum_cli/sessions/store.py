@@ -25,7 +25,7 @@ from cerebrum_cli.sessions.rows import (
     MARKS,
     Hit,
     Origin,
-    Said,
+    ReplyMetadata,
     Session,
     StoredMessage,
     Summary,
@@ -33,11 +33,11 @@ from cerebrum_cli.sessions.rows import (
     session_of,
     stored_message,
 )
-from cerebrum_cli.sessions.schema import STEPS, migrate, version_of, write_ahead
+from cerebrum_cli.sessions.schema import MIGRATIONS, migrate, version_of, write_ahead
 from cerebrum_cli.sessions.search import search
 
 BUSY_S = 10.0  # how long a change waits for another process's
-_LATEST = len(STEPS)
+_LATEST = len(MIGRATIONS)
 _BEGINNINGS = (  # how many messages each session has, and the first of them
     "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
     " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent IS NOT NULL),"
@@ -138,17 +138,17 @@ class Store:
             rows = database.execute("SELECT * FROM messages WHERE parent IS ? ORDER BY id", (message,)).fetchall()
             return list(map(stored_message, rows))
 
-    def say(self, session: Session, message: Message, said: Said | None = None) -> Session:
+    def add_message(self, session: Session, message: Message, said: ReplyMetadata | None = None) -> Session:
         """Add a message after the one a session has come to, and return the session, which has come to it."""
         with self._changing() as database:
             self._present(database, session)
             cursor = database.execute(
                 f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)}) VALUES (?, ?, ?, {MARKS})",
-                (session.leaf, session.id, time.time(), *row_values(message, said or Said())),
+                (session.leaf, session.id, time.time(), *row_values(message, said or ReplyMetadata())),
             )
             return self._moved(database, session, cursor.lastrowid)
 
-    def say_on(self, session: Session, message: Message, said: Said) -> None:
+    def update_message(self, session: Session, message: Message, said: ReplyMetadata) -> None:
         """Replace the message a session has come to by what has become of it: a reply that goes on, or has ended."""
         with self._changing() as database:
             self._present(database, session)
@@ -164,7 +164,7 @@ class Store:
             self._present(database, session)
             return self._moved(database, session, leaf)
 
-    def lead(self, session: Session, **values: Any) -> Session:
+    def update_session(self, session: Session, **values: Any) -> Session:
         """Change what a session is led with: system_prompt, model, format, params, first; or its name."""
         if "name" in values:
             values["name"] = checked_name(values["name"])

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.events import Event, NoticeEvent, RowEvent, StageEvent, TokenEvent
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO
 from cerebrum_cli.terminal.streams import Streams, columns
@@ -56,7 +56,7 @@ class BatchProgress:
         if self._bar:
             self._bar.stop()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
-            self._streams.talk(batch_text(self._rows, self._tokens, self._seconds))
+            self._streams.info(batch_text(self._rows, self._tokens, self._seconds))
 
     @property
     def _seconds(self) -> float:
@@ -78,7 +78,7 @@ class BatchProgress:
             self._bar.update(self._task, completed=rows.done, speed=speed, failed=failed)
         elif time.monotonic() - self._told >= LOG_EVERY_S:
             self._told = time.monotonic()
-            self._streams.talk(batch_text(rows, self._tokens, self._seconds))
+            self._streams.info(batch_text(rows, self._tokens, self._seconds))
 
 
 class StageProgress:
@@ -99,7 +99,7 @@ class StageProgress:
             self._draw(event)
         elif time.monotonic() - self._told >= LOG_EVERY_S:
             self._told = time.monotonic()
-            self._streams.talk(f"{event.done} of {event.total}: {event.what}")
+            self._streams.info(f"{event.done} of {event.total}: {event.stage}")
 
     def close(self) -> None:
         """Take the bar away."""
@@ -113,7 +113,7 @@ class StageProgress:
             self._task = self._bar.add_task("", total=event.total)
             self._bar.start()
         self._bar.console.width = columns(self._streams.err) - ECHO
-        self._bar.update(self._task, completed=event.done, total=event.total, description=event.what)
+        self._bar.update(self._task, completed=event.done, total=event.total, description=event.stage)
 
 
 def stage_bar(streams: Streams) -> Progress:
@@ -198,9 +198,11 @@ class FileProgress:
         if self._quiet:
             return
         if self._bars:
-            self._bars.console.print(f"note: {strip_controls(event.what)}: {event.do}", markup=False, highlight=False)
+            self._bars.console.print(
+                f"note: {strip_controls(event.message)}: {event.hint}", markup=False, highlight=False
+            )
         else:
-            self._streams.talk(f"note: {event.what}: {event.do}")
+            self._streams.info(f"note: {event.message}: {event.hint}")
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is, in bytes."""
@@ -215,8 +217,8 @@ class FileProgress:
         began, first = self._began.setdefault(stage, (now, done))
         if now - self._told.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._told[stage] = now
-            self._streams.talk(
-                f"{stage}: {size_text(done)} of {size_text(total)}{_pace(done - first, now - began, total - done)}"
+            self._streams.info(
+                f"{stage}: {format_size(done)} of {format_size(total)}{_pace(done - first, now - began, total - done)}"
             )
 
 
@@ -225,4 +227,4 @@ def _pace(done: int, seconds: float, left: int) -> str:
     if done <= 0 or seconds <= 0:
         return ""
     speed = done / seconds
-    return f", {size_text(int(speed))}/s, {left / speed / 60:.0f} min left"
+    return f", {format_size(int(speed))}/s, {left / speed / 60:.0f} min left"

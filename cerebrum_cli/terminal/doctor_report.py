@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from cerebrum_cli.application.doctor.check_result import Finding, Status, found
+from cerebrum_cli.application.doctor.check_result import CheckResult, Status, check_result
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import DUMB, Streams, columns, plain_terminal
@@ -30,7 +30,7 @@ class Screen:
     accessible: bool
 
 
-def terminal_finding(streams: Streams) -> Finding:
+def check_terminal(streams: Streams) -> CheckResult:
     """Return what there is to say of the terminal."""
     import locale
 
@@ -47,10 +47,10 @@ def terminal_finding(streams: Streams) -> Finding:
     )
 
 
-def judged_screen(screen: Screen) -> Finding:
+def judged_screen(screen: Screen) -> CheckResult:
     """Judge a terminal by what it can show."""
     if not screen.is_terminal:
-        return found("terminal", "none: standard output is a pipe or a file, and gets UTF-8 without colours")
+        return check_result("terminal", "none: standard output is a pipe or a file, and gets UTF-8 without colours")
     reader = ", for a screen reader (ACCESSIBLE)" if screen.accessible else ""
     detail = f"{screen.term or 'TERM is not set'}, {screen.columns} columns, {_colours(screen)}, {screen.encoding}"
     problems = []
@@ -58,7 +58,7 @@ def judged_screen(screen: Screen) -> Finding:
         problems.append(("nothing is drawn over, and Markdown stays text", "set TERM, mostly to xterm-256color"))
     if screen.encoding.lower().replace("-", "") != "utf8":
         problems.append(("it may show other letters than were said", "choose a UTF-8 locale: export LANG=C.UTF-8"))
-    return found("terminal", detail + reader, *problems)
+    return check_result("terminal", detail + reader, *problems)
 
 
 def _colours(screen: Screen) -> str:
@@ -71,7 +71,7 @@ def _colours(screen: Screen) -> str:
     return "256 colours" if "256color" in screen.term else "colours"
 
 
-def print_finding(streams: Streams, finding: Finding) -> None:
+def print_check_result(streams: Streams, finding: CheckResult) -> None:
     """Print a finding: in a pipe a line, and one for what to do; on a terminal in as many as it takes."""
     width = columns(streams.out) - 1 if streams.out_is_terminal else None
     text = finding_text(finding, width)
@@ -88,10 +88,10 @@ def print_finding(streams: Streams, finding: Finding) -> None:
         streams.out.flush()
 
 
-def finding_text(finding: Finding, width: int | None) -> str:
+def finding_text(finding: CheckResult, width: int | None) -> str:
     """Return the lines of a finding, no word broken; without a width, what is told is one line however long."""
     status, name = finding.status.ljust(STATUS_WIDTH), finding.name
-    told = [finding.detail, *([TRY + finding.do] if finding.do else [])]
+    told = [finding.detail, *([TRY + finding.hint] if finding.hint else [])]
     indent = STATUS_WIDTH + NAME_WIDTH
     if width is None:
         first, *more = told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 
@@ -36,7 +36,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.closeness:
         argmax, agreement, divergence = row.closeness
         near = [f"{argmax:.3f}", f"{agreement:.3f}", f"{divergence:.4f}", row.state]
-    return (row.type, size_text(row.size or 0), *_speeds(row.speeds, row.ratios), *near)
+    return (row.type, format_size(row.size or 0), *_speeds(row.speeds, row.ratios), *near)
 
 
 def _speeds(speeds: Speeds, ratios: Speeds | None) -> Iterator[str]:
@@ -65,8 +65,8 @@ def _row_object(row: Row) -> dict[str, Any]:
         **_named(row.speeds),
         "ratios": _named(row.ratios),
         "agreement": near and near.agreement,
-        "argmax_agreement": near and near.argmax,
-        "divergence": near and near.divergence,
+        "argmax_agreement": near and near.top1_agreement,
+        "divergence": near and near.mean_kld,
         "verdict": row.verdict,
     }
 

@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import Interrupted
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Cancelling:
+class CancelOnInterrupt:
     """What signals do to a reply or to a model that is loaded: each calls `cancel`.
 
     Until `talking` is set nothing has been said that could be kept, so a signal raises Interrupted on the spot: a
@@ -27,7 +27,7 @@ class Cancelling:
         self.signum: int | None = None
         self.talking = False
 
-    def __enter__(self) -> Cancelling:
+    def __enter__(self) -> CancelOnInterrupt:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -42,7 +42,7 @@ class Cancelling:
             raise Interrupted(signum)
 
 
-class Interrupts(Cancelling):
+class Interrupts(CancelOnInterrupt):
     """While this is entered the first signal cancels; a second one ends the process at once."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 
@@ -21,11 +21,11 @@ def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
     facts = {
         "parameters": f"{merge['parameters']:,}",
         "tensors": f"{merge['tensors']} ({types})",
-        "size": f"{size_text(merge['size'])} ({merge['size']} bytes), {copied:.0%} of it copied as it is",
+        "size": f"{format_size(merge['size'])} ({merge['size']} bytes), {copied:.0%} of it copied as it is",
         "KV cache": f"{merge['kv_bytes_per_token']:,} bytes a token",
-        "memory": f"{size_text(merge['memory_to_merge'])} to merge,"
-        f" {size_text(merge['memory'])} to run at a context of {merge['context']} tokens",
-        "disk": f"{size_text(merge['size'])}, and {size_text(merge['free'])} are free",
+        "memory": f"{format_size(merge['memory_to_merge'])} to merge,"
+        f" {format_size(merge['memory'])} to run at a context of {merge['context']} tokens",
+        "disk": f"{format_size(merge['size'])}, and {format_size(merge['free'])} are free",
     }
     width = max(map(len, facts))
     streams.answer("\n" + "".join(f"{name:<{width}}  {fact}\n" for name, fact in facts.items()))

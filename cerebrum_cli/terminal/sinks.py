@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.terminal.control import ControlFilter
-from cerebrum_cli.terminal.interrupts import Cancelling, Interrupts
+from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, Interrupts
 from cerebrum_cli.terminal.streams import Streams, plain_terminal
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class ThoughtSink:
         """Tell of a thought that has ended, or was ended."""
         if self._began is not None:
             seconds = time.monotonic() - self._began
-            self._streams.talk(f"thought for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
+            self._streams.info(f"thought for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
             self._began = None
 
 
@@ -137,11 +137,11 @@ def show_answer(streams: Streams, text: str, markdown: bool) -> None:
     sink.close()
 
 
-def play(
+def render(
     events: Generator[Event, None, None],
     cancel: Callable[[], None],
     sinks: Iterable[Sink],
-    interrupts: Callable[[Callable[[], None]], AbstractContextManager[Cancelling]] = Interrupts,
+    interrupts: Callable[[Callable[[], None]], AbstractContextManager[CancelOnInterrupt]] = Interrupts,
 ) -> None:
     """Send all events to all sinks; a signal cancels the reply, is played out, and then raises Interrupted.
 
@@ -160,7 +160,7 @@ def play(
                 sink.close()
 
 
-def followed(events: Generator[Event, None, T], sink: Sink) -> T:
+def render_stages(events: Generator[Event, None, T], sink: Sink) -> T:
     """Show what a piece of work tells while it is done, and return what it comes to."""
     try:
         while True:

@@ -111,10 +111,10 @@ class Streams:
         self.err.flush()
         reply = sys.stdin.readline()
         if not reply.endswith("\n"):
-            self.talk("")
+            self.info("")
         return reply.strip().lower() in ("y", "yes") or (usual and reply == "\n")
 
-    def talk(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Write a line to standard error; where that cannot be written to, the answer still can."""
         self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")
 
@@ -127,20 +127,20 @@ class Streams:
             text = f"\n{' ' * len(head)}".join(
                 wrap(text, width - len(head), break_long_words=False, break_on_hyphens=False)
             )
-        self.talk(head + text)
+        self.info(head + text)
 
     def notice(self, event: NoticeEvent) -> None:
         """Tell what is and what to do, where nothing failed."""
-        self._tell("note: ", event.what)
-        self._tell("      ", event.do)
+        self._tell("note: ", event.message)
+        self._tell("      ", event.hint)
 
     def error(self, error: CerebrumError) -> None:
         """Tell what is and what to do, and what llama.cpp said of it."""
-        self._tell("error: ", error.what)
-        if error.do:
-            self._tell("  try: ", error.do)
+        self._tell("error: ", error.message)
+        if error.hint:
+            self._tell("  try: ", error.hint)
         for line in error.log if isinstance(error, EngineError) else ():
-            self.talk(f"  log: {line}")
+            self.info(f"  log: {line}")
 
 
 def standard_streams() -> Streams:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.events import FinishEvent, RowEvent, TallyEvent
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.models.availability import Offer
+    from cerebrum_cli.application.models.availability import DownloadPlan
     from cerebrum_cli.application.models.fit import Capacity
 
 PIPE_WIDTH = 10_000  # columns of a table nobody looks at: nothing is cut or wrapped in a pipe
@@ -45,8 +45,8 @@ def stats_line(finish: FinishEvent, model: str, form: str) -> str:
 
 def tally_text(event: TallyEvent) -> str:
     """Return how a vote stands: "4/5 5 of 8, 0.9 1 of 8", of the chains that have come to an end."""
-    said = [f"{' '.join(answer.split())} {count} of {event.cast}" for answer, count in event.tally]
-    return ", ".join(said) or f"no answer in {event.cast} of {event.cast}"
+    said = [f"{' '.join(answer.split())} {count} of {event.finished}" for answer, count in event.tally]
+    return ", ".join(said) or f"no answer in {event.finished} of {event.finished}"
 
 
 def batch_text(event: RowEvent, tokens: int, seconds: float) -> str:
@@ -153,9 +153,9 @@ def _first_line(text: str) -> str:
     return textwrap.shorten(text, BEGINNING, placeholder=" ...")
 
 
-def print_candidates(streams: Streams, offer: Offer) -> None:
+def print_candidates(streams: Streams, offer: DownloadPlan) -> None:
     """Print the quantisations of a model, what they need, and how that goes with this machine."""
-    head = f"{offer.stock.name} at a context of {offer.context} tokens; {capacity_text(offer.capacity)}"
+    head = f"{offer.availability.name} at a context of {offer.context} tokens; {capacity_text(offer.capacity)}"
     streams.answer(f"\n{_wrapped(streams, head)}\n\n")
     print_table(
         streams,
@@ -164,8 +164,8 @@ def print_candidates(streams: Streams, offer: Offer) -> None:
             (
                 "*" if each.recommended else "",
                 each.quantization,
-                size_text(each.size),
-                size_text(each.needed),
+                format_size(each.size),
+                format_size(each.needed),
                 each.verdict,
                 "yes" if each.installed else "",
             )
@@ -177,12 +177,12 @@ def print_candidates(streams: Streams, offer: Offer) -> None:
 
 def capacity_text(capacity: Capacity) -> str:
     """Return what a machine can hold, as a clause."""
-    memory = f"this machine has {size_text(capacity.memory)} of memory"
+    memory = f"this machine has {format_size(capacity.memory)} of memory"
     if capacity.devices is None:
         return f"{memory}; whether a GPU helps is unknown until a model has been loaded once"
     if not capacity.devices:
         return f"{memory} and no GPU that llama.cpp can use"
-    gpus = " and ".join(f"{size_text(device.free)} on {device.description}" for device in capacity.devices)
+    gpus = " and ".join(f"{format_size(device.free)} on {device.description}" for device in capacity.devices)
     return f"{memory}, {gpus}"
 
 
@@ -202,7 +202,7 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
 
 def _described(key: str, value: Any) -> str:
     if key == "size" and value is not None:
-        return f"{size_text(value)} ({value} bytes)"
+        return f"{format_size(value)} ({value} bytes)"
     if key == "encodings":
         return ", ".join(f"{each['name']}{' (answers for this model)' * each['preferred']}" for each in value)
     if key == "merged_from":
@@ -258,4 +258,4 @@ def _cell(value: Any) -> str:
 
 
 def _size(size: int | None) -> str | None:
-    return None if size is None else size_text(size)
+    return None if size is None else format_size(size)

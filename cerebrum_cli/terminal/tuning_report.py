@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 
@@ -26,7 +26,7 @@ def _words(tuning: Tuning) -> Iterator[str]:
         yield "weights repacked" if tuning.repack else "weights as they are"
     if tuning.gpu_layers is not None:
         yield f"{tuning.gpu_layers} layers offloaded"
-    say, read = tuning.threads, tuning.prefill_threads
+    say, read = tuning.n_threads, tuning.n_threads_batch
     if say is not None and say == read:
         yield _counted(say, "thread")
     else:
@@ -34,8 +34,8 @@ def _words(tuning: Tuning) -> Iterator[str]:
             yield f"{_counted(say, 'thread')} to say"
         if read is not None:
             yield f"{_counted(read, 'thread')} to read"
-    if tuning.micro_batch is not None:
-        yield f"micro-batch {tuning.micro_batch}"
+    if tuning.n_ubatch is not None:
+        yield f"micro-batch {tuning.n_ubatch}"
     if tuning.flash_attention is not None:
         yield f"flash attention {'on' if tuning.flash_attention else 'off'}"
     if tuning.cache_type is not None:
@@ -62,10 +62,10 @@ def _row(title: str, tuned: Tuned) -> tuple[Any, ...]:
         title,
         f"{tuned.gain:.2f} x" if tuned.tuning.said else "",
         tuning_text(tuned.tuning),
-        f"{speeds.read:.1f}",
-        f"{speeds.say:.1f}",
+        f"{speeds.prompt:.1f}",
+        f"{speeds.generate:.1f}",
         f"{speeds.load_s:.1f} s",
-        size_text(speeds.memory),
+        format_size(speeds.memory),
         "" if tuned.agreement is None else f"{tuned.agreement:.1%}",
     )
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.chat.history import name_of, spoken
-from cerebrum_cli.application.inference.loading import BackendFactory, Opened, open_model
+from cerebrum_cli.application.chat.history import load_conversation, name_of
+from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model
 from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.responder import LocalResponder
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import utc_text
+from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
 from cerebrum_cli.sessions.names import printable
 from cerebrum_cli.sessions.rows import Session, StoredMessage
@@ -73,10 +73,12 @@ def transcript(factory: BackendFactory, model: Model, settings: Settings, store:
         opened.engine.close()
 
 
-def _transcript(opened: Opened, store: Store, session: Session) -> str:
+def _transcript(opened: LoadedModel, store: Store, session: Session) -> str:
     model = opened.model.reference
-    conversation, last = spoken(store, session, model), store.messages(session)[-1:]
-    if last and last[0].said.model == model:  # nothing follows it: its tokens are what was said, also of a mere thought
+    conversation, last = load_conversation(store, session, model), store.messages(session)[-1:]
+    if (
+        last and last[0].metadata.model == model
+    ):  # nothing follows it: its tokens are what was said, also of a mere thought
         conversation = replace(conversation, messages=(*conversation.messages[:-1], last[0].message))
     return transcribed(opened.responder, conversation)
 
@@ -93,7 +95,7 @@ def transcribed(responder: LocalResponder, conversation: Conversation) -> str:
     return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
 
 
-def export_to(path: Path, store: Store, session: Session, opened: Opened) -> None:
+def export_to(path: Path, store: Store, session: Session, opened: LoadedModel) -> None:
     """Write a session to a new file, in the shape its name asks for. UsageError where that cannot be."""
     shape = EXPORTS.get(path.suffix)
     if shape is None:
@@ -121,7 +123,7 @@ def imported(store: Store, file: Path, name: str | None) -> Session:
     with store.together():
         session = store.create(name, "import", system_prompt=conversation.system_prompt)
         for message in conversation.messages:
-            session = store.say(session, message)
+            session = store.add_message(session, message)
     return session
 
 
@@ -131,13 +133,13 @@ def _told(session: Session) -> dict[str, Any]:
         "origin": session.origin,
         "model": session.model,
         "format": session.format,
-        "created": utc_text(session.created),
-        "updated": utc_text(session.updated),
+        "created": format_utc(session.created),
+        "updated": format_utc(session.updated),
     }
 
 
 def _message(stored: StoredMessage) -> dict[str, Any]:
-    said = stored.said
+    said = stored.metadata
     return {
         "role": stored.message.role,
         "content": stored.message.content,
@@ -148,7 +150,7 @@ def _message(stored: StoredMessage) -> dict[str, Any]:
         "params": said.params,
         "seed": said.seed,
         "timings": said.timings,
-        "created": utc_text(stored.created),
+        "created": format_utc(stored.created),
     }
 
 

@@ -10,11 +10,11 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.application.chat.history import History, Speaker, name_of, params_of, spoken
-from cerebrum_cli.application.chat.reply_recorder import Saying
-from cerebrum_cli.application.chat.session_context import fitted
-from cerebrum_cli.application.inference.loading import Opened, Opener, loaded_with
-from cerebrum_cli.application.inference.voting import Poll
+from cerebrum_cli.application.chat.history import Author, History, load_conversation, name_of, params_of
+from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
+from cerebrum_cli.application.chat.session_context import fit_session
+from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, loaded_with
+from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError
@@ -37,18 +37,18 @@ class Chat:
     """
 
     history: History
-    opener: Opener
+    loader: ModelLoader
     given: Layer
-    opened: Opened
+    loaded: LoadedModel
     settings: Settings
     session: Session | None = None
     name: str | None = None
     _counted: tuple[object, int] | None = field(default=None, init=False)
 
     @property
-    def speaker(self) -> Speaker:
+    def author(self) -> Author:
         """Who replies."""
-        return Speaker(self.opened.model.reference, self.opened.format_name)
+        return Author(self.loaded.model.reference, self.loaded.format_name)
 
     @property
     def path(self) -> list[StoredMessage]:
@@ -60,7 +60,7 @@ class Chat:
         """What was said so far, as far as the model still reads it."""
         if self.session is None:
             return Conversation((), self.settings.system)
-        return spoken(self.history.store, self.session, self.opened.model.reference)
+        return load_conversation(self.history.store, self.session, self.loaded.model.reference)
 
     @property
     def dropped(self) -> int:
@@ -76,11 +76,11 @@ class Chat:
     @property
     def gauge(self) -> tuple[int, int] | None:
         """Tokens of the conversation, and of the context; None where no model is there yet that could count them."""
-        responder = self.opened.responder
+        responder = self.loaded.responder
         size = responder.context_size
         if size is None:
             return None
-        now = self.opened, self.session, self.settings.system
+        now = self.loaded, self.session, self.settings.system
         if self._counted is None or self._counted[0] != now:
             try:
                 self._counted = now, responder.count(self.conversation)
@@ -88,42 +88,42 @@ class Chat:
                 return None
         return self._counted[1], size
 
-    def say(self, text: str, settings: Settings | None = None, poll: Poll | None = None) -> Events:
+    def send(self, text: str, settings: Settings | None = None, poll: MajorityVote | None = None) -> Events:
         """Keep a question, and yield the events of the reply, or of a vote. One that does not fit is taken back."""
         is_first, session = self.session is None, self._begun(text)
         try:
-            self.session = self.history.store.say(session, Message("user", text))
+            self.session = self.history.store.add_message(session, Message("user", text))
             yield from self._replied(session.leaf, settings=settings, poll=poll)
         except CerebrumError:
             if is_first and self.session and self.session.leaf is None:  # nobody wants to go on from nothing
                 self.history.store.remove(self.session)
-                self.enter(None, self.name)
+                self.switch_session(None, self.name)
             raise
 
     def reask(self, text: str) -> Events:
         """Ask the last question in other words, and yield the events of the reply; what there was stays in the tree."""
         (before, question), store = self._asked(), self.history.store
-        self.session = store.say(store.move(before, question.parent), Message("user", text))
+        self.session = store.add_message(store.move(before, question.parent), Message("user", text))
         yield from self._replied(before.leaf)
 
-    def retry(self, settings: Settings | None = None, poll: Poll | None = None) -> Events:
+    def retry(self, settings: Settings | None = None, poll: MajorityVote | None = None) -> Events:
         """Answer the last question again, with these settings if given, or by a vote; the reply there was stays."""
         yield from self._replied(self._moved_to_question(), settings=settings, poll=poll)
 
-    def go_on(self) -> Events:
+    def continue_reply(self) -> Events:
         """Go on with the last reply where it ended. SessionError where there is none, or nothing can follow it."""
         last = self.last_reply
         if last is None:
             raise SessionError("there is no reply to go on with", "ask something first")
-        mine = last.said.model == self.opened.model.reference
-        if last.message.tokens is None or last.said.finish_reason == "stop" or not mine:
+        mine = last.metadata.model == self.loaded.model.reference
+        if last.message.tokens is None or last.metadata.finish_reason == "stop" or not mine:
             raise SessionError(
                 "nothing follows the last reply: it has ended by itself, or this model did not say it",
                 "ask for more, or /retry it",
             )
         yield from self.load()
         begun, content = last.message.tokens, last.message.content
-        whole = self.opened.responder.whole(begun)
+        whole = self.loaded.responder.whole(begun)
         if len(whole) < len(begun):  # it was cut within a character, which is said again
             content = content.removesuffix("\ufffd").rstrip()  # as replies end, whose last space waits for more
         before = replace(last, message=replace(last.message, content=content))
@@ -143,20 +143,20 @@ class Chat:
         if last is None or self.session is None:
             raise SessionError("there is no reply to change", "ask something first")
         store = self.history.store
-        self.session = store.say(store.move(self.session, last.parent), Message("assistant", reply))
+        self.session = store.add_message(store.move(self.session, last.parent), Message("assistant", reply))
 
-    def lead(self, system_prompt: str | None) -> None:
+    def set_system_prompt(self, system_prompt: str | None) -> None:
         """Lead the conversation with another system prompt from now on; None is the format's own."""
         self.settings = replace(self.settings, system=system_prompt)
         if self.session:
-            self.session = self.history.store.lead(self.session, system_prompt=system_prompt)
+            self.session = self.history.store.update_session(self.session, system_prompt=system_prompt)
 
     def fork(self, name: str | None = None) -> Session:
         """Begin a session of its own from here, and go on in it; the one there was stays as it is."""
         if self.session is None:
             raise SessionError("nothing has been said yet", "ask something first")
         store, before = self.history.store, self.session
-        self.enter(
+        self.switch_session(
             store.create(
                 store.free_name(name or before.name),
                 "chat",
@@ -170,7 +170,7 @@ class Chat:
         )
         return self.session
 
-    def enter(self, session: Session | None, name: str | None = None) -> None:
+    def switch_session(self, session: Session | None, name: str | None = None) -> None:
         """Go on in another session, or with None in one that begins with the next question.
 
         SessionError where another process leads it; then this chat stays where it is.
@@ -184,7 +184,7 @@ class Chat:
     def rename(self, name: str) -> None:
         """Call the session otherwise, now or as soon as it begins. SessionError if the name is taken."""
         if self.session:
-            self.session = self.history.store.lead(self.session, name=name)
+            self.session = self.history.store.update_session(self.session, name=name)
         elif self.history.store.find(checked_name(name)):
             raise SessionError(f"there is a session {name} already", "choose another name")
         self.name = name
@@ -195,14 +195,14 @@ class Chat:
         Where that fails, the chat goes on as it was.
         """
         given = {key: value for key, value in {**self.given, **changes}.items() if value is not None}
-        before = self.opened.model, self.settings
-        model, settings = self.opener.settled(given)
+        before = self.loaded.model, self.settings
+        model, settings = self.loader.settled(given)
         if (model.paths, loaded_with(settings)) != (before[0].paths, loaded_with(before[1])):
-            if notice := self.opened.keep(KEPT_TOKENS, self.conversation):
+            if notice := self.loaded.save_prompt_cache(KEPT_TOKENS, self.conversation):
                 yield notice
             try:
                 self._reopen(model, settings)
-                yield from self.opened.responder.load()
+                yield from self.loaded.responder.load()
             except BaseException:
                 self._reopen(*before)
                 raise
@@ -212,21 +212,21 @@ class Chat:
 
     def load(self) -> Events:
         """Yield the loading of the model; where that fails or is interrupted it begins again, for whoever asks next."""
-        model = self.opened.model
+        model = self.loaded.model
         try:
-            yield from self.opened.responder.load()
+            yield from self.loaded.responder.load()
         except BaseException:
             self._reopen(model, self.settings)
             raise
 
-    def leave(self) -> NoticeEvent | None:
+    def close(self) -> NoticeEvent | None:
         """Keep what the model has read, and let go of model and session; return what could not be kept."""
         try:
             conversation = self.conversation
-            notice = self.opened.keep(KEPT_TOKENS, conversation)
-            return notice or self.opened.keep_beginning(conversation, lambda tokens: tokens >= KEPT_BEGINNING)
+            notice = self.loaded.save_prompt_cache(KEPT_TOKENS, conversation)
+            return notice or self.loaded.save_prefix(conversation, lambda tokens: tokens >= KEPT_BEGINNING)
         finally:
-            self.opened.engine.close()
+            self.loaded.engine.close()
             self.history.close()
 
     @property
@@ -236,24 +236,24 @@ class Chat:
 
     def _reopen(self, model: Model, settings: Settings) -> None:
         """Begin to load a model, once the one before is gone; an interruption in between can be followed by another."""
-        self.opened.engine.close()
-        self.opened = self.opener.open(model, settings)
+        self.loaded.engine.close()
+        self.loaded = self.loader.open(model, settings)
 
     def _begun(self, text: str) -> Session:
         if self.session is None:
             name = self.name or self.history.store.free_name(name_of(Conversation().user(text)))
-            session = self.history.begin(name, "chat", self.speaker, self.settings, self.settings.system)
-            self.enter(session, self.name)
+            session = self.history.begin(name, "chat", self.author, self.settings, self.settings.system)
+            self.switch_session(session, self.name)
         assert self.session is not None
         return self.session
 
     def _lead(self) -> Session:
         """Have the session know who speaks in it now, and with which settings."""
         assert self.session is not None
-        speaker, params = self.speaker, params_of(self.settings)
+        speaker, params = self.author, params_of(self.settings)
         leading = {"model": speaker.model, "format": speaker.format, "params": params}
         if any(getattr(self.session, key) != value for key, value in leading.items()):
-            self.session = self.history.store.lead(self.session, **leading)
+            self.session = self.history.store.update_session(self.session, **leading)
         return self.session
 
     def _asked(self) -> tuple[Session, StoredMessage]:
@@ -275,7 +275,7 @@ class Chat:
         begun: tuple[int, ...] = (),
         before: StoredMessage | None = None,
         settings: Settings | None = None,
-        poll: Poll | None = None,
+        poll: MajorityVote | None = None,
     ) -> Events:
         """Yield the events of a reply to the question the session has come to, and keep it while it is said.
 
@@ -283,12 +283,14 @@ class Chat:
 
         Where it cannot be given or kept the session goes back to the message `back`.
         """
-        settings, responder = settings or self.settings, self.opened.responder
+        settings, responder = settings or self.settings, self.loaded.responder
         session = self._lead()
-        saying = Saying(self.history.store, session, self.speaker, settings, begun, before)
+        saying = ReplyRecorder(self.history.store, session, self.author, settings, begun, before)
         try:
             yield from self.load()
-            saying.session, notice = fitted(saying.store, session, self.speaker.model, responder, len(begun), settings)
+            saying.session, notice = fit_session(
+                saying.store, session, self.author.model, responder, len(begun), settings
+            )
             self.session = saying.session
             if notice:
                 yield notice
@@ -299,7 +301,7 @@ class Chat:
             self._stop(saying, error, back)
             raise
 
-    def _stop(self, saying: Saying, error: BaseException, back: int | None) -> None:
+    def _stop(self, saying: ReplyRecorder, error: BaseException, back: int | None) -> None:
         """Keep what was said when it was interrupted, also where that is nothing; otherwise go back, so that no
         question stands without an answer."""
         if isinstance(error, INTERRUPTIONS) or (saying.has_begun and not isinstance(error, SessionError)):

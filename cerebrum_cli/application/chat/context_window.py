@@ -14,7 +14,7 @@ ROOM = 8  # a reply is to have this part of the context, or the most tokens it m
 DROPPED = 4  # at least this part of the context goes at once: what is left is evaluated again, which is to be rare
 
 
-class Drop(NamedTuple):
+class DroppedTurns(NamedTuple):
     """The oldest turns that no longer fit: how many messages, and how many tokens less the prompt has then."""
 
     messages: int
@@ -31,7 +31,7 @@ class Drop(NamedTuple):
 
 def overflow(
     conversation: Conversation, count: Callable[[Conversation], int], context_size: int, max_tokens: int | None
-) -> Drop | None:
+) -> DroppedTurns | None:
     """Return which turns to drop before a conversation is answered; None where all fit, or nothing would help.
 
     Whole turns go, a question with its reply, the oldest first; the system prompt and the last question stay.
@@ -49,7 +49,7 @@ def overflow(
 
     dropped = min(pairs, bisect_left(range(pairs + 1), -target, key=room_after))
     left = count(without(conversation, 2 * dropped))
-    return Drop(2 * dropped, tokens - left) if dropped and left < context_size else None
+    return DroppedTurns(2 * dropped, tokens - left) if dropped and left < context_size else None
 
 
 def without(conversation: Conversation, messages: int) -> Conversation:

@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.names import checked_name
-from cerebrum_cli.sessions.rows import Origin, Said, Session, StoredMessage
+from cerebrum_cli.sessions.rows import Origin, ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
 _WORDS, _LONGEST = 5, 40  # of a session's name
@@ -23,7 +23,7 @@ PARAMS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_token
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
+class Author:
     """Who replies: the model by its reference, and the format it is asked in."""
 
     model: str
@@ -54,7 +54,7 @@ class History:
 
     def taken(self, session: Session) -> Session:
         """Take a session, at a place a question can follow. SessionError where another process leads it."""
-        self.lock.take(session)
+        self.lock.acquire(session)
         return self.answered(session)
 
     def named(self, name: str) -> Session:
@@ -73,11 +73,11 @@ class History:
         """Return a session that has come to a reply: an empty one, interrupted, where its process ended before."""
         path = self.store.messages(session)
         if path and path[-1].message.role == "user":
-            return self.store.say(session, Message("assistant", ""), Said(finish_reason="cancelled"))
+            return self.store.add_message(session, Message("assistant", ""), ReplyMetadata(finish_reason="cancelled"))
         return session
 
     def begin(
-        self, name: str, origin: Origin, speaker: Speaker, settings: Settings, system_prompt: str | None
+        self, name: str, origin: Origin, speaker: Author, settings: Settings, system_prompt: str | None
     ) -> Session:
         """Begin a session. SessionError if the name is taken."""
         return self.store.create(
@@ -94,7 +94,7 @@ class History:
         session: Session | None,
         conversation: Conversation,
         reply: Reply,
-        speaker: Speaker,
+        speaker: Author,
         settings: Settings,
         origin: Origin = "ask",
     ) -> Session:
@@ -105,16 +105,18 @@ class History:
                 name = self.store.free_name(name_of(conversation))
                 session = self.begin(name, origin, speaker, settings, conversation.system_prompt)
             leading = {"system_prompt": conversation.system_prompt, "model": speaker.model, "format": speaker.format}
-            session = self.store.lead(session, **leading)
-            for message in conversation.messages[len(heard(self.store, session)) :]:
-                session = self.store.say(session, message)
-            return self.store.say(session, Message("assistant", reply.text, reply.tokens), said(reply, speaker, params))
+            session = self.store.update_session(session, **leading)
+            for message in conversation.messages[len(visible_messages(self.store, session)) :]:
+                session = self.store.add_message(session, message)
+            return self.store.add_message(
+                session, Message("assistant", reply.text, reply.tokens), reply_metadata(reply, speaker, params)
+            )
 
 
-def said(reply: Reply, speaker: Speaker, params: dict[str, Any]) -> Said:
+def reply_metadata(reply: Reply, speaker: Author, params: dict[str, Any]) -> ReplyMetadata:
     """Return what is kept of how a reply came to be."""
     finish = reply.finish
-    return Said(
+    return ReplyMetadata(
         reasoning=reply.reasoning,
         finish_reason=finish.reason,
         model=speaker.model,
@@ -129,7 +131,7 @@ def said(reply: Reply, speaker: Speaker, params: dict[str, Any]) -> Said:
     )
 
 
-def led(session: Session | None, given: Mapping[str, Any]) -> dict[str, Any]:
+def with_session_defaults(session: Session | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a command was given, with the session's model and format where it names no other model.
 
     A chat goes on with its settings; those of one question were for that.
@@ -158,36 +160,38 @@ def _is_of_a_word(char: str) -> bool:
     return char.isalnum() or unicodedata.category(char).startswith("M")  # marks stand on letters in many scripts
 
 
-def spoken(store: Store, session: Session, model: str) -> Conversation:
+def load_conversation(store: Store, session: Session, model: str) -> Conversation:
     """Return a session as a conversation for a model, from the first message that is in its context.
 
     Tokens are kept of its own replies, others' are read as text; and so are thoughts that came to no answer, since
     their markup is open, and all that follows would be thought.
     """
     messages = tuple(
-        stored.message if stored.said.model == model and not _is_mere_thought(stored) else _as_text(stored.message)
-        for stored in heard(store, session)
+        stored.message if stored.metadata.model == model and not _is_mere_thought(stored) else _as_text(stored.message)
+        for stored in visible_messages(store, session)
     )
     return Conversation(messages, session.system_prompt)
 
 
 def _is_mere_thought(stored: StoredMessage) -> bool:
-    return bool(stored.said.reasoning) and not stored.message.content
+    return bool(stored.metadata.reasoning) and not stored.message.content
 
 
 def _as_text(message: Message) -> Message:
     return replace(message, tokens=None)
 
 
-def heard(store: Store, session: Session) -> list[StoredMessage]:
+def visible_messages(store: Store, session: Session) -> list[StoredMessage]:
     """Return the messages of a session that have not been dropped from the context."""
     path = store.messages(session)
     first = next((at for at, stored in enumerate(path) if stored.id == session.first), 0)
     return path[first:]
 
 
-def gone_on(store: Store, session: Session, model: str, conversation: Conversation, system: str | None) -> Conversation:
+def continue_session(
+    store: Store, session: Session, model: str, conversation: Conversation, system: str | None
+) -> Conversation:
     """Return a session with the turns of another conversation after it; a system prompt given now replaces its own."""
-    before = spoken(store, session, model)
+    before = load_conversation(store, session, model)
     prompt = before.system_prompt if system is None else system
     return replace(before, messages=(*before.messages, *conversation.messages), system_prompt=prompt)

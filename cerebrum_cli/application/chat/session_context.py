@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cerebrum_cli.application.chat.context_window import overflow
-from cerebrum_cli.application.chat.history import heard, spoken
+from cerebrum_cli.application.chat.history import load_conversation, visible_messages
 from cerebrum_cli.application.inference.responder import LocalResponder
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import NoticeEvent
@@ -16,16 +16,16 @@ from cerebrum_cli.sessions.store import Store
 SPARSE = 0.25  # of a context: what is left after dropping turns from one of its size is more
 
 
-class Fitted(NamedTuple):
+class FittedSession(NamedTuple):
     """A session as the model will read it, and what is to be told of that."""
 
     session: Session
     notice: NoticeEvent | None
 
 
-def fitted(
+def fit_session(
     store: Store, session: Session, model: str, responder: LocalResponder, begun: int, settings: Settings
-) -> Fitted:
+) -> FittedSession:
     """Drop the oldest turns of a session where a reply, of which `begun` tokens are there, needs their room.
 
     Turns that were dropped from a smaller context come back where there is much more room than what is left takes.
@@ -37,12 +37,12 @@ def fitted(
         return responder.count(conversation) + begun
 
     before = session.first
-    if before and count(spoken(store, session, model)) < size * SPARSE:
-        session = store.lead(session, first=None)
+    if before and count(load_conversation(store, session, model)) < size * SPARSE:
+        session = store.update_session(session, first=None)
     if settings.overflow == "stop":
-        return Fitted(session, None)
-    drop = overflow(spoken(store, session, model), count, size, settings.max_tokens)
+        return FittedSession(session, None)
+    drop = overflow(load_conversation(store, session, model), count, size, settings.max_tokens)
     if drop is None:
-        return Fitted(session, None)
-    first = heard(store, session)[drop.messages].id
-    return Fitted(store.lead(session, first=first), drop.notice(size) if first != before else None)
+        return FittedSession(session, None)
+    first = visible_messages(store, session)[drop.messages].id
+    return FittedSession(store.update_session(session, first=first), drop.notice(size) if first != before else None)

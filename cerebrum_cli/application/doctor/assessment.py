@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from cerebrum_cli.application.doctor.check_result import Finding, found
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.application.doctor.check_result import CheckResult, check_result
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.build import Build
 from cerebrum_cli.engine.machine import Processors
 
@@ -34,7 +34,7 @@ def rebuilt(option: str) -> str:
     return f"{arguments}pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
 
 
-def judged_build(build: Build, flags: frozenset[str] | None) -> Finding:
+def judged_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
     """Judge llama.cpp by what it was built for, and by a processor with these flags."""
     features = ", ".join(build.cpu_features) or "no features that are told"
     offload = "offload" if build.offloads else "no offload"
@@ -42,31 +42,31 @@ def judged_build(build: Build, flags: frozenset[str] | None) -> Finding:
     detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
     if foreign := build.foreign(flags):
         what = f"{detail}; built for another processor: this one has no {', '.join(foreign)}"
-        return Finding("llama_cpp", "failure", what, f"build it on this machine: {rebuilt('')}")
+        return CheckResult("llama_cpp", "failure", what, f"build it on this machine: {rebuilt('')}")
     if unused := build.unused(flags):
         slow = (f"it leaves {', '.join(unused)} of this processor alone and is slow", rebuilt("-DGGML_NATIVE=on"))
-        return found("llama_cpp", detail, slow)
-    return found("llama_cpp", detail)
+        return check_result("llama_cpp", detail, slow)
+    return check_result("llama_cpp", detail)
 
 
-def judged_devices(build: Build, likely: str | None) -> Finding:
+def judged_devices(build: Build, likely: str | None) -> CheckResult:
     """Judge the accelerators llama.cpp finds, beside what the machine seems to have."""
     if build.devices:
         told = (
-            f"{device.name} {device.description}: {size_text(device.free)} of {size_text(device.total)} free"
+            f"{device.name} {device.description}: {format_size(device.free)} of {format_size(device.total)} free"
             for device in build.devices
         )
-        return found("devices", "; ".join(told))
+        return check_result("devices", "; ".join(told))
     if build.offloads:
         do = "check its driver; for NVIDIA's: nvidia-smi"
-        return found("devices", "", (f"llama.cpp, with {', '.join(build.backends)}, finds no GPU", do))
+        return check_result("devices", "", (f"llama.cpp, with {', '.join(build.backends)}, finds no GPU", do))
     if likely:
         do = f"{rebuilt(f'-DGGML_{likely.upper()}=on')}  (in a checkout: make setup ACCEL={likely})"
-        return found("devices", "", ("there seems to be a GPU, and this llama.cpp was built without one", do))
-    return found("devices", "", ("no GPU: all runs on the CPU", ON_A_CPU))
+        return check_result("devices", "", ("there seems to be a GPU, and this llama.cpp was built without one", do))
+    return check_result("devices", "", ("no GPU: all runs on the CPU", ON_A_CPU))
 
 
-def judged_threads(here: Processors, asked: int | None) -> Finding:
+def judged_threads(here: Processors, asked: int | None) -> CheckResult:
     """Judge how many threads would be used."""
     quota = "no limit" if here.quota == inf else f"{here.quota:g}"
     detail = (
@@ -75,43 +75,47 @@ def judged_threads(here: Processors, asked: int | None) -> Finding:
     )
     if asked and asked > here.usable:
         what = f"{asked} are asked for and {here.usable} can run at once: they wait for each other"
-        return found("threads", detail, (what, "leave out --threads, CEREBRUM_THREADS, and threads in config.toml"))
-    return found("threads", detail)
+        return check_result(
+            "threads", detail, (what, "leave out --threads, CEREBRUM_THREADS, and threads in config.toml")
+        )
+    return check_result("threads", detail)
 
 
-def judged_memory(free: int, allowed: int, machine: int) -> Finding:
+def judged_memory(free: int, allowed: int, machine: int) -> CheckResult:
     """Judge memory, in bytes: what is free, what this process may have, and what the machine has."""
-    limit = f"; a cgroup allows {size_text(allowed)} of the machine's {size_text(machine)}" if allowed < machine else ""
-    detail = f"{size_text(free)} of {size_text(allowed)} free{limit}"
+    limit = (
+        f"; a cgroup allows {format_size(allowed)} of the machine's {format_size(machine)}" if allowed < machine else ""
+    )
+    detail = f"{format_size(free)} of {format_size(allowed)} free{limit}"
     if free < LEAST_MEMORY:
-        return found("memory", detail, ("that is little", "end other programs, or choose a small quantisation"))
-    return found("memory", detail)
+        return check_result("memory", detail, ("that is little", "end other programs, or choose a small quantisation"))
+    return check_result("memory", detail)
 
 
-def judged_disk(places: Sequence[Place]) -> Finding:
+def judged_disk(places: Sequence[Place]) -> CheckResult:
     """Judge the folders that are written to: the user's data must be kept, of the rest one can do without."""
     disks = dict.fromkeys(place.disk for place in places)
     free = {place.disk: place.free for place in places}
     uses = {disk: in_words([place.use for place in places if place.disk == disk]) for disk in disks}
-    detail = "; ".join(f"{size_text(free[disk])} free for {uses[disk]}" for disk in disks)
+    detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in disks)
     if lost := next((place for place in places if place.use == "data" and not place.writable), None):
         do = "see to it that this folder can be made and written to, or set XDG_DATA_HOME to one that can"
-        return Finding("disk", "failure", f"{detail}; {lost.path} cannot be written to", do)
+        return CheckResult("disk", "failure", f"{detail}; {lost.path} cannot be written to", do)
     if any(free[disk] < LEAST_DISK for disk in disks):
         do = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a folder on a larger disk"
-        return found("disk", detail, ("a model may not fit", do))
-    return found("disk", detail)
+        return check_result("disk", detail, ("a model may not fit", do))
+    return check_result("disk", detail)
 
 
-def judged_states(place: Place, files: int, size: int, limit: float) -> Finding:
+def judged_states(place: Place, files: int, size: int, limit: float) -> CheckResult:
     """Judge what is kept of what models have read, in bytes; a limit of 0 keeps nothing."""
     if not limit:
-        return found("kept_states", f"nothing is kept: cache_gb is 0; {size_text(size)} lie there")
-    detail = f"{files or 'no'} files, {size_text(size)} of at most {size_text(int(limit))}"
+        return check_result("kept_states", f"nothing is kept: cache_gb is 0; {format_size(size)} lie there")
+    detail = f"{files or 'no'} files, {format_size(size)} of at most {format_size(int(limit))}"
     if not place.writable:
         do = "see to it that it can be, or set cache_gb to 0"
-        return found("kept_states", detail, (f"{place.path} cannot be written to, so all is read again", do))
-    return found("kept_states", detail)
+        return check_result("kept_states", detail, (f"{place.path} cannot be written to, so all is read again", do))
+    return check_result("kept_states", detail)
 
 
 def in_words(names: Sequence[str]) -> str:

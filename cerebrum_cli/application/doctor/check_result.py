@@ -9,18 +9,18 @@ Status = Literal["ok", "warning", "failure"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at. A warning is what works less well than it could, or is not there yet."""
 
     name: str
     status: Status
     detail: str
-    do: str = ""
+    hint: str = ""
 
 
-def found(name: str, detail: str, *problems: tuple[str, str]) -> Finding:
+def check_result(name: str, detail: str, *problems: tuple[str, str]) -> CheckResult:
     """Return what is, as a warning where there are problems: of each what it is, and what to do."""
     if not problems:
-        return Finding(name, "ok", detail)
+        return CheckResult(name, "ok", detail)
     told = "; ".join(filter(None, [detail, *(problem for problem, _ in problems)]))
-    return Finding(name, "warning", told, "; ".join(do for _, do in problems))
+    return CheckResult(name, "warning", told, "; ".join(do for _, do in problems))

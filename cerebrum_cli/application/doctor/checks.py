@@ -14,13 +14,13 @@ from cerebrum_cli import __version__
 from cerebrum_cli.application.doctor import assessment as judgement
 from cerebrum_cli.application.doctor import selftest
 from cerebrum_cli.application.doctor.assessment import Place
-from cerebrum_cli.application.doctor.check_result import Finding, found
+from cerebrum_cli.application.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.application.inference.loading import BackendFactory
 from cerebrum_cli.application.models import listing
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
 from cerebrum_cli.core.settings import Settings, read_config
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build
 from cerebrum_cli.engine.state_store import STATE, listed
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Premises:
+class DoctorContext:
     """What is looked at: where things lie, what is set, and how llama.cpp is asked of itself and for answers."""
 
     config_directory: Path
@@ -42,49 +42,49 @@ class Premises:
     offline: bool
     build: Callable[[], Build]
     open_backend: BackendFactory
-    terminal: Callable[[], Finding]
+    terminal: Callable[[], CheckResult]
 
 
-def diagnosed(here: Premises) -> Iterator[Finding]:
+def run_checks(here: DoctorContext) -> Iterator[CheckResult]:
     """Yield what is found, as it is found. A bug keeps its traceback."""
     for name, look in CHECKS.items():
         try:
             finding = look(here)
         except CerebrumError as error:
-            finding = Finding(name, "failure", error.what, error.do)
+            finding = CheckResult(name, "failure", error.message, error.hint)
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            finding = Finding(name, "failure", what, "see to it that it can be read")
+            finding = CheckResult(name, "failure", what, "see to it that it can be read")
         if finding:
             yield finding
 
 
-def _program(_: Premises) -> Finding:
+def _program(_: DoctorContext) -> CheckResult:
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return found("cerebrum", f"cerebrum {__version__}, {python}, {platform.platform()}")
+    return check_result("cerebrum", f"cerebrum {__version__}, {python}, {platform.platform()}")
 
 
-def _llama_cpp(here: Premises) -> Finding:
+def _llama_cpp(here: DoctorContext) -> CheckResult:
     return judgement.judged_build(here.build(), machine.processor_flags())
 
 
-def _devices(here: Premises) -> Finding:
+def _devices(here: DoctorContext) -> CheckResult:
     try:
         build = here.build()
     except EngineError:
-        return found("devices", "", ("unknown: llama.cpp cannot be loaded", "mend llama_cpp first"))
+        return check_result("devices", "", ("unknown: llama.cpp cannot be loaded", "mend llama_cpp first"))
     return judgement.judged_devices(build, machine.likely_accelerator())
 
 
-def _threads(here: Premises) -> Finding:
+def _threads(here: DoctorContext) -> CheckResult:
     return judgement.judged_threads(machine.processors(), here.settings.threads)
 
 
-def _memory(_: Premises) -> Finding:
+def _memory(_: DoctorContext) -> CheckResult:
     return judgement.judged_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory())
 
 
-def _disk(here: Premises) -> Finding:
+def _disk(here: DoctorContext) -> CheckResult:
     uses = (
         ("models", here.library.cache.directory),
         ("kept states", here.cache_directory),
@@ -93,20 +93,22 @@ def _disk(here: Premises) -> Finding:
     return judgement.judged_disk([place(use, path) for use, path in uses])
 
 
-def _config(here: Premises) -> Finding:
+def _config(here: DoctorContext) -> CheckResult:
     path = here.config_directory / "config.toml"
     keys = read_config(path)
     if not path.exists():
-        return found("config", f"no {path}: all is as usual")
-    return found("config", f"{path} sets {', '.join(keys) or 'nothing'}")
+        return check_result("config", f"no {path}: all is as usual")
+    return check_result("config", f"{path} sets {', '.join(keys) or 'nothing'}")
 
 
-def _catalogue(here: Premises) -> Finding:
+def _catalogue(here: DoctorContext) -> CheckResult:
     *_, own = here.library.catalogue_paths
-    return found("catalogue", f"{len(here.library.specs)} models" + (f", with those of {own}" if own.exists() else ""))
+    return check_result(
+        "catalogue", f"{len(here.library.specs)} models" + (f", with those of {own}" if own.exists() else "")
+    )
 
 
-def _models(here: Premises) -> Finding:
+def _models(here: DoctorContext) -> CheckResult:
     library, wanted = here.library, here.settings.model
     rows = list(listing.rows(library))
     errors = [row for row in rows if row["error"]]
@@ -115,85 +117,87 @@ def _models(here: Premises) -> Finding:
     try:
         told.append(f"{library.resolve(wanted).reference} is asked where none is named")
     except ModelNotFound as error:
-        if error.what not in (problem for problem, _ in problems):
-            problems.append((error.what, error.do))
-    return found("models", "; ".join(told), *problems)
+        if error.message not in (problem for problem, _ in problems):
+            problems.append((error.message, error.hint))
+    return check_result("models", "; ".join(told), *problems)
 
 
-def _hugging_face_cache(here: Premises) -> Finding:
+def _hugging_face_cache(here: DoctorContext) -> CheckResult:
     folder = place("models", here.library.cache.directory)
     if not folder.path.is_dir():
         problem = (f"{folder.path} is not there yet", "cerebrum pull MODEL makes it")
         if not folder.writable:
             problem = (f"{folder.path} cannot be made", "set HF_HUB_CACHE to a folder that can")
-        return found("hugging_face_cache", "", problem)
+        return check_result("hugging_face_cache", "", problem)
     models = list(here.library.cache.models())
     blobs = {blob for model in models for blob in model.blobs}
-    detail = f"{folder.path}: {len(models)} GGUF models, {size_text(sum(blob.stat().st_size for blob in blobs))}"
+    detail = f"{folder.path}: {len(models)} GGUF models, {format_size(sum(blob.stat().st_size for blob in blobs))}"
     if folder.writable:
-        return found("hugging_face_cache", detail)
+        return check_result("hugging_face_cache", detail)
     problem = ("it cannot be written to, so nothing can be pulled", "mend its rights, or set HF_HUB_CACHE to another")
-    return found("hugging_face_cache", detail, problem)
+    return check_result("hugging_face_cache", detail, problem)
 
 
-def _token(_: Premises) -> Finding:
+def _token(_: DoctorContext) -> CheckResult:
     from cerebrum_cli.catalogue.hub import token
 
     kept = token()
     if kept.is_there:
-        return found("token", f"there is one in {kept.place}")
-    return found("token", "", ("none, so no private and no gated models", "if you need them: hf auth login"))
+        return check_result("token", f"there is one in {kept.place}")
+    return check_result("token", "", ("none, so no private and no gated models", "if you need them: hf auth login"))
 
 
-def _network(here: Premises) -> Finding:
+def _network(here: DoctorContext) -> CheckResult:
     from cerebrum_cli.catalogue import hub
 
     if here.offline:
-        return found("network", "not tried: --offline")
+        return check_result("network", "not tried: --offline")
     if hub.is_offline():
-        return found("network", "", ("HF_HUB_OFFLINE forbids asking the Hub", "to pull models, unset it"))
+        return check_result("network", "", ("HF_HUB_OFFLINE forbids asking the Hub", "to pull models, unset it"))
     try:
-        return found("network", f"{in_time(lambda: hub.reach(NETWORK_S), NETWORK_S)} answers")
+        return check_result("network", f"{in_time(lambda: hub.reach(NETWORK_S), NETWORK_S)} answers")
     except PullError as error:
-        do = f"{error.do.removesuffix(', then pull again')}; models that are here need no network"
-        return found("network", "", (error.what, do))
+        do = f"{error.hint.removesuffix(', then pull again')}; models that are here need no network"
+        return check_result("network", "", (error.message, do))
     except TimeoutError:
         do = "check the network; models that are here need none"
-        return found("network", "", (f"the Hub does not answer in {NETWORK_S:g} s", do))
+        return check_result("network", "", (f"the Hub does not answer in {NETWORK_S:g} s", do))
 
 
-def _kept_states(here: Premises) -> Finding:
+def _kept_states(here: DoctorContext) -> CheckResult:
     folder = place("kept states", here.cache_directory / "states")
     paths = [folder.path / name for name in listed(folder.path) if name.endswith(STATE)]
     size = sum(path.stat().st_size for path in paths)
     return judgement.judged_states(folder, len(paths), size, here.settings.cache_gb * 1e9)
 
 
-def _sessions(here: Premises) -> Finding:
+def _sessions(here: DoctorContext) -> CheckResult:
     from cerebrum_cli.sessions.integrity import contents
 
     path = here.data_directory / "sessions" / "sessions.db"
     held = contents(path)
     if held is None:
-        return found("sessions", "none yet")
+        return check_result("sessions", "none yet")
     if not os.access(path, os.W_OK):
-        return Finding("sessions", "failure", f"{path} cannot be written to", "mend its rights, or use --no-log")
-    size = size_text(path.stat().st_size)
-    return found("sessions", f"{held.sessions}, of {held.messages} messages, whole; {size}, version {held.version}")
+        return CheckResult("sessions", "failure", f"{path} cannot be written to", "mend its rights, or use --no-log")
+    size = format_size(path.stat().st_size)
+    return check_result(
+        "sessions", f"{held.sessions}, of {held.messages} messages, whole; {size}, version {held.version}"
+    )
 
 
-def _terminal(here: Premises) -> Finding:
+def _terminal(here: DoctorContext) -> CheckResult:
     return here.terminal()
 
 
-def _self_test(here: Premises) -> Finding:
+def _self_test(here: DoctorContext) -> CheckResult:
     if foreign := here.build().foreign(machine.processor_flags()):
         what = f"not run: {', '.join(foreign)} would end this process"
-        return Finding("self_test", "failure", what, "mend llama_cpp first")
-    return selftest.tested(here.open_backend, here.settings.threads)
+        return CheckResult("self_test", "failure", what, "mend llama_cpp first")
+    return selftest.run_selftest(here.open_backend, here.settings.threads)
 
 
-def _self_test_gpu(here: Premises) -> Finding | None:
+def _self_test_gpu(here: DoctorContext) -> CheckResult | None:
     try:
         build = here.build()
     except EngineError:
@@ -203,7 +207,7 @@ def _self_test_gpu(here: Premises) -> Finding | None:
     return selftest.tested_on_gpu(here.open_backend, here.settings.threads)
 
 
-CHECKS: dict[str, Callable[[Premises], Finding | None]] = {
+CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "cerebrum": _program,
     "llama_cpp": _llama_cpp,
     "devices": _devices,

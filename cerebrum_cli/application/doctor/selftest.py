@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cerebrum_cli.application.doctor.check_result import Finding, found
+from cerebrum_cli.application.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.application.inference.loading import BackendFactory, open_model
-from cerebrum_cli.application.inference.reply import Reply, ReplyGatherer
+from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.settings import Settings
@@ -20,28 +20,28 @@ REINSTALL = "reinstall llama.cpp: pip install --force-reinstall --no-cache-dir -
 WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then --gpu-layers 0 keeps to the CPU"
 
 
-def tested(factory: BackendFactory, threads: int | None) -> Finding:
+def run_selftest(factory: BackendFactory, threads: int | None) -> CheckResult:
     """Ask on the CPU; the text must be the one that is known."""
     if not NANO.is_file():
-        return Finding("self_test", "failure", f"{NANO} is missing", "reinstall cerebrum")
+        return CheckResult("self_test", "failure", f"{NANO} is missing", "reinstall cerebrum")
     reply = asked(factory, Settings(format=FORMAT, max_tokens=MAX_TOKENS, threads=threads, gpu_layers="0"))
     if reply is None or reply.text != ANSWER:
-        return Finding("self_test", "failure", wrong(reply, ANSWER), REINSTALL)
-    return found("self_test", told(reply))
+        return CheckResult("self_test", "failure", wrong(reply, ANSWER), REINSTALL)
+    return check_result("self_test", told(reply))
 
 
-def tested_on_gpu(factory: BackendFactory, threads: int | None) -> Finding:
+def tested_on_gpu(factory: BackendFactory, threads: int | None) -> CheckResult:
     """Ask with all layers offloaded; the final answer must be the same, the way to it may differ in its last bits."""
     reply = asked(factory, Settings(format=FORMAT, max_tokens=MAX_TOKENS, threads=threads, gpu_layers="all"))
     if reply is None or reply.final_answer != "42":
-        return Finding("self_test_gpu", "failure", wrong(reply, ANSWER), WITHOUT_GPU)
-    return found("self_test_gpu", told(reply))
+        return CheckResult("self_test_gpu", "failure", wrong(reply, ANSWER), WITHOUT_GPU)
+    return check_result("self_test_gpu", told(reply))
 
 
 def asked(factory: BackendFactory, settings: Settings) -> Reply | None:
     """Return what the packaged model replies; None where it is silent."""
     opened = open_model(factory, Model(NANO.stem, (NANO,)), settings)
-    gatherer = ReplyGatherer()
+    gatherer = ReplyCollector()
     try:
         for event in opened.responder.respond(Conversation().user(QUESTION), settings):
             gatherer.emit(event)

@@ -10,9 +10,9 @@ from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.format_choice import chosen_format
-from cerebrum_cli.application.inference.reply import Reply, ReplyGatherer
-from cerebrum_cli.application.inference.responder import Asked, Prepared, Replies, Responder
-from cerebrum_cli.application.inference.voting import Poll, require_sampling, votes_object
+from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.application.inference.responder import GenerationRequest, Replies, Responder, TokenizedRequest
+from cerebrum_cli.application.inference.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
@@ -30,14 +30,14 @@ NOT_ASKED = RowError(REFUSED, "there is no prompt")
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class BatchOptions:
     """How all rows of a batch are answered, where they do not say otherwise themselves."""
 
     settings: Settings
     grammar: str | None = None
     votes: Votes | None = None
-    stops_early: bool = True
-    ignore_end: bool = False
+    early_stop: bool = True
+    ignore_eos: bool = False
 
     def seed(self, position: int) -> int | None:
         """Return the seed of a row: from the one given on, each chain has its own, or all rows would draw alike."""
@@ -46,14 +46,14 @@ class Manner:
 
 
 @dataclass(slots=True)
-class Open:
+class PendingRow:
     """A row that is being answered, by one reply or by a vote."""
 
     position: int
     row: Row
-    prepared: Prepared
-    poll: Poll | None
-    gatherer: ReplyGatherer
+    prepared: TokenizedRequest
+    poll: MajorityVote | None
+    gatherer: ReplyCollector
 
     def take(self, event: TokenEvent | FinishEvent, replies: Replies) -> dict[str, Any] | None:
         """Take an event of this row; return the object to be written once it has an answer, once."""
@@ -68,7 +68,7 @@ class Open:
 
     def forget(self) -> None:
         """Let go of what was said: a batch may be larger than memory."""
-        self.poll, self.gatherer = None, ReplyGatherer()
+        self.poll, self.gatherer = None, ReplyCollector()
 
     def object(self, reply: Reply) -> dict[str, Any]:
         """Return the object of an answered row, its keys those of OUTPUT_KEYS in their order."""
@@ -90,7 +90,7 @@ class Open:
 
 
 def answer_rows(
-    responder: Responder, rows: Sequence[Row], manner: Manner, result: Result, in_order: bool
+    responder: Responder, rows: Sequence[Row], manner: BatchOptions, result: Result, in_order: bool
 ) -> Generator[Event, None, None]:
     """Answer the rows a result does not have yet; yield all events, and a RowEvent whenever a row is finished.
 
@@ -103,7 +103,7 @@ def answer_rows(
     refused: list[tuple[int, RowError]] = []
     for begin in range(0, len(left), WINDOW):
         found = [(at, _opened(responder, at, row, manner)) for at, row in left[begin : begin + WINDOW]]
-        opened = [one for _, one in found if isinstance(one, Open)]
+        opened = [one for _, one in found if isinstance(one, PendingRow)]
         refused += [(at, error) for at, error in found if isinstance(error, RowError)]
         if in_order:
             yield from _refused(rows, refused, result)
@@ -117,7 +117,7 @@ def answer_rows(
     yield from _refused(rows, refused, result)  # last: what is wrong with all, as with a grammar, is known by then
 
 
-def record_of(manner: Manner, model: Model, file: Model, library: Library) -> dict[str, Any]:
+def record_of(manner: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
     """Return what answers depend on beside their questions, by names that can be told; `file` answers for the model."""
     values, votes = asdict(manner.settings), manner.votes
     return {
@@ -127,8 +127,8 @@ def record_of(manner: Manner, model: Model, file: Model, library: Library) -> di
         **{key.replace("_", " "): values[key] for key in ANSWERING},
         "grammar": manner.grammar and sha256(manner.grammar.encode()).hexdigest(),
         "votes": votes and f"{votes.least}..{votes.most}",
-        "early stop": votes and manner.stops_early,
-        "ignore eos": manner.ignore_end,
+        "early stop": votes and manner.early_stop,
+        "ignore eos": manner.ignore_eos,
     }
 
 
@@ -146,7 +146,7 @@ def _refused(rows: Sequence[Row], refused: Sequence[tuple[int, RowError]], resul
 
 
 def _answered(
-    responder: Responder, opened: Sequence[Open], result: Result, total: int, refused: int
+    responder: Responder, opened: Sequence[PendingRow], result: Result, total: int, refused: int
 ) -> Iterator[Event]:
     """Answer rows, and write each when it has its answer; `refused` ones are told of, and written later."""
     if not opened:
@@ -160,7 +160,7 @@ def _answered(
             if one.position in result.finished:
                 continue
             if isinstance(event, RefusedEvent):
-                replies.end(event.sequence.request)
+                replies.abort(event.sequence.request)
                 answered: dict[str, Any] | None = failed_object(one.row, _row_error(event.error))
             else:
                 answered = one.take(event, replies)
@@ -170,7 +170,7 @@ def _answered(
                 yield RowEvent(result.done, total, result.failed + refused)
 
 
-def _opened(responder: Responder, position: int, row: Row, manner: Manner) -> Open | RowError:
+def _opened(responder: Responder, position: int, row: Row, manner: BatchOptions) -> PendingRow | RowError:
     """Return a row ready to be asked, or why it cannot be."""
     if row.conversation is None:
         return row.error or NOT_ASKED
@@ -178,19 +178,19 @@ def _opened(responder: Responder, position: int, row: Row, manner: Manner) -> Op
     conversation = row.conversation
     if conversation.system_prompt is None:
         conversation = replace(conversation, system_prompt=settings.system)
-    poll = Poll(manner.votes, manner.stops_early) if manner.votes else None
-    asked = Asked(conversation, settings, manner.grammar, ignore_end=manner.ignore_end)
+    poll = MajorityVote(manner.votes, manner.early_stop) if manner.votes else None
+    asked = GenerationRequest(conversation, settings, manner.grammar, ignore_eos=manner.ignore_eos)
     try:
         if poll:
             require_sampling(settings)
-        prepared = responder.prepared(poll.put(asked) if poll else asked)
+        prepared = responder.tokenize_request(poll.put(asked) if poll else asked)
     except (EngineError, Interrupted):  # of all rows
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return Open(position, row, prepared, poll, ReplyGatherer())
+    return PendingRow(position, row, prepared, poll, ReplyCollector())
 
 
 def _row_error(error: CerebrumError) -> RowError:
     kind = TOO_LONG if isinstance(error, PromptTooLong) else REFUSED
-    return RowError(kind, f"{error.what}: {error.do}" if error.do else error.what)
+    return RowError(kind, f"{error.message}: {error.hint}" if error.hint else error.message)

@@ -9,7 +9,7 @@ from platform import machine
 from typing import Any
 
 from cerebrum_cli.application.inference.format_choice import chosen_format, format_builder, prepare_format
-from cerebrum_cli.application.inference.profiles import USUAL, Profile, UseName, given_way
+from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName, given_way
 from cerebrum_cli.application.inference.responder import LocalResponder
 from cerebrum_cli.application.models.model import Model, require_loadable
 from cerebrum_cli.core.conversation import Conversation
@@ -38,44 +38,44 @@ class Parallel:
     """
 
     slots: int = 1
-    measured: bool = False
-    shared: bool = False
-    evenly: bool = False
+    adaptive: bool = False
+    kv_unified: bool = False
+    batch_invariant: bool = False
 
     @property
     def many(self) -> bool:
         """Whether it is many sequences that are to be fast; one in a batch is evaluated as many are."""
-        return self.evenly or (self.slots > 1 and not self.shared)
+        return self.batch_invariant or (self.slots > 1 and not self.kv_unified)
 
 
-ONE = Parallel()
-TALK = Parallel(16, shared=True)  # a chat: one sequence, but for votes
+SINGLE = Parallel()
+CHAT_PARALLEL = Parallel(16, kv_unified=True)  # a chat: one sequence, but for votes
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class ResolvedModel:
     """What answers for a model: itself or another encoding of it, and what was measured of that."""
 
     model: Model
     profile: Profile | None = None
 
     @property
-    def minds_length(self) -> bool:
+    def depends_on_prompt_length(self) -> bool:
         """Whether it is opened in another way for a long prompt."""
         return self.profile is not None and self.profile.long_from is not None
 
     def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
         """Return how it is opened for a use."""
-        return self.profile.tuning(use, prompt_tokens) if self.profile else USUAL
+        return self.profile.tuning(use, prompt_tokens) if self.profile else DEFAULT
 
 
-def as_it_is(model: Model, _: Settings) -> Answering:
+def as_it_is(model: Model, _: Settings) -> ResolvedModel:
     """Have every model answer itself, opened as usual."""
-    return Answering(model)
+    return ResolvedModel(model)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class LoadedModel:
     """A model on its way into memory, and the responder that will speak for it; `file` is the model that answers."""
 
     model: Model
@@ -84,7 +84,7 @@ class Opened:
     engine: Engine
     responder: LocalResponder
 
-    def keep(self, least: int, conversation: Conversation | None = None) -> NoticeEvent | None:
+    def save_prompt_cache(self, least: int, conversation: Conversation | None = None) -> NoticeEvent | None:
         """Keep what the model has read, of one conversation or of all, if that is `least` tokens or more.
 
         Return why that cannot be done.
@@ -92,11 +92,11 @@ class Opened:
 
         def keep() -> None:
             prompt = self.responder.tokens(conversation) if conversation and self.engine.is_loaded else None
-            self.engine.keep(least, prompt)
+            self.engine.save_prompt_cache(least, prompt)
 
         return told(keep)
 
-    def keep_beginning(self, conversation: Conversation, took_long: Callable[[int], bool]) -> NoticeEvent | None:
+    def save_prefix(self, conversation: Conversation, took_long: Callable[[int], bool]) -> NoticeEvent | None:
         """Keep what other conversations with this system prompt begin with, if so many tokens take long to read.
 
         Return why that cannot be done. What the model has read after them is forgotten.
@@ -105,13 +105,13 @@ class Opened:
         def keep() -> None:
             beginning = self.responder.beginning(conversation) if self.engine.is_loaded else ()
             if beginning and took_long(len(beginning)):
-                self.engine.keep_beginning(beginning)
+                self.engine.save_prefix(beginning)
 
         return told(keep)
 
 
 @dataclass(frozen=True, slots=True)
-class Opener:
+class ModelLoader:
     """How models are opened here: found by a reference, asked with settings folded for them, their states kept."""
 
     resolve: Callable[[str | None], Model]
@@ -119,7 +119,7 @@ class Opener:
     factory: BackendFactory
     states: StatesFactory | None
     template_options: Mapping[str, Any] = field(default_factory=dict)
-    answering: Callable[[Model, Settings], Answering] = as_it_is
+    answering: Callable[[Model, Settings], ResolvedModel] = as_it_is
 
     def settled(self, given: Layer) -> tuple[Model, Settings]:
         """Return the model that is meant and its settings; what can be wrong with either is raised here."""
@@ -131,7 +131,7 @@ class Opener:
         format_builder(name, template, self.template_options)
         return model, settings
 
-    def open(self, model: Model, settings: Settings) -> Opened:
+    def open(self, model: Model, settings: Settings) -> LoadedModel:
         """Begin to load a model for a talk, and return at once."""
         return open_model(
             self.factory,
@@ -140,7 +140,7 @@ class Opener:
             template_options=self.template_options,
             whole_context=True,
             states=self.states,
-            parallel=TALK,
+            parallel=CHAT_PARALLEL,
             file=(answering := self.answering(model, settings)).model,
             tuning=answering.tuning("chat"),
         )
@@ -153,7 +153,7 @@ def told(keep: Callable[[], None]) -> NoticeEvent | None:
     except FormatError:  # nothing of it was read
         return None
     except EngineError as error:
-        return NoticeEvent(f"what was read is not kept, and will be read again: {error.what}", error.do)
+        return NoticeEvent(f"what was read is not kept, and will be read again: {error.message}", error.hint)
     return None
 
 
@@ -167,10 +167,10 @@ def open_model(
     vocabulary_only: bool = False,
     whole_context: bool = False,
     states: StatesFactory | None = None,
-    parallel: Parallel = ONE,
+    parallel: Parallel = SINGLE,
     file: Model | None = None,
-    tuning: Tuning = USUAL,
-) -> Opened:
+    tuning: Tuning = DEFAULT,
+) -> LoadedModel:
     """Begin to load a model, or the file that answers for it, and return at once.
 
     What is wrong with a file or format is raised before.
@@ -185,10 +185,10 @@ def open_model(
     engine = Engine(
         factory(usual) if tuned == usual else falling_back(factory, tuned, usual),
         states(file, name, settings) if states and not vocabulary_only else None,
-        parallel.measured,
+        parallel.adaptive,
     )
     responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name))
-    return Opened(model, file, name, engine, responder)
+    return LoadedModel(model, file, name, engine, responder)
 
 
 def falling_back(factory: BackendFactory, tuned: LoadOptions, usual: LoadOptions) -> OpenBackend:
@@ -201,7 +201,7 @@ def falling_back(factory: BackendFactory, tuned: LoadOptions, usual: LoadOptions
         except (EngineError, ModelFileError) as error:
             if stop:
                 raise
-            tell(NoticeEvent(f"the model cannot be opened as it was tuned: {error.what}", "all is as usual now"))
+            tell(NoticeEvent(f"the model cannot be opened as it was tuned: {error.message}", "all is as usual now"))
         return factory(usual)(tell, stop)
 
     return open_backend
@@ -210,10 +210,10 @@ def falling_back(factory: BackendFactory, tuned: LoadOptions, usual: LoadOptions
 def load_options(
     model: Model,
     settings: Settings,
-    parallel: Parallel = ONE,
+    parallel: Parallel = SINGLE,
     vocabulary_only: bool = False,
     whole_context: bool = False,
-    tuning: Tuning = USUAL,
+    tuning: Tuning = DEFAULT,
 ) -> LoadOptions:
     """Return how a model is to be loaded: as it is tuned, but for what was asked for."""
     header = model.header
@@ -222,15 +222,15 @@ def load_options(
         shape=Shape(model.trained_context, model.size, header.n_layers, header.kv_bytes_per_token),
         context_size=settings.ctx,
         gpu_layers=settings.gpu_layers,
-        threads=settings.threads,
+        n_threads=settings.threads,
         slots=parallel.slots,
         vocabulary_only=vocabulary_only,
         whole_context=whole_context,
         repack=plan_repacking(model.quantization, parallel.many, machine()),
-        shared=parallel.shared,
-        evenly=parallel.evenly,
+        kv_unified=parallel.kv_unified,
+        batch_invariant=parallel.batch_invariant,
     )
-    return usual.tuned(given_way(replace(tuning, slots=None), settings))
+    return usual.with_tuning(given_way(replace(tuning, slots=None), settings))
 
 
 def loaded_with(settings: Settings) -> tuple[object, ...]:

@@ -10,16 +10,25 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cerebrum_cli.core.files import write_whole
+from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.plan import Tuning
 
 UseName = Literal["chat", "ask", "ask-long", "batch"]
-VERSION = 1
+VERSION = 2
 MOST = 1e12  # seconds and tokens a second: what is more was never measured
 SHORT = 64  # tokens of a question that is not a long one, whatever was measured of long ones
 REPLY = 128  # tokens an answer is taken to have where it is to be told whether a prompt is long
-USUAL = Tuning()
+DEFAULT = Tuning()
+VERSION_1_NAMES = {
+    "made": "created",
+    "usual": "baseline",
+    "read": "prompt",
+    "say": "generate",
+    "threads": "n_threads",
+    "prefill_threads": "n_threads_batch",
+    "micro_batch": "n_ubatch",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +36,13 @@ class Speeds:
     """Seconds a model takes to load, and tokens a second: of prompts read, and said; bytes of memory at most."""
 
     load_s: float
-    read: float
-    say: float
+    prompt: float
+    generate: float
     memory: int = 0
 
     def seconds(self, prompt: int, reply: int) -> float:
         """Return the seconds that loading, reading and saying so many tokens take."""
-        return self.load_s + prompt / self.read + reply / self.say
+        return self.load_s + prompt / self.prompt + reply / self.generate
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class Tuned:
 
     tuning: Tuning
     speeds: Speeds
-    usual: Speeds
+    baseline: Speeds
     gain: float = 1.0
     agreement: float | None = None
 
@@ -58,7 +67,7 @@ class Profile:
     model: str
     machine: str
     build: str
-    made: str
+    created: str
     uses: Mapping[UseName, Tuned]
 
     @property
@@ -67,7 +76,7 @@ class Profile:
         short, long = self.uses["ask"], self.uses["ask-long"]
         if short.tuning == long.tuning:
             return None
-        saved = 1 / short.speeds.read - 1 / long.speeds.read
+        saved = 1 / short.speeds.prompt - 1 / long.speeds.prompt
         lost = long.speeds.seconds(0, REPLY) - short.speeds.seconds(0, REPLY)
         return max(SHORT + 1, int(lost / saved) + 1) if saved > 0 else None
 
@@ -96,11 +105,11 @@ class ProfileStore:
         found = (self._read(path) for path in sorted(self.directory.glob(f"{_digest(model)}-*.json")))
         return next((each for each in found if each and self._path(model) != self._path_of(each)), None)
 
-    def keep(self, profile: Profile) -> None:
+    def save(self, profile: Profile) -> None:
         """Keep what was measured, in place of what was before. Raises OSError where it cannot be written."""
         path = self._path_of(profile)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"version": VERSION, **asdict(profile)}, indent=2).encode())
+        atomic_write(path, json.dumps({"version": VERSION, **asdict(profile)}, indent=2).encode())
 
     def forget(self, model: str) -> None:
         """Forget what was measured of a model, anywhere."""
@@ -126,7 +135,7 @@ class ProfileStore:
             return None
 
 
-def given_text(settings: Settings) -> str:
+def settings_text(settings: Settings) -> str:
     """Return what the user has said of how a model is opened, in words; a profile was measured with that."""
     threads = f", --threads {settings.threads}" if settings.threads is not None else ""
     return threads + (f", --gpu-layers {settings.gpu_layers}" if settings.gpu_layers != "auto" else "")
@@ -135,14 +144,14 @@ def given_text(settings: Settings) -> str:
 def given_way(tuning: Tuning, settings: Settings) -> Tuning:
     """Return a tuning without what the user has said otherwise."""
     if settings.threads is not None:
-        tuning = replace(tuning, threads=None, prefill_threads=None)
+        tuning = replace(tuning, n_threads=None, n_threads_batch=None)
     return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
 
 
 def profile_object(profile: Profile) -> dict[str, Any]:
     """Return what `--json` prints of a profile."""
     return {
-        "made": profile.made,
+        "created": profile.created,
         "machine": profile.machine,
         "build": profile.build,
         "long_from": profile.long_from,
@@ -157,8 +166,8 @@ def used_object(tuned: Tuned) -> dict[str, Any]:
         "gain": round(tuned.gain, 3),
         "agreement": tuned.agreement,
         "load_s": round(tuned.speeds.load_s, 3),
-        "prompt_tokens_per_second": round(tuned.speeds.read, 2),
-        "tokens_per_second": round(tuned.speeds.say, 2),
+        "prompt_tokens_per_second": round(tuned.speeds.prompt, 2),
+        "tokens_per_second": round(tuned.speeds.generate, 2),
         "memory": tuned.speeds.memory,
     }
 
@@ -169,24 +178,37 @@ def _digest(text: str) -> str:
 
 def _decoded(value: Mapping[str, Any]) -> Profile:
     """Read a profile; any of the usual errors of a lookup or conversion means that it is damaged."""
-    if value["version"] != VERSION:
+    if value["version"] == 1:
+        value = _renamed(value)
+    elif value["version"] != VERSION:
         raise ValueError(f"version {value['version']!r}, not {VERSION}")
     uses: dict[UseName, Tuned] = {name: _tuned(**value["uses"][name]) for name in get_args(UseName)}
-    model, machine, build, made = (value[key] for key in ("model", "machine", "build", "made"))
-    if not all(isinstance(text, str) for text in (model, machine, build, made)):
+    model, machine, build, created = (value[key] for key in ("model", "machine", "build", "created"))
+    if not all(isinstance(text, str) for text in (model, machine, build, created)):
         raise TypeError("a text of the wrong kind")
-    return Profile(model, machine, build, made, uses)
+    return Profile(model, machine, build, created, uses)
+
+
+def _renamed(value: Any) -> Any:
+    """Give the keys of a version 1 profile their version 2 names, at every level."""
+    if not isinstance(value, Mapping):
+        return value
+    return {VERSION_1_NAMES.get(key, key): _renamed(item) for key, item in value.items()}
 
 
 def _tuned(
-    tuning: Mapping[str, Any], speeds: Mapping[str, Any], usual: Mapping[str, Any], gain: float, agreement: float | None
+    tuning: Mapping[str, Any],
+    speeds: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    gain: float,
+    agreement: float | None,
 ) -> Tuned:
     if not (0 < gain < MOST and (agreement is None or 0 <= agreement <= 1)):
         raise ValueError("a gain or an agreement that cannot be")
-    return Tuned(Tuning(**tuning).checked(), _speeds(**speeds), _speeds(**usual), float(gain), agreement)
+    return Tuned(Tuning(**tuning).checked(), _speeds(**speeds), _speeds(**baseline), float(gain), agreement)
 
 
-def _speeds(load_s: float, read: float, say: float, memory: int) -> Speeds:
-    if not (1 / MOST < read < MOST and 1 / MOST < say < MOST and 0 <= load_s < MOST and 0 <= memory < 2**63):
+def _speeds(load_s: float, prompt: float, generate: float, memory: int) -> Speeds:
+    if not (1 / MOST < prompt < MOST and 1 / MOST < generate < MOST and 0 <= load_s < MOST and 0 <= memory < 2**63):
         raise ValueError("a speed that cannot be")
-    return Speeds(float(load_s), float(read), float(say), int(memory))
+    return Speeds(float(load_s), float(prompt), float(generate), int(memory))

@@ -33,7 +33,7 @@ class Question:
     messages: Path | None
     raw: bool
 
-    def require(self, piped: Readable | None) -> None:
+    def validate(self, piped: Readable | None) -> None:
         """Raise UsageError where there can be no question, whatever is read."""
         if self.messages is not None and (self.prompt is not None or self.files or self.raw):
             raise UsageError("--messages holds the whole conversation", "leave out the prompt, --file and --raw")
@@ -51,10 +51,10 @@ class Question:
 
         A system prompt from the settings is for questions; a messages list yields only to a given one.
         """
-        self.require(piped)
+        self.validate(piped)
         if self.messages is not None:
             return self._listed(self.messages, piped, system)
-        text = decoded(piped.read(), "standard input") if piped else None
+        text = decode_text(piped.read(), "standard input") if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         if self.raw:
             texts = [*(read_text(file) for file in self.files), prompt or "", text or ""]
@@ -64,7 +64,7 @@ class Question:
 
     def _listed(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
         if source == Path("-") and piped is not None:
-            text, name = decoded(piped.read(), "standard input"), "standard input"
+            text, name = decode_text(piped.read(), "standard input"), "standard input"
         else:
             text, name = read_text(source), str(source)
         conversation = parse_messages(text, name)
@@ -96,12 +96,12 @@ def fenced(name: str, text: str) -> str:
 def read_text(path: Path) -> str:
     """Return a file's text; UsageError if there is none or it is not UTF-8."""
     try:
-        return decoded(path.read_bytes(), str(path))
+        return decode_text(path.read_bytes(), str(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
 
 
-def decoded(data: bytes, name: str) -> str:
+def decode_text(data: bytes, name: str) -> str:
     """Return bytes as text without a byte order mark; UsageError if they are not UTF-8."""
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
@@ -122,7 +122,7 @@ def parse_messages(text: str, name: str) -> Conversation:
     return conversation_of(items, name)
 
 
-def about_tokens(conversation: Conversation | None) -> int:
+def estimate_tokens(conversation: Conversation | None) -> int:
     """Return about how many tokens a question has, before there is a vocabulary: what came before it is kept, read."""
     messages = conversation.messages if conversation else ()
     answered = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)

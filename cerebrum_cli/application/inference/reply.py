@@ -36,11 +36,11 @@ class Reply:
         return None if self.finish.by_stop_string else self.sampled
 
     @property
-    def took_long_to_read(self) -> bool:
+    def has_long_prompt(self) -> bool:
         """Whether so much of the prompt was evaluated for it that this should not be done again."""
         return self.finish.reason != "cancelled" and self.evaluated > LONG_PROMPT
 
-    def reads_slowly(self, tokens: int) -> bool:
+    def has_slow_prefill(self, tokens: int) -> bool:
         """Return whether the first tokens of its prompt were evaluated for it, and so many take long."""
         speed, finish = self.finish.timings.prompt_tokens_per_second, self.finish
         return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > LONG_READING * speed
@@ -58,7 +58,7 @@ class Reply:
         return final_answer(self.text, whole=self.finish.reason == "stop")
 
 
-class ReplyGatherer:
+class ReplyCollector:
     """Gather the events of one sequence."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class ReplyGatherer:
         return Reply(self.text, self.reasoning, self._finish, self.tokens, probability)
 
 
-def shortfall(reply: Reply) -> NoticeEvent | None:
+def truncation_notice(reply: Reply) -> NoticeEvent | None:
     """Return what a reader of the answer should know of what is missing from it."""
     if reply.finish.reason == "context":
         size = reply.finish.context_size

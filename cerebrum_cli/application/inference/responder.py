@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, SequenceId, 
 from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.engine import Engine, unrefused
+from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
@@ -28,7 +28,7 @@ FormatBuilder = Callable[[Backend], PromptFormat]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GenerationRequest:
     """A question and how to reply to it, `n` times; `begun` are the tokens of a reply that is gone on with.
 
     With `logprobs` each token tells its probability; with `ignore_end` neither the model's end of text nor the format's
@@ -39,24 +39,24 @@ class Asked:
     settings: Settings
     grammar: str | None = None
     n: int = 1
-    begun: tuple[int, ...] = ()
+    prefix_tokens: tuple[int, ...] = ()
     logprobs: bool = False
-    ignore_end: bool = False
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class TokenizedRequest:
     """A question as a model reads it: its tokens, its format, and the thought that prompt and beginning leave open."""
 
     request: Request
     form: PromptFormat
     thought: ThoughtMarkup | None
-    begun: str
+    prefix_tokens: str
 
     def splitter(self) -> ThoughtSplitter:
         """Return what tells a reply's thought from its answer."""
         splitter = ThoughtSplitter(self.form.thoughts, self.thought)
-        splitter.feed(self.begun)
+        splitter.feed(self.prefix_tokens)
         return splitter
 
 
@@ -66,10 +66,10 @@ class Replies(Protocol):
     def __iter__(self) -> Iterator[Event]:
         """Yield the events until nothing runs."""
 
-    def more(self, index: int, count: int) -> None:
+    def add_samples(self, index: int, count: int) -> None:
         """Ask for further replies to one question; their seeds follow those of the others."""
 
-    def end(self, index: int) -> None:
+    def abort(self, index: int) -> None:
         """End what still runs of one question: its replies finish as `cancelled`."""
 
     def close(self) -> None:
@@ -84,10 +84,10 @@ class Responder(Protocol):
     ) -> Generator[Event, None, None]:
         """Yield the events of loading and of one reply; closing the stream ends it."""
 
-    def prepared(self, asked: Asked) -> Prepared:
+    def tokenize_request(self, asked: GenerationRequest) -> TokenizedRequest:
         """Return a question as it will be read; what is wrong with it is raised. What replies must be loaded."""
 
-    def replies(self, prepared: Iterable[Prepared]) -> Replies:
+    def replies(self, prepared: Iterable[TokenizedRequest]) -> Replies:
         """Begin to reply to many questions at once."""
 
     def load(self) -> Iterator[Event]:
@@ -127,10 +127,14 @@ class LocalResponder:
     ) -> Generator[Event, None, None]:
         """Load the model if it is not there yet, then yield what it says; PromptTooLong before any evaluation."""
         yield from self.load()
-        with closing(self.replies([self.prepared(Asked(conversation, settings, grammar, begun=begun))])) as replies:
-            yield from unrefused(replies)
+        with closing(
+            self.replies(
+                [self.tokenize_request(GenerationRequest(conversation, settings, grammar, prefix_tokens=begun))]
+            )
+        ) as replies:
+            yield from raise_refusals(replies)
 
-    def prepared(self, asked: Asked) -> Prepared:
+    def tokenize_request(self, asked: GenerationRequest) -> TokenizedRequest:
         """Return a question as the model will read it. The model must be loaded.
 
         Raises PromptTooLong where it leaves no room for a reply, FormatError where it cannot be written.
@@ -138,17 +142,19 @@ class LocalResponder:
         form, visible = self._form, self._visible
         prompt = form.render(asked.conversation)
         request = Request(
-            self._fitting(prompt, asked.begun),
-            asked.settings.sampling(() if asked.ignore_end else form.stop),
+            self._fitting(prompt, asked.prefix_tokens),
+            asked.settings.sampling(() if asked.ignore_eos else form.stop),
             asked.grammar,
             asked.n,
             visible,
             asked.logprobs,
-            asked.ignore_end,
+            asked.ignore_eos,
         )
-        return Prepared(request, form, opened_thought(_end(prompt), form.thoughts), self._said(asked.begun, visible))
+        return TokenizedRequest(
+            request, form, opened_thought(_end(prompt), form.thoughts), self._said(asked.prefix_tokens, visible)
+        )
 
-    def replies(self, prepared: Iterable[Prepared]) -> Replies:
+    def replies(self, prepared: Iterable[TokenizedRequest]) -> Replies:
         """Begin to reply to all of them at once; what is returned must be closed."""
         return LocalReplies(self._engine, prepared)
 
@@ -235,7 +241,7 @@ class LocalResponder:
 class LocalReplies:
     """Replies of an engine."""
 
-    def __init__(self, engine: Engine, prepared: Iterable[Prepared]) -> None:
+    def __init__(self, engine: Engine, prepared: Iterable[TokenizedRequest]) -> None:
         self._prepared = list(prepared)
         self._splitters: dict[SequenceId, ThoughtSplitter] = {}
         self._completions = engine.complete(one.request for one in self._prepared)
@@ -247,13 +253,13 @@ class LocalReplies:
             else:
                 yield event
 
-    def more(self, index: int, count: int) -> None:
+    def add_samples(self, index: int, count: int) -> None:
         """Ask for further replies to one question."""
-        self._completions.more(index, count)
+        self._completions.add_samples(index, count)
 
-    def end(self, index: int) -> None:
+    def abort(self, index: int) -> None:
         """End what still runs of one question."""
-        self._completions.end(index)
+        self._completions.abort(index)
 
     def close(self) -> None:
         """End all that runs."""

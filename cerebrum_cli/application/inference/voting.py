@@ -7,18 +7,18 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.answers.vote import Ballot, Count, Votes
-from cerebrum_cli.application.inference.reply import LONG_PROMPT, Reply, ReplyGatherer
-from cerebrum_cli.application.inference.responder import Asked, Replies, Responder
+from cerebrum_cli.answers.vote import Count, Tally, Votes
+from cerebrum_cli.application.inference.reply import LONG_PROMPT, Reply, ReplyCollector
+from cerebrum_cli.application.inference.responder import GenerationRequest, Replies, Responder
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.engine import unrefused
+from cerebrum_cli.engine.engine import raise_refusals
 
 TEMPERATURE = 0.7  # of a vote for which none is given: at 0 all chains would be one
 
 
-class Poll:
+class MajorityVote:
     """The chains of one question, the ballot on them, and what is still to be asked.
 
     Chains are cast in the order of their seeds, whoever ends first: so the outcome, and how many it took, hang on the
@@ -27,21 +27,21 @@ class Poll:
 
     def __init__(self, votes: Votes, stops_early: bool = True) -> None:
         self._stops_early = stops_early
-        self.ballot = Ballot(votes if stops_early else Votes(votes.most, votes.most))
+        self.ballot = Tally(votes if stops_early else Votes(votes.most, votes.most))
         self.replies: dict[int, Reply] = {}  # by sample; those that have been cast
         self.asked = self.ballot.votes.least
-        self._gatherers: dict[int, ReplyGatherer] = {}
+        self._gatherers: dict[int, ReplyCollector] = {}
         self._held: dict[int, Reply] = {}  # that wait for a chain before them
         self._ended = 0
 
-    def put(self, asked: Asked) -> Asked:
+    def put(self, asked: GenerationRequest) -> GenerationRequest:
         """Return a question as it is to be asked for this vote."""
         return replace(asked, n=self.asked, logprobs=True)
 
     def take(self, event: TokenEvent | FinishEvent, replies: Replies) -> bool:
         """Take an event of one of the chains, and ask for more or less of them; True where the vote has moved on."""
         index, sample = event.sequence
-        gatherer = self._gatherers.setdefault(sample, ReplyGatherer())
+        gatherer = self._gatherers.setdefault(sample, ReplyCollector())
         gatherer.emit(event)
         reply = gatherer.reply
         if reply is None:
@@ -53,7 +53,7 @@ class Poll:
         cast = self.ballot.samples
         while not self.is_over and (next_one := self._held.pop(self.ballot.samples, None)):
             self.replies[self.ballot.samples] = next_one
-            self.ballot = self.ballot.cast(self.ballot.samples, next_one.final_answer, next_one.probability)
+            self.ballot = self.ballot.add(self.ballot.samples, next_one.final_answer, next_one.probability)
         self._steer(index, replies)
         return self.ballot.samples > cast
 
@@ -63,15 +63,15 @@ class Poll:
         return self.ballot.votes.most
 
     @property
-    def took_long_to_read(self) -> bool:
+    def has_long_prompt(self) -> bool:
         """Whether so much of the prompt was evaluated, for one of the chains, that this should not be done again."""
         ended = (gatherer.reply for gatherer in self._gatherers.values())
         return self.is_over and any(reply.evaluated > LONG_PROMPT for reply in ended if reply)
 
-    def reads_slowly(self, tokens: int) -> bool:
+    def has_slow_prefill(self, tokens: int) -> bool:
         """Return whether the first tokens of the prompt were evaluated for one of the chains, and so many take long."""
         ended = (gatherer.reply for gatherer in self._gatherers.values())
-        return any(reply.reads_slowly(tokens) for reply in ended if reply)
+        return any(reply.has_slow_prefill(tokens) for reply in ended if reply)
 
     @property
     def running(self) -> int:
@@ -84,9 +84,9 @@ class Poll:
         return self.ballot.samples == self.most or (self._stops_early and self.ballot.is_decided)
 
     @property
-    def standing(self) -> TallyEvent:
+    def tally_event(self) -> TallyEvent:
         """How the vote stands."""
-        tally = tuple((count.answer, count.count) for count in self.ballot.tally)
+        tally = tuple((count.answer, count.count) for count in self.ballot.counts)
         return TallyEvent(tally, self.ballot.samples, self.running)
 
     @property
@@ -100,7 +100,7 @@ class Poll:
         return self.winner.answer if self.winner else None
 
     @property
-    def chain(self) -> ReplyGatherer | None:
+    def sample(self) -> ReplyCollector | None:
         """The chain to be shown: the most probable one of those that won, or of all where none has an answer."""
         likeliest = max(self.replies, key=lambda sample: self.replies[sample].probability, default=None)
         sample = likeliest if self.ballot.winning_sample is None else self.ballot.winning_sample
@@ -109,26 +109,26 @@ class Poll:
     @property
     def reply(self) -> Reply | None:
         """What that chain says."""
-        return self.chain.reply if self.chain else None
+        return self.sample.reply if self.sample else None
 
     def _steer(self, index: int, replies: Replies) -> None:
         if self._stops_early and self.ballot.is_decided:
             if self.running:
-                replies.end(index)
+                replies.abort(index)
         elif not self.running:  # in rounds, so that the outcome does not depend on when this is heard
             wanted = self.ballot.wanted(0)
             self.asked += wanted
-            replies.more(index, wanted)
+            replies.add_samples(index, wanted)
 
 
-def vote(responder: Responder, asked: Asked, poll: Poll) -> Generator[Event, None, None]:
+def vote(responder: Responder, asked: GenerationRequest, poll: MajorityVote) -> Generator[Event, None, None]:
     """Yield the events of a vote: those of its chains, and a TallyEvent whenever one has been cast."""
     yield from responder.load()
-    with closing(responder.replies([responder.prepared(poll.put(asked))])) as replies:
-        for event in unrefused(replies):
+    with closing(responder.replies([responder.tokenize_request(poll.put(asked))])) as replies:
+        for event in raise_refusals(replies):
             yield event
             if isinstance(event, (TokenEvent, FinishEvent)) and poll.take(event, replies):
-                yield poll.standing
+                yield poll.tally_event
 
 
 def require_sampling(settings: Settings) -> None:
@@ -140,13 +140,13 @@ def require_sampling(settings: Settings) -> None:
         )
 
 
-def votes_object(poll: Poll) -> dict[str, Any]:
+def votes_object(poll: MajorityVote) -> dict[str, Any]:
     """Return what `--json` tells of a vote: every chain that has ended by itself, in the order of their seeds."""
     winner = poll.winner
     return {
         "samples": poll.ballot.samples,
         "winner": winner and winner.answer,
-        "tally": [{"answer": count.answer, "count": count.count} for count in poll.ballot.tally],
+        "tally": [{"answer": count.answer, "count": count.count} for count in poll.ballot.counts],
         "agreement": round(poll.ballot.agreement, 4),
         "chains": [
             {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.application.models.fit import needed_memory, wanted_context
-from cerebrum_cli.application.models.library import Library, Told
+from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import (
     MERGE_FORMAT,
     MERGE_RECIPE,
@@ -25,7 +25,7 @@ from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import whole_name
 from cerebrum_cli.core.errors import MergeError, UsageError
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.adapter import read_table
@@ -34,7 +34,7 @@ from cerebrum_cli.merge.execute import File, execute, files, require_codec
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import tensors_of
 from cerebrum_cli.merge.output_files import PART, Written
-from cerebrum_cli.merge.plan import Plan, planned
+from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.weights import AHEAD, WORKED, CodecFactory
@@ -92,7 +92,7 @@ class Merge:
     @property
     def memory(self) -> int:
         """About how many bytes of memory carrying it out takes at most."""
-        most = max(len(tensors_of(tensor.work)) for tensor in self.plan.tensors)
+        most = max(len(tensors_of(tensor.op)) for tensor in self.plan.tensors)
         return MEMORY + self.items * ITEM + thread_count() * AHEAD * (most + 1) * WORKED * 4
 
     @property
@@ -121,7 +121,7 @@ class Merger:
         dtype = None if recipe.method == "passthrough" else recipe.dtype
         target = Target(options.type, dtype, options.quantization)
         title = recipe.name or options.title or options.name
-        plan = planned(recipe, tables, target, provenance(recipe, models, title))
+        plan = plan_merge(recipe, tables, target, provenance(recipe, models, title))
         merge = Merge(
             recipe,
             models,
@@ -149,10 +149,10 @@ class Merger:
         """Raise MergeError where a folder's disk has no room for so many bytes."""
         free, need = self.free_bytes(folder), size + MARGIN
         if free < need:
-            what = f"the disk is too full: {size_text(free)} are free, and the merge needs {size_text(need)}"
-            raise MergeError(f"{folder.resolve()}: {what}", f"free {size_text(need - free)}, or write elsewhere")
+            what = f"the disk is too full: {format_size(free)} are free, and the merge needs {format_size(need)}"
+            raise MergeError(f"{folder.resolve()}: {what}", f"free {format_size(need - free)}, or write elsewhere")
 
-    def write(self, merge: Merge, told: Told) -> tuple[Written, ...]:
+    def write(self, merge: Merge, told: OnProgress) -> tuple[Written, ...]:
         """Write a merge, telling the bytes that are written, of how many.
 
         MergeError where it cannot be written; then, and where anything else ends this, nothing is left of it.

@@ -16,7 +16,7 @@ from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 LONGEST = 1 << 20  # bytes of a recipe
 
 
-class Asked(NamedTuple):
+class RequestedMerge(NamedTuple):
     """A recipe, and where it is that of a model of the catalogue, the model's row and the quantisation asked for."""
 
     recipe: Recipe
@@ -24,17 +24,17 @@ class Asked(NamedTuple):
     quantization: str | None = None
 
 
-def read_recipe(library: Library, text: str) -> Asked:
+def read_recipe(library: Library, text: str) -> RequestedMerge:
     """Return the recipe in a file, or that of a model of the catalogue.
 
     UsageError where there is none, or it cannot be read as one.
     """
     path, (name, _, quantization) = as_path(text), text.partition(":")
-    spec = library.spec_called(name)
+    spec = library.spec_named(name)
     if spec and spec.recipe and (is_missing(path) or is_directory(path)):
-        return Asked(recipe_of(spec), spec, quantization or None)
+        return RequestedMerge(recipe_of(spec), spec, quantization or None)
     if not is_missing(path):
-        return Asked(parse_recipe(recipe_text(path), path.name))
+        return RequestedMerge(parse_recipe(recipe_text(path), path.name))
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
     do = f"name a mergekit recipe in YAML, or a model of the catalogue that has one: {known}"
     raise UsageError(f"{text}: there is no such recipe", do)
@@ -63,7 +63,7 @@ def recipe_text(path: Path) -> str:
         raise UsageError(f"{path}: no text in UTF-8", do) from error
 
 
-def meant(library: Library, asked: Asked, sources: Iterable[str]) -> dict[str, str]:
+def meant(library: Library, asked: RequestedMerge, sources: Iterable[str]) -> dict[str, str]:
     """Return which model each name of a recipe means, given NAME=MODEL for some. UsageError for a name it has not."""
     names, quantization = asked.recipe.models, asked.quantization
     found = {name: in_quantization(library, name, quantization) if quantization else name for name in names}
@@ -83,7 +83,7 @@ def meant(library: Library, asked: Asked, sources: Iterable[str]) -> dict[str, s
     return found
 
 
-def found(library: Library, references: Mapping[str, str], find: Callable[[str], Model]) -> dict[str, Model]:
+def resolve_models(library: Library, references: Mapping[str, str], find: Callable[[str], Model]) -> dict[str, Model]:
     """Return the models that a recipe's names mean. ModelNotFound, or what pulling one says, where one is not here."""
     models = {}
     for name, reference in references.items():
@@ -99,9 +99,9 @@ def found(library: Library, references: Mapping[str, str], find: Callable[[str],
 def unmeant(name: str, error: CerebrumError) -> ModelNotFound:
     """Return the error of a name in a recipe that means no model here: most are those of files that are no GGUF."""
     do = f"say which one is meant: --source {name}=MODEL"
-    if isinstance(error, ModelNotFound) and error.offer:
-        return ModelNotFound(error.what, f"{error.do}, if that holds GGUF files; or {do}", offer=error.offer)
-    return ModelNotFound(f"the recipe names a model {name}: {error.what}", do)
+    if isinstance(error, ModelNotFound) and error.pullable:
+        return ModelNotFound(error.message, f"{error.hint}, if that holds GGUF files; or {do}", offer=error.pullable)
+    return ModelNotFound(f"the recipe names a model {name}: {error.message}", do)
 
 
 def is_known(library: Library, text: str) -> bool:
@@ -117,6 +117,6 @@ def in_quantization(library: Library, text: str, quantization: str) -> str:
     if is_file(as_path(text)):
         return text
     reference = library.parse(text)
-    if isinstance(reference, Named) and reference.quantization is None and library.spec_called(reference.name):
+    if isinstance(reference, Named) and reference.quantization is None and library.spec_named(reference.name):
         return str(Named(reference.name, quantization))
     return text

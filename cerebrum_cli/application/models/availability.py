@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cerebrum_cli.application.models.fit import Candidate, Capacity, judged, wanted_context
+from cerebrum_cli.application.models.fit import Candidate, Capacity, assess_candidates, wanted_context
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.hub import Listing
 from cerebrum_cli.catalogue.reference import InRepository, Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, same_quantization
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class Availability:
     """Where a model can be had and in which sizes: a listing of the Hub, or what the catalogue and the files here say.
 
     `variants` are the files of a listing, one for each of `sizes`; `here` the quantisations that need no download.
@@ -42,10 +42,10 @@ class Stock:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class DownloadPlan:
     """What can be had, judged by the memory of this machine at this context, and the one that is meant."""
 
-    stock: Stock
+    availability: Availability
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     context: int
@@ -54,7 +54,7 @@ class Offer:
     @property
     def reference(self) -> str:
         """What to call the one that is meant."""
-        return str(Named(self.stock.name, self.chosen.quantization))
+        return str(Named(self.availability.name, self.chosen.quantization))
 
     @property
     def warning(self) -> str | None:
@@ -62,61 +62,63 @@ class Offer:
         if self.chosen.verdict != "too big":
             return None
         return (
-            f"{self.reference} needs {size_text(self.chosen.needed)} of memory at a context of {self.context} tokens,"
-            f" and {size_text(self.capacity.room)} can be had here"
+            f"{self.reference} needs {format_size(self.chosen.needed)} of memory at a context of {self.context} tokens,"
+            f" and {format_size(self.capacity.room)} can be had here"
         )
 
     @property
     def variant(self) -> Variant:
         """The files of the one that is meant. UsageError where several models of a repository share its name."""
-        found = [each for each in self.stock.variants if each.quantization == self.chosen.quantization]
-        if len(found) != 1 and self.stock.listing:
-            repo_id = self.stock.listing.repo_id
+        found = [each for each in self.availability.variants if each.quantization == self.chosen.quantization]
+        if len(found) != 1 and self.availability.listing:
+            repo_id = self.availability.listing.repo_id
             listed = " or ".join(str(InRepository(repo_id, file=each.files[0])) for each in found)
             raise UsageError(f"{repo_id} holds several models called {self.chosen.quantization}", f"name one: {listed}")
         return found[0]
 
 
-def catalogued(spec: ModelSpec, models: Iterable[Model]) -> Stock:
+def catalogued(spec: ModelSpec, models: Iterable[Model]) -> Availability:
     """Return what the catalogue knows of a model, and what the files of it that are here say themselves."""
     here = [model for model in models if model.spec == spec and not model.is_derived and model.is_readable]
     listed = [each for source in spec.sources[:1] for each in source.quantizations] or spec.quantizations
-    return Stock(
+    return Availability(
         spec.name,
         _sizes(((each.name, each.size) for each in listed), here),
-        tuple(model.label for model in here),
+        tuple(model.display_name for model in here),
         here[0].header.kv_bytes_per_token if here else spec.kv_bytes_per_token or 0,
         here[0].trained_context if here else spec.context_size,
         spec,
     )
 
 
-def of_files(models: Iterable[Model]) -> Stock:
+def of_files(models: Iterable[Model]) -> Availability:
     """Return the quantisations that are here of a model no catalogue knows; there must be one."""
     here = list(models)
     header = here[0].header
-    return Stock(
+    return Availability(
         here[0].name,
         _sizes((), here),
-        tuple(model.label for model in here),
+        tuple(model.display_name for model in here),
         header.kv_bytes_per_token,
         header.context_length,
     )
 
 
-def judge(stock: Stock, wanted: str | None, context: int | None, capacity: Capacity) -> Offer:
+def assess_fit(stock: Availability, wanted: str | None, context: int | None, capacity: Capacity) -> DownloadPlan:
     """Return a stock as this machine sees it. ModelNotFound where what is wanted is not in it."""
     context = wanted_context(context, stock.trained_context)
-    candidates = judged(stock.sizes, stock.here, stock.kv_bytes_per_token, context, capacity)
+    candidates = assess_candidates(stock.sizes, stock.here, stock.kv_bytes_per_token, context, capacity)
     names = stock.matching(wanted)
     chosen = [each for each in candidates if each.quantization in names]
-    return Offer(stock, candidates, next((each for each in chosen if each.recommended), chosen[0]), context, capacity)
+    return DownloadPlan(
+        stock, candidates, next((each for each in chosen if each.recommended), chosen[0]), context, capacity
+    )
 
 
 def _sizes(listed: Iterable[tuple[str, int]], here: Iterable[Model]) -> tuple[tuple[str, int], ...]:
     """Return sizes by quantisation; those of files that are here are what they are, and not what is said of them."""
     sizes = dict(listed)
     for model in here:
-        name = next((name for name in sizes if same_quantization(name, model.label)), model.label)
+        name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)
         sizes[name] = model.size
     return tuple(sizes.items())

@@ -70,7 +70,7 @@ def needed_memory(size: int, kv_bytes_per_token: int, context: int) -> int:
     return size + kv_bytes_per_token * context + HEADROOM
 
 
-def judged(
+def assess_candidates(
     sizes: Iterable[tuple[str, int]], installed: Iterable[str], kv_bytes_per_token: int, context: int, here: Capacity
 ) -> tuple[Candidate, ...]:
     """Return quantisations and their sizes as candidates, smallest first, one of them recommended."""
@@ -83,11 +83,11 @@ def judged(
         )
     if not candidates:
         return ()
-    best = recommended(candidates, here)
+    best = recommend(candidates, here)
     return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
 
 
-def recommended(candidates: Sequence[Candidate], here: Capacity) -> Candidate:
+def recommend(candidates: Sequence[Candidate], here: Capacity) -> Candidate:
     """Return the one to take: the largest that fits, though no larger than preferred unless that is comfortable.
 
     Where nothing fits it is the smallest, and where only some are tight the smallest of those.

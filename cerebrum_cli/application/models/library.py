@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cerebrum_cli.application.models.fit import Capacity, judged, wanted_context
+from cerebrum_cli.application.models.fit import Capacity, assess_candidates, wanted_context
 from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_file, is_missing, model_paths
 from cerebrum_cli.application.models.not_found import gone, missing, unknown
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
-from cerebrum_cli.catalogue.derivatives import Derived, original_name
+from cerebrum_cli.catalogue.derivatives import Derivative, original_name
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
 from cerebrum_cli.catalogue.rows import load_catalogue
@@ -20,7 +20,7 @@ from cerebrum_cli.catalogue.variants import same_quantization
 from cerebrum_cli.core.errors import ConfigError, ModelNotFound, NoModel, UsageError
 from cerebrum_cli.core.settings import environment
 
-Told = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told the bytes done and the bytes in all."""
 
 
@@ -96,7 +96,7 @@ class Library:
             return self.at_path(as_path(text))
         if found := [model for model in self.models() if self._means(reference, model)]:
             return self._best(found)
-        if isinstance(reference, Named) and self.spec_called(reference.name) is None and is_directory(as_path(text)):
+        if isinstance(reference, Named) and self.spec_named(reference.name) is None and is_directory(as_path(text)):
             return self.at_path(as_path(text))  # whose header cannot be read, as the error says
         raise missing(self, reference)
 
@@ -141,7 +141,7 @@ class Library:
         original = self.identity(model)
         return [self.registered(entry) for entry in entries if entry.original == original]
 
-    def spec_called(self, name: str) -> ModelSpec | None:
+    def spec_named(self, name: str) -> ModelSpec | None:
         """Return the row of the catalogue with this name or alias."""
         called = [spec for spec in self.specs if spec.is_called(name)]
         return next((spec for spec in called if spec.name.lower() == name.lower()), called[0] if called else None)
@@ -149,7 +149,7 @@ class Library:
     def spec_meant(self, reference: Reference) -> ModelSpec | None:
         """Return the row of the catalogue a reference is about: by its name, or by its repository."""
         if isinstance(reference, Named):
-            return self.spec_called(reference.name)
+            return self.spec_named(reference.name)
         repo_id = reference.repo_id.lower() if isinstance(reference, InRepository) else ""
         rows = (spec for spec in self.specs if repo_id in (source.repo_id.lower() for source in spec.sources))
         return next(rows, None)
@@ -177,7 +177,7 @@ class Library:
         first = known or f"{model.path} {stats[0].st_mtime_ns}"
         return " ".join((first, *(str(stat.st_size) for stat in stats)))
 
-    def digest(self, model: Model, told: Told) -> str:
+    def digest(self, model: Model, told: OnProgress) -> str:
         """Return the SHA-256 of a model's first file: its blob's name in the cache, else remembered, else computed."""
         if model.cached and model.cached.sha256:
             return model.cached.sha256
@@ -191,12 +191,12 @@ class Library:
             self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
         return digest
 
-    def remembered_digest(self, path: Path, told: Told) -> str:
+    def remembered_digest(self, path: Path, told: OnProgress) -> str:
         """Return the SHA-256 of a file's bytes, computed once and remembered while its size and time are the same."""
         if known := self.registry.digest(path):
             return known
         digest = sha256_of(path, told)
-        self.registry.keep_digest(path, digest)
+        self.registry.remember_digest(path, digest)
         return digest
 
     def is_ours(self, model: Model) -> bool:
@@ -241,11 +241,11 @@ class Library:
         chosen = next((model for model in readable if self.is_default(model)), None)
         if chosen or len(readable) == 1:
             return chosen or readable[0]
-        by_name = {model.label: model for model in reversed(readable)}
+        by_name = {model.display_name: model for model in reversed(readable)}
         header = readable[0].header
         context = wanted_context(None, header.context_length)
         sizes = [(name, model.size) for name, model in by_name.items()]
-        candidates = judged(sizes, (), header.kv_bytes_per_token, context, self.capacity())
+        candidates = assess_candidates(sizes, (), header.kv_bytes_per_token, context, self.capacity())
         return by_name[next(each.quantization for each in candidates if each.recommended)]
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
@@ -255,8 +255,8 @@ class Library:
     def _spec_of(self, entry: ModelFile) -> ModelSpec | None:
         """Return the row of the catalogue an entry of the registry is of; a derivative is of its original's."""
         if entry.original is None:
-            return self.spec_called(entry.name) or self.spec_of_file(entry.path)
-        made, file = Derived.parse(entry.name), original_name(entry.path)
+            return self.spec_named(entry.name) or self.spec_of_file(entry.path)
+        made, file = Derivative.parse(entry.name), original_name(entry.path)
         if made.repo_id:
             return self.spec_in(made.repo_id, file)
-        return self.spec_called(made.plain_name) or self.spec_of_file(Path(file))
+        return self.spec_named(made.plain_name) or self.spec_of_file(Path(file))

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cerebrum_cli.application.models.availability import Offer, catalogued, judge, of_files
+from cerebrum_cli.application.models.availability import DownloadPlan, assess_fit, catalogued, of_files
 from cerebrum_cli.application.models.fit import wanted_context
-from cerebrum_cli.application.models.library import Library, Told
+from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.catalogue.derivatives import Derived
+from cerebrum_cli.catalogue.derivatives import Derivative
 from cerebrum_cli.catalogue.reference import AtPath
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.text import utc_text
+from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.cursor import Array, Scalar
 
 
-def described(library: Library, model: Model, told: Told) -> dict[str, Any]:
+def describe(library: Library, model: Model, told: OnProgress) -> dict[str, Any]:
     """Return what `show --json` prints of a model, its table of quantisations apart."""
     header, spec, cached = model.header, model.spec, model.cached
     return {
@@ -61,7 +61,9 @@ def _asked(model: Model) -> dict[str, Any]:
     return {"format": model.usual_format, "context": wanted_context(None, model.trained_context), **settings}
 
 
-def unpulled(library: Library, text: str, context: int | None) -> tuple[dict[str, Any], Offer | None] | None:
+def describe_available(
+    library: Library, text: str, context: int | None
+) -> tuple[dict[str, Any], DownloadPlan | None] | None:
     """Return what `show` tells of a model of the catalogue that is not here, and its table; None for any other."""
     reference = library.parse(text)
     spec = library.spec_meant(reference)
@@ -88,7 +90,7 @@ def unpulled(library: Library, text: str, context: int | None) -> tuple[dict[str
     stock = catalogued(spec, library.models())
     if not stock.sizes:
         return description, None
-    return description, judge(stock, reference.quantization, context, library.capacity())
+    return description, assess_fit(stock, reference.quantization, context, library.capacity())
 
 
 def rows(library: Library) -> Iterator[dict[str, Any]]:
@@ -120,7 +122,7 @@ def row(library: Library, model: Model) -> dict[str, Any]:
             "error": None,
         }
     except (ModelFileError, OSError) as error:
-        problem = error.what if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
+        problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
         size = model.file.size if model.file else None
         return told | {"quantization": None, "size": size, "format": None, "context_size": None, "error": problem}
 
@@ -131,7 +133,7 @@ def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, 
     here = {model.spec.name for model in models if model.spec and not model.is_derived}
     for spec in library.specs:
         stock = catalogued(spec, models)
-        candidates = judge(stock, None, context, capacity).candidates if stock.sizes else ()
+        candidates = assess_fit(stock, None, context, capacity).candidates if stock.sizes else ()
         yield {
             "name": spec.name,
             "aliases": list(spec.aliases),
@@ -147,19 +149,19 @@ def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, 
         }
 
 
-def offer_object(offer: Offer) -> dict[str, Any]:
+def download_plan_object(offer: DownloadPlan) -> dict[str, Any]:
     """Return what `pull --dry-run --json` prints."""
-    listing = offer.stock.listing
+    listing = offer.availability.listing
     return {
-        "name": offer.stock.name,
-        "repo_id": listing.repo_id if listing else offer.stock.spec and offer.stock.spec.repo_id,
+        "name": offer.availability.name,
+        "repo_id": listing.repo_id if listing else offer.availability.spec and offer.availability.spec.repo_id,
         "revision": listing.commit if listing else None,
         "chosen": offer.chosen.quantization,
-        **judged_object(offer),
+        **candidates_object(offer),
     }
 
 
-def judged_object(offer: Offer) -> dict[str, Any]:
+def candidates_object(offer: DownloadPlan) -> dict[str, Any]:
     """Return the table of quantisations, and what it was judged by."""
     devices = offer.capacity.devices
     return {
@@ -170,7 +172,7 @@ def judged_object(offer: Offer) -> dict[str, Any]:
     }
 
 
-def siblings(library: Library, model: Model, context: int | None) -> Offer:
+def siblings(library: Library, model: Model, context: int | None) -> DownloadPlan:
     """Return the quantisations there are of a model that is here: the catalogue's, and those beside it."""
     models = library.models()
     if model.spec and not model.is_derived:
@@ -178,7 +180,7 @@ def siblings(library: Library, model: Model, context: int | None) -> Offer:
     else:
         beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
         stock = of_files(beside if model.cached and model in beside else [model])
-    return judge(stock, model.label, context, library.capacity())
+    return assess_fit(stock, model.display_name, context, library.capacity())
 
 
 def source_of(model: Model) -> str:
@@ -188,7 +190,7 @@ def source_of(model: Model) -> str:
 
 def derived_from(model: Model) -> str | None:
     """Return what the original of a derivative is called here; None for any other model."""
-    return Derived.parse(model.name).original if model.is_derived else None
+    return Derivative.parse(model.name).original if model.is_derived else None
 
 
 def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
@@ -197,7 +199,7 @@ def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
     return [
         {
             "name": made.name,
-            "type": Derived.parse(made.name).encoding,
+            "type": Derivative.parse(made.name).encoding,
             "path": str(made.path),
             "size": made.file and made.file.size,
             "preferred": made.path == answers.path,
@@ -209,7 +211,7 @@ def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
 def last_used(library: Library, model: Model) -> str | None:
     """Return when a model was last asked, in UTC."""
     moment = library.registry.last_used(model.usage_key)
-    return None if moment is None else utc_text(moment)
+    return None if moment is None else format_utc(moment)
 
 
 def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:

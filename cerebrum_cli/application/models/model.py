@@ -70,7 +70,7 @@ class Model:
         return tuple(told.splitlines()) if isinstance(told, str) else ()
 
     @property
-    def label(self) -> str:
+    def display_name(self) -> str:
         """The quantisation, or the file's stem where none is stated."""
         return self.quantization or self.path.stem
 

@@ -18,7 +18,7 @@ def require_name(
     """Raise UsageError unless a model may be called this: the row, and the entry, of that name are its own, if any."""
     if not MODEL_NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name", "names are made of letters, digits, `.`, `_` and `-`: use --name")
-    known, spec = library.registry.find(name), library.spec_called(name)
+    known, spec = library.registry.find(name), library.spec_named(name)
     taken = known and not is_same(known) and not is_missing(known.path)
     if taken or (spec and not is_that(spec)):
         raise UsageError(f"the name {name} is taken by another model", "choose one with --name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.catalogue.derivatives import Derived
+from cerebrum_cli.catalogue.derivatives import Derivative
 from cerebrum_cli.catalogue.reference import InRepository, Named
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec, Refusal
@@ -21,7 +21,7 @@ def gone(library: Library, entry: ModelFile, spec: ModelSpec | None) -> ModelNot
     if entry.source == "hub" and (cached := library.cache.model_at(entry.path)):
         return ModelNotFound(what, f"cerebrum pull {cached.repo_id}:{cached.quantization} --name {entry.name}")
     if entry.original:
-        return ModelNotFound(what, Derived.parse(entry.name).command)
+        return ModelNotFound(what, Derivative.parse(entry.name).command)
     if spec and spec.package:
         named = "" if entry.name == spec.name else f" --name {entry.name}"
         return ModelNotFound(what, f"cerebrum pull {spec.name}{named}", offer=None if named else spec.name)
@@ -34,7 +34,7 @@ def missing(library: Library, reference: Named | InRepository) -> ModelNotFound:
     """Return the error of a reference to a model that is not here. PullError where it is one that is refused."""
     if isinstance(reference, InRepository):
         require_sound(library, reference.repo_id)
-    elif (spec := library.spec_called(reference.name)) is None:
+    elif (spec := library.spec_named(reference.name)) is None:
         return unknown(library, str(reference))
     elif not (spec.package or spec.sources or spec.recipe):
         return ModelNotFound(f"{spec.name} is not here and cannot be downloaded", spec.notes)

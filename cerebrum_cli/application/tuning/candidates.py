@@ -11,7 +11,7 @@ from cerebrum_cli.engine.plan import Tuning
 TOGETHER = 32  # sequences of a batch where nothing else was measured
 
 
-class Effort(NamedTuple):
+class Budget(NamedTuple):
     """How long is measured: seconds between the usual way and confirming what is best, seconds a run, pairs of runs.
 
     Then how many tokens of the probe text, and which values of some settings are tried.
@@ -26,9 +26,9 @@ class Effort(NamedTuple):
     tries_cache: bool = True
 
 
-QUICK = Effort(20.0, 0.4, 1, 128, (), (16,), tries_cache=False)
-NORMAL = Effort(80.0, 0.8, 2, 192)
-THOROUGH = Effort(1200.0, 3.0, 4, 512, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
+QUICK = Budget(20.0, 0.4, 1, 128, (), (16,), tries_cache=False)
+NORMAL = Budget(80.0, 0.8, 2, 192)
+THOROUGH = Budget(1200.0, 3.0, 4, 512, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
 
 
 class Use(NamedTuple):
@@ -46,7 +46,7 @@ class Use(NamedTuple):
     def shares(self, speeds: Speeds) -> dict[str, float]:
         """Return the shares of it that reading and saying have."""
         whole = self.seconds(speeds)
-        return {"read": self.prompt / speeds.read / whole, "say": self.reply / speeds.say / whole}
+        return {"read": self.prompt / speeds.prompt / whole, "say": self.reply / speeds.generate / whole}
 
 
 USES = (
@@ -57,7 +57,7 @@ USES = (
 )
 
 
-class Machine(NamedTuple):
+class SearchSpace(NamedTuple):
     """What a search must know of where it is done: the ways of opening a model as they are, and what could be tried.
 
     `threads` are numbers of threads other than the usual one; `slots` the most sequences memory holds.
@@ -71,7 +71,7 @@ class Machine(NamedTuple):
 
 
 @dataclass(slots=True)
-class Arm:
+class Candidate:
     """A way of opening the model that was tried, and how fast it was; `dropped` says why it cannot be used.
 
     What of reading and saying was `measured` is its own; of the rest it is as fast as what it was tried on top of.
@@ -112,12 +112,12 @@ def loads_otherwise(tuning: Tuning, other: Tuning) -> bool:
 
 def threads_of(tuning: Tuning) -> tuple[int | None, int | None]:
     """Return how many threads say, and how many read."""
-    return tuning.threads, tuning.prefill_threads
+    return tuning.n_threads, tuning.n_threads_batch
 
 
 def numeric(tuning: Tuning) -> Tuning:
     """Return what of a tuning decides which numbers are computed, and not only who computes them when."""
-    return replace(tuning, slots=None, threads=None, prefill_threads=None)
+    return replace(tuning, slots=None, n_threads=None, n_threads_batch=None)
 
 
 def unusual(tuning: Tuning, usual: Tuning) -> Tuning:

@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple, TypeVar
 
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, as_name, is_missing
-from cerebrum_cli.catalogue.derivatives import PART, Derived, Workshop, discard, finish
+from cerebrum_cli.catalogue.derivatives import PART, Derivative, DerivativeStore, discard, finish
 from cerebrum_cli.catalogue.registry import ModelFile, sha256_of
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.core.text import size_text
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.bench.protocol import LEAST_AGREEMENT, Closeness, FileBench, Job, NoTrial
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encoded
 from cerebrum_cli.engine.machine import available_memory
@@ -94,14 +94,14 @@ class Report:
 
 
 @dataclass(slots=True)
-class Side:
+class Contender:
     """One of two files that are compared; `many` is how it is opened for many sequences."""
 
     bench: FileBench
     many: Tuning
     rounds: list[Speeds] = field(default_factory=list)
 
-    def run(self, other: Side) -> None:
+    def run(self, other: Contender) -> None:
         """Measure once."""
         self.rounds.append(beside(other, self._measured))
 
@@ -116,7 +116,7 @@ class Side:
         return Speeds(speed(one, READ), speed(one, SAY), speed(self.many, TOGETHER))
 
 
-def beside(other: Side, work: Callable[[], T]) -> T:
+def beside(other: Contender, work: Callable[[], T]) -> T:
     """Do some work; where memory does not hold both files, the other one goes first."""
     try:
         return work()
@@ -147,7 +147,7 @@ class Reencoding:
     library: Library
     model: Model
     options: LoadOptions
-    workshop: Workshop
+    derivatives: DerivativeStore
     benches: FileBenchFactory
     memory: Callable[[], int] = available_memory
     encode: Callable[[Path, Path, Encoding], Generator[tuple[int, int], None, None]] = encoded
@@ -189,14 +189,14 @@ class Reencoding:
 
     # The files.
 
-    def _name(self, encoding: Encoding) -> Derived:
+    def _name(self, encoding: Encoding) -> Derivative:
         model = self.model
         is_known = model.file is not None or model.cached is not None
-        return Derived(model.reference if is_known else as_name(model.path.stem), encoding.name)
+        return Derivative(model.reference if is_known else as_name(model.path.stem), encoding.name)
 
     def _path(self, encoding: Encoding) -> Path:
         digest = self.library.digest(self.model, lambda *_: None)
-        return self.workshop.path(self.model.path, digest, encoding.name)
+        return self.derivatives.path(self.model.path, digest, encoding.name)
 
     @contextlib.contextmanager
     def _part(self, encoding: Encoding) -> Iterator[Path]:
@@ -229,26 +229,26 @@ class Reencoding:
     # How they are measured.
 
     @contextlib.contextmanager
-    def _begun(self) -> Iterator[Side]:
+    def _begun(self) -> Iterator[Contender]:
         """Work alone, with the original opened."""
         known = [entry.path for entry in self.library.registry.entries()]
-        with self.workshop.alone(known), self._side(self.model, self.options) as original:
+        with self.derivatives.alone(known), self._side(self.model, self.options) as original:
             try:
                 original.bench.speed(Tuning(), WARMING)
             except NoTrial as error:
-                raise EngineError(f"this model cannot be measured here: {error.what}", error.do) from error
+                raise EngineError(f"this model cannot be measured here: {error.message}", error.hint) from error
             yield original
 
     @contextlib.contextmanager
-    def _side(self, model: Model, options: LoadOptions) -> Iterator[Side]:
+    def _side(self, model: Model, options: LoadOptions) -> Iterator[Contender]:
         many = plan_repacking(model.quantization, True, machine())
         bench = self.benches(options, model)
         try:
-            yield Side(bench, Tuning() if many == options.repack else Tuning(repack=many))
+            yield Contender(bench, Tuning() if many == options.repack else Tuning(repack=many))
         finally:
             bench.close()
 
-    def _tried(self, encoding: Encoding, part: Path, original: Side) -> Generator[StageEvent, None, Row]:
+    def _tried(self, encoding: Encoding, part: Path, original: Contender) -> Generator[StageEvent, None, Row]:
         """Write one encoding and measure it."""
         name = encoding.name
         if lacking := self._lacking(encoding.size(self.model.header.parameters), original):
@@ -263,9 +263,9 @@ class Reencoding:
             with self._side(model, replace(self.options, path=part, shape=shape, repack=repack)) as new:
                 return (yield from self._compared(name, model.size, original, new))
         except EngineError as error:
-            return Row(name, left_out=error.what)
+            return Row(name, left_out=error.message)
 
-    def _compared(self, name: str, size: int, original: Side, new: Side) -> Generator[StageEvent, None, Row]:
+    def _compared(self, name: str, size: int, original: Contender, new: Contender) -> Generator[StageEvent, None, Row]:
         """Measure two files in turn, and how alike they are."""
         for turn in range(PAIRS):
             yield StageEvent(f"measuring {name}", turn, PAIRS + 1)
@@ -276,20 +276,20 @@ class Reencoding:
         ratios = [mine.over(its) for mine, its in zip(new.rounds, original.rounds[-PAIRS:], strict=True)]
         return Row(name, size, new.medians(), middle(ratios), self._closeness(original, new))
 
-    def _closeness(self, original: Side, new: Side) -> Closeness:
+    def _closeness(self, original: Contender, new: Contender) -> Closeness:
         count, one = min(PROBE, self.model.trained_context), Tuning()
         logits = beside(new, lambda: original.bench.written(one, count))
         return beside(original, lambda: new.bench.compared(logits, one, count))
 
-    def _lacking(self, size: int, original: Side) -> str | None:
+    def _lacking(self, size: int, original: Contender) -> str | None:
         """Return what a file of this size would lack: room on the disk, or in memory."""
-        if (free := self.workshop.free()) < size + MARGIN:
-            return f"it needs {size_text(size + MARGIN)} of disk space, and {size_text(free)} are free"
+        if (free := self.derivatives.free()) < size + MARGIN:
+            return f"it needs {format_size(size + MARGIN)} of disk space, and {format_size(free)} are free"
         if size + HEADROOM > self.memory():
             original.bench.free()
         if size + HEADROOM > (free := self.memory()):
-            return f"it needs {size_text(size + HEADROOM)} of memory, and {size_text(free)} are free"
+            return f"it needs {format_size(size + HEADROOM)} of memory, and {format_size(free)} are free"
         return None
 
-    def _report(self, side: Side, *rows: Row) -> Report:
+    def _report(self, side: Contender, *rows: Row) -> Report:
         return Report(replace(self.original, speeds=side.medians() if side.rounds else None), rows)

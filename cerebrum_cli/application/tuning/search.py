@@ -16,9 +16,9 @@ from typing import Any
 from cerebrum_cli.application.inference.profiles import Speeds, Tuned, UseName
 from cerebrum_cli.application.tuning.candidates import (
     USES,
-    Arm,
-    Effort,
-    Machine,
+    Budget,
+    Candidate,
+    SearchSpace,
     Stage,
     Use,
     loads_otherwise,
@@ -45,10 +45,10 @@ class Search:
     """All that was measured, and the best so far for each use."""
 
     bench: Bench
-    machine: Machine
-    effort: Effort
-    arms: list[Arm] = field(default_factory=list)
-    best: dict[UseName, Arm] = field(default_factory=dict)
+    machine: SearchSpace
+    effort: Budget
+    arms: list[Candidate] = field(default_factory=list)
+    best: dict[UseName, Candidate] = field(default_factory=dict)
     jobs: dict[tuple[bool, str], Job] = field(default_factory=dict)
     clock: Callable[[], float] = perf_counter
     until: float = 0.0
@@ -86,7 +86,7 @@ class Search:
             if slots <= self.machine.slots:
                 yield Stage(f"{slots} at once", True, {"slots": slots})
         for size in self.effort.micro_batches:
-            yield Stage(f"micro-batches of {size}", False, {"micro_batch": size})
+            yield Stage(f"micro-batches of {size}", False, {"n_ubatch": size})
 
     def _loading(self, many: bool, usual: Tuning) -> Iterator[Stage]:
         name = "weights as they are" if usual.repack else "weights repacked"
@@ -95,7 +95,7 @@ class Search:
             yield Stage(f"{layers} layers offloaded{', many' * many}", many, {"gpu_layers": layers})
         for count in self.machine.threads:
             name = "1 thread" if count == 1 else f"{count} threads"
-            yield Stage(f"{name}{', many' * many}", many, {"threads": count, "prefill_threads": count})
+            yield Stage(f"{name}{', many' * many}", many, {"n_threads": count, "n_threads_batch": count})
 
     def _offloads(self) -> Iterable[str]:
         """Return numbers of layers to try beside as many as fit."""
@@ -114,19 +114,19 @@ class Search:
 
     def _begin(self, many: bool) -> None:
         """Measure the usual way, and find out how much is to be measured of all others."""
-        arm = Arm(self.machine.usual_many if many else self.machine.usual, many)
+        arm = Candidate(self.machine.usual_many if many else self.machine.usual, many)
         sequences = arm.tuning.slots or 1
         try:
             read = self._sized(arm, "read", 64, 1024, 2 if many else 1)
             say = self._sized(arm, "say", 3 if many else 6, 64, sequences)
             facts = self.bench.facts(arm.tuning)
         except NoTrial as error:
-            raise EngineError(f"this model cannot be measured here: {error.what}", error.do) from error
+            raise EngineError(f"this model cannot be measured here: {error.message}", error.hint) from error
         arm.speeds = Speeds(facts.load_s, read, say, facts.peak)
         self.arms.append(arm)
         self.best.update((use.name, arm) for use in USES if use.many == many)
 
-    def _sized(self, arm: Arm, kind: Any, least: int, most: int, sequences: int) -> float:
+    def _sized(self, arm: Candidate, kind: Any, least: int, most: int, sequences: int) -> float:
         """Return the speed of a job that takes about as long as it should, and remember that job."""
         job = Job(kind, least, sequences)
         speed = self.bench.speed(arm.tuning, job)
@@ -135,15 +135,15 @@ class Search:
         self.jobs[arm.many, kind] = job._replace(tokens=min(most, max(least, wanted)))
         return speed if self.jobs[arm.many, kind] == job else self.bench.speed(arm.tuning, self.jobs[arm.many, kind])
 
-    def _leaders(self, many: bool) -> list[Arm]:
+    def _leaders(self, many: bool) -> list[Candidate]:
         """Return the ways that are best for a use now, each once."""
-        leaders: list[Arm] = []
+        leaders: list[Candidate] = []
         for use in USES:
             if use.many == many and self.best[use.name] not in leaders:
                 leaders.append(self.best[use.name])
         return leaders
 
-    def _try(self, base: Arm, stage: Stage) -> bool:
+    def _try(self, base: Candidate, stage: Stage) -> bool:
         """Measure a change of one of the best ways, unless it was, could not matter, or takes longer than is left.
 
         Return whether it could be of use somewhere.
@@ -154,7 +154,7 @@ class Search:
         known = any(arm.tuning == tuning and arm.many == base.many for arm in self.arms)
         if not kinds or known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
             return True  # llama.cpp reads a quantised cache with flash attention only
-        arm = Arm(tuning, base.many)
+        arm = Candidate(tuning, base.many)
         self.arms.append(arm)
         if not stage.is_essential and self.clock() + self._needed(arm, base, kinds) > self.until:
             arm.dropped = "not tried: that would take too long"
@@ -162,54 +162,54 @@ class Search:
         try:
             read, say = self._measure(arm, base, kinds)
         except NoTrial as error:
-            arm.dropped = error.what
+            arm.dropped = error.message
             self._choose()
             return True
-        if "threads" in change and (read > 1) != (say > 1) and not (base.many or arm.dropped):
+        if "n_threads" in change and (read > 1) != (say > 1) and not (base.many or arm.dropped):
             self._divide(base, arm, reads_faster=read > 1)
         return max(read, say) >= BETTER
 
-    def _measure(self, arm: Arm, base: Arm, kinds: Iterable[str]) -> tuple[float, float]:
+    def _measure(self, arm: Candidate, base: Candidate, kinds: Iterable[str]) -> tuple[float, float]:
         """Find out how fast an arm is, and whether it may be used where it is best; return its ratios to the base."""
         ratios = {kind: self._ratio(arm, base, kind) for kind in kinds}
         arm.measured = frozenset(ratios) | (base.measured if base.tuning != self._usual(base).tuning else frozenset())
         read, say = (ratios.get(kind, 1.0) for kind in ("read", "say"))
         facts, known = self.bench.facts(arm.tuning), base.known
         load_s = facts.load_s if loads_otherwise(arm.tuning, base.tuning) else known.load_s
-        arm.speeds = Speeds(load_s, known.read * read, known.say * say, facts.peak)
+        arm.speeds = Speeds(load_s, known.prompt * read, known.generate * say, facts.peak)
         self._choose()
         if self._leads(arm) and not self._agrees(arm):
             self._choose()
         return read, say
 
-    def _divide(self, base: Arm, arm: Arm, reads_faster: bool) -> None:
+    def _divide(self, base: Candidate, arm: Candidate, reads_faster: bool) -> None:
         """Try another number of threads for that which was faster with it alone, beside the usual one."""
-        counts = (base.tuning.threads, arm.tuning.threads)
+        counts = (base.tuning.n_threads, arm.tuning.n_threads)
         say, read = counts if reads_faster else counts[::-1]
-        mixed = {"threads": say, "prefill_threads": read}
+        mixed = {"n_threads": say, "n_threads_batch": read}
         self._try(arm if self._leads(arm) else base, Stage("", base.many, mixed))
 
-    def _leads(self, arm: Arm) -> bool:
+    def _leads(self, arm: Candidate) -> bool:
         """Return whether an arm is the best for a use now."""
         return any(best is arm for best in self.best.values())
 
-    def _needed(self, arm: Arm, base: Arm, kinds: Iterable[str]) -> float:
+    def _needed(self, arm: Candidate, base: Candidate, kinds: Iterable[str]) -> float:
         """Return about how many seconds a pair of measurements of each kind takes."""
         speeds, seconds = base.known, 0.0
         for kind in kinds:
             job = self._job(arm, kind)
             sequences = job.sequences if kind == "say" else 1
-            seconds += 2 * job.tokens * sequences / (speeds.read if kind == "read" else speeds.say)
+            seconds += 2 * job.tokens * sequences / (speeds.prompt if kind == "read" else speeds.generate)
         return seconds
 
-    def _matters(self, base: Arm, kind: str, change: dict[str, Any]) -> bool:
+    def _matters(self, base: Candidate, kind: str, change: dict[str, Any]) -> bool:
         """Return whether a change could make so much of a difference to something that its base is best for."""
-        if base.speeds is None or ("micro_batch" in change and kind == "say") or ("slots" in change and kind == "read"):
+        if base.speeds is None or ("n_ubatch" in change and kind == "say") or ("slots" in change and kind == "read"):
             return False
         led = [use for use in USES if use.many == base.many and self.best[use.name] is base]
         return any(use.shares(base.speeds)[kind] >= LITTLE for use in led)
 
-    def _ratio(self, arm: Arm, base: Arm, kind: str) -> float:
+    def _ratio(self, arm: Candidate, base: Candidate, kind: str) -> float:
         """Return how many times as fast an arm is as its base; one pair is enough that promises nothing, or much."""
         ratios: list[float] = []
         for turn in range(self.effort.pairs):
@@ -218,15 +218,15 @@ class Search:
                 break
         return median(ratios)
 
-    def _pair(self, arm: Arm, base: Arm, kind: str, turn: int) -> float:
+    def _pair(self, arm: Candidate, base: Candidate, kind: str, turn: int) -> float:
         """Return how many times as fast an arm is as its base, right beside it; the order changes in every turn."""
         pair = (arm, base) if turn % 2 else (base, arm)
         speeds = {id(each): self.bench.speed(each.tuning, self._job(each, kind, arm)) for each in pair}
         return speeds[id(arm)] / speeds[id(base)]
 
-    def _job(self, arm: Arm, kind: str, beside: Arm | None = None) -> Job:
+    def _job(self, arm: Candidate, kind: str, beside: Candidate | None = None) -> Job:
         """Return what of a kind is measured of an arm: as many tokens as of the one it is compared with."""
-        job, longest = self.jobs[arm.many, kind], (beside or arm).tuning.micro_batch
+        job, longest = self.jobs[arm.many, kind], (beside or arm).tuning.n_ubatch
         if kind == "read" and longest:
             return job._replace(tokens=max(job.tokens, longest))
         return job._replace(sequences=arm.tuning.slots) if kind == "say" and arm.tuning.slots else job
@@ -239,7 +239,7 @@ class Search:
             if best.dropped or use.seconds(best.known) > BETTER * use.seconds(fastest.known):
                 self.best[use.name] = fastest
 
-    def _is_for(self, arm: Arm, use: Use) -> bool:
+    def _is_for(self, arm: Candidate, use: Use) -> bool:
         """Return whether what was measured of an arm says something of a use."""
         by_depth = arm.tuning.flash_attention is not None or arm.tuning.cache_type is not None
         is_shallow = by_depth and use.prompt >= 4 * DEEP and self.jobs[use.many, "read"].tokens < DEEP
@@ -261,7 +261,7 @@ class Search:
             return Tuned(Tuning(), beside, beside)
         return Tuned(unusual(best.tuning, usual.tuning), middle, beside, gain, best.agreement)
 
-    def _stands(self, arm: Arm, usual: Arm) -> bool:
+    def _stands(self, arm: Candidate, usual: Candidate) -> bool:
         """Return whether an arm may be used, having measured it once more; it is dropped if not."""
         try:
             if self._agrees(arm) and id(arm) not in self.again:
@@ -270,10 +270,10 @@ class Search:
                 if self.bench.disturbances > before and threads_of(arm.tuning) != threads_of(usual.tuning):
                     arm.dropped = DISTURBED
         except NoTrial as error:  # what could be opened before, as where another program has taken the memory since
-            arm.dropped = error.what
+            arm.dropped = error.message
         return not arm.dropped
 
-    def _agrees(self, arm: Arm) -> bool:
+    def _agrees(self, arm: Candidate) -> bool:
         """Return whether an arm chooses the next tokens of a text as the usual way does; it is dropped if not."""
         if arm.agreement is None:
             ways = numeric(self._usual(arm).tuning), numeric(arm.tuning)
@@ -283,11 +283,11 @@ class Search:
                 arm.dropped = f"chooses other tokens: {alike:.2%} agree"
         return not arm.dropped
 
-    def _usual(self, arm: Arm) -> Arm:
+    def _usual(self, arm: Candidate) -> Candidate:
         """Return the usual way of opening the model for as many."""
         return next(each for each in self.arms if each.many == arm.many)
 
-    def _once_more(self, best: Arm, usual: Arm) -> list[Speeds]:
+    def _once_more(self, best: Candidate, usual: Candidate) -> list[Speeds]:
         """Measure both in turn; return the speeds of each pair, as those of the usual way times their ratios."""
         beside, load_s = usual.known, usual.known.load_s
         if loads_otherwise(best.tuning, usual.tuning):  # a time that was taken once; what was seen first is slower
@@ -296,5 +296,5 @@ class Search:
         speeds = []
         for turn in range(SURE):
             read, say = (self._pair(best, usual, kind, turn) for kind in ("read", "say"))
-            speeds.append(Speeds(load_s, beside.read * read, beside.say * say, best.known.memory))
+            speeds.append(Speeds(load_s, beside.prompt * read, beside.generate * say, best.known.memory))
         return speeds

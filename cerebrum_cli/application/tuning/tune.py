@@ -13,13 +13,13 @@ from typing import Any
 from cerebrum_cli.application.inference.loading import load_options
 from cerebrum_cli.application.inference.profiles import Profile
 from cerebrum_cli.application.models.model import Model, require_loadable
-from cerebrum_cli.application.tuning.candidates import TOGETHER, Arm, Effort, Machine, other_threads
+from cerebrum_cli.application.tuning.candidates import TOGETHER, Budget, Candidate, SearchSpace, other_threads
 from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.files import locked
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import utc_text
+from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.bench.protocol import Bench, FileBench
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.plan import Device, LoadOptions, Tuning, plan_repacking, plan_slots
@@ -36,11 +36,11 @@ The runtime picks processes, tests something quicker.
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TuningResult:
     """What tuning came to: what is to be kept, all that was tried, and whether other programs used the processors."""
 
     profile: Profile
-    arms: tuple[Arm, ...]
+    arms: tuple[Candidate, ...]
     is_disturbed: bool
 
     @property
@@ -50,13 +50,13 @@ class Measured:
         return [(arm.tuning, _tried(arm, usual[arm.many])) for arm in self.arms if arm not in usual.values()]
 
 
-def measured(
+def tune_model(
     bench: Bench,
     model: Model,
     settings: Settings,
-    effort: Effort,
+    effort: Budget,
     holds_for: Callable[[tuple[Device, ...]], tuple[str, str, str]],
-) -> Generator[StageEvent, None, Measured]:
+) -> Generator[StageEvent, None, TuningResult]:
     """Tell what is being measured, and return what came of it; the bench is closed by whoever opened it.
 
     `holds_for` returns the identity of the model, of the machine with the accelerators it has, and of the build.
@@ -64,17 +64,17 @@ def measured(
     search = Search(bench, this_machine(model, settings), effort)
     uses = yield from search.run()
     model_key, machine_key, build_key = holds_for(bench.devices)
-    profile = Profile(model_key, machine_key, build_key, utc_text(time()), uses)
-    return Measured(profile, tuple(search.arms), bench.disturbances > 0)
+    profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
+    return TuningResult(profile, tuple(search.arms), bench.disturbances > 0)
 
 
-def this_machine(model: Model, settings: Settings) -> Machine:
+def this_machine(model: Model, settings: Settings) -> SearchSpace:
     """Return how this model is opened here without a profile, and what could be tried."""
     here, layout = processors(), (model.quantization, architecture())
     usual_threads = settings.threads or here.threads
     room = available_memory() - model.size
     slots = plan_slots(MOST_TOGETHER, REPLY + QUESTION, model.header.kv_bytes_per_token, room)
-    return Machine(
+    return SearchSpace(
         usual=Tuning(repack=plan_repacking(layout[0], False, layout[1])),
         usual_many=Tuning(repack=plan_repacking(layout[0], True, layout[1]), slots=min(TOGETHER, slots)),
         threads=() if settings.threads else other_threads(usual_threads, here.usable),
@@ -114,12 +114,12 @@ def writing() -> Iterator[None]:
         raise ConfigError(what, "check its permissions and free space") from error
 
 
-def _tried(arm: Arm, usual: Arm) -> dict[str, Any]:
+def _tried(arm: Candidate, usual: Candidate) -> dict[str, Any]:
     """Return what `--json` prints of a way that was tried."""
     read, say = None, None
     if arm.speeds and usual.speeds:
-        read = arm.speeds.read / usual.speeds.read if "read" in arm.measured else None
-        say = arm.speeds.say / usual.speeds.say if "say" in arm.measured else None
+        read = arm.speeds.prompt / usual.speeds.prompt if "read" in arm.measured else None
+        say = arm.speeds.generate / usual.speeds.generate if "say" in arm.measured else None
     return {
         "settings": arm.tuning.said,
         "many": arm.many,

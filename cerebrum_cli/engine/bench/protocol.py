@@ -26,9 +26,9 @@ class Closeness(NamedTuple):
     of their probabilities in nats.
     """
 
-    argmax: float
+    top1_agreement: float
     agreement: float
-    divergence: float
+    mean_kld: float
 
 
 LEAST_AGREEMENT = 0.97  # what chooses other tokens more often than that says other things

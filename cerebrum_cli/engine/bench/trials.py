@@ -78,13 +78,13 @@ class Opening:
 
     repack: bool | None
     gpu_layers: str | None
-    threads: int | None
-    prefill_threads: int | None
+    n_threads: int | None
+    n_threads_batch: int | None
 
     @classmethod
     def of(cls, tuning: Tuning) -> Opening:
         """Return that part of a tuning."""
-        return cls(tuning.repack, tuning.gpu_layers, tuning.threads, tuning.prefill_threads)
+        return cls(tuning.repack, tuning.gpu_layers, tuning.n_threads, tuning.n_threads_batch)
 
 
 class ProcessBench:
@@ -142,7 +142,7 @@ class ProcessBench:
 
     def _had_them_all(self, tuning: Tuning, job: Job, share: float) -> bool:
         """Return whether a run had its processors to itself, by the share of them it had and others like it before."""
-        like = (tuning.threads, tuning.prefill_threads, job.kind, job.sequences > 1)
+        like = (tuning.n_threads, tuning.n_threads_batch, job.kind, job.sequences > 1)
         self._shares[like] = max(share, self._shares.get(like, 0.0))
         return share >= max(LEAST_SHARE, USUAL_SHARE * self._shares[like])
 
@@ -185,7 +185,7 @@ class ProcessBench:
         self._folder.cleanup()
 
     def _ask(self, tuning: Tuning, question: Mapping[str, Any], length: int, sequences: int) -> dict[str, Any]:
-        options = self._options.tuned(replace(tuning, slots=None))
+        options = self._options.with_tuning(replace(tuning, slots=None))
         token_bytes = options.shape.cached_in(options.cache_type).kv_bytes_per_token
         trial = self._trial(Opening.of(tuning), token_bytes * length * sequences)
         return trial.ask({**question, "tuning": asdict(tuning), "length": length, "sequences": sequences})
@@ -195,7 +195,7 @@ class ProcessBench:
 
         NoTrial where it does not hold it alone.
         """
-        options = self._options.tuned(Tuning(**asdict(opening)))
+        options = self._options.with_tuning(Tuning(**asdict(opening)))
         trial = self._open.pop(opening, None)  # the one used last goes last
         weights = options.shape.weight_bytes
         if opening.gpu_layers != "0":

@@ -80,12 +80,12 @@ class LlamaBackend(Vocabulary):
     @property
     def is_shared(self) -> bool:
         """Whether all slots share one memory."""
-        return self._options.shared
+        return self._options.kv_unified
 
-    def stretch(self, position: int) -> int:
+    def prefill_chunk(self, position: int) -> int:
         """Return how many tokens of a prompt a step should read at most."""
         size = self._options.batch_size
-        return evenly.stretch(position, size) if self._evenly else size
+        return evenly.prefill_chunk(position, size) if self._evenly else size
 
     def shareable(self, length: int) -> int:
         """Return how many of the first `length` tokens of a slot are what they would be in any other prompt."""

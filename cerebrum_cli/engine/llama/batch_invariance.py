@@ -16,7 +16,7 @@ FEW = 1024  # tokens; from there on in whole steps, which are faster where much 
 ALONE = 256  # a position; before it a row that stands alone is evaluated as others are
 
 
-def stretch(position: int, batch_size: int) -> int:
+def prefill_chunk(position: int, batch_size: int) -> int:
     """Return how many tokens of a prompt a step reads from a position on."""
     return min(STEP, FEW - position) if position < FEW else batch_size - position % batch_size
 

@@ -33,17 +33,17 @@ class ContextOptions:
 
     length: int
     slots: int
-    threads: int
+    n_threads: int
     batch_size: int
-    shared: bool = False
-    prefill_threads: int | None = None
+    kv_unified: bool = False
+    n_threads_batch: int | None = None
     flash_attention: bool | None = None
     cache_type: CacheType = "f16"
 
     @property
     def memories(self) -> int:
         """How many memories of that length there are."""
-        return 1 if self.shared else self.slots
+        return 1 if self.kv_unified else self.slots
 
 
 def padded(length: int) -> int:
@@ -57,12 +57,12 @@ def context_params(options: ContextOptions) -> Any:
     params.n_ctx = padded(options.length) * options.memories
     params.n_seq_max = options.slots
     params.n_batch = params.n_ubatch = options.batch_size
-    params.n_threads = options.threads
-    params.n_threads_batch = options.prefill_threads or options.threads
+    params.n_threads = options.n_threads
+    params.n_threads_batch = options.n_threads_batch or options.n_threads
     params.type_k = params.type_v = CACHE_TYPES[options.cache_type]
     if options.flash_attention is not None:
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
-    params.kv_unified = options.shared
+    params.kv_unified = options.kv_unified
     params.no_perf = True
     return params
 

@@ -14,7 +14,7 @@ from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.context import ContextOptions
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload, free_memory
 from cerebrum_cli.engine.llama.library import llama, log, unlogged
-from cerebrum_cli.engine.machine import keep_devices, thread_count
+from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.plan import LoadOptions, plan_context, plan_layers, remarks, shortage
 
 CPU_BATCH = 128  # tokens of one step: an interrupt waits for no more, and a slow CPU takes long enough for these
@@ -31,18 +31,18 @@ def open_llama(
     """
     shape, devices = options.shape.cached_in(options.cache_type), accelerators()
     if devices_file:
-        keep_devices(devices_file, devices)
+        save_devices(devices_file, devices)
     for notice in remarks(options, can_offload(), devices):
         tell(notice)
     context = plan_context(shape, options.context_size, free_memory())
     if options.context_size is None and (short := shortage(shape, context)):
         tell(short)
-    expected = context if options.shared else max(context, options.slots * EXPECTED)
+    expected = context if options.kv_unified else max(context, options.slots * EXPECTED)
     layers = plan_layers(shape, options.gpu_layers, expected, devices)
     tell(LoadEvent(0.0))
     model = load_model(options, layers, tell, stop)
     shared, offloads = can_share(model), bool(layers and devices)
-    evenly = options.evenly and not offloads and shared
+    evenly = options.batch_invariant and not offloads and shared
     made = context_options(options, context, shared, offloads)
     backend = LlamaBackend(model, made, stop, shape.kv_bytes_per_token, evenly)
     if options.whole_context:
@@ -52,14 +52,14 @@ def open_llama(
 
 def context_options(options: LoadOptions, context: int, can_share: bool, offloads: bool) -> ContextOptions:
     """Return what contexts of a loaded model are made with."""
-    slots = 1 if options.shared and not can_share else options.slots
+    slots = 1 if options.kv_unified and not can_share else options.slots
     return ContextOptions(
         context,
         slots,
-        options.threads or thread_count(),
-        max(slots + 1, options.micro_batch or (GPU_BATCH if offloads else CPU_BATCH)),
-        shared=slots > 1 and options.shared,
-        prefill_threads=options.prefill_threads,
+        options.n_threads or thread_count(),
+        max(slots + 1, options.n_ubatch or (GPU_BATCH if offloads else CPU_BATCH)),
+        kv_unified=slots > 1 and options.kv_unified,
+        n_threads_batch=options.n_threads_batch,
         flash_attention=options.flash_attention,
         cache_type=options.cache_type,
     )

@@ -67,7 +67,7 @@ def main() -> None:
     try:
         quantize(**given)
     except EngineError as error:
-        tell({"error": error.what, "do": error.do})
+        tell({"error": error.message, "do": error.hint})
     else:
         tell({"done": "all"})
     os._exit(0)  # the thread that reads may hold the lock of standard input, which a usual end waits for

@@ -53,7 +53,7 @@ class Opened:
                 self.backend.clear(slot)
             return
         self._arranged = ()
-        options = self.options.tuned(Tuning(**{**tuning.said, "slots": sequences}))
+        options = self.options.with_tuning(Tuning(**{**tuning.said, "slots": sequences}))
         offloads = bool(accelerators()) and options.gpu_layers != "0"
         many = sequences > 1
         self._context = context_options(options, length, True, offloads)
@@ -66,7 +66,7 @@ class Opened:
     def threads(self, many: bool) -> int:
         """Return how many threads evaluate one row, or many."""
         options = self._context
-        return (many and options.prefill_threads) or options.threads
+        return (many and options.n_threads_batch) or options.n_threads
 
     def tokens(self, text: str, count: int) -> tuple[int, ...]:
         """Return so many tokens of a text, from its beginning again where it is shorter."""
@@ -79,7 +79,7 @@ class Opened:
         """Evaluate a prompt in slot 0, with logits for its last token."""
         at, backend = 0, self.backend
         while at < len(tokens):
-            until = min(len(tokens), at + backend.stretch(at))
+            until = min(len(tokens), at + backend.prefill_chunk(at))
             backend.decode([Row(0, index, tokens[index], index == len(tokens) - 1) for index in range(at, until)])
             at = until
 
@@ -130,7 +130,7 @@ def forced(opened: Opened, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.fl
     """Yield the logits after each token of a text but the last; the next ones may overwrite them."""
     backend, at = opened.backend, 0
     while at < len(tokens) - 1:
-        until = min(len(tokens) - 1, at + backend.stretch(at))
+        until = min(len(tokens) - 1, at + backend.prefill_chunk(at))
         backend.decode([Row(0, index, tokens[index], True) for index in range(at, until)])
         yield from (backend.logits(row) for row in range(until - at))
         at = until
@@ -181,7 +181,7 @@ def answer(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
 def reasoned(error: CerebrumError) -> str:
     """Return what is wrong, with the first of what llama.cpp said of it."""
     said = error.log[:1] if isinstance(error, EngineError) else ()
-    return ": ".join((error.what, *said))
+    return ": ".join((error.message, *said))
 
 
 def main() -> None:
@@ -202,7 +202,7 @@ def main() -> None:
                 told = answer(opened, question)
             told["peak"] = peak_memory()
         except CerebrumError as error:
-            told = {"error": [reasoned(error), error.do]}
+            told = {"error": [reasoned(error), error.hint]}
         except OSError as error:
             told = {"error": [f"{error.filename or 'a temporary file'}: {error.strerror}", "free some space"]}
         sys.stdout.write(json.dumps(told) + "\n")

@@ -11,7 +11,7 @@ from prompt_toolkit.history import FileHistory
 from cerebrum_cli.core.events import NoticeEvent
 
 
-class Recall(FileHistory):
+class PromptHistory(FileHistory):
     """A file that only its user reads; `trouble` is what is wrong with it, and then no more is written to it."""
 
     def __init__(self, path: Path) -> None:

@@ -9,8 +9,8 @@ from functools import partial
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.inference.question import compose
-from cerebrum_cli.application.inference.reply import Reply, ReplyGatherer, shortfall
-from cerebrum_cli.application.inference.voting import Poll
+from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, truncation_notice
+from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
@@ -19,7 +19,7 @@ from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.repl.slash_table import parse_slash
 from cerebrum_cli.terminal.repl.terminal_io import Lines, as_asked, shortened
-from cerebrum_cli.terminal.sinks import NoticeSink, Sink, ThoughtSink, answer_sink, play, show_answer
+from cerebrum_cli.terminal.sinks import NoticeSink, Sink, ThoughtSink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import gauge_text, tally_text
 
@@ -37,7 +37,7 @@ class Repl:
     signals: Signals
     no_markdown: bool = False
     quiet: bool = False
-    last: ReplyGatherer | None = None
+    last: ReplyCollector | None = None
     files: list[tuple[str, str]] = field(default_factory=list)
     left: bool = False
     _lines: Lines | None = field(default=None, init=False)
@@ -65,7 +65,7 @@ class Repl:
                 return self.lines.read()
             except KeyboardInterrupt:
                 if not is_last:
-                    self.streams.talk("Ctrl-C again leaves, and so does Ctrl-D")
+                    self.streams.info("Ctrl-C again leaves, and so does Ctrl-D")
             except EOFError:
                 return None
             except CerebrumError as error:
@@ -82,13 +82,13 @@ class Repl:
         if gauge := chat.gauge:
             nearly = " nearly full" if gauge[0] > NEARLY_FULL * gauge[1] else ""
             context = gauge_text(*gauge) + nearly
-        elif not chat.opened.engine.is_loaded:
-            context = "not loaded" if chat.opened.engine.has_failed else "loading"
+        elif not chat.loaded.engine.is_loaded:
+            context = "not loaded" if chat.loaded.engine.has_failed else "loading"
         speed = self.last.reply.finish.timings.tokens_per_second if self.last and self.last.reply else None
         said = {
             "session": chat.session.name if chat.session else "",
-            "model": chat.opened.model.reference,
-            "format": chat.opened.format_name,
+            "model": chat.loaded.model.reference,
+            "format": chat.loaded.format_name,
             "context": context,
             "speed": f"{speed:.0f} tokens/s" if speed else "",
             "files": f"with {', '.join(name for name, _ in self.files)}" if self.files else "",
@@ -97,7 +97,7 @@ class Repl:
 
     def play(self, events: Generator[Event, None, None]) -> None:
         """Play a reply out; Ctrl-C ends it and keeps what was said. Interrupted where that is nothing."""
-        self.last = gatherer = ReplyGatherer()
+        self.last = gatherer = ReplyCollector()
         try:
             self._follow(events, ThoughtSink(self.streams), gatherer, answer_sink(self.streams, not self.no_markdown))
         except Interrupted as error:
@@ -112,27 +112,27 @@ class Repl:
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
-    def decide(self, question: str, settings: Settings, poll: Poll) -> None:
+    def decide(self, question: str, settings: Settings, poll: MajorityVote) -> None:
         """Ask a question, or with none the last one again, and have a vote taken over the answers."""
         if not question:
             self._vote(self.chat.retry(settings, poll), poll)
             return
-        self._with_files(question, lambda text: self._vote(self.chat.say(text, settings, poll), poll))
+        self._with_files(question, lambda text: self._vote(self.chat.send(text, settings, poll), poll))
 
-    def _vote(self, events: Generator[Event, None, None], poll: Poll) -> None:
+    def _vote(self, events: Generator[Event, None, None], poll: MajorityVote) -> None:
         """Play a vote out, and show the chain that won; Ctrl-C shows what leads. Interrupted where that is nothing."""
         self.last = None
         try:
-            self._follow(events, line=VoteLine(self.streams, self.chat.opened.model.name))
+            self._follow(events, line=VoteLine(self.streams, self.chat.loaded.model.name))
         except Interrupted as error:
             if not self._goes_on_after(error) or poll.reply is None:
                 raise
         finally:
-            self.last = poll.chain
+            self.last = poll.sample
             if poll.reply:
                 show_answer(self.streams, poll.reply.text, not self.no_markdown)
                 if not self.quiet:
-                    self.streams.talk(tally_text(poll.standing))
+                    self.streams.info(tally_text(poll.tally_event))
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
@@ -143,13 +143,13 @@ class Repl:
     def _greet(self) -> None:
         """Say who is here, and where the conversation is."""
         chat = self.chat
-        opened = chat.opened
-        self.streams.talk(f"{opened.model.reference}, format {opened.format_name}; /help shows the commands and keys\n")
+        opened = chat.loaded
+        self.streams.info(f"{opened.model.reference}, format {opened.format_name}; /help shows the commands and keys\n")
         path = chat.path[-2:]
         if chat.session is None or not path:
             return
         unread = f", of which the model no longer reads the {chat.dropped} oldest messages" if chat.dropped else ""
-        self.streams.talk(f"{chat.session.name} goes on{unread}; this was said last:\n")
+        self.streams.info(f"{chat.session.name} goes on{unread}; this was said last:\n")
         for stored in path:
             if stored.message.role == "user":
                 self.streams.answer(as_asked(shortened(stored.message.content)) + "\n")
@@ -160,8 +160,8 @@ class Repl:
     def _follow(self, events: Generator[Event, None, None], *sinks: Sink, line: StatusLine | None = None) -> None:
         quiet: tuple[Sink, ...] = ()
         if not self.quiet:  # first, so that the line is gone before others write
-            quiet = line or StatusLine(self.streams, self.chat.opened.model.name), NoticeSink(self.streams)
-        play(events, lambda: self.chat.opened.responder.cancel(), (*quiet, *sinks), self.signals.playing)
+            quiet = line or StatusLine(self.streams, self.chat.loaded.model.name), NoticeSink(self.streams)
+        render(events, lambda: self.chat.loaded.responder.cancel(), (*quiet, *sinks), self.signals.playing)
 
     def _with_files(self, text: str, ask: Callable[[str], None]) -> None:
         """Ask with the files that wait, which wait on where the question does not fit."""
@@ -170,18 +170,18 @@ class Repl:
             ask(compose(text, files, None))
         except PromptTooLong as error:
             self.files = files
-            raise CerebrumError(error.what, f"{error.do}; /undo takes a turn back, /clear begins anew") from error
+            raise CerebrumError(error.message, f"{error.hint}; /undo takes a turn back, /clear begins anew") from error
 
     def _take(self, text: str) -> None:
         """Obey a line."""
         line = parse_slash(text)
         if line is None:
-            self._with_files(text, lambda question: self.play(self.chat.say(question)))
+            self._with_files(text, lambda question: self.play(self.chat.send(question)))
             return
         try:
             COMMANDS[line.name](self, line)
         except Interrupted as error:
-            if error.do or not self._goes_on_after(error):
+            if error.hint or not self._goes_on_after(error):
                 raise
             raise Interrupted(signal.SIGINT, f"/{line.name} came to no end") from error
 
@@ -199,8 +199,8 @@ class Repl:
             self.streams.error(error)
         elif not self._goes_on_after(error):
             raise error
-        elif error.do:
-            self.streams.talk(f"interrupted: {error.do}")
+        elif error.hint:
+            self.streams.info(f"interrupted: {error.hint}")
 
     def _goes_on_after(self, error: Interrupted) -> bool:
         """Return whether it was Ctrl-C, by somebody who can go on."""
@@ -224,4 +224,4 @@ def unfinished(reply: Reply, somebody_is_there: bool) -> NoticeEvent | None:
         return NoticeEvent("the reply was interrupted", "/continue goes on with it")
     if reason == "length" and reply.text and somebody_is_there:
         return NoticeEvent(f"the reply was cut at {reply.finish.completion_tokens} tokens", "/continue goes on with it")
-    return shortfall(reply)
+    return truncation_notice(reply)

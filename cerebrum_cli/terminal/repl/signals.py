@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.terminal.interrupts import SIGNALS, Cancelling, restore
+from cerebrum_cli.terminal.interrupts import SIGNALS, CancelOnInterrupt, restore
 from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import Streams, discard_lost
 
@@ -68,9 +68,9 @@ class Signals:
         return self.answered(leave_keys_alone)
 
     @contextlib.contextmanager
-    def playing(self, cancel: Callable[[], None]) -> Iterator[Cancelling]:
+    def playing(self, cancel: Callable[[], None]) -> Iterator[CancelOnInterrupt]:
         """Cancel a reply or a loading; a second Ctrl-C ends the process at once."""
-        with Cancelling(cancel) as cancelling, self.answered(self._twice(cancelling.take)):
+        with CancelOnInterrupt(cancel) as cancelling, self.answered(self._twice(cancelling.take)):
             yield cancelling
 
     def leaving(self) -> contextlib.AbstractContextManager[None]:

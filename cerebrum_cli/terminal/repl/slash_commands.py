@@ -13,10 +13,10 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import EXPORTS, export_to, summaries, transcribed
 from cerebrum_cli.application.inference.question import read_text
-from cerebrum_cli.application.inference.voting import TEMPERATURE, Poll
+from cerebrum_cli.application.inference.voting import TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import Settings, parsed
+from cerebrum_cli.core.settings import Settings, parse_value
 from cerebrum_cli.terminal.repl.clipboard import copy
 from cerebrum_cli.terminal.repl.slash_table import (
     ELSEWHERE,
@@ -48,24 +48,24 @@ def leave(repl: Repl, _: Line) -> None:
 
 
 def begin_anew(repl: Repl, _: Line) -> None:
-    repl.chat.enter(None)
+    repl.chat.switch_session(None)
     repl.last = None
-    repl.streams.talk("a new conversation begins")
+    repl.streams.info("a new conversation begins")
 
 
 def lead(repl: Repl, line: Line) -> None:
     if line.argument:
-        repl.chat.lead(None if line.argument == USUAL else line.argument)
+        repl.chat.set_system_prompt(None if line.argument == USUAL else line.argument)
     shown = repl.chat.conversation.system_prompt
-    repl.streams.talk(f"system prompt: {shown}" if shown else "the format's own system prompt")
+    repl.streams.info(f"system prompt: {shown}" if shown else "the format's own system prompt")
 
 
 def change_model(repl: Repl, line: Line) -> None:
     if line.argument:
-        with otherwise(f"the model stays {repl.chat.opened.model.reference}"):
+        with otherwise(f"the model stays {repl.chat.loaded.model.reference}"):
             repl.wait(repl.chat.change({"model": line.argument, "format": None}))
-    opened = repl.chat.opened
-    repl.streams.talk(f"this is {opened.model.reference}, asked in the format {opened.format_name}")
+    opened = repl.chat.loaded
+    repl.streams.info(f"this is {opened.model.reference}, asked in the format {opened.format_name}")
 
 
 def change_setting(repl: Repl, line: Line) -> None:
@@ -78,16 +78,16 @@ def change_setting(repl: Repl, line: Line) -> None:
         what = f"there is no setting {key}" if key else "which setting?"
         raise UsageError(what, f"{near}known are {', '.join(SETTABLE)}")
     with otherwise(f"{key} stays as it was"):
-        repl.wait(repl.chat.change({key: parsed(key, value) if value else None}))
-    repl.streams.talk(settings_lines({key: getattr(repl.chat.settings, key)}))
+        repl.wait(repl.chat.change({key: parse_value(key, value) if value else None}))
+    repl.streams.info(settings_lines({key: getattr(repl.chat.settings, key)}))
 
 
 def show_settings(repl: Repl, _: Line) -> None:
     chat = repl.chat
     values = {key: value for key, value in asdict(chat.settings).items() if key not in ELSEWHERE}
-    shown = {"model": chat.opened.model.reference, **values, "format": chat.opened.format_name}
+    shown = {"model": chat.loaded.model.reference, **values, "format": chat.loaded.format_name}
     gauge = chat.gauge
-    repl.streams.talk(settings_lines({**shown, "ctx": gauge[1] if gauge else chat.settings.ctx}))
+    repl.streams.info(settings_lines({**shown, "ctx": gauge[1] if gauge else chat.settings.ctx}))
 
 
 def take_back(repl: Repl, _: Line) -> None:
@@ -95,7 +95,7 @@ def take_back(repl: Repl, _: Line) -> None:
     if question is None:
         raise UsageError("there is nothing to take back", "ask something first")
     repl.last = None
-    repl.streams.talk(f"taken back: {shortened(question)}")
+    repl.streams.info(f"taken back: {shortened(question)}")
 
 
 def try_again(repl: Repl, line: Line) -> None:
@@ -113,9 +113,9 @@ def retried(settings: Settings, argument: str) -> Settings:
     if argument.isdecimal() and argument not in TEMPERATURES:
         if settings.temperature == 0:
             raise UsageError("a seed changes nothing at temperature 0", "/set temperature 0.7 first")
-        return replace(settings, seed=parsed("seed", argument))
+        return replace(settings, seed=parse_value("seed", argument))
     try:
-        return replace(settings, temperature=parsed("temperature", argument))
+        return replace(settings, temperature=parse_value("temperature", argument))
     except UsageError as error:
         raise UsageError(f"/retry {argument}", "give a temperature, as in /retry 0.7, or a seed") from error
 
@@ -123,7 +123,7 @@ def retried(settings: Settings, argument: str) -> Settings:
 def take_votes(repl: Repl, line: Line) -> None:
     votes, _, question = line.argument.partition(" ")
     try:
-        poll = Poll(parse_votes(votes))
+        poll = MajorityVote(parse_votes(votes))
     except UsageError as error:
         what = f"/votes {votes}".rstrip()
         raise UsageError(
@@ -145,20 +145,20 @@ def edit(repl: Repl, line: Line) -> None:
     before = stored.message.content
     text = repl.lines.edit(before)
     if not text.strip() or text == before:
-        repl.streams.talk("nothing is changed")
+        repl.streams.info("nothing is changed")
     elif part == "question":
         repl.play(chat.reask(text))
     else:
         chat.reword(text)
-        repl.streams.talk("the reply is yours now, and the conversation goes on from it")
+        repl.streams.info("the reply is yours now, and the conversation goes on from it")
 
 
 def go_on(repl: Repl, _: Line) -> None:
-    repl.play(repl.chat.go_on())
+    repl.play(repl.chat.continue_reply())
 
 
 def fork(repl: Repl, line: Line) -> None:
-    repl.streams.talk(f"this is {repl.chat.fork(line.argument or None).name} now")
+    repl.streams.info(f"this is {repl.chat.fork(line.argument or None).name} now")
 
 
 def list_sessions(repl: Repl, _: Line) -> None:
@@ -168,10 +168,10 @@ def list_sessions(repl: Repl, _: Line) -> None:
 def load(repl: Repl, line: Line) -> None:
     chat = repl.chat
     session = chat.history.named(_given(line, "a session", "/sessions lists them"))
-    chat.enter(session)
+    chat.switch_session(session)
     repl.last = None
-    repl.streams.talk(f"this is {session.name} now")
-    if session.model and session.model != chat.opened.model.reference:
+    repl.streams.info(f"this is {session.name} now")
+    if session.model and session.model != chat.loaded.model.reference:
         repl.streams.notice(
             NoticeEvent(f"it was led with {session.model}", f"/model {session.model} goes on with that")
         )
@@ -180,7 +180,7 @@ def load(repl: Repl, line: Line) -> None:
 def save(repl: Repl, line: Line) -> None:
     name = _given(line, "a name", "as in /save holidays")
     repl.chat.rename(name)
-    repl.streams.talk(f"this is {name} now; every turn is kept as it is said")
+    repl.streams.info(f"this is {name} now; every turn is kept as it is said")
 
 
 def export(repl: Repl, line: Line) -> None:
@@ -190,27 +190,27 @@ def export(repl: Repl, line: Line) -> None:
         raise UsageError("nothing has been said yet", "ask something first")
     if EXPORTS.get(path.suffix) == "transcript":  # that takes the model's vocabulary
         repl.wait(chat.load())
-    export_to(path, chat.history.store, chat.session, chat.opened)
-    repl.streams.talk(f"{path} is written")
+    export_to(path, chat.history.store, chat.session, chat.loaded)
+    repl.streams.info(f"{path} is written")
 
 
 def attach(repl: Repl, line: Line) -> None:
     path = Path(_given(line, "a file", "as in /file notes.txt")).expanduser()
     repl.files.append((str(path), read_text(path)))
-    repl.streams.talk(f"{path} stands before the next question")
+    repl.streams.info(f"{path} stands before the next question")
 
 
 def show_tokens(repl: Repl, _: Line) -> None:
     repl.wait(repl.chat.load())
     gauge = repl.chat.gauge
-    repl.streams.talk(gauge_text(*gauge) if gauge else "the model is being loaded")
+    repl.streams.info(gauge_text(*gauge) if gauge else "the model is being loaded")
 
 
 def show_stats(repl: Repl, _: Line) -> None:
     if repl.last is None or repl.last.reply is None:
         raise UsageError("nothing has been said yet", "ask something first")
-    opened = repl.chat.opened
-    repl.streams.talk(stats_line(repl.last.reply.finish, opened.model.name, opened.format_name))
+    opened = repl.chat.loaded
+    repl.streams.info(stats_line(repl.last.reply.finish, opened.model.name, opened.format_name))
 
 
 def copy_reply(repl: Repl, line: Line) -> None:
@@ -224,12 +224,12 @@ def copy_reply(repl: Repl, line: Line) -> None:
             has = f"the last reply has {len(blocks)} code block{'' if len(blocks) == 1 else 's'}"
             raise UsageError(f"/copy {line.argument}: {has}", "give the number that stands above one")
         text, what = blocks[int(line.argument) - 1], f"code block {line.argument}"
-    repl.streams.talk(f"{what} is copied by {copy(repl.streams, text)}")
+    repl.streams.info(f"{what} is copied by {copy(repl.streams, text)}")
 
 
 def show_final(repl: Repl, _: Line) -> None:
     last = _last_reply(repl)
-    answer = final_answer(last.message.content, whole=last.said.finish_reason in ("stop", None))
+    answer = final_answer(last.message.content, whole=last.metadata.finish_reason in ("stop", None))
     if answer is None:
         raise UsageError("the last reply states no final answer", "ask for one")
     repl.streams.answer(answer + "\n")
@@ -237,11 +237,11 @@ def show_final(repl: Repl, _: Line) -> None:
 
 def show_prompt(repl: Repl, _: Line) -> None:
     repl.wait(repl.chat.load())
-    repl.streams.answer(transcribed(repl.chat.opened.responder, repl.chat.conversation))
+    repl.streams.answer(transcribed(repl.chat.loaded.responder, repl.chat.conversation))
 
 
 def show_thought(repl: Repl, _: Line) -> None:
-    thought = _last_reply(repl).said.reasoning
+    thought = _last_reply(repl).metadata.reasoning
     if not thought:
         raise UsageError("there was no thought before the last reply", "some models mark none")
     repl.streams.answer(thought + "\n")

@@ -29,7 +29,7 @@ READY_S = 0.2  # how often it is looked whether the model is there, for the tool
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class TerminalIO:
     """What a person sits at; one who wants it `quiet` is told of no trouble that can be lived with."""
 
     streams: Streams
@@ -134,7 +134,7 @@ def _begins_block(stripped: str) -> bool:
 class PlainPrompt:
     """A person at a terminal that cannot be drawn on, or whose screen is read aloud; it reads lines by itself."""
 
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, seat: TerminalIO) -> None:
         self._seat = seat
 
     def read(self) -> str:
@@ -166,7 +166,7 @@ class Prompt:
 
     def __init__(
         self,
-        seat: Seat,
+        seat: TerminalIO,
         history: Path,
         toolbar: Callable[[int], str],
         is_ready: Callable[[], bool],
@@ -175,14 +175,14 @@ class Prompt:
     ) -> None:
         from prompt_toolkit import PromptSession
 
-        from cerebrum_cli.terminal.repl.prompt_history import Recall
+        from cerebrum_cli.terminal.repl.prompt_history import PromptHistory
 
         self._is_ready = is_ready
         self._seat = seat
-        self._recall = Recall(history)
+        self._recall = PromptHistory(history)
         self._told = seat.quiet
         self._draft = ""  # what the prompt begins with
-        self._session: PromptSession[str | ToEditor] = PromptSession(
+        self._session: PromptSession[str | OpenInEditor] = PromptSession(
             history=self._recall,
             completer=completer,
             complete_while_typing=False,
@@ -199,7 +199,7 @@ class Prompt:
         Where an editor fails what was written is there the next time, and UsageError says why.
         """
         said = self._prompted()
-        while isinstance(said, ToEditor):
+        while isinstance(said, OpenInEditor):
             self._draft = said.text
             self._draft = self.edit(said.text)
             said = self._prompted(asks=True)
@@ -208,7 +208,7 @@ class Prompt:
             self._seat.streams.notice(self._recall.trouble)
         return unfenced([well_formed(said)])
 
-    def _prompted(self, asks: bool = False) -> str | ToEditor:
+    def _prompted(self, asks: bool = False) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""
         app = self._session.app
         app.erase_when_done = False
@@ -258,7 +258,7 @@ class Prompt:
         return self._seat.keyboard.unechoed()
 
 
-class ToEditor(NamedTuple):
+class OpenInEditor(NamedTuple):
     """What was written at a prompt, and is to be gone on with in an editor."""
 
     text: str
@@ -290,6 +290,6 @@ def _keys() -> KeyBindings:
     @keys.add("v", filter=writing & vi_navigation_mode)
     def _(event: KeyPressEvent) -> None:
         event.app.erase_when_done = True
-        event.app.exit(result=ToEditor(event.current_buffer.text))
+        event.app.exit(result=OpenInEditor(event.current_buffer.text))
 
     return keys
