@@ -39,8 +39,8 @@ class Cost:
         read, say = base.prompt, base.generate
         for setting in tuning.said.items():
             faster = factors.get(setting, (1.0, 1.0))
-            read *= 1.0 if setting[0] == "threads" and not is_many else faster[0]
-            say *= 1.0 if setting[0] == "prefill_threads" and not is_many else faster[1]
+            read *= 1.0 if setting[0] == "n_threads" and not is_many else faster[0]
+            say *= 1.0 if setting[0] == "n_threads_batch" and not is_many else faster[1]
         return Speeds(self.loads.get(tuning.repack, base.load_s), read, say, base.memory)
 
 
@@ -111,7 +111,7 @@ class ScriptedBench:
         assert not self.closed
         if why := self.refused(tuning):
             raise NoTrial(why)
-        way = Tuning(**{**tuning.said, "slots": None, "micro_batch": None, "flash_attention": None, "cache_type": None})
+        way = Tuning(**{**tuning.said, "slots": None, "n_ubatch": None, "flash_attention": None, "cache_type": None})
         if way not in self.loaded:
             self.loaded[way] = self._noisy(self.truth(tuning).load_s)
             self.now += self.loaded[way]

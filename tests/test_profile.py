@@ -44,7 +44,7 @@ USUAL = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 PLAIN = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
 AS_USUAL = Tuned(Tuning(), USUAL, USUAL)
 LONG = Tuned(Tuning(repack=False), PLAIN, USUAL, 1.31, 0.987)
-KEYS = ["model", "file", "made", "machine", "build", "long_from", "uses", "tried"]
+KEYS = ["model", "file", "created", "machine", "build", "long_from", "uses", "tried"]
 USE_KEYS = ["settings", "gain", "agreement", "load_s", "prompt_tokens_per_second", "tokens_per_second", "memory"]
 
 
@@ -124,10 +124,10 @@ OPTIONS = LoadOptions(Path("m.gguf"), SHAPE)
     ("settings", "dropped"),
     [
         (Settings(), ()),
-        (Settings(threads=4), ("threads", "prefill_threads")),
+        (Settings(threads=4), ("n_threads", "n_threads_batch")),
         (Settings(gpu_layers="0"), ("gpu_layers",)),
         (Settings(gpu_layers="all"), ("gpu_layers",)),
-        (Settings(threads=1, gpu_layers="3"), ("threads", "prefill_threads", "gpu_layers")),
+        (Settings(threads=1, gpu_layers="3"), ("n_threads", "n_threads_batch", "gpu_layers")),
     ],
 )
 def test_what_the_user_has_set_is_not_what_was_measured(settings: Settings, dropped: tuple[str, ...]) -> None:
@@ -150,14 +150,14 @@ def test_a_tuning_stands_in_for_what_is_usual_and_no_more() -> None:
         {"repack": 1},
         {"repack": "yes"},
         {"flash_attention": 0},
-        {"threads": 0},
-        {"threads": -4},
-        {"threads": 2.0},
-        {"threads": True},
-        {"threads": "4"},
-        {"threads": 1025},
-        {"prefill_threads": 10**20},
-        {"micro_batch": 65537},
+        {"n_threads": 0},
+        {"n_threads": -4},
+        {"n_threads": 2.0},
+        {"n_threads": True},
+        {"n_threads": "4"},
+        {"n_threads": 1025},
+        {"n_threads_batch": 10**20},
+        {"n_ubatch": 65537},
         {"slots": 257},
         {"slots": [4]},
         {"cache_type": "q4_0"},
@@ -261,7 +261,7 @@ def test_a_profile_is_there_whole_or_not_at_all(store: ProfileStore, tmp_path: P
     [path] = (tmp_path / "profiles").iterdir()
     store.save(replace(kept, created="later"))
     assert [each.name for each in (tmp_path / "profiles").iterdir()] == [path.name]
-    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 1,')  # of one that was killed
+    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 2,')  # of one that was killed
     assert store.find("sha 1") == replace(kept, created="later")
     path.unlink()
     path.mkdir()
@@ -270,7 +270,7 @@ def test_a_profile_is_there_whole_or_not_at_all(store: ProfileStore, tmp_path: P
     assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
 
 
-WHOLE: dict[str, Any] = {"version": 1, **asdict(profile())}
+WHOLE: dict[str, Any] = {"version": 2, **asdict(profile())}
 
 
 def find(content: bytes, folder: Path) -> Profile | None:
@@ -296,18 +296,18 @@ def changed(value: Any, at: tuple[str, ...], new: Any) -> Any:
 @pytest.mark.parametrize(
     ("at", "new"),
     [
-        (("version",), 2),
+        (("version",), 3),
         (("version",), "1"),
         (("version",), None),
         (("model",), 7),
-        (("made",), None),
+        (("created",), None),
         (("machine",), ["here"]),
         (("uses",), []),
         (("uses",), {"chat": WHOLE["uses"]["chat"]}),
         (("uses", "chat"), None),
         (("uses", "chat", "tuning"), None),
         (("uses", "chat", "tuning"), {"colour": "red"}),
-        (("uses", "chat", "tuning", "threads"), 10**9),
+        (("uses", "chat", "tuning", "n_threads"), 10**9),
         (("uses", "chat", "tuning", "gpu_layers"), "many"),
         (("uses", "chat", "new"), 1),
         (("uses", "chat", "gain"), None),
@@ -317,20 +317,20 @@ def changed(value: Any, at: tuple[str, ...], new: Any) -> Any:
         (("uses", "chat", "agreement"), "all"),
         (("uses", "chat", "agreement"), math.nan),
         (("uses", "chat", "agreement"), 97),
-        (("uses", "ask", "speeds", "read"), 0),
-        (("uses", "ask", "speeds", "read"), -30.0),
-        (("uses", "ask", "speeds", "read"), math.inf),
-        (("uses", "ask", "speeds", "read"), 5e-324),
-        pytest.param(("uses", "ask", "speeds", "read"), 10**400, id="read-10**400"),
-        (("uses", "ask", "speeds", "say"), math.nan),
-        (("uses", "ask", "speeds", "say"), "8"),
-        (("uses", "ask", "speeds", "say"), {}),
+        (("uses", "ask", "speeds", "prompt"), 0),
+        (("uses", "ask", "speeds", "prompt"), -30.0),
+        (("uses", "ask", "speeds", "prompt"), math.inf),
+        (("uses", "ask", "speeds", "prompt"), 5e-324),
+        pytest.param(("uses", "ask", "speeds", "prompt"), 10**400, id="read-10**400"),
+        (("uses", "ask", "speeds", "generate"), math.nan),
+        (("uses", "ask", "speeds", "generate"), "8"),
+        (("uses", "ask", "speeds", "generate"), {}),
         (("uses", "ask", "speeds", "load_s"), -1),
         (("uses", "ask", "speeds", "load_s"), math.inf),
         (("uses", "ask", "speeds", "memory"), math.inf),
         (("uses", "ask", "speeds", "memory"), None),
-        (("uses", "ask", "usual", "memory"), 10**30),
-        (("uses", "ask", "usual", "colour"), 1),
+        (("uses", "ask", "baseline", "memory"), 10**30),
+        (("uses", "ask", "baseline", "colour"), 1),
     ],
 )
 def test_what_cannot_have_been_measured_is_as_if_nothing_was(tmp_path: Path, at: tuple[str, ...], new: Any) -> None:

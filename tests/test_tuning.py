@@ -112,29 +112,31 @@ def test_settings_are_found_on_top_of_one_another() -> None:
     cost = Cost(
         alone={
             ("repack", False): (1.3, 1.3),
-            ("threads", 4): (1.0, 1.2),
-            ("prefill_threads", 4): (1.2, 1.0),
-            ("micro_batch", 256): (1.1, 1.0),
+            ("n_threads", 4): (1.0, 1.2),
+            ("n_threads_batch", 4): (1.2, 1.0),
+            ("n_ubatch", 256): (1.1, 1.0),
             ("flash_attention", False): (1.1, 1.1),
         }
     )
     found, _, _ = searched(ScriptedBench(cost))
-    alike = {"repack": False, "threads": 4, "prefill_threads": 4, "flash_attention": False}
+    alike = {"repack": False, "n_threads": 4, "n_threads_batch": 4, "flash_attention": False}
     assert found["ask"].tuning.said == alike
     del alike["flash_attention"]  # of which so few tokens tell nothing where there are many
-    assert found["ask-long"].tuning.said == {**alike, "micro_batch": 256}
+    assert found["ask-long"].tuning.said == {**alike, "n_ubatch": 256}
     for name in ("chat", "ask", "ask-long"):
         assert found[name].gain == pytest.approx(true_gain(cost, found[name], name))
 
 
 def test_a_way_that_chooses_other_tokens_is_dropped_and_the_next_best_taken() -> None:
-    cost = Cost(alone={("cache_type", "q8_0"): (1.0, 2.0), ("threads", 4): (1.0, 1.5), ("prefill_threads", 4): (1, 1)})
+    cost = Cost(
+        alone={("cache_type", "q8_0"): (1.0, 2.0), ("n_threads", 4): (1.0, 1.5), ("n_threads_batch", 4): (1, 1)}
+    )
     bench = ScriptedBench(cost, agreement=lambda tuning: 0.9699 if tuning.cache_type else 0.9701)
     found, search, _ = searched(bench)
     assert {found[name].tuning.n_threads for name in ("chat", "ask")} == {4}
     assert {found[name].tuning.cache_type for name in ("chat", "ask", "ask-long")} == {None}
     assert found["chat"].agreement == 1.0, "who computes what is no matter"
-    [dropped] = [arm for arm in arms(search, cache_type="q8_0", threads=4) if arm.agreement is not None]
+    [dropped] = [arm for arm in arms(search, cache_type="q8_0", n_threads=4) if arm.agreement is not None]
     assert dropped.dropped == "chooses other tokens: 96.99% agree"
     assert len(bench.compared) == len({*bench.compared}), "a way is compared once, whatever it is best for"
 
@@ -147,7 +149,7 @@ def test_where_all_that_is_faster_chooses_other_tokens_all_stays_as_usual() -> N
 
 
 def test_ways_that_cannot_be_opened_are_told_and_left_out() -> None:
-    cost = Cost(alone={("repack", False): (2.0, 2.0), ("threads", 4): (1.0, 1.3)})
+    cost = Cost(alone={("repack", False): (2.0, 2.0), ("n_threads", 4): (1.0, 1.3)})
     bench = ScriptedBench(cost, refused=lambda tuning: "ended with signal 9" if is_plain(tuning) else None)
     found, search, _ = searched(bench)
     assert [arm.dropped for arm in arms(search, repack=False) if not arm.many] == ["ended with signal 9"]
@@ -205,17 +207,17 @@ def test_what_can_change_little_is_not_measured() -> None:
     cost = Cost(usual=Speeds(2.0, 30_000.0, 8.0))  # reading is no time at all
     bench = ScriptedBench(cost)
     _, search, _ = searched(bench)
-    assert arms(search, micro_batch=256) == []
+    assert arms(search, n_ubatch=256) == []
     assert {job.kind for job in bench.measured(flash_attention=False)} == {"say"}
 
 
 def test_numbers_of_threads_for_reading_and_saying_are_combined() -> None:
     cost = Cost(
         alone={
-            ("prefill_threads", 4): (1.4, 1.0),
-            ("threads", 4): (1.0, 0.6),
-            ("prefill_threads", 1): (0.5, 1.0),
-            ("threads", 1): (1.0, 1.3),
+            ("n_threads_batch", 4): (1.4, 1.0),
+            ("n_threads", 4): (1.0, 0.6),
+            ("n_threads_batch", 1): (0.5, 1.0),
+            ("n_threads", 1): (1.0, 1.3),
         }
     )
     found, _, _ = searched(ScriptedBench(cost))
@@ -305,8 +307,8 @@ SMALL, SMALL_MANY = Speeds(0.07, 40_000.0, 4_500.0), Speeds(0.07, 5_000.0, 10_00
 SPREAD = (0.6, 0.8, 0.9, 0.96, 1.0, 1.0, 1.04, 1.1, 1.3)
 VARIED = (
     *(("repack", value) for value in (False, True)),
-    *((name, value) for name in ("threads", "prefill_threads") for value in (1, 4)),
-    *(("micro_batch", value) for value in (64, 256, 512)),
+    *((name, value) for name in ("n_threads", "n_threads_batch") for value in (1, 4)),
+    *(("n_ubatch", value) for value in (64, 256, 512)),
     ("flash_attention", False),
     ("cache_type", "q8_0"),
     *(("slots", value) for value in (16, 64)),
@@ -415,14 +417,14 @@ class BusyBench(ScriptedBench):
 
 
 def test_other_numbers_of_threads_are_not_believed_on_a_busy_machine() -> None:
-    cost = Cost(alone={("threads", 1): (4.0, 4.0), ("prefill_threads", 1): (4.0, 4.0)})
+    cost = Cost(alone={("n_threads", 1): (4.0, 4.0), ("n_threads_batch", 1): (4.0, 4.0)})
     found, search, _ = searched(BusyBench(cost))
     assert all(found[name].tuning.n_threads is None for name in found)
     assert "not sure: other programs used the processors" in {arm.dropped for arm in search.arms}
 
 
 def test_what_was_not_measured_of_a_way_is_not_told() -> None:
-    bench = ScriptedBench(Cost(alone={("micro_batch", 256): (1.2, 1.0)}))
+    bench = ScriptedBench(Cost(alone={("n_ubatch", 256): (1.2, 1.0)}))
     _, search, _ = searched(bench)
-    [told] = [arm for arm in arms(search, micro_batch=256) if arm.speeds]
+    [told] = [arm for arm in arms(search, n_ubatch=256) if arm.speeds]
     assert told.measured == {"read"}

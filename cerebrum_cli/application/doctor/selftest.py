@@ -11,7 +11,7 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.settings import Settings
 
-NANO = Path(__file__).parents[1] / "nano.gguf"
+NANO = Path(__file__).parents[2] / "nano.gguf"
 FORMAT = "cerebrum"
 QUESTION = "What is 17 plus 25?"
 ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
