@@ -666,7 +666,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 try:
     run(output)
 except BatchError as error:
-    sys.stdout.write(f"{error.what}\\n{error.do}\\n")
+    sys.stdout.write(f"{error.message}\\n{error.hint}\\n")
 """
 
 

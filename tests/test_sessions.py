@@ -354,10 +354,10 @@ def test_what_cannot_be_scrubbed_is_told_and_the_next_removal_does_it(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda sessions, session: sessions.say(session, Message("user", "more")),
-        lambda sessions, session: sessions.say_on(session, Message("user", "more"), ReplyMetadata()),
+        lambda sessions, session: sessions.add_message(session, Message("user", "more")),
+        lambda sessions, session: sessions.update_message(session, Message("user", "more"), ReplyMetadata()),
         lambda sessions, session: sessions.move(session, None),
-        lambda sessions, session: sessions.lead(session, name="b"),
+        lambda sessions, session: sessions.update_session(session, name="b"),
     ],
     ids=("say", "say_on", "move", "lead"),
 )
@@ -625,8 +625,8 @@ def test_several_processes_writing_at_once_lose_nothing(path: Path) -> None:
         "store = Store(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
         "for number in range(15):\n"
         "    session = store.create(f'{sys.argv[2]}-{number}', 'ask')\n"
-        "    session = store.say(session, Message('user', f'question {sys.argv[2]} {number}'))\n"
-        "    store.say(session, Message('assistant', f'answer {sys.argv[2]} {number}', (number,)))\n"
+        "    session = store.add_message(session, Message('user', f'question {sys.argv[2]} {number}'))\n"
+        "    store.add_message(session, Message('assistant', f'answer {sys.argv[2]} {number}', (number,)))\n"
     )
     writers = [started(script, path, str(number)) for number in range(4)]
     for writer in writers:
@@ -653,7 +653,7 @@ def test_a_process_that_is_killed_leaves_every_message_it_committed(path: Path) 
         "store = Store(Path(sys.argv[1])); session = store.create(sys.argv[2], 'chat')\n"
         "for number in range(1_000_000):\n"
         "    text = f'{number} ' + 'word ' * 10_000\n"
-        "    session = store.say(session, Message(('user', 'assistant')[number % 2], text))\n"
+        "    session = store.add_message(session, Message(('user', 'assistant')[number % 2], text))\n"
         "    print(number, flush=True)\n"
     )
     for kill_after in (1, 8, 21):
