@@ -1,9 +1,10 @@
-"""The laws of the house, held with `ast`: imports go down only, each library has one door, nobody prints."""
+"""Architecture invariants, checked with `ast`: layers, import cycles, adapters, package sizes, no printing."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,25 @@ import pytest
 PACKAGE = "cerebrum_cli"
 ROOT = Path(__file__).parents[1]
 
-FLOORS: Mapping[str, int] = {
-    "main": 6,
-    "commands": 5,
-    "runtime": 4,
-    "terminal": 3,
-    "application": 2,
-    "engine": 1,
-    "formats": 1,
-    "catalogue": 1,
-    "sessions": 1,
-    "answers": 1,
-    "batches": 1,
-    "merge": 1,
-    "core": 0,
-}
+# Packages by layer, lowest first. Imports go down only; packages in one layer do not import each other.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("core",),
+    ("gguf",),
+    ("engine", "formats", "catalogue", "sessions", "answers", "batches", "merge"),
+    ("application.models",),
+    ("application.inference", "application.merging"),
+    ("application.chat", "application.tuning", "application.doctor", "application.pulling"),
+    ("terminal",),
+    ("runtime",),
+    ("commands",),
+    ("main",),
+)
+LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package in layer}
+MODULES_IN_A_PACKAGE = 15
+LARGER_PACKAGES = {"merge": 16}
 
-# A library's modules, and where alone they may be imported: a module, or a package and all below it.
-DOORS: Mapping[str, tuple[str, ...]] = {
+# Libraries and the only modules, or packages with all below them, that may import each.
+ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama",),
     "huggingface_hub": ("catalogue.hub",),
     "httpx2": ("catalogue.hub",),
@@ -46,29 +48,30 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "click": (),
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
-ENVIRONMENT_DOOR = "core.settings"
+ENVIRONMENT_ADAPTER = "core.settings"
 
 
 def violations(source: str, module: str) -> list[str]:
-    """Return what in a module breaks a law; `module` is its name below the package, as in "engine.llama.load"."""
+    """List the broken invariants of a module; `module` is its name below the package, such as "engine.llama.load"."""
     tree = ast.parse(source)
     found = [*import_violations(tree, module), *use_violations(tree, module)]
     return [f"{module}:{line}: {problem}" for line, problem in sorted(found)]
 
 
 def import_violations(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    """Yield the line of each import that may not be, those for type checkers and in functions included."""
+    """Yield the line of each forbidden import, including type-only ones and those inside functions."""
     for line, name in imports(tree, module):
         package, _, inner = name.partition(".")
         if package == PACKAGE:
-            if problem := floor_problem(module, inner):
+            if problem := layer_problem(module, inner):
                 yield line, problem
-        elif package in DOORS and not any(within(module, door) for door in DOORS[package]):
-            yield line, f"{package} may only be imported in {' or '.join(DOORS[package]) or 'no place'}"
+        elif package in ADAPTERS and not any(within(module, adapter) for adapter in ADAPTERS[package]):
+            allowed = " or ".join(ADAPTERS[package])
+            yield line, f"{package} may only be imported in {allowed}" if allowed else f"{package} may not be imported"
 
 
 def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    """Yield every module an import statement, or a call that imports by name, brings in."""
+    """Yield every module that an import statement or an import by name loads."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -82,84 +85,122 @@ def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
 
 
 def absolute(node: ast.ImportFrom, module: str) -> str:
-    """Return the module a `from` import names, dots resolved."""
+    """Resolve the dots of a `from` import."""
     if not node.level:
         return node.module or ""
     above = f"{PACKAGE}.{module}".split(".")[: -node.level]
     return ".".join([*above, *filter(None, [node.module])])
 
 
-def floor_problem(module: str, imported: str) -> str | None:
-    """Return why one room may not import another, if it may not."""
-    room, other = module.partition(".")[0], imported.partition(".")[0]
-    if other not in FLOORS or room not in FLOORS or other == room:
+def package_of(module: str) -> str:
+    """Package of a module in `LAYERS`: the first name, or the first two below `application`."""
+    names = module.split(".")
+    return ".".join(names[:2]) if names[0] == "application" else names[0]
+
+
+def layer_problem(module: str, imported: str) -> str | None:
+    """Why one package may not import another, if it may not."""
+    package, other = package_of(module), package_of(imported)
+    if other not in LAYER_OF or package not in LAYER_OF or other == package:
         return None
-    if FLOORS[other] > FLOORS[room]:
-        return f"imports go down only: {room} is below {other}"
-    if FLOORS[other] == FLOORS[room]:
-        return f"{room} and {other} do not know each other"
-    return None
+    if LAYER_OF[other] > LAYER_OF[package]:
+        return f"imports go down only: {package} is below {other}"
+    return f"{package} and {other} are in one layer" if LAYER_OF[other] == LAYER_OF[package] else None
 
 
 def use_violations(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    """Yield where the environment is read outside its door, or something is printed."""
+    """Yield where the environment is read outside its adapter, or something is printed."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            yield node.lineno, "print() is nowhere"
-        if module == ENVIRONMENT_DOOR:
+            yield node.lineno, "print() is not allowed"
+        if module == ENVIRONMENT_ADAPTER:
             continue
         if isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT and isinstance(node.value, ast.Name):
             if node.value.id == "os":
-                yield node.lineno, f"os.{node.attr} is {ENVIRONMENT_DOOR}'s alone"
+                yield node.lineno, f"os.{node.attr} belongs in {ENVIRONMENT_ADAPTER}"
         elif isinstance(node, ast.ImportFrom) and node.module == "os":
             names = [alias.name for alias in node.names if alias.name in ENVIRONMENT]
-            yield from ((node.lineno, f"os.{name} is {ENVIRONMENT_DOOR}'s alone") for name in names)
+            yield from ((node.lineno, f"os.{name} belongs in {ENVIRONMENT_ADAPTER}") for name in names)
 
 
 def called(node: ast.Call) -> str:
-    """Return the last name of what is called."""
+    """Last name of a called expression."""
     function = node.func
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def within(module: str, door: str) -> bool:
-    """Return whether a module is the door, or below it."""
-    return module == door or module.startswith(f"{door}.")
+def within(module: str, package: str) -> bool:
+    """Whether a module is the package, or below it."""
+    return module == package or module.startswith(f"{package}.")
 
 
-def modules() -> Iterator[tuple[str, str]]:
-    """Yield the name below the package and the source of every module."""
+def modules() -> dict[str, str]:
+    """Sources of all modules by their names below the package."""
+    found = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
-        yield ".".join(part for part in parts if part != "__init__"), path.read_text(encoding="utf-8")
+        found[".".join(part for part in parts if part != "__init__")] = path.read_text(encoding="utf-8")
+    return found
 
 
-def test_the_house_keeps_its_laws() -> None:
-    found = [problem for module, source in modules() for problem in violations(source, module)]
+def cycle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import each other in a circle, type-only imports included; empty if there are none."""
+    graph = {module: imported_modules(source, module, sources) - {module} for module, source in sources.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def imported_modules(source: str, module: str, known: Mapping[str, str]) -> set[str]:
+    """Modules of the package that a module imports."""
+    names = (name.removeprefix(f"{PACKAGE}.") for _, name in imports(ast.parse(source), module) if PACKAGE in name)
+    return {name if name in known else name.rpartition(".")[0] for name in names} & known.keys()
+
+
+def test_architecture_has_no_violations() -> None:
+    found = [problem for module, source in modules().items() for problem in violations(source, module)]
     assert found == []
 
 
-def test_every_module_has_a_room_that_has_a_floor() -> None:
-    names = {name.partition(".")[0] for name, _ in modules()}
-    assert names - {"", "__main__"} <= FLOORS.keys()
+def test_architecture_has_no_import_cycles() -> None:
+    assert cycle(modules()) == []
+
+
+def test_architecture_finds_a_type_only_cycle() -> None:
+    typed = f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from {PACKAGE}.a import A"
+    assert set(cycle({"a": f"from {PACKAGE} import b", "b": typed})) == {"a", "b"}
+    assert cycle({"a": f"from {PACKAGE}.b import a", "b": "import os"}) == []
+
+
+def test_every_package_has_a_layer() -> None:
+    packages = {package_of(name) for name in modules()}
+    assert packages - {"", "__main__", "application"} == LAYER_OF.keys()
+
+
+def test_packages_hold_few_modules() -> None:
+    names = [name.rpartition(".")[0] for name in modules() if name not in {n.rpartition(".")[0] for n in modules()}]
+    crowded = {name: names.count(name) for name in set(names)}
+    assert {name for name, count in crowded.items() if count > LARGER_PACKAGES.get(name, MODULES_IN_A_PACKAGE)} == set()
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "law"),
+    ("module", "source", "rule"),
     [
         ("core.events", "from cerebrum_cli.engine.engine import Engine", "core is below engine"),
-        ("application.library", "import cerebrum_cli.terminal.streams", "application is below terminal"),
+        ("application.models.library", "import cerebrum_cli.terminal.streams", "application.models is below terminal"),
         ("terminal.sinks", "def f():\n    from cerebrum_cli import runtime", "terminal is below runtime"),
         ("runtime", "from .commands.ask import ask", "runtime is below commands"),
         ("commands.ask", "from ..main import app", "commands is below main"),
-        ("engine.engine", "from cerebrum_cli.formats.format import PromptFormat", "do not know each other"),
-        ("engine.llama.load", "from ...catalogue import header", "engine and catalogue do not know each other"),
-        ("answers.extract", "import cerebrum_cli.batches", "answers and batches do not know each other"),
+        ("engine.engine", "from cerebrum_cli.formats.format import PromptFormat", "are in one layer"),
+        ("engine.llama.load", "from ...catalogue import header", "engine and catalogue are in one layer"),
+        ("answers.extract", "import cerebrum_cli.batches", "answers and batches are in one layer"),
         (
             "formats.template",
             "from typing import TYPE_CHECKING\n"
             "if TYPE_CHECKING:\n    from cerebrum_cli.application.inference.reply import Reply",
-            "formats is below application",
+            "formats is below application.inference",
         ),
         ("engine.engine", "import importlib\nimportlib.import_module('cerebrum_cli.main')", "engine is below main"),
         ("engine.engine", "import llama_cpp", "llama_cpp may only"),
@@ -168,7 +209,7 @@ def test_every_module_has_a_room_that_has_a_floor() -> None:
         ("gguf.header", "from gguf.gguf_reader import GGUFReader", "gguf may only"),
         ("merge.plan", "import gguf", "gguf may only"),
         ("merge.recipe", "import yaml", "yaml may only"),
-        ("merge.weights", "from cerebrum_cli.engine.llama import codec", "merge and engine do not know each other"),
+        ("merge.weights", "from cerebrum_cli.engine.llama import codec", "merge and engine are in one layer"),
         ("commands.list", "from rich.table import Table", "rich may only"),
         ("application.reply", "import prompt_toolkit.shortcuts", "prompt_toolkit may only"),
         ("formats.plain", "import markdown_it", "markdown_it may only"),
@@ -179,19 +220,19 @@ def test_every_module_has_a_room_that_has_a_floor() -> None:
         ("catalogue.download", "import httpx2", "httpx2 may only"),
         ("catalogue.registry", "from filelock import FileLock", "filelock may only"),
         ("main", "from platformdirs import PlatformDirs", "platformdirs may only"),
-        ("main", "import click", "click may only be imported in no place"),
-        ("commands.ask", "from click import echo", "click may only be imported in no place"),
-        ("terminal.streams", "import os\nterm = os.environ['TERM']", "os.environ is core.settings's alone"),
-        ("terminal.streams", "import os\nterm = os.getenv('TERM')", "os.getenv is core.settings's alone"),
-        ("main", "from os import path, environ", "os.environ is core.settings's alone"),
-        ("terminal.tables", "print('hello')", "print() is nowhere"),
-        ("core.settings", "if True:\n    print('hello')", "print() is nowhere"),
+        ("main", "import click", "click may not be imported"),
+        ("commands.ask", "from click import echo", "click may not be imported"),
+        ("terminal.streams", "import os\nterm = os.environ['TERM']", "os.environ belongs in core.settings"),
+        ("terminal.streams", "import os\nterm = os.getenv('TERM')", "os.getenv belongs in core.settings"),
+        ("main", "from os import path, environ", "os.environ belongs in core.settings"),
+        ("terminal.tables", "print('hello')", "print() is not allowed"),
+        ("core.settings", "if True:\n    print('hello')", "print() is not allowed"),
     ],
 )
-def test_a_planted_violation_is_caught(module: str, source: str, law: str) -> None:
+def test_architecture_catches_a_planted_violation(module: str, source: str, rule: str) -> None:
     [found] = violations(source, module)
     assert found.startswith(f"{module}:{len(source.splitlines())}: ")
-    assert law in found
+    assert rule in found
 
 
 @pytest.mark.parametrize(
@@ -209,5 +250,5 @@ def test_a_planted_violation_is_caught(module: str, source: str, law: str) -> No
         ("application.reply", "import ggufs, clickhouse"),
     ],
 )
-def test_what_keeps_the_laws_is_not_caught(module: str, source: str) -> None:
+def test_architecture_accepts_allowed_imports(module: str, source: str) -> None:
     assert violations(source, module) == []

@@ -447,7 +447,7 @@ def test_a_signal_while_a_row_is_prepared_is_no_error_of_that_row() -> None:
         def load(self) -> list[Any]:
             return []
 
-        def prepared(self, asked: GenerationRequest) -> TokenizedRequest:
+        def tokenize_request(self, asked: GenerationRequest) -> TokenizedRequest:
             raise Interrupted(2)
 
     responder: Any = Interrupting()
