@@ -15,22 +15,12 @@ from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of
 from cerebrum_cli.batches.template import Template
 from cerebrum_cli.core.conversation import Conversation, conversation_of
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import validate
+from cerebrum_cli.core.settings import SAMPLING_KEYS, validate
 from cerebrum_cli.core.text import well_formed
 
 ID_KEYS = ("custom_id", "id")  # the first that says something is the row's
 URLS = ("/v1/chat/completions", "/v1/completions")
-_SETTINGS = {  # as a row spells them; later ones win
-    "max_tokens": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repeat_penalty": "repeat_penalty",
-    "seed": "seed",
-    "stop": "stop",
-}
+_SETTINGS = {**{key: key for key in SAMPLING_KEYS}, "max_completion_tokens": "max_tokens"}  # later ones win
 
 
 def request_row(number: int, line: str, template: Template | None) -> Row:

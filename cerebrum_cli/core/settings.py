@@ -1,6 +1,7 @@
-"""Settings as a stack of partial values, folded into one frozen value; the only place that reads the environment.
+"""Settings: partial layers merged into one frozen value; the only module that reads the environment.
 
-Lowest first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the command line.
+Lowest layer first: the defaults below, the model's row in models.toml, config.toml, CEREBRUM_* variables, the command
+line.
 """
 
 from __future__ import annotations
@@ -8,80 +9,62 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.core.options import flag, option, options_of
+from cerebrum_cli.core.sampling import SamplingParams
 
 Layer = Mapping[str, Any]
-OVERFLOWS = ("drop-oldest", "stop")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What a command runs with, once everything has been folded; None leaves a choice to the model or the machine.
+class Settings(SamplingParams):
+    """Everything that can be set for a command, with all layers merged; None leaves a choice to the model or machine.
 
-    `overflow` is what becomes of a chat longer than the context, `cache_gb` how many gigabytes of what models have
-    read are kept on disk; 0 is none.
+    `cache_gb` limits the prompt cache on disk, in GB; 0 turns it off.
     """
 
-    model: str | None = None
-    system: str | None = None
-    format: str | None = None
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ctx: int | None = None
-    threads: int | None = None
-    gpu_layers: str = "auto"
-    overflow: str = "drop-oldest"
-    cache_gb: float = 4.0
+    model: str | None = option(None, "Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
+    system: str | None = option(None, "System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
+    format: str | None = option(None, "Prompt format [default: the model's own]", "Model", metavar="NAME")
+    ctx: int | None = option(None, "Context size in tokens [default: at most 8192]", "Model", metavar="N", least=1)
+    threads: int | None = option(
+        None, "CPU threads [default: all available cores]", "Speed", metavar="N", least=1, most=1024
+    )
+    gpu_layers: str = option(
+        "auto",
+        "Layers to offload to the GPU [default: auto]",
+        "Speed",
+        short="-ngl",
+        metavar="N|auto|all",
+        choices=("auto", "all"),
+    )
+    overflow: str = option(
+        "drop-oldest",
+        "What to do when the context is full [default: drop-oldest]",
+        "Input",
+        metavar="drop-oldest|stop",
+        choices=("drop-oldest", "stop"),
+    )
+    cache_gb: float = option(4.0, "Limit of the prompt cache on disk, in GB [default: 4]", "Speed", least=0)
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
-        """Return the sampling settings, with the format's stop strings beside the user's."""
-        return SamplingParams(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repeat_penalty=self.repeat_penalty,
-            seed=self.seed,
-            max_tokens=self.max_tokens,
-            stop=(*format_stop, *self.stop),
-        )
+        """Sampling parameters, with the format's stop strings before the user's."""
+        values = {each.name: getattr(self, each.name) for each in fields(SamplingParams)}
+        return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
 
-class Range(NamedTuple):
-    """What a number may be: its type, the least and the most."""
-
-    type: type[int] | type[float]
-    least: float
-    most: float = float("inf")
-
-
-RANGES = {
-    "max_tokens": Range(int, 1),
-    "temperature": Range(float, 0),
-    "top_k": Range(int, 0),
-    "top_p": Range(float, 0, 1),
-    "min_p": Range(float, 0, 1),
-    "repeat_penalty": Range(float, 0.01),
-    "seed": Range(int, 0, SEEDS - 1),
-    "ctx": Range(int, 1),
-    "threads": Range(int, 1, 1024),
-    "cache_gb": Range(float, 0),
-}
-KEYS = tuple(field.name for field in fields(Settings))
+OPTIONS = options_of(Settings)
+SAMPLING_KEYS = tuple(options_of(SamplingParams))
+KEYS = tuple(OPTIONS)
+_TYPES = {each.name: str(each.type).removesuffix(" | None") for each in fields(Settings)}
 
 
 def fold(*layers: Layer) -> Settings:
-    """Return one value from partial ones, later layers over earlier; None in a layer says nothing."""
+    """Merge layers, later ones over earlier ones; None in a layer sets nothing. Raises UsageError."""
     values: dict[str, Any] = {}
     for layer in layers:
         values.update((key, validate(key, value)) for key, value in layer.items() if value is not None)
@@ -89,35 +72,16 @@ def fold(*layers: Layer) -> Settings:
 
 
 def validate(key: str, value: Any) -> Any:
-    """Return a setting's value in its own type; UsageError if it cannot be that."""
-    spelled = "--" + key.replace("_", "-")
-    if key in RANGES:
-        kind, least, most = RANGES[key]
-        wrong = isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float))
-        if wrong or value == float("inf") or not least <= value <= most:
-            bounds = f"from {least:g} to {most:.10g}" if most != float("inf") else f"of {least:g} or more"
-            raise UsageError(f"{spelled} is {value!r}", f"it must be {_article(kind)} {bounds}")
-        return kind(value)
-    if key == "stop":
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item for item in items):
-            raise UsageError(f"{spelled} is {value!r}", "it must be text that is not empty")
-        return tuple(items)
-    if key == "overflow" and value not in OVERFLOWS:
-        raise UsageError(f"{spelled} is {value!r}", f"it must be {' or '.join(OVERFLOWS)}")
-    if key == "gpu_layers":
-        text = str(value)
-        if text not in ("auto", "all") and not text.isdecimal():
-            raise UsageError(f"{spelled} is {text!r}", "it must be a number of layers, `auto` or `all`")
-        return text
-    if not isinstance(value, str):
-        raise UsageError(f"{spelled} is {value!r}", "it must be text")
-    return value
+    """Convert the value of a setting to its type. Raises UsageError where that is impossible."""
+    converted, expected = _converted(key, value)
+    if expected:
+        raise UsageError(f"{flag(key)} is {value!r}", f"it must be {expected}")
+    return converted
 
 
 def parse_value(key: str, text: str) -> Any:
-    """Return a setting's value that was written as text; UsageError if it cannot be that."""
-    kind = RANGES[key].type if key in RANGES else str
+    """Read the value of a setting from text. Raises UsageError."""
+    kind = {"int": int, "float": float}.get(_TYPES[key], str)
     try:
         value: Any = kind(text)
     except ValueError:
@@ -126,7 +90,7 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def read_config(path: Path) -> Layer:
-    """Return the settings in a config.toml; none if there is no such file; ConfigError naming file and key."""
+    """Read a config.toml; a missing file is an empty layer. Raises ConfigError with file and key."""
     import tomllib
 
     try:
@@ -134,20 +98,18 @@ def read_config(path: Path) -> Layer:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", "mend the file, or move it away") from error
+        raise ConfigError(f"{path}: {error}", "fix the file, or move it away") from error
     layer = {key.replace("-", "_"): value for key, value in values.items()}
     for key, value in layer.items():
         if key not in KEYS:
-            raise ConfigError(f"{path}: unknown key `{key}`", f"known are {', '.join(KEYS)}")
-        try:
-            validate(key, value)
-        except UsageError as error:
-            raise ConfigError(f"{path}: key `{key}`: {error.message.partition(' is ')[2]}", error.hint) from error
+            raise ConfigError(f"{path}: unknown key `{key}`", f"known keys: {', '.join(KEYS)}")
+        if expected := _converted(key, value)[1]:
+            raise ConfigError(f"{path}: key `{key}`: {value!r}", f"it must be {expected}")
     return layer
 
 
 def environment(name: str) -> str | None:
-    """Return an environment variable; None if it is unset or empty."""
+    """Value of an environment variable; None if it is unset or empty."""
     return os.environ.get(name) or None
 
 
@@ -158,9 +120,33 @@ def forget_empty_variable(name: str) -> None:
 
 
 def set_environment_default(name: str, value: str) -> None:
-    """Set a variable that libraries read, unless the user has."""
+    """Set a variable for libraries, unless the user has set it."""
     os.environ.setdefault(name, value)
 
 
-def _article(kind: type[int] | type[float]) -> str:
-    return "a whole number" if kind is int else "a number"
+def _converted(key: str, value: Any) -> tuple[Any, str]:
+    """Convert a value, or describe what was expected; exactly one of the two is empty or None."""
+    declared, kind = OPTIONS[key], _TYPES[key]
+    if kind in ("int", "float"):
+        number = int if kind == "int" else (int, float)
+        is_number = isinstance(value, number) and not isinstance(value, bool) and value != inf
+        if is_number and declared.least <= value <= declared.most:
+            return (int if kind == "int" else float)(value), ""
+        bounds = f"of {declared.least:g} or more"
+        if declared.most != inf:
+            bounds = f"from {declared.least:g} to {declared.most:.10g}"
+        return None, f"{'a whole number' if kind == 'int' else 'a number'} {bounds}"
+    if kind.startswith("tuple"):
+        items = [value] if isinstance(value, str) else value
+        is_text = isinstance(items, (list, tuple)) and all(isinstance(item, str) and item for item in items)
+        return (tuple(items), "") if is_text else (None, "text that is not empty")
+    if key == "gpu_layers":
+        text = str(value)
+        return (
+            (text, "")
+            if text in declared.choices or text.isdecimal()
+            else (None, "a number of layers, `auto` or `all`")
+        )
+    if not isinstance(value, str):
+        return None, "text"
+    return (value, "") if not declared.choices or value in declared.choices else (None, " or ".join(declared.choices))

@@ -20,9 +20,9 @@ from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 
-ANSWERING = ("system", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "ctx")
+ANSWERING = ("system", *SAMPLING_KEYS, "ctx")
 WINDOW = 4096  # rows that are read and put in order together: more would keep the first of them waiting
 TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
 REFUSED = "invalid_request"

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import KEYS as SETTINGS
-from cerebrum_cli.core.settings import OVERFLOWS
+from cerebrum_cli.core.settings import OPTIONS
 
 CALLS = 22  # columns of a call in the help
 
@@ -18,7 +18,7 @@ USUAL = "default"  # what /system takes for the format's own
 
 ELSEWHERE = {"model": "/model", "system": "/system"}  # settings with a command of their own
 SETTABLE = tuple(key for key in SETTINGS if key not in ELSEWHERE)
-VALUES = {"format": FORMAT_NAMES, "gpu_layers": ("auto", "all"), "overflow": OVERFLOWS}  # where they can be listed
+VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
 PARTS = ("question", "answer")  # of a turn, that can be edited
 
 Completes = Literal["", "path", "model", "session", "setting", "part"]

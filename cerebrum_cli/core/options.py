@@ -1,0 +1,45 @@
+"""Declare an option once, as a dataclass field that carries its flags, help, range and heading."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields
+from math import inf
+from typing import Any, Literal, NamedTuple
+
+Heading = Literal["Model", "Sampling", "Input", "Output", "Speed"]
+HEADINGS: tuple[Heading, ...] = ("Model", "Sampling", "Input", "Output", "Speed")
+
+
+class Option(NamedTuple):
+    """What an option is, apart from its name, type and default, which are those of its field.
+
+    Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any.
+    """
+
+    help: str
+    heading: Heading
+    short: str | None = None
+    metavar: str | None = None
+    least: float = -inf
+    most: float = inf
+    choices: tuple[str, ...] = ()
+
+
+def option(default: Any, help: str, heading: Heading, **details: Any) -> Any:
+    """Declare a dataclass field as an option; `details` are further fields of `Option`."""
+    return field(default=default, metadata={"option": Option(help, heading, **details)})
+
+
+def options_of(group: type) -> dict[str, Option]:
+    """Options that a dataclass declares, by field name."""
+    return {each.name: each.metadata["option"] for each in fields(group) if "option" in each.metadata}
+
+
+def flag(name: str) -> str:
+    """Flag of an option: "--max-tokens" for `max_tokens`."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """Environment variable of an option: "CEREBRUM_MAX_TOKENS" for `max_tokens`."""
+    return "CEREBRUM_" + name.rstrip("_").upper()
