@@ -19,14 +19,14 @@ from cerebrum_cli.application.inference.loading import SINGLE, BackendFactory, L
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row
-from cerebrum_cli.commands.batch import fitted
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.runtime import real_runtime
+from cerebrum_cli.runtime.batch import plan_parallel
+from cerebrum_cli.runtime.composition import real_runtime
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2
@@ -121,7 +121,7 @@ def answer(work: Work, watch: Watch = unwatched) -> Answered:
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with closing(open_journal(output, {}, work.questions)) as result:
-            parallel = fitted(work.at_once, len(work.questions), manner)
+            parallel = plan_parallel(work.at_once, len(work.questions) * (manner.votes.most if manner.votes else 1))
             with opened(work.model, settings, parallel) as found:
                 began = time.perf_counter()
                 events = answer_rows(found.responder, work.questions, manner, result, in_order=False)

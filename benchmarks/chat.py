@@ -33,7 +33,7 @@ from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
-from cerebrum_cli.runtime import real_runtime
+from cerebrum_cli.runtime.composition import real_runtime
 
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10

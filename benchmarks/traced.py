@@ -78,14 +78,14 @@ def wrap(owner: object, name: str, before: str = "", after: str = "", then: Call
 
 def follow_command() -> None:
     """Go on where a command asks for its runtime."""
-    from cerebrum_cli.commands import options
+    from cerebrum_cli.commands import ask
 
-    wrap(options, "runtime_of", before=USE_CASE, then=follow_runtime)
+    wrap(ask, "runtime_of", before=USE_CASE, then=follow_runtime)
 
 
 def follow_runtime() -> None:
     """Go on where a model is opened, and where an answer is written."""
-    import cerebrum_cli.runtime as runtime
+    import cerebrum_cli.runtime.composition as runtime
     from cerebrum_cli.terminal.streams import Streams
 
     opener = runtime.llama_opener

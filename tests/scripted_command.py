@@ -27,7 +27,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.main import run
-from cerebrum_cli.runtime import Runtime
+from cerebrum_cli.runtime.composition import Runtime
 from cerebrum_cli.terminal import progress
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 

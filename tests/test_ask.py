@@ -361,7 +361,7 @@ def test_what_cannot_be_read_as_asked_is_exit_2(user: CommandLine) -> None:
         (["--messages", "-"], "error: --messages is `-`, and nothing is piped in"),
         (["--schema", "bad.json", "hi"], "error: the JSON schema cannot be used"),
         (["--grammar", "bad.gbnf", "hi"], "error: the grammar cannot be read"),
-        (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar are both given"),
+        (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),
         (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
     ]
     for arguments, what in cases:

@@ -425,7 +425,7 @@ def test_what_cannot_be_read_as_asked_is_exit_2(desk: Desk) -> None:
     source, table = desk.write("in.txt", "a\n"), desk.write("in.csv", "q\na\n")
     for arguments, told in (
         (["nowhere.txt"], "error: nowhere.txt: No such file or directory"),
-        (["-"], "error: INPUT is `-`, and nothing is piped in"),
+        (["-"], "error: INPUT is `-`, but nothing is piped in"),
         ([table], "error: the input has no column `prompt`"),
         ([source, "--column", "q"], "error: --column is for tables, and the input is txt"),
         ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),

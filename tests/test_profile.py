@@ -36,7 +36,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.plan import Device, LoadOptions, Shape, Tuning
 from cerebrum_cli.main import run
-from cerebrum_cli.runtime import Runtime
+from cerebrum_cli.runtime.composition import Runtime
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tuning_report import print_profile
 

@@ -279,7 +279,7 @@ def test_a_session_is_written_to_a_file_in_the_shape_its_name_asks_for(
 
 def test_one_of_two_ways_to_go_on_is_enough(user: CommandLine) -> None:
     done = user.run("chat", "-c", "--session", "x", stdin="hi\n")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: -c and --session are both given")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: -c and --session exclude each other")
 
 
 # A person at a terminal.

@@ -262,7 +262,7 @@ def test_an_answer_stands_where_it_cannot_be_kept(user: CommandLine) -> None:
     directory.mkdir(parents=True)
     (directory / "sessions.db").write_text("no database at all, but long enough to be taken for one" * 50)
     err = ask(user, "Why?", "So.")
-    assert err.startswith("note: this exchange is not kept: ")
+    assert err.startswith("note: this exchange was not saved: ")
     assert "Traceback" not in err
 
 

@@ -10,7 +10,8 @@ import pytest
 from command_line import CommandLine
 from typer.testing import CliRunner
 
-from cerebrum_cli.main import COMMANDS, assembled
+from cerebrum_cli.commands import COMMANDS
+from cerebrum_cli.main import assembled
 
 HEAVY = (
     "llama_cpp",
@@ -82,7 +83,7 @@ def test_an_answer_loads_the_bindings_alone(tmp_path: Path, chatml_model: Path, 
 
 
 def test_the_help_of_all_commands_is_the_same_whether_their_options_are_read_or_not() -> None:
-    whole, outline = (CliRunner().invoke(app, ["--help"]) for app in (assembled(), assembled(outlined=True)))
+    whole, outline = (CliRunner().invoke(app, ["--help"]) for app in (assembled(), assembled(overview=True)))
     assert whole.exit_code == outline.exit_code == 0
     assert whole.output == outline.output
-    assert all(f" {name} " in outline.output for name in COMMANDS)
+    assert all(f"  {command.name} " in outline.output for command in COMMANDS)

@@ -28,7 +28,7 @@ from cerebrum_cli.engine.bench.protocol import Job, NoTrial
 from cerebrum_cli.engine.bench.trials import Opening, ProcessBench, Trial
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning
-from cerebrum_cli.runtime import PROBE
+from cerebrum_cli.runtime.composition import PROBE
 
 TEXT = PROBE.read_text(encoding="utf-8")
 USUAL, PLAIN = Tuning(repack=True), Tuning(repack=False)

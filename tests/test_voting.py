@@ -109,7 +109,7 @@ def test_without_votes_there_is_no_object_of_them(booth: Booth) -> None:
 def test_where_no_chain_has_an_answer_it_is_exit_5(booth: Booth, arguments: tuple[str, ...]) -> None:
     done = booth.run("q", "--votes", "3", *arguments, chains=["I went on and on. " * 3, "so it goes on, and"])
     assert done.code == 5
-    assert done.err == "error: none of 3 chains states a final answer\n  try: --json shows all of them\n"
+    assert done.err == "error: no final answer in 3 samples\n  try: --json shows all of them\n"
     if "--json" in arguments:
         votes = done.object["votes"]
         assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)

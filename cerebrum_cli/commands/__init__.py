@@ -1,1 +1,84 @@
-"""Argv in, exit code out: one file a command, and no logic."""
+"""The command line: one module a command, its signature and one deferred import; and the table of all commands."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command: its name, the function or Typer app of the module of that name, its summary and examples."""
+
+    name: str
+    attribute: str
+    summary: str
+    examples: tuple[str, ...]
+
+
+COMMANDS = (
+    Command(
+        "ask",
+        "ask",
+        "Answer one question",
+        (
+            'cerebrum ask "Why is the sky blue?"',
+            'git diff | cerebrum ask "Write a commit message for this change"',
+            'cerebrum ask "What is 15% of 80?" --votes 8 --final',
+        ),
+    ),
+    Command(
+        "chat",
+        "chat",
+        "Chat interactively",
+        ("cerebrum chat", "cerebrum chat -m cerebrum-7b --session physics", "cerebrum chat -c"),
+    ),
+    Command(
+        "batch",
+        "batch",
+        "Answer many questions from a file",
+        (
+            "cerebrum batch questions.txt -o answers.jsonl",
+            'cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"',
+            "cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16",
+        ),
+    ),
+    Command(
+        "pull",
+        "pull",
+        "Download a model, or register a local file",
+        (
+            "cerebrum pull cerebrum-7b",
+            "cerebrum pull owner/repo:Q5_K_M --name mine",
+            "cerebrum pull --dry-run cerebrum-8x7b",
+        ),
+    ),
+    Command("list", "list_models", "List installed models", ("cerebrum list", "cerebrum list --available")),
+    Command(
+        "show",
+        "show",
+        "Show a model's metadata and prompt format",
+        ("cerebrum show starter", "cerebrum show cerebrum-7b --json"),
+    ),
+    Command("rm", "rm", "Delete a model", ("cerebrum rm starter", "cerebrum rm -y cerebrum-7b:Q4_K_M")),
+    Command(
+        "merge",
+        "merge",
+        "Merge models from a recipe",
+        (
+            "cerebrum merge recipe.yaml -o merged.gguf --dry-run",
+            "cerebrum merge recipe.yaml -o merged.gguf --source author/7b=cerebrum-7b",
+        ),
+    ),
+    Command(
+        "tune",
+        "tune",
+        "Find the fastest settings for a model",
+        ("cerebrum tune cerebrum-7b", "cerebrum tune --quick", "cerebrum tune starter --reencode"),
+    ),
+    Command("doctor", "doctor", "Check the whole installation", ("cerebrum doctor", "cerebrum doctor --offline")),
+    Command(
+        "sessions",
+        "app",
+        "List, search, export and delete saved sessions",
+        ("cerebrum sessions list", 'cerebrum sessions search "sky"', "cerebrum sessions export physics > physics.md"),
+    ),
+)

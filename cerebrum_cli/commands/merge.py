@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.merging.merge import Merge, MergeOptions
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.merge.output_files import Written
-    from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.runtime.composition import Runtime
 
 
 def merge(

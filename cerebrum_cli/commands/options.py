@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.inference.loading import ResolvedModel
     from cerebrum_cli.application.models.model import Model as LibraryModel
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.streams import Streams
 
@@ -141,7 +141,7 @@ def given(values: Mapping[str, Any], no_cache: bool = False) -> dict[str, Any]:
 
 def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
     """Return the runtime a test has passed, or this machine's; `verbose` shows llama.cpp's log as it comes."""
-    from cerebrum_cli.runtime import Runtime, real_runtime
+    from cerebrum_cli.runtime.composition import Runtime, real_runtime
 
     runtime = context.obj if isinstance(context.obj, Runtime) else real_runtime()
     if verbose:

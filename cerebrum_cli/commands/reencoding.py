@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.bench.protocol import FileBench
     from cerebrum_cli.engine.bench.quantization import Encoding
     from cerebrum_cli.engine.plan import LoadOptions
-    from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.runtime.composition import Runtime
 
 
 def reencode(

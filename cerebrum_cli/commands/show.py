@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.inference.profiles import Profile
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.runtime.composition import Runtime
 
 
 def show(

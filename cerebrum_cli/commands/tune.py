@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.tuning.tune import TuningResult
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.plan import Device
-    from cerebrum_cli.runtime import Runtime
+    from cerebrum_cli.runtime.composition import Runtime
 
 
 def tune(
@@ -106,7 +106,7 @@ def measure(runtime: Runtime, model: Model, settings: Settings, effort: Budget, 
 def holds_for(runtime: Runtime, identity: str, settings: Settings, devices: tuple[Device, ...]) -> tuple[str, str, str]:
     """Return the identity of the model, of this machine and of the build: the first to see what accelerators it has."""
     from cerebrum_cli.engine.machine import save_devices
-    from cerebrum_cli.runtime import devices_file
+    from cerebrum_cli.runtime.composition import devices_file
 
     save_devices(devices_file(runtime.data_directory), devices)
     store = runtime.profiles(settings)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.merge.weights import Codec
 
-PROBE = Path(__file__).with_name("probe.txt")
+PROBE = Path(__file__).parents[1] / "probe.txt"
 
 
 def llama_build() -> Build:

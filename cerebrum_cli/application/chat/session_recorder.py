@@ -1,0 +1,80 @@
+"""The session that one question continues, and the one its exchange is saved in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.application.chat.history import Author, continue_session, with_session_defaults
+from cerebrum_cli.application.inference.reply import LONG_PROMPT
+from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.events import NoticeEvent
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.chat.history import History
+    from cerebrum_cli.application.inference.loading import LoadedModel
+    from cerebrum_cli.application.inference.reply import Reply
+    from cerebrum_cli.application.inference.voting import MajorityVote
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.core.conversation import Conversation
+    from cerebrum_cli.core.settings import Settings
+
+
+class SessionRecorder:
+    """Continue the latest session if asked to, and save the exchange unless `saves` is off.
+
+    The history is opened when it is first needed, mostly after the answer.
+    """
+
+    def __init__(
+        self,
+        open_history: Callable[[], History],
+        notify: Callable[[NoticeEvent], None],
+        *,
+        continues: bool,
+        saves: bool,
+    ) -> None:
+        self._open_history = open_history
+        self._notify = notify
+        self._saves = saves
+        self._opened: History | None = None
+        self.session = self._history.latest() if continues else None
+
+    def with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the session's own model and format to the settings given."""
+        return with_session_defaults(self.session, given)
+
+    def prepend(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
+        """Put the session's messages before a conversation."""
+        if self.session is None:
+            return conversation
+        return continue_session(self._history.store, self.session, model.reference, conversation, given.get("system"))
+
+    def save(self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply) -> None:
+        """Save the exchange; a failure is a notice, since the answer stands."""
+        if not self._saves:
+            return
+        author = Author(loaded.model.reference, loaded.format_name)
+        try:
+            self._history.keep(self.session, conversation, reply, author, settings)
+        except SessionError as error:
+            self._notify(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
+
+    def save_prompt_cache(self, loaded: LoadedModel, conversation: Conversation, reply: Reply | MajorityVote) -> None:
+        """Save what took long to evaluate: the prompt, and the prefix that all prompts of this kind share."""
+        if not self._saves:
+            return
+        notice = loaded.save_prompt_cache(LONG_PROMPT, conversation) if reply.has_long_prompt else None
+        if notice := notice or loaded.save_prefix(conversation, reply.has_slow_prefill):
+            self._notify(notice)
+
+    def close(self) -> None:
+        """Release the session's lock and the database."""
+        if self._opened:
+            self._opened.close()
+
+    @property
+    def _history(self) -> History:
+        if self._opened is None:
+            self._opened = self._open_history()
+        return self._opened

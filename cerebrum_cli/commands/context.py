@@ -1,0 +1,28 @@
+"""What commands take from their Typer context, and how they ask before deleting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from cerebrum_cli.runtime.composition import Runtime
+
+
+def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
+    """The runtime a test has passed, or this machine's; `verbose` forwards llama.cpp's log to standard error."""
+    from cerebrum_cli.runtime.composition import Runtime, real_runtime
+
+    runtime = context.obj if isinstance(context.obj, Runtime) else real_runtime()
+    if verbose:
+        runtime.native_log(runtime.streams.info)
+    return runtime
+
+
+def require_agreement(runtime: Runtime, question: str, name: str, yes: bool) -> None:
+    """Ask before deleting, unless `-y` is given; exit 1 with nothing deleted if the answer is no."""
+    streams = runtime.streams
+    if not (yes or streams.confirm(question, usual=False)):
+        streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
+        raise typer.Exit(1)

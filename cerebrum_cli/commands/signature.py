@@ -1,0 +1,133 @@
+"""Compose a command's Typer signature from option groups, and show its options under headings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
+from cerebrum_cli.core.settings import OPTIONS, Settings, environment
+
+if TYPE_CHECKING:
+    from typer._click import Context, HelpFormatter
+
+
+class SettingKeys(tuple[str, ...]):
+    """Settings that a command takes: annotate a parameter with these and it receives the ones given, as a layer."""
+
+    __slots__ = ()
+
+
+def composed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace each parameter annotated with an option group, or with `SettingKeys`, by the options it stands for."""
+    signature = inspect.signature(function, eval_str=True)
+    expanded: dict[str, Expansion] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if expansion := expansion_of(parameter.annotation):
+            expanded[parameter.name] = expansion
+            parameters += expansion.parameters()
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @wraps(function)
+    def call(**arguments: Any) -> Any:
+        values = {name: expansion.take(arguments) for name, expansion in expanded.items()}
+        return function(**arguments, **values)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return call
+
+
+class Expansion:
+    """Options behind one parameter of a command; `group` is a dataclass, or the settings it takes."""
+
+    def __init__(self, group: type | SettingKeys) -> None:
+        self._group = group
+        self._declared = {key: OPTIONS[key] for key in group} if isinstance(group, SettingKeys) else options_of(group)
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """One keyword-only parameter for each option."""
+        owner = Settings if isinstance(self._group, SettingKeys) else self._group
+        hints = get_type_hints(owner)
+        return [parameter_of(name, each, hints[name]) for name, each in self._declared.items()]
+
+    def take(self, arguments: dict[str, Any]) -> Any:
+        """Remove the options' values from the arguments of a call, and return the group's value."""
+        values = {name: arguments.pop(name) for name in self._declared}
+        if isinstance(self._group, SettingKeys):
+            return {name: value for name, value in values.items() if value not in (None, [])}
+        return self._group(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        )
+
+
+def expansion_of(annotation: Any) -> Expansion | None:
+    """What a parameter's annotation stands for; None for a parameter of its own."""
+    if get_origin(annotation) is Annotated:
+        keys = next((each for each in get_args(annotation) if isinstance(each, SettingKeys)), None)
+        return Expansion(keys) if keys else None
+    is_group = isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__") and options_of(annotation)
+    return Expansion(annotation) if is_group else None
+
+
+def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
+    """Typer parameter of an option. Numbers and text without a value are None, lists are empty, switches off."""
+    default: bool | list[Any] | None = None
+    if get_origin(hint) is tuple:
+        hint, default = list[get_args(hint)[0]], []  # type: ignore[misc]
+    elif hint is bool:
+        default = False
+    else:
+        hint = hint | None
+    option = typer_option(name, declared, callback=whole if hint == list[str] else None)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
+
+
+def parameter(name: str, help: str, heading: Heading, **details: Any) -> Any:
+    """Typer option of a single parameter, declared like those of a group."""
+    return typer_option(name, Option(help, heading, **details))
+
+
+def typer_option(name: str, declared: Option, callback: Callable[..., Any] | None = None) -> Any:
+    """Typer option that can also be set as CEREBRUM_ and its name."""
+    return typer.Option(
+        *filter(None, (declared.short, flag(name))),
+        help=f"{declared.help}.",
+        metavar=declared.metavar,
+        callback=callback,
+        envvar=variable(name),
+        show_envvar=False,
+        show_default=False,
+        rich_help_panel=declared.heading,
+    )
+
+
+def whole(context: typer.Context, parameter: typer.CallbackParam, value: list[str] | None) -> list[str] | None:
+    """Keep the environment's text of a repeatable option in one piece: Typer splits it at white space."""
+    source = context.get_parameter_source(str(parameter.name))
+    if source is None or source.name != "ENVIRONMENT":
+        return value
+    text = environment(str(parameter.envvar))
+    return [text] if text else []
+
+
+class SectionedCommand(TyperCommand):
+    """A command whose help lists its options under their headings."""
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write arguments first, then a section for each heading, then the options without one."""
+        sections: Mapping[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *HEADINGS, "Options")}
+        for each in self.get_params(ctx):
+            if record := each.get_help_record(ctx):
+                heading = getattr(each, "rich_help_panel", None) or "Options"
+                sections["Arguments" if each.param_type_name == "argument" else heading].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)

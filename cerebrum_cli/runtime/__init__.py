@@ -1,0 +1,1 @@
+"""Where the parts meet: real implementations and directories, and the run of each command."""

@@ -1,0 +1,139 @@
+"""Answer many questions: the run of `cerebrum batch`."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.application.inference import batch as batches
+from cerebrum_cli.application.inference.loading import Parallel, open_model
+from cerebrum_cli.application.inference.question import template_options
+from cerebrum_cli.batches.files import places_of
+from cerebrum_cli.batches.journal import open_journal
+from cerebrum_cli.batches.readers import read_input, read_rows, shape_of
+from cerebrum_cli.batches.result import StreamedResult
+from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.events import RowEvent
+from cerebrum_cli.runtime.generation import generation_settings, read_grammar
+from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.terminal.bars import BatchProgress
+from cerebrum_cli.terminal.progress import LoadLine
+from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
+from cerebrum_cli.terminal.tables import batch_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cerebrum_cli.batches.result import Result
+    from cerebrum_cli.batches.rows import Row
+    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.option_groups import BatchOptions
+
+STANDARD = Path("-")  # standard input or output
+MAX_PARALLEL = 256  # sequences llama.cpp supports
+AUTO_PARALLEL = 64  # more than this was nowhere faster
+
+
+def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions) -> int:
+    """Answer the rows that have no answer yet; return how many rows failed. Raises Interrupted with how to resume."""
+    if output != STANDARD:
+        places_of(output, None if source == STANDARD else source)
+    data = read(runtime, source)
+    rows = read_rows(data, shape_of(source, options.shape, data), options.column, options.template)
+    parallel, votes = parse_parallel(options.parallel), options.wanted
+    model = find_model(runtime, given, options)
+    settings = generation_settings(runtime, given, model, votes is not None)
+    grammar = read_grammar(runtime, options, options.quiet)
+    arguments = template_options(options.template_arg)
+    asked = batches.BatchOptions(settings, grammar, votes, not options.no_early_stop, options.ignore_eos)
+    resolved = resolve_encoding(runtime, model, settings, options)
+    record = {
+        "input": sha256(data).hexdigest(),
+        "column": options.column,
+        "template": options.template,
+        "template arguments": arguments or None,
+        **batches.record_of(asked, model, resolved.model, runtime.library),
+    }
+    result = open_result(runtime, output, record, rows, options.restart)
+    try:
+        if left := count_unanswered(rows, result):
+            tuning = resolved.tuning("batch")
+            loaded = open_model(
+                runtime.open_backend,
+                model,
+                settings,
+                template_options=arguments,
+                parallel=plan_parallel(parallel or tuning.slots, left * (votes.most if votes else 1)),
+                file=resolved.model,
+                tuning=tuning,
+            )
+            try:
+                events = batches.answer_rows(loaded.responder, rows, asked, result, output == STANDARD)
+                render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
+            finally:
+                loaded.engine.close()
+        else:
+            batches.refuse_rows(rows, result)
+            if not options.quiet:
+                runtime.streams.info(batch_text(RowEvent(result.done, result.done, result.failed), 0, 0.0))
+        result.complete()
+    except Interrupted as error:
+        hint = "" if output == STANDARD else resume_hint(result, len(rows), options.restart)
+        raise Interrupted(error.exit_code - 128, hint) from error
+    finally:
+        result.close()
+    return result.failed
+
+
+def read(runtime: Runtime, source: Path) -> bytes:
+    """Read the whole input. Raises UsageError."""
+    if source != STANDARD:
+        return read_input(source)
+    if runtime.streams.piped is None:
+        raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
+    return runtime.streams.piped.read()
+
+
+def parse_parallel(text: str | None) -> int | None:
+    """Read `--parallel`; None chooses automatically. Raises UsageError."""
+    if text in (None, "auto"):
+        return None
+    if text.isdecimal() and 1 <= int(text) <= MAX_PARALLEL:
+        return int(text)
+    raise UsageError(f"--parallel is {text!r}", f"it must be a number from 1 to {MAX_PARALLEL}, or auto")
+
+
+def count_unanswered(rows: Sequence[Row], result: Result) -> int:
+    """Number of rows that still need the model."""
+    return sum(row.conversation is not None for at, row in enumerate(rows) if at not in result.finished)
+
+
+def plan_parallel(wanted: int | None, samples: int) -> Parallel:
+    """How many sequences run at the same time: no more than there are samples."""
+    return Parallel(min(wanted or AUTO_PARALLEL, samples), adaptive=wanted is None, batch_invariant=True)
+
+
+def open_result(
+    runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Sequence[Row], restart: bool
+) -> Result:
+    """Where the answers go: a journal beside OUTPUT, or standard output."""
+    if output == STANDARD:
+        return StreamedResult(rows, runtime.streams.answer)
+    return open_journal(output, record, rows, restart)
+
+
+def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:
+    """What standard error shows; no bar where others write to the same terminal."""
+    if options.quiet:
+        return []
+    streams = runtime.streams
+    shares_terminal = options.verbose or (output == STANDARD and streams.out_is_terminal)
+    sinks: list[Sink] = [NoticeSink(streams), BatchProgress(streams, streams.can_redraw and not shares_terminal)]
+    return sinks if options.verbose else [LoadLine(streams, model), *sinks]
+
+
+def resume_hint(result: Result, total: int, restart: bool) -> str:
+    """How to continue after an interrupt."""
+    return f"{result.done} of {total} rows done; run it again{' without --restart' if restart else ''} to resume"

@@ -1,0 +1,81 @@
+"""Run an interactive chat: the run of `cerebrum chat`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.application.chat.chat import Chat
+from cerebrum_cli.application.chat.history import with_session_defaults
+from cerebrum_cli.application.inference.loading import ModelLoader
+from cerebrum_cli.application.inference.question import decode_text, template_options
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.repl.repl import Repl
+from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, VALUES
+from cerebrum_cli.terminal.repl.terminal_io import PipedLines, PlainPrompt, Prompt, TerminalIO
+from cerebrum_cli.terminal.streams import plain_terminal
+
+if TYPE_CHECKING:
+    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.option_groups import ChatOptions
+    from cerebrum_cli.terminal.repl.completion import Names
+    from cerebrum_cli.terminal.repl.terminal_io import Lines
+
+
+def chat(runtime: Runtime, given: Layer, options: ChatOptions) -> None:
+    """Chat at a terminal, or answer questions from a pipe, and save the session as it goes."""
+    if options.continue_ and options.session:
+        raise UsageError("-c and --session exclude each other", "give one of them")
+    system, history, name = given.get("system"), runtime.history, options.session
+    session = history.latest() if options.continue_ else history.reached(name) if name is not None else None
+    given = with_session_defaults(session, {**given, "cache_gb": 0} if options.no_cache else given)
+    model = find_model(runtime, given, options)
+    loader = ModelLoader(
+        runtime.library.resolve,
+        runtime.settings,
+        runtime.open_backend,
+        runtime.prompt_cache,
+        template_options(options.template_arg),
+        lambda model, settings: resolve_encoding(runtime, model, settings, options),
+    )
+    settings = runtime.settings(given, model)
+    conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
+    keyboard = Keyboard()
+    with Signals(runtime.streams, keyboard) as signals:
+        try:
+            if session and system is not None:
+                conversation.set_system_prompt(system)
+            repl = Repl(conversation, runtime.streams, signals, no_markdown=options.no_markdown, quiet=options.quiet)
+            repl.run(input_lines(runtime, repl, keyboard, options.vi))
+        finally:
+            with signals.leaving():
+                if (notice := conversation.close()) and not options.quiet:
+                    runtime.streams.notice(notice)
+
+
+def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Lines:
+    """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
+    streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
+    if piped is not None:
+        with signals.at_work():
+            return PipedLines(decode_text(piped.read(), "standard input"), streams.answer)
+    terminal = TerminalIO(streams, keyboard, signals, repl.quiet)
+    if plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
+        return PlainPrompt(terminal)
+    from cerebrum_cli.terminal.repl.completion import SlashCompleter
+
+    names: Names = {
+        "model": lambda: [model.reference for model in runtime.library.models()],
+        "session": repl.chat.history.store.names,
+        "setting": lambda: SETTABLE,
+        "part": lambda: PARTS,
+    }
+    completer = SlashCompleter(names, VALUES)
+
+    def is_ready() -> bool:
+        return repl.chat.loaded.engine.is_loaded
+
+    return Prompt(terminal, runtime.data_directory / "history", repl.toolbar, is_ready, completer, vi)

@@ -1,0 +1,40 @@
+"""What `ask` and `batch` share: settings of a vote, and the grammar of an answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.application.inference.question import read_text
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.option_groups import ConstraintOptions
+
+
+def generation_settings(runtime: Runtime, given: Layer, model: Model, votes: bool) -> Settings:
+    """Settings for a model; a vote samples unless the user set a temperature. Raises UsageError."""
+    if not votes:
+        return runtime.settings(given, model)
+    from cerebrum_cli.application.inference.voting import TEMPERATURE, require_sampling
+
+    settings = runtime.settings(given, model, {"temperature": TEMPERATURE})
+    require_sampling(settings)
+    return settings
+
+
+def read_grammar(runtime: Runtime, options: ConstraintOptions, quiet: bool) -> str | None:
+    """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError."""
+    schema, grammar = options.schema, options.grammar
+    if schema and grammar:
+        raise UsageError("--schema and --grammar exclude each other", "give one of them")
+    if schema:
+        text, ignored = runtime.schema_to_grammar(read_text(schema))
+        if ignored and not quiet:
+            problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
+            runtime.streams.notice(NoticeEvent(problem, "check the answer against the schema"))
+        return text
+    return read_text(grammar) if grammar else None

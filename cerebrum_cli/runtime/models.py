@@ -1,0 +1,89 @@
+"""Find the model a command uses, and download one that is not installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.text import format_size
+from cerebrum_cli.terminal.bars import FileProgress
+from cerebrum_cli.terminal.interrupts import interruptible
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cerebrum_cli.application.inference.loading import ResolvedModel
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.option_groups import AnswerOptions, PullOptions
+
+
+def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions) -> Model:
+    """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound."""
+    settings = runtime.settings(given)
+    try:
+        model = runtime.library.resolve(settings.model)
+    except ModelNotFound as error:
+        if error.pullable is None or not (options.yes or runtime.streams.can_ask):
+            raise
+        with file_progress(runtime, options) as progress:
+            if runtime.puller(progress, options.offline).is_cut_off(error.pullable):
+                raise
+        if not (options.yes or confirm_pull(runtime, error, error.pullable, settings.ctx, options)):
+            raise
+        model = pull_model(runtime, error.pullable, None, settings.ctx, options)
+    runtime.library.registry.touch(model.usage_key)
+    return model
+
+
+def confirm_pull(
+    runtime: Runtime, error: ModelNotFound, reference: str, context: int | None, options: PullOptions
+) -> bool:
+    """Ask whether a model should be downloaded now, naming its quantization and size."""
+    with file_progress(runtime, options) as progress:
+        plan = runtime.puller(progress, options.offline).planner.find(reference, context)
+    size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
+    return runtime.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
+
+
+def pull_model(runtime: Runtime, reference: str, name: str | None, context: int | None, options: PullOptions) -> Model:
+    """Download a model with a progress bar; ask before one that does not fit this machine."""
+    with file_progress(runtime, options) as progress:
+
+        def agree(warning: str) -> bool:
+            with progress.paused():
+                return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", usual=False)
+
+        with interruptible("run it again to resume"):
+            model = runtime.puller(progress, options.offline).pull(reference, name, context, agree)
+    if not options.quiet:
+        runtime.streams.info(f"installed {model.reference}: {model.path}")
+    return model
+
+
+def show_download_plan(runtime: Runtime, reference: str, context: int | None, json: bool, options: PullOptions) -> None:
+    """Print the quantizations a reference offers and which fit; download nothing."""
+    from cerebrum_cli.application.models.listing import download_plan_object
+    from cerebrum_cli.terminal.tables import print_candidates
+
+    with file_progress(runtime, options) as progress:
+        plan = runtime.puller(progress, options.offline).planner.find(reference, context)
+    if json:
+        runtime.streams.answer_object(download_plan_object(plan))
+        return
+    print_candidates(runtime.streams, plan)
+    if not options.quiet:
+        runtime.streams.info(f"cerebrum pull {reference} would download {plan.reference}")
+
+
+def resolve_encoding(runtime: Runtime, model: Model, settings: Settings, options: AnswerOptions) -> ResolvedModel:
+    """Choose the file that answers for a model and its tuning; `--no-profile` ignores both."""
+    from cerebrum_cli.application.inference.loading import ResolvedModel
+
+    return ResolvedModel(model) if options.no_profile else runtime.resolved_model(model, settings)
+
+
+def file_progress(runtime: Runtime, options: PullOptions) -> FileProgress:
+    """Progress bar for files, unless `--quiet`."""
+    return FileProgress(runtime.streams, options.quiet)
