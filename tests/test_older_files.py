@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from scripted_command import run_here, runtime_for
 
-from cerebrum_cli.application.profile import ProfileStore
-from cerebrum_cli.application.selftest import NANO
+from cerebrum_cli.application.doctor.selftest import NANO
+from cerebrum_cli.application.inference.profiles import ProfileStore
 from cerebrum_cli.catalogue.registry import Registry
+from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.core.settings import Settings, fold, read_config
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.plan import LoadOptions
-from cerebrum_cli.ground.conversation import Message
-from cerebrum_cli.ground.settings import Settings, fold, read_config
 from cerebrum_cli.main import run
-from cerebrum_cli.runtime import Runtime, devices_file, llama_opener
+from cerebrum_cli.runtime.composition import Runtime, devices_file, llama_opener
 from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.streams import Streams
 
@@ -201,7 +201,7 @@ def test_session_of_version_1_has_tokens_and_dropped_messages(store: Store) -> N
     assert [stored.message.content for stored in messages if stored.id == sums.first] == ["What is 5 + 5?"]
     interrupted = store.messages(story)[1]  # the process was killed during this reply
     assert interrupted.message.content.startswith("Once upon a time, in a land far away")
-    assert interrupted.said.finish_reason is None
+    assert interrupted.metadata.finish_reason is None
     assert interrupted.message.tokens
 
 
@@ -210,7 +210,7 @@ def test_session_of_version_1_is_searched_and_continued(store: Store) -> None:
     assert [hit.session.name for hit in store.search("東京")] == ["capitals"]
     session = store.find("capitals")
     assert session
-    store.say(session, Message("user", "And of Chile?"))
+    store.add_message(session, Message("user", "And of Chile?"))
     latest = store.latest()
     assert latest and latest.name == "capitals"
     assert texts(store, "capitals")[3:] == ["Lima.", "And of Chile?"]
@@ -253,12 +253,12 @@ def test_saved_state_of_version_1_is_loaded(home: Path, store: Store, monkeypatc
 def test_profile_of_version_1_is_found(home: Path) -> None:
     profile = ProfileStore(VERSION_1 / "profiles", MACHINE, BUILD).find(IDENTITY)
     assert profile
-    assert (profile.made, profile.long_from) == ("2026-11-20T20:58:34+00:00", 628)
+    assert (profile.created, profile.long_from) == ("2026-11-20T20:58:34+00:00", 628)
     chat, batch = profile.uses["chat"], profile.uses["batch"]
     assert (chat.gain, chat.agreement, profile.uses["ask"].agreement) == (1.17, 0.984, None)
-    speeds, usual = batch.speeds, batch.usual
-    assert (speeds.load_s, speeds.read, speeds.say, speeds.memory) == (1.4, 48.0, 52.0, 6_100_000_000)
-    assert (usual.load_s, usual.read, usual.say, usual.memory) == (1.5, 44.0, 40.0, 6_000_000_000)
+    speeds, usual = batch.speeds, batch.baseline
+    assert (speeds.load_s, speeds.prompt, speeds.generate, speeds.memory) == (1.4, 48.0, 52.0, 6_100_000_000)
+    assert (usual.load_s, usual.prompt, usual.generate, usual.memory) == (1.5, 44.0, 40.0, 6_000_000_000)
 
 
 @pytest.mark.parametrize(
@@ -269,21 +269,21 @@ def test_profile_of_version_1_is_found(home: Path) -> None:
             b"hello\n",
             {
                 "repack": True,
-                "threads": 4,
-                "prefill_threads": 6,
-                "micro_batch": 64,
+                "n_threads": 4,
+                "n_threads_batch": 6,
+                "n_ubatch": 64,
                 "flash_attention": True,
                 "cache_type": "q8_0",
                 "gpu_layers": "12",
                 "slots": 16,
             },
         ),
-        (["ask", "hello"], b"", {"threads": 5, "micro_batch": None, "slots": 1}),
-        (["ask", "hello " * 600], b"", {"repack": False, "threads": None, "micro_batch": 1024, "slots": 1}),
+        (["ask", "hello"], b"", {"n_threads": 5, "n_ubatch": None, "slots": 1}),
+        (["ask", "hello " * 600], b"", {"repack": False, "n_threads": None, "n_ubatch": 1024, "slots": 1}),
         (
             ["batch", "-", "--shape", "txt", "-o", "-"],
             b"one\ntwo\nthree\n",
-            {"prefill_threads": 7, "flash_attention": False, "slots": 2},
+            {"n_threads_batch": 7, "flash_attention": False, "slots": 2},
         ),
     ],
     ids=["chat", "ask", "ask-long", "batch"],
