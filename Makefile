@@ -1,7 +1,8 @@
 # Each target works as the first command on a fresh checkout: whatever it needs is made first.
 #   make setup [ACCEL=cuda|metal|vulkan|rpc]   .venv, with llama.cpp built for this machine
 #   make demo     pull the starter model and ask it a question
-#   make test     the test suite
+#   make test     the test suite; ARGS are pytest's: make test ARGS="tests/test_ask.py -k stop"
+#   make quick    tests that start no processes or terminals, under a minute
 #   make check    format, lint, types
 #   make docs     the tables of commands and keys in README.md, from the code
 #   make picture  docs/chat.svg, from a real chat with the starter model
@@ -14,6 +15,7 @@ PYTHON ?= python3
 ACCEL ?=
 DATA ?=
 SHAPE ?=
+ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup$(if $(ACCEL),-$(ACCEL))
@@ -30,14 +32,14 @@ accelerate := CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1
 rebuild := --force-reinstall --no-cache-dir --no-deps
 endif
 
-.PHONY: setup demo test check format docs picture peers bench clean
+.PHONY: setup demo test quick check format docs picture peers bench clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(if $(ACCEL),$(accelerate) $(BIN)/python -m pip install $(rebuild) "llama-cpp-python>=0.3.36")
+	$(if $(ACCEL),$(accelerate) $(BIN)/python -m pip install $(rebuild) "llama-cpp-python>=0.3.36,<0.4")
 	$(BIN)/python -m pip install --quiet --editable . --group dev
 	rm -f $(VENV)/.setup-*
 	touch $(VENV)/.setup $@
@@ -47,7 +49,10 @@ demo: setup
 	$(BIN)/cerebrum ask -m starter --stats "Out of six apples three are bad. What is the probability of picking a good one?"
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+quick: setup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .
