@@ -211,7 +211,9 @@ def test_of_nothing_nothing_is_recommended() -> None:
     assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
 
 
-amounts = st.integers(0, 200 * GB) | st.sampled_from([0, SYSTEM_RESERVE - 1, SYSTEM_RESERVE, SYSTEM_RESERVE + 1, 8 * GIB, 16 * GIB])
+amounts = st.integers(0, 200 * GB) | st.sampled_from(
+    [0, SYSTEM_RESERVE - 1, SYSTEM_RESERVE, SYSTEM_RESERVE + 1, 8 * GIB, 16 * GIB]
+)
 devices = st.none() | st.lists(amounts.map(gpu), max_size=3).map(tuple)
 capacities = st.builds(Capacity, amounts, devices)
 SIZES = st.integers(1, 100 * GB)
@@ -220,7 +222,9 @@ SIZES = st.integers(1, 100 * GB)
 @st.composite
 def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
     """Return quantisations and their sizes, the unquantised ones larger than the rest."""
-    names = draw(st.lists(st.sampled_from(["Q2_K", PREFERRED_QUANTIZATION, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True))
+    names = draw(
+        st.lists(st.sampled_from(["Q2_K", PREFERRED_QUANTIZATION, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True)
+    )
     full = draw(st.lists(st.sampled_from(["F16", "BF16", "F32"]), unique=True, min_size=not names))
     sizes = [(name, draw(SIZES)) for name in names]
     return draw(st.permutations([*sizes, *((name, 100 * GB + draw(SIZES)) for name in full)]))
@@ -266,4 +270,10 @@ def test_more_memory_never_recommends_a_smaller_one(sizes: list[tuple[str, int]]
 
 
 def test_the_limits_are_these_parts_of_memory() -> None:
-    assert (TIGHT_FRACTION, COMFORTABLE_FRACTION, DEVICE_FRACTION, SYSTEM_RESERVE, HEADROOM) == (0.875, 0.25, 0.9, GIB, GIB // 2)
+    assert (TIGHT_FRACTION, COMFORTABLE_FRACTION, DEVICE_FRACTION, SYSTEM_RESERVE, HEADROOM) == (
+        0.875,
+        0.25,
+        0.9,
+        GIB,
+        GIB // 2,
+    )

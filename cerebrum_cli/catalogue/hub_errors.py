@@ -57,7 +57,9 @@ class ErrorResponse:
         if error := self._from_error_code() or self._from_access():
             return error
         if status == 429:
-            return HubError("the Hub asks for fewer requests (429)", hint, retries=5, wait_s=retry_after_s(self.headers))
+            return HubError(
+                "the Hub asks for fewer requests (429)", hint, retries=5, wait_s=retry_after_s(self.headers)
+            )
         if status == 408 or status >= 500:
             return HubError(f"the Hub is in trouble ({status})", hint, retries=5, wait_s=retry_after_s(self.headers))
         return HubError(f"the Hub answered {status} for {self.subject}", hint)

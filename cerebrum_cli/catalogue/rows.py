@@ -122,7 +122,9 @@ def _aliases(location: _Location, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _tables(location: _Location, row: dict[str, object], key: str, parse: Callable[[_Location, object], T]) -> Iterable[T]:
+def _tables(
+    location: _Location, row: dict[str, object], key: str, parse: Callable[[_Location, object], T]
+) -> Iterable[T]:
     """Yield the items of a list of tables."""
     value = row.get(key, [])
     if not isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The composition root: the one place that picks real implementations and directories; tests pass another."""
+"""The composition root: picks real implementations and directories; tests pass others."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ PROBE = Path(__file__).parents[1] / "probe.txt"
 
 
 def llama_build() -> Build:
-    """Return what llama.cpp says of itself; EngineError where it cannot be loaded."""
+    """How the installed llama.cpp was built. Raises EngineError if it cannot be loaded."""
     from cerebrum_cli.engine.llama.build_info import build
 
     return build()
 
 
 def process_bench(options: LoadOptions, model: Model, directory: Path | None = None, offloadable: int = 0) -> FileBench:
-    """Return where ways of opening a model are tried: processes of their own, which write into a directory."""
+    """A bench that opens the model in child processes; they write into `directory`."""
     from cerebrum_cli.engine.bench.trials import ProcessBench
 
     return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths, directory, offloadable)
 
 
 def llama_codec() -> Codec:
-    """Return what reads and writes weights; EngineError where llama.cpp cannot be loaded."""
+    """Codec for quantized weights. Raises EngineError if llama.cpp cannot be loaded."""
     from cerebrum_cli.engine.llama.codec import LlamaCodec
 
     return LlamaCodec()
@@ -59,7 +59,7 @@ def llama_codec() -> Codec:
 
 @dataclass(slots=True)
 class Runtime:
-    """What commands run on: directories, streams, the library of models, and how a model is opened."""
+    """What commands run on: directories, streams, the model library, and how a model is opened."""
 
     config_directory: Path
     data_directory: Path
@@ -72,6 +72,7 @@ class Runtime:
     bench: BenchFactory = process_bench
     codec: Callable[[], Codec] = llama_codec
     library: Library = field(init=False)
+    _config: Layer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.library = Library(
@@ -81,14 +82,14 @@ class Runtime:
         )
 
     def capacity(self) -> Capacity:
-        """Return what this machine can hold: its memory, and the accelerators the last loaded model saw."""
+        """Memory of this machine, and the accelerators that the last loaded model found."""
         from cerebrum_cli.engine.machine import load_devices, total_memory
 
         return Capacity(total_memory(), load_devices(devices_file(self.data_directory)))
 
     @property
     def history(self) -> History:
-        """The sessions of this user; the database is opened when something is asked of it."""
+        """Sessions of this user; the database is opened on first use."""
         from cerebrum_cli.application.chat.history import History
         from cerebrum_cli.sessions.lock import SessionLock
         from cerebrum_cli.sessions.store import Store
@@ -97,7 +98,7 @@ class Runtime:
         return History(Store(directory / "sessions.db"), SessionLock(directory / "locks"))
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
-        """Return where what a model has read in a format is kept; None where settings want nothing kept."""
+        """Prompt cache of a model in a format; None if it is turned off."""
         from cerebrum_cli.engine.state_store import StateStore
 
         if not settings.cache_gb:
@@ -106,7 +107,7 @@ class Runtime:
         return StateStore(self._states, int(settings.cache_gb * 1e9), identity, format_name)
 
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
-        """Return what was measured here, with this build of llama.cpp, of models opened with what settings give."""
+        """Profiles measured on this machine, with this build of llama.cpp and these settings."""
         from cerebrum_cli.application.inference.profiles import ProfileStore, settings_text
         from cerebrum_cli.engine.bench.fingerprint import build_text, machine_text
         from cerebrum_cli.engine.machine import load_devices
@@ -116,14 +117,14 @@ class Runtime:
         return ProfileStore(self._profiles, machine, build_text())
 
     def resolved_model(self, model: Model, settings: Settings) -> ResolvedModel:
-        """Return what answers for a model here: the encoding of it that was applied last, as it was tuned."""
+        """The file that answers for a model, its encoding applied last, with its profile."""
         from cerebrum_cli.application.inference.loading import ResolvedModel
 
         file = self.library.preferred(model)
         return ResolvedModel(file, self.profile(file, settings))
 
     def profile(self, model: Model, settings: Settings) -> Profile | None:
-        """Return what was measured of a model here, with what is given or else without; None where nothing was."""
+        """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""
         if not self._profiles.is_dir():
             return None
         from cerebrum_cli.application.inference.profiles import settings_text
@@ -133,12 +134,12 @@ class Runtime:
         return found if found or not settings_text(settings) else self.profiles().find(identity)
 
     def clear_prompt_cache(self) -> None:
-        """Remove what models have read of any conversation from the disk."""
+        """Delete the whole prompt cache, which holds tokens of conversations."""
         rmtree(self._states, ignore_errors=True)
 
     @property
     def trials(self) -> Path:
-        """Where ways of opening a model leave what they compare, while they are tried."""
+        """Directory for the files that trials compare while they run."""
         return self.cache_directory / "trials"
 
     @property
@@ -149,29 +150,36 @@ class Runtime:
     def _states(self) -> Path:
         return self.cache_directory / "states"
 
-    def puller(self, watcher: Progress, offline: bool) -> Puller:
-        """Return what brings models into the library."""
+    def puller(self, progress: Progress, offline: bool) -> Puller:
+        """Downloads models into the library."""
         from cerebrum_cli.application.pulling.pull import Puller
 
-        return Puller(self.library, watcher, self.codec, offline)
+        return Puller(self.library, progress, self.codec, offline)
 
     @property
     def merger(self) -> Merger:
-        """What merges models of the library."""
+        """Merges models of the library."""
         from cerebrum_cli.application.merging.merge import Merger
 
         return Merger(self.library, self.codec)
 
-    def settings(self, given: Layer, model: Model | None = None, usual: Layer | None = None) -> Settings:
-        """Fold all layers: defaults, the model's row, config.toml, then what environment and command line gave.
+    def settings(self, given: Layer, model: Model | None = None, preferred: Layer | None = None) -> Settings:
+        """Merge all layers: defaults, the model's row, config.toml, then the environment and the command line.
 
-        `usual` is what a use of the model wants instead of the first two.
+        `preferred` is what a use of the model, such as a vote, sets over the first two. Raises ConfigError, UsageError.
         """
         row = model.spec.settings if model and model.spec else {}
-        return fold(row, usual or {}, read_config(self.config_directory / "config.toml"), given)
+        return fold(row, preferred or {}, self.config, given)
+
+    @property
+    def config(self) -> Layer:
+        """Contents of config.toml, read once. Raises ConfigError."""
+        if self._config is None:
+            self._config = read_config(self.config_directory / "config.toml")
+        return self._config
 
     def doctor_context(self, given: Layer, offline: bool) -> DoctorContext:
-        """Return what `doctor` looks at; that a config.toml cannot be read is one of the things it finds."""
+        """Everything `doctor` checks; an unreadable config.toml is one of its results."""
         from cerebrum_cli.application.doctor.checks import DoctorContext
         from cerebrum_cli.terminal.doctor_report import check_terminal
 
@@ -193,7 +201,7 @@ class Runtime:
 
 
 def real_runtime() -> Runtime:
-    """Return the runtime of this machine and user."""
+    """The runtime of this machine and user."""
     from platformdirs import PlatformDirs
 
     directories = PlatformDirs("cerebrum", appauthor=False)
@@ -209,30 +217,30 @@ def real_runtime() -> Runtime:
 
 
 def devices_file(data_directory: Path) -> Path:
-    """Return where the accelerators that were seen are written down."""
+    """File that remembers the accelerators found."""
     return data_directory / "devices.json"
 
 
 def llama_opener(options: LoadOptions, devices: Path) -> OpenBackend:
-    """Return how llama.cpp opens a model; nothing of it is imported until the engine's thread does."""
+    """How llama.cpp opens a model; the engine's thread imports it."""
 
-    def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+    def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
         from cerebrum_cli.engine.llama.load import open_llama
 
-        return open_llama(options, tell, stop, devices)
+        return open_llama(options, emit, stop, devices)
 
     return open_backend
 
 
 def forward_llama_log(listener: Callable[[str], None]) -> None:
-    """Send llama.cpp's log lines to a listener as they come."""
+    """Forward llama.cpp's log lines to a listener."""
     from cerebrum_cli.engine.llama.library import log
 
     log.forward = listener
 
 
 def llama_schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
-    """Return the GBNF grammar of a JSON schema, and the keywords it cannot hold."""
+    """GBNF grammar of a JSON Schema, and the keywords a grammar cannot express."""
     from cerebrum_cli.engine.llama.grammar import schema_to_grammar
 
     return schema_to_grammar(schema)

@@ -73,7 +73,9 @@ class DownloadPlan:
         if len(found) != 1 and self.availability.listing:
             repo_id = self.availability.listing.repo_id
             choices = " or ".join(str(HubReference(repo_id, file=each.files[0])) for each in found)
-            raise UsageError(f"{repo_id} holds several models called {self.chosen.quantization}", f"name one: {choices}")
+            raise UsageError(
+                f"{repo_id} holds several models called {self.chosen.quantization}", f"name one: {choices}"
+            )
         return found[0]
 
 
@@ -104,10 +106,14 @@ def installed_availability(models: Iterable[Model]) -> Availability:
     )
 
 
-def assess_fit(availability: Availability, quantization: str | None, context: int | None, capacity: Capacity) -> DownloadPlan:
+def assess_fit(
+    availability: Availability, quantization: str | None, context: int | None, capacity: Capacity
+) -> DownloadPlan:
     """Return a stock as this machine sees it. ModelNotFound where what is wanted is not in it."""
     context = planned_context(context, availability.trained_context)
-    candidates = assess_quantizations(availability.sizes, availability.installed, availability.kv_bytes_per_token, context, capacity)
+    candidates = assess_quantizations(
+        availability.sizes, availability.installed, availability.kv_bytes_per_token, context, capacity
+    )
     names = availability.matching(quantization)
     chosen = [each for each in candidates if each.quantization in names]
     return DownloadPlan(

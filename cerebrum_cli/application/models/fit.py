@@ -12,7 +12,9 @@ from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, HEADROOM, Device
 
 Verdict = Literal["fits", "tight", "too big"]
 
-PREFERRED_QUANTIZATION = "Q4_K_M"  # the usual balance: what smaller ones save costs more quality than what larger ones add
+PREFERRED_QUANTIZATION = (
+    "Q4_K_M"  # the usual balance: what smaller ones save costs more quality than what larger ones add
+)
 SYSTEM_RESERVE = 2**30  # bytes of memory the rest of the machine keeps
 TIGHT_FRACTION = 7 / 8  # of what is left for models: beyond it other programs are pushed out
 COMFORTABLE_FRACTION = 0.25  # of it: there is so much memory that a larger file than the preferred one bothers nobody
@@ -71,7 +73,11 @@ def needed_memory(size: int, kv_bytes_per_token: int, context: int) -> int:
 
 
 def assess_quantizations(
-    sizes: Iterable[tuple[str, int]], installed: Iterable[str], kv_bytes_per_token: int, context: int, capacity: Capacity
+    sizes: Iterable[tuple[str, int]],
+    installed: Iterable[str],
+    kv_bytes_per_token: int,
+    context: int,
+    capacity: Capacity,
 ) -> tuple[QuantizationFit, ...]:
     """Return quantisations and their sizes as candidates, smallest first, one of them recommended."""
     installed_names = tuple(installed)
@@ -79,7 +85,13 @@ def assess_quantizations(
     for name, size in sorted(sizes, key=lambda item: (item[1], item[0])):
         needed = needed_memory(size, kv_bytes_per_token, context)
         candidates.append(
-            QuantizationFit(name, size, needed, capacity.verdict(needed), any(same_quantization(name, each) for each in installed_names))
+            QuantizationFit(
+                name,
+                size,
+                needed,
+                capacity.verdict(needed),
+                any(same_quantization(name, each) for each in installed_names),
+            )
         )
     if not candidates:
         return ()

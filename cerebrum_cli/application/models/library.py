@@ -96,7 +96,11 @@ class Library:
             return self.model_at(as_path(text))
         if found := [model for model in self.models() if self._matches(reference, model)]:
             return self._best(found)
-        if isinstance(reference, NameReference) and self.spec_named(reference.name) is None and is_directory(as_path(text)):
+        if (
+            isinstance(reference, NameReference)
+            and self.spec_named(reference.name) is None
+            and is_directory(as_path(text))
+        ):
             return self.model_at(as_path(text))  # whose header cannot be read, as the error says
         raise not_installed(self, reference)
 
@@ -233,7 +237,9 @@ class Library:
                 and (revision is None or self.cache.commit(cached.repo_id, revision) in (None, cached.commit))
             )
         quantization = reference.quantization
-        return bool(name_matches) and (quantization is None or same_quantization(quantization, model.quantization or ""))
+        return bool(name_matches) and (
+            quantization is None or same_quantization(quantization, model.quantization or "")
+        )
 
     def _best(self, models: list[Model]) -> Model:
         """Return the one of several quantisations to use: the default, else what would be recommended of them."""

@@ -6,7 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cerebrum_cli.application.models.availability import DownloadPlan, assess_fit, catalogue_availability, installed_availability
+from cerebrum_cli.application.models.availability import (
+    DownloadPlan,
+    assess_fit,
+    catalogue_availability,
+    installed_availability,
+)
 from cerebrum_cli.application.models.fit import planned_context
 from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import Model
@@ -124,7 +129,13 @@ def row(library: Library, model: Model) -> dict[str, Any]:
     except (ModelFileError, OSError) as error:
         problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
         size = model.file.size if model.file else None
-        return description | {"quantization": None, "size": size, "format": None, "context_size": None, "error": problem}
+        return description | {
+            "quantization": None,
+            "size": size,
+            "format": None,
+            "context_size": None,
+            "error": problem,
+        }
 
 
 def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
@@ -176,7 +187,9 @@ def quantization_plan(library: Library, model: Model, context: int | None) -> Do
     """Return the quantisations there are of a model that is here: the catalogue's, and those beside it."""
     models = library.models()
     if model.spec and not model.is_derived:
-        availability = catalogue_availability(model.spec, [*(each for each in models if each.path != model.path), model])
+        availability = catalogue_availability(
+            model.spec, [*(each for each in models if each.path != model.path), model]
+        )
     else:
         beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
         availability = installed_availability(beside if model.cached and model in beside else [model])

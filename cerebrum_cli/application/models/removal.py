@@ -86,7 +86,9 @@ class Removal:
         name, path = self.model.reference, self.model.path
         if self.is_file_missing:
             return f"{name} is forgotten; its file was gone already"
-        return f"{name} is forgotten; {path} is left alone" + (f", {self.other_names[0]} uses it" if self.other_names else "")
+        return f"{name} is forgotten; {path} is left alone" + (
+            f", {self.other_names[0]} uses it" if self.other_names else ""
+        )
 
     def _delete_and_report(self) -> str:
         name, freed = self.model.reference, self._delete()

@@ -64,7 +64,10 @@ class CatalogueMerge:
         references = zip(self.recipe.models, self._references(quantization), strict=True)
         models = {each: self._source_model(reference, pull) for each, reference in references}
         label = quantization or models[self.recipe.models[0]].display_name
-        output, model_name = self.directory / self.spec.merged_name(label), name or str(NameReference(self.spec.name, label))
+        output, model_name = (
+            self.directory / self.spec.merged_name(label),
+            name or str(NameReference(self.spec.name, label)),
+        )
         options = MergeOptions(output, model_name, title=self.spec.system, quantization=quantization)
         merge = self.merger.prepare(self.recipe, models, options)
         self.merger.require_place(merge)

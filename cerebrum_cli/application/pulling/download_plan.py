@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from cerebrum_cli.application.models.availability import Availability, DownloadPlan, assess_fit, catalogue_availability, installed_availability
+from cerebrum_cli.application.models.availability import (
+    Availability,
+    DownloadPlan,
+    assess_fit,
+    catalogue_availability,
+    installed_availability,
+)
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.not_found import require_not_refused
@@ -74,12 +80,16 @@ class DownloadPlanner:
     def _plan_installed(self, model: Model, context: int | None) -> DownloadPlan:
         """Return what there is of a model that is here and nothing else is known of."""
         siblings = [each for each in self.library.models() if each.cached and each.name == model.name]
-        availability = installed_availability([each for each in siblings if each.is_readable] if model.cached else [model])
+        availability = installed_availability(
+            [each for each in siblings if each.is_readable] if model.cached else [model]
+        )
         return assess_fit(availability, model.display_name, context, self.library.capacity())
 
     def _installed_header(self, listing: Listing) -> Header | None:
         """Return the header of a quantisation of a repository that is here; all are of one shape."""
-        installed = (model for model in self.library.cached_models() if model.cached and model.cached.repo_id == listing.repo_id)
+        installed = (
+            model for model in self.library.cached_models() if model.cached and model.cached.repo_id == listing.repo_id
+        )
         return next((model.header for model in installed if model.is_readable), None)
 
     def _read_header(self, listing: Listing, file: HubFile) -> Header:
@@ -122,7 +132,9 @@ class DownloadPlanner:
         spec = next((spec for each in found if (spec := self.library.spec_in(repo_id, each.files[0]))), None)
         return self._listing_availability(spec.name if spec else repo_id, spec, listing, found)
 
-    def _listing_availability(self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]) -> Availability:
+    def _listing_availability(
+        self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]
+    ) -> Availability:
         if not found:
             raise ModelNotFound(f"{listing.repo_id} holds no GGUF model", "see what it holds on its page on the Hub")
         sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
@@ -135,7 +147,9 @@ class DownloadPlanner:
         installed = tuple(
             each.quantization
             for each in found
-            if all(cache.contains(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files)
+            if all(
+                cache.contains(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files
+            )
         )
         return Availability(name, tuple(sizes), installed, kv_bytes, trained, spec, listing, tuple(found))
 

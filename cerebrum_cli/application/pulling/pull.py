@@ -101,7 +101,7 @@ class Puller:
 
         if spec.name in self.merge_stack:
             raise ConfigError(f"{spec.name}: its recipe comes back to itself", "correct its row in models.toml")
-        inner = replace(self, within=(*self.merge_stack, spec.name))
+        inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
         merger = Merger(self.library, self.codec)
         catalogue_merge = CatalogueMerge(self.library, merger, spec, recipe_of(spec))
         reference = self.library.parse(text)
@@ -133,7 +133,9 @@ class Puller:
             if library.registry.digest(stored) is None:
                 library.registry.remember_digest(stored, digest)
         installed = (model for model in library.models() if model.cached and model.path == paths[0])
-        return next(installed, None) or library.model_from_cache(library.cache.model_from_files(listing.repo_id, listing.commit, variant))
+        return next(installed, None) or library.model_from_cache(
+            library.cache.model_from_files(listing.repo_id, listing.commit, variant)
+        )
 
     def _with_name(self, model: Model, name: str | None) -> Model:
         """Return a model under the name the user has given it, if any."""
