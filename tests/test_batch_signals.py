@@ -102,7 +102,7 @@ def test_a_batch_that_is_interrupted_says_how_to_go_on_and_does(job: Job, number
     assert 2 <= done < ROWS
     *_, what, do = err.decode().splitlines()
     assert what == "error: interrupted"
-    assert do == f"  try: {done} of {ROWS} are done; the same command goes on with the others"
+    assert do == f"  try: {done} of {ROWS} rows done; run it again to resume"
     assert "Traceback" not in err.decode()
     assert not (job.home / "out").exists()
     assert job.finish() == ROWS - done
@@ -117,7 +117,7 @@ def test_whoever_interrupts_a_restart_is_not_told_to_restart_again(job: Job) -> 
     job.until(lambda: len(job.partial) >= 1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE_S)
-    assert "the same command, without --restart, goes on with the others" in err.decode()
+    assert "run it again without --restart to resume" in err.decode()
     assert job.result == before  # until the new one is whole
     done = len(job.partial)
     assert job.finish() == ROWS - done

@@ -138,7 +138,7 @@ def test_ctrl_c_takes_the_bar_away_and_says_how_to_go_on(terminal: Open, tmp_pat
     partial = (tmp_path / "out.partial").read_text().splitlines()
     *_, what, do = person.screen.lines
     assert what == "error: interrupted"
-    assert do == f"  try: {len(partial)} of 40 are done; the same command goes on with the others"
+    assert do == f"  try: {len(partial)} of 40 rows done; run it again to resume"
     assert 0 < len(partial) < 40
     assert not person.screen.cursor_hidden
     assert not any("━" in line for line in person.screen.lines)
@@ -149,7 +149,7 @@ def test_ctrl_c_while_the_model_loads_leaves_nothing(terminal: Open, tmp_path: P
     person.sees("loading chatml 50%")
     person.types("\x03")
     assert person.end() == 130
-    assert "  try: 0 of 40 are done; the same command goes on with the others" in person.screen.lines
+    assert "  try: 0 of 40 rows done; run it again to resume" in person.screen.lines
     assert not list(tmp_path.glob("out*"))
 
 

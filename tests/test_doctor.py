@@ -103,14 +103,14 @@ def test_a_new_user_is_told_what_is_not_there_yet_and_nothing_has_failed(tmp_pat
     findings = by_name(done)
     assert list(findings) == [name for name in CHECKS if name in findings]
     assert set(CHECKS) - {"self_test_gpu"} <= set(findings)
-    assert {tuple(finding) for finding in findings.values()} == {("name", "status", "detail", "do")}
+    assert {tuple(finding) for finding in findings.values()} == {("name", "status", "detail", "hint")}
     assert {"models", "token", "network", "hugging_face_cache"} <= statuses(done).keys()
     assert set(statuses(done).values()) == {"warning"}
-    assert all(bool(finding["do"]) == (finding["status"] != "ok") for finding in findings.values())
+    assert all(bool(finding["hint"]) == (finding["status"] != "ok") for finding in findings.values())
     assert "llama-cpp-python 0." in findings["llama_cpp"]["detail"]
     assert findings["self_test"]["status"] == "ok"
     assert f"{QUESTION} {ANSWER}" in findings["self_test"]["detail"]
-    assert "cerebrum pull starter" in findings["models"]["do"]
+    assert "cerebrum pull starter" in findings["models"]["hint"]
     assert "127.0.0.1:1: it refuses the connection" in findings["network"]["detail"]
     assert findings["sessions"]["detail"] == "none yet"
 
@@ -185,7 +185,7 @@ def test_a_damaged_session_database_is_a_failure_and_stays_as_it_is(tmp_path: Pa
     assert (done.code, done.err) == (1, "")
     assert [name for name, status in statuses(done).items() if status == "failure"] == ["sessions"]
     assert "is damaged: " in by_name(done)["sessions"]["detail"]
-    assert ".recover" in by_name(done)["sessions"]["do"]
+    assert ".recover" in by_name(done)["sessions"]["hint"]
     assert content(sessions.parent) == before
 
 
@@ -228,7 +228,7 @@ def test_a_folder_in_the_database_s_place_is_a_failure_and_an_empty_file_is_none
     assert by_name(scripted(tmp_path, "--json"))["sessions"]["status"] == "ok"
     sessions.unlink()
     sessions.mkdir()
-    assert "can be read and written" in by_name(scripted(tmp_path, "--json"))["sessions"]["do"]
+    assert "can be read and written" in by_name(scripted(tmp_path, "--json"))["sessions"]["hint"]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_file_that_cannot_be_used_fails_and_the_rest_is_looked_at(
     done = scripted(tmp_path, "--json")
     assert done.code == 1
     assert {name for name, status in statuses(done).items() if status == "failure"} == names
-    assert all(by_name(done)[name]["do"] for name in names)
+    assert all(by_name(done)[name]["hint"] for name in names)
     assert path.read_text() == text
 
 
@@ -269,14 +269,14 @@ def test_a_model_whose_file_is_gone_is_a_warning(tmp_path: Path, chatml_model: P
     done = doctor(tmp_path, "--json", "--offline")
     assert (done.code, statuses(done)["models"]) == (0, "warning")
     assert str(file) in by_name(done)["models"]["detail"]
-    assert "cerebrum rm mine" in by_name(done)["models"]["do"]
+    assert "cerebrum rm mine" in by_name(done)["models"]["hint"]
 
 
 def test_the_model_that_would_be_asked_is_the_one_that_is_looked_for(tmp_path: Path) -> None:
     done = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL=str(NANO))
     assert by_name(done)["models"] == asdict(check_result("models", "nano is asked where none is named"))
     unpulled = doctor(tmp_path, "--json", "--offline", CEREBRUM_MODEL="cerebrum-7b")
-    assert (unpulled.code, by_name(unpulled)["models"]["do"]) == (0, "cerebrum pull cerebrum-7b")
+    assert (unpulled.code, by_name(unpulled)["models"]["hint"]) == (0, "cerebrum pull cerebrum-7b")
 
 
 def test_a_llama_cpp_that_cannot_be_loaded_fails_without_a_traceback(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_llama_cpp_that_cannot_be_loaded_fails_without_a_traceback(tmp_path: P
     failed = [name for name, status in statuses(done).items() if status == "failure"]
     assert failed == ["llama_cpp", "self_test"]
     assert "self_test_gpu" not in by_name(done)
-    assert all("pip install" in by_name(done)[name]["do"] for name in failed)
+    assert all("pip install" in by_name(done)[name]["hint"] for name in failed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries have other names elsewhere")
@@ -313,7 +313,7 @@ def test_where_there_is_a_gpu_it_must_come_to_the_same_answer(tmp_path: Path) ->
     assert (same.code, by_name(same)["self_test_gpu"]["status"]) == (0, "ok")
     other = scripted(tmp_path, "--json", build=build, gpu="The answer is 7.")
     assert (other.code, by_name(other)["self_test_gpu"]["status"]) == (1, "failure")
-    assert "--gpu-layers 0" in by_name(other)["self_test_gpu"]["do"]
+    assert "--gpu-layers 0" in by_name(other)["self_test_gpu"]["hint"]
     assert by_name(other)["self_test"]["status"] == "ok"
     assert "self_test_gpu" not in by_name(scripted(tmp_path, "--json"))
 
@@ -335,7 +335,7 @@ def test_an_engine_that_fails_and_a_bug_are_told_apart(tmp_path: Path) -> None:
 
         return build
 
-    assert scripted(tmp_path, build=fails(EngineError("no", "do"))).code == 1
+    assert scripted(tmp_path, build=fails(EngineError("no", "hint"))).code == 1
     with pytest.raises(ZeroDivisionError):
         scripted(tmp_path, build=fails(ZeroDivisionError()))
 
@@ -369,7 +369,7 @@ def test_threads_are_judged_by_affinity_and_cgroup(
 
 
 @pytest.mark.parametrize(
-    ("build", "likely", "status", "detail", "do"),
+    ("build", "likely", "status", "detail", "hint"),
     [
         (WITH_GPU, "cuda", "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (replace(WITH_GPU, devices=()), "cuda", "warning", "llama.cpp, with CUDA, CPU, finds no GPU", "nvidia-smi"),
