@@ -451,7 +451,7 @@ def test_a_row_of_the_users_own_is_pulled_by_its_recipe(is_link: bool, home: Hom
     assert home.run("pull", home.model).code == 0
     done = home.run("pull", "own")
     path = home.path / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"
-    assert (done.code, cleaned(done).splitlines()[-1]) == (0, f"own:Q4_K_M is here: {path.resolve()}")
+    assert (done.code, cleaned(done).splitlines()[-1]) == (0, f"installed own:Q4_K_M: {path.resolve()}")
     assert metadata(path)["general.name"].endswith(b"Own-1.0")
     assert (home.rows[1]["reference"], home.rows[1]["merged_from"]) == ("own:Q4_K_M", ["Tiny-Q4_K_M"])
     removed = home.run("rm", "-y", "own")
@@ -481,7 +481,7 @@ def test_pulling_the_12b_pulls_the_7b_and_merges_it(user: HubUser) -> None:
     stages = [line.split(":")[0] for line in done.err.splitlines()]
     assert (stages, done.err.splitlines()[-1]) == (
         ["download", "merge", "cerebrum-12b"],
-        f"cerebrum-12b:Q4_K_M is here: {path}",
+        f"installed cerebrum-12b:Q4_K_M: {path}",
     )
     assert_copied(stored([path]), stored([user.path(named("Q4_K_M"))]), LAYERS)
     twelve, seven = user.listed()
@@ -496,7 +496,7 @@ def test_pulling_the_12b_pulls_the_7b_and_merges_it(user: HubUser) -> None:
 
     user.hub.log.clear()
     before = path.stat()
-    assert user.pull("cerebrum-12b:q4_k_m").err == f"cerebrum-12b:Q4_K_M is here: {path}\n"
+    assert user.pull("cerebrum-12b:q4_k_m").err == f"installed cerebrum-12b:Q4_K_M: {path}\n"
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     removed = user.run("rm", "-y", "cerebrum-12b:Q4_K_M")
     assert removed.err == (
@@ -515,7 +515,7 @@ def test_offline_the_12b_is_merged_of_a_7b_that_is_here(user: HubUser) -> None:
     user.hub.log.clear()
     done = user.run("pull", "cerebrum-12b:Q4_K_M", "--offline", "-y", "--name", "mine", "--json")
     assert (done.code, done.object["reference"], done.object["default"]) == (0, "mine", False)
-    assert user.run("pull", "--offline", "cerebrum-12b:Q4_K_M").err.startswith("mine is here: ")
+    assert user.run("pull", "--offline", "cerebrum-12b:Q4_K_M").err.startswith("installed mine: ")
     assert user.ask("-m", "mine", "--offline") == user.ask("-m", "cerebrum-12b", "--offline")
     assert not user.hub.log.requests()
     assert user.run("rm", "-y", "mine").err.startswith("mine is gone, ")
@@ -531,7 +531,7 @@ def test_a_7b_that_states_no_type_is_merged_once(user: HubUser, tmp_path: Path) 
     data = (tmp_path / "seven.gguf").read_bytes().replace(b"general.file_type", b"general.file_tipo")
     user.hub.repository(CATALOGUED, {named("Q4_K_M"): data})
     user.pull("cerebrum-12b", "-y")
-    assert user.pull("cerebrum-12b").err.startswith("cerebrum-12b:Q4_K_M is here: ")
+    assert user.pull("cerebrum-12b").err.startswith("installed cerebrum-12b:Q4_K_M: ")
 
 
 def test_a_dry_run_shows_in_what_the_12b_can_be_had(user: HubUser) -> None:

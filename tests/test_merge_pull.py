@@ -106,12 +106,12 @@ def test_where_none_is_named_that_quantisation_is_merged_whose_models_are_here(u
     user.hub.log.clear()
     done = user.pull("own")
     path = user.command.home / f"data/cerebrum/models/merged/Own-{other}.gguf"
-    assert done.err.splitlines()[-1] == f"own:{other} is here: {path}"
+    assert done.err.splitlines()[-1] == f"installed own:{other}: {path}"
     assert not user.hub.log.requests("cdn")
     assert_copied(stored([path]), stored([user.path(f"Tiny-{other}.gguf", REPOSITORY)]), [0, 1, 2, 3] * 2)
 
     named = user.pull(f"own:{recommended.lower()}")
-    assert named.err.splitlines()[-1] == f"own:{recommended} is here: {path.with_name(f'Own-{recommended}.gguf')}"
+    assert named.err.splitlines()[-1] == f"installed own:{recommended}: {path.with_name(f'Own-{recommended}.gguf')}"
     assert len(user.downloads()) == 1
     assert {each["reference"]: each["merged_from"] for each in user.listed() if each["source"] == "merge"} == {
         f"own:{each}": [f"tiny:{each}"] for each in SIZES
@@ -124,12 +124,12 @@ def test_offline_a_merge_that_is_here_is_returned_and_no_other_made(
 ) -> None:
     bring(home, tinies[quantization])
     path = place(home, f"Own-{quantization}.gguf")
-    assert pulled(home, f"own:{quantization}") == f"own:{quantization} is here: {path}"
+    assert pulled(home, f"own:{quantization}") == f"installed own:{quantization}: {path}"
     for each in SIZES.keys() - {quantization}:
         bring(home, tinies[each])
     before = path.stat()
     done = home.run("pull", "--offline", "own")
-    assert (done.code, done.err) == (0, f"own:{quantization} is here: {path}\n")
+    assert (done.code, done.err) == (0, f"installed own:{quantization}: {path}\n")
     assert (path.stat().st_mtime_ns, [each.name for each in path.parent.glob("*.gguf")]) == (
         before.st_mtime_ns,
         [path.name],
@@ -140,7 +140,7 @@ def test_offline_a_merge_that_is_here_is_returned_and_no_other_made(
 def test_a_quantisation_that_is_named_is_merged(quantization: str, home: Home, tinies: dict[str, Path]) -> None:
     sources = {each: bring(home, path) for each, path in tinies.items()}
     path = place(home, f"Own-{quantization}.gguf")
-    assert pulled(home, f"own:{quantization.lower()}") == f"own:{quantization} is here: {path}"
+    assert pulled(home, f"own:{quantization.lower()}") == f"installed own:{quantization}: {path}"
     assert_copied(stored([path]), stored([sources[quantization]]), [0, 1, 2, 3] * 2)
 
 
@@ -161,7 +161,7 @@ def test_a_row_that_states_no_quantisations_becomes_what_its_model_is(
     described(home, row("own", "own.yaml", ""))
     bring(home, tinies[quantization])
     path = place(home, f"Own-{quantization}.gguf")
-    assert pulled(home, "own") == f"own:{quantization} is here: {path}"
+    assert pulled(home, "own") == f"installed own:{quantization}: {path}"
     [made] = [each for each in home.rows if each["source"] == "merge"]
     assert (made["quantization"], made["error"]) == (quantization, None)
 
@@ -234,7 +234,7 @@ def test_a_model_that_states_no_type_is_merged_once_and_the_merge_states_it(user
     silent.write_bytes(silent.read_bytes().replace(b"general.file_type", b"general.file_tipo"))
     user.hub.repositories[REPOSITORY].commit({"Tiny-Q4_K_M.gguf": silent})
     path = user.command.home / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"
-    said = f"own:Q4_K_M is here: {path}"
+    said = f"installed own:Q4_K_M: {path}"
     assert user.pull("own:Q4_K_M").err.splitlines()[-1] == said
     assert metadata(path)["general.file_type"].endswith((15).to_bytes(4, "little"))
     before = path.stat().st_mtime_ns

@@ -30,7 +30,7 @@ def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
 
 def test_a_name_of_the_catalogue_brings_what_fits_and_is_asked_at_once(user: HubUser, chatml_model: Path) -> None:
     path = user.path(named("Q4_K_M"))
-    assert user.pull("cerebrum-7b").err == f"download: 0 kB of 225 kB\ncerebrum-7b:Q4_K_M is here: {path}\n"
+    assert user.pull("cerebrum-7b").err == f"download: 0 kB of 225 kB\ninstalled cerebrum-7b:Q4_K_M: {path}\n"
     assert path.read_bytes() == chatml_model.read_bytes()
     assert path.resolve() == user.folder() / "blobs" / user.digest(named("Q4_K_M"))
     assert user.ask("-m", "cerebrum-7b") == user.ask()
@@ -51,7 +51,7 @@ REFERENCES = [
 def test_a_model_is_pulled_by_any_of_its_names(user: HubUser, reference: str, quantization: str) -> None:
     reference = reference.replace("HUB", user.hub.url).replace("COMMIT", user.commit())
     path = user.path(named(quantization))
-    assert cleaned(user.pull(reference)) == f"cerebrum-7b:{quantization} is here: {path}\n"
+    assert cleaned(user.pull(reference)) == f"installed cerebrum-7b:{quantization}: {path}\n"
     assert list(user.blobs()) == [user.digest(named(quantization))]
 
 
@@ -71,14 +71,14 @@ def test_the_old_commit_of_an_address_is_pulled(user: HubUser, chatml_model: Pat
     old, path = user.commit(), user.path(named("Q2_K"))
     user.hub.repositories[CATALOGUED].commit({named("Q2_K"): chatml_model})
     address = f"https://huggingface.co/{CATALOGUED}/resolve/{old}/{named('Q2_K')}"
-    assert cleaned(user.pull(address)) == f"cerebrum-7b:Q2_K is here: {path}\n"
+    assert cleaned(user.pull(address)) == f"installed cerebrum-7b:Q2_K: {path}\n"
     assert path.read_bytes() == (tmp_path / "other.gguf").read_bytes()
     assert user.ask("-m", address)
 
 
 def test_a_repository_that_no_catalogue_knows_has_its_own_name(user: HubUser) -> None:
     done = user.pull(OWNED)
-    assert cleaned(done) == f"{OWNED}:Q8_0 is here: {user.path('tiny-Q8_0.gguf', OWNED)}\n"
+    assert cleaned(done) == f"installed {OWNED}:Q8_0: {user.path('tiny-Q8_0.gguf', OWNED)}\n"
     assert user.ask("-m", f"hf.co/{OWNED}:q8_0")
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_huggingface_hub_has_downloaded_is_here_as_one_that_was_pull
     assert [row["reference"] for row in user.listed()] == ["cerebrum-7b:Q2_K", "cerebrum-7b:Q4_K_M"]
     assert user.ask("-m", "cerebrum-7b:Q2_K")
     user.hub.log.clear()
-    assert cleaned(user.pull("cerebrum-7b:Q2_K")) == f"cerebrum-7b:Q2_K is here: {user.path(named('Q2_K'))}\n"
+    assert cleaned(user.pull("cerebrum-7b:Q2_K")) == f"installed cerebrum-7b:Q2_K: {user.path(named('Q2_K'))}\n"
     assert not user.hub.log.requests("cdn")
     assert (user.cache / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
@@ -153,7 +153,7 @@ def test_two_pulls_of_one_file_download_it_once(user: HubUser, mistral_model: Pa
         armed.release()
         said = [process.communicate(timeout=30)[1].decode() for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
-    here = f"owner/large:Q4_K_M is here: {user.path('large-Q4_K_M.gguf', 'owner/large')}\n"
+    here = f"installed owner/large:Q4_K_M: {user.path('large-Q4_K_M.gguf', 'owner/large')}\n"
     assert said[0] == f"download: 0 kB of 9 MB\n{here}"
     assert waiting == "note: another process is downloading large-Q4_K_M.gguf: waiting for it\n"
     assert said[1].endswith(here)
@@ -187,7 +187,7 @@ def test_the_parts_of_a_split_model_come_together_and_are_asked_as_one(
     assert list(parts) == [f"tiny-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
     user.hub.repository("owner/split", {f"Q8_0/{name}": path for name, path in parts.items()})
     first = user.path("Q8_0/tiny-Q8_0-00001-of-00003.gguf", "owner/split")
-    assert cleaned(user.pull("owner/split")) == f"owner/split:Q8_0 is here: {first}\n"
+    assert cleaned(user.pull("owner/split")) == f"installed owner/split:Q8_0: {first}\n"
     assert sum(user.blobs("owner/split").values()) == sum(path.stat().st_size for path in parts.values())
     [row] = user.listed()
     assert (row["reference"], row["size"]) == ("owner/split:Q8_0", sum(user.blobs("owner/split").values()))

@@ -45,7 +45,7 @@ def here(user: HubUser) -> str:
     path = user.path(FILE, REPO)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == user.digest(FILE, REPO)
     assert user.blobs(REPO) == {user.digest(FILE, REPO): path.stat().st_size}
-    return f"{REPO}:Q4_K_M is here: {path}\n"
+    return f"installed {REPO}:Q4_K_M: {path}\n"
 
 
 def partial(user: HubUser) -> Path:
@@ -92,7 +92,7 @@ def test_a_pull_that_was_interrupted_says_how_it_goes_on(user: HubUser) -> None:
     with begun(user) as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
-    said = "download: 0 kB of 9 MB\nerror: interrupted\n  try: the same command goes on from where this one was\n"
+    said = "download: 0 kB of 9 MB\nerror: interrupted\n  try: run it again to resume\n"
     assert (process.returncode, out, err.decode()) == (130, b"", said)
     left = partial(user).stat().st_size
     assert left > 500_000

@@ -43,7 +43,7 @@ def test_offline_all_works_that_is_here(user: HubUser, variable: bool) -> None:
     user.hub.log.clear()
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}
     offline = [] if variable else ["--offline"]
-    assert user.pull(CATALOGUED, *offline, **more).err == f"cerebrum-7b:Q4_K_M is here: {path}\n"
+    assert user.pull(CATALOGUED, *offline, **more).err == f"installed cerebrum-7b:Q4_K_M: {path}\n"
     assert user.ask("-m", "cerebrum-7b", *offline, **more)
     assert user.run("list", **more).code == user.run("show", "cerebrum-7b", **more).code == 0
     assert not user.hub.log.requests()
@@ -77,7 +77,7 @@ def test_where_the_hub_is_silent_what_is_here_stays_as_it_is(user: HubUser) -> N
     assert done.err == (
         "note: the Hub is in trouble (503) and says to wait 117 minutes: "
         "cerebrum-7b:Q4_K_M is here already and stays as it is\n"
-        f"cerebrum-7b:Q4_K_M is here: {user.path(named('Q4_K_M'))}\n"
+        f"installed cerebrum-7b:Q4_K_M: {user.path(named('Q4_K_M'))}\n"
     )
     assert user.run("pull", "cerebrum-7b:Q2_K").code == 1
 
@@ -116,7 +116,7 @@ def test_what_is_here_is_listed(user: HubUser, chatml_model: Path) -> None:
         ["*", "cerebrum-7b", "Q4_K_M", "225", "kB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
         [OWNED, "Q8_0", "225", "kB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
     ]
-    assert done.err == "* is the model asked when none is named\n"
+    assert done.err == "* default model\n"
 
 
 def test_what_is_here_is_shown(user: HubUser) -> None:
@@ -167,7 +167,7 @@ def test_a_dry_run_shows_what_there_is_and_downloads_nothing(user: HubUser) -> N
     assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * 131_072)
     done = user.run("pull", "--dry-run", "cerebrum-7b:q2_k", CEREBRUM_CTX="1024")
     assert done.code == 0
-    assert done.err == "cerebrum pull cerebrum-7b:q2_k would bring cerebrum-7b:Q2_K\n"
+    assert done.err == "cerebrum pull cerebrum-7b:q2_k would download cerebrum-7b:Q2_K\n"
     assert done.out.startswith("\ncerebrum-7b at a context of 1024 tokens; this machine has ")
     table = [line.split() for line in done.out.splitlines()[3:6]]
     assert [row[:1] for row in table] == [["quant"], ["Q2_K"], ["*"]]
@@ -210,7 +210,7 @@ def test_what_has_changed_on_the_hub_comes_anew_and_the_old_stays(user: HubUser,
     newer = write_chatml(tmp_path / "newer.gguf", seed=7)
     user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): newer})
     new = user.path(named("Q4_K_M"))
-    assert cleaned(user.pull("cerebrum-7b")) == f"cerebrum-7b:Q4_K_M is here: {new}\n"
+    assert cleaned(user.pull("cerebrum-7b")) == f"installed cerebrum-7b:Q4_K_M: {new}\n"
     assert new.read_bytes() == newer.read_bytes()
     assert user.ask() == user.ask("-m", new) != user.ask("-m", old)
     assert len(user.blobs()) == 2
@@ -221,7 +221,7 @@ def test_what_has_not_changed_is_not_downloaded_again_with_a_new_commit(user: Hu
     user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
     user.hub.log.clear()
     new = user.path(named("Q4_K_M"))
-    assert cleaned(user.pull("cerebrum-7b")) == f"cerebrum-7b:Q4_K_M is here: {new}\n"
+    assert cleaned(user.pull("cerebrum-7b")) == f"installed cerebrum-7b:Q4_K_M: {new}\n"
     assert not user.downloads()
     assert [row["path"] for row in user.listed()] == [str(new)]
 

@@ -22,7 +22,7 @@ from tiny_models import write_chatml
 from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.listing import catalogue_rows, describe, rows, quantization_plan
+from cerebrum_cli.application.models.listing import catalogue_rows, describe, quantization_plan, rows
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.removal import plan_removal
 from cerebrum_cli.application.pulling.pull import Puller

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebrum_cli.catalogue.reference import PathReference, HubReference, NameReference, Reference, parse_reference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
 from cerebrum_cli.core.errors import UsageError
 
 HUB = "https://huggingface.co"

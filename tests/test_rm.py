@@ -35,7 +35,7 @@ def removed(user: HubUser, reference: str) -> str:
 
 def test_where_nobody_can_answer_nothing_is_removed(user: HubUser) -> None:
     done = user.run("rm", "cerebrum-7b")
-    assert (done.code, done.out, done.err) == (1, "", "cerebrum-7b:Q4_K_M stays; -y removes it\n")
+    assert (done.code, done.out, done.err) == (1, "", "cerebrum-7b:Q4_K_M not deleted; confirm with -y\n")
     assert user.path(named("Q4_K_M")).exists()
 
 

@@ -215,7 +215,7 @@ def test_a_transcript_has_what_another_model_said_as_text(user: CommandLine, mis
 def test_a_session_is_removed_when_somebody_says_so(user: CommandLine) -> None:
     ask(user, "Why?", "So.")
     done = user.run("sessions", "rm", "why")
-    assert (done.code, done.err) == (1, "why stays; -y removes it\n")
+    assert (done.code, done.err) == (1, "why not deleted; confirm with -y\n")
     done = user.run("sessions", "rm", "why", "-y")
     assert (done.code, done.err) == (0, "why is gone, and 2 messages with it\n")
     assert listed(user) == []

@@ -1,38 +1,26 @@
-"""`cerebrum doctor`: what is well here, what is not, and what to do."""
+"""`cerebrum doctor`: check the whole installation."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands import options
+from cerebrum_cli.commands.context import runtime_of
+from cerebrum_cli.commands.signature import SettingKeys, composed
+from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.runtime.option_groups import ReportOptions
 
 
+@composed
 def doctor(
-    context: typer.Context,
-    model: options.Model = None,
-    threads: options.Threads = None,
-    json: options.Json = False,
-    offline: options.Offline = False,
-    quiet: options.Quiet = False,
+    context: typer.Context, given: Annotated[Layer, SettingKeys(("model", "threads"))], options: ReportOptions
 ) -> None:
-    """Look at all that answers depend on, and ask the small model that comes with cerebrum a known question.
+    """Each line is ok, a warning or a failure, with what to do. A small bundled model answers a known question.
 
-    Each line is ok, a warning or a failure, with what to do; exit 1 where anything fails.
+    Exit code 1 if anything fails.
     """
-    from cerebrum_cli.application.doctor.checks import run_checks
-    from cerebrum_cli.terminal.doctor_report import print_check_result
-    from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.runtime.doctor import doctor
 
-    runtime = options.runtime_of(context)
-    findings = []
-    with interruptible(""):
-        for finding in run_checks(runtime.doctor_context({"model": model, "threads": threads}, offline)):
-            findings.append(finding)
-            if not json and not (quiet and finding.status == "ok"):
-                print_check_result(runtime.streams, finding)
-    if json:
-        runtime.streams.answer_object([asdict(finding) for finding in findings])
-    if any(finding.status == "failure" for finding in findings):
+    if not doctor(runtime_of(context), given, options):
         raise typer.Exit(1)

@@ -106,7 +106,7 @@ def wished(
 ) -> MergeOptions:
     """Return what the merge is to be. UsageError for what cannot be; without a place it goes nowhere, under a stem."""
     from cerebrum_cli.application.merging.merge import MergeOptions
-    from cerebrum_cli.application.models.model import name_from_stem, as_path, is_directory
+    from cerebrum_cli.application.models.model import as_path, is_directory, name_from_stem
     from cerebrum_cli.catalogue.variants import unsplit_name
     from cerebrum_cli.core.text import parse_size
     from cerebrum_cli.merge.target_types import wanted_type

@@ -218,7 +218,7 @@ def answering(runtime: Runtime, model: LibraryModel, settings: Settings, no_prof
 def require_agreement(streams: Streams, question: str, name: str, yes: bool) -> None:
     """Leave with exit 1, nothing done, unless -y was given or somebody agrees that this may go."""
     if not (yes or streams.confirm(question, usual=False)):
-        streams.info(f"{name} stays" + ("" if streams.in_is_terminal else "; -y removes it"))
+        streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`cerebrum pull`: bring a model here."""
+"""`cerebrum pull`: download a model, or register a local file."""
 
 from __future__ import annotations
 
@@ -6,40 +6,27 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands import options
-from cerebrum_cli.commands.options import option
+from cerebrum_cli.commands.context import runtime_of
+from cerebrum_cli.commands.signature import SettingKeys, composed
+from cerebrum_cli.core.settings import Layer
+from cerebrum_cli.runtime.option_groups import PullCommandOptions
 
 
+@composed
 def pull(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="NAME[:QUANT], OWNER/REPO[:QUANT], the address of a .gguf file, or a path."
-        ),
+        typer.Argument(metavar="MODEL", help="NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path."),
     ],
-    name: Annotated[str | None, option("--name", help="What to call it here.", metavar="NAME")] = None,
-    default: Annotated[bool, option("--default", help="Ask this model when none is named.")] = False,
-    dry_run: Annotated[bool, option("--dry-run", help="Show what there is and what fits; download nothing.")] = False,
-    ctx: options.Ctx = None,
-    json: options.Json = False,
-    offline: options.Offline = False,
-    quiet: options.Quiet = False,
-    yes: options.Yes = False,
+    given: Annotated[Layer, SettingKeys(("ctx",))],
+    options: PullCommandOptions,
 ) -> None:
-    """Bring a model here: from the Hugging Face Hub into its cache, or a file where it lies.
+    """Models come from the Hugging Face Hub into its cache. A local file is used where it is.
 
-    Without :QUANT the quantisation that fits this machine is chosen.
+    Without :QUANT, the quantization that fits this machine is chosen. If a download is interrupted, run it again to
+    resume.
     """
-    runtime = options.runtime_of(context)
-    context_size = runtime.settings({"ctx": ctx}).ctx
-    if dry_run:
-        options.show_offer(runtime, model, context_size, json, quiet, offline)
-        return
-    found = options.pull_model(runtime, model, name, context_size, quiet, offline, yes)
-    if default:
-        runtime.library.registry.set_default(found.reference)
-    if json:
-        from cerebrum_cli.application.models.listing import row
+    from cerebrum_cli.runtime import models
 
-        runtime.streams.answer_object(row(runtime.library, found))
+    models.pull(runtime_of(context), model, given, options)

@@ -1,4 +1,4 @@
-"""`cerebrum rm`: take a model away."""
+"""`cerebrum rm`: delete a model."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from typing import Annotated
 
 import typer
 
-from cerebrum_cli.commands import options
+from cerebrum_cli.commands.context import require_agreement, runtime_of
+from cerebrum_cli.commands.signature import composed
+from cerebrum_cli.runtime.option_groups import DeleteOptions
 
 
+@composed
 def rm(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that is here, named as for `cerebrum pull`.")],
-    quiet: options.Quiet = False,
-    yes: options.Yes = False,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An installed model.")],
+    options: DeleteOptions,
 ) -> None:
-    """Delete a model that was pulled, or forget a file of yours.
+    """A local file that was registered is only forgotten, not deleted.
 
-    What another revision in the Hugging Face cache uses stays.
+    Files shared with another revision in the Hugging Face cache are kept.
     """
     from cerebrum_cli.application.models.removal import plan_removal
 
-    runtime = options.runtime_of(context)
+    runtime = runtime_of(context)
     removal = plan_removal(runtime.library, model)
-    options.require_agreement(runtime.streams, removal.question, removal.model.reference, yes)
+    require_agreement(runtime, removal.question, removal.model.reference, options.yes)
     identity = None if removal.is_file_missing else runtime.library.identity(removal.model)
     report = removal.execute()
     if identity:
         runtime.profiles().forget(identity)
-    if not quiet:
+    if not options.quiet:
         runtime.streams.info(report)

@@ -14,12 +14,50 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PullOptions:
+class QuietOptions:
+    """Options of every command that prints notices."""
+
+    quiet: bool = option(False, "No notices or progress on standard error", "Output", short="-q")
+
+
+@dataclass(frozen=True)
+class ReportOptions(QuietOptions):
+    """Options of commands that print a report."""
+
+    offline: bool = option(False, "Do not use the network", "Model")
+    json: bool = option(False, "Print JSON", "Output")
+
+
+@dataclass(frozen=True)
+class ListOptions(ReportOptions):
+    """Options of `cerebrum list`."""
+
+    available: bool = option(False, "List the whole catalogue and what fits this machine", "Model")
+
+
+@dataclass(frozen=True)
+class DeleteOptions(QuietOptions):
+    """Options of commands that delete something."""
+
+    yes: bool = option(False, "Delete without asking", "Input", short="-y")
+
+
+@dataclass(frozen=True)
+class PullOptions(QuietOptions):
     """Options of commands that download a model which is not installed."""
 
     offline: bool = option(False, "Do not use the network", "Model")
-    quiet: bool = option(False, "No notices or progress on standard error", "Output", short="-q")
     yes: bool = option(False, "Answer yes to every question", "Input", short="-y")
+
+
+@dataclass(frozen=True)
+class PullCommandOptions(PullOptions):
+    """Options of `cerebrum pull`."""
+
+    name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
+    default: bool = option(False, "Make this the default model", "Model")
+    dry_run: bool = option(False, "Show what is available and fits; download nothing", "Output")
+    json: bool = option(False, "Print JSON", "Output")
 
 
 @dataclass(frozen=True)

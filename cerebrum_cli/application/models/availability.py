@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cerebrum_cli.application.models.fit import QuantizationFit, Capacity, assess_quantizations, planned_context
+from cerebrum_cli.application.models.fit import Capacity, QuantizationFit, assess_quantizations, planned_context
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.hub import Listing
 from cerebrum_cli.catalogue.reference import HubReference, NameReference

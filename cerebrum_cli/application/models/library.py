@@ -12,7 +12,7 @@ from cerebrum_cli.application.models.model import Model, as_path, is_directory, 
 from cerebrum_cli.application.models.not_found import file_missing, not_installed, unknown_model
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
-from cerebrum_cli.catalogue.reference import PathReference, HubReference, NameReference, Reference, parse_reference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
 from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec

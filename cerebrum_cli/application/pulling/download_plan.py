@@ -20,7 +20,7 @@ from cerebrum_cli.application.models.not_found import require_not_refused
 from cerebrum_cli.catalogue.download import Progress, RetryPolicy
 from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, open_file
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import PathReference, HubReference, NameReference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound

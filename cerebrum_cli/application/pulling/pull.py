@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, name_from_stem, as_path, is_file, is_missing, require_loadable
+from cerebrum_cli.application.models.model import Model, as_path, is_file, is_missing, name_from_stem, require_loadable
 from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
 from cerebrum_cli.catalogue.download import Download, Progress
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import PathReference, NameReference
+from cerebrum_cli.catalogue.reference import NameReference, PathReference
 from cerebrum_cli.catalogue.registry import ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError

@@ -12,8 +12,8 @@ from statistics import median
 from typing import Literal, NamedTuple, TypeVar
 
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, name_from_stem, is_missing
-from cerebrum_cli.catalogue.derivatives import PART_SUFFIX, Derivative, DerivativeStore, delete_file, commit_file
+from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem
+from cerebrum_cli.catalogue.derivatives import PART_SUFFIX, Derivative, DerivativeStore, commit_file, delete_file
 from cerebrum_cli.catalogue.registry import ModelFile, sha256_of
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import StageEvent
