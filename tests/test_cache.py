@@ -155,7 +155,7 @@ def test_what_is_foreign_is_no_model(cache: Cache) -> None:
     (cache.directory / "models--o--empty").mkdir()
     (cache.directory / "version.txt").write_text("1")
     (cache.directory / "CACHEDIR.TAG").write_text("")
-    folder = cache.folder("o/r") / "snapshots"
+    folder = cache.repository_directory("o/r") / "snapshots"
     (folder / ".DS_Store").write_text("")
     (folder / OLD / "README.md").write_text("")
     (folder / OLD / "mmproj-F16.gguf").write_text("")
@@ -165,7 +165,7 @@ def test_what_is_foreign_is_no_model(cache: Cache) -> None:
 
 def test_a_snapshot_that_leads_nowhere_is_passed_over(cache: Cache) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a"})
-    (cache.folder("o/r") / "snapshots" / NEW).symlink_to(cache.directory / "gone")
+    (cache.repository_directory("o/r") / "snapshots" / NEW).symlink_to(cache.directory / "gone")
     assert found(cache) == [("o/r", "1", "Q4_0")]
 
 
@@ -192,7 +192,7 @@ def test_what_cannot_be_read_is_passed_over(cache: Cache, lock: Callable[[Path],
     refer(cache, "main", OLD, "p/r")
     readable = [("p/r", "1", "Q4_0")] if place == "refs" else []
     snapshot(cache, OLD, {"x-Q4_0": "a"})
-    lock(cache.folder("p/r") / place)
+    lock(cache.repository_directory("p/r") / place)
     assert found(cache) == [("o/r", "1", "Q4_0"), *readable]
 
 
@@ -216,7 +216,7 @@ def test_a_revision_is_the_commit_that_was_noted_or_itself(cache: Cache, revisio
 
 def test_a_note_that_is_damaged_names_no_commit(cache: Cache) -> None:
     refer(cache, "main", NEW)
-    (cache.folder("o/r") / "refs" / "main").write_bytes(b"\xff\xfe")
+    (cache.repository_directory("o/r") / "refs" / "main").write_bytes(b"\xff\xfe")
     assert cache.commit("o/r", "main") is None
 
 
@@ -229,10 +229,10 @@ def listed(directory: Path) -> list[str]:
 
 def put(cache: Cache, name: str, content: str, commit: str = OLD, revision: str = "main", repo_id: str = "o/r") -> Path:
     """Bring a file in as a download does."""
-    cache.prepare(repo_id, commit, name, digest(content))
+    cache.make_directories(repo_id, commit, name, digest(content))
     cache.partial(repo_id, digest(content)).write_text(content)
     cache.partial(repo_id, digest(content)).replace(cache.blob(repo_id, digest(content)))
-    cache.note(repo_id, revision, commit)
+    cache.write_ref(repo_id, revision, commit)
     return cache.link(repo_id, commit, name, digest(content))
 
 
@@ -246,7 +246,7 @@ def test_a_file_comes_in_under_its_name_and_its_revision_is_noted(cache: Cache) 
         "models--o--r/refs/main",
         f"models--o--r/snapshots/{OLD}/{FILE}",
     ]
-    assert (cache.folder("o/r") / "refs" / "main").read_text() == OLD
+    assert (cache.repository_directory("o/r") / "refs" / "main").read_text() == OLD
     assert cache.lock("o/r", digest("a")).parent.is_dir()
     assert [model.names for model in cache.models()] == [(FILE,)]
 
@@ -285,14 +285,14 @@ def test_where_the_file_system_has_no_links_the_file_itself_gets_the_name(
     path = put(cache, FILE, "a")
     assert not path.is_symlink()
     assert path.read_text() == "a"
-    assert listed(cache.folder("o/r")) == ["refs/main", f"snapshots/{OLD}/{FILE}"]
+    assert listed(cache.repository_directory("o/r")) == ["refs/main", f"snapshots/{OLD}/{FILE}"]
     assert put(cache, FILE, "a").read_text() == "a"
 
 
 def test_a_revision_with_slashes_is_noted_in_folders_and_a_commit_is_not_noted(cache: Cache) -> None:
     put(cache, FILE, "a", revision="refs/pr/1")
     put(cache, FILE, "b", NEW, revision=NEW)
-    assert listed(cache.folder("o/r") / "refs") == ["refs/pr/1"]
+    assert listed(cache.repository_directory("o/r") / "refs") == ["refs/pr/1"]
     assert cache.commit("o/r", "refs/pr/1") == OLD
     put(cache, FILE, "b", NEW, revision="refs/pr/1")
     assert cache.commit("o/r", "refs/pr/1") == NEW
@@ -330,7 +330,7 @@ def test_what_is_written_the_real_library_reads_without_a_warning(cache: Cache) 
 
 
 def test_a_download_that_has_only_begun_is_read_without_a_warning(cache: Cache) -> None:
-    cache.prepare("o/r", OLD, f"Q8_0/{FILE}", digest("a"))
+    cache.make_directories("o/r", OLD, f"Q8_0/{FILE}", digest("a"))
     cache.partial("o/r", digest("a")).write_text("a")
     scanned = scan_cache_dir(cache.directory)
     assert [str(warning) for warning in scanned.warnings] == []

@@ -8,7 +8,7 @@ import pytest
 
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.catalogue.reference import InRepository, Named, parse_reference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, parse_reference
 from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
 from cerebrum_cli.catalogue.variants import quantization_of, same_quantization
@@ -158,23 +158,23 @@ def test_what_one_must_know_of_a_model_is_in_its_notes(name: str, said: tuple[st
     ],
 )
 def test_a_model_answers_to_its_name_and_its_aliases_in_any_case(called: str, name: str | None) -> None:
-    assert [spec.name for spec in PACKAGED.values() if spec.is_called(called)] == ([name] if name else [])
+    assert [spec.name for spec in PACKAGED.values() if spec.has_name(called)] == ([name] if name else [])
 
 
 def test_no_two_rows_answer_to_one_name_and_each_answers_to_its_full_name() -> None:
     names = [name.lower() for spec in PACKAGED.values() for name in (spec.name, *spec.aliases)]
     assert len(names) == len(set(names))
-    assert all(spec.is_called(spec.system) for spec in PACKAGED.values())
+    assert all(spec.has_name(spec.system) for spec in PACKAGED.values())
 
 
 @pytest.mark.parametrize("spec", PACKAGED.values(), ids=list(PACKAGED))
 def test_every_name_and_repository_of_the_catalogue_is_a_reference(spec: ModelSpec) -> None:
     for name in (spec.name, *spec.aliases):
-        assert parse_reference(name) == Named(name)
+        assert parse_reference(name) == NameReference(name)
         for quantization in spec.quantizations:
-            assert parse_reference(f"{name}:{quantization.name}") == Named(name, quantization.name)
+            assert parse_reference(f"{name}:{quantization.name}") == NameReference(name, quantization.name)
     for source in spec.sources:
-        assert parse_reference(f"hf.co/{source.repo_id}") == InRepository(source.repo_id)
+        assert parse_reference(f"hf.co/{source.repo_id}") == HubReference(source.repo_id)
 
 
 @pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
@@ -270,7 +270,7 @@ def test_a_user_adds_a_row_with_all_its_keys(tmp_path: Path) -> None:
         Repository("me/Mine-GGUF", "mine.{quant}.gguf", (Quantization("Q4_0", 10),), "refs/pr/1"),
         alternative,
     )
-    assert spec.is_called("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")
+    assert spec.has_name("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")
 
 
 def test_a_user_replaces_single_keys_and_the_rest_stays(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_user_replaces_single_keys_and_the_rest_stays(tmp_path: Path) -> None:
     packaged = PACKAGED["cerebrum-7b"]
     assert (spec.aliases, spec.revision, spec.alternatives) == (("c",), "v2", ())
     assert (spec.repo_id, spec.file, spec.quantizations) == (packaged.repo_id, packaged.file, packaged.quantizations)
-    assert not spec.is_called("cerebrum")
+    assert not spec.has_name("cerebrum")
     assert [source.revision for source in spec.sources] == ["v2"]
 
 

@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebrum_cli.application.models.fit import (
-    COMFORTABLE,
-    ON_DEVICE,
-    PREFERRED,
-    SYSTEM,
-    TIGHT,
-    Candidate,
+    COMFORTABLE_FRACTION,
+    DEVICE_FRACTION,
+    PREFERRED_QUANTIZATION,
+    SYSTEM_RESERVE,
+    TIGHT_FRACTION,
     Capacity,
-    assess_candidates,
+    QuantizationFit,
+    assess_quantizations,
     needed_memory,
-    wanted_context,
+    planned_context,
 )
 from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, HEADROOM, Device
@@ -38,19 +38,19 @@ def machine(memory: float, *devices: float) -> Capacity:
     return Capacity(int(memory), tuple(map(gpu, devices)) or None)
 
 
-def chosen(candidates: tuple[Candidate, ...]) -> str:
+def chosen(candidates: tuple[QuantizationFit, ...]) -> str:
     """Return the one quantisation that is recommended."""
     (only,) = (each for each in candidates if each.recommended)
     return only.quantization
 
 
-def of_row(name: str, here: Capacity) -> tuple[Candidate, ...]:
+def of_row(name: str, here: Capacity) -> tuple[QuantizationFit, ...]:
     """Return a row of the packaged catalogue as a machine sees it."""
-    return assess_candidates(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
+    return assess_quantizations(CATALOGUE[name].quantizations, (), KV, DEFAULT_CONTEXT, here)
 
 
-def of_sizes(here: Capacity, **gigabytes: float) -> tuple[Candidate, ...]:
-    return assess_candidates(
+def of_sizes(here: Capacity, **gigabytes: float) -> tuple[QuantizationFit, ...]:
+    return assess_quantizations(
         [(name, int(size * GB)) for name, size in gigabytes.items()], (), KV, DEFAULT_CONTEXT, here
     )
 
@@ -75,27 +75,27 @@ def test_a_model_needs_its_weights_its_cache_and_working_memory() -> None:
 def test_a_model_is_judged_at_the_context_that_was_asked_for_or_the_usual_one(
     asked: int | None, trained: int | None, context: int
 ) -> None:
-    assert wanted_context(asked, trained) == context
+    assert planned_context(asked, trained) == context
 
 
 @pytest.mark.parametrize(
     ("here", "needed", "verdict"),
     [
-        (machine(SYSTEM + 10 * GB), 0, "fits"),
-        (machine(SYSTEM + 10 * GB), int(8.75 * GB), "fits"),
-        (machine(SYSTEM + 10 * GB), int(8.75 * GB) + 1, "tight"),
-        (machine(SYSTEM + 10 * GB), 10 * GB, "tight"),
-        (machine(SYSTEM + 10 * GB), 10 * GB + 1, "too big"),
-        (machine(SYSTEM, 10 * GB), 9 * GB, "fits"),
-        (machine(SYSTEM, 10 * GB), 9 * GB + 1, "too big"),
-        (machine(SYSTEM + GB, 10 * GB), 9 * GB, "fits"),
-        (machine(SYSTEM + GB, 10 * GB), 9 * GB + 1, "tight"),
-        (machine(SYSTEM + GB, 10 * GB), 10 * GB, "tight"),
-        (machine(SYSTEM + GB, 10 * GB), 10 * GB + 1, "too big"),
-        (machine(SYSTEM + 10 * GB, 5 * GB, 5 * GB), int(0.875 * 19 * GB), "fits"),
-        (machine(SYSTEM + 10 * GB, 5 * GB, 5 * GB), 19 * GB, "tight"),
-        (machine(SYSTEM // 2), 1, "too big"),
-        (Capacity(SYSTEM + 10 * GB, ()), int(8.75 * GB), "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 0, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB), int(8.75 * GB), "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB), int(8.75 * GB) + 1, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB + 1, "too big"),
+        (machine(SYSTEM_RESERVE, 10 * GB), 9 * GB, "fits"),
+        (machine(SYSTEM_RESERVE, 10 * GB), 9 * GB + 1, "too big"),
+        (machine(SYSTEM_RESERVE + GB, 10 * GB), 9 * GB, "fits"),
+        (machine(SYSTEM_RESERVE + GB, 10 * GB), 9 * GB + 1, "tight"),
+        (machine(SYSTEM_RESERVE + GB, 10 * GB), 10 * GB, "tight"),
+        (machine(SYSTEM_RESERVE + GB, 10 * GB), 10 * GB + 1, "too big"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), int(0.875 * 19 * GB), "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 19 * GB, "tight"),
+        (machine(SYSTEM_RESERVE // 2), 1, "too big"),
+        (Capacity(SYSTEM_RESERVE + 10 * GB, ()), int(8.75 * GB), "fits"),
     ],
 )
 def test_a_verdict_changes_at_its_limits(here: Capacity, needed: int, verdict: str) -> None:
@@ -103,8 +103,8 @@ def test_a_verdict_changes_at_its_limits(here: Capacity, needed: int, verdict: s
 
 
 def test_a_system_without_memory_for_others_has_only_its_accelerators() -> None:
-    assert machine(SYSTEM // 2).room == 0
-    assert machine(SYSTEM // 2, 10 * GB).room == 9 * GB
+    assert machine(SYSTEM_RESERVE // 2).usable_memory == 0
+    assert machine(SYSTEM_RESERVE // 2, 10 * GB).usable_memory == 9 * GB
     assert machine(0).verdict(0) == "fits"
 
 
@@ -169,7 +169,7 @@ def test_without_the_preferred_one_it_is_the_largest_that_fits() -> None:
 
 
 def test_where_nothing_fits_it_is_the_smallest_even_where_some_are_only_tight() -> None:
-    here = machine(SYSTEM + 6 * GB)
+    here = machine(SYSTEM_RESERVE + 6 * GB)
     all_tight = of_sizes(here, Q4_K_M=4.37, Q4_K_S=4.14, Q3_K_L=3.82)
     assert {each.verdict for each in all_tight} == {"tight"}
     assert chosen(all_tight) == "Q3_K_L"
@@ -189,7 +189,7 @@ def test_what_is_not_quantised_is_recommended_only_where_there_is_nothing_else(
 
 def test_what_is_here_already_is_marked_in_letters_of_any_case() -> None:
     sizes = [("Q4_K_M", 4 * GB), ("Q8_0", 8 * GB), ("UD-Q4_K_XL", 5 * GB), ("model", GB)]
-    candidates = assess_candidates(
+    candidates = assess_quantizations(
         sizes, ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], KV, DEFAULT_CONTEXT, machine(16 * GIB)
     )
     assert [(each.quantization, each.installed) for each in candidates] == [
@@ -208,10 +208,12 @@ def test_candidates_are_smallest_first_and_by_name_where_they_are_alike() -> Non
 
 
 def test_of_nothing_nothing_is_recommended() -> None:
-    assert assess_candidates([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
+    assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
 
 
-amounts = st.integers(0, 200 * GB) | st.sampled_from([0, SYSTEM - 1, SYSTEM, SYSTEM + 1, 8 * GIB, 16 * GIB])
+amounts = st.integers(0, 200 * GB) | st.sampled_from(
+    [0, SYSTEM_RESERVE - 1, SYSTEM_RESERVE, SYSTEM_RESERVE + 1, 8 * GIB, 16 * GIB]
+)
 devices = st.none() | st.lists(amounts.map(gpu), max_size=3).map(tuple)
 capacities = st.builds(Capacity, amounts, devices)
 SIZES = st.integers(1, 100 * GB)
@@ -220,7 +222,9 @@ SIZES = st.integers(1, 100 * GB)
 @st.composite
 def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
     """Return quantisations and their sizes, the unquantised ones larger than the rest."""
-    names = draw(st.lists(st.sampled_from(["Q2_K", PREFERRED, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True))
+    names = draw(
+        st.lists(st.sampled_from(["Q2_K", PREFERRED_QUANTIZATION, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True)
+    )
     full = draw(st.lists(st.sampled_from(["F16", "BF16", "F32"]), unique=True, min_size=not names))
     sizes = [(name, draw(SIZES)) for name in names]
     return draw(st.permutations([*sizes, *((name, 100 * GB + draw(SIZES)) for name in full)]))
@@ -247,11 +251,11 @@ def test_what_needs_less_is_never_judged_worse(here: Capacity, needed: int, less
 def test_exactly_one_is_recommended_and_it_fits_where_any_does(
     sizes: list[tuple[str, int]], installed: list[str], here: Capacity
 ) -> None:
-    candidates = assess_candidates(sizes, installed, KV, DEFAULT_CONTEXT, here)
+    candidates = assess_quantizations(sizes, installed, KV, DEFAULT_CONTEXT, here)
     assert sorted((each.quantization, each.size) for each in candidates) == sorted(sizes)
     (best,) = (each for each in candidates if each.recommended)
     assert best.verdict == "fits" or all(each.verdict != "fits" for each in candidates)
-    assert assess_candidates(list(reversed(sizes)), installed, KV, DEFAULT_CONTEXT, here) == candidates
+    assert assess_quantizations(list(reversed(sizes)), installed, KV, DEFAULT_CONTEXT, here) == candidates
 
 
 @settings(deadline=None, derandomize=True, max_examples=500)
@@ -259,11 +263,17 @@ def test_exactly_one_is_recommended_and_it_fits_where_any_does(
 def test_more_memory_never_recommends_a_smaller_one(sizes: list[tuple[str, int]], here: Capacity, memory: int) -> None:
     def size(capacity: Capacity) -> int:
         return next(
-            each.size for each in assess_candidates(sizes, (), KV, DEFAULT_CONTEXT, capacity) if each.recommended
+            each.size for each in assess_quantizations(sizes, (), KV, DEFAULT_CONTEXT, capacity) if each.recommended
         )
 
     assert size(Capacity(here.memory + memory, here.devices)) >= size(here)
 
 
 def test_the_limits_are_these_parts_of_memory() -> None:
-    assert (TIGHT, COMFORTABLE, ON_DEVICE, SYSTEM, HEADROOM) == (0.875, 0.25, 0.9, GIB, GIB // 2)
+    assert (TIGHT_FRACTION, COMFORTABLE_FRACTION, DEVICE_FRACTION, SYSTEM_RESERVE, HEADROOM) == (
+        0.875,
+        0.25,
+        0.9,
+        GIB,
+        GIB // 2,
+    )

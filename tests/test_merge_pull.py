@@ -17,7 +17,7 @@ from tiny_models import Shape, write_quantised
 from cerebrum_cli.application.merging.merge import MARGIN, Merger
 from cerebrum_cli.application.merging.recipes import recipe_of
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.pulling.building import Building
+from cerebrum_cli.application.pulling.building import CatalogueMerge
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.core.errors import MergeError, ModelNotFound
 from cerebrum_cli.engine.llama.codec import LlamaCodec
@@ -209,14 +209,14 @@ def begins(home: Home, free: int) -> bool:
     return brought == ["tiny:Q4_K_M"]
 
 
-def own(home: Home, free: int) -> Building:
+def own(home: Home, free: int) -> CatalogueMerge:
     """Return how `own` is merged on a disk with so many free bytes."""
     runtime = runtime_for({}, home.path, Streams(StringIO(), StringIO(), None, False, False, False))
     library = runtime.library
     library.given_cache = Cache(home.path / "hub")
     spec = library.spec_named("own")
     assert spec
-    return Building(library, Merger(library, LlamaCodec, lambda path: free), spec, recipe_of(spec))
+    return CatalogueMerge(library, Merger(library, LlamaCodec, lambda path: free), spec, recipe_of(spec))
 
 
 def test_what_was_merged_is_deleted_behind_a_link_too(home: Home, tinies: dict[str, Path]) -> None:

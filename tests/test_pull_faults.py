@@ -234,7 +234,7 @@ def test_the_waits_grow_until_something_has_come_of_it() -> None:
     with pytest.raises(HubError, match="the connection is lost"):
         patience.wait(lost)
     assert told.slept == [1, 2, 4, 8, 16, 16]
-    patience.renew()
+    patience.reset()
     patience.wait(lost)
     assert told.notices[-1] == NoticeEvent("the connection is lost", "trying again in 1 s")
 

@@ -22,7 +22,7 @@ from tiny_models import write_chatml
 from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.listing import catalogue_rows, describe, rows, siblings
+from cerebrum_cli.application.models.listing import catalogue_rows, describe, quantization_plan, rows
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.removal import plan_removal
 from cerebrum_cli.application.pulling.pull import Puller
@@ -311,7 +311,7 @@ def test_a_plain_name_never_means_a_derivative(library: Library, tmp_path: Path)
     assert library.models() == [original, made]
     [row] = catalogue_rows(library, None)
     assert "Q8_0" not in [each["quantization"] for each in row["quantizations"]]
-    assert [each.quantization for each in siblings(library, made, None).candidates] == ["Q8_0"]
+    assert [each.quantization for each in quantization_plan(library, made, None).candidates] == ["Q8_0"]
 
 
 def test_the_derivative_applied_last_is_preferred_and_applying_it_again_measures_nothing(
@@ -381,7 +381,7 @@ def test_removing_a_derivative_leaves_its_original_and_not_the_other_way_round(l
     made = applied(library, model)
     library.registry.set_default("mine:Q8_0")
     planned = plan_removal(library, "mine")
-    assert planned.question == f"Forget mine, and leave its file {model.path} alone, and delete mine:Q8_0, made of it?"
+    assert planned.question == f"Forget mine (its file {model.path} is kept), and delete mine:Q8_0, made of it?"
     said = planned.execute()
     assert said == f"mine is forgotten; {model.path} is left alone; mine:Q8_0 is gone, 225 kB are free again"
     assert (library.models(), files(library), made.path.exists(), library.registry.default) == ([], [], False, None)
@@ -397,10 +397,10 @@ def test_a_derivative_stays_while_another_name_has_its_original(library: Library
 
 def test_a_file_without_a_name_is_re_encoded_under_its_own(library: Library, tmp_path: Path) -> None:
     path = write_chatml(tmp_path / "my own (model).gguf")
-    made = applied(library, library.at_path(path))
+    made = applied(library, library.model_at(path))
     assert made.name == "my-own-model:Q8_0"
-    assert library.preferred(library.at_path(path)) == made
-    other = library.at_path(write_chatml(tmp_path / "my-own-model.gguf", seed=1))
+    assert library.preferred(library.model_at(path)) == made
+    other = library.model_at(write_chatml(tmp_path / "my-own-model.gguf", seed=1))
     assert library.preferred(other) == other
     with pytest.raises(UsageError, match="my-own-model:Q8_0 is here already"):
         told(work_on(library, other).apply(Q8_0, force=False))
@@ -490,7 +490,7 @@ def test_a_model_llama_cpp_cannot_write_is_left_out(library: Library, model: Mod
 
 def test_a_split_model_becomes_one_file(library: Library, tmp_path: Path) -> None:
     first = split(write_chatml(tmp_path / "whole.gguf"), tmp_path / "parts")
-    model = library.at_path(first)
+    model = library.model_at(first)
     assert len(model.paths) > 1
     made = applied(library, model, encode=Encoder(real=True))
     assert made.path.name == f"{first.stem}.as-Q8_0.gguf"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
 from cerebrum_cli.core.errors import UsageError
 
 HUB = "https://huggingface.co"
@@ -20,63 +20,63 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("cerebrum-7b", Named("cerebrum-7b")),
-        ("cerebrum-7b:Q4_K_M", Named("cerebrum-7b", "Q4_K_M")),
-        ("cerebrum-7b:q4_k_m", Named("cerebrum-7b", "q4_k_m")),
-        ("7B", Named("7B")),
-        ("a.b_c-d:UD-Q4_K_XL", Named("a.b_c-d", "UD-Q4_K_XL")),
-        ("hf.co", Named("hf.co")),
-        (REPO, InRepository(REPO)),
-        (f"{REPO}:Q4_K_M", InRepository(REPO, "Q4_K_M")),
-        ("_o/r_:Q8_0", InRepository("_o/r_", "Q8_0")),
-        (f"hf.co/{REPO}", InRepository(REPO)),
-        (f"hf.co/{REPO}/", InRepository(REPO)),
-        (f"hf.co/{REPO}:Q4_K_M", InRepository(REPO, "Q4_K_M")),
-        (f"HF.co/{REPO}:Q4_K_M", InRepository(REPO, "Q4_K_M")),
-        (f"huggingface.co/{REPO}", InRepository(REPO)),
-        (f"www.huggingface.co/{REPO}", InRepository(REPO)),
-        (f"hf.co/{REPO}/resolve/main/{FILE}", InRepository(REPO, file=FILE, revision="main")),
-        (f"hf.co/{REPO}/resolve/main/{FILE}?download=true", InRepository(REPO, file=FILE, revision="main")),
-        (f"hf://{REPO}", InRepository(REPO)),
-        (f"HF://{REPO}:Q6_K", InRepository(REPO, "Q6_K")),
-        (f"{HUB}/{REPO}", InRepository(REPO)),
-        (f"{HUB}/{REPO}/", InRepository(REPO)),
-        (f"{HUB}/{REPO}:Q4_K_M", InRepository(REPO, "Q4_K_M")),
-        (f"{HUB}/{REPO}?library=gguf", InRepository(REPO)),
-        (f"HTTPS://HuggingFace.CO/{REPO}", InRepository(REPO)),
-        (f"http://www.huggingface.co/{REPO}", InRepository(REPO)),
-        (f"https://hf.co/{REPO}", InRepository(REPO)),
-        (f"{HUB}/{REPO}\n", InRepository(REPO)),
-        (f"{HUB}/{REPO}/resolve/main/{FILE}", InRepository(REPO, file=FILE, revision="main")),
-        (f"{HUB}/{REPO}/blob/main/{FILE}", InRepository(REPO, file=FILE, revision="main")),
-        (f"{HUB}/{REPO}/raw/main/{FILE}", InRepository(REPO, file=FILE, revision="main")),
-        (f"{HUB}/{REPO}/resolve/main/{FILE}?download=true", InRepository(REPO, file=FILE, revision="main")),
-        (f"{HUB}/{REPO}/resolve/{COMMIT}/{FILE}", InRepository(REPO, file=FILE, revision=COMMIT)),
-        (f"{HUB}/{REPO}/resolve/refs%2Fpr%2F1/{FILE}", InRepository(REPO, file=FILE, revision="refs/pr/1")),
-        (f"{HUB}/{REPO}/resolve/main/Q4/part/{FILE}", InRepository(REPO, file=f"Q4/part/{FILE}", revision="main")),
-        (f"{HUB}/{REPO}/resolve/main/Q4%2F{FILE}", InRepository(REPO, file=f"Q4/{FILE}", revision="main")),
-        (f"{HUB}/{REPO}/resolve/main/a%20b%3F%23.gguf", InRepository(REPO, file="a b?#.gguf", revision="main")),
-        (f"{HUB}/{REPO}/resolve/main/%C3%A4%2B.GGUF", InRepository(REPO, file="ä+.GGUF", revision="main")),
-        (f"{HUB}/{REPO}/resolve/main/1..2.gguf", InRepository(REPO, file="1..2.gguf", revision="main")),
-        (f"{HUB}/{REPO}/tree/main", InRepository(REPO, revision="main")),
-        (f"{HUB}/{REPO}/tree/main/", InRepository(REPO, revision="main")),
-        (f"{HUB}/{REPO}/tree/v1.0:Q4_K_M", InRepository(REPO, "Q4_K_M", revision="v1.0")),
-        (f"{HUB}/{REPO}/tree/refs%2Fpr%2F1:Q4_K_M", InRepository(REPO, "Q4_K_M", revision="refs/pr/1")),
-        ("/models/a.gguf", AtPath(Path("/models/a.gguf"))),
-        ("/models/a", AtPath(Path("/models/a"))),
-        ("./a", AtPath(Path("a"))),
-        ("../a b", AtPath(Path("../a b"))),
-        (".", AtPath(Path())),
-        ("..", AtPath(Path(".."))),
-        ("~", AtPath(Path("~"))),
-        ("~/a.gguf", AtPath(Path("~/a.gguf"))),
-        ("~someone/a", AtPath(Path("~someone/a"))),
-        ("a.gguf", AtPath(Path("a.gguf"))),
-        ("a.GGUF", AtPath(Path("a.GGUF"))),
-        ("o/r.gguf", AtPath(Path("o/r.gguf"))),
-        ("a/b/c.gguf", AtPath(Path("a/b/c.gguf"))),
-        ("C:\\models\\a.gguf", AtPath(Path("C:\\models\\a.gguf"))),
-        ("ä \udcff.gguf", AtPath(Path("ä \udcff.gguf"))),
+        ("cerebrum-7b", NameReference("cerebrum-7b")),
+        ("cerebrum-7b:Q4_K_M", NameReference("cerebrum-7b", "Q4_K_M")),
+        ("cerebrum-7b:q4_k_m", NameReference("cerebrum-7b", "q4_k_m")),
+        ("7B", NameReference("7B")),
+        ("a.b_c-d:UD-Q4_K_XL", NameReference("a.b_c-d", "UD-Q4_K_XL")),
+        ("hf.co", NameReference("hf.co")),
+        (REPO, HubReference(REPO)),
+        (f"{REPO}:Q4_K_M", HubReference(REPO, "Q4_K_M")),
+        ("_o/r_:Q8_0", HubReference("_o/r_", "Q8_0")),
+        (f"hf.co/{REPO}", HubReference(REPO)),
+        (f"hf.co/{REPO}/", HubReference(REPO)),
+        (f"hf.co/{REPO}:Q4_K_M", HubReference(REPO, "Q4_K_M")),
+        (f"HF.co/{REPO}:Q4_K_M", HubReference(REPO, "Q4_K_M")),
+        (f"huggingface.co/{REPO}", HubReference(REPO)),
+        (f"www.huggingface.co/{REPO}", HubReference(REPO)),
+        (f"hf.co/{REPO}/resolve/main/{FILE}", HubReference(REPO, file=FILE, revision="main")),
+        (f"hf.co/{REPO}/resolve/main/{FILE}?download=true", HubReference(REPO, file=FILE, revision="main")),
+        (f"hf://{REPO}", HubReference(REPO)),
+        (f"HF://{REPO}:Q6_K", HubReference(REPO, "Q6_K")),
+        (f"{HUB}/{REPO}", HubReference(REPO)),
+        (f"{HUB}/{REPO}/", HubReference(REPO)),
+        (f"{HUB}/{REPO}:Q4_K_M", HubReference(REPO, "Q4_K_M")),
+        (f"{HUB}/{REPO}?library=gguf", HubReference(REPO)),
+        (f"HTTPS://HuggingFace.CO/{REPO}", HubReference(REPO)),
+        (f"http://www.huggingface.co/{REPO}", HubReference(REPO)),
+        (f"https://hf.co/{REPO}", HubReference(REPO)),
+        (f"{HUB}/{REPO}\n", HubReference(REPO)),
+        (f"{HUB}/{REPO}/resolve/main/{FILE}", HubReference(REPO, file=FILE, revision="main")),
+        (f"{HUB}/{REPO}/blob/main/{FILE}", HubReference(REPO, file=FILE, revision="main")),
+        (f"{HUB}/{REPO}/raw/main/{FILE}", HubReference(REPO, file=FILE, revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/{FILE}?download=true", HubReference(REPO, file=FILE, revision="main")),
+        (f"{HUB}/{REPO}/resolve/{COMMIT}/{FILE}", HubReference(REPO, file=FILE, revision=COMMIT)),
+        (f"{HUB}/{REPO}/resolve/refs%2Fpr%2F1/{FILE}", HubReference(REPO, file=FILE, revision="refs/pr/1")),
+        (f"{HUB}/{REPO}/resolve/main/Q4/part/{FILE}", HubReference(REPO, file=f"Q4/part/{FILE}", revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/Q4%2F{FILE}", HubReference(REPO, file=f"Q4/{FILE}", revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/a%20b%3F%23.gguf", HubReference(REPO, file="a b?#.gguf", revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/%C3%A4%2B.GGUF", HubReference(REPO, file="ä+.GGUF", revision="main")),
+        (f"{HUB}/{REPO}/resolve/main/1..2.gguf", HubReference(REPO, file="1..2.gguf", revision="main")),
+        (f"{HUB}/{REPO}/tree/main", HubReference(REPO, revision="main")),
+        (f"{HUB}/{REPO}/tree/main/", HubReference(REPO, revision="main")),
+        (f"{HUB}/{REPO}/tree/v1.0:Q4_K_M", HubReference(REPO, "Q4_K_M", revision="v1.0")),
+        (f"{HUB}/{REPO}/tree/refs%2Fpr%2F1:Q4_K_M", HubReference(REPO, "Q4_K_M", revision="refs/pr/1")),
+        ("/models/a.gguf", PathReference(Path("/models/a.gguf"))),
+        ("/models/a", PathReference(Path("/models/a"))),
+        ("./a", PathReference(Path("a"))),
+        ("../a b", PathReference(Path("../a b"))),
+        (".", PathReference(Path())),
+        ("..", PathReference(Path(".."))),
+        ("~", PathReference(Path("~"))),
+        ("~/a.gguf", PathReference(Path("~/a.gguf"))),
+        ("~someone/a", PathReference(Path("~someone/a"))),
+        ("a.gguf", PathReference(Path("a.gguf"))),
+        ("a.GGUF", PathReference(Path("a.GGUF"))),
+        ("o/r.gguf", PathReference(Path("o/r.gguf"))),
+        ("a/b/c.gguf", PathReference(Path("a/b/c.gguf"))),
+        ("C:\\models\\a.gguf", PathReference(Path("C:\\models\\a.gguf"))),
+        ("ä \udcff.gguf", PathReference(Path("ä \udcff.gguf"))),
     ],
 )
 def test_a_reference_names_one_thing(text: str, meant: Reference) -> None:
@@ -92,7 +92,7 @@ def test_a_reference_names_one_thing(text: str, meant: Reference) -> None:
     ],
 )
 def test_the_addresses_of_another_hub_are_known_where_one_is_set(endpoint: str, text: str) -> None:
-    assert parse_reference(text, endpoint) == InRepository(REPO, file=FILE, revision="main")
+    assert parse_reference(text, endpoint) == HubReference(REPO, file=FILE, revision="main")
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ paths = st.lists(
 ).map(lambda parts: Path(*parts))
 
 references: st.SearchStrategy[Reference] = st.one_of(
-    st.builds(Named, names, st.none() | names),
-    st.builds(InRepository, repo_ids, st.none() | names),
-    st.builds(InRepository, repo_ids, st.none() | names, revision=revisions),
-    st.builds(InRepository, repo_ids, file=files, revision=revisions),
-    st.builds(AtPath, paths | paths.map(Path("/").joinpath)),
+    st.builds(NameReference, names, st.none() | names),
+    st.builds(HubReference, repo_ids, st.none() | names),
+    st.builds(HubReference, repo_ids, st.none() | names, revision=revisions),
+    st.builds(HubReference, repo_ids, file=files, revision=revisions),
+    st.builds(PathReference, paths | paths.map(Path("/").joinpath)),
 )
 
 
@@ -217,12 +217,12 @@ def test_what_a_reference_is_written_as_is_that_reference(reference: Reference) 
 @pytest.mark.parametrize(
     "reference",
     [
-        InRepository("o/model.gguf"),
-        InRepository("o/model.gguf", "Q4_0"),
-        InRepository("hf.co/a"),
-        AtPath(Path("hf.co/a.gguf")),
-        AtPath(Path("hf.co/o/r.gguf")),
-        AtPath(Path("huggingface.co/o/r/resolve/main/a.gguf")),
+        HubReference("o/model.gguf"),
+        HubReference("o/model.gguf", "Q4_0"),
+        HubReference("hf.co/a"),
+        PathReference(Path("hf.co/a.gguf")),
+        PathReference(Path("hf.co/o/r.gguf")),
+        PathReference(Path("huggingface.co/o/r/resolve/main/a.gguf")),
     ],
 )
 def test_what_could_be_taken_for_another_form_is_written_so_that_it_is_not(reference: Reference) -> None:
@@ -250,7 +250,7 @@ def read(text: str) -> Reference | None:
 @given(texts)
 def test_any_text_is_a_reference_or_an_error_of_two_lines(text: str) -> None:
     try:
-        assert isinstance(parse_reference(text), Named | InRepository | AtPath)
+        assert isinstance(parse_reference(text), NameReference | HubReference | PathReference)
     except UsageError as error:
         assert len(error.message.splitlines()) == len(error.hint.splitlines()) == 1
 
@@ -270,7 +270,7 @@ addresses = st.builds("{}{}{}".format, views, texts, st.sampled_from(["", "/x.gg
 @given(addresses)
 def test_no_part_of_an_address_leads_out_of_the_folder_it_is_a_file_name_in(text: str) -> None:
     reference = read(text)
-    if not isinstance(reference, InRepository):
+    if not isinstance(reference, HubReference):
         return
     for part in filter(None, (reference.file, reference.revision)):
         assert not {"", ".", ".."}.intersection(part.split("/")), part

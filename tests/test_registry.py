@@ -56,10 +56,10 @@ def test_adding_a_name_again_replaces_it(tmp_path: Path) -> None:
 
 def test_the_default_is_what_was_chosen_and_with_a_condition_only_in_place_of_that(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    registry.set_default("a", instead_of=(None,))
-    registry.set_default("b", instead_of=(None,))
+    registry.set_default("a", replacing=(None,))
+    registry.set_default("b", replacing=(None,))
     assert registry.default == "a"
-    registry.set_default("b", instead_of=("a", None))
+    registry.set_default("b", replacing=("a", None))
     assert Registry(tmp_path).default == "b"
     registry.set_default("owner/repo:Q4_0")
     assert registry.default == "owner/repo:Q4_0"

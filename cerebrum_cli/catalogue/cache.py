@@ -22,8 +22,8 @@ from cerebrum_cli.catalogue.variants import Variant, parts_of, quantization_of, 
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-_FOLDER = "models--"
-_TAG = "CACHEDIR.TAG"
+_FOLDER_PREFIX = "models--"
+_TAG_FILE = "CACHEDIR.TAG"
 _TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/: backups skip it
 
 
@@ -53,14 +53,14 @@ class Cache:
 
     def models(self) -> Iterator[CachedModel]:
         """Yield every whole GGUF model, a repository's newest commit first, and what an older one shares just once."""
-        for folder in _entries(self.directory):
-            if repo_id := _repo_id(folder.name):
-                yield from self._models(repo_id)
+        for folder in _sorted_entries(self.directory):
+            if repo_id := _repo_id_of(folder.name):
+                yield from self._repository_models(repo_id)
 
-    def model(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
+    def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
         """Return the model that files of a commit are, all of which are here."""
         paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)
-        return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_target, paths)))
+        return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_link_target, paths)))
 
     def model_at(self, path: Path) -> CachedModel | None:
         """Return the model a path in the cache is the first file of; None for any other path."""
@@ -68,45 +68,45 @@ class Cache:
             folder, snapshots, commit, *names = path.relative_to(self.directory).parts
         except ValueError:
             return None
-        repo_id, name = _repo_id(folder), "/".join(names)
+        repo_id, name = _repo_id_of(folder), "/".join(names)
         if not (repo_id and snapshots == "snapshots" and name):
             return None
-        return self.model(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
+        return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
 
-    def folder(self, repo_id: str) -> Path:
+    def repository_directory(self, repo_id: str) -> Path:
         """Return where everything of a repository lies."""
-        return self.directory / f"{_FOLDER}{repo_id.replace('/', '--')}"
+        return self.directory / f"{_FOLDER_PREFIX}{repo_id.replace('/', '--')}"
 
     def commit(self, repo_id: str, revision: str) -> str | None:
         """Return the commit a revision was when it was last asked for; None where it never was."""
         if COMMIT.fullmatch(revision):
             return revision
         try:
-            return (self.folder(repo_id) / "refs" / PurePosixPath(revision)).read_text()
+            return (self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)).read_text()
         except (OSError, UnicodeDecodeError):
             return None
 
     def blob(self, repo_id: str, digest: str) -> Path:
         """Return where the bytes with this digest lie, or will."""
-        return self.folder(repo_id) / "blobs" / digest
+        return self.repository_directory(repo_id) / "blobs" / digest
 
     def partial(self, repo_id: str, digest: str) -> Path:
         """Return where they lie while they come: a name `hf cache` knows as an incomplete download."""
-        return self.folder(repo_id) / "blobs" / f"{digest}.incomplete"
+        return self.repository_directory(repo_id) / "blobs" / f"{digest}.incomplete"
 
     def lock(self, repo_id: str, digest: str) -> Path:
         """Return the file huggingface_hub locks while it downloads this blob."""
-        return self.directory / ".locks" / self.folder(repo_id).name / f"{digest}.lock"
+        return self.directory / ".locks" / self.repository_directory(repo_id).name / f"{digest}.lock"
 
     def pointer(self, repo_id: str, commit: str, name: str) -> Path:
         """Return the path a file has under its own name."""
-        return self.folder(repo_id) / "snapshots" / commit / PurePosixPath(name)
+        return self.repository_directory(repo_id) / "snapshots" / commit / PurePosixPath(name)
 
-    def holds(self, repo_id: str, commit: str, name: str, digest: str | None) -> bool:
+    def contains(self, repo_id: str, commit: str, name: str, digest: str | None) -> bool:
         """Return whether the bytes of a file are here, as far as their name tells."""
-        return digest is not None and _is_there(self.stored(repo_id, commit, name, digest))
+        return digest is not None and _exists(self.stored_path(repo_id, commit, name, digest))
 
-    def prepare(self, repo_id: str, commit: str, name: str, digest: str) -> None:
+    def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
         """Make the directories a download needs."""
         blob, pointer, lock = (
             self.blob(repo_id, digest),
@@ -115,35 +115,35 @@ class Cache:
         )
         for path in (blob, pointer, lock):
             path.parent.mkdir(parents=True, exist_ok=True)
-        tag = self.directory / _TAG
+        tag = self.directory / _TAG_FILE
         if not tag.exists():
             with contextlib.suppress(OSError):
                 tag.write_text(_TAG_CONTENT)
 
-    def note(self, repo_id: str, revision: str, commit: str) -> None:
+    def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
         """Remember which commit a revision is."""
         if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
-            reference = self.folder(repo_id) / "refs" / PurePosixPath(revision)
+            reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
             reference.parent.mkdir(parents=True, exist_ok=True)
             _replace(reference, commit)
 
     def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
         """Give a blob its name in a commit, and return the path it has then."""
-        blob, pointer = self.stored(repo_id, commit, name, digest), self.pointer(repo_id, commit, name)
+        blob, pointer = self.stored_path(repo_id, commit, name, digest), self.pointer(repo_id, commit, name)
         if not (pointer.exists() and pointer.samefile(blob)):
             _link(blob, pointer)
         return pointer
 
-    def stored(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
+    def stored_path(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
         """Return where the bytes of a file lie: its blob, or on a file system without links the file itself."""
         blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
         return pointer if pointer.is_file() and not pointer.is_symlink() and not blob.exists() else blob
 
-    def _models(self, repo_id: str) -> Iterator[CachedModel]:
+    def _repository_models(self, repo_id: str) -> Iterator[CachedModel]:
         seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
         for snapshot in self._snapshots(repo_id):
-            for variant in variants(_names(snapshot)):
-                model = self.model(repo_id, snapshot.name, variant)
+            for variant in variants(_gguf_files(snapshot)):
+                model = self.model_from_files(repo_id, snapshot.name, variant)
                 if (model.names, model.blobs) not in seen:
                     seen.add((model.names, model.blobs))
                     yield model
@@ -151,23 +151,23 @@ class Cache:
     def _snapshots(self, repo_id: str) -> list[Path]:
         """Return a repository's snapshots: what `main` is first, then the newest."""
         main = self.commit(repo_id, MAIN)
-        by_age = []
-        for path in _entries(self.folder(repo_id) / "snapshots"):
+        found = []
+        for path in _sorted_entries(self.repository_directory(repo_id) / "snapshots"):
             with contextlib.suppress(OSError):  # one that leads nowhere, or is being deleted
-                by_age.append((path.name == main, path.stat().st_mtime_ns, path))
-        return [path for _, _, path in sorted(by_age, reverse=True)]
+                found.append((path.name == main, path.stat().st_mtime_ns, path))
+        return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def _names(snapshot: Path) -> Iterator[str]:
+def _gguf_files(snapshot: Path) -> Iterator[str]:
     """Yield the GGUF files of a snapshot by their names in the repository."""
-    for where, _, names in os.walk(snapshot):
+    for directory, _, names in os.walk(snapshot):
         for name in names:
-            path = Path(where, name)
-            if name.lower().endswith(".gguf") and _is_there(path):
+            path = Path(directory, name)
+            if name.lower().endswith(".gguf") and _exists(path):
                 yield path.relative_to(snapshot).as_posix()
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     """Return whether a path leads to something: a link may be to a blob that is gone, or out of reach."""
     try:
         return path.exists()
@@ -175,13 +175,13 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _repo_id(folder: str) -> str | None:
+def _repo_id_of(folder: str) -> str | None:
     """Return the repository whose folder this is; None for any other folder."""
-    owner, dashes, name = folder.removeprefix(_FOLDER).partition("--")
-    return f"{owner}/{name}" if folder.startswith(_FOLDER) and dashes else None
+    owner, dashes, name = folder.removeprefix(_FOLDER_PREFIX).partition("--")
+    return f"{owner}/{name}" if folder.startswith(_FOLDER_PREFIX) and dashes else None
 
 
-def _entries(directory: Path) -> list[Path]:
+def _sorted_entries(directory: Path) -> list[Path]:
     """Return what is in a directory, by name; nothing where it cannot be read."""
     try:
         return sorted(directory.iterdir())
@@ -189,20 +189,20 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def _target(path: Path) -> Path:
+def _link_target(path: Path) -> Path:
     """Return the blob a link is to: one step only, as a blob may itself be a link to one that repositories share."""
     return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
 
 
 def _link(blob: Path, pointer: Path) -> None:
     """Put the link in place; where the file system has none, the file itself, as huggingface_hub does."""
-    unnamed = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+    temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
     try:
-        unnamed.symlink_to(os.path.relpath(blob, pointer.parent))
+        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError:
         blob.replace(pointer)
         return
-    unnamed.replace(pointer)
+    temporary.replace(pointer)
 
 
 def _replace(path: Path, text: str) -> None:

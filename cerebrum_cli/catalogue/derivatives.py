@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.catalogue.reference import InRepository, parse_reference
+from cerebrum_cli.catalogue.reference import HubReference, parse_reference
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.files import fsync_directory, locked
 
-PART = ".part"
-DIGITS = 16  # of the original's digest, in the name of a folder
+PART_SUFFIX = ".part"
+DIGEST_DIGITS = 16  # of the original's digest, in the name of a folder
 
 
 class Derivative(NamedTuple):
@@ -28,7 +28,7 @@ class Derivative(NamedTuple):
         return f"{self.original}:{self.encoding}"
 
     @property
-    def plain_name(self) -> str:
+    def original_name(self) -> str:
         """What the original is called, whatever its quantisation."""
         return self.original.partition(":")[0]
 
@@ -36,10 +36,10 @@ class Derivative(NamedTuple):
     def repo_id(self) -> str | None:
         """The repository of an original that has no name of its own."""
         reference = parse_reference(self.original) if "/" in self.original else None
-        return reference.repo_id if isinstance(reference, InRepository) else None
+        return reference.repo_id if isinstance(reference, HubReference) else None
 
     @property
-    def command(self) -> str:
+    def rebuild_command(self) -> str:
         """What makes it again."""
         return f"cerebrum tune {self.original} --reencode --apply {self.encoding}"
 
@@ -62,14 +62,14 @@ class DerivativeStore:
 
     def path(self, original: Path, digest: str, encoding: str) -> Path:
         """Return where a derivative lies."""
-        return self.directory / digest[:DIGITS] / f"{original.stem}.as-{encoding}.gguf"
+        return self.directory / digest[:DIGEST_DIGITS] / f"{original.stem}.as-{encoding}.gguf"
 
-    def free(self) -> int:
+    def free_space(self) -> int:
         """Return the bytes that are free for one more."""
         return self.free_bytes(next(path for path in (self.directory, *self.directory.parents) if path.exists()))
 
     @contextlib.contextmanager
-    def alone(self, known: Collection[Path]) -> Iterator[None]:
+    def locked(self, keep: Collection[Path]) -> Iterator[None]:
         """Keep others out, and remove what a killed process has left, all but the files that are known.
 
         CerebrumError where another one works here, or something cannot be written.
@@ -79,21 +79,21 @@ class DerivativeStore:
             with (self.directory / "lock").open("ab") as lock:  # closing the file gives it back
                 if not locked(lock.fileno()):
                     raise CerebrumError("another cerebrum tune --reencode is at work", "wait until it has ended")
-                for left in self.directory.glob("*/*"):
-                    if left not in known:
-                        discard(left)
+                for leftover in self.directory.glob("*/*"):
+                    if leftover not in keep:
+                        delete_file(leftover)
                 yield
         except OSError as error:
-            what = f"{error.filename or self.directory}: {error.strerror}"
-            raise CerebrumError(what, "check its permissions and free space") from error
+            problem = f"{error.filename or self.directory}: {error.strerror}"
+            raise CerebrumError(problem, "check its permissions and free space") from error
 
 
-def original_name(path: Path) -> str:
+def original_file_name(path: Path) -> str:
     """Return the file name of what a derivative was made of."""
     return f"{path.stem.rpartition('.as-')[0]}.gguf"
 
 
-def finish(part: Path, path: Path) -> None:
+def commit_file(part: Path, path: Path) -> None:
     """Give a whole file its name, durably."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
@@ -101,7 +101,7 @@ def finish(part: Path, path: Path) -> None:
     fsync_directory(path.parent)
 
 
-def discard(path: Path) -> None:
+def delete_file(path: Path) -> None:
     """Remove a file, and its folder where that was the last one in it."""
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):

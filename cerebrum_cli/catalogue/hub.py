@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.cache import COMMIT, SHA256
-from cerebrum_cli.catalogue.hub_errors import ErrorAnswer, HubError, Token, silence
-from cerebrum_cli.catalogue.reference import MAIN, is_inside
+from cerebrum_cli.catalogue.hub_errors import ErrorResponse, HubError, Token, connection_error
+from cerebrum_cli.catalogue.reference import MAIN, is_safe_path
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
 from cerebrum_cli.core.settings import environment, forget_empty_variable
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, HFCacheInfo
 
 _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # an empty one means what none means
-_NAME = "cerebrum"  # as the Hub's statistics see us
+_LIBRARY_NAME = "cerebrum"  # as the Hub's statistics see us
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
@@ -80,16 +80,16 @@ def is_offline() -> bool:
 
 def token() -> Token:
     """Return where the user's token is kept, and whether there is one; no network is used, not even to renew it."""
-    place, text = _token_place(), environment("HF_TOKEN") or ""
+    location, text = _token_location(), environment("HF_TOKEN") or ""
     if not text:
         with contextlib.suppress(FileNotFoundError):
-            text = Path(place).read_text(encoding="utf-8", errors="surrogateescape")
+            text = Path(location).read_text(encoding="utf-8", errors="surrogateescape")
     if not text.isascii() or len(text.split()) > 1:
-        raise PullError(f"the token in {place} holds characters no token has", "correct it")
-    return Token(place, bool(text.strip()))
+        raise PullError(f"the token in {location} holds characters no token has", "correct it")
+    return Token(location, bool(text.strip()))
 
 
-def reach(timeout: float) -> str:
+def check_reachable(timeout: float) -> str:
     """Ask the Hub whether it is there, without a token, and return its address; HubError where it is not.
 
     `timeout` is each stage's, in seconds; to look a name up may take longer.
@@ -112,17 +112,17 @@ def _constants() -> ModuleType:
     endpoint = _endpoint()
     try:
         parts = urlsplit(endpoint)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        sound = False
-    if not sound:
-        do = "set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
-        raise ConfigError(f"HF_ENDPOINT is {endpoint!r}, no address of a Hub", do)
+        valid = False
+    if not valid:
+        hint = "set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
+        raise ConfigError(f"HF_ENDPOINT is {endpoint!r}, no address of a Hub", hint)
     try:
         from huggingface_hub import constants
     except ValueError as error:
-        what = f"a variable that begins with HF_ is wrong: {error}"
-        raise ConfigError(what, "correct it, or unset it") from error
+        problem = f"a variable that begins with HF_ is wrong: {error}"
+        raise ConfigError(problem, "correct it, or unset it") from error
     return constants
 
 
@@ -135,17 +135,17 @@ def list_repository(repo_id: str, revision: str | None = None) -> Listing:
     from huggingface_hub import HfApi
 
     with _translated(repo_id):
-        info = HfApi(library_name=_NAME, library_version=__version__).model_info(
+        info = HfApi(library_name=_LIBRARY_NAME, library_version=__version__).model_info(
             repo_id, revision=revision or MAIN, files_metadata=True, timeout=timeout
         )
         files = tuple(
             HubFile(file.rfilename, int(file.size or 0), _sha256(file.lfs.sha256 if file.lfs else None))
             for file in info.siblings or ()
-            if file.rfilename.lower().endswith(".gguf") and is_inside(file.rfilename)
+            if file.rfilename.lower().endswith(".gguf") and is_safe_path(file.rfilename)
         )
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
-        raise _no_hub()
+        raise _not_a_hub()
     return Listing(repo_id, revision or MAIN, commit, files)
 
 
@@ -154,7 +154,7 @@ def _sha256(digest: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def opened(listing: Listing, name: str, start: int = 0, end: int | None = None) -> Iterator[Body]:
+def open_file(listing: Listing, name: str, start: int = 0, end: int | None = None) -> Iterator[Body]:
     """Open a file of a listing from byte `start` on, to byte `end` or its own; raises as `list_repository` does.
 
     A server that knows no ranges sends all of it: the body says where it begins.
@@ -167,14 +167,14 @@ def opened(listing: Listing, name: str, start: int = 0, end: int | None = None) 
     subject = f"{listing.repo_id}/{name}"
     with contextlib.ExitStack() as stack:
         with _translated(subject):
-            headers = build_hf_headers(library_name=_NAME, library_version=__version__)
+            headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
             headers["Accept-Encoding"] = "identity"
             if start or end is not None:
                 headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
             url = hf_hub_url(listing.repo_id, name, revision=listing.commit)
             response = stack.enter_context(get_session().stream("GET", url, headers=headers, timeout=timeout))
             hf_raise_for_status(response)
-        yield Body(_begin(response, start), _chunks(subject, response))
+        yield Body(_body_start(response, start), _chunks(subject, response))
 
 
 def _chunks(subject: str, response: httpx2.Response) -> Iterator[bytes]:
@@ -183,7 +183,7 @@ def _chunks(subject: str, response: httpx2.Response) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Iterator[None]) -> Iterator[None]:
+def blob_lock(path: Path, on_wait: Iterator[None]) -> Iterator[None]:
     """Hold huggingface_hub's own lock of a blob; `waiting` is stepped twice a second while another process has it."""
     from filelock import Timeout
     from huggingface_hub.utils._fixes import WeakFileLock
@@ -194,7 +194,7 @@ def locked(path: Path, waiting: Iterator[None]) -> Iterator[None]:
                 stack.enter_context(WeakFileLock(path, timeout=0.5))
                 break
             except Timeout:
-                next(waiting, None)
+                next(on_wait, None)
         yield
 
 
@@ -206,47 +206,47 @@ def delete(paths: tuple[Path, ...]) -> int:
     from huggingface_hub import scan_cache_dir
 
     cache = scan_cache_dir(cache_directory())
-    wanted = {path.parent.resolve() / path.name for path in paths}
+    requested = {path.parent.resolve() / path.name for path in paths}
     revisions = (revision for repo in cache.repos for revision in repo.revisions)
-    files = {file for revision in revisions for file in revision.files if file.file_path in wanted}
-    if len(files) < len(wanted):
-        said = next((str(warning) for warning in cache.warnings), "its files are gone")
-        raise PullError(f"the cache in {cache_directory()} is damaged: {said}", "look at it with: hf cache ls -vvv")
+    files = {file for revision in revisions for file in revision.files if file.file_path in requested}
+    if len(files) < len(requested):
+        warning = next((str(warning) for warning in cache.warnings), "its files are gone")
+        raise PullError(f"the cache in {cache_directory()} is damaged: {warning}", "look at it with: hf cache ls -vvv")
     try:
-        return _deleted(cache, files)
+        return _delete_files(cache, files)
     except OSError as error:
         raise PullError(f"{error.filename}: {error.strerror}", "see to it that the cache can be written to") from error
 
 
-def _deleted(cache: HFCacheInfo, files: set[CachedFileInfo]) -> int:
+def _delete_files(cache: HFCacheInfo, files: set[CachedFileInfo]) -> int:
     from huggingface_hub import scan_cache_dir
 
     strategy = cache.delete_files(*files)
     strategy.execute()
-    coming = {partial.file_path.parent.parent for partial in cache.incomplete_files}
-    emptied = [
+    incomplete = {partial.file_path.parent.parent for partial in cache.incomplete_files}
+    empty_revisions = [
         revision.commit_hash
         for repo in cache.repos
         for revision in repo.revisions
-        if revision.files <= files and revision.snapshot_path.parent.parent not in coming
+        if revision.files <= files and revision.snapshot_path.parent.parent not in incomplete
     ]
-    scan_cache_dir(cache_directory()).delete_revisions(*emptied).execute()
+    scan_cache_dir(cache_directory()).delete_revisions(*empty_revisions).execute()
     return strategy.expected_freed_size
 
 
-def _begin(response: httpx2.Response, asked: int) -> int:
+def _body_start(response: httpx2.Response, requested: int) -> int:
     """Return where in the file a body begins: where it was asked to, or at its first byte."""
     if response.status_code != 206:
         return 0
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if found is None or int(found[1]) != asked:
+    range_header = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if range_header is None or int(range_header[1]) != requested:
         raise HubError("the server sends another part of the file than it was asked for", "pull again later", retries=2)
-    return asked
+    return requested
 
 
-def _no_hub() -> HubError:
-    do = "check the network, and HF_ENDPOINT where it is set"
-    return HubError(f"what {_endpoint()} answers is not what a Hub would", do)
+def _not_a_hub() -> HubError:
+    hint = "check the network, and HF_ENDPOINT where it is set"
+    return HubError(f"what {_endpoint()} answers is not what a Hub would", hint)
 
 
 @contextlib.contextmanager
@@ -258,7 +258,7 @@ def _translated(subject: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        raise _refused(subject, error.response) from error
+        raise _response_error(subject, error.response) from error
     except OfflineModeIsEnabled as error:
         raise HubError(
             f"{subject}: HF_HUB_OFFLINE forbids asking the Hub", "unset it, or use what cerebrum list shows"
@@ -266,28 +266,28 @@ def _translated(subject: str) -> Iterator[None]:
     except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT where it is set") from error
     except httpx2.TransportError as error:
-        raise silence(error.request.url.netloc.decode("ascii", "replace"), error) from error
+        raise connection_error(error.request.url.netloc.decode("ascii", "replace"), error) from error
     except UnicodeEncodeError as error:
-        raise HubError(f"the token in {_token_place()} holds characters no token has", "correct it") from error
+        raise HubError(f"the token in {_token_location()} holds characters no token has", "correct it") from error
     except ImportError as error:
         raise HubError(f"the network cannot be used: {error}", "install what is named, or change the proxy") from error
     except OSError as error:  # a token or a certificate that cannot be read
-        what = f"{error.filename or subject}: {error.strerror or error}"
-        raise HubError(what, "see to it that it can be read") from error
+        problem = f"{error.filename or subject}: {error.strerror or error}"
+        raise HubError(problem, "see to it that it can be read") from error
     except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _no_hub() from error
+        raise _not_a_hub() from error
 
 
-def _refused(subject: str, response: httpx2.Response) -> CerebrumError:
+def _response_error(subject: str, response: httpx2.Response) -> CerebrumError:
     from huggingface_hub import get_token
 
-    token = Token(_token_place(), get_token() is not None)
-    return ErrorAnswer(
+    token = Token(_token_location(), get_token() is not None)
+    return ErrorResponse(
         subject, response.status_code, response.headers, bool(response.history), _endpoint(), token
     ).error()
 
 
-def _token_place() -> str:
+def _token_location() -> str:
     return "HF_TOKEN" if environment("HF_TOKEN") else str(_constants().HF_TOKEN_PATH)
 
 

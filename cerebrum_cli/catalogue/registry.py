@@ -56,8 +56,8 @@ class _Content:
     digests: tuple[Digest, ...] = ()
 
     def find(self, name: str) -> ModelFile | None:
-        same = [model for model in self.models if model.name.lower() == name.lower()]
-        return next((model for model in same if model.name == name), same[0] if same else None)
+        matches = [model for model in self.models if model.name.lower() == name.lower()]
+        return next((model for model in matches if model.name == name), matches[0] if matches else None)
 
     def with_model(self, model: ModelFile) -> _Content:
         others = tuple(other for other in self.models if other.name != model.name)
@@ -94,61 +94,61 @@ class Registry:
 
     def add(self, model: ModelFile) -> None:
         """Put a model in, in place of one of the same name."""
-        with self._changing() as content:
+        with self._locked_content() as content:
             self._write(content.with_model(model))
 
     def remove(self, name: str) -> ModelFile | None:
         """Take a model out and return it, None where there was none; its file stays."""
-        with self._changing() as content:
+        with self._locked_content() as content:
             found = content.find(name)
             if found:
                 self._write(content.without(name))
             return found
 
-    def set_default(self, reference: str | None, instead_of: tuple[str | None, ...] | None = None) -> None:
+    def set_default(self, reference: str | None, replacing: tuple[str | None, ...] | None = None) -> None:
         """Choose the model to use when none is given; with `instead_of` only where one of those is chosen now."""
-        with self._changing() as content:
-            if content.default != reference and (instead_of is None or content.default in instead_of):
+        with self._locked_content() as content:
+            if content.default != reference and (replacing is None or content.default in replacing):
                 self._write(replace(content, default=reference))
 
     def digest(self, path: Path) -> str | None:
         """Return the SHA-256 of a file as it was kept, None where the file has changed since or there is none."""
-        kept = next((digest for digest in self._read().digests if digest.path == path), None)
+        stored = next((digest for digest in self._read().digests if digest.path == path), None)
         stat = path.stat()
-        return kept.sha256 if kept and (kept.size, kept.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
+        return stored.sha256 if stored and (stored.size, stored.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
 
     def remember_digest(self, path: Path, sha256: str) -> None:
         """Remember the SHA-256 of a file as it is now."""
         stat = path.stat()
-        with contextlib.suppress(ConfigError), self._changing() as content:  # it can be computed again
+        with contextlib.suppress(ConfigError), self._locked_content() as content:  # it can be computed again
             self._write(content.with_digest(Digest(path, stat.st_size, stat.st_mtime_ns, sha256)))
 
     def touch(self, key: str) -> None:
         """Remember that a model is used now; where that cannot be written, nobody minds."""
-        mark = self._mark(key)
+        marker = self._usage_marker(key)
         with contextlib.suppress(OSError):
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
 
     def forget_use(self, key: str) -> None:
         """Forget when a model was last used."""
         with contextlib.suppress(OSError):
-            self._mark(key).unlink()
+            self._usage_marker(key).unlink()
 
     def last_used(self, key: str) -> float | None:
         """Return when a model was last used, in seconds since 1970; None where it never was."""
         try:
-            return self._mark(key).stat().st_mtime
+            return self._usage_marker(key).stat().st_mtime
         except OSError:
             return None
 
-    def _mark(self, key: str) -> Path:
+    def _usage_marker(self, key: str) -> Path:
         import hashlib
 
         return self._directory / "used" / hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[_Content]:
+    def _locked_content(self) -> Iterator[_Content]:
         """Yield what stands in the file while no other process may change it."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -156,15 +156,15 @@ class Registry:
                 _lock(lock.fileno())  # closing the file gives it back
                 yield self._read()
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self._access_error(error) from error
 
     def _read(self) -> _Content:
         try:
-            return _decoded(self._path.read_bytes())
+            return _decode(self._path.read_bytes())
         except FileNotFoundError:
             return _Content()
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self._access_error(error) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"{self._path}: damaged, not a list of models ({type(error).__name__}: {error})",
@@ -172,13 +172,13 @@ class Registry:
             ) from error
 
     def _write(self, content: _Content) -> None:
-        atomic_write(self._path, _encoded(content))
+        atomic_write(self._path, _encode(content))
 
-    def _unusable(self, error: OSError) -> ConfigError:
+    def _access_error(self, error: OSError) -> ConfigError:
         return ConfigError(f"{error.filename or self._path}: {error.strerror}", "check its permissions and free space")
 
 
-def sha256_of(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+def sha256_of(path: Path, on_progress: Callable[[int, int], None] | None = None) -> str:
     """Return the file's SHA-256 in hexadecimal; `progress` is told the bytes done and the bytes in all.
 
     Raises ModelFileError for a file that cannot be read.
@@ -194,8 +194,8 @@ def sha256_of(path: Path, progress: Callable[[int, int], None] | None = None) ->
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
                 done += count
-                if progress:
-                    progress(done, total)
+                if on_progress:
+                    on_progress(done, total)
     except OSError as error:
         raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
     return digest.hexdigest()
@@ -211,45 +211,45 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def _encoded(content: _Content) -> bytes:
+def _encode(content: _Content) -> bytes:
     value = {
         "version": _VERSION,
         "default": content.default,
-        "models": [_object(model) for model in content.models],
+        "models": [_model_to_json(model) for model in content.models],
         "digests": [digest._asdict() | {"path": str(digest.path)} for digest in content.digests],
     }
     return json.dumps(value, indent=2).encode("ascii")
 
 
-def _object(model: ModelFile) -> dict[str, str | int]:
+def _model_to_json(model: ModelFile) -> dict[str, str | int]:
     """Return a model as it is written; older versions know only models that are not derived."""
     return {key: value for key, value in asdict(model).items() if value is not None} | {"path": str(model.path)}
 
 
-def _decoded(text: bytes) -> _Content:
+def _decode(text: bytes) -> _Content:
     """Read registry.json; any of the usual errors of a lookup or conversion means that it is damaged."""
     value = json.loads(text)
     if value["version"] != _VERSION:
         raise ValueError(f"version {value['version']!r}, not {_VERSION}")
-    models = tuple(_model(**item) for item in value["models"])
+    models = tuple(_model_from_json(**item) for item in value["models"])
     default = value["default"]
     if len({model.name for model in models}) < len(models) or not isinstance(default, str | None):
         raise ValueError("its names do not fit together")
-    return _Content(models, default, tuple(_digest(**item) for item in value.get("digests", ())))
+    return _Content(models, default, tuple(_digest_from_json(**item) for item in value.get("digests", ())))
 
 
-def _digest(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:
+def _digest_from_json(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:
     if not (isinstance(sha256, str) and type(size) is int and type(mtime_ns) is int):
         raise TypeError(f"a value of the wrong kind in the digest of {path!r}")
     return Digest(Path(path), size, mtime_ns, sha256)
 
 
-def _model(
+def _model_from_json(
     *, name: str, path: str, size: int, sha256: str, mtime_ns: int, source: Source, original: str | None = None
 ) -> ModelFile:
-    texts = all(isinstance(value, str) for value in (name, path, sha256))
-    numbers = all(type(value) is int for value in (size, mtime_ns))
-    derived = isinstance(original, str) if source == "derived" else original is None
-    if not (texts and numbers and derived and source in get_args(Source)):
+    texts_valid = all(isinstance(value, str) for value in (name, path, sha256))
+    numbers_valid = all(type(value) is int for value in (size, mtime_ns))
+    original_valid = isinstance(original, str) if source == "derived" else original is None
+    if not (texts_valid and numbers_valid and original_valid and source in get_args(Source)):
         raise TypeError(f"a value of the wrong kind in {name!r}")
     return ModelFile(name, Path(path), size, sha256, mtime_ns, source, original)

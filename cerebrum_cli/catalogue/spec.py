@@ -100,12 +100,12 @@ class ModelSpec:
         merged = self.quantizations if self.recipe else ()
         return (*merged, *(each for source in self.sources for each in source.quantizations))
 
-    def may_be_had_in(self, quantization: str | None) -> bool:
+    def is_available_in(self, quantization: str | None) -> bool:
         """Whether a source, or a merge, comes in this quantisation, as far as its quantisations are known."""
         known = [each.name for each in self.known_quantizations]
         return quantization is None or not known or any(same_quantization(quantization, name) for name in known)
 
-    def is_called(self, name: str) -> bool:
+    def has_name(self, name: str) -> bool:
         """Whether this is the model's name or one of its aliases, in letters of any case."""
         return name.lower() in (self.name.lower(), *map(str.lower, self.aliases))
 

@@ -36,7 +36,7 @@ class _Split(NamedTuple):
     is_split: bool
 
     @property
-    def is_sound(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether there can be such a part."""
         return 1 <= self.part <= self.total
 
@@ -46,7 +46,7 @@ def variants(files: Iterable[str]) -> tuple[Variant, ...]:
     models: dict[tuple[str, ...], dict[int, str]] = {}
     for file in sorted(files):
         if is_model(file):
-            models.setdefault(parts_of(file), {})[_split(file).part] = file
+            models.setdefault(parts_of(file), {})[_parse_split(file).part] = file
     return tuple(
         Variant(quantization_of(parts[0]), parts) for parts, numbered in models.items() if len(numbered) == len(parts)
     )
@@ -54,30 +54,30 @@ def variants(files: Iterable[str]) -> tuple[Variant, ...]:
 
 def is_model(file: str) -> bool:
     """Return whether a file's name is one of a model, or of a part of one."""
-    split = _split(file)
+    split = _parse_split(file)
     stem = PurePosixPath(split.stem).name
-    other = _PROJECTOR.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
-    return file.lower().endswith(_SUFFIX) and bool(stem) and split.is_sound and not other
+    is_auxiliary = _PROJECTOR.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
+    return file.lower().endswith(_SUFFIX) and bool(stem) and split.is_valid and not is_auxiliary
 
 
 def parts_of(name: str) -> tuple[str, ...]:
     """Return the names of all files of the model that a file name is of: itself, or every part of a split one."""
-    split = _split(name)
-    if not (split.is_split and split.is_sound):
+    split = _parse_split(name)
+    if not (split.is_split and split.is_valid):
         return (name,)
     end = name[-len(_SUFFIX) :]
     return tuple(f"{split.stem}-{part:05}-of-{split.total:05}{end}" for part in range(1, split.total + 1))
 
 
-def whole_name(name: str) -> str:
+def unsplit_name(name: str) -> str:
     """Return what a model's file would be called if it were not split into parts, one of which has this name."""
-    split = _split(name)
+    split = _parse_split(name)
     return f"{split.stem}{name[-len(_SUFFIX) :]}" if split.is_split else name
 
 
 def quantization_of(file: str) -> str:
     """Return the quantisation a file's name ends in, in capitals; where it names none, its stem as a reference can."""
-    stem = PurePosixPath(_split(file).stem).name
+    stem = PurePosixPath(_parse_split(file).stem).name
     label = _LABEL.search(stem)
     return label[1].upper() if label else re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
 
@@ -87,7 +87,7 @@ def same_quantization(one: str, other: str) -> bool:
     return one.upper().replace("_", "") == other.upper().replace("_", "")
 
 
-def _split(file: str) -> _Split:
+def _parse_split(file: str) -> _Split:
     stem = file[: -len(_SUFFIX)] if file.lower().endswith(_SUFFIX) else file
     if found := _SPLIT.search(stem):
         return _Split(stem[: found.start()], int(found[1]), int(found[2]), True)

@@ -26,8 +26,8 @@ def list_models(
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
 
     runtime = options.runtime_of(context)
-    wanted = runtime.settings({"ctx": ctx}).ctx
-    listed = list(catalogue_rows(runtime.library, wanted) if available else rows(runtime.library))
+    context_size = runtime.settings({"ctx": ctx}).ctx
+    listed = list(catalogue_rows(runtime.library, context_size) if available else rows(runtime.library))
     if json:
         runtime.streams.answer_object(listed)
     elif available:

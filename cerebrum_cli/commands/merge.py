@@ -106,8 +106,8 @@ def wished(
 ) -> MergeOptions:
     """Return what the merge is to be. UsageError for what cannot be; without a place it goes nowhere, under a stem."""
     from cerebrum_cli.application.merging.merge import MergeOptions
-    from cerebrum_cli.application.models.model import as_name, as_path, is_directory
-    from cerebrum_cli.catalogue.variants import whole_name
+    from cerebrum_cli.application.models.model import as_path, is_directory, name_from_stem
+    from cerebrum_cli.catalogue.variants import unsplit_name
     from cerebrum_cli.core.text import parse_size
     from cerebrum_cli.merge.target_types import wanted_type
 
@@ -118,12 +118,12 @@ def wished(
         raise UsageError(f"-o {path}: is a directory", "name a file")
     if path.suffix.lower() != ".gguf":
         raise UsageError(f"-o {path}: models are files that end in .gguf", f"name it {path}.gguf")
-    if whole_name(path.name) != path.name:
+    if unsplit_name(path.name) != path.name:
         raise UsageError(f"-o {path}: that is how parts of models are named", "name the whole; --split-size splits it")
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: there is no directory {path.parent}", "make it, or write elsewhere")
     limit = None if split is None else parse_size(split)
-    return MergeOptions(path, name or as_name(path.stem), wanted_type(type) if type else None, limit)
+    return MergeOptions(path, name or name_from_stem(path.stem), wanted_type(type) if type else None, limit)
 
 
 def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:

@@ -195,11 +195,11 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
         if error.pullable is None or not (yes or runtime.streams.can_ask):
             raise
         with file_progress(runtime, quiet) as progress:
-            if runtime.puller(progress, offline).is_cut_off(error.pullable):
+            if runtime.puller(progress, offline).is_unavailable_offline(error.pullable):
                 raise
         if not yes:
             with file_progress(runtime, quiet) as progress:
-                offer = runtime.puller(progress, offline).planner.find(error.pullable, settings.ctx)
+                offer = runtime.puller(progress, offline).planner.plan(error.pullable, settings.ctx)
             size = f"{offer.chosen.quantization}, {format_size(offer.chosen.size)}"
             if not runtime.streams.confirm(f"{error.message}. Pull {error.pullable} ({size}) now?"):
                 raise
@@ -247,7 +247,7 @@ def show_offer(runtime: Runtime, reference: str, context: int | None, json: bool
     from cerebrum_cli.terminal.tables import print_candidates
 
     with file_progress(runtime, quiet) as progress:
-        offer = runtime.puller(progress, offline).planner.find(reference, context)
+        offer = runtime.puller(progress, offline).planner.plan(reference, context)
     if json:
         runtime.streams.answer_object(download_plan_object(offer))
         return

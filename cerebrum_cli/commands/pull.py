@@ -32,11 +32,11 @@ def pull(
     Without :QUANT the quantisation that fits this machine is chosen.
     """
     runtime = options.runtime_of(context)
-    wanted = runtime.settings({"ctx": ctx}).ctx
+    context_size = runtime.settings({"ctx": ctx}).ctx
     if dry_run:
-        options.show_offer(runtime, model, wanted, json, quiet, offline)
+        options.show_offer(runtime, model, context_size, json, quiet, offline)
         return
-    found = options.pull_model(runtime, model, name, wanted, quiet, offline, yes)
+    found = options.pull_model(runtime, model, name, context_size, quiet, offline, yes)
     if default:
         runtime.library.registry.set_default(found.reference)
     if json:

@@ -22,11 +22,11 @@ def rm(
     from cerebrum_cli.application.models.removal import plan_removal
 
     runtime = options.runtime_of(context)
-    planned = plan_removal(runtime.library, model)
-    options.require_agreement(runtime.streams, planned.question, planned.model.reference, yes)
-    identity = None if planned.is_gone else runtime.library.identity(planned.model)
-    done = planned.execute()
+    removal = plan_removal(runtime.library, model)
+    options.require_agreement(runtime.streams, removal.question, removal.model.reference, yes)
+    identity = None if removal.is_file_missing else runtime.library.identity(removal.model)
+    report = removal.execute()
     if identity:
         runtime.profiles().forget(identity)
     if not quiet:
-        runtime.streams.info(done)
+        runtime.streams.info(report)

@@ -37,28 +37,28 @@ def show(
 
     runtime, profile = options.runtime_of(context), None
     settings = runtime.settings({"ctx": ctx, "threads": threads, "gpu_layers": gpu_layers})
-    library, wanted = runtime.library, settings.ctx
+    library, context_size = runtime.library, settings.ctx
     try:
         found = library.resolve(model)
     except ModelNotFound as error:
-        unpulled = listing.describe_available(library, model, wanted)
-        if unpulled is None:
+        available = listing.describe_available(library, model, context_size)
+        if available is None:
             raise
-        description, offer = unpulled
+        description, plan = available
         note = f"{error.message}; to have it: {error.hint}" if error.pullable else error.message
     else:
         with FileProgress(runtime.streams, quiet or json) as progress:
             description = listing.describe(library, found, lambda done, total: progress.update("verify", done, total))
-        offer = listing.siblings(library, found, wanted)
+        plan = listing.quantization_plan(library, found, context_size)
         profile, note = profile_of(runtime, found, settings)
     if json:
-        told = {"profile": profile and profile_object(profile)}
-        runtime.streams.answer_object(description | told | (listing.candidates_object(offer) if offer else {}))
+        profile_row = {"profile": profile and profile_object(profile)}
+        runtime.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
         return
     print_description(runtime.streams, description)
     show_profile(runtime, profile)
-    if offer:
-        print_candidates(runtime.streams, offer)
+    if plan:
+        print_candidates(runtime.streams, plan)
     if note and not quiet:
         runtime.streams.info(note)
 
@@ -74,9 +74,9 @@ def show_profile(runtime: Runtime, profile: Profile | None) -> None:
 
 def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:
     """Return what was measured of the file that answers for a model, or that it was measured elsewhere."""
-    answering = runtime.library.preferred(model)
-    profile = runtime.profile(answering, settings)
-    if profile is None and runtime.profiles().elsewhere(runtime.library.identity(answering)):
-        again = f"cerebrum tune {model.reference}"
-        return None, f"its profile is another machine's, or another build's of llama.cpp; {again} measures it here"
+    preferred = runtime.library.preferred(model)
+    profile = runtime.profile(preferred, settings)
+    if profile is None and runtime.profiles().elsewhere(runtime.library.identity(preferred)):
+        command = f"cerebrum tune {model.reference}"
+        return None, f"its profile is another machine's, or another build's of llama.cpp; {command} measures it here"
     return profile, ""

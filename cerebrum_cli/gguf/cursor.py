@@ -27,8 +27,8 @@ _SCALARS = {
     12: ("f64", struct.Struct("<d")),
 }
 _UINT32, _UINT64 = _SCALARS[4][1], _SCALARS[10][1]
-_LONGEST_STRING = 16 << 20  # chat templates take kilobytes, an embedded tokenizer.json a few megabytes
-_KEPT_ITEMS = 512  # arrays with an item a layer are kept; those with an item a token are only counted
+_MAX_STRING_BYTES = 16 << 20  # chat templates take kilobytes, an embedded tokenizer.json a few megabytes
+_MAX_STORED_ITEMS = 512  # arrays with an item a layer are kept; those with an item a token are only counted
 
 
 class Array(NamedTuple):
@@ -39,7 +39,7 @@ class Array(NamedTuple):
     values: tuple[int | float | bool, ...] = ()
 
 
-class HeaderEndsEarly(ModelFileError):
+class HeaderTruncated(ModelFileError):
     """The bytes at hand end before the header does."""
 
 
@@ -60,74 +60,74 @@ class Cursor:
 
     def uint32(self) -> int:
         """Read an unsigned 32-bit integer."""
-        value: int = _UINT32.unpack_from(self._data, self._step(4))[0]
+        value: int = _UINT32.unpack_from(self._data, self._advance(4))[0]
         return value
 
     def uint64(self) -> int:
         """Read an unsigned 64-bit integer."""
-        value: int = _UINT64.unpack_from(self._data, self._step(8))[0]
+        value: int = _UINT64.unpack_from(self._data, self._advance(8))[0]
         return value
 
     def dimensions(self, count: int) -> tuple[int, ...]:
         """Read that many unsigned 64-bit integers."""
-        return struct.unpack_from(f"<{count}Q", self._data, self._step(8 * count))
+        return struct.unpack_from(f"<{count}Q", self._data, self._advance(8 * count))
 
-    def string(self, what: str, longest: int = _LONGEST_STRING) -> str:
+    def string(self, label: str, max_length: int = _MAX_STRING_BYTES) -> str:
         """Read a string; bytes that are not UTF-8 are replaced."""
         length = self.uint64()
-        if length > longest:
-            self.fail(f"damaged: a {what} of {length:,} bytes at byte {self.position:,}")
-        start = self._step(length)
+        if length > max_length:
+            self.fail(f"damaged: a {label} of {length:,} bytes at byte {self.position:,}")
+        start = self._advance(length)
         return self._data[start : start + length].decode("utf-8", "replace")
 
     def value(self) -> Scalar | Array:
         """Read a metadata value: its type, then what the type says."""
-        kind = self.uint32()
-        if kind == _STRING:
+        value_type = self.uint32()
+        if value_type == _STRING:
             return self.string("metadata string")
-        if kind == _ARRAY:
+        if value_type == _ARRAY:
             return self._array()
-        form = self._scalar_form(kind)[1]
-        value: int | float | bool = form.unpack_from(self._data, self._step(form.size))[0]
+        layout = self._scalar_type(value_type)[1]
+        value: int | float | bool = layout.unpack_from(self._data, self._advance(layout.size))[0]
         return value
 
     def _array(self) -> Array:
-        kind, length = self.uint32(), self.uint64()
-        if kind == _STRING:
+        item_type, length = self.uint32(), self.uint64()
+        if item_type == _STRING:
             self._skip_strings(length)
             return Array("string", length)
-        word, form = self._scalar_form(kind)
-        start = self._step(form.size * length)
-        if length > _KEPT_ITEMS:
-            return Array(word, length)
-        return Array(word, length, struct.unpack_from(f"<{length}{form.format[-1]}", self._data, start))
+        name, layout = self._scalar_type(item_type)
+        start = self._advance(layout.size * length)
+        if length > _MAX_STORED_ITEMS:
+            return Array(name, length)
+        return Array(name, length, struct.unpack_from(f"<{length}{layout.format[-1]}", self._data, start))
 
     def _skip_strings(self, count: int) -> None:
         """Step over that many strings: the one loop that runs once a token and once a merge (57 ns each)."""
         if count * 8 > self._end - self.position:
-            self._runs_out()
+            self._fail_truncated()
         unpack, data, position = _UINT64.unpack_from, self._data, self.position
         try:
             for _ in range(count):
                 position += 8 + unpack(data, position)[0]
         except (struct.error, OverflowError):
-            self._runs_out()
+            self._fail_truncated()
         self.position = position
-        self._step(0)
+        self._advance(0)
 
-    def _scalar_form(self, kind: int) -> tuple[str, struct.Struct]:
-        if kind not in _SCALARS:
-            self.fail(f"damaged: a metadata value of the unknown type {kind} at byte {self.position:,}")
-        return _SCALARS[kind]
+    def _scalar_type(self, value_type: int) -> tuple[str, struct.Struct]:
+        if value_type not in _SCALARS:
+            self.fail(f"damaged: a metadata value of the unknown type {value_type} at byte {self.position:,}")
+        return _SCALARS[value_type]
 
-    def _step(self, size: int) -> int:
+    def _advance(self, size: int) -> int:
         """Move on by `size` bytes and return where they begin."""
         start = self.position
         if size > self._end - start:
-            self._runs_out()
+            self._fail_truncated()
         self.position = start + size
         return start
 
-    def _runs_out(self) -> NoReturn:
+    def _fail_truncated(self) -> NoReturn:
         problem = f"truncated or damaged: its header should go on after byte {self._end:,}"
-        raise HeaderEndsEarly(self._path, problem)
+        raise HeaderTruncated(self._path, problem)

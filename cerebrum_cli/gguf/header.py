@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.cursor import Array, Cursor, Scalar
-from cerebrum_cli.gguf.signatures import SIGNATURE_BYTES, describe
+from cerebrum_cli.gguf.signatures import SIGNATURE_BYTES, identify
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 Metadata = Mapping[str, Scalar | Array]
@@ -91,8 +91,8 @@ def read_header(path: Path) -> Header:
     try:
         _require_file(path)
         with path.open("rb") as file:
-            first = file.read(SIGNATURE_BYTES)
-            if not first:
+            signature = file.read(SIGNATURE_BYTES)
+            if not signature:
                 raise ModelFileError(path, "the file is empty")
             size = file.seek(0, 2)
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
@@ -107,7 +107,7 @@ def parse_header(path: Path, data: mmap.mmap | bytes, size: int) -> Header:
     Raises HeaderEndsEarly where `data` ends before the header does, ModelFileError for all else.
     """
     if data[:4] != b"GGUF":
-        raise ModelFileError(path, *describe(data[:SIGNATURE_BYTES]))
+        raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
     return _parse(path, Cursor(path, data, position=4), size)
 
 
@@ -129,7 +129,7 @@ def _parse(path: Path, cursor: Cursor, size: int) -> Header:
         cursor.fail(f"damaged: it claims {tensor_count:,} tensors and {metadata_count:,} metadata values")
     metadata = _read_metadata(cursor, metadata_count)
     tensors = _read_tensors(cursor, tensor_count)
-    _check_extent(path, _Numbers(path, metadata).alignment(), tensors, cursor.position, size)
+    _check_extent(path, _Integers(path, metadata).alignment(), tensors, cursor.position, size)
     return _header(path, version, metadata, tensors)
 
 
@@ -149,7 +149,7 @@ def _read_metadata(cursor: Cursor, count: int) -> dict[str, Scalar | Array]:
     for _ in range(count):
         key = cursor.string("metadata key", _KEY_BYTES)
         if not key or key in metadata:
-            cursor.fail(f"damaged: the metadata key {_shown(key)} is {'there twice' if key else 'empty'}")
+            cursor.fail(f"damaged: the metadata key {_quoted(key)} is {'there twice' if key else 'empty'}")
         metadata[key] = cursor.value()
     return metadata
 
@@ -160,14 +160,14 @@ def _read_tensors(cursor: Cursor, count: int) -> list[_Tensor]:
     for _ in range(count):
         name = cursor.string("tensor name", _TENSOR_NAME_BYTES)
         if name in names:
-            cursor.fail(f"damaged: the tensor {_shown(name)} is there twice")
+            cursor.fail(f"damaged: the tensor {_quoted(name)} is there twice")
         names.add(name)
         n_dims = cursor.uint32()
         if n_dims > _TENSOR_DIMENSIONS:
-            cursor.fail(f"damaged: the tensor {_shown(name)} has {n_dims:,} dimensions")
+            cursor.fail(f"damaged: the tensor {_quoted(name)} has {n_dims:,} dimensions")
         shape = cursor.dimensions(n_dims)
         if math.prod(shape) >= 1 << 63:
-            cursor.fail(f"damaged: the tensor {_shown(name)} has {math.prod(shape):,} weights")
+            cursor.fail(f"damaged: the tensor {_quoted(name)} has {math.prod(shape):,} weights")
         tensors.append(_Tensor(name, shape, cursor.uint32(), cursor.uint64()))
     return tensors
 
@@ -182,7 +182,7 @@ def _check_extent(path: Path, alignment: int, tensors: Iterable[_Tensor], header
     for tensor in tensors:
         if tensor.offset % alignment or (expected is not None and tensor.offset != expected) or tensor.offset < end:
             where = f"at byte {tensor.offset:,} of the data" + (f", not {expected:,}" if expected is not None else "")
-            raise ModelFileError(path, f"damaged: the tensor {_shown(tensor.name)} begins {where}")
+            raise ModelFileError(path, f"damaged: the tensor {_quoted(tensor.name)} begins {where}")
         length = _tensor_bytes(path, tensor)
         end = tensor.offset + (length or 0)
         expected = None if length is None else _aligned(end, alignment)
@@ -193,27 +193,27 @@ def _check_extent(path: Path, alignment: int, tensors: Iterable[_Tensor], header
 
 
 def _tensor_bytes(path: Path, tensor: _Tensor) -> int | None:
-    kind = TENSOR_TYPES.get(tensor.type)
-    if kind is None:
+    tensor_type = TENSOR_TYPES.get(tensor.type)
+    if tensor_type is None:
         return None
     row = tensor.shape[0] if tensor.shape else 1
-    if row % kind.block_size:
-        problem = f"the tensor {_shown(tensor.name)} has rows of {row:,} weights in blocks of {kind.block_size}"
-        raise ModelFileError(path, f"damaged: {problem} ({kind.name})")
-    return math.prod(tensor.shape) // kind.block_size * kind.block_bytes
+    if row % tensor_type.block_size:
+        problem = f"the tensor {_quoted(tensor.name)} has rows of {row:,} weights in blocks of {tensor_type.block_size}"
+        raise ModelFileError(path, f"damaged: {problem} ({tensor_type.name})")
+    return math.prod(tensor.shape) // tensor_type.block_size * tensor_type.block_bytes
 
 
 def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]) -> Header:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelFileError(path, "it names no general.architecture, so it is no language model")
-    numbers = _Numbers(path, metadata, architecture)
-    heads = numbers.per_layer("attention.head_count")
-    kv_heads = numbers.per_layer("attention.head_count_kv") or heads
-    embedding = numbers.of_model("embedding_length")
+    integers = _Integers(path, metadata, architecture)
+    heads = integers.per_layer("attention.head_count")
+    kv_heads = integers.per_layer("attention.head_count_kv") or heads
+    embedding = integers.hyperparameter("embedding_length")
     head_length = embedding // max(heads) if any(heads) else 0
     tokens = metadata.get("tokenizer.ggml.tokens")
-    file_type = numbers.optional("general.file_type")
+    file_type = integers.optional("general.file_type")
     return Header(
         version=version,
         architecture=architecture,
@@ -223,26 +223,26 @@ def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]
         tensor_count=len(tensors),
         tensor_types=Counter(_type_name(tensor) for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
-        n_layers=numbers.of_model("block_count"),
+        n_layers=integers.hyperparameter("block_count"),
         n_heads=max(heads, default=0),
         n_kv_heads=max(kv_heads, default=0),
         n_kv_heads_sum=sum(kv_heads),
-        key_length=numbers.of_model("attention.key_length") or head_length,
-        value_length=numbers.of_model("attention.value_length") or head_length,
+        key_length=integers.hyperparameter("attention.key_length") or head_length,
+        value_length=integers.hyperparameter("attention.value_length") or head_length,
         embedding_length=embedding,
-        vocabulary_size=tokens.length if isinstance(tokens, Array) else numbers.of_model("vocab_size"),
-        context_length=numbers.of_model("context_length") or None,
-        sliding_window=numbers.of_model("attention.sliding_window") or None,
-        expert_count=numbers.of_model("expert_count"),
+        vocabulary_size=tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size"),
+        context_length=integers.hyperparameter("context_length") or None,
+        sliding_window=integers.hyperparameter("attention.sliding_window") or None,
+        expert_count=integers.hyperparameter("expert_count"),
         chat_template=_text(metadata, "tokenizer.chat_template"),
-        split_count=numbers.optional("split.count") or 1,
+        split_count=integers.optional("split.count") or 1,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
         metadata=metadata,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Numbers:
+class _Integers:
     """The integers of a file's metadata, each checked to be one when it is asked for."""
 
     path: Path
@@ -253,7 +253,7 @@ class _Numbers:
         value = self.metadata.get(key)
         return None if value is None else self._checked(key, value)
 
-    def of_model(self, key: str) -> int:
+    def hyperparameter(self, key: str) -> int:
         """Return a hyperparameter, 0 where the file does not say."""
         return self.optional(f"{self.architecture}.{key}") or 0
 
@@ -274,20 +274,20 @@ class _Numbers:
 
     def _layers(self) -> int:
         """Return the number of layers, refusing one that no model has."""
-        layers = self.of_model("block_count")
+        layers = self.hyperparameter("block_count")
         if layers > _TENSOR_COUNT:
             raise ModelFileError(self.path, f"damaged: it claims {layers:,} layers")
         return layers
 
     def _checked(self, key: str, value: Scalar | Array) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
-            raise ModelFileError(self.path, f"damaged: its {_shown(key)} is {_shown(str(value))}")
+            raise ModelFileError(self.path, f"damaged: its {_quoted(key)} is {_quoted(str(value))}")
         return value
 
 
 def _type_name(tensor: _Tensor) -> str:
-    kind = TENSOR_TYPES.get(tensor.type)
-    return kind.name if kind else f"type {tensor.type}"
+    tensor_type = TENSOR_TYPES.get(tensor.type)
+    return tensor_type.name if tensor_type else f"type {tensor.type}"
 
 
 def _text(metadata: Metadata, key: str) -> str | None:
@@ -299,6 +299,6 @@ def _aligned(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
-def _shown(text: str) -> str:
+def _quoted(text: str) -> str:
     """Return a file's own words in quotes, made short and safe to print."""
     return ascii(text if len(text) <= 80 else text[:80] + "...")

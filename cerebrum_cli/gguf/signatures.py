@@ -21,12 +21,12 @@ _SIGNATURES = (
 SIGNATURE_BYTES = 256
 
 
-def describe(first: bytes) -> tuple[str, str]:
+def identify(first: bytes) -> tuple[str, str]:
     """Return what a file with these first bytes seems to be, and what to do about it ("" for the usual advice)."""
     start = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for offset, magic, what, do in _SIGNATURES:
+    for offset, magic, kind, hint in _SIGNATURES:
         if first[offset:].lower().startswith(magic) or (offset == 0 and start.startswith(magic)):
-            return f"not a GGUF file: it looks like {what}", do
+            return f"not a GGUF file: it looks like {kind}", hint
     if first.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in first):
         text = " ".join(first.decode("ascii").split())[:40]
         return f'not a GGUF file: it is a text that begins "{text}"', ""

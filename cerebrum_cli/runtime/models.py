@@ -28,7 +28,7 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions)
         if error.pullable is None or not (options.yes or runtime.streams.can_ask):
             raise
         with file_progress(runtime, options) as progress:
-            if runtime.puller(progress, options.offline).is_cut_off(error.pullable):
+            if runtime.puller(progress, options.offline).is_unavailable_offline(error.pullable):
                 raise
         if not (options.yes or confirm_pull(runtime, error, error.pullable, settings.ctx, options)):
             raise
@@ -42,7 +42,7 @@ def confirm_pull(
 ) -> bool:
     """Ask whether a model should be downloaded now, naming its quantization and size."""
     with file_progress(runtime, options) as progress:
-        plan = runtime.puller(progress, options.offline).planner.find(reference, context)
+        plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
     return runtime.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
@@ -68,7 +68,7 @@ def show_download_plan(runtime: Runtime, reference: str, context: int | None, js
     from cerebrum_cli.terminal.tables import print_candidates
 
     with file_progress(runtime, options) as progress:
-        plan = runtime.puller(progress, options.offline).planner.find(reference, context)
+        plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
     if json:
         runtime.streams.answer_object(download_plan_object(plan))
         return

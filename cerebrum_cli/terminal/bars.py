@@ -37,13 +37,13 @@ class BatchProgress:
         self._task: TaskID | None = None
         self._rows: RowEvent | None = None
         self._tokens = 0
-        self._began = 0.0
-        self._told = time.monotonic()
+        self._started = 0.0
+        self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
         """Count tokens and rows."""
         if isinstance(event, TokenEvent):
-            self._began = self._began or time.monotonic()
+            self._started = self._started or time.monotonic()
             self._tokens += event.token is not None
             if self._tokens % BATCH_TOKENS == 0:
                 self._update()
@@ -60,7 +60,7 @@ class BatchProgress:
 
     @property
     def _seconds(self) -> float:
-        return time.monotonic() - self._began if self._began else 0.0
+        return time.monotonic() - self._started if self._started else 0.0
 
     def _update(self) -> None:
         rows = self._rows
@@ -76,8 +76,8 @@ class BatchProgress:
             speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
             failed = f"{rows.failed} failed" if rows.failed else ""
             self._bar.update(self._task, completed=rows.done, speed=speed, failed=failed)
-        elif time.monotonic() - self._told >= LOG_EVERY_S:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_log >= LOG_EVERY_S:
+            self._last_log = time.monotonic()
             self._streams.info(batch_text(rows, self._tokens, self._seconds))
 
 
@@ -89,7 +89,7 @@ class StageProgress:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._told = time.monotonic()
+        self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
         """Follow the stages."""
@@ -97,8 +97,8 @@ class StageProgress:
             return
         if self._streams.can_redraw:
             self._draw(event)
-        elif time.monotonic() - self._told >= LOG_EVERY_S:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_log >= LOG_EVERY_S:
+            self._last_log = time.monotonic()
             self._streams.info(f"{event.done} of {event.total}: {event.stage}")
 
     def close(self) -> None:
@@ -154,8 +154,8 @@ class FileProgress:
         self._quiet = quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, float] = {}
-        self._began: dict[str, tuple[float, int]] = {}
+        self._last_log: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> FileProgress:
         if self._streams.can_redraw and not self._quiet:
@@ -214,17 +214,16 @@ class FileProgress:
             self._bars.update(self._tasks[stage], completed=done, total=total)
             return
         now = time.monotonic()
-        began, first = self._began.setdefault(stage, (now, done))
-        if now - self._told.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
-            self._told[stage] = now
-            self._streams.info(
-                f"{stage}: {format_size(done)} of {format_size(total)}{_pace(done - first, now - began, total - done)}"
-            )
+        started, first = self._started.setdefault(stage, (now, done))
+        if now - self._last_log.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
+            self._last_log[stage] = now
+            speed = _speed_and_remaining_time(done - first, now - started, total - done)
+            self._streams.info(f"{stage}: {format_size(done)} of {format_size(total)}{speed}")
 
 
-def _pace(done: int, seconds: float, left: int) -> str:
+def _speed_and_remaining_time(done: int, seconds: float, remaining: int) -> str:
     """Return the speed of a download and the time left, as far as they can be told."""
     if done <= 0 or seconds <= 0:
         return ""
     speed = done / seconds
-    return f", {format_size(int(speed))}/s, {left / speed / 60:.0f} min left"
+    return f", {format_size(int(speed))}/s, {remaining / speed / 60:.0f} min left"

@@ -142,8 +142,8 @@ def _token(_: DoctorContext) -> CheckResult:
     from cerebrum_cli.catalogue.hub import token
 
     kept = token()
-    if kept.is_there:
-        return check_result("token", f"there is one in {kept.place}")
+    if kept.is_set:
+        return check_result("token", f"there is one in {kept.location}")
     return check_result("token", "", ("none, so no private and no gated models", "if you need them: hf auth login"))
 
 
@@ -155,7 +155,7 @@ def _network(here: DoctorContext) -> CheckResult:
     if hub.is_offline():
         return check_result("network", "", ("HF_HUB_OFFLINE forbids asking the Hub", "to pull models, unset it"))
     try:
-        return check_result("network", f"{in_time(lambda: hub.reach(NETWORK_S), NETWORK_S)} answers")
+        return check_result("network", f"{in_time(lambda: hub.check_reachable(NETWORK_S), NETWORK_S)} answers")
     except PullError as error:
         do = f"{error.hint.removesuffix(', then pull again')}; models that are here need no network"
         return check_result("network", "", (error.message, do))

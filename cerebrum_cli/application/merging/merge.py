@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.models.fit import needed_memory, wanted_context
+from cerebrum_cli.application.models.fit import needed_memory, planned_context
 from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import (
     MERGE_FORMAT,
@@ -20,10 +20,10 @@ from cerebrum_cli.application.models.model import (
     is_file,
     require_loadable,
 )
-from cerebrum_cli.application.models.names import require_name
+from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
-from cerebrum_cli.catalogue.variants import whole_name
+from cerebrum_cli.catalogue.variants import unsplit_name
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
@@ -61,7 +61,7 @@ class MergeOptions:
 
     def replaces(self, entry: ModelFile) -> bool:
         """Return whether an entry of the registry is of what the merge is written over, split or not."""
-        return entry.path.parent == self.output.parent.resolve() and whole_name(entry.path.name) == self.output.name
+        return entry.path.parent == self.output.parent.resolve() and unsplit_name(entry.path.name) == self.output.name
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Merger:
 
     def require_name(self, options: MergeOptions, spec: ModelSpec | None) -> None:
         """Raise UsageError where another model is called what it is to be; `spec` is the row whose recipe it is."""
-        require_name(self.library, options.name, lambda row: row is spec, options.replaces)
+        require_free_name(self.library, options.name, lambda row: row is spec, options.replaces)
 
     def require_place(self, merge: Merge) -> None:
         """Raise UsageError where a merge would be written over its sources, MergeError where the disk has no room."""
@@ -168,7 +168,7 @@ class Merger:
         stat = path.stat()
         model = ModelFile(merge.options.name, path, stat.st_size, written[0].sha256, stat.st_mtime_ns, "merge")
         registry.add(model)
-        return self.library.registered(model)
+        return self.library.model_from_entry(model)
 
 
 def require_apart(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
@@ -199,7 +199,7 @@ def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Proven
 def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]:
     """Return what `merge --dry-run --json` prints; sizes in bytes."""
     header = merge.header
-    context = wanted_context(context, header.context_length)
+    context = planned_context(context, header.context_length)
     return {
         "name": merge.options.name,
         "merge_method": merge.recipe.method,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_file, is_missing
-from cerebrum_cli.catalogue.reference import Named
+from cerebrum_cli.catalogue.reference import NameReference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
@@ -107,7 +107,7 @@ def unmeant(name: str, error: CerebrumError) -> ModelNotFound:
 def is_known(library: Library, text: str) -> bool:
     """Return whether a reference names a model of the catalogue."""
     try:
-        return not is_file(as_path(text)) and library.spec_meant(library.parse(text)) is not None
+        return not is_file(as_path(text)) and library.spec_for(library.parse(text)) is not None
     except CerebrumError:  # what can be no reference names none
         return False
 
@@ -117,6 +117,6 @@ def in_quantization(library: Library, text: str, quantization: str) -> str:
     if is_file(as_path(text)):
         return text
     reference = library.parse(text)
-    if isinstance(reference, Named) and reference.quantization is None and library.spec_named(reference.name):
-        return str(Named(reference.name, quantization))
+    if isinstance(reference, NameReference) and reference.quantization is None and library.spec_named(reference.name):
+        return str(NameReference(reference.name, quantization))
     return text

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cerebrum_cli.application.models.fit import Candidate, Capacity, assess_candidates, wanted_context
+from cerebrum_cli.application.models.fit import Capacity, QuantizationFit, assess_quantizations, planned_context
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.hub import Listing
-from cerebrum_cli.catalogue.reference import InRepository, Named
+from cerebrum_cli.catalogue.reference import HubReference, NameReference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, same_quantization
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
@@ -24,20 +24,20 @@ class Availability:
 
     name: str
     sizes: tuple[tuple[str, int], ...]
-    here: tuple[str, ...]
+    installed: tuple[str, ...]
     kv_bytes_per_token: int
     trained_context: int | None
     spec: ModelSpec | None = None
     listing: Listing | None = None
     variants: tuple[Variant, ...] = ()
 
-    def matching(self, wanted: str | None) -> list[str]:
+    def matching(self, quantization: str | None) -> list[str]:
         """Return the quantisations that are meant: all, or the one of that name. ModelNotFound if there is none."""
         names = [name for name, _ in self.sizes]
-        found = [name for name in names if wanted is None or same_quantization(wanted, name)]
+        found = [name for name in names if quantization is None or same_quantization(quantization, name)]
         if not found:
-            there = f"there are {', '.join(sorted(set(names)))}" if names else "none is known"
-            raise ModelNotFound(f"{self.name} has no quantisation {wanted}", there, tuple(names))
+            hint = f"there are {', '.join(sorted(set(names)))}" if names else "none is known"
+            raise ModelNotFound(f"{self.name} has no quantisation {quantization}", hint, tuple(names))
         return found
 
 
@@ -46,15 +46,15 @@ class DownloadPlan:
     """What can be had, judged by the memory of this machine at this context, and the one that is meant."""
 
     availability: Availability
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
+    candidates: tuple[QuantizationFit, ...]
+    chosen: QuantizationFit
     context: int
     capacity: Capacity
 
     @property
     def reference(self) -> str:
         """What to call the one that is meant."""
-        return str(Named(self.availability.name, self.chosen.quantization))
+        return str(NameReference(self.availability.name, self.chosen.quantization))
 
     @property
     def warning(self) -> str | None:
@@ -63,7 +63,7 @@ class DownloadPlan:
             return None
         return (
             f"{self.reference} needs {format_size(self.chosen.needed)} of memory at a context of {self.context} tokens,"
-            f" and {format_size(self.capacity.room)} can be had here"
+            f" and {format_size(self.capacity.usable_memory)} can be had here"
         )
 
     @property
@@ -72,53 +72,59 @@ class DownloadPlan:
         found = [each for each in self.availability.variants if each.quantization == self.chosen.quantization]
         if len(found) != 1 and self.availability.listing:
             repo_id = self.availability.listing.repo_id
-            listed = " or ".join(str(InRepository(repo_id, file=each.files[0])) for each in found)
-            raise UsageError(f"{repo_id} holds several models called {self.chosen.quantization}", f"name one: {listed}")
+            choices = " or ".join(str(HubReference(repo_id, file=each.files[0])) for each in found)
+            raise UsageError(
+                f"{repo_id} holds several models called {self.chosen.quantization}", f"name one: {choices}"
+            )
         return found[0]
 
 
-def catalogued(spec: ModelSpec, models: Iterable[Model]) -> Availability:
+def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availability:
     """Return what the catalogue knows of a model, and what the files of it that are here say themselves."""
-    here = [model for model in models if model.spec == spec and not model.is_derived and model.is_readable]
+    installed = [model for model in models if model.spec == spec and not model.is_derived and model.is_readable]
     listed = [each for source in spec.sources[:1] for each in source.quantizations] or spec.quantizations
     return Availability(
         spec.name,
-        _sizes(((each.name, each.size) for each in listed), here),
-        tuple(model.display_name for model in here),
-        here[0].header.kv_bytes_per_token if here else spec.kv_bytes_per_token or 0,
-        here[0].trained_context if here else spec.context_size,
+        _sizes(((each.name, each.size) for each in listed), installed),
+        tuple(model.display_name for model in installed),
+        installed[0].header.kv_bytes_per_token if installed else spec.kv_bytes_per_token or 0,
+        installed[0].trained_context if installed else spec.context_size,
         spec,
     )
 
 
-def of_files(models: Iterable[Model]) -> Availability:
+def installed_availability(models: Iterable[Model]) -> Availability:
     """Return the quantisations that are here of a model no catalogue knows; there must be one."""
-    here = list(models)
-    header = here[0].header
+    installed = list(models)
+    header = installed[0].header
     return Availability(
-        here[0].name,
-        _sizes((), here),
-        tuple(model.display_name for model in here),
+        installed[0].name,
+        _sizes((), installed),
+        tuple(model.display_name for model in installed),
         header.kv_bytes_per_token,
         header.context_length,
     )
 
 
-def assess_fit(stock: Availability, wanted: str | None, context: int | None, capacity: Capacity) -> DownloadPlan:
+def assess_fit(
+    availability: Availability, quantization: str | None, context: int | None, capacity: Capacity
+) -> DownloadPlan:
     """Return a stock as this machine sees it. ModelNotFound where what is wanted is not in it."""
-    context = wanted_context(context, stock.trained_context)
-    candidates = assess_candidates(stock.sizes, stock.here, stock.kv_bytes_per_token, context, capacity)
-    names = stock.matching(wanted)
+    context = planned_context(context, availability.trained_context)
+    candidates = assess_quantizations(
+        availability.sizes, availability.installed, availability.kv_bytes_per_token, context, capacity
+    )
+    names = availability.matching(quantization)
     chosen = [each for each in candidates if each.quantization in names]
     return DownloadPlan(
-        stock, candidates, next((each for each in chosen if each.recommended), chosen[0]), context, capacity
+        availability, candidates, next((each for each in chosen if each.recommended), chosen[0]), context, capacity
     )
 
 
-def _sizes(listed: Iterable[tuple[str, int]], here: Iterable[Model]) -> tuple[tuple[str, int], ...]:
+def _sizes(listed: Iterable[tuple[str, int]], installed: Iterable[Model]) -> tuple[tuple[str, int], ...]:
     """Return sizes by quantisation; those of files that are here are what they are, and not what is said of them."""
     sizes = dict(listed)
-    for model in here:
+    for model in installed:
         name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)
         sizes[name] = model.size
     return tuple(sizes.items())

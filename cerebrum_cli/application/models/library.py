@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cerebrum_cli.application.models.fit import Capacity, assess_candidates, wanted_context
+from cerebrum_cli.application.models.fit import Capacity, assess_quantizations, planned_context
 from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_file, is_missing, model_paths
-from cerebrum_cli.application.models.not_found import gone, missing, unknown
+from cerebrum_cli.application.models.not_found import file_missing, not_installed, unknown_model
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
-from cerebrum_cli.catalogue.derivatives import Derivative, original_name
-from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named, Reference, parse_reference
+from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
 from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
 from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec
@@ -56,27 +56,27 @@ class Library:
         return self._specs
 
     @property
-    def merges(self) -> Path:
+    def merge_directory(self) -> Path:
         """Where the models of the catalogue lie that are merged of others."""
         return (self.directory / "merged").resolve()  # as the registry has it
 
     def models(self) -> list[Model]:
         """Return the models that are here: those of the registry in the order they came, then those of the cache."""
-        registered = [self.registered(entry) for entry in self.registry.entries()]
+        registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
         paths = {model.path for model in registered}
         found, seen = registered, set[str]()
-        for model in self.cached():
-            shown = replace(model, is_shadowed=model.reference in seen)
+        for model in self.cached_models():
+            marked = replace(model, is_shadowed=model.reference in seen)
             seen.add(model.reference)
             if model.path not in paths:
-                found.append(shown)
+                found.append(marked)
         return found
 
-    def cached(self) -> Iterator[Model]:
+    def cached_models(self) -> Iterator[Model]:
         """Return the models in the Hugging Face cache, whoever put them there."""
-        return map(self.of_cached, self.cache.models())
+        return map(self.model_from_cache, self.cache.models())
 
-    def of_cached(self, cached: CachedModel) -> Model:
+    def model_from_cache(self, cached: CachedModel) -> Model:
         """Return a model of the cache under the name its repository has in the catalogue, if any."""
         spec = self.spec_in(cached.repo_id, cached.names[0])
         return Model(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
@@ -84,21 +84,25 @@ class Library:
     def resolve(self, text: str | None) -> Model:
         """Return the model a reference names, the default where none is given. ModelNotFound if it is not here."""
         if text is None:
-            return self._default()
+            return self._default_model()
         if entry := self.registry.find(text):
             if is_missing(entry.path):
-                raise gone(self, entry, self._spec_of(entry))
-            return self.registered(entry)
+                raise file_missing(self, entry, self._spec_of_entry(entry))
+            return self.model_from_entry(entry)
         if is_file(as_path(text)):
-            return self.at_path(as_path(text))
+            return self.model_at(as_path(text))
         reference = self.parse(text)
-        if isinstance(reference, AtPath):
-            return self.at_path(as_path(text))
-        if found := [model for model in self.models() if self._means(reference, model)]:
+        if isinstance(reference, PathReference):
+            return self.model_at(as_path(text))
+        if found := [model for model in self.models() if self._matches(reference, model)]:
             return self._best(found)
-        if isinstance(reference, Named) and self.spec_named(reference.name) is None and is_directory(as_path(text)):
-            return self.at_path(as_path(text))  # whose header cannot be read, as the error says
-        raise missing(self, reference)
+        if (
+            isinstance(reference, NameReference)
+            and self.spec_named(reference.name) is None
+            and is_directory(as_path(text))
+        ):
+            return self.model_at(as_path(text))  # whose header cannot be read, as the error says
+        raise not_installed(self, reference)
 
     def parse(self, text: str) -> Reference:
         """Return what a reference names. ModelNotFound for what could be a name and is none."""
@@ -107,31 +111,31 @@ class Library:
         except UsageError as error:
             if "://" in text:
                 raise
-            raise unknown(self, text) from error
+            raise unknown_model(self, text) from error
 
-    def at_path(self, path: Path) -> Model:
+    def model_at(self, path: Path) -> Model:
         """Return the model in a file. ModelNotFound where there is none, ModelFileError where it is no model."""
         if is_missing(path):
             raise ModelNotFound(f"{path}: there is no such file", "check the path; cerebrum list shows what is here")
         # The directory's true name, but the file's own: in the Hugging Face cache that is a link to a digest.
-        whole = path.parent.resolve() / path.name
+        resolved = path.parent.resolve() / path.name
         for entry in self.registry.entries():
-            if entry.path == whole:
-                return self.registered(entry)
-        model = Model(path.stem, model_paths(whole), self.spec_of_file(path))
+            if entry.path == resolved:
+                return self.model_from_entry(entry)
+        model = Model(path.stem, model_paths(resolved), self.spec_of_file(path))
         _ = model.header
         return model
 
-    def registered(self, entry: ModelFile) -> Model:
+    def model_from_entry(self, entry: ModelFile) -> Model:
         """Return the model of an entry of the registry."""
-        spec = self._spec_of(entry)
+        spec = self._spec_of_entry(entry)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def preferred(self, model: Model) -> Model:
         """Return what answers for a model: the derivative of it that was applied last and is whole, else itself."""
-        made = [each for each in self.derivatives(model) if each.file and is_file(each.path)]
-        return next((each for each in reversed(made) if each.file and each.size == each.file.size), model)
+        applied = [each for each in self.derivatives(model) if each.file and is_file(each.path)]
+        return next((each for each in reversed(applied) if each.file and each.size == each.file.size), model)
 
     def derivatives(self, model: Model) -> list[Model]:
         """Return the models that were made here of this very one, the one applied last at the end."""
@@ -139,18 +143,18 @@ class Library:
         if not entries or model.is_derived or any(map(is_missing, model.paths)):
             return []
         original = self.identity(model)
-        return [self.registered(entry) for entry in entries if entry.original == original]
+        return [self.model_from_entry(entry) for entry in entries if entry.original == original]
 
     def spec_named(self, name: str) -> ModelSpec | None:
         """Return the row of the catalogue with this name or alias."""
-        called = [spec for spec in self.specs if spec.is_called(name)]
-        return next((spec for spec in called if spec.name.lower() == name.lower()), called[0] if called else None)
+        matches = [spec for spec in self.specs if spec.has_name(name)]
+        return next((spec for spec in matches if spec.name.lower() == name.lower()), matches[0] if matches else None)
 
-    def spec_meant(self, reference: Reference) -> ModelSpec | None:
+    def spec_for(self, reference: Reference) -> ModelSpec | None:
         """Return the row of the catalogue a reference is about: by its name, or by its repository."""
-        if isinstance(reference, Named):
+        if isinstance(reference, NameReference):
             return self.spec_named(reference.name)
-        repo_id = reference.repo_id.lower() if isinstance(reference, InRepository) else ""
+        repo_id = reference.repo_id.lower() if isinstance(reference, HubReference) else ""
         rows = (spec for spec in self.specs if repo_id in (source.repo_id.lower() for source in spec.sources))
         return next(rows, None)
 
@@ -177,29 +181,29 @@ class Library:
         first = known or f"{model.path} {stats[0].st_mtime_ns}"
         return " ".join((first, *(str(stat.st_size) for stat in stats)))
 
-    def digest(self, model: Model, told: OnProgress) -> str:
+    def digest(self, model: Model, on_progress: OnProgress) -> str:
         """Return the SHA-256 of a model's first file: its blob's name in the cache, else remembered, else computed."""
         if model.cached and model.cached.sha256:
             return model.cached.sha256
         entry, stat = model.file, model.path.stat()
         if entry is None:
-            return self.remembered_digest(model.path, told)
+            return self.remembered_digest(model.path, on_progress)
         if (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return entry.sha256
-        digest = sha256_of(model.path, told)
+        digest = sha256_of(model.path, on_progress)
         with contextlib.suppress(ConfigError):  # where nothing can be written, it is computed again next time
             self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
         return digest
 
-    def remembered_digest(self, path: Path, told: OnProgress) -> str:
+    def remembered_digest(self, path: Path, on_progress: OnProgress) -> str:
         """Return the SHA-256 of a file's bytes, computed once and remembered while its size and time are the same."""
         if known := self.registry.digest(path):
             return known
-        digest = sha256_of(path, told)
+        digest = sha256_of(path, on_progress)
         self.registry.remember_digest(path, digest)
         return digest
 
-    def is_ours(self, model: Model) -> bool:
+    def is_managed(self, model: Model) -> bool:
         """Return whether a model came here by us, and not by another tool: its digest is known, or it has a name."""
         return model.file is not None or (
             model.cached is not None and self.registry.digest(model.cached.blobs[0]) is not None
@@ -209,7 +213,7 @@ class Library:
         """Return whether this is the model asked when none is named."""
         return self.registry.default in model.references
 
-    def _default(self) -> Model:
+    def _default_model(self) -> Model:
         default = self.registry.default
         if default is not None:
             return self.resolve(default)
@@ -218,45 +222,47 @@ class Library:
             raise ModelNotFound("no model is named, and none is the default", do)
         raise NoModel
 
-    def _means(self, reference: Named | InRepository, model: Model) -> bool:
+    def _matches(self, reference: NameReference | HubReference, model: Model) -> bool:
         """Return whether a reference can mean a model that is here; a derivative is only meant by its whole name."""
         if model.is_derived or is_missing(model.path):
             return False
-        if isinstance(reference, Named):
-            named = model.name == reference.name or (model.spec and model.spec.is_called(reference.name))
+        if isinstance(reference, NameReference):
+            name_matches = model.name == reference.name or (model.spec and model.spec.has_name(reference.name))
         else:
             cached, revision = model.cached, reference.revision
-            named = (
+            name_matches = (
                 cached is not None
                 and cached.repo_id.lower() == reference.repo_id.lower()
                 and reference.file in (None, *cached.names)
                 and (revision is None or self.cache.commit(cached.repo_id, revision) in (None, cached.commit))
             )
-        wanted = reference.quantization
-        return bool(named) and (wanted is None or same_quantization(wanted, model.quantization or ""))
+        quantization = reference.quantization
+        return bool(name_matches) and (
+            quantization is None or same_quantization(quantization, model.quantization or "")
+        )
 
-    def _best(self, found: list[Model]) -> Model:
+    def _best(self, models: list[Model]) -> Model:
         """Return the one of several quantisations to use: the default, else what would be recommended of them."""
-        readable = [model for model in found if model.is_readable] or found[:1]
+        readable = [model for model in models if model.is_readable] or models[:1]
         chosen = next((model for model in readable if self.is_default(model)), None)
         if chosen or len(readable) == 1:
             return chosen or readable[0]
         by_name = {model.display_name: model for model in reversed(readable)}
         header = readable[0].header
-        context = wanted_context(None, header.context_length)
+        context = planned_context(None, header.context_length)
         sizes = [(name, model.size) for name, model in by_name.items()]
-        candidates = assess_candidates(sizes, (), header.kv_bytes_per_token, context, self.capacity())
+        candidates = assess_quantizations(sizes, (), header.kv_bytes_per_token, context, self.capacity())
         return by_name[next(each.quantization for each in candidates if each.recommended)]
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
         """Return the row of the catalogue whose files are named like this one."""
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
-    def _spec_of(self, entry: ModelFile) -> ModelSpec | None:
+    def _spec_of_entry(self, entry: ModelFile) -> ModelSpec | None:
         """Return the row of the catalogue an entry of the registry is of; a derivative is of its original's."""
         if entry.original is None:
             return self.spec_named(entry.name) or self.spec_of_file(entry.path)
-        made, file = Derivative.parse(entry.name), original_name(entry.path)
-        if made.repo_id:
-            return self.spec_in(made.repo_id, file)
-        return self.spec_named(made.plain_name) or self.spec_of_file(Path(file))
+        derivative, file = Derivative.parse(entry.name), original_file_name(entry.path)
+        if derivative.repo_id:
+            return self.spec_in(derivative.repo_id, file)
+        return self.spec_named(derivative.original_name) or self.spec_of_file(Path(file))

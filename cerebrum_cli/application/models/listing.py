@@ -6,18 +6,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cerebrum_cli.application.models.availability import DownloadPlan, assess_fit, catalogued, of_files
-from cerebrum_cli.application.models.fit import wanted_context
+from cerebrum_cli.application.models.availability import (
+    DownloadPlan,
+    assess_fit,
+    catalogue_availability,
+    installed_availability,
+)
+from cerebrum_cli.application.models.fit import planned_context
 from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.derivatives import Derivative
-from cerebrum_cli.catalogue.reference import AtPath
+from cerebrum_cli.catalogue.reference import PathReference
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.cursor import Array, Scalar
 
 
-def describe(library: Library, model: Model, told: OnProgress) -> dict[str, Any]:
+def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
     """Return what `show --json` prints of a model, its table of quantisations apart."""
     header, spec, cached = model.header, model.spec, model.cached
     return {
@@ -25,10 +30,10 @@ def describe(library: Library, model: Model, told: OnProgress) -> dict[str, Any]
         "reference": model.reference,
         "path": str(model.path),
         "size": model.size,
-        "format": model.usual_format,
+        "format": model.default_format,
         "context_size": model.trained_context,
-        "ask": _asked(model),
-        "sha256": library.digest(model, told),
+        "ask": _default_request(model),
+        "sha256": library.digest(model, on_progress),
         "quantization": model.quantization,
         "tensor_types": dict(header.tensor_types),
         "architecture": header.architecture,
@@ -51,14 +56,14 @@ def describe(library: Library, model: Model, told: OnProgress) -> dict[str, Any]
         "last_used": last_used(library, model),
         "notes": spec.notes if spec else "",
         "files": [str(path) for path in model.paths],
-        "metadata": {key: plain(value) for key, value in header.metadata.items()},
+        "metadata": {key: metadata_json(value) for key, value in header.metadata.items()},
     }
 
 
-def _asked(model: Model) -> dict[str, Any]:
+def _default_request(model: Model) -> dict[str, Any]:
     """Return what `ask` would use where nothing else is said: format, context in tokens, and the row's settings."""
     settings = model.spec.settings if model.spec else {}
-    return {"format": model.usual_format, "context": wanted_context(None, model.trained_context), **settings}
+    return {"format": model.default_format, "context": planned_context(None, model.trained_context), **settings}
 
 
 def describe_available(
@@ -66,8 +71,8 @@ def describe_available(
 ) -> tuple[dict[str, Any], DownloadPlan | None] | None:
     """Return what `show` tells of a model of the catalogue that is not here, and its table; None for any other."""
     reference = library.parse(text)
-    spec = library.spec_meant(reference)
-    if spec is None or isinstance(reference, AtPath):
+    spec = library.spec_for(reference)
+    if spec is None or isinstance(reference, PathReference):
         return None
     description = {
         "name": spec.name,
@@ -87,10 +92,10 @@ def describe_available(
         "notes": spec.notes,
         "metadata": None,
     }
-    stock = catalogued(spec, library.models())
-    if not stock.sizes:
+    availability = catalogue_availability(spec, library.models())
+    if not availability.sizes:
         return description, None
-    return description, assess_fit(stock, reference.quantization, context, library.capacity())
+    return description, assess_fit(availability, reference.quantization, context, library.capacity())
 
 
 def rows(library: Library) -> Iterator[dict[str, Any]]:
@@ -100,7 +105,7 @@ def rows(library: Library) -> Iterator[dict[str, Any]]:
 
 def row(library: Library, model: Model) -> dict[str, Any]:
     """Return a model's row; where its file is gone or damaged, `error` says so."""
-    told: dict[str, Any] = {
+    description: dict[str, Any] = {
         "name": model.name,
         "reference": model.reference,
         "path": str(model.path),
@@ -113,10 +118,10 @@ def row(library: Library, model: Model) -> dict[str, Any]:
         "last_used": last_used(library, model),
     }
     try:
-        return told | {
+        return description | {
             "quantization": model.quantization,
             "size": model.size,
-            "format": model.usual_format,
+            "format": model.default_format,
             "context_size": model.trained_context,
             "merged_from": list(model.merged_from),
             "error": None,
@@ -124,21 +129,27 @@ def row(library: Library, model: Model) -> dict[str, Any]:
     except (ModelFileError, OSError) as error:
         problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
         size = model.file.size if model.file else None
-        return told | {"quantization": None, "size": size, "format": None, "context_size": None, "error": problem}
+        return description | {
+            "quantization": None,
+            "size": size,
+            "format": None,
+            "context_size": None,
+            "error": problem,
+        }
 
 
 def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
     """Yield what `list --available --json` prints of each model of the catalogue."""
     models, capacity = library.models(), library.capacity()
-    here = {model.spec.name for model in models if model.spec and not model.is_derived}
+    installed = {model.spec.name for model in models if model.spec and not model.is_derived}
     for spec in library.specs:
-        stock = catalogued(spec, models)
-        candidates = assess_fit(stock, None, context, capacity).candidates if stock.sizes else ()
+        availability = catalogue_availability(spec, models)
+        candidates = assess_fit(availability, None, context, capacity).candidates if availability.sizes else ()
         yield {
             "name": spec.name,
             "aliases": list(spec.aliases),
             "system": spec.system,
-            "here": spec.name in here,
+            "here": spec.name in installed,
             "format": spec.format,
             "context_size": spec.context_size,
             "licence": spec.licence,
@@ -149,38 +160,40 @@ def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, 
         }
 
 
-def download_plan_object(offer: DownloadPlan) -> dict[str, Any]:
+def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
     """Return what `pull --dry-run --json` prints."""
-    listing = offer.availability.listing
+    listing = plan.availability.listing
     return {
-        "name": offer.availability.name,
-        "repo_id": listing.repo_id if listing else offer.availability.spec and offer.availability.spec.repo_id,
+        "name": plan.availability.name,
+        "repo_id": listing.repo_id if listing else plan.availability.spec and plan.availability.spec.repo_id,
         "revision": listing.commit if listing else None,
-        "chosen": offer.chosen.quantization,
-        **candidates_object(offer),
+        "chosen": plan.chosen.quantization,
+        **candidates_object(plan),
     }
 
 
-def candidates_object(offer: DownloadPlan) -> dict[str, Any]:
+def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
     """Return the table of quantisations, and what it was judged by."""
-    devices = offer.capacity.devices
+    devices = plan.capacity.devices
     return {
-        "context": offer.context,
-        "memory": offer.capacity.memory,
+        "context": plan.context,
+        "memory": plan.capacity.memory,
         "devices": None if devices is None else [asdict(device) for device in devices],
-        "quantizations": [asdict(candidate) for candidate in offer.candidates],
+        "quantizations": [asdict(candidate) for candidate in plan.candidates],
     }
 
 
-def siblings(library: Library, model: Model, context: int | None) -> DownloadPlan:
+def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan:
     """Return the quantisations there are of a model that is here: the catalogue's, and those beside it."""
     models = library.models()
     if model.spec and not model.is_derived:
-        stock = catalogued(model.spec, [*(each for each in models if each.path != model.path), model])
+        availability = catalogue_availability(
+            model.spec, [*(each for each in models if each.path != model.path), model]
+        )
     else:
         beside = [each for each in models if each.cached and each.name == model.name and each.is_readable]
-        stock = of_files(beside if model.cached and model in beside else [model])
-    return assess_fit(stock, model.display_name, context, library.capacity())
+        availability = installed_availability(beside if model.cached and model in beside else [model])
+    return assess_fit(availability, model.display_name, context, library.capacity())
 
 
 def source_of(model: Model) -> str:
@@ -195,23 +208,23 @@ def derived_from(model: Model) -> str | None:
 
 def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
     """Return what was made of a model here; the one that is preferred answers for it."""
-    answers = library.preferred(model)
+    preferred = library.preferred(model)
     return [
         {
-            "name": made.name,
-            "type": Derivative.parse(made.name).encoding,
-            "path": str(made.path),
-            "size": made.file and made.file.size,
-            "preferred": made.path == answers.path,
+            "name": derivative.name,
+            "type": Derivative.parse(derivative.name).encoding,
+            "path": str(derivative.path),
+            "size": derivative.file and derivative.file.size,
+            "preferred": derivative.path == preferred.path,
         }
-        for made in library.derivatives(model)
+        for derivative in library.derivatives(model)
     ]
 
 
 def last_used(library: Library, model: Model) -> str | None:
     """Return when a model was last asked, in UTC."""
-    moment = library.registry.last_used(model.usage_key)
-    return None if moment is None else format_utc(moment)
+    timestamp = library.registry.last_used(model.usage_key)
+    return None if timestamp is None else format_utc(timestamp)
 
 
 def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
@@ -220,7 +233,7 @@ def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def plain(value: Scalar | Array) -> Any:
+def metadata_json(value: Scalar | Array) -> Any:
     """Return a metadata value as JSON has it; of a long array its type and length."""
     if not isinstance(value, Array):
         return value

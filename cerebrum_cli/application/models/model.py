@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.catalogue.cache import CachedModel
-from cerebrum_cli.catalogue.reference import InRepository, Named
+from cerebrum_cli.catalogue.reference import HubReference, NameReference
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
@@ -66,8 +66,8 @@ class Model:
     @property
     def merged_from(self) -> tuple[str, ...]:
         """What the models it was merged of were called where that was done; none where it is no merge."""
-        told = self.header.metadata.get(MERGE_SOURCES)
-        return tuple(told.splitlines()) if isinstance(told, str) else ()
+        sources = self.header.metadata.get(MERGE_SOURCES)
+        return tuple(sources.splitlines()) if isinstance(sources, str) else ()
 
     @property
     def display_name(self) -> str:
@@ -90,8 +90,8 @@ class Model:
         if self.file or self.cached is None:
             return self.name
         if self.is_shadowed:
-            return str(InRepository(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
-        return str(Named(self.name, self.cached.quantization))
+            return str(HubReference(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
+        return str(NameReference(self.name, self.cached.quantization))
 
     @property
     def references(self) -> set[str]:
@@ -110,7 +110,7 @@ class Model:
         return merged if isinstance(merged, str) and merged in PLAIN_FORMATS else None
 
     @property
-    def usual_format(self) -> str | None:
+    def default_format(self) -> str | None:
         """The format this model is asked in without --format: the catalogue's, else its embedded template."""
         return self.known_format or (EMBEDDED if self.header.chat_template else None)
 
@@ -128,7 +128,7 @@ def model_paths(path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in names)
 
 
-def as_name(stem: str) -> str:
+def name_from_stem(stem: str) -> str:
     """Return a file name's stem as the name of a model, which has no spaces and no colons."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
 

@@ -7,18 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from cerebrum_cli.application.models.availability import Availability, DownloadPlan, assess_fit, catalogued, of_files
+from cerebrum_cli.application.models.availability import (
+    Availability,
+    DownloadPlan,
+    assess_fit,
+    catalogue_availability,
+    installed_availability,
+)
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.models.not_found import require_sound
+from cerebrum_cli.application.models.not_found import require_not_refused
 from cerebrum_cli.catalogue.download import Progress, RetryPolicy
-from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, opened
+from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, open_file
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import AtPath, InRepository, Named
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.gguf.cursor import HeaderEndsEarly
+from cerebrum_cli.gguf.cursor import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, parse_header
 
 T = TypeVar("T")
@@ -31,7 +37,7 @@ class DownloadPlanner:
     """Finds what references can bring: asks the Hub, or the catalogue where we are offline."""
 
     library: Library
-    watcher: Progress
+    progress: Progress
     offline: bool = False
     _headers: dict[tuple[str, str], Header] = field(default_factory=dict, init=False)
 
@@ -40,104 +46,112 @@ class DownloadPlanner:
         """Whether the Hub is not to be asked."""
         return self.offline or is_offline()
 
-    def find(self, text: str, context: int | None = None) -> DownloadPlan:
+    def plan(self, text: str, context: int | None = None) -> DownloadPlan:
         """Return what a reference offers. ModelNotFound where there is nothing, HubError where the Hub is silent."""
         reference = self.library.parse(text)
-        spec = self.library.spec_named(reference.name) if isinstance(reference, Named) else None
-        if isinstance(reference, InRepository) and not self.is_offline:
-            stock = self._in_repository(reference)
-        elif isinstance(reference, Named) and spec and not (spec.package or spec.recipe or self.is_offline):
-            stock = self._of_spec(spec, reference)
+        spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        if isinstance(reference, HubReference) and not self.is_offline:
+            availability = self._repository_availability(reference)
+        elif isinstance(reference, NameReference) and spec and not (spec.package or spec.recipe or self.is_offline):
+            availability = self._spec_availability(spec, reference)
         elif spec:
-            stock = catalogued(spec, self.library.models())
+            availability = catalogue_availability(spec, self.library.models())
         else:
-            return self._of_files(self.library.resolve(text), context)
-        wanted = None if isinstance(reference, AtPath) else reference.quantization
-        return assess_fit(stock, wanted, context, self.library.capacity())
+            return self._plan_installed(self.library.resolve(text), context)
+        quantization = None if isinstance(reference, PathReference) else reference.quantization
+        return assess_fit(availability, quantization, context, self.library.capacity())
 
     def header(self, listing: Listing, file: HubFile) -> Header:
         """Return what a file on the Hub says of itself, read from its first megabytes. ModelFileError if no model."""
         key = (listing.commit, file.name)
         if key not in self._headers:
-            self._headers[key] = self.patiently(lambda: self._read_header(listing, file))
+            self._headers[key] = self.with_retries(lambda: self._read_header(listing, file))
         return self._headers[key]
 
-    def patiently(self, ask: Callable[[], T]) -> T:
+    def with_retries(self, request: Callable[[], T]) -> T:
         """Return an answer of the Hub, asking again where that may help."""
-        patience = RetryPolicy(self.watcher)
+        retry_policy = RetryPolicy(self.progress)
         while True:
             try:
-                return ask()
+                return request()
             except HubError as error:
-                patience.wait(error)
+                retry_policy.wait(error)
 
-    def _of_files(self, model: Model, context: int | None) -> DownloadPlan:
+    def _plan_installed(self, model: Model, context: int | None) -> DownloadPlan:
         """Return what there is of a model that is here and nothing else is known of."""
-        beside = [each for each in self.library.models() if each.cached and each.name == model.name]
-        stock = of_files([each for each in beside if each.is_readable] if model.cached else [model])
-        return assess_fit(stock, model.display_name, context, self.library.capacity())
+        siblings = [each for each in self.library.models() if each.cached and each.name == model.name]
+        availability = installed_availability(
+            [each for each in siblings if each.is_readable] if model.cached else [model]
+        )
+        return assess_fit(availability, model.display_name, context, self.library.capacity())
 
-    def _header_here(self, listing: Listing) -> Header | None:
+    def _installed_header(self, listing: Listing) -> Header | None:
         """Return the header of a quantisation of a repository that is here; all are of one shape."""
-        here = (model for model in self.library.cached() if model.cached and model.cached.repo_id == listing.repo_id)
-        return next((model.header for model in here if model.is_readable), None)
+        installed = (
+            model for model in self.library.cached_models() if model.cached and model.cached.repo_id == listing.repo_id
+        )
+        return next((model.header for model in installed if model.is_readable), None)
 
     def _read_header(self, listing: Listing, file: HubFile) -> Header:
         path = Path(listing.repo_id, file.name)
         data = b""
         for end in HEADER_BYTES:
-            with opened(listing, file.name, len(data), min(end, file.size)) as body:
+            with open_file(listing, file.name, len(data), min(end, file.size)) as body:
                 data = data[: body.start] + b"".join(_up_to(body.chunks, end - body.start))
             try:
                 return parse_header(path, data, file.size)
-            except HeaderEndsEarly:
+            except HeaderTruncated:
                 if len(data) >= file.size or end == HEADER_BYTES[-1]:
                     raise
         raise AssertionError("the last length raises or returns")
 
-    def _of_spec(self, spec: ModelSpec, reference: Named) -> Availability:
+    def _spec_availability(self, spec: ModelSpec, reference: NameReference) -> Availability:
         """Return the stock of the first repository of a row that is there and holds what is wanted."""
         if not spec.sources:
             raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
-        missing: list[ModelNotFound] = []
+        errors: list[ModelNotFound] = []
         for source in spec.sources:
             try:
-                listing = self.patiently(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
+                listing = self.with_retries(lambda: list_repository(source.repo_id, source.revision))  # noqa: B023
                 found = [each for each in _variants(listing) if source.matches(each.files[0].rpartition("/")[2])]
-                stock = self._listed(spec.name, spec, listing, found)
-                stock.matching(reference.quantization)
-                return stock
+                availability = self._listing_availability(spec.name, spec, listing, found)
+                availability.matching(reference.quantization)
+                return availability
             except ModelNotFound as error:
-                missing.append(error)
-        raise missing[0]
+                errors.append(error)
+        raise errors[0]
 
-    def _in_repository(self, reference: InRepository) -> Availability:
+    def _repository_availability(self, reference: HubReference) -> Availability:
         repo_id = reference.repo_id
-        require_sound(self.library, repo_id)
-        listing = self.patiently(lambda: list_repository(repo_id, reference.revision))
+        require_not_refused(self.library, repo_id)
+        listing = self.with_retries(lambda: list_repository(repo_id, reference.revision))
         found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
         if reference.file and not found:
-            do = f"see what it holds: cerebrum pull --dry-run {repo_id}"
-            raise ModelNotFound(f"{repo_id} holds no whole model {reference.file}", do)
+            hint = f"see what it holds: cerebrum pull --dry-run {repo_id}"
+            raise ModelNotFound(f"{repo_id} holds no whole model {reference.file}", hint)
         spec = next((spec for each in found if (spec := self.library.spec_in(repo_id, each.files[0]))), None)
-        return self._listed(spec.name if spec else repo_id, spec, listing, found)
+        return self._listing_availability(spec.name if spec else repo_id, spec, listing, found)
 
-    def _listed(self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]) -> Availability:
+    def _listing_availability(
+        self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]
+    ) -> Availability:
         if not found:
             raise ModelNotFound(f"{listing.repo_id} holds no GGUF model", "see what it holds on its page on the Hub")
         sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
         if spec and spec.kv_bytes_per_token:
             kv_bytes, trained = spec.kv_bytes_per_token, spec.context_size
         else:
-            header = self._header_here(listing) or self.header(listing, listing.file(found[0].files[0]))
+            header = self._installed_header(listing) or self.header(listing, listing.file(found[0].files[0]))
             kv_bytes, trained = header.kv_bytes_per_token, header.context_length
         cache = self.library.cache
-        here = tuple(
+        installed = tuple(
             each.quantization
             for each in found
-            if all(cache.holds(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files)
+            if all(
+                cache.contains(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files
+            )
         )
-        return Availability(name, tuple(sizes), here, kv_bytes, trained, spec, listing, tuple(found))
+        return Availability(name, tuple(sizes), installed, kv_bytes, trained, spec, listing, tuple(found))
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, as_name, as_path, is_file, is_missing, require_loadable
-from cerebrum_cli.application.models.names import require_name
+from cerebrum_cli.application.models.model import Model, as_path, is_file, is_missing, name_from_stem, require_loadable
+from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
 from cerebrum_cli.catalogue.download import Download, Progress
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import AtPath, Named
+from cerebrum_cli.catalogue.reference import NameReference, PathReference
 from cerebrum_cli.catalogue.registry import ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
@@ -33,17 +33,17 @@ class Puller:
     progress: Progress
     codec: CodecFactory
     offline: bool = False
-    within: tuple[str, ...] = ()  # the models that are being merged of what is pulled
+    merge_stack: tuple[str, ...] = ()  # the models that are being merged of what is pulled
 
     @property
     def planner(self) -> DownloadPlanner:
         """What can be pulled."""
         return DownloadPlanner(self.library, self.progress, self.offline)
 
-    def is_cut_off(self, text: str) -> bool:
+    def is_unavailable_offline(self, text: str) -> bool:
         """Return whether what a reference names could not be fetched even if it exists: we are offline."""
         reference = self.library.parse(text)
-        spec = self.library.spec_named(reference.name) if isinstance(reference, Named) else None
+        spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         return self.offline or (self.planner.is_offline and not (spec and (spec.package or spec.recipe)))
 
     def pull(
@@ -51,133 +51,135 @@ class Puller:
         text: str,
         name: str | None = None,
         context: int | None = None,
-        agree: Callable[[str], bool] = lambda _: False,
+        confirm: Callable[[str], bool] = lambda _: False,
     ) -> Model:
         """Return the model a reference names, brought here unless it is; `agree` is asked where it will not fit.
 
         The first model that comes, or comes after the default has gone, is the one asked when none is named.
         """
-        model = self._brought(text, name, context, agree)
+        model = self._pull(text, name, context, confirm)
         registry = self.library.registry
         default = registry.default
         try:
             self.library.resolve(default)
         except CerebrumError:
             with contextlib.suppress(ConfigError):  # a directory that is only read from has no default
-                registry.set_default(model.reference, instead_of=(default,))
+                registry.set_default(model.reference, replacing=(default,))
         return model
 
-    def _brought(self, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]) -> Model:
+    def _pull(self, text: str, name: str | None, context: int | None, confirm: Callable[[str], bool]) -> Model:
         library = self.library
         if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
-            return library.registered(entry) if name is None else self._adopt(entry.path, name)
+            return library.model_from_entry(entry) if name is None else self._register_local(entry.path, name)
         reference = None if is_file(as_path(text)) else library.parse(text)
-        if reference is None or isinstance(reference, AtPath):
-            return self._adopt(as_path(text), name)
-        spec = library.spec_named(reference.name) if isinstance(reference, Named) else None
-        if isinstance(reference, Named) and spec is None:
-            return self._named(library.resolve(text), name)
+        if reference is None or isinstance(reference, PathReference):
+            return self._register_local(as_path(text), name)
+        spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
+        if isinstance(reference, NameReference) and spec is None:
+            return self._with_name(library.resolve(text), name)
         if spec and spec.recipe:
-            return self._merge(spec, text, name, context, agree)
-        if self.is_cut_off(text):
-            return self._named(self._already_here(text), name)
+            return self._merge(spec, text, name, context, confirm)
+        if self.is_unavailable_offline(text):
+            return self._with_name(self._resolve_offline(text), name)
         if spec and spec.package:
-            return self._unpack(spec, spec.package, name)
-        offers = self.planner
+            return self._pull_package(spec, spec.package, name)
+        planner = self.planner
         try:
-            offer = offers.find(text, context)
+            plan = planner.plan(text, context)
         except HubError as error:
-            return self._named(self._instead(text, error), name)
-        require_agreement(offer, agree)
-        return self._named(self._download(offers, offer, name), name)
+            return self._with_name(self._fall_back(text, error), name)
+        require_confirmation(plan, confirm)
+        return self._with_name(self._download(planner, plan, name), name)
 
     def _merge(
-        self, spec: ModelSpec, text: str, name: str | None, context: int | None, agree: Callable[[str], bool]
+        self, spec: ModelSpec, text: str, name: str | None, context: int | None, confirm: Callable[[str], bool]
     ) -> Model:
         """Merge a model by its row's recipe, of models that are brought here in the quantisation that is meant."""
         from cerebrum_cli.application.merging.merge import Merger
         from cerebrum_cli.application.merging.recipes import recipe_of
-        from cerebrum_cli.application.pulling.building import Building
+        from cerebrum_cli.application.pulling.building import CatalogueMerge
 
-        if spec.name in self.within:
+        if spec.name in self.merge_stack:
             raise ConfigError(f"{spec.name}: its recipe comes back to itself", "correct its row in models.toml")
-        inner = replace(self, within=(*self.within, spec.name))
+        inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
         merger = Merger(self.library, self.codec)
-        plan = Building(self.library, merger, spec, recipe_of(spec))
+        catalogue_merge = CatalogueMerge(self.library, merger, spec, recipe_of(spec))
         reference = self.library.parse(text)
-        quantization = reference.quantization if isinstance(reference, Named) else None
+        quantization = reference.quantization if isinstance(reference, NameReference) else None
         if spec.quantizations:
-            offer = plan.plan(self.planner, text, context)
-            if offer.chosen.installed:
-                return self._named(self.library.resolve(offer.reference), name)
-            require_agreement(offer, agree)
-            quantization = offer.chosen.quantization
-        merge = plan.build(quantization, name, lambda each: inner._brought(each, None, context, agree))
+            plan = catalogue_merge.plan(self.planner, text, context)
+            if plan.chosen.installed:
+                return self._with_name(self.library.resolve(plan.reference), name)
+            require_confirmation(plan, confirm)
+            quantization = plan.chosen.quantization
+        merge = catalogue_merge.build(quantization, name, lambda each: inner._pull(each, None, context, confirm))
         written = merger.write(merge, lambda done, total: self.progress.update("merge", done, total))
         return merger.remember(merge, written)
 
-    def _download(self, offers: DownloadPlanner, offer: DownloadPlan, name: str | None) -> Model:
-        library, listing, variant = self.library, offer.availability.listing, offer.variant
+    def _download(self, planner: DownloadPlanner, plan: DownloadPlan, name: str | None) -> Model:
+        library, listing, variant = self.library, plan.availability.listing, plan.variant
         assert listing is not None, "online every offer but a package's has a listing"
         files = tuple(map(listing.file, variant.files))
         digests = [file.digest for file in files]
         if name is not None:
-            self._claim(name, lambda spec: spec is offer.availability.spec, digests[0])
+            self._require_free_name(name, lambda spec: spec is plan.availability.spec, digests[0])
         download = Download(listing, library.cache, self.progress, library.remembered_digest)
         download.require_space(files)
-        if not offer.chosen.installed:
-            require_loadable(Path(listing.repo_id, files[0].name), offers.header(listing, files[0]))
+        if not plan.chosen.installed:
+            require_loadable(Path(listing.repo_id, files[0].name), planner.header(listing, files[0]))
         paths = download.fetch(files)
         for file, digest in zip(files, digests, strict=True):
-            stored = library.cache.stored(listing.repo_id, listing.commit, file.name, digest)
+            stored = library.cache.stored_path(listing.repo_id, listing.commit, file.name, digest)
             if library.registry.digest(stored) is None:
                 library.registry.remember_digest(stored, digest)
-        here = (model for model in library.models() if model.cached and model.path == paths[0])
-        return next(here, None) or library.of_cached(library.cache.model(listing.repo_id, listing.commit, variant))
+        installed = (model for model in library.models() if model.cached and model.path == paths[0])
+        return next(installed, None) or library.model_from_cache(
+            library.cache.model_from_files(listing.repo_id, listing.commit, variant)
+        )
 
-    def _named(self, model: Model, name: str | None) -> Model:
+    def _with_name(self, model: Model, name: str | None) -> Model:
         """Return a model under the name the user has given it, if any."""
         if name is None or (model.file and model.file.name == name):
             return model
         digest = self.library.digest(model, lambda done, total: self.progress.update("verify", done, total))
-        self._claim(name, lambda spec: spec is model.spec, digest)
-        return self._remember(name, model.path, digest, "hub" if model.cached else "local")
+        self._require_free_name(name, lambda spec: spec is model.spec, digest)
+        return self._register(name, model.path, digest, "hub" if model.cached else "local")
 
-    def _unpack(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
-        self._claim(name or spec.name, lambda claimed: claimed is spec, package.sha256)
+    def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
+        self._require_free_name(name or spec.name, lambda claimed: claimed is spec, package.sha256)
         from cerebrum_cli.catalogue.package import fetch
 
         path = fetch(package, self.library.directory, self.progress.update)
-        return self._remember(name or spec.name, path, package.sha256, "package")
+        return self._register(name or spec.name, path, package.sha256, "package")
 
-    def _adopt(self, path: Path, name: str | None) -> Model:
+    def _register_local(self, path: Path, name: str | None) -> Model:
         """Remember a file where it lies."""
         library = self.library
-        local = library.at_path(path)
+        local = library.model_at(path)
         require_loadable(local.path, local.header)
         digest = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
         for entry in library.registry.entries():
-            ours = entry.source == "package" and not is_missing(entry.path)
-            if ours and entry.sha256 == digest and name in (None, entry.name):
-                return library.registered(entry)  # the copy that was pulled outlives the one the user points at
+            pulled = entry.source == "package" and not is_missing(entry.path)
+            if pulled and entry.sha256 == digest and name in (None, entry.name):
+                return library.model_from_entry(entry)  # the copy that was pulled outlives the one the user points at
         packaged = next((spec for spec in library.specs if spec.package and spec.package.sha256 == digest), None)
         if name is None:
-            name = packaged.name if packaged else as_name(local.path.stem)
+            name = packaged.name if packaged else name_from_stem(local.path.stem)
 
-        def is_that(spec: ModelSpec) -> bool:
+        def owns_spec(spec: ModelSpec) -> bool:
             return spec.package.sha256 == digest if spec.package else spec.matches(path.name)
 
-        self._claim(name, is_that, digest)
-        return self._remember(name, local.path, digest, "local")
+        self._require_free_name(name, owns_spec, digest)
+        return self._register(name, local.path, digest, "local")
 
-    def _already_here(self, text: str) -> Model:
+    def _resolve_offline(self, text: str) -> Model:
         try:
             return self.library.resolve(text)
         except ModelNotFound as error:
-            do = "pull it without --offline and HF_HUB_OFFLINE"
-            raise ModelNotFound(f"{error.message}, and we are offline", do, error.near) from error
+            hint = "pull it without --offline and HF_HUB_OFFLINE"
+            raise ModelNotFound(f"{error.message}, and we are offline", hint, error.near) from error
 
-    def _instead(self, text: str, error: HubError) -> Model:
+    def _fall_back(self, text: str, error: HubError) -> Model:
         """Return the model where it is here though the Hub cannot be asked about it."""
         try:
             model = self.library.resolve(text)
@@ -186,20 +188,20 @@ class Puller:
         self.progress.notice(NoticeEvent(error.message, f"{model.reference} is here already and stays as it is"))
         return model
 
-    def _claim(self, name: str, is_that: Callable[[ModelSpec], bool], digest: str) -> None:
+    def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
         """Raise UsageError unless a model of this digest may be called this."""
-        require_name(self.library, name, is_that, lambda entry: entry.sha256 == digest)
+        require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
 
-    def _remember(self, name: str, path: Path, sha256: str, source: Source) -> Model:
+    def _register(self, name: str, path: Path, sha256: str, source: Source) -> Model:
         stat = path.stat()
         entry = ModelFile(name, path, stat.st_size, sha256, stat.st_mtime_ns, source)
-        model = self.library.registered(entry)
+        model = self.library.model_from_entry(entry)
         _ = model.header  # a file that cannot be read is not remembered
         self.library.registry.add(entry)
         return model
 
 
-def require_agreement(offer: DownloadPlan, agree: Callable[[str], bool]) -> None:
+def require_confirmation(plan: DownloadPlan, confirm: Callable[[str], bool]) -> None:
     """Raise PullError where what is to come will not fit this machine and nobody wants it all the same."""
-    if offer.warning and not offer.chosen.installed and not agree(offer.warning):
-        raise PullError(offer.warning, "choose a smaller quantisation, or go on with -y")
+    if plan.warning and not plan.chosen.installed and not confirm(plan.warning):
+        raise PullError(plan.warning, "choose a smaller quantisation, or go on with -y")

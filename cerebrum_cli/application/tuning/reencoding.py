@@ -12,8 +12,8 @@ from statistics import median
 from typing import Literal, NamedTuple, TypeVar
 
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, as_name, is_missing
-from cerebrum_cli.catalogue.derivatives import PART, Derivative, DerivativeStore, discard, finish
+from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem
+from cerebrum_cli.catalogue.derivatives import PART_SUFFIX, Derivative, DerivativeStore, commit_file, delete_file
 from cerebrum_cli.catalogue.registry import ModelFile, sha256_of
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import StageEvent
@@ -192,7 +192,7 @@ class Reencoding:
     def _name(self, encoding: Encoding) -> Derivative:
         model = self.model
         is_known = model.file is not None or model.cached is not None
-        return Derivative(model.reference if is_known else as_name(model.path.stem), encoding.name)
+        return Derivative(model.reference if is_known else name_from_stem(model.path.stem), encoding.name)
 
     def _path(self, encoding: Encoding) -> Path:
         digest = self.library.digest(self.model, lambda *_: None)
@@ -202,12 +202,12 @@ class Reencoding:
     def _part(self, encoding: Encoding) -> Iterator[Path]:
         """Have a place for a file, and remove what is there in the end."""
         path = self._path(encoding)
-        part = path.with_name(path.name + PART)
+        part = path.with_name(path.name + PART_SUFFIX)
         part.parent.mkdir(exist_ok=True)
         try:
             yield part
         finally:
-            discard(part)
+            delete_file(part)
 
     def _require_name(self, encoding: Encoding) -> None:
         """Raise UsageError where a derivative of another file has the name."""
@@ -219,12 +219,12 @@ class Reencoding:
     def _kept(self, encoding: Encoding, part: Path) -> Model:
         """Give a file its name and remember it, in this order: what nobody remembers is removed the next time."""
         path, digest = self._path(encoding), sha256_of(part)
-        finish(part, path)
+        commit_file(part, path)
         stat, original = path.stat(), self.library.identity(self.model)
         name = str(self._name(encoding))
         entry = ModelFile(name, path, stat.st_size, digest, stat.st_mtime_ns, "derived", original)
         self.library.registry.add(entry)
-        return self.library.registered(entry)
+        return self.library.model_from_entry(entry)
 
     # How they are measured.
 
@@ -232,7 +232,7 @@ class Reencoding:
     def _begun(self) -> Iterator[Contender]:
         """Work alone, with the original opened."""
         known = [entry.path for entry in self.library.registry.entries()]
-        with self.derivatives.alone(known), self._side(self.model, self.options) as original:
+        with self.derivatives.locked(known), self._side(self.model, self.options) as original:
             try:
                 original.bench.speed(Tuning(), WARMING)
             except NoTrial as error:
@@ -283,7 +283,7 @@ class Reencoding:
 
     def _lacking(self, size: int, original: Contender) -> str | None:
         """Return what a file of this size would lack: room on the disk, or in memory."""
-        if (free := self.derivatives.free()) < size + MARGIN:
+        if (free := self.derivatives.free_space()) < size + MARGIN:
             return f"it needs {format_size(size + MARGIN)} of disk space, and {format_size(free)} are free"
         if size + HEADROOM > self.memory():
             original.bench.free()
