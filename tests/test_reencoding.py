@@ -381,7 +381,7 @@ def test_removing_a_derivative_leaves_its_original_and_not_the_other_way_round(l
     made = applied(library, model)
     library.registry.set_default("mine:Q8_0")
     planned = plan_removal(library, "mine")
-    assert planned.question == f"Forget mine, and leave its file {model.path} alone, and delete mine:Q8_0, made of it?"
+    assert planned.question == f"Forget mine (its file {model.path} is kept), and delete mine:Q8_0, made of it?"
     said = planned.execute()
     assert said == f"mine is forgotten; {model.path} is left alone; mine:Q8_0 is gone, 225 kB are free again"
     assert (library.models(), files(library), made.path.exists(), library.registry.default) == ([], [], False, None)

@@ -217,9 +217,8 @@ class FileProgress:
         started, first = self._started.setdefault(stage, (now, done))
         if now - self._last_log.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._last_log[stage] = now
-            self._streams.info(
-                f"{stage}: {format_size(done)} of {format_size(total)}{_speed_and_remaining_time(done - first, now - started, total - done)}"
-            )
+            speed = _speed_and_remaining_time(done - first, now - started, total - done)
+            self._streams.info(f"{stage}: {format_size(done)} of {format_size(total)}{speed}")
 
 
 def _speed_and_remaining_time(done: int, seconds: float, remaining: int) -> str:

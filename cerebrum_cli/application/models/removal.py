@@ -61,7 +61,8 @@ class Removal:
         also = f", and delete {names}, made of it" if names else ""
         if self.deletes_files:
             return f"Delete {model.reference}, {format_size(model.size)} in {model.path}{also}?"
-        return f"Forget {model.reference}{'' if self.is_file_missing else f', and leave its file {model.path} alone'}{also}?"
+        kept = "" if self.is_file_missing else f" (its file {model.path} is kept)"
+        return f"Forget {model.reference}{kept}{also}?"
 
     def execute(self) -> str:
         """Do it, and return what has been done."""
