@@ -15,6 +15,6 @@ from cerebrum_cli.runtime.option_groups import ListOptions
 @composed
 def list_models(context: typer.Context, given: Annotated[Layer, SettingKeys(("ctx",))], options: ListOptions) -> None:
     """Includes models that other tools have put into the Hugging Face cache. No network is used."""
-    from cerebrum_cli.runtime import models
+    from cerebrum_cli.runtime import listing
 
-    models.list_models(runtime_of(context), given, options)
+    listing.list_models(runtime_of(context), given, options)

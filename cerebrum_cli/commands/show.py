@@ -23,6 +23,6 @@ def show(
 
     No network is used; `cerebrum pull --dry-run` asks the Hub.
     """
-    from cerebrum_cli.runtime import models
+    from cerebrum_cli.runtime import listing
 
-    models.show(runtime_of(context), model, given, options)
+    listing.show(runtime_of(context), model, given, options)

@@ -1,31 +1,26 @@
-"""Find, download, list and show models."""
+"""Find the model a command uses, and download one that is not installed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.models import listing
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.bars import FileProgress
 from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.tables import print_candidates, print_catalogue, print_description, print_models
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cerebrum_cli.application.inference.loading import ResolvedModel
-    from cerebrum_cli.application.inference.profiles import Profile
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.option_groups import (
         AnswerOptions,
-        ListOptions,
         PullCommandOptions,
         PullOptions,
         QuietOptions,
-        ReportOptions,
     )
 
 
@@ -74,10 +69,13 @@ def pull_model(runtime: Runtime, reference: str, name: str | None, context: int 
 
 def show_download_plan(runtime: Runtime, reference: str, context: int | None, json: bool, options: PullOptions) -> None:
     """Print the quantizations a reference offers and which fit; download nothing."""
+    from cerebrum_cli.application.models.listing import download_plan_object
+    from cerebrum_cli.terminal.tables import print_candidates
+
     with file_progress(runtime, options) as progress:
         plan = runtime.puller(progress, options.offline).planner.plan(reference, context)
     if json:
-        runtime.streams.answer_object(listing.download_plan_object(plan))
+        runtime.streams.answer_object(download_plan_object(plan))
         return
     print_candidates(runtime.streams, plan)
     if not options.quiet:
@@ -97,7 +95,7 @@ def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
 
 
 def pull(runtime: Runtime, reference: str, given: Mapping[str, Any], options: PullCommandOptions) -> None:
-    """Run `cerebrum pull`."""
+    """Download a model, or show what could be downloaded: the run of `cerebrum pull`."""
     context = runtime.settings(given).ctx
     if options.dry_run:
         show_download_plan(runtime, reference, context, options.json, options)
@@ -106,67 +104,6 @@ def pull(runtime: Runtime, reference: str, given: Mapping[str, Any], options: Pu
     if options.default:
         runtime.library.registry.set_default(model.reference)
     if options.json:
-        runtime.streams.answer_object(listing.row(runtime.library, model))
+        from cerebrum_cli.application.models.listing import row
 
-
-def list_models(runtime: Runtime, given: Mapping[str, Any], options: ListOptions) -> None:
-    """Run `cerebrum list`."""
-    library, streams, context = runtime.library, runtime.streams, runtime.settings(given).ctx
-    listed = list(listing.catalogue_rows(library, context) if options.available else listing.rows(library))
-    if options.json:
-        streams.answer_object(listed)
-    elif options.available:
-        print_catalogue(streams, listed)
-    elif listed:
-        print_models(streams, listed)
-        for row in listed:
-            if row["error"]:
-                streams.info(f"error: {row['error']}")
-        if not options.quiet and any(row["default"] for row in listed):
-            streams.info("* default model")
-    elif not options.quiet:
-        streams.info("no models installed; cerebrum list --available shows what can be pulled")
-
-
-def show(runtime: Runtime, reference: str, given: Mapping[str, Any], options: ReportOptions) -> None:
-    """Run `cerebrum show`."""
-    from cerebrum_cli.application.inference.profiles import profile_object
-
-    profile, settings, library = None, runtime.settings(given), runtime.library
-    try:
-        model = library.resolve(reference)
-    except ModelNotFound as error:
-        available = listing.describe_available(library, reference, settings.ctx)
-        if available is None:
-            raise
-        description, plan = available
-        note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
-    else:
-        with FileProgress(runtime.streams, options.quiet or options.json) as progress:
-            description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))
-        plan = listing.quantization_plan(library, model, settings.ctx)
-        profile, note = profile_of(runtime, model, settings)
-    if options.json:
-        profile_row = {"profile": profile and profile_object(profile)}
-        runtime.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
-        return
-    print_description(runtime.streams, description)
-    if profile:
-        from cerebrum_cli.terminal.tuning_report import print_profile
-
-        runtime.streams.answer(f"\nmeasured {profile.created}\n\n")
-        print_profile(runtime.streams, profile)
-    if plan:
-        print_candidates(runtime.streams, plan)
-    if note and not options.quiet:
-        runtime.streams.info(note)
-
-
-def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:
-    """Profile of the file that answers for a model, and a note if it was measured elsewhere."""
-    preferred = runtime.library.preferred(model)
-    profile = runtime.profile(preferred, settings)
-    if profile is None and runtime.profiles().elsewhere(runtime.library.identity(preferred)):
-        command = f"cerebrum tune {model.reference}"
-        return None, f"its profile is from another machine or build of llama.cpp; {command} measures it here"
-    return profile, ""
+        runtime.streams.answer_object(row(runtime.library, model))

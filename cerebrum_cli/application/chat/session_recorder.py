@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.chat.history import Author, continue_session, with_session_defaults
-from cerebrum_cli.application.inference.reply import LONG_PROMPT
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import NoticeEvent
 
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 class SessionRecorder:
     """Continue the latest session if asked to, and save the exchange unless `saves` is off.
 
-    The history is opened when it is first needed, mostly after the answer.
+    The history is imported and opened when it is first needed, mostly after the answer.
     """
 
     def __init__(
@@ -42,18 +40,26 @@ class SessionRecorder:
 
     def with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Add the session's own model and format to the settings given."""
+        if self.session is None:
+            return dict(given)
+        from cerebrum_cli.application.chat.history import with_session_defaults
+
         return with_session_defaults(self.session, given)
 
     def prepend(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
         """Put the session's messages before a conversation."""
         if self.session is None:
             return conversation
+        from cerebrum_cli.application.chat.history import continue_session
+
         return continue_session(self._history.store, self.session, model.reference, conversation, given.get("system"))
 
     def save(self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
         if not self._saves:
             return
+        from cerebrum_cli.application.chat.history import Author
+
         author = Author(loaded.model.reference, loaded.format_name)
         try:
             self._history.keep(self.session, conversation, reply, author, settings)
@@ -64,6 +70,8 @@ class SessionRecorder:
         """Save what took long to evaluate: the prompt, and the prefix that all prompts of this kind share."""
         if not self._saves:
             return
+        from cerebrum_cli.application.inference.reply import LONG_PROMPT
+
         notice = loaded.save_prompt_cache(LONG_PROMPT, conversation) if reply.has_long_prompt else None
         if notice := notice or loaded.save_prefix(conversation, reply.has_slow_prefill):
             self._notify(notice)

@@ -1,0 +1,78 @@
+"""List and show models: the runs of `cerebrum list` and `cerebrum show`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.application.inference.profiles import profile_object
+from cerebrum_cli.application.models import listing
+from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.terminal.bars import FileProgress
+from cerebrum_cli.terminal.tables import print_candidates, print_catalogue, print_description, print_models
+from cerebrum_cli.terminal.tuning_report import print_profile
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.inference.profiles import Profile
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.option_groups import ListOptions, ReportOptions
+
+
+def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
+    """Print the installed models, or the whole catalogue."""
+    library, streams, context = runtime.library, runtime.streams, runtime.settings(given).ctx
+    listed = list(listing.catalogue_rows(library, context) if options.available else listing.rows(library))
+    if options.json:
+        streams.answer_object(listed)
+    elif options.available:
+        print_catalogue(streams, listed)
+    elif listed:
+        print_models(streams, listed)
+        for row in listed:
+            if row["error"]:
+                streams.info(f"error: {row['error']}")
+        if not options.quiet and any(row["default"] for row in listed):
+            streams.info("* default model")
+    elif not options.quiet:
+        streams.info("no models installed; cerebrum list --available shows what can be pulled")
+
+
+def show(runtime: Runtime, reference: str, given: Layer, options: ReportOptions) -> None:
+    """Print a model's metadata, prompt format, profile and quantizations."""
+    profile, settings, library = None, runtime.settings(given), runtime.library
+    try:
+        model = library.resolve(reference)
+    except ModelNotFound as error:
+        available = listing.describe_available(library, reference, settings.ctx)
+        if available is None:
+            raise
+        description, plan = available
+        note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
+    else:
+        with FileProgress(runtime.streams, options.quiet or options.json) as progress:
+            description = listing.describe(library, model, lambda done, total: progress.update("verify", done, total))
+        plan = listing.quantization_plan(library, model, settings.ctx)
+        profile, note = profile_of(runtime, model, settings)
+    if options.json:
+        profile_row = {"profile": profile and profile_object(profile)}
+        runtime.streams.answer_object(description | profile_row | (listing.candidates_object(plan) if plan else {}))
+        return
+    print_description(runtime.streams, description)
+    if profile:
+        runtime.streams.answer(f"\nmeasured {profile.created}\n\n")
+        print_profile(runtime.streams, profile)
+    if plan:
+        print_candidates(runtime.streams, plan)
+    if note and not options.quiet:
+        runtime.streams.info(note)
+
+
+def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:
+    """Profile of the file that answers for a model, and a note if it was measured elsewhere."""
+    preferred = runtime.library.preferred(model)
+    profile = runtime.profile(preferred, settings)
+    if profile is None and runtime.profiles().elsewhere(runtime.library.identity(preferred)):
+        command = f"cerebrum tune {model.reference}"
+        return None, f"its profile is from another machine or build of llama.cpp; {command} measures it here"
+    return profile, ""
