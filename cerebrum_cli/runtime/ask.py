@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.session_recorder import SessionRecorder
-from cerebrum_cli.application.inference.loading import SINGLE, LoadedModel, Parallel, open_model
+from cerebrum_cli.application.inference.loading import SINGLE, Parallel, open_model
 from cerebrum_cli.application.inference.question import Question, estimate_tokens, template_options
-from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_object, truncation_notice
 from cerebrum_cli.application.inference.responder import GenerationRequest
-from cerebrum_cli.core.errors import NoAnswer, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
-from cerebrum_cli.terminal.progress import StatusLine, VoteLine
-from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
-from cerebrum_cli.terminal.tables import stats_line, tally_text
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.inference.reply import Reply
     from cerebrum_cli.application.inference.voting import MajorityVote
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.option_groups import AskOptions
-    from cerebrum_cli.terminal.streams import Streams
 
 
 def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions) -> None:
@@ -64,6 +57,8 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
         tuning=resolved.tuning("batch") if vote else resolved.tuning("ask", estimate_tokens(conversation)),
     )
     try:
+        from cerebrum_cli.runtime.answer import Answer, show_prompt
+
         conversation = conversation or read()
         if options.dry_run:
             show_prompt(runtime.streams, loaded, conversation, options)
@@ -83,103 +78,3 @@ def new_vote(options: AskOptions) -> MajorityVote | None:
     from cerebrum_cli.application.inference.voting import MajorityVote
 
     return MajorityVote(wanted, not options.no_early_stop)
-
-
-def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversation, options: AskOptions) -> None:
-    """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
-    preview = loaded.responder.preview(conversation)
-    if options.json:
-        streams.answer_object(prompt_object(preview, loaded.model.name, loaded.format_name))
-        return
-    streams.answer(preview.prompt)
-    if streams.out_is_terminal and not preview.prompt.endswith("\n"):
-        streams.answer("\n")
-    if not options.quiet:
-        streams.info(f"{len(preview.token_ids)} tokens")
-
-
-class Answer:
-    """The answer to one request: rendered, recorded, and printed in the form the options ask for."""
-
-    def __init__(
-        self,
-        streams: Streams,
-        loaded: LoadedModel,
-        recorder: SessionRecorder,
-        request: GenerationRequest,
-        options: AskOptions,
-    ) -> None:
-        self._streams = streams
-        self._loaded = loaded
-        self._recorder = recorder
-        self._request = request
-        self._options = options
-        self._markdown = not (options.no_markdown or options.raw or request.grammar)
-
-    def show(self, vote: MajorityVote | None) -> None:
-        """Generate and print the answer. Raises NoAnswer where a final answer was asked for and there is none."""
-        if vote:
-            self._show_vote(vote)
-        else:
-            self._show_reply()
-
-    def _show_reply(self) -> None:
-        """Stream one reply."""
-        request, options, collector = self._request, self._options, ReplyCollector()
-        events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
-        sinks = [*self._progress_sinks(StatusLine), collector]
-        if not options.final and not options.json:
-            sinks.append(answer_sink(self._streams, self._markdown))
-        try:
-            render(events, self._loaded.responder.cancel, sinks)
-        finally:
-            reply = collector.reply
-            if reply:
-                self._save(reply)
-                self._print_rest(reply, reply.final_answer)
-                self._recorder.save_prompt_cache(self._loaded, request.conversation, reply)
-        if reply and not options.quiet and (notice := truncation_notice(reply)):
-            self._streams.notice(notice)
-        if options.final and reply and reply.final_answer is None:
-            raise NoAnswer("the reply states no final answer", "drop --final to see it, or ask for one")
-
-    def _show_vote(self, vote: MajorityVote) -> None:
-        """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
-        from cerebrum_cli.application.inference import voting
-
-        options = self._options
-        events = voting.vote(self._loaded.responder, self._request, vote)
-        try:
-            render(events, self._loaded.responder.cancel, self._progress_sinks(VoteLine))
-        finally:
-            reply = vote.reply
-            if reply:
-                self._save(reply)
-                if not options.final and not options.json:
-                    show_answer(self._streams, reply.text, self._markdown)
-                self._print_rest(reply, vote.final_answer, voting.votes_object(vote))
-                if options.stats or (self._streams.err_is_terminal and not options.quiet):
-                    self._streams.info(tally_text(vote.tally_event))
-                self._recorder.save_prompt_cache(self._loaded, self._request.conversation, vote)
-        if vote.winner is None:
-            raise NoAnswer(f"no final answer in {vote.ballot.samples} samples", "--json shows all of them")
-
-    def _progress_sinks(self, line: type[StatusLine]) -> list[Sink]:
-        """What standard error shows while the answer is generated; the line erases itself before others write."""
-        if self._options.quiet:
-            return []
-        notices = NoticeSink(self._streams)
-        return [notices] if self._options.verbose else [line(self._streams, self._loaded.model.name), notices]
-
-    def _save(self, reply: Reply) -> None:
-        self._recorder.save(self._request.conversation, self._loaded, self._request.settings, reply)
-
-    def _print_rest(self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None) -> None:
-        """Print what is not streamed: the JSON object, the final answer, the statistics."""
-        streams, loaded, options = self._streams, self._loaded, self._options
-        if options.json:
-            streams.answer_object(reply_object(reply, loaded.model.name, loaded.file.path, loaded.format_name, votes))
-        elif options.final and final_answer is not None:
-            streams.answer(final_answer + "\n")
-        if options.stats:
-            streams.info(stats_line(reply.finish, loaded.model.name, loaded.format_name))

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.terminal.bars import FileProgress
-from cerebrum_cli.terminal.interrupts import interruptible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
         PullOptions,
         QuietOptions,
     )
+    from cerebrum_cli.terminal.bars import FileProgress
 
 
 def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions) -> Model:
@@ -54,6 +53,8 @@ def confirm_pull(
 
 def pull_model(runtime: Runtime, reference: str, name: str | None, context: int | None, options: PullOptions) -> Model:
     """Download a model with a progress bar; ask before one that does not fit this machine."""
+    from cerebrum_cli.terminal.interrupts import interruptible
+
     with file_progress(runtime, options) as progress:
 
         def agree(warning: str) -> bool:
@@ -91,6 +92,8 @@ def resolve_encoding(runtime: Runtime, model: Model, settings: Settings, options
 
 def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
     """Progress bar for files, unless `--quiet`."""
+    from cerebrum_cli.terminal.bars import FileProgress
+
     return FileProgress(runtime.streams, options.quiet)
 
 
