@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.inference.responder import GenerationRequest
     from cerebrum_cli.application.inference.voting import MajorityVote
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.runtime.option_groups import AskOptions
+    from cerebrum_cli.runtime.options.ask import AskOptions
     from cerebrum_cli.terminal.streams import Streams
 
 

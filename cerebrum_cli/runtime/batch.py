@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.batches.rows import Row
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.option_groups import BatchOptions
+    from cerebrum_cli.runtime.options.batch import BatchOptions
 
 STANDARD = Path("-")  # standard input or output
 MAX_PARALLEL = 256  # sequences llama.cpp supports

@@ -20,7 +20,7 @@ from cerebrum_cli.terminal.streams import plain_terminal
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.option_groups import ChatOptions
+    from cerebrum_cli.runtime.options.chat import ChatOptions
     from cerebrum_cli.terminal.repl.completion import Names
     from cerebrum_cli.terminal.repl.terminal_io import Lines
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.option_groups import ConstraintOptions
+    from cerebrum_cli.runtime.options.shared import GenerationOptions
 
 
 def generation_settings(runtime: Runtime, given: Layer, model: Model, votes: bool) -> Settings:
@@ -26,7 +26,7 @@ def generation_settings(runtime: Runtime, given: Layer, model: Model, votes: boo
     return settings
 
 
-def read_grammar(runtime: Runtime, options: ConstraintOptions, quiet: bool) -> str | None:
+def read_grammar(runtime: Runtime, options: GenerationOptions, quiet: bool) -> str | None:
     """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError."""
     schema, grammar = options.schema, options.grammar
     if schema and grammar:

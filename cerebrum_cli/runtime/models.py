@@ -14,12 +14,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.option_groups import (
-        AnswerOptions,
-        PullCommandOptions,
-        PullOptions,
-        QuietOptions,
-    )
+    from cerebrum_cli.runtime.options.models import PullCommandOptions
+    from cerebrum_cli.runtime.options.shared import AnswerOptions, PullOptions, QuietOptions
     from cerebrum_cli.terminal.bars import FileProgress
 
 
