@@ -58,8 +58,8 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
         raw=options.raw,
         template_options=arguments,
         vocabulary_only=options.dry_run,
-        states=runtime.prompt_cache,
-        parallel=Parallel(vote.most) if vote else SINGLE,
+        prompt_cache=runtime.prompt_cache,
+        parallel=Parallel(vote.max_samples) if vote else SINGLE,
         file=resolved.model,
         tuning=resolved.tuning("batch") if vote else resolved.tuning("ask", estimate_tokens(conversation)),
     )
@@ -148,7 +148,7 @@ class Answer:
         from cerebrum_cli.application.inference import voting
 
         options = self._options
-        events = voting.vote(self._loaded.responder, self._request, vote)
+        events = voting.run_vote(self._loaded.responder, self._request, vote)
         try:
             render(events, self._loaded.responder.cancel, self._progress_sinks(VoteLine))
         finally:
@@ -162,7 +162,7 @@ class Answer:
                     self._streams.info(tally_text(vote.tally_event))
                 self._recorder.save_prompt_cache(self._loaded, self._request.conversation, vote)
         if vote.winner is None:
-            raise NoAnswer(f"no final answer in {vote.ballot.samples} samples", "--json shows all of them")
+            raise NoAnswer(f"no final answer in {vote.tally.samples} samples", "--json shows all of them")
 
     def _progress_sinks(self, line: type[StatusLine]) -> list[Sink]:
         """What standard error shows while the answer is generated; the line erases itself before others write."""

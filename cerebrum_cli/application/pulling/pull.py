@@ -175,7 +175,7 @@ class Puller:
             return self.library.resolve(text)
         except ModelNotFound as error:
             do = "pull it without --offline and HF_HUB_OFFLINE"
-            raise ModelNotFound(f"{error.message}, and we are offline", do, error.near) from error
+            raise ModelNotFound(f"{error.message}, and we are offline", do, error.suggestions) from error
 
     def _instead(self, text: str, error: HubError) -> Model:
         """Return the model where it is here though the Hub cannot be asked about it."""
