@@ -66,7 +66,7 @@ def led(directory: Path, **given: Any) -> Chat:
     runtime = replace(real, config_directory=directory, data_directory=directory, cache_directory=directory)
     runtime.library = real.library
     opener = ModelLoader(runtime.library.resolve, runtime.settings, runtime.open_backend, runtime.prompt_cache)
-    model, settings = opener.settled(given)
+    model, settings = opener.resolve_settings(given)
     return Chat(runtime.history, opener, given, opener.open(model, settings), settings)
 
 

@@ -42,7 +42,7 @@ from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.loading import SINGLE, Parallel
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
-from cerebrum_cli.application.inference.voting import TEMPERATURE, MajorityVote, vote
+from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote, run_vote
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.events import Event, FinishEvent
@@ -123,7 +123,7 @@ def voted(model: str, question: Question, tokens: int) -> float:
     """Return the seconds of a vote, as `cerebrum ask` takes it; to be called in a process of its own."""
     asked = asked_for(question, tokens)
     with opened(model, asked.settings, Parallel(VOTES)) as found:
-        spent = timed(lambda: vote(found.responder, asked, MajorityVote(Votes(VOTES, VOTES), stops_early=False)))
+        spent = timed(lambda: run_vote(found.responder, asked, MajorityVote(Votes(VOTES, VOTES), stops_early=False)))
     return checked(spent, tokens, [0] + [spent.finishes[0].prompt_tokens] * (VOTES - 1))
 
 
@@ -143,14 +143,14 @@ def answered_again(model: str, question: Question, tokens: int) -> float:
 
 def asked_for(question: Question, tokens: int, seed: int = SEED) -> GenerationRequest:
     """Return a question as it is asked for one of its chains."""
-    settings = settings_of({"max_tokens": tokens, "temperature": TEMPERATURE, "seed": seed})
+    settings = settings_of({"max_tokens": tokens, "temperature": VOTE_TEMPERATURE, "seed": seed})
     return GenerationRequest(conversation_of(question), settings, ignore_eos=True)
 
 
 def one_by_one(responder: Responder, question: Question, tokens: int) -> Iterator[Event]:
     """Yield the events of single answers, which have the seeds of the chains."""
     for seed in range(SEED, SEED + VOTES):
-        with closing(responder.replies([responder.tokenize_request(asked_for(question, tokens, seed))])) as replies:
+        with closing(responder.generate([responder.tokenize_request(asked_for(question, tokens, seed))])) as replies:
             yield from replies
 
 

@@ -39,7 +39,7 @@ def seated(store: Store, home: Path, file: Path, backend: Callable[[], Openable]
         return StateStore(home / "states", 10**9, model.name, form) if settings.cache_gb else None
 
     opener = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
-    model, settings = opener.settled(layer)
+    model, settings = opener.resolve_settings(layer)
     history = History(store, SessionLock(home / "locks"))
     return Chat(history, opener, layer, opener.open(model, settings), settings)
 

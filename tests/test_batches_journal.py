@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from cerebrum_cli.batches import files
-from cerebrum_cli.batches.files import places_of
+from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import Journal, open_journal
 from cerebrum_cli.batches.readers import read_rows
 from cerebrum_cli.batches.result import Result, StreamedResult
@@ -111,10 +111,10 @@ def test_a_result_stands_in_the_order_of_the_input_beside_what_made_it(output: P
 def test_finished_rows_are_in_the_partial_file_at_once_and_the_record_before_them(output: Path) -> None:
     journal = begin(output)
     assert names(output.parent) == ON_THE_WAY
-    assert json.loads(places_of(output).meta.read_bytes())["result"] is None
+    assert json.loads(output_paths(output).meta.read_bytes())["result"] is None
     for count, position in enumerate(ORDER, 1):
         journal.write(position, answer(ROWS[position]))
-        lines = places_of(output).partial.read_bytes().splitlines(keepends=True)
+        lines = output_paths(output).partial.read_bytes().splitlines(keepends=True)
         assert [json.loads(line) for line in lines] == [answer(ROWS[done]) for done in ORDER[:count]]
         assert (journal.done, set(journal.finished)) == (count, set(ORDER[:count]))
         assert not output.exists()
@@ -189,17 +189,17 @@ def test_a_batch_goes_on_where_it_ended(output: Path) -> None:
 
 def test_a_batch_that_is_done_is_not_run_again(output: Path) -> None:
     run(output)
-    before = files.stamp_of(output)
+    before = files.file_stamp(output)
     with contextlib.closing(begin(output)) as journal:
         assert (journal.is_complete, journal.done, journal.failed) == (True, 4, 1)
         journal.complete()
-    assert (files.stamp_of(output), names(output.parent)) == (before, WHOLE)
+    assert (files.file_stamp(output), names(output.parent)) == (before, WHOLE)
 
 
 @pytest.mark.parametrize("keep", [1, 20, -2, -1])
 def test_a_line_that_was_not_written_to_its_end_is_answered_again(output: Path, keep: int) -> None:
     run_some(output, 3, 1)
-    partial = places_of(output).partial
+    partial = output_paths(output).partial
     first, second = partial.read_bytes().splitlines(keepends=True)
     partial.write_bytes(first + second[:keep])
     run_some(output)
@@ -211,7 +211,7 @@ def test_a_line_that_was_not_written_to_its_end_is_answered_again(output: Path, 
 def test_a_last_line_the_disk_made_up_is_answered_again(output: Path) -> None:
     for junk in (b"\0" * 100, b"\0\0\n", b'{"id": \n'):
         run_some(output, 3, restart=True)
-        with places_of(output).partial.open("ab") as partial:
+        with output_paths(output).partial.open("ab") as partial:
             partial.write(junk)
         assert run(output) == [2, 0, 1]
         assert output.read_bytes() == result()
@@ -252,7 +252,7 @@ def test_the_second_of_two_rows_alike_may_be_finished_first(output: Path) -> Non
 )
 def test_a_partial_file_with_lines_of_others_is_refused(output: Path, line: bytes) -> None:
     run_some(output, 0)
-    partial = places_of(output).partial
+    partial = output_paths(output).partial
     before = partial.read_bytes() + line + b"\n"
     partial.write_bytes(before)
     what, do = refused(lambda: begin(output))
@@ -363,7 +363,7 @@ def test_a_file_that_came_meanwhile_is_not_replaced(output: Path, tmp_path: Path
 
 
 def test_a_partial_file_nobody_knows_of_is_refused(output: Path) -> None:
-    places_of(output).partial.write_bytes(b"mine")
+    output_paths(output).partial.write_bytes(b"mine")
     assert refused(lambda: begin(output))[0] == f"{output}.partial is there, and nothing says what it was begun with"
     assert names(output.parent) == {"out.jsonl.partial"}
     assert run(output, restart=True) == list(ORDER)
@@ -371,7 +371,7 @@ def test_a_partial_file_nobody_knows_of_is_refused(output: Path) -> None:
 
 @pytest.mark.parametrize("record", [b"", b"mine", b"[]", b"{}", b'{"version": 1}', b"\xff", b"[" * 100_000])
 def test_a_record_that_is_none_is_refused(output: Path, record: bytes) -> None:
-    meta = places_of(output).meta
+    meta = output_paths(output).meta
     meta.write_bytes(record)
     assert refused(lambda: begin(output))[0] == f"{meta} is not the record of a batch"
     assert (meta.read_bytes(), names(output.parent)) == (record, {"out.jsonl.meta.json"})
@@ -379,7 +379,7 @@ def test_a_record_that_is_none_is_refused(output: Path, record: bytes) -> None:
 
 
 def test_a_record_of_another_version_is_refused(output: Path) -> None:
-    places_of(output).meta.write_bytes(b'{"version": 2}')
+    output_paths(output).meta.write_bytes(b'{"version": 2}')
     assert refused(lambda: begin(output))[0] == f"{output}.meta.json was written by another version of cerebrum"
 
 
@@ -413,11 +413,11 @@ def test_where_no_file_can_be_no_result_is_begun(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_written_are_told_of_before_anything_is_answered(output: Path) -> None:
-    for place in (places_of(output).partial, places_of(output).meta):
+    for place in (output_paths(output).partial, output_paths(output).meta):
         place.mkdir()
         assert refused(lambda: begin(output))[0] == f"{place}: Is a directory"
         place.rmdir()
-    os.mkfifo(places_of(output).partial)
+    os.mkfifo(output_paths(output).partial)
     assert refused(lambda: begin(output))[0] == f"{output}.partial is no regular file"
 
 
@@ -436,12 +436,12 @@ def test_the_input_is_never_written_to(output: Path, tmp_path: Path) -> None:
         link.symlink_to(source)
         for path in (source, link):
             with pytest.raises(UsageError, match=r"the input .* is a file the result would be written to"):
-                places_of(output, path)
+                output_paths(output, path)
         link.unlink()
         source.unlink()
     link.write_bytes(b"a")
-    assert places_of(output, link).output == output
-    assert places_of(output, Path("-")).output == output
+    assert output_paths(output, link).output == output
+    assert output_paths(output, Path("-")).output == output
 
 
 # A process that ends at any moment.
@@ -687,7 +687,7 @@ def test_on_a_full_disk_what_is_finished_stays_and_the_same_command_goes_on(
     assert do == "free some space: the same command, without --restart, goes on where this one ended"
     assert names(output.parent) == (ON_THE_WAY if lines else set())
     if lines:
-        kept = places_of(output).partial.read_bytes()
+        kept = output_paths(output).partial.read_bytes()
         assert kept.count(b"\n") == lines
         assert kept.endswith(b"\n")
     assert len(run(output)) == len(ROWS) - lines
@@ -700,7 +700,7 @@ def test_a_write_that_fails_takes_nothing_from_the_next_one(
 ) -> None:
     journal = begin(output)
     journal.write(0, answer(ROWS[0]))
-    before = places_of(output).partial.read_bytes()
+    before = output_paths(output).partial.read_bytes()
     with monkeypatch.context() as patched:
         real = os.write
 
@@ -714,11 +714,11 @@ def test_a_write_that_fails_takes_nothing_from_the_next_one(
         patched.setattr(os, call, failing)
         what, _ = refused(lambda: journal.write(1, answer(ROWS[1], "x" * 1000)))
         assert what == f"{output}.partial: No space left on device"
-    assert (places_of(output).partial.read_bytes() == before) != stuck
+    assert (output_paths(output).partial.read_bytes() == before) != stuck
     assert (journal.done, journal.failed) == (1, 0)
     for position in (1, 3, 2):
         journal.write(position, answer(ROWS[position]))
-    assert len(places_of(output).partial.read_bytes()) == len(result())
+    assert len(output_paths(output).partial.read_bytes()) == len(result())
     journal.complete()
     assert output.read_bytes() == result()
 
@@ -738,7 +738,7 @@ def test_a_result_the_disk_does_not_take_is_written_when_it_does(output: Path, m
             assert what in (f"{output}: Input/output error", f"{output}.meta.json.unfinished: Input/output error")
             assert do.startswith("see to it that it can be written to: the same command")
         assert not output.exists()
-        assert places_of(output).partial.read_bytes().count(b"\n") == len(ROWS)
+        assert output_paths(output).partial.read_bytes().count(b"\n") == len(ROWS)
     journal.complete()
     assert (output.read_bytes(), names(output.parent)) == (result(), WHOLE)
 
@@ -766,7 +766,7 @@ def test_a_partial_file_that_was_changed_is_no_result(output: Path) -> None:
     journal = begin(output)
     for position in ORDER:
         journal.write(position, answer(ROWS[position]))
-    with places_of(output).partial.open("r+b") as partial:
+    with output_paths(output).partial.open("r+b") as partial:
         partial.truncate(50)
     assert refused(journal.complete)[0] == f"{output}.partial was changed while the batch ran"
     journal.close()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batches.readers import SHAPES, Shape, read_input, read_rows, shape_of
+from cerebrum_cli.batches.readers import SHAPES, Shape, detect_shape, read_input, read_rows
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -371,15 +371,15 @@ def test_a_template_that_is_taken_renders_as_python_would(template: str, value: 
 def test_the_shape_is_the_one_that_is_given_or_told_by_name_or_else_by_the_bytes(
     name: str, given: str | None, data: bytes, shape: str
 ) -> None:
-    assert shape_of(Path(name), given, data) == shape
+    assert detect_shape(Path(name), given, data) == shape
 
 
 def test_a_shape_nobody_knows_is_refused() -> None:
     with pytest.raises(UsageError, match="the shape 'xml' is not known") as caught:
-        shape_of(Path("a.txt"), "xml", b"")
+        detect_shape(Path("a.txt"), "xml", b"")
     assert caught.value.hint == "shapes are txt, jsonl, csv, tsv"
     with pytest.raises(UsageError, match=r"a\.xlsx: what shape it has is not known"):
-        shape_of(Path("a.xlsx"), None, b"{")
+        detect_shape(Path("a.xlsx"), None, b"{")
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"\r\n"])

@@ -169,7 +169,7 @@ def test_tokens_of_several_characters_are_whole(sit: Callable[..., Chat]) -> Non
     backend = ScriptedBackend(replies(SCRIPT), context_size=200, words=words)
     chat = sit(lambda: backend)
     list(chat.load())
-    whole = chat.loaded.responder.whole
+    whole = chat.loaded.responder.drop_partial_character
     half, rest, cut = FIRST_WORD, FIRST_WORD + 1, FIRST_WORD + 2
     assert whole((97, half, rest)) == (97, half, rest)
     assert whole((97, half)) == (97,)

@@ -6,7 +6,7 @@ import pytest
 from tiny_models import CHATML_TEMPLATE
 from vocabularies import MARKS, written
 
-from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES, chosen_format, format_builder, special_tokens
+from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES, choose_format, format_builder, special_tokens
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.engine.llama.backend import LlamaBackend
@@ -28,7 +28,7 @@ from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
 def test_what_is_asked_for_wins_then_what_is_known_then_the_template(
     asked: str | None, known: str | None, template: str | None, chosen: str
 ) -> None:
-    assert chosen_format(asked, known, template) == chosen
+    assert choose_format(asked, known, template) == chosen
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_format_is_never_guessed(
     asked: str | None, known: str | None, template: str | None, kind: type[CerebrumError], what: str
 ) -> None:
     with pytest.raises(kind, match=what) as caught:
-        chosen_format(asked, known, template)
+        choose_format(asked, known, template)
     assert "cerebrum" in caught.value.hint
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import written
 
-from cerebrum_cli.application.inference.responder import spelled
+from cerebrum_cli.application.inference.responder import detokenize
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
@@ -78,7 +78,7 @@ def test_cerebrum_takes_the_text_of_its_end_token_out_of_all_messages_but_the_fi
 
 def test_collective_cognition_keeps_the_text_and_ends_each_reply_with_the_token(mistral: LlamaBackend) -> None:
     ids = mistral.tokenize(COLLECTIVE_COGNITION.render(Conversation().user("a</s>").assistant("b</s>c").user("d</s>")))
-    assert spelled(mistral, ids).count("</s>") == 4
+    assert detokenize(mistral, ids).count("</s>") == 4
     assert ids.count(EOS) == 1
 
 
@@ -132,7 +132,7 @@ def test_the_next_prompt_extends_what_was_read_and_said(
         assert prompt[: len(read)] == read
         said = data.draw(replies(mistral))
         read = prompt + said
-        talk = talk.assistant(spelled(mistral, said).strip(), said)
+        talk = talk.assistant(detokenize(mistral, said).strip(), said)
 
 
 def test_what_follows_a_reply_has_no_space_it_would_not_have_had(mistral: LlamaBackend) -> None:

@@ -202,11 +202,11 @@ def test_what_is_unknown_names_what_is_near(library: Library, other: Path) -> No
         with pytest.raises(ModelNotFound) as caught:
             attempt("thinkr")
         assert caught.value.message == "unknown model 'thinkr'"
-        assert caught.value.near == ("thinker",)
+        assert caught.value.suggestions == ("thinker",)
         assert caught.value.hint == "did you mean thinker? cerebrum list --available shows all"
     with pytest.raises(ModelNotFound) as caught:
         library.resolve("x")
-    assert (caught.value.near, caught.value.hint) == ((), "cerebrum list --available shows all")
+    assert (caught.value.suggestions, caught.value.hint) == ((), "cerebrum list --available shows all")
 
 
 def test_what_can_be_had_is_offered_on_the_spot(library: Library) -> None:

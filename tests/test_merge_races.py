@@ -18,7 +18,7 @@ from test_merge_files import SMALL, prepared, quietly, stack, stored
 from tiny_models import Shape, write_quantised
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import fsync_directory, locked
+from cerebrum_cli.core.files import fsync_directory, try_lock
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.merge import output_files as writing
 from cerebrum_cli.merge.execute import File, Job, Unwanted, execute
@@ -58,9 +58,9 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 
     def set_up(act: Callable[[], object]) -> None:
         def act_and_lock(descriptor: int) -> bool:
-            monkeypatch.setattr(writing, "locked", locked)
+            monkeypatch.setattr(writing, "locked", try_lock)
             act()
-            return locked(descriptor)
+            return try_lock(descriptor)
 
         monkeypatch.setattr(writing, "locked", act_and_lock)
 
@@ -111,7 +111,7 @@ def test_a_merge_whose_place_a_third_one_takes_just_then_says_so(out: Path, mean
 def test_where_files_vanish_again_and_again_a_merge_gives_up(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def remove_and_lock(descriptor: int) -> bool:
         out.with_name("out.gguf.part").unlink()
-        return locked(descriptor)
+        return try_lock(descriptor)
 
     monkeypatch.setattr(writing, "locked", remove_and_lock)
     with Delivery() as delivery, pytest.raises(MergeError, match="another cerebrum merge"), delivery.file(out):

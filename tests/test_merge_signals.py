@@ -19,7 +19,7 @@ from test_merge_files import SMALL, TWELVE_B, merged, stack, stored
 from tiny_models import write_quantised
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
-from cerebrum_cli.core.files import locked
+from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.merge.output_files import Delivery, HashedFile
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -224,7 +224,7 @@ def test_a_merge_that_ends_while_another_begins_is_not_written_over(
             if completes:
                 first.complete()
             first.__exit__()
-            return locked(descriptor)
+            return try_lock(descriptor)
 
         monkeypatch.setattr("cerebrum_cli.merge.output_files.locked", end_and_lock)
         with Delivery() as second:

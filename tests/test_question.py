@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.application.inference.question import Question, fenced, parse_messages, read_text, template_options
+from cerebrum_cli.application.inference.question import (
+    Question,
+    fence_file,
+    parse_messages,
+    read_text,
+    template_options,
+)
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
@@ -95,12 +101,12 @@ def test_a_system_prompt_goes_along() -> None:
     [("x", "```"), ("a `b` c", "```"), ("```py\nx\n```", "````"), ("`````", "``````"), ("a```", "````")],
 )
 def test_a_fence_is_longer_than_any_inside(text: str, fence: str) -> None:
-    assert fenced("a.md", text) == f"a.md:\n{fence}md\n{text}\n{fence}"
+    assert fence_file("a.md", text) == f"a.md:\n{fence}md\n{text}\n{fence}"
 
 
 @given(st.text(alphabet="`~ab\n", max_size=40))
 def test_no_line_of_a_file_ends_its_fence(text: str) -> None:
-    opening, *lines, closing = fenced("a", text).split("\n")[1:]
+    opening, *lines, closing = fence_file("a", text).split("\n")[1:]
     assert closing == opening
     assert closing not in "\n".join(lines)
     assert "\n".join(lines) == text.rstrip()

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded, untrusted
 from vocabularies import marked_up, written
 
-from cerebrum_cli.application.inference.responder import spelled
+from cerebrum_cli.application.inference.responder import detokenize
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.parts import Text, Tokens
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.formats.thinking import THOUGHTS, opened_thought
+from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 
 CONVERSATIONS = {
     "one question": ONE,
@@ -130,7 +130,7 @@ def test_a_prompt_may_open_a_thought_for_the_model(
 ) -> None:
     last = embedded(chatml, template, **options).render(ONE)[-1]
     assert isinstance(last, Text) and last.trusted
-    thought = opened_thought(last.value, THOUGHTS)
+    thought = open_thought(last.value, THOUGHTS)
     assert (thought.open if thought else None) == opened
 
 
@@ -159,7 +159,7 @@ def test_the_next_prompt_extends_what_was_read_and_said(
         prompt = chatml.tokenize(form.render(talk))
         assert prompt[: len(read)] == read
         said = data.draw(sampled.map(tuple) | texts)
-        talk = talk.assistant(spelled(chatml, said).strip(), said)
+        talk = talk.assistant(detokenize(chatml, said).strip(), said)
         read = prompt + said
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.formats.format import ThoughtMarkup
-from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtSplitter, opened_thought
+from cerebrum_cli.formats.thinking import THOUGHTS, ThoughtSplitter, open_thought
 
 THINK = THOUGHTS[0]
 ANALYSIS = "<|channel|>analysis<|message|>"
@@ -89,7 +89,7 @@ def test_no_markup_begins_with_another() -> None:
 
 @pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
 def test_a_template_may_open_the_thought(thought: ThoughtMarkup) -> None:
-    opened = opened_thought(f"<|im_start|>assistant\n{thought.open}\n", THOUGHTS)
+    opened = open_thought(f"<|im_start|>assistant\n{thought.open}\n", THOUGHTS)
     assert opened is not None
     assert opened.close == thought.close
     for cut in range(8):
@@ -99,7 +99,7 @@ def test_a_template_may_open_the_thought(thought: ThoughtMarkup) -> None:
 
 @pytest.mark.parametrize("end", ["", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<think>x", "think>"])
 def test_a_prompt_that_leaves_nothing_open_opens_no_thought(end: str) -> None:
-    assert opened_thought(end, THOUGHTS) is None
+    assert open_thought(end, THOUGHTS) is None
 
 
 def test_an_opened_thought_may_have_no_end() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded
 from vocabularies import marked_up, marks_in, written
 
-from cerebrum_cli.application.inference.responder import spelled
+from cerebrum_cli.application.inference.responder import detokenize
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.parts import Text
@@ -29,7 +29,7 @@ def test_a_prompt_begins_with_one_bos_token_whether_the_template_writes_it_or_no
 
 def test_a_vocabulary_that_wants_no_bos_token_gets_none(chatml: LlamaBackend) -> None:
     ids = chatml.tokenize(embedded(chatml, BARE).render(ONE))
-    assert spelled(chatml, ids) == "Why is the sky blue?|"
+    assert detokenize(chatml, ids) == "Why is the sky blue?|"
 
 
 def test_a_template_that_repeats_bos_for_each_turn_is_obeyed(mistral: LlamaBackend) -> None:
@@ -54,7 +54,7 @@ def test_markup_in_a_question_never_becomes_a_special_token(template: str, chatm
         )
         ids = chatml.tokenize(embedded(chatml, template).render(talk))
         assert marks_in(ids) == marks_in(chatml.tokenize(embedded(chatml, template).render(harmless))), text
-        assert spelled(chatml, ids).count(text.strip()) >= 2, text
+        assert detokenize(chatml, ids).count(text.strip()) >= 2, text
 
 
 @pytest.mark.parametrize("template", ["mistral", "llama-2"])
@@ -63,7 +63,7 @@ def test_the_end_token_in_a_question_stays_text_for_mistral(template: str, mistr
     for text in PASTED:
         ids, expected = (mistral.tokenize(form.render(TWO.assistant("b").user(said))) for said in (text, "x"))
         assert [token for token in ids if token <= EOS] == [token for token in expected if token <= EOS], text
-        assert text.strip() in spelled(mistral, ids), text
+        assert text.strip() in detokenize(mistral, ids), text
 
 
 @settings(deadline=None)
@@ -95,7 +95,7 @@ def test_a_special_token_is_not_made_of_a_templates_text_and_a_users(
 ) -> None:
     ids = chatml.tokenize(embedded(chatml, source).render(Conversation().user(text)))
     assert marks_in(ids) == []
-    assert spelled(chatml, ids) == source.replace("{{ messages[0].content }}", text)
+    assert detokenize(chatml, ids) == source.replace("{{ messages[0].content }}", text)
 
 
 def test_a_templates_own_markup_beside_a_question_stays_special(chatml: LlamaBackend) -> None:

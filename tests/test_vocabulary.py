@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, with_user_defined
 
-from cerebrum_cli.application.inference.responder import spelled
+from cerebrum_cli.application.inference.responder import detokenize
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.parts import Part, Text, Tokens, join_parts
 from cerebrum_cli.engine.llama.backend import LlamaBackend
@@ -155,7 +155,7 @@ def test_markup_is_special_where_trusted_text_alone_spells_it_and_nowhere_else(
     parts: list[Text], chatml: LlamaBackend
 ) -> None:
     ids = chatml.tokenize(join_parts(tuple(parts)))
-    assert spelled(chatml, ids) == "".join(part.value for part in parts)
+    assert detokenize(chatml, ids) == "".join(part.value for part in parts)
     assert len(marks_in(ids)) == trusted_marks(parts)
     pasted = [Text(part.value) for part in parts]
     assert marks_in(chatml.tokenize(pasted)) == []
@@ -182,7 +182,7 @@ def test_a_thousand_pasted_marks_are_cut_in_a_moment(chatml: LlamaBackend) -> No
     text = "<think></think><<think>think>" * 1000
     ids = chatml.tokenize((Text("<think>", True), Text(text)))
     assert marks_in(ids) == ["<think>"]
-    assert spelled(chatml, ids) == "<think>" + text
+    assert detokenize(chatml, ids) == "<think>" + text
 
 
 # What else may come.

@@ -15,7 +15,7 @@ from scripted_command import Many, many, run_here
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.inference.format_choice import format_builder
 from cerebrum_cli.application.inference.responder import GenerationRequest, LocalResponder
-from cerebrum_cli.application.inference.voting import MajorityVote, vote
+from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
@@ -303,12 +303,12 @@ def events_of(
     """Take a vote on an engine, and note its events; do something whenever a chain has been cast."""
     script: dict[str, Any] = {"rows": {}, "seeds": chains}
     poll = MajorityVote(parse_votes(votes))
-    backend = many(script, poll.most)
+    backend = many(script, poll.max_samples)
     engine = Engine(backend.open)
     try:
         responder = LocalResponder(engine, format_builder("cerebrum", None, {}), 1000)
         asked = GenerationRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
-        for event in vote(responder, asked, poll):
+        for event in run_vote(responder, asked, poll):
             seen.append(event)
             if isinstance(event, TallyEvent):
                 on_tally(responder)
@@ -349,7 +349,7 @@ def test_a_chain_that_ends_while_the_vote_is_being_closed_does_not_count() -> No
         [stating(4), stating(4), stating(4), stating(4, "zz "), stating(5)], "5", seen, lambda _: sleep(0.05)
     )
     assert [event.reason for event in seen if isinstance(event, FinishEvent)] == ["stop"] * 5
-    assert (poll.ballot.samples, sorted(poll.replies)) == (3, [0, 1, 2])
+    assert (poll.tally.samples, sorted(poll.replies)) == (3, [0, 1, 2])
 
 
 # The real thing.

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 from cerebrum_cli.batches.json_rows import ID_KEYS
-from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of, prompt_row
+from cerebrum_cli.batches.rows import InvalidRow, Row, RowId, invalid_row, prompt_row, require_prompt
 from cerebrum_cli.batches.template import Template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
@@ -19,7 +19,7 @@ from cerebrum_cli.core.text import well_formed
 DEFAULT_COLUMN = "prompt"
 
 
-def table_rows(text: str, delimiter: str, column: str | None, template: Template | None) -> list[Row]:
+def read_table(text: str, delimiter: str, column: str | None, template: Template | None) -> list[Row]:
     """Return the rows of a table; UsageError for bad quoting, and for a column that is not there, or is twice.
 
     The prompt is what stands in `column` ("prompt" if it is None), or what `template` makes of a record.
@@ -62,8 +62,8 @@ def _row(number: int, record: list[str], header: list[str], column: str | None, 
     id: RowId = well_formed(next(filter(None, map(fields.get, ID_KEYS)), "")) or number
     try:
         if len(record) != len(header):
-            raise BadRow("invalid_record", f"it has {len(record)} fields, and the header has {len(header)}")
+            raise InvalidRow("invalid_record", f"it has {len(record)} fields, and the header has {len(header)}")
         text = template.render(fields) if template else fields[column or DEFAULT_COLUMN]
-        return prompt_row(number, id, prompt_of(text))
-    except BadRow as bad:
-        return bad_row(number, id, None, bad)
+        return prompt_row(number, id, require_prompt(text))
+    except InvalidRow as bad:
+        return invalid_row(number, id, None, bad)

@@ -15,12 +15,12 @@ from cerebrum_cli.batches.meta import Identity
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import fsync_directory
 
-GO_ON = "the same command, without --restart, goes on where this one ended"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RESUME_HINT = "the same command, without --restart, goes on where this one ended"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class OutputPaths:
     """Where a result is, and what belongs to it: the rows that are done, the record, and both on their way."""
 
     output: Path
@@ -39,18 +39,18 @@ class Places:
     def all(self) -> tuple[Path, ...]:
         """Every file that may be written."""
         named = (self.output, self.partial, self.meta)
-        return (*named, unfinished(self.output), unfinished(self.meta))
+        return (*named, temporary_path(self.output), temporary_path(self.meta))
 
     def _beside(self, suffix: str) -> Path:
         return self.output.with_name(self.output.name + suffix)
 
 
-def unfinished(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Return the name a file has until it is whole."""
     return path.with_name(f"{path.name}.unfinished")
 
 
-def places_of(output: Path, source: Path | None = None) -> Places:
+def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
     """Return where a result goes; UsageError where it cannot go, or where `source`, the input, would be lost.
 
     A symbolic link stays, and what it leads to is replaced.
@@ -65,16 +65,16 @@ def places_of(output: Path, source: Path | None = None) -> Places:
         raise UsageError(f"{output} is a directory", "name a file in it")
     if not stat.S_ISREG(mode):
         raise UsageError(f"{output} is no file that could be replaced", "`-o -` streams to standard output")
-    places = Places(output.resolve() if output.is_symlink() else output)
-    folder = places.output.parent
+    paths = OutputPaths(output.resolve() if output.is_symlink() else output)
+    folder = paths.output.parent
     if not folder.is_dir():
         raise UsageError(f"{folder} is no directory", "make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{folder} cannot be written to", "choose another -o")
-    for path in places.all:
+    for path in paths.all:
         if source is not None and path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"the input {source} is a file the result would be written to", "choose another -o")
-    return places
+    return paths
 
 
 def open_locked(path: Path) -> int:
@@ -99,14 +99,14 @@ def open_locked(path: Path) -> int:
         os.close(descriptor)  # who had the lock has removed the file meanwhile
 
 
-def write_whole(path: Path, chunks: Iterable[bytes]) -> Identity:
+def write_temporary(path: Path, chunks: Iterable[bytes]) -> Identity:
     """Write a file under its unfinished name, wait for the disk, and return what it is; `put_in_place` is next."""
-    unnamed = unfinished(path)
-    unnamed.unlink(missing_ok=True)
-    descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     digest, size = hashlib.sha256(), 0
     try:
-        with told(path):
+        with translate_os_errors(path):
             for chunk in chunks:
                 write_all(descriptor, chunk)
                 digest.update(chunk)
@@ -114,16 +114,16 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> Identity:
             os.fsync(descriptor)
     except BaseException:
         with contextlib.suppress(OSError):
-            unnamed.unlink()
+            temporary.unlink()
         raise
     finally:
         os.close(descriptor)
     return Identity(size, digest.hexdigest())
 
 
-def put_in_place(path: Path) -> None:
+def rename_into_place(path: Path) -> None:
     """Give a file that is whole its name, in one step, and wait for the disk."""
-    unfinished(path).replace(path)
+    temporary_path(path).replace(path)
     fsync_directory(path.parent)
 
 
@@ -134,7 +134,7 @@ def write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def identity_of(path: Path) -> Identity | None:
+def identify(path: Path) -> Identity | None:
     """Return what a file is, having read it; None if there is none."""
     try:
         with path.open("rb") as file:
@@ -144,7 +144,7 @@ def identity_of(path: Path) -> Identity | None:
         return None
 
 
-def stamp_of(path: Path) -> tuple[int, ...] | None:
+def file_stamp(path: Path) -> tuple[int, ...] | None:
     """Return what changes when a file does, without reading it; None if there is none."""
     try:
         status = path.stat()
@@ -154,14 +154,14 @@ def stamp_of(path: Path) -> tuple[int, ...] | None:
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Turn what the system refuses into a BatchError that says what to do."""
     try:
         yield
     except OSError as error:
-        do = "free some space" if error.errno in _FULL else "see to it that it can be written to"
+        do = "free some space" if error.errno in _DISK_FULL else "see to it that it can be written to"
         name = error.filename if isinstance(error.filename, (str, Path)) else path
-        raise BatchError(f"{name}: {error.strerror or error}", f"{do}: {GO_ON}") from error
+        raise BatchError(f"{name}: {error.strerror or error}", f"{do}: {RESUME_HINT}") from error
 
 
 def _lock(descriptor: int, path: Path) -> None:

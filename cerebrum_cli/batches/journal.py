@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.batches.files import (
-    Places,
-    identity_of,
-    places_of,
-    put_in_place,
-    stamp_of,
-    told,
-    unfinished,
-    write_whole,
+    OutputPaths,
+    file_stamp,
+    identify,
+    output_paths,
+    rename_into_place,
+    temporary_path,
+    translate_os_errors,
+    write_temporary,
 )
-from cerebrum_cli.batches.meta import Record, encoded, normal, read_record
-from cerebrum_cli.batches.partial import Partial
-from cerebrum_cli.batches.result import require_all, require_object, row_line
+from cerebrum_cli.batches.meta import Record, encode_record, normalize, read_record
+from cerebrum_cli.batches.partial import PartialFile
+from cerebrum_cli.batches.result import require_all_finished, to_json_line, validate_object
 from cerebrum_cli.batches.resume_state import ResumeState, decide
 from cerebrum_cli.batches.rows import Row
 from cerebrum_cli.core.errors import BatchError
@@ -39,12 +39,12 @@ def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Ro
     the same one goes on. `restart` forgets what was begun, and lets a result that is there be replaced in the end.
     UsageError where no result can be; BatchError where another process writes it, or something would be lost.
     """
-    places = places_of(output)
-    with told(places.partial):
-        partial = Partial(places.partial, rows)
+    paths = output_paths(output)
+    with translate_os_errors(paths.partial):
+        partial = PartialFile(paths.partial, rows)
     try:
-        with told(output):
-            return _opened(places, partial, normal(fingerprint), rows, restart)
+        with translate_os_errors(output):
+            return _open(paths, partial, normalize(fingerprint), rows, restart)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
             if partial.is_empty:
@@ -52,17 +52,17 @@ def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Ro
         raise
 
 
-def _opened(
-    places: Places, partial: Partial, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool
+def _open(
+    places: OutputPaths, partial: PartialFile, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool
 ) -> Journal:
     record = None if restart else read_record(places.meta)
-    found = ResumeState(not partial.is_empty, record, identity_of(places.output))
+    found = ResumeState(not partial.is_empty, record, identify(places.output))
     step = "begin" if restart else decide(found, fingerprint, places)
     if step == "begin" or record is None:
         partial.clear()  # before the record: rows of another batch are never taken for this one's
         record = Record(fingerprint, len(rows), replaces=found.output)
-        write_whole(places.meta, [encoded(record)])
-        put_in_place(places.meta)
+        write_temporary(places.meta, [encode_record(record)])
+        rename_into_place(places.meta)
     elif step == "resume":
         partial.load()
     else:
@@ -77,15 +77,15 @@ class Journal:
     """
 
     def __init__(
-        self, places: Places, partial: Partial, rows: Sequence[Row], record: Record, is_complete: bool
+        self, places: OutputPaths, partial: PartialFile, rows: Sequence[Row], record: Record, is_complete: bool
     ) -> None:
-        self._places = places
+        self._paths = places
         self._partial = partial
         self._rows = rows
         self._record = record
         self._is_complete = is_complete
         self._is_open = True
-        self._replaced = stamp_of(places.output)
+        self._replaced = file_stamp(places.output)
 
     @property
     def is_complete(self) -> bool:
@@ -112,9 +112,9 @@ class Journal:
 
         ValueError as in `Result`; BatchError where it cannot be written, and then the file holds what it held before.
         """
-        require_object(self._rows, self.finished, position, object)
-        with told(self._places.partial):
-            self._partial.append(position, row_line(object).encode(), object["error"] is not None)
+        validate_object(self._rows, self.finished, position, object)
+        with translate_os_errors(self._paths.partial):
+            self._partial.append(position, to_json_line(object).encode(), object["error"] is not None)
 
     def complete(self) -> None:
         """Write the result in the order of the input, all at once; nothing to do where that is done.
@@ -124,19 +124,19 @@ class Journal:
         """
         if self._is_complete:
             return
-        require_all(self._rows, self.finished)
-        places = self._places
-        with told(places.output):
-            result = write_whole(places.output, self._partial.ordered())
+        require_all_finished(self._rows, self.finished)
+        places = self._paths
+        with translate_os_errors(places.output):
+            result = write_temporary(places.output, self._partial.lines_in_order())
             try:
                 record = replace(self._record, failed=self._partial.failed, result=result)
-                write_whole(places.meta, [encoded(record)])
-                put_in_place(places.meta)
-                self._require_untouched()
-                put_in_place(places.output)
+                write_temporary(places.meta, [encode_record(record)])
+                rename_into_place(places.meta)
+                self._require_unchanged_output()
+                rename_into_place(places.output)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    unfinished(places.output).unlink(missing_ok=True)
+                    temporary_path(places.output).unlink(missing_ok=True)
                 raise
             self._record, self._is_complete = record, True
         with contextlib.suppress(OSError):  # whoever asks for the same batch again removes it
@@ -152,13 +152,13 @@ class Journal:
         try:
             if not self._is_complete and not self._partial.positions and self._record.replaces is None:
                 with contextlib.suppress(OSError):
-                    self._places.meta.unlink(missing_ok=True)
+                    self._paths.meta.unlink(missing_ok=True)
                     self._partial.remove()
         finally:
             self._partial.close()
 
-    def _require_untouched(self) -> None:
-        output = self._places.output
-        if stamp_of(output) != self._replaced:
+    def _require_unchanged_output(self) -> None:
+        output = self._paths.output
+        if file_stamp(output) != self._replaced:
             do = "move it away: the same command, without --restart, then writes the result"
             raise BatchError(f"{output} has come or changed while the batch ran", do)

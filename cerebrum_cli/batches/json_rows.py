@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.batches.rows import BadRow, Row, RowId, bad_row, prompt_of
+from cerebrum_cli.batches.rows import InvalidRow, Row, RowId, invalid_row, require_prompt
 from cerebrum_cli.batches.template import Template
-from cerebrum_cli.core.conversation import Conversation, conversation_of
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import SAMPLING_KEYS, validate
 from cerebrum_cli.core.text import well_formed
@@ -23,7 +23,7 @@ URLS = ("/v1/chat/completions", "/v1/completions")
 _SETTINGS = {**{key: key for key in SAMPLING_KEYS}, "max_completion_tokens": "max_tokens"}  # later ones win
 
 
-def request_row(number: int, line: str, template: Template | None) -> Row:
+def read_json_row(number: int, line: str, template: Template | None) -> Row:
     """Return the row a line of JSON is, an error row where it cannot be asked."""
     id: RowId = number
     prompt = None
@@ -36,21 +36,21 @@ def request_row(number: int, line: str, template: Template | None) -> Row:
         conversation = _conversation(rest, template.render(request) if template else None)
         prompt = conversation.messages[-1].content
         return Row(number, id, prompt, conversation, _settings(rest), None)
-    except BadRow as bad:
-        return bad_row(number, id, prompt, bad)
+    except InvalidRow as bad:
+        return invalid_row(number, id, prompt, bad)
     except RecursionError:
-        return bad_row(number, id, prompt, BadRow("invalid_json", "too many brackets inside each other"))
+        return invalid_row(number, id, prompt, InvalidRow("invalid_json", "too many brackets inside each other"))
 
 
 def _object(line: str) -> dict[str, Any]:
     try:
         item = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
+        raise InvalidRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
     except ValueError as error:  # a number of thousands of digits
-        raise BadRow("invalid_json", f"not JSON: {error}") from error
+        raise InvalidRow("invalid_json", f"not JSON: {error}") from error
     if not isinstance(item, dict):
-        raise BadRow("invalid_request", 'a line must be an object like {"prompt": "..."}')
+        raise InvalidRow("invalid_request", 'a line must be an object like {"prompt": "..."}')
     return item
 
 
@@ -60,7 +60,7 @@ def _own_id(item: Mapping[str, Any], number: int) -> RowId:
         if value is None or value == "":
             continue
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise BadRow("invalid_request", f"`{key}` is {value!r}: it must be text or a whole number")
+            raise InvalidRow("invalid_request", f"`{key}` is {value!r}: it must be text or a whole number")
         return well_formed(value) if isinstance(value, str) else value
     return number
 
@@ -71,45 +71,45 @@ def _request(item: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(body, dict) or "prompt" in item or "messages" in item:
         return item
     if (method := item.get("method")) not in (None, "POST"):
-        raise BadRow("invalid_request", f"`method` is {method!r}: it must be POST")
+        raise InvalidRow("invalid_request", f"`method` is {method!r}: it must be POST")
     if (url := item.get("url")) not in (None, *URLS):
-        raise BadRow("invalid_request", f"`url` is {url!r}: it must be {' or '.join(URLS)}")
+        raise InvalidRow("invalid_request", f"`url` is {url!r}: it must be {' or '.join(URLS)}")
     return item | body
 
 
 def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversation:
     prompt, messages, system = (request.get(key) for key in ("prompt", "messages", "system"))
     if system is not None and not isinstance(system, str):
-        raise BadRow("invalid_request", f"`system` is {system!r}: it must be text")
+        raise InvalidRow("invalid_request", f"`system` is {system!r}: it must be text")
     given = None if system is None else well_formed(system)
     if rendered is not None:
-        return Conversation(system_prompt=given).user(prompt_of(rendered))
+        return Conversation(system_prompt=given).user(require_prompt(rendered))
     if messages is not None:
         if prompt is not None:
-            raise BadRow("invalid_request", "there are both `prompt` and `messages`: leave one out")
-        return _listed(messages, given)
+            raise InvalidRow("invalid_request", "there are both `prompt` and `messages`: leave one out")
+        return _conversation_from_messages(messages, given)
     if prompt is None:
         there = ", ".join(request) or "none"
-        raise BadRow("no_prompt", f"there is neither `prompt` nor `messages`; the fields are: {there}")
+        raise InvalidRow("no_prompt", f"there is neither `prompt` nor `messages`; the fields are: {there}")
     if not isinstance(prompt, str):
-        raise BadRow("invalid_request", f"`prompt` is {prompt!r}: it must be text")
-    return Conversation(system_prompt=given).user(prompt_of(prompt))
+        raise InvalidRow("invalid_request", f"`prompt` is {prompt!r}: it must be text")
+    return Conversation(system_prompt=given).user(require_prompt(prompt))
 
 
-def _listed(messages: Any, system: str | None) -> Conversation:
+def _conversation_from_messages(messages: Any, system: str | None) -> Conversation:
     try:
-        conversation = conversation_of(messages, "the row")
+        conversation = conversation_from_messages(messages, "the row")
     except UsageError as error:
-        raise BadRow("invalid_messages", f"{error.message}; {error.hint}") from error
+        raise InvalidRow("invalid_messages", f"{error.message}; {error.hint}") from error
     if system is None:
         return conversation
     if conversation.system_prompt is not None:
-        raise BadRow("invalid_request", "there are both `system` and a system message: leave one out")
+        raise InvalidRow("invalid_request", "there are both `system` and a system message: leave one out")
     return replace(conversation, system_prompt=system)
 
 
 def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    _require_obeyable(request)
+    _reject_unsupported(request)
     settings = {}
     for key, name in _SETTINGS.items():
         if (value := request.get(key)) is None:
@@ -118,20 +118,20 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
             settings[name] = validate(name, value)
         except UsageError as error:
             problem = error.message.partition(" is ")[2]
-            raise BadRow("invalid_setting", f"`{key}` is {problem}: {error.hint}") from error
+            raise InvalidRow("invalid_setting", f"`{key}` is {problem}: {error.hint}") from error
         except OverflowError as error:  # a whole number of hundreds of digits, where a fraction may stand
-            raise BadRow("invalid_setting", f"`{key}` is {value}: it is too large") from error
+            raise InvalidRow("invalid_setting", f"`{key}` is {value}: it is too large") from error
     if "stop" in settings:
         settings["stop"] = tuple(map(well_formed, settings["stop"]))
     return settings
 
 
-def _require_obeyable(request: Mapping[str, Any]) -> None:
+def _reject_unsupported(request: Mapping[str, Any]) -> None:
     if (count := request.get("n")) not in (None, 1):
-        raise BadRow("invalid_request", f"`n` is {count!r}: a row has one answer, whatever votes it comes from")
+        raise InvalidRow("invalid_request", f"`n` is {count!r}: a row has one answer, whatever votes it comes from")
     for key in ("tools", "functions"):
         if request.get(key):
-            raise BadRow("invalid_request", f"`{key}` is given: a batch calls none")
+            raise InvalidRow("invalid_request", f"`{key}` is given: a batch calls none")
     form = request.get("response_format")
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
-        raise BadRow("invalid_request", "`response_format` is given: answers are text")
+        raise InvalidRow("invalid_request", "`response_format` is given: answers are text")

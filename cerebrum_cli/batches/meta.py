@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.batches.result import compact
+from cerebrum_cli.batches.result import to_json
 from cerebrum_cli.core.errors import BatchError
 
 VERSION = 1
-_MOST_TOLD = 3  # differences
-_LONGEST = 40  # characters of a value that is told
+_MAX_DIFFERENCES = 3  # differences
+_MAX_VALUE = 40  # characters of a value that is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Record:
     result: Identity | None = None
 
 
-def encoded(record: Record) -> bytes:
+def encode_record(record: Record) -> bytes:
     """Return a record as it is written."""
-    return (compact_indented({"version": VERSION, **asdict(record)}) + "\n").encode()
+    return (to_indented_json({"version": VERSION, **asdict(record)}) + "\n").encode()
 
 
 def read_record(path: Path) -> Record | None:
@@ -58,35 +58,35 @@ def read_record(path: Path) -> Record | None:
         raise BatchError(what, "move it away, or choose another -o; --restart replaces it") from error
 
 
-def normal(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return a fingerprint as it is read again."""
-    value: dict[str, Any] = json.loads(compact(dict(fingerprint)))
+    value: dict[str, Any] = json.loads(to_json(dict(fingerprint)))
     return value
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return in words how two fingerprints differ: "another model (a, now b)"; None if they do not."""
-    names = [name for name in {**now, **before} if compact(before.get(name)) != compact(now.get(name))]
+    names = [name for name in {**now, **before} if to_json(before.get(name)) != to_json(now.get(name))]
     if not names:
         return None
-    told = [_told(name, before.get(name), now.get(name)) for name in names[:_MOST_TOLD]]
-    if more := len(names) - len(told):
-        told.append(f"{more} more")
-    return " and ".join(filter(None, [", ".join(told[:-1]), told[-1]]))
+    described = [_describe(name, before.get(name), now.get(name)) for name in names[:_MAX_DIFFERENCES]]
+    if more := len(names) - len(described):
+        described.append(f"{more} more")
+    return " and ".join(filter(None, [", ".join(described[:-1]), described[-1]]))
 
 
-def compact_indented(value: Any) -> str:
+def to_indented_json(value: Any) -> str:
     """Return a value as JSON for people, which can be written as UTF-8."""
-    return json.dumps(json.loads(compact(value)), ensure_ascii=False, indent=2)
+    return json.dumps(json.loads(to_json(value)), ensure_ascii=False, indent=2)
 
 
-def _told(name: str, before: Any, now: Any) -> str:
+def _describe(name: str, before: Any, now: Any) -> str:
     words = f"another {name.replace('_', ' ')}"
     texts = [_short(value) for value in (before, now)]
     return words if texts[0] == texts[1] else f"{words} ({texts[0]}, now {texts[1]})"
 
 
 def _short(value: Any) -> str:
-    text = "none" if value is None else value if isinstance(value, str) else compact(value)
+    text = "none" if value is None else value if isinstance(value, str) else to_json(value)
     text = " ".join(text.split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"

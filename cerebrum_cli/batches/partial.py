@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.batches.files import open_locked, write_all
-from cerebrum_cli.batches.result import compact
+from cerebrum_cli.batches.result import to_json
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowId
 from cerebrum_cli.core.errors import BatchError
 
@@ -27,7 +27,7 @@ class _Line(NamedTuple):
     length: int
 
 
-class Partial:
+class PartialFile:
     """A partial file, open and locked; BatchError where another process has it.
 
     A line is that of the result. Where an id and a prompt are those of several rows it has its row's place besides.
@@ -35,10 +35,10 @@ class Partial:
 
     def __init__(self, path: Path, rows: Sequence[Row]) -> None:
         self._path = path
-        self._places: dict[bytes, list[int]] = {}
+        self._positions_by_key: dict[bytes, list[int]] = {}
         for position, row in enumerate(rows):
-            self._places.setdefault(_key(row.id, row.prompt), []).append(position)
-        self._alike = {at for places in self._places.values() if len(places) > 1 for at in places}
+            self._positions_by_key.setdefault(_key(row.id, row.prompt), []).append(position)
+        self._duplicates = {at for places in self._positions_by_key.values() if len(places) > 1 for at in places}
         self._descriptor = open_locked(path)
         self._lines: dict[int, _Line] = {}
         self._end = 0
@@ -72,14 +72,14 @@ class Partial:
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
             for number, line in enumerate(file, 1):
-                written = _written(line)
+                written = _parse_line(line)
                 if written is None and not file.peek(1):
                     break
                 position = None if written is None else self._position(written)
                 if written is None or position is None or position in self._lines:
                     what = f"{self._path} is damaged: line {number} is none of a row in the input"
                     raise BatchError(what, "move it away, or choose another -o; --restart begins anew")
-                self._keep(position, line, written["error"] is not None)
+                self._add_line(position, line, written["error"] is not None)
         self.clear()
 
     def append(self, position: int, line: bytes, failed: bool) -> None:
@@ -88,11 +88,11 @@ class Partial:
         try:
             os.ftruncate(self._descriptor, end)  # what an earlier failure left, if it could not be cut off then
             os.lseek(self._descriptor, end, os.SEEK_SET)
-            if position in self._alike:
+            if position in self._duplicates:
                 line = line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
             write_all(self._descriptor, line)
             os.fsync(self._descriptor)
-            self._keep(position, line, failed)
+            self._add_line(position, line, failed)
         except BaseException:
             self._end, self._failed = end, failures
             self._lines.pop(position, None)
@@ -104,12 +104,12 @@ class Partial:
         """Return the place of the row that was written; None if there is no such row in the input."""
         if not written:
             return None
-        places = self._places.get(_key(written["id"], written["prompt"]), [])
+        places = self._positions_by_key.get(_key(written["id"], written["prompt"]), [])
         if len(places) < 2:
             return next(iter(places), None)
         return written[ROW] if written.get(ROW) in places else None
 
-    def ordered(self) -> Iterator[bytes]:
+    def lines_in_order(self) -> Iterator[bytes]:
         """Yield the lines in the order of their positions; BatchError if the file is no longer what was written."""
         with open(self._descriptor, "rb", closefd=False) as file:
             for _, (offset, length) in sorted(self._lines.items()):
@@ -117,7 +117,7 @@ class Partial:
                 line = file.read(length)
                 if len(line) != length or not line.endswith(b"\n"):
                     raise BatchError(f"{self._path} was changed while the batch ran", "start the same command again")
-                yield _bare(line)
+                yield _without_position(line)
 
     def remove(self) -> None:
         """Remove the file, while nobody else can have it."""
@@ -127,19 +127,19 @@ class Partial:
         """Close the file, and let others have it."""
         os.close(self._descriptor)
 
-    def _keep(self, position: int, line: bytes, failed: bool) -> None:
+    def _add_line(self, position: int, line: bytes, failed: bool) -> None:
         self._lines[position] = _Line(self._end, len(line))
         self._end += len(line)
         self._failed += failed
 
 
-def _bare(line: bytes) -> bytes:
+def _without_position(line: bytes) -> bytes:
     """Return the line as it is in the result."""
     bare, found, place = line.rpartition(_ROW)
     return bare + b"}\n" if found and place.removesuffix(b"}\n").isdigit() else line
 
 
-def _written(line: bytes) -> dict[str, Any] | None:
+def _parse_line(line: bytes) -> dict[str, Any] | None:
     """Return the object in a line; an empty one for what is none of ours, None for what was not written to its end."""
     if not line.endswith(b"\n"):
         return None
@@ -151,4 +151,4 @@ def _written(line: bytes) -> dict[str, Any] | None:
 
 
 def _key(id: RowId, prompt: str | None) -> bytes:
-    return hashlib.sha256(compact([id, prompt]).encode()).digest()
+    return hashlib.sha256(to_json([id, prompt]).encode()).digest()

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from cerebrum_cli.batches.csv_rows import table_rows
-from cerebrum_cli.batches.json_rows import request_row
-from cerebrum_cli.batches.rows import BadRow, Row, bad_row, prompt_of, prompt_row
+from cerebrum_cli.batches.csv_rows import read_table
+from cerebrum_cli.batches.json_rows import read_json_row
+from cerebrum_cli.batches.rows import InvalidRow, Row, invalid_row, prompt_row, require_prompt
 from cerebrum_cli.batches.template import Template, parse_template
 from cerebrum_cli.core.errors import UsageError
 
@@ -32,7 +32,7 @@ def read_input(source: Path) -> bytes:
         raise UsageError(f"{source}: {error.strerror or error}", "check the path") from error
 
 
-def shape_of(source: Path, given: str | None, data: bytes) -> Shape:
+def detect_shape(source: Path, given: str | None, data: bytes) -> Shape:
     """Return the shape that is given, or that the name of a file tells; UsageError for one that is not known.
 
     Where there is no such name (`-`, /dev/fd/63) the bytes tell: what begins with a brace is jsonl, all else is txt.
@@ -57,18 +57,18 @@ def read_rows(data: bytes, shape: Shape, column: str | None = None, template: st
     `column` is where the prompts of a table stand; `template` makes a prompt of the fields of each row, where a line
     of text is called `text` or `prompt`. UsageError where nothing can be asked at all.
     """
-    made = None if template is None else parse_template(template)
+    parsed_template = None if template is None else parse_template(template)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError("the input is UTF-16, and must be UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
     data = data.removeprefix(_BOM)
     if shape in _DELIMITERS:
-        if column is not None and made:
+        if column is not None and parsed_template:
             raise UsageError("--column and --template both say what the prompt is", "leave one out")
-        rows = tuple(table_rows(_decoded(data), _DELIMITERS[shape], column, made))
+        rows = tuple(read_table(_decoded(data), _DELIMITERS[shape], column, parsed_template))
     elif column is not None:
         raise UsageError(f"--column is for tables, and the input is {shape}", 'write --template "{NAME}"')
     else:
-        rows = tuple(_line_rows(data, shape, made))
+        rows = tuple(_line_rows(data, shape, parsed_template))
     if not rows:
         raise UsageError("the input holds no prompts", "write a prompt a line" if shape == "txt" else "")
     return rows
@@ -86,15 +86,15 @@ def _line_rows(data: bytes, shape: Shape, template: Template | None) -> Iterator
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
-            yield bad_row(number, number, None, BadRow("invalid_utf8", f"byte {error.start + 1} is no UTF-8"))
+            yield invalid_row(number, number, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is no UTF-8"))
             continue
-        yield request_row(number, text, template) if shape == "jsonl" else _text_row(number, text, template)
+        yield read_json_row(number, text, template) if shape == "jsonl" else _text_row(number, text, template)
 
 
 def _text_row(number: int, text: str, template: Template | None) -> Row:
     if template:
         text = template.render(dict.fromkeys(_TEXT_FIELDS, text))
-    return prompt_row(number, number, prompt_of(text))
+    return prompt_row(number, number, require_prompt(text))
 
 
 def _decoded(data: bytes) -> str:

@@ -68,8 +68,8 @@ class StreamedResult:
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Take the object of a row, and write all lines whose turn it is; ValueError as in `Result`."""
-        require_object(self._rows, self._finished, position, object)
-        self._held[position] = row_line(object)
+        validate_object(self._rows, self._finished, position, object)
+        self._held[position] = to_json_line(object)
         self._finished.add(position)
         self._failed += object["error"] is not None
         while (line := self._held.pop(self._next, None)) is not None:
@@ -78,7 +78,7 @@ class StreamedResult:
 
     def complete(self) -> None:
         """Every line has been written."""
-        require_all(self._rows, self._finished)
+        require_all_finished(self._rows, self._finished)
 
     def close(self) -> None:
         """Write what is held back behind rows that have not come: it is finished, and in order but for the gaps."""
@@ -94,17 +94,17 @@ class StreamedResult:
             raise
 
 
-def row_line(object: Mapping[str, Any]) -> str:
+def to_json_line(object: Mapping[str, Any]) -> str:
     """Return an object as one line, whatever its reader takes for a line break; its own ends it."""
-    return compact(object).translate(_LINE_BREAKS) + "\n"
+    return to_json(object).translate(_LINE_BREAKS) + "\n"
 
 
-def compact(value: Any) -> str:
+def to_json(value: Any) -> str:
     """Return a value as JSON that can be written as UTF-8."""
     return well_formed(json.dumps(value, ensure_ascii=False))
 
 
-def require_object(rows: Sequence[Row], finished: AbstractSet[int], position: int, object: Mapping[str, Any]) -> None:
+def validate_object(rows: Sequence[Row], finished: AbstractSet[int], position: int, object: Mapping[str, Any]) -> None:
     """Raise ValueError unless an object is the one that is missing for a row."""
     if position in finished or not 0 <= position < len(rows):
         raise ValueError(f"no object is missing at {position}")
@@ -113,7 +113,7 @@ def require_object(rows: Sequence[Row], finished: AbstractSet[int], position: in
         raise ValueError(f"this is no object of row {row.number}: {list(object)}")
 
 
-def require_all(rows: Sequence[Row], finished: AbstractSet[int]) -> None:
+def require_all_finished(rows: Sequence[Row], finished: AbstractSet[int]) -> None:
     """Raise ValueError unless all rows are finished."""
     if len(finished) != len(rows):
         raise ValueError(f"{len(rows) - len(finished)} rows are not finished")

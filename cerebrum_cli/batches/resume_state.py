@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cerebrum_cli.batches.files import Places
-from cerebrum_cli.batches.meta import Identity, Record, difference
+from cerebrum_cli.batches.files import OutputPaths
+from cerebrum_cli.batches.meta import Identity, Record, describe_difference
 from cerebrum_cli.core.errors import BatchError
 
 Step = Literal["begin", "resume", "complete"]
@@ -23,7 +23,7 @@ class ResumeState:
     output: Identity | None
 
 
-def decide(found: ResumeState, fingerprint: Mapping[str, Any], places: Places) -> Step:
+def decide(found: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPaths) -> Step:
     """Return what to do where nothing is to be restarted; BatchError where that would lose or mix anything.
 
     The files change in this order, each step on disk before the next, so that what is found tells how far it came:
@@ -32,13 +32,13 @@ def decide(found: ResumeState, fingerprint: Mapping[str, Any], places: Places) -
     record = found.record
     if record is None:
         if found.partial:
-            what = f"{places.partial} is there, and nothing says what it was begun with"
+            what = f"{paths.partial} is there, and nothing says what it was begun with"
             raise BatchError(what, "move it away, or choose another -o; --restart begins anew")
         if found.output:
-            raise BatchError(f"{places.output} is there already", _REPLACE)
+            raise BatchError(f"{paths.output} is there already", _REPLACE)
         return "begin"
-    if other := difference(record.fingerprint, fingerprint):
-        return _decide_otherwise(found, record, other, places)
+    if other := describe_difference(record.fingerprint, fingerprint):
+        return _decide_changed(found, record, other, paths)
     if record.result and record.result == found.output:
         return "complete"
     if found.output is None:
@@ -46,19 +46,19 @@ def decide(found: ResumeState, fingerprint: Mapping[str, Any], places: Places) -
     if found.partial:
         if found.output == record.replaces:
             return "resume"
-        what = f"{places.output} has come or changed since {places.partial} was begun"
+        what = f"{paths.output} has come or changed since {paths.partial} was begun"
         raise BatchError(what, "move it away, and the same command goes on; --restart begins anew, and replaces it")
     if found.output == record.replaces and record.result is None:
         return "begin"  # its replacement was ordered, and ended before the first row
-    raise BatchError(f"{places.output} is no longer what it was when it was done", _REPLACE)
+    raise BatchError(f"{paths.output} is no longer what it was when it was done", _REPLACE)
 
 
-def _decide_otherwise(found: ResumeState, record: Record, other: str, places: Places) -> Step:
+def _decide_changed(found: ResumeState, record: Record, difference: str, paths: OutputPaths) -> Step:
     if found.partial:
-        what = f"{places.partial} was begun with {other}"
+        what = f"{paths.partial} was begun with {difference}"
         raise BatchError(what, "the same command as before goes on; --restart begins anew")
     if found.output:
-        made = found.output == record.result
-        what = f"{places.output} was made with {other}" if made else f"{places.output} is there already"
+        is_unchanged = found.output == record.result
+        what = f"{paths.output} was made with {difference}" if is_unchanged else f"{paths.output} is there already"
         raise BatchError(what, _REPLACE)
     return "begin"

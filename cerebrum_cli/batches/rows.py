@@ -34,7 +34,7 @@ OUTPUT_KEYS = (
     "votes",
     "error",
 )
-_LONGEST = 400  # characters of a message: what it quotes may be a megabyte
+_MAX_MESSAGE = 400  # characters of a message: what it quotes may be a megabyte
 
 RowId = str | int
 
@@ -65,19 +65,19 @@ class Row:
     error: RowError | None
 
 
-class BadRow(Exception):
+class InvalidRow(Exception):
     """A row that cannot be asked; caught where its row is made."""
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(message)
         message = well_formed(message)
-        self.error = RowError(type, message if len(message) <= _LONGEST else f"{message[: _LONGEST - 1]}…")
+        self.error = RowError(type, message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 1]}…")
 
 
-def prompt_of(text: str) -> str:
+def require_prompt(text: str) -> str:
     """Return the text of a question as it is asked; BadRow if it says nothing."""
     if not text.strip():
-        raise BadRow("no_prompt", "the prompt is empty")
+        raise InvalidRow("no_prompt", "the prompt is empty")
     return well_formed(text)
 
 
@@ -86,9 +86,9 @@ def prompt_row(number: int, id: RowId, prompt: str) -> Row:
     return Row(number, id, prompt, Conversation().user(prompt), {}, None)
 
 
-def bad_row(number: int, id: RowId, prompt: str | None, bad: BadRow) -> Row:
+def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow) -> Row:
     """Return the row of something that cannot be asked."""
-    return Row(number, id, prompt, None, {}, bad.error)
+    return Row(number, id, prompt, None, {}, invalid.error)
 
 
 def failed_object(row: Row, error: RowError) -> dict[str, Any]:

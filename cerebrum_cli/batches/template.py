@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cerebrum_cli.batches.rows import BadRow
+from cerebrum_cli.batches.rows import InvalidRow
 from cerebrum_cli.core.errors import UsageError
 
 _PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
@@ -37,8 +37,10 @@ class Template:
         """
         for name in self.fields:
             if name not in fields:
-                raise BadRow("unknown_field", f"there is no field `{name}`; there are: {', '.join(fields) or 'none'}")
-        return "".join(_written(fields[piece.text]) if piece.is_field else piece.text for piece in self.pieces)
+                raise InvalidRow(
+                    "unknown_field", f"there is no field `{name}`; there are: {', '.join(fields) or 'none'}"
+                )
+        return "".join(_to_text(fields[piece.text]) if piece.is_field else piece.text for piece in self.pieces)
 
 
 def parse_template(text: str) -> Template:
@@ -60,5 +62,5 @@ def parse_template(text: str) -> Template:
     return template
 
 
-def _written(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.catalogue.reference import HubReference, parse_reference
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.files import fsync_directory, locked
+from cerebrum_cli.core.files import fsync_directory, try_lock
 
 PART_SUFFIX = ".part"
 DIGEST_DIGITS = 16  # of the original's digest, in the name of a folder
@@ -77,7 +77,7 @@ class DerivativeStore:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with (self.directory / "lock").open("ab") as lock:  # closing the file gives it back
-                if not locked(lock.fileno()):
+                if not try_lock(lock.fileno()):
                     raise CerebrumError("another cerebrum tune --reencode is at work", "wait until it has ended")
                 for leftover in self.directory.glob("*/*"):
                     if leftover not in keep:

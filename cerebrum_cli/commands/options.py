@@ -164,9 +164,9 @@ def settings(runtime: Runtime, given: Mapping[str, Any], model: LibraryModel, vo
     """Return the settings of a model; those of a vote sample, unless what the user has written says otherwise."""
     if not votes:
         return runtime.settings(given, model)
-    from cerebrum_cli.application.inference.voting import TEMPERATURE, require_sampling
+    from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, require_sampling
 
-    settings = runtime.settings(given, model, {"temperature": TEMPERATURE})
+    settings = runtime.settings(given, model, {"temperature": VOTE_TEMPERATURE})
     require_sampling(settings)
     return settings
 

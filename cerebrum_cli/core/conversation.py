@@ -36,7 +36,7 @@ class Conversation:
         return replace(self, messages=(*self.messages, Message("assistant", content, tokens)))
 
 
-def conversation_of(items: Any, name: str) -> Conversation:
+def conversation_from_messages(items: Any, name: str) -> Conversation:
     """Return an OpenAI messages list as a conversation that awaits a reply; UsageError, naming `name`, for others."""
     if not isinstance(items, list) or not items:
         raise UsageError(f"{name} holds no messages", 'it must be a list like [{"role": "user", "content": "..."}]')

@@ -55,7 +55,7 @@ class ModelNotFound(CerebrumError):
 
     def __init__(self, what: str, do: str, near: Sequence[str] = (), offer: str | None = None) -> None:
         super().__init__(what, do)
-        self.near = tuple(near)
+        self.suggestions = tuple(near)
         self.pullable = offer
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 
-def locked(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
     """Return whether this process alone has the lock on an open file now; where there is none to be had, go on without.
 
     Closing the file gives it back.

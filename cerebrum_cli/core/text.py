@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from cerebrum_cli.core.errors import UsageError
 
 
-def held_back(text: str, markers: Iterable[str]) -> int:
+def partial_marker_length(text: str, markers: Iterable[str]) -> int:
     """Return how many characters at the end of `text` may be the beginning of one of `markers`."""
     longest = 0
     for marker in markers:

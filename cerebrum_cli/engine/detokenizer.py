@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 
-from cerebrum_cli.core.text import held_back
+from cerebrum_cli.core.text import partial_marker_length
 
 
 class Detokenizer:
@@ -35,6 +35,6 @@ class Detokenizer:
             self._held = ""
             self._decoder.reset()  # what came after a stop string is never shown, nor half a character of it
             return text[: min(ends)[1]], True
-        keep = len(text) - held_back(text, self._stop)
+        keep = len(text) - partial_marker_length(text, self._stop)
         self._held = text[keep:]
         return text[:keep], False

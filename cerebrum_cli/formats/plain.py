@@ -27,7 +27,7 @@ class PlainFormat:
     reply_end: str
     stop: tuple[str, ...]
     default_system: str | None = None
-    erased: str = ""
+    removed_text: str = ""
     thoughts: tuple[ThoughtMarkup, ...] = ()
     verbatim: bool = False
 
@@ -40,7 +40,7 @@ class PlainFormat:
         return join_parts((*parts, Text(self.assistant, True)))
 
     def _turn(self, message: Message, first: bool) -> tuple[Part, ...]:
-        content = message.content if first or not self.erased else message.content.replace(self.erased, "")
+        content = message.content if first or not self.removed_text else message.content.replace(self.removed_text, "")
         if message.role == "user":
             return Text(f"{self.user} ", True), Text(content.strip()), Text("\n", True)
         said: Part = Text(f" {content.strip()}") if message.tokens is None else Tokens(message.tokens)
@@ -72,7 +72,7 @@ CEREBRUM = PlainFormat(
         "A chat between a user and a thinking artificial intelligence assistant. The assistant describes its thought"
         " process and gives helpful and detailed answers to the user's questions."
     ),
-    erased="</s>",
+    removed_text="</s>",
 )
 
 COLLECTIVE_COGNITION = PlainFormat(

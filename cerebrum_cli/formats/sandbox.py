@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cerebrum_cli.core.errors import FormatError, Interrupted
 
 
-class Generation(Extension):
+class GenerationBlock(Extension):
     """`{% generation %}`, which marks what training learns from; a prompt is the same with and without it."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it a plain set)
@@ -29,7 +29,7 @@ class Generation(Extension):
 
 def run_template(source: str, values: Mapping[str, Any]) -> str:
     """Return what a template writes; FormatError if it cannot be read, refuses the values or fails on them."""
-    template = _compiled(source)
+    template = _compile(source)
     try:
         return template.render(values)
     except Interrupted:
@@ -46,9 +46,9 @@ def run_template(source: str, values: Mapping[str, Any]) -> str:
 
 
 @cache
-def _compiled(source: str) -> jinja2.Template:
+def _compile(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlock]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception

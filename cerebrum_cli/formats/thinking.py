@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cerebrum_cli.core.events import Channel
-from cerebrum_cli.core.text import held_back
+from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.formats.format import ThoughtMarkup
 
 THOUGHTS = (
@@ -22,7 +22,7 @@ THOUGHTS = (
 SplitText = tuple[Channel, str]
 
 
-def opened_thought(prompt_end: str, thoughts: tuple[ThoughtMarkup, ...]) -> ThoughtMarkup | None:
+def open_thought(prompt_end: str, thoughts: tuple[ThoughtMarkup, ...]) -> ThoughtMarkup | None:
     """Return the thought that a prompt's last text leaves open, as some templates do for the model."""
     return next((thought for thought in thoughts if prompt_end.rstrip().endswith(thought.open)), None)
 
@@ -35,10 +35,13 @@ class ThoughtSplitter:
 
     def __init__(self, thoughts: tuple[ThoughtMarkup, ...], opened: ThoughtMarkup | None = None) -> None:
         self._thoughts = thoughts
-        self._inside = opened
-        self._answering = not thoughts and opened is None
+        self._open_thought = opened
+        self._in_answer = not thoughts and opened is None
         self._held = ""
-        self._edges: dict[Channel, Edges] = {"answer": Edges(), "thinking": Edges()}
+        self._trimmers: dict[Channel, WhitespaceTrimmer] = {
+            "answer": WhitespaceTrimmer(),
+            "thinking": WhitespaceTrimmer(),
+        }
 
     def feed(self, text: str) -> list[SplitText]:
         """Return what is certain after this text."""
@@ -52,30 +55,30 @@ class ThoughtSplitter:
         """Return what was held back, as a reply ends."""
         rest, self._held = self._held, ""
         out: list[SplitText] = []
-        self._say("thinking" if self._inside else "answer", rest, out)
+        self._emit("thinking" if self._open_thought else "answer", rest, out)
         return out
 
     def _step(self, out: list[SplitText]) -> bool:
         """Consume a piece of what is held; False when more text is needed."""
-        if self._inside:
-            return self._think(self._inside, out)
-        if self._answering:
-            self._say("answer", self._held, out)
+        if self._open_thought:
+            return self._consume_thought(self._open_thought, out)
+        if self._in_answer:
+            self._emit("answer", self._held, out)
             self._held = ""
             return False
-        return self._begin()
+        return self._detect_markup()
 
-    def _think(self, thought: ThoughtMarkup, out: list[SplitText]) -> bool:
+    def _consume_thought(self, thought: ThoughtMarkup, out: list[SplitText]) -> bool:
         before, closed, after = self._held.partition(thought.close)
-        keep = 0 if closed else held_back(before, (thought.close,))
+        keep = 0 if closed else partial_marker_length(before, (thought.close,))
         cut = len(before) - keep
-        self._say("thinking", before[:cut], out)
+        self._emit("thinking", before[:cut], out)
         self._held = after if closed else before[cut:]
         if closed:
-            self._inside = None
+            self._open_thought = None
         return bool(closed)
 
-    def _begin(self) -> bool:
+    def _detect_markup(self) -> bool:
         """Decide whether the reply begins, or goes on after a thought, with markup or with the answer."""
         text = self._held.lstrip()
         if not text:
@@ -85,31 +88,31 @@ class ThoughtSplitter:
         for marker in sorted((*markers, *headers), key=len, reverse=True):
             if text.startswith(marker):
                 self._held = text[len(marker) :]
-                self._inside = markers.get(marker)
-                self._answering = marker not in markers
+                self._open_thought = markers.get(marker)
+                self._in_answer = marker not in markers
                 return True
         if any(marker.startswith(text) for marker in (*markers, *headers)):
             return False
-        self._answering = True
+        self._in_answer = True
         return True
 
-    def _say(self, channel: Channel, text: str, out: list[SplitText]) -> None:
-        if shown := self._edges[channel].trim(text):
+    def _emit(self, channel: Channel, text: str, out: list[SplitText]) -> None:
+        if shown := self._trimmers[channel].trim(text):
             out.append((channel, shown))
 
 
-class Edges:
+class WhitespaceTrimmer:
     """Drop the white space before and after a streamed text."""
 
     def __init__(self) -> None:
-        self._begun = False
+        self._started = False
         self._space = ""
 
     def trim(self, text: str) -> str:
         """Return the text without white space that is, or may turn out to be, at an edge."""
-        if not self._begun:
+        if not self._started:
             text = text.lstrip()
-            self._begun = bool(text)
+            self._started = bool(text)
         body = text.rstrip()
         if not body:
             self._space += text

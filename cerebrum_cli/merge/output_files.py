@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.core.files import fsync_directory, locked
+from cerebrum_cli.core.files import fsync_directory, try_lock
 
 PART = ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -111,7 +111,7 @@ def alone_with(part: Path, path: Path) -> FileIO:
     """Return the file on its way to a path, opened and locked. MergeError where another merge writes it."""
     for _ in range(TRIES):
         file = FileIO(part, "ab")
-        if not locked(file.fileno()):
+        if not try_lock(file.fileno()):
             file.close()
             break
         with contextlib.suppress(FileNotFoundError):

@@ -85,7 +85,7 @@ class Answer:
         from cerebrum_cli.application.inference import voting
 
         options = self._options
-        events = voting.vote(self._loaded.responder, self._request, vote)
+        events = voting.run_vote(self._loaded.responder, self._request, vote)
         try:
             render(events, self._loaded.responder.cancel, self._progress_sinks(VoteLine))
         finally:
@@ -99,7 +99,7 @@ class Answer:
                     self._streams.info(tally_text(vote.tally_event))
                 self._recorder.save_prompt_cache(self._loaded, self._request.conversation, vote)
         if vote.winner is None:
-            raise NoAnswer(f"no final answer in {vote.ballot.samples} samples", "--json shows all of them")
+            raise NoAnswer(f"no final answer in {vote.tally.samples} samples", "--json shows all of them")
 
     def _progress_sinks(self, line: type[StatusLine]) -> list[Sink]:
         """What standard error shows while the answer is generated; the line erases itself before others write."""

@@ -51,8 +51,8 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
         raw=options.raw,
         template_options=arguments,
         vocabulary_only=options.dry_run,
-        states=runtime.prompt_cache,
-        parallel=Parallel(vote.most) if vote else SINGLE,
+        prompt_cache=runtime.prompt_cache,
+        parallel=Parallel(vote.max_samples) if vote else SINGLE,
         file=resolved.model,
         tuning=resolved.tuning("batch") if vote else resolved.tuning("ask", estimate_tokens(conversation)),
     )

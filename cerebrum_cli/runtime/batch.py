@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.application.inference import batch as batches
 from cerebrum_cli.application.inference.loading import Parallel, open_model
 from cerebrum_cli.application.inference.question import template_options
-from cerebrum_cli.batches.files import places_of
+from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.readers import read_input, read_rows, shape_of
+from cerebrum_cli.batches.readers import detect_shape, read_input, read_rows
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
@@ -39,9 +39,9 @@ AUTO_PARALLEL = 64  # more than this was nowhere faster
 def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions) -> int:
     """Answer the rows that have no answer yet; return how many rows failed. Raises Interrupted with how to resume."""
     if output != STANDARD:
-        places_of(output, None if source == STANDARD else source)
+        output_paths(output, None if source == STANDARD else source)
     data = read(runtime, source)
-    rows = read_rows(data, shape_of(source, options.shape, data), options.column, options.template)
+    rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template)
     parallel, votes = parse_parallel(options.parallel), options.wanted
     model = find_model(runtime, given, options)
     settings = generation_settings(runtime, given, model, votes is not None)
@@ -54,7 +54,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
         "column": options.column,
         "template": options.template,
         "template arguments": arguments or None,
-        **batches.record_of(asked, model, resolved.model, runtime.library),
+        **batches.batch_fingerprint(asked, model, resolved.model, runtime.library),
     }
     result = open_result(runtime, output, record, rows, options.restart)
     try:
@@ -75,7 +75,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
             finally:
                 loaded.engine.close()
         else:
-            batches.refuse_rows(rows, result)
+            batches.write_row_errors(rows, result)
             if not options.quiet:
                 runtime.streams.info(batch_text(RowEvent(result.done, result.done, result.failed), 0, 0.0))
         result.complete()

@@ -19,9 +19,9 @@ def generation_settings(runtime: Runtime, given: Layer, model: Model, votes: boo
     """Settings for a model; a vote samples unless the user set a temperature. Raises UsageError."""
     if not votes:
         return runtime.settings(given, model)
-    from cerebrum_cli.application.inference.voting import TEMPERATURE, require_sampling
+    from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, require_sampling
 
-    settings = runtime.settings(given, model, {"temperature": TEMPERATURE})
+    settings = runtime.settings(given, model, {"temperature": VOTE_TEMPERATURE})
     require_sampling(settings)
     return settings
 

@@ -91,7 +91,7 @@ def transcribed(responder: LocalResponder, conversation: Conversation) -> str:
     last = conversation.messages[-1]
     prompt = responder.preview(replace(conversation, messages=conversation.messages[:-1])).prompt
     if last.tokens is not None:
-        return f"{prompt}{responder.spelled(last.tokens)}\n"
+        return f"{prompt}{responder.detokenize(last.tokens)}\n"
     return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
 
 

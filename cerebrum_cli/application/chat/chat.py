@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from cerebrum_cli.application.chat.history import Author, History, load_conversation, name_of, params_of
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
-from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, loaded_with
+from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, reload_key
 from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -83,7 +83,7 @@ class Chat:
         now = self.loaded, self.session, self.settings.system
         if self._counted is None or self._counted[0] != now:
             try:
-                self._counted = now, responder.count(self.conversation)
+                self._counted = now, responder.count_tokens(self.conversation)
             except FormatError:  # told when something is asked
                 return None
         return self._counted[1], size
@@ -123,7 +123,7 @@ class Chat:
             )
         yield from self.load()
         begun, content = last.message.tokens, last.message.content
-        whole = self.loaded.responder.whole(begun)
+        whole = self.loaded.responder.drop_partial_character(begun)
         if len(whole) < len(begun):  # it was cut within a character, which is said again
             content = content.removesuffix("\ufffd").rstrip()  # as replies end, whose last space waits for more
         before = replace(last, message=replace(last.message, content=content))
@@ -196,8 +196,8 @@ class Chat:
         """
         given = {key: value for key, value in {**self.given, **changes}.items() if value is not None}
         before = self.loaded.model, self.settings
-        model, settings = self.loader.settled(given)
-        if (model.paths, loaded_with(settings)) != (before[0].paths, loaded_with(before[1])):
+        model, settings = self.loader.resolve_settings(given)
+        if (model.paths, reload_key(settings)) != (before[0].paths, reload_key(before[1])):
             if notice := self.loaded.save_prompt_cache(KEPT_TOKENS, self.conversation):
                 yield notice
             try:

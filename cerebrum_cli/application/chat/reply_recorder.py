@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from cerebrum_cli.application.chat.history import Author, params_of, reply_metadata
 from cerebrum_cli.application.inference.reply import ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
-from cerebrum_cli.application.inference.voting import MajorityVote, vote
+from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import Event
@@ -43,18 +43,18 @@ class ReplyRecorder:
         is interrupted. SessionError where it cannot be kept.
         """
         if poll is None:
-            with contextlib.closing(responder.respond(conversation, self.settings, begun=self.begun)) as events:
+            with contextlib.closing(responder.respond(conversation, self.settings, prefix_tokens=self.begun)) as events:
                 for event in events:
                     self.emit(event)
                     yield event
         else:
             try:
                 with contextlib.closing(
-                    vote(responder, GenerationRequest(conversation, self.settings), poll)
+                    run_vote(responder, GenerationRequest(conversation, self.settings), poll)
                 ) as events:
                     yield from events
             finally:
-                self.gatherer = poll.sample or self.gatherer
+                self.gatherer = poll.best_sample or self.gatherer
         self.end()
 
     def emit(self, event: Event) -> None:

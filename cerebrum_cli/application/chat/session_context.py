@@ -34,7 +34,7 @@ def fit_session(
     assert size is not None, "the model is loaded"
 
     def count(conversation: Conversation) -> int:
-        return responder.count(conversation) + begun
+        return responder.count_tokens(conversation) + begun
 
     before = session.first
     if before and count(load_conversation(store, session, model)) < size * SPARSE:

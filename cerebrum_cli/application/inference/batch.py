@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.inference.format_choice import chosen_format
+from cerebrum_cli.application.inference.format_choice import choose_format
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, Replies, Responder, TokenizedRequest
 from cerebrum_cli.application.inference.voting import MajorityVote, require_sampling, votes_object
@@ -22,11 +22,11 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowEvent,
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 
-ANSWERING = ("system", *SAMPLING_KEYS, "ctx")
-WINDOW = 4096  # rows that are read and put in order together: more would keep the first of them waiting
+FINGERPRINT_SETTINGS = ("system", *SAMPLING_KEYS, "ctx")
+SORT_WINDOW = 4096  # rows that are read and put in order together: more would keep the first of them waiting
 TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
 REFUSED = "invalid_request"
-NOT_ASKED = RowError(REFUSED, "there is no prompt")
+NO_PROMPT = RowError(REFUSED, "there is no prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,46 +51,46 @@ class PendingRow:
 
     position: int
     row: Row
-    prepared: TokenizedRequest
-    poll: MajorityVote | None
-    gatherer: ReplyCollector
+    request: TokenizedRequest
+    vote: MajorityVote | None
+    collector: ReplyCollector
 
-    def take(self, event: TokenEvent | FinishEvent, replies: Replies) -> dict[str, Any] | None:
+    def add_event(self, event: TokenEvent | FinishEvent, replies: Replies) -> dict[str, Any] | None:
         """Take an event of this row; return the object to be written once it has an answer, once."""
-        if self.poll is None:
-            self.gatherer.emit(event)
-            reply = self.gatherer.reply
-            return None if reply is None or reply.finish.reason == "cancelled" else self.object(reply)
-        moved = self.poll.take(event, replies)
-        if not (moved and self.poll.is_over and self.poll.reply):
+        if self.vote is None:
+            self.collector.emit(event)
+            reply = self.collector.reply
+            return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
+        moved = self.vote.add_event(event, replies)
+        if not (moved and self.vote.is_over and self.vote.reply):
             return None
-        return self.object(self.poll.reply)
+        return self.answer_object(self.vote.reply)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Let go of what was said: a batch may be larger than memory."""
-        self.poll, self.gatherer = None, ReplyCollector()
+        self.vote, self.collector = None, ReplyCollector()
 
-    def object(self, reply: Reply) -> dict[str, Any]:
+    def answer_object(self, reply: Reply) -> dict[str, Any]:
         """Return the object of an answered row, its keys those of OUTPUT_KEYS in their order."""
-        spent = [reply] if self.poll is None else self.poll.replies.values()
+        spent = [reply] if self.vote is None else self.vote.replies.values()
         values = (
             self.row.id,
             self.row.prompt,
             reply.text,
-            (self.poll or reply).final_answer,
+            (self.vote or reply).final_answer,
             reply.finish.reason,
             reply.finish.prompt_tokens,
             sum(each.finish.completion_tokens for each in spent),
             reply.finish.seed,
             reply.reasoning,
-            self.poll and votes_object(self.poll),
+            self.vote and votes_object(self.vote),
             None,
         )
         return dict(zip(OUTPUT_KEYS, values, strict=True))
 
 
 def answer_rows(
-    responder: Responder, rows: Sequence[Row], manner: BatchOptions, result: Result, in_order: bool
+    responder: Responder, rows: Sequence[Row], options: BatchOptions, result: Result, in_order: bool
 ) -> Generator[Event, None, None]:
     """Answer the rows a result does not have yet; yield all events, and a RowEvent whenever a row is finished.
 
@@ -101,15 +101,15 @@ def answer_rows(
     yield RowEvent(result.done, len(rows), result.failed)
     left = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
     refused: list[tuple[int, RowError]] = []
-    for begin in range(0, len(left), WINDOW):
-        found = [(at, _opened(responder, at, row, manner)) for at, row in left[begin : begin + WINDOW]]
+    for begin in range(0, len(left), SORT_WINDOW):
+        found = [(at, _opened(responder, at, row, options)) for at, row in left[begin : begin + SORT_WINDOW]]
         opened = [one for _, one in found if isinstance(one, PendingRow)]
         refused += [(at, error) for at, error in found if isinstance(error, RowError)]
         if in_order:
             yield from _refused(rows, refused, result)
             refused.clear()
         else:
-            opened.sort(key=lambda one: one.prepared.request.prompt_tokens)
+            opened.sort(key=lambda one: one.request.request.prompt_tokens)
         yield RowEvent(result.done, len(rows), result.failed + len(refused))
         yield from _answered(responder, opened, result, len(rows), len(refused))
         if any(one.position not in result.finished for one in opened):  # it was cancelled
@@ -117,26 +117,26 @@ def answer_rows(
     yield from _refused(rows, refused, result)  # last: what is wrong with all, as with a grammar, is known by then
 
 
-def record_of(manner: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
+def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
     """Return what answers depend on beside their questions, by names that can be told; `file` answers for the model."""
-    values, votes = asdict(manner.settings), manner.votes
+    values, votes = asdict(options.settings), options.votes
     return {
         "model": model.reference,
         "model file": library.identity(file),
-        "format": chosen_format(manner.settings.format, model.known_format, model.header.chat_template),
-        **{key.replace("_", " "): values[key] for key in ANSWERING},
-        "grammar": manner.grammar and sha256(manner.grammar.encode()).hexdigest(),
+        "format": choose_format(options.settings.format, model.known_format, model.header.chat_template),
+        **{key.replace("_", " "): values[key] for key in FINGERPRINT_SETTINGS},
+        "grammar": options.grammar and sha256(options.grammar.encode()).hexdigest(),
         "votes": votes and f"{votes.least}..{votes.most}",
-        "early stop": votes and manner.early_stop,
-        "ignore eos": manner.ignore_eos,
+        "early stop": votes and options.early_stop,
+        "ignore eos": options.ignore_eos,
     }
 
 
-def refuse_rows(rows: Sequence[Row], result: Result) -> None:
+def write_row_errors(rows: Sequence[Row], result: Result) -> None:
     """Write the errors of rows that cannot be asked, where no others are left."""
     for position, row in enumerate(rows):
         if position not in result.finished:
-            result.write(position, failed_object(row, row.error or NOT_ASKED))
+            result.write(position, failed_object(row, row.error or NO_PROMPT))
 
 
 def _refused(rows: Sequence[Row], refused: Sequence[tuple[int, RowError]], result: Result) -> Iterator[Event]:
@@ -151,7 +151,7 @@ def _answered(
     """Answer rows, and write each when it has its answer; `refused` ones are told of, and written later."""
     if not opened:
         return
-    with closing(responder.replies(one.prepared for one in opened)) as replies:
+    with closing(responder.generate(one.request for one in opened)) as replies:
         for event in replies:
             yield event
             if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
@@ -163,9 +163,9 @@ def _answered(
                 replies.abort(event.sequence.request)
                 answered: dict[str, Any] | None = failed_object(one.row, _row_error(event.error))
             else:
-                answered = one.take(event, replies)
+                answered = one.add_event(event, replies)
             if answered:
-                one.forget()
+                one.discard()
                 result.write(one.position, answered)
                 yield RowEvent(result.done, total, result.failed + refused)
 
@@ -173,7 +173,7 @@ def _answered(
 def _opened(responder: Responder, position: int, row: Row, manner: BatchOptions) -> PendingRow | RowError:
     """Return a row ready to be asked, or why it cannot be."""
     if row.conversation is None:
-        return row.error or NOT_ASKED
+        return row.error or NO_PROMPT
     settings = replace(manner.settings, **{"seed": manner.seed(position), **row.settings})
     conversation = row.conversation
     if conversation.system_prompt is None:
@@ -183,7 +183,7 @@ def _opened(responder: Responder, position: int, row: Row, manner: BatchOptions)
     try:
         if poll:
             require_sampling(settings)
-        prepared = responder.tokenize_request(poll.put(asked) if poll else asked)
+        prepared = responder.tokenize_request(poll.with_samples(asked) if poll else asked)
     except (EngineError, Interrupted):  # of all rows
         raise
     except CerebrumError as error:

@@ -15,16 +15,16 @@ from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW
 FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
 
 
-def chosen_format(asked: str | None, known: str | None, template: str | None) -> str:
+def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
     """Return the name of the format: the one asked for, else the catalogue's, else the embedded template."""
-    if asked is not None and asked not in FORMAT_NAMES:
-        raise UsageError(f"unknown format {asked!r}", f"--format is one of {', '.join(FORMAT_NAMES)}")
-    if asked is None and known is not None and known not in FORMAT_NAMES:
+    if requested is not None and requested not in FORMAT_NAMES:
+        raise UsageError(f"unknown format {requested!r}", f"--format is one of {', '.join(FORMAT_NAMES)}")
+    if requested is None and known is not None and known not in FORMAT_NAMES:
         raise FormatError(
             f"the catalogue gives this model the format {known!r}, and there is none of that name",
             f"write one of {', '.join(FORMAT_NAMES)} in its row of models.toml, or use --format",
         )
-    name = asked or known or (EMBEDDED if template else None)
+    name = requested or known or (EMBEDDED if template else None)
     if name is None:
         raise FormatError(
             "this model is not in the catalogue and its file embeds no template, so its prompt format is unknown",

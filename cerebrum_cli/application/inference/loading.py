@@ -8,7 +8,7 @@ from functools import partial
 from platform import machine
 from typing import Any
 
-from cerebrum_cli.application.inference.format_choice import chosen_format, format_builder, prepare_format
+from cerebrum_cli.application.inference.format_choice import choose_format, format_builder, prepare_format
 from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName, given_way
 from cerebrum_cli.application.inference.responder import LocalResponder
 from cerebrum_cli.application.models.model import Model, require_loadable
@@ -25,7 +25,7 @@ from cerebrum_cli.formats.plain import RAW
 BackendFactory = Callable[[LoadOptions], OpenBackend]
 """Return how to open a model; the runtime picks llama.cpp, tests something smaller."""
 
-StatesFactory = Callable[[Model, str, Settings], StateStore | None]
+PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 """Return where the states of a model asked in a format are kept; None where they are not."""
 
 
@@ -43,7 +43,7 @@ class Parallel:
     batch_invariant: bool = False
 
     @property
-    def many(self) -> bool:
+    def is_batch(self) -> bool:
         """Whether it is many sequences that are to be fast; one in a batch is evaluated as many are."""
         return self.batch_invariant or (self.slots > 1 and not self.kv_unified)
 
@@ -69,7 +69,7 @@ class ResolvedModel:
         return self.profile.tuning(use, prompt_tokens) if self.profile else DEFAULT
 
 
-def as_it_is(model: Model, _: Settings) -> ResolvedModel:
+def resolve_to_itself(model: Model, _: Settings) -> ResolvedModel:
     """Have every model answer itself, opened as usual."""
     return ResolvedModel(model)
 
@@ -84,30 +84,30 @@ class LoadedModel:
     engine: Engine
     responder: LocalResponder
 
-    def save_prompt_cache(self, least: int, conversation: Conversation | None = None) -> NoticeEvent | None:
+    def save_prompt_cache(self, min_tokens: int, conversation: Conversation | None = None) -> NoticeEvent | None:
         """Keep what the model has read, of one conversation or of all, if that is `least` tokens or more.
 
         Return why that cannot be done.
         """
 
         def keep() -> None:
-            prompt = self.responder.tokens(conversation) if conversation and self.engine.is_loaded else None
-            self.engine.save_prompt_cache(least, prompt)
+            prompt = self.responder.tokenize(conversation) if conversation and self.engine.is_loaded else None
+            self.engine.save_prompt_cache(min_tokens, prompt)
 
-        return told(keep)
+        return cache_notice(keep)
 
-    def save_prefix(self, conversation: Conversation, took_long: Callable[[int], bool]) -> NoticeEvent | None:
+    def save_prefix(self, conversation: Conversation, is_slow: Callable[[int], bool]) -> NoticeEvent | None:
         """Keep what other conversations with this system prompt begin with, if so many tokens take long to read.
 
         Return why that cannot be done. What the model has read after them is forgotten.
         """
 
         def keep() -> None:
-            beginning = self.responder.beginning(conversation) if self.engine.is_loaded else ()
-            if beginning and took_long(len(beginning)):
+            beginning = self.responder.shared_prefix(conversation) if self.engine.is_loaded else ()
+            if beginning and is_slow(len(beginning)):
                 self.engine.save_prefix(beginning)
 
-        return told(keep)
+        return cache_notice(keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,37 +116,37 @@ class ModelLoader:
 
     resolve: Callable[[str | None], Model]
     fold: Callable[[Layer, Model], Settings]
-    factory: BackendFactory
-    states: StatesFactory | None
+    backend_factory: BackendFactory
+    prompt_cache: PromptCacheFactory | None
     template_options: Mapping[str, Any] = field(default_factory=dict)
-    answering: Callable[[Model, Settings], ResolvedModel] = as_it_is
+    resolve_encoding: Callable[[Model, Settings], ResolvedModel] = resolve_to_itself
 
-    def settled(self, given: Layer) -> tuple[Model, Settings]:
+    def resolve_settings(self, given: Layer) -> tuple[Model, Settings]:
         """Return the model that is meant and its settings; what can be wrong with either is raised here."""
         model = self.resolve(given.get("model"))
         settings = self.fold(given, model)
         require_loadable(model.path, model.header)
         template = model.header.chat_template
-        name = chosen_format(settings.format, model.known_format, template)
+        name = choose_format(settings.format, model.known_format, template)
         format_builder(name, template, self.template_options)
         return model, settings
 
     def open(self, model: Model, settings: Settings) -> LoadedModel:
         """Begin to load a model for a talk, and return at once."""
         return open_model(
-            self.factory,
+            self.backend_factory,
             model,
             settings,
             template_options=self.template_options,
             whole_context=True,
-            states=self.states,
+            prompt_cache=self.prompt_cache,
             parallel=CHAT_PARALLEL,
-            file=(answering := self.answering(model, settings)).model,
+            file=(answering := self.resolve_encoding(model, settings)).model,
             tuning=answering.tuning("chat"),
         )
 
 
-def told(keep: Callable[[], None]) -> NoticeEvent | None:
+def cache_notice(keep: Callable[[], None]) -> NoticeEvent | None:
     """Keep what a model has read, or return why that cannot be done."""
     try:
         keep()
@@ -166,7 +166,7 @@ def open_model(
     template_options: Mapping[str, Any] | None = None,
     vocabulary_only: bool = False,
     whole_context: bool = False,
-    states: StatesFactory | None = None,
+    prompt_cache: PromptCacheFactory | None = None,
     parallel: Parallel = SINGLE,
     file: Model | None = None,
     tuning: Tuning = DEFAULT,
@@ -178,31 +178,31 @@ def open_model(
     file = file or model
     require_loadable(file.path, file.header)
     template = file.header.chat_template
-    name = RAW.name if raw else chosen_format(settings.format, model.known_format, template)
+    name = RAW.name if raw else choose_format(settings.format, model.known_format, template)
     build = format_builder(name, template, template_options or {})
-    usual = load_options(file, settings, parallel, vocabulary_only, whole_context)
+    default = load_options(file, settings, parallel, vocabulary_only, whole_context)
     tuned = load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)
     engine = Engine(
-        factory(usual) if tuned == usual else falling_back(factory, tuned, usual),
-        states(file, name, settings) if states and not vocabulary_only else None,
+        factory(default) if tuned == default else with_fallback(factory, tuned, default),
+        prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None,
         parallel.adaptive,
     )
     responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name))
     return LoadedModel(model, file, name, engine, responder)
 
 
-def falling_back(factory: BackendFactory, tuned: LoadOptions, usual: LoadOptions) -> OpenBackend:
+def with_fallback(factory: BackendFactory, tuned: LoadOptions, default: LoadOptions) -> OpenBackend:
     """Return how to open a model as it is tuned, or as usual where that fails: what was measured may not fit today."""
     open_tuned = factory(tuned)
 
-    def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
+    def open_backend(on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
         try:
-            return open_tuned(tell, stop)
+            return open_tuned(on_event, stop)
         except (EngineError, ModelFileError) as error:
             if stop:
                 raise
-            tell(NoticeEvent(f"the model cannot be opened as it was tuned: {error.message}", "all is as usual now"))
-        return factory(usual)(tell, stop)
+            on_event(NoticeEvent(f"the model cannot be opened as it was tuned: {error.message}", "all is as usual now"))
+        return factory(default)(on_event, stop)
 
     return open_backend
 
@@ -217,7 +217,7 @@ def load_options(
 ) -> LoadOptions:
     """Return how a model is to be loaded: as it is tuned, but for what was asked for."""
     header = model.header
-    usual = LoadOptions(
+    options = LoadOptions(
         path=model.path,
         shape=Shape(model.trained_context, model.size, header.n_layers, header.kv_bytes_per_token),
         context_size=settings.ctx,
@@ -226,13 +226,13 @@ def load_options(
         slots=parallel.slots,
         vocabulary_only=vocabulary_only,
         whole_context=whole_context,
-        repack=plan_repacking(model.quantization, parallel.many, machine()),
+        repack=plan_repacking(model.quantization, parallel.is_batch, machine()),
         kv_unified=parallel.kv_unified,
         batch_invariant=parallel.batch_invariant,
     )
-    return usual.with_tuning(given_way(replace(tuning, slots=None), settings))
+    return options.with_tuning(given_way(replace(tuning, slots=None), settings))
 
 
-def loaded_with(settings: Settings) -> tuple[object, ...]:
+def reload_key(settings: Settings) -> tuple[object, ...]:
     """Return the settings for which a model has to be opened anew."""
     return settings.format, settings.ctx, settings.threads, settings.gpu_layers, settings.cache_gb

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cerebrum_cli.core.conversation import Conversation, conversation_of
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import well_formed
 
-BYTES = 4  # of English a token stands for, about
+BYTES_PER_TOKEN = 4  # of English a token stands for, about
 
 
 class Readable(Protocol):
@@ -44,7 +44,7 @@ class Question:
         if self.prompt == "-":
             raise UsageError("the prompt is `-`, and nothing is piped in", "pipe it in, or give it as an argument")
         if self.messages is None and not self.files:
-            not_empty(self.prompt or "")
+            require_prompt(self.prompt or "")
 
     def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
         """Read all of it; UsageError for what cannot be read, or does not fit together.
@@ -53,16 +53,16 @@ class Question:
         """
         self.validate(piped)
         if self.messages is not None:
-            return self._listed(self.messages, piped, system)
+            return self._read_messages(self.messages, piped, system)
         text = decode_text(piped.read(), "standard input") if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         if self.raw:
             texts = [*(read_text(file) for file in self.files), prompt or "", text or ""]
-            return Conversation().user(not_empty("".join(texts)))
+            return Conversation().user(require_prompt("".join(texts)))
         files = [(str(file), read_text(file)) for file in self.files]
-        return Conversation(system_prompt=settings.system).user(compose(prompt, files, text))
+        return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text))
 
-    def _listed(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
+    def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
         if source == Path("-") and piped is not None:
             text, name = decode_text(piped.read(), "standard input"), "standard input"
         else:
@@ -71,21 +71,21 @@ class Question:
         return conversation if system is None else replace(conversation, system_prompt=system)
 
 
-def compose(prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None) -> str:
+def compose_prompt(prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None) -> str:
     """Return the question: files first, so that asking again about them re-uses what was read; then prompt and pipe."""
-    blocks = [fenced(name, text) for name, text in files]
+    blocks = [fence_file(name, text) for name, text in files]
     blocks += [text for text in (prompt, piped) if text and text.strip()]
-    return not_empty("\n\n".join(block.rstrip("\n") for block in blocks))
+    return require_prompt("\n\n".join(block.rstrip("\n") for block in blocks))
 
 
-def not_empty(prompt: str) -> str:
+def require_prompt(prompt: str) -> str:
     """Return a prompt that says something; UsageError for an empty one."""
     if not prompt:
         raise UsageError("there is no prompt", 'give one: cerebrum ask "..."  or pipe one in')
     return prompt
 
 
-def fenced(name: str, text: str) -> str:
+def fence_file(name: str, text: str) -> str:
     """Return a file's text under its name, in a fence longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -119,7 +119,7 @@ def parse_messages(text: str, name: str) -> Conversation:
         ) from error
     if isinstance(items, dict):
         items = items.get("messages")
-    return conversation_of(items, name)
+    return conversation_from_messages(items, name)
 
 
 def estimate_tokens(conversation: Conversation | None) -> int:
@@ -129,7 +129,7 @@ def estimate_tokens(conversation: Conversation | None) -> int:
     texts = [message.content for message in messages[answered + 1 :]]
     if conversation and conversation.system_prompt and answered < 0:
         texts.append(conversation.system_prompt)
-    return sum(len(text.encode("utf-8", "replace")) for text in texts) // BYTES
+    return sum(len(text.encode("utf-8", "replace")) for text in texts) // BYTES_PER_TOKEN
 
 
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:

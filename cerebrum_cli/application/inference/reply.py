@@ -11,8 +11,10 @@ from typing import Any
 from cerebrum_cli.application.inference.responder import Preview
 from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
-DIGITS = 5  # of a probability: those behind hang on what ran beside it, and two chains of the same words are equal
-LONG_READING = 0.25  # seconds; a beginning of prompts that took longer is kept, too
+PROBABILITY_DIGITS = (
+    5  # of a probability: those behind hang on what ran beside it, and two chains of the same words are equal
+)
+SLOW_PREFILL_S = 0.25  # seconds; a beginning of prompts that took longer is kept, too
 LONG_PROMPT = 256  # tokens; what took longer to read is kept on disk, to be read at once next time
 
 
@@ -43,7 +45,7 @@ class Reply:
     def has_slow_prefill(self, tokens: int) -> bool:
         """Return whether the first tokens of its prompt were evaluated for it, and so many take long."""
         speed, finish = self.finish.timings.prompt_tokens_per_second, self.finish
-        return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > LONG_READING * speed
+        return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > SLOW_PREFILL_S * speed
 
     @property
     def evaluated(self) -> int:
@@ -62,7 +64,7 @@ class ReplyCollector:
     """Gather the events of one sequence."""
 
     def __init__(self) -> None:
-        self._said: dict[Channel, list[str]] = {"answer": [], "thinking": []}
+        self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._finish: FinishEvent | None = None
@@ -70,7 +72,7 @@ class ReplyCollector:
     def emit(self, event: Event) -> None:
         """Take one event."""
         if isinstance(event, TokenEvent):
-            self._said[event.channel].append(event.text)
+            self._texts[event.channel].append(event.text)
             if event.token is not None:
                 self._tokens.append(event.token)
             if event.logprob is not None:
@@ -84,12 +86,12 @@ class ReplyCollector:
     @property
     def text(self) -> str:
         """What the answer is so far."""
-        return "".join(self._said["answer"])
+        return "".join(self._texts["answer"])
 
     @property
     def reasoning(self) -> str | None:
         """What was thought so far, where that is marked."""
-        return "".join(self._said["thinking"]) or None
+        return "".join(self._texts["thinking"]) or None
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -102,7 +104,7 @@ class ReplyCollector:
         if self._finish is None:
             return None
         logprobs = self._logprobs
-        probability = round(exp(fsum(logprobs) / len(logprobs)), DIGITS) if logprobs else 0.0
+        probability = round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS) if logprobs else 0.0
         return Reply(self.text, self.reasoning, self._finish, self.tokens, probability)
 
 
@@ -117,7 +119,7 @@ def truncation_notice(reply: Reply) -> NoticeEvent | None:
 
 
 def reply_object(
-    reply: Reply, model: str, file: Path, form: str, votes: Mapping[str, Any] | None = None
+    reply: Reply, model: str, file: Path, format_name: str, votes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the object `ask --json` prints; `file` answered. Times are in seconds, rates in tokens a second."""
     finish = reply.finish
@@ -125,7 +127,7 @@ def reply_object(
     return {
         "model": model,
         "file": str(file),
-        "format": form,
+        "format": format_name,
         "text": reply.text,
         "final_answer": votes["winner"] if votes else reply.final_answer,
         "finish_reason": finish.reason,
@@ -146,12 +148,12 @@ def reply_object(
     }
 
 
-def prompt_object(preview: Preview, model: str, form: str) -> dict[str, Any]:
+def prompt_object(preview: Preview, model: str, format_name: str) -> dict[str, Any]:
     """Return the object `ask --dry-run --json` prints."""
     return {
         "prompt": preview.prompt,
         "prompt_tokens": len(preview.token_ids),
         "token_ids": list(preview.token_ids),
-        "format": form,
+        "format": format_name,
         "model": model,
     }

@@ -19,9 +19,9 @@ from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
-from cerebrum_cli.formats.thinking import ThoughtSplitter, opened_thought
+from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
 
-LONGEST = 4  # bytes of a character, and as many tokens at most
+MAX_CHARACTER_BYTES = 4  # bytes of a character, and as many tokens at most
 
 FormatBuilder = Callable[[Backend], PromptFormat]
 """Build the format of a conversation once the model's vocabulary is known; FormatError if there is none."""
@@ -49,14 +49,14 @@ class TokenizedRequest:
     """A question as a model reads it: its tokens, its format, and the thought that prompt and beginning leave open."""
 
     request: Request
-    form: PromptFormat
+    format: PromptFormat
     thought: ThoughtMarkup | None
-    prefix_tokens: str
+    prefix_text: str
 
     def splitter(self) -> ThoughtSplitter:
         """Return what tells a reply's thought from its answer."""
-        splitter = ThoughtSplitter(self.form.thoughts, self.thought)
-        splitter.feed(self.prefix_tokens)
+        splitter = ThoughtSplitter(self.format.thoughts, self.thought)
+        splitter.feed(self.prefix_text)
         return splitter
 
 
@@ -80,20 +80,24 @@ class Responder(Protocol):
     """Something that replies."""
 
     def respond(
-        self, conversation: Conversation, settings: Settings, grammar: str | None = None, begun: tuple[int, ...] = ()
+        self,
+        conversation: Conversation,
+        settings: Settings,
+        grammar: str | None = None,
+        prefix_tokens: tuple[int, ...] = (),
     ) -> Generator[Event, None, None]:
         """Yield the events of loading and of one reply; closing the stream ends it."""
 
-    def tokenize_request(self, asked: GenerationRequest) -> TokenizedRequest:
+    def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
         """Return a question as it will be read; what is wrong with it is raised. What replies must be loaded."""
 
-    def replies(self, prepared: Iterable[TokenizedRequest]) -> Replies:
+    def generate(self, requests: Iterable[TokenizedRequest]) -> Replies:
         """Begin to reply to many questions at once."""
 
     def load(self) -> Iterator[Event]:
         """Yield the events of loading until replies can be given; later calls yield nothing."""
 
-    def count(self, conversation: Conversation) -> int:
+    def count_tokens(self, conversation: Conversation) -> int:
         """Return how many tokens the prompt of a conversation has; what replies must be loaded."""
 
     @property
@@ -123,13 +127,17 @@ class LocalResponder:
         self._prepare = prepare
 
     def respond(
-        self, conversation: Conversation, settings: Settings, grammar: str | None = None, begun: tuple[int, ...] = ()
+        self,
+        conversation: Conversation,
+        settings: Settings,
+        grammar: str | None = None,
+        prefix_tokens: tuple[int, ...] = (),
     ) -> Generator[Event, None, None]:
         """Load the model if it is not there yet, then yield what it says; PromptTooLong before any evaluation."""
         yield from self.load()
         with closing(
-            self.replies(
-                [self.tokenize_request(GenerationRequest(conversation, settings, grammar, prefix_tokens=begun))]
+            self.generate(
+                [self.tokenize_request(GenerationRequest(conversation, settings, grammar, prefix_tokens=prefix_tokens))]
             )
         ) as replies:
             yield from raise_refusals(replies)
@@ -139,10 +147,10 @@ class LocalResponder:
 
         Raises PromptTooLong where it leaves no room for a reply, FormatError where it cannot be written.
         """
-        form, visible = self._form, self._visible
+        form, visible = self._format, self._visible_tokens
         prompt = form.render(asked.conversation)
         request = Request(
-            self._fitting(prompt, asked.prefix_tokens),
+            self._tokenize_prompt(prompt, asked.prefix_tokens),
             asked.settings.sampling(() if asked.ignore_eos else form.stop),
             asked.grammar,
             asked.n,
@@ -151,12 +159,15 @@ class LocalResponder:
             asked.ignore_eos,
         )
         return TokenizedRequest(
-            request, form, opened_thought(_end(prompt), form.thoughts), self._said(asked.prefix_tokens, visible)
+            request,
+            form,
+            open_thought(_trusted_end(prompt), form.thoughts),
+            self._decode_prefix(asked.prefix_tokens, visible),
         )
 
-    def replies(self, prepared: Iterable[TokenizedRequest]) -> Replies:
+    def generate(self, requests: Iterable[TokenizedRequest]) -> Replies:
         """Begin to reply to all of them at once; what is returned must be closed."""
-        return LocalReplies(self._engine, prepared)
+        return LocalReplies(self._engine, requests)
 
     def load(self) -> Iterator[Event]:
         """Yield the events of loading until the model is there; what made it fail is raised."""
@@ -165,22 +176,22 @@ class LocalResponder:
             if self._prepare and isinstance(event, LoadEvent):
                 self._prepare()  # in the shadow of native code
 
-    def count(self, conversation: Conversation) -> int:
+    def count_tokens(self, conversation: Conversation) -> int:
         """Return how many tokens the prompt of a conversation has; the model must be loaded, or its vocabulary."""
-        return len(self.tokens(conversation))
+        return len(self.tokenize(conversation))
 
-    def tokens(self, conversation: Conversation) -> tuple[int, ...]:
+    def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
         """Return the prompt of a conversation; the model must be loaded, or its vocabulary."""
-        return self._engine.tokenize(self._form.render(conversation))
+        return self._engine.tokenize(self._format.render(conversation))
 
-    def beginning(self, conversation: Conversation) -> tuple[int, ...]:
+    def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
         """Return the tokens that a conversation with another first question would begin with, too."""
         first = next((message.content for message in conversation.messages if message.role == "user"), None)
         if first is None:
             return ()
         other = Message("user", "a" if first.startswith("0") else "0")
-        tokens = self.tokens(conversation)
-        return tokens[: common_prefix(tokens, self.tokens(replace(conversation, messages=(other,))))]
+        tokens = self.tokenize(conversation)
+        return tokens[: common_prefix(tokens, self.tokenize(replace(conversation, messages=(other,))))]
 
     @property
     def context_size(self) -> int | None:
@@ -192,31 +203,31 @@ class LocalResponder:
         for _ in self.load():
             pass
         backend = self._engine.backend
-        parts = self._form.render(conversation)
+        parts = self._format.render(conversation)
         ids = self._engine.tokenize(parts)
-        text = "".join(part.value if isinstance(part, Text) else spelled(backend, part.ids) for part in parts)
+        text = "".join(part.value if isinstance(part, Text) else detokenize(backend, part.ids) for part in parts)
         bos = backend.special("bos")
-        begins = bool(ids) and spelled(backend, ids[:1]) == bos and not text.startswith(bos)
+        begins = bool(ids) and detokenize(backend, ids[:1]) == bos and not text.startswith(bos)
         return Preview(bos + text if begins else text, ids)
 
-    def spelled(self, ids: Sequence[int]) -> str:
+    def detokenize(self, ids: Sequence[int]) -> str:
         """Return tokens as text, special ones spelled out; the model must be loaded, or its vocabulary."""
-        return spelled(self._engine.backend, ids)
+        return detokenize(self._engine.backend, ids)
 
-    def whole(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+    def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tokens of a reply without those at its end that are only part of a character."""
         backend, length = self._engine.backend, len(ids)
-        while length and not _is_whole(b"".join(backend.piece(token) for token in ids[:length][-LONGEST:])):
+        while length and not _is_whole(b"".join(backend.piece(token) for token in ids[:length][-MAX_CHARACTER_BYTES:])):
             length -= 1
         return ids[:length]
 
     @cached_property
-    def _form(self) -> PromptFormat:
+    def _format(self) -> PromptFormat:
         return self._build_format(self._engine.backend)
 
     @cached_property
-    def _visible(self) -> frozenset[int]:
-        thoughts = self._form.thoughts
+    def _visible_tokens(self) -> frozenset[int]:
+        thoughts = self._format.thoughts
         return self._engine.backend.controls(
             marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
         )
@@ -225,12 +236,12 @@ class LocalResponder:
         """End loading and replies."""
         self._engine.cancel()
 
-    def _said(self, tokens: Sequence[int], visible: frozenset[int]) -> str:
+    def _decode_prefix(self, tokens: Sequence[int], visible: frozenset[int]) -> str:
         backend = self._engine.backend
         pieces = (backend.piece(token, special=token in visible) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def _fitting(self, prompt: Sequence[Part], begun: tuple[int, ...]) -> tuple[int, ...]:
+    def _tokenize_prompt(self, prompt: Sequence[Part], begun: tuple[int, ...]) -> tuple[int, ...]:
         tokens = (*self._engine.tokenize(prompt), *begun)
         size = self._engine.backend.context_size
         if len(tokens) >= size:
@@ -241,15 +252,15 @@ class LocalResponder:
 class LocalReplies:
     """Replies of an engine."""
 
-    def __init__(self, engine: Engine, prepared: Iterable[TokenizedRequest]) -> None:
-        self._prepared = list(prepared)
+    def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest]) -> None:
+        self._requests = list(requests)
         self._splitters: dict[SequenceId, ThoughtSplitter] = {}
-        self._completions = engine.complete(one.request for one in self._prepared)
+        self._completions = engine.complete(one.request for one in self._requests)
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._completions:
             if isinstance(event, (TokenEvent, FinishEvent)) and not self._is_verbatim(event):
-                yield from split(event, self._splitter(event.sequence))
+                yield from split_channels(event, self._splitter(event.sequence))
             else:
                 yield event
 
@@ -266,15 +277,15 @@ class LocalReplies:
         self._completions.close()
 
     def _is_verbatim(self, event: TokenEvent | FinishEvent) -> bool:
-        return self._prepared[event.sequence.request].form.verbatim
+        return self._requests[event.sequence.request].format.verbatim
 
     def _splitter(self, sequence: SequenceId) -> ThoughtSplitter:
         if sequence not in self._splitters:
-            self._splitters[sequence] = self._prepared[sequence.request].splitter()
+            self._splitters[sequence] = self._requests[sequence.request].splitter()
         return self._splitters[sequence]
 
 
-def split(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
+def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
     """Yield an event with its text told apart by channel; a token's id goes with the last of its texts."""
     if isinstance(event, TokenEvent):
         said = splitter.feed(event.text) or [("answer", "")]
@@ -288,7 +299,7 @@ def split(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterato
     yield event
 
 
-def spelled(backend: Backend, ids: Sequence[int]) -> str:
+def detokenize(backend: Backend, ids: Sequence[int]) -> str:
     """Return tokens as text, special ones spelled out."""
     return b"".join(backend.piece(token, special=True) for token in ids).decode("utf-8", "replace")
 
@@ -300,6 +311,6 @@ def _is_whole(data: bytes) -> bool:
     return not decoder.getstate()[0]
 
 
-def _end(prompt: Sequence[Part]) -> str:
+def _trusted_end(prompt: Sequence[Part]) -> str:
     last = prompt[-1] if prompt else None
     return last.value if isinstance(last, Text) and last.trusted else ""

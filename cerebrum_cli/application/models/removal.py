@@ -115,4 +115,4 @@ def plan_removal(library: Library, text: str) -> Removal:
     try:
         return Removal(library, library.resolve(text))
     except ModelNotFound as error:
-        raise ModelNotFound(error.message, "cerebrum list shows what is here", error.near) from error
+        raise ModelNotFound(error.message, "cerebrum list shows what is here", error.suggestions) from error

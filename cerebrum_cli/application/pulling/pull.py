@@ -177,7 +177,7 @@ class Puller:
             return self.library.resolve(text)
         except ModelNotFound as error:
             hint = "pull it without --offline and HF_HUB_OFFLINE"
-            raise ModelNotFound(f"{error.message}, and we are offline", hint, error.near) from error
+            raise ModelNotFound(f"{error.message}, and we are offline", hint, error.suggestions) from error
 
     def _fall_back(self, text: str, error: HubError) -> Model:
         """Return the model where it is here though the Hub cannot be asked about it."""

@@ -17,7 +17,7 @@ from cerebrum_cli.application.tuning.candidates import TOGETHER, Budget, Candida
 from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.core.files import locked
+from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.bench.protocol import Bench, FileBench
@@ -99,7 +99,7 @@ def alone(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "lock").open("ab")
     with lock:  # closing the file gives it back
-        if not locked(lock.fileno()):
+        if not try_lock(lock.fileno()):
             raise CerebrumError("another cerebrum tune is at work", "wait for it: they would measure each other")
         yield
 

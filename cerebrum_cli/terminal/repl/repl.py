@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cerebrum_cli.application.chat.chat import Chat
-from cerebrum_cli.application.inference.question import compose
+from cerebrum_cli.application.inference.question import compose_prompt
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, truncation_notice
 from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
@@ -128,7 +128,7 @@ class Repl:
             if not self._goes_on_after(error) or poll.reply is None:
                 raise
         finally:
-            self.last = poll.sample
+            self.last = poll.best_sample
             if poll.reply:
                 show_answer(self.streams, poll.reply.text, not self.no_markdown)
                 if not self.quiet:
@@ -167,7 +167,7 @@ class Repl:
         """Ask with the files that wait, which wait on where the question does not fit."""
         files, self.files = self.files, []
         try:
-            ask(compose(text, files, None))
+            ask(compose_prompt(text, files, None))
         except PromptTooLong as error:
             self.files = files
             raise CerebrumError(error.message, f"{error.hint}; /undo takes a turn back, /clear begins anew") from error

@@ -13,7 +13,7 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import EXPORTS, export_to, summaries, transcribed
 from cerebrum_cli.application.inference.question import read_text
-from cerebrum_cli.application.inference.voting import TEMPERATURE, MajorityVote
+from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings, parse_value
@@ -131,7 +131,7 @@ def take_votes(repl: Repl, line: Line) -> None:
         ) from error
     settings = repl.chat.settings
     if settings.temperature == 0:
-        settings = replace(settings, temperature=TEMPERATURE)
+        settings = replace(settings, temperature=VOTE_TEMPERATURE)
     repl.decide(question.strip(), settings, poll)
 
 
