@@ -24,7 +24,7 @@ from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
 session = Store(Path(sys.argv[1])).find(sys.argv[2])
 lock = SessionLock(Path(sys.argv[3]))
-lock.take(session)
+lock.acquire(session)
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -73,7 +73,7 @@ def chat(
     if continue_ and session:
         raise UsageError("-c and --session are both given", "give one of them")
     history = runtime.history
-    kept = history.latest() if continue_ else history.reached(session) if session is not None else None
+    kept = history.acquire_latest() if continue_ else history.acquire_named(session) if session is not None else None
     given = with_session_defaults(kept, given)
     model_found = options.find_model(runtime, given, yes, quiet, offline)
     arguments = template_options(template_arg or ())

@@ -26,7 +26,7 @@ class Kept:
         self._runtime = runtime
         self._unkept = unkept
         self._opened: History | None = None
-        self.session = self._history.latest() if goes_on else None
+        self.session = self._history.acquire_latest() if goes_on else None
 
     def led(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was given, with the session's own model and format."""
@@ -52,7 +52,7 @@ class Kept:
 
         speaker = Author(opened.model.reference, opened.format_name)
         try:
-            self._history.keep(self.session, conversation, reply, speaker, settings)
+            self._history.record(self.session, conversation, reply, speaker, settings)
         except SessionError as error:
             self._runtime.streams.notice(NoticeEvent(f"this exchange is not kept: {error.message}", error.hint))
 
