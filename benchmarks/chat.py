@@ -179,7 +179,7 @@ def keep_session(directory: Path, model: str) -> None:
 def resumed(directory: Path, model: str, keeps: bool) -> FinishEvent:
     """Ask for one token more, with the room a chat's reply has, and take the question back."""
     chat = led(directory, model=model, format="cerebrum", **({} if keeps else {"cache_gb": 0}))
-    chat.session = chat.history.latest()
+    chat.session = chat.history.acquire_latest()
     try:
         finish = finish_of(until_first_token(chat))
         chat.undo()

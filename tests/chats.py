@@ -19,14 +19,14 @@ from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
 
 
-class Openable(Protocol):
+class Loadable(Protocol):
     """Something that opens as a backend."""
 
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
         """Load it."""
 
 
-def seated(store: Store, home: Path, file: Path, backend: Callable[[], Openable], **given: object) -> Chat:
+def make_chat(store: Store, directory: Path, file: Path, backend: Callable[[], Loadable], **given: object) -> Chat:
     """Return a chat with scripted models, whose states are kept in a folder; the name `missing` is no model's."""
     layer = {"system": "S", "format": "cerebrum", **given}
 
@@ -36,11 +36,11 @@ def seated(store: Store, home: Path, file: Path, backend: Callable[[], Openable]
         return Model(reference or "small", (file,))
 
     def states(model: Model, form: str, settings: Settings) -> StateStore | None:
-        return StateStore(home / "states", 10**9, model.name, form) if settings.cache_gb else None
+        return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None
 
     opener = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
     model, settings = opener.resolve_settings(layer)
-    history = History(store, SessionLock(home / "locks"))
+    history = History(store, SessionLock(directory / "locks"))
     return Chat(history, opener, layer, opener.open(model, settings), settings)
 
 
@@ -53,5 +53,5 @@ def finish(events: Iterable[Event]) -> FinishEvent:
     return ended
 
 
-def said(chat: Chat) -> list[str]:
-    return [stored.message.content for stored in chat.path]
+def contents(chat: Chat) -> list[str]:
+    return [stored.message.content for stored in chat.messages]

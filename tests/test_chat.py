@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chats import finish, said, seated, text
+from chats import contents, finish, make_chat, text
 from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat.chat import Chat
@@ -42,7 +42,7 @@ def endless_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[C
 
 
 def talking(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:
-    chat = seated(store, home, file, backend)
+    chat = make_chat(store, home, file, backend)
     yield chat
     chat.close()
 
@@ -52,7 +52,7 @@ def test_each_turn_reads_only_what_is_new(chat: Chat) -> None:
     second = finish(chat.send("Two?"))
     assert second.cached_tokens == len(f"{ONE} First.")
     assert finish(chat.send("Three?")).prompt_tokens == len(f"{TWO} Second.\nUser: Three?\nAI:")
-    assert said(chat) == ["One?", "First.", "Two?", "Second.", "Three?", "Third."]
+    assert contents(chat) == ["One?", "First.", "Two?", "Second.", "Three?", "Third."]
 
 
 def test_a_turn_is_kept_with_how_it_came_to_be(chat: Chat, store: Store) -> None:
@@ -70,9 +70,9 @@ def test_what_is_taken_back_is_not_evaluated_again_and_stays_in_the_tree(chat: C
     list(chat.send("One?"))
     list(chat.send("Two?"))
     assert chat.undo() == "Two?"
-    assert said(chat) == ["One?", "First."]
+    assert contents(chat) == ["One?", "First."]
     assert finish(chat.send("Two?")).cached_tokens >= len(f"{ONE} First.")
-    assert len(store.children(chat.path[1].id)) == 2
+    assert len(store.children(chat.messages[1].id)) == 2
     assert chat.undo() == "Two?"
     assert chat.undo() == "One?"
     assert chat.undo() is None
@@ -105,7 +105,7 @@ def test_a_cut_reply_is_gone_on_with_where_it_ended(endless_chat: Chat) -> None:
     assert text(chat.continue_reply()) == " so on"
     assert chat.last_reply.message.content == "and so on"
     assert chat.last_reply.message.tokens == tuple(b" and so on")
-    assert said(chat) == ["One?", "and so on"]
+    assert contents(chat) == ["One?", "and so on"]
 
 
 def test_only_a_cut_reply_can_be_gone_on_with(chat: Chat) -> None:
@@ -114,7 +114,7 @@ def test_only_a_cut_reply_can_be_gone_on_with(chat: Chat) -> None:
     list(chat.send("One?"))
     with pytest.raises(SessionError, match="has ended by itself"):
         list(chat.continue_reply())
-    assert said(chat) == ["One?", "First."]
+    assert contents(chat) == ["One?", "First."]
 
 
 def test_a_reply_that_is_closed_early_is_kept_as_far_as_it_came(endless_chat: Chat, store: Store) -> None:
@@ -123,7 +123,7 @@ def test_a_reply_that_is_closed_early_is_kept_as_far_as_it_came(endless_chat: Ch
         if isinstance(event, TokenEvent) and event.token == ord("d"):
             break
     events.close()
-    assert said(endless_chat) == ["One?", "and"]
+    assert contents(endless_chat) == ["One?", "and"]
     assert endless_chat.last_reply
     assert endless_chat.last_reply.metadata.finish_reason == "cancelled"
 
@@ -132,7 +132,7 @@ def test_a_question_closed_before_the_first_word_has_an_empty_answer(endless_cha
     events = endless_chat.send("One?")
     next(events)
     events.close()
-    assert said(endless_chat) == ["One?", ""]
+    assert contents(endless_chat) == ["One?", ""]
 
 
 def test_what_was_said_is_there_while_it_is_said(
@@ -150,14 +150,14 @@ def test_what_was_said_is_there_while_it_is_said(
             other.close()
             break
     events.close()
-    assert said(endless_chat) == ["One?", "and so"]
+    assert contents(endless_chat) == ["One?", "and so"]
 
 
 def test_a_question_that_does_not_fit_is_taken_back(chat: Chat) -> None:
     list(chat.send("One?"))
     with pytest.raises(PromptTooLong):
         list(chat.send("x" * 500))
-    assert said(chat) == ["One?", "First."]
+    assert contents(chat) == ["One?", "First."]
     assert text(chat.send("Two?")) == "Second."
 
 
@@ -170,7 +170,7 @@ def test_a_fork_goes_on_alone(chat: Chat, store: Store) -> None:
     first = store.find("one")
     assert first
     assert [stored.message.content for stored in store.messages(first)] == ["One?", "First."]
-    assert said(chat) == ["One?", "First.", "Two?", "Second."]
+    assert contents(chat) == ["One?", "First.", "Two?", "Second."]
 
 
 def test_another_system_prompt_leads_from_now_on(chat: Chat, store: Store) -> None:
@@ -211,7 +211,7 @@ def test_the_oldest_turns_are_dropped_with_a_notice_and_stay_in_the_session(smal
     [notice] = [event for event in events if isinstance(event, NoticeEvent)]
     assert "no longer reads the 2 oldest messages" in notice.message
     assert text(events) == "Third."
-    assert said(chat) == [X, "First.", Y, "Second.", Z, "Third."]
+    assert contents(chat) == [X, "First.", Y, "Second.", Z, "Third."]
     assert [message.content for message in chat.conversation.messages] == [Y, "Second.", Z, "Third."]
     after = list(chat.send("And?"))
     assert finish(after).cached_tokens == len(f"{ASKED_Z} Third.")
@@ -231,43 +231,43 @@ def test_what_was_dropped_is_back_when_there_is_room_again(small_chat: Chat) -> 
 
 def test_a_chat_that_may_not_drop_anything_stops(small_chat: Chat) -> None:
     chat = small_chat
-    list(chat.change({"overflow": "stop"}))
+    list(chat.change_settings({"overflow": "stop"}))
     list(chat.send(X))
     list(chat.send(Y))
     with pytest.raises(PromptTooLong):
         list(chat.send(Z))
-    assert said(chat) == [X, "First.", Y, "Second."]
+    assert contents(chat) == [X, "First.", Y, "Second."]
 
 
 def test_the_gauge_counts_what_the_model_would_read(small_chat: Chat) -> None:
     chat = small_chat
-    assert chat.gauge in (None, (len("S\nAI:"), 250))
+    assert chat.context_usage in (None, (len("S\nAI:"), 250))
     list(chat.loaded.responder.load())
-    assert chat.gauge == (len("S\nAI:"), 250)
+    assert chat.context_usage == (len("S\nAI:"), 250)
     list(chat.send(X))
-    assert chat.gauge == (len(f"{ASKED_X} First.\nAI:"), 250)
+    assert chat.context_usage == (len(f"{ASKED_X} First.\nAI:"), 250)
     chat.undo()
-    assert chat.gauge == (len("S\nAI:"), 250)
+    assert chat.context_usage == (len("S\nAI:"), 250)
 
 
 # Other settings, another model, another session.
 
 
 def test_a_setting_holds_from_now_on_and_is_as_usual_again(chat: Chat) -> None:
-    assert list(chat.change({"temperature": 0.5})) == []
+    assert list(chat.change_settings({"temperature": 0.5})) == []
     assert chat.settings.temperature == 0.5
-    list(chat.change({"max_tokens": 3}))
+    list(chat.change_settings({"max_tokens": 3}))
     assert (chat.settings.temperature, chat.settings.max_tokens) == (0.5, 3)
-    list(chat.change({"temperature": None}))
+    list(chat.change_settings({"temperature": None}))
     assert (chat.settings.temperature, chat.settings.max_tokens) == (0.0, 3)
     with pytest.raises(UsageError, match="--top-p is 2"):
-        list(chat.change({"top_p": 2}))
+        list(chat.change_settings({"top_p": 2}))
     assert text(chat.send("One?")) == "Fi"
 
 
 def test_a_chat_goes_on_with_its_settings_and_a_question_did_not(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
-    list(chat.change({"temperature": 0.5}))
+    list(chat.change_settings({"temperature": 0.5}))
     session = store.latest()
     assert session
     again = with_session_defaults(session, {"top_k": 5})
@@ -280,19 +280,19 @@ def test_a_chat_goes_on_with_its_settings_and_a_question_did_not(chat: Chat, sto
 def test_another_model_goes_on_with_the_conversation(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     before = chat.loaded
-    list(chat.change({"model": "large", "ctx": 400}))
+    list(chat.change_settings({"model": "large", "ctx": 400}))
     assert chat.loaded is not before
     assert text(chat.send("Two?")) == "Second."
     session = store.find("one")
     assert session
     assert (session.model, chat.author.model) == ("large", "large")
-    assert [stored.metadata.model for stored in chat.path[1::2]] == ["small", "large"]
+    assert [stored.metadata.model for stored in chat.messages[1::2]] == ["small", "large"]
 
 
 def test_a_model_that_cannot_be_had_leaves_the_chat_as_it_is(chat: Chat) -> None:
     before = chat.loaded
     with pytest.raises(ModelNotFound):
-        list(chat.change({"model": "missing"}))
+        list(chat.change_settings({"model": "missing"}))
     assert chat.loaded is before
     assert text(chat.send("One?")) == "First."
 
@@ -300,10 +300,10 @@ def test_a_model_that_cannot_be_had_leaves_the_chat_as_it_is(chat: Chat) -> None
 def test_what_was_read_is_read_no_more_by_the_next_chat(store: Store, tmp_path: Path, chatml_model: Path) -> None:
     question = "x" * 80
     script = {f"S\nUser: {question}\nAI:": " First.", f"S\nUser: {question}\nAI: First.\nUser: Two?\nAI:": " Second."}
-    first = seated(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    first = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
     list(first.send(question))
     assert first.close() is None
-    second = seated(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
+    second = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
     second.switch_session(store.latest())
     again = list(second.send("Two?"))
     assert text(again) == "Second."
@@ -315,7 +315,7 @@ def test_a_session_that_another_chat_leads_is_not_entered(
     chat: Chat, store: Store, tmp_path: Path, chatml_model: Path
 ) -> None:
     list(chat.send("One?"))
-    other = seated(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
+    other = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
     with pytest.raises(SessionError, match="is open in another process"):
         other.switch_session(store.latest())
     assert other.session is None
@@ -327,11 +327,11 @@ def test_a_session_that_another_chat_leads_is_not_entered(
 
 def test_a_reply_in_the_users_own_words_is_gone_on_from(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
-    chat.reword("First.")
-    assert said(chat) == ["One?", "First."]
+    chat.replace_reply("First.")
+    assert contents(chat) == ["One?", "First."]
     assert chat.last_reply
     assert chat.last_reply.message.tokens is None
-    assert len(store.children(chat.path[0].id)) == 2
+    assert len(store.children(chat.messages[0].id)) == 2
     assert text(chat.send("Two?")) == "Second."
 
 
@@ -340,7 +340,7 @@ def test_a_session_is_called_otherwise_before_and_after_it_begins(chat: Chat, st
     list(chat.send("One?"))
     assert store.find("mine")
     chat.rename("ours")
-    assert [summary.session.name for summary in store.sessions()] == ["ours"]
+    assert [summary.session.name for summary in store.summaries()] == ["ours"]
     chat.switch_session(None)
     with pytest.raises(SessionError, match="there is a session ours already"):
         chat.rename("ours")
@@ -349,7 +349,7 @@ def test_a_session_is_called_otherwise_before_and_after_it_begins(chat: Chat, st
 def test_going_on_that_does_not_fit_leaves_the_reply_as_it_is(endless_chat: Chat) -> None:
     chat = endless_chat
     assert text(chat.send("One?")).startswith("and so on")
-    before = said(chat)
+    before = contents(chat)
     with pytest.raises(PromptTooLong):
         list(chat.continue_reply())
-    assert said(chat) == before
+    assert contents(chat) == before

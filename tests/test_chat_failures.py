@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chats import Openable, finish, said, seated, text
+from chats import Loadable, contents, finish, make_chat, text
 from scripted_backend import FIRST_WORD, ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat.chat import Chat
@@ -31,7 +31,7 @@ class Broken:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr("cerebrum_cli.sessions.store.BUSY_S", 0.05)
+    monkeypatch.setattr("cerebrum_cli.sessions.store.BUSY_TIMEOUT_S", 0.05)
     with contextlib.closing(Store(tmp_path / "sessions.db")) as opened:
         yield opened
 
@@ -41,10 +41,10 @@ def sit(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Callable[.
     """Return how to begin a chat whose model is opened as each of these in turn, the last one ever after."""
     chats: list[Chat] = []
 
-    def begin(*backends: Callable[[], Openable]) -> Chat:
+    def begin(*backends: Callable[[], Loadable]) -> Chat:
         waiting = list(backends)
         chats.append(
-            seated(store, tmp_path, chatml_model, lambda: (waiting.pop(0) if len(waiting) > 1 else waiting[0])())
+            make_chat(store, tmp_path, chatml_model, lambda: (waiting.pop(0) if len(waiting) > 1 else waiting[0])())
         )
         return chats[-1]
 
@@ -63,26 +63,26 @@ def test_a_model_whose_loading_failed_is_loaded_again_for_the_next_question(sit:
         list(chat.send("One?"))
     assert chat.session is None
     assert text(chat.send("One?")) == "First."
-    assert said(chat) == ["One?", "First."]
+    assert contents(chat) == ["One?", "First."]
 
 
 def test_a_question_that_cannot_be_answered_is_no_turn(sit: Callable[..., Chat]) -> None:
     chat = sit(good, Broken, Broken, good)
     list(chat.send("One?"))
     with pytest.raises(EngineError):
-        list(chat.change({"ctx": 100}))
+        list(chat.change_settings({"ctx": 100}))
     with pytest.raises(EngineError):
         list(chat.send("Two?"))
-    assert said(chat) == ["One?", "First."]
+    assert contents(chat) == ["One?", "First."]
     assert text(chat.send("Two?")) == "Second."
-    assert said(chat) == ["One?", "First.", "Two?", "Second."]
+    assert contents(chat) == ["One?", "First.", "Two?", "Second."]
 
 
 def test_a_change_that_fails_leaves_a_model_that_answers(sit: Callable[..., Chat]) -> None:
     chat = sit(good, Broken, good)
     list(chat.send("One?"))
     with pytest.raises(EngineError):
-        list(chat.change({"model": "large", "ctx": 100}))
+        list(chat.change_settings({"model": "large", "ctx": 100}))
     assert chat.author.model == "small"
     assert text(chat.send("Two?")) == "Second."
 
@@ -92,7 +92,7 @@ def test_a_change_that_is_interrupted_leaves_a_model_that_answers(sit: Callable[
 
     chat = sit(good, lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), good)
     list(chat.send("One?"))
-    change = chat.change({"model": "large", "ctx": 100})
+    change = chat.change_settings({"model": "large", "ctx": 100})
     next(change)
     change.close()
     assert chat.author.model == "small"
@@ -109,7 +109,7 @@ def test_a_reply_that_cannot_be_kept_is_no_turn_of_the_next_prompt(sit: Callable
                 if isinstance(event, TokenEvent) and not other.in_transaction:
                     other.execute("BEGIN IMMEDIATE")
         other.execute("ROLLBACK")
-    assert said(chat) == ["One?", "First."]
+    assert contents(chat) == ["One?", "First."]
     assert text(chat.send("Two?")) == "Second."
 
 
@@ -118,19 +118,19 @@ def test_a_first_question_that_does_not_fit_leaves_no_session(sit: Callable[...,
     chat.rename("mine")
     with pytest.raises(PromptTooLong):
         list(chat.send("x" * 300))
-    assert store.sessions() == []
+    assert store.summaries() == []
     assert text(chat.send("One?")) == "First."
-    assert [summary.session.name for summary in store.sessions()] == ["mine"]
+    assert [summary.session.name for summary in store.summaries()] == ["mine"]
 
 
 def test_another_wording_that_does_not_fit_leaves_the_turn_as_it_was(sit: Callable[..., Chat]) -> None:
     chat = sit(good)
     list(chat.send("One?"))
     with pytest.raises(PromptTooLong):
-        list(chat.reask("x" * 300))
-    assert said(chat) == ["One?", "First."]
-    assert text(chat.reask("Two?")) == "Other."
-    assert said(chat) == ["Two?", "Other."]
+        list(chat.edit_question("x" * 300))
+    assert contents(chat) == ["One?", "First."]
+    assert text(chat.edit_question("Two?")) == "Other."
+    assert contents(chat) == ["Two?", "Other."]
 
 
 def test_a_name_that_somebody_else_has_taken_meanwhile_is_told_of(sit: Callable[..., Chat], store: Store) -> None:
@@ -148,14 +148,14 @@ BYTES = {ONE: f" {PARROTS}", f"{ONE} {PARROTS}\nUser: Two?\nAI:": " Yes."}
 
 def test_a_reply_cut_within_a_character_goes_on_with_all_of_it(sit: Callable[..., Chat]) -> None:
     chat = sit(lambda: ScriptedBackend(endless(BYTES), context_size=200))
-    list(chat.change({"max_tokens": 3}))
+    list(chat.change_settings({"max_tokens": 3}))
     list(chat.send("One?"))
     assert chat.last_reply
     assert chat.last_reply.message.content == "\ufffd"
-    list(chat.change({"max_tokens": 5}))
+    list(chat.change_settings({"max_tokens": 5}))
     list(chat.continue_reply())
     assert chat.last_reply.message.content == "🦜\ufffd"
-    list(chat.change({"max_tokens": 8}))
+    list(chat.change_settings({"max_tokens": 8}))
     list(chat.continue_reply())
     list(chat.continue_reply())
     content = chat.last_reply.message.content
@@ -183,7 +183,7 @@ def test_a_session_knows_who_spoke_last_in_it(sit: Callable[..., Chat], store: S
     list(first.send("One?"))
     first.close()
     second = sit(good)
-    list(second.change({"model": "large", "ctx": 100, "temperature": 0.5}))
+    list(second.change_settings({"model": "large", "ctx": 100, "temperature": 0.5}))
     second.switch_session(store.latest())
     assert text(second.send("Two?")) == "Second."
     session = store.latest()
@@ -193,7 +193,7 @@ def test_a_session_knows_who_spoke_last_in_it(sit: Callable[..., Chat], store: S
 
 def test_nothing_is_kept_once_it_is_not_to_be(sit: Callable[..., Chat], tmp_path: Path) -> None:
     chat = sit(lambda: ScriptedBackend(replies({f"S\nUser: {'x' * 80}\nAI:": " Yes."}), context_size=200))
-    list(chat.change({"cache_gb": 0}))
+    list(chat.change_settings({"cache_gb": 0}))
     list(chat.send("x" * 80))
     assert chat.close() is None
     assert not list(tmp_path.glob("states/*"))
@@ -211,13 +211,13 @@ def test_what_was_dropped_comes_back_in_a_larger_context(store: Store, tmp_path:
         f"{two} 2.\nUser: More?\nAI: cut.\nUser: And?\nAI:": " whole again.",
     }
     sizes = [175, 600]
-    chat = seated(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=sizes.pop(0)))
+    chat = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=sizes.pop(0)))
     for asked in (question, question, "More?"):
         last = text(chat.send(asked))
-    assert (last, chat.dropped) == ("cut.", 2)
-    list(chat.change({"ctx": 600}))
+    assert (last, chat.dropped_count) == ("cut.", 2)
+    list(chat.change_settings({"ctx": 600}))
     again = list(chat.send("And?"))
     assert text(again) == "whole again."
-    assert chat.dropped == 0
+    assert chat.dropped_count == 0
     assert finish(again).prompt_tokens > 175
     chat.close()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
-from cerebrum_cli.sessions.names import printable
+from cerebrum_cli.sessions.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
+from cerebrum_cli.sessions.names import printable_name
 from cerebrum_cli.sessions.rows import ReplyMetadata, StoredMessage
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
@@ -36,7 +36,7 @@ def as_it_stands(name: str, conversation: Conversation) -> str:
     """Return a conversation whose replies have ended by themselves as Markdown."""
     stop = ReplyMetadata(finish_reason="stop", model="small")
     messages = [stored(each.role, each.content, stop) for each in conversation.messages]
-    return as_markdown(name, conversation.system_prompt, messages)
+    return to_markdown(name, conversation.system_prompt, messages)
 
 
 def test_markdown_has_a_heading_for_each_turn() -> None:
@@ -71,23 +71,23 @@ def test_markdown_has_a_heading_for_each_turn() -> None:
 def test_markdown_tells_how_a_reply_that_did_not_end_by_itself_did(
     content: str, said: ReplyMetadata, shown: str
 ) -> None:
-    markdown = as_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, said)])
+    markdown = to_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, said)])
     assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{shown}\n"
 
 
 def test_messages_are_openais_list() -> None:
-    assert as_messages(SUMS) == [
+    assert to_openai_messages(SUMS) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is 2 + 2?\n"},
         {"role": "assistant", "content": "Four."},
         {"role": "user", "content": "And 3 + 3?"},
     ]
-    assert as_messages(BARE) == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello 😀"}]
-    assert as_messages(Conversation(system_prompt="")) == [{"role": "system", "content": ""}]
+    assert to_openai_messages(BARE) == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello 😀"}]
+    assert to_openai_messages(Conversation(system_prompt="")) == [{"role": "system", "content": ""}]
 
 
 def test_sharegpt_has_its_own_names_for_who_speaks() -> None:
-    assert as_sharegpt("sums", SUMS) == {
+    assert to_sharegpt("sums", SUMS) == {
         "id": "sums",
         "conversations": [
             {"from": "system", "value": "Be brief."},
@@ -101,39 +101,42 @@ def test_sharegpt_has_its_own_names_for_who_speaks() -> None:
 @given(conversations())
 def test_any_conversation_survives_as_messages(conversation: Conversation) -> None:
     for ascii_only in (True, False):
-        text = json.dumps(as_messages(conversation), ensure_ascii=ascii_only)
-        assert read_conversation(text, "here") == (None, conversation)
+        text = json.dumps(to_openai_messages(conversation), ensure_ascii=ascii_only)
+        assert parse_conversation(text, "here") == (None, conversation)
 
 
 @given(st.text(min_size=1), conversations())
 def test_any_conversation_survives_as_sharegpt(name: str, conversation: Conversation) -> None:
     for ascii_only in (True, False):
-        text = json.dumps(as_sharegpt(name, conversation), ensure_ascii=ascii_only)
-        assert read_conversation(text, "here") == (printable(name) or None, conversation)
+        text = json.dumps(to_sharegpt(name, conversation), ensure_ascii=ascii_only)
+        assert parse_conversation(text, "here") == (printable_name(name) or None, conversation)
 
 
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        (as_messages(SUMS), None),
-        ({"messages": as_messages(SUMS)}, None),
-        ({"name": "sums", "model": "a", "messages": as_messages(SUMS)}, "sums"),
-        ({"id": "sums", "messages": as_messages(SUMS)}, "sums"),
-        ({"name": 7, "messages": as_messages(SUMS)}, None),
-        ({"messages": [{"role": "developer", "content": "Be brief."}, *as_messages(SUMS)[1:]]}, None),
-        ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in as_messages(SUMS)], None),
-        (as_sharegpt("sums", SUMS), "sums"),
-        ([as_sharegpt("sums", SUMS)], "sums"),
-        ({"conversations": [{"from": each["role"], "value": each["content"]} for each in as_messages(SUMS)]}, None),
+        (to_openai_messages(SUMS), None),
+        ({"messages": to_openai_messages(SUMS)}, None),
+        ({"name": "sums", "model": "a", "messages": to_openai_messages(SUMS)}, "sums"),
+        ({"id": "sums", "messages": to_openai_messages(SUMS)}, "sums"),
+        ({"name": 7, "messages": to_openai_messages(SUMS)}, None),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, *to_openai_messages(SUMS)[1:]]}, None),
+        ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in to_openai_messages(SUMS)], None),
+        (to_sharegpt("sums", SUMS), "sums"),
+        ([to_sharegpt("sums", SUMS)], "sums"),
+        (
+            {"conversations": [{"from": each["role"], "value": each["content"]} for each in to_openai_messages(SUMS)]},
+            None,
+        ),
     ],
 )
 def test_both_shapes_are_read_with_their_name(value: object, name: str | None) -> None:
-    assert read_conversation(json.dumps(value), "here") == (name, READ_BACK)
+    assert parse_conversation(json.dumps(value), "here") == (name, READ_BACK)
 
 
 def test_text_and_name_of_a_file_become_well_formed() -> None:
     file = '{"name": "a\\ud800", "messages": [{"role": "user", "content": "cut \\ud83d"}]}'
-    assert read_conversation(file, "here") == ("a\ufffd", Conversation().user("cut \ufffd"))
+    assert parse_conversation(file, "here") == ("a\ufffd", Conversation().user("cut \ufffd"))
 
 
 USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
@@ -183,7 +186,7 @@ NO_LISTS: list[object] = [[], {}, 7, "hello", None]
 )
 def test_what_is_malformed_is_named_in_one_line(text: str, what: str) -> None:
     with pytest.raises(SessionError) as caught:
-        read_conversation(text, "chat.json")
+        parse_conversation(text, "chat.json")
     assert caught.value.message.startswith(f"chat.json{what}")
     assert caught.value.hint
     assert "\n" not in caught.value.message + caught.value.hint

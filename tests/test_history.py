@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.chat.history import Author, History, continue_session, load_conversation, name_of
+from cerebrum_cli.application.chat.history import Author, History, continue_session, load_conversation, suggest_name
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
@@ -54,9 +54,9 @@ def history(tmp_path: Path) -> Iterator[History]:
 
 
 def test_an_exchange_is_kept_as_a_session_named_after_its_first_words(history: History) -> None:
-    session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    session = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
     assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
-    found = history.named(session.name)
+    found = history.get(session.name)
     assert found == session
     assert (found.system_prompt, found.model, found.format, found.params) == (
         "Be brief.",
@@ -68,7 +68,7 @@ def test_an_exchange_is_kept_as_a_session_named_after_its_first_words(history: H
 
 
 def test_what_is_kept_of_a_reply_says_how_it_came_to_be(history: History) -> None:
-    question, reply = history.store.messages(history.keep(None, SUM, FOUR, SPEAKER, SETTINGS))
+    question, reply = history.store.messages(history.record(None, SUM, FOUR, SPEAKER, SETTINGS))
     assert question.metadata == ReplyMetadata()
     assert reply.metadata == ReplyMetadata(
         reasoning="2 and 2",
@@ -82,23 +82,25 @@ def test_what_is_kept_of_a_reply_says_how_it_came_to_be(history: History) -> Non
 
 
 def test_the_same_question_again_is_another_session(history: History) -> None:
-    names = [history.keep(None, SUM, FOUR, SPEAKER, SETTINGS).name for _ in range(3)]
+    names = [history.record(None, SUM, FOUR, SPEAKER, SETTINGS).name for _ in range(3)]
     assert names == ["what-is-2-2-think", "what-is-2-2-think-2", "what-is-2-2-think-3"]
 
 
 def test_a_session_that_is_gone_on_from_gets_only_what_is_new(history: History) -> None:
-    first = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
-    whole = continue_session(history.store, history.latest(), SPEAKER.model, Conversation().user("And 3 + 3?"), None)
-    session = history.keep(history.latest(), whole, SIX, SPEAKER, SETTINGS)
+    first = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
+    whole = continue_session(
+        history.store, history.acquire_latest(), SPEAKER.model, Conversation().user("And 3 + 3?"), None
+    )
+    session = history.record(history.acquire_latest(), whole, SIX, SPEAKER, SETTINGS)
     assert (session.id, session.name) == (first.id, first.name)
     assert history.store.conversation(session) == whole.assistant("Six.", (9,))
-    assert [summary.messages for summary in history.store.sessions()] == [4]
+    assert [summary.messages for summary in history.store.summaries()] == [4]
     assert history.store.messages(session)[:2] == history.store.messages(first)
 
 
 def test_a_conversation_that_was_given_whole_is_kept_whole(history: History) -> None:
     whole = SUM.assistant("Four.").user("And 3 + 3?")
-    session = history.keep(None, whole, SIX, SPEAKER, SETTINGS, "chat")
+    session = history.record(None, whole, SIX, SPEAKER, SETTINGS, "chat")
     assert history.store.conversation(session) == whole.assistant("Six.", (9,))
     assert (session.name, session.origin) == ("what-is-2-2-think", "chat")
 
@@ -106,50 +108,50 @@ def test_a_conversation_that_was_given_whole_is_kept_whole(history: History) -> 
 def test_an_exchange_is_kept_whole_or_not_at_all(history: History) -> None:
     unkept = replace(FOUR, finish=replace(FINISH, seed=2**70))
     with pytest.raises(OverflowError):
-        history.keep(None, SUM, unkept, SPEAKER, SETTINGS)
-    assert (history.store.sessions(), history.store.children(None)) == ([], [])
+        history.record(None, SUM, unkept, SPEAKER, SETTINGS)
+    assert (history.store.summaries(), history.store.children(None)) == ([], [])
 
 
 def test_a_question_nobody_answered_has_an_empty_reply_that_was_interrupted(history: History) -> None:
-    answered = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    answered = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
     history.store.add_message(answered, Message("user", "And 3 + 3?"))
-    session = history.latest()
+    session = history.acquire_latest()
     whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
     assert history.store.conversation(session) == whole
     assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
 
 
 def test_a_session_that_has_come_to_a_reply_stays_where_it_is(history: History) -> None:
-    session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
-    assert history.answered(session) == session
+    session = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
+    assert history.close_unanswered(session) == session
     empty = history.store.create("empty", "chat")
-    assert history.answered(empty) == empty
+    assert history.close_unanswered(empty) == empty
 
 
 def test_a_session_is_reached_by_its_name_and_begun_by_a_good_one(history: History) -> None:
-    session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
-    assert history.reached(session.name) == session
-    assert history.reached("tea") is None
+    session = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
+    assert history.acquire_named(session.name) == session
+    assert history.acquire_named("tea") is None
     for name in ("", " tea", "a\nb"):
         with pytest.raises(SessionError):
-            history.reached(name)
+            history.acquire_named(name)
 
 
 def test_the_latest_session_is_the_one_last_changed(history: History) -> None:
     older, newer = history.store.create("older", "chat"), history.store.create("newer", "chat")
-    assert history.latest() == newer
+    assert history.acquire_latest() == newer
     changed = history.store.add_message(
         history.store.add_message(older, Message("user", "a")), Message("assistant", "b")
     )
-    assert history.latest() == changed
+    assert history.acquire_latest() == changed
 
 
 def test_a_session_that_is_not_there_is_a_session_error(history: History) -> None:
     with pytest.raises(SessionError) as nothing:
-        history.latest()
+        history.acquire_latest()
     assert (nothing.value.message, nothing.value.hint) == ("there is no session to go on from", "ask without -c first")
     with pytest.raises(SessionError) as unknown:
-        history.named("sums")
+        history.get("sums")
     assert (unknown.value.message, unknown.value.hint) == (
         "there is no session sums",
         "cerebrum sessions list shows them",
@@ -179,11 +181,11 @@ def test_a_session_that_is_not_there_is_a_session_error(history: History) -> Non
     ],
 )
 def test_a_session_is_named_after_the_first_words(question: str, name: str) -> None:
-    assert name_of(Conversation(system_prompt="You are brief.").user(question).assistant("Yes.")) == name
+    assert suggest_name(Conversation(system_prompt="You are brief.").user(question).assistant("Yes.")) == name
 
 
 def test_a_session_in_which_nothing_is_said_has_a_name_too() -> None:
-    assert name_of(Conversation()) == "session"
+    assert suggest_name(Conversation()) == "session"
 
 
 @pytest.mark.parametrize(
@@ -193,23 +195,23 @@ def test_a_session_in_which_nothing_is_said_has_a_name_too() -> None:
 def test_a_system_prompt_given_now_replaces_the_sessions_own(
     history: History, own: str | None, given: str | None, prompt: str | None
 ) -> None:
-    session = history.keep(None, replace(SUM, system_prompt=own), FOUR, SPEAKER, SETTINGS)
+    session = history.record(None, replace(SUM, system_prompt=own), FOUR, SPEAKER, SETTINGS)
     asked = Conversation(system_prompt="of the settings").user("And 3 + 3?")
     whole = continue_session(history.store, session, SPEAKER.model, asked, given)
     assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
 
 
 def test_a_session_is_kept_with_the_system_prompt_its_last_reply_was_made_with(history: History) -> None:
-    session = history.keep(None, SUM, FOUR, SPEAKER, SETTINGS)
+    session = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
     whole = continue_session(history.store, session, SPEAKER.model, Conversation().user("And 3 + 3?"), "Rhyme.")
-    history.keep(session, whole, SIX, SPEAKER, SETTINGS)
-    assert history.store.conversation(history.latest()) == whole.assistant("Six.", (9,))
+    history.record(session, whole, SIX, SPEAKER, SETTINGS)
+    assert history.store.conversation(history.acquire_latest()) == whole.assistant("Six.", (9,))
 
 
 def test_a_thought_that_came_to_no_answer_is_not_gone_on_with(history: History) -> None:
     """Its markup is open: whatever follows would be thought too."""
     cut = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
-    session = history.keep(None, SUM, cut, SPEAKER, SETTINGS)
+    session = history.record(None, SUM, cut, SPEAKER, SETTINGS)
     assert load_conversation(history.store, session, SPEAKER.model) == SUM.assistant("")
     assert history.store.messages(session)[-1].message.tokens == (7,)
 
@@ -235,5 +237,5 @@ def test_the_tokens_of_a_reply_are_all_that_were_sampled() -> None:
 def test_a_reply_that_a_stop_string_ended_is_kept_without_its_tokens(history: History) -> None:
     reply = gathered(True)
     assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
-    session = history.keep(None, SUM, reply, SPEAKER, SETTINGS)
+    session = history.record(None, SUM, reply, SPEAKER, SETTINGS)
     assert history.store.conversation(session) == SUM.assistant("Four")

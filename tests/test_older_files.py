@@ -146,7 +146,7 @@ def test_registry_of_version_1_is_listed_by_the_command(home: Path) -> None:
 
 
 def test_sessions_of_version_1_have_their_messages(store: Store) -> None:
-    assert [(summary.session.name, summary.session.origin, summary.messages) for summary in store.sessions()] == [
+    assert [(summary.session.name, summary.session.origin, summary.messages) for summary in store.summaries()] == [
         ("nano-talk", "chat", 6),
         ("story", "chat", 2),
         ("sums", "chat", 12),

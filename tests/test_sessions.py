@@ -61,8 +61,13 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def test_an_empty_database_holds_no_sessions(sessions: Store) -> None:
-    assert (sessions.sessions(), sessions.latest(), sessions.find("a"), sessions.children(None)) == ([], None, None, [])
-    assert (sessions.search("a"), sessions.free_name("a")) == ([], "a")
+    assert (sessions.summaries(), sessions.latest(), sessions.find("a"), sessions.children(None)) == (
+        [],
+        None,
+        None,
+        [],
+    )
+    assert (sessions.search("a"), sessions.unused_name("a")) == ([], "a")
 
 
 def test_nothing_is_made_before_something_is_asked(path: Path) -> None:
@@ -107,9 +112,9 @@ def test_a_name_that_could_not_be_typed_again_is_refused(sessions: Store, name: 
 
 
 def test_a_name_that_is_no_text_is_kept_as_one(sessions: Store) -> None:
-    assert sessions.free_name("a\udcff") == "a\ufffd"
+    assert sessions.unused_name("a\udcff") == "a\ufffd"
     session = sessions.create("a\udcff", "chat")
-    assert (session.name, sessions.free_name("a\udcff")) == ("a\ufffd", "a\ufffd-2")
+    assert (session.name, sessions.unused_name("a\udcff")) == ("a\ufffd", "a\ufffd-2")
     assert sessions.find("a\udcff") == session
     assert sessions.update_session(session, name="b\udcff").name == "b\ufffd"
 
@@ -141,7 +146,7 @@ def test_a_free_name_is_the_wanted_one_or_that_with_a_number(sessions: Store) ->
         sessions.create(name, "ask")
     wanted = ("a", "a-2", "b", "c", "100%", "100", "_", "%", "日本😀", "日本")
     free = ["a-3", "a-2-2", "b", "c", "100%-2", "100", "_-2", "%", "日本😀-2", "日本"]
-    assert [sessions.free_name(name) for name in wanted] == free
+    assert [sessions.unused_name(name) for name in wanted] == free
 
 
 def test_what_a_session_is_led_with_can_be_changed(sessions: Store) -> None:
@@ -164,10 +169,10 @@ def test_sessions_are_listed_with_the_last_changed_first(sessions: Store) -> Non
     b = talk(sessions, b, "first", "second")
     a = talk(sessions, a, "hello")
     sessions.update_message(b, Message("assistant", "third"), ReplyMetadata())
-    listed = [(summary.session.name, summary.messages, summary.first) for summary in sessions.sessions()]
+    listed = [(summary.session.name, summary.messages, summary.first) for summary in sessions.summaries()]
     assert listed == [("b", 2, "first"), ("a", 1, "hello"), ("c", 0, "")]
     assert sessions.names() == ["b", "a", "c"]
-    assert sessions.sessions()[1].session == a
+    assert sessions.summaries()[1].session == a
     latest = sessions.latest()
     assert latest is not None
     assert latest.id == b.id
@@ -270,7 +275,7 @@ def test_removing_a_session_takes_what_no_other_session_leads_to(sessions: Store
     assert texts(sessions.messages(fork)) == ["one", "two", "other three"]
     assert texts(sessions.children(begun.id)) == ["other three"]
     assert (sessions.remove(fork), texts(sessions.messages(alone))) == (3, ["one"])
-    assert (sessions.remove(alone), sessions.sessions()) == (1, [])
+    assert (sessions.remove(alone), sessions.summaries()) == (1, [])
     assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
 
 
@@ -309,9 +314,9 @@ def test_what_was_removed_cannot_be_read_in_the_file(sessions: Store, path: Path
     words = (b"giraffes", b"secret", b"zebra", b"elephant", b"walrus", b"hippos")
     assert all(word in stored_bytes(path) for word in words)
     with contextlib.closing(Store(path)) as other:  # a chat that is open
-        assert len(other.sessions()) == 2
+        assert len(other.summaries()) == 2
         sessions.remove(session)
-        sessions.scrub()
+        sessions.vacuum()
         assert [word for word in words if word in stored_bytes(path)] == []
         assert found(other, "okapi") == [("kept", "an okapi")]
         assert texts(other.messages(kept)) == ["an okapi"]
@@ -322,7 +327,7 @@ def test_what_was_removed_cannot_be_read_in_the_file(sessions: Store, path: Path
 def test_no_page_keeps_a_piece_of_what_was_moved_to_another(sessions: Store, path: Path, seed: int) -> None:
     chance = random.Random(seed)
     for step in range(12):
-        with sessions.together():
+        with sessions.transaction():
             session, word = sessions.create(f"n{step:02}", "chat"), f"n{step:02}x"
             for _ in range(chance.choice((1, 2, 5, 40))):
                 text = " ".join(f"{word}{number}" for number in range(chance.choice((1, 20, 300))))
@@ -332,22 +337,22 @@ def test_no_page_keeps_a_piece_of_what_was_moved_to_another(sessions: Store, pat
             gone = sessions.find(name)
             assert gone
             sessions.remove(gone)
-            sessions.scrub()
+            sessions.vacuum()
             assert name.encode() not in stored_bytes(path)
 
 
 def test_what_cannot_be_scrubbed_is_told_and_the_next_removal_does_it(
     sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_S", 0.05)
+    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.05)
     session, other = talk(sessions, sessions.create("a", "chat"), "zebra"), sessions.create("b", "chat")
     sessions.remove(session)
-    with contextlib.closing(Store(path)) as writer, writer.together():
+    with contextlib.closing(Store(path)) as writer, writer.transaction():
         with pytest.raises(SessionError, match=r"^what was removed may still be read in .*sessions\.db: ") as caught:
-            sessions.scrub()
+            sessions.vacuum()
         assert "the next removal tries again" in caught.value.hint
     sessions.remove(other)
-    sessions.scrub()
+    sessions.vacuum()
     assert b"zebra" not in stored_bytes(path)
 
 
@@ -359,7 +364,7 @@ def test_what_cannot_be_scrubbed_is_told_and_the_next_removal_does_it(
         lambda sessions, session: sessions.move(session, None),
         lambda sessions, session: sessions.update_session(session, name="b"),
     ],
-    ids=("say", "say_on", "move", "lead"),
+    ids=("add_message", "update_message", "move", "update_session"),
 )
 @pytest.mark.parametrize("said", [(), ("one", "two")], ids=("empty", "with messages"))
 def test_a_session_that_was_removed_meanwhile_cannot_be_changed(
@@ -479,7 +484,7 @@ def test_a_message_another_session_hangs_on_is_found_in_the_one_that_leads_to_it
 
 
 def test_a_few_of_many_messages_are_found_without_reading_the_others(sessions: Store) -> None:
-    with sessions.together():
+    with sessions.transaction():
         session = sessions.create("a", "chat")
         for number in range(400):
             session = talk(sessions, session, f"{number} elephant " + "word " * 2000)
@@ -515,7 +520,7 @@ def generous() -> Iterator[None]:
 def test_only_its_owner_can_read_what_was_said(sessions: Store, path: Path) -> None:
     sessions.create("a", "chat")
     assert modes(path) == PRIVATE
-    sessions.scrub()
+    sessions.vacuum()
     assert modes(path) == PRIVATE
 
 
@@ -553,9 +558,9 @@ def test_changes_made_together_all_happen_or_none(sessions: Store) -> None:
     kept = talk(sessions, sessions.create("kept", "chat"), "one")
 
     def change(stop: bool) -> None:
-        with sessions.together():
+        with sessions.transaction():
             made = talk(sessions, sessions.create("made", "chat"), "elephant")
-            with sessions.together():
+            with sessions.transaction():
                 talk(sessions, sessions.move(kept, None), "another")
             sessions.remove(made)
             sessions.create("last", "chat")
@@ -564,27 +569,27 @@ def test_changes_made_together_all_happen_or_none(sessions: Store) -> None:
 
     with pytest.raises(Stopped):
         change(stop=True)
-    assert [summary.session for summary in sessions.sessions()] == [kept]
+    assert [summary.session for summary in sessions.summaries()] == [kept]
     assert (texts(sessions.children(None)), sessions.search("elephant")) == (["one"], [])
     change(stop=False)
-    assert [summary.session.name for summary in sessions.sessions()] == ["last", "kept"]
+    assert [summary.session.name for summary in sessions.summaries()] == ["last", "kept"]
     assert texts(sessions.children(None)) == ["one", "another"]
 
 
 def test_a_name_that_is_taken_is_no_end_of_the_changes_around_it(sessions: Store) -> None:
-    with sessions.together():
+    with sessions.transaction():
         sessions.create("a", "chat")
         with pytest.raises(SessionError, match="there is a session a already"):
             sessions.create("a", "chat")
         sessions.create("b", "chat")
-    assert [summary.session.name for summary in sessions.sessions()] == ["b", "a"]
+    assert [summary.session.name for summary in sessions.summaries()] == ["b", "a"]
 
 
 def test_a_reader_sees_what_was_committed_and_nothing_before(sessions: Store, path: Path) -> None:
     session = talk(sessions, sessions.create("a", "chat"), "one")
     with contextlib.closing(Store(path)) as reader:
         assert reader.find("a") == session
-        with sessions.together():
+        with sessions.transaction():
             changed = talk(sessions, session, "elephant")
             assert (reader.find("a"), reader.search("elephant")) == (session, [])
         assert reader.find("a") == changed
@@ -594,9 +599,9 @@ def test_a_reader_sees_what_was_committed_and_nothing_before(sessions: Store, pa
 def test_a_database_that_stays_busy_is_a_session_error(
     sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_S", 0.05)
-    with contextlib.closing(Store(path)) as other, sessions.together():
-        assert other.sessions() == []
+    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.05)
+    with contextlib.closing(Store(path)) as other, sessions.transaction():
+        assert other.summaries() == []
         with pytest.raises(SessionError) as caught:
             other.create("a", "chat")
         assert caught.value.message == f"{path}: database is locked"
@@ -640,7 +645,7 @@ def test_several_processes_writing_at_once_lose_nothing(path: Path) -> None:
         writer.communicate()
     assert [writer.returncode for writer in writers] == [0] * 4
     with contextlib.closing(Store(path)) as sessions:
-        kept = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.sessions()}
+        kept = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.summaries()}
     assert kept == {
         f"{writer}-{number}": [f"question {writer} {number}", f"answer {writer} {number}"]
         for writer in range(4)
@@ -705,7 +710,7 @@ def test_a_database_two_processes_open_at_once_is_made_once(path: Path, tmp_path
     assert sorted("CREATE" in words for words in told) == [False, True]
     assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
     with contextlib.closing(Store(tmp_path / "alone.db")) as alone:
-        alone.sessions()
+        alone.summaries()
     assert made(path) == made(tmp_path / "alone.db")
     assert {"messages", "sessions", "texts", "children", "recent", "said", "unsaid", "said_on"} <= made(path).keys()
     assert set(made(path).values()) == {1}
@@ -761,7 +766,7 @@ def test_where_the_context_begins_is_kept_until_the_conversation_is_back_before_
 def refusals(path: Path) -> Iterator[SessionError]:
     """Yield the errors of all that can be asked of a database, each of one line what and one what to do."""
     attempts: tuple[Callable[[Store], object], ...] = (
-        Store.sessions,
+        Store.summaries,
         Store.latest,
         lambda sessions: sessions.create("new", "chat"),
         lambda sessions: sessions.search("word"),
@@ -779,7 +784,7 @@ def refusals(path: Path) -> Iterator[SessionError]:
 @pytest.fixture
 def full(path: Path) -> Path:
     """Return a database of a megabyte."""
-    with contextlib.closing(Store(path)) as sessions, sessions.together():
+    with contextlib.closing(Store(path)) as sessions, sessions.transaction():
         session = sessions.create("a", "chat")
         for number in range(200):
             session = talk(sessions, session, f"{number} " + "word " * 1000)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.chat.archive import export_to
+from cerebrum_cli.application.chat.archive import export_to_file
 from cerebrum_cli.application.inference.loading import LoadedModel, open_model
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Message
@@ -55,7 +55,7 @@ def talk(store: Store, *turns: tuple[Message, ReplyMetadata]) -> Session:
 
 def transcript(store: Store, session: Session, opened: LoadedModel) -> str:
     path = store._path.parent / "talk.txt"
-    export_to(path, store, session, opened)
+    export_to_file(path, store, session, opened)
     return path.read_text()
 
 
@@ -91,12 +91,12 @@ def test_a_file_that_cannot_be_written_whole_is_not_left_in_part(
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # where a disk would be full
     try:
         with pytest.raises(UsageError, match=r"talk\.md: File too large"):
-            export_to(path, store, session, opened)
+            export_to_file(path, store, session, opened)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not path.exists()
-    export_to(path, store, session, opened)
+    export_to_file(path, store, session, opened)
     assert path.read_text().endswith("word word\n")
     with pytest.raises(UsageError, match="is there already"):
-        export_to(path, store, session, opened)
+        export_to_file(path, store, session, opened)
     assert path.exists()

@@ -63,7 +63,7 @@ def test_going_on_reads_what_was_said_token_by_token(user: CommandLine) -> None:
     first = user.run("ask", "--dry-run", "--json", "Who are you?").object["token_ids"]
     ask(user, "Who are you?", "Nobody: much.")
     second = user.run("ask", "-c", "--dry-run", "--json", "And now?").object
-    [session] = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").sessions()
+    [session] = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").summaries()
     tokens = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db").messages(session.session)[1]
     assert tokens.message.tokens
     assert second["token_ids"][: len(first) + len(tokens.message.tokens)] == [*first, *tokens.message.tokens]

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.application.chat.context_window import DROPPED, ROOM, DroppedTurns, overflow, without
+from cerebrum_cli.application.chat.context_window import (
+    DROP_FRACTION,
+    REPLY_FRACTION,
+    DroppedTurns,
+    drop_oldest,
+    turns_to_drop,
+)
 from cerebrum_cli.core.conversation import Conversation
 
 SYSTEM = 20  # tokens of the system prompt
@@ -25,30 +31,30 @@ def count(conversation: Conversation) -> int:
 
 
 def test_what_fits_with_room_for_a_reply_stays_whole() -> None:
-    assert overflow(talk(100, 200, 30), count, 400, None) is None
-    assert overflow(talk(100, 200, 31), count, 400, None) is not None
+    assert turns_to_drop(talk(100, 200, 30), count, 400, None) is None
+    assert turns_to_drop(talk(100, 200, 31), count, 400, None) is not None
 
 
 def test_a_short_reply_needs_less_room() -> None:
-    assert overflow(talk(100, 200, 70), count, 400, 10) is None
-    assert overflow(talk(100, 200, 71), count, 400, 10) is not None
+    assert turns_to_drop(talk(100, 200, 70), count, 400, 10) is None
+    assert turns_to_drop(talk(100, 200, 71), count, 400, 10) is not None
 
 
 def test_whole_turns_go_and_a_quarter_of_the_context_at_once() -> None:
-    assert overflow(talk(20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10), count, 400, None) == DroppedTurns(4, 120)
+    assert turns_to_drop(talk(20, 40, 20, 40, 20, 40, 20, 40, 60, 60, 10), count, 400, None) == DroppedTurns(4, 120)
 
 
 def test_one_large_turn_goes_alone() -> None:
-    assert overflow(talk(20, 200, 20, 40, 60), count, 400, None) == DroppedTurns(2, 220)
+    assert turns_to_drop(talk(20, 200, 20, 40, 60), count, 400, None) == DroppedTurns(2, 220)
 
 
 def test_the_last_question_stays_and_may_take_the_room_for_the_reply() -> None:
-    assert overflow(talk(20, 40, 350), count, 400, None) == DroppedTurns(2, 60)
+    assert turns_to_drop(talk(20, 40, 350), count, 400, None) == DroppedTurns(2, 60)
 
 
 @pytest.mark.parametrize("sizes", [(390,), (20, 40, 380)])
 def test_nothing_goes_where_that_does_not_help(sizes: tuple[int, ...]) -> None:
-    assert overflow(talk(*sizes), count, 400, None) is None
+    assert turns_to_drop(talk(*sizes), count, 400, None) is None
 
 
 def test_a_notice_says_what_goes_and_what_to_do() -> None:
@@ -60,17 +66,17 @@ def test_a_notice_says_what_goes_and_what_to_do() -> None:
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=41).map(lambda sizes: sizes[: len(sizes) // 2 * 2 - 1 or 1]))
 def test_what_is_left_fits_wherever_it_can(sizes: list[int]) -> None:
     conversation, context = talk(*sizes), 512
-    tokens, drop = count(conversation), overflow(talk(*sizes), count, context, None)
+    tokens, drop = count(conversation), turns_to_drop(talk(*sizes), count, context, None)
     if drop is None:
-        alone = count(without(conversation, len(sizes) - 1))
-        assert tokens + context // ROOM <= context or len(sizes) == 1 or alone >= context
+        alone = count(drop_oldest(conversation, len(sizes) - 1))
+        assert tokens + context // REPLY_FRACTION <= context or len(sizes) == 1 or alone >= context
         return
-    left = without(conversation, drop.messages)
+    left = drop_oldest(conversation, drop.messages)
     assert drop.messages % 2 == 0
     assert left.messages[0].role == "user"
     assert left.messages[-1] == conversation.messages[-1]
     assert (left.system_prompt, count(left)) == ("S", tokens - drop.tokens)
     if len(left.messages) > 1:
-        assert count(left) + context // ROOM <= context
-        assert drop.tokens >= context // DROPPED
+        assert count(left) + context // REPLY_FRACTION <= context
+        assert drop.tokens >= context // DROP_FRACTION
     assert count(left) < context

@@ -35,26 +35,26 @@ class Shape(StrEnum):
 @app.command(name="list")
 def list_sessions(context: typer.Context, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """List the sessions, the last changed first."""
-    from cerebrum_cli.application.chat.archive import summaries
+    from cerebrum_cli.application.chat.archive import session_rows
     from cerebrum_cli.terminal.tables import print_sessions
 
     runtime = options.runtime_of(context)
     nothing = "" if quiet else "no session is kept yet; cerebrum ask begins one"
-    print_rows(runtime.streams, summaries(runtime.history.store), json, print_sessions, nothing)
+    print_rows(runtime.streams, session_rows(runtime.history.store), json, print_sessions, nothing)
 
 
 @app.command()
 def show(context: typer.Context, name: Name, json: options.Json = False) -> None:
     """Show what was said in a session."""
-    from cerebrum_cli.application.chat.archive import exported, session_object
+    from cerebrum_cli.application.chat.archive import export_session, session_object
 
     runtime = options.runtime_of(context)
     history = runtime.history
-    session = history.named(name)
+    session = history.get(name)
     if json:
         runtime.streams.answer_object(session_object(history.store, session))
     else:
-        runtime.streams.answer(exported(history.store, session, Shape.MARKDOWN.value))
+        runtime.streams.answer(export_session(history.store, session, Shape.MARKDOWN.value))
 
 
 @app.command()
@@ -65,12 +65,12 @@ def search(
     quiet: options.Quiet = False,
 ) -> None:
     """Find messages by their words, the best match first."""
-    from cerebrum_cli.application.chat.archive import hits
+    from cerebrum_cli.application.chat.archive import search_rows
     from cerebrum_cli.terminal.tables import print_hits
 
     runtime = options.runtime_of(context)
     nothing = "" if quiet else "nothing is found"
-    print_rows(runtime.streams, hits(runtime.history.store, text), json, print_hits, nothing)
+    print_rows(runtime.streams, search_rows(runtime.history.store, text), json, print_hits, nothing)
 
 
 @app.command()
@@ -78,13 +78,13 @@ def rm(context: typer.Context, name: Name, quiet: options.Quiet = False, yes: op
     """Delete a session, every message no other session leads to, and what models have read of any."""
     runtime = options.runtime_of(context)
     history = runtime.history
-    session = history.named(name)
+    session = history.get(name)
     history.lock.acquire(session)
     options.require_agreement(runtime.streams, f"Delete the session {name}?", name, yes)
     count = history.store.remove(session)
     history.lock.discard()
     runtime.clear_prompt_cache()
-    history.store.scrub()
+    history.store.vacuum()
     if not quiet:
         runtime.streams.info(f"{name} is gone, and {count} {'message' if count == 1 else 'messages'} with it")
 
@@ -98,16 +98,16 @@ def export(
     ] = Shape.MARKDOWN,
 ) -> None:
     """Print a session for other programs, or for people."""
-    from cerebrum_cli.application.chat.archive import exported, transcript
+    from cerebrum_cli.application.chat.archive import export_session, export_transcript
 
     runtime = options.runtime_of(context)
     history = runtime.history
-    session = history.named(name)
+    session = history.get(name)
     if shape is Shape.TRANSCRIPT:
         model = runtime.library.resolve(session.model)
-        text = transcript(runtime.open_backend, model, runtime.settings({}, model), history.store, session)
+        text = export_transcript(runtime.open_backend, model, runtime.settings({}, model), history.store, session)
     else:
-        text = exported(history.store, session, shape.value)
+        text = export_session(history.store, session, shape.value)
     runtime.streams.answer(text)
 
 
@@ -119,10 +119,10 @@ def import_session(
     quiet: options.Quiet = False,
 ) -> None:
     """Keep a conversation that another program has written."""
-    from cerebrum_cli.application.chat.archive import imported
+    from cerebrum_cli.application.chat.archive import import_session
 
     runtime = options.runtime_of(context)
-    session = imported(runtime.history.store, file, name)
+    session = import_session(runtime.history.store, file, name)
     if not quiet:
         runtime.streams.info(f"{session.name} is kept; cerebrum ask -c goes on from it")
 

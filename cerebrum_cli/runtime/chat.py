@@ -30,7 +30,9 @@ def chat(runtime: Runtime, given: Layer, options: ChatOptions) -> None:
     if options.continue_ and options.session:
         raise UsageError("-c and --session exclude each other", "give one of them")
     system, history, name = given.get("system"), runtime.history, options.session
-    session = history.latest() if options.continue_ else history.reached(name) if name is not None else None
+    session = (
+        history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
+    )
     given = with_session_defaults(session, {**given, "cache_gb": 0} if options.no_cache else given)
     model = find_model(runtime, given, options)
     loader = ModelLoader(

@@ -10,38 +10,43 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation, Message, Role, text_of
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.sessions.names import printable
+from cerebrum_cli.sessions.names import printable_name
 from cerebrum_cli.sessions.rows import StoredMessage
 
-SPEAKERS = {"user": "User", "assistant": "Assistant"}
-ENDS = {"cancelled": "interrupted", None: "interrupted", "length": "cut", "context": "cut"}  # other than by itself
+HEADINGS = {"user": "User", "assistant": "Assistant"}
+END_LABELS = {
+    "cancelled": "interrupted",
+    None: "interrupted",
+    "length": "cut",
+    "context": "cut",
+}  # other than by itself
 _SHAREGPT: Mapping[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(.*)")
 _SHAPES = 'it must be {"messages": [...]} as OpenAI has it, or {"conversations": [...]} as ShareGPT'
 
 
-def as_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
+def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
     """Return a conversation as Markdown: a heading for each turn, a line after a reply that has not ended by itself."""
     system = () if system_prompt is None else ("## System", system_prompt)
     turns = [part for stored in messages for part in _markdown_turn(stored)]
     return "\n\n".join((f"# {name}", *system, *turns)) + "\n"
 
 
-def as_messages(conversation: Conversation) -> list[dict[str, str]]:
+def to_openai_messages(conversation: Conversation) -> list[dict[str, str]]:
     """Return a conversation as OpenAI's messages list."""
     system = conversation.system_prompt
     head = [] if system is None else [{"role": "system", "content": system}]
     return head + [{"role": message.role, "content": message.content} for message in conversation.messages]
 
 
-def as_sharegpt(name: str, conversation: Conversation) -> dict[str, Any]:
+def to_sharegpt(name: str, conversation: Conversation) -> dict[str, Any]:
     """Return a conversation in ShareGPT's shape."""
     names = {"system": "system", "user": "human", "assistant": "gpt"}
-    said = [{"from": names[each["role"]], "value": each["content"]} for each in as_messages(conversation)]
+    said = [{"from": names[each["role"]], "value": each["content"]} for each in to_openai_messages(conversation)]
     return {"id": name, "conversations": said}
 
 
-def read_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
+def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
     """Return the conversation in a JSON text of either shape, and its name where it has one.
 
     Raises SessionError, naming `source` and what is wrong.
@@ -60,15 +65,15 @@ def read_conversation(text: str, source: str) -> tuple[str | None, Conversation]
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _SHAPES)
     said = [_turn(item, f"{source}: message {number}") for number, item in enumerate(items, 1)]
-    return (printable(name) or None if isinstance(name, str) else None), _conversation(said, source)
+    return (printable_name(name) or None if isinstance(name, str) else None), _conversation(said, source)
 
 
 def _markdown_turn(stored: StoredMessage) -> Iterable[str]:
     message, said = stored.message, stored.metadata
-    yield f"## {SPEAKERS[message.role]}"
+    yield f"## {HEADINGS[message.role]}"
     content = message.content.strip()
     sampled = said.model or said.finish_reason  # what was imported, or is the user's own, has no end to tell of
-    end = ENDS.get(said.finish_reason) if message.role == "assistant" and sampled else None
+    end = END_LABELS.get(said.finish_reason) if message.role == "assistant" and sampled else None
     if content:
         yield f"{content}\n{fence}" if end and (fence := _open_fence(content)) else content
     if end:

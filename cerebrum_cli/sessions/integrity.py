@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.sessions.schema import MIGRATIONS, version_of
+from cerebrum_cli.sessions.schema import MIGRATIONS, schema_version
 
-PATIENCE_S = 5.0  # how long another process's change is waited for
+BUSY_TIMEOUT_S = 5.0  # how long another process's change is waited for
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class DatabaseSummary:
     """What is in a whole database; 0 is the version of one in which nothing has been kept yet."""
 
     sessions: int
@@ -23,7 +23,7 @@ class Contents:
     version: int
 
 
-def contents(path: Path) -> Contents | None:
+def check_integrity(path: Path) -> DatabaseSummary | None:
     """Return what a database holds once all of it has been checked; None where there is none.
 
     Raises SessionError for one that is damaged, or not ours.
@@ -35,14 +35,14 @@ def contents(path: Path) -> Contents | None:
     mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
     address = f"{path.absolute().as_uri()}?mode={mode}"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE_S)) as database:
+        with closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S)) as database:
             return _read(database, path)
     except sqlite3.Error as error:
         raise _unreadable(path, str(error)) from error
 
 
-def _read(database: sqlite3.Connection, path: Path) -> Contents:
-    version = version_of(database)
+def _read(database: sqlite3.Connection, path: Path) -> DatabaseSummary:
+    version = schema_version(database)
     if version > len(MIGRATIONS):
         raise SessionError(f"{path}: written by a newer cerebrum", "update cerebrum")
     (complaint,) = database.execute("PRAGMA integrity_check(1)").fetchone()
@@ -53,10 +53,10 @@ def _read(database: sqlite3.Connection, path: Path) -> Contents:
     if not version:
         if database.execute("SELECT count(*) FROM sqlite_schema").fetchone() != (0,):
             raise damaged(path, "it is another program's")
-        return Contents(0, 0, 0)
+        return DatabaseSummary(0, 0, 0)
     counts = (database.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("sessions", "messages"))
     (sessions,), (messages,) = counts
-    return Contents(sessions, messages, version)
+    return DatabaseSummary(sessions, messages, version)
 
 
 def damaged(path: Path, complaint: str) -> SessionError:

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.sessions.private import private_database, private_folder
+from cerebrum_cli.sessions.private import make_private_database, make_private_directory
 from cerebrum_cli.sessions.rows import Session
 
 
@@ -50,8 +50,8 @@ class SessionLock:
         path = self._path_of(session.id)
         database = None
         try:
-            private_folder(self._directory)
-            private_database(path)
+            make_private_directory(self._directory)
+            make_private_database(path)
             database = sqlite3.connect(path, timeout=0, isolation_level=None)
             database.execute("BEGIN EXCLUSIVE")
         except (OSError, sqlite3.Error) as error:

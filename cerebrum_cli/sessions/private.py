@@ -6,15 +6,15 @@ import contextlib
 import stat
 from pathlib import Path
 
-BESIDE = ("", "-wal", "-shm")  # what SQLite makes beside a database gets the mode that has, when it is made
+DATABASE_SUFFIXES = ("", "-wal", "-shm")  # what SQLite makes beside a database gets the mode that has, when it is made
 
 
-def private_folder(path: Path) -> None:
+def make_private_directory(path: Path) -> None:
     """Make a folder, unless it is there."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def private_database(path: Path) -> None:
+def make_private_database(path: Path) -> None:
     """Make an empty database file, or take its rights from others where it is there and that is allowed.
 
     A file that is there is not opened: closing it would end the locks SQLite holds on it in this process.
@@ -22,7 +22,7 @@ def private_database(path: Path) -> None:
     with contextlib.suppress(OSError):  # whoever opens it will be told
         path.touch(mode=0o600, exist_ok=False)
         return
-    for suffix in BESIDE:
+    for suffix in DATABASE_SUFFIXES:
         with contextlib.suppress(OSError):
             file = path.with_name(path.name + suffix)
             mode = file.stat().st_mode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 
-def remove(database: sqlite3.Connection, session: int) -> int:
+def remove_session(database: sqlite3.Connection, session: int) -> int:
     """Delete a session and the messages that only it led to; return how many went."""
     database.execute("DELETE FROM sessions WHERE id = ?", (session,))
     rows = database.execute("SELECT id, parent, session FROM messages").fetchall()
@@ -22,7 +22,7 @@ def remove(database: sqlite3.Connection, session: int) -> int:
     return len(gone)
 
 
-def scrub(database: sqlite3.Connection) -> None:
+def vacuum(database: sqlite3.Connection) -> None:
     """Leave nothing in the file of what was removed.
 
     The index marks words as gone until its parts are merged. (FTS5's own secure-delete wants SQLite 3.42, changes the

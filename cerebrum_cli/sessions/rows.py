@@ -58,7 +58,7 @@ class Session:
     first: int | None = None
 
 
-class Summary(NamedTuple):
+class SessionSummary(NamedTuple):
     """A session as a list shows it: how many messages it has, and the first question."""
 
     session: Session
@@ -66,7 +66,7 @@ class Summary(NamedTuple):
     first: str
 
 
-class Hit(NamedTuple):
+class SearchHit(NamedTuple):
     """A message that a search has found, and a session it stands in."""
 
     session: Session
@@ -86,27 +86,27 @@ COLUMNS = (
     "seed",
     "timings",
 )
-MARKS = ", ".join("?" * len(COLUMNS))
+PLACEHOLDERS = ", ".join("?" * len(COLUMNS))
 
 
-def row_values(message: Message, said: ReplyMetadata) -> tuple[Any, ...]:
+def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:
     """Return what the columns of a message hold."""
     tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
     return (
         message.role,
         message.content,
         tokens,
-        said.reasoning,
-        said.finish_reason,
-        said.model,
-        said.format,
-        None if said.params is None else json.dumps(said.params),
-        said.seed,
-        None if said.timings is None else json.dumps(said.timings),
+        metadata.reasoning,
+        metadata.finish_reason,
+        metadata.model,
+        metadata.format,
+        None if metadata.params is None else json.dumps(metadata.params),
+        metadata.seed,
+        None if metadata.timings is None else json.dumps(metadata.timings),
     )
 
 
-def stored_message(row: sqlite3.Row) -> StoredMessage:
+def message_from_row(row: sqlite3.Row) -> StoredMessage:
     """Return the message of a row."""
     tokens, role = row["tokens"], row["role"]
     ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
@@ -122,7 +122,7 @@ def stored_message(row: sqlite3.Row) -> StoredMessage:
     return StoredMessage(row["id"], row["parent"], Message(role, row["content"], ids), said, row["created"])
 
 
-def session_of(row: sqlite3.Row) -> Session:
+def session_from_row(row: sqlite3.Row) -> Session:
     """Return the session of a row."""
     values = dict(row)
     return Session(**{**values, "params": json.loads(values["params"] or "{}")})

@@ -63,10 +63,10 @@ def migrate(database: sqlite3.Connection) -> int:
 
     A step happens whole or not at all, and once, however many processes open the database at the same time.
     """
-    while (version := version_of(database)) < len(MIGRATIONS):
+    while (version := schema_version(database)) < len(MIGRATIONS):
         database.execute("BEGIN IMMEDIATE")
         try:
-            if version_of(database) == version:  # nobody was faster
+            if schema_version(database) == version:  # nobody was faster
                 for statement in _statements(MIGRATIONS[version]):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {version + 1}")
@@ -77,14 +77,14 @@ def migrate(database: sqlite3.Connection) -> int:
     return version
 
 
-def version_of(database: sqlite3.Connection) -> int:
+def schema_version(database: sqlite3.Connection) -> int:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return int(version)
 
 
-def write_ahead(database: sqlite3.Connection, patience_s: float) -> None:
+def enable_wal(database: sqlite3.Connection, timeout_s: float) -> None:
     """Turn the write-ahead log on. Where another process does so now, SQLite does not wait by itself."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             database.execute("PRAGMA journal_mode = WAL")

@@ -7,7 +7,7 @@ import sqlite3
 from itertools import islice
 
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.sessions.rows import Hit, session_of, stored_message
+from cerebrum_cli.sessions.rows import SearchHit, message_from_row, session_from_row
 
 _LEADING = (
     "WITH RECURSIVE path (at, leading) AS (SELECT leaf, id FROM sessions WHERE leaf IS NOT NULL UNION ALL"
@@ -20,9 +20,9 @@ _EXCERPT = (
 )
 
 
-def search(database: sqlite3.Connection, text: str, limit: int) -> list[Hit]:
+def search_messages(database: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
     """Return the messages that hold all words of a text, each in the session last changed that leads to it."""
-    words = quoted(text)
+    words = fts_query(text)
     if not words:
         return []
     within = {row["at"]: row["leading"] for row in database.execute(_LEADING)}
@@ -34,11 +34,11 @@ def search(database: sqlite3.Connection, text: str, limit: int) -> list[Hit]:
         session = database.execute("SELECT * FROM sessions WHERE id = ?", (within[message],)).fetchone()
         row = database.execute(_EXCERPT, (words, message)).fetchone()
         if session and row:  # another process may just have removed it
-            hits.append(Hit(session_of(session), stored_message(row), row["excerpt"]))
+            hits.append(SearchHit(session_from_row(session), message_from_row(row), row["excerpt"]))
     return hits
 
 
-def quoted(text: str) -> str:
+def fts_query(text: str) -> str:
     """Return a text's words as FTS5 takes them for nothing but words."""
     words = well_formed(text).replace("\0", " ").split()
     return " ".join(f'"{word.replace(chr(34), chr(34) * 2)}"' for word in words)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.chat.history import load_conversation, name_of
+from cerebrum_cli.application.chat.history import load_conversation, suggest_name
 from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model
 from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.responder import LocalResponder
@@ -16,37 +16,37 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.sessions.exports import as_markdown, as_messages, as_sharegpt, read_conversation
-from cerebrum_cli.sessions.names import printable
+from cerebrum_cli.sessions.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
+from cerebrum_cli.sessions.names import printable_name
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
-EXPORTS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
+SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 
 
-def summaries(store: Store) -> list[dict[str, Any]]:
+def session_rows(store: Store) -> list[dict[str, Any]]:
     """Return what `sessions list --json` prints, the last changed first."""
     return [
         {
-            **_told(summary.session),
+            **_session_fields(summary.session),
             "messages": summary.messages,
             "first": summary.first,
         }
-        for summary in store.sessions()
+        for summary in store.summaries()
     ]
 
 
 def session_object(store: Store, session: Session) -> dict[str, Any]:
     """Return what `sessions show --json` prints: what the session is led with, and all that is kept of its messages."""
     return {
-        **_told(session),
+        **_session_fields(session),
         "system_prompt": session.system_prompt,
         "params": session.params,
-        "messages": [_message(stored) for stored in store.messages(session)],
+        "messages": [_message_object(stored) for stored in store.messages(session)],
     }
 
 
-def hits(store: Store, text: str) -> list[dict[str, Any]]:
+def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
     """Return the messages that hold all words of a text, the best first."""
     return [
         {"session": hit.session.name, "role": hit.message.message.role, "excerpt": " ".join(hit.excerpt.split())}
@@ -54,17 +54,17 @@ def hits(store: Store, text: str) -> list[dict[str, Any]]:
     ]
 
 
-def exported(store: Store, session: Session, shape: str) -> str:
+def export_session(store: Store, session: Session, shape: str) -> str:
     """Return a session as Markdown, as OpenAI's messages (`json`) or as ShareGPT."""
     if shape == "markdown":
-        return as_markdown(session.name, session.system_prompt, store.messages(session))
+        return to_markdown(session.name, session.system_prompt, store.messages(session))
     conversation = store.conversation(session)
     if shape == "sharegpt":
-        return _pretty(as_sharegpt(session.name, conversation))
-    return _pretty({"name": session.name, "model": session.model, "messages": as_messages(conversation)})
+        return _pretty(to_sharegpt(session.name, conversation))
+    return _pretty({"name": session.name, "model": session.model, "messages": to_openai_messages(conversation)})
 
 
-def transcript(factory: BackendFactory, model: Model, settings: Settings, store: Store, session: Session) -> str:
+def export_transcript(factory: BackendFactory, model: Model, settings: Settings, store: Store, session: Session) -> str:
     """Return the exact text the model has read and said, with no more of it loaded than that takes."""
     opened = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
     try:
@@ -80,10 +80,10 @@ def _transcript(opened: LoadedModel, store: Store, session: Session) -> str:
         last and last[0].metadata.model == model
     ):  # nothing follows it: its tokens are what was said, also of a mere thought
         conversation = replace(conversation, messages=(*conversation.messages[:-1], last[0].message))
-    return transcribed(opened.responder, conversation)
+    return format_transcript(opened.responder, conversation)
 
 
-def transcribed(responder: LocalResponder, conversation: Conversation) -> str:
+def format_transcript(responder: LocalResponder, conversation: Conversation) -> str:
     """Return a conversation in the exact format of a model: the prompt of the last reply, and that reply."""
     replied = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
     if not replied:
@@ -95,12 +95,12 @@ def transcribed(responder: LocalResponder, conversation: Conversation) -> str:
     return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
 
 
-def export_to(path: Path, store: Store, session: Session, opened: LoadedModel) -> None:
+def export_to_file(path: Path, store: Store, session: Session, opened: LoadedModel) -> None:
     """Write a session to a new file, in the shape its name asks for. UsageError where that cannot be."""
-    shape = EXPORTS.get(path.suffix)
+    shape = SUFFIX_FORMATS.get(path.suffix)
     if shape is None:
-        raise UsageError(f"{path}: its ending names no shape", f"end it in {', '.join(EXPORTS)}")
-    text = _transcript(opened, store, session) if shape == "transcript" else exported(store, session, shape)
+        raise UsageError(f"{path}: its ending names no shape", f"end it in {', '.join(SUFFIX_FORMATS)}")
+    text = _transcript(opened, store, session) if shape == "transcript" else export_session(store, session, shape)
     try:
         file = path.open("x", encoding="utf-8")
         try:
@@ -115,19 +115,19 @@ def export_to(path: Path, store: Store, session: Session, opened: LoadedModel) -
         raise UsageError(f"{path}: {error.strerror or error}", "name another file") from error
 
 
-def imported(store: Store, file: Path, name: str | None) -> Session:
+def import_session(store: Store, file: Path, name: str | None) -> Session:
     """Keep the conversation in a file, under its own name, the file's or a given one."""
-    own, conversation = read_conversation(read_text(file), str(file))
+    own, conversation = parse_conversation(read_text(file), str(file))
     if name is None:
-        name = store.free_name(own or printable(file.stem) or name_of(conversation))
-    with store.together():
+        name = store.unused_name(own or printable_name(file.stem) or suggest_name(conversation))
+    with store.transaction():
         session = store.create(name, "import", system_prompt=conversation.system_prompt)
         for message in conversation.messages:
             session = store.add_message(session, message)
     return session
 
 
-def _told(session: Session) -> dict[str, Any]:
+def _session_fields(session: Session) -> dict[str, Any]:
     return {
         "name": session.name,
         "origin": session.origin,
@@ -138,7 +138,7 @@ def _told(session: Session) -> dict[str, Any]:
     }
 
 
-def _message(stored: StoredMessage) -> dict[str, Any]:
+def _message_object(stored: StoredMessage) -> dict[str, Any]:
     said = stored.metadata
     return {
         "role": stored.message.role,

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.application.chat.history import Author, History, load_conversation, name_of, params_of
+from cerebrum_cli.application.chat.history import Author, History, load_conversation, sampling_params, suggest_name
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
 from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, reload_key
@@ -20,13 +20,13 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, Interrupted, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings
-from cerebrum_cli.sessions.names import checked_name
+from cerebrum_cli.sessions.names import validated_name
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 
 Events = Generator[Event, None, None]
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
-KEPT_TOKENS = 64  # fewer are evaluated again as fast as they are found on disk
-KEPT_BEGINNING = 32  # tokens that every conversation begins with, its system prompt
+MIN_CACHED_TOKENS = 64  # fewer are evaluated again as fast as they are found on disk
+MIN_PREFIX_TOKENS = 32  # tokens that every conversation begins with, its system prompt
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Chat:
 
     history: History
     loader: ModelLoader
-    given: Layer
+    overrides: Layer
     loaded: LoadedModel
     settings: Settings
     session: Session | None = None
@@ -51,7 +51,7 @@ class Chat:
         return Author(self.loaded.model.reference, self.loaded.format_name)
 
     @property
-    def path(self) -> list[StoredMessage]:
+    def messages(self) -> list[StoredMessage]:
         """The messages from the first to the last."""
         return self.history.store.messages(self.session) if self.session else []
 
@@ -63,18 +63,18 @@ class Chat:
         return load_conversation(self.history.store, self.session, self.loaded.model.reference)
 
     @property
-    def dropped(self) -> int:
+    def dropped_count(self) -> int:
         """How many of the oldest messages the model no longer reads."""
-        return len(self.path) - len(self.conversation.messages)
+        return len(self.messages) - len(self.conversation.messages)
 
     @property
     def last_reply(self) -> StoredMessage | None:
         """The last reply, if the conversation has come to one."""
-        path = self.path
+        path = self.messages
         return path[-1] if path and path[-1].message.role == "assistant" else None
 
     @property
-    def gauge(self) -> tuple[int, int] | None:
+    def context_usage(self) -> tuple[int, int] | None:
         """Tokens of the conversation, and of the context; None where no model is there yet that could count them."""
         responder = self.loaded.responder
         size = responder.context_size
@@ -88,27 +88,27 @@ class Chat:
                 return None
         return self._counted[1], size
 
-    def send(self, text: str, settings: Settings | None = None, poll: MajorityVote | None = None) -> Events:
+    def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         """Keep a question, and yield the events of the reply, or of a vote. One that does not fit is taken back."""
-        is_first, session = self.session is None, self._begun(text)
+        is_first, session = self.session is None, self._ensure_session(text)
         try:
             self.session = self.history.store.add_message(session, Message("user", text))
-            yield from self._replied(session.leaf, settings=settings, poll=poll)
+            yield from self._reply(session.leaf, settings=settings, majority_vote=majority_vote)
         except CerebrumError:
             if is_first and self.session and self.session.leaf is None:  # nobody wants to go on from nothing
                 self.history.store.remove(self.session)
                 self.switch_session(None, self.name)
             raise
 
-    def reask(self, text: str) -> Events:
+    def edit_question(self, text: str) -> Events:
         """Ask the last question in other words, and yield the events of the reply; what there was stays in the tree."""
-        (before, question), store = self._asked(), self.history.store
+        (before, question), store = self._require_question(), self.history.store
         self.session = store.add_message(store.move(before, question.parent), Message("user", text))
-        yield from self._replied(before.leaf)
+        yield from self._reply(before.leaf)
 
-    def retry(self, settings: Settings | None = None, poll: MajorityVote | None = None) -> Events:
+    def retry(self, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         """Answer the last question again, with these settings if given, or by a vote; the reply there was stays."""
-        yield from self._replied(self._moved_to_question(), settings=settings, poll=poll)
+        yield from self._reply(self._rewind_to_question(), settings=settings, majority_vote=majority_vote)
 
     def continue_reply(self) -> Events:
         """Go on with the last reply where it ended. SessionError where there is none, or nothing can follow it."""
@@ -127,7 +127,7 @@ class Chat:
         if len(whole) < len(begun):  # it was cut within a character, which is said again
             content = content.removesuffix("\ufffd").rstrip()  # as replies end, whose last space waits for more
         before = replace(last, message=replace(last.message, content=content))
-        yield from self._replied(self._moved_to_question(), whole, before)
+        yield from self._reply(self._rewind_to_question(), whole, before)
 
     def undo(self) -> str | None:
         """Take the last question and its reply back, and return the question; None where there is none."""
@@ -137,7 +137,7 @@ class Chat:
         self.session = self.history.store.move(self.session, question.parent)
         return question.message.content
 
-    def reword(self, reply: str) -> None:
+    def replace_reply(self, reply: str) -> None:
         """Put a reply of the user's own in place of the last one, which stays in the tree."""
         last = self.last_reply
         if last is None or self.session is None:
@@ -158,7 +158,7 @@ class Chat:
         store, before = self.history.store, self.session
         self.switch_session(
             store.create(
-                store.free_name(name or before.name),
+                store.unused_name(name or before.name),
                 "chat",
                 system_prompt=before.system_prompt,
                 model=before.model,
@@ -176,7 +176,7 @@ class Chat:
         SessionError where another process leads it; then this chat stays where it is.
         """
         if session:
-            session = self.history.taken(session)
+            session = self.history.acquire(session)
         else:
             self.history.lock.release()
         self.session, self.name = session, name
@@ -185,20 +185,20 @@ class Chat:
         """Call the session otherwise, now or as soon as it begins. SessionError if the name is taken."""
         if self.session:
             self.session = self.history.store.update_session(self.session, name=name)
-        elif self.history.store.find(checked_name(name)):
+        elif self.history.store.find(validated_name(name)):
             raise SessionError(f"there is a session {name} already", "choose another name")
         self.name = name
 
-    def change(self, changes: Layer) -> Events:
+    def change_settings(self, changes: Layer) -> Events:
         """Go on with other settings, None being the usual; yield the loading where they take another model, or anew.
 
         Where that fails, the chat goes on as it was.
         """
-        given = {key: value for key, value in {**self.given, **changes}.items() if value is not None}
+        given = {key: value for key, value in {**self.overrides, **changes}.items() if value is not None}
         before = self.loaded.model, self.settings
         model, settings = self.loader.resolve_settings(given)
         if (model.paths, reload_key(settings)) != (before[0].paths, reload_key(before[1])):
-            if notice := self.loaded.save_prompt_cache(KEPT_TOKENS, self.conversation):
+            if notice := self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation):
                 yield notice
             try:
                 self._reopen(model, settings)
@@ -206,9 +206,9 @@ class Chat:
             except BaseException:
                 self._reopen(*before)
                 raise
-        self.given, self.settings = given, replace(settings, system=self.settings.system)
+        self.overrides, self.settings = given, replace(settings, system=self.settings.system)
         if self.session:
-            self._lead()
+            self._update_session()
 
     def load(self) -> Events:
         """Yield the loading of the model; where that fails or is interrupted it begins again, for whoever asks next."""
@@ -223,8 +223,8 @@ class Chat:
         """Keep what the model has read, and let go of model and session; return what could not be kept."""
         try:
             conversation = self.conversation
-            notice = self.loaded.save_prompt_cache(KEPT_TOKENS, conversation)
-            return notice or self.loaded.save_prefix(conversation, lambda tokens: tokens >= KEPT_BEGINNING)
+            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, conversation)
+            return notice or self.loaded.save_prefix(conversation, lambda tokens: tokens >= MIN_PREFIX_TOKENS)
         finally:
             self.loaded.engine.close()
             self.history.close()
@@ -232,50 +232,50 @@ class Chat:
     @property
     def last_question(self) -> StoredMessage | None:
         """The last question, answered or not."""
-        return next((each for each in reversed(self.path) if each.message.role == "user"), None)
+        return next((each for each in reversed(self.messages) if each.message.role == "user"), None)
 
     def _reopen(self, model: Model, settings: Settings) -> None:
         """Begin to load a model, once the one before is gone; an interruption in between can be followed by another."""
         self.loaded.engine.close()
         self.loaded = self.loader.open(model, settings)
 
-    def _begun(self, text: str) -> Session:
+    def _ensure_session(self, text: str) -> Session:
         if self.session is None:
-            name = self.name or self.history.store.free_name(name_of(Conversation().user(text)))
-            session = self.history.begin(name, "chat", self.author, self.settings, self.settings.system)
+            name = self.name or self.history.store.unused_name(suggest_name(Conversation().user(text)))
+            session = self.history.create_session(name, "chat", self.author, self.settings, self.settings.system)
             self.switch_session(session, self.name)
         assert self.session is not None
         return self.session
 
-    def _lead(self) -> Session:
+    def _update_session(self) -> Session:
         """Have the session know who speaks in it now, and with which settings."""
         assert self.session is not None
-        speaker, params = self.author, params_of(self.settings)
+        speaker, params = self.author, sampling_params(self.settings)
         leading = {"model": speaker.model, "format": speaker.format, "params": params}
         if any(getattr(self.session, key) != value for key, value in leading.items()):
             self.session = self.history.store.update_session(self.session, **leading)
         return self.session
 
-    def _asked(self) -> tuple[Session, StoredMessage]:
+    def _require_question(self) -> tuple[Session, StoredMessage]:
         """Return the session and the last question in it. SessionError where there is none."""
         question = self.last_question
         if question is None or self.session is None:
             raise SessionError("there is no question to answer", "ask something first")
         return self.session, question
 
-    def _moved_to_question(self) -> int | None:
+    def _rewind_to_question(self) -> int | None:
         """Go back to the last question, and return what the session had come to."""
-        before, question = self._asked()
+        before, question = self._require_question()
         self.session = self.history.store.move(before, question.id)
         return before.leaf
 
-    def _replied(
+    def _reply(
         self,
         back: int | None,
-        begun: tuple[int, ...] = (),
-        before: StoredMessage | None = None,
+        prefix_tokens: tuple[int, ...] = (),
+        continued: StoredMessage | None = None,
         settings: Settings | None = None,
-        poll: MajorityVote | None = None,
+        majority_vote: MajorityVote | None = None,
     ) -> Events:
         """Yield the events of a reply to the question the session has come to, and keep it while it is said.
 
@@ -284,29 +284,29 @@ class Chat:
         Where it cannot be given or kept the session goes back to the message `back`.
         """
         settings, responder = settings or self.settings, self.loaded.responder
-        session = self._lead()
-        saying = ReplyRecorder(self.history.store, session, self.author, settings, begun, before)
+        session = self._update_session()
+        saying = ReplyRecorder(self.history.store, session, self.author, settings, prefix_tokens, continued)
         try:
             yield from self.load()
             saying.session, notice = fit_session(
-                saying.store, session, self.author.model, responder, len(begun), settings
+                saying.store, session, self.author.model, responder, len(prefix_tokens), settings
             )
             self.session = saying.session
             if notice:
                 yield notice
-            with contextlib.closing(saying.replied(responder, self.conversation, poll)) as events:
+            with contextlib.closing(saying.record(responder, self.conversation, majority_vote)) as events:
                 yield from events
             self.session = saying.session
         except BaseException as error:
-            self._stop(saying, error, back)
+            self._end_early(saying, error, back)
             raise
 
-    def _stop(self, saying: ReplyRecorder, error: BaseException, back: int | None) -> None:
+    def _end_early(self, saying: ReplyRecorder, error: BaseException, back: int | None) -> None:
         """Keep what was said when it was interrupted, also where that is nothing; otherwise go back, so that no
         question stands without an answer."""
-        if isinstance(error, INTERRUPTIONS) or (saying.has_begun and not isinstance(error, SessionError)):
+        if isinstance(error, INTERRUPTIONS) or (saying.has_tokens and not isinstance(error, SessionError)):
             with contextlib.suppress(SessionError):
-                self.session = saying.end()
+                self.session = saying.finish()
                 return
         assert self.session is not None
         try:

@@ -10,8 +10,10 @@ from typing import NamedTuple
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import NoticeEvent
 
-ROOM = 8  # a reply is to have this part of the context, or the most tokens it may have
-DROPPED = 4  # at least this part of the context goes at once: what is left is evaluated again, which is to be rare
+REPLY_FRACTION = 8  # a reply is to have this part of the context, or the most tokens it may have
+DROP_FRACTION = (
+    4  # at least this part of the context goes at once: what is left is evaluated again, which is to be rare
+)
 
 
 class DroppedTurns(NamedTuple):
@@ -29,7 +31,7 @@ class DroppedTurns(NamedTuple):
         )
 
 
-def overflow(
+def turns_to_drop(
     conversation: Conversation, count: Callable[[Conversation], int], context_size: int, max_tokens: int | None
 ) -> DroppedTurns | None:
     """Return which turns to drop before a conversation is answered; None where all fit, or nothing would help.
@@ -38,20 +40,20 @@ def overflow(
     `count` is how many tokens the prompt of a conversation has.
     """
     tokens = count(conversation)
-    room = min(max_tokens or context_size, context_size // ROOM)
+    room = min(max_tokens or context_size, context_size // REPLY_FRACTION)
     if tokens + room <= context_size:
         return None
-    target = min(context_size - room, tokens - context_size // DROPPED)
+    target = min(context_size - room, tokens - context_size // DROP_FRACTION)
     pairs = (len(conversation.messages) - 1) // 2
 
     def room_after(dropped: int) -> int:
-        return -count(without(conversation, 2 * dropped))
+        return -count(drop_oldest(conversation, 2 * dropped))
 
     dropped = min(pairs, bisect_left(range(pairs + 1), -target, key=room_after))
-    left = count(without(conversation, 2 * dropped))
+    left = count(drop_oldest(conversation, 2 * dropped))
     return DroppedTurns(2 * dropped, tokens - left) if dropped and left < context_size else None
 
 
-def without(conversation: Conversation, messages: int) -> Conversation:
+def drop_oldest(conversation: Conversation, messages: int) -> Conversation:
     """Return a conversation without its oldest messages."""
     return replace(conversation, messages=conversation.messages[messages:])

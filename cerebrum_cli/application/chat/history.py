@@ -13,7 +13,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
-from cerebrum_cli.sessions.names import checked_name
+from cerebrum_cli.sessions.names import validated_name
 from cerebrum_cli.sessions.rows import Origin, ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
@@ -37,27 +37,27 @@ class History:
     store: Store
     lock: SessionLock
 
-    def latest(self) -> Session:
+    def acquire_latest(self) -> Session:
         """Take the session that was last changed. SessionError if there is none, or another process leads it."""
         session = self.store.latest()
         if session is None:
             raise SessionError("there is no session to go on from", "ask without -c first")
-        return self.taken(session)
+        return self.acquire(session)
 
-    def reached(self, name: str) -> Session | None:
+    def acquire_named(self, name: str) -> Session | None:
         """Take the session of this name; None where there is none yet. SessionError if none can be called so."""
         session = self.store.find(name)
         if session is None:
-            checked_name(name)
+            validated_name(name)
             return None
-        return self.taken(session)
+        return self.acquire(session)
 
-    def taken(self, session: Session) -> Session:
+    def acquire(self, session: Session) -> Session:
         """Take a session, at a place a question can follow. SessionError where another process leads it."""
         self.lock.acquire(session)
-        return self.answered(session)
+        return self.close_unanswered(session)
 
-    def named(self, name: str) -> Session:
+    def get(self, name: str) -> Session:
         """Return a session by its name. SessionError where there is none."""
         session = self.store.find(name)
         if session is None:
@@ -69,58 +69,58 @@ class History:
         self.lock.release()
         self.store.close()
 
-    def answered(self, session: Session) -> Session:
+    def close_unanswered(self, session: Session) -> Session:
         """Return a session that has come to a reply: an empty one, interrupted, where its process ended before."""
         path = self.store.messages(session)
         if path and path[-1].message.role == "user":
             return self.store.add_message(session, Message("assistant", ""), ReplyMetadata(finish_reason="cancelled"))
         return session
 
-    def begin(
-        self, name: str, origin: Origin, speaker: Author, settings: Settings, system_prompt: str | None
+    def create_session(
+        self, name: str, origin: Origin, author: Author, settings: Settings, system_prompt: str | None
     ) -> Session:
         """Begin a session. SessionError if the name is taken."""
         return self.store.create(
             name,
             origin,
             system_prompt=system_prompt,
-            model=speaker.model,
-            format=speaker.format,
-            params=params_of(settings),
+            model=author.model,
+            format=author.format,
+            params=sampling_params(settings),
         )
 
-    def keep(
+    def record(
         self,
         session: Session | None,
         conversation: Conversation,
         reply: Reply,
-        speaker: Author,
+        author: Author,
         settings: Settings,
         origin: Origin = "ask",
     ) -> Session:
         """Keep what is new of a conversation and the reply to it, in a new session where none is given."""
-        params = params_of(settings)
-        with self.store.together():
+        params = sampling_params(settings)
+        with self.store.transaction():
             if session is None:
-                name = self.store.free_name(name_of(conversation))
-                session = self.begin(name, origin, speaker, settings, conversation.system_prompt)
-            leading = {"system_prompt": conversation.system_prompt, "model": speaker.model, "format": speaker.format}
+                name = self.store.unused_name(suggest_name(conversation))
+                session = self.create_session(name, origin, author, settings, conversation.system_prompt)
+            leading = {"system_prompt": conversation.system_prompt, "model": author.model, "format": author.format}
             session = self.store.update_session(session, **leading)
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
             return self.store.add_message(
-                session, Message("assistant", reply.text, reply.tokens), reply_metadata(reply, speaker, params)
+                session, Message("assistant", reply.text, reply.tokens), reply_metadata(reply, author, params)
             )
 
 
-def reply_metadata(reply: Reply, speaker: Author, params: dict[str, Any]) -> ReplyMetadata:
+def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> ReplyMetadata:
     """Return what is kept of how a reply came to be."""
     finish = reply.finish
     return ReplyMetadata(
         reasoning=reply.reasoning,
         finish_reason=finish.reason,
-        model=speaker.model,
-        format=speaker.format,
+        model=author.model,
+        format=author.format,
         params=params,
         seed=finish.seed,
         timings={
@@ -143,12 +143,12 @@ def with_session_defaults(session: Session | None, given: Mapping[str, Any]) -> 
     return {**{key: value for key, value in kept.items() if value is not None}, **given}
 
 
-def params_of(settings: Settings) -> dict[str, Any]:
+def sampling_params(settings: Settings) -> dict[str, Any]:
     """Return the sampling settings a reply was made with."""
     return {**{key: getattr(settings, key) for key in PARAMS}, "stop": list(settings.stop)}
 
 
-def name_of(conversation: Conversation) -> str:
+def suggest_name(conversation: Conversation) -> str:
     """Return what to call a session: the first words of its first question, rather than of a file before it."""
     first = conversation.messages[0].content if conversation.messages else ""
     first = _FILE.sub("", first).strip() or first

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.application.chat.history import Author, params_of, reply_metadata
+from cerebrum_cli.application.chat.history import Author, reply_metadata, sampling_params
 from cerebrum_cli.application.inference.reply import ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder
 from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
@@ -27,80 +27,82 @@ class ReplyRecorder:
 
     store: Store
     session: Session
-    speaker: Author
+    author: Author
     settings: Settings
-    begun: tuple[int, ...] = ()
-    before: StoredMessage | None = None
-    gatherer: ReplyCollector = field(default_factory=ReplyCollector)
-    _placed: bool = field(default=False, init=False)
-    _ended: bool = field(default=False, init=False)
+    prefix_tokens: tuple[int, ...] = ()
+    continued: StoredMessage | None = None
+    collector: ReplyCollector = field(default_factory=ReplyCollector)
+    _is_stored: bool = field(default=False, init=False)
+    _is_finished: bool = field(default=False, init=False)
     _saved_at: float = field(default_factory=time.monotonic, init=False)
 
-    def replied(
-        self, responder: Responder, conversation: Conversation, poll: MajorityVote | None = None
+    def record(
+        self, responder: Responder, conversation: Conversation, majority_vote: MajorityVote | None = None
     ) -> Generator[Event, None, None]:
         """Yield the events of the reply to a conversation, and keep it; of a vote keep what won, or what leads when it
         is interrupted. SessionError where it cannot be kept.
         """
-        if poll is None:
-            with contextlib.closing(responder.respond(conversation, self.settings, prefix_tokens=self.begun)) as events:
+        if majority_vote is None:
+            with contextlib.closing(
+                responder.respond(conversation, self.settings, prefix_tokens=self.prefix_tokens)
+            ) as events:
                 for event in events:
                     self.emit(event)
                     yield event
         else:
             try:
                 with contextlib.closing(
-                    run_vote(responder, GenerationRequest(conversation, self.settings), poll)
+                    run_vote(responder, GenerationRequest(conversation, self.settings), majority_vote)
                 ) as events:
                     yield from events
             finally:
-                self.gatherer = poll.best_sample or self.gatherer
-        self.end()
+                self.collector = majority_vote.best_sample or self.collector
+        self.finish()
 
     def emit(self, event: Event) -> None:
         """Take one event of the reply, and keep what was said so far when that is due."""
-        self.gatherer.emit(event)
+        self.collector.emit(event)
         with contextlib.suppress(SessionError):  # it goes on being said; `end` tries once more
-            if self.gatherer.reply:
-                self.end()
-            elif self.has_begun and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
+            if self.collector.reply:
+                self.finish()
+            elif self.has_tokens and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
                 self._saved_at = time.monotonic()
-                self._save(self._unfinished(None))
+                self._save(self._partial_metadata(None))
 
     @property
-    def has_begun(self) -> bool:
+    def has_tokens(self) -> bool:
         """Whether anything has been said."""
-        return bool(self.gatherer.tokens)
+        return bool(self.collector.tokens)
 
-    def end(self) -> Session:
+    def finish(self) -> Session:
         """Keep the reply as it has ended, or was interrupted, and return the session, which has come to it.
 
         SessionError where it cannot be kept.
         """
-        if not self._ended:
-            reply = self.gatherer.reply
+        if not self._is_finished:
+            reply = self.collector.reply
             self._save(
-                reply_metadata(reply, self.speaker, params_of(self.settings))
+                reply_metadata(reply, self.author, sampling_params(self.settings))
                 if reply
-                else self._unfinished("cancelled")
+                else self._partial_metadata("cancelled")
             )
-            self._ended = True
+            self._is_finished = True
         return self.session
 
-    def _unfinished(self, reason: str | None) -> ReplyMetadata:
-        return ReplyMetadata(reasoning=self.gatherer.reasoning, finish_reason=reason, model=self.speaker.model)
+    def _partial_metadata(self, reason: str | None) -> ReplyMetadata:
+        return ReplyMetadata(reasoning=self.collector.reasoning, finish_reason=reason, model=self.author.model)
 
-    def _save(self, how: ReplyMetadata) -> None:
-        reply, text, tokens = self.gatherer.reply, self.gatherer.text, None
+    def _save(self, metadata: ReplyMetadata) -> None:
+        reply, text, tokens = self.collector.reply, self.collector.text, None
         if reply is None or reply.tokens is not None:
-            tokens = (*self.begun, *self.gatherer.tokens)
-        if self.before:
-            text = self.before.message.content + text
-            if self.before.metadata.reasoning:
-                how = replace(how, reasoning=self.before.metadata.reasoning + (how.reasoning or ""))
+            tokens = (*self.prefix_tokens, *self.collector.tokens)
+        if self.continued:
+            text = self.continued.message.content + text
+            if self.continued.metadata.reasoning:
+                metadata = replace(metadata, reasoning=self.continued.metadata.reasoning + (metadata.reasoning or ""))
         message = Message("assistant", text, tokens)
-        if self._placed:
-            self.store.update_message(self.session, message, how)
+        if self._is_stored:
+            self.store.update_message(self.session, message, metadata)
         else:
-            self.session = self.store.add_message(self.session, message, how)
-            self._placed = True
+            self.session = self.store.add_message(self.session, message, metadata)
+            self._is_stored = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cerebrum_cli.application.chat.context_window import overflow
+from cerebrum_cli.application.chat.context_window import turns_to_drop
 from cerebrum_cli.application.chat.history import load_conversation, visible_messages
 from cerebrum_cli.application.inference.responder import LocalResponder
 from cerebrum_cli.core.conversation import Conversation
@@ -13,7 +13,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.rows import Session
 from cerebrum_cli.sessions.store import Store
 
-SPARSE = 0.25  # of a context: what is left after dropping turns from one of its size is more
+RESTORE_BELOW = 0.25  # of a context: what is left after dropping turns from one of its size is more
 
 
 class FittedSession(NamedTuple):
@@ -24,7 +24,7 @@ class FittedSession(NamedTuple):
 
 
 def fit_session(
-    store: Store, session: Session, model: str, responder: LocalResponder, begun: int, settings: Settings
+    store: Store, session: Session, model: str, responder: LocalResponder, prefix_length: int, settings: Settings
 ) -> FittedSession:
     """Drop the oldest turns of a session where a reply, of which `begun` tokens are there, needs their room.
 
@@ -34,14 +34,14 @@ def fit_session(
     assert size is not None, "the model is loaded"
 
     def count(conversation: Conversation) -> int:
-        return responder.count_tokens(conversation) + begun
+        return responder.count_tokens(conversation) + prefix_length
 
     before = session.first
-    if before and count(load_conversation(store, session, model)) < size * SPARSE:
+    if before and count(load_conversation(store, session, model)) < size * RESTORE_BELOW:
         session = store.update_session(session, first=None)
     if settings.overflow == "stop":
         return FittedSession(session, None)
-    drop = overflow(load_conversation(store, session, model), count, size, settings.max_tokens)
+    drop = turns_to_drop(load_conversation(store, session, model), count, size, settings.max_tokens)
     if drop is None:
         return FittedSession(session, None)
     first = visible_messages(store, session)[drop.messages].id

@@ -36,7 +36,7 @@ class SessionRecorder:
         self._notify = notify
         self._saves = saves
         self._opened: History | None = None
-        self.session = self._history.latest() if continues else None
+        self.session = self._history.acquire_latest() if continues else None
 
     def with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Add the session's own model and format to the settings given."""
@@ -62,7 +62,7 @@ class SessionRecorder:
 
         author = Author(loaded.model.reference, loaded.format_name)
         try:
-            self._history.keep(self.session, conversation, reply, author, settings)
+            self._history.record(self.session, conversation, reply, author, settings)
         except SessionError as error:
             self._notify(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
 

@@ -172,10 +172,10 @@ def _kept_states(here: DoctorContext) -> CheckResult:
 
 
 def _sessions(here: DoctorContext) -> CheckResult:
-    from cerebrum_cli.sessions.integrity import contents
+    from cerebrum_cli.sessions.integrity import check_integrity
 
     path = here.data_directory / "sessions" / "sessions.db"
-    held = contents(path)
+    held = check_integrity(path)
     if held is None:
         return check_result("sessions", "none yet")
     if not os.access(path, os.W_OK):

@@ -79,7 +79,7 @@ class Repl:
         That is session, model, format, context used, last speed and the files that wait.
         """
         chat, context = self.chat, ""
-        if gauge := chat.gauge:
+        if gauge := chat.context_usage:
             nearly = " nearly full" if gauge[0] > NEARLY_FULL * gauge[1] else ""
             context = gauge_text(*gauge) + nearly
         elif not chat.loaded.engine.is_loaded:
@@ -145,10 +145,14 @@ class Repl:
         chat = self.chat
         opened = chat.loaded
         self.streams.info(f"{opened.model.reference}, format {opened.format_name}; /help shows the commands and keys\n")
-        path = chat.path[-2:]
+        path = chat.messages[-2:]
         if chat.session is None or not path:
             return
-        unread = f", of which the model no longer reads the {chat.dropped} oldest messages" if chat.dropped else ""
+        unread = (
+            f", of which the model no longer reads the {chat.dropped_count} oldest messages"
+            if chat.dropped_count
+            else ""
+        )
         self.streams.info(f"{chat.session.name} goes on{unread}; this was said last:\n")
         for stored in path:
             if stored.message.role == "user":

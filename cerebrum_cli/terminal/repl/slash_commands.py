@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
-from cerebrum_cli.application.chat.archive import EXPORTS, export_to, summaries, transcribed
+from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, UsageError
@@ -63,7 +63,7 @@ def lead(repl: Repl, line: Line) -> None:
 def change_model(repl: Repl, line: Line) -> None:
     if line.argument:
         with otherwise(f"the model stays {repl.chat.loaded.model.reference}"):
-            repl.wait(repl.chat.change({"model": line.argument, "format": None}))
+            repl.wait(repl.chat.change_settings({"model": line.argument, "format": None}))
     opened = repl.chat.loaded
     repl.streams.info(f"this is {opened.model.reference}, asked in the format {opened.format_name}")
 
@@ -78,7 +78,7 @@ def change_setting(repl: Repl, line: Line) -> None:
         what = f"there is no setting {key}" if key else "which setting?"
         raise UsageError(what, f"{near}known are {', '.join(SETTABLE)}")
     with otherwise(f"{key} stays as it was"):
-        repl.wait(repl.chat.change({key: parse_value(key, value) if value else None}))
+        repl.wait(repl.chat.change_settings({key: parse_value(key, value) if value else None}))
     repl.streams.info(settings_lines({key: getattr(repl.chat.settings, key)}))
 
 
@@ -86,7 +86,7 @@ def show_settings(repl: Repl, _: Line) -> None:
     chat = repl.chat
     values = {key: value for key, value in asdict(chat.settings).items() if key not in ELSEWHERE}
     shown = {"model": chat.loaded.model.reference, **values, "format": chat.loaded.format_name}
-    gauge = chat.gauge
+    gauge = chat.context_usage
     repl.streams.info(settings_lines({**shown, "ctx": gauge[1] if gauge else chat.settings.ctx}))
 
 
@@ -147,9 +147,9 @@ def edit(repl: Repl, line: Line) -> None:
     if not text.strip() or text == before:
         repl.streams.info("nothing is changed")
     elif part == "question":
-        repl.play(chat.reask(text))
+        repl.play(chat.edit_question(text))
     else:
-        chat.reword(text)
+        chat.replace_reply(text)
         repl.streams.info("the reply is yours now, and the conversation goes on from it")
 
 
@@ -162,12 +162,12 @@ def fork(repl: Repl, line: Line) -> None:
 
 
 def list_sessions(repl: Repl, _: Line) -> None:
-    print_sessions(repl.streams, summaries(repl.chat.history.store))
+    print_sessions(repl.streams, session_rows(repl.chat.history.store))
 
 
 def load(repl: Repl, line: Line) -> None:
     chat = repl.chat
-    session = chat.history.named(_given(line, "a session", "/sessions lists them"))
+    session = chat.history.get(_given(line, "a session", "/sessions lists them"))
     chat.switch_session(session)
     repl.last = None
     repl.streams.info(f"this is {session.name} now")
@@ -188,9 +188,9 @@ def export(repl: Repl, line: Line) -> None:
     chat = repl.chat
     if chat.session is None:
         raise UsageError("nothing has been said yet", "ask something first")
-    if EXPORTS.get(path.suffix) == "transcript":  # that takes the model's vocabulary
+    if SUFFIX_FORMATS.get(path.suffix) == "transcript":  # that takes the model's vocabulary
         repl.wait(chat.load())
-    export_to(path, chat.history.store, chat.session, chat.loaded)
+    export_to_file(path, chat.history.store, chat.session, chat.loaded)
     repl.streams.info(f"{path} is written")
 
 
@@ -202,7 +202,7 @@ def attach(repl: Repl, line: Line) -> None:
 
 def show_tokens(repl: Repl, _: Line) -> None:
     repl.wait(repl.chat.load())
-    gauge = repl.chat.gauge
+    gauge = repl.chat.context_usage
     repl.streams.info(gauge_text(*gauge) if gauge else "the model is being loaded")
 
 
@@ -237,7 +237,7 @@ def show_final(repl: Repl, _: Line) -> None:
 
 def show_prompt(repl: Repl, _: Line) -> None:
     repl.wait(repl.chat.load())
-    repl.streams.answer(transcribed(repl.chat.loaded.responder, repl.chat.conversation))
+    repl.streams.answer(format_transcript(repl.chat.loaded.responder, repl.chat.conversation))
 
 
 def show_thought(repl: Repl, _: Line) -> None:
