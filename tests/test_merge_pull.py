@@ -19,6 +19,7 @@ from cerebrum_cli.application.merging.recipes import recipe_of
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.pulling.building import CatalogueMerge
 from cerebrum_cli.catalogue.cache import Cache
+from cerebrum_cli.catalogue.reference import Reference
 from cerebrum_cli.core.errors import MergeError, ModelNotFound
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.terminal.streams import Streams
@@ -199,8 +200,8 @@ def begins(home: Home, free: int) -> bool:
     """Return whether models are brought here where so many bytes of the disk are free."""
     brought: list[str] = []
 
-    def bring_none(reference: str) -> Model:
-        brought.append(reference)
+    def bring_none(reference: Reference) -> Model:
+        brought.append(str(reference))
         raise ModelNotFound(f"{reference} is not there", "")
 
     with pytest.raises((MergeError, ModelNotFound)) as caught:

@@ -48,7 +48,7 @@ def test_a_removed_model_frees_its_bytes(user: HubUser) -> None:
     assert (done.code, done.out, done.err) == (
         3,
         "",
-        "error: cerebrum-7b is not downloaded\n  try: cerebrum list shows what is here\n",
+        "error: cerebrum-7b is not downloaded\n  try: list installed models with cerebrum list\n",
     )
     assert user.hugging_face("[*map(str, scan_cache_dir().warnings)]", "len(scan_cache_dir().repos)") == [[], 0]
 

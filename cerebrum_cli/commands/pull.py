@@ -33,10 +33,11 @@ def pull(
     """
     runtime = options.runtime_of(context)
     context_size = runtime.settings({"ctx": ctx}).ctx
+    reference = runtime.library.parse(model)
     if dry_run:
-        options.show_offer(runtime, model, context_size, json, quiet, offline)
+        options.show_offer(runtime, reference, context_size, json, quiet, offline)
         return
-    found = options.pull_model(runtime, model, name, context_size, quiet, offline, yes)
+    found = options.pull_model(runtime, reference, name, context_size, quiet, offline, yes)
     if default:
         runtime.library.registry.set_default(found.reference)
     if json:

@@ -22,7 +22,7 @@ def rm(
     from cerebrum_cli.application.models.removal import plan_removal
 
     runtime = options.runtime_of(context)
-    removal = plan_removal(runtime.library, model)
+    removal = plan_removal(runtime.library, runtime.library.parse(model))
     options.require_agreement(runtime.streams, removal.question, removal.model.reference, yes)
     identity = None if removal.is_file_missing else runtime.library.identity(removal.model)
     report = removal.execute()

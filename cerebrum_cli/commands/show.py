@@ -38,10 +38,11 @@ def show(
     runtime, profile = options.runtime_of(context), None
     settings = runtime.settings({"ctx": ctx, "threads": threads, "gpu_layers": gpu_layers})
     library, context_size = runtime.library, settings.ctx
+    reference = library.parse(model)
     try:
-        found = library.resolve(model)
+        found = library.find(reference)
     except ModelNotFound as error:
-        available = listing.describe_available(library, model, context_size)
+        available = listing.describe_available(library, reference, context_size)
         if available is None:
             raise
         description, plan = available

@@ -37,7 +37,7 @@ class Availability:
         found = [name for name in names if quantization is None or same_quantization(quantization, name)]
         if not found:
             hint = f"there are {', '.join(sorted(set(names)))}" if names else "none is known"
-            raise ModelNotFound(f"{self.name} has no quantisation {quantization}", hint, tuple(names))
+            raise ModelNotFound(f"{self.name} has no quantisation {quantization}", hint)
         return found
 
 
@@ -52,9 +52,9 @@ class DownloadPlan:
     capacity: Capacity
 
     @property
-    def reference(self) -> str:
+    def reference(self) -> NameReference:
         """What to call the one that is meant."""
-        return str(NameReference(self.availability.name, self.chosen.quantization))
+        return NameReference(self.availability.name, self.chosen.quantization)
 
     @property
     def warning(self) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cerebrum_cli.application.models.fit import Capacity, assess_quantizations, planned_context
 from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_file, is_missing, model_paths
-from cerebrum_cli.application.models.not_found import file_missing, not_installed, unknown_model
+from cerebrum_cli.application.models.not_found import file_missing, not_installed, require_not_refused, unknown_model
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
@@ -82,36 +82,46 @@ class Library:
         return Model(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
 
     def resolve(self, text: str | None) -> Model:
-        """Return the model a reference names, the default where none is given. ModelNotFound if it is not here."""
-        if text is None:
-            return self._default_model()
-        if entry := self.registry.find(text):
-            if is_missing(entry.path):
-                raise file_missing(self, entry, self._spec_of_entry(entry))
-            return self.model_from_entry(entry)
-        if is_file(as_path(text)):
-            return self.model_at(as_path(text))
-        reference = self.parse(text)
-        if isinstance(reference, PathReference):
-            return self.model_at(as_path(text))
-        if found := [model for model in self.models() if self._matches(reference, model)]:
-            return self._best(found)
-        if (
-            isinstance(reference, NameReference)
-            and self.spec_named(reference.name) is None
-            and is_directory(as_path(text))
-        ):
-            return self.model_at(as_path(text))  # whose header cannot be read, as the error says
-        raise not_installed(self, reference)
+        """The model of a reference, or the default model if None. Raises ModelNotFound."""
+        return self._default_model() if text is None else self.find(self.parse(text))
 
     def parse(self, text: str) -> Reference:
-        """Return what a reference names. ModelNotFound for what could be a name and is none."""
+        """Parse a model reference; registered names and existing files take precedence over other readings.
+
+        Raises ModelNotFound for a text that is no reference, UsageError for a URL that is none.
+        """
+        if self.registry.find(text):
+            name, _, encoding = text.rpartition(":")
+            return NameReference(name, encoding) if name else NameReference(text)
+        if is_file(path := as_path(text)):
+            return PathReference(path)
         try:
-            return parse_reference(text, environment("HF_ENDPOINT"))
+            reference = parse_reference(text, environment("HF_ENDPOINT"))
         except UsageError as error:
             if "://" in text:
                 raise
-            raise unknown_model(self, text) from error
+            raise self._unknown(text) from error
+        return PathReference(path) if isinstance(reference, PathReference) else reference
+
+    def find(self, reference: Reference) -> Model:
+        """The installed model that a reference means. Raises ModelNotFound."""
+        if isinstance(reference, PathReference):
+            return self.model_at(reference.path)
+        if entry := self.registry.find(str(reference)):
+            if is_missing(entry.path):
+                cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
+                raise file_missing(entry, self._spec_of_entry(entry), cached, self.merge_directory)
+            return self.model_from_entry(entry)
+        if found := [model for model in self.models() if self._matches(reference, model)]:
+            return self._best(found)
+        if isinstance(reference, HubReference):
+            require_not_refused(self.specs, reference.repo_id)
+            raise not_installed(reference)
+        if spec := self.spec_named(reference.name):
+            raise not_installed(reference, spec)
+        if is_directory(path := as_path(str(reference))):
+            return self.model_at(path)  # raises: a directory has no header
+        raise self._unknown(str(reference))
 
     def model_at(self, path: Path) -> Model:
         """Return the model in a file. ModelNotFound where there is none, ModelFileError where it is no model."""
@@ -212,6 +222,9 @@ class Library:
     def is_default(self, model: Model) -> bool:
         """Return whether this is the model asked when none is named."""
         return self.registry.default in model.references
+
+    def _unknown(self, text: str) -> ModelNotFound:
+        return unknown_model(text, {model.name for model in self.models()} | {spec.name for spec in self.specs})
 
     def _default_model(self) -> Model:
         default = self.registry.default

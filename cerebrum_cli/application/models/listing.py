@@ -16,7 +16,7 @@ from cerebrum_cli.application.models.fit import planned_context
 from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.derivatives import Derivative
-from cerebrum_cli.catalogue.reference import PathReference
+from cerebrum_cli.catalogue.reference import PathReference, Reference
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.cursor import Array, Scalar
@@ -67,10 +67,9 @@ def _default_request(model: Model) -> dict[str, Any]:
 
 
 def describe_available(
-    library: Library, text: str, context: int | None
+    library: Library, reference: Reference, context: int | None
 ) -> tuple[dict[str, Any], DownloadPlan | None] | None:
     """Return what `show` tells of a model of the catalogue that is not here, and its table; None for any other."""
-    reference = library.parse(text)
     spec = library.spec_for(reference)
     if spec is None or isinstance(reference, PathReference):
         return None

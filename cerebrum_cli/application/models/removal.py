@@ -8,6 +8,7 @@ from pathlib import Path
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, is_missing
 from cerebrum_cli.catalogue.derivatives import Derivative, delete_file
+from cerebrum_cli.catalogue.reference import Reference
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.text import format_size
 
@@ -108,11 +109,11 @@ class Removal:
         return delete(model.paths)
 
 
-def plan_removal(library: Library, text: str) -> Removal:
+def plan_removal(library: Library, reference: Reference) -> Removal:
     """Return what removing a model would do. ModelNotFound where it is neither here nor remembered."""
-    if entry := library.registry.find(text):
+    if entry := library.registry.find(str(reference)):
         return Removal(library, library.model_from_entry(entry))
     try:
-        return Removal(library, library.resolve(text))
+        return Removal(library, library.find(reference))
     except ModelNotFound as error:
-        raise ModelNotFound(error.message, "cerebrum list shows what is here", error.near) from error
+        raise ModelNotFound(error.message, "list installed models with cerebrum list") from error

@@ -20,7 +20,7 @@ from cerebrum_cli.application.models.not_found import require_not_refused
 from cerebrum_cli.catalogue.download import Progress, RetryPolicy
 from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, open_file
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound
@@ -46,9 +46,8 @@ class DownloadPlanner:
         """Whether the Hub is not to be asked."""
         return self.offline or is_offline()
 
-    def plan(self, text: str, context: int | None = None) -> DownloadPlan:
+    def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:
         """Return what a reference offers. ModelNotFound where there is nothing, HubError where the Hub is silent."""
-        reference = self.library.parse(text)
         spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if isinstance(reference, HubReference) and not self.is_offline:
             availability = self._repository_availability(reference)
@@ -57,7 +56,7 @@ class DownloadPlanner:
         elif spec:
             availability = catalogue_availability(spec, self.library.models())
         else:
-            return self._plan_installed(self.library.resolve(text), context)
+            return self._plan_installed(self.library.find(reference), context)
         quantization = None if isinstance(reference, PathReference) else reference.quantization
         return assess_fit(availability, quantization, context, self.library.capacity())
 
@@ -123,7 +122,7 @@ class DownloadPlanner:
 
     def _repository_availability(self, reference: HubReference) -> Availability:
         repo_id = reference.repo_id
-        require_not_refused(self.library, repo_id)
+        require_not_refused(self.library.specs, repo_id)
         listing = self.with_retries(lambda: list_repository(repo_id, reference.revision))
         found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
         if reference.file and not found:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, as_path, is_file, is_missing, name_from_stem, require_loadable
+from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem, require_loadable
 from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
 from cerebrum_cli.catalogue.download import Download, Progress
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import NameReference, PathReference
+from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.registry import ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
@@ -23,6 +23,9 @@ from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.merge.weights import CodecFactory
+
+Confirm = Callable[[str], bool]
+"""Asked whether to continue in spite of a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +43,23 @@ class Puller:
         """What can be pulled."""
         return DownloadPlanner(self.library, self.progress, self.offline)
 
-    def is_unavailable_offline(self, text: str) -> bool:
+    def is_unavailable_offline(self, reference: Reference) -> bool:
         """Return whether what a reference names could not be fetched even if it exists: we are offline."""
-        reference = self.library.parse(text)
         spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         return self.offline or (self.planner.is_offline and not (spec and (spec.package or spec.recipe)))
 
     def pull(
         self,
-        text: str,
+        reference: Reference,
         name: str | None = None,
         context: int | None = None,
-        confirm: Callable[[str], bool] = lambda _: False,
+        confirm: Confirm = lambda _: False,
     ) -> Model:
         """Return the model a reference names, brought here unless it is; `agree` is asked where it will not fit.
 
         The first model that comes, or comes after the default has gone, is the one asked when none is named.
         """
-        model = self._pull(text, name, context, confirm)
+        model = self._pull(reference, name, context, confirm)
         registry = self.library.registry
         default = registry.default
         try:
@@ -67,32 +69,32 @@ class Puller:
                 registry.set_default(model.reference, replacing=(default,))
         return model
 
-    def _pull(self, text: str, name: str | None, context: int | None, confirm: Callable[[str], bool]) -> Model:
+    def _pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
         library = self.library
+        if isinstance(reference, PathReference):
+            return self._register_local(reference.path, name)
+        text = str(reference)
         if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
             return library.model_from_entry(entry) if name is None else self._register_local(entry.path, name)
-        reference = None if is_file(as_path(text)) else library.parse(text)
-        if reference is None or isinstance(reference, PathReference):
-            return self._register_local(as_path(text), name)
         spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if isinstance(reference, NameReference) and spec is None:
-            return self._with_name(library.resolve(text), name)
-        if spec and spec.recipe:
-            return self._merge(spec, text, name, context, confirm)
-        if self.is_unavailable_offline(text):
-            return self._with_name(self._resolve_offline(text), name)
+            return self._with_name(library.find(reference), name)
+        if isinstance(reference, NameReference) and spec and spec.recipe:
+            return self._merge(spec, reference, name, context, confirm)
+        if self.is_unavailable_offline(reference):
+            return self._with_name(self._find_offline(reference), name)
         if spec and spec.package:
             return self._pull_package(spec, spec.package, name)
         planner = self.planner
         try:
-            plan = planner.plan(text, context)
+            plan = planner.plan(reference, context)
         except HubError as error:
-            return self._with_name(self._fall_back(text, error), name)
+            return self._with_name(self._fall_back(reference, error), name)
         require_confirmation(plan, confirm)
         return self._with_name(self._download(planner, plan, name), name)
 
     def _merge(
-        self, spec: ModelSpec, text: str, name: str | None, context: int | None, confirm: Callable[[str], bool]
+        self, spec: ModelSpec, reference: NameReference, name: str | None, context: int | None, confirm: Confirm
     ) -> Model:
         """Merge a model by its row's recipe, of models that are brought here in the quantisation that is meant."""
         from cerebrum_cli.application.merging.merge import Merger
@@ -104,12 +106,11 @@ class Puller:
         inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
         merger = Merger(self.library, self.codec)
         catalogue_merge = CatalogueMerge(self.library, merger, spec, recipe_of(spec))
-        reference = self.library.parse(text)
-        quantization = reference.quantization if isinstance(reference, NameReference) else None
+        quantization = reference.quantization
         if spec.quantizations:
-            plan = catalogue_merge.plan(self.planner, text, context)
+            plan = catalogue_merge.plan(self.planner, reference, context)
             if plan.chosen.installed:
-                return self._with_name(self.library.resolve(plan.reference), name)
+                return self._with_name(self.library.find(plan.reference), name)
             require_confirmation(plan, confirm)
             quantization = plan.chosen.quantization
         merge = catalogue_merge.build(quantization, name, lambda each: inner._pull(each, None, context, confirm))
@@ -172,17 +173,17 @@ class Puller:
         self._require_free_name(name, owns_spec, digest)
         return self._register(name, local.path, digest, "local")
 
-    def _resolve_offline(self, text: str) -> Model:
+    def _find_offline(self, reference: Reference) -> Model:
         try:
-            return self.library.resolve(text)
+            return self.library.find(reference)
         except ModelNotFound as error:
             hint = "pull it without --offline and HF_HUB_OFFLINE"
-            raise ModelNotFound(f"{error.message}, and we are offline", hint, error.near) from error
+            raise ModelNotFound(f"{error.message}, and we are offline", hint) from error
 
-    def _fall_back(self, text: str, error: HubError) -> Model:
+    def _fall_back(self, reference: Reference, error: HubError) -> Model:
         """Return the model where it is here though the Hub cannot be asked about it."""
         try:
-            model = self.library.resolve(text)
+            model = self.library.find(reference)
         except ModelNotFound:
             raise error from None
         self.progress.notice(NoticeEvent(error.message, f"{model.reference} is here already and stays as it is"))
@@ -201,7 +202,7 @@ class Puller:
         return model
 
 
-def require_confirmation(plan: DownloadPlan, confirm: Callable[[str], bool]) -> None:
+def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:
     """Raise PullError where what is to come will not fit this machine and nobody wants it all the same."""
     if plan.warning and not plan.chosen.installed and not confirm(plan.warning):
         raise PullError(plan.warning, "choose a smaller quantisation, or go on with -y")
