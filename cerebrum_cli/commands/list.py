@@ -1,4 +1,4 @@
-"""`cerebrum list`: which models are here, and which could be."""
+"""`cerebrum list`: list installed or available models."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from cerebrum_cli.commands.options import option
 
 def list_models(
     context: typer.Context,
-    available: Annotated[bool, option("--available", help="The whole catalogue, and what of it fits here.")] = False,
+    available: Annotated[
+        bool, option("--available", help="List the catalog, and which models fit this machine.")
+    ] = False,
     ctx: options.Ctx = None,
     json: options.Json = False,
-    offline: options.Offline = False,  # noqa: ARG001 (it always is; the option is every command's)
+    offline: options.Offline = False,  # noqa: ARG001 (always offline; every command has the option)
     quiet: options.Quiet = False,
 ) -> None:
-    """List the models that are here, those that other tools have put into the Hugging Face cache among them.
+    """List installed models, including other tools' in the Hugging Face cache.
 
-    No network is used.
+    The network is not used.
     """
     from cerebrum_cli.application.models.listing import catalogue_rows, rows
     from cerebrum_cli.terminal.tables import print_catalogue, print_models
@@ -38,6 +40,6 @@ def list_models(
             if row["error"]:
                 runtime.streams.info(f"error: {row['error']}")
         if not quiet and any(row["default"] for row in listed):
-            runtime.streams.info("* is the model asked when none is named")
+            runtime.streams.info("* default model")
     elif not quiet:
-        runtime.streams.info("no model is here yet; cerebrum list --available shows what can be pulled")
+        runtime.streams.info("no model is installed; cerebrum list --available shows models to pull")

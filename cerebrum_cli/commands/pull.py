@@ -1,4 +1,4 @@
-"""`cerebrum pull`: bring a model here."""
+"""`cerebrum pull`: download a model."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ def pull(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="NAME[:QUANT], OWNER/REPO[:QUANT], the address of a .gguf file, or a path."
-        ),
+        typer.Argument(metavar="MODEL", help="NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path."),
     ],
-    name: Annotated[str | None, option("--name", help="What to call it here.", metavar="NAME")] = None,
-    default: Annotated[bool, option("--default", help="Ask this model when none is named.")] = False,
-    dry_run: Annotated[bool, option("--dry-run", help="Show what there is and what fits; download nothing.")] = False,
+    name: Annotated[str | None, option("--name", help="Name for the model.", metavar="NAME")] = None,
+    default: Annotated[bool, option("--default", help="Make this the default model.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="List quantizations and which fit; download nothing.")] = False,
     ctx: options.Ctx = None,
     json: options.Json = False,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
     yes: options.Yes = False,
 ) -> None:
-    """Bring a model here: from the Hugging Face Hub into its cache, or a file where it lies.
+    """Download a model from the Hugging Face Hub, or register a local file.
 
-    Without :QUANT the quantisation that fits this machine is chosen.
+    Without :QUANT the largest recommended quantization that fits this machine is chosen.
     """
     runtime = options.runtime_of(context)
     context_size = runtime.settings({"ctx": ctx}).ctx

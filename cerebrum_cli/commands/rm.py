@@ -1,4 +1,4 @@
-"""`cerebrum rm`: take a model away."""
+"""`cerebrum rm`: remove a model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cerebrum_cli.commands import options
 
 def rm(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that is here, named as for `cerebrum pull`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Installed model, as for `cerebrum pull`.")],
     quiet: options.Quiet = False,
     yes: options.Yes = False,
 ) -> None:
-    """Delete a model that was pulled, or forget a file of yours.
+    """Delete a downloaded model, or remove a file of yours from the list.
 
-    What another revision in the Hugging Face cache uses stays.
+    Files shared with another revision in the Hugging Face cache are kept.
     """
     from cerebrum_cli.application.models.removal import plan_removal
 

@@ -1,4 +1,4 @@
-"""`cerebrum show`: what a model is."""
+"""`cerebrum show`: show a model's metadata."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 def show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, named as for `cerebrum pull`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model, as for `cerebrum pull`.")],
     ctx: options.Ctx = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = None,
     json: options.Json = False,
-    offline: options.Offline = False,  # noqa: ARG001 (it always is; the option is every command's)
+    offline: options.Offline = False,  # noqa: ARG001 (always offline; every command has the option)
     quiet: options.Quiet = False,
 ) -> None:
-    """Show what a model's file says of itself, how it would be asked, and which quantisations fit this machine.
+    """Show a model's metadata, its prompt format, and which quantizations fit this machine.
 
-    No network is used; `cerebrum pull --dry-run` asks the Hub.
+    The network is not used; `cerebrum pull --dry-run` asks the Hub.
     """
     from cerebrum_cli.application.inference.profiles import profile_object
     from cerebrum_cli.application.models import listing
@@ -46,7 +46,7 @@ def show(
         if available is None:
             raise
         description, plan = available
-        note = f"{error.message}; to have it: {error.hint}" if error.pullable else error.message
+        note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
     else:
         with FileProgress(runtime.streams, quiet or json) as progress:
             description = listing.describe(library, found, lambda done, total: progress.update("verify", done, total))
@@ -65,7 +65,7 @@ def show(
 
 
 def show_profile(runtime: Runtime, profile: Profile | None) -> None:
-    """Print what was measured, where something was."""
+    """Print the tuning profile, if there is one."""
     from cerebrum_cli.terminal.tuning_report import print_profile
 
     if profile:
@@ -74,10 +74,10 @@ def show_profile(runtime: Runtime, profile: Profile | None) -> None:
 
 
 def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Profile | None, str]:
-    """Return what was measured of the file that answers for a model, or that it was measured elsewhere."""
+    """Profile of the file used for a model, and a notice if it was measured elsewhere."""
     preferred = runtime.library.preferred(model)
     profile = runtime.profile(preferred, settings)
     if profile is None and runtime.profiles().elsewhere(runtime.library.identity(preferred)):
         command = f"cerebrum tune {model.reference}"
-        return None, f"its profile is another machine's, or another build's of llama.cpp; {command} measures it here"
+        return None, f"its profile is from another machine or build of llama.cpp; renew it with {command}"
     return profile, ""

@@ -1,4 +1,4 @@
-"""Models of the catalogue that are not downloaded but merged of others, which are brought here first."""
+"""Catalog models that are merged instead of downloaded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.merge.recipe import Recipe
 
 PullReference = Callable[[Reference], Model]
-"""Return the model a reference names, brought here if it is not."""
+"""Returns the model of a reference, pulled if it is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueMerge:
-    """A row of the catalogue that has a recipe, and a model that is to be merged by it."""
+    """A catalog model with a recipe, and its merge."""
 
     library: Library
     merger: Merger
@@ -33,7 +33,7 @@ class CatalogueMerge:
     recipe: Recipe
 
     def plan(self, planner: DownloadPlanner, reference: NameReference, context: int | None) -> DownloadPlan:
-        """Return what a reference offers: where no quantisation is named, one whose models are here goes first."""
+        """Plan the download; without a quantization in the reference, prefer one whose models are installed."""
         plan = planner.plan(reference, context)
         if plan.chosen.installed or reference.quantization:
             return plan
@@ -45,13 +45,13 @@ class CatalogueMerge:
         return planner.plan(NameReference(self.spec.name, best.quantization), context)
 
     def is_ready(self, quantization: str) -> bool:
-        """Return whether all models that would be merged are here in a quantisation."""
+        """Whether all source models are installed in a quantization."""
         return not any(map(self._is_missing, self._references(quantization)))
 
     def build(self, quantization: str | None, name: str | None, pull: PullReference) -> Merge:
-        """Return what is to be merged, its models brought here; UsageError for a name that is taken.
+        """Pull the source models and prepare the merge. Raises UsageError for a name in use.
 
-        Without a quantisation it has that of the first of its models.
+        Without a quantization it takes that of the first source model.
         """
         if name:
             require_free_name(
@@ -74,7 +74,7 @@ class CatalogueMerge:
 
     @property
     def directory(self) -> Path:
-        """Where it goes."""
+        """Directory of the output."""
         return self.library.merge_directory
 
     def _references(self, quantization: str | None) -> list[Reference]:
@@ -93,7 +93,7 @@ class CatalogueMerge:
         return False
 
     def _needed_space(self, quantization: str) -> int:
-        """Return the bytes that will come to the disk: the merge, and what is downloaded to the same one for it."""
+        """Bytes that the merge needs, including downloads to the same disk."""
         cache = self.library.cache.directory
         existing = next(path for path in (cache, *cache.parents) if path.exists())
         missing = [each for each in self._references(quantization) if self._is_missing(each)]
