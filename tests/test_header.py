@@ -175,7 +175,7 @@ def test_the_tables_agree_with_the_gguf_package() -> None:
 
 
 def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
-    assert problem_of(tmp_path / "nowhere.gguf") == "there is no such file"
+    assert problem_of(tmp_path / "nowhere.gguf") == "file not found"
     assert problem_of(tmp_path) == "is a directory"
     assert problem_of(Path("/dev/null")) == "is not a regular file"
     (tmp_path / "file").write_bytes(b"")
@@ -214,8 +214,8 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
         (b"lmgg" + bytes(40), "a GGML file"),
         (b"tjgg" + bytes(40), "a GGML file"),
         (b"\x1f\x8b\x08\x00", "a gzip archive"),
-        (bytes(5000), "nothing but zeros"),
-        (b"Entry not found", 'a text that begins "Entry not found"'),
+        (bytes(5000), "an incomplete download (zeros"),
+        (b"Entry not found", 'a text that begins with "Entry not found"'),
         (b"\xde\xad\xbe\xef\x00", "begins with the bytes de ad be ef"),
     ],
 )
@@ -228,29 +228,29 @@ def test_a_foreign_file_is_recognised(tmp_path: Path, content: bytes, seen: str)
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"GGUF" + struct.pack(">I", 3) + bytes(40), "written for big-endian machines"),
+        (b"GGUF" + struct.pack(">I", 3) + bytes(40), "big-endian"),
         (handmade(version=1), "GGUF version 1 is no longer supported"),
         (handmade(version=4), "GGUF version 4 is newer than version 3"),
-        (b"GGUF\x03\x00", "truncated or damaged: its header should go on after byte 6"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 2), "damaged: it claims 1,152,921,504,606,846,976 tensors"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40), "damaged: it claims 0 tensors and 1,099,511,627,776 metadata"),
+        (b"GGUF\x03\x00", "truncated or damaged: its header does not end before byte 6"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 2), "damaged: 1,152,921,504,606,846,976 tensors"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40), "damaged: 0 tensors and 1,099,511,627,776 metadata"),
         (handmade(string(b"a")), "truncated or damaged"),
         (
             handmade(entry(b"a", 8, struct.pack("<Q", 1 << 62))),
             "damaged: a metadata string of 4,611,686,018,427,387,904",
         ),
         (handmade(entry(b"a", 8, struct.pack("<Q", 1000))), "truncated or damaged"),
-        (handmade(entry(b"a", 77, b"")), "damaged: a metadata value of the unknown type 77"),
-        (handmade(entry(b"a", 9, struct.pack("<IQ", 9, 1))), "damaged: a metadata value of the unknown type 9"),
+        (handmade(entry(b"a", 77, b"")), "damaged: metadata value of unknown type 77"),
+        (handmade(entry(b"a", 9, struct.pack("<IQ", 9, 1))), "damaged: metadata value of unknown type 9"),
         (handmade(entry(b"a", 9, struct.pack("<IQ", 0, 1 << 63))), "truncated or damaged"),
         (handmade(entry(b"a", 9, struct.pack("<IQ", 8, 1 << 63))), "truncated or damaged"),
         (handmade(entry(b"a", 9, struct.pack("<IQQ", 8, 1, (1 << 64) - 1))), "truncated or damaged"),
-        (handmade(LLAMA, LLAMA), "damaged: the metadata key 'general.architecture' is there twice"),
+        (handmade(LLAMA, LLAMA), "damaged: the metadata key 'general.architecture' is duplicated"),
         (handmade(entry(b"", 0, b"\0")), "damaged: the metadata key '' is empty"),
-        (handmade(), "it names no general.architecture, so it is no language model"),
+        (handmade(), "not a language model: no general.architecture"),
         (handmade(LLAMA, entry(b"llama.block_count", 8, string(b"\x1b[2J"))), r"its 'llama.block_count' is '\x1b[2J'"),
         (handmade(LLAMA, entry(b"llama.block_count", 5, struct.pack("<i", -1))), "its 'llama.block_count' is '-1'"),
-        (handmade(LLAMA, entry(b"general.alignment", 4, struct.pack("<I", 3))), "alignment of 3 is no power of two"),
+        (handmade(LLAMA, entry(b"general.alignment", 4, struct.pack("<I", 3))), "alignment 3 is not a power of two"),
         (handmade(LLAMA, tensors=(tensor(b"x" * 64, (1,), 0, 0),)), "damaged: a tensor name of 64 bytes"),
         (handmade(LLAMA, tensors=(tensor(b"x", (1,) * 5, 0, 0),)), "damaged: the tensor 'x' has 5 dimensions"),
         (handmade(LLAMA, tensors=(tensor(b"x", (1 << 40, 1 << 40), 0, 0),)), "damaged: the tensor 'x' has 1,208,925,"),
@@ -268,7 +268,7 @@ def test_tensors_that_overlap_or_leave_gaps_or_repeat_are_refused(tmp_path: Path
         said = problem_of_bytes(tmp_path, handmade(LLAMA, tensors=tensors, data=bytes(128)))
         assert said == f"damaged: the tensor 'y' begins at byte {offset} of the data, not 32"
     twice = (tensor(b"x", (8,), 0, 0), tensor(b"x", (8,), 0, 32))
-    assert problem_of_bytes(tmp_path, handmade(LLAMA, tensors=twice, data=bytes(64))).endswith("'x' is there twice")
+    assert problem_of_bytes(tmp_path, handmade(LLAMA, tensors=twice, data=bytes(64))).endswith("'x' is duplicated")
 
 
 def test_a_truncated_file_names_both_sizes(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_truncated_file_names_both_sizes(tmp_path: Path) -> None:
     size = path.stat().st_size
     assert read_header(path).tensor_count == 1
     os.truncate(path, size - 33)
-    assert problem_of(path) == f"truncated: its tensors end at byte {size:,} and the file has {size - 33:,}"
+    assert problem_of(path) == f"truncated: its tensors end at byte {size:,}, but the file has {size - 33:,} bytes"
 
 
 def test_a_tensor_type_of_the_future_is_not_measured(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def pulled(
     library: Library, text: str, name: str | None = None, offline: bool = False, watched: Watched | None = None
 ) -> Model:
     """Pull a model, as the command does."""
-    return Puller(library, watched or Watched(), LlamaCodec, offline).pull(text, name)
+    return Puller(library, watched or Watched(), LlamaCodec, offline).pull(library.parse(text), name)
 
 
 def test_without_a_name_the_first_model_that_came_is_meant(library: Library, other: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_name_of_the_catalogue_means_the_file_that_is_here(library: Library, o
 def test_a_name_that_is_taken_is_refused(library: Library, other: Path, chatml_model: Path, tmp_path: Path) -> None:
     pulled(library, str(other), "mine")
     for path, name in ((chatml_model, "mine"), (other, "packed"), (other, "thinker"), (other, "unpublished")):
-        with pytest.raises(UsageError, match=f"the name {name} is taken by another model") as caught:
+        with pytest.raises(UsageError, match=f"the name {name} belongs to another model") as caught:
             pulled(library, str(path), name)
         assert "--name" in caught.value.hint
     assert library.resolve("mine").path == other
@@ -178,7 +178,7 @@ def test_a_file_that_was_moved_is_registered_again_under_the_same_name(
     copy = Path(shutil.copy(moved, tmp_path / "other.gguf"))
     assert pulled(library, str(copy)).path == copy
     changed(moved)
-    with pytest.raises(UsageError, match="the name other is taken"):
+    with pytest.raises(UsageError, match="the name other belongs to another"):
         pulled(library, str(moved))
     copy.unlink()
     assert pulled(library, str(moved)).path == moved
@@ -192,7 +192,7 @@ def test_a_pulled_file_that_is_gone_is_pulled_again(library: Library, tmp_path: 
         library.resolve(name)
     assert caught.value.hint == do
     [row] = rows(library)
-    assert row["error"] == f"{gone}: there is no such file"
+    assert row["error"] == f"{gone}: file not found"
     assert (row["size"], row["format"]) == (1, None)
 
 
@@ -202,11 +202,10 @@ def test_what_is_unknown_names_what_is_near(library: Library, other: Path) -> No
         with pytest.raises(ModelNotFound) as caught:
             attempt("thinkr")
         assert caught.value.message == "unknown model 'thinkr'"
-        assert caught.value.suggestions == ("thinker",)
         assert caught.value.hint == "did you mean thinker? cerebrum list --available shows all"
     with pytest.raises(ModelNotFound) as caught:
         library.resolve("x")
-    assert (caught.value.suggestions, caught.value.hint) == ((), "cerebrum list --available shows all")
+    assert caught.value.hint == "cerebrum list --available shows all"
 
 
 def test_what_can_be_had_is_offered_on_the_spot(library: Library) -> None:
@@ -214,7 +213,7 @@ def test_what_can_be_had_is_offered_on_the_spot(library: Library) -> None:
         with pytest.raises(ModelNotFound, match=f"{name} is not downloaded") as caught:
             library.resolve(name)
         assert (caught.value.pullable, caught.value.hint) == (name, f"cerebrum pull {name}")
-    with pytest.raises(ModelNotFound, match="unpublished is not here") as caught:
+    with pytest.raises(ModelNotFound, match="unpublished is not installed") as caught:
         library.resolve("unpublished")
     assert (caught.value.pullable, caught.value.hint) == (None, "Merge it yourself.")
 
@@ -222,7 +221,7 @@ def test_what_can_be_had_is_offered_on_the_spot(library: Library) -> None:
 @pytest.mark.parametrize("reference", ["./nowhere.gguf", "nowhere.gguf", "/nowhere/at/all", "~nobody-here/x.gguf"])
 def test_a_path_that_leads_nowhere_is_not_found(library: Library, reference: str) -> None:
     for attempt in (library.resolve, lambda path: pulled(library, path)):
-        with pytest.raises(ModelNotFound, match="there is no such file"):
+        with pytest.raises(ModelNotFound, match="file not found"):
             attempt(reference)
 
 
@@ -244,12 +243,12 @@ def test_a_directory_is_said_to_be_one(library: Library, tmp_path: Path, monkeyp
 
 
 def test_a_name_belongs_to_one_model(library: Library, other: Path) -> None:
-    with pytest.raises(UsageError, match="the name packed is taken by another model"):
+    with pytest.raises(UsageError, match="the name packed belongs to another model"):
         pulled(library, str(other), "packed")
     for name in ("a/b c", "-x", ""):
-        with pytest.raises(UsageError, match="is no name"):
+        with pytest.raises(UsageError, match="invalid name"):
             pulled(library, str(other), name)
-    with pytest.raises(UsageError, match="the name thinker is taken by another model"):
+    with pytest.raises(UsageError, match="the name thinker belongs to another model"):
         pulled(library, "packed", "thinker")
     spaced = Path(shutil.copy(other, other.with_name("my own (model).gguf")))
     assert pulled(library, str(spaced)).name == "my-own-model"
@@ -261,7 +260,7 @@ def test_a_path_of_a_model_that_is_here_is_that_model(library: Library, other: P
 
 
 def test_offline_nothing_is_pulled_but_what_is_here(library: Library, other: Path) -> None:
-    with pytest.raises(ModelNotFound, match="packed is not downloaded, and we are offline"):
+    with pytest.raises(ModelNotFound, match="packed is not downloaded, and the network is disabled"):
         pulled(library, "packed", offline=True)
     assert pulled(library, str(other), offline=True).name == "other"
 

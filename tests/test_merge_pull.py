@@ -19,6 +19,7 @@ from cerebrum_cli.application.merging.recipes import recipe_of
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.pulling.building import CatalogueMerge
 from cerebrum_cli.catalogue.cache import Cache
+from cerebrum_cli.catalogue.reference import Reference
 from cerebrum_cli.core.errors import MergeError, ModelNotFound
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.terminal.streams import Streams
@@ -149,7 +150,7 @@ def test_a_quantisation_whose_models_are_not_here_is_told_as_missing_offline(
 ) -> None:
     bring(home, tinies["Q8_0"])
     done = home.run("pull", "--offline", "own:Q4_K_M")
-    said = "error: tiny:Q4_K_M is not downloaded, and we are offline"
+    said = "error: tiny:Q4_K_M is not downloaded, and the network is disabled"
     assert (done.code, done.out, done.err.splitlines()[0]) == (3, "", said)
     assert not list((home.path / "data").rglob("*.gguf*"))
 
@@ -174,7 +175,7 @@ def test_recipes_that_come_back_to_themselves_are_told(rows: list[str], quantiza
         (home.command.config / f"{each}.yaml").write_text(stack((used, 0, 4)))
     done = home.run("pull", "--offline", "-y", "own")
     assert (done.code, done.out) == (1, "")
-    assert done.err == "error: own: its recipe comes back to itself\n  try: correct its row in models.toml\n"
+    assert done.err == "error: own: circular recipe\n  try: fix its row in models.toml\n"
     assert not list((home.path / "data").rglob("*.gguf*"))
 
 
@@ -199,8 +200,8 @@ def begins(home: Home, free: int) -> bool:
     """Return whether models are brought here where so many bytes of the disk are free."""
     brought: list[str] = []
 
-    def bring_none(reference: str) -> Model:
-        brought.append(reference)
+    def bring_none(reference: Reference) -> Model:
+        brought.append(str(reference))
         raise ModelNotFound(f"{reference} is not there", "")
 
     with pytest.raises((MergeError, ModelNotFound)) as caught:
@@ -225,7 +226,7 @@ def test_what_was_merged_is_deleted_behind_a_link_too(home: Home, tinies: dict[s
     bring(home, tinies["Q4_K_M"])
     pulled(home, "own:Q4_K_M")
     assert [path.name for path in (home.path / "elsewhere").rglob("*.gguf")] == ["Own-Q4_K_M.gguf"]
-    assert home.run("rm", "-y", "own").err == "own:Q4_K_M is gone, 3 MB are free again\n"
+    assert home.run("rm", "-y", "own").err == "deleted own:Q4_K_M, freed 3 MB\n"
     assert not list((home.path / "elsewhere").rglob("*.gguf"))
 
 

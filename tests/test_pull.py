@@ -202,7 +202,7 @@ def test_a_split_model_that_lacks_a_part_is_not_offered(user: HubUser, parts: di
     assert (done.code, done.out, done.err) == (
         3,
         "",
-        "error: owner/split holds no GGUF model\n  try: see what it holds on its page on the Hub\n",
+        "error: owner/split has no GGUF model\n  try: see its page on the Hub\n",
     )
 
 

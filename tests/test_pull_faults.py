@@ -99,9 +99,9 @@ def test_a_pull_that_was_interrupted_says_how_it_goes_on(user: HubUser) -> None:
     went_on(user, left)
 
 
-def lost(user: HubUser, how: str = "the connection is lost") -> str:
+def lost(user: HubUser, how: str = "connection lost") -> str:
     """Return what is said when the CDN is not heard any more."""
-    return f"note: {urlsplit(user.hub.cdn_url).netloc}: {how}: trying again in 1 s\n"
+    return f"note: {urlsplit(user.hub.cdn_url).netloc}: {how}: retrying in 1 s\n"
 
 
 def test_a_connection_that_is_cut_again_and_again_is_taken_up_again(user: HubUser) -> None:
@@ -132,9 +132,9 @@ def test_altered_bytes_are_refused_and_not_kept(user: HubUser, mistral_model: Pa
     assert (done.code, done.out, cleaned(done)) == (
         1,
         "",
-        f"error: {FILE} came with other bytes: its SHA-256 is {hashlib.sha256(altered).hexdigest()}, "
+        f"error: {FILE} was not downloaded correctly: its SHA-256 is {hashlib.sha256(altered).hexdigest()}, "
         f"not {user.digest(FILE, REPO)}\n"
-        "  try: what came is deleted; pull again, and if that does not help, ask the repository's owner\n",
+        "  try: the download was deleted; pull again, or report it to the repository's owner\n",
     )
     assert user.blobs(REPO) == {}
     assert cleaned(user.pull(REPO)) == here(user)
@@ -145,8 +145,8 @@ def test_a_partial_file_with_wrong_bytes_is_refused_once(user: HubUser) -> None:
     done = user.run("pull", REPO)
     assert (done.code, done.out) == (1, "")
     assert re.fullmatch(
-        rf"error: {FILE} came with other bytes: its SHA-256 is [0-9a-f]{{64}}, not {user.digest(FILE, REPO)}\n"
-        r"  try: what came is deleted; pull again, [^\n]*\n",
+        rf"error: {FILE} was not downloaded correctly: its SHA-256 is [0-9a-f]{{64}}, not {user.digest(FILE, REPO)}\n"
+        r"  try: the download was deleted; pull again, [^\n]*\n",
         cleaned(done),
     )
     assert user.blobs(REPO) == {}
@@ -167,14 +167,14 @@ def test_a_blob_that_is_damaged_is_downloaded_again(user: HubUser) -> None:
     data[5_000_000] ^= 0xFF
     blob.write_bytes(data)
     os.utime(blob, ns=(1, 1))
-    damaged = f"note: {FILE} in the cache is damaged: it is deleted and downloaded again\n"
+    damaged = f"note: {FILE} in the cache is damaged: downloading it again\n"
     assert cleaned(user.pull(REPO)) == f"{damaged}{here(user)}"
 
 
 def test_who_is_limited_waits_as_long_as_the_hub_says(user: HubUser) -> None:
     user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header("Retry-After", "1")))
     began = time.monotonic()
-    limited = "note: the Hub asks for fewer requests (429): trying again in 1 s\n"
+    limited = "note: the Hub limits the rate of requests (429): retrying in 1 s\n"
     assert cleaned(user.pull(REPO)) == f"{limited}{here(user)}"
     assert time.monotonic() - began > 1
 
@@ -184,7 +184,9 @@ def test_a_wait_that_is_too_long_is_left_to_the_user(user: HubUser, header: str,
     value = value.replace("DATE", formatdate(time.time() + 3600, usegmt=True))
     user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
     done = user.run("pull", REPO)
-    said = "error: the Hub asks for fewer requests (429) and says to wait 60 minutes\n  try: pull again then\n"
+    said = (
+        "error: the Hub limits the rate of requests (429) and asks to wait 60 minutes\n  try: pull again after that\n"
+    )
     assert (done.code, done.out, done.err) == (1, "", said)
 
 
@@ -192,22 +194,22 @@ def test_a_wait_that_is_too_long_is_left_to_the_user(user: HubUser, header: str,
 def test_an_error_of_the_server_passes(user: HubUser, part: Part) -> None:
     refusal = SERVER_ERROR.with_header("Retry-After", "0")
     user.hub.arm(Fault(part=part, let_through=0 if part == "api" else 1, refusal=refusal))
-    trouble = "note: the Hub is in trouble (500): trying again in 0 s\n"
+    trouble = "note: the Hub has a problem (500): retrying in 0 s\n"
     assert cleaned(user.pull(REPO)) == f"{trouble}{here(user)}"
 
 
 def test_a_server_that_stays_in_trouble_is_given_up(user: HubUser) -> None:
     user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
     done = user.run("pull", REPO)
-    tried = "note: the Hub is in trouble (503): trying again in 0 s\n" * 5
-    given_up = "error: the Hub is in trouble (503)\n  try: pull again later\n"
+    tried = "note: the Hub has a problem (503): retrying in 0 s\n" * 5
+    given_up = "error: the Hub has a problem (503)\n  try: pull again later\n"
     assert (done.code, done.out, done.err) == (1, "", tried + given_up)
 
 
 def test_a_server_that_falls_silent_is_asked_again(user: HubUser) -> None:
     user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
     said = cleaned(user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1"))
-    assert said == lost(user, "it does not answer in time") + here(user)
+    assert said == lost(user, "timed out") + here(user)
     assert user.downloads()[1].range == "bytes=1000000-"
 
 
@@ -228,15 +230,15 @@ class Told:
 def test_the_waits_grow_until_something_has_come_of_it() -> None:
     told = Told()
     patience = RetryPolicy(told, told.slept.append)
-    lost = HubError("the connection is lost", "check the network", retries=6)
+    lost = HubError("connection lost", "check the network", retries=6)
     for _ in range(6):
         patience.wait(lost)
-    with pytest.raises(HubError, match="the connection is lost"):
+    with pytest.raises(HubError, match="connection lost"):
         patience.wait(lost)
     assert told.slept == [1, 2, 4, 8, 16, 16]
     patience.reset()
     patience.wait(lost)
-    assert told.notices[-1] == NoticeEvent("the connection is lost", "trying again in 1 s")
+    assert told.notices[-1] == NoticeEvent("connection lost", "retrying in 1 s")
 
 
 def test_a_disk_that_is_too_full_is_told_before_the_first_byte(tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_a_disk_that_is_too_full_is_told_before_the_first_byte(tmp_path: Path) -
     download = Download(listing, cache, Told(), free_bytes=lambda _: 1_000_000_000)
     with pytest.raises(PullError) as caught:
         download.require_space((file,))
-    assert caught.value.message == f"{tmp_path}: the disk is too full: 1.00 GB are free, and the pull needs 4.06 GB"
+    assert caught.value.message == f"{tmp_path}: not enough disk space: 1.00 GB free, 4.06 GB needed"
     assert caught.value.hint == "free 3.06 GB, or set HF_HUB_CACHE to a directory on another disk"
     left = cache.partial(REPO, "00" * 32)
     left.parent.mkdir(parents=True)
@@ -320,7 +322,7 @@ def test_a_real_disk_that_is_too_full_is_left_alone(user: HubUser) -> None:
         code, said = disk.finish()
         assert (code, list(disk.directory.iterdir())) == (1, [])
     assert said == (
-        f"error: {user.command.home}/disk: the disk is too full: 21 MB are free, and the pull needs 73 MB\n"
+        f"error: {user.command.home}/disk: not enough disk space: 21 MB free, 73 MB needed\n"
         "  try: free 52 MB, or set HF_HUB_CACHE to a directory on another disk\n"
     )
     assert not user.downloads()
@@ -337,7 +339,7 @@ def test_a_disk_that_fills_up_keeps_what_has_come(user: HubUser) -> None:
         left = (disk.directory.parent / part).stat().st_size
         assert (code, 500_000 < left < 9_000_000) == (1, True)
         assert said.replace("download: 0 kB of 9 MB\n", "") == (
-            f"error: {FILE}: No space left on device\n  try: free some disk space, then pull again: it goes on\n"
+            f"error: {FILE}: No space left on device\n  try: free some disk space, then pull again to resume\n"
         )
         filler.unlink()
         user.hub.log.clear()

@@ -40,8 +40,8 @@ def refused(user: HubUser, *arguments: str, **more: str) -> tuple[int, str, str]
 
 
 UNKNOWN = (
-    "there is no such repository on the Hub, or it is private",
-    "check the spelling; for a private one set HF_TOKEN, or: hf auth login",
+    "no such repository on the Hub, or it is private",
+    "check the spelling; for a private repository set HF_TOKEN, or run: hf auth login",
 )
 
 
@@ -53,18 +53,18 @@ def test_a_repository_that_is_not_there_may_be_private(user: HubUser) -> None:
 
 
 def test_a_gate_is_shown_with_the_address_of_its_page(user: HubUser) -> None:
-    gated = "owner/gated is gated: its owner asks you to accept terms first"
+    gated = "owner/gated is gated: you must accept its terms first"
     accept = f"accept them at {user.hub.url}/owner/gated"
-    login = f"{accept}, then set HF_TOKEN to a token of your account, or: hf auth login"
+    login = f"{accept}, then set HF_TOKEN, or run: hf auth login"
     assert refused(user, "owner/gated") == (1, gated, login)
     user.token.write_text(OTHER)
-    account = f"{accept} with the account whose token is in {user.token}"
+    account = f"{accept} with the account of the token in {user.token}"
     assert refused(user, "owner/gated") == (1, gated, account)
 
 
 def test_a_token_that_the_hub_does_not_know_is_named_by_its_place(user: HubUser) -> None:
     user.token.write_text("hf_unknown")
-    unknown = "the Hub does not accept the token in"
+    unknown = "the Hub rejected the token in"
     assert refused(user, CATALOGUED) == (1, f"{unknown} {user.token}", "replace it: hf auth login")
     code, error, do = refused(user, CATALOGUED, HF_TOKEN="hf_unknown")
     assert (code, error) == (1, f"{unknown} HF_TOKEN")
@@ -73,33 +73,33 @@ def test_a_token_that_the_hub_does_not_know_is_named_by_its_place(user: HubUser)
 
 def test_a_token_that_may_not_read_is_told_what_it_lacks(user: HubUser) -> None:
     user.hub.arm(Fault(part="api", times=None, refusal=FORBIDDEN))
-    said = f"the Hub refuses {CATALOGUED}: This token has no access to this resource"
-    assert refused(user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "give the token in HF_TOKEN the right to read it")
+    said = f"the Hub denied access to {CATALOGUED}: This token has no access to this resource"
+    assert refused(user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "allow the token in HF_TOKEN to read it")
     code, error, do = refused(user, CATALOGUED)
     assert (code, error) == (1, said)
     assert not do.startswith("give the token in")  # there is none
 
 
-NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches and tags: HUB/{CATALOGUED}/tree/main"
+NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches at HUB/{CATALOGUED}/tree/main"
 
 
 @pytest.mark.parametrize(
     ("reference", "error", "do"),
     [
-        ("cerebrum-7b:Q5_K_M", "cerebrum-7b has no quantisation Q5_K_M", "there are Q2_K, Q4_K_M"),
-        ("owner/bare", "owner/bare holds no GGUF model", "see what it holds on its page on the Hub"),
+        ("cerebrum-7b:Q5_K_M", "cerebrum-7b has no quantization Q5_K_M", "available: Q2_K, Q4_K_M"),
+        ("owner/bare", "owner/bare has no GGUF model", "see its page on the Hub"),
         (f"{PAGE}/blob/{'0' * 40}/{named('Q2_K')}", *NO_SUCH_REVISION),
         (
             f"{PAGE}/resolve/main/nothing.gguf",
-            f"{CATALOGUED} holds no whole model nothing.gguf",
-            f"see what it holds: cerebrum pull --dry-run {CATALOGUED}",
+            f"{CATALOGUED} has no complete model nothing.gguf",
+            f"list its models: cerebrum pull --dry-run {CATALOGUED}",
         ),
         (
             "cerebum-7b",
             "unknown model 'cerebum-7b'",
             "did you mean cerebrum-7b or cerebrum-8x7b or cerebrum-12b? cerebrum list --available shows all",
         ),
-        ("./nowhere.gguf", "nowhere.gguf: there is no such file", "check the path; cerebrum list shows what is here"),
+        ("./nowhere.gguf", "nowhere.gguf: file not found", "check the path; cerebrum list lists installed models"),
     ],
 )
 def test_what_is_not_there_is_not_found(user: HubUser, reference: str, error: str, do: str) -> None:
@@ -117,16 +117,16 @@ def test_an_address_of_something_else_cannot_be_read(user: HubUser, reference: s
 @pytest.mark.parametrize(
     ("endpoint", "error"),
     [
-        ("http://127.0.0.1:1", "127.0.0.1:1: it refuses the connection"),
-        ("http://no-such-host.invalid", "no-such-host.invalid: its name cannot be resolved"),
+        ("http://127.0.0.1:1", "127.0.0.1:1: connection refused"),
+        ("http://no-such-host.invalid", "no-such-host.invalid: cannot resolve the host name"),
     ],
 )
 def test_a_hub_that_cannot_be_reached_is_given_up_soon(user: HubUser, endpoint: str, error: str) -> None:
     done = user.run("pull", CATALOGUED, HF_ENDPOINT=endpoint)
     assert (done.code, done.out) == (1, "")
     assert done.err == (
-        f"note: {error}: trying again in 1 s\n"
-        f"error: {error}\n  try: check the network, and HF_ENDPOINT where it is set, then pull again\n"
+        f"note: {error}: retrying in 1 s\n"
+        f"error: {error}\n  try: check the network, and HF_ENDPOINT if it is set, then pull again\n"
     )
 
 
@@ -139,7 +139,7 @@ def test_an_endpoint_that_is_no_address_is_named(user: HubUser, endpoint: str) -
 def test_what_the_catalogue_calls_broken_is_refused_before_a_request(user: HubUser) -> None:
     said = (
         1,
-        "bartowski/Cerebrum-1.0-8x7b-GGUF-old: its files are broken, as its own page says",
+        "bartowski/Cerebrum-1.0-8x7b-GGUF-old: its files are broken, according to its own page",
         "cerebrum pull cerebrum-8x7b  (from bartowski/Cerebrum-1.0-8x7b-GGUF)",
     )
     for reference in (
@@ -161,7 +161,7 @@ def test_a_mixtral_of_the_old_layout_is_refused_by_its_header_alone(user: HubUse
     old = tmp_path / "old-Q4_K_M.gguf"
     old.write_bytes(head + bytes(-len(head) % 32) + bytes(size))
     user.hub.repository("owner/old", {old.name: old})
-    what = "made before April 2024, with one tensor an expert, which llama.cpp no longer loads"
+    what = "made before April 2024 with one tensor per expert, which llama.cpp no longer loads"
     do = "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b"
     assert refused(user, "owner/old") == (1, f"owner/old/{old.name}: {what}", do)
     [header] = user.hub.log.requests("cdn")
@@ -185,8 +185,8 @@ def test_a_model_that_will_not_fit_is_refused_and_comes_all_the_same_with_y(user
     (user.command.config / "models.toml").write_text(MODEL_THAT_IS_TOO_BIG)
     user.hub.repository("owner/huge", {"huge-Q4_K_M.gguf": chatml_model})
     code, error, do = refused(user, "huge")
-    assert (code, do) == (1, "choose a smaller quantisation, or go on with -y")
-    needed = r"huge:Q4_K_M needs {}\d\.\d\d GB of memory at a context of {} tokens, and [\d,]+\.\d\d GB can be had here"
+    assert (code, do) == (1, "choose a smaller quantization, or force it with -y")
+    needed = r"huge:Q4_K_M needs {}\d\.\d\d GB of memory at {} tokens of context; [\d,]+\.\d\d GB are available"
     assert re.fullmatch(needed.format("8,19", 8192), error)
     assert re.fullmatch(needed.format("4,09", 4096), refused(user, "huge", CEREBRUM_CTX="4096")[1])
     assert not user.hub.log.requests("cdn")
@@ -196,9 +196,9 @@ def test_a_model_that_will_not_fit_is_refused_and_comes_all_the_same_with_y(user
 @pytest.mark.parametrize(
     ("more", "error"),
     [
-        ({"HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, "a variable that begins with HF_ is wrong"),
-        ({"HF_TOKEN": "t\u00f6k"}, "the token in HF_TOKEN holds characters no token has"),
-        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "the network cannot be used"),
+        ({"HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, "invalid HF_ environment variable"),
+        ({"HF_TOKEN": "t\u00f6k"}, "invalid characters in the token from HF_TOKEN"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "cannot use the network"),
     ],
 )
 def test_variables_that_cannot_be_used_are_named(user: HubUser, more: dict[str, str], error: str) -> None:
@@ -227,4 +227,4 @@ def test_what_is_no_hub_is_said_to_be_none(user: HubUser, body: bytes) -> None:
         finally:
             server.shutdown()
             thread.join()
-    assert (code, error) == (1, f"what {endpoint} answers is not what a Hub would")
+    assert (code, error) == (1, f"unexpected response from {endpoint}: not a Hugging Face Hub")

@@ -56,7 +56,7 @@ def test_offline_all_works_that_is_here(user: HubUser, variable: bool) -> None:
 def test_offline_what_is_not_here_is_missing(user: HubUser, reference: str, variable: bool) -> None:
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}
     offline = [] if variable else ["--offline"]
-    said = f"error: {reference} is not downloaded, and we are offline"
+    said = f"error: {reference} is not downloaded, and the network is disabled"
     assert offline_error(user, "pull", reference, *offline, **more) == said
     assert not user.hub.log.requests()
 
@@ -75,8 +75,8 @@ def test_where_the_hub_is_silent_what_is_here_stays_as_it_is(user: HubUser) -> N
     user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "7000")))
     done = user.pull("cerebrum-7b")
     assert done.err == (
-        "note: the Hub is in trouble (503) and says to wait 117 minutes: "
-        "cerebrum-7b:Q4_K_M is here already and stays as it is\n"
+        "note: the Hub has a problem (503) and asks to wait 117 minutes: "
+        "using the installed cerebrum-7b:Q4_K_M\n"
         f"installed cerebrum-7b:Q4_K_M: {user.path(named('Q4_K_M'))}\n"
     )
     assert user.run("pull", "cerebrum-7b:Q2_K").code == 1
@@ -193,7 +193,7 @@ def test_a_pull_may_give_a_name(user: HubUser) -> None:
     done = user.run("pull", CATALOGUED, "--name", "mine")
     assert (done.code, done.err) == (
         2,
-        "error: the name mine is taken by another model\n  try: choose one with --name\n",
+        "error: the name mine belongs to another model\n  try: choose another with --name\n",
     )
 
 
@@ -264,7 +264,7 @@ def test_a_damaged_file_is_pulled_again(user: HubUser) -> None:
     content[100] ^= 255
     blob.write_bytes(content)
     said = user.pull(OWNED).err
-    assert "note: tiny-Q8_0.gguf in the cache is damaged: it is deleted and downloaded again\n" in said
+    assert "note: tiny-Q8_0.gguf in the cache is damaged: downloading it again\n" in said
     assert user.ask("-m", OWNED)
 
 

@@ -167,7 +167,7 @@ def model(library: Library, tmp_path: Path) -> Model:
 
 
 def pulled(library: Library, path: Path, name: str | None = None) -> Model:
-    return Puller(library, Quiet(), LlamaCodec, offline=True).pull(str(path), name)
+    return Puller(library, Quiet(), LlamaCodec, offline=True).pull(library.parse(str(path)), name)
 
 
 def work_on(library: Library, model: Model, room: Room | None = None, **more: Any) -> Reencoding:
@@ -346,7 +346,7 @@ def test_a_derivative_of_an_original_that_has_changed_answers_no_more(library: L
     with pytest.raises(UsageError, match="mine:Q8_0 is here already, and was made of another file") as caught:
         told(work_on(library, library.resolve("mine")).apply(Q8_0, force=False))
     assert caught.value.hint == "cerebrum rm mine:Q8_0"
-    assert plan_removal(library, "mine").execute().startswith("mine is forgotten; ")
+    assert plan_removal(library, library.parse("mine")).execute().startswith("removed mine from the list; ")
     assert (made.path.exists(), library.models()) == (False, [])
 
 
@@ -374,16 +374,19 @@ def test_a_derivative_is_listed_and_shown_with_its_original(library: Library, mo
 
 def test_removing_a_derivative_leaves_its_original_and_not_the_other_way_round(library: Library, model: Model) -> None:
     made = applied(library, model)
-    planned = plan_removal(library, "mine:Q8_0")
+    planned = plan_removal(library, library.parse("mine:Q8_0"))
     assert planned.question.startswith("Delete mine:Q8_0, ")
-    assert planned.execute() == "mine:Q8_0 is gone, 225 kB are free again"
+    assert planned.execute() == "deleted mine:Q8_0, freed 225 kB"
     assert (files(library), model.path.exists(), library.preferred(model)) == ([], True, model)
     made = applied(library, model)
     library.registry.set_default("mine:Q8_0")
-    planned = plan_removal(library, "mine")
-    assert planned.question == f"Forget mine (its file {model.path} is kept), and delete mine:Q8_0, made of it?"
+    planned = plan_removal(library, library.parse("mine"))
+    assert (
+        planned.question
+        == f"Remove mine from the list (its file {model.path} is kept) and delete mine:Q8_0, derived from it?"
+    )
     said = planned.execute()
-    assert said == f"mine is forgotten; {model.path} is left alone; mine:Q8_0 is gone, 225 kB are free again"
+    assert said == f"removed mine from the list; kept {model.path}; deleted mine:Q8_0, freed 225 kB"
     assert (library.models(), files(library), made.path.exists(), library.registry.default) == ([], [], False, None)
 
 
@@ -391,7 +394,10 @@ def test_a_derivative_stays_while_another_name_has_its_original(library: Library
     made = applied(library, model)
     again = pulled(library, model.path, "again")
     assert library.preferred(again) == made
-    assert plan_removal(library, "again").execute() == f"again is forgotten; {model.path} is left alone, mine uses it"
+    assert (
+        plan_removal(library, library.parse("again")).execute()
+        == f"removed again from the list; kept {model.path}, mine uses it"
+    )
     assert made.path.exists()
 
 
@@ -419,7 +425,7 @@ def test_only_another_encoding_can_be_applied(name: str, problem: str) -> None:
 def test_two_cannot_work_at_the_same_time(library: Library, model: Model) -> None:
     first = work_on(library, model).compare([Q8_0])
     next(first)
-    with pytest.raises(CerebrumError, match="another cerebrum tune --reencode is at work"):
+    with pytest.raises(CerebrumError, match="another cerebrum tune --reencode is running"):
         told(work_on(library, model).compare([Q8_0]))
     first.close()
     assert files(library) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_where_nobody_can_answer_nothing_is_removed(user: HubUser) -> None:
 
 
 def test_a_removed_model_frees_its_bytes(user: HubUser) -> None:
-    assert removed(user, "cerebrum-7b") == "cerebrum-7b:Q4_K_M is gone, 9 MB are free again\n"
+    assert removed(user, "cerebrum-7b") == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
     assert user.blobs() == {}
     assert not user.folder().exists()
     assert user.listed() == []
@@ -48,7 +49,7 @@ def test_a_removed_model_frees_its_bytes(user: HubUser) -> None:
     assert (done.code, done.out, done.err) == (
         3,
         "",
-        "error: cerebrum-7b is not downloaded\n  try: cerebrum list shows what is here\n",
+        "error: cerebrum-7b is not downloaded\n  try: list installed models with cerebrum list\n",
     )
     assert user.hugging_face("[*map(str, scan_cache_dir().warnings)]", "len(scan_cache_dir().repos)") == [[], 0]
 
@@ -65,17 +66,17 @@ def test_bytes_that_another_revision_uses_stay(user: HubUser) -> None:
     old = user.path(named("Q4_K_M"))
     user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
     user.pull("cerebrum-7b:Q4_K_M")
-    stays = "is gone from this revision; its file stays, since another in the cache uses it"
-    assert removed(user, "cerebrum-7b") == f"cerebrum-7b:Q4_K_M {stays}\n"
+    kept = "its file is kept, since another revision in the cache uses it"
+    assert removed(user, "cerebrum-7b") == f"removed cerebrum-7b:Q4_K_M; {kept}\n"
     assert [row["path"] for row in user.listed()] == [str(old)]
-    assert removed(user, "cerebrum-7b") == "cerebrum-7b:Q4_K_M is gone, 9 MB are free again\n"
+    assert removed(user, "cerebrum-7b") == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
     assert user.blobs() == {}
 
 
 def test_a_file_of_the_users_own_is_only_forgotten(user: HubUser, tmp_path: Path) -> None:
     own = tmp_path / "other.gguf"
     user.pull(own)
-    assert removed(user, "other") == f"other is forgotten; {own} is left alone\n"
+    assert removed(user, "other") == f"removed other from the list; kept {own}\n"
     assert own.exists()
     assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
 
@@ -85,7 +86,7 @@ def test_the_default_moves_on(user: HubUser) -> None:
     assert [row["default"] for row in user.listed()] == [True, False]
     user.hugging_face("hf_hub_download('owner/theirs', 'theirs-Q8_0.gguf')")  # sorts before what we pulled
     said = removed(user, "cerebrum-7b")
-    assert said.endswith(f" are free again; {OWNED}:Q8_0 is asked now when none is named\n")
+    assert re.search(rf", freed \d+ MB; the default model is now {OWNED}:Q8_0\n$", said)
     assert [row["reference"] for row in user.listed() if row["default"]] == [f"{OWNED}:Q8_0"]
     removed(user, "owner/theirs")
     removed(user, OWNED)
@@ -97,7 +98,7 @@ def test_the_default_moves_on(user: HubUser) -> None:
 
 def test_a_model_with_a_name_of_its_own_goes_with_its_bytes(user: HubUser) -> None:
     user.pull(OWNED, "--name", "mine")
-    assert removed(user, "mine").startswith("mine is gone, ")
+    assert removed(user, "mine").startswith("deleted mine, ")
     assert user.blobs(OWNED) == {}
     assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
 
@@ -114,7 +115,7 @@ def test_a_model_whose_file_is_gone_can_be_removed(user: HubUser, tmp_path: Path
     own = Path(shutil.copy(tmp_path / "other.gguf", tmp_path / "own.gguf"))
     user.pull(own)
     own.unlink()
-    assert removed(user, "own") == "own is forgotten; its file was gone already\n"
+    assert removed(user, "own") == "removed own from the list; its file no longer exists\n"
     assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
 
 
@@ -122,9 +123,9 @@ def test_bytes_that_another_name_uses_stay(user: HubUser) -> None:
     user.pull(OWNED, "--name", "one")
     user.pull(OWNED, "--name", "two")
     path = user.path("tiny-Q8_0.gguf", OWNED)
-    assert removed(user, "one") == f"one is forgotten; {path} is left alone, two uses it\n"
+    assert removed(user, "one") == f"removed one from the list; kept {path}, two uses it\n"
     assert user.ask("-m", "two")
-    assert removed(user, "two").startswith("two is gone, ")
+    assert removed(user, "two").startswith("deleted two, ")
 
 
 def test_of_two_models_of_one_name_each_has_a_reference_of_its_own(user: HubUser) -> None:

@@ -187,7 +187,7 @@ def test_a_path_stands_for_all_parts_only_where_it_is_the_first(tmp_path: Path) 
     assert model_paths(first) == (first, second)
     with pytest.raises(ModelFileError) as caught:
         model_paths(second)
-    assert caught.value.hint == f"name {first}"
+    assert caught.value.hint == f"use {first}"
     unsplit = tmp_path / "x-00001-of-00000.gguf"
     assert model_paths(unsplit) == (unsplit,)
 

@@ -1,1 +1,1 @@
-"""Which models exist, which are here, how they get here, and what a file says of itself."""
+"""The model catalog, the Hub, downloads, and the registry of installed models."""

@@ -1,11 +1,11 @@
-"""The Hugging Face cache, as every tool that uses the Hub shares it: what GGUF files lie in it, and how one comes in.
+"""The Hugging Face cache, shared by all tools that use the Hub: the GGUF models in it, and the paths of a download.
 
     models--OWNER--REPO/blobs/DIGEST                       the bytes, once
-    models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them under their own name
-    models--OWNER--REPO/refs/REVISION                      which commit a branch or tag was, when it was last asked for
+    models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them by file name
+    models--OWNER--REPO/refs/REVISION                      the commit of a branch or tag at the last request
 
-Reading is done here rather than by huggingface_hub, whose client takes 0.1 s to import and whose scan looks at every
-file of every model and data set.
+The cache is scanned here and not by huggingface_hub, which takes 0.1 s to import and looks at every file of every
+model and data set.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A model in the cache: its repository and commit, its files in order under their own names, and their blobs."""
+    """A model in the cache: its repository and commit, and its files in order with their blobs."""
 
     repo_id: str
     commit: str
@@ -40,7 +40,7 @@ class CachedModel:
 
     @property
     def sha256(self) -> str | None:
-        """The digest of the first file, which its blob is named by; None where links are not to be had."""
+        """Digest of the first file, from the name of its blob; None on a file system without links."""
         name = self.blobs[0].name
         return name if SHA256.fullmatch(name) else None
 
@@ -52,18 +52,18 @@ class Cache:
     directory: Path
 
     def models(self) -> Iterator[CachedModel]:
-        """Yield every whole GGUF model, a repository's newest commit first, and what an older one shares just once."""
+        """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
         for folder in _sorted_entries(self.directory):
             if repo_id := _repo_id_of(folder.name):
                 yield from self._repository_models(repo_id)
 
     def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
-        """Return the model that files of a commit are, all of which are here."""
+        """The model made of these files of a commit; all of them must exist."""
         paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)
         return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_link_target, paths)))
 
     def model_at(self, path: Path) -> CachedModel | None:
-        """Return the model a path in the cache is the first file of; None for any other path."""
+        """The model whose first file has this path; None for any other path."""
         try:
             folder, snapshots, commit, *names = path.relative_to(self.directory).parts
         except ValueError:
@@ -74,11 +74,11 @@ class Cache:
         return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
 
     def repository_directory(self, repo_id: str) -> Path:
-        """Return where everything of a repository lies."""
+        """Directory of a repository."""
         return self.directory / f"{_FOLDER_PREFIX}{repo_id.replace('/', '--')}"
 
     def commit(self, repo_id: str, revision: str) -> str | None:
-        """Return the commit a revision was when it was last asked for; None where it never was."""
+        """Commit of a revision at the last request; None if it was never requested."""
         if COMMIT.fullmatch(revision):
             return revision
         try:
@@ -87,27 +87,27 @@ class Cache:
             return None
 
     def blob(self, repo_id: str, digest: str) -> Path:
-        """Return where the bytes with this digest lie, or will."""
+        """Path of the bytes with this digest."""
         return self.repository_directory(repo_id) / "blobs" / digest
 
     def partial(self, repo_id: str, digest: str) -> Path:
-        """Return where they lie while they come: a name `hf cache` knows as an incomplete download."""
+        """Path of a partial download, by a name that `hf cache` knows as incomplete."""
         return self.repository_directory(repo_id) / "blobs" / f"{digest}.incomplete"
 
     def lock(self, repo_id: str, digest: str) -> Path:
-        """Return the file huggingface_hub locks while it downloads this blob."""
+        """The file that huggingface_hub locks while it downloads this blob."""
         return self.directory / ".locks" / self.repository_directory(repo_id).name / f"{digest}.lock"
 
     def pointer(self, repo_id: str, commit: str, name: str) -> Path:
-        """Return the path a file has under its own name."""
+        """Path of a file in the snapshot of a commit."""
         return self.repository_directory(repo_id) / "snapshots" / commit / PurePosixPath(name)
 
     def contains(self, repo_id: str, commit: str, name: str, digest: str | None) -> bool:
-        """Return whether the bytes of a file are here, as far as their name tells."""
+        """Whether the cache has a file, judged by the name of its blob."""
         return digest is not None and _exists(self.stored_path(repo_id, commit, name, digest))
 
     def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
-        """Make the directories a download needs."""
+        """Create the directories that a download needs."""
         blob, pointer, lock = (
             self.blob(repo_id, digest),
             self.pointer(repo_id, commit, name),
@@ -121,21 +121,23 @@ class Cache:
                 tag.write_text(_TAG_CONTENT)
 
     def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
-        """Remember which commit a revision is."""
+        """Save which commit a revision is."""
         if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
             reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
             reference.parent.mkdir(parents=True, exist_ok=True)
-            _replace(reference, commit)
+            temporary = reference.with_name(f".{reference.name}.{os.getpid()}")
+            temporary.write_text(commit)
+            temporary.replace(reference)
 
     def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
-        """Give a blob its name in a commit, and return the path it has then."""
+        """Link a blob into the snapshot of a commit and return the link's path."""
         blob, pointer = self.stored_path(repo_id, commit, name, digest), self.pointer(repo_id, commit, name)
         if not (pointer.exists() and pointer.samefile(blob)):
             _link(blob, pointer)
         return pointer
 
     def stored_path(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
-        """Return where the bytes of a file lie: its blob, or on a file system without links the file itself."""
+        """Path of a file's bytes: its blob, or the snapshot file on a file system without links."""
         blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
         return pointer if pointer.is_file() and not pointer.is_symlink() and not blob.exists() else blob
 
@@ -149,17 +151,17 @@ class Cache:
                     yield model
 
     def _snapshots(self, repo_id: str) -> list[Path]:
-        """Return a repository's snapshots: what `main` is first, then the newest."""
+        """Snapshots of a repository: the commit of `main` first, then newest first."""
         main = self.commit(repo_id, MAIN)
         found = []
         for path in _sorted_entries(self.repository_directory(repo_id) / "snapshots"):
-            with contextlib.suppress(OSError):  # one that leads nowhere, or is being deleted
+            with contextlib.suppress(OSError):  # a broken link, or a snapshot being deleted
                 found.append((path.name == main, path.stat().st_mtime_ns, path))
         return [path for _, _, path in sorted(found, reverse=True)]
 
 
 def _gguf_files(snapshot: Path) -> Iterator[str]:
-    """Yield the GGUF files of a snapshot by their names in the repository."""
+    """Yield the names of a snapshot's GGUF files, relative to the repository."""
     for directory, _, names in os.walk(snapshot):
         for name in names:
             path = Path(directory, name)
@@ -168,7 +170,7 @@ def _gguf_files(snapshot: Path) -> Iterator[str]:
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a path leads to something: a link may be to a blob that is gone, or out of reach."""
+    """Whether a path leads to a file; the blob of a link may be missing or unreachable."""
     try:
         return path.exists()
     except OSError:
@@ -176,13 +178,13 @@ def _exists(path: Path) -> bool:
 
 
 def _repo_id_of(folder: str) -> str | None:
-    """Return the repository whose folder this is; None for any other folder."""
+    """Repository that a directory belongs to; None for any other directory."""
     owner, dashes, name = folder.removeprefix(_FOLDER_PREFIX).partition("--")
     return f"{owner}/{name}" if folder.startswith(_FOLDER_PREFIX) and dashes else None
 
 
 def _sorted_entries(directory: Path) -> list[Path]:
-    """Return what is in a directory, by name; nothing where it cannot be read."""
+    """Entries of a directory by name; none if it cannot be read."""
     try:
         return sorted(directory.iterdir())
     except OSError:
@@ -190,12 +192,12 @@ def _sorted_entries(directory: Path) -> list[Path]:
 
 
 def _link_target(path: Path) -> Path:
-    """Return the blob a link is to: one step only, as a blob may itself be a link to one that repositories share."""
+    """The blob that a link points to, one step only: a blob may itself link to one that repositories share."""
     return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
 
 
 def _link(blob: Path, pointer: Path) -> None:
-    """Put the link in place; where the file system has none, the file itself, as huggingface_hub does."""
+    """Create a link; without support for links move the blob there instead, as huggingface_hub does."""
     temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
     try:
         temporary.symlink_to(os.path.relpath(blob, pointer.parent))
@@ -203,9 +205,3 @@ def _link(blob: Path, pointer: Path) -> None:
         blob.replace(pointer)
         return
     temporary.replace(pointer)
-
-
-def _replace(path: Path, text: str) -> None:
-    unnamed = path.with_name(f".{path.name}.{os.getpid()}")
-    unnamed.write_text(text)
-    unnamed.replace(path)

@@ -1,4 +1,4 @@
-"""Models that were made here of others by writing their weights in another encoding: their names, and their folder."""
+"""Re-encoded copies of models (derivatives): their names and their directory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.files import fsync_directory, try_lock
 
 PART_SUFFIX = ".part"
-DIGEST_DIGITS = 16  # of the original's digest, in the name of a folder
+DIGEST_DIGITS = 16  # of the original's digest, in a directory name
 
 
 class Derivative(NamedTuple):
-    """What the name of a derivative says: what its original is called here, and its encoding."""
+    """Name of a derivative: the name of its original, and its encoding."""
 
     original: str
     encoding: str
@@ -29,56 +29,56 @@ class Derivative(NamedTuple):
 
     @property
     def original_name(self) -> str:
-        """What the original is called, whatever its quantisation."""
+        """Name of the original, without its quantization."""
         return self.original.partition(":")[0]
 
     @property
     def repo_id(self) -> str | None:
-        """The repository of an original that has no name of its own."""
+        """Repository of the original; None if it has a name of its own."""
         reference = parse_reference(self.original) if "/" in self.original else None
         return reference.repo_id if isinstance(reference, HubReference) else None
 
     @property
     def rebuild_command(self) -> str:
-        """What makes it again."""
+        """Command that creates it again."""
         return f"cerebrum tune {self.original} --reencode --apply {self.encoding}"
 
     @classmethod
     def parse(cls, name: str) -> Derivative:
-        """Read the name of a derivative."""
+        """Parse the name of a derivative."""
         original, _, encoding = name.rpartition(":")
         return cls(original, encoding)
 
 
 @dataclass(frozen=True, slots=True)
 class DerivativeStore:
-    """The folder of all derivatives, in which one process at a time makes them.
+    """The directory of all derivatives; one process at a time may write to it.
 
-    <digest of the original>/<its file name>.as-<ENCODING>.gguf         .part until it is whole
+    <digest of the original>/<its file name>.as-<ENCODING>.gguf         .part until it is complete
     """
 
     directory: Path
     free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
 
     def path(self, original: Path, digest: str, encoding: str) -> Path:
-        """Return where a derivative lies."""
+        """Path of a derivative."""
         return self.directory / digest[:DIGEST_DIGITS] / f"{original.stem}.as-{encoding}.gguf"
 
     def free_space(self) -> int:
-        """Return the bytes that are free for one more."""
+        """Free bytes on the directory's disk."""
         return self.free_bytes(next(path for path in (self.directory, *self.directory.parents) if path.exists()))
 
     @contextlib.contextmanager
     def locked(self, keep: Collection[Path]) -> Iterator[None]:
-        """Keep others out, and remove what a killed process has left, all but the files that are known.
+        """Lock the directory and delete the files of killed processes, all but those to `keep`.
 
-        CerebrumError where another one works here, or something cannot be written.
+        Raises CerebrumError if another process holds the lock, or if the directory cannot be written.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with (self.directory / "lock").open("ab") as lock:  # closing the file gives it back
+            with (self.directory / "lock").open("ab") as lock:  # closing the file releases the lock
                 if not try_lock(lock.fileno()):
-                    raise CerebrumError("another cerebrum tune --reencode is at work", "wait until it has ended")
+                    raise CerebrumError("another cerebrum tune --reencode is running", "wait until it is done")
                 for leftover in self.directory.glob("*/*"):
                     if leftover not in keep:
                         delete_file(leftover)
@@ -89,12 +89,12 @@ class DerivativeStore:
 
 
 def original_file_name(path: Path) -> str:
-    """Return the file name of what a derivative was made of."""
+    """File name of the original of the derivative at `path`."""
     return f"{path.stem.rpartition('.as-')[0]}.gguf"
 
 
 def commit_file(part: Path, path: Path) -> None:
-    """Give a whole file its name, durably."""
+    """Rename a complete file to its final name, durably."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)
@@ -102,7 +102,7 @@ def commit_file(part: Path, path: Path) -> None:
 
 
 def delete_file(path: Path) -> None:
-    """Remove a file, and its folder where that was the last one in it."""
+    """Delete a file, and its directory if that is then empty."""
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()

@@ -1,7 +1,7 @@
-"""Bring a file from the Hub into the Hugging Face cache: whole and checked, or not at all.
+"""Download files from the Hub into the Hugging Face cache; downloads are atomic, verified and resumable.
 
-huggingface_hub's own download cannot go on in a new process, so the partial file is ours: it is named by its digest,
-continued with a Range request, hashed while it is written, and gets its place when the digest is right.
+huggingface_hub cannot resume a download in a new process. Here the partial file is named after its digest, resumed with
+a Range request, hashed while it is written, and moved into place if the digest matches.
 """
 
 from __future__ import annotations
@@ -29,55 +29,57 @@ from cerebrum_cli.core.text import format_size
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-MAX_WAIT_S = 600.0  # what the Hub may ask for; its rate limits last 300
-DISK_MARGIN = 64_000_000  # bytes of the disk left to others
+MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
+DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 _MAX_BACKOFF_S = 16.0
-_PROGRESS_BYTES = 1 << 20  # the network brings 64 KiB at a time: telling of each costs more than writing it
+_PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
 
 
 class Progress(Protocol):
-    """Who is told how a pull goes on."""
+    """Receiver of a download's progress."""
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Take how far a stage is, in bytes."""
+        """Report how many bytes of a stage are done."""
 
     def notice(self, event: NoticeEvent) -> None:
-        """Take what a person should know."""
+        """Report an event to the user."""
 
 
 @dataclass(slots=True)
 class RetryPolicy:
-    """Try again what may yet succeed, as often as its error allows, until something has come of it."""
+    """Waits between retries: exponential backoff, or as long as the Hub asks; each error sets its number of retries."""
 
     progress: Progress
     sleep: Callable[[float], None] = time.sleep
     failures: int = 0
 
     def reset(self) -> None:
-        """Count from nothing again: the last try has brought something."""
+        """Restart the count after the last attempt received data."""
         self.failures = 0
 
     def wait(self, error: HubError) -> None:
-        """Wait before the next try; raise the error where there is to be none."""
+        """Sleep until the next attempt; raise the error if no retries are left."""
         self.failures += 1
         if self.failures > error.retries:
             raise error
         seconds = min(_MAX_BACKOFF_S, 2.0 ** (self.failures - 1)) if error.wait_s is None else error.wait_s
         if seconds > MAX_WAIT_S:
-            raise HubError(f"{error.message} and says to wait {seconds / 60:.0f} minutes", "pull again then") from error
-        self.progress.notice(NoticeEvent(error.message, f"trying again in {seconds:.0f} s"))
+            raise HubError(
+                f"{error.message} and asks to wait {seconds / 60:.0f} minutes", "pull again after that"
+            ) from error
+        self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
         self.sleep(seconds)
 
 
 def free_space(directory: Path) -> float:
-    """Return the bytes that are free on a directory's disk; infinity where that is none, and tells nothing."""
+    """Free bytes on the disk of a directory; infinity if the file system reports no size."""
     usage = shutil.disk_usage(directory)
     return usage.free if usage.total else math.inf
 
 
 @dataclass(slots=True)
 class Download:
-    """Downloads of the files of one listing; whatever ends one, the next goes on where it was."""
+    """Downloads files of a listing; an interrupted download is resumed."""
 
     listing: Listing
     cache: Cache
@@ -87,11 +89,11 @@ class Download:
     sleep: Callable[[float], None] = time.sleep
 
     def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
-        """Return how much of these files is still to come."""
+        """Bytes of these files that are not downloaded yet."""
         return sum(file.size - self._present_bytes(file) for file in files)
 
     def require_space(self, files: tuple[HubFile, ...]) -> None:
-        """Raise PullError where the disk has no room for what is still to come."""
+        """Raise PullError if the disk has no room for the missing bytes."""
         missing = self.missing_bytes(files)
         directory = next(path for path in (self.cache.directory, *self.cache.directory.parents) if path.exists())
         free = self.free_bytes(directory)
@@ -99,25 +101,25 @@ class Download:
         if missing and free < need:
             available, lacking = format_size(int(free)), format_size(int(need - free))
             raise PullError(
-                f"{directory}: the disk is too full: {available} are free, and the pull needs {format_size(need)}",
+                f"{directory}: not enough disk space: {available} free, {format_size(need)} needed",
                 f"free {lacking}, or set HF_HUB_CACHE to a directory on another disk",
             )
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
-        """Return the paths of files in the cache, downloaded and checked unless they are there already."""
+        """Download and verify the files that are not in the cache, and return the paths of all."""
         listing = self.listing
         total, before, paths = sum(file.size for file in files), 0, []
         try:
             for file in files:
                 paths.append(self._fetch(file, _FileProgress(self.progress, before, total)))
                 before += file.size
-            with contextlib.suppress(PermissionError):  # a cache that is only read from
+            with contextlib.suppress(PermissionError):  # a read-only cache
                 self.cache.write_ref(listing.repo_id, listing.revision, listing.commit)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            hint = "free some disk space" if full else "set HF_HUB_CACHE to a directory that can be written to"
+            hint = "free some disk space" if full else "set HF_HUB_CACHE to a writable directory"
             problem = f"{error.filename or files[0].name}: {error.strerror or error}"
-            raise PullError(problem, f"{hint}, then pull again: it goes on") from error
+            raise PullError(problem, f"{hint}, then pull again to resume") from error
         return tuple(paths)
 
     def _fetch(self, file: HubFile, progress: _FileProgress) -> Path:
@@ -137,36 +139,36 @@ class Download:
         return self.cache.stored_path(self.listing.repo_id, self.listing.commit, file.name, file.digest)
 
     def _present_bytes(self, file: HubFile) -> int:
-        """Return how many bytes of a file are here."""
+        """Bytes of a file that are on disk."""
         for path in (self._stored_path(file), self.cache.partial(self.listing.repo_id, file.digest)):
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
 
     def _report_other_process(self, file: HubFile, progress: _FileProgress) -> Iterator[None]:
-        """Tell how far the process is that holds the lock."""
+        """Report the progress of the process that holds the lock, at every step."""
         self.progress.notice(NoticeEvent(f"another process is downloading {file.name}", "waiting for it"))
         while True:
             yield
             progress.download(self._present_bytes(file), file.size)
 
     def _is_valid(self, blob: Path, file: HubFile, progress: _FileProgress) -> bool:
-        """Return whether a blob is what it should be."""
+        """Whether a blob has the right size and digest."""
         return blob.stat().st_size == file.size and self.digest_of(blob, progress.verify) == file.digest
 
     def _has_valid_blob(self, file: HubFile, progress: _FileProgress) -> bool:
-        """Return whether a file is here and what it should be; one that is not is deleted."""
+        """Whether a file is stored with the right digest; a damaged one is deleted."""
         blob = self._stored_path(file)
         if not blob.exists():
             return False
         if self._is_valid(blob, file, progress):
             return True
-        self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "it is deleted and downloaded again"))
+        self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
         blob.unlink()
         return False
 
     def _complete(self, partial: Path, file: HubFile, progress: _FileProgress) -> None:
-        """Bring the partial file to its full size and check it; what is wrong is deleted."""
+        """Download the rest of a partial file and verify it; delete it if its digest is wrong."""
         retry_policy = RetryPolicy(self.progress, self.sleep)
         with partial.open("ab+") as out:
             writer = _Writer(out, file.size, progress.download)
@@ -186,12 +188,12 @@ class Download:
         if digest != file.digest:
             partial.unlink()
             raise PullError(
-                f"{file.name} came with other bytes: its SHA-256 is {digest}, not {file.digest}",
-                "what came is deleted; pull again, and if that does not help, ask the repository's owner",
+                f"{file.name} was not downloaded correctly: its SHA-256 is {digest}, not {file.digest}",
+                "the download was deleted; pull again, or report it to the repository's owner",
             )
 
     def _receive(self, writer: _Writer, file: HubFile) -> None:
-        """Write what one request brings."""
+        """Write the bytes of one request."""
         with open_file(self.listing, file.name, writer.done) as body:
             if body.start != writer.done:
                 writer.restart()
@@ -202,24 +204,24 @@ class Download:
 
 
 class _FileProgress(NamedTuple):
-    """Whom to tell of one file of several: `before` bytes of `total` were those of the files before it."""
+    """Progress of one file of several; the files before it have `offset` bytes of `total`."""
 
     progress: Progress
     offset: int
     total: int
 
     def download(self, done: int, _: int) -> None:
-        """Tell how much has come, of all files."""
+        """Report the bytes downloaded, of all files."""
         self.progress.update("download", self.offset + done, self.total)
 
     def verify(self, done: int, total: int) -> None:
-        """Tell how much of what is here has been hashed."""
+        """Report the bytes hashed."""
         self.progress.update("verify", done, total)
 
 
 @dataclass(slots=True)
 class _Writer:
-    """A partial file, the digest of what is in it, and how much that is."""
+    """A partial file with the number and the digest of its bytes."""
 
     out: BinaryIO
     size: int
@@ -229,7 +231,7 @@ class _Writer:
     next_report: int = 0
 
     def hash_existing(self, on_progress: Callable[[int, int], None]) -> None:
-        """Hash what an earlier process has left."""
+        """Hash the bytes of an earlier process."""
         existing = self.out.seek(0, os.SEEK_END)
         if existing > self.size:
             self.restart()
@@ -240,15 +242,15 @@ class _Writer:
             on_progress(self.done, existing)
 
     def restart(self) -> None:
-        """Throw away what is there."""
+        """Discard the file's content."""
         self.out.truncate(0)
         self.digest, self.done = hashlib.sha256(), 0
 
     def write(self, chunk: bytes) -> None:
-        """Add bytes; never more than the file is to have."""
+        """Append bytes. Raises PullError beyond the file's size."""
         if self.done + len(chunk) > self.size:
             self.restart()
-            raise PullError(f"the server sends more than the {self.size:,} bytes listed", "pull again later")
+            raise PullError(f"the server sent more than the listed {self.size:,} bytes", "pull again later")
         self.out.write(chunk)
         self.digest.update(chunk)
         self.done += len(chunk)

@@ -1,7 +1,6 @@
-"""The Hugging Face Hub, through huggingface_hub: its addresses, its tokens, its locks and its errors.
+"""The Hugging Face Hub through huggingface_hub: its URLs, tokens, locks and errors.
 
-This is the one file that imports it. What goes wrong leaves as an error of this program, which says whether trying
-again may help.
+Only this module imports huggingface_hub. It raises errors of this program, which state whether a retry may help.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import CachedFileInfo, HFCacheInfo
 
-_VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # an empty one means what none means
-_LIBRARY_NAME = "cerebrum"  # as the Hub's statistics see us
+_VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
+_LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
 class HubFile(NamedTuple):
-    """A file of a repository: its path there, its bytes, and its SHA-256 as the Hub's large-file store lists it."""
+    """A file of a repository: its path, its size in bytes, and the SHA-256 in the Hub's large-file storage."""
 
     name: str
     size: int
@@ -41,15 +40,15 @@ class HubFile(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The SHA-256. PullError where the Hub lists none: such a file cannot be checked."""
+        """The SHA-256. Raises PullError if the Hub lists none, since the file could not be verified."""
         if self.sha256 is None:
-            raise PullError(f"{self.name}: the Hub lists no SHA-256 of it", "choose another file")
+            raise PullError(f"{self.name}: the Hub lists no SHA-256 for it", "choose another file")
         return self.sha256
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One commit of a repository: what `revision` was when it was asked for, and the GGUF files in it."""
+    """GGUF files in one commit of a repository; `revision` is what was requested."""
 
     repo_id: str
     revision: str
@@ -57,42 +56,42 @@ class Listing:
     files: tuple[HubFile, ...]
 
     def file(self, name: str) -> HubFile:
-        """Return the file of that path."""
+        """The file with this path."""
         return next(file for file in self.files if file.name == name)
 
 
 class Body(NamedTuple):
-    """The bytes of a file as they come, and the place in it where they begin."""
+    """The bytes of a file as they arrive, and their offset in it."""
 
     start: int
     chunks: Iterator[bytes]
 
 
 def cache_directory() -> Path:
-    """Return where huggingface_hub keeps files, as HF_HUB_CACHE, HF_HOME and their likes say."""
+    """Directory of huggingface_hub's cache, set by HF_HUB_CACHE, HF_HOME and similar variables."""
     return Path(_constants().HF_HUB_CACHE).absolute()
 
 
 def is_offline() -> bool:
-    """Return whether HF_HUB_OFFLINE forbids the network."""
+    """Whether HF_HUB_OFFLINE forbids network use."""
     return bool(_constants().is_offline_mode())
 
 
 def token() -> Token:
-    """Return where the user's token is kept, and whether there is one; no network is used, not even to renew it."""
+    """Where the user's token is stored and whether one is set. Uses no network, not even to renew the token."""
     location, text = _token_location(), environment("HF_TOKEN") or ""
     if not text:
         with contextlib.suppress(FileNotFoundError):
             text = Path(location).read_text(encoding="utf-8", errors="surrogateescape")
     if not text.isascii() or len(text.split()) > 1:
-        raise PullError(f"the token in {location} holds characters no token has", "correct it")
+        raise PullError(f"invalid characters in the token from {location}", "fix it")
     return Token(location, bool(text.strip()))
 
 
 def check_reachable(timeout: float) -> str:
-    """Ask the Hub whether it is there, without a token, and return its address; HubError where it is not.
+    """Request the Hub without a token and return its address. Raises HubError.
 
-    `timeout` is each stage's, in seconds; to look a name up may take longer.
+    `timeout` is in seconds for each stage; name resolution may take longer.
     """
     endpoint = _endpoint()
     _constants()
@@ -101,12 +100,12 @@ def check_reachable(timeout: float) -> str:
     with _translated(endpoint):
         response = get_session().head(endpoint, timeout=timeout, headers={"Accept-Encoding": "identity"})
     if response.status_code >= 500:
-        raise HubError(f"{endpoint} is in trouble ({response.status_code})", "try again later")
+        raise HubError(f"{endpoint}: server error {response.status_code}", "try again later")
     return endpoint
 
 
 def _constants() -> ModuleType:
-    """Return what huggingface_hub makes of the environment. ConfigError for a value that it would stumble over."""
+    """Values that huggingface_hub reads from the environment. Raises ConfigError for invalid ones."""
     for name in _VARIABLES:
         forget_empty_variable(name)
     endpoint = _endpoint()
@@ -116,20 +115,20 @@ def _constants() -> ModuleType:
     except ValueError:
         valid = False
     if not valid:
-        hint = "set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
-        raise ConfigError(f"HF_ENDPOINT is {endpoint!r}, no address of a Hub", hint)
+        hint = "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it"
+        raise ConfigError(f"HF_ENDPOINT={endpoint!r} is not a URL", hint)
     try:
         from huggingface_hub import constants
     except ValueError as error:
-        problem = f"a variable that begins with HF_ is wrong: {error}"
-        raise ConfigError(problem, "correct it, or unset it") from error
+        problem = f"invalid HF_ environment variable: {error}"
+        raise ConfigError(problem, "fix it, or unset it") from error
     return constants
 
 
 def list_repository(repo_id: str, revision: str | None = None) -> Listing:
-    """Ask the Hub which GGUF files a revision of a repository holds, `main` unless another is named.
+    """Request the GGUF files in a revision of a repository; the default is `main`.
 
-    Raises ModelNotFound where there is no such repository or revision, HubError for all else.
+    Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
     timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub import HfApi
@@ -155,9 +154,9 @@ def _sha256(digest: str | None) -> str | None:
 
 @contextlib.contextmanager
 def open_file(listing: Listing, name: str, start: int = 0, end: int | None = None) -> Iterator[Body]:
-    """Open a file of a listing from byte `start` on, to byte `end` or its own; raises as `list_repository` does.
+    """Open a file of a listing from byte `start` up to `end` or its end. Raises the errors of `list_repository`.
 
-    A server that knows no ranges sends all of it: the body says where it begins.
+    A server without range support sends the whole file, which Body.start shows.
     """
     timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub import get_session, hf_hub_url
@@ -184,7 +183,7 @@ def _chunks(subject: str, response: httpx2.Response) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def blob_lock(path: Path, on_wait: Iterator[None]) -> Iterator[None]:
-    """Hold huggingface_hub's own lock of a blob; `waiting` is stepped twice a second while another process has it."""
+    """Hold huggingface_hub's lock of a blob; `on_wait` is advanced twice a second while another process has it."""
     from filelock import Timeout
     from huggingface_hub.utils._fixes import WeakFileLock
 
@@ -199,9 +198,9 @@ def blob_lock(path: Path, on_wait: Iterator[None]) -> Iterator[None]:
 
 
 def delete(paths: tuple[Path, ...]) -> int:
-    """Delete files of the cache, by the paths their names have there, and return the bytes that were freed.
+    """Delete files of the cache by their snapshot paths and return the number of freed bytes.
 
-    Blobs go when no other revision uses them, revisions when nothing is left of them, a repository likewise.
+    Blobs that another revision uses are kept; empty revisions and repositories are deleted too.
     """
     from huggingface_hub import scan_cache_dir
 
@@ -211,11 +210,11 @@ def delete(paths: tuple[Path, ...]) -> int:
     files = {file for revision in revisions for file in revision.files if file.file_path in requested}
     if len(files) < len(requested):
         warning = next((str(warning) for warning in cache.warnings), "its files are gone")
-        raise PullError(f"the cache in {cache_directory()} is damaged: {warning}", "look at it with: hf cache ls -vvv")
+        raise PullError(f"the cache in {cache_directory()} is damaged: {warning}", "inspect it with hf cache ls -vvv")
     try:
         return _delete_files(cache, files)
     except OSError as error:
-        raise PullError(f"{error.filename}: {error.strerror}", "see to it that the cache can be written to") from error
+        raise PullError(f"{error.filename}: {error.strerror}", "make the cache writable") from error
 
 
 def _delete_files(cache: HFCacheInfo, files: set[CachedFileInfo]) -> int:
@@ -235,23 +234,23 @@ def _delete_files(cache: HFCacheInfo, files: set[CachedFileInfo]) -> int:
 
 
 def _body_start(response: httpx2.Response, requested: int) -> int:
-    """Return where in the file a body begins: where it was asked to, or at its first byte."""
+    """Offset in the file at which a body begins: the requested one, or 0."""
     if response.status_code != 206:
         return 0
     range_header = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if range_header is None or int(range_header[1]) != requested:
-        raise HubError("the server sends another part of the file than it was asked for", "pull again later", retries=2)
+        raise HubError("the server sent the wrong part of the file", "pull again later", retries=2)
     return requested
 
 
 def _not_a_hub() -> HubError:
-    hint = "check the network, and HF_ENDPOINT where it is set"
-    return HubError(f"what {_endpoint()} answers is not what a Hub would", hint)
+    hint = "check the network, and HF_ENDPOINT if it is set"
+    return HubError(f"unexpected response from {_endpoint()}: not a Hugging Face Hub", hint)
 
 
 @contextlib.contextmanager
 def _translated(subject: str) -> Iterator[None]:
-    """Turn what huggingface_hub and the network raise into errors of this program."""
+    """Translate errors of huggingface_hub and the network into errors of this program."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -261,19 +260,19 @@ def _translated(subject: str) -> Iterator[None]:
         raise _response_error(subject, error.response) from error
     except OfflineModeIsEnabled as error:
         raise HubError(
-            f"{subject}: HF_HUB_OFFLINE forbids asking the Hub", "unset it, or use what cerebrum list shows"
+            f"{subject}: HF_HUB_OFFLINE is set", "unset it, or use an installed model (cerebrum list)"
         ) from error
     except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT where it is set") from error
+        raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT if it is set") from error
     except httpx2.TransportError as error:
         raise connection_error(error.request.url.netloc.decode("ascii", "replace"), error) from error
     except UnicodeEncodeError as error:
-        raise HubError(f"the token in {_token_location()} holds characters no token has", "correct it") from error
+        raise HubError(f"invalid characters in the token from {_token_location()}", "fix it") from error
     except ImportError as error:
-        raise HubError(f"the network cannot be used: {error}", "install what is named, or change the proxy") from error
-    except OSError as error:  # a token or a certificate that cannot be read
+        raise HubError(f"cannot use the network: {error}", "install what is missing, or change the proxy") from error
+    except OSError as error:  # an unreadable token or certificate
         problem = f"{error.filename or subject}: {error.strerror or error}"
-        raise HubError(problem, "see to it that it can be read") from error
+        raise HubError(problem, "make it readable") from error
     except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_a_hub() from error
 

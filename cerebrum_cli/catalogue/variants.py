@@ -1,4 +1,4 @@
-"""The GGUF files of a repository as the models one can have: one a quantisation, the parts of a split file together."""
+"""Variants of a model in a repository: one per quantization, with the parts of a split file grouped."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 _SUFFIX = ".gguf"
-# As llama.cpp writes it (llama_split_path): five digits, the first part is 1.
+# As llama.cpp names parts (llama_split_path): five digits, starting at 1.
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-# What the names of quantised files end in, as llama-quantize and the repositories' own habits spell it.
+# Quantization at the end of a file name, as spelled by llama-quantize and by repositories.
 _LABEL = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
     r"(?:[-._]imat(?:rix)?)?$",
     re.IGNORECASE,
 )
-_PROJECTOR = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)", re.IGNORECASE)  # a part of others, and no model
-_IMATRIX = re.compile(r"(?:^|[-._])imatrix(?:[-._]|$)", re.IGNORECASE)  # statistics, unless a quantisation follows
+_PROJECTOR = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)", re.IGNORECASE)  # a part of other models
+_IMATRIX = re.compile(r"(?:^|[-._])imatrix(?:[-._]|$)", re.IGNORECASE)  # statistics, unless a quantization follows
 
 
 class Variant(NamedTuple):
-    """One model of a repository: its quantisation (the file's stem where that names none), its files in order."""
+    """A model of a repository: its quantization (or the file's stem), and its files in order."""
 
     quantization: str
     files: tuple[str, ...]
 
 
 class _Split(NamedTuple):
-    """What a file name says of parts: the stem they share, which one this is, of how many; one of one if nothing."""
+    """A file name split into stem, part number and number of parts; 1 of 1 for a file that is not split."""
 
     stem: str
     part: int
@@ -37,12 +37,12 @@ class _Split(NamedTuple):
 
     @property
     def is_valid(self) -> bool:
-        """Whether there can be such a part."""
+        """Whether the part number is in range."""
         return 1 <= self.part <= self.total
 
 
 def variants(files: Iterable[str]) -> tuple[Variant, ...]:
-    """Return the models among a repository's files, by name; a split file that lacks a part is none."""
+    """Group the files of a repository into models; a split file that lacks a part is left out."""
     models: dict[tuple[str, ...], dict[int, str]] = {}
     for file in sorted(files):
         if is_model(file):
@@ -53,7 +53,7 @@ def variants(files: Iterable[str]) -> tuple[Variant, ...]:
 
 
 def is_model(file: str) -> bool:
-    """Return whether a file's name is one of a model, or of a part of one."""
+    """Whether a file name is that of a model, or of a part of one."""
     split = _parse_split(file)
     stem = PurePosixPath(split.stem).name
     is_auxiliary = _PROJECTOR.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
@@ -61,7 +61,7 @@ def is_model(file: str) -> bool:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """Return the names of all files of the model that a file name is of: itself, or every part of a split one."""
+    """File names of a model, from the name of one of its files: itself, or all parts of a split file."""
     split = _parse_split(name)
     if not (split.is_split and split.is_valid):
         return (name,)
@@ -70,20 +70,20 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 def unsplit_name(name: str) -> str:
-    """Return what a model's file would be called if it were not split into parts, one of which has this name."""
+    """File name of a model if it were not split, from the name of one part."""
     split = _parse_split(name)
     return f"{split.stem}{name[-len(_SUFFIX) :]}" if split.is_split else name
 
 
 def quantization_of(file: str) -> str:
-    """Return the quantisation a file's name ends in, in capitals; where it names none, its stem as a reference can."""
+    """Quantization at the end of a file name, in capitals; else its stem in characters a reference allows."""
     stem = PurePosixPath(_parse_split(file).stem).name
     label = _LABEL.search(stem)
     return label[1].upper() if label else re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
 
 
 def same_quantization(one: str, other: str) -> bool:
-    """Return whether two spellings are of one quantisation: Q4_K_S, q4_k_s and Q4_KS are."""
+    """Whether two spellings mean the same quantization: Q4_K_S, q4_k_s and Q4_KS do."""
     return one.upper().replace("_", "") == other.upper().replace("_", "")
 
 

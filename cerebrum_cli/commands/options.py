@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes as VotesWanted
     from cerebrum_cli.application.inference.loading import ResolvedModel
     from cerebrum_cli.application.models.model import Model as LibraryModel
+    from cerebrum_cli.catalogue.reference import Reference
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.terminal.bars import FileProgress
@@ -194,16 +195,17 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], yes: bool, quiet: boo
     except ModelNotFound as error:
         if error.pullable is None or not (yes or runtime.streams.can_ask):
             raise
+        reference = runtime.library.parse(error.pullable)
         with file_progress(runtime, quiet) as progress:
-            if runtime.puller(progress, offline).is_unavailable_offline(error.pullable):
+            if runtime.puller(progress, offline).is_unavailable_offline(reference):
                 raise
         if not yes:
             with file_progress(runtime, quiet) as progress:
-                offer = runtime.puller(progress, offline).planner.plan(error.pullable, settings.ctx)
+                offer = runtime.puller(progress, offline).planner.plan(reference, settings.ctx)
             size = f"{offer.chosen.quantization}, {format_size(offer.chosen.size)}"
-            if not runtime.streams.confirm(f"{error.message}. Pull {error.pullable} ({size}) now?"):
+            if not runtime.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?"):
                 raise
-        model = pull_model(runtime, error.pullable, None, settings.ctx, quiet, offline, yes)
+        model = pull_model(runtime, reference, None, settings.ctx, quiet, offline, yes)
     runtime.library.registry.touch(model.usage_key)
     return model
 
@@ -223,7 +225,7 @@ def require_agreement(streams: Streams, question: str, name: str, yes: bool) -> 
 
 
 def pull_model(
-    runtime: Runtime, reference: str, name: str | None, context: int | None, quiet: bool, offline: bool, yes: bool
+    runtime: Runtime, reference: Reference, name: str | None, context: int | None, quiet: bool, offline: bool, yes: bool
 ) -> LibraryModel:
     """Bring a model here, showing how far it is; ask before one that will not fit."""
     from cerebrum_cli.terminal.interrupts import interruptible
@@ -241,7 +243,9 @@ def pull_model(
     return model
 
 
-def show_offer(runtime: Runtime, reference: str, context: int | None, json: bool, quiet: bool, offline: bool) -> None:
+def show_offer(
+    runtime: Runtime, reference: Reference, context: int | None, json: bool, quiet: bool, offline: bool
+) -> None:
     """Print what a reference can bring and what of it fits, and download nothing."""
     from cerebrum_cli.application.models.listing import download_plan_object
     from cerebrum_cli.terminal.tables import print_candidates

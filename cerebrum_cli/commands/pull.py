@@ -29,4 +29,5 @@ def pull(
     """
     from cerebrum_cli.runtime import models
 
-    models.pull(runtime_of(context), model, given, options)
+    runtime = runtime_of(context)
+    models.pull(runtime, runtime.library.parse(model), given, options)

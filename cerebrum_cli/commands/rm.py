@@ -24,7 +24,7 @@ def rm(
     from cerebrum_cli.application.models.removal import plan_removal
 
     runtime = runtime_of(context)
-    removal = plan_removal(runtime.library, model)
+    removal = plan_removal(runtime.library, runtime.library.parse(model))
     require_agreement(runtime, removal.question, removal.model.reference, options.yes)
     identity = None if removal.is_file_missing else runtime.library.identity(removal.model)
     report = removal.execute()

@@ -25,4 +25,5 @@ def show(
     """
     from cerebrum_cli.runtime import listing
 
-    listing.show(runtime_of(context), model, given, options)
+    runtime = runtime_of(context)
+    listing.show(runtime, runtime.library.parse(model), given, options)

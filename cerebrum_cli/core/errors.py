@@ -53,9 +53,8 @@ class ModelNotFound(CerebrumError):
 
     exit_code = 3
 
-    def __init__(self, what: str, do: str, near: Sequence[str] = (), offer: str | None = None) -> None:
+    def __init__(self, what: str, do: str, offer: str | None = None) -> None:
         super().__init__(what, do)
-        self.suggestions = tuple(near)
         self.pullable = offer
 
 

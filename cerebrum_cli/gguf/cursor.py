@@ -1,4 +1,4 @@
-"""GGUF's primitive values, read one after another from a buffer that may hold anything at all."""
+"""Reads GGUF's primitive values in sequence from an untrusted buffer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import ModelFileError
 Scalar = str | int | float | bool
 
 _STRING, _ARRAY = 8, 9
-# GGUF's value types other than string and array: the word for one, and how it is stored.
+# GGUF's value types other than string and array: name and layout.
 _SCALARS = {
     0: ("u8", struct.Struct("<B")),
     1: ("i8", struct.Struct("<b")),
@@ -28,11 +28,11 @@ _SCALARS = {
 }
 _UINT32, _UINT64 = _SCALARS[4][1], _SCALARS[10][1]
 _MAX_STRING_BYTES = 16 << 20  # chat templates take kilobytes, an embedded tokenizer.json a few megabytes
-_MAX_STORED_ITEMS = 512  # arrays with an item a layer are kept; those with an item a token are only counted
+_MAX_STORED_ITEMS = 512  # arrays with an item per layer are stored, those with an item per token are not
 
 
 class Array(NamedTuple):
-    """What is kept of an array: its type and length, and its values where it is a short one of numbers."""
+    """Type and length of a metadata array, with the values of a short array of numbers."""
 
     item_type: str
     length: int
@@ -40,11 +40,11 @@ class Array(NamedTuple):
 
 
 class HeaderTruncated(ModelFileError):
-    """The bytes at hand end before the header does."""
+    """The buffer ends before the header does."""
 
 
 class Cursor:
-    """A place in a file's header that moves forward; each method reads one value or raises ModelFileError."""
+    """A position in a file's header; each method reads one value and advances, or raises ModelFileError."""
 
     __slots__ = ("_data", "_end", "_path", "position")
 
@@ -55,7 +55,7 @@ class Cursor:
         self.position = position
 
     def fail(self, problem: str) -> NoReturn:
-        """Raise the file's error."""
+        """Raise a ModelFileError for this file."""
         raise ModelFileError(self._path, problem)
 
     def uint32(self) -> int:
@@ -69,7 +69,7 @@ class Cursor:
         return value
 
     def dimensions(self, count: int) -> tuple[int, ...]:
-        """Read that many unsigned 64-bit integers."""
+        """Read `count` unsigned 64-bit integers."""
         return struct.unpack_from(f"<{count}Q", self._data, self._advance(8 * count))
 
     def string(self, label: str, max_length: int = _MAX_STRING_BYTES) -> str:
@@ -81,7 +81,7 @@ class Cursor:
         return self._data[start : start + length].decode("utf-8", "replace")
 
     def value(self) -> Scalar | Array:
-        """Read a metadata value: its type, then what the type says."""
+        """Read a metadata value: its type, then its data."""
         value_type = self.uint32()
         if value_type == _STRING:
             return self.string("metadata string")
@@ -103,7 +103,7 @@ class Cursor:
         return Array(name, length, struct.unpack_from(f"<{length}{layout.format[-1]}", self._data, start))
 
     def _skip_strings(self, count: int) -> None:
-        """Step over that many strings: the one loop that runs once a token and once a merge (57 ns each)."""
+        """Skip `count` strings: the only loop that runs once per token and per merge (57 ns each)."""
         if count * 8 > self._end - self.position:
             self._fail_truncated()
         unpack, data, position = _UINT64.unpack_from, self._data, self.position
@@ -117,11 +117,11 @@ class Cursor:
 
     def _scalar_type(self, value_type: int) -> tuple[str, struct.Struct]:
         if value_type not in _SCALARS:
-            self.fail(f"damaged: a metadata value of the unknown type {value_type} at byte {self.position:,}")
+            self.fail(f"damaged: metadata value of unknown type {value_type} at byte {self.position:,}")
         return _SCALARS[value_type]
 
     def _advance(self, size: int) -> int:
-        """Move on by `size` bytes and return where they begin."""
+        """Advance by `size` bytes and return where they begin."""
         start = self.position
         if size > self._end - start:
             self._fail_truncated()
@@ -129,5 +129,5 @@ class Cursor:
         return start
 
     def _fail_truncated(self) -> NoReturn:
-        problem = f"truncated or damaged: its header should go on after byte {self._end:,}"
+        problem = f"truncated or damaged: its header does not end before byte {self._end:,}"
         raise HeaderTruncated(self._path, problem)

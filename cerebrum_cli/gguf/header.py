@@ -1,7 +1,7 @@
-"""Read what a GGUF file says of itself, in milliseconds, and refuse one that llama.cpp could not open.
+"""Read the header of a GGUF file in milliseconds, and reject files that llama.cpp could not load.
 
-Nothing in the file is trusted: counts and lengths are compared with the bytes that are there before anything
-is allocated, and every failure is a ModelFileError with one clear line.
+The file is untrusted: counts and lengths are checked against the available bytes before anything is allocated, and
+every failure is a ModelFileError of one line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 Metadata = Mapping[str, Scalar | Array]
 
-# Bounds far above any model known (large vocabularies take about 20 MB, per-expert layouts some thousand tensors).
+# Limits far above known models (large vocabularies take about 20 MB, per-expert layouts a few thousand tensors).
 _HEADER_BYTES = 128 << 20
 _METADATA_COUNT = 4096
 _TENSOR_COUNT = 1 << 17
@@ -33,7 +33,7 @@ _TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
 _ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 _VERSIONS = (2, 3)
 
-# How Mixtral files were written before April 2024: one tensor an expert, which llama.cpp no longer loads.
+# Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
 
 
@@ -46,11 +46,11 @@ class _Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The metadata of one GGUF file and the sums over its tensor table; no weight is read.
+    """Metadata of a GGUF file and totals of its tensor table; no weights are read.
 
-    `tensor_types` counts the tensors of each type: the file's mix of quantisations. `n_heads` and `n_kv_heads` are the
-    largest of any layer, `n_kv_heads_sum` is the sum over all layers. `chat_template` is untrusted code.
-    `per_expert_tensors` marks the old Mixtral layout, which llama.cpp refuses.
+    `tensor_types` counts the tensors of each type. `n_heads` and `n_kv_heads` are the maximum of any layer,
+    `n_kv_heads_sum` is the sum over all layers. `chat_template` is untrusted code. `per_expert_tensors` marks the old
+    Mixtral layout, which llama.cpp no longer loads.
     """
 
     version: int
@@ -79,14 +79,14 @@ class Header:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache that one token takes in f16."""
+        """Bytes of KV cache per token in f16."""
         return 2 * self.n_kv_heads_sum * (self.key_length + self.value_length)
 
 
 def read_header(path: Path) -> Header:
-    """Return the header of a GGUF file, its tensor table checked against the file's size.
+    """Read the header of a GGUF file and check its tensor table against the file's size.
 
-    Raises ModelFileError, and nothing else, for a path or file that cannot be opened as a model.
+    Raises ModelFileError for a path or file that cannot be opened as a model.
     """
     try:
         _require_file(path)
@@ -97,14 +97,14 @@ def read_header(path: Path) -> Header:
             size = file.seek(0, 2)
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
                 return parse_header(path, data, size)
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, a file that shrinks meanwhile
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, or a shrinking file
         raise ModelFileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def parse_header(path: Path, data: mmap.mmap | bytes, size: int) -> Header:
-    """Return the header of a GGUF file of `size` bytes whose first bytes are `data`; `path` is for the errors.
+    """Parse the header of a GGUF file of `size` bytes from its first bytes; `path` is for error messages.
 
-    Raises HeaderEndsEarly where `data` ends before the header does, ModelFileError for all else.
+    Raises HeaderTruncated if `data` ends before the header, ModelFileError for other failures.
     """
     if data[:4] != b"GGUF":
         raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
@@ -115,18 +115,18 @@ def _require_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise ModelFileError(path, "there is no such file", "check the spelling of the path") from error
+        raise ModelFileError(path, "file not found", "check the path") from error
     if stat.S_ISDIR(mode):
         raise ModelFileError(path, "is a directory", "name the .gguf file inside it")
     if not stat.S_ISREG(mode):
-        raise ModelFileError(path, "is not a regular file", "copy the model to a file first: it is mapped into memory")
+        raise ModelFileError(path, "is not a regular file", "copy it to a regular file, which can be memory-mapped")
 
 
 def _parse(path: Path, cursor: Cursor, size: int) -> Header:
     version = _version(path, cursor)
     tensor_count, metadata_count = cursor.uint64(), cursor.uint64()
     if tensor_count > _TENSOR_COUNT or metadata_count > _METADATA_COUNT:
-        cursor.fail(f"damaged: it claims {tensor_count:,} tensors and {metadata_count:,} metadata values")
+        cursor.fail(f"damaged: {tensor_count:,} tensors and {metadata_count:,} metadata values")
     metadata = _read_metadata(cursor, metadata_count)
     tensors = _read_tensors(cursor, tensor_count)
     _check_extent(path, _Integers(path, metadata).alignment(), tensors, cursor.position, size)
@@ -136,7 +136,7 @@ def _parse(path: Path, cursor: Cursor, size: int) -> Header:
 def _version(path: Path, cursor: Cursor) -> int:
     version = cursor.uint32()
     if version and not version & 0xFFFF:
-        raise ModelFileError(path, "written for big-endian machines", "pull the little-endian file of this model")
+        raise ModelFileError(path, "big-endian", "pull the little-endian file of this model")
     if version < min(_VERSIONS):
         raise ModelFileError(path, f"GGUF version {version} is no longer supported", "pull a newer file of this model")
     if version > max(_VERSIONS):
@@ -149,7 +149,7 @@ def _read_metadata(cursor: Cursor, count: int) -> dict[str, Scalar | Array]:
     for _ in range(count):
         key = cursor.string("metadata key", _KEY_BYTES)
         if not key or key in metadata:
-            cursor.fail(f"damaged: the metadata key {_quoted(key)} is {'there twice' if key else 'empty'}")
+            cursor.fail(f"damaged: the metadata key {_quoted(key)} is {'duplicated' if key else 'empty'}")
         metadata[key] = cursor.value()
     return metadata
 
@@ -160,7 +160,7 @@ def _read_tensors(cursor: Cursor, count: int) -> list[_Tensor]:
     for _ in range(count):
         name = cursor.string("tensor name", _TENSOR_NAME_BYTES)
         if name in names:
-            cursor.fail(f"damaged: the tensor {_quoted(name)} is there twice")
+            cursor.fail(f"damaged: the tensor {_quoted(name)} is duplicated")
         names.add(name)
         n_dims = cursor.uint32()
         if n_dims > _TENSOR_DIMENSIONS:
@@ -173,9 +173,9 @@ def _read_tensors(cursor: Cursor, count: int) -> list[_Tensor]:
 
 
 def _check_extent(path: Path, alignment: int, tensors: Iterable[_Tensor], header_end: int, size: int) -> None:
-    """Check that tensors follow one another as llama.cpp expects and that the file holds them all.
+    """Check that tensors are contiguous, as llama.cpp expects, and that the file contains them all.
 
-    A tensor of a type this table does not know has no known end: the place of the next one is then taken as it is.
+    The end of a tensor of an unknown type is unknown; the offset of the next one is then accepted.
     """
     expected: int | None = 0
     end = 0
@@ -188,7 +188,7 @@ def _check_extent(path: Path, alignment: int, tensors: Iterable[_Tensor], header
         expected = None if length is None else _aligned(end, alignment)
     needed = _aligned(header_end, alignment) + end if end else header_end
     if needed > size:
-        problem = f"truncated: its tensors end at byte {needed:,} and the file has {size:,}"
+        problem = f"truncated: its tensors end at byte {needed:,}, but the file has {size:,} bytes"
         raise ModelFileError(path, problem, "pull it again, or copy it again")
 
 
@@ -206,7 +206,7 @@ def _tensor_bytes(path: Path, tensor: _Tensor) -> int | None:
 def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]) -> Header:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
-        raise ModelFileError(path, "it names no general.architecture, so it is no language model")
+        raise ModelFileError(path, "not a language model: no general.architecture")
     integers = _Integers(path, metadata, architecture)
     heads = integers.per_layer("attention.head_count")
     kv_heads = integers.per_layer("attention.head_count_kv") or heads
@@ -243,7 +243,7 @@ def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Integers:
-    """The integers of a file's metadata, each checked to be one when it is asked for."""
+    """Integer metadata of a file, validated on access."""
 
     path: Path
     metadata: Metadata
@@ -254,11 +254,11 @@ class _Integers:
         return None if value is None else self._checked(key, value)
 
     def hyperparameter(self, key: str) -> int:
-        """Return a hyperparameter, 0 where the file does not say."""
+        """Value of a hyperparameter; 0 if it is not set."""
         return self.optional(f"{self.architecture}.{key}") or 0
 
     def per_layer(self, key: str) -> tuple[int, ...]:
-        """Return a hyperparameter that may be one number for all layers, or one a layer."""
+        """Values of a hyperparameter per layer; the file may have one for all layers."""
         key = f"{self.architecture}.{key}"
         value = self.metadata.get(key)
         if isinstance(value, Array) and value.length == len(value.values):
@@ -266,17 +266,17 @@ class _Integers:
         return () if value is None else (self._checked(key, value),) * self._layers()
 
     def alignment(self) -> int:
-        """Return the power of two that every tensor's place is a multiple of."""
+        """Alignment of tensor data, a power of two."""
         value = self.optional("general.alignment")
         if value is not None and (value == 0 or value & (value - 1)):
-            raise ModelFileError(self.path, f"damaged: its general.alignment of {value:,} is no power of two")
+            raise ModelFileError(self.path, f"damaged: its general.alignment {value:,} is not a power of two")
         return value or _ALIGNMENT
 
     def _layers(self) -> int:
-        """Return the number of layers, refusing one that no model has."""
+        """Number of layers. Raises ModelFileError for an impossible one."""
         layers = self.hyperparameter("block_count")
         if layers > _TENSOR_COUNT:
-            raise ModelFileError(self.path, f"damaged: it claims {layers:,} layers")
+            raise ModelFileError(self.path, f"damaged: {layers:,} layers")
         return layers
 
     def _checked(self, key: str, value: Scalar | Array) -> int:
@@ -300,5 +300,5 @@ def _aligned(position: int, alignment: int) -> int:
 
 
 def _quoted(text: str) -> str:
-    """Return a file's own words in quotes, made short and safe to print."""
+    """Text from the file, quoted, shortened and safe to print."""
     return ascii(text if len(text) <= 80 else text[:80] + "...")

@@ -1,4 +1,4 @@
-"""ggml's numbers as tables: how many bytes a tensor type takes, and what a file type is called."""
+"""Tensor and file types of ggml as tables."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 
 class TensorType(NamedTuple):
-    """One ggml type: `block_bytes` bytes hold `block_size` weights of one row."""
+    """A ggml type: `block_bytes` bytes hold `block_size` weights of a row."""
 
     name: str
     block_size: int
     block_bytes: int
 
     def bytes_of(self, weights: int) -> int:
-        """Return the bytes that so many weights take, which are whole blocks."""
+        """Size in bytes of this many weights, a multiple of the block size."""
         return weights // self.block_size * self.block_bytes
 
 
-# Source: `enum ggml_type` in ggml.h and the block structs in ggml-common.h (llama.cpp 0c1e57098); gaps are gone types.
+# Source: `enum ggml_type` in ggml.h and the block structs in ggml-common.h (llama.cpp 0c1e57098); gaps: removed types.
 TENSOR_TYPES = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),
@@ -56,7 +56,7 @@ TENSOR_TYPES = {
     42: TensorType("Q2_0", 64, 18),
 }
 
-# Source: `enum llama_ftype` in llama.h, without its MOSTLY_ prefix: the words file names use; gaps are gone types.
+# Source: `enum llama_ftype` in llama.h, without its MOSTLY_ prefix, as in file names; gaps are removed types.
 FILE_TYPES = {
     0: "F32",
     1: "F16",

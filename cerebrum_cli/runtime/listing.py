@@ -14,6 +14,7 @@ from cerebrum_cli.terminal.tuning_report import print_profile
 if TYPE_CHECKING:
     from cerebrum_cli.application.inference.profiles import Profile
     from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.catalogue.reference import Reference
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options.models import ListOptions, ReportOptions
@@ -35,14 +36,14 @@ def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
         if not options.quiet and any(row["default"] for row in listed):
             streams.info("* default model")
     elif not options.quiet:
-        streams.info("no models installed; cerebrum list --available shows what can be pulled")
+        streams.info("no model is installed; cerebrum list --available shows models to pull")
 
 
-def show(runtime: Runtime, reference: str, given: Layer, options: ReportOptions) -> None:
+def show(runtime: Runtime, reference: Reference, given: Layer, options: ReportOptions) -> None:
     """Print a model's metadata, prompt format, profile and quantizations."""
     profile, settings, library = None, runtime.settings(given), runtime.library
     try:
-        model = library.resolve(reference)
+        model = library.find(reference)
     except ModelNotFound as error:
         available = listing.describe_available(library, reference, settings.ctx)
         if available is None:

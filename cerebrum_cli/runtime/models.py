@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.application.inference.loading import ResolvedModel
     from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.catalogue.reference import Reference
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options.models import PullCommandOptions
@@ -27,18 +28,19 @@ def find_model(runtime: Runtime, given: Mapping[str, Any], options: PullOptions)
     except ModelNotFound as error:
         if error.pullable is None or not (options.yes or runtime.streams.can_ask):
             raise
+        reference = runtime.library.parse(error.pullable)
         with file_progress(runtime, options) as progress:
-            if runtime.puller(progress, options.offline).is_unavailable_offline(error.pullable):
+            if runtime.puller(progress, options.offline).is_unavailable_offline(reference):
                 raise
-        if not (options.yes or confirm_pull(runtime, error, error.pullable, settings.ctx, options)):
+        if not (options.yes or confirm_pull(runtime, error, reference, settings.ctx, options)):
             raise
-        model = pull_model(runtime, error.pullable, None, settings.ctx, options)
+        model = pull_model(runtime, reference, None, settings.ctx, options)
     runtime.library.registry.touch(model.usage_key)
     return model
 
 
 def confirm_pull(
-    runtime: Runtime, error: ModelNotFound, reference: str, context: int | None, options: PullOptions
+    runtime: Runtime, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
 ) -> bool:
     """Ask whether a model should be downloaded now, naming its quantization and size."""
     with file_progress(runtime, options) as progress:
@@ -47,7 +49,9 @@ def confirm_pull(
     return runtime.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
 
-def pull_model(runtime: Runtime, reference: str, name: str | None, context: int | None, options: PullOptions) -> Model:
+def pull_model(
+    runtime: Runtime, reference: Reference, name: str | None, context: int | None, options: PullOptions
+) -> Model:
     """Download a model with a progress bar; ask before one that does not fit this machine."""
     from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -64,7 +68,9 @@ def pull_model(runtime: Runtime, reference: str, name: str | None, context: int 
     return model
 
 
-def show_download_plan(runtime: Runtime, reference: str, context: int | None, json: bool, options: PullOptions) -> None:
+def show_download_plan(
+    runtime: Runtime, reference: Reference, context: int | None, json: bool, options: PullOptions
+) -> None:
     """Print the quantizations a reference offers and which fit; download nothing."""
     from cerebrum_cli.application.models.listing import download_plan_object
     from cerebrum_cli.terminal.tables import print_candidates
@@ -93,7 +99,7 @@ def file_progress(runtime: Runtime, options: QuietOptions) -> FileProgress:
     return FileProgress(runtime.streams, options.quiet)
 
 
-def pull(runtime: Runtime, reference: str, given: Mapping[str, Any], options: PullCommandOptions) -> None:
+def pull(runtime: Runtime, reference: Reference, given: Mapping[str, Any], options: PullCommandOptions) -> None:
     """Download a model, or show what could be downloaded: the run of `cerebrum pull`."""
     context = runtime.settings(given).ctx
     if options.dry_run:

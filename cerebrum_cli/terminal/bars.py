@@ -1,4 +1,4 @@
-"""Bars on standard error: how far a batch is, a piece of work in stages, and files that come from elsewhere."""
+"""Progress on standard error: of a batch, of work in stages, and of files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LOG_EVERY_S = 60.0
-BATCH_TOKENS = 50  # after which a batch's speed is told again
-BAR_COLUMNS = 60  # of a window that has room for a bar beside what it tells
+BATCH_TOKENS = 50  # interval at which a batch's speed is updated
+BAR_COLUMNS = 60  # narrowest window with a bar
 
 
 class BatchProgress:
-    """How far a batch is: a bar where it `draws`; elsewhere a line every minute; at its end a line in both.
+    """Progress of a batch: a bar if `draws`, otherwise a line per minute; a summary line at the end of both.
 
-    Where whoever reads the answers has gone, nothing is told any more.
+    The summary is left out if the reader of the output has closed the pipe.
     """
 
     def __init__(self, streams: Streams, draws: bool) -> None:
@@ -52,7 +52,7 @@ class BatchProgress:
             self._update()
 
     def close(self) -> None:
-        """Take the bar away, and tell what has been done."""
+        """Remove the bar and print the summary."""
         if self._bar:
             self._bar.stop()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
@@ -82,7 +82,7 @@ class BatchProgress:
 
 
 class StageProgress:
-    """How far a long piece of work is, and what it does now: a bar where it can be drawn, elsewhere a line a minute."""
+    """Progress of a long operation and its current stage: a bar on a terminal, otherwise a line per minute."""
 
     def __init__(self, streams: Streams, quiet: bool) -> None:
         self._streams = streams
@@ -92,7 +92,7 @@ class StageProgress:
         self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
-        """Follow the stages."""
+        """Show stage events."""
         if self._quiet or not isinstance(event, StageEvent):
             return
         if self._streams.can_redraw:
@@ -102,7 +102,7 @@ class StageProgress:
             self._streams.info(f"{event.done} of {event.total}: {event.stage}")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
             self._bar = self._task = None
@@ -117,7 +117,7 @@ class StageProgress:
 
 
 def stage_bar(streams: Streams) -> Progress:
-    """Return what is done now, with the time it has taken, and where there is room for it a bar."""
+    """A bar with the current stage and elapsed time; narrow windows show fewer columns."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
     from rich.table import Column
@@ -130,7 +130,7 @@ def stage_bar(streams: Streams) -> Progress:
 
 
 def batch_bar(streams: Streams) -> Progress:
-    """Return rows done and failed and the time left, and where there is room for it a bar and tokens a second."""
+    """A bar with rows, failures, speed and remaining time; narrow windows show fewer columns."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -147,7 +147,7 @@ def batch_bar(streams: Streams) -> Progress:
 
 
 class FileProgress:
-    """The stages of fetching a file: a bar for each on a terminal; elsewhere a line at its begin and every minute."""
+    """Progress of downloads: a bar per stage on a terminal, otherwise a line at the start and every minute."""
 
     def __init__(self, streams: Streams, quiet: bool) -> None:
         self._streams = streams
@@ -186,7 +186,7 @@ class FileProgress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the bars away for as long as somebody is asked something."""
+        """Hide the bars while a question is asked."""
         if self._bars:
             self._bars.stop()
         yield
@@ -194,7 +194,7 @@ class FileProgress:
             self._bars.start()
 
     def notice(self, event: NoticeEvent) -> None:
-        """Tell what a person should know, above the bars."""
+        """Print a notice above the bars."""
         if self._quiet:
             return
         if self._bars:
@@ -205,12 +205,12 @@ class FileProgress:
             self._streams.info(f"note: {event.message}: {event.hint}")
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is, in bytes."""
+        """Show how many bytes of a stage are done."""
         if self._quiet:
             return
         if self._bars:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total, completed=done)  # no part of the speed
+                self._tasks[stage] = self._bars.add_task(stage, total=total, completed=done)  # not counted in the speed
             self._bars.update(self._tasks[stage], completed=done, total=total)
             return
         now = time.monotonic()
@@ -222,7 +222,7 @@ class FileProgress:
 
 
 def _speed_and_remaining_time(done: int, seconds: float, remaining: int) -> str:
-    """Return the speed of a download and the time left, as far as they can be told."""
+    """Speed and remaining time of a download; empty before the first bytes."""
     if done <= 0 or seconds <= 0:
         return ""
     speed = done / seconds

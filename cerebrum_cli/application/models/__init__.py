@@ -1,1 +1,1 @@
-"""Which model a reference means, which are installed, and which fit this machine."""
+"""Find, list, assess and remove models."""

@@ -1,4 +1,4 @@
-"""The quantisations a model can be had in, by their sizes, and as this machine sees them. Nobody is asked."""
+"""The quantizations of a model, with sizes, and how they fit this machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cerebrum_cli.core.text import format_size
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Where a model can be had and in which sizes: a listing of the Hub, or what the catalogue and the files here say.
+    """A model's quantizations and their sizes: from a listing of the Hub, or from the catalog and installed files.
 
-    `variants` are the files of a listing, one for each of `sizes`; `here` the quantisations that need no download.
+    `variants` are the files of a listing, one for each of `sizes`; `installed` are quantizations without a download.
     """
 
     name: str
@@ -32,18 +32,18 @@ class Availability:
     variants: tuple[Variant, ...] = ()
 
     def matching(self, quantization: str | None) -> list[str]:
-        """Return the quantisations that are meant: all, or the one of that name. ModelNotFound if there is none."""
+        """All quantizations, or the one with this name. Raises ModelNotFound if there is none."""
         names = [name for name, _ in self.sizes]
         found = [name for name in names if quantization is None or same_quantization(quantization, name)]
         if not found:
-            hint = f"there are {', '.join(sorted(set(names)))}" if names else "none is known"
-            raise ModelNotFound(f"{self.name} has no quantisation {quantization}", hint, tuple(names))
+            hint = f"available: {', '.join(sorted(set(names)))}" if names else "none is known"
+            raise ModelNotFound(f"{self.name} has no quantization {quantization}", hint)
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadPlan:
-    """What can be had, judged by the memory of this machine at this context, and the one that is meant."""
+    """Available quantizations, assessed for this machine's memory and a context size, and the chosen one."""
 
     availability: Availability
     candidates: tuple[QuantizationFit, ...]
@@ -52,35 +52,33 @@ class DownloadPlan:
     capacity: Capacity
 
     @property
-    def reference(self) -> str:
-        """What to call the one that is meant."""
-        return str(NameReference(self.availability.name, self.chosen.quantization))
+    def reference(self) -> NameReference:
+        """Reference of the chosen quantization."""
+        return NameReference(self.availability.name, self.chosen.quantization)
 
     @property
     def warning(self) -> str | None:
-        """What to know before a choice that will not fit is downloaded."""
+        """Warning before the download of a model that does not fit."""
         if self.chosen.verdict != "too big":
             return None
         return (
-            f"{self.reference} needs {format_size(self.chosen.needed)} of memory at a context of {self.context} tokens,"
-            f" and {format_size(self.capacity.usable_memory)} can be had here"
+            f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
+            f" {format_size(self.capacity.usable_memory)} are available"
         )
 
     @property
     def variant(self) -> Variant:
-        """The files of the one that is meant. UsageError where several models of a repository share its name."""
+        """Files of the chosen quantization. Raises UsageError if several models of a repository share its name."""
         found = [each for each in self.availability.variants if each.quantization == self.chosen.quantization]
         if len(found) != 1 and self.availability.listing:
             repo_id = self.availability.listing.repo_id
             choices = " or ".join(str(HubReference(repo_id, file=each.files[0])) for each in found)
-            raise UsageError(
-                f"{repo_id} holds several models called {self.chosen.quantization}", f"name one: {choices}"
-            )
+            raise UsageError(f"{repo_id} has several {self.chosen.quantization} models", f"choose one: {choices}")
         return found[0]
 
 
 def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availability:
-    """Return what the catalogue knows of a model, and what the files of it that are here say themselves."""
+    """Quantizations of a catalog model; installed files override the catalog's numbers."""
     installed = [model for model in models if model.spec == spec and not model.is_derived and model.is_readable]
     listed = [each for source in spec.sources[:1] for each in source.quantizations] or spec.quantizations
     return Availability(
@@ -94,7 +92,7 @@ def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availabi
 
 
 def installed_availability(models: Iterable[Model]) -> Availability:
-    """Return the quantisations that are here of a model no catalogue knows; there must be one."""
+    """Installed quantizations of a model that is not in the catalog; there must be one."""
     installed = list(models)
     header = installed[0].header
     return Availability(
@@ -109,7 +107,7 @@ def installed_availability(models: Iterable[Model]) -> Availability:
 def assess_fit(
     availability: Availability, quantization: str | None, context: int | None, capacity: Capacity
 ) -> DownloadPlan:
-    """Return a stock as this machine sees it. ModelNotFound where what is wanted is not in it."""
+    """Assess available quantizations for this machine. Raises ModelNotFound if the requested one is not available."""
     context = planned_context(context, availability.trained_context)
     candidates = assess_quantizations(
         availability.sizes, availability.installed, availability.kv_bytes_per_token, context, capacity
@@ -122,7 +120,7 @@ def assess_fit(
 
 
 def _sizes(listed: Iterable[tuple[str, int]], installed: Iterable[Model]) -> tuple[tuple[str, int], ...]:
-    """Return sizes by quantisation; those of files that are here are what they are, and not what is said of them."""
+    """Sizes by quantization; the actual sizes of installed files come before the listed ones."""
     sizes = dict(listed)
     for model in installed:
         name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)

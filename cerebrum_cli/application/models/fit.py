@@ -1,4 +1,4 @@
-"""Which quantisation of a model fits this machine: bytes against bytes, and one of them recommended. Pure."""
+"""Which quantizations of a model fit this machine, and which one is recommended."""
 
 from __future__ import annotations
 
@@ -12,47 +12,45 @@ from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, HEADROOM, Device
 
 Verdict = Literal["fits", "tight", "too big"]
 
-PREFERRED_QUANTIZATION = (
-    "Q4_K_M"  # the usual balance: what smaller ones save costs more quality than what larger ones add
-)
-SYSTEM_RESERVE = 2**30  # bytes of memory the rest of the machine keeps
-TIGHT_FRACTION = 7 / 8  # of what is left for models: beyond it other programs are pushed out
-COMFORTABLE_FRACTION = 0.25  # of it: there is so much memory that a larger file than the preferred one bothers nobody
-DEVICE_FRACTION = 0.9  # of an accelerator's free memory; the rest is for its own buffers
+PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
+SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
+TIGHT_FRACTION = 7 / 8  # of usable memory; above it other programs are swapped out
+COMFORTABLE_FRACTION = 0.25  # of usable memory; below it a file larger than the preferred one does no harm
+DEVICE_FRACTION = 0.9  # of an accelerator's free memory; the rest is for its buffers
 _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Bytes of memory of this machine, and its accelerators as the last loaded model saw them: None before that."""
+    """Bytes of memory of this machine, and its accelerators as of the last loaded model; None before that."""
 
     memory: int
     devices: tuple[Device, ...] | None = None
 
     @property
     def device_memory(self) -> int:
-        """Bytes of accelerator memory that models can use."""
+        """Bytes of accelerator memory available to models."""
         return int(DEVICE_FRACTION * sum(device.free for device in self.devices or ()))
 
     @property
     def usable_memory(self) -> int:
-        """Bytes a model can use, in memory and on accelerators together: llama.cpp divides it by layers."""
+        """Bytes available to a model in memory and on accelerators: llama.cpp splits it by layers."""
         return max(0, self.memory - SYSTEM_RESERVE) + self.device_memory
 
     def verdict(self, needed: int) -> Verdict:
-        """Return how a model that needs so many bytes gets on here."""
+        """Whether a model that needs this many bytes fits."""
         if needed > self.usable_memory:
             return "too big"
         return "fits" if needed <= max(TIGHT_FRACTION * self.usable_memory, self.device_memory) else "tight"
 
     def is_comfortable(self, needed: int) -> bool:
-        """Return whether so many bytes are nothing to this machine."""
+        """Whether this machine has plenty of memory for this many bytes."""
         return needed <= max(COMFORTABLE_FRACTION * max(0, self.memory - SYSTEM_RESERVE), self.device_memory)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationFit:
-    """A quantisation one can have, in bytes of its files and of memory at the wanted context."""
+    """A quantization with the size of its files and the memory it needs, in bytes, and whether that fits."""
 
     quantization: str
     size: int
@@ -63,12 +61,12 @@ class QuantizationFit:
 
 
 def planned_context(requested: int | None, trained: int | None) -> int:
-    """Return the context a model is judged at: what was asked for, else what it gets where memory is no matter."""
+    """Context size to assess a model at: the requested one, or the default if memory is no limit."""
     return requested or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 def needed_memory(size: int, kv_bytes_per_token: int, context: int) -> int:
-    """Return the bytes a model takes: its weights, the KV cache of one sequence, and working memory."""
+    """Bytes of memory for weights, the KV cache of one sequence, and working buffers."""
     return size + kv_bytes_per_token * context + HEADROOM
 
 
@@ -79,7 +77,7 @@ def assess_quantizations(
     context: int,
     capacity: Capacity,
 ) -> tuple[QuantizationFit, ...]:
-    """Return quantisations and their sizes as candidates, smallest first, one of them recommended."""
+    """Assess quantizations by their sizes, smallest first; one of them is recommended."""
     installed_names = tuple(installed)
     candidates = []
     for name, size in sorted(sizes, key=lambda item: (item[1], item[0])):
@@ -100,9 +98,9 @@ def assess_quantizations(
 
 
 def recommend(candidates: Sequence[QuantizationFit], capacity: Capacity) -> QuantizationFit:
-    """Return the one to take: the largest that fits, though no larger than preferred unless that is comfortable.
+    """Choose the largest that fits, but none larger than the preferred one unless it is comfortable.
 
-    Where nothing fits it is the smallest, and where only some are tight the smallest of those.
+    If none fits, the smallest is chosen.
     """
     quantized = [each for each in candidates if not _UNQUANTIZED.fullmatch(each.quantization)] or list(candidates)
     by_size = sorted(quantized, key=lambda each: each.size)

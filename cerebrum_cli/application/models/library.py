@@ -1,4 +1,4 @@
-"""Which model a reference means, and where its files are: in the registry, in the Hugging Face cache, at a path."""
+"""Find the model that a reference means: in the registry, in the Hugging Face cache, or at a path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cerebrum_cli.application.models.fit import Capacity, assess_quantizations, planned_context
 from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_file, is_missing, model_paths
-from cerebrum_cli.application.models.not_found import file_missing, not_installed, unknown_model
+from cerebrum_cli.application.models.not_found import file_missing, not_installed, require_not_refused, unknown_model
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
@@ -21,12 +21,12 @@ from cerebrum_cli.core.errors import ConfigError, ModelNotFound, NoModel, UsageE
 from cerebrum_cli.core.settings import environment
 
 OnProgress = Callable[[int, int], None]
-"""Told the bytes done and the bytes in all."""
+"""Receives the bytes done and the total."""
 
 
 @dataclass(slots=True)
 class Library:
-    """The catalogue, the registry in `directory`, the Hugging Face cache, and what this machine can hold."""
+    """The catalog, the registry in `directory`, the Hugging Face cache, and the capacity of this machine."""
 
     catalogue_paths: tuple[Path, ...]
     directory: Path
@@ -36,7 +36,7 @@ class Library:
 
     @property
     def registry(self) -> Registry:
-        """The models that are here beside the cache, and what is remembered of all."""
+        """Registered models, digests and times of use."""
         return Registry(self.directory)
 
     @property
@@ -50,18 +50,18 @@ class Library:
 
     @property
     def specs(self) -> tuple[ModelSpec, ...]:
-        """The rows of the catalogue."""
+        """The catalog's models."""
         if self._specs is None:
             self._specs = load_catalogue(self.catalogue_paths)
         return self._specs
 
     @property
     def merge_directory(self) -> Path:
-        """Where the models of the catalogue lie that are merged of others."""
+        """Directory of merged catalog models."""
         return (self.directory / "merged").resolve()  # as the registry has it
 
     def models(self) -> list[Model]:
-        """Return the models that are here: those of the registry in the order they came, then those of the cache."""
+        """Installed models: registered ones in order of registration, then those in the cache."""
         registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
         paths = {model.path for model in registered}
         found, seen = registered, set[str]()
@@ -73,51 +73,61 @@ class Library:
         return found
 
     def cached_models(self) -> Iterator[Model]:
-        """Return the models in the Hugging Face cache, whoever put them there."""
+        """Models in the Hugging Face cache, including other tools'."""
         return map(self.model_from_cache, self.cache.models())
 
     def model_from_cache(self, cached: CachedModel) -> Model:
-        """Return a model of the cache under the name its repository has in the catalogue, if any."""
+        """A model of the cache, by its catalog name if it has one."""
         spec = self.spec_in(cached.repo_id, cached.names[0])
         return Model(spec.name if spec else cached.repo_id, cached.paths, spec, cached=cached)
 
     def resolve(self, text: str | None) -> Model:
-        """Return the model a reference names, the default where none is given. ModelNotFound if it is not here."""
-        if text is None:
-            return self._default_model()
-        if entry := self.registry.find(text):
-            if is_missing(entry.path):
-                raise file_missing(self, entry, self._spec_of_entry(entry))
-            return self.model_from_entry(entry)
-        if is_file(as_path(text)):
-            return self.model_at(as_path(text))
-        reference = self.parse(text)
-        if isinstance(reference, PathReference):
-            return self.model_at(as_path(text))
-        if found := [model for model in self.models() if self._matches(reference, model)]:
-            return self._best(found)
-        if (
-            isinstance(reference, NameReference)
-            and self.spec_named(reference.name) is None
-            and is_directory(as_path(text))
-        ):
-            return self.model_at(as_path(text))  # whose header cannot be read, as the error says
-        raise not_installed(self, reference)
+        """The model of a reference, or the default model if None. Raises ModelNotFound."""
+        return self._default_model() if text is None else self.find(self.parse(text))
 
     def parse(self, text: str) -> Reference:
-        """Return what a reference names. ModelNotFound for what could be a name and is none."""
+        """Parse a model reference; registered names and existing files come first.
+
+        Raises ModelNotFound for a text that is no reference, UsageError for an invalid URL.
+        """
+        if self.registry.find(text):
+            name, _, encoding = text.rpartition(":")
+            return NameReference(name, encoding) if name else NameReference(text)
+        if is_file(path := as_path(text)):
+            return PathReference(path)
         try:
-            return parse_reference(text, environment("HF_ENDPOINT"))
+            reference = parse_reference(text, environment("HF_ENDPOINT"))
         except UsageError as error:
             if "://" in text:
                 raise
-            raise unknown_model(self, text) from error
+            raise self._unknown(text) from error
+        return PathReference(path) if isinstance(reference, PathReference) else reference
+
+    def find(self, reference: Reference) -> Model:
+        """The installed model of a reference. Raises ModelNotFound."""
+        if isinstance(reference, PathReference):
+            return self.model_at(reference.path)
+        if entry := self.registry.find(str(reference)):
+            if is_missing(entry.path):
+                cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
+                raise file_missing(entry, self._spec_of_entry(entry), cached, self.merge_directory)
+            return self.model_from_entry(entry)
+        if found := [model for model in self.models() if self._matches(reference, model)]:
+            return self._best(found)
+        if isinstance(reference, HubReference):
+            require_not_refused(self.specs, reference.repo_id)
+            raise not_installed(reference)
+        if spec := self.spec_named(reference.name):
+            raise not_installed(reference, spec)
+        if is_directory(path := as_path(str(reference))):
+            return self.model_at(path)  # raises: a directory has no header
+        raise self._unknown(str(reference))
 
     def model_at(self, path: Path) -> Model:
-        """Return the model in a file. ModelNotFound where there is none, ModelFileError where it is no model."""
+        """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
         if is_missing(path):
-            raise ModelNotFound(f"{path}: there is no such file", "check the path; cerebrum list shows what is here")
-        # The directory's true name, but the file's own: in the Hugging Face cache that is a link to a digest.
+            raise ModelNotFound(f"{path}: file not found", "check the path; cerebrum list lists installed models")
+        # Resolve the directory only: in the Hugging Face cache the file is a link to a blob named by its digest.
         resolved = path.parent.resolve() / path.name
         for entry in self.registry.entries():
             if entry.path == resolved:
@@ -127,18 +137,18 @@ class Library:
         return model
 
     def model_from_entry(self, entry: ModelFile) -> Model:
-        """Return the model of an entry of the registry."""
+        """The model of a registry entry."""
         spec = self._spec_of_entry(entry)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def preferred(self, model: Model) -> Model:
-        """Return what answers for a model: the derivative of it that was applied last and is whole, else itself."""
+        """The derivative of a model that was applied last and is complete, else the model itself."""
         applied = [each for each in self.derivatives(model) if each.file and is_file(each.path)]
         return next((each for each in reversed(applied) if each.file and each.size == each.file.size), model)
 
     def derivatives(self, model: Model) -> list[Model]:
-        """Return the models that were made here of this very one, the one applied last at the end."""
+        """Derivatives of a model, the one applied last at the end."""
         entries = [entry for entry in self.registry.entries() if entry.original]
         if not entries or model.is_derived or any(map(is_missing, model.paths)):
             return []
@@ -146,12 +156,12 @@ class Library:
         return [self.model_from_entry(entry) for entry in entries if entry.original == original]
 
     def spec_named(self, name: str) -> ModelSpec | None:
-        """Return the row of the catalogue with this name or alias."""
+        """The catalog model with this name or alias."""
         matches = [spec for spec in self.specs if spec.has_name(name)]
         return next((spec for spec in matches if spec.name.lower() == name.lower()), matches[0] if matches else None)
 
     def spec_for(self, reference: Reference) -> ModelSpec | None:
-        """Return the row of the catalogue a reference is about: by its name, or by its repository."""
+        """The catalog model of a reference, by name or by repository."""
         if isinstance(reference, NameReference):
             return self.spec_named(reference.name)
         repo_id = reference.repo_id.lower() if isinstance(reference, HubReference) else ""
@@ -159,7 +169,7 @@ class Library:
         return next(rows, None)
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
-        """Return the row of the catalogue that a file of a repository is of."""
+        """The catalog model of a file in a repository."""
         name = file.rpartition("/")[2]
         return next(
             (
@@ -172,7 +182,7 @@ class Library:
         )
 
     def identity(self, model: Model) -> str:
-        """Return a text no other model has: its digest where that is known unread, else path, sizes and time."""
+        """Unique text for a model's content: its digest if known without reading it, else path, sizes and time."""
         stats, entry = [path.stat() for path in model.paths], model.file
         if entry and (entry.size, entry.mtime_ns) == (stats[0].st_size, stats[0].st_mtime_ns):
             known: str | None = entry.sha256
@@ -182,7 +192,7 @@ class Library:
         return " ".join((first, *(str(stat.st_size) for stat in stats)))
 
     def digest(self, model: Model, on_progress: OnProgress) -> str:
-        """Return the SHA-256 of a model's first file: its blob's name in the cache, else remembered, else computed."""
+        """SHA-256 of a model's first file: the name of its blob, else stored, else computed."""
         if model.cached and model.cached.sha256:
             return model.cached.sha256
         entry, stat = model.file, model.path.stat()
@@ -191,12 +201,12 @@ class Library:
         if (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return entry.sha256
         digest = sha256_of(model.path, on_progress)
-        with contextlib.suppress(ConfigError):  # where nothing can be written, it is computed again next time
+        with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
             self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
         return digest
 
     def remembered_digest(self, path: Path, on_progress: OnProgress) -> str:
-        """Return the SHA-256 of a file's bytes, computed once and remembered while its size and time are the same."""
+        """SHA-256 of a file, stored until its size or time changes."""
         if known := self.registry.digest(path):
             return known
         digest = sha256_of(path, on_progress)
@@ -204,26 +214,29 @@ class Library:
         return digest
 
     def is_managed(self, model: Model) -> bool:
-        """Return whether a model came here by us, and not by another tool: its digest is known, or it has a name."""
+        """Whether this program installed a model, rather than another tool: it has a name or a stored digest."""
         return model.file is not None or (
             model.cached is not None and self.registry.digest(model.cached.blobs[0]) is not None
         )
 
     def is_default(self, model: Model) -> bool:
-        """Return whether this is the model asked when none is named."""
+        """Whether this is the default model."""
         return self.registry.default in model.references
+
+    def _unknown(self, text: str) -> ModelNotFound:
+        return unknown_model(text, {model.name for model in self.models()} | {spec.name for spec in self.specs})
 
     def _default_model(self) -> Model:
         default = self.registry.default
         if default is not None:
             return self.resolve(default)
-        if found := next(iter(self.models()), None):  # put here by another tool: nobody has chosen it
-            do = f"cerebrum ask -m {found.reference}, or for good: cerebrum pull --default {found.reference}"
-            raise ModelNotFound("no model is named, and none is the default", do)
+        if found := next(iter(self.models()), None):  # installed by another tool, so not chosen by the user
+            do = f"cerebrum ask -m {found.reference}, or set the default: cerebrum pull --default {found.reference}"
+            raise ModelNotFound("no model given, and no default model is set", do)
         raise NoModel
 
     def _matches(self, reference: NameReference | HubReference, model: Model) -> bool:
-        """Return whether a reference can mean a model that is here; a derivative is only meant by its whole name."""
+        """Whether a reference can mean an installed model; a derivative is only meant by its full name."""
         if model.is_derived or is_missing(model.path):
             return False
         if isinstance(reference, NameReference):
@@ -242,7 +255,7 @@ class Library:
         )
 
     def _best(self, models: list[Model]) -> Model:
-        """Return the one of several quantisations to use: the default, else what would be recommended of them."""
+        """The default among several quantizations, else the recommended one."""
         readable = [model for model in models if model.is_readable] or models[:1]
         chosen = next((model for model in readable if self.is_default(model)), None)
         if chosen or len(readable) == 1:
@@ -255,11 +268,11 @@ class Library:
         return by_name[next(each.quantization for each in candidates if each.recommended)]
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
-        """Return the row of the catalogue whose files are named like this one."""
+        """The catalog model with files of this name."""
         return next((spec for spec in self.specs if spec.matches(path.name)), None)
 
     def _spec_of_entry(self, entry: ModelFile) -> ModelSpec | None:
-        """Return the row of the catalogue an entry of the registry is of; a derivative is of its original's."""
+        """The catalog model of a registry entry; a derivative has that of its original."""
         if entry.original is None:
             return self.spec_named(entry.name) or self.spec_of_file(entry.path)
         derivative, file = Derivative.parse(entry.name), original_file_name(entry.path)

@@ -1,4 +1,4 @@
-"""What `show` and `list` tell of models, as objects: sizes in bytes, contexts in tokens, times in UTC."""
+"""Models as JSON objects for `show`, `list` and `pull --dry-run`: sizes in bytes, contexts in tokens, times in UTC."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cerebrum_cli.application.models.fit import planned_context
 from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.derivatives import Derivative
-from cerebrum_cli.catalogue.reference import PathReference
+from cerebrum_cli.catalogue.reference import PathReference, Reference
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.cursor import Array, Scalar
 
 
 def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[str, Any]:
-    """Return what `show --json` prints of a model, its table of quantisations apart."""
+    """Object of `show --json`, without the table of quantizations."""
     header, spec, cached = model.header, model.spec, model.cached
     return {
         "name": model.name,
@@ -61,16 +61,15 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
 
 
 def _default_request(model: Model) -> dict[str, Any]:
-    """Return what `ask` would use where nothing else is said: format, context in tokens, and the row's settings."""
+    """Settings that `ask` uses by default: format, context in tokens, and the model's own settings."""
     settings = model.spec.settings if model.spec else {}
     return {"format": model.default_format, "context": planned_context(None, model.trained_context), **settings}
 
 
 def describe_available(
-    library: Library, text: str, context: int | None
+    library: Library, reference: Reference, context: int | None
 ) -> tuple[dict[str, Any], DownloadPlan | None] | None:
-    """Return what `show` tells of a model of the catalogue that is not here, and its table; None for any other."""
-    reference = library.parse(text)
+    """Description and quantizations of a catalog model that is not installed; None for any other model."""
     spec = library.spec_for(reference)
     if spec is None or isinstance(reference, PathReference):
         return None
@@ -99,12 +98,12 @@ def describe_available(
 
 
 def rows(library: Library) -> Iterator[dict[str, Any]]:
-    """Yield what `list --json` prints of each model that is here."""
+    """Yield the objects of `list --json`."""
     return (row(library, model) for model in library.models())
 
 
 def row(library: Library, model: Model) -> dict[str, Any]:
-    """Return a model's row; where its file is gone or damaged, `error` says so."""
+    """Object of a model in `list --json`; `error` is set if its file is missing or damaged."""
     description: dict[str, Any] = {
         "name": model.name,
         "reference": model.reference,
@@ -139,7 +138,7 @@ def row(library: Library, model: Model) -> dict[str, Any]:
 
 
 def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, Any]]:
-    """Yield what `list --available --json` prints of each model of the catalogue."""
+    """Yield the objects of `list --available --json`."""
     models, capacity = library.models(), library.capacity()
     installed = {model.spec.name for model in models if model.spec and not model.is_derived}
     for spec in library.specs:
@@ -161,7 +160,7 @@ def catalogue_rows(library: Library, context: int | None) -> Iterator[dict[str, 
 
 
 def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
-    """Return what `pull --dry-run --json` prints."""
+    """Object of `pull --dry-run --json`."""
     listing = plan.availability.listing
     return {
         "name": plan.availability.name,
@@ -173,7 +172,7 @@ def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
 
 
 def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
-    """Return the table of quantisations, and what it was judged by."""
+    """Table of quantizations, and the context and memory they were assessed with."""
     devices = plan.capacity.devices
     return {
         "context": plan.context,
@@ -184,7 +183,7 @@ def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
 
 
 def quantization_plan(library: Library, model: Model, context: int | None) -> DownloadPlan:
-    """Return the quantisations there are of a model that is here: the catalogue's, and those beside it."""
+    """Available and installed quantizations of an installed model."""
     models = library.models()
     if model.spec and not model.is_derived:
         availability = catalogue_availability(
@@ -197,17 +196,17 @@ def quantization_plan(library: Library, model: Model, context: int | None) -> Do
 
 
 def source_of(model: Model) -> str:
-    """Return where a model comes from: the Hub, a package, a file of the user's, a merge, another model here."""
+    """Origin of a model: the Hub, a package, a local file, a merge, or another model."""
     return model.file.source if model.file else "hub" if model.cached else "local"
 
 
 def derived_from(model: Model) -> str | None:
-    """Return what the original of a derivative is called here; None for any other model."""
+    """Name of a derivative's original; None for any other model."""
     return Derivative.parse(model.name).original if model.is_derived else None
 
 
 def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
-    """Return what was made of a model here; the one that is preferred answers for it."""
+    """Derivatives of a model, with the one that is used for it marked as preferred."""
     preferred = library.preferred(model)
     return [
         {
@@ -222,19 +221,19 @@ def encodings_of(library: Library, model: Model) -> list[dict[str, Any]]:
 
 
 def last_used(library: Library, model: Model) -> str | None:
-    """Return when a model was last asked, in UTC."""
+    """Time of a model's last use in UTC."""
     timestamp = library.registry.last_used(model.usage_key)
     return None if timestamp is None else format_utc(timestamp)
 
 
 def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
-    """Return the licence a file states."""
+    """License in a file's metadata."""
     value = metadata.get("general.license")
     return value if isinstance(value, str) else None
 
 
 def metadata_json(value: Scalar | Array) -> Any:
-    """Return a metadata value as JSON has it; of a long array its type and length."""
+    """A metadata value for JSON; a long array is reduced to type and length."""
     if not isinstance(value, Array):
         return value
     return list(value.values) if value.values else {"type": value.item_type, "length": value.length}

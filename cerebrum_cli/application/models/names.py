@@ -1,4 +1,4 @@
-"""What a model may be called here: a name no other one has, here or in the catalogue."""
+"""Names for installed models, unique among them and the catalog."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cerebrum_cli.core.errors import UsageError
 def require_free_name(
     library: Library, name: str, owns_spec: Callable[[ModelSpec], bool], owns_entry: Callable[[ModelFile], bool]
 ) -> None:
-    """Raise UsageError unless a model may be called this: the row, and the entry, of that name are its own, if any."""
+    """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
     if not MODEL_NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name", "names are made of letters, digits, `.`, `_` and `-`: use --name")
+        raise UsageError(f"invalid name {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
     entry, spec = library.registry.find(name), library.spec_named(name)
     taken = entry and not owns_entry(entry) and not is_missing(entry.path)
     if taken or (spec and not owns_spec(spec)):
-        raise UsageError(f"the name {name} is taken by another model", "choose one with --name")
+        raise UsageError(f"the name {name} belongs to another model", "choose another with --name")

@@ -1,4 +1,4 @@
-"""Take a model away: what that does is said before it is done."""
+"""Remove models: a removal is planned first, so that it can be confirmed."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from pathlib import Path
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, is_missing
 from cerebrum_cli.catalogue.derivatives import Derivative, delete_file
+from cerebrum_cli.catalogue.reference import Reference
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.text import format_size
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What `rm` does to a model: the files we brought are deleted, a file of the user's is only forgotten."""
+    """Removal of a model: downloaded files are deleted, a user's own file is only removed from the registry."""
 
     library: Library
     model: Model
 
     @property
     def deletes_files(self) -> bool:
-        """Whether files go, and not only what is remembered of them."""
+        """Whether files are deleted."""
         file = self.model.file
         brought = file is None or file.source in ("package", "hub", "derived") or self.is_pulled_merge
         return brought and not self.is_file_missing and not self.other_names
 
     @property
     def is_pulled_merge(self) -> bool:
-        """Whether it was merged because it was pulled, and not to a place the user has named."""
+        """Whether it is a merge created by `pull`, rather than one written to a path of the user's."""
         return self.model.path.parent == self.library.merge_directory
 
     @property
     def is_file_missing(self) -> bool:
-        """Whether its file is not there any more."""
+        """Whether its file no longer exists."""
         return is_missing(self.model.path)
 
     @property
     def other_names(self) -> list[str]:
-        """The other names the same file has here."""
+        """Other names of the same file."""
         entries = self.library.registry.entries() if self.model.file else ()
         return [each.name for each in entries if each.path == self.model.path and each != self.model.file]
 
     @property
     def derivatives(self) -> list[Model]:
-        """What was made of it here, or of an earlier file of its name, and goes with it."""
+        """Derivatives of the model, or of an earlier file with its name, which are removed with it."""
         if self.other_names:
             return []
         library, model = self.library, self.model
@@ -56,16 +57,16 @@ class Removal:
 
     @property
     def question(self) -> str:
-        """What to ask before it is done."""
+        """Question for confirmation."""
         model, names = self.model, " and ".join(each.name for each in self.derivatives)
-        also = f", and delete {names}, made of it" if names else ""
+        also = f" and delete {names}, derived from it" if names else ""
         if self.deletes_files:
             return f"Delete {model.reference}, {format_size(model.size)} in {model.path}{also}?"
         kept = "" if self.is_file_missing else f" (its file {model.path} is kept)"
-        return f"Forget {model.reference}{kept}{also}?"
+        return f"Remove {model.reference} from the list{kept}{also}?"
 
     def execute(self) -> str:
-        """Do it, and return what has been done."""
+        """Remove the model and return a report."""
         library, model = self.library, self.model
         was_default, other_names, report = library.is_default(model), self.other_names, self._forget_report()
         derivatives = [Removal(library, each) for each in self.derivatives]
@@ -81,21 +82,20 @@ class Removal:
         successor = next((each for each in library.models() if library.is_managed(each) and not each.is_derived), None)
         library.registry.set_default(successor.reference if successor else None)
         changed = successor is not None and successor.reference != model.reference
-        return f"{report}; {successor.reference} is asked now when none is named" if successor and changed else report
+        return f"{report}; the default model is now {successor.reference}" if successor and changed else report
 
     def _forget_report(self) -> str:
         name, path = self.model.reference, self.model.path
         if self.is_file_missing:
-            return f"{name} is forgotten; its file was gone already"
-        return f"{name} is forgotten; {path} is left alone" + (
-            f", {self.other_names[0]} uses it" if self.other_names else ""
-        )
+            return f"removed {name} from the list; its file no longer exists"
+        used = f", {self.other_names[0]} uses it" if self.other_names else ""
+        return f"removed {name} from the list; kept {path}{used}"
 
     def _delete_and_report(self) -> str:
         name, freed = self.model.reference, self._delete()
         if not freed:
-            return f"{name} is gone from this revision; its file stays, since another in the cache uses it"
-        return f"{name} is gone, {format_size(freed)} are free again"
+            return f"removed {name}; its file is kept, since another revision in the cache uses it"
+        return f"deleted {name}, freed {format_size(freed)}"
 
     def _delete(self) -> int:
         model = self.model
@@ -108,11 +108,11 @@ class Removal:
         return delete(model.paths)
 
 
-def plan_removal(library: Library, text: str) -> Removal:
-    """Return what removing a model would do. ModelNotFound where it is neither here nor remembered."""
-    if entry := library.registry.find(text):
+def plan_removal(library: Library, reference: Reference) -> Removal:
+    """Plan the removal of a model. Raises ModelNotFound if it is neither installed nor registered."""
+    if entry := library.registry.find(str(reference)):
         return Removal(library, library.model_from_entry(entry))
     try:
-        return Removal(library, library.resolve(text))
+        return Removal(library, library.find(reference))
     except ModelNotFound as error:
-        raise ModelNotFound(error.message, "cerebrum list shows what is here", error.suggestions) from error
+        raise ModelNotFound(error.message, "list installed models with cerebrum list") from error

@@ -1,1 +1,1 @@
-"""Download models, or build them from others by the catalogue's recipes."""
+"""Download models, or merge them by the catalog's recipes."""

@@ -1,4 +1,4 @@
-"""Models of the catalogue that are not downloaded but merged of others, which are brought here first."""
+"""Catalog models that are merged instead of downloaded."""
 
 from __future__ import annotations
 
@@ -10,49 +10,48 @@ from cerebrum_cli.application.merging.merge import Merge, MergeOptions, Merger
 from cerebrum_cli.application.merging.recipes import in_quantization
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, as_path, is_file
+from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
-from cerebrum_cli.catalogue.reference import NameReference
+from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.merge.recipe import Recipe
 
-PullReference = Callable[[str], Model]
-"""Return the model a reference names, brought here if it is not."""
+PullReference = Callable[[Reference], Model]
+"""Returns the model of a reference, pulled if it is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueMerge:
-    """A row of the catalogue that has a recipe, and a model that is to be merged by it."""
+    """A catalog model with a recipe, and its merge."""
 
     library: Library
     merger: Merger
     spec: ModelSpec
     recipe: Recipe
 
-    def plan(self, planner: DownloadPlanner, text: str, context: int | None) -> DownloadPlan:
-        """Return what a reference offers: where no quantisation is named, one whose models are here goes first."""
-        plan = planner.plan(text, context)
-        reference = self.library.parse(text)
-        if plan.chosen.installed or not isinstance(reference, NameReference) or reference.quantization:
+    def plan(self, planner: DownloadPlanner, reference: NameReference, context: int | None) -> DownloadPlan:
+        """Plan the download; without a quantization in the reference, prefer one whose models are installed."""
+        plan = planner.plan(reference, context)
+        if plan.chosen.installed or reference.quantization:
             return plan
         installed = [each for each in plan.candidates if each.installed] if planner.is_offline else []
         ready = installed or [each for each in plan.candidates if self.is_ready(each.quantization)]
         if not ready:
             return plan
         best = min(ready, key=lambda each: (not each.recommended, each.verdict != "fits", -each.size))
-        return planner.plan(str(NameReference(self.spec.name, best.quantization)), context)
+        return planner.plan(NameReference(self.spec.name, best.quantization), context)
 
     def is_ready(self, quantization: str) -> bool:
-        """Return whether all models that would be merged are here in a quantisation."""
+        """Whether all source models are installed in a quantization."""
         return not any(map(self._is_missing, self._references(quantization)))
 
     def build(self, quantization: str | None, name: str | None, pull: PullReference) -> Merge:
-        """Return what is to be merged, its models brought here; UsageError for a name that is taken.
+        """Pull the source models and prepare the merge. Raises UsageError for a name in use.
 
-        Without a quantisation it has that of the first of its models.
+        Without a quantization it takes that of the first source model.
         """
         if name:
             require_free_name(
@@ -75,35 +74,34 @@ class CatalogueMerge:
 
     @property
     def directory(self) -> Path:
-        """Where it goes."""
+        """Directory of the output."""
         return self.library.merge_directory
 
-    def _references(self, quantization: str | None) -> list[str]:
-        if quantization is None:
-            return [*self.recipe.models]
-        return [in_quantization(self.library, each, quantization) for each in self.recipe.models]
+    def _references(self, quantization: str | None) -> list[Reference]:
+        library, names = self.library, self.recipe.models
+        return [library.parse(in_quantization(library, each, quantization) if quantization else each) for each in names]
 
-    def _source_model(self, reference: str, pull: PullReference) -> Model:
-        path = as_path(reference)
-        return self.library.model_at(path) if is_file(path) else pull(reference)
+    def _source_model(self, reference: Reference, pull: PullReference) -> Model:
+        is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered
+        return self.library.find(reference) if is_path else pull(reference)
 
-    def _is_missing(self, reference: str) -> bool:
+    def _is_missing(self, reference: Reference) -> bool:
         try:
-            self.library.resolve(reference)
+            self.library.find(reference)
         except CerebrumError:
             return True
         return False
 
     def _needed_space(self, quantization: str) -> int:
-        """Return the bytes that will come to the disk: the merge, and what is downloaded to the same one for it."""
+        """Bytes that the merge needs, including downloads to the same disk."""
         cache = self.library.cache.directory
         existing = next(path for path in (cache, *cache.parents) if path.exists())
         missing = [each for each in self._references(quantization) if self._is_missing(each)]
         downloads = missing if existing.stat().st_dev == self.directory.stat().st_dev else []
-        return sum(self._size(each, quantization) for each in (self.spec.name, *downloads))
+        return sum(_size(spec, quantization) for spec in (self.spec, *map(self.library.spec_for, downloads)))
 
-    def _size(self, reference: str, quantization: str) -> int:
-        """Return the bytes of a model of the catalogue, 0 where it does not say."""
-        spec = self.library.spec_named(reference.partition(":")[0])
-        known = spec.known_quantizations if spec else ()
-        return next((each.size for each in known if same_quantization(each.name, quantization)), 0)
+
+def _size(spec: ModelSpec | None, quantization: str) -> int:
+    """Size of a model in bytes; 0 if the catalog does not list it."""
+    known = spec.known_quantizations if spec else ()
+    return next((each.size for each in known if same_quantization(each.name, quantization)), 0)

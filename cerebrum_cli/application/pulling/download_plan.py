@@ -1,4 +1,4 @@
-"""What a reference can bring here: the Hub is asked, or the catalogue where we are offline. Nothing is downloaded."""
+"""Plan downloads from the Hub's listings, or from the catalog when offline. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cerebrum_cli.application.models.not_found import require_not_refused
 from cerebrum_cli.catalogue.download import Progress, RetryPolicy
 from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, open_file
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
 from cerebrum_cli.core.errors import ModelNotFound
@@ -34,7 +34,7 @@ HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn:
 
 @dataclass(slots=True)
 class DownloadPlanner:
-    """Finds what references can bring: asks the Hub, or the catalogue where we are offline."""
+    """Plans the download of references."""
 
     library: Library
     progress: Progress
@@ -43,12 +43,11 @@ class DownloadPlanner:
 
     @property
     def is_offline(self) -> bool:
-        """Whether the Hub is not to be asked."""
+        """Whether requests to the Hub are forbidden."""
         return self.offline or is_offline()
 
-    def plan(self, text: str, context: int | None = None) -> DownloadPlan:
-        """Return what a reference offers. ModelNotFound where there is nothing, HubError where the Hub is silent."""
-        reference = self.library.parse(text)
+    def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:
+        """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if isinstance(reference, HubReference) and not self.is_offline:
             availability = self._repository_availability(reference)
@@ -57,19 +56,19 @@ class DownloadPlanner:
         elif spec:
             availability = catalogue_availability(spec, self.library.models())
         else:
-            return self._plan_installed(self.library.resolve(text), context)
+            return self._plan_installed(self.library.find(reference), context)
         quantization = None if isinstance(reference, PathReference) else reference.quantization
         return assess_fit(availability, quantization, context, self.library.capacity())
 
     def header(self, listing: Listing, file: HubFile) -> Header:
-        """Return what a file on the Hub says of itself, read from its first megabytes. ModelFileError if no model."""
+        """Header of a file on the Hub, read from its first megabytes. Raises ModelFileError."""
         key = (listing.commit, file.name)
         if key not in self._headers:
             self._headers[key] = self.with_retries(lambda: self._read_header(listing, file))
         return self._headers[key]
 
     def with_retries(self, request: Callable[[], T]) -> T:
-        """Return an answer of the Hub, asking again where that may help."""
+        """Send a request to the Hub, with retries."""
         retry_policy = RetryPolicy(self.progress)
         while True:
             try:
@@ -78,7 +77,7 @@ class DownloadPlanner:
                 retry_policy.wait(error)
 
     def _plan_installed(self, model: Model, context: int | None) -> DownloadPlan:
-        """Return what there is of a model that is here and nothing else is known of."""
+        """Plan for an installed model that is not in the catalog."""
         siblings = [each for each in self.library.models() if each.cached and each.name == model.name]
         availability = installed_availability(
             [each for each in siblings if each.is_readable] if model.cached else [model]
@@ -86,7 +85,7 @@ class DownloadPlanner:
         return assess_fit(availability, model.display_name, context, self.library.capacity())
 
     def _installed_header(self, listing: Listing) -> Header | None:
-        """Return the header of a quantisation of a repository that is here; all are of one shape."""
+        """Header of any installed quantization of a repository; all have the same shape."""
         installed = (
             model for model in self.library.cached_models() if model.cached and model.cached.repo_id == listing.repo_id
         )
@@ -106,7 +105,7 @@ class DownloadPlanner:
         raise AssertionError("the last length raises or returns")
 
     def _spec_availability(self, spec: ModelSpec, reference: NameReference) -> Availability:
-        """Return the stock of the first repository of a row that is there and holds what is wanted."""
+        """Availability in the first repository of a catalog model that has the requested quantization."""
         if not spec.sources:
             raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
         errors: list[ModelNotFound] = []
@@ -123,12 +122,12 @@ class DownloadPlanner:
 
     def _repository_availability(self, reference: HubReference) -> Availability:
         repo_id = reference.repo_id
-        require_not_refused(self.library, repo_id)
+        require_not_refused(self.library.specs, repo_id)
         listing = self.with_retries(lambda: list_repository(repo_id, reference.revision))
         found = [each for each in _variants(listing) if reference.file is None or reference.file in each.files]
         if reference.file and not found:
-            hint = f"see what it holds: cerebrum pull --dry-run {repo_id}"
-            raise ModelNotFound(f"{repo_id} holds no whole model {reference.file}", hint)
+            hint = f"list its models: cerebrum pull --dry-run {repo_id}"
+            raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
         spec = next((spec for each in found if (spec := self.library.spec_in(repo_id, each.files[0]))), None)
         return self._listing_availability(spec.name if spec else repo_id, spec, listing, found)
 
@@ -136,7 +135,7 @@ class DownloadPlanner:
         self, name: str, spec: ModelSpec | None, listing: Listing, found: list[Variant]
     ) -> Availability:
         if not found:
-            raise ModelNotFound(f"{listing.repo_id} holds no GGUF model", "see what it holds on its page on the Hub")
+            raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
         if spec and spec.kv_bytes_per_token:
             kv_bytes, trained = spec.kv_bytes_per_token, spec.context_size
@@ -159,7 +158,7 @@ def _variants(listing: Listing) -> tuple[Variant, ...]:
 
 
 def _up_to(chunks: Iterable[bytes], size: int) -> Iterable[bytes]:
-    """Yield chunks until they hold that many bytes: a server that knows no ranges would send all."""
+    """Yield chunks up to this many bytes: a server without range support would send the whole file."""
     for chunk in chunks:
         yield chunk
         size -= len(chunk)

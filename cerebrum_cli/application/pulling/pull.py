@@ -1,4 +1,4 @@
-"""Bring a model here: download and check it, or take a file as it lies, and remember it."""
+"""Pull models: download and verify them, or register a local file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, as_path, is_file, is_missing, name_from_stem, require_loadable
+from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem, require_loadable
 from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
 from cerebrum_cli.catalogue.download import Download, Progress
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.reference import NameReference, PathReference
+from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.registry import ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
@@ -24,92 +24,93 @@ from cerebrum_cli.core.events import NoticeEvent
 if TYPE_CHECKING:
     from cerebrum_cli.merge.weights import CodecFactory
 
+Confirm = Callable[[str], bool]
+"""Asks whether to continue in spite of a warning."""
+
 
 @dataclass(frozen=True, slots=True)
 class Puller:
-    """Pulls models into a library; whatever goes wrong, what was here stays."""
+    """Pulls models into a library; a failure leaves installed models unchanged."""
 
     library: Library
     progress: Progress
     codec: CodecFactory
     offline: bool = False
-    merge_stack: tuple[str, ...] = ()  # the models that are being merged of what is pulled
+    merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
     @property
     def planner(self) -> DownloadPlanner:
-        """What can be pulled."""
+        """Planner of downloads."""
         return DownloadPlanner(self.library, self.progress, self.offline)
 
-    def is_unavailable_offline(self, text: str) -> bool:
-        """Return whether what a reference names could not be fetched even if it exists: we are offline."""
-        reference = self.library.parse(text)
+    def is_unavailable_offline(self, reference: Reference) -> bool:
+        """Whether a model could not be downloaded because the network is not allowed."""
         spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         return self.offline or (self.planner.is_offline and not (spec and (spec.package or spec.recipe)))
 
     def pull(
         self,
-        text: str,
+        reference: Reference,
         name: str | None = None,
         context: int | None = None,
-        confirm: Callable[[str], bool] = lambda _: False,
+        confirm: Confirm = lambda _: False,
     ) -> Model:
-        """Return the model a reference names, brought here unless it is; `agree` is asked where it will not fit.
+        """Pull a model unless it is installed; `confirm` is asked before one that does not fit.
 
-        The first model that comes, or comes after the default has gone, is the one asked when none is named.
+        It becomes the default model if there is none.
         """
-        model = self._pull(text, name, context, confirm)
+        model = self._pull(reference, name, context, confirm)
         registry = self.library.registry
         default = registry.default
         try:
             self.library.resolve(default)
         except CerebrumError:
-            with contextlib.suppress(ConfigError):  # a directory that is only read from has no default
+            with contextlib.suppress(ConfigError):  # a read-only directory has no default model
                 registry.set_default(model.reference, replacing=(default,))
         return model
 
-    def _pull(self, text: str, name: str | None, context: int | None, confirm: Callable[[str], bool]) -> Model:
+    def _pull(self, reference: Reference, name: str | None, context: int | None, confirm: Confirm) -> Model:
         library = self.library
+        if isinstance(reference, PathReference):
+            return self._register_local(reference.path, name)
+        text = str(reference)
         if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
             return library.model_from_entry(entry) if name is None else self._register_local(entry.path, name)
-        reference = None if is_file(as_path(text)) else library.parse(text)
-        if reference is None or isinstance(reference, PathReference):
-            return self._register_local(as_path(text), name)
         spec = library.spec_named(reference.name) if isinstance(reference, NameReference) else None
         if isinstance(reference, NameReference) and spec is None:
-            return self._with_name(library.resolve(text), name)
-        if spec and spec.recipe:
-            return self._merge(spec, text, name, context, confirm)
-        if self.is_unavailable_offline(text):
-            return self._with_name(self._resolve_offline(text), name)
+            return self._with_name(library.find(reference), name)
+        if isinstance(reference, NameReference) and spec and spec.recipe:
+            return self._merge(spec, reference, name, context, confirm)
+        if self.is_unavailable_offline(reference):
+            return self._with_name(self._find_offline(reference), name)
         if spec and spec.package:
             return self._pull_package(spec, spec.package, name)
         planner = self.planner
         try:
-            plan = planner.plan(text, context)
+            plan = planner.plan(reference, context)
         except HubError as error:
-            return self._with_name(self._fall_back(text, error), name)
+            return self._with_name(self._fall_back(reference, error), name)
         require_confirmation(plan, confirm)
         return self._with_name(self._download(planner, plan, name), name)
 
     def _merge(
-        self, spec: ModelSpec, text: str, name: str | None, context: int | None, confirm: Callable[[str], bool]
+        self, spec: ModelSpec, reference: NameReference, name: str | None, context: int | None, confirm: Confirm
     ) -> Model:
-        """Merge a model by its row's recipe, of models that are brought here in the quantisation that is meant."""
+        """Merge a catalog model from source models in the planned quantization, which are pulled first."""
         from cerebrum_cli.application.merging.merge import Merger
         from cerebrum_cli.application.merging.recipes import recipe_of
         from cerebrum_cli.application.pulling.building import CatalogueMerge
 
         if spec.name in self.merge_stack:
-            raise ConfigError(f"{spec.name}: its recipe comes back to itself", "correct its row in models.toml")
+            raise ConfigError(f"{spec.name}: circular recipe", "fix its row in models.toml")
         inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
         merger = Merger(self.library, self.codec)
         catalogue_merge = CatalogueMerge(self.library, merger, spec, recipe_of(spec))
-        reference = self.library.parse(text)
-        quantization = reference.quantization if isinstance(reference, NameReference) else None
+        quantization = reference.quantization
         if spec.quantizations:
-            plan = catalogue_merge.plan(self.planner, text, context)
+            plan = catalogue_merge.plan(self.planner, reference, context)
             if plan.chosen.installed:
-                return self._with_name(self.library.resolve(plan.reference), name)
+                return self._with_name(self.library.find(plan.reference), name)
             require_confirmation(plan, confirm)
             quantization = plan.chosen.quantization
         merge = catalogue_merge.build(quantization, name, lambda each: inner._pull(each, None, context, confirm))
@@ -118,7 +119,7 @@ class Puller:
 
     def _download(self, planner: DownloadPlanner, plan: DownloadPlan, name: str | None) -> Model:
         library, listing, variant = self.library, plan.availability.listing, plan.variant
-        assert listing is not None, "online every offer but a package's has a listing"
+        assert listing is not None, "online, every plan except a package's has a listing"
         files = tuple(map(listing.file, variant.files))
         digests = [file.digest for file in files]
         if name is not None:
@@ -138,7 +139,7 @@ class Puller:
         )
 
     def _with_name(self, model: Model, name: str | None) -> Model:
-        """Return a model under the name the user has given it, if any."""
+        """Register a model by the user's name for it, if any."""
         if name is None or (model.file and model.file.name == name):
             return model
         digest = self.library.digest(model, lambda done, total: self.progress.update("verify", done, total))
@@ -153,7 +154,7 @@ class Puller:
         return self._register(name or spec.name, path, package.sha256, "package")
 
     def _register_local(self, path: Path, name: str | None) -> Model:
-        """Remember a file where it lies."""
+        """Register a local file without copying it."""
         library = self.library
         local = library.model_at(path)
         require_loadable(local.path, local.header)
@@ -161,7 +162,7 @@ class Puller:
         for entry in library.registry.entries():
             pulled = entry.source == "package" and not is_missing(entry.path)
             if pulled and entry.sha256 == digest and name in (None, entry.name):
-                return library.model_from_entry(entry)  # the copy that was pulled outlives the one the user points at
+                return library.model_from_entry(entry)  # prefer the pulled copy to the user's file
         packaged = next((spec for spec in library.specs if spec.package and spec.package.sha256 == digest), None)
         if name is None:
             name = packaged.name if packaged else name_from_stem(local.path.stem)
@@ -172,36 +173,36 @@ class Puller:
         self._require_free_name(name, owns_spec, digest)
         return self._register(name, local.path, digest, "local")
 
-    def _resolve_offline(self, text: str) -> Model:
+    def _find_offline(self, reference: Reference) -> Model:
         try:
-            return self.library.resolve(text)
+            return self.library.find(reference)
         except ModelNotFound as error:
-            hint = "pull it without --offline and HF_HUB_OFFLINE"
-            raise ModelNotFound(f"{error.message}, and we are offline", hint, error.suggestions) from error
+            hint = "pull it without --offline or HF_HUB_OFFLINE"
+            raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
 
-    def _fall_back(self, text: str, error: HubError) -> Model:
-        """Return the model where it is here though the Hub cannot be asked about it."""
+    def _fall_back(self, reference: Reference, error: HubError) -> Model:
+        """The installed model, since the Hub cannot be reached."""
         try:
-            model = self.library.resolve(text)
+            model = self.library.find(reference)
         except ModelNotFound:
             raise error from None
-        self.progress.notice(NoticeEvent(error.message, f"{model.reference} is here already and stays as it is"))
+        self.progress.notice(NoticeEvent(error.message, f"using the installed {model.reference}"))
         return model
 
     def _require_free_name(self, name: str, owns_spec: Callable[[ModelSpec], bool], digest: str) -> None:
-        """Raise UsageError unless a model of this digest may be called this."""
+        """Raise UsageError if a model with this digest cannot have this name."""
         require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
 
     def _register(self, name: str, path: Path, sha256: str, source: Source) -> Model:
         stat = path.stat()
         entry = ModelFile(name, path, stat.st_size, sha256, stat.st_mtime_ns, source)
         model = self.library.model_from_entry(entry)
-        _ = model.header  # a file that cannot be read is not remembered
+        _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)
         return model
 
 
-def require_confirmation(plan: DownloadPlan, confirm: Callable[[str], bool]) -> None:
-    """Raise PullError where what is to come will not fit this machine and nobody wants it all the same."""
+def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:
+    """Raise PullError if the model does not fit this machine and the user does not confirm."""
     if plan.warning and not plan.chosen.installed and not confirm(plan.warning):
-        raise PullError(plan.warning, "choose a smaller quantisation, or go on with -y")
+        raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
