@@ -348,8 +348,8 @@ def test_what_cannot_be_read_as_asked_is_exit_2(user: CommandLine) -> None:
     (user.home / "bad.json").write_text("{")
     (user.home / "bad.gbnf").write_text("root ::= (")
     cases: list[tuple[list[str], str]] = [
-        ([], "error: there is no prompt"),
-        (["-"], "error: the prompt is `-`, and nothing is piped in"),
+        ([], "error: no prompt given"),
+        (["-"], "error: the prompt is `-`, but nothing is piped in"),
         (["-n", "0", "hi"], "error: --max-tokens is 0"),
         (["--temperature", "-1", "hi"], "error: --temperature is -1.0"),
         (["--seed", "4294967295", "hi"], "error: --seed is 4294967295"),
@@ -358,7 +358,7 @@ def test_what_cannot_be_read_as_asked_is_exit_2(user: CommandLine) -> None:
         (["-f", "nowhere", "hi"], "error: nowhere: No such file or directory"),
         (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
-        (["--messages", "-"], "error: --messages is `-`, and nothing is piped in"),
+        (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
         (["--schema", "bad.json", "hi"], "error: the JSON schema cannot be used"),
         (["--grammar", "bad.gbnf", "hi"], "error: the grammar cannot be read"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),

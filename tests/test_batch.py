@@ -339,7 +339,7 @@ def test_a_complete_output_is_not_read_as_one_of_another_batch(desk: Desk) -> No
         done = desk.run(source, "-o", output, *other)
         assert (done.code, output.read_bytes()) == (1, written)
         assert done.err.startswith(f"error: {output} was made with ") and told in done.err
-        assert done.err.endswith("try: --restart replaces it; or choose another -o\n")
+        assert done.err.endswith("try: use --restart to replace it, or choose another -o\n")
     desk.write("in.txt", "a\nc\n")
     assert "another input (" in desk.run(source, "-o", output, "-n", "9").err
     assert len(desk.backends) == 1
@@ -380,7 +380,7 @@ def test_a_batch_that_failed_goes_on_with_the_rows_that_are_missing(
     assert not output.exists()
     refused = desk.run(*arguments, "-n", "3")
     assert (refused.code, objects((desk.home / "out.partial").read_text())) == (1, partial)
-    assert "try: the same command as before goes on; --restart begins anew" in refused.err
+    assert "try: run the previous command to resume, or use --restart to start over" in refused.err
     assert desk.run(*arguments).code == 0
     assert output.read_bytes() == (desk.home / "whole").read_bytes()
     assert desk.backends[-1].slots == 4
@@ -407,11 +407,11 @@ def test_where_no_result_can_be_nothing_is_begun(desk: Desk) -> None:
     source = desk.write("in.txt", "a\n")
     (desk.home / "old").write_text("mine\n")
     for output, code, told in (
-        (desk.home / "no" / "out", 2, "is no directory"),
+        (desk.home / "no" / "out", 2, "does not exist"),
         (desk.home, 2, "is a directory"),
         (source, 2, "the input"),
-        (Path("/dev/null"), 2, "is no file that could be replaced"),
-        (desk.home / "old", 1, "is there already"),
+        (Path("/dev/null"), 2, "is not a regular file"),
+        (desk.home / "old", 1, "already exists"),
     ):
         done = desk.run(source, "-o", output)
         assert (done.code, done.out) == (code, "")
@@ -427,11 +427,11 @@ def test_what_cannot_be_read_as_asked_is_exit_2(desk: Desk) -> None:
         (["nowhere.txt"], "error: nowhere.txt: No such file or directory"),
         (["-"], "error: INPUT is `-`, but nothing is piped in"),
         ([table], "error: the input has no column `prompt`"),
-        ([source, "--column", "q"], "error: --column is for tables, and the input is txt"),
+        ([source, "--column", "q"], "error: --column is for csv and tsv, but the input is txt"),
         ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
-        ([source, "--shape", "xml"], "error: the shape 'xml' is not known"),
+        ([source, "--shape", "xml"], "error: unknown --shape 'xml'"),
         ([source, "--votes", "none"], "error: --votes is 'none'"),
-        ([desk.write("empty.txt", "# nothing\n")], "error: the input holds no prompts"),
+        ([desk.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
     ):
         done = desk.run(*arguments, "-o", desk.home / "out")
         assert (done.code, done.out) == (2, ""), arguments

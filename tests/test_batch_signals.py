@@ -172,7 +172,7 @@ def test_on_a_full_disk_what_is_finished_stays_and_the_same_command_goes_on(job:
     assert 0 < done < ROWS
     *_, what, do = err.decode().splitlines()
     assert what == "error: out.partial: File too large"
-    assert do == "  try: free some space: the same command, without --restart, goes on where this one ended"
+    assert do == "  try: free some space, then run it again without --restart to resume"
     assert job.finish() == ROWS - done
     assert job.result == job.uninterrupted
 

@@ -163,10 +163,10 @@ def test_an_object_that_is_none_of_its_row_is_a_mistake_of_the_program(output: P
         good = answer(ROWS[0])
         reordered = dict(reversed(good.items()))
         for position, value in ((0, answer(ROWS[1])), (0, {"id": 1}), (0, reordered), (4, good), (-1, good)):
-            with pytest.raises(ValueError, match="object"):
+            with pytest.raises(ValueError, match="no unfinished row|not an object of row"):
                 each.write(position, value)
         each.write(0, good)
-        with pytest.raises(ValueError, match="no object is missing at 0"):
+        with pytest.raises(ValueError, match="no unfinished row at position 0"):
             each.write(0, good)
         with pytest.raises(ValueError, match="3 rows are not finished"):
             each.complete()
@@ -256,8 +256,8 @@ def test_a_partial_file_with_lines_of_others_is_refused(output: Path, line: byte
     before = partial.read_bytes() + line + b"\n"
     partial.write_bytes(before)
     what, do = refused(lambda: begin(output))
-    assert what == f"{partial} is damaged: line 2 is none of a row in the input"
-    assert "--restart begins anew" in do
+    assert what == f"{partial} is damaged: line 2 matches no row of the input"
+    assert "use --restart to start over" in do
     assert partial.read_bytes() == before
     assert run(output, restart=True) == list(ORDER)
 
@@ -276,8 +276,8 @@ def test_a_batch_that_came_to_nothing_leaves_nothing(output: Path) -> None:
 def test_another_batch_does_not_go_on_with_the_rows_of_one(output: Path) -> None:
     run_some(output, 0)
     what, do = refused(lambda: begin(output, model="b"))
-    assert what == f"{output}.partial was begun with another model (a, now b)"
-    assert do == "the same command as before goes on; --restart begins anew"
+    assert what == f"{output}.partial was started with another model (a, now b)"
+    assert do == "run the previous command to resume, or use --restart to start over"
     assert names(output.parent) == ON_THE_WAY
     assert run(output) == [2, 3, 1]
 
@@ -297,27 +297,27 @@ def test_another_batch_does_not_go_on_with_the_rows_of_one(output: Path) -> None
 )
 def test_what_differs_is_named(output: Path, changed: dict[str, Any], told: str) -> None:
     run_some(output, 0)
-    assert refused(lambda: begin(output, **changed))[0] == f"{output}.partial was begun with {told}"
+    assert refused(lambda: begin(output, **changed))[0] == f"{output}.partial was started with {told}"
 
 
 def test_values_that_look_alike_when_cut_are_named_without_them(output: Path) -> None:
     run_some(output, 0, template="x" * 99 + "a")
     what = refused(lambda: begin(output, template="x" * 99 + "b"))[0]
-    assert what == f"{output}.partial was begun with another template"
+    assert what == f"{output}.partial was started with another template"
 
 
 def test_a_result_is_replaced_only_when_that_is_asked_for(output: Path) -> None:
     output.write_bytes(b"mine")
     assert refused(lambda: begin(output)) == (
-        f"{output} is there already",
-        "--restart replaces it; or choose another -o",
+        f"{output} already exists",
+        "use --restart to replace it, or choose another -o",
     )
     assert names(output.parent) == {"out.jsonl"}
     run(output, restart=True)
     assert refused(lambda: begin(output, model="b"))[0] == f"{output} was made with another model (a, now b)"
     output.write_bytes(b"mine")
-    assert refused(lambda: begin(output, model="b"))[0] == f"{output} is there already"
-    assert refused(lambda: begin(output))[0] == f"{output} is no longer what it was when it was done"
+    assert refused(lambda: begin(output, model="b"))[0] == f"{output} already exists"
+    assert refused(lambda: begin(output))[0] == f"{output} was changed after it was completed"
     assert (output.read_bytes(), names(output.parent)) == (b"mine", WHOLE)
     output.unlink()
     assert run(output, model="b") == list(ORDER)
@@ -327,7 +327,7 @@ def test_an_old_result_stays_until_the_new_one_is_whole(output: Path) -> None:
     run(output, text="Old.")
     run_some(output, 1, 2, restart=True, model="b")
     assert output.read_bytes() == result("Old.")
-    assert "begun with another model (b, now a)" in refused(lambda: begin(output))[0]
+    assert "started with another model (b, now a)" in refused(lambda: begin(output))[0]
     assert run(output, model="b") == [0, 3]
     assert (output.read_bytes(), names(output.parent)) == (result(), WHOLE)
 
@@ -352,11 +352,11 @@ def test_a_file_that_came_meanwhile_is_not_replaced(output: Path, tmp_path: Path
         journal.write(position, answer(ROWS[position]))
     output.write_bytes(b"mine")
     what, do = refused(journal.complete)
-    assert what == f"{output} has come or changed while the batch ran"
-    assert do == "move it away: the same command, without --restart, then writes the result"
+    assert what == f"{output} was changed while the batch ran"
+    assert do == "move it away, then run it again without --restart to write the result"
     journal.close()
     assert (output.read_bytes(), names(output.parent)) == (b"mine", WHOLE | ON_THE_WAY)
-    assert refused(lambda: begin(output))[0] == f"{output} has come or changed since {output}.partial was begun"
+    assert refused(lambda: begin(output))[0] == f"{output} was changed after {output}.partial was started"
     output.rename(tmp_path / "mine")
     assert run(output) == []
     assert output.read_bytes() == result()
@@ -364,7 +364,9 @@ def test_a_file_that_came_meanwhile_is_not_replaced(output: Path, tmp_path: Path
 
 def test_a_partial_file_nobody_knows_of_is_refused(output: Path) -> None:
     output_paths(output).partial.write_bytes(b"mine")
-    assert refused(lambda: begin(output))[0] == f"{output}.partial is there, and nothing says what it was begun with"
+    assert (
+        refused(lambda: begin(output))[0] == f"{output}.partial exists, but its record out.jsonl.meta.json is missing"
+    )
     assert names(output.parent) == {"out.jsonl.partial"}
     assert run(output, restart=True) == list(ORDER)
 
@@ -373,7 +375,7 @@ def test_a_partial_file_nobody_knows_of_is_refused(output: Path) -> None:
 def test_a_record_that_is_none_is_refused(output: Path, record: bytes) -> None:
     meta = output_paths(output).meta
     meta.write_bytes(record)
-    assert refused(lambda: begin(output))[0] == f"{meta} is not the record of a batch"
+    assert refused(lambda: begin(output))[0] == f"{meta} is not a batch record"
     assert (meta.read_bytes(), names(output.parent)) == (record, {"out.jsonl.meta.json"})
     assert run(output, restart=True) == list(ORDER)
 
@@ -399,10 +401,10 @@ def test_where_no_file_can_be_no_result_is_begun(tmp_path: Path) -> None:
     cases = {
         tmp_path: f"{tmp_path} is a directory",
         Path(): ". is a directory",
-        tmp_path / "nowhere" / "out": f"{tmp_path / 'nowhere'} is no directory",
+        tmp_path / "nowhere" / "out": f"directory {tmp_path / 'nowhere'} does not exist",
         tmp_path / "file" / "out": f"{tmp_path / 'file' / 'out'}: Not a directory",
-        tmp_path / "pipe": f"{tmp_path / 'pipe'} is no file that could be replaced",
-        Path("/dev/null"): "/dev/null is no file that could be replaced",
+        tmp_path / "pipe": f"{tmp_path / 'pipe'} is not a regular file",
+        Path("/dev/null"): "/dev/null is not a regular file",
         tmp_path / "loop": f"{tmp_path / 'loop'}: Too many levels of symbolic links",
     }
     for path, what in cases.items():
@@ -418,7 +420,7 @@ def test_files_that_cannot_be_written_are_told_of_before_anything_is_answered(ou
         assert refused(lambda: begin(output))[0] == f"{place}: Is a directory"
         place.rmdir()
     os.mkfifo(output_paths(output).partial)
-    assert refused(lambda: begin(output))[0] == f"{output}.partial is no regular file"
+    assert refused(lambda: begin(output))[0] == f"{output}.partial is not a regular file"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -435,7 +437,7 @@ def test_the_input_is_never_written_to(output: Path, tmp_path: Path) -> None:
         source.write_bytes(b"a")
         link.symlink_to(source)
         for path in (source, link):
-            with pytest.raises(UsageError, match=r"the input .* is a file the result would be written to"):
+            with pytest.raises(UsageError, match=r"the output would overwrite the input"):
                 output_paths(output, path)
         link.unlink()
         source.unlink()
@@ -541,7 +543,7 @@ def test_a_restart_killed_before_any_step_leaves_the_old_result_or_the_new_one(
             run(output, text="New.", model="b")
             outcomes.add("went on")
         except BatchError as error:
-            assert "--restart replaces it" in error.hint
+            assert "use --restart to replace it" in error.hint
             assert output.read_bytes() == result("Old.")
             assert run(output) == []  # nothing has begun: the old one is still known for what it is
             run(output, restart=True, text="New.", model="b")
@@ -684,7 +686,7 @@ def test_on_a_full_disk_what_is_finished_stays_and_the_same_command_goes_on(
     said, _ = process.communicate(timeout=60)
     what, do = said.splitlines()
     assert what == f"{output.with_name(place)}: File too large"
-    assert do == "free some space: the same command, without --restart, goes on where this one ended"
+    assert do == "free some space, then run it again without --restart to resume"
     assert names(output.parent) == (ON_THE_WAY if lines else set())
     if lines:
         kept = output_paths(output).partial.read_bytes()
@@ -736,7 +738,7 @@ def test_a_result_the_disk_does_not_take_is_written_when_it_does(output: Path, m
             patched.setattr(os, call, failing)
             what, do = refused(journal.complete)
             assert what in (f"{output}: Input/output error", f"{output}.meta.json.unfinished: Input/output error")
-            assert do.startswith("see to it that it can be written to: the same command")
+            assert do.startswith("make it writable, then run it again")
         assert not output.exists()
         assert output_paths(output).partial.read_bytes().count(b"\n") == len(ROWS)
     journal.complete()

@@ -65,7 +65,7 @@ def test_only_a_line_feed_ends_a_line() -> None:
 def test_a_line_that_is_no_utf_8_is_an_error_and_the_others_are_asked() -> None:
     for shape, good in (("txt", b"ok"), ("jsonl", b'{"prompt": "ok"}')):
         first, second = text_rows(b"caf\xe9\n" + good, shape)  # type: ignore[arg-type]
-        assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is no UTF-8"))
+        assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is not UTF-8"))
         assert second.prompt == "ok"
     assert asked(text_rows(b"# caf\xe9\nok")) == [(2, "ok")]
 
@@ -131,17 +131,17 @@ def test_settings_stand_beside_a_prompt() -> None:
         ("Why?", "invalid_json", "not JSON: Expecting value (character 1)"),
         ('{"prompt": "a"} x', "invalid_json", "not JSON: Extra data (character 17)"),
         ('{"prompt": "a', "invalid_json", "not JSON: Unterminated string starting at (character 12)"),
-        ("{}", "no_prompt", "there is neither `prompt` nor `messages`; the fields are: none"),
-        ({"text": "a", "n": 1}, "no_prompt", "there is neither `prompt` nor `messages`; the fields are: text, n"),
+        ("{}", "no_prompt", "neither `prompt` nor `messages` is given; the fields are: none"),
+        ({"text": "a", "n": 1}, "no_prompt", "neither `prompt` nor `messages` is given; the fields are: text, n"),
         ({"prompt": ""}, "no_prompt", "the prompt is empty"),
         ({"prompt": " \n"}, "no_prompt", "the prompt is empty"),
-        ({"prompt": "a", "messages": [USER]}, "invalid_request", "there are both `prompt` and `messages`"),
+        ({"prompt": "a", "messages": [USER]}, "invalid_request", "`prompt` and `messages` exclude each other"),
         ({"prompt": ["a"]}, "invalid_request", "`prompt` is ['a']: it must be text"),
         ({"prompt": 5}, "invalid_request", "`prompt` is 5: it must be text"),
         ({"prompt": "a", "system": 5}, "invalid_request", "`system` is 5: it must be text"),
-        ({"messages": [SYSTEM, USER], "system": "b"}, "invalid_request", "there are both `system` and a system"),
-        ({"prompt": "a", "id": 1.5}, "invalid_request", "`id` is 1.5: it must be text or a whole number"),
-        ({"prompt": "a", "id": True}, "invalid_request", "`id` is True: it must be text or a whole number"),
+        ({"messages": [SYSTEM, USER], "system": "b"}, "invalid_request", "`system` and a system"),
+        ({"prompt": "a", "id": 1.5}, "invalid_request", "`id` is 1.5: it must be text or an integer"),
+        ({"prompt": "a", "id": True}, "invalid_request", "`id` is True: it must be text or an integer"),
         ({"prompt": "a", "custom_id": ["x"]}, "invalid_request", "`custom_id` is ['x']: it must be"),
         ({"messages": []}, "invalid_messages", "the row holds no messages; it must be a list"),
         ({"messages": "Why?"}, "invalid_messages", "the row holds no messages; it must be a list"),
@@ -149,11 +149,15 @@ def test_settings_stand_beside_a_prompt() -> None:
         ({"messages": [USER, ASSISTANT]}, "invalid_messages", "the row: there is no question to answer; the last"),
         ({"prompt": "a", "n": 3}, "invalid_request", "`n` is 3: a row has one answer"),
         ({"prompt": "a", "n": "x"}, "invalid_request", "`n` is 'x': a row has one answer"),
-        ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is given: a batch calls none"),
-        ({"prompt": "a", "response_format": {"type": "json_object"}}, "invalid_request", "`response_format` is given"),
+        ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is not supported"),
+        (
+            {"prompt": "a", "response_format": {"type": "json_object"}},
+            "invalid_request",
+            "`response_format` is not supported",
+        ),
         ({"body": {"prompt": "a"}, "url": "/v1/embeddings"}, "invalid_request", "`url` is '/v1/embeddings': it must"),
         ({"body": {"prompt": "a"}, "method": "GET"}, "invalid_request", "`method` is 'GET': it must be POST"),
-        ({"body": {"prompt": "a", "tools": [{}]}}, "invalid_request", "`tools` is given"),
+        ({"body": {"prompt": "a", "tools": [{}]}}, "invalid_request", "`tools` is not supported"),
         (
             {"prompt": "a", "temperature": -1},
             "invalid_setting",
@@ -224,8 +228,8 @@ def test_a_table_with_tabs_is_one_too_and_prompt_is_the_column_unless_another_is
 
 def test_a_record_that_has_other_fields_than_the_header_is_an_error_of_its_own() -> None:
     short, long, empty, good = text_rows('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
-    assert (short.id, problem(short)) == ("a", ("invalid_record", "it has 1 fields, and the header has 2"))
-    assert (long.id, problem(long)) == ("b", ("invalid_record", "it has 3 fields, and the header has 2"))
+    assert (short.id, problem(short)) == ("a", ("invalid_record", "the record has 1 fields, but the header has 2"))
+    assert (long.id, problem(long)) == ("b", ("invalid_record", "the record has 3 fields, but the header has 2"))
     assert (empty.id, problem(empty)) == ("e", ("no_prompt", "the prompt is empty"))
     assert good.prompt == "g"
 
@@ -244,26 +248,26 @@ def test_a_field_may_be_long_and_the_limit_of_others_stays() -> None:
         (b"a,b\n1,2", {}, "the input has no column `prompt`", "name one with --column; the columns are: a, b"),
         (b"a,a\n1,2", {"column": "a"}, "the input has more than one column `a`", "the columns are: a, a"),
         (b"a,b\n1,2", {"template": "{a} {c}"}, "the input has no column `c`", "the columns are: a, b"),
-        (b"a\nb\ncaf\xe9", {"column": "a"}, "the input is not UTF-8 text (line 3)", "convert it"),
+        (b"a\nb\ncaf\xe9", {"column": "a"}, "the input is not UTF-8 text (line 3)", "convert it to UTF-8"),
         (
             b'a\nx\n"y\nz\n',
             {"column": "a"},
-            "the input is not quoted as a table must be: unexpected end of data (the record of line 3)",
-            'a field with quotes is written "so ""as"" here"',
+            "invalid quoting in the input: unexpected end of data (record at line 3)",
+            'double the quotes in a quoted field: "like ""this"""',
         ),
         (
             b'a\n"y" z\n',
             {"column": "a"},
-            "the input is not quoted as a table must be: ',' expected after '\"' (the record of line 2)",
-            'a field with quotes is written "so ""as"" here"',
+            "invalid quoting in the input: ',' expected after '\"' (record at line 2)",
+            'double the quotes in a quoted field: "like ""this"""',
         ),
-        (b"a\n", {"column": "a"}, "the input holds no prompts", ""),
-        (b"", {"column": "a"}, "the input holds no prompts", ""),
+        (b"a\n", {"column": "a"}, "the input has no prompts", ""),
+        (b"", {"column": "a"}, "the input has no prompts", ""),
         (
             b"a\nb",
             {"column": "a", "template": "{a}"},
-            "--column and --template both say what the prompt is",
-            "leave one out",
+            "--column and --template exclude each other",
+            "omit one",
         ),
     ],
 )
@@ -313,22 +317,22 @@ def test_a_field_that_the_template_names_is_no_setting() -> None:
 
 def test_a_template_reads_nothing_but_fields() -> None:
     row = json_row({"text": "a", "id": 4}, template="{text.__class__}")
-    assert problem(row) == ("unknown_field", "there is no field `text.__class__`; there are: text, id")
+    assert problem(row) == ("unknown_field", "no field `text.__class__`; the fields are: text, id")
     assert row.id == 4
-    assert problem(json_row({}, template="{text}"))[1] == "there is no field `text`; there are: none"
+    assert problem(json_row({}, template="{text}"))[1] == "no field `text`; the fields are: none"
     assert problem(json_row({"text": " "}, template="{text}")) == ("no_prompt", "the prompt is empty")
 
 
 @pytest.mark.parametrize(
     ("template", "what"),
     [
-        ("Sum up: {text", "the template has a { without its other brace, at character 9"),
-        ("a}", "the template has a } without its other brace, at character 2"),
-        ("{a{b}", "the template has a { without its other brace, at character 1"),
-        ("{text} {}", "the template has a field without a name, at character 8"),
-        ("{ }", "the template has a field without a name, at character 1"),
-        ("Why? {{text}}", "the template names no field, so that all rows would ask the same"),
-        ("", "the template names no field, so that all rows would ask the same"),
+        ("Sum up: {text", "unmatched { in the template, at character 9"),
+        ("a}", "unmatched } in the template, at character 2"),
+        ("{a{b}", "unmatched { in the template, at character 1"),
+        ("{text} {}", "field without a name in the template, at character 8"),
+        ("{ }", "field without a name in the template, at character 1"),
+        ("Why? {{text}}", "the template has no field, so all prompts would be the same"),
+        ("", "the template has no field, so all prompts would be the same"),
     ],
 )
 def test_a_template_that_is_none_is_refused_before_anything_is_asked(template: str, what: str) -> None:
@@ -375,32 +379,32 @@ def test_the_shape_is_the_one_that_is_given_or_told_by_name_or_else_by_the_bytes
 
 
 def test_a_shape_nobody_knows_is_refused() -> None:
-    with pytest.raises(UsageError, match="the shape 'xml' is not known") as caught:
+    with pytest.raises(UsageError, match="unknown --shape 'xml'") as caught:
         detect_shape(Path("a.txt"), "xml", b"")
-    assert caught.value.hint == "shapes are txt, jsonl, csv, tsv"
-    with pytest.raises(UsageError, match=r"a\.xlsx: what shape it has is not known"):
+    assert caught.value.hint == "use one of txt, jsonl, csv, tsv"
+    with pytest.raises(UsageError, match=r"a\.xlsx: unsupported file type \.xlsx"):
         detect_shape(Path("a.xlsx"), None, b"{")
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"\r\n"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_input_without_prompts_is_refused(data: bytes, shape: Shape) -> None:
-    with pytest.raises(UsageError, match="the input holds no prompts"):
+    with pytest.raises(UsageError, match="the input has no prompts"):
         read_rows(data, shape)
-    with pytest.raises(UsageError, match="the input holds no prompts"):
+    with pytest.raises(UsageError, match="the input has no prompts"):
         read_rows(b"# a", "txt")
 
 
 def test_utf_16_is_refused_whatever_the_shape() -> None:
     for shape in SHAPES:
         for encoding in ("utf-16", "utf-16-be"):
-            with pytest.raises(UsageError, match="the input is UTF-16, and must be UTF-8"):
+            with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
                 read_rows("\ufeffprompt\na".encode(encoding), shape)
 
 
 def test_a_column_is_for_tables_and_a_line_of_text_has_no_other_field() -> None:
     for shape in ("txt", "jsonl"):
-        with pytest.raises(UsageError, match=f"--column is for tables, and the input is {shape}"):
+        with pytest.raises(UsageError, match=f"--column is for csv and tsv, but the input is {shape}"):
             read_rows(b"a", shape, column="a")
     with pytest.raises(UsageError, match="a line of text has no field `question`"):
         read_rows(b"a", "txt", template="{question}")

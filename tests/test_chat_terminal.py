@@ -170,7 +170,7 @@ def test_another_model_goes_on_without_leaving(sit: Sit, user: CommandLine) -> N
     person.types("/model nothing\r")
     person.sees("try: ")
     person.types("/model other\r")
-    person.sees("its prompt format is unknown")
+    person.sees("unknown prompt format")
     person.types("/set format cerebrum\r")
     person.sees("format  cerebrum")
     person.types("/model small\r")

@@ -36,11 +36,11 @@ def test_what_is_asked_for_wins_then_what_is_known_then_the_template(
     [
         ("chatml", None, "{}", UsageError, "unknown format 'chatml'"),
         ("raw", None, "{}", UsageError, "unknown format 'raw'"),
-        (None, None, None, FormatError, "its prompt format is unknown"),
-        (None, None, "", FormatError, "its prompt format is unknown"),
-        ("embedded", "cerebrum", None, FormatError, "this model's file embeds no template"),
-        (None, "embedded", None, FormatError, "this model's file embeds no template"),
-        (None, "a-typo", "{}", FormatError, "the catalogue gives this model the format 'a-typo'"),
+        (None, None, None, FormatError, "unknown prompt format: the model is not in the catalog"),
+        (None, None, "", FormatError, "unknown prompt format: the model is not in the catalog"),
+        ("embedded", "cerebrum", None, FormatError, "the model file has no chat template"),
+        (None, "embedded", None, FormatError, "the model file has no chat template"),
+        (None, "a-typo", "{}", FormatError, "unknown format 'a-typo' in this model's catalog entry"),
     ],
 )
 def test_a_format_is_never_guessed(
@@ -62,7 +62,7 @@ def test_a_row_is_taken_as_it_is(chatml: LlamaBackend) -> None:
 
 @pytest.mark.parametrize("name", ["cerebrum", "raw"])
 def test_options_that_nothing_reads_are_an_error(name: str) -> None:
-    with pytest.raises(UsageError, match=f"--template-arg is for embedded templates.* in the format {name}$"):
+    with pytest.raises(UsageError, match=f"--template-arg needs the format embedded.* uses {name}$"):
         format_builder(name, CHATML_TEMPLATE, {"enable_thinking": False})
 
 

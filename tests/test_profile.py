@@ -690,4 +690,4 @@ def test_what_cannot_be_opened_as_tuned_is_opened_as_usual(tuned: Desk) -> None:
     out, err = runtime.streams.out, runtime.streams.err
     assert isinstance(out, StringIO) and isinstance(err, StringIO)
     assert out.getvalue() == "The answer is 7.\n"
-    assert err.getvalue().startswith("note: the model cannot be opened as it was tuned: no memory on the GPU\n")
+    assert err.getvalue().startswith("note: cannot open the model as tuned: no memory on the GPU\n")

@@ -74,13 +74,13 @@ def test_any_one_of_them_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"piped": b""}, {"piped": b" \n"}, {"raw": True}, {"raw": True, "piped": b""}])
 def test_no_question_at_all_is_an_error(options: dict[str, Any]) -> None:
     for prompt in (None, "") if "piped" not in options else (None, "", "-"):
-        with pytest.raises(UsageError, match="there is no prompt") as caught:
+        with pytest.raises(UsageError, match="no prompt given") as caught:
             ask(prompt, **options)
         assert caught.value.hint
 
 
 def test_a_dash_needs_a_pipe() -> None:
-    with pytest.raises(UsageError, match="the prompt is `-`, and nothing is piped in"):
+    with pytest.raises(UsageError, match="the prompt is `-`, but nothing is piped in"):
         ask("-")
 
 
@@ -229,7 +229,7 @@ def test_a_messages_list_comes_from_a_file_or_a_pipe(tmp_path: Path) -> None:
     assert ask(messages=written(tmp_path, "m.json", "\ufeff" + text)) == expected
     assert ask(messages=Path("-"), piped=text.encode()) == expected
     assert ask(messages=Path("-"), piped=text.encode(), system="Else.").system_prompt == "Else."
-    with pytest.raises(UsageError, match="--messages is `-`, and nothing is piped in"):
+    with pytest.raises(UsageError, match="--messages is `-`, but nothing is piped in"):
         ask(messages=Path("-"))
     with pytest.raises(UsageError, match="standard input is not JSON"):
         ask(messages=Path("-"), piped=b"?")
@@ -246,7 +246,7 @@ def test_a_configured_system_prompt_leaves_a_messages_list_alone() -> None:
 @pytest.mark.parametrize("options", [{"prompt": "Why?"}, {"files": (Path("a"),)}, {"raw": True}])
 def test_a_messages_list_stands_alone(options: dict[str, Any]) -> None:
     question = Question(**{"prompt": None, "files": (), "messages": Path("m.json"), "raw": False, **options})
-    with pytest.raises(UsageError, match="--messages holds the whole conversation"):
+    with pytest.raises(UsageError, match="--messages is the whole conversation"):
         question.validate(None)
 
 

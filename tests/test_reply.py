@@ -110,7 +110,7 @@ def test_a_reader_is_told_what_is_missing_from_an_answer() -> None:
     assert truncation_notice(Reply("Fo", None, replace(FINISH, reason="length"))) is None
     cut = truncation_notice(Reply("Fo", None, replace(FINISH, reason="context")))
     assert cut is not None
-    assert cut.message == "the answer was cut: the context of 256 tokens is full"
+    assert cut.message == "answer truncated: the context of 256 tokens is full"
     thinking = truncation_notice(Reply("", "Hm", replace(FINISH, reason="length")))
     assert thinking is not None
-    assert thinking.message == "the model was still thinking when its tokens ran out"
+    assert thinking.message == "the model reached the token limit while still reasoning"

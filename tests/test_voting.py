@@ -220,7 +220,7 @@ def test_a_vote_at_temperature_0_is_refused_wherever_that_was_said(
         config.write_text("temperature = 0\n")
     done = booth.run(*arguments, chains=[stating(4)], command=command)
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("error: --votes samples several chains, and at temperature 0 all are the same\n  try: ")
+    assert done.err.startswith("error: --votes needs a temperature above 0: at 0 all samples are the same\n  try: ")
     assert not booth.script["backends"]
     assert not list(booth.home.glob("out*"))
 
@@ -268,7 +268,7 @@ def test_every_row_of_a_batch_is_voted_on(booth: Booth) -> None:
     assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of its chains
     assert (second["final_answer"], second["votes"]["samples"], second["error"]) == ("5", 2, None)
     assert (third["text"], third["votes"], third["error"]["type"]) == (None, None, "invalid_request")
-    assert third["error"]["message"].startswith("--votes samples several chains, and at temperature 0 all are the same")
+    assert third["error"]["message"].startswith("--votes needs a temperature above 0: at 0 all samples are the same")
 
 
 def test_chains_of_a_batch_have_seeds_of_their_own(booth: Booth) -> None:

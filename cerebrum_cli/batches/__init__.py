@@ -1,1 +1,1 @@
-"""Rows in, rows out: readers of the shapes a batch may have, the journal of what is done, and the atomic result."""
+"""Batch files: readers for the input formats, the journal of finished rows, and the atomically written result."""

@@ -1,7 +1,7 @@
-"""Rows of a table, CSV as RFC 4180 has it or the same with tabs: a header, then a record for each question.
+"""Read rows from a table: CSV (RFC 4180) or the same with tabs, with a header.
 
-A quote that is not closed swallows what follows it, so bad quoting is an error of the whole table, before anything is
-asked; a record with too many or too few fields is an error of its own.
+An unclosed quote swallows the records after it, so bad quoting is an error of the whole table. A record with too many
+or too few fields is an error of its row.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ DEFAULT_COLUMN = "prompt"
 
 
 def read_table(text: str, delimiter: str, column: str | None, template: Template | None) -> list[Row]:
-    """Return the rows of a table; UsageError for bad quoting, and for a column that is not there, or is twice.
+    """Read the rows of a table. Raises UsageError for bad quoting, and for a missing or duplicate column.
 
-    The prompt is what stands in `column` ("prompt" if it is None), or what `template` makes of a record.
+    The prompt is the value of `column` ("prompt" if None), or is rendered from the record by `template`.
     """
     before = csv.field_size_limit(max(len(text), 1))
     try:
         records = _records(text, delimiter)
         header = [name.strip() for name in next(records, [])]
         for name in template.fields if template else (column or DEFAULT_COLUMN,):
-            _require(name, header, named=bool(template or column))
+            _require_column(name, header, named=bool(template or column))
         return [_row(number, record, header, column, template) for number, record in enumerate(records, 1)]
     finally:
         csv.field_size_limit(before)
@@ -42,19 +42,19 @@ def _records(text: str, delimiter: str) -> Iterator[list[str]]:
         try:
             record = next(reader, None)
         except csv.Error as error:
-            what = f"the input is not quoted as a table must be: {error} (the record of line {line})"
-            raise UsageError(what, 'a field with quotes is written "so ""as"" here"') from error
+            message = f"invalid quoting in the input: {error} (record at line {line})"
+            raise UsageError(message, 'double the quotes in a quoted field: "like ""this"""') from error
         if record is None:
             return
         if record:
             yield record
 
 
-def _require(name: str, header: Sequence[str], named: bool) -> None:
+def _require_column(name: str, header: Sequence[str], named: bool) -> None:
     if header and header.count(name) != 1:
         problem = "no column" if name not in header else "more than one column"
-        do = f"the columns are: {', '.join(header)}"
-        raise UsageError(f"the input has {problem} `{name}`", do if named else f"name one with --column; {do}")
+        hint = f"the columns are: {', '.join(header)}"
+        raise UsageError(f"the input has {problem} `{name}`", hint if named else f"name one with --column; {hint}")
 
 
 def _row(number: int, record: list[str], header: list[str], column: str | None, template: Template | None) -> Row:
@@ -62,8 +62,8 @@ def _row(number: int, record: list[str], header: list[str], column: str | None, 
     id: RowId = well_formed(next(filter(None, map(fields.get, ID_KEYS)), "")) or number
     try:
         if len(record) != len(header):
-            raise InvalidRow("invalid_record", f"it has {len(record)} fields, and the header has {len(header)}")
+            raise InvalidRow("invalid_record", f"the record has {len(record)} fields, but the header has {len(header)}")
         text = template.render(fields) if template else fields[column or DEFAULT_COLUMN]
         return prompt_row(number, id, require_prompt(text))
-    except InvalidRow as bad:
-        return invalid_row(number, id, None, bad)
+    except InvalidRow as invalid:
+        return invalid_row(number, id, None, invalid)

@@ -1,4 +1,4 @@
-"""The files a result is made in, and how they are written so that a process may end at any moment."""
+"""The files of a batch result, written so that a process may be killed at any time."""
 
 from __future__ import annotations
 
@@ -13,47 +13,46 @@ from pathlib import Path
 
 from cerebrum_cli.batches.meta import Identity
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import fsync_directory
+from cerebrum_cli.core.files import fsync_directory, try_lock
 
-RESUME_HINT = "the same command, without --restart, goes on where this one ended"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
 class OutputPaths:
-    """Where a result is, and what belongs to it: the rows that are done, the record, and both on their way."""
+    """The paths of a result and of the files beside it."""
 
     output: Path
 
     @property
     def partial(self) -> Path:
-        """The rows that are done, as they came."""
+        """The finished rows, in the order in which they finished."""
         return self._beside(".partial")
 
     @property
     def meta(self) -> Path:
-        """The record of what made the result."""
+        """The settings that the result was made with."""
         return self._beside(".meta.json")
 
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file that may be written."""
-        named = (self.output, self.partial, self.meta)
-        return (*named, temporary_path(self.output), temporary_path(self.meta))
+        temporary = (temporary_path(self.output), temporary_path(self.meta))
+        return (self.output, self.partial, self.meta, *temporary)
 
     def _beside(self, suffix: str) -> Path:
         return self.output.with_name(self.output.name + suffix)
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the name a file has until it is whole."""
+    """The name a file has until it is complete."""
     return path.with_name(f"{path.name}.unfinished")
 
 
 def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
-    """Return where a result goes; UsageError where it cannot go, or where `source`, the input, would be lost.
+    """The paths for an output. Raises UsageError if it cannot be written, or would overwrite `source`, the input.
 
-    A symbolic link stays, and what it leads to is replaced.
+    For a symbolic link, its target is replaced.
     """
     try:
         mode = output.stat().st_mode
@@ -64,43 +63,44 @@ def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
     if stat.S_ISDIR(mode):
         raise UsageError(f"{output} is a directory", "name a file in it")
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{output} is no file that could be replaced", "`-o -` streams to standard output")
+        raise UsageError(f"{output} is not a regular file", "use `-o -` to stream to standard output")
     paths = OutputPaths(output.resolve() if output.is_symlink() else output)
     folder = paths.output.parent
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no directory", "make it first")
+        raise UsageError(f"directory {folder} does not exist", "create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder} cannot be written to", "choose another -o")
+        raise UsageError(f"directory {folder} is not writable", "choose another -o")
     for path in paths.all:
         if source is not None and path.exists() and source.exists() and path.samefile(source):
-            raise UsageError(f"the input {source} is a file the result would be written to", "choose another -o")
+            raise UsageError(f"the output would overwrite the input {source}", "choose another -o")
     return paths
 
 
 def open_locked(path: Path) -> int:
-    """Open a file, made where there is none, for this process alone, and return its descriptor.
+    """Open or create a file, lock it, and return its descriptor.
 
-    The lock dies with the process. BatchError where another one holds it; where a file system knows no locks, there
-    is none.
+    Raises BatchError if another process holds the lock; the lock ends with its process.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor, path)
-            opened = os.fstat(descriptor)
-            if not stat.S_ISREG(opened.st_mode):
-                raise BatchError(f"{path} is no regular file", "move it away, or choose another -o")
+            if not try_lock(descriptor):
+                message = f"another process is writing {path.name.removesuffix('.partial')}"
+                raise BatchError(message, "wait for it, or choose another -o")
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BatchError(f"{path} is not a regular file", "move it away, or choose another -o")
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(opened, path.stat()):
+                if os.path.samestat(status, path.stat()):
                     return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # who had the lock has removed the file meanwhile
+        os.close(descriptor)  # the previous holder of the lock has removed the file
 
 
 def write_temporary(path: Path, chunks: Iterable[bytes]) -> Identity:
-    """Write a file under its unfinished name, wait for the disk, and return what it is; `put_in_place` is next."""
+    """Write and sync a file under its temporary name; `rename_into_place` is the next step."""
     temporary = temporary_path(path)
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -122,20 +122,20 @@ def write_temporary(path: Path, chunks: Iterable[bytes]) -> Identity:
 
 
 def rename_into_place(path: Path) -> None:
-    """Give a file that is whole its name, in one step, and wait for the disk."""
+    """Rename a complete temporary file atomically, and sync its directory."""
     temporary_path(path).replace(path)
     fsync_directory(path.parent)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, in one call where the system takes it whole."""
+    """Write all bytes, in one call if possible."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def identify(path: Path) -> Identity | None:
-    """Return what a file is, having read it; None if there is none."""
+    """Size and hash of a file; None if it does not exist."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -145,7 +145,7 @@ def identify(path: Path) -> Identity | None:
 
 
 def file_stamp(path: Path) -> tuple[int, ...] | None:
-    """Return what changes when a file does, without reading it; None if there is none."""
+    """A value that changes when a file does, without reading it; None if it does not exist."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -155,24 +155,12 @@ def file_stamp(path: Path) -> tuple[int, ...] | None:
 
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn what the system refuses into a BatchError that says what to do."""
+    """Raise BatchError with a hint for an OSError."""
     try:
         yield
     except OSError as error:
-        do = "free some space" if error.errno in _DISK_FULL else "see to it that it can be written to"
+        hint = "free some space" if error.errno in _DISK_FULL else "make it writable"
         name = error.filename if isinstance(error.filename, (str, Path)) else path
-        raise BatchError(f"{name}: {error.strerror or error}", f"{do}: {RESUME_HINT}") from error
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        what = f"another process is writing {path.name.removesuffix('.partial')}"
-        raise BatchError(what, "wait for it, or choose another -o") from error
-    except OSError:  # a file system that knows no locks
-        return
+        raise BatchError(
+            f"{name}: {error.strerror or error}", f"{hint}, then run it again without --restart to resume"
+        ) from error

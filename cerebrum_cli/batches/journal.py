@@ -1,7 +1,7 @@
-"""A batch's result in a file: what is finished is on disk at once, and the result appears whole, and last.
+"""The journal of a batch: each finished row is synced to disk, and the result file appears complete, in one step.
 
-A process may end at any moment; the same command then goes on, and only rows that were being answered are lost. The
-texts of finished rows are on disk alone.
+If the process is killed, the same command resumes; only rows that were still running are lost. The texts of finished
+rows are on disk only, not in memory.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from cerebrum_cli.core.files import fsync_directory
 
 
 def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool = False) -> Journal:
-    """Return the journal of a result: a new one, one that goes on, or one that is complete already.
+    """Open the journal of a result: new, resumed, or already complete.
 
-    `fingerprint` is all that makes the answers, JSON values by names that can be told to a user; only a batch with
-    the same one goes on. `restart` forgets what was begun, and lets a result that is there be replaced in the end.
-    UsageError where no result can be; BatchError where another process writes it, or something would be lost.
+    `fingerprint` holds everything the answers depend on, as JSON values by readable names; only a batch with the same
+    fingerprint is resumed. `restart` discards finished rows, and replaces an existing result on completion. Raises
+    UsageError for an unusable output path, BatchError if another process writes it or data would be lost.
     """
     paths = output_paths(output)
     with translate_os_errors(paths.partial):
@@ -53,99 +53,96 @@ def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Ro
 
 
 def _open(
-    places: OutputPaths, partial: PartialFile, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool
+    paths: OutputPaths, partial: PartialFile, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool
 ) -> Journal:
-    record = None if restart else read_record(places.meta)
-    found = ResumeState(not partial.is_empty, record, identify(places.output))
-    step = "begin" if restart else decide(found, fingerprint, places)
+    record = None if restart else read_record(paths.meta)
+    state = ResumeState(not partial.is_empty, record, identify(paths.output))
+    step = "begin" if restart else decide(state, fingerprint, paths)
     if step == "begin" or record is None:
-        partial.clear()  # before the record: rows of another batch are never taken for this one's
-        record = Record(fingerprint, len(rows), replaces=found.output)
-        write_temporary(places.meta, [encode_record(record)])
-        rename_into_place(places.meta)
+        partial.clear()  # before the record, so that rows of another batch are never taken for this one's
+        record = Record(fingerprint, len(rows), replaces=state.output)
+        write_temporary(paths.meta, [encode_record(record)])
+        rename_into_place(paths.meta)
     elif step == "resume":
         partial.load()
     else:
         partial.remove()
-    return Journal(places, partial, rows, record, step == "complete")
+    return Journal(paths, partial, rows, record, step == "complete")
 
 
 class Journal:
-    """The rows of one batch that are finished, each on disk when `write` returns; `open_journal` makes it.
-
-    It is for one thread at a time.
-    """
+    """A `Result` on disk; create it with `open_journal`. Not thread-safe."""
 
     def __init__(
-        self, places: OutputPaths, partial: PartialFile, rows: Sequence[Row], record: Record, is_complete: bool
+        self, paths: OutputPaths, partial: PartialFile, rows: Sequence[Row], record: Record, is_complete: bool
     ) -> None:
-        self._paths = places
+        self._paths = paths
         self._partial = partial
         self._rows = rows
         self._record = record
         self._is_complete = is_complete
         self._is_open = True
-        self._replaced = file_stamp(places.output)
+        self._replaced = file_stamp(paths.output)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the result is whole and in its place."""
+        """Whether the result file is complete."""
         return self._is_complete
 
     @property
     def finished(self) -> AbstractSet[int]:
-        """The positions that need no evaluation any more."""
+        """The positions of the finished rows."""
         return frozenset(range(len(self._rows))) if self._is_complete else self._partial.positions
 
     @property
     def done(self) -> int:
-        """How many rows are finished."""
+        """Number of finished rows."""
         return len(self._rows) if self._is_complete else len(self._partial.positions)
 
     @property
     def failed(self) -> int:
-        """How many of them have an error."""
+        """Number of finished rows with an error."""
         return self._record.failed or 0 if self._is_complete else self._partial.failed
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
-        """Write the object of a row to the partial file, and wait for the disk.
+        """Append the object of a row to the partial file, and sync it.
 
-        ValueError as in `Result`; BatchError where it cannot be written, and then the file holds what it held before.
+        Raises ValueError as `Result` does, and BatchError if that fails; then the file is unchanged.
         """
         validate_object(self._rows, self.finished, position, object)
         with translate_os_errors(self._paths.partial):
             self._partial.append(position, to_json_line(object).encode(), object["error"] is not None)
 
     def complete(self) -> None:
-        """Write the result in the order of the input, all at once; nothing to do where that is done.
+        """Write the result file atomically, in the order of the input; nothing if it is complete.
 
-        ValueError while rows are missing. BatchError where it cannot be written, or a file that is not to be replaced
-        has come to its place; the partial file then holds all rows, and the next try evaluates none.
+        Raises ValueError while rows are missing, and BatchError if that fails or another program has changed the
+        output; the partial file then holds all rows, and the next run evaluates none.
         """
         if self._is_complete:
             return
         require_all_finished(self._rows, self.finished)
-        places = self._paths
-        with translate_os_errors(places.output):
-            result = write_temporary(places.output, self._partial.lines_in_order())
+        paths = self._paths
+        with translate_os_errors(paths.output):
+            result = write_temporary(paths.output, self._partial.lines_in_order())
             try:
                 record = replace(self._record, failed=self._partial.failed, result=result)
-                write_temporary(places.meta, [encode_record(record)])
-                rename_into_place(places.meta)
+                write_temporary(paths.meta, [encode_record(record)])
+                rename_into_place(paths.meta)
                 self._require_unchanged_output()
-                rename_into_place(places.output)
+                rename_into_place(paths.output)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    temporary_path(places.output).unlink(missing_ok=True)
+                    temporary_path(paths.output).unlink(missing_ok=True)
                 raise
             self._record, self._is_complete = record, True
-        with contextlib.suppress(OSError):  # whoever asks for the same batch again removes it
+        with contextlib.suppress(OSError):  # the next run of the same batch removes it
             self._partial.remove()
-            fsync_directory(places.output.parent)
+            fsync_directory(paths.output.parent)
         self.close()
 
     def close(self) -> None:
-        """Let another process have it: what is finished stays on disk, and where nothing is, no file does."""
+        """Release the lock. Finished rows stay on disk; without any, no file is left."""
         if not self._is_open:
             return
         self._is_open = False
@@ -160,5 +157,5 @@ class Journal:
     def _require_unchanged_output(self) -> None:
         output = self._paths.output
         if file_stamp(output) != self._replaced:
-            do = "move it away: the same command, without --restart, then writes the result"
-            raise BatchError(f"{output} has come or changed while the batch ran", do)
+            hint = "move it away, then run it again without --restart to write the result"
+            raise BatchError(f"{output} was changed while the batch ran", hint)

@@ -1,7 +1,7 @@
-"""A row that is a JSON object: a prompt or OpenAI messages with settings beside them, or OpenAI's batch request.
+"""Read a row from a JSON object: a prompt or OpenAI messages with settings, or an OpenAI batch request.
 
-Keys nobody knows are left alone: they may be fields for a template, or somebody's notes. Those that ask for something
-no answer here can give are errors. A field that the template names is its alone, whatever it is called.
+Unknown keys are ignored: they may be fields for a template, or notes. Keys that ask for something unsupported are
+errors. A key that the template uses as a field has no other meaning.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import SAMPLING_KEYS, validate
 from cerebrum_cli.core.text import well_formed
 
-ID_KEYS = ("custom_id", "id")  # the first that says something is the row's
+ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
 URLS = ("/v1/chat/completions", "/v1/completions")
 _SETTINGS = {**{key: key for key in SAMPLING_KEYS}, "max_completion_tokens": "max_tokens"}  # later ones win
 
 
 def read_json_row(number: int, line: str, template: Template | None) -> Row:
-    """Return the row a line of JSON is, an error row where it cannot be asked."""
+    """Read a row from a line of JSON; an invalid line gives a row with an error."""
     id: RowId = number
     prompt = None
     try:
         item = _object(line)
         id = _own_id(item, number)
         request = _request(item)
-        used = template.fields if template else ()
-        rest = {key: value for key, value in request.items() if key not in used}
+        fields = template.fields if template else ()
+        rest = {key: value for key, value in request.items() if key not in fields}
         conversation = _conversation(rest, template.render(request) if template else None)
         prompt = conversation.messages[-1].content
         return Row(number, id, prompt, conversation, _settings(rest), None)
-    except InvalidRow as bad:
-        return invalid_row(number, id, prompt, bad)
+    except InvalidRow as invalid:
+        return invalid_row(number, id, prompt, invalid)
     except RecursionError:
-        return invalid_row(number, id, prompt, InvalidRow("invalid_json", "too many brackets inside each other"))
+        return invalid_row(number, id, prompt, InvalidRow("invalid_json", "nested too deeply"))
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -60,13 +60,13 @@ def _own_id(item: Mapping[str, Any], number: int) -> RowId:
         if value is None or value == "":
             continue
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise InvalidRow("invalid_request", f"`{key}` is {value!r}: it must be text or a whole number")
+            raise InvalidRow("invalid_request", f"`{key}` is {value!r}: it must be text or an integer")
         return well_formed(value) if isinstance(value, str) else value
     return number
 
 
 def _request(item: dict[str, Any]) -> dict[str, Any]:
-    """Return what is asked, with what stands around it: the body of OpenAI's batch request, or the object itself."""
+    """The request: the object itself, or an OpenAI batch request merged with its body."""
     body = item.get("body")
     if not isinstance(body, dict) or "prompt" in item or "messages" in item:
         return item
@@ -81,19 +81,19 @@ def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversat
     prompt, messages, system = (request.get(key) for key in ("prompt", "messages", "system"))
     if system is not None and not isinstance(system, str):
         raise InvalidRow("invalid_request", f"`system` is {system!r}: it must be text")
-    given = None if system is None else well_formed(system)
+    system_prompt = None if system is None else well_formed(system)
     if rendered is not None:
-        return Conversation(system_prompt=given).user(require_prompt(rendered))
+        return Conversation(system_prompt=system_prompt).user(require_prompt(rendered))
     if messages is not None:
         if prompt is not None:
-            raise InvalidRow("invalid_request", "there are both `prompt` and `messages`: leave one out")
-        return _conversation_from_messages(messages, given)
+            raise InvalidRow("invalid_request", "`prompt` and `messages` exclude each other: omit one")
+        return _conversation_from_messages(messages, system_prompt)
     if prompt is None:
-        there = ", ".join(request) or "none"
-        raise InvalidRow("no_prompt", f"there is neither `prompt` nor `messages`; the fields are: {there}")
+        keys = ", ".join(request) or "none"
+        raise InvalidRow("no_prompt", f"neither `prompt` nor `messages` is given; the fields are: {keys}")
     if not isinstance(prompt, str):
         raise InvalidRow("invalid_request", f"`prompt` is {prompt!r}: it must be text")
-    return Conversation(system_prompt=given).user(require_prompt(prompt))
+    return Conversation(system_prompt=system_prompt).user(require_prompt(prompt))
 
 
 def _conversation_from_messages(messages: Any, system: str | None) -> Conversation:
@@ -104,7 +104,7 @@ def _conversation_from_messages(messages: Any, system: str | None) -> Conversati
     if system is None:
         return conversation
     if conversation.system_prompt is not None:
-        raise InvalidRow("invalid_request", "there are both `system` and a system message: leave one out")
+        raise InvalidRow("invalid_request", "`system` and a system message exclude each other: omit one")
     return replace(conversation, system_prompt=system)
 
 
@@ -119,7 +119,7 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
         except UsageError as error:
             problem = error.message.partition(" is ")[2]
             raise InvalidRow("invalid_setting", f"`{key}` is {problem}: {error.hint}") from error
-        except OverflowError as error:  # a whole number of hundreds of digits, where a fraction may stand
+        except OverflowError as error:  # an integer of hundreds of digits for a float
             raise InvalidRow("invalid_setting", f"`{key}` is {value}: it is too large") from error
     if "stop" in settings:
         settings["stop"] = tuple(map(well_formed, settings["stop"]))
@@ -128,10 +128,10 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reject_unsupported(request: Mapping[str, Any]) -> None:
     if (count := request.get("n")) not in (None, 1):
-        raise InvalidRow("invalid_request", f"`n` is {count!r}: a row has one answer, whatever votes it comes from")
+        raise InvalidRow("invalid_request", f"`n` is {count!r}: a row has one answer; use --votes to sample several")
     for key in ("tools", "functions"):
         if request.get(key):
-            raise InvalidRow("invalid_request", f"`{key}` is given: a batch calls none")
+            raise InvalidRow("invalid_request", f"`{key}` is not supported")
     form = request.get("response_format")
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
-        raise InvalidRow("invalid_request", "`response_format` is given: answers are text")
+        raise InvalidRow("invalid_request", "`response_format` is not supported: answers are text")

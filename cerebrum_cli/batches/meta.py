@@ -1,4 +1,4 @@
-"""The record beside a result, OUTPUT.meta.json: what made it, what it may replace, and what it was when it was done."""
+"""The record beside a result, OUTPUT.meta.json: its settings, the file it may replace, and the hash of the result."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cerebrum_cli.batches.result import to_json
 from cerebrum_cli.core.errors import BatchError
 
 VERSION = 1
-_MAX_DIFFERENCES = 3  # differences
-_MAX_VALUE = 40  # characters of a value that is told
+_MAX_DIFFERENCES = 3  # in an error message
+_MAX_VALUE = 40  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells a file from another: its size in bytes, and its SHA-256 in hexadecimal."""
+    """Size in bytes and hexadecimal SHA-256 of a file."""
 
     size: int
     sha256: str
@@ -26,9 +26,9 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a batch: `fingerprint` is all that makes its answers, by names that can be told to a user.
+    """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
 
-    `replaces` is the older result that was to be replaced. `result` is None until all rows are done.
+    `replaces` identifies an older result to replace. `result` is None until all rows are finished.
     """
 
     fingerprint: Mapping[str, Any]
@@ -39,12 +39,13 @@ class Record:
 
 
 def encode_record(record: Record) -> bytes:
-    """Return a record as it is written."""
-    return (to_indented_json({"version": VERSION, **asdict(record)}) + "\n").encode()
+    """Encode a record as indented JSON."""
+    value = json.loads(to_json({"version": VERSION, **asdict(record)}))
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def read_record(path: Path) -> Record | None:
-    """Return the record in a file; None if there is no such file, BatchError if it holds something else."""
+    """Read a record; None if the file does not exist. Raises BatchError if it is not a record."""
     try:
         value = json.loads(path.read_bytes())
         if value["version"] != VERSION:
@@ -54,30 +55,25 @@ def read_record(path: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        what = f"{path} is not the record of a batch"
-        raise BatchError(what, "move it away, or choose another -o; --restart replaces it") from error
+        message = f"{path} is not a batch record"
+        raise BatchError(message, "move it away, choose another -o, or use --restart to replace it") from error
 
 
 def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a fingerprint as it is read again."""
+    """Normalize a fingerprint to what is read back from JSON."""
     value: dict[str, Any] = json.loads(to_json(dict(fingerprint)))
     return value
 
 
 def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return in words how two fingerprints differ: "another model (a, now b)"; None if they do not."""
+    """Describe how two fingerprints differ, like "another model (a, now b)"; None if they are equal."""
     names = [name for name in {**now, **before} if to_json(before.get(name)) != to_json(now.get(name))]
     if not names:
         return None
-    described = [_describe(name, before.get(name), now.get(name)) for name in names[:_MAX_DIFFERENCES]]
-    if more := len(names) - len(described):
-        described.append(f"{more} more")
-    return " and ".join(filter(None, [", ".join(described[:-1]), described[-1]]))
-
-
-def to_indented_json(value: Any) -> str:
-    """Return a value as JSON for people, which can be written as UTF-8."""
-    return json.dumps(json.loads(to_json(value)), ensure_ascii=False, indent=2)
+    descriptions = [_describe(name, before.get(name), now.get(name)) for name in names[:_MAX_DIFFERENCES]]
+    if more := len(names) - len(descriptions):
+        descriptions.append(f"{more} more")
+    return " and ".join(filter(None, [", ".join(descriptions[:-1]), descriptions[-1]]))
 
 
 def _describe(name: str, before: Any, now: Any) -> str:

@@ -1,4 +1,4 @@
-"""The lines of finished rows as they came, in a file that one process has open; where each is, and no more, is kept."""
+"""The partial file: output lines of finished rows in the order in which they finished. Memory holds offsets only."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cerebrum_cli.batches.result import to_json
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowId
 from cerebrum_cli.core.errors import BatchError
 
-ROW = "row"  # the key, in this file alone, of a row's place in the input
+ROW = "row"  # the key of a row's position, in this file only
 _ROW = b', "row": '
 
 
 class _Line(NamedTuple):
-    """Where a line is, in bytes."""
+    """A line's place in the file, in bytes."""
 
     offset: int
     length: int
 
 
 class PartialFile:
-    """A partial file, open and locked; BatchError where another process has it.
+    """An open and locked partial file. Raises BatchError if another process has it open.
 
-    A line is that of the result. Where an id and a prompt are those of several rows it has its row's place besides.
+    Lines are those of the result. Rows that share their id and prompt also have their position in the line.
     """
 
     def __init__(self, path: Path, rows: Sequence[Row]) -> None:
@@ -38,7 +38,9 @@ class PartialFile:
         self._positions_by_key: dict[bytes, list[int]] = {}
         for position, row in enumerate(rows):
             self._positions_by_key.setdefault(_key(row.id, row.prompt), []).append(position)
-        self._duplicates = {at for places in self._positions_by_key.values() if len(places) > 1 for at in places}
+        self._duplicates = {
+            at for positions in self._positions_by_key.values() if len(positions) > 1 for at in positions
+        }
         self._descriptor = open_locked(path)
         self._lines: dict[int, _Line] = {}
         self._end = 0
@@ -46,47 +48,47 @@ class PartialFile:
 
     @property
     def positions(self) -> AbstractSet[int]:
-        """Whose lines it holds, as far as they are known."""
+        """The positions of the rows in the file; empty before `load`."""
         return self._lines.keys()
 
     @property
     def failed(self) -> int:
-        """How many lines tell of an error."""
+        """Number of rows with an error."""
         return self._failed
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing stands in it."""
+        """Whether the file has no bytes."""
         return os.fstat(self._descriptor).st_size == 0
 
     def clear(self) -> None:
-        """Cut off what is not known, all of it in a file that was not read, and wait for the disk."""
+        """Truncate the file to the known lines, to nothing before `load`, and sync it."""
         os.ftruncate(self._descriptor, self._end)
         os.fsync(self._descriptor)
 
     def load(self) -> None:
-        """Find the row of each line; a last one that was not written to its end is cut off.
+        """Find the row of each line, and remove an incomplete last line.
 
-        BatchError for a line that is none of a row, or the second of one.
+        Raises BatchError for a line that belongs to no row, or is the second of a row.
         """
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
             for number, line in enumerate(file, 1):
-                written = _parse_line(line)
-                if written is None and not file.peek(1):
+                object = _parse_line(line)
+                if object is None and not file.peek(1):
                     break
-                position = None if written is None else self._position(written)
-                if written is None or position is None or position in self._lines:
-                    what = f"{self._path} is damaged: line {number} is none of a row in the input"
-                    raise BatchError(what, "move it away, or choose another -o; --restart begins anew")
-                self._add_line(position, line, written["error"] is not None)
+                position = None if object is None else self._position(object)
+                if object is None or position is None or position in self._lines:
+                    message = f"{self._path} is damaged: line {number} matches no row of the input"
+                    raise BatchError(message, "move it away, choose another -o, or use --restart to start over")
+                self._add_line(position, line, object["error"] is not None)
         self.clear()
 
     def append(self, position: int, line: bytes, failed: bool) -> None:
-        """Write the line of a row and wait for the disk; where that fails, nothing of it stays."""
+        """Append the line of a row and sync it; on failure, remove it again."""
         end, failures = self._end, self._failed
         try:
-            os.ftruncate(self._descriptor, end)  # what an earlier failure left, if it could not be cut off then
+            os.ftruncate(self._descriptor, end)  # an earlier failure may have left part of a line
             os.lseek(self._descriptor, end, os.SEEK_SET)
             if position in self._duplicates:
                 line = line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
@@ -100,31 +102,31 @@ class PartialFile:
                 os.ftruncate(self._descriptor, end)
             raise
 
-    def _position(self, written: Mapping[str, Any]) -> int | None:
-        """Return the place of the row that was written; None if there is no such row in the input."""
-        if not written:
+    def _position(self, object: Mapping[str, Any]) -> int | None:
+        """The position of the row that an object belongs to; None if the input has no such row."""
+        if not object:
             return None
-        places = self._positions_by_key.get(_key(written["id"], written["prompt"]), [])
-        if len(places) < 2:
-            return next(iter(places), None)
-        return written[ROW] if written.get(ROW) in places else None
+        positions = self._positions_by_key.get(_key(object["id"], object["prompt"]), [])
+        if len(positions) < 2:
+            return next(iter(positions), None)
+        return object[ROW] if object.get(ROW) in positions else None
 
     def lines_in_order(self) -> Iterator[bytes]:
-        """Yield the lines in the order of their positions; BatchError if the file is no longer what was written."""
+        """Yield the lines in the order of the input. Raises BatchError if another program has changed the file."""
         with open(self._descriptor, "rb", closefd=False) as file:
             for _, (offset, length) in sorted(self._lines.items()):
                 file.seek(offset)
                 line = file.read(length)
                 if len(line) != length or not line.endswith(b"\n"):
-                    raise BatchError(f"{self._path} was changed while the batch ran", "start the same command again")
+                    raise BatchError(f"{self._path} was changed while the batch ran", "run the same command again")
                 yield _without_position(line)
 
     def remove(self) -> None:
-        """Remove the file, while nobody else can have it."""
+        """Delete the file while it is locked."""
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file, and let others have it."""
+        """Close the file, which releases the lock."""
         os.close(self._descriptor)
 
     def _add_line(self, position: int, line: bytes, failed: bool) -> None:
@@ -134,13 +136,13 @@ class PartialFile:
 
 
 def _without_position(line: bytes) -> bytes:
-    """Return the line as it is in the result."""
-    bare, found, place = line.rpartition(_ROW)
-    return bare + b"}\n" if found and place.removesuffix(b"}\n").isdigit() else line
+    """Remove the position from a line, as in the result."""
+    start, separator, end = line.rpartition(_ROW)
+    return start + b"}\n" if separator and end.removesuffix(b"}\n").isdigit() else line
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """Return the object in a line; an empty one for what is none of ours, None for what was not written to its end."""
+    """The object in a line; empty for other JSON, None for an incomplete or invalid line."""
     if not line.endswith(b"\n"):
         return None
     try:

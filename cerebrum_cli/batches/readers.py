@@ -1,7 +1,6 @@
-"""The shapes a batch may have, and the rows in them.
+"""Read the rows of a batch from txt, jsonl, csv or tsv.
 
-What is wrong with one row is an error in that row, and the others are asked; UsageError is for what concerns them all,
-and comes before anything is asked.
+A problem with one row becomes that row's error; UsageError is for problems with the whole input.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl"}
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_TEXT_FIELDS = ("text", "prompt")  # what a template may call a line of text
+_TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_input(source: Path) -> bytes:
-    """Return the bytes of a file; UsageError if it cannot be read."""
+    """Read a file. Raises UsageError."""
     try:
         return source.read_bytes()
     except OSError as error:
@@ -33,44 +32,44 @@ def read_input(source: Path) -> bytes:
 
 
 def detect_shape(source: Path, given: str | None, data: bytes) -> Shape:
-    """Return the shape that is given, or that the name of a file tells; UsageError for one that is not known.
+    """The given shape, or the one of the file name's suffix. Raises UsageError for an unknown one.
 
-    Where there is no such name (`-`, /dev/fd/63) the bytes tell: what begins with a brace is jsonl, all else is txt.
+    Without a suffix (`-`, /dev/fd/63), data that begins with a brace is jsonl, and any other is txt.
     """
     for shape in SHAPES:
         if given == shape:
             return shape
-    known = f"shapes are {', '.join(SHAPES)}"
+    known = ", ".join(SHAPES)
     if given is not None:
-        raise UsageError(f"the shape {given!r} is not known", known)
+        raise UsageError(f"unknown --shape {given!r}", f"use one of {known}")
     suffix = source.suffix.lower()
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
     if suffix:
-        raise UsageError(f"{source}: what shape it has is not known", f"rename it, or say which; {known}")
+        raise UsageError(f"{source}: unsupported file type {suffix}", f"rename it, or set --shape to one of {known}")
     return "jsonl" if data.removeprefix(_BOM).lstrip().startswith(b"{") else "txt"
 
 
 def read_rows(data: bytes, shape: Shape, column: str | None = None, template: str | None = None) -> tuple[Row, ...]:
-    """Return the rows of an input of one shape, in their order; at least one.
+    """Read the rows of an input, in order; at least one. Raises UsageError.
 
-    `column` is where the prompts of a table stand; `template` makes a prompt of the fields of each row, where a line
-    of text is called `text` or `prompt`. UsageError where nothing can be asked at all.
+    `column` names the prompt column of a table; `template` renders a prompt from the fields of each row. The field of a
+    txt line is `text` or `prompt`.
     """
     parsed_template = None if template is None else parse_template(template)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError("the input is UTF-16, and must be UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
+        raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
     data = data.removeprefix(_BOM)
     if shape in _DELIMITERS:
         if column is not None and parsed_template:
-            raise UsageError("--column and --template both say what the prompt is", "leave one out")
+            raise UsageError("--column and --template exclude each other", "omit one")
         rows = tuple(read_table(_decoded(data), _DELIMITERS[shape], column, parsed_template))
     elif column is not None:
-        raise UsageError(f"--column is for tables, and the input is {shape}", 'write --template "{NAME}"')
+        raise UsageError(f"--column is for csv and tsv, but the input is {shape}", 'use --template "{NAME}"')
     else:
         rows = tuple(_line_rows(data, shape, parsed_template))
     if not rows:
-        raise UsageError("the input holds no prompts", "write a prompt a line" if shape == "txt" else "")
+        raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
     return rows
 
 
@@ -78,7 +77,7 @@ def _line_rows(data: bytes, shape: Shape, template: Template | None) -> Iterator
     if shape == "txt" and template:
         for name in template.fields:
             if name not in _TEXT_FIELDS:
-                raise UsageError(f"a line of text has no field `{name}`", f"write {{{_TEXT_FIELDS[0]}}}")
+                raise UsageError(f"a line of text has no field `{name}`", f"use {{{_TEXT_FIELDS[0]}}}")
     for number, line in enumerate(data.split(b"\n"), 1):
         text = line.removesuffix(b"\r").decode("utf-8", "replace")
         if not text.strip() or (shape == "txt" and text.lstrip().startswith("#")):
@@ -86,7 +85,7 @@ def _line_rows(data: bytes, shape: Shape, template: Template | None) -> Iterator
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
-            yield invalid_row(number, number, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is no UTF-8"))
+            yield invalid_row(number, number, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
             continue
         yield read_json_row(number, text, template) if shape == "jsonl" else _text_row(number, text, template)
 
@@ -102,4 +101,4 @@ def _decoded(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"the input is not UTF-8 text (line {line})", "convert it") from error
+        raise UsageError(f"the input is not UTF-8 text (line {line})", "convert it to UTF-8") from error

@@ -1,4 +1,4 @@
-"""Where the answers of a batch go, a line of JSON each: to a journal and a file, or straight out in input order."""
+"""Results of a batch, one line of JSON for each row: a journal and a file, or a stream in input order."""
 
 from __future__ import annotations
 
@@ -10,107 +10,105 @@ from typing import Any, Protocol
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row
 from cerebrum_cli.core.text import well_formed
 
-_LINE_BREAKS = {
-    ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"
-}  # to some readers of lines, not to JSON
+_LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
 
 
 class Result(Protocol):
-    """Something that takes the objects of rows, in any order; a position is a row's place in the input, from 0."""
+    """Receives the objects of rows in any order; positions count the rows of the input from 0."""
 
     @property
     def finished(self) -> AbstractSet[int]:
-        """The positions that need no evaluation any more."""
+        """The positions of the finished rows."""
 
     @property
     def done(self) -> int:
-        """How many rows are finished."""
+        """Number of finished rows."""
 
     @property
     def failed(self) -> int:
-        """How many of them have an error."""
+        """Number of finished rows with an error."""
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
-        """Take the object of a row; ValueError if it is none of this row's, or the row has one."""
+        """Write the object of a row. Raises ValueError for another row's object, and for a finished row."""
 
     def complete(self) -> None:
-        """All rows are written: make the result what it is to be."""
+        """Complete the result once all rows are written."""
 
     def close(self) -> None:
-        """Let go of what is held, complete or not; what is finished stays so."""
+        """Release resources, complete or not; finished rows stay finished."""
 
 
 class StreamedResult:
-    """Lines written as soon as those of all rows before have been; nothing is on disk."""
+    """A result that writes each line as soon as all lines before it are written; nothing is saved on disk."""
 
     def __init__(self, rows: Sequence[Row], write: Callable[[str], None]) -> None:
         self._rows = rows
         self._write = write
         self._finished: set[int] = set()
         self._failed = 0
-        self._held: dict[int, str] = {}
+        self._waiting: dict[int, str] = {}
         self._next = 0
 
     @property
     def finished(self) -> AbstractSet[int]:
-        """The positions whose objects have been taken."""
+        """The positions of the finished rows."""
         return self._finished
 
     @property
     def done(self) -> int:
-        """How many rows are finished."""
+        """Number of finished rows."""
         return len(self._finished)
 
     @property
     def failed(self) -> int:
-        """How many of them have an error."""
+        """Number of finished rows with an error."""
         return self._failed
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
-        """Take the object of a row, and write all lines whose turn it is; ValueError as in `Result`."""
+        """Add the object of a row, and write all lines that are next. Raises ValueError as `Result` does."""
         validate_object(self._rows, self._finished, position, object)
-        self._held[position] = to_json_line(object)
+        self._waiting[position] = to_json_line(object)
         self._finished.add(position)
         self._failed += object["error"] is not None
-        while (line := self._held.pop(self._next, None)) is not None:
+        while (line := self._waiting.pop(self._next, None)) is not None:
             self._next += 1
             self._emit(line)
 
     def complete(self) -> None:
-        """Every line has been written."""
+        """Raise ValueError while rows are missing."""
         require_all_finished(self._rows, self._finished)
 
     def close(self) -> None:
-        """Write what is held back behind rows that have not come: it is finished, and in order but for the gaps."""
-        held, self._held = self._held, {}
-        for position in sorted(held):
-            self._emit(held[position])
+        """Write the lines that wait for unfinished rows, in order but with gaps."""
+        waiting, self._waiting = self._waiting, {}
+        for position in sorted(waiting):
+            self._emit(waiting[position])
 
     def _emit(self, line: str) -> None:
         try:
             self._write(line)
         except Exception:
-            self._held.clear()  # nobody reads any more: nothing is to be written at the end
+            self._waiting.clear()  # the reader is gone: `close` must not write
             raise
 
 
 def to_json_line(object: Mapping[str, Any]) -> str:
-    """Return an object as one line, whatever its reader takes for a line break; its own ends it."""
+    """Encode an object as one line, also for readers that split at Unicode line breaks."""
     return to_json(object).translate(_LINE_BREAKS) + "\n"
 
 
 def to_json(value: Any) -> str:
-    """Return a value as JSON that can be written as UTF-8."""
+    """Encode a value as JSON that is valid UTF-8."""
     return well_formed(json.dumps(value, ensure_ascii=False))
 
 
 def validate_object(rows: Sequence[Row], finished: AbstractSet[int], position: int, object: Mapping[str, Any]) -> None:
-    """Raise ValueError unless an object is the one that is missing for a row."""
+    """Raise ValueError unless a row is unfinished and the object belongs to it."""
     if position in finished or not 0 <= position < len(rows):
-        raise ValueError(f"no object is missing at {position}")
+        raise ValueError(f"no unfinished row at position {position}")
     row = rows[position]
     if tuple(object) != OUTPUT_KEYS or (object["id"], object["prompt"]) != (row.id, row.prompt):
-        raise ValueError(f"this is no object of row {row.number}: {list(object)}")
+        raise ValueError(f"not an object of row {row.number}: {list(object)}")
 
 
 def require_all_finished(rows: Sequence[Row], finished: AbstractSet[int]) -> None:

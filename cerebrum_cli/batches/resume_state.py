@@ -1,4 +1,4 @@
-"""What to do with what is found where a result is to go: begin, go on, leave it as it is done, or refuse; pure."""
+"""Decide from the files on disk whether a batch starts, resumes, is complete or must be refused."""
 
 from __future__ import annotations
 
@@ -11,54 +11,55 @@ from cerebrum_cli.batches.meta import Identity, Record, describe_difference
 from cerebrum_cli.core.errors import BatchError
 
 Step = Literal["begin", "resume", "complete"]
-_REPLACE = "--restart replaces it; or choose another -o"
+_REPLACE = "use --restart to replace it, or choose another -o"
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeState:
-    """What is on disk: whether anything stands in the partial file, the record, and what the result is."""
+    """The files on disk: whether the partial file has bytes, the record, and the identity of the output."""
 
     partial: bool
     record: Record | None
     output: Identity | None
 
 
-def decide(found: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPaths) -> Step:
-    """Return what to do where nothing is to be restarted; BatchError where that would lose or mix anything.
+def decide(state: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPaths) -> Step:
+    """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
 
-    The files change in this order, each step on disk before the next, so that what is found tells how far it came:
-    the record; rows in the partial file; the record with what the result will be; the result; no partial file.
+    The files are written in this order, each synced before the next, so that they show how far a batch came: the
+    record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
+    deleted.
     """
-    record = found.record
+    record = state.record
     if record is None:
-        if found.partial:
-            what = f"{paths.partial} is there, and nothing says what it was begun with"
-            raise BatchError(what, "move it away, or choose another -o; --restart begins anew")
-        if found.output:
-            raise BatchError(f"{paths.output} is there already", _REPLACE)
+        if state.partial:
+            message = f"{paths.partial} exists, but its record {paths.meta.name} is missing"
+            raise BatchError(message, "move it away, choose another -o, or use --restart to start over")
+        if state.output:
+            raise BatchError(f"{paths.output} already exists", _REPLACE)
         return "begin"
-    if other := describe_difference(record.fingerprint, fingerprint):
-        return _decide_changed(found, record, other, paths)
-    if record.result and record.result == found.output:
+    if difference := describe_difference(record.fingerprint, fingerprint):
+        return _decide_changed(state, record, difference, paths)
+    if record.result and record.result == state.output:
         return "complete"
-    if found.output is None:
-        return "resume" if found.partial else "begin"
-    if found.partial:
-        if found.output == record.replaces:
+    if state.output is None:
+        return "resume" if state.partial else "begin"
+    if state.partial:
+        if state.output == record.replaces:
             return "resume"
-        what = f"{paths.output} has come or changed since {paths.partial} was begun"
-        raise BatchError(what, "move it away, and the same command goes on; --restart begins anew, and replaces it")
-    if found.output == record.replaces and record.result is None:
-        return "begin"  # its replacement was ordered, and ended before the first row
-    raise BatchError(f"{paths.output} is no longer what it was when it was done", _REPLACE)
+        message = f"{paths.output} was changed after {paths.partial} was started"
+        raise BatchError(message, "move it away to resume, or use --restart to start over and replace it")
+    if state.output == record.replaces and record.result is None:
+        return "begin"  # --restart was interrupted before the first row
+    raise BatchError(f"{paths.output} was changed after it was completed", _REPLACE)
 
 
-def _decide_changed(found: ResumeState, record: Record, difference: str, paths: OutputPaths) -> Step:
-    if found.partial:
-        what = f"{paths.partial} was begun with {difference}"
-        raise BatchError(what, "the same command as before goes on; --restart begins anew")
-    if found.output:
-        is_unchanged = found.output == record.result
-        what = f"{paths.output} was made with {difference}" if is_unchanged else f"{paths.output} is there already"
-        raise BatchError(what, _REPLACE)
+def _decide_changed(state: ResumeState, record: Record, difference: str, paths: OutputPaths) -> Step:
+    if state.partial:
+        message = f"{paths.partial} was started with {difference}"
+        raise BatchError(message, "run the previous command to resume, or use --restart to start over")
+    if state.output:
+        is_unchanged = state.output == record.result
+        problem = f"was made with {difference}" if is_unchanged else "already exists"
+        raise BatchError(f"{paths.output} {problem}", _REPLACE)
     return "begin"

@@ -1,15 +1,15 @@
-"""One row of a batch: what is asked, with what, or why it cannot be; and the object that is written of it.
+"""One row of a batch: its prompt and settings, or its error; and the object written for it.
 
-What can be wrong with a row, by the `type` of its error; what goes wrong while it is answered has types of its own:
+Errors of a row by `type`; errors while generating have other types:
 
-    invalid_utf8        the line is no UTF-8
-    invalid_json        the line is no JSON
-    invalid_request     no object, or something in it has the wrong type, contradicts itself or cannot be obeyed
-    invalid_messages    a list of messages that is no conversation awaiting a reply
-    invalid_setting     a sampling setting of the wrong type, or out of its range
+    invalid_utf8        the line is not UTF-8
+    invalid_json        the line is not JSON
+    invalid_request     not an object, or a value that has the wrong type, is contradictory or unsupported
+    invalid_messages    a list of messages that does not end with a question
+    invalid_setting     a sampling setting of the wrong type, or out of range
     invalid_record      a record of a table with more or fewer fields than the header
     unknown_field       the template names a field the row does not have
-    no_prompt           nothing is asked, or nothing but blanks
+    no_prompt           the prompt is missing or blank
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ OUTPUT_KEYS = (
     "votes",
     "error",
 )
-_MAX_MESSAGE = 400  # characters of a message: what it quotes may be a megabyte
+_MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
 RowId = str | int
 
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a row has no answer: a short word for programs, and a line for people."""
+    """Why a row has no answer: a `type` for programs and a message for people."""
 
     type: str
     message: str
@@ -51,10 +51,9 @@ class RowError:
 class Row:
     """One question of a batch.
 
-    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own, or its number. `prompt` is
-    the text of the question, the last one of a conversation; None where it is not known. `conversation` is None where
-    the row cannot be asked; its `system_prompt` is None where the row gives none. `settings` are the sampling settings
-    the row gives, checked, as a layer for `fold`.
+    `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number. `prompt`
+    is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
+    `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings.
     """
 
     number: int
@@ -66,7 +65,7 @@ class Row:
 
 
 class InvalidRow(Exception):
-    """A row that cannot be asked; caught where its row is made."""
+    """A row that cannot be answered; caught where its row is created."""
 
     def __init__(self, type: str, message: str) -> None:
         super().__init__(message)
@@ -75,22 +74,22 @@ class InvalidRow(Exception):
 
 
 def require_prompt(text: str) -> str:
-    """Return the text of a question as it is asked; BadRow if it says nothing."""
+    """Return a prompt as well-formed text. Raises InvalidRow if it is blank."""
     if not text.strip():
         raise InvalidRow("no_prompt", "the prompt is empty")
     return well_formed(text)
 
 
 def prompt_row(number: int, id: RowId, prompt: str) -> Row:
-    """Return the row of a question without settings of its own."""
+    """Create a row for a prompt without settings."""
     return Row(number, id, prompt, Conversation().user(prompt), {}, None)
 
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow) -> Row:
-    """Return the row of something that cannot be asked."""
+    """Create a row with an error."""
     return Row(number, id, prompt, None, {}, invalid.error)
 
 
 def failed_object(row: Row, error: RowError) -> dict[str, Any]:
-    """Return the object written of a row that has no answer, its keys those of OUTPUT_KEYS in their order."""
+    """The output object of a row without an answer, with the keys of OUTPUT_KEYS in order."""
     return {**dict.fromkeys(OUTPUT_KEYS), "id": row.id, "prompt": row.prompt, "error": asdict(error)}

@@ -1,4 +1,4 @@
-"""A prompt with places for the fields of a row: `{name}` is a field, whatever its name; `{{` and `}}` are braces."""
+"""Prompt templates: `{name}` inserts a field of the row; `{{` and `}}` are literal braces."""
 
 from __future__ import annotations
 
@@ -21,44 +21,42 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Literal text and the names of fields, in their order."""
+    """A parsed template: literal text and field names, in order."""
 
     pieces: tuple[_Piece, ...]
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields it names, each once."""
+        """The names of its fields, each once."""
         return tuple(dict.fromkeys(piece.text for piece in self.pieces if piece.is_field))
 
     def render(self, fields: Mapping[str, Any]) -> str:
-        """Return the prompt a row makes of it, values that are no text as JSON; BadRow if a field is missing.
+        """Render the prompt of a row; values that are not text are written as JSON.
 
-        What a field holds is never read as a template.
+        Field values are never parsed as templates. Raises InvalidRow if a field is missing.
         """
         for name in self.fields:
             if name not in fields:
-                raise InvalidRow(
-                    "unknown_field", f"there is no field `{name}`; there are: {', '.join(fields) or 'none'}"
-                )
+                raise InvalidRow("unknown_field", f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}")
         return "".join(_to_text(fields[piece.text]) if piece.is_field else piece.text for piece in self.pieces)
 
 
 def parse_template(text: str) -> Template:
-    """Return a template; UsageError for a brace without its other one, or no field at all."""
+    """Parse a template. Raises UsageError for an unmatched brace, and without any field."""
     pieces = []
     for match in _PIECE.finditer(text):
         if match["stray"]:
-            what = f"the template has a {match['stray']} without its other brace, at character {match.start() + 1}"
-            raise UsageError(what, "{name} is a field; write {{ and }} for braces")
+            message = f"unmatched {match['stray']} in the template, at character {match.start() + 1}"
+            raise UsageError(message, "{name} is a field; write {{ and }} for literal braces")
         if match["field"] is None:
             pieces.append(_Piece(match["text"] or match["brace"][0], False))
         elif name := match["field"].strip():
             pieces.append(_Piece(name, True))
         else:
-            raise UsageError(f"the template has a field without a name, at character {match.start() + 1}", "name it")
+            raise UsageError(f"field without a name in the template, at character {match.start() + 1}", "name it")
     template = Template(tuple(pieces))
     if not template.fields:
-        raise UsageError("the template names no field, so that all rows would ask the same", "name one: {text}")
+        raise UsageError("the template has no field, so all prompts would be the same", "add one, like {text}")
     return template
 
 

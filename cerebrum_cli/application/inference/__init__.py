@@ -1,1 +1,1 @@
-"""From a question to a reply: loading, prompt formats, generation, votes and batches."""
+"""From a question to a reply: model loading, prompt formats, generation, votes and batches."""

@@ -1,4 +1,4 @@
-"""Many questions, answered many at a time; each answer goes where the result is kept as soon as it is there."""
+"""Answer the rows of a batch concurrently, and write each answer to the result as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.format_choice import choose_format
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
-from cerebrum_cli.application.inference.responder import GenerationRequest, Replies, Responder, TokenizedRequest
+from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder, TokenizedRequest
 from cerebrum_cli.application.inference.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
@@ -23,15 +23,15 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 
 FINGERPRINT_SETTINGS = ("system", *SAMPLING_KEYS, "ctx")
-SORT_WINDOW = 4096  # rows that are read and put in order together: more would keep the first of them waiting
-TOO_LONG = "context_length_exceeded"  # as OpenAI calls it
+SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
+TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
 NO_PROMPT = RowError(REFUSED, "there is no prompt")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """How all rows of a batch are answered, where they do not say otherwise themselves."""
+    """Options of all rows of a batch; the settings of a row take precedence."""
 
     settings: Settings
     grammar: str | None = None
@@ -40,14 +40,14 @@ class BatchOptions:
     ignore_eos: bool = False
 
     def seed(self, position: int) -> int | None:
-        """Return the seed of a row: from the one given on, each chain has its own, or all rows would draw alike."""
-        given, chains = self.settings.seed, self.votes.most if self.votes else 1
-        return None if given is None else (given + position * chains) % SEEDS
+        """The seed of a row's first sample; no two samples of the batch share a seed."""
+        first, samples = self.settings.seed, self.votes.most if self.votes else 1
+        return None if first is None else (first + position * samples) % SEEDS
 
 
 @dataclass(slots=True)
 class PendingRow:
-    """A row that is being answered, by one reply or by a vote."""
+    """A row whose reply or vote is running."""
 
     position: int
     row: Row
@@ -55,24 +55,24 @@ class PendingRow:
     vote: MajorityVote | None
     collector: ReplyCollector
 
-    def add_event(self, event: TokenEvent | FinishEvent, replies: Replies) -> dict[str, Any] | None:
-        """Take an event of this row; return the object to be written once it has an answer, once."""
+    def add_event(self, event: TokenEvent | FinishEvent, replies: ReplyStream) -> dict[str, Any] | None:
+        """Process an event of this row; return the output object when the answer is complete."""
         if self.vote is None:
             self.collector.emit(event)
             reply = self.collector.reply
             return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
-        moved = self.vote.add_event(event, replies)
-        if not (moved and self.vote.is_over and self.vote.reply):
+        changed = self.vote.add_event(event, replies)
+        if not (changed and self.vote.is_over and self.vote.reply):
             return None
         return self.answer_object(self.vote.reply)
 
     def discard(self) -> None:
-        """Let go of what was said: a batch may be larger than memory."""
+        """Drop the collected text: a batch may be larger than memory."""
         self.vote, self.collector = None, ReplyCollector()
 
     def answer_object(self, reply: Reply) -> dict[str, Any]:
-        """Return the object of an answered row, its keys those of OUTPUT_KEYS in their order."""
-        spent = [reply] if self.vote is None else self.vote.replies.values()
+        """The output object of an answered row, with the keys of OUTPUT_KEYS in order."""
+        replies = [reply] if self.vote is None else self.vote.replies.values()
         values = (
             self.row.id,
             self.row.prompt,
@@ -80,7 +80,7 @@ class PendingRow:
             (self.vote or reply).final_answer,
             reply.finish.reason,
             reply.finish.prompt_tokens,
-            sum(each.finish.completion_tokens for each in spent),
+            sum(each.finish.completion_tokens for each in replies),
             reply.finish.seed,
             reply.reasoning,
             self.vote and votes_object(self.vote),
@@ -92,33 +92,34 @@ class PendingRow:
 def answer_rows(
     responder: Responder, rows: Sequence[Row], options: BatchOptions, result: Result, in_order: bool
 ) -> Generator[Event, None, None]:
-    """Answer the rows a result does not have yet; yield all events, and a RowEvent whenever a row is finished.
+    """Answer the unfinished rows; yield all events, and a RowEvent whenever a row is finished.
 
-    A row that cannot be asked gets its error. Rows are answered so that those which begin alike follow each other, or
-    where somebody waits for them `in_order`. The result is not completed: where this was interrupted it is not whole.
+    Rows that cannot be answered get an error. Rows with a common prefix are answered one after the other, unless a
+    reader needs the answers `in_order`. The caller completes the result; after a cancel, rows are missing.
     """
     yield from responder.load()
     yield RowEvent(result.done, len(rows), result.failed)
-    left = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
-    refused: list[tuple[int, RowError]] = []
-    for begin in range(0, len(left), SORT_WINDOW):
-        found = [(at, _opened(responder, at, row, options)) for at, row in left[begin : begin + SORT_WINDOW]]
-        opened = [one for _, one in found if isinstance(one, PendingRow)]
-        refused += [(at, error) for at, error in found if isinstance(error, RowError)]
+    unfinished = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
+    errors: list[tuple[int, RowError]] = []
+    for start in range(0, len(unfinished), SORT_WINDOW):
+        window = unfinished[start : start + SORT_WINDOW]
+        tokenized = [(at, _tokenize_row(responder, at, row, options)) for at, row in window]
+        pending = [row for _, row in tokenized if isinstance(row, PendingRow)]
+        errors += [(at, error) for at, error in tokenized if isinstance(error, RowError)]
         if in_order:
-            yield from _refused(rows, refused, result)
-            refused.clear()
+            yield from _write_errors(rows, errors, result)
+            errors.clear()
         else:
-            opened.sort(key=lambda one: one.request.request.prompt_tokens)
-        yield RowEvent(result.done, len(rows), result.failed + len(refused))
-        yield from _answered(responder, opened, result, len(rows), len(refused))
-        if any(one.position not in result.finished for one in opened):  # it was cancelled
+            pending.sort(key=lambda row: row.request.request.prompt_tokens)
+        yield RowEvent(result.done, len(rows), result.failed + len(errors))
+        yield from _generate(responder, pending, result, len(rows), len(errors))
+        if any(row.position not in result.finished for row in pending):  # cancelled
             return
-    yield from _refused(rows, refused, result)  # last: what is wrong with all, as with a grammar, is known by then
+    yield from _write_errors(rows, errors, result)  # last: an error that concerns all rows is raised before
 
 
 def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
-    """Return what answers depend on beside their questions, by names that can be told; `file` answers for the model."""
+    """Everything the answers depend on besides the prompts, by readable names; `file` is the model file used."""
     values, votes = asdict(options.settings), options.votes
     return {
         "model": model.reference,
@@ -133,62 +134,61 @@ def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library:
 
 
 def write_row_errors(rows: Sequence[Row], result: Result) -> None:
-    """Write the errors of rows that cannot be asked, where no others are left."""
+    """Write the errors of the unfinished rows, where none of them needs the model."""
     for position, row in enumerate(rows):
         if position not in result.finished:
             result.write(position, failed_object(row, row.error or NO_PROMPT))
 
 
-def _refused(rows: Sequence[Row], refused: Sequence[tuple[int, RowError]], result: Result) -> Iterator[Event]:
-    for position, error in refused:
+def _write_errors(rows: Sequence[Row], errors: Sequence[tuple[int, RowError]], result: Result) -> Iterator[Event]:
+    for position, error in errors:
         result.write(position, failed_object(rows[position], error))
         yield RowEvent(result.done, len(rows), result.failed)
 
 
-def _answered(
-    responder: Responder, opened: Sequence[PendingRow], result: Result, total: int, refused: int
+def _generate(
+    responder: Responder, pending: Sequence[PendingRow], result: Result, total: int, unwritten_errors: int
 ) -> Iterator[Event]:
-    """Answer rows, and write each when it has its answer; `refused` ones are told of, and written later."""
-    if not opened:
+    """Answer rows, and write each one when it is complete; `unwritten_errors` count as failed in the events."""
+    if not pending:
         return
-    with closing(responder.generate(one.request for one in opened)) as replies:
+    with closing(responder.generate(row.request for row in pending)) as replies:
         for event in replies:
             yield event
             if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
                 continue
-            one = opened[event.sequence.request]
-            if one.position in result.finished:
+            row = pending[event.sequence.request]
+            if row.position in result.finished:
                 continue
             if isinstance(event, RefusedEvent):
                 replies.abort(event.sequence.request)
-                answered: dict[str, Any] | None = failed_object(one.row, _row_error(event.error))
+                answer: dict[str, Any] | None = failed_object(row.row, _row_error(event.error))
             else:
-                answered = one.add_event(event, replies)
-            if answered:
-                one.discard()
-                result.write(one.position, answered)
-                yield RowEvent(result.done, total, result.failed + refused)
+                answer = row.add_event(event, replies)
+            if answer:
+                row.discard()
+                result.write(row.position, answer)
+                yield RowEvent(result.done, total, result.failed + unwritten_errors)
 
 
-def _opened(responder: Responder, position: int, row: Row, manner: BatchOptions) -> PendingRow | RowError:
-    """Return a row ready to be asked, or why it cannot be."""
+def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchOptions) -> PendingRow | RowError:
     if row.conversation is None:
         return row.error or NO_PROMPT
-    settings = replace(manner.settings, **{"seed": manner.seed(position), **row.settings})
+    settings = replace(options.settings, **{"seed": options.seed(position), **row.settings})
     conversation = row.conversation
     if conversation.system_prompt is None:
         conversation = replace(conversation, system_prompt=settings.system)
-    poll = MajorityVote(manner.votes, manner.early_stop) if manner.votes else None
-    asked = GenerationRequest(conversation, settings, manner.grammar, ignore_eos=manner.ignore_eos)
+    vote = MajorityVote(options.votes, options.early_stop) if options.votes else None
+    request = GenerationRequest(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
     try:
-        if poll:
+        if vote:
             require_sampling(settings)
-        prepared = responder.tokenize_request(poll.with_samples(asked) if poll else asked)
-    except (EngineError, Interrupted):  # of all rows
+        tokenized = responder.tokenize_request(vote.with_samples(request) if vote else request)
+    except (EngineError, Interrupted):  # these concern the whole batch
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return PendingRow(position, row, prepared, poll, ReplyCollector())
+    return PendingRow(position, row, tokenized, vote, ReplyCollector())
 
 
 def _row_error(error: CerebrumError) -> RowError:

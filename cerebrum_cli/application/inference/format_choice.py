@@ -1,4 +1,4 @@
-"""Which format a model's conversations are written in: asked for, known, embedded, or an error; never a guess."""
+"""Choose the prompt format of a model: the requested, the catalog's or the embedded one. It is never guessed."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
 
 
 def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
-    """Return the name of the format: the one asked for, else the catalogue's, else the embedded template."""
+    """The name of the format: the requested one, else the catalog's, else the embedded template."""
     if requested is not None and requested not in FORMAT_NAMES:
         raise UsageError(f"unknown format {requested!r}", f"--format is one of {', '.join(FORMAT_NAMES)}")
     if requested is None and known is not None and known not in FORMAT_NAMES:
         raise FormatError(
-            f"the catalogue gives this model the format {known!r}, and there is none of that name",
-            f"write one of {', '.join(FORMAT_NAMES)} in its row of models.toml, or use --format",
+            f"unknown format {known!r} in this model's catalog entry",
+            f"set it to one of {', '.join(FORMAT_NAMES)} in models.toml, or use --format",
         )
     name = requested or known or (EMBEDDED if template else None)
     if name is None:
         raise FormatError(
-            "this model is not in the catalogue and its file embeds no template, so its prompt format is unknown",
-            f"say which it is with --format ({', '.join(PLAIN_FORMATS)}), or use --raw",
+            "unknown prompt format: the model is not in the catalog, and its file has no chat template",
+            f"choose one with --format ({', '.join(PLAIN_FORMATS)}), or use --raw",
         )
     if name == EMBEDDED and not template:
-        raise FormatError("this model's file embeds no template", f"use --format {' or '.join(PLAIN_FORMATS)}")
+        raise FormatError("the model file has no chat template", f"use --format {' or '.join(PLAIN_FORMATS)}")
     return name
 
 
 def format_builder(name: str, template: str | None, options: Mapping[str, Any]) -> FormatBuilder:
-    """Return how to build a chosen format once the vocabulary is known; UsageError for options nothing reads."""
+    """A function that builds the format once the vocabulary is loaded. Raises UsageError for unused options."""
     if name != EMBEDDED or template is None:
         if options:
             raise UsageError(
-                f"--template-arg is for embedded templates, and this model is asked in the format {name}",
-                "leave it out, or add --format embedded",
+                f"--template-arg needs the format embedded, and this model uses {name}",
+                "omit it, or add --format embedded",
             )
-        row = RAW if name == RAW.name else PLAIN_FORMATS[name]
-        return lambda _: row
+        plain = RAW if name == RAW.name else PLAIN_FORMATS[name]
+        return lambda _: plain
 
     def build(backend: Backend) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat
@@ -61,12 +61,12 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
 
 
 def prepare_format(name: str) -> None:
-    """Import what a format takes, which for a template is longer than many a model takes to load."""
+    """Import what a format needs: importing Jinja takes longer than loading a small model."""
     if name == EMBEDDED:
         import cerebrum_cli.formats.template  # noqa: F401
 
 
 def special_tokens(backend: Backend, text: str) -> tuple[int, ...]:
-    """Return the special tokens that a text would become if it were trusted, in order."""
+    """The special tokens a text would be tokenized to if it were trusted, in order."""
     special = backend.controls((text,))
     return tuple(token for token in backend.tokenize((Text(text, trusted=True),)) if token in special)

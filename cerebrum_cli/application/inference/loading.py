@@ -1,4 +1,4 @@
-"""From a model and settings to a responder: the header is checked, the engine starts to load, the format is chosen."""
+"""Load a model with its settings: check the header, choose the prompt format, start the engine."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
 
 BackendFactory = Callable[[LoadOptions], OpenBackend]
-"""Return how to open a model; the runtime picks llama.cpp, tests something smaller."""
+"""Creates the function that opens a model: llama.cpp, or something smaller in tests."""
 
 PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
-"""Return where the states of a model asked in a format are kept; None where they are not."""
+"""Opens the prompt cache on disk of a model and prompt format; None if caching is off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
-    """How many sequences run at once, at most; `measured`: only as many as say more tokens a second together.
+    """How many sequences run concurrently.
 
-    Those that are `shared` have the room of one: what they begin with is held once, and the rest is divided. Where they
-    are evaluated `evenly` none depends on what runs beside it.
+    With `adaptive`, `slots` is a maximum: sequences are added while that raises total throughput. With `kv_unified`,
+    all share one context, and common prefixes are stored once. With `batch_invariant`, the output of a sequence does
+    not depend on what else is in the batch.
     """
 
     slots: int = 1
@@ -44,39 +45,39 @@ class Parallel:
 
     @property
     def is_batch(self) -> bool:
-        """Whether it is many sequences that are to be fast; one in a batch is evaluated as many are."""
+        """Whether throughput of many sequences matters more than the latency of one."""
         return self.batch_invariant or (self.slots > 1 and not self.kv_unified)
 
 
 SINGLE = Parallel()
-CHAT_PARALLEL = Parallel(16, kv_unified=True)  # a chat: one sequence, but for votes
+CHAT_PARALLEL = Parallel(16, kv_unified=True)  # one sequence, except for votes
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What answers for a model: itself or another encoding of it, and what was measured of that."""
+    """The model file to open, the model's own or a re-encoded copy, and its tuning profile."""
 
     model: Model
     profile: Profile | None = None
 
     @property
     def depends_on_prompt_length(self) -> bool:
-        """Whether it is opened in another way for a long prompt."""
+        """Whether long prompts have a tuning of their own."""
         return self.profile is not None and self.profile.long_from is not None
 
     def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
-        """Return how it is opened for a use."""
+        """The tuning for a use."""
         return self.profile.tuning(use, prompt_tokens) if self.profile else DEFAULT
 
 
 def resolve_to_itself(model: Model, _: Settings) -> ResolvedModel:
-    """Have every model answer itself, opened as usual."""
+    """Use the model's own file with default settings."""
     return ResolvedModel(model)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model on its way into memory, and the responder that will speak for it; `file` is the model that answers."""
+    """A model that is loading or loaded, and its responder; `file` is the model file in use."""
 
     model: Model
     file: Model
@@ -85,34 +86,34 @@ class LoadedModel:
     responder: LocalResponder
 
     def save_prompt_cache(self, min_tokens: int, conversation: Conversation | None = None) -> NoticeEvent | None:
-        """Keep what the model has read, of one conversation or of all, if that is `least` tokens or more.
+        """Save the evaluated tokens of one conversation, or of all, if there are at least `min_tokens`.
 
-        Return why that cannot be done.
+        Return a notice if that fails.
         """
 
-        def keep() -> None:
+        def save() -> None:
             prompt = self.responder.tokenize(conversation) if conversation and self.engine.is_loaded else None
             self.engine.save_prompt_cache(min_tokens, prompt)
 
-        return cache_notice(keep)
+        return cache_notice(save)
 
     def save_prefix(self, conversation: Conversation, is_slow: Callable[[int], bool]) -> NoticeEvent | None:
-        """Keep what other conversations with this system prompt begin with, if so many tokens take long to read.
+        """Save the prefix that conversations with this system prompt share, if it `is_slow` to evaluate.
 
-        Return why that cannot be done. What the model has read after them is forgotten.
+        Return a notice if that fails. Tokens evaluated after the prefix are dropped from memory.
         """
 
-        def keep() -> None:
-            beginning = self.responder.shared_prefix(conversation) if self.engine.is_loaded else ()
-            if beginning and is_slow(len(beginning)):
-                self.engine.save_prefix(beginning)
+        def save() -> None:
+            prefix = self.responder.shared_prefix(conversation) if self.engine.is_loaded else ()
+            if prefix and is_slow(len(prefix)):
+                self.engine.save_prefix(prefix)
 
-        return cache_notice(keep)
+        return cache_notice(save)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLoader:
-    """How models are opened here: found by a reference, asked with settings folded for them, their states kept."""
+    """Resolves model references and settings, and opens models for a chat."""
 
     resolve: Callable[[str | None], Model]
     fold: Callable[[Layer, Model], Settings]
@@ -122,7 +123,7 @@ class ModelLoader:
     resolve_encoding: Callable[[Model, Settings], ResolvedModel] = resolve_to_itself
 
     def resolve_settings(self, given: Layer) -> tuple[Model, Settings]:
-        """Return the model that is meant and its settings; what can be wrong with either is raised here."""
+        """Resolve the model and its settings. Raises every error that can be found before loading."""
         model = self.resolve(given.get("model"))
         settings = self.fold(given, model)
         require_loadable(model.path, model.header)
@@ -132,7 +133,8 @@ class ModelLoader:
         return model, settings
 
     def open(self, model: Model, settings: Settings) -> LoadedModel:
-        """Begin to load a model for a talk, and return at once."""
+        """Start to load a model for a chat, without waiting for it."""
+        resolved = self.resolve_encoding(model, settings)
         return open_model(
             self.backend_factory,
             model,
@@ -141,19 +143,19 @@ class ModelLoader:
             whole_context=True,
             prompt_cache=self.prompt_cache,
             parallel=CHAT_PARALLEL,
-            file=(answering := self.resolve_encoding(model, settings)).model,
-            tuning=answering.tuning("chat"),
+            file=resolved.model,
+            tuning=resolved.tuning("chat"),
         )
 
 
-def cache_notice(keep: Callable[[], None]) -> NoticeEvent | None:
-    """Keep what a model has read, or return why that cannot be done."""
+def cache_notice(save: Callable[[], None]) -> NoticeEvent | None:
+    """Save to the prompt cache, and return a notice if that fails."""
     try:
-        keep()
-    except FormatError:  # nothing of it was read
+        save()
+    except FormatError:  # the conversation was never evaluated
         return None
     except EngineError as error:
-        return NoticeEvent(f"what was read is not kept, and will be read again: {error.message}", error.hint)
+        return NoticeEvent(f"prompt cache not saved: {error.message}", error.hint)
     return None
 
 
@@ -171,9 +173,9 @@ def open_model(
     file: Model | None = None,
     tuning: Tuning = DEFAULT,
 ) -> LoadedModel:
-    """Begin to load a model, or the file that answers for it, and return at once.
+    """Start to load a model from its file or a re-encoded one, without waiting for it.
 
-    What is wrong with a file or format is raised before.
+    Errors in the file or the choice of format are raised before loading starts.
     """
     file = file or model
     require_loadable(file.path, file.header)
@@ -192,7 +194,7 @@ def open_model(
 
 
 def with_fallback(factory: BackendFactory, tuned: LoadOptions, default: LoadOptions) -> OpenBackend:
-    """Return how to open a model as it is tuned, or as usual where that fails: what was measured may not fit today."""
+    """A function that opens a model as tuned, or with default settings if that fails, as with less free memory."""
     open_tuned = factory(tuned)
 
     def open_backend(on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
@@ -201,7 +203,7 @@ def with_fallback(factory: BackendFactory, tuned: LoadOptions, default: LoadOpti
         except (EngineError, ModelFileError) as error:
             if stop:
                 raise
-            on_event(NoticeEvent(f"the model cannot be opened as it was tuned: {error.message}", "all is as usual now"))
+            on_event(NoticeEvent(f"cannot open the model as tuned: {error.message}", "using default settings"))
         return factory(default)(on_event, stop)
 
     return open_backend
@@ -215,7 +217,7 @@ def load_options(
     whole_context: bool = False,
     tuning: Tuning = DEFAULT,
 ) -> LoadOptions:
-    """Return how a model is to be loaded: as it is tuned, but for what was asked for."""
+    """The load options of a model: defaults, then the tuning, then the user's settings."""
     header = model.header
     options = LoadOptions(
         path=model.path,
@@ -234,5 +236,5 @@ def load_options(
 
 
 def reload_key(settings: Settings) -> tuple[object, ...]:
-    """Return the settings for which a model has to be opened anew."""
+    """The settings that require the model to be reloaded when they change."""
     return settings.format, settings.ctx, settings.threads, settings.gpu_layers, settings.cache_gb

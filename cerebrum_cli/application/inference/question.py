@@ -1,4 +1,4 @@
-"""What a question is made of: an argument, files, standard input, or a whole conversation."""
+"""Read a question from the argument, files and standard input, or a conversation from a messages list."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import well_formed
 
-BYTES_PER_TOKEN = 4  # of English a token stands for, about
+BYTES_PER_TOKEN = 4  # an estimate, for English text
 
 
 class Readable(Protocol):
-    """Something whose bytes can be read to their end."""
+    """A binary stream."""
 
     def read(self) -> bytes:
-        """Return all of them."""
+        """Read to the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Where a question comes from: the argument (`-` is standard input), files, or a messages list."""
+    """The sources of a question: the argument (`-` is standard input), files, or a messages list."""
 
     prompt: str | None
     files: tuple[Path, ...]
@@ -34,22 +34,22 @@ class Question:
     raw: bool
 
     def validate(self, piped: Readable | None) -> None:
-        """Raise UsageError where there can be no question, whatever is read."""
+        """Raise UsageError for sources that cannot give a question. Reads nothing."""
         if self.messages is not None and (self.prompt is not None or self.files or self.raw):
-            raise UsageError("--messages holds the whole conversation", "leave out the prompt, --file and --raw")
+            raise UsageError("--messages is the whole conversation", "omit the prompt, --file and --raw")
         if piped is not None:
             return
         if self.messages == Path("-"):
-            raise UsageError("--messages is `-`, and nothing is piped in", "pipe the list in, or name a file")
+            raise UsageError("--messages is `-`, but nothing is piped in", "pipe the list in, or name a file")
         if self.prompt == "-":
-            raise UsageError("the prompt is `-`, and nothing is piped in", "pipe it in, or give it as an argument")
+            raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
         if self.messages is None and not self.files:
             require_prompt(self.prompt or "")
 
     def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
-        """Read all of it; UsageError for what cannot be read, or does not fit together.
+        """Read all sources. Raises UsageError for a source that cannot be read.
 
-        A system prompt from the settings is for questions; a messages list yields only to a given one.
+        A question gets the system prompt of the settings; a messages list only one given on the command line.
         """
         self.validate(piped)
         if self.messages is not None:
@@ -72,21 +72,21 @@ class Question:
 
 
 def compose_prompt(prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None) -> str:
-    """Return the question: files first, so that asking again about them re-uses what was read; then prompt and pipe."""
+    """Join the parts of a question: files first, so that further questions about them reuse the prefix."""
     blocks = [fence_file(name, text) for name, text in files]
     blocks += [text for text in (prompt, piped) if text and text.strip()]
     return require_prompt("\n\n".join(block.rstrip("\n") for block in blocks))
 
 
 def require_prompt(prompt: str) -> str:
-    """Return a prompt that says something; UsageError for an empty one."""
+    """Raise UsageError for an empty prompt; return any other."""
     if not prompt:
-        raise UsageError("there is no prompt", 'give one: cerebrum ask "..."  or pipe one in')
+        raise UsageError("no prompt given", 'give one: cerebrum ask "..."  or pipe one in')
     return prompt
 
 
 def fence_file(name: str, text: str) -> str:
-    """Return a file's text under its name, in a fence longer than any run of backticks in it."""
+    """Format a file as its name and a code block; the fence is longer than any run of backticks in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     language = Path(name).suffix.lstrip(".")
@@ -94,7 +94,7 @@ def fence_file(name: str, text: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text; UsageError if there is none or it is not UTF-8."""
+    """Read a text file. Raises UsageError if it cannot be read or is not UTF-8."""
     try:
         return decode_text(path.read_bytes(), str(path))
     except OSError as error:
@@ -102,15 +102,15 @@ def read_text(path: Path) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Return bytes as text without a byte order mark; UsageError if they are not UTF-8."""
+    """Decode UTF-8 without a byte order mark. Raises UsageError."""
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it, or leave it out") from error
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error
 
 
 def parse_messages(text: str, name: str) -> Conversation:
-    """Return an OpenAI messages list, or an object that holds one, as a conversation that awaits a reply."""
+    """Parse an OpenAI messages list, or an object with one, that ends with a question."""
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -123,17 +123,17 @@ def parse_messages(text: str, name: str) -> Conversation:
 
 
 def estimate_tokens(conversation: Conversation | None) -> int:
-    """Return about how many tokens a question has, before there is a vocabulary: what came before it is kept, read."""
+    """Estimate the tokens to evaluate without a vocabulary: only the last question, as earlier turns are cached."""
     messages = conversation.messages if conversation else ()
-    answered = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    texts = [message.content for message in messages[answered + 1 :]]
-    if conversation and conversation.system_prompt and answered < 0:
+    last_reply = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    texts = [message.content for message in messages[last_reply + 1 :]]
+    if conversation and conversation.system_prompt and last_reply < 0:
         texts.append(conversation.system_prompt)
     return sum(len(text.encode("utf-8", "replace")) for text in texts) // BYTES_PER_TOKEN
 
 
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return KEY=VALUE pairs as a mapping; a value that is JSON is read as that, any other is text."""
+    """Parse KEY=VALUE pairs; a value that is not JSON is text."""
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

@@ -1,4 +1,4 @@
-"""One reply, gathered from its events, and the object `--json` prints of it."""
+"""One reply, collected from its events, and the objects that `--json` prints."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from typing import Any
 from cerebrum_cli.application.inference.responder import Preview
 from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
-PROBABILITY_DIGITS = (
-    5  # of a probability: those behind hang on what ran beside it, and two chains of the same words are equal
-)
-SLOW_PREFILL_S = 0.25  # seconds; a beginning of prompts that took longer is kept, too
-LONG_PROMPT = 256  # tokens; what took longer to read is kept on disk, to be read at once next time
+PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
+SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
+LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one sequence said: its answer, the thought it marked as such, and how it ended.
+    """One finished reply: its answer, its reasoning if the model marks it, and how it finished.
 
-    `sampled` are all its tokens, the thought's and those of a stop string among them. `probability` is the geometric
-    mean of theirs, where it was asked for; 0 where it was not.
+    `sampled` holds all tokens, including those of the reasoning and of a stop string. `probability` is the geometric
+    mean of their probabilities; 0 unless the request asked for log probabilities.
     """
 
     text: str
@@ -34,34 +32,34 @@ class Reply:
 
     @property
     def tokens(self) -> tuple[int, ...] | None:
-        """The tokens to keep in a conversation; None where a stop string ended it, as they say more than the text."""
+        """The tokens to save in a conversation; None after a stop string, whose tokens the text does not contain."""
         return None if self.finish.by_stop_string else self.sampled
 
     @property
     def has_long_prompt(self) -> bool:
-        """Whether so much of the prompt was evaluated for it that this should not be done again."""
+        """Whether it evaluated so much of the prompt that the prompt is worth caching on disk."""
         return self.finish.reason != "cancelled" and self.evaluated > LONG_PROMPT
 
     def has_slow_prefill(self, tokens: int) -> bool:
-        """Return whether the first tokens of its prompt were evaluated for it, and so many take long."""
+        """Whether it evaluated the first tokens of its prompt, and this many take long to evaluate."""
         speed, finish = self.finish.timings.prompt_tokens_per_second, self.finish
         return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > SLOW_PREFILL_S * speed
 
     @property
     def evaluated(self) -> int:
-        """How many tokens of the prompt were evaluated for it."""
+        """Number of prompt tokens that were not cached."""
         return self.finish.prompt_tokens - self.finish.cached_tokens
 
     @property
     def final_answer(self) -> str | None:
-        """The final answer in the text, if there is one."""
-        from cerebrum_cli.answers.extract import final_answer  # its patterns are compiled while nobody waits
+        """The final answer stated in the text; None without one."""
+        from cerebrum_cli.answers.extract import final_answer  # compiling its patterns is slow
 
         return final_answer(self.text, whole=self.finish.reason == "stop")
 
 
 class ReplyCollector:
-    """Gather the events of one sequence."""
+    """Collects the events of one reply."""
 
     def __init__(self) -> None:
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
@@ -70,7 +68,7 @@ class ReplyCollector:
         self._finish: FinishEvent | None = None
 
     def emit(self, event: Event) -> None:
-        """Take one event."""
+        """Add one event."""
         if isinstance(event, TokenEvent):
             self._texts[event.channel].append(event.text)
             if event.token is not None:
@@ -81,16 +79,16 @@ class ReplyCollector:
             self._finish = event
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: a collector holds no resources."""
 
     @property
     def text(self) -> str:
-        """What the answer is so far."""
+        """The answer so far."""
         return "".join(self._texts["answer"])
 
     @property
     def reasoning(self) -> str | None:
-        """What was thought so far, where that is marked."""
+        """The reasoning so far; None if the model has not marked any."""
         return "".join(self._texts["thinking"]) or None
 
     @property
@@ -100,7 +98,7 @@ class ReplyCollector:
 
     @property
     def reply(self) -> Reply | None:
-        """The reply, once it has ended."""
+        """The reply; None until it has finished."""
         if self._finish is None:
             return None
         logprobs = self._logprobs
@@ -109,19 +107,19 @@ class ReplyCollector:
 
 
 def truncation_notice(reply: Reply) -> NoticeEvent | None:
-    """Return what a reader of the answer should know of what is missing from it."""
+    """A notice that the answer is incomplete; None where it is not, or the user set the limit."""
     if reply.finish.reason == "context":
         size = reply.finish.context_size
-        return NoticeEvent(f"the answer was cut: the context of {size} tokens is full", "raise --ctx, or ask for less")
+        return NoticeEvent(f"answer truncated: the context of {size} tokens is full", "raise --ctx, or ask for less")
     if reply.reasoning and not reply.text and reply.finish.reason == "length":
-        return NoticeEvent("the model was still thinking when its tokens ran out", "raise --max-tokens")
+        return NoticeEvent("the model reached the token limit while still reasoning", "raise --max-tokens")
     return None
 
 
 def reply_object(
     reply: Reply, model: str, file: Path, format_name: str, votes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the object `ask --json` prints; `file` answered. Times are in seconds, rates in tokens a second."""
+    """The object `ask --json` prints; `file` is the model file used. Rates are in tokens per second."""
     finish = reply.finish
     timings = finish.timings
     return {
@@ -149,7 +147,7 @@ def reply_object(
 
 
 def prompt_object(preview: Preview, model: str, format_name: str) -> dict[str, Any]:
-    """Return the object `ask --dry-run --json` prints."""
+    """The object `ask --dry-run --json` prints."""
     return {
         "prompt": preview.prompt,
         "prompt_tokens": len(preview.token_ids),

@@ -1,4 +1,4 @@
-"""Conversations in, events out: the seam that commands, votes, batches and chats hold."""
+"""Generate replies: a conversation in, a stream of events out."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
 
-MAX_CHARACTER_BYTES = 4  # bytes of a character, and as many tokens at most
+MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 FormatBuilder = Callable[[Backend], PromptFormat]
-"""Build the format of a conversation once the model's vocabulary is known; FormatError if there is none."""
+"""Builds the prompt format once the model's vocabulary is loaded. Raises FormatError."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A question and how to reply to it, `n` times; `begun` are the tokens of a reply that is gone on with.
+    """A conversation, and how to sample `n` replies to it.
 
-    With `logprobs` each token tells its probability; with `ignore_end` neither the model's end of text nor the format's
-    stop strings end a reply.
+    `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
+    With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply.
     """
 
     conversation: Conversation
@@ -46,7 +46,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRequest:
-    """A question as a model reads it: its tokens, its format, and the thought that prompt and beginning leave open."""
+    """A request as tokens, with what is needed to split its replies.
+
+    `thought` is the reasoning block the prompt leaves open, and `prefix_text` the text of the reply to continue.
+    """
 
     request: Request
     format: PromptFormat
@@ -54,30 +57,53 @@ class TokenizedRequest:
     prefix_text: str
 
     def splitter(self) -> ThoughtSplitter:
-        """Return what tells a reply's thought from its answer."""
+        """Create a splitter that starts where the reply starts."""
         splitter = ThoughtSplitter(self.format.thoughts, self.thought)
         splitter.feed(self.prefix_text)
         return splitter
 
 
-class Replies(Protocol):
-    """The events of replies on their way, numbered as they were asked for; a FinishEvent is each one's last."""
+class ReplyStream:
+    """The events of several requests that run together; a FinishEvent is the last event of each sample.
+
+    `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
+    """
+
+    def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest]) -> None:
+        self._requests = list(requests)
+        self._splitters: dict[SequenceId, ThoughtSplitter] = {}
+        self._completions = engine.complete(one.request for one in self._requests)
 
     def __iter__(self) -> Iterator[Event]:
-        """Yield the events until nothing runs."""
+        for event in self._completions:
+            if isinstance(event, (TokenEvent, FinishEvent)) and not self._is_verbatim(event):
+                yield from split_channels(event, self._splitter(event.sequence))
+            else:
+                yield event
 
     def add_samples(self, index: int, count: int) -> None:
-        """Ask for further replies to one question; their seeds follow those of the others."""
+        """Start more samples of one request; their seeds follow those of its other samples."""
+        self._completions.add_samples(index, count)
 
     def abort(self, index: int) -> None:
-        """End what still runs of one question: its replies finish as `cancelled`."""
+        """Stop the running samples of one request; they finish as `cancelled`."""
+        self._completions.abort(index)
 
     def close(self) -> None:
-        """End all that runs, at once."""
+        """Stop everything that runs."""
+        self._completions.close()
+
+    def _is_verbatim(self, event: TokenEvent | FinishEvent) -> bool:
+        return self._requests[event.sequence.request].format.verbatim
+
+    def _splitter(self, sequence: SequenceId) -> ThoughtSplitter:
+        if sequence not in self._splitters:
+            self._splitters[sequence] = self._requests[sequence.request].splitter()
+        return self._splitters[sequence]
 
 
 class Responder(Protocol):
-    """Something that replies."""
+    """Generates replies to conversations."""
 
     def respond(
         self,
@@ -86,37 +112,41 @@ class Responder(Protocol):
         grammar: str | None = None,
         prefix_tokens: tuple[int, ...] = (),
     ) -> Generator[Event, None, None]:
-        """Yield the events of loading and of one reply; closing the stream ends it."""
+        """Yield the events of loading and of one reply; closing the generator stops the reply."""
 
     def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
-        """Return a question as it will be read; what is wrong with it is raised. What replies must be loaded."""
+        """Tokenize a request. The model must be loaded."""
 
-    def generate(self, requests: Iterable[TokenizedRequest]) -> Replies:
-        """Begin to reply to many questions at once."""
+    def generate(self, requests: Iterable[TokenizedRequest]) -> ReplyStream:
+        """Start to generate the replies to several requests."""
 
     def load(self) -> Iterator[Event]:
-        """Yield the events of loading until replies can be given; later calls yield nothing."""
+        """Load the model and yield the events of loading; nothing if it is loaded."""
 
     def count_tokens(self, conversation: Conversation) -> int:
-        """Return how many tokens the prompt of a conversation has; what replies must be loaded."""
+        """Number of tokens in the prompt of a conversation. The model must be loaded."""
 
     @property
     def context_size(self) -> int | None:
-        """The tokens prompt and reply may have together; None until that is loaded."""
+        """Tokens that fit in the context, prompt and reply together; None before the model is loaded."""
 
     def cancel(self) -> None:
-        """End what runs; its stream goes on to its FinishEvents."""
+        """Stop what runs; its stream continues to the FinishEvents."""
 
 
 class Preview(NamedTuple):
-    """A prompt as the model would read it: with special tokens spelled out, and as ids."""
+    """A prompt as the model would get it: as text, special tokens spelled out, and as token ids."""
 
     prompt: str
     token_ids: tuple[int, ...]
 
 
 class LocalResponder:
-    """A format and an engine; `prepare` is called while the model loads, for what the format will take."""
+    """Generates replies with an engine on this machine.
+
+    Other calls than `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded. `prepare` is
+    called while the model loads, to import what the format needs.
+    """
 
     def __init__(
         self, engine: Engine, build: FormatBuilder, trained_context: int, prepare: Callable[[], None] | None = None
@@ -133,7 +163,7 @@ class LocalResponder:
         grammar: str | None = None,
         prefix_tokens: tuple[int, ...] = (),
     ) -> Generator[Event, None, None]:
-        """Load the model if it is not there yet, then yield what it says; PromptTooLong before any evaluation."""
+        """Load the model if necessary, then generate one reply. Raises PromptTooLong before any evaluation."""
         yield from self.load()
         with closing(
             self.generate(
@@ -142,50 +172,46 @@ class LocalResponder:
         ) as replies:
             yield from raise_refusals(replies)
 
-    def tokenize_request(self, asked: GenerationRequest) -> TokenizedRequest:
-        """Return a question as the model will read it. The model must be loaded.
+    def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
+        """Tokenize a request.
 
-        Raises PromptTooLong where it leaves no room for a reply, FormatError where it cannot be written.
+        Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation.
         """
-        form, visible = self._format, self._visible_tokens
-        prompt = form.render(asked.conversation)
-        request = Request(
-            self._tokenize_prompt(prompt, asked.prefix_tokens),
-            asked.settings.sampling(() if asked.ignore_eos else form.stop),
-            asked.grammar,
-            asked.n,
-            visible,
-            asked.logprobs,
-            asked.ignore_eos,
+        prompt_format = self._format
+        prompt = prompt_format.render(request.conversation)
+        thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
+        tokenized = Request(
+            self._tokenize_prompt(prompt, request.prefix_tokens),
+            request.settings.sampling(() if request.ignore_eos else prompt_format.stop),
+            request.grammar,
+            request.n,
+            self._visible_tokens,
+            request.logprobs,
+            request.ignore_eos,
         )
-        return TokenizedRequest(
-            request,
-            form,
-            open_thought(_trusted_end(prompt), form.thoughts),
-            self._decode_prefix(asked.prefix_tokens, visible),
-        )
+        return TokenizedRequest(tokenized, prompt_format, thought, self._decode_prefix(request.prefix_tokens))
 
-    def generate(self, requests: Iterable[TokenizedRequest]) -> Replies:
-        """Begin to reply to all of them at once; what is returned must be closed."""
-        return LocalReplies(self._engine, requests)
+    def generate(self, requests: Iterable[TokenizedRequest]) -> ReplyStream:
+        """Start to generate the replies to several requests; the caller closes the stream."""
+        return ReplyStream(self._engine, requests)
 
     def load(self) -> Iterator[Event]:
-        """Yield the events of loading until the model is there; what made it fail is raised."""
+        """Load the model and yield the events of loading. Raises what made it fail."""
         for event in self._engine.load():
             yield event
             if self._prepare and isinstance(event, LoadEvent):
-                self._prepare()  # in the shadow of native code
+                self._prepare()  # while native code loads the model
 
     def count_tokens(self, conversation: Conversation) -> int:
-        """Return how many tokens the prompt of a conversation has; the model must be loaded, or its vocabulary."""
+        """Number of tokens in the prompt of a conversation."""
         return len(self.tokenize(conversation))
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
-        """Return the prompt of a conversation; the model must be loaded, or its vocabulary."""
+        """Tokenize the prompt of a conversation."""
         return self._engine.tokenize(self._format.render(conversation))
 
     def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
-        """Return the tokens that a conversation with another first question would begin with, too."""
+        """The prompt tokens that do not depend on the first question; empty without a question."""
         first = next((message.content for message in conversation.messages if message.role == "user"), None)
         if first is None:
             return ()
@@ -195,11 +221,11 @@ class LocalResponder:
 
     @property
     def context_size(self) -> int | None:
-        """The context the model was loaded with; None until it is."""
+        """Tokens in the context of the loaded model; None before it is loaded."""
         return self._engine.backend.context_size if self._engine.is_loaded else None
 
     def preview(self, conversation: Conversation) -> Preview:
-        """Load what is needed, and return the exact prompt of a conversation without evaluating it."""
+        """Load the model, and return the exact prompt of a conversation without evaluating it."""
         for _ in self.load():
             pass
         backend = self._engine.backend
@@ -207,15 +233,15 @@ class LocalResponder:
         ids = self._engine.tokenize(parts)
         text = "".join(part.value if isinstance(part, Text) else detokenize(backend, part.ids) for part in parts)
         bos = backend.special("bos")
-        begins = bool(ids) and detokenize(backend, ids[:1]) == bos and not text.startswith(bos)
-        return Preview(bos + text if begins else text, ids)
+        adds_bos = bool(ids) and detokenize(backend, ids[:1]) == bos and not text.startswith(bos)
+        return Preview(bos + text if adds_bos else text, ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Return tokens as text, special ones spelled out; the model must be loaded, or its vocabulary."""
+        """Decode tokens to text, special tokens spelled out."""
         return detokenize(self._engine.backend, ids)
 
     def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the tokens of a reply without those at its end that are only part of a character."""
+        """Drop tokens at the end that hold only part of a character."""
         backend, length = self._engine.backend, len(ids)
         while length and not _is_whole(b"".join(backend.piece(token) for token in ids[:length][-MAX_CHARACTER_BYTES:])):
             length -= 1
@@ -233,65 +259,29 @@ class LocalResponder:
         )
 
     def cancel(self) -> None:
-        """End loading and replies."""
+        """Stop loading, and stop all replies."""
         self._engine.cancel()
 
-    def _decode_prefix(self, tokens: Sequence[int], visible: frozenset[int]) -> str:
+    def _decode_prefix(self, tokens: Sequence[int]) -> str:
         backend = self._engine.backend
-        pieces = (backend.piece(token, special=token in visible) for token in tokens)
+        pieces = (backend.piece(token, special=token in self._visible_tokens) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def _tokenize_prompt(self, prompt: Sequence[Part], begun: tuple[int, ...]) -> tuple[int, ...]:
-        tokens = (*self._engine.tokenize(prompt), *begun)
+    def _tokenize_prompt(self, prompt: Sequence[Part], prefix_tokens: tuple[int, ...]) -> tuple[int, ...]:
+        tokens = (*self._engine.tokenize(prompt), *prefix_tokens)
         size = self._engine.backend.context_size
         if len(tokens) >= size:
             raise PromptTooLong(len(tokens), size, self._trained_context)
         return tokens
 
 
-class LocalReplies:
-    """Replies of an engine."""
-
-    def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest]) -> None:
-        self._requests = list(requests)
-        self._splitters: dict[SequenceId, ThoughtSplitter] = {}
-        self._completions = engine.complete(one.request for one in self._requests)
-
-    def __iter__(self) -> Iterator[Event]:
-        for event in self._completions:
-            if isinstance(event, (TokenEvent, FinishEvent)) and not self._is_verbatim(event):
-                yield from split_channels(event, self._splitter(event.sequence))
-            else:
-                yield event
-
-    def add_samples(self, index: int, count: int) -> None:
-        """Ask for further replies to one question."""
-        self._completions.add_samples(index, count)
-
-    def abort(self, index: int) -> None:
-        """End what still runs of one question."""
-        self._completions.abort(index)
-
-    def close(self) -> None:
-        """End all that runs."""
-        self._completions.close()
-
-    def _is_verbatim(self, event: TokenEvent | FinishEvent) -> bool:
-        return self._requests[event.sequence.request].format.verbatim
-
-    def _splitter(self, sequence: SequenceId) -> ThoughtSplitter:
-        if sequence not in self._splitters:
-            self._splitters[sequence] = self._requests[sequence.request].splitter()
-        return self._splitters[sequence]
-
-
 def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:
-    """Yield an event with its text told apart by channel; a token's id goes with the last of its texts."""
+    """Split the text of an event by channel; the last of the texts has the token's id."""
     if isinstance(event, TokenEvent):
-        said = splitter.feed(event.text) or [("answer", "")]
-        for channel, text in said[:-1]:
+        texts = splitter.feed(event.text) or [("answer", "")]
+        for channel, text in texts[:-1]:
             yield TokenEvent(event.sequence, text, channel)
-        channel, text = said[-1]
+        channel, text = texts[-1]
         yield replace(event, text=text, channel=channel)
         return
     for channel, text in splitter.flush():
@@ -300,12 +290,12 @@ def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -
 
 
 def detokenize(backend: Backend, ids: Sequence[int]) -> str:
-    """Return tokens as text, special ones spelled out."""
+    """Decode tokens to text, special tokens spelled out."""
     return b"".join(backend.piece(token, special=True) for token in ids).decode("utf-8", "replace")
 
 
 def _is_whole(data: bytes) -> bool:
-    """Return whether bytes do not end within a character; they may begin within one."""
+    """Whether bytes end at the end of a character; they may start inside one."""
     decoder = getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
     return not decoder.getstate()[0]
