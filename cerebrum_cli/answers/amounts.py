@@ -66,7 +66,7 @@ _NO_UNIT = re.compile(
 
 
 def amount(text: str) -> Fraction | None:
-    """Return the value of an amount ("18 apples", "3 1/2 cups", "80%", "two thirds"), or None where there is none."""
+    """Value of an amount ("18 apples", "3 1/2 cups", "80%", "two thirds"), or None."""
     if part := _PART_IN_WORDS.fullmatch(text):
         return Fraction(1, _PARTS[part[1].lower()])
     if money := _DOLLARS_AND_CENTS.fullmatch(text):
@@ -76,7 +76,7 @@ def amount(text: str) -> Fraction | None:
 
 
 def is_unit(tail: str) -> bool:
-    """Tell words that say what is counted ("km/h", "apples a day") from variables and from what changes the amount."""
+    """Whether words name what is counted ("km/h", "apples a day"), not a variable or a change of the amount."""
     if not _UNIT.fullmatch(tail) or _NO_TAIL.fullmatch(tail):
         return False
     words = re.findall(r"[^\W\d_]++(?:['.][^\W\d_]++)*+", tail)
@@ -86,7 +86,7 @@ def is_unit(tail: str) -> bool:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """Return a number's value; None where it divides by zero or is too long to write out."""
+    """Value of a number; None if it divides by zero or is too long to write out."""
     exponents = [match[name] or "0" for name in ("e", "times", "power")]
     if any(len(digits) > 4 or abs(int(digits)) > _LARGEST_EXPONENT for digits in exponents):
         return None
@@ -104,7 +104,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _parts_of_one(value: Fraction, plural: str, singular: str) -> int:
-    """Return how many of the counted parts make a whole; 1 where things are counted, as 5 quarters are coins."""
+    """How many of the counted parts make a whole; 1 if things are counted (5 quarters are coins)."""
     if plural == "quarter" and value > 3:
         return 1
     return _PARTS[plural] if plural else _PARTS[singular] if singular and value == 1 else 1
@@ -118,7 +118,7 @@ def _money(dollars: str, cents: str) -> Fraction | None:
 
 
 def _with_digits(text: str) -> str:
-    """Return the text with the number words it opens with as digits; as it is where they make no number."""
+    """Replace number words at the start of a text with digits; unchanged if they form no number."""
     sign = "-" if text.startswith("-") else ""
     match = _IN_WORDS.match(text, len(sign))
     value = _value_of_words(re.findall(r"\w++", match[1].lower())) if match else None
@@ -126,25 +126,25 @@ def _with_digits(text: str) -> str:
 
 
 def _value_of_words(words: list[str]) -> int | None:
-    """Return what number words say together; None where they are several numbers, or none."""
+    """Number that the words form together; None if they form several, or none."""
     total = group = 0
-    room, scale, last = 100, 10**15, ""  # what the next word must be less than, by itself and as a scale
+    limit, scale, last = 100, 10**15, ""  # what the next word must be less than, by itself and as a scale
     for word in words:
         if word == "and":
             if last not in _SCALES:
                 return None
         elif word in _WORDS:
             value = _WORDS[word]
-            if value >= room or (value == 0 and len(words) > 1):
+            if value >= limit or (value == 0 and len(words) > 1):
                 return None
-            group, room = group + value, 10 if value >= 20 else 0
+            group, limit = group + value, 10 if value >= 20 else 0
         elif word == "hundred":
             if group >= 100 or (last and not group):
                 return None
-            group, room = (group or 1) * 100, 100
+            group, limit = (group or 1) * 100, 100
         else:
             if _SCALES[word] >= scale or (last and not group):
                 return None
-            total, group, room, scale = total + (group or 1) * _SCALES[word], 0, 100, _SCALES[word]
+            total, group, limit, scale = total + (group or 1) * _SCALES[word], 0, 100, _SCALES[word]
         last = word
     return total + group

@@ -1,6 +1,6 @@
 r"""Give answers that mean the same one normal form, and others another: the key under which votes are counted.
 
-The form is for comparing; what is shown is the model's own writing. Two answers are equal where their forms are, so
+Forms are only compared; users see the model's own spelling. Two answers are equal where their forms are, so
 equality is an equivalence by construction. The rules, of which the first that fits is taken:
 
     a choice letter      (B)   b)   option B   B) 12                      B; a lone letter stays as it is
@@ -16,7 +16,7 @@ equality is an equivalence by construction. The rules, of which the first that f
     algebra              3 + 2x   \frac{1}{2}\pi   \sqrt{2}               2x+3, π/2, √2: the terms of a sum sorted
     plain text           The Eiffel Tower.                                eiffel tower
 
-A unit is dropped because chains that agree often leave it out. So "50 cents" is 50 and not "$0.50", which is 1/2: who
+A unit is dropped because samples that agree often omit it. So "50 cents" is 50 and not "$0.50", which is 1/2: who
 is asked for cents writes a bare 50. Only behind dollars do cents count as hundredths ("$25 and 50 cents" is 25.50).
 A time ("5 o'clock") and what turns an amount round ("5 fewer", "5 years younger") are no bare amounts. Nothing is
 computed: 2^10 is not 1024.
@@ -31,7 +31,7 @@ from fractions import Fraction
 from cerebrum_cli.answers.amounts import amount, is_unit
 from cerebrum_cli.answers.spelling import respelled
 
-_LONGEST = 1000  # what is longer is text, so that no rule has to be quick for it
+_LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
 _ROUNDS = 6
 _DEPTH = 3
 _VERBATIM = "\N{REFERENCE MARK} "  # opens a form that is not looked at again
@@ -73,7 +73,7 @@ _ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
 
 
 def canonical(answer: str) -> str:
-    """Return the normal form of an extracted answer; the form of a form is that form itself."""
+    """Normal form of an extracted answer; idempotent."""
     form = answer
     for _ in range(_ROUNDS):
         last, form = form, _form(form)
@@ -91,7 +91,7 @@ def _form(answer: str) -> str:
 
 
 def _ruled(text: str, depth: int) -> str:
-    """Return the form that the first fitting rule gives; `depth` counts the lists and brackets around the text."""
+    """Form by the first rule that matches; `depth` counts the lists and brackets around the text."""
     text = _trimmed(text)
     nested: tuple[Rule, ...] = (_measured, _list, _brackets, _equation) if depth < _DEPTH else ()
     for rule in (_choice, _yes_no, _amount, *nested, _algebra):
@@ -102,12 +102,12 @@ def _ruled(text: str, depth: int) -> str:
 
 
 def _trimmed(text: str) -> str:
-    """Return the text without closing punctuation and the quotes around it; the mark of a factorial stays."""
-    kept = text.strip()
-    if len(kept) > 2 and kept[0] == kept[-1] == "'":
-        kept = kept[1:-1]
-    kept = kept.lstrip(" ,;:").rstrip(" .,;:?")
-    return re.sub(rf"(?<={_LETTER}{_LETTER})!++$", "", kept) or text
+    """Strip closing punctuation and quotes, but not the mark of a factorial."""
+    stripped = text.strip()
+    if len(stripped) > 2 and stripped[0] == stripped[-1] == "'":
+        stripped = stripped[1:-1]
+    stripped = stripped.lstrip(" ,;:").rstrip(" .,;:?")
+    return re.sub(rf"(?<={_LETTER}{_LETTER})!++$", "", stripped) or text
 
 
 def _choice(text: str, depth: int) -> str | None:
@@ -184,7 +184,7 @@ def _words(text: str) -> str:
 
 
 def _parts(text: str) -> tuple[list[str], bool]:
-    """Return what commas and the words "and" and "or" separate outside brackets, and whether an "or" is among them."""
+    """Split at commas, "and" and "or" outside brackets; also whether there was an "or"."""
     parts, start, depth, are_alternatives = [], 0, 0, False
     for mark in _SEPARATOR.finditer(text):
         if mark[0] in "([{":
@@ -200,7 +200,7 @@ def _parts(text: str) -> tuple[list[str], bool]:
 
 
 def _members(parts: list[str], depth: int) -> list[str]:
-    """Return the forms of a list's parts; where they are equations of several names, with these and in their order."""
+    """Forms of a list's parts; equations of several names keep the names, sorted."""
     sides = [_sides(_trimmed(part)) for part in parts]
     forms = [_ruled(value, depth + 1) for _, value in sides]
     names = [name or "" for name, _ in sides]
@@ -215,7 +215,7 @@ def _set(members: list[str]) -> str:
 
 
 def _sides(text: str) -> tuple[str | None, str]:
-    """Return the name an equation gives a value, "" for a calculation, and the value; None where it is neither."""
+    """Name and value of an equation; the name is "" for a calculation. None if it is neither."""
     sides = [side.strip() for side in re.split("[=≈∈]", text)]
     if len(sides) < 2 or not sides[-1] or _RELATION.search(text):
         return None, text
@@ -243,7 +243,7 @@ def _is_enclosed(text: str) -> bool:
 
 
 def _sum(text: str) -> str:
-    """Return a sum with its terms in order: powers, other letters, numbers."""
+    """Sort the terms of a sum: powers, other letters, numbers."""
     if re.search(r"[^\w\s.()√π^*/!+-]", text) or not re.search(f"{_LETTER}|√", text):
         return text
     cuts, depth = [0], 0

@@ -1,6 +1,6 @@
 """Find the final answer in a chain of thought, as the model wrote it and without the markup around it.
 
-Two answers that mean the same may differ here ("0.8" and "4/5"): what is equal is decided where votes are counted.
+Equal answers may differ here ("0.8" and "4/5"): `canonical` decides which are equal.
 Every pattern below runs in linear time; hence the possessive quantifiers (`++`), which never give back what they took.
 """
 
@@ -29,7 +29,7 @@ _LEAD = re.compile(
 # "So the answer is correct" checks an answer that stands elsewhere, and "not 5" is none.
 _REMARK = re.compile(r"(?:in)?correct|right|wrong|clear|(?:un)?reasonable|not\b.*", re.IGNORECASE | re.DOTALL)
 
-# "yes, because ...": chains that agree should not differ by what they add.
+# "yes, because ...": samples that agree should not differ by an explanation.
 _REASON = re.compile(
     r"(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming)\b|\s\(?(?:because|since)\b",
     re.IGNORECASE,
@@ -89,12 +89,12 @@ _TERM = re.compile(r"-?(?:\d[\d.,]*+|[A-Za-z]|\\[A-Za-z]++(?:\{[^{}]*+\})?)")
 _FRACTION_DEPTH = 3
 
 
-def final_answer(text: str, whole: bool = True) -> str | None:
-    r"""Return the final answer of a chain of thought, or None where it states none.
+def final_answer(text: str, is_complete: bool = True) -> str | None:
+    r"""Find the final answer of a chain of thought; None if it states none.
 
     The last "the answer is ...", "Answer: ...", `\boxed{...}` or `#### ...` counts, unless it is empty or cut off; then
     the one before. Without any, the last number of the last line does, or that line itself if it is a yes, a no or a
-    choice letter; but where the chain was cut, and is not `whole`, its last line says nothing yet.
+    choice letter; but if the text was truncated (`is_complete` is false), its last line states nothing yet.
     """
     text = text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")
     doubtful = None
@@ -102,7 +102,7 @@ def final_answer(text: str, whole: bool = True) -> str | None:
         if firm:
             return answer
         doubtful = doubtful or answer
-    return (_closing_value(text) if whole else None) or doubtful
+    return (_last_value(text) if is_complete else None) or doubtful
 
 
 def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
@@ -117,15 +117,15 @@ def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
             answer, rest = _answer(plain(_braced(region))), ""
         else:
             answer, rest = _stated(region)
-        goes_on = end < len(text) or _says_something(rest)
-        if answer and not (kind == "hashes" and goes_on and _is_heading(answer, rest)):
-            opens_chain = kind in ("heading", "label") and goes_on and _is_prose(answer)
+        continues = end < len(text) or _says_something(rest)
+        if answer and not (kind == "hashes" and continues and _is_heading(answer, rest)):
+            opens_chain = kind in ("heading", "label") and continues and _is_prose(answer)
             yield answer, not (opens_chain or _REMARK.fullmatch(answer))
         end = marker.start()
 
 
 def _braced(text: str) -> str:
-    """Return what stands between the brace `text` opens with and its partner; nothing if that is missing."""
+    """Text between the brace that opens `text` and its partner; empty if there is none."""
     depth = 0
     for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
         depth += {"{": 1, "}": -1}.get(mark[0], 0)
@@ -135,7 +135,7 @@ def _braced(text: str) -> str:
 
 
 def _stated(region: str) -> tuple[str, str]:
-    """Return the answer a sentence states, and what follows that sentence."""
+    """Answer that a sentence states, and the text after that sentence."""
     line, newline, below = _LEAD.sub("", region, count=1).partition("\n")
     line = plain(line)
     end = _sentence_end(line)
@@ -150,7 +150,7 @@ def _is_heading(answer: str, rest: str) -> bool:
 
 
 def _is_prose(answer: str) -> bool:
-    """Tell the first step after an "Answer:" that opens the chain ("Let us think step by step") from an answer."""
+    """Whether the text after an opening "Answer:" is a first step ("Let us think step by step") and not an answer."""
     return len(re.findall(r"[^\W\d_]{2,}", answer)) > 3
 
 
@@ -159,7 +159,7 @@ def _says_something(text: str) -> bool:
 
 
 def _sentence_end(line: str) -> int:
-    """Return where the first sentence of a line ends; a bracket that was opened before the line ends it too."""
+    """End of the first sentence of a line; closing a bracket that was opened before the line ends it too."""
     depth = 0
     for mark in _BREAK.finditer(line):
         if mark[0] in "([{":
@@ -174,7 +174,7 @@ def _sentence_end(line: str) -> int:
 
 
 def _stop(line: str, mark: re.Match[str]) -> int | None:
-    """Return where the sentence ends at this mark; None where the mark belongs to it ("6 p.m. sharp", "5! = 120")."""
+    """End of the sentence at this mark; None if the mark is part of it ("6 p.m. sharp", "5! = 120")."""
     before, after = line[max(0, mark.start() - 8) : mark.start()], line[mark.end() :].lstrip()[:1]
     new_sentence = not after or after.isupper()
     if mark[0].startswith("!") and before[-1:].isdigit():
@@ -187,7 +187,7 @@ def _stop(line: str, mark: re.Match[str]) -> int | None:
 
 
 def plain(text: str) -> str:
-    """Return the text without markup: fractions as "4/5", numbers without thousands separators, no delimiters."""
+    """Remove markup from a text: fractions as "4/5", numbers without thousands separators, no delimiters."""
     for pattern, replacement in _PLAIN:
         text = pattern.sub(replacement, text)
     text = _BEFORE_FRACTION.sub(" ", text)  # 3\frac{1}{2} is three and a half, not 31/2
@@ -197,7 +197,7 @@ def plain(text: str) -> str:
 
 
 def _slashed(fraction: re.Match[str]) -> str:
-    r"""Return a LaTeX fraction with a slash, and with the parentheses its value needs."""
+    r"""Write a LaTeX fraction with a slash, and with the parentheses its value needs."""
     over, under = (
         term if _TERM.fullmatch(term) else f"({term})"
         for term in (str(fraction[1] or fraction[2] or "").strip(), str(fraction[3] or fraction[4] or "").strip())
@@ -206,7 +206,7 @@ def _slashed(fraction: re.Match[str]) -> str:
 
 
 def _answer(text: str) -> str:
-    """Return a stated answer without what surrounds it: quotes, closing punctuation, a choice's parentheses."""
+    """Strip quotes, closing punctuation and a choice's parentheses from an answer."""
     text = _trimmed(" ".join(text.split()))
     if yes_no := _YES_NO.match(text):
         return yes_no[1]
@@ -218,17 +218,17 @@ def _answer(text: str) -> str:
 
 def _trimmed(text: str) -> str:
     for _ in range(2):  # the full stop may stand inside the quotes or behind them
-        kept = text.rstrip(" .,;:?").lstrip(" ,;:*")
-        if _INITIALS.search(kept[-4:]) and text.rstrip().endswith("."):
-            kept += "."
-        if not kept.rstrip("!")[-1:].isdigit():
-            kept = kept.rstrip("!")
-        text = kept[1:-1] if kept[:1] + kept[-1:] in _QUOTES and len(kept) > 1 else kept
+        stripped = text.rstrip(" .,;:?").lstrip(" ,;:*")
+        if _INITIALS.search(stripped[-4:]) and text.rstrip().endswith("."):
+            stripped += "."
+        if not stripped.rstrip("!")[-1:].isdigit():
+            stripped = stripped.rstrip("!")
+        text = stripped[1:-1] if stripped[:1] + stripped[-1:] in _QUOTES and len(stripped) > 1 else stripped
     return text
 
 
-def _closing_value(text: str) -> str | None:
-    """Return the value a chain without any statement closes with."""
+def _last_value(text: str) -> str | None:
+    """Value at the end of a chain of thought that states no answer."""
     line = next(filter(_says_something, reversed(text.split("\n"))), "")
     line = _trimmed(plain(line).strip())
     if re.fullmatch(r"(?i:yes|no)|[A-Z]|\([A-Za-z]\)", line):

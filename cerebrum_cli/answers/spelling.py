@@ -1,6 +1,6 @@
-"""Bring an extracted answer into one spelling: plain characters for LaTeX and for what Unicode offers beside ASCII.
+"""Normalize the spelling of an extracted answer: plain characters for LaTeX and for Unicode variants of ASCII.
 
-Nothing is understood here, only rewritten: rows of a pattern and what stands in its place, applied in their order.
+Pure rewriting: rows of a pattern and its replacement, applied in order.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ _THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ _'])\d{3}(?:\1\d{3
 
 
 def respelled(text: str) -> str:
-    """Return the answer in one spelling; its words, its case and its order stay as they are."""
+    """Normalize the spelling of an answer; words, case and order stay."""
     for characters, script in _SCRIPTS:
         text = characters.sub(script, text)
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
     text = " ".join(plain(text).replace('"', " ").split())
-    for markup, kept in _ROWS:
-        text = markup.sub(kept, text)
+    for pattern, new in _ROWS:
+        text = pattern.sub(new, text)
     text = _COMMAND.sub(_character, text)
     for pattern, replacement in _LATER_ROWS:
         text = pattern.sub(replacement, text)
@@ -107,7 +107,7 @@ def respelled(text: str) -> str:
 
 
 def _character(command: re.Match[str]) -> str:
-    """Return the character a LaTeX command stands for; its name where there is none."""
+    """Character of a LaTeX command; its name if there is none."""
     name = command[1]
     try:
         return _COMMANDS.get(name) or unicodedata.lookup(
@@ -127,7 +127,7 @@ def _root(root: re.Match[str]) -> str:
 
 
 def _group(inside: str, digit_behind: str | None) -> str:
-    """Return what a brace holds as one term: with parentheses, unless it is a number or a letter that ends there."""
+    """Contents of a brace as one term: in parentheses, unless it is a number or a letter that ends there."""
     inside = inside.strip()
     is_term = re.fullmatch(r"-?\d++|[^\W\d_]", inside) and not (digit_behind and inside[-1:].isdigit())
     return inside if is_term else f"({inside})"

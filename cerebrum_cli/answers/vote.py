@@ -1,4 +1,4 @@
-"""Count the votes of several chains of thought: who leads, whether more chains can change that, how many to run.
+"""Count majority votes: which answer leads, whether more samples can change that, how many to run.
 
 Self-consistency is from Wang et al. 2022 (arXiv:2203.11171); stopping early from Aggarwal et al. 2023, "Let's Sample
 Step by Step: Adaptive-Consistency" (arXiv:2305.11860).
@@ -13,14 +13,14 @@ from math import comb, fsum
 from cerebrum_cli.core.errors import UsageError
 
 MOST_VOTES = 256
-SURE_ENOUGH = (9, 10)  # three chains of one mind reach it, two do not
+CONFIDENCE = (9, 10)  # three equal answers reach it, two do not
 
 _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """How many chains to sample: as many as it takes from `least` to `most`, which may be the same."""
+    """How many samples to take: from `least` to `most`, which may be equal."""
 
     least: int
     most: int
@@ -35,7 +35,7 @@ AUTO = Votes(3, 16)
 
 
 def parse_votes(text: str) -> Votes:
-    """Return what "8", "auto" or "auto:3..16" asks for; UsageError if it asks for nothing of the kind."""
+    """Parse "8", "auto" or "auto:3..16". Raises UsageError."""
     if match := _VOTES.fullmatch(text):
         least, most = match["least"] or match["from"], match["least"] or match["to"]
         votes = Votes(int(least), int(most)) if least and most else AUTO
@@ -43,16 +43,16 @@ def parse_votes(text: str) -> Votes:
             return votes
     raise UsageError(
         f"--votes is {text!r}",
-        f"it must be a number of chains from 1 to {MOST_VOTES}, `auto`, or `auto` with bounds:"
+        f"it must be a number of samples from 1 to {MOST_VOTES}, `auto`, or `auto` with bounds:"
         f" auto:{AUTO.least}..{AUTO.most}",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class SampleAnswer:
-    """One finished chain: its final answer as the model wrote it, the form that is counted, and its probability.
+    """One finished sample: its final answer as the model wrote it, its normal form, and its probability.
 
-    `probability` is the exponential of the mean log probability of its tokens, from 0 to 1: normalised by length, as
+    `probability` is the exponential of the mean log probability of its tokens, from 0 to 1: normalized by length, as
     in the paper's weighted sums.
     """
 
@@ -64,7 +64,7 @@ class SampleAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """One candidate: the answer as most of its chains wrote it, how many they are, the sum of their probabilities."""
+    """One candidate: the answer as most of its samples wrote it, their number, and the sum of their probabilities."""
 
     answer: str
     count: int
@@ -74,62 +74,62 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The chains cast so far, in the order of their samples: the outcome does not depend on who finishes first."""
+    """Answers counted so far, in the order of their samples: the outcome does not depend on which finishes first."""
 
     votes: Votes
-    chains: tuple[SampleAnswer, ...] = ()
+    answers: tuple[SampleAnswer, ...] = ()
 
     def add(self, sample: int, answer: str | None, probability: float) -> Tally:
-        """Return this ballot with one more finished chain; ValueError if that sample has been cast."""
+        """Add the answer of a finished sample. Raises ValueError if it has been counted."""
         from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
 
-        if any(chain.sample == sample for chain in self.chains):
-            raise ValueError(f"sample {sample} has been cast")
+        if any(each.sample == sample for each in self.answers):
+            raise ValueError(f"sample {sample} has been counted")
         form = None if answer is None else canonical(answer)
-        chains = (*self.chains, SampleAnswer(sample, answer, form, probability))
-        return replace(self, chains=tuple(sorted(chains, key=lambda chain: chain.sample)))
+        answers = (*self.answers, SampleAnswer(sample, answer, form, probability))
+        return replace(self, answers=tuple(sorted(answers, key=lambda each: each.sample)))
 
     @property
     def samples(self) -> int:
-        """How many chains have been cast, those without an answer included."""
-        return len(self.chains)
+        """Number of samples counted, including those without an answer."""
+        return len(self.answers)
 
     @property
     def counts(self) -> tuple[Count, ...]:
-        """The candidates, best first: by chains, then by the sum of their probabilities, then by the first sample."""
+        """Candidates, best first: by samples, then by the sum of their probabilities, then by the first sample."""
         groups: dict[str, list[SampleAnswer]] = {}
-        for chain in self.chains:
-            if chain.form is not None:
-                groups.setdefault(chain.form, []).append(chain)
-        counts = [_count(form, chains) for form, chains in groups.items()]
+        for each in self.answers:
+            if each.form is not None:
+                groups.setdefault(each.form, []).append(each)
+        counts = [_count(form, group) for form, group in groups.items()]
         return tuple(sorted(counts, key=lambda count: (-count.count, -count.probability_sum)))  # stable
 
     @property
     def winner(self) -> Count | None:
-        """The best candidate; None while no chain has an answer."""
+        """The best candidate; None while no sample has an answer."""
         return next(iter(self.counts), None)
 
     @property
     def winning_sample(self) -> int | None:
-        """The sample to show: the most probable chain of the winning answer."""
+        """Sample to show: the most probable one with the winning answer."""
         winner = self.winner
-        own = [chain for chain in self.chains if winner and chain.form == winner.form]
-        return max(own, key=lambda chain: chain.probability).sample if own else None  # the first of equals
+        winning = [each for each in self.answers if winner and each.form == winner.form]
+        return max(winning, key=lambda each: each.probability).sample if winning else None  # the first of equals
 
     @property
     def agreement(self) -> float:
-        """The winner's share of all chains cast."""
+        """The winner's share of all samples counted."""
         return self.winner.count / self.samples if self.winner else 0.0
 
     @property
     def is_decided(self) -> bool:
-        """Whether the answer stands: no chain can change it, or, where `votes` is adaptive, none is likely to."""
+        """Whether the outcome is certain, or, if `votes` is adaptive, likely enough."""
         return self._is_decided_with(0)
 
-    def wanted(self, running: int) -> int:
-        """Return how many chains to start beside those cast and running.
+    def missing_samples(self, running: int) -> int:
+        """Number of samples to start beside those counted and running.
 
-        A fixed number is wanted at once. An adaptive one wants `least`, and then as few as could decide it.
+        A fixed number starts immediately. An adaptive vote starts `least`, then as few as could decide it.
         """
         if self.is_decided:
             return 0
@@ -140,31 +140,31 @@ class Tally:
         return max(0, enough - running)
 
     def _is_decided_with(self, more: int) -> bool:
-        """Tell whether the answer would stand if `more` chains came to the leader's answer."""
-        cast = self.samples + more
+        """Whether the vote would be decided if `more` samples had the leader's answer."""
+        counted = self.samples + more
         first, second = (*(count.count for count in self.counts[:2]), 0, 0)[:2]
         leader = first + more
-        if cast >= self.votes.most or leader > second + self.votes.most - cast:
+        if counted >= self.votes.most or leader > second + self.votes.most - counted:
             return True
-        return self.votes.is_adaptive and cast >= self.votes.least and lead_is_sure(leader, second)
+        return self.votes.is_adaptive and counted >= self.votes.least and is_lead_certain(leader, second)
 
 
-def lead_is_sure(leader: int, runner_up: int) -> bool:
-    """Tell whether the leader is the likelier of the two best answers with a probability of at least 9/10.
+def is_lead_certain(leader: int, runner_up: int) -> bool:
+    """Whether the leader is the likelier of the two best answers with a probability of at least 9/10.
 
     That is the Beta posterior of Adaptive-Consistency, I_1/2(runner_up + 1, leader + 1), which for whole numbers is the
     chance that so many tosses of a coin and one show more than `runner_up` heads.
     """
     tosses = leader + runner_up + 1
     unlikely = sum(comb(tosses, heads) for heads in range(runner_up + 1))
-    over, under = SURE_ENOUGH
+    over, under = CONFIDENCE
     return ((1 << tosses) - unlikely) * under >= over << tosses
 
 
-def _count(form: str, chains: list[SampleAnswer]) -> Count:
-    """Return the count of the chains that share a form; of two ways to write it equally often the first is shown."""
+def _count(form: str, group: list[SampleAnswer]) -> Count:
+    """Count the samples that share a form; of two spellings that are equally frequent, the first is shown."""
     written: dict[str, int] = {}
-    for chain in chains:
-        written[chain.answer or ""] = written.get(chain.answer or "", 0) + 1
+    for each in group:
+        written[each.answer or ""] = written.get(each.answer or "", 0) + 1
     answer = max(written, key=lambda answer: written[answer])
-    return Count(answer, len(chains), fsum(chain.probability for chain in chains), form)
+    return Count(answer, len(group), fsum(each.probability for each in group), form)

@@ -55,7 +55,7 @@ class Reply:
         """The final answer stated in the text; None without one."""
         from cerebrum_cli.answers.extract import final_answer  # compiling its patterns is slow
 
-        return final_answer(self.text, whole=self.finish.reason == "stop")
+        return final_answer(self.text, is_complete=self.finish.reason == "stop")
 
 
 class ReplyCollector:

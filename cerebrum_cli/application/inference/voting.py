@@ -116,7 +116,7 @@ class MajorityVote:
             if self.running:
                 replies.abort(index)
         elif not self.running:  # in rounds: the outcome must not depend on when samples finish
-            count = self.tally.wanted(0)
+            count = self.tally.missing_samples(0)
             self.requested += count
             replies.add_samples(index, count)
 

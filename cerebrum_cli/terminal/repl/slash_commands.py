@@ -229,7 +229,7 @@ def copy_reply(repl: Repl, line: Line) -> None:
 
 def show_final(repl: Repl, _: Line) -> None:
     last = _last_reply(repl)
-    answer = final_answer(last.message.content, whole=last.metadata.finish_reason in ("stop", None))
+    answer = final_answer(last.message.content, is_complete=last.metadata.finish_reason in ("stop", None))
     if answer is None:
         raise UsageError("the last reply states no final answer", "ask for one")
     repl.streams.answer(answer + "\n")
