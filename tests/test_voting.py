@@ -229,7 +229,7 @@ def test_a_vote_at_temperature_0_is_refused_wherever_that_was_said(
 def test_other_votes_are_exit_2(booth: Booth, votes: str) -> None:
     done = booth.run("q", "--votes", votes, chains=["ok"])
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: --votes is {votes!r}\n  try: it must be a number of chains from 1 to 256")
+    assert done.err.startswith(f"error: --votes is {votes!r}\n  try: it must be a number of samples from 1 to 256")
 
 
 # The session.
