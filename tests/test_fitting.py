@@ -55,7 +55,7 @@ def of_sizes(here: Capacity, **gigabytes: float) -> tuple[QuantizationFit, ...]:
     )
 
 
-def test_a_model_needs_its_weights_its_cache_and_working_memory() -> None:
+def test_fit_needed_memory_sums_weights_cache_and_buffers() -> None:
     assert needed_memory(4_370_000_000, 131_072, 8192) == 4_370_000_000 + 2**30 + 2**29
     assert needed_memory(4_370_000_000, 131_072, 32768) == 4_370_000_000 + 4 * 2**30 + 2**29
     assert needed_memory(98_362_432, 0, 8192) == 98_362_432 + HEADROOM
@@ -72,9 +72,7 @@ def test_a_model_needs_its_weights_its_cache_and_working_memory() -> None:
         (16384, None, 16384),
     ],
 )
-def test_a_model_is_judged_at_the_context_that_was_asked_for_or_the_usual_one(
-    asked: int | None, trained: int | None, context: int
-) -> None:
+def test_fit_planned_context_is_requested_or_default(asked: int | None, trained: int | None, context: int) -> None:
     assert planned_context(asked, trained) == context
 
 
@@ -98,11 +96,11 @@ def test_a_model_is_judged_at_the_context_that_was_asked_for_or_the_usual_one(
         (Capacity(SYSTEM_RESERVE + 10 * GB, ()), int(8.75 * GB), "fits"),
     ],
 )
-def test_a_verdict_changes_at_its_limits(here: Capacity, needed: int, verdict: str) -> None:
+def test_fit_verdict_changes_at_its_limits(here: Capacity, needed: int, verdict: str) -> None:
     assert here.verdict(needed) == verdict
 
 
-def test_a_system_without_memory_for_others_has_only_its_accelerators() -> None:
+def test_fit_small_memory_leaves_accelerators_only() -> None:
     assert machine(SYSTEM_RESERVE // 2).usable_memory == 0
     assert machine(SYSTEM_RESERVE // 2, 10 * GB).usable_memory == 9 * GB
     assert machine(0).verdict(0) == "fits"
@@ -126,7 +124,7 @@ def test_a_system_without_memory_for_others_has_only_its_accelerators() -> None:
         (machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0"),
     ],
 )
-def test_a_7b_model_is_recommended_as_large_as_bothers_nobody(name: str, here: Capacity, quantization: str) -> None:
+def test_fit_recommends_comfortable_7b_quantizations(name: str, here: Capacity, quantization: str) -> None:
     candidates = of_row(name, here)
     assert chosen(candidates) == quantization
     assert next(each for each in candidates if each.recommended).verdict == "fits"
@@ -141,7 +139,7 @@ def test_a_7b_model_is_recommended_as_large_as_bothers_nobody(name: str, here: C
         (machine(7 * GIB), "Q3_K_L", "fits"),
     ],
 )
-def test_a_small_machine_is_recommended_less(here: Capacity, quantization: str, verdict: str) -> None:
+def test_fit_recommends_less_for_a_small_machine(here: Capacity, quantization: str, verdict: str) -> None:
     candidates = of_row("cerebrum-7b", here)
     assert (chosen(candidates), next(each.verdict for each in candidates if each.recommended)) == (
         quantization,
@@ -159,16 +157,16 @@ def test_a_small_machine_is_recommended_less(here: Capacity, quantization: str, 
         (machine(512 * GIB), "Q8_0"),
     ],
 )
-def test_a_large_model_is_recommended_as_memory_allows(here: Capacity, quantization: str) -> None:
+def test_fit_recommends_large_models_by_memory(here: Capacity, quantization: str) -> None:
     assert chosen(of_row("cerebrum-8x7b", here)) == quantization
 
 
-def test_without_the_preferred_one_it_is_the_largest_that_fits() -> None:
+def test_fit_recommends_the_largest_without_the_preferred() -> None:
     assert chosen(of_sizes(machine(16 * GIB), Q4_KS=4.14, Q6_K=5.94, Q8_0=7.7)) == "Q8_0"
     assert chosen(of_sizes(machine(8 * GIB), Q4_KS=4.14, Q6_K=5.94, Q8_0=7.7)) == "Q4_KS"
 
 
-def test_where_nothing_fits_it_is_the_smallest_even_where_some_are_only_tight() -> None:
+def test_fit_recommends_the_smallest_if_none_fits() -> None:
     here = machine(SYSTEM_RESERVE + 6 * GB)
     all_tight = of_sizes(here, Q4_K_M=4.37, Q4_K_S=4.14, Q3_K_L=3.82)
     assert {each.verdict for each in all_tight} == {"tight"}
@@ -180,14 +178,12 @@ def test_where_nothing_fits_it_is_the_smallest_even_where_some_are_only_tight() 
 
 @pytest.mark.parametrize("unquantised", ["F16", "BF16", "F32", "FP16", "FP32"])
 @pytest.mark.parametrize("here", [machine(8 * GIB), machine(2048 * GIB), machine(64 * GIB, 140 * GB)])
-def test_what_is_not_quantised_is_recommended_only_where_there_is_nothing_else(
-    unquantised: str, here: Capacity
-) -> None:
+def test_fit_recommends_unquantized_files_last(unquantised: str, here: Capacity) -> None:
     assert chosen(of_sizes(here, **{unquantised: 14.5, "Q8_0": 7.7})) == "Q8_0"
     assert chosen(of_sizes(here, **{unquantised: 14.5})) == unquantised
 
 
-def test_what_is_here_already_is_marked_in_letters_of_any_case() -> None:
+def test_fit_marks_installed_quantizations_in_any_case() -> None:
     sizes = [("Q4_K_M", 4 * GB), ("Q8_0", 8 * GB), ("UD-Q4_K_XL", 5 * GB), ("model", GB)]
     candidates = assess_quantizations(
         sizes, ["q4_k_m", "UD-q4_K_xl", "MODEL", "Q6_K", ""], KV, DEFAULT_CONTEXT, machine(16 * GIB)
@@ -200,14 +196,14 @@ def test_what_is_here_already_is_marked_in_letters_of_any_case() -> None:
     ]
 
 
-def test_candidates_are_smallest_first_and_by_name_where_they_are_alike() -> None:
+def test_fit_candidates_are_sorted_by_size_and_name() -> None:
     candidates = of_sizes(machine(16 * GIB), Q5_K_S=5.0, Q8_0=7.7, Q5_0=5.0, Q2_K=2.72)
     assert [each.quantization for each in candidates] == ["Q2_K", "Q5_0", "Q5_K_S", "Q8_0"]
     assert [each.size for each in candidates] == [2_720_000_000, 5 * GB, 5 * GB, 7_700_000_000]
     assert all(each.needed == needed_memory(each.size, KV, DEFAULT_CONTEXT) for each in candidates)
 
 
-def test_of_nothing_nothing_is_recommended() -> None:
+def test_fit_of_no_sizes_is_empty() -> None:
     assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, machine(16 * GIB)) == ()
 
 
@@ -232,7 +228,7 @@ def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(capacities, amounts, amounts, amounts)
-def test_more_memory_never_makes_a_verdict_worse(here: Capacity, needed: int, memory: int, device: int) -> None:
+def test_fit_more_memory_never_worsens_a_verdict(here: Capacity, needed: int, memory: int, device: int) -> None:
     larger = Capacity(here.memory + memory, (*(here.devices or ()), gpu(device)))
     assert VERDICTS.index(larger.verdict(needed)) <= VERDICTS.index(here.verdict(needed))
     assert larger.is_comfortable(needed) or not here.is_comfortable(needed)
@@ -240,7 +236,7 @@ def test_more_memory_never_makes_a_verdict_worse(here: Capacity, needed: int, me
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(capacities, amounts, amounts)
-def test_what_needs_less_is_never_judged_worse(here: Capacity, needed: int, less: int) -> None:
+def test_fit_smaller_need_never_worsens_a_verdict(here: Capacity, needed: int, less: int) -> None:
     smaller = max(0, needed - less)
     assert VERDICTS.index(here.verdict(smaller)) <= VERDICTS.index(here.verdict(needed))
     assert not here.is_comfortable(needed) or here.verdict(needed) == "fits"
@@ -248,7 +244,7 @@ def test_what_needs_less_is_never_judged_worse(here: Capacity, needed: int, less
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(stocks(), st.lists(st.sampled_from(["q2_k", "Q8_0", "other"])), capacities)
-def test_exactly_one_is_recommended_and_it_fits_where_any_does(
+def test_fit_recommends_exactly_one_that_fits_if_any(
     sizes: list[tuple[str, int]], installed: list[str], here: Capacity
 ) -> None:
     candidates = assess_quantizations(sizes, installed, KV, DEFAULT_CONTEXT, here)
@@ -260,7 +256,9 @@ def test_exactly_one_is_recommended_and_it_fits_where_any_does(
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(stocks(), capacities, amounts)
-def test_more_memory_never_recommends_a_smaller_one(sizes: list[tuple[str, int]], here: Capacity, memory: int) -> None:
+def test_fit_more_memory_never_recommends_a_smaller_one(
+    sizes: list[tuple[str, int]], here: Capacity, memory: int
+) -> None:
     def size(capacity: Capacity) -> int:
         return next(
             each.size for each in assess_quantizations(sizes, (), KV, DEFAULT_CONTEXT, capacity) if each.recommended
@@ -269,7 +267,7 @@ def test_more_memory_never_recommends_a_smaller_one(sizes: list[tuple[str, int]]
     assert size(Capacity(here.memory + memory, here.devices)) >= size(here)
 
 
-def test_the_limits_are_these_parts_of_memory() -> None:
+def test_fit_limits_are_fractions_of_memory() -> None:
     assert (TIGHT_FRACTION, COMFORTABLE_FRACTION, DEVICE_FRACTION, SYSTEM_RESERVE, HEADROOM) == (
         0.875,
         0.25,

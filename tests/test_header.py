@@ -72,7 +72,7 @@ def problem_of_bytes(tmp_path: Path, content: bytes) -> str:
     return problem_of(path)
 
 
-def test_a_header_tells_what_the_file_was_written_with(tmp_path: Path) -> None:
+def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_name("Tiny")
         writer.add_file_type(15)
@@ -102,7 +102,7 @@ def test_a_header_tells_what_the_file_was_written_with(tmp_path: Path) -> None:
     assert header.metadata["llama.rope.freq_base"] == 10000.0
 
 
-def test_what_a_file_does_not_say_is_none_or_zero(tmp_path: Path) -> None:
+def test_header_missing_values_are_none_or_zero(tmp_path: Path) -> None:
     path = tmp_path / "bare.gguf"
     path.write_bytes(handmade(LLAMA))
     header = read_header(path)
@@ -111,7 +111,7 @@ def test_what_a_file_does_not_say_is_none_or_zero(tmp_path: Path) -> None:
     assert (header.n_layers, header.n_heads, header.vocabulary_size, header.kv_bytes_per_token) == (0, 0, 0, 0)
 
 
-def test_heads_given_one_number_a_layer_are_summed_for_the_cache(tmp_path: Path) -> None:
+def test_header_sums_per_layer_heads(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_head_count_kv([1, 3])
         writer.add_key_length(16)
@@ -122,12 +122,12 @@ def test_heads_given_one_number_a_layer_are_summed_for_the_cache(tmp_path: Path)
     assert header.kv_bytes_per_token == 2 * 4 * (16 + 32)
 
 
-def test_without_key_value_heads_every_head_has_its_own(tmp_path: Path) -> None:
+def test_header_kv_heads_default_to_heads(tmp_path: Path) -> None:
     header = read_header(write_model(tmp_path / "mha.gguf"))
     assert (header.n_kv_heads, header.n_kv_heads_sum) == (8, 16)
 
 
-def test_a_mistral_shape_takes_131072_bytes_a_token(tmp_path: Path) -> None:
+def test_header_mistral_needs_131072_bytes_per_token(tmp_path: Path) -> None:
     numbers = {"block_count": 32, "embedding_length": 4096, "attention.head_count": 32, "attention.head_count_kv": 8}
     path = tmp_path / "mistral.gguf"
     path.write_bytes(
@@ -136,14 +136,14 @@ def test_a_mistral_shape_takes_131072_bytes_a_token(tmp_path: Path) -> None:
     assert read_header(path).kv_bytes_per_token == 131_072
 
 
-def test_a_part_of_a_split_model_says_how_many_there_are(tmp_path: Path) -> None:
+def test_header_has_the_split_count(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_uint16("split.count", 5)
 
     assert read_header(write_model(tmp_path / "part.gguf", fill)).split_count == 5
 
 
-def test_the_old_mixtral_layout_is_recognised(tmp_path: Path) -> None:
+def test_header_recognizes_the_old_mixtral_layout(tmp_path: Path) -> None:
     path = tmp_path / "old.gguf"
     path.write_bytes(handmade(LLAMA, tensors=(tensor(b"blk.0.ffn_down.7.weight", (8,), 0, 0),), data=bytes(32)))
     assert read_header(path).per_expert_tensors
@@ -151,7 +151,7 @@ def test_the_old_mixtral_layout_is_recognised(tmp_path: Path) -> None:
     assert not read_header(path).per_expert_tensors
 
 
-def test_a_large_vocabulary_is_stepped_over_in_milliseconds(tmp_path: Path) -> None:
+def test_header_skips_a_large_vocabulary_quickly(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_token_list([f"token{number}" for number in range(50_000)])
         writer.add_token_merges([f"tok en{number}" for number in range(50_000)])
@@ -165,7 +165,7 @@ def test_a_large_vocabulary_is_stepped_over_in_milliseconds(tmp_path: Path) -> N
     assert min(times) < 0.1  # about 6 ms; the bound only catches a change of kind
 
 
-def test_the_tables_agree_with_the_gguf_package() -> None:
+def test_types_equal_those_of_the_gguf_package() -> None:
     for kind, (block_size, block_bytes) in gguf.GGML_QUANT_SIZES.items():
         if kind.name != "Q8_1":  # never stored in a file; the package gives its two scales 32 bits each
             assert TENSOR_TYPES[kind.value] == (kind.name, block_size, block_bytes)
@@ -174,7 +174,7 @@ def test_the_tables_agree_with_the_gguf_package() -> None:
             assert FILE_TYPES[file_type.value] == file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
-def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
+def test_header_reports_a_path_that_is_not_a_file(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "nowhere.gguf") == "file not found"
     assert problem_of(tmp_path) == "is a directory"
     assert problem_of(Path("/dev/null")) == "is not a regular file"
@@ -185,12 +185,12 @@ def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
         read_header(Path("zero\0byte.gguf"))
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_header_does_not_wait_for_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     assert problem_of(tmp_path / "pipe.gguf") == "is not a regular file"
 
 
-def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
+def test_header_reports_an_unreadable_file(tmp_path: Path) -> None:
     path = write_model(tmp_path / "secret.gguf")
     path.chmod(0)
     user = os.geteuid()
@@ -219,7 +219,7 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
         (b"\xde\xad\xbe\xef\x00", "begins with the bytes de ad be ef"),
     ],
 )
-def test_a_foreign_file_is_recognised(tmp_path: Path, content: bytes, seen: str) -> None:
+def test_header_identifies_other_file_types(tmp_path: Path, content: bytes, seen: str) -> None:
     said = problem_of_bytes(tmp_path, content)
     assert said.startswith("not a GGUF file: ")
     assert seen in said
@@ -258,11 +258,11 @@ def test_a_foreign_file_is_recognised(tmp_path: Path, content: bytes, seen: str)
         (handmade(LLAMA, tensors=(tensor(b"x", (8,), 0, 7),), data=bytes(64)), "'x' begins at byte 7 of the data"),
     ],
 )
-def test_a_damaged_header_is_explained(tmp_path: Path, content: bytes, said: str) -> None:
+def test_header_explains_damage(tmp_path: Path, content: bytes, said: str) -> None:
     assert said in problem_of_bytes(tmp_path, content)
 
 
-def test_tensors_that_overlap_or_leave_gaps_or_repeat_are_refused(tmp_path: Path) -> None:
+def test_header_rejects_overlaps_gaps_and_duplicates(tmp_path: Path) -> None:
     for offset in (0, 64):
         tensors = (tensor(b"x", (8,), 0, 0), tensor(b"y", (8,), 0, offset))
         said = problem_of_bytes(tmp_path, handmade(LLAMA, tensors=tensors, data=bytes(128)))
@@ -271,7 +271,7 @@ def test_tensors_that_overlap_or_leave_gaps_or_repeat_are_refused(tmp_path: Path
     assert problem_of_bytes(tmp_path, handmade(LLAMA, tensors=twice, data=bytes(64))).endswith("'x' is duplicated")
 
 
-def test_a_truncated_file_names_both_sizes(tmp_path: Path) -> None:
+def test_header_truncation_reports_both_sizes(tmp_path: Path) -> None:
     path = write_model(tmp_path / "short.gguf")
     size = path.stat().st_size
     assert read_header(path).tensor_count == 1
@@ -279,14 +279,14 @@ def test_a_truncated_file_names_both_sizes(tmp_path: Path) -> None:
     assert problem_of(path) == f"truncated: its tensors end at byte {size:,}, but the file has {size - 33:,} bytes"
 
 
-def test_a_tensor_type_of_the_future_is_not_measured(tmp_path: Path) -> None:
+def test_header_accepts_unknown_tensor_types(tmp_path: Path) -> None:
     path = tmp_path / "future.gguf"
     tensors = (tensor(b"x", (1 << 30,), 99, 0), tensor(b"y", (8,), 0, 64))
     path.write_bytes(handmade(LLAMA, tensors=tensors, data=bytes(96)))
     assert read_header(path).parameters == (1 << 30) + 8
 
 
-def test_a_file_that_claims_endless_strings_ends_soon(tmp_path: Path) -> None:
+def test_header_rejects_endless_strings_quickly(tmp_path: Path) -> None:
     path = tmp_path / "endless.gguf"
     for count in (1 << 23, 1 << 30):
         path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + entry(b"a", 9, struct.pack("<IQ", 8, count)))

@@ -40,7 +40,7 @@ PATCHES = st.one_of(
     patches=st.lists(st.tuples(st.integers(4, HEADER), PATCHES), max_size=4),
     length=st.none() | st.integers(0, len(SEED)),
 )
-def test_no_mutation_raises_anything_but_a_model_file_error(
+def test_header_mutations_raise_only_model_file_errors(
     tmp_path_factory: pytest.TempPathFactory, patches: list[tuple[int, bytes]], length: int | None
 ) -> None:
     content = bytearray(SEED)

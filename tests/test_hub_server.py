@@ -104,7 +104,7 @@ def on_the_cdn(hub: HubServer, filename: str = "model.gguf") -> str:
     return response.headers["Location"]
 
 
-def test_a_model_is_described_with_the_sizes_and_digests_of_its_files(hub: HubServer, client: Client) -> None:
+def test_hub_model_info_has_sizes_and_digests(hub: HubServer, client: Client) -> None:
     info = client.ask("model_info", repo_id="owner/model", files_metadata=True)
     assert info["sha"] == hub.repositories["owner/model"].branches["main"].hash
     assert info["card_data"]["license"] == "apache-2.0"
@@ -126,12 +126,12 @@ def test_a_model_is_described_with_the_sizes_and_digests_of_its_files(hub: HubSe
     }
 
 
-def test_without_being_asked_for_it_a_description_has_names_alone(client: Client) -> None:
+def test_hub_model_info_has_names_only_by_default(client: Client) -> None:
     info = client.ask("model_info", repo_id="owner/model")
     assert info["siblings"][1] == {"rfilename": "model.gguf", "size": None, "blob_id": None, "lfs": None}
 
 
-def test_a_tree_is_listed_over_several_pages(hub: HubServer, client: Client) -> None:
+def test_hub_lists_a_tree_in_pages(hub: HubServer, client: Client) -> None:
     hub.page_size = 2
     tree = client.ask("list_repo_tree", repo_id="owner/model", recursive=True)
     assert [row["path"] for row in tree] == [
@@ -147,12 +147,12 @@ def test_a_tree_is_listed_over_several_pages(hub: HubServer, client: Client) -> 
     assert len(hub.log.requests("api")) == 3
 
 
-def test_a_tree_may_be_listed_without_what_lies_below(client: Client) -> None:
+def test_hub_lists_a_tree_without_recursion(client: Client) -> None:
     tree = client.ask("list_repo_tree", repo_id="owner/model")
     assert [row["path"] for row in tree] == ["README.md", "model.gguf", "more"]
 
 
-def test_a_downloaded_file_lies_in_the_cache(hub: HubServer, client: Client) -> None:
+def test_hf_download_stores_the_file_in_the_cache(hub: HubServer, client: Client) -> None:
     path = Path(client.download("more/parts/model-2.gguf"))
     commit = hub.repositories["owner/model"].branches["main"].hash
     assert path.read_bytes() == MODEL[:1000]
@@ -167,14 +167,14 @@ def test_a_downloaded_file_lies_in_the_cache(hub: HubServer, client: Client) -> 
     assert [revision["commit_hash"] for revision in repository["revisions"]] == [commit]
 
 
-def test_a_small_file_comes_from_the_hub_itself(hub: HubServer, client: Client) -> None:
+def test_hub_serves_small_files_itself(hub: HubServer, client: Client) -> None:
     path = Path(client.download("README.md"))
     assert path.read_bytes() == b"# Model\n"
     assert path.resolve().name == hashlib.sha1(b"blob 8\0# Model\n").hexdigest()
     assert not hub.log.requests("cdn")
 
 
-def test_a_file_on_disk_is_served_as_one_in_memory(hub: HubServer, tmp_path: Path) -> None:
+def test_hub_serves_files_from_disk(hub: HubServer, tmp_path: Path) -> None:
     on_disk = tmp_path / "model.gguf"
     on_disk.write_bytes(MODEL)
     in_memory = hub.repositories["owner/model"].branches["main"].files["model.gguf"]
@@ -186,7 +186,7 @@ def test_a_file_on_disk_is_served_as_one_in_memory(hub: HubServer, tmp_path: Pat
     assert fetch(on_the_cdn(hub), Range="bytes=0-1")[1] == b"\xff\x01"
 
 
-def test_main_moves_on_and_an_old_commit_stays_reachable(hub: HubServer, client: Client) -> None:
+def test_hub_keeps_old_commits_when_main_moves(hub: HubServer, client: Client) -> None:
     repository = hub.repositories["owner/model"]
     old = repository.branches["main"].hash
     new = repository.commit({"README.md": b"# Better\n", "more/parts/model-2.gguf": None})
@@ -199,27 +199,27 @@ def test_main_moves_on_and_an_old_commit_stays_reachable(hub: HubServer, client:
     assert Path(client.download("README.md", revision=old)).read_bytes() == b"# Model\n"
 
 
-def test_a_branch_may_have_a_slash_in_its_name(hub: HubServer, client: Client) -> None:
+def test_hub_branch_names_may_contain_a_slash(hub: HubServer, client: Client) -> None:
     hub.repositories["owner/model"].commit({"README.md": b"# Proposed\n"}, branch="refs/pr/1")
     assert Path(client.download("README.md", revision="refs/pr/1")).read_bytes() == b"# Proposed\n"
     assert Path(client.download("README.md")).read_bytes() == b"# Model\n"
 
 
-def test_the_same_files_make_the_same_commit() -> None:
+def test_hub_commit_ids_depend_on_content_only() -> None:
     with HubServer() as one, HubServer() as other:
         commits = {hub.repository("owner/model", FILES).branches["main"].hash for hub in (one, other)}
     [commit] = commits
     assert len(commit) == 40
 
 
-def test_a_token_goes_to_the_hub_and_not_to_the_cdn(hub: HubServer, client: Client) -> None:
+def test_hub_token_is_not_sent_to_the_cdn(hub: HubServer, client: Client) -> None:
     client.download(token=READER)
     [asked], [fetched] = hub.log.requests("resolve"), hub.log.requests("cdn")
     assert asked.token == READER
     assert fetched.authorization is None
 
 
-def test_a_link_to_the_cdn_without_its_signature_is_refused(hub: HubServer) -> None:
+def test_hub_cdn_rejects_unsigned_urls(hub: HubServer) -> None:
     response, _ = fetch(on_the_cdn(hub).partition("?")[0])
     assert response.status == 403
 
@@ -233,7 +233,7 @@ def test_a_link_to_the_cdn_without_its_signature_is_refused(hub: HubServer) -> N
         (READER, "owner/private"),
     ],
 )
-def test_a_private_repository_is_known_to_its_readers_only(
+def test_hub_private_repository_is_visible_to_readers(
     hub: HubServer, client: Client, token: str | bool, said: str
 ) -> None:
     hub.repository("owner/private", FILES, private=True, readers=(READER,))
@@ -244,7 +244,7 @@ def test_a_private_repository_is_known_to_its_readers_only(
 @pytest.mark.parametrize(
     ("token", "said", "status"), [(False, "GatedRepoError", 401), (OTHER, "GatedRepoError", 403), (READER, "", 302)]
 )
-def test_a_gated_repository_shows_its_files_to_all_and_opens_them_to_some(
+def test_hub_gated_repository_lists_files_but_restricts_downloads(
     hub: HubServer, client: Client, token: str | bool, said: str, status: int
 ) -> None:
     hub.repository("owner/gated", FILES, gated="manual", readers=(READER,))
@@ -254,7 +254,7 @@ def test_a_gated_repository_shows_its_files_to_all_and_opens_them_to_some(
     assert hub.log.requests("resolve")[0].status == status
 
 
-def test_what_is_missing_is_called_by_its_name(client: Client) -> None:
+def test_hub_missing_objects_have_error_codes(client: Client) -> None:
     def download(repo_id: str, filename: str, **arguments: Any) -> Any:
         return client.ask("hf_hub_download", repo_id=repo_id, filename=filename, **arguments)
 
@@ -264,25 +264,25 @@ def test_what_is_missing_is_called_by_its_name(client: Client) -> None:
     assert download("owner/model", "model.gguf", revision="v7") == "RevisionNotFoundError"
 
 
-def test_a_token_that_the_hub_does_not_know_is_refused_everywhere(hub: HubServer, client: Client) -> None:
+def test_hub_rejects_an_unknown_token(hub: HubServer, client: Client) -> None:
     assert client.ask("model_info", repo_id="owner/model", token=UNKNOWN) == "HfHubHTTPError"
     assert [each.status for each in hub.log.requests()] == [401]
 
 
-def test_who_is_limited_may_come_again(hub: HubServer, client: Client) -> None:
+def test_hub_rate_limit_passes(hub: HubServer, client: Client) -> None:
     armed = hub.arm(Fault(part="api", path="/tree/", refusal=RATE_LIMITED.with_header("Retry-After", "0")))
     assert len(client.ask("list_repo_tree", repo_id="owner/model")) == 3
     assert armed.struck == 1
     assert [each.status for each in hub.log.requests("api")] == [429, 200]
 
 
-def test_an_error_of_the_server_passes(hub: HubServer, client: Client) -> None:
+def test_hub_server_error_passes(hub: HubServer, client: Client) -> None:
     hub.arm(Fault(part="resolve", refusal=SERVER_ERROR))
     assert Path(client.download()).read_bytes() == MODEL
     assert [each.status for each in hub.log.requests("resolve")] == [500, 302]
 
 
-def test_a_download_that_is_cut_goes_on_after_its_last_whole_chunk(hub: HubServer, client: Client) -> None:
+def test_hf_download_resumes_after_the_last_complete_chunk(hub: HubServer, client: Client) -> None:
     """The client reads chunks of 10 MiB and loses the one that it has a part of."""
     chunk = 10 * 1024 * 1024
     large = MODEL * 11
@@ -294,7 +294,7 @@ def test_a_download_that_is_cut_goes_on_after_its_last_whole_chunk(hub: HubServe
     assert (second.status, second.sent, second.range) == (206, len(large) - chunk, f"bytes={chunk}-")
 
 
-def test_a_download_starts_again_where_ranges_are_unknown(hub: HubServer, client: Client) -> None:
+def test_hf_download_restarts_without_range_support(hub: HubServer, client: Client) -> None:
     large = MODEL * 11
     hub.repositories["owner/model"].commit({"large.gguf": large})
     hub.arm(Fault(part="cdn", cut_after=len(large) - 1))
@@ -305,13 +305,13 @@ def test_a_download_starts_again_where_ranges_are_unknown(hub: HubServer, client
     assert (second.status, second.sent, second.range) == (200, len(large), "bytes=10485760-")
 
 
-def test_altered_bytes_arrive_altered(hub: HubServer, client: Client) -> None:
+def test_hub_fault_alters_bytes(hub: HubServer, client: Client) -> None:
     hub.arm(Fault(part="cdn", flip_at=500_000))
     read = Path(client.download()).read_bytes()
     assert [at for at, (one, other) in enumerate(zip(read, MODEL, strict=True)) if one != other] == [500_000]
 
 
-def test_a_client_may_be_killed_in_the_middle_of_a_file(hub: HubServer, client: Client) -> None:
+def test_hub_survives_a_killed_client(hub: HubServer, client: Client) -> None:
     hub.arm(Fault(part="cdn", bytes_per_second=1_000_000))
     client.begin("hf_hub_download", repo_id="owner/model", filename="model.gguf")
     hub.log.wait_for(lambda request: request.sent >= 100_000)
@@ -320,7 +320,7 @@ def test_a_client_may_be_killed_in_the_middle_of_a_file(hub: HubServer, client: 
     assert hub.log.requests("cdn")[0].sent < 500_000
 
 
-def test_the_clients_environment_keeps_it_from_asking_for_anything_else(hub: HubServer, client: Client) -> None:
+def test_hub_environment_isolates_the_client(hub: HubServer, client: Client) -> None:
     client.download("README.md")
     assert not hub.log.requests("other")
 
@@ -336,9 +336,7 @@ def test_the_clients_environment_keeps_it_from_asking_for_anything_else(hub: Hub
         ("lines=1-2", 200, None, 0, 1048576),
     ],
 )
-def test_a_part_of_a_file_may_be_asked_for(
-    hub: HubServer, asked: str, status: int, within: str | None, start: int, stop: int
-) -> None:
+def test_hub_serves_a_range(hub: HubServer, asked: str, status: int, within: str | None, start: int, stop: int) -> None:
     response, body = fetch(on_the_cdn(hub), Range=asked)
     assert (response.status, response.headers["Content-Range"]) == (status, within)
     assert body == MODEL[start:stop]
@@ -346,17 +344,17 @@ def test_a_part_of_a_file_may_be_asked_for(
     assert (head.status, head.headers["Content-Length"], nothing) == (status, str(stop - start), b"")
 
 
-def test_a_part_beyond_the_end_is_not_satisfiable(hub: HubServer) -> None:
+def test_hub_rejects_a_range_beyond_the_end(hub: HubServer) -> None:
     response, _ = fetch(on_the_cdn(hub), Range="bytes=1048576-")
     assert (response.status, response.headers["Content-Range"]) == (416, "bytes */1048576")
 
 
-def test_the_rest_of_another_file_is_not_given(hub: HubServer) -> None:
+def test_hub_if_range_of_another_file_sends_all(hub: HubServer) -> None:
     response, body = fetch(on_the_cdn(hub), **{"Range": "bytes=1000-", "If-Range": '"another"'})
     assert (response.status, len(body)) == (200, len(MODEL))
 
 
-def test_an_armed_fault_strikes_as_often_as_it_should(hub: HubServer) -> None:
+def test_hub_fault_occurs_the_given_number_of_times(hub: HubServer) -> None:
     page = f"{hub.url}/api/models/owner/model"
     armed = hub.arm(Fault(part="api", times=2, let_through=1, method="GET", refusal=SERVER_ERROR))
     assert [fetch(page, method="HEAD")[0].status for _ in range(2)] == [200, 200]
@@ -364,7 +362,7 @@ def test_an_armed_fault_strikes_as_often_as_it_should(hub: HubServer) -> None:
     assert armed.struck == 2
 
 
-def test_a_fault_without_an_end_lasts_until_disarmed(hub: HubServer) -> None:
+def test_hub_fault_without_a_count_lasts_until_disarmed(hub: HubServer) -> None:
     page = f"{hub.url}/api/models/owner/model"
     armed = hub.arm(Fault(part="api", times=None, refusal=Refusal(403, "Not you.")))
     assert [fetch(page)[0].status for _ in range(3)] == [403, 403, 403]
@@ -373,7 +371,7 @@ def test_a_fault_without_an_end_lasts_until_disarmed(hub: HubServer) -> None:
 
 
 @pytest.mark.parametrize(("after", "sent"), [("request", 0), (0, 0), (700_000, 700_000)])
-def test_an_answer_hangs_until_it_is_released(hub: HubServer, after: Any, sent: int) -> None:
+def test_hub_response_hangs_until_released(hub: HubServer, after: Any, sent: int) -> None:
     place = on_the_cdn(hub)
     armed = hub.arm(Fault(part="cdn", hang_after=after))
     bodies: list[bytes] = []
@@ -388,13 +386,13 @@ def test_an_answer_hangs_until_it_is_released(hub: HubServer, after: Any, sent: 
     assert bodies == [MODEL]
 
 
-def test_a_connection_may_end_before_the_answer(hub: HubServer) -> None:
+def test_hub_fault_closes_the_connection(hub: HubServer) -> None:
     hub.arm(Fault(part="api", cut_after="request"))
     with pytest.raises(http.client.RemoteDisconnected):
         fetch(f"{hub.url}/api/models/owner/model")
 
 
-def test_a_connection_may_be_reset(hub: HubServer) -> None:
+def test_hub_fault_resets_the_connection(hub: HubServer) -> None:
     place = on_the_cdn(hub)
     hub.arm(Fault(part="cdn", cut_after=10, reset=True))
     with pytest.raises(ConnectionResetError):
@@ -414,11 +412,11 @@ def test_a_connection_may_be_reset(hub: HubServer) -> None:
         (Fault(part="cdn", hang_after=5, cut_after=5), [("send", 10, 15), ("hang", 15, 15), ("cut", 15, 15)]),
     ],
 )
-def test_a_fault_says_how_bytes_are_sent(fault: Fault, steps: list[Step]) -> None:
+def test_hub_fault_sets_how_bytes_are_sent(fault: Fault, steps: list[Step]) -> None:
     assert list(fault.steps(10, 50)) == steps
 
 
-def test_a_closed_hub_leaves_no_thread_behind() -> None:
+def test_hub_close_ends_all_threads() -> None:
     before = threading.enumerate()
     with HubServer() as hub:
         hub.repository("owner/model", FILES)
@@ -432,7 +430,7 @@ def test_a_closed_hub_leaves_no_thread_behind() -> None:
     waiting.close()
 
 
-def test_a_bug_of_the_hub_is_not_lost(tmp_path: Path) -> None:
+def test_hub_reports_its_own_bugs(tmp_path: Path) -> None:
     vanishing = tmp_path / "model.gguf"
     vanishing.write_bytes(MODEL)
     with pytest.raises(FileNotFoundError), HubServer() as hub:

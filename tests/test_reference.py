@@ -79,7 +79,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("ä \udcff.gguf", PathReference(Path("ä \udcff.gguf"))),
     ],
 )
-def test_a_reference_names_one_thing(text: str, meant: Reference) -> None:
+def test_reference_parses_every_form(text: str, meant: Reference) -> None:
     assert parse_reference(text) == meant
 
 
@@ -91,7 +91,7 @@ def test_a_reference_names_one_thing(text: str, meant: Reference) -> None:
         ("https://hub.example", f"{HUB}/{REPO}/resolve/main/{FILE}"),
     ],
 )
-def test_the_addresses_of_another_hub_are_known_where_one_is_set(endpoint: str, text: str) -> None:
+def test_reference_accepts_urls_of_the_configured_hub(endpoint: str, text: str) -> None:
     assert parse_reference(text, endpoint) == HubReference(REPO, file=FILE, revision="main")
 
 
@@ -162,7 +162,7 @@ def test_the_addresses_of_another_hub_are_known_where_one_is_set(endpoint: str, 
         (f"{HUB}/a/b/tree/a%1Bb", "is not a URL of the Hub"),
     ],
 )
-def test_what_is_no_reference_is_said_in_one_line_and_what_to_do_in_another(text: str, said: str) -> None:
+def test_reference_error_has_problem_and_hint(text: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_reference(text)
     assert said in caught.value.message
@@ -210,7 +210,7 @@ references: st.SearchStrategy[Reference] = st.one_of(
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(references)
-def test_what_a_reference_is_written_as_is_that_reference(reference: Reference) -> None:
+def test_reference_str_parses_to_the_same_value(reference: Reference) -> None:
     assert parse_reference(str(reference)) == reference
 
 
@@ -225,7 +225,7 @@ def test_what_a_reference_is_written_as_is_that_reference(reference: Reference) 
         PathReference(Path("huggingface.co/o/r/resolve/main/a.gguf")),
     ],
 )
-def test_what_could_be_taken_for_another_form_is_written_so_that_it_is_not(reference: Reference) -> None:
+def test_reference_str_is_unambiguous(reference: Reference) -> None:
     assert parse_reference(str(reference)) == reference
 
 
@@ -248,7 +248,7 @@ def read(text: str) -> Reference | None:
 
 @settings(deadline=None, derandomize=True, max_examples=2000)
 @given(texts)
-def test_any_text_is_a_reference_or_an_error_of_two_lines(text: str) -> None:
+def test_reference_any_text_parses_or_raises_a_usage_error(text: str) -> None:
     try:
         assert isinstance(parse_reference(text), NameReference | HubReference | PathReference)
     except UsageError as error:
@@ -257,7 +257,7 @@ def test_any_text_is_a_reference_or_an_error_of_two_lines(text: str) -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=2000)
 @given(st.builds("{}{}".format, st.sampled_from(["", "hf.co/", "https://huggingface.co/a/b/"]), texts))
-def test_whatever_is_read_can_be_written_and_read_again(text: str) -> None:
+def test_reference_round_trips(text: str) -> None:
     reference = read(text)
     assert reference is None or parse_reference(str(reference)) == reference
 
@@ -268,7 +268,7 @@ addresses = st.builds("{}{}{}".format, views, texts, st.sampled_from(["", "/x.gg
 
 @settings(deadline=None, derandomize=True, max_examples=2000)
 @given(addresses)
-def test_no_part_of_an_address_leads_out_of_the_folder_it_is_a_file_name_in(text: str) -> None:
+def test_reference_paths_stay_inside_their_directory(text: str) -> None:
     reference = read(text)
     if not isinstance(reference, HubReference):
         return

@@ -23,13 +23,13 @@ def model(name: str, path: str = "/models/file.gguf") -> ModelFile:
     return ModelFile(name, Path(path), size=7, sha256="ab" * 32, mtime_ns=1_700_000_000_123_456_789, source="local")
 
 
-def test_an_empty_directory_holds_no_models_and_stays_empty(tmp_path: Path) -> None:
+def test_registry_reads_an_empty_directory_without_writing(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "models")
     assert (registry.entries(), registry.default, registry.find("a")) == ((), None, None)
     assert not (tmp_path / "models").exists()
 
 
-def test_what_was_added_is_there_for_the_next_process(tmp_path: Path) -> None:
+def test_registry_entries_persist(tmp_path: Path) -> None:
     strange = model("b", os.fsdecode("/models/ä \udcff.gguf"))
     Registry(tmp_path / "new" / "models").add(model("a"))
     Registry(tmp_path / "new" / "models").add(strange)
@@ -38,7 +38,7 @@ def test_what_was_added_is_there_for_the_next_process(tmp_path: Path) -> None:
     assert registry.find("b") == strange
 
 
-def test_a_derivative_remembers_its_original_and_what_is_none_is_written_as_ever(tmp_path: Path) -> None:
+def test_registry_stores_the_original_of_derivatives_only(tmp_path: Path) -> None:
     derived = replace(model("a:Q8_0"), source="derived", original="ab 7")
     Registry(tmp_path).add(model("a"))
     Registry(tmp_path).add(derived)
@@ -47,14 +47,14 @@ def test_a_derivative_remembers_its_original_and_what_is_none_is_written_as_ever
     assert (written["version"], ["original" in each for each in written["models"]]) == (1, [False, True])
 
 
-def test_adding_a_name_again_replaces_it(tmp_path: Path) -> None:
+def test_registry_add_replaces_the_same_name(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     registry.add(model("a"))
     registry.add(model("a", "/elsewhere.gguf"))
     assert registry.entries() == (model("a", "/elsewhere.gguf"),)
 
 
-def test_the_default_is_what_was_chosen_and_with_a_condition_only_in_place_of_that(tmp_path: Path) -> None:
+def test_registry_sets_the_default_conditionally(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     registry.set_default("a", replacing=(None,))
     registry.set_default("b", replacing=(None,))
@@ -67,7 +67,7 @@ def test_the_default_is_what_was_chosen_and_with_a_condition_only_in_place_of_th
     assert registry.default is None
 
 
-def test_a_digest_holds_for_the_file_it_was_computed_of(tmp_path: Path) -> None:
+def test_registry_digest_is_valid_until_the_file_changes(tmp_path: Path) -> None:
     registry, file, gone = Registry(tmp_path / "models"), tmp_path / "file", tmp_path / "gone"
     file.write_bytes(b"one")
     gone.write_bytes(b"two")
@@ -83,7 +83,7 @@ def test_a_digest_holds_for_the_file_it_was_computed_of(tmp_path: Path) -> None:
     assert [digest["path"] for digest in content["digests"]] == [str(file)]
 
 
-def test_a_model_was_last_used_when_it_was_touched(tmp_path: Path) -> None:
+def test_registry_touch_sets_last_used(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "models")
     assert registry.last_used("a") is None
     before = time.time()
@@ -96,7 +96,7 @@ def test_a_model_was_last_used_when_it_was_touched(tmp_path: Path) -> None:
     Registry(tmp_path / "file").touch("a")  # cannot be written, and nobody minds
 
 
-def test_removing_says_what_was_removed(tmp_path: Path) -> None:
+def test_registry_remove_returns_the_entry(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     registry.add(model("a"))
     assert registry.remove("a") == model("a")
@@ -104,7 +104,7 @@ def test_removing_says_what_was_removed(tmp_path: Path) -> None:
     assert registry.entries() == ()
 
 
-def test_several_processes_adding_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_registry_concurrent_adds_lose_nothing(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from cerebrum_cli.catalogue.registry import ModelFile, Registry\n"
         "for number in range(15): Registry(Path(sys.argv[1])).add("
@@ -143,7 +143,7 @@ GOOD = {"name": "a", "path": "/a", "size": 1, "sha256": "00", "mtime_ns": 1, "so
         "[" * 100_000,
     ],
 )
-def test_a_damaged_registry_is_named_and_never_overwritten(tmp_path: Path, content: str) -> None:
+def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "registry.json"
     path.write_bytes(os.fsencode(content))
     for attempt in (Registry(tmp_path).entries, lambda: Registry(tmp_path).add(model("a"))):
@@ -154,7 +154,7 @@ def test_a_damaged_registry_is_named_and_never_overwritten(tmp_path: Path, conte
     assert path.read_bytes() == os.fsencode(content)
 
 
-def test_a_registry_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_registry_reports_an_unwritable_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="Not a directory"):
         Registry(tmp_path / "file" / "models").add(model("a"))
@@ -163,7 +163,7 @@ def test_a_registry_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Registry(tmp_path).entries()
 
 
-def test_the_digest_tells_how_far_it_is(tmp_path: Path) -> None:
+def test_sha256_reports_progress(tmp_path: Path) -> None:
     content = os.urandom(2_500_000)
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -173,6 +173,6 @@ def test_the_digest_tells_how_far_it_is(tmp_path: Path) -> None:
     assert sha256_of(path) == hashlib.sha256(content).hexdigest()
 
 
-def test_the_digest_of_nothing_is_a_model_file_error(tmp_path: Path) -> None:
+def test_sha256_of_a_missing_file_is_a_model_file_error(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="No such file"):
         sha256_of(tmp_path / "nowhere.gguf")

@@ -34,13 +34,13 @@ def removed(user: HubUser, reference: str) -> str:
     return done.err
 
 
-def test_where_nobody_can_answer_nothing_is_removed(user: HubUser) -> None:
+def test_rm_without_confirmation_removes_nothing(user: HubUser) -> None:
     done = user.run("rm", "cerebrum-7b")
     assert (done.code, done.out, done.err) == (1, "", "cerebrum-7b:Q4_K_M not deleted; confirm with -y\n")
     assert user.path(named("Q4_K_M")).exists()
 
 
-def test_a_removed_model_frees_its_bytes(user: HubUser) -> None:
+def test_rm_frees_the_bytes_of_a_model(user: HubUser) -> None:
     assert removed(user, "cerebrum-7b") == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
     assert user.blobs() == {}
     assert not user.folder().exists()
@@ -54,7 +54,7 @@ def test_a_removed_model_frees_its_bytes(user: HubUser) -> None:
     assert user.hugging_face("[*map(str, scan_cache_dir().warnings)]", "len(scan_cache_dir().repos)") == [[], 0]
 
 
-def test_of_two_quantisations_the_other_stays(user: HubUser) -> None:
+def test_rm_keeps_other_quantizations(user: HubUser) -> None:
     user.pull("cerebrum-7b:Q2_K")
     answer = user.ask("-m", "cerebrum-7b:Q2_K")
     removed(user, "cerebrum-7b:Q4_K_M")
@@ -62,7 +62,7 @@ def test_of_two_quantisations_the_other_stays(user: HubUser) -> None:
     assert user.ask() == answer
 
 
-def test_bytes_that_another_revision_uses_stay(user: HubUser) -> None:
+def test_rm_keeps_files_of_another_revision(user: HubUser) -> None:
     old = user.path(named("Q4_K_M"))
     user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
     user.pull("cerebrum-7b:Q4_K_M")
@@ -73,7 +73,7 @@ def test_bytes_that_another_revision_uses_stay(user: HubUser) -> None:
     assert user.blobs() == {}
 
 
-def test_a_file_of_the_users_own_is_only_forgotten(user: HubUser, tmp_path: Path) -> None:
+def test_rm_keeps_the_file_of_a_local_model(user: HubUser, tmp_path: Path) -> None:
     own = tmp_path / "other.gguf"
     user.pull(own)
     assert removed(user, "other") == f"removed other from the list; kept {own}\n"
@@ -81,7 +81,7 @@ def test_a_file_of_the_users_own_is_only_forgotten(user: HubUser, tmp_path: Path
     assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
 
 
-def test_the_default_moves_on(user: HubUser) -> None:
+def test_rm_of_the_default_chooses_another(user: HubUser) -> None:
     user.pull(OWNED)
     assert [row["default"] for row in user.listed()] == [True, False]
     user.hugging_face("hf_hub_download('owner/theirs', 'theirs-Q8_0.gguf')")  # sorts before what we pulled
@@ -96,14 +96,14 @@ def test_the_default_moves_on(user: HubUser) -> None:
     assert user.ask()
 
 
-def test_a_model_with_a_name_of_its_own_goes_with_its_bytes(user: HubUser) -> None:
+def test_rm_deletes_the_files_of_a_named_model(user: HubUser) -> None:
     user.pull(OWNED, "--name", "mine")
     assert removed(user, "mine").startswith("deleted mine, ")
     assert user.blobs(OWNED) == {}
     assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
 
 
-def test_a_download_that_waits_for_its_end_stays(user: HubUser) -> None:
+def test_rm_keeps_partial_downloads(user: HubUser) -> None:
     partial = user.folder() / "blobs" / f"{user.digest(named('Q2_K'))}.incomplete"
     partial.write_bytes(b"GGUF")
     removed(user, "cerebrum-7b:Q4_K_M")
@@ -111,7 +111,7 @@ def test_a_download_that_waits_for_its_end_stays(user: HubUser) -> None:
     assert user.listed() == []
 
 
-def test_a_model_whose_file_is_gone_can_be_removed(user: HubUser, tmp_path: Path) -> None:
+def test_rm_removes_a_model_without_its_file(user: HubUser, tmp_path: Path) -> None:
     own = Path(shutil.copy(tmp_path / "other.gguf", tmp_path / "own.gguf"))
     user.pull(own)
     own.unlink()
@@ -119,7 +119,7 @@ def test_a_model_whose_file_is_gone_can_be_removed(user: HubUser, tmp_path: Path
     assert [row["name"] for row in user.listed()] == ["cerebrum-7b"]
 
 
-def test_bytes_that_another_name_uses_stay(user: HubUser) -> None:
+def test_rm_keeps_files_of_another_name(user: HubUser) -> None:
     user.pull(OWNED, "--name", "one")
     user.pull(OWNED, "--name", "two")
     path = user.path("tiny-Q8_0.gguf", OWNED)
@@ -128,7 +128,7 @@ def test_bytes_that_another_name_uses_stay(user: HubUser) -> None:
     assert removed(user, "two").startswith("deleted two, ")
 
 
-def test_of_two_models_of_one_name_each_has_a_reference_of_its_own(user: HubUser) -> None:
+def test_rm_models_with_one_name_have_distinct_references(user: HubUser) -> None:
     files = {"a-Q4_0.gguf": b"", "b-Q4_0.gguf": b""}
     models = [user.command.home / "other.gguf", user.command.home / "another.gguf"]
     write_chatml(models[1], seed=2)
@@ -145,7 +145,7 @@ def test_of_two_models_of_one_name_each_has_a_reference_of_its_own(user: HubUser
     assert [Path(row["path"]).name for row in user.listed() if row["repo_id"] == "owner/two"] == ["a-Q4_0.gguf"]
 
 
-def test_a_cache_that_is_only_read_from_is_left_alone_without_a_traceback(user: HubUser) -> None:
+def test_rm_reports_a_read_only_cache(user: HubUser) -> None:
     if os.geteuid() == 0:
         pytest.skip("nothing is forbidden to root")
     folder = user.folder()

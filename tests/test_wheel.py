@@ -36,7 +36,7 @@ def run(argv: list[str], directory: Path) -> str:
     return done.stdout
 
 
-def test_the_wheel_holds_the_package_and_the_catalogue_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_package_and_catalogue_only(wheel: Path) -> None:
     assert wheel.name == f"cerebrum_cli-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -47,7 +47,7 @@ def test_the_wheel_holds_the_package_and_the_catalogue_and_nothing_else(wheel: P
     assert {"cerebrum_cli/probe.txt", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
 
 
-def test_an_installed_wheel_knows_the_starter_model_without_any_dependency(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_finds_the_starter_without_dependencies(wheel: Path, tmp_path: Path) -> None:
     run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], tmp_path)
     python = str(tmp_path / "venv" / "bin" / "python")
     options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
@@ -58,6 +58,6 @@ def test_an_installed_wheel_knows_the_starter_model_without_any_dependency(wheel
     assert (tmp_path / "venv" / "bin" / "cerebrum").exists()
 
 
-def test_a_source_tree_has_its_catalogue_at_the_root() -> None:
+def test_source_tree_has_the_catalogue_at_its_root() -> None:
     assert packaged_catalogue() == ROOT / "models.toml"
     assert "starter" in [spec.name for spec in load_catalogue([packaged_catalogue()])]
