@@ -163,7 +163,7 @@ def test_an_object_that_is_none_of_its_row_is_a_mistake_of_the_program(output: P
         good = answer(ROWS[0])
         reordered = dict(reversed(good.items()))
         for position, value in ((0, answer(ROWS[1])), (0, {"id": 1}), (0, reordered), (4, good), (-1, good)):
-            with pytest.raises(ValueError, match="no unfinished row|not an object of row"):
+            with pytest.raises(ValueError, match=r"no unfinished row|not an object of row"):
                 each.write(position, value)
         each.write(0, good)
         with pytest.raises(ValueError, match="no unfinished row at position 0"):

@@ -90,7 +90,7 @@ def test_the_default_moves_on(user: HubUser) -> None:
     removed(user, "owner/theirs")
     removed(user, OWNED)
     done = user.run("ask", "Why?")
-    assert (done.code, done.err.splitlines()[0]) == (3, "error: no model is here yet")
+    assert (done.code, done.err.splitlines()[0]) == (3, "error: no model is installed")
     user.pull(OWNED)
     assert user.ask()
 

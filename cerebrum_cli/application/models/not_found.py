@@ -24,9 +24,9 @@ def gone(library: Library, entry: ModelFile, spec: ModelSpec | None) -> ModelNot
         return ModelNotFound(what, Derivative.parse(entry.name).command)
     if spec and spec.package:
         named = "" if entry.name == spec.name else f" --name {entry.name}"
-        return ModelNotFound(what, f"cerebrum pull {spec.name}{named}", offer=None if named else spec.name)
+        return ModelNotFound(what, f"cerebrum pull {spec.name}{named}", pullable=None if named else spec.name)
     if spec and entry.path.parent == library.merges:
-        return ModelNotFound(what, f"cerebrum pull {entry.name}", offer=entry.name)
+        return ModelNotFound(what, f"cerebrum pull {entry.name}", pullable=entry.name)
     return ModelNotFound(what, f"cerebrum pull PATH --name {entry.name}  (PATH is where it is now)")
 
 
@@ -41,7 +41,7 @@ def missing(library: Library, reference: Named | InRepository) -> ModelNotFound:
     elif not spec.may_be_had_in(reference.quantization):
         what = f"{reference} is not here, and the catalogue knows no such quantisation"
         return ModelNotFound(what, f"see which there are: cerebrum pull --dry-run {spec.name}")
-    return ModelNotFound(f"{reference} is not downloaded", f"cerebrum pull {reference}", offer=str(reference))
+    return ModelNotFound(f"{reference} is not downloaded", f"cerebrum pull {reference}", pullable=str(reference))
 
 
 def unknown(library: Library, text: str) -> ModelNotFound:
