@@ -407,7 +407,7 @@ def test_an_unknown_model_is_exit_3_with_near_misses(cerebrum: CommandLine) -> N
 def test_no_model_is_exit_3_and_names_what_to_pull(cerebrum: CommandLine, more: tuple[str, ...]) -> None:
     done = cerebrum.run("ask", *more, "hi", stdin="piped")
     assert (done.code, done.out) == (3, "")
-    assert_two_lines(done.err, "error: no model is here yet")
+    assert_two_lines(done.err, "error: no model is installed")
     assert "cerebrum pull cerebrum-7b" in done.err
     assert "cerebrum pull starter" in done.err
 
@@ -423,8 +423,8 @@ def test_a_prompt_that_does_not_fit_is_exit_4_with_both_numbers(user: CommandLin
     size = user.run("ask", "--dry-run", "--json", "word " * 60).object["prompt_tokens"]
     done = user.run("ask", "--ctx", str(size), "--stats", "word " * 60)
     assert (done.code, done.out) == (4, "")
-    assert_two_lines(done.err, f"error: the prompt has {size} tokens and the context holds {size}")
-    assert "raise --ctx (this model was trained to 2048)" in done.err
+    assert_two_lines(done.err, f"error: the prompt has {size} tokens, but the context has {size}")
+    assert "raise --ctx (trained context: 2048)" in done.err
     assert user.run("ask", "--ctx", str(size + 1), "word " * 60).code == 0
 
 

@@ -254,7 +254,7 @@ def test_bad_rows_are_error_rows_and_the_others_are_answered(desk: Desk) -> None
     expected = ["invalid_json", "no_prompt", "context_length_exceeded", "invalid_setting", None, "invalid_utf8"]
     assert (done.code, types) == (6, expected)
     size = len(chatml("x" * 300))
-    assert answers[2]["error"]["message"].startswith(f"the prompt has {size} tokens and the context holds 300: shorten")
+    assert answers[2]["error"]["message"].startswith(f"the prompt has {size} tokens, but the context has 300: shorten")
     assert (answers[2]["id"], answers[2]["prompt"], answers[2]["text"]) == ("long", "x" * 300, None)
     assert done.err.startswith("6 of 6 done, 5 failed, 2 tokens in ")
 
@@ -494,7 +494,7 @@ def test_a_real_model_says_the_same_however_many_run_at_once(cerebrum: CommandLi
     assert answers[2] == {**answers[3], "id": 3}
     assert answers[2]["text"] != answers[4]["text"]
     assert answers[6]["error"]["type"] == "context_length_exceeded"
-    assert "raise --ctx (this model was trained to 2048)" in answers[6]["error"]["message"]
+    assert "raise --ctx (trained context: 2048)" in answers[6]["error"]["message"]
 
 
 def test_the_same_seeds_and_the_same_parallelism_are_the_same_answers_twice(cerebrum: CommandLine) -> None:

@@ -73,7 +73,7 @@ def test_a_template_is_joined_with_its_models_vocabulary(chatml: LlamaBackend) -
 
 def test_a_bad_template_is_found_when_it_is_rendered_and_not_before(chatml: LlamaBackend) -> None:
     form = format_builder("embedded", "{{", {})(chatml)
-    with pytest.raises(FormatError, match="cannot be read"):
+    with pytest.raises(FormatError, match="cannot be parsed"):
         form.render(Conversation().user("a"))
 
 

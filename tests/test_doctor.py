@@ -125,8 +125,8 @@ def test_lines_in_a_pipe_are_clean_and_quiet_leaves_out_what_is_well(tmp_path: P
     done = doctor(tmp_path)
     lines = done.out.splitlines()
     assert lines[0].startswith("ok       cerebrum            cerebrum ")
-    assert "warning  models              no model is here yet" in lines
-    assert lines[lines.index("warning  models              no model is here yet") + 1].startswith(" " * 29 + "try: ")
+    assert "warning  models              no model is installed" in lines
+    assert lines[lines.index("warning  models              no model is installed") + 1].startswith(" " * 29 + "try: ")
     assert "\x1b" not in done.out
     quiet = doctor(tmp_path, "-q")
     assert (quiet.code, quiet.err) == (0, "")

@@ -169,7 +169,7 @@ def test_a_messages_list_is_a_conversation(messages: Any, expected: Conversation
     assert parse_messages(json.dumps(messages), "m.json") == expected
 
 
-NOT_A_LIST = "m.json holds no messages"
+NOT_A_LIST = "m.json has no messages"
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ NOT_A_LIST = "m.json holds no messages"
         ([USER, {"role": "assistant", "content": None}], "m.json: message 2 has no text content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "m.json: message 1 has no text content"),
         ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "m.json: message 1 has no text content"),
-        ([USER, USER], "m.json: message 2 is the user's, where the assistant's turn is"),
-        ([SYSTEM, USER, USER], "m.json: message 3 is the user's, where the assistant's turn is"),
-        ([ASSISTANT, USER], "m.json: message 1 is the assistant's, where the user's turn is"),
-        ([SYSTEM, ASSISTANT], "m.json: message 2 is the assistant's, where the user's turn is"),
-        ([SYSTEM, SYSTEM, USER], "m.json: message 2 is the system's, where the user's turn is"),
-        ([USER, SYSTEM], "m.json: message 2 is the system's, where the assistant's turn is"),
-        ([USER, ASSISTANT], "m.json: there is no question to answer"),
-        ([SYSTEM], "m.json: there is no question to answer"),
+        ([USER, USER], "m.json: message 2 has the role user, expected assistant"),
+        ([SYSTEM, USER, USER], "m.json: message 3 has the role user, expected assistant"),
+        ([ASSISTANT, USER], "m.json: message 1 has the role assistant, expected user"),
+        ([SYSTEM, ASSISTANT], "m.json: message 2 has the role assistant, expected user"),
+        ([SYSTEM, SYSTEM, USER], "m.json: message 2 has the role system, expected user"),
+        ([USER, SYSTEM], "m.json: message 2 has the role system, expected assistant"),
+        ([USER, ASSISTANT], "m.json: no question to answer"),
+        ([SYSTEM], "m.json: no question to answer"),
     ],
 )
 def test_what_is_wrong_with_a_messages_list_is_said_in_one_line(messages: Any, what: str) -> None:

@@ -219,11 +219,11 @@ def test_ctrl_c_while_the_model_loads_ends_it(terminal: Open, chatml_model: Path
 @pytest.mark.parametrize(("key", "code"), [("n\r", 3), ("\x04", 3), ("\x03", 130)])
 def test_without_a_model_one_is_offered(terminal: Open, key: str, code: int) -> None:
     window = terminal(COMMAND, "ask", "hi")
-    window.read_until("no model is here yet. Pull starter (Q4_1, 98 MB) now? [Y/n] ")
+    window.read_until("no model is installed. Pull starter (Q4_1, 98 MB) now? [Y/n] ")
     window.press(key)
     assert window.end() == code
     if code == 3:
-        assert "error: no model is here yet" in window.screen.lines
+        assert "error: no model is installed" in window.screen.lines
         assert any(line.startswith("  try: cerebrum pull cerebrum-7b") for line in window.screen.lines)
 
 

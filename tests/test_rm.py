@@ -91,7 +91,7 @@ def test_rm_of_the_default_chooses_another(user: HubUser) -> None:
     removed(user, "owner/theirs")
     removed(user, OWNED)
     done = user.run("ask", "Why?")
-    assert (done.code, done.err.splitlines()[0]) == (3, "error: no model is here yet")
+    assert (done.code, done.err.splitlines()[0]) == (3, "error: no model is installed")
     user.pull(OWNED)
     assert user.ask()
 

@@ -37,22 +37,22 @@ def test_templates_find_what_they_expect(source: str, expected: str, chatml: Lla
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("{{ ''.__class__.__mro__ }}", "refuses"),
-        ("{{ ''['__class__']['__mro__'] }}", "refuses"),
-        ("{{ (''|attr('__class__')).__mro__ }}", "refuses"),
-        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "refuses"),
-        ("{{ lipsum.__globals__['os'] }}", "refuses"),
-        ("{{ raise_exception.__globals__.jinja2 }}", "refuses"),
-        ("{{ strftime_now.__self__.year }}", "refuses"),
-        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "refuses"),
-        ("{{ messages.append(1) }}", "refuses"),
-        ("{{ messages[0].update(role='system') }}", "refuses"),
-        ("{{ self.__init__.__globals__ }}", "refuses"),
-        ("{{ messages[9].content }}", "refuses"),
-        ("{{ nowhere.content }}", "refuses"),
-        ("{{ nowhere() }}", "refuses"),
-        ("{{ raise_exception('two\nlines') }}", "refuses this conversation: two lines"),
-        ("{{ raise_exception('') }}", "refuses this conversation: TemplateError"),
+        ("{{ ''.__class__.__mro__ }}", "rejects"),
+        ("{{ ''['__class__']['__mro__'] }}", "rejects"),
+        ("{{ (''|attr('__class__')).__mro__ }}", "rejects"),
+        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "rejects"),
+        ("{{ lipsum.__globals__['os'] }}", "rejects"),
+        ("{{ raise_exception.__globals__.jinja2 }}", "rejects"),
+        ("{{ strftime_now.__self__.year }}", "rejects"),
+        ("{{ '{0.__class__.__mro__}'.format(messages) }}", "rejects"),
+        ("{{ messages.append(1) }}", "rejects"),
+        ("{{ messages[0].update(role='system') }}", "rejects"),
+        ("{{ self.__init__.__globals__ }}", "rejects"),
+        ("{{ messages[9].content }}", "rejects"),
+        ("{{ nowhere.content }}", "rejects"),
+        ("{{ nowhere() }}", "rejects"),
+        ("{{ raise_exception('two\nlines') }}", "rejects this conversation: two lines"),
+        ("{{ raise_exception('') }}", "rejects this conversation: TemplateError"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "fails: OverflowError"),
         ("{{ 'a' * 10 ** 16 }}", "fails: MemoryError"),
         ("{{ 1 / 0 }}", "fails: ZeroDivisionError: division by zero"),
@@ -61,20 +61,20 @@ def test_templates_find_what_they_expect(source: str, expected: str, chatml: Lla
         ("{{ messages | tojson(indent=[]) }}", "fails: TypeError"),
         ("{% include 'other' %}", "fails: TypeError"),
         ("{% import '/etc/passwd' as x %}", "fails: TypeError"),
-        ("{% for %}", "cannot be read"),
-        ("{{ ", "cannot be read"),
-        ("{% nonsense %}", "cannot be read: Encountered unknown tag 'nonsense'."),
-        ("{% generation %}", "cannot be read"),
-        ("{{ a | nofilter }}", "cannot be read"),
-        ("{{ " + "(" * 100_000 + ")" * 100_000 + " }}", "cannot be read"),
-        ("{% if a %}" * 200 + "{% endif %}" * 200, "cannot be read"),
-        ("{{ " + "9" * 5000 + " }}", "cannot be read"),
+        ("{% for %}", "cannot be parsed"),
+        ("{{ ", "cannot be parsed"),
+        ("{% nonsense %}", "cannot be parsed: Encountered unknown tag 'nonsense'."),
+        ("{% generation %}", "cannot be parsed"),
+        ("{{ a | nofilter }}", "cannot be parsed"),
+        ("{{ " + "(" * 100_000 + ")" * 100_000 + " }}", "cannot be parsed"),
+        ("{% if a %}" * 200 + "{% endif %}" * 200, "cannot be parsed"),
+        ("{{ " + "9" * 5000 + " }}", "cannot be parsed"),
     ],
 )
 def test_a_bad_template_is_an_error_of_one_line(source: str, said: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError) as caught:
         embedded(chatml, source).render(ONE)
-    assert caught.value.message.startswith(f"the model's template {said}")
+    assert caught.value.message.startswith(f"the chat template {said}")
     assert "\n" not in caught.value.message
     assert caught.value.hint
 

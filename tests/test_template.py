@@ -100,7 +100,7 @@ def test_only_a_template_is_trusted_and_never_a_message(template: str, chatml: L
 def test_a_template_says_why_it_refuses(template: str, talk: Conversation, reason: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError, match=reason) as caught:
         embedded(chatml, template).render(talk)
-    assert caught.value.message.startswith("the model's template refuses this conversation: ")
+    assert caught.value.message.startswith("the chat template rejects this conversation: ")
     assert caught.value.hint
 
 

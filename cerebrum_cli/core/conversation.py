@@ -1,4 +1,4 @@
-"""What was said so far: frozen values, where every change returns a new one."""
+"""Conversations as immutable values: every change returns a new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of one speaker; `tokens` are the ids a reply was sampled as, where they are known."""
+    """One turn; `tokens` are the token ids of a generated reply, if they are known."""
 
     role: Role
     content: str
@@ -22,37 +22,37 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns that alternate and begin with the user; `system_prompt=None` means the format's own default."""
+    """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies."""
 
     messages: tuple[Message, ...] = ()
     system_prompt: str | None = None
 
     def user(self, content: str) -> Conversation:
-        """Return this conversation with one more question."""
+        """Append a question."""
         return replace(self, messages=(*self.messages, Message("user", content)))
 
     def assistant(self, content: str, tokens: tuple[int, ...] | None = None) -> Conversation:
-        """Return this conversation with one more reply."""
+        """Append a reply."""
         return replace(self, messages=(*self.messages, Message("assistant", content, tokens)))
 
 
 def conversation_from_messages(items: Any, name: str) -> Conversation:
-    """Return an OpenAI messages list as a conversation that awaits a reply; UsageError, naming `name`, for others."""
+    """Convert an OpenAI messages list that ends with a question. Raises UsageError with `name` as the source."""
     if not isinstance(items, list) or not items:
-        raise UsageError(f"{name} holds no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
-    said = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
-    system = said[0][1] if said[0][0] == "system" else None
-    turns = said[1:] if system is not None else said
+        raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
+    messages = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
+    system = messages[0][1] if messages[0][0] == "system" else None
+    turns = messages[1:] if system is not None else messages
     for number, (role, _) in enumerate(turns):
         expected = "user" if number % 2 == 0 else "assistant"
         if role != expected:
-            at = number + 1 + len(said) - len(turns)
+            at = number + 1 + len(messages) - len(turns)
             raise UsageError(
-                f"{name}: message {at} is the {role}'s, where the {expected}'s turn is",
-                "one system message may come first; then user and assistant alternate, beginning with the user",
+                f"{name}: message {at} has the role {role}, expected {expected}",
+                "one system message may come first; then user and assistant alternate, starting with the user",
             )
     if len(turns) % 2 == 0:
-        raise UsageError(f"{name}: there is no question to answer", "the last message must be the user's")
+        raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
     return Conversation(
         tuple(Message("user" if role == "user" else "assistant", content) for role, content in turns), system
     )
@@ -68,12 +68,12 @@ def _message(item: Any, where: str) -> tuple[str, str]:
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
     if role == "user" and not content.strip():
-        raise UsageError(f"{where} is empty", "a question must say something")
+        raise UsageError(f"{where} is empty", "a question must contain text")
     return role, well_formed(content)
 
 
 def text_of(content: Any) -> str | None:
-    """Return the text of a message as OpenAI has it, a string or a list of text parts; None for anything else."""
+    """The text of an OpenAI message's content: a string, or a list of text parts; None for anything else."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     texts = [part["text"] for part in content if _is_text_part(part)]

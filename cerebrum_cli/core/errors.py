@@ -1,24 +1,24 @@
-"""Everything that can go wrong for a user, as one tree; each error says what is and what to do.
+"""The tree of errors a user can meet; each has a message and a hint.
 
     CerebrumError                 exit 1
-    |-- UsageError                exit 2   a value, file or list that cannot be read as asked
-    |-- ModelNotFound             exit 3   unknown, or known and not here
-    |   `-- NoModel               exit 3   nothing is pulled at all
+    |-- UsageError                exit 2   an invalid option, file or value
+    |   `-- GrammarError          exit 2
+    |-- ModelNotFound             exit 3   unknown, or not downloaded
+    |   `-- NoModel               exit 3   no model is installed
     |-- PromptTooLong             exit 4
     |-- NoAnswer                  exit 5
     |-- Interrupted               exit 128 + signal
-    |-- ModelFileError            exit 1   truncated, foreign, unreadable
-    |-- FormatError               exit 1   no format, or a template that cannot be rendered
-    |-- GrammarError              exit 2
-    |-- PullError                 exit 1   `- HubError in catalogue/hub_errors.py, where trying again may help
+    |-- ModelFileError            exit 1   truncated, unreadable, or not GGUF
+    |-- FormatError               exit 1   no prompt format, or a chat template that fails
+    |-- PullError                 exit 1   `- HubError in catalogue/hub_errors.py, where a retry may help
     |-- ConfigError               exit 1   config.toml or models.toml
-    |-- SessionError              exit 1   a session, or the database of them
-    |-- BatchError                exit 1   a batch's result, or what is kept of one on its way
-    |-- MergeError                exit 1   models that do not fit together, or their merge that cannot be written
+    |-- SessionError              exit 1   a session, or the session database
+    |-- BatchError                exit 1   the result of a batch, or its journal
+    |-- MergeError                exit 1   incompatible models, or a merge that cannot be written
     |-- OutputError               exit 1   standard output cannot be written
-    `-- EngineError               exit 1   llama.cpp gave up
+    `-- EngineError               exit 1   llama.cpp failed
 
-A bug is none of these and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 
 
 class CerebrumError(Exception):
-    """A failure a user can act on: one line saying what is, one saying what to do."""
+    """An error a user can act on: one line for the problem, one for the fix."""
 
     exit_code = 1
 
@@ -39,104 +39,103 @@ class CerebrumError(Exception):
 
 
 class UsageError(CerebrumError):
-    """Something the user gave cannot be read as asked."""
+    """Invalid input: an option, a file or a value."""
 
     exit_code = 2
 
 
 class GrammarError(UsageError):
-    """A grammar or JSON schema that llama.cpp does not understand."""
+    """A grammar or JSON schema that llama.cpp cannot parse."""
 
 
 class ModelNotFound(CerebrumError):
-    """A model reference that names nothing on this machine; `offer` is a model that could be pulled on the spot."""
+    """A reference to a model that is not installed; `pullable` is a model to offer for download."""
 
     exit_code = 3
 
-    def __init__(self, what: str, do: str, offer: str | None = None) -> None:
-        super().__init__(what, do)
-        self.pullable = offer
+    def __init__(self, message: str, hint: str, pullable: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.pullable = pullable
 
 
 class NoModel(ModelNotFound):
-    """No reference was given and no model is here."""
+    """No model is installed, and no reference was given."""
 
     def __init__(self) -> None:
         super().__init__(
-            "no model is here yet",
+            "no model is installed",
             "cerebrum pull cerebrum-7b  (4.4 GB, for reasoning)  or  cerebrum pull starter  (98 MB, to try it out)",
-            offer="starter",
+            pullable="starter",
         )
 
 
 class PromptTooLong(CerebrumError):
-    """The prompt leaves no room for an answer in the context."""
+    """The prompt fills the context and leaves no room for a reply."""
 
     exit_code = 4
 
     def __init__(self, prompt_tokens: int, context_size: int, trained_context: int) -> None:
-        grow = f"raise --ctx (this model was trained to {trained_context})" if context_size < trained_context else ""
+        raise_ctx = f" or raise --ctx (trained context: {trained_context})" if context_size < trained_context else ""
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and the context holds {context_size}",
-            " or ".join(filter(None, ["shorten it", grow])),
+            f"the prompt has {prompt_tokens} tokens, but the context has {context_size}", f"shorten it{raise_ctx}"
         )
         self.prompt_tokens = prompt_tokens
         self.context_size = context_size
 
 
 class NoAnswer(CerebrumError):
-    """`--final` found no final answer in what the model said."""
+    """`--final` found no final answer in the reply."""
 
     exit_code = 5
 
 
 class Interrupted(CerebrumError):
-    """A signal ended the work; what was said so far has been kept."""
+    """A signal ended the command; partial output is saved."""
 
-    def __init__(self, signum: int, do: str = "") -> None:
-        super().__init__("interrupted", do)
+    def __init__(self, signum: int, hint: str = "") -> None:
+        super().__init__("interrupted", hint)
         self.exit_code = 128 + signum
 
 
 class ModelFileError(CerebrumError):
-    """A file that is not a GGUF model this build can open."""
+    """A file that is not a GGUF model this build of llama.cpp can open."""
 
-    def __init__(self, path: Path, problem: str, do: str = "") -> None:
-        super().__init__(f"{path}: {problem}", do or "check where the file came from, or pull it again")
+    def __init__(self, path: Path, problem: str, hint: str = "") -> None:
+        super().__init__(f"{path}: {problem}", hint or "check the source of the file, or pull it again")
         self.path = path
 
 
 class FormatError(CerebrumError):
-    """No way to write this conversation for this model."""
+    """No prompt format for a model, or one that cannot render the conversation."""
 
 
 class PullError(CerebrumError):
-    """A model could not be fetched."""
+    """A failed download."""
 
 
 class ConfigError(CerebrumError):
-    """A configuration file is malformed; the message names file, place and key."""
+    """An invalid configuration file; the message names the file, the place and the key."""
 
 
 class SessionError(CerebrumError):
-    """A session that cannot be found, kept or read."""
+    """A session that cannot be found, read or saved."""
 
 
 class BatchError(CerebrumError):
-    """A batch's result cannot be begun, continued or written without losing something; what was finished is kept."""
+    """A batch result that cannot be started, resumed or written without losing data; finished rows are kept."""
 
 
 class MergeError(CerebrumError):
-    """Models that do not fit a recipe or each other, or a merge that cannot be written; nothing is left of it."""
+    """Models that do not fit a recipe or each other, or a merge that cannot be written; no file is left behind."""
 
 
 class OutputError(CerebrumError):
-    """The answer cannot be written: the disk is full, or the terminal is gone."""
+    """Standard output cannot be written: the disk is full, or the terminal is gone."""
 
 
 class EngineError(CerebrumError):
-    """llama.cpp failed while it worked; `log` holds its last lines."""
+    """llama.cpp failed; `log` holds the last lines of its log."""
 
-    def __init__(self, what: str, do: str = "", log: Sequence[str] = ()) -> None:
-        super().__init__(what, do)
+    def __init__(self, message: str, hint: str = "", log: Sequence[str] = ()) -> None:
+        super().__init__(message, hint)
         self.log = tuple(log)

@@ -1,4 +1,4 @@
-"""What a generation tells while it runs: loading, reading, tokens, and one finish for each sequence."""
+"""Events of loading and generating: progress, tokens, and one FinishEvent for each sequence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "cancelled", "context"]
 
 
 class SequenceId(NamedTuple):
-    """Which completion an event belongs to: the request's index in its call, and the sample's index in it."""
+    """The sequence an event belongs to: the index of the request, and the index of the sample in it."""
 
     request: int
     sample: int = 0
@@ -20,7 +20,7 @@ class SequenceId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NoticeEvent:
-    """Something the user should know that is no failure: what is, and what to do."""
+    """A problem that is not an error, and a hint."""
 
     message: str
     hint: str
@@ -28,14 +28,14 @@ class NoticeEvent:
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """The model is being loaded; `fraction` from 0 to 1."""
+    """Progress of loading the model; `fraction` is from 0 to 1."""
 
     fraction: float
 
 
 @dataclass(frozen=True, slots=True)
 class PromptEvent:
-    """A prompt is being read: `evaluated` of its `total` tokens are in the model's memory."""
+    """Progress of prefill: `evaluated` of the prompt's `total` tokens are in the KV cache."""
 
     sequence: SequenceId
     evaluated: int
@@ -46,7 +46,8 @@ class PromptEvent:
 class TokenEvent:
     """One sampled token and the text it completes; `token` is None for text that was held back until the end.
 
-    `logprob` is the natural logarithm of the token's probability before any sampling setting, where it was asked for.
+    `logprob` is the natural logarithm of the token's probability before sampling settings apply; None unless the
+    request asked for it.
     """
 
     sequence: SequenceId
@@ -58,7 +59,7 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class RefusedEvent:
-    """A sequence has ended with an error of its own, and others go on: its last event."""
+    """The last event of a sequence that failed while others continue."""
 
     sequence: SequenceId
     error: CerebrumError
@@ -66,7 +67,7 @@ class RefusedEvent:
 
 @dataclass(frozen=True, slots=True)
 class TallyEvent:
-    """A vote has moved on: the answers and how many chains came to each, best first; chains cast, and still running."""
+    """The tally of a vote has changed: the answers with their counts, best first; samples finished and running."""
 
     tally: tuple[tuple[str, int], ...]
     finished: int
@@ -75,7 +76,7 @@ class TallyEvent:
 
 @dataclass(frozen=True, slots=True)
 class RowEvent:
-    """A row of a batch is finished: how many are, of how many, and how many of them have no answer."""
+    """Progress of a batch: `done` of `total` rows are finished, and `failed` of these have an error."""
 
     done: int
     total: int
@@ -84,7 +85,7 @@ class RowEvent:
 
 @dataclass(frozen=True, slots=True)
 class StageEvent:
-    """What a long piece of work does now, and how much of it is done, of how much; in what, is for whoever reads it."""
+    """Progress of a stage of other work; `done` and `total` are in a unit of the sender's choice."""
 
     stage: str
     done: int
@@ -93,9 +94,9 @@ class StageEvent:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of one sequence by the clock: prefill to its first token, decode from there to its last.
+    """Wall-clock seconds of one sequence: prefill up to its first token, decode from there to its last.
 
-    `ttft_s` counts from the request, so waiting for a slot is in it.
+    `ttft_s`, the time to first token, counts from the request, so it includes the wait for a slot.
     """
 
     load_s: float = 0.0
@@ -107,20 +108,20 @@ class Timings:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Tokens evaluated a second while the prompt was read; 0 when nothing had to be."""
+        """Prefill speed; 0 if the whole prompt was cached."""
         return self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode steps a second; 0 when one token was all."""
+        """Decode speed; 0 for a single token."""
         return self.decode_steps / self.decode_s if self.decode_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
-    """A sequence has ended: why, what it cost, and the seed that repeats it.
+    """The last event of a sequence: the reason it finished, token counts, timings and its seed.
 
-    Where a stop string ended it, its tokens say more than its text.
+    With `by_stop_string`, its tokens include those of the stop string, and its text does not.
     """
 
     sequence: SequenceId

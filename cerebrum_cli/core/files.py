@@ -1,4 +1,4 @@
-"""What more than one room asks of the file system."""
+"""Locked, atomic and durable file writes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def try_lock(descriptor: int) -> bool:
-    """Return whether this process alone has the lock on an open file now; where there is none to be had, go on without.
+    """Try to lock an open file; False if another process holds the lock, True where locking is not supported.
 
-    Closing the file gives it back.
+    Closing the file releases the lock.
     """
     try:
         import fcntl
@@ -20,31 +20,31 @@ def try_lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system that knows no locks
+    except OSError:  # a file system without locks
         return True
     return True
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Put bytes in place of a file, so that it holds all of them or what it held before, whoever reads or dies."""
+    """Replace the content of a file atomically: readers and crashes see the old or the new content."""
     from tempfile import NamedTemporaryFile
 
     with NamedTemporaryFile(prefix=f".{path.stem}-", dir=path.parent, delete=False) as file:
-        unnamed = Path(file.name)
+        temporary = Path(file.name)
         try:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            unnamed.replace(path)
+            temporary.replace(path)
         except BaseException:
-            unnamed.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
-def fsync_directory(folder: Path) -> None:
-    """Make new names durable, where the system can."""
+def fsync_directory(directory: Path) -> None:
+    """Make new or renamed files in a directory durable, where the system supports it."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -1,4 +1,4 @@
-"""A prompt before tokenising: runs of text, each trusted or pasted, and runs of tokens already said."""
+"""A prompt before tokenization: parts of trusted or untrusted text, and parts that are tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Characters; only trusted text (a format's own markup) may name special tokens."""
+    """Text; special tokens are recognized only in trusted text, such as a format's own markup."""
 
     value: str
     trusted: bool = False
@@ -15,7 +15,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids that stand in the prompt as they are: a reply in the tokens it was said in."""
+    """Token ids to use unchanged: a reply in the tokens it was generated as."""
 
     ids: tuple[int, ...]
 
@@ -24,7 +24,7 @@ Part = Text | Tokens
 
 
 def join_parts(parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Return the same prompt with empty runs gone and neighbours of one kind made one."""
+    """Join adjacent texts of the same kind, and drop empty parts."""
     out: list[Part] = []
     for part in parts:
         last = out[-1] if out else None

@@ -1,1 +1,1 @@
-"""How a model family writes a conversation: rows of data, and templates embedded in GGUF files."""
+"""Prompt formats: a table of plain ones, and chat templates embedded in GGUF files."""

@@ -1,4 +1,4 @@
-"""What every format offers: a conversation as the exact prompt a model was trained on."""
+"""The interface of prompt formats: a conversation as the exact prompt the model was trained on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cerebrum_cli.core.parts import Part
 
 @dataclass(frozen=True, slots=True)
 class ThoughtMarkup:
-    """How a model marks its thought: `open` and `close` around it, `header` between it and the answer, if any."""
+    """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any."""
 
     open: str
     close: str
@@ -19,15 +19,15 @@ class ThoughtMarkup:
 
 
 class PromptFormat(Protocol):
-    """A way to write a conversation; `render` is pure."""
+    """A prompt format."""
 
     @property
     def name(self) -> str:
-        """What `--format` calls it."""
+        """The value of `--format`."""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts that end a reply, beside the model's own end token."""
+        """Stop strings, in addition to the model's end-of-text token."""
 
     @property
     def default_system(self) -> str | None:
@@ -35,11 +35,11 @@ class PromptFormat(Protocol):
 
     @property
     def thoughts(self) -> tuple[ThoughtMarkup, ...]:
-        """The markup of thought a reply may begin with."""
+        """The reasoning markup a reply may start with."""
 
     @property
     def verbatim(self) -> bool:
-        """Whether a reply is kept with the white space around it."""
+        """Whether replies are passed on unchanged, with surrounding white space and reasoning markup."""
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """Return the prompt for the next reply, without BOS unless the format writes it itself."""
+        """Render the prompt of the next reply, without BOS unless the format itself writes it."""

@@ -1,8 +1,8 @@
-"""Formats that are rows of data: a system line, then turns that begin with a speaker's name.
+"""The built-in prompt formats: a system line, then turns that start with the speaker's name.
 
 Sources: the model cards of Cerebrum-1.0-7b and -8x7b and their chat template; the card of
-CollectiveCognition-v1-Mistral-7B and the EOS token its training tool put after each reply. How that tool joined
-turns is not published: one turn following the other without a line break is the reading tested here.
+CollectiveCognition-v1-Mistral-7B and the EOS token that its training tool put after each reply. How that tool joined
+turns is not published; here they follow each other without a line break.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from cerebrum_cli.formats.format import ThoughtMarkup
 
 @dataclass(frozen=True, slots=True)
 class PlainFormat:
-    """A row: `user` and `assistant` name the speakers, `reply_end` is the markup after each finished reply.
+    """A built-in format: `user` and `assistant` are the speakers' names, `reply_end` is the markup after a reply.
 
-    `erased` is text that is removed from every message but the first, where it stays plain text.
+    `removed_text` is removed from every message except the first, where it is plain text.
     """
 
     name: str
@@ -32,7 +32,7 @@ class PlainFormat:
     verbatim: bool = False
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """Return the prompt: the system text and a line break, the turns, and the name of who speaks next."""
+        """Render the system prompt and a line break, the turns, and the assistant's name."""
         system = self.default_system if conversation.system_prompt is None else conversation.system_prompt
         parts: list[Part] = [Text(system), Text("\n", True)] if system else []
         for index, message in enumerate(conversation.messages):
@@ -43,13 +43,13 @@ class PlainFormat:
         content = message.content if first or not self.removed_text else message.content.replace(self.removed_text, "")
         if message.role == "user":
             return Text(f"{self.user} ", True), Text(content.strip()), Text("\n", True)
-        said: Part = Text(f" {content.strip()}") if message.tokens is None else Tokens(message.tokens)
-        return Text(self.assistant, True), said, Text(self.reply_end, True)
+        reply: Part = Text(f" {content.strip()}") if message.tokens is None else Tokens(message.tokens)
+        return Text(self.assistant, True), reply, Text(self.reply_end, True)
 
 
 @dataclass(frozen=True, slots=True)
 class RawFormat:
-    """No format at all: the last message is the prompt as it stands, special tokens spelled in it included."""
+    """No format: the last message is the prompt, and special tokens spelled in it are recognized."""
 
     name: str = "raw"
     stop: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class RawFormat:
     verbatim: bool = True
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """Return the text to continue."""
+        """Render the last message as trusted text."""
         return (Text(conversation.messages[-1].content, True),)
 
 
@@ -83,6 +83,6 @@ COLLECTIVE_COGNITION = PlainFormat(
     stop=("\nUSER:",),
 )
 
-PLAIN_FORMATS = {row.name: row for row in (CEREBRUM, COLLECTIVE_COGNITION)}
+PLAIN_FORMATS = {plain.name: plain for plain in (CEREBRUM, COLLECTIVE_COGNITION)}
 RAW = RawFormat()
 EMBEDDED = "embedded"

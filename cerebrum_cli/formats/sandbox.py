@@ -1,4 +1,4 @@
-"""Where a model's own template runs: Jinja's sandbox, with what `transformers` offers templates and nothing else."""
+"""Run a model's chat template in Jinja's sandbox, with the functions `transformers` gives templates."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from cerebrum_cli.core.errors import FormatError, Interrupted
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}`, which marks what training learns from; a prompt is the same with and without it."""
+    """The `{% generation %}` block, which marks text for training and does not change a prompt."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it a plain set)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Return what stands in the block, in a scope of its own."""
+        """Parse the block into a scope with the same content."""
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def run_template(source: str, values: Mapping[str, Any]) -> str:
-    """Return what a template writes; FormatError if it cannot be read, refuses the values or fails on them."""
+    """Render a template. Raises FormatError if it is invalid, rejects the values or fails."""
     template = _compile(source)
     try:
         return template.render(values)
@@ -36,12 +36,12 @@ def run_template(source: str, values: Mapping[str, Any]) -> str:
         raise
     except jinja2.TemplateError as error:
         raise FormatError(
-            f"the model's template refuses this conversation: {_line(error)}",
-            "change what it names, or choose another --format",
+            f"the chat template rejects this conversation: {_line(error)}",
+            "change the conversation, or choose another --format",
         ) from error
     except Exception as error:  # a template is code: it can fail in any way code can
         raise FormatError(
-            f"the model's template fails: {type(error).__name__}: {_line(error)}", "choose another with --format"
+            f"the chat template fails: {type(error).__name__}: {_line(error)}", "choose another --format"
         ) from error
 
 
@@ -54,9 +54,9 @@ def _compile(source: str) -> jinja2.Template:
     environment.globals["raise_exception"] = _raise_exception
     try:
         return environment.from_string(source)
-    except Exception as error:  # nested too deep, a number too long: not all that can be wrong is a TemplateError
+    except Exception as error:  # not only TemplateError: deep nesting and long numbers raise others
         raise FormatError(
-            f"the model's template cannot be read: {_line(error)}", "choose a format with --format, or use --raw"
+            f"the chat template cannot be parsed: {_line(error)}", "choose a --format, or use --raw"
         ) from error
 
 
@@ -71,7 +71,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Write JSON as model templates expect it: characters as they are, not escaped for HTML."""
+    """Encode JSON as chat templates expect it: not escaped for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,8 +1,8 @@
-"""The Jinja template embedded in a GGUF file, as one more format.
+"""The chat template embedded in a GGUF file, as a prompt format.
 
-A template is text glued to text: to know which characters of its render are a user's, it is rendered with
-placeholders for the messages, and the two renders must agree. A reply whose tokens are known is a placeholder in
-both: it stands in the prompt as it was said.
+To tell the template's own text from that of the messages, the template is rendered twice: with the messages, and with
+placeholders in their place. The two must agree. A reply whose tokens are known is a placeholder in both, and the
+prompt holds exactly these tokens.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ TRIMS: tuple[Callable[[str], str], ...] = (
     *(methodcaller(strip, "\n") for strip in STRIPS),
 )
 
-Turn = dict[str, str]  # a message as templates know it: `role` and `content`
+Turn = dict[str, str]  # a message as templates get it: `role` and `content`
 FROM_TEMPLATE = -1
 Piece = tuple[int, str]
-"""A stretch of a render: the index of the message it comes from, or TEMPLATE; and its text. The two kinds alternate."""
+"""Part of a render: the index of its message, or FROM_TEMPLATE, and its text. The two kinds alternate."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFormat:
-    """A model's own template with its vocabulary's `bos` and `eos`, and options the user gave for it.
+    """A chat template, with the `bos` and `eos` of its vocabulary and the user's template options.
 
-    `special_tokens` returns the special tokens a text spells out, in order; they decide whether a template that
-    rewrites its messages can be trusted with them.
+    `special_tokens` returns the special tokens that a text spells out, in order. If a template rewrites its messages,
+    these decide whether a message could inject special tokens.
     """
 
     source: str
@@ -57,7 +57,7 @@ class EmbeddedFormat:
     verbatim: bool = False
 
     def render(self, conversation: Conversation) -> tuple[Part, ...]:
-        """Return the template's prompt, its own text trusted and the messages' not; FormatError if it refuses."""
+        """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
         messages = _messages(conversation)
         offset = len(messages) - len(conversation.messages)
         reply_tokens = {
@@ -82,16 +82,16 @@ class EmbeddedFormat:
 
     def _pieces(self, real: list[Turn], placed: list[Turn]) -> list[Piece]:
         now = datetime.now()
-        wanted, skeleton = self._fill(real, now), self._fill(placed, now)
-        pieces = _align(skeleton, wanted, [turn["content"] for turn in real])
+        prompt, skeleton = self._fill(real, now), self._fill(placed, now)
+        pieces = _align(skeleton, prompt, [turn["content"] for turn in real])
         if pieces is not None:
             return pieces
-        if self.special_tokens(wanted) != self.special_tokens(skeleton):
+        if self.special_tokens(prompt) != self.special_tokens(skeleton):
             raise FormatError(
-                "this model's template rewrites a message, and special tokens come of what it says",
-                "take what looks like markup out of the text, or choose another --format",
+                "the chat template would turn text of a message into special tokens",
+                "remove text that looks like markup, or choose another --format",
             )
-        return _split_replies(wanted)
+        return _split_replies(prompt)
 
     def _fill(self, messages: list[Turn], now: datetime) -> str:
         return run_template(
@@ -120,9 +120,9 @@ def _with_placeholder(index: int, message: Turn) -> Turn:
 
 
 def _align(placed: str, real: str, contents: Sequence[str]) -> list[Piece] | None:
-    """Return the real render cut into the template's text and the messages', by turns; None if the two disagree.
+    """Split the real render into text of the template and of the messages; None if the two renders disagree.
 
-    Templates may trim messages, each in its own way, so all ways of trimming are tried.
+    Templates trim messages in different ways, so all of them are tried.
     """
     first, *rest = PLACEHOLDER_PATTERN.split(placed)
     pieces: list[Piece] = [(FROM_TEMPLATE, first)]
@@ -138,7 +138,7 @@ def _align(placed: str, real: str, contents: Sequence[str]) -> list[Piece] | Non
 
 
 def _split_replies(real: str) -> list[Piece]:
-    """Return a render that cannot be told apart from its messages, all but the replies whose tokens are known."""
+    """Split a render that cannot be aligned at the replies whose tokens are known."""
     first, *rest = PLACEHOLDER_PATTERN.split(real)
     pieces: list[Piece] = [(FROM_TEMPLATE, first)]
     for index, literal in zip(rest[::2], rest[1::2], strict=True):
@@ -147,9 +147,9 @@ def _split_replies(real: str) -> list[Piece]:
 
 
 def _restore_headers(pieces: list[Piece], reply_tokens: Mapping[int, tuple[int, ...]], last: int) -> list[Piece]:
-    """Return the pieces with the same text before a reply that was said as stands now after the last question.
+    """Put the text that follows the last question before each earlier reply with known tokens, too.
 
-    In its history a template may leave out the thought it began for the model, or put in an empty one.
+    For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
     """
     out = list(pieces)
     if len(pieces) < 3 or pieces[-2][0] != last:

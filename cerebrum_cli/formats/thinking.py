@@ -1,4 +1,4 @@
-"""Tell a model's marked thought from its answer while both are streamed."""
+"""Split a streamed reply into reasoning and answer by the model's markup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ THOUGHTS = (
     ThoughtMarkup("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>"),
     ThoughtMarkup("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant<|channel|>final<|message|>"),
     ThoughtMarkup("<|channel|>commentary<|message|>", "<|end|>", "<|channel|>final<|message|>"),
-    ThoughtMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>"),  # one thought after another
+    ThoughtMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>"),  # a second block
     ThoughtMarkup("<|start|>assistant<|channel|>commentary<|message|>", "<|end|>"),
 )
 
@@ -23,14 +23,14 @@ SplitText = tuple[Channel, str]
 
 
 def open_thought(prompt_end: str, thoughts: tuple[ThoughtMarkup, ...]) -> ThoughtMarkup | None:
-    """Return the thought that a prompt's last text leaves open, as some templates do for the model."""
+    """The reasoning block that a prompt leaves open, as some templates do; None if there is none."""
     return next((thought for thought in thoughts if prompt_end.rstrip().endswith(thought.open)), None)
 
 
 class ThoughtSplitter:
-    """Text of one reply in, text by channel out; white space around thought and answer is dropped.
+    """Splits the text of one reply by channel, and drops the white space around reasoning and answer.
 
-    A thought can only stand before the answer: once that has begun, its text is never taken for markup.
+    Reasoning comes before the answer: markup in the answer is plain text.
     """
 
     def __init__(self, thoughts: tuple[ThoughtMarkup, ...], opened: ThoughtMarkup | None = None) -> None:
@@ -44,7 +44,7 @@ class ThoughtSplitter:
         }
 
     def feed(self, text: str) -> list[SplitText]:
-        """Return what is certain after this text."""
+        """Add text, and return what can be assigned to a channel."""
         self._held += text
         out: list[SplitText] = []
         while self._step(out):
@@ -52,14 +52,14 @@ class ThoughtSplitter:
         return out
 
     def flush(self) -> list[SplitText]:
-        """Return what was held back, as a reply ends."""
+        """Return the remaining text at the end of the reply."""
         rest, self._held = self._held, ""
         out: list[SplitText] = []
         self._emit("thinking" if self._open_thought else "answer", rest, out)
         return out
 
     def _step(self, out: list[SplitText]) -> bool:
-        """Consume a piece of what is held; False when more text is needed."""
+        """Consume some of the held text; False if more text is needed."""
         if self._open_thought:
             return self._consume_thought(self._open_thought, out)
         if self._in_answer:
@@ -79,7 +79,7 @@ class ThoughtSplitter:
         return bool(closed)
 
     def _detect_markup(self) -> bool:
-        """Decide whether the reply begins, or goes on after a thought, with markup or with the answer."""
+        """Decide between markup and answer, at the start of the reply or after a reasoning block."""
         text = self._held.lstrip()
         if not text:
             return False
@@ -102,14 +102,14 @@ class ThoughtSplitter:
 
 
 class WhitespaceTrimmer:
-    """Drop the white space before and after a streamed text."""
+    """Drops the white space before and after a streamed text."""
 
     def __init__(self) -> None:
         self._started = False
         self._space = ""
 
     def trim(self, text: str) -> str:
-        """Return the text without white space that is, or may turn out to be, at an edge."""
+        """Add text, and return it without white space that may be at the start or the end."""
         if not self._started:
             text = text.lstrip()
             self._started = bool(text)

@@ -70,11 +70,6 @@ class ResolvedModel:
         return self.profile.tuning(use, prompt_tokens) if self.profile else DEFAULT
 
 
-def resolve_to_itself(model: Model, _: Settings) -> ResolvedModel:
-    """Use the model's own file with default settings."""
-    return ResolvedModel(model)
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that is loading or loaded, and its responder; `file` is the model file in use."""
@@ -120,7 +115,7 @@ class ModelLoader:
     backend_factory: BackendFactory
     prompt_cache: PromptCacheFactory | None
     template_options: Mapping[str, Any] = field(default_factory=dict)
-    resolve_encoding: Callable[[Model, Settings], ResolvedModel] = resolve_to_itself
+    resolve_encoding: Callable[[Model, Settings], ResolvedModel] = lambda model, _: ResolvedModel(model)
 
     def resolve_settings(self, given: Layer) -> tuple[Model, Settings]:
         """Resolve the model and its settings. Raises every error that can be found before loading."""

@@ -100,7 +100,7 @@ def unmeant(name: str, error: CerebrumError) -> ModelNotFound:
     """Return the error of a name in a recipe that means no model here: most are those of files that are no GGUF."""
     do = f"say which one is meant: --source {name}=MODEL"
     if isinstance(error, ModelNotFound) and error.pullable:
-        return ModelNotFound(error.message, f"{error.hint}, if that holds GGUF files; or {do}", offer=error.pullable)
+        return ModelNotFound(error.message, f"{error.hint}, if that holds GGUF files; or {do}", pullable=error.pullable)
     return ModelNotFound(f"the recipe names a model {name}: {error.message}", do)
 
 
