@@ -18,7 +18,6 @@ from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.sessions.lock import SessionLock
-from cerebrum_cli.sessions.rows import StoredMessage, message_from_row
 from cerebrum_cli.sessions.store import Store
 
 
@@ -60,9 +59,8 @@ def contents(chat: Chat) -> list[str]:
     return [stored.message.content for stored in chat.messages]
 
 
-def children(store: Store, parent: int | None) -> list[StoredMessage]:
-    """All messages in the tree that follow a message, oldest first; for None, all first questions."""
+def children(store: Store, parent: int | None) -> list[str]:
+    """All texts in the tree that follow a message, oldest first; for None, all first questions."""
     with closing(sqlite3.connect(store._path)) as database:
-        database.row_factory = sqlite3.Row
-        rows = database.execute("SELECT * FROM messages WHERE parent IS ? ORDER BY id", (parent,)).fetchall()
-    return list(map(message_from_row, rows))
+        rows = database.execute("SELECT content FROM messages WHERE parent IS ? ORDER BY id", (parent,))
+        return [content for (content,) in rows]

@@ -81,17 +81,12 @@ def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, st
 
 def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
-    before = chat.last_reply
-    again = list(chat.retry(replace(chat.settings, temperature=0.5)))
+    before, again = chat.last_reply, list(chat.retry(replace(chat.settings, temperature=0.5)))
     assert text(again) == "First."
     assert finish(again).cached_tokens == len(FIRST_PROMPT) - 1  # the last token of a prompt is always evaluated
-    assert before
-    assert [
-        each.metadata.params and each.metadata.params["temperature"] for each in children(store, before.parent)
-    ] == [
-        0,
-        0.5,
-    ]
+    versions = [reply for reply in (before, chat.last_reply) if reply]
+    assert [reply.metadata.params and reply.metadata.params["temperature"] for reply in versions] == [0, 0.5]
+    assert children(store, versions[0].parent) == ["First.", "First."]
     with pytest.raises(SessionError, match="no question to answer"):
         chat.undo()
         list(chat.retry())

@@ -13,7 +13,7 @@ from scripted_backend import FIRST_WORD, ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.core.errors import EngineError, PromptTooLong, SessionError
-from cerebrum_cli.core.events import Event, TokenEvent
+from cerebrum_cli.core.events import Event, LoadEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.sessions.store import Store
 
@@ -95,8 +95,6 @@ def test_failed_model_change_restores_the_previous_model(start_chat: Callable[..
 
 
 def test_interrupted_model_change_restores_the_previous_model(start_chat: Callable[..., Chat]) -> None:
-    from cerebrum_cli.core.events import LoadEvent
-
     chat = start_chat(
         working_model, lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), working_model
     )

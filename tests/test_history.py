@@ -101,9 +101,9 @@ def test_record_appends_only_new_messages_to_a_session(history: History) -> None
 
 def test_record_saves_every_message_of_a_given_conversation(history: History) -> None:
     whole = SUM.assistant("Four.").user("And 3 + 3?")
-    session = history.record(None, whole, SIX, AUTHOR, SETTINGS, "chat")
+    session = history.record(None, whole, SIX, AUTHOR, SETTINGS)
     assert history.store.conversation(session) == whole.assistant("Six.", (9,))
-    assert (session.name, session.origin) == ("what-is-2-2-think", "chat")
+    assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
 
 
 def test_record_is_atomic(history: History) -> None:

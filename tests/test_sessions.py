@@ -62,12 +62,7 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def test_empty_database_has_no_sessions(sessions: Store) -> None:
-    assert (sessions.summaries(), sessions.latest(), sessions.find("a"), children(sessions, None)) == (
-        [],
-        None,
-        None,
-        [],
-    )
+    assert (sessions.summaries(), sessions.latest(), sessions.find("a"), sessions.names()) == ([], None, None, [])
     assert (sessions.search("a"), sessions.unused_name("a")) == ([], "a")
 
 
@@ -233,7 +228,7 @@ def test_update_message_replaces_the_last_message(sessions: Store) -> None:
     ]
     assert (after[1].id, after[1].parent, after[1].created) == (before.id, before.parent, before.created)
     assert after[1].metadata == METADATA
-    assert children(sessions, after[0].id) == after[1:]
+    assert children(sessions, after[0].id) == ["One, two, three."]
 
 
 # The tree.
@@ -247,7 +242,7 @@ def test_moving_back_keeps_both_branches(sessions: Store) -> None:
     assert texts(sessions.messages(back)) == ["2 + 2?"]
     again = add_texts(sessions, back, "Four.", "Sure?")
     assert texts(sessions.messages(again)) == ["2 + 2?", "Four.", "Sure?"]
-    assert texts(children(sessions, question.id)) == ["Five.", "Four."]
+    assert children(sessions, question.id) == ["Five.", "Four."]
     assert texts(sessions.messages(sessions.move(again, first.leaf))) == ["2 + 2?", "Five."]
 
 
@@ -255,7 +250,7 @@ def test_session_can_move_back_before_its_first_message(sessions: Store) -> None
     session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
     session = add_texts(sessions, sessions.move(session, None), "three")
     assert texts(sessions.messages(session)) == ["three"]
-    assert texts(children(sessions, None)) == ["one", "three"]
+    assert children(sessions, None) == ["one", "three"]
 
 
 def test_fork_shares_the_messages_before_it(sessions: Store) -> None:
@@ -266,7 +261,7 @@ def test_fork_shares_the_messages_before_it(sessions: Store) -> None:
     assert texts(sessions.messages(fork)) == ["one", "two", "other three"]
     assert texts(sessions.messages(session)) == ["one", "two", "three", "four", "five"]
     assert sessions.messages(fork)[:2] == sessions.messages(session)[:2]
-    assert texts(children(sessions, shared.id)) == ["three", "other three"]
+    assert children(sessions, shared.id) == ["three", "other three"]
     assert len(children(sessions, None)) == 1
 
 
@@ -279,7 +274,7 @@ def test_remove_deletes_unshared_messages(sessions: Store, path: Path) -> None:
     assert sessions.remove(session) == 3
     assert sessions.find("a") is None
     assert texts(sessions.messages(fork)) == ["one", "two", "other three"]
-    assert texts(children(sessions, shared.id)) == ["other three"]
+    assert children(sessions, shared.id) == ["other three"]
     assert (sessions.remove(fork), texts(sessions.messages(alone))) == (3, ["one"])
     assert (sessions.remove(alone), sessions.summaries()) == (1, [])
     assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
@@ -293,21 +288,16 @@ def test_remove_keeps_messages_shared_with_another_session(sessions: Store) -> N
     assert search_results(sessions, "two") == [("b", "two")]
 
 
-def test_remove_deletes_branches_the_session_was_moved_from(sessions: Store, path: Path) -> None:
+@pytest.mark.parametrize("new_question", [(), ("three",)], ids=("at its start", "on another branch"))
+def test_remove_deletes_branches_the_session_was_moved_from(
+    sessions: Store, path: Path, new_question: tuple[str, ...]
+) -> None:
     session = add_texts(sessions, sessions.create("a", "chat"), "a secret", "two")
-    session = add_texts(sessions, sessions.move(session, None), "three")
-    sessions.remove(session)
-    assert rows(path, "SELECT content FROM messages") == []
-
-
-def test_remove_deletes_all_messages_of_a_session_moved_to_its_start(sessions: Store, path: Path) -> None:
-    session = sessions.move(add_texts(sessions, sessions.create("a", "chat"), "a secret"), None)
-    sessions.remove(session)
+    sessions.remove(add_texts(sessions, sessions.move(session, None), *new_question))
     assert rows(path, "SELECT content FROM messages") == []
 
 
 def stored_bytes(path: Path) -> bytes:
-    """The contents of all files in the database's directory."""
     return b"".join(file.read_bytes() for file in path.parent.iterdir())
 
 
@@ -508,8 +498,7 @@ def test_search_reads_only_the_messages_it_returns(sessions: Store) -> None:
 # Permissions.
 
 
-def modes(path: Path) -> dict[str, int]:
-    """Permissions of the database's directory and the files in it."""
+def permissions(path: Path) -> dict[str, int]:
     return {each.name: each.stat().st_mode & 0o777 for each in (path.parent, *path.parent.iterdir())}
 
 
@@ -527,9 +516,9 @@ def permissive_umask() -> Iterator[None]:
 @pytest.mark.usefixtures("permissive_umask")
 def test_database_is_readable_only_by_its_owner(sessions: Store, path: Path) -> None:
     sessions.create("a", "chat")
-    assert modes(path) == PRIVATE
+    assert permissions(path) == PRIVATE
     sessions.vacuum()
-    assert modes(path) == PRIVATE
+    assert permissions(path) == PRIVATE
 
 
 @pytest.mark.usefixtures("permissive_umask")
@@ -539,7 +528,7 @@ def test_opening_withdraws_other_users_permissions(sessions: Store, path: Path) 
         file.chmod(0o644)
     with contextlib.closing(Store(path)) as other:
         assert other.names() == ["a"]
-    assert modes(path) == PRIVATE
+    assert permissions(path) == PRIVATE
 
 
 def test_database_opens_even_if_chmod_is_refused(sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,10 +565,10 @@ def test_transaction_is_atomic(sessions: Store) -> None:
     with pytest.raises(Stopped):
         change(stop=True)
     assert [summary.session for summary in sessions.summaries()] == [kept]
-    assert (texts(children(sessions, None)), sessions.search("elephant")) == (["one"], [])
+    assert (children(sessions, None), sessions.search("elephant")) == (["one"], [])
     change(stop=False)
     assert [summary.session.name for summary in sessions.summaries()] == ["last", "kept"]
-    assert texts(children(sessions, None)) == ["one", "another"]
+    assert children(sessions, None) == ["one", "another"]
 
 
 def test_transaction_continues_after_a_name_in_use(sessions: Store) -> None:

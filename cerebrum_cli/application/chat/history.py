@@ -96,14 +96,13 @@ class History:
         reply: Reply,
         author: Author,
         settings: Settings,
-        origin: Origin = "ask",
     ) -> Session:
         """Save the new messages of a conversation and its reply; without a session, create one."""
         params = sampling_params(settings)
         with self.store.transaction():
             if session is None:
                 name = self.store.unused_name(suggest_name(conversation))
-                session = self.create_session(name, origin, author, settings, conversation.system_prompt)
+                session = self.create_session(name, "ask", author, settings, conversation.system_prompt)
             values = {"system_prompt": conversation.system_prompt, "model": author.model, "format": author.format}
             session = self.store.update_session(session, **values)
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:

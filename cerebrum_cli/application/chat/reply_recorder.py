@@ -46,7 +46,7 @@ class ReplyRecorder:
         if majority_vote is None:
             with contextlib.closing(responder.respond(conversation, self.settings, begun=self.prefix_tokens)) as events:
                 for event in events:
-                    self.emit(event)
+                    self._process_event(event)
                     yield event
         else:
             try:
@@ -58,7 +58,7 @@ class ReplyRecorder:
                 self.collector = majority_vote.sample or self.collector
         self.finish()
 
-    def emit(self, event: Event) -> None:
+    def _process_event(self, event: Event) -> None:
         """Process one event of the reply, and save the text so far when it is due."""
         self.collector.emit(event)
         with contextlib.suppress(SessionError):  # generation continues; `finish` tries again
