@@ -1,8 +1,10 @@
-"""Chats with scripted models, for the tests of what a chat does."""
+"""Chats with scripted models, for tests of `Chat`."""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -20,28 +22,28 @@ from cerebrum_cli.sessions.store import Store
 
 
 class Loadable(Protocol):
-    """Something that opens as a backend."""
+    """Something that loads as a backend."""
 
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
         """Load it."""
 
 
 def make_chat(store: Store, directory: Path, file: Path, backend: Callable[[], Loadable], **given: object) -> Chat:
-    """Return a chat with scripted models, whose states are kept in a folder; the name `missing` is no model's."""
+    """Create a chat with scripted models and a prompt cache in `directory`; there is no model named `missing`."""
     layer = {"system": "S", "format": "cerebrum", **given}
 
     def resolve(reference: str | None) -> Model:
         if reference == "missing":
-            raise ModelNotFound("missing is not here", "pull it")
+            raise ModelNotFound("missing is not installed", "pull it")
         return Model(reference or "small", (file,))
 
     def states(model: Model, form: str, settings: Settings) -> StateStore | None:
         return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None
 
-    opener = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
-    model, settings = opener.resolve_settings(layer)
+    loader = ModelLoader(resolve, lambda layer, _: fold(layer), lambda _: backend().open, states)
+    model, settings = loader.resolve_settings(layer)
     history = History(store, SessionLock(directory / "locks"))
-    return Chat(history, opener, layer, opener.open(model, settings), settings)
+    return Chat(history, loader, layer, loader.open(model, settings), settings)
 
 
 def text(events: Iterable[Event]) -> str:
@@ -49,9 +51,16 @@ def text(events: Iterable[Event]) -> str:
 
 
 def finish(events: Iterable[Event]) -> FinishEvent:
-    [ended] = [event for event in events if isinstance(event, FinishEvent)]
-    return ended
+    [finish_event] = [event for event in events if isinstance(event, FinishEvent)]
+    return finish_event
 
 
 def contents(chat: Chat) -> list[str]:
     return [stored.message.content for stored in chat.messages]
+
+
+def children(store: Store, parent: int | None) -> list[str]:
+    """All texts in the tree that follow a message, oldest first; for None, all first questions."""
+    with closing(sqlite3.connect(store._path)) as database:
+        rows = database.execute("SELECT content FROM messages WHERE parent IS ? ORDER BY id", (parent,))
+        return [content for (content,) in rows]

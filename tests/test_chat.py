@@ -1,4 +1,4 @@
-"""A chat moves through its session's tree, keeps every turn as it goes, and evaluates nothing twice."""
+"""Chat: moving through the session's tree, saving every turn, and evaluating each prefix only once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chats import contents, finish, make_chat, text
+from chats import children, contents, finish, make_chat, text
 from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat.chat import Chat
@@ -16,10 +16,10 @@ from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, SessionError,
 from cerebrum_cli.core.events import NoticeEvent, TokenEvent
 from cerebrum_cli.sessions.store import Store
 
-ONE = "S\nUser: One?\nAI:"
-TWO = f"{ONE} First.\nUser: Two?\nAI:"
-SCRIPT = {ONE: " First.", TWO: " Second.", f"{TWO} Second.\nUser: Three?\nAI:": " Third."}
-LONG = {ONE: " and so on"}
+FIRST_PROMPT = "S\nUser: One?\nAI:"
+SECOND_PROMPT = f"{FIRST_PROMPT} First.\nUser: Two?\nAI:"
+SCRIPT = {FIRST_PROMPT: " First.", SECOND_PROMPT: " Second.", f"{SECOND_PROMPT} Second.\nUser: Three?\nAI:": " Third."}
+LONG = {FIRST_PROMPT: " and so on"}
 
 
 @pytest.fixture
@@ -31,31 +31,31 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
-    """Return a chat with a model that has its replies by heart."""
-    yield from talking(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
+    """A chat with a model that gives scripted replies."""
+    yield from open_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
 
 
 @pytest.fixture
 def endless_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
-    """Return a chat with a model that never ends by itself."""
-    yield from talking(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500))
+    """A chat with a model that never ends a reply."""
+    yield from open_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500))
 
 
-def talking(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:
+def open_chat(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:
     chat = make_chat(store, home, file, backend)
     yield chat
     chat.close()
 
 
-def test_each_turn_reads_only_what_is_new(chat: Chat) -> None:
+def test_chat_evaluates_only_new_tokens_of_each_turn(chat: Chat) -> None:
     assert text(chat.send("One?")) == "First."
     second = finish(chat.send("Two?"))
-    assert second.cached_tokens == len(f"{ONE} First.")
-    assert finish(chat.send("Three?")).prompt_tokens == len(f"{TWO} Second.\nUser: Three?\nAI:")
+    assert second.cached_tokens == len(f"{FIRST_PROMPT} First.")
+    assert finish(chat.send("Three?")).prompt_tokens == len(f"{SECOND_PROMPT} Second.\nUser: Three?\nAI:")
     assert contents(chat) == ["One?", "First.", "Two?", "Second.", "Three?", "Third."]
 
 
-def test_a_turn_is_kept_with_how_it_came_to_be(chat: Chat, store: Store) -> None:
+def test_chat_stores_how_each_reply_was_generated(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     session = store.find("one")
     assert session
@@ -66,36 +66,33 @@ def test_a_turn_is_kept_with_how_it_came_to_be(chat: Chat, store: Store) -> None
     assert (reply.metadata.finish_reason, reply.metadata.model, reply.metadata.format) == ("stop", "small", "cerebrum")
 
 
-def test_what_is_taken_back_is_not_evaluated_again_and_stays_in_the_tree(chat: Chat, store: Store) -> None:
+def test_undo_keeps_the_turn_in_the_tree_and_its_prefix_evaluated(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     list(chat.send("Two?"))
     assert chat.undo() == "Two?"
     assert contents(chat) == ["One?", "First."]
-    assert finish(chat.send("Two?")).cached_tokens >= len(f"{ONE} First.")
-    assert len(store.children(chat.messages[1].id)) == 2
+    assert finish(chat.send("Two?")).cached_tokens >= len(f"{FIRST_PROMPT} First.")
+    assert len(children(store, chat.messages[1].id)) == 2
     assert chat.undo() == "Two?"
     assert chat.undo() == "One?"
     assert chat.undo() is None
     assert chat.conversation.messages == ()
 
 
-def test_a_reply_is_tried_again_beside_the_one_there_was(chat: Chat, store: Store) -> None:
+def test_retry_keeps_the_previous_reply_in_the_tree(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
-    before = chat.last_reply
-    again = list(chat.retry(replace(chat.settings, temperature=0.5)))
+    before, again = chat.last_reply, list(chat.retry(replace(chat.settings, temperature=0.5)))
     assert text(again) == "First."
-    assert finish(again).cached_tokens == len(ONE) - 1  # the last token of a prompt is always evaluated
-    assert before
-    assert [each.metadata.params and each.metadata.params["temperature"] for each in store.children(before.parent)] == [
-        0,
-        0.5,
-    ]
-    with pytest.raises(SessionError, match="there is no question to answer"):
+    assert finish(again).cached_tokens == len(FIRST_PROMPT) - 1  # the last token of a prompt is always evaluated
+    versions = [reply for reply in (before, chat.last_reply) if reply]
+    assert [reply.metadata.params and reply.metadata.params["temperature"] for reply in versions] == [0, 0.5]
+    assert children(store, versions[0].parent) == ["First.", "First."]
+    with pytest.raises(SessionError, match="no question to answer"):
         chat.undo()
         list(chat.retry())
 
 
-def test_a_cut_reply_is_gone_on_with_where_it_ended(endless_chat: Chat) -> None:
+def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
     chat = endless_chat
     chat.settings = replace(chat.settings, max_tokens=4)
     assert text(chat.send("One?")) == "and"
@@ -108,16 +105,16 @@ def test_a_cut_reply_is_gone_on_with_where_it_ended(endless_chat: Chat) -> None:
     assert contents(chat) == ["One?", "and so on"]
 
 
-def test_only_a_cut_reply_can_be_gone_on_with(chat: Chat) -> None:
-    with pytest.raises(SessionError, match="there is no reply to go on with"):
+def test_continue_refuses_a_complete_reply(chat: Chat) -> None:
+    with pytest.raises(SessionError, match="no reply to continue"):
         list(chat.continue_reply())
     list(chat.send("One?"))
-    with pytest.raises(SessionError, match="has ended by itself"):
+    with pytest.raises(SessionError, match="the reply is complete"):
         list(chat.continue_reply())
     assert contents(chat) == ["One?", "First."]
 
 
-def test_a_reply_that_is_closed_early_is_kept_as_far_as_it_came(endless_chat: Chat, store: Store) -> None:
+def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat, store: Store) -> None:
     events = endless_chat.send("One?")
     for event in events:
         if isinstance(event, TokenEvent) and event.token == ord("d"):
@@ -128,14 +125,14 @@ def test_a_reply_that_is_closed_early_is_kept_as_far_as_it_came(endless_chat: Ch
     assert endless_chat.last_reply.metadata.finish_reason == "cancelled"
 
 
-def test_a_question_closed_before_the_first_word_has_an_empty_answer(endless_chat: Chat) -> None:
+def test_chat_saves_an_empty_reply_interrupted_before_its_first_token(endless_chat: Chat) -> None:
     events = endless_chat.send("One?")
     next(events)
     events.close()
     assert contents(endless_chat) == ["One?", ""]
 
 
-def test_what_was_said_is_there_while_it_is_said(
+def test_chat_saves_a_reply_while_it_is_generated(
     endless_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cerebrum_cli.application.chat.reply_recorder.SAVE_EVERY_S", 0.0)
@@ -153,7 +150,7 @@ def test_what_was_said_is_there_while_it_is_said(
     assert contents(endless_chat) == ["One?", "and so"]
 
 
-def test_a_question_that_does_not_fit_is_taken_back(chat: Chat) -> None:
+def test_chat_removes_a_question_that_does_not_fit(chat: Chat) -> None:
     list(chat.send("One?"))
     with pytest.raises(PromptTooLong):
         list(chat.send("x" * 500))
@@ -161,8 +158,8 @@ def test_a_question_that_does_not_fit_is_taken_back(chat: Chat) -> None:
     assert text(chat.send("Two?")) == "Second."
 
 
-def test_a_fork_goes_on_alone(chat: Chat, store: Store) -> None:
-    with pytest.raises(SessionError, match="nothing has been said yet"):
+def test_fork_leaves_the_original_session_unchanged(chat: Chat, store: Store) -> None:
+    with pytest.raises(SessionError, match="no messages yet"):
         chat.fork()
     list(chat.send("One?"))
     assert chat.fork("other").name == "other"
@@ -173,7 +170,7 @@ def test_a_fork_goes_on_alone(chat: Chat, store: Store) -> None:
     assert contents(chat) == ["One?", "First.", "Two?", "Second."]
 
 
-def test_another_system_prompt_leads_from_now_on(chat: Chat, store: Store) -> None:
+def test_system_prompt_changes_from_now_on(chat: Chat, store: Store) -> None:
     chat.set_system_prompt("T")
     assert chat.conversation.system_prompt == "T"
     chat.set_system_prompt("S")
@@ -188,37 +185,39 @@ def test_another_system_prompt_leads_from_now_on(chat: Chat, store: Store) -> No
 
 
 X, Y, Z = (letter * 80 for letter in "xyz")
-COUNTED = {
-    (ASKED_X := f"S\nUser: {X}\nAI:"): " First.",
-    f"{ASKED_X} First.\nUser: {Y}\nAI:": " Second.",
-    (ASKED_Z := f"S\nUser: {Y}\nAI: Second.\nUser: {Z}\nAI:"): " Third.",
-    f"{ASKED_Z} Third.\nUser: And?\nAI:": " Fourth.",
-    f"{ASKED_X} First.\nUser: Well?\nAI:": " Fifth.",
+WINDOW_SCRIPT = {
+    (PROMPT_X := f"S\nUser: {X}\nAI:"): " First.",
+    f"{PROMPT_X} First.\nUser: {Y}\nAI:": " Second.",
+    (PROMPT_Z := f"S\nUser: {Y}\nAI: Second.\nUser: {Z}\nAI:"): " Third.",
+    f"{PROMPT_Z} Third.\nUser: And?\nAI:": " Fourth.",
+    f"{PROMPT_X} First.\nUser: Well?\nAI:": " Fifth.",
 }
 
 
 @pytest.fixture
 def small_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
-    """Return a chat whose context holds two turns of the three it is asked."""
-    yield from talking(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(COUNTED), context_size=250))
+    """A chat whose context fits two of three turns."""
+    yield from open_chat(
+        store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(WINDOW_SCRIPT), context_size=250)
+    )
 
 
-def test_the_oldest_turns_are_dropped_with_a_notice_and_stay_in_the_session(small_chat: Chat) -> None:
+def test_chat_drops_the_oldest_turns_from_the_context_with_a_notice(small_chat: Chat) -> None:
     chat = small_chat
     list(chat.send(X))
     list(chat.send(Y))
     events = list(chat.send(Z))
     [notice] = [event for event in events if isinstance(event, NoticeEvent)]
-    assert "no longer reads the 2 oldest messages" in notice.message
+    assert "dropped the 2 oldest messages" in notice.message
     assert text(events) == "Third."
     assert contents(chat) == [X, "First.", Y, "Second.", Z, "Third."]
     assert [message.content for message in chat.conversation.messages] == [Y, "Second.", Z, "Third."]
     after = list(chat.send("And?"))
-    assert finish(after).cached_tokens == len(f"{ASKED_Z} Third.")
+    assert finish(after).cached_tokens == len(f"{PROMPT_Z} Third.")
     assert not [event for event in after if isinstance(event, NoticeEvent)]
 
 
-def test_what_was_dropped_is_back_when_there_is_room_again(small_chat: Chat) -> None:
+def test_undo_restores_dropped_turns(small_chat: Chat) -> None:
     chat = small_chat
     for question in (X, Y, Z):
         list(chat.send(question))
@@ -229,7 +228,7 @@ def test_what_was_dropped_is_back_when_there_is_room_again(small_chat: Chat) -> 
     assert text(chat.send("Well?")) == "Fifth."
 
 
-def test_a_chat_that_may_not_drop_anything_stops(small_chat: Chat) -> None:
+def test_chat_stops_at_a_full_context_with_overflow_stop(small_chat: Chat) -> None:
     chat = small_chat
     list(chat.change_settings({"overflow": "stop"}))
     list(chat.send(X))
@@ -239,13 +238,13 @@ def test_a_chat_that_may_not_drop_anything_stops(small_chat: Chat) -> None:
     assert contents(chat) == [X, "First.", Y, "Second."]
 
 
-def test_the_gauge_counts_what_the_model_would_read(small_chat: Chat) -> None:
+def test_context_usage_counts_the_conversation_in_the_context(small_chat: Chat) -> None:
     chat = small_chat
     assert chat.context_usage in (None, (len("S\nAI:"), 250))
     list(chat.loaded.responder.load())
     assert chat.context_usage == (len("S\nAI:"), 250)
     list(chat.send(X))
-    assert chat.context_usage == (len(f"{ASKED_X} First.\nAI:"), 250)
+    assert chat.context_usage == (len(f"{PROMPT_X} First.\nAI:"), 250)
     chat.undo()
     assert chat.context_usage == (len("S\nAI:"), 250)
 
@@ -253,7 +252,7 @@ def test_the_gauge_counts_what_the_model_would_read(small_chat: Chat) -> None:
 # Other settings, another model, another session.
 
 
-def test_a_setting_holds_from_now_on_and_is_as_usual_again(chat: Chat) -> None:
+def test_change_settings_applies_and_resets_a_setting(chat: Chat) -> None:
     assert list(chat.change_settings({"temperature": 0.5})) == []
     assert chat.settings.temperature == 0.5
     list(chat.change_settings({"max_tokens": 3}))
@@ -265,7 +264,7 @@ def test_a_setting_holds_from_now_on_and_is_as_usual_again(chat: Chat) -> None:
     assert text(chat.send("One?")) == "Fi"
 
 
-def test_a_chat_goes_on_with_its_settings_and_a_question_did_not(chat: Chat, store: Store) -> None:
+def test_session_defaults_include_sampling_settings_of_chats_only(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     list(chat.change_settings({"temperature": 0.5}))
     session = store.latest()
@@ -277,7 +276,7 @@ def test_a_chat_goes_on_with_its_settings_and_a_question_did_not(chat: Chat, sto
     assert with_session_defaults(replace(session, origin="ask"), {}) == {"model": "small", "format": "cerebrum"}
 
 
-def test_another_model_goes_on_with_the_conversation(chat: Chat, store: Store) -> None:
+def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     before = chat.loaded
     list(chat.change_settings({"model": "large", "ctx": 400}))
@@ -289,7 +288,7 @@ def test_another_model_goes_on_with_the_conversation(chat: Chat, store: Store) -
     assert [stored.metadata.model for stored in chat.messages[1::2]] == ["small", "large"]
 
 
-def test_a_model_that_cannot_be_had_leaves_the_chat_as_it_is(chat: Chat) -> None:
+def test_change_settings_keeps_the_model_if_the_new_one_is_missing(chat: Chat) -> None:
     before = chat.loaded
     with pytest.raises(ModelNotFound):
         list(chat.change_settings({"model": "missing"}))
@@ -297,7 +296,7 @@ def test_a_model_that_cannot_be_had_leaves_the_chat_as_it_is(chat: Chat) -> None
     assert text(chat.send("One?")) == "First."
 
 
-def test_what_was_read_is_read_no_more_by_the_next_chat(store: Store, tmp_path: Path, chatml_model: Path) -> None:
+def test_next_chat_restores_the_prompt_cache(store: Store, tmp_path: Path, chatml_model: Path) -> None:
     question = "x" * 80
     script = {f"S\nUser: {question}\nAI:": " First.", f"S\nUser: {question}\nAI: First.\nUser: Two?\nAI:": " Second."}
     first = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=500))
@@ -311,7 +310,7 @@ def test_what_was_read_is_read_no_more_by_the_next_chat(store: Store, tmp_path: 
     assert second.close() is None
 
 
-def test_a_session_that_another_chat_leads_is_not_entered(
+def test_switch_session_refuses_one_open_in_another_chat(
     chat: Chat, store: Store, tmp_path: Path, chatml_model: Path
 ) -> None:
     list(chat.send("One?"))
@@ -325,28 +324,28 @@ def test_a_session_that_another_chat_leads_is_not_entered(
     other.close()
 
 
-def test_a_reply_in_the_users_own_words_is_gone_on_from(chat: Chat, store: Store) -> None:
+def test_replace_reply_keeps_the_previous_one_in_the_tree(chat: Chat, store: Store) -> None:
     list(chat.send("One?"))
     chat.replace_reply("First.")
     assert contents(chat) == ["One?", "First."]
     assert chat.last_reply
     assert chat.last_reply.message.tokens is None
-    assert len(store.children(chat.messages[0].id)) == 2
+    assert len(children(store, chat.messages[0].id)) == 2
     assert text(chat.send("Two?")) == "Second."
 
 
-def test_a_session_is_called_otherwise_before_and_after_it_begins(chat: Chat, store: Store) -> None:
+def test_rename_works_before_and_after_the_session_exists(chat: Chat, store: Store) -> None:
     chat.rename("mine")
     list(chat.send("One?"))
     assert store.find("mine")
     chat.rename("ours")
     assert [summary.session.name for summary in store.summaries()] == ["ours"]
     chat.switch_session(None)
-    with pytest.raises(SessionError, match="there is a session ours already"):
+    with pytest.raises(SessionError, match='session "ours" already exists'):
         chat.rename("ours")
 
 
-def test_going_on_that_does_not_fit_leaves_the_reply_as_it_is(endless_chat: Chat) -> None:
+def test_continue_leaves_the_reply_unchanged_if_it_does_not_fit(endless_chat: Chat) -> None:
     chat = endless_chat
     assert text(chat.send("One?")).startswith("and so on")
     before = contents(chat)

@@ -1,4 +1,4 @@
-"""Whatever goes wrong in a chat, the conversation stays one that can be gone on with."""
+"""Failures in a chat: whatever goes wrong, the conversation can be continued."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from scripted_backend import FIRST_WORD, ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.core.errors import EngineError, PromptTooLong, SessionError
-from cerebrum_cli.core.events import Event, TokenEvent
+from cerebrum_cli.core.events import Event, LoadEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.sessions.store import Store
 
-ONE = "S\nUser: One?\nAI:"
-TWO = f"{ONE} First.\nUser: Two?\nAI:"
-SCRIPT = {ONE: " First.", TWO: " Second.", "S\nUser: Two?\nAI:": " Other.", f"{ONE} \nUser: Two?\nAI:": " Third."}
+FIRST_PROMPT = "S\nUser: One?\nAI:"
+SECOND_PROMPT = f"{FIRST_PROMPT} First.\nUser: Two?\nAI:"
+SCRIPT = {
+    FIRST_PROMPT: " First.",
+    SECOND_PROMPT: " Second.",
+    "S\nUser: Two?\nAI:": " Other.",
+    f"{FIRST_PROMPT} \nUser: Two?\nAI:": " Third.",
+}
 
 
-class Broken:
+class BrokenModel:
     """A model that cannot be loaded."""
 
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> Backend:
@@ -32,33 +37,35 @@ class Broken:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr("cerebrum_cli.sessions.store.BUSY_TIMEOUT_S", 0.05)
-    with contextlib.closing(Store(tmp_path / "sessions.db")) as opened:
-        yield opened
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
+        yield store
 
 
 @pytest.fixture
-def sit(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Callable[..., Chat]]:
-    """Return how to begin a chat whose model is opened as each of these in turn, the last one ever after."""
+def start_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Callable[..., Chat]]:
+    """A factory of chats whose model is loaded as each of these in turn, then always as the last one."""
     chats: list[Chat] = []
 
-    def begin(*backends: Callable[[], Loadable]) -> Chat:
-        waiting = list(backends)
+    def start(*backends: Callable[[], Loadable]) -> Chat:
+        remaining = list(backends)
         chats.append(
-            make_chat(store, tmp_path, chatml_model, lambda: (waiting.pop(0) if len(waiting) > 1 else waiting[0])())
+            make_chat(
+                store, tmp_path, chatml_model, lambda: (remaining.pop(0) if len(remaining) > 1 else remaining[0])()
+            )
         )
         return chats[-1]
 
-    yield begin
+    yield start
     for chat in chats:
         chat.close()
 
 
-def good() -> ScriptedBackend:
+def working_model() -> ScriptedBackend:
     return ScriptedBackend(replies(SCRIPT), context_size=200)
 
 
-def test_a_model_whose_loading_failed_is_loaded_again_for_the_next_question(sit: Callable[..., Chat]) -> None:
-    chat = sit(Broken, good)
+def test_chat_reloads_the_model_after_a_failed_load(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(BrokenModel, working_model)
     with pytest.raises(EngineError, match="loading was interrupted"):
         list(chat.send("One?"))
     assert chat.session is None
@@ -66,8 +73,8 @@ def test_a_model_whose_loading_failed_is_loaded_again_for_the_next_question(sit:
     assert contents(chat) == ["One?", "First."]
 
 
-def test_a_question_that_cannot_be_answered_is_no_turn(sit: Callable[..., Chat]) -> None:
-    chat = sit(good, Broken, Broken, good)
+def test_chat_removes_a_question_that_cannot_be_answered(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(working_model, BrokenModel, BrokenModel, working_model)
     list(chat.send("One?"))
     with pytest.raises(EngineError):
         list(chat.change_settings({"ctx": 100}))
@@ -78,8 +85,8 @@ def test_a_question_that_cannot_be_answered_is_no_turn(sit: Callable[..., Chat])
     assert contents(chat) == ["One?", "First.", "Two?", "Second."]
 
 
-def test_a_change_that_fails_leaves_a_model_that_answers(sit: Callable[..., Chat]) -> None:
-    chat = sit(good, Broken, good)
+def test_failed_model_change_restores_the_previous_model(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(working_model, BrokenModel, working_model)
     list(chat.send("One?"))
     with pytest.raises(EngineError):
         list(chat.change_settings({"model": "large", "ctx": 100}))
@@ -87,10 +94,10 @@ def test_a_change_that_fails_leaves_a_model_that_answers(sit: Callable[..., Chat
     assert text(chat.send("Two?")) == "Second."
 
 
-def test_a_change_that_is_interrupted_leaves_a_model_that_answers(sit: Callable[..., Chat]) -> None:
-    from cerebrum_cli.core.events import LoadEvent
-
-    chat = sit(good, lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), good)
+def test_interrupted_model_change_restores_the_previous_model(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(
+        working_model, lambda: ScriptedBackend(replies(SCRIPT), load_events=(LoadEvent(0.5),)), working_model
+    )
     list(chat.send("One?"))
     change = chat.change_settings({"model": "large", "ctx": 100})
     next(change)
@@ -99,8 +106,8 @@ def test_a_change_that_is_interrupted_leaves_a_model_that_answers(sit: Callable[
     assert text(chat.send("Two?")) == "Second."
 
 
-def test_a_reply_that_cannot_be_kept_is_no_turn_of_the_next_prompt(sit: Callable[..., Chat], tmp_path: Path) -> None:
-    chat = sit(good)
+def test_chat_removes_a_turn_that_cannot_be_saved(start_chat: Callable[..., Chat], tmp_path: Path) -> None:
+    chat = start_chat(working_model)
     list(chat.send("One?"))
     with contextlib.closing(sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)) as other:
         events = chat.send("Two?")
@@ -113,8 +120,10 @@ def test_a_reply_that_cannot_be_kept_is_no_turn_of_the_next_prompt(sit: Callable
     assert text(chat.send("Two?")) == "Second."
 
 
-def test_a_first_question_that_does_not_fit_leaves_no_session(sit: Callable[..., Chat], store: Store) -> None:
-    chat = sit(good)
+def test_chat_deletes_the_session_if_its_first_question_does_not_fit(
+    start_chat: Callable[..., Chat], store: Store
+) -> None:
+    chat = start_chat(working_model)
     chat.rename("mine")
     with pytest.raises(PromptTooLong):
         list(chat.send("x" * 300))
@@ -123,8 +132,8 @@ def test_a_first_question_that_does_not_fit_leaves_no_session(sit: Callable[...,
     assert [summary.session.name for summary in store.summaries()] == ["mine"]
 
 
-def test_another_wording_that_does_not_fit_leaves_the_turn_as_it_was(sit: Callable[..., Chat]) -> None:
-    chat = sit(good)
+def test_edit_question_restores_the_turn_if_the_new_one_does_not_fit(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(working_model)
     list(chat.send("One?"))
     with pytest.raises(PromptTooLong):
         list(chat.edit_question("x" * 300))
@@ -133,21 +142,21 @@ def test_another_wording_that_does_not_fit_leaves_the_turn_as_it_was(sit: Callab
     assert contents(chat) == ["Two?", "Other."]
 
 
-def test_a_name_that_somebody_else_has_taken_meanwhile_is_told_of(sit: Callable[..., Chat], store: Store) -> None:
-    chat = sit(good)
+def test_chat_reports_a_name_taken_by_another_process(start_chat: Callable[..., Chat], store: Store) -> None:
+    chat = start_chat(working_model)
     chat.rename("tea")
     store.create("tea", "chat")
-    with pytest.raises(SessionError, match="there is a session tea already"):
+    with pytest.raises(SessionError, match='session "tea" already exists'):
         list(chat.send("One?"))
     assert chat.session is None
 
 
 PARROTS = "🦜🦜"
-BYTES = {ONE: f" {PARROTS}", f"{ONE} {PARROTS}\nUser: Two?\nAI:": " Yes."}
+BYTES = {FIRST_PROMPT: f" {PARROTS}", f"{FIRST_PROMPT} {PARROTS}\nUser: Two?\nAI:": " Yes."}
 
 
-def test_a_reply_cut_within_a_character_goes_on_with_all_of_it(sit: Callable[..., Chat]) -> None:
-    chat = sit(lambda: ScriptedBackend(endless(BYTES), context_size=200))
+def test_continue_completes_a_character_split_between_tokens(start_chat: Callable[..., Chat]) -> None:
+    chat = start_chat(lambda: ScriptedBackend(endless(BYTES), context_size=200))
     list(chat.change_settings({"max_tokens": 3}))
     list(chat.send("One?"))
     assert chat.last_reply
@@ -164,25 +173,25 @@ def test_a_reply_cut_within_a_character_goes_on_with_all_of_it(sit: Callable[...
     assert bytes(chat.last_reply.message.tokens or ()).decode("utf-8", "ignore").startswith(" 🦜🦜 🦜🦜")
 
 
-def test_tokens_of_several_characters_are_whole(sit: Callable[..., Chat]) -> None:
+def test_responder_drops_only_incomplete_characters(start_chat: Callable[..., Chat]) -> None:
     words = ("🦜".encode()[:2], "🦜".encode()[2:], "ab🦜".encode()[:-1])
     backend = ScriptedBackend(replies(SCRIPT), context_size=200, words=words)
-    chat = sit(lambda: backend)
+    chat = start_chat(lambda: backend)
     list(chat.load())
-    whole = chat.loaded.responder.drop_partial_character
-    half, rest, cut = FIRST_WORD, FIRST_WORD + 1, FIRST_WORD + 2
+    whole = chat.loaded.responder.whole
+    half, rest, partial = FIRST_WORD, FIRST_WORD + 1, FIRST_WORD + 2
     assert whole((97, half, rest)) == (97, half, rest)
     assert whole((97, half)) == (97,)
-    assert whole((97, cut)) == (97,)
+    assert whole((97, partial)) == (97,)
     assert whole((0xFF, 0x80)) == (0xFF, 0x80)
     assert whole(()) == whole((half,)) == ()
 
 
-def test_a_session_knows_who_spoke_last_in_it(sit: Callable[..., Chat], store: Store) -> None:
-    first = sit(good)
+def test_session_stores_the_author_of_its_last_reply(start_chat: Callable[..., Chat], store: Store) -> None:
+    first = start_chat(working_model)
     list(first.send("One?"))
     first.close()
-    second = sit(good)
+    second = start_chat(working_model)
     list(second.change_settings({"model": "large", "ctx": 100, "temperature": 0.5}))
     second.switch_session(store.latest())
     assert text(second.send("Two?")) == "Second."
@@ -191,30 +200,30 @@ def test_a_session_knows_who_spoke_last_in_it(sit: Callable[..., Chat], store: S
     assert (session.model, session.params["temperature"]) == ("large", 0.5)
 
 
-def test_nothing_is_kept_once_it_is_not_to_be(sit: Callable[..., Chat], tmp_path: Path) -> None:
-    chat = sit(lambda: ScriptedBackend(replies({f"S\nUser: {'x' * 80}\nAI:": " Yes."}), context_size=200))
+def test_chat_saves_no_prompt_cache_when_it_is_disabled(start_chat: Callable[..., Chat], tmp_path: Path) -> None:
+    chat = start_chat(lambda: ScriptedBackend(replies({f"S\nUser: {'x' * 80}\nAI:": " Yes."}), context_size=200))
     list(chat.change_settings({"cache_gb": 0}))
     list(chat.send("x" * 80))
     assert chat.close() is None
     assert not list(tmp_path.glob("states/*"))
 
 
-def test_what_was_dropped_comes_back_in_a_larger_context(store: Store, tmp_path: Path, chatml_model: Path) -> None:
+def test_larger_context_restores_dropped_turns(store: Store, tmp_path: Path, chatml_model: Path) -> None:
     question = "x" * 60
     turn = f"User: {question}\nAI:"
     script = {
         (one := f"S\n{turn}"): " 1.",
         (two := f"{one} 1.\n{turn}"): " 2.",
         f"{two} 2.\nUser: More?\nAI:": " whole.",
-        f"S\n{turn} 2.\nUser: More?\nAI:": " cut.",
-        f"S\n{turn} 2.\nUser: More?\nAI: cut.\nUser: And?\nAI:": " still cut.",
-        f"{two} 2.\nUser: More?\nAI: cut.\nUser: And?\nAI:": " whole again.",
+        f"S\n{turn} 2.\nUser: More?\nAI:": " short.",
+        f"S\n{turn} 2.\nUser: More?\nAI: short.\nUser: And?\nAI:": " still short.",
+        f"{two} 2.\nUser: More?\nAI: short.\nUser: And?\nAI:": " whole again.",
     }
     sizes = [175, 600]
     chat = make_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(script), context_size=sizes.pop(0)))
-    for asked in (question, question, "More?"):
-        last = text(chat.send(asked))
-    assert (last, chat.dropped_count) == ("cut.", 2)
+    for prompt in (question, question, "More?"):
+        last = text(chat.send(prompt))
+    assert (last, chat.dropped_count) == ("short.", 2)
     list(chat.change_settings({"ctx": 600}))
     again = list(chat.send("And?"))
     assert text(again) == "whole again."

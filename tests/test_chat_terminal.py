@@ -91,13 +91,13 @@ def test_a_second_chat_on_one_session_is_told_so_and_on_another_is_not(sit: Sit,
     turn(first, "One?")
     second = user.run("chat", "--session", "tea", stdin="Two?\n")
     assert second.code == 1
-    assert second.err.splitlines()[0] == "error: the session tea is open in another process"
+    assert second.err.splitlines()[0] == 'error: session "tea" is open in another process'
     assert user.run("ask", "-c", "Two?").code == 1
     other = sit("--session", "coffee")
     other.sees("context ")
     turn(other, "Black?")
     other.types("/load tea\r")
-    other.sees("the session tea is open in another process")
+    other.sees('session "tea" is open in another process')
     first.types("\x04")
     assert first.end() == 0
     other.types("/load tea\r")
@@ -195,7 +195,7 @@ def test_the_last_question_and_the_last_reply_are_edited(sit: Sit, user: Command
     person.types("/export talk.md\r")
     person.sees("talk.md is written")
     person.types("/export talk.md\r")
-    person.sees("is there already")
+    person.sees("already exists")
     person.types("\x04")
     assert person.end() == 0
     question, reply = replies(user, "one")

@@ -204,9 +204,9 @@ def test_a_database_in_use_is_checked_with_what_its_log_holds(tmp_path: Path, se
     ("statement", "detail"),
     [
         ("PRAGMA user_version = 99", "written by a newer cerebrum"),
-        ("PRAGMA user_version = 0", "is damaged: it is another program's"),
+        ("PRAGMA user_version = 0", "is damaged: it belongs to another program"),
         ("DROP TABLE sessions", "is damaged: no such table: sessions"),
-        ("UPDATE messages SET parent = 77", "is damaged: a row of messages hangs on one of messages that is gone"),
+        ("UPDATE messages SET parent = 77", "is damaged: a row of messages refers to a missing row of messages"),
     ],
 )
 def test_a_database_that_cannot_be_gone_on_with_is_a_failure(

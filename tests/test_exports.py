@@ -1,4 +1,4 @@
-"""A session as a file: what is written reads back as it was, and what is malformed is named in one line."""
+"""Export formats: what is exported parses back unchanged, and malformed input is reported in one line."""
 
 from __future__ import annotations
 
@@ -21,61 +21,67 @@ BARE = Conversation().user("Hi").assistant("Hello 😀")
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
-    """Return any conversation with at least one turn; which tokens a reply was sampled as is not exported."""
+    """Any conversation with at least one turn; without tokens, which are not exported."""
     conversation = Conversation(system_prompt=draw(st.none() | st.text()))
     for number, content in enumerate(draw(st.lists(st.text(), min_size=1, max_size=6))):
         conversation = conversation.assistant(content) if number % 2 else conversation.user(content)
     return conversation
 
 
-def stored(role: Role, content: str, said: ReplyMetadata | None = None) -> StoredMessage:
-    return StoredMessage(1, None, Message(role, content), said or ReplyMetadata(), 0.0)
+def stored(role: Role, content: str, metadata: ReplyMetadata | None = None) -> StoredMessage:
+    return StoredMessage(1, None, Message(role, content), metadata or ReplyMetadata(), 0.0)
 
 
-def as_it_stands(name: str, conversation: Conversation) -> str:
-    """Return a conversation whose replies have ended by themselves as Markdown."""
+def complete_markdown(name: str, conversation: Conversation) -> str:
+    """Format a conversation whose replies are complete."""
     stop = ReplyMetadata(finish_reason="stop", model="small")
     messages = [stored(each.role, each.content, stop) for each in conversation.messages]
     return to_markdown(name, conversation.system_prompt, messages)
 
 
-def test_markdown_has_a_heading_for_each_turn() -> None:
-    assert as_it_stands("sums", SUMS) == (
+def test_markdown_has_one_heading_per_turn() -> None:
+    assert complete_markdown("sums", SUMS) == (
         "# sums\n\n## System\n\nBe brief.\n\n## User\n\nWhat is 2 + 2?\n\n## Assistant\n\nFour.\n\n"
         "## User\n\nAnd 3 + 3?\n"
     )
-    assert as_it_stands("hi", BARE) == "# hi\n\n## User\n\nHi\n\n## Assistant\n\nHello 😀\n"
-    assert as_it_stands("nothing", Conversation()) == "# nothing\n"
+    assert complete_markdown("hi", BARE) == "# hi\n\n## User\n\nHi\n\n## Assistant\n\nHello 😀\n"
+    assert complete_markdown("nothing", Conversation()) == "# nothing\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "said", "shown"),
+    ("content", "metadata", "expected"),
     [
         ("One, tw", ReplyMetadata(finish_reason="cancelled", model="small"), "One, tw\n\n*(interrupted)*"),
         (
             "One, tw",
             ReplyMetadata(finish_reason=None, model="small"),
             "One, tw\n\n*(interrupted)*",
-        ),  # its process was killed
-        ("One, tw", ReplyMetadata(finish_reason="length", model="small"), "One, tw\n\n*(cut)*"),
-        ("One, tw", ReplyMetadata(finish_reason="context", model="small"), "One, tw\n\n*(cut)*"),
+        ),  # the process was killed
+        ("One, tw", ReplyMetadata(finish_reason="length", model="small"), "One, tw\n\n*(truncated)*"),
+        ("One, tw", ReplyMetadata(finish_reason="context", model="small"), "One, tw\n\n*(truncated)*"),
         ("One, two.", ReplyMetadata(finish_reason="stop", model="small"), "One, two."),
-        ("My own.", ReplyMetadata(), "My own."),  # of an import, or the user's own words
+        ("My own.", ReplyMetadata(), "My own."),  # imported, or written by the user
         ("", ReplyMetadata(finish_reason="cancelled"), "*(interrupted)*"),
-        ("```py\nx =", ReplyMetadata(finish_reason="length", model="small"), "```py\nx =\n```\n\n*(cut)*"),
-        ("~~~~\n~~~\n```", ReplyMetadata(finish_reason="length", model="small"), "~~~~\n~~~\n```\n~~~~\n\n*(cut)*"),
-        ("```\nx\n```\ny `a`", ReplyMetadata(finish_reason="length", model="small"), "```\nx\n```\ny `a`\n\n*(cut)*"),
-        ("```a``` b", ReplyMetadata(finish_reason="length", model="small"), "```a``` b\n\n*(cut)*"),
+        ("```py\nx =", ReplyMetadata(finish_reason="length", model="small"), "```py\nx =\n```\n\n*(truncated)*"),
+        (
+            "~~~~\n~~~\n```",
+            ReplyMetadata(finish_reason="length", model="small"),
+            "~~~~\n~~~\n```\n~~~~\n\n*(truncated)*",
+        ),
+        (
+            "```\nx\n```\ny `a`",
+            ReplyMetadata(finish_reason="length", model="small"),
+            "```\nx\n```\ny `a`\n\n*(truncated)*",
+        ),
+        ("```a``` b", ReplyMetadata(finish_reason="length", model="small"), "```a``` b\n\n*(truncated)*"),
     ],
 )
-def test_markdown_tells_how_a_reply_that_did_not_end_by_itself_did(
-    content: str, said: ReplyMetadata, shown: str
-) -> None:
-    markdown = to_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, said)])
-    assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{shown}\n"
+def test_markdown_notes_why_a_reply_is_incomplete(content: str, metadata: ReplyMetadata, expected: str) -> None:
+    markdown = to_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, metadata)])
+    assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{expected}\n"
 
 
-def test_messages_are_openais_list() -> None:
+def test_openai_messages_list() -> None:
     assert to_openai_messages(SUMS) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is 2 + 2?\n"},
@@ -86,7 +92,7 @@ def test_messages_are_openais_list() -> None:
     assert to_openai_messages(Conversation(system_prompt="")) == [{"role": "system", "content": ""}]
 
 
-def test_sharegpt_has_its_own_names_for_who_speaks() -> None:
+def test_sharegpt_uses_its_own_role_names() -> None:
     assert to_sharegpt("sums", SUMS) == {
         "id": "sums",
         "conversations": [
@@ -99,14 +105,14 @@ def test_sharegpt_has_its_own_names_for_who_speaks() -> None:
 
 
 @given(conversations())
-def test_any_conversation_survives_as_messages(conversation: Conversation) -> None:
+def test_openai_messages_round_trip(conversation: Conversation) -> None:
     for ascii_only in (True, False):
         text = json.dumps(to_openai_messages(conversation), ensure_ascii=ascii_only)
         assert parse_conversation(text, "here") == (None, conversation)
 
 
 @given(st.text(min_size=1), conversations())
-def test_any_conversation_survives_as_sharegpt(name: str, conversation: Conversation) -> None:
+def test_sharegpt_round_trip(name: str, conversation: Conversation) -> None:
     for ascii_only in (True, False):
         text = json.dumps(to_sharegpt(name, conversation), ensure_ascii=ascii_only)
         assert parse_conversation(text, "here") == (printable_name(name) or None, conversation)
@@ -130,11 +136,11 @@ def test_any_conversation_survives_as_sharegpt(name: str, conversation: Conversa
         ),
     ],
 )
-def test_both_shapes_are_read_with_their_name(value: object, name: str | None) -> None:
+def test_parse_conversation_accepts_both_formats_and_their_names(value: object, name: str | None) -> None:
     assert parse_conversation(json.dumps(value), "here") == (name, READ_BACK)
 
 
-def test_text_and_name_of_a_file_become_well_formed() -> None:
+def test_parse_conversation_replaces_lone_surrogates() -> None:
     file = '{"name": "a\\ud800", "messages": [{"role": "user", "content": "cut \\ud83d"}]}'
     assert parse_conversation(file, "here") == ("a\ufffd", Conversation().user("cut \ufffd"))
 
@@ -143,14 +149,14 @@ USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content":
 SYSTEM = {"role": "system", "content": "c"}
 
 
-WRONG: list[object] = [
+INVALID_MESSAGES: list[object] = [
     {},
     {"role": "assistant"},
     {"content": "b"},
     *({"role": "assistant", "content": value} for value in (None, 7, ["b"], {"text": "b"}, [{"type": "image_url"}])),
     *({"role": value, "content": "b"} for value in ("tool", "Assistant", "", None, 7, ["assistant"], {"a": 1})),
 ]
-NO_LISTS: list[object] = [[], {}, 7, "hello", None]
+INVALID_LISTS: list[object] = [[], {}, 7, "hello", None]
 
 
 @pytest.mark.parametrize(
@@ -163,16 +169,16 @@ NO_LISTS: list[object] = [[], {}, 7, "hello", None]
         ('{"messages": ' + "[" * 100_000, " is not JSON: "),
         ("1" * 5000, " is not JSON: "),
         *((text, " holds no conversation") for text in ("7", "null", '"hello"', "true", "NaN", "[]", "{}")),
-        *((json.dumps({"messages": value}), " holds no conversation") for value in NO_LISTS),
+        *((json.dumps({"messages": value}), " holds no conversation") for value in INVALID_LISTS),
         (json.dumps({"conversations": 7}), " holds no conversation"),
         (json.dumps([{"conversations": 7}]), " holds no conversation"),
         (json.dumps([{"conversations": []}]), " holds no turns"),
         (json.dumps([SYSTEM]), " holds no turns"),
-        (json.dumps([7]), ": message 1 is no object"),
-        (json.dumps([USER, [REPLY]]), ": message 2 is no object"),
-        *((json.dumps([USER, wrong]), ": message 2 has no text, or no speaker") for wrong in WRONG),
+        (json.dumps([7]), ": message 1 is not an object"),
+        (json.dumps([USER, [REPLY]]), ": message 2 is not an object"),
+        *((json.dumps([USER, wrong]), ": message 2 has no text or no known role") for wrong in INVALID_MESSAGES),
         *(
-            (json.dumps(turns), ": the turns do not alternate, beginning with the user")
+            (json.dumps(turns), ": the turns do not alternate, starting with the user")
             for turns in (
                 [USER, USER],
                 [REPLY],
@@ -184,7 +190,7 @@ NO_LISTS: list[object] = [[], {}, 7, "hello", None]
         ),
     ],
 )
-def test_what_is_malformed_is_named_in_one_line(text: str, what: str) -> None:
+def test_parse_conversation_reports_malformed_input_in_one_line(text: str, what: str) -> None:
     with pytest.raises(SessionError) as caught:
         parse_conversation(text, "chat.json")
     assert caught.value.message.startswith(f"chat.json{what}")

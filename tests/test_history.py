@@ -1,4 +1,4 @@
-"""Conversations that are kept: in a session of their own, or in the one they go on from."""
+"""History: exchanges are saved as new sessions or appended to the one they continue."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from chats import children
 
 from cerebrum_cli.application.chat.history import Author, History, continue_session, load_conversation, suggest_name
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
@@ -33,7 +34,7 @@ FINISH = FinishEvent(
 )
 FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
 SIX = Reply("Six.", None, FINISH, (9,))
-SPEAKER = Author("owner/repo:Q4_0", "chatml")
+AUTHOR = Author("owner/repo:Q4_0", "chatml")
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",))
 PARAMS = {
     "temperature": 0.5,
@@ -53,8 +54,8 @@ def history(tmp_path: Path) -> Iterator[History]:
         yield History(store, SessionLock(tmp_path / "locks"))
 
 
-def test_an_exchange_is_kept_as_a_session_named_after_its_first_words(history: History) -> None:
-    session = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
+def test_record_names_the_session_after_its_first_words(history: History) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
     assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
     found = history.get(session.name)
     assert found == session
@@ -67,8 +68,8 @@ def test_an_exchange_is_kept_as_a_session_named_after_its_first_words(history: H
     assert history.store.conversation(found) == SUM.assistant("Four.", (7, 8))
 
 
-def test_what_is_kept_of_a_reply_says_how_it_came_to_be(history: History) -> None:
-    question, reply = history.store.messages(history.record(None, SUM, FOUR, SPEAKER, SETTINGS))
+def test_record_stores_how_the_reply_was_generated(history: History) -> None:
+    question, reply = history.store.messages(history.record(None, SUM, FOUR, AUTHOR, SETTINGS))
     assert question.metadata == ReplyMetadata()
     assert reply.metadata == ReplyMetadata(
         reasoning="2 and 2",
@@ -81,39 +82,39 @@ def test_what_is_kept_of_a_reply_says_how_it_came_to_be(history: History) -> Non
     )
 
 
-def test_the_same_question_again_is_another_session(history: History) -> None:
-    names = [history.record(None, SUM, FOUR, SPEAKER, SETTINGS).name for _ in range(3)]
+def test_record_creates_another_session_for_the_same_question(history: History) -> None:
+    names = [history.record(None, SUM, FOUR, AUTHOR, SETTINGS).name for _ in range(3)]
     assert names == ["what-is-2-2-think", "what-is-2-2-think-2", "what-is-2-2-think-3"]
 
 
-def test_a_session_that_is_gone_on_from_gets_only_what_is_new(history: History) -> None:
-    first = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
+def test_record_appends_only_new_messages_to_a_session(history: History) -> None:
+    first = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
     whole = continue_session(
-        history.store, history.acquire_latest(), SPEAKER.model, Conversation().user("And 3 + 3?"), None
+        history.store, history.acquire_latest(), AUTHOR.model, Conversation().user("And 3 + 3?"), None
     )
-    session = history.record(history.acquire_latest(), whole, SIX, SPEAKER, SETTINGS)
+    session = history.record(history.acquire_latest(), whole, SIX, AUTHOR, SETTINGS)
     assert (session.id, session.name) == (first.id, first.name)
     assert history.store.conversation(session) == whole.assistant("Six.", (9,))
     assert [summary.messages for summary in history.store.summaries()] == [4]
     assert history.store.messages(session)[:2] == history.store.messages(first)
 
 
-def test_a_conversation_that_was_given_whole_is_kept_whole(history: History) -> None:
+def test_record_saves_every_message_of_a_given_conversation(history: History) -> None:
     whole = SUM.assistant("Four.").user("And 3 + 3?")
-    session = history.record(None, whole, SIX, SPEAKER, SETTINGS, "chat")
+    session = history.record(None, whole, SIX, AUTHOR, SETTINGS)
     assert history.store.conversation(session) == whole.assistant("Six.", (9,))
-    assert (session.name, session.origin) == ("what-is-2-2-think", "chat")
+    assert (session.name, session.origin) == ("what-is-2-2-think", "ask")
 
 
-def test_an_exchange_is_kept_whole_or_not_at_all(history: History) -> None:
-    unkept = replace(FOUR, finish=replace(FINISH, seed=2**70))
+def test_record_is_atomic(history: History) -> None:
+    unstorable = replace(FOUR, finish=replace(FINISH, seed=2**70))
     with pytest.raises(OverflowError):
-        history.record(None, SUM, unkept, SPEAKER, SETTINGS)
-    assert (history.store.summaries(), history.store.children(None)) == ([], [])
+        history.record(None, SUM, unstorable, AUTHOR, SETTINGS)
+    assert (history.store.summaries(), children(history.store, None)) == ([], [])
 
 
-def test_a_question_nobody_answered_has_an_empty_reply_that_was_interrupted(history: History) -> None:
-    answered = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
+def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: History) -> None:
+    answered = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
     history.store.add_message(answered, Message("user", "And 3 + 3?"))
     session = history.acquire_latest()
     whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
@@ -121,15 +122,15 @@ def test_a_question_nobody_answered_has_an_empty_reply_that_was_interrupted(hist
     assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
 
 
-def test_a_session_that_has_come_to_a_reply_stays_where_it_is(history: History) -> None:
-    session = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
+def test_history_leaves_an_answered_session_unchanged(history: History) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
     assert history.close_unanswered(session) == session
     empty = history.store.create("empty", "chat")
     assert history.close_unanswered(empty) == empty
 
 
-def test_a_session_is_reached_by_its_name_and_begun_by_a_good_one(history: History) -> None:
-    session = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
+def test_history_acquires_sessions_by_valid_names_only(history: History) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
     assert history.acquire_named(session.name) == session
     assert history.acquire_named("tea") is None
     for name in ("", " tea", "a\nb"):
@@ -137,7 +138,7 @@ def test_a_session_is_reached_by_its_name_and_begun_by_a_good_one(history: Histo
             history.acquire_named(name)
 
 
-def test_the_latest_session_is_the_one_last_changed(history: History) -> None:
+def test_history_acquires_the_most_recently_changed_session(history: History) -> None:
     older, newer = history.store.create("older", "chat"), history.store.create("newer", "chat")
     assert history.acquire_latest() == newer
     changed = history.store.add_message(
@@ -146,15 +147,15 @@ def test_the_latest_session_is_the_one_last_changed(history: History) -> None:
     assert history.acquire_latest() == changed
 
 
-def test_a_session_that_is_not_there_is_a_session_error(history: History) -> None:
-    with pytest.raises(SessionError) as nothing:
+def test_history_reports_missing_sessions(history: History) -> None:
+    with pytest.raises(SessionError) as no_session:
         history.acquire_latest()
-    assert (nothing.value.message, nothing.value.hint) == ("there is no session to go on from", "ask without -c first")
+    assert (no_session.value.message, no_session.value.hint) == ("no session to continue", "ask without -c first")
     with pytest.raises(SessionError) as unknown:
         history.get("sums")
     assert (unknown.value.message, unknown.value.hint) == (
-        "there is no session sums",
-        "cerebrum sessions list shows them",
+        'no session named "sums"',
+        "list sessions with cerebrum sessions list",
     )
 
 
@@ -180,11 +181,11 @@ def test_a_session_that_is_not_there_is_a_session_error(history: History) -> Non
         ("notes.txt:\n```txt\nCats sleep.\n```", "notes-txt-txt-cats-sleep"),
     ],
 )
-def test_a_session_is_named_after_the_first_words(question: str, name: str) -> None:
+def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:
     assert suggest_name(Conversation(system_prompt="You are brief.").user(question).assistant("Yes.")) == name
 
 
-def test_a_session_in_which_nothing_is_said_has_a_name_too() -> None:
+def test_suggest_name_of_an_empty_conversation() -> None:
     assert suggest_name(Conversation()) == "session"
 
 
@@ -192,32 +193,32 @@ def test_a_session_in_which_nothing_is_said_has_a_name_too() -> None:
     ("own", "given", "prompt"),
     [("own", None, "own"), (None, None, None), ("own", "now", "now"), (None, "now", "now"), ("own", "", "")],
 )
-def test_a_system_prompt_given_now_replaces_the_sessions_own(
+def test_continue_session_replaces_the_system_prompt_if_given(
     history: History, own: str | None, given: str | None, prompt: str | None
 ) -> None:
-    session = history.record(None, replace(SUM, system_prompt=own), FOUR, SPEAKER, SETTINGS)
-    asked = Conversation(system_prompt="of the settings").user("And 3 + 3?")
-    whole = continue_session(history.store, session, SPEAKER.model, asked, given)
+    session = history.record(None, replace(SUM, system_prompt=own), FOUR, AUTHOR, SETTINGS)
+    question = Conversation(system_prompt="of the settings").user("And 3 + 3?")
+    whole = continue_session(history.store, session, AUTHOR.model, question, given)
     assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
 
 
-def test_a_session_is_kept_with_the_system_prompt_its_last_reply_was_made_with(history: History) -> None:
-    session = history.record(None, SUM, FOUR, SPEAKER, SETTINGS)
-    whole = continue_session(history.store, session, SPEAKER.model, Conversation().user("And 3 + 3?"), "Rhyme.")
-    history.record(session, whole, SIX, SPEAKER, SETTINGS)
+def test_record_stores_the_system_prompt_of_the_last_reply(history: History) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    whole = continue_session(history.store, session, AUTHOR.model, Conversation().user("And 3 + 3?"), "Rhyme.")
+    history.record(session, whole, SIX, AUTHOR, SETTINGS)
     assert history.store.conversation(history.acquire_latest()) == whole.assistant("Six.", (9,))
 
 
-def test_a_thought_that_came_to_no_answer_is_not_gone_on_with(history: History) -> None:
-    """Its markup is open: whatever follows would be thought too."""
-    cut = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
-    session = history.record(None, SUM, cut, SPEAKER, SETTINGS)
-    assert load_conversation(history.store, session, SPEAKER.model) == SUM.assistant("")
+def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
+    """Its markup is unclosed, so everything after it would be reasoning."""
+    truncated = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
+    session = history.record(None, SUM, truncated, AUTHOR, SETTINGS)
+    assert load_conversation(history.store, session, AUTHOR.model) == SUM.assistant("")
     assert history.store.messages(session)[-1].message.tokens == (7,)
 
 
-def gathered(by_stop_string: bool) -> Reply:
-    gatherer = ReplyCollector()
+def collected(by_stop_string: bool) -> Reply:
+    collector = ReplyCollector()
     for event in (
         TokenEvent(ONLY, "hm", "thinking", 5),
         TokenEvent(ONLY, "Fo", "answer", 6),
@@ -225,17 +226,17 @@ def gathered(by_stop_string: bool) -> Reply:
         TokenEvent(ONLY, "ur", "answer"),
         replace(FINISH, by_stop_string=by_stop_string),
     ):
-        gatherer.emit(event)
-    assert gatherer.reply is not None
-    return gatherer.reply
+        collector.emit(event)
+    assert collector.reply is not None
+    return collector.reply
 
 
-def test_the_tokens_of_a_reply_are_all_that_were_sampled() -> None:
-    assert (gathered(False).text, gathered(False).tokens) == ("Four", (5, 6, 7))
+def test_reply_tokens_are_all_sampled_tokens() -> None:
+    assert (collected(False).text, collected(False).tokens) == ("Four", (5, 6, 7))
 
 
-def test_a_reply_that_a_stop_string_ended_is_kept_without_its_tokens(history: History) -> None:
-    reply = gathered(True)
+def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
+    reply = collected(True)
     assert (reply.tokens, reply.sampled) == (None, (5, 6, 7))
-    session = history.record(None, SUM, reply, SPEAKER, SETTINGS)
+    session = history.record(None, SUM, reply, AUTHOR, SETTINGS)
     assert history.store.conversation(session) == SUM.assistant("Four")

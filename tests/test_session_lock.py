@@ -1,4 +1,4 @@
-"""One process leads a session, and another is told so until it ends, however it does."""
+"""Session locks: one process holds a session until it exits, however it does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.rows import Session
 from cerebrum_cli.sessions.store import Store
 
-HOLD = """
+HOLDER = """
 import sys
 from pathlib import Path
 from cerebrum_cli.sessions.lock import SessionLock
@@ -32,8 +32,8 @@ sys.stdin.read()
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with contextlib.closing(Store(tmp_path / "sessions.db")) as opened:
-        yield opened
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
+        yield store
 
 
 @pytest.fixture
@@ -48,59 +48,58 @@ def two(store: Store) -> Session:
 
 @pytest.fixture
 def lock(tmp_path: Path) -> Iterator[SessionLock]:
-    held = SessionLock(tmp_path / "locks")
-    yield held
-    held.release()
+    session_lock = SessionLock(tmp_path / "locks")
+    yield session_lock
+    session_lock.release()
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[SessionLock]:
-    held = SessionLock(tmp_path / "locks")
-    yield held
-    held.release()
+    session_lock = SessionLock(tmp_path / "locks")
+    yield session_lock
+    session_lock.release()
 
 
-def test_who_comes_second_is_told(lock: SessionLock, other: SessionLock, one: Session) -> None:
+def test_lock_is_refused_to_a_second_holder(lock: SessionLock, other: SessionLock, one: Session) -> None:
     lock.acquire(one)
     lock.acquire(one)
-    with pytest.raises(SessionError, match="the session one is open in another process"):
+    with pytest.raises(SessionError, match='session "one" is open in another process'):
         other.acquire(one)
     lock.release()
     other.acquire(one)
 
 
-def test_another_session_is_free_and_the_one_before_is_let_go(
+def test_lock_releases_the_previous_session_when_another_is_acquired(
     lock: SessionLock, other: SessionLock, one: Session, two: Session
 ) -> None:
     lock.acquire(one)
     other.acquire(two)
     with pytest.raises(SessionError):
         lock.acquire(two)
-    with pytest.raises(SessionError):  # and this one is still held
+    with pytest.raises(SessionError):  # a failed switch keeps the first lock
         other.acquire(one)
     other.release()
     lock.acquire(two)
     other.acquire(one)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_lock_dies_with_its_process(
-    tmp_path: Path, lock: SessionLock, one: Session, number: signal.Signals
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_lock_ends_with_its_process(
+    tmp_path: Path, lock: SessionLock, one: Session, signal_number: signal.Signals
 ) -> None:
     arguments = [str(tmp_path / "sessions.db"), "one", str(tmp_path / "locks")]
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout
-        lines = [holder.stdout.readline()]
-        assert lines == ["held\n"]
+        assert holder.stdout.readline() == "held\n"
         with pytest.raises(SessionError):
             lock.acquire(one)
-        holder.send_signal(number)
+        holder.send_signal(signal_number)
     lock.acquire(one)
 
 
-def test_only_its_owner_can_read_a_lock(tmp_path: Path, lock: SessionLock, one: Session) -> None:
+def test_lock_file_is_readable_only_by_its_owner(tmp_path: Path, lock: SessionLock, one: Session) -> None:
     before = os.umask(0)
     try:
         lock.acquire(one)
@@ -111,7 +110,9 @@ def test_only_its_owner_can_read_a_lock(tmp_path: Path, lock: SessionLock, one: 
     assert {file.stat().st_mode & 0o777 for file in directory.iterdir()} == {0o600}
 
 
-def test_a_lock_goes_with_its_session(tmp_path: Path, lock: SessionLock, other: SessionLock, one: Session) -> None:
+def test_lock_file_is_deleted_with_its_session(
+    tmp_path: Path, lock: SessionLock, other: SessionLock, one: Session
+) -> None:
     lock.discard()
     lock.acquire(one)
     assert (tmp_path / "locks" / f"{one.id}.lock").exists()
@@ -120,8 +121,8 @@ def test_a_lock_goes_with_its_session(tmp_path: Path, lock: SessionLock, other: 
     other.acquire(one)
 
 
-def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path, one: Session) -> None:
+def test_lock_reports_a_directory_that_cannot_be_created(tmp_path: Path, one: Session) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SessionError) as caught:
         SessionLock(tmp_path / "file" / "locks").acquire(one)
-    assert caught.value.hint == "see to it that it can be written to"
+    assert caught.value.hint == "make sure that it is writable"

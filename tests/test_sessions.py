@@ -1,4 +1,4 @@
-"""The session database: a tree that forgets nothing, in one file, whoever else uses it or is killed in the middle."""
+"""The session database: a tree of messages in one file, safe under concurrent use and killed processes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import children
 
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
@@ -32,14 +33,14 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sessions(path: Path) -> Iterator[Store]:
-    with contextlib.closing(Store(path)) as opened:
-        yield opened
+    with contextlib.closing(Store(path)) as store:
+        yield store
 
 
-def talk(sessions: Store, session: Session, *texts: str) -> Session:
-    """Say texts in a session, user and assistant in turn."""
-    asked = len(sessions.messages(session)) % 2
-    for number, text in enumerate(texts, asked):
+def add_texts(sessions: Store, session: Session, *texts: str) -> Session:
+    """Append texts to a session, user and assistant alternating."""
+    first = len(sessions.messages(session)) % 2
+    for number, text in enumerate(texts, first):
         session = sessions.add_message(session, Message("assistant" if number % 2 else "user", text))
     return session
 
@@ -48,7 +49,7 @@ def texts(messages: list[StoredMessage]) -> list[str]:
     return [stored.message.content for stored in messages]
 
 
-def found(sessions: Store, text: str) -> list[tuple[str, str]]:
+def search_results(sessions: Store, text: str) -> list[tuple[str, str]]:
     return [(hit.session.name, hit.message.message.content) for hit in sessions.search(text)]
 
 
@@ -57,46 +58,44 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
-# Sessions, and what is said in them.
+# Sessions and messages.
 
 
-def test_an_empty_database_holds_no_sessions(sessions: Store) -> None:
-    assert (sessions.summaries(), sessions.latest(), sessions.find("a"), sessions.children(None)) == (
-        [],
-        None,
-        None,
-        [],
-    )
+def test_empty_database_has_no_sessions(sessions: Store) -> None:
+    assert (sessions.summaries(), sessions.latest(), sessions.find("a"), sessions.names()) == ([], None, None, [])
     assert (sessions.search("a"), sessions.unused_name("a")) == ([], "a")
 
 
-def test_nothing_is_made_before_something_is_asked(path: Path) -> None:
+def test_store_creates_no_file_before_its_first_use(path: Path) -> None:
     Store(path).close()
     assert not path.parent.exists()
 
 
-def test_what_was_said_is_there_for_the_next_process(sessions: Store, path: Path) -> None:
-    led: dict[str, Any] = {"model": "a", "format": "chatml", "params": {"stop": ["\n"], "top_p": 0.95}}
-    made = sessions.create("sums", "chat", system_prompt="Be brief.", **led)
-    assert (made.name, made.origin, made.leaf) == ("sums", "chat", None)
-    session = talk(sessions, made, "2 + 2?", "Four.")
+def test_messages_persist_after_reopening(sessions: Store, path: Path) -> None:
+    settings: dict[str, Any] = {"model": "a", "format": "chatml", "params": {"stop": ["\n"], "top_p": 0.95}}
+    created = sessions.create("sums", "chat", system_prompt="Be brief.", **settings)
+    assert (created.name, created.origin, created.leaf) == ("sums", "chat", None)
+    session = add_texts(sessions, created, "2 + 2?", "Four.")
     sessions.close()
     with contextlib.closing(Store(path)) as reopened:
         assert reopened.find("sums") == session
-        assert (session.system_prompt, session.model, session.format, session.params) == ("Be brief.", *led.values())
+        assert (session.system_prompt, session.model, session.format, session.params) == (
+            "Be brief.",
+            *settings.values(),
+        )
         conversation = Conversation(system_prompt="Be brief.").user("2 + 2?").assistant("Four.")
         assert reopened.conversation(session) == conversation
-        assert made.created == session.created < session.updated
+        assert created.created == session.created < session.updated
 
 
-def test_a_name_is_found_exactly(sessions: Store) -> None:
-    made = {name: sessions.create(name, "ask") for name in ("a", "A", "a b", "ä", "a%", "日本", "😀", "x" * 1000)}
-    assert {name: sessions.find(name) for name in made} == made
+def test_find_matches_names_exactly(sessions: Store) -> None:
+    created = {name: sessions.create(name, "ask") for name in ("a", "A", "a b", "ä", "a%", "日本", "😀", "x" * 1000)}
+    assert {name: sessions.find(name) for name in created} == created
     assert [sessions.find(name) for name in ("b", "aa", "_", "\udcff")] == [None] * 4
 
 
 @pytest.mark.parametrize("name", ["", " ", " a", "a ", "a\nb", "a\t", "\x1b[2J", "a\u2028b", "\u200b", "a\0b"])
-def test_a_name_that_could_not_be_typed_again_is_refused(sessions: Store, name: str) -> None:
+def test_store_refuses_unprintable_names(sessions: Store, name: str) -> None:
     session = sessions.create("a", "chat")
     attempts: tuple[Callable[[], object], ...] = (
         lambda: sessions.create(name, "chat"),
@@ -105,13 +104,13 @@ def test_a_name_that_could_not_be_typed_again_is_refused(sessions: Store, name: 
     for attempt in attempts:
         with pytest.raises(SessionError) as caught:
             attempt()
-        assert caught.value.message == f"{name!r} is no name for a session"
+        assert caught.value.message == f"invalid session name {name!r}"
         assert caught.value.message.isprintable()
         assert "one line" in caught.value.hint
     assert sessions.names() == ["a"]
 
 
-def test_a_name_that_is_no_text_is_kept_as_one(sessions: Store) -> None:
+def test_store_replaces_lone_surrogates_in_names(sessions: Store) -> None:
     assert sessions.unused_name("a\udcff") == "a\ufffd"
     session = sessions.create("a\udcff", "chat")
     assert (session.name, sessions.unused_name("a\udcff")) == ("a\ufffd", "a\ufffd-2")
@@ -119,55 +118,57 @@ def test_a_name_that_is_no_text_is_kept_as_one(sessions: Store) -> None:
     assert sessions.update_session(session, name="b\udcff").name == "b\ufffd"
 
 
-def test_a_session_of_any_name_there_once_could_be_is_gone_on_from(sessions: Store, path: Path) -> None:
+def test_store_accepts_existing_sessions_with_invalid_names(sessions: Store, path: Path) -> None:
     sessions.create("a", "chat")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("UPDATE sessions SET name = ' a\n'")
     session = sessions.find(" a\n")
     assert session
-    assert texts(sessions.messages(sessions.update_session(talk(sessions, session, "one"), model="m"))) == ["one"]
+    assert texts(sessions.messages(sessions.update_session(add_texts(sessions, session, "one"), model="m"))) == ["one"]
 
 
-def test_a_name_is_given_once(sessions: Store) -> None:
+def test_store_refuses_names_in_use(sessions: Store) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
     attempts: tuple[Callable[[], object], ...] = (
         lambda: sessions.create("a", "import"),
         lambda: sessions.update_session(other, name="a"),
     )
     for attempt in attempts:
-        with pytest.raises(SessionError, match=r"^there is a session a already$") as caught:
+        with pytest.raises(SessionError, match=r'^session "a" already exists$') as caught:
             attempt()
         assert caught.value.hint.startswith("choose another")
     assert (sessions.find("a"), sessions.find("b")) == (session, other)
 
 
-def test_a_free_name_is_the_wanted_one_or_that_with_a_number(sessions: Store) -> None:
+def test_unused_name_appends_a_number_if_needed(sessions: Store) -> None:
     for name in ("a", "a-2", "a-4", "b-2", "100%", "_", "日本😀"):
         sessions.create(name, "ask")
-    wanted = ("a", "a-2", "b", "c", "100%", "100", "_", "%", "日本😀", "日本")
-    free = ["a-3", "a-2-2", "b", "c", "100%-2", "100", "_-2", "%", "日本😀-2", "日本"]
-    assert [sessions.unused_name(name) for name in wanted] == free
+    bases = ("a", "a-2", "b", "c", "100%", "100", "_", "%", "日本😀", "日本")
+    unused = ["a-3", "a-2-2", "b", "c", "100%-2", "100", "_-2", "%", "日本😀-2", "日本"]
+    assert [sessions.unused_name(base) for base in bases] == unused
 
 
-def test_what_a_session_is_led_with_can_be_changed(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat", system_prompt="x", model="m"), "hello")
-    led = sessions.update_session(session, name="b", system_prompt=None, model="n", format="raw", params={"top_k": 1})
-    assert led == sessions.find("b")
-    assert (led.id, led.system_prompt, led.model, led.format, led.params) == (
+def test_update_session_changes_name_and_settings(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat", system_prompt="x", model="m"), "hello")
+    updated = sessions.update_session(
+        session, name="b", system_prompt=None, model="n", format="raw", params={"top_k": 1}
+    )
+    assert updated == sessions.find("b")
+    assert (updated.id, updated.system_prompt, updated.model, updated.format, updated.params) == (
         session.id,
         None,
         "n",
         "raw",
         {"top_k": 1},
     )
-    assert (led.leaf, sessions.find("a")) == (session.leaf, None)
+    assert (updated.leaf, sessions.find("a")) == (session.leaf, None)
 
 
-def test_sessions_are_listed_with_the_last_changed_first(sessions: Store) -> None:
+def test_summaries_list_the_most_recently_changed_first(sessions: Store) -> None:
     a, b, c = (sessions.create(name, "chat") for name in "abc")
     assert sessions.latest() == c
-    b = talk(sessions, b, "first", "second")
-    a = talk(sessions, a, "hello")
+    b = add_texts(sessions, b, "first", "second")
+    a = add_texts(sessions, a, "hello")
     sessions.update_message(b, Message("assistant", "third"), ReplyMetadata())
     listed = [(summary.session.name, summary.messages, summary.first) for summary in sessions.summaries()]
     assert listed == [("b", 2, "first"), ("a", 1, "hello"), ("c", 0, "")]
@@ -178,7 +179,7 @@ def test_sessions_are_listed_with_the_last_changed_first(sessions: Store) -> Non
     assert latest.id == b.id
 
 
-WHOLE = ReplyMetadata(
+METADATA = ReplyMetadata(
     reasoning="2 und 2 — 四 😀",
     finish_reason="stop",
     model="owner/repo:Q4_0",
@@ -190,10 +191,10 @@ WHOLE = ReplyMetadata(
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "metadata"),
     [
         (Message("user", "Hello"), ReplyMetadata()),
-        (Message("assistant", "Four.", (1, 2, 128_255, 2**31 - 1, 0)), WHOLE),
+        (Message("assistant", "Four.", (1, 2, 128_255, 2**31 - 1, 0)), METADATA),
         (
             Message("assistant", "", ()),
             ReplyMetadata(reasoning="", finish_reason="cancelled", params={}, timings={}, seed=0),
@@ -201,156 +202,151 @@ WHOLE = ReplyMetadata(
         (Message("assistant", "Four.", None), ReplyMetadata(finish_reason="length")),
         (Message("user", " \r\n\t ä é 日本語 😀👩‍👩‍👧 \u2028\ufeff\U0010ffff\x01 "), ReplyMetadata()),
         (Message("user", "ä😀 " * 2**18), ReplyMetadata(reasoning="z" * 2**20)),
-        (Message("assistant", "a" * 2**20, tuple(range(2**18))), WHOLE),
+        (Message("assistant", "a" * 2**20, tuple(range(2**18))), METADATA),
     ],
     ids=("plain", "all", "empty", "no tokens", "unicode", "long", "long with tokens"),
 )
-def test_a_message_comes_back_as_it_was(sessions: Store, path: Path, message: Message, said: ReplyMetadata) -> None:
-    session = sessions.add_message(sessions.create("a", "chat"), message, said)
+def test_message_round_trip(sessions: Store, path: Path, message: Message, metadata: ReplyMetadata) -> None:
+    session = sessions.add_message(sessions.create("a", "chat"), message, metadata)
     sessions.close()
     with contextlib.closing(Store(path)) as reopened:
         [stored] = reopened.messages(session)
-        assert (stored.message, stored.metadata) == (message, said)
+        assert (stored.message, stored.metadata) == (message, metadata)
         assert (stored.id, stored.parent) == (session.leaf, None)
         assert session.created <= stored.created <= session.updated
 
 
-def test_a_reply_that_goes_on_is_one_message(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "Count.", "")
+def test_update_message_replaces_the_last_message(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "Count.", "")
     before = sessions.messages(session)[-1]
     sessions.update_message(session, Message("assistant", "One, two", (1, 2)), ReplyMetadata())
-    sessions.update_message(session, Message("assistant", "One, two, three.", (1, 2, 3)), WHOLE)
+    sessions.update_message(session, Message("assistant", "One, two, three.", (1, 2, 3)), METADATA)
     after = sessions.messages(session)
     assert [stored.message for stored in after] == [
         Message("user", "Count."),
         Message("assistant", "One, two, three.", (1, 2, 3)),
     ]
     assert (after[1].id, after[1].parent, after[1].created) == (before.id, before.parent, before.created)
-    assert after[1].metadata == WHOLE
-    assert sessions.children(after[0].id) == after[1:]
+    assert after[1].metadata == METADATA
+    assert children(sessions, after[0].id) == ["One, two, three."]
 
 
 # The tree.
 
 
-def test_moving_back_and_saying_again_keeps_both_answers(sessions: Store) -> None:
-    first = talk(sessions, sessions.create("a", "chat"), "2 + 2?", "Five.")
+def test_moving_back_keeps_both_branches(sessions: Store) -> None:
+    first = add_texts(sessions, sessions.create("a", "chat"), "2 + 2?", "Five.")
     [question, _] = sessions.messages(first)
     back = sessions.move(first, question.id)
     assert (back.leaf, back == sessions.find("a")) == (question.id, True)
     assert texts(sessions.messages(back)) == ["2 + 2?"]
-    again = talk(sessions, back, "Four.", "Sure?")
+    again = add_texts(sessions, back, "Four.", "Sure?")
     assert texts(sessions.messages(again)) == ["2 + 2?", "Four.", "Sure?"]
-    assert texts(sessions.children(question.id)) == ["Five.", "Four."]
+    assert children(sessions, question.id) == ["Five.", "Four."]
     assert texts(sessions.messages(sessions.move(again, first.leaf))) == ["2 + 2?", "Five."]
 
 
-def test_a_session_moved_back_to_its_beginning_can_be_asked_anew(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "one", "two")
-    session = talk(sessions, sessions.move(session, None), "three")
+def test_session_can_move_back_before_its_first_message(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
+    session = add_texts(sessions, sessions.move(session, None), "three")
     assert texts(sessions.messages(session)) == ["three"]
-    assert texts(sessions.children(None)) == ["one", "three"]
+    assert children(sessions, None) == ["one", "three"]
 
 
-def test_a_fork_shares_what_was_said_before(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
-    begun = sessions.messages(session)[1]
-    fork = talk(sessions, sessions.create("b", "chat", leaf=begun.id), "other three")
-    session = talk(sessions, session, "five")
+def test_fork_shares_the_messages_before_it(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
+    shared = sessions.messages(session)[1]
+    fork = add_texts(sessions, sessions.create("b", "chat", leaf=shared.id), "other three")
+    session = add_texts(sessions, session, "five")
     assert texts(sessions.messages(fork)) == ["one", "two", "other three"]
     assert texts(sessions.messages(session)) == ["one", "two", "three", "four", "five"]
     assert sessions.messages(fork)[:2] == sessions.messages(session)[:2]
-    assert texts(sessions.children(begun.id)) == ["three", "other three"]
-    assert len(sessions.children(None)) == 1
+    assert children(sessions, shared.id) == ["three", "other three"]
+    assert len(children(sessions, None)) == 1
 
 
-def test_removing_a_session_takes_what_no_other_session_leads_to(sessions: Store, path: Path) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
-    [_, begun, question, _] = sessions.messages(session)
-    session = talk(sessions, sessions.move(session, question.id), "another four")
-    fork = talk(sessions, sessions.create("b", "chat", leaf=begun.id), "other three")
-    alone = talk(sessions, sessions.create("c", "chat"), "one")
+def test_remove_deletes_unshared_messages(sessions: Store, path: Path) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
+    [_, shared, question, _] = sessions.messages(session)
+    session = add_texts(sessions, sessions.move(session, question.id), "another four")
+    fork = add_texts(sessions, sessions.create("b", "chat", leaf=shared.id), "other three")
+    alone = add_texts(sessions, sessions.create("c", "chat"), "one")
     assert sessions.remove(session) == 3
     assert sessions.find("a") is None
     assert texts(sessions.messages(fork)) == ["one", "two", "other three"]
-    assert texts(sessions.children(begun.id)) == ["other three"]
+    assert children(sessions, shared.id) == ["other three"]
     assert (sessions.remove(fork), texts(sessions.messages(alone))) == (3, ["one"])
     assert (sessions.remove(alone), sessions.summaries()) == (1, [])
     assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
 
 
-def test_removing_one_of_two_sessions_at_the_same_message_takes_nothing(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "one", "two")
+def test_remove_keeps_messages_shared_with_another_session(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
     fork = sessions.create("b", "chat", leaf=session.leaf)
     assert sessions.remove(session) == 0
     assert texts(sessions.messages(fork)) == ["one", "two"]
-    assert found(sessions, "two") == [("b", "two")]
+    assert search_results(sessions, "two") == [("b", "two")]
 
 
-def test_removing_a_session_takes_the_first_questions_it_was_moved_back_from(sessions: Store, path: Path) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "a secret", "two")
-    session = talk(sessions, sessions.move(session, None), "three")
-    sessions.remove(session)
-    assert rows(path, "SELECT content FROM messages") == []
-
-
-def test_removing_a_session_that_was_moved_back_to_its_beginning_leaves_nothing(sessions: Store, path: Path) -> None:
-    session = sessions.move(talk(sessions, sessions.create("a", "chat"), "a secret"), None)
-    sessions.remove(session)
+@pytest.mark.parametrize("new_question", [(), ("three",)], ids=("at its start", "on another branch"))
+def test_remove_deletes_branches_the_session_was_moved_from(
+    sessions: Store, path: Path, new_question: tuple[str, ...]
+) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "a secret", "two")
+    sessions.remove(add_texts(sessions, sessions.move(session, None), *new_question))
     assert rows(path, "SELECT content FROM messages") == []
 
 
 def stored_bytes(path: Path) -> bytes:
-    """Return all that is in the database's folder."""
     return b"".join(file.read_bytes() for file in path.parent.iterdir())
 
 
-def test_what_was_removed_cannot_be_read_in_the_file(sessions: Store, path: Path) -> None:
-    session = talk(sessions, sessions.create("about-giraffes", "chat"), "a secret zebra", "elephants secretly")
-    kept = talk(sessions, sessions.create("kept", "chat"), "an okapi")
+def test_vacuum_erases_removed_text_from_the_file(sessions: Store, path: Path) -> None:
+    session = add_texts(sessions, sessions.create("about-giraffes", "chat"), "a secret zebra", "elephants secretly")
+    kept = add_texts(sessions, sessions.create("kept", "chat"), "an okapi")
     sessions.update_message(
         session, Message("assistant", "elephants secretly, and a walrus"), ReplyMetadata(reasoning="hippos")
     )
     words = (b"giraffes", b"secret", b"zebra", b"elephant", b"walrus", b"hippos")
     assert all(word in stored_bytes(path) for word in words)
-    with contextlib.closing(Store(path)) as other:  # a chat that is open
+    with contextlib.closing(Store(path)) as other:  # an open chat
         assert len(other.summaries()) == 2
         sessions.remove(session)
         sessions.vacuum()
         assert [word for word in words if word in stored_bytes(path)] == []
-        assert found(other, "okapi") == [("kept", "an okapi")]
+        assert search_results(other, "okapi") == [("kept", "an okapi")]
         assert texts(other.messages(kept)) == ["an okapi"]
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 @pytest.mark.parametrize("seed", [17, 18])
-def test_no_page_keeps_a_piece_of_what_was_moved_to_another(sessions: Store, path: Path, seed: int) -> None:
-    chance = random.Random(seed)
+def test_vacuum_leaves_no_fragments_on_any_page(sessions: Store, path: Path, seed: int) -> None:
+    rng = random.Random(seed)
     for step in range(12):
         with sessions.transaction():
             session, word = sessions.create(f"n{step:02}", "chat"), f"n{step:02}x"
-            for _ in range(chance.choice((1, 2, 5, 40))):
-                text = " ".join(f"{word}{number}" for number in range(chance.choice((1, 20, 300))))
-                session = talk(sessions, session, text)
+            for _ in range(rng.choice((1, 2, 5, 40))):
+                text = " ".join(f"{word}{number}" for number in range(rng.choice((1, 20, 300))))
+                session = add_texts(sessions, session, text)
         if step % 3 == 2:
-            name = chance.choice(sessions.names())
-            gone = sessions.find(name)
-            assert gone
-            sessions.remove(gone)
+            name = rng.choice(sessions.names())
+            removed = sessions.find(name)
+            assert removed
+            sessions.remove(removed)
             sessions.vacuum()
             assert name.encode() not in stored_bytes(path)
 
 
-def test_what_cannot_be_scrubbed_is_told_and_the_next_removal_does_it(
+def test_vacuum_reports_a_failure_and_the_next_one_succeeds(
     sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.05)
-    session, other = talk(sessions, sessions.create("a", "chat"), "zebra"), sessions.create("b", "chat")
+    session, other = add_texts(sessions, sessions.create("a", "chat"), "zebra"), sessions.create("b", "chat")
     sessions.remove(session)
     with contextlib.closing(Store(path)) as writer, writer.transaction():
-        with pytest.raises(SessionError, match=r"^what was removed may still be read in .*sessions\.db: ") as caught:
+        with pytest.raises(SessionError, match=r"^deleted text may remain in .*sessions\.db: ") as caught:
             sessions.vacuum()
-        assert "the next removal tries again" in caught.value.hint
+        assert "the next deletion tries again" in caught.value.hint
     sessions.remove(other)
     sessions.vacuum()
     assert b"zebra" not in stored_bytes(path)
@@ -366,11 +362,11 @@ def test_what_cannot_be_scrubbed_is_told_and_the_next_removal_does_it(
     ],
     ids=("add_message", "update_message", "move", "update_session"),
 )
-@pytest.mark.parametrize("said", [(), ("one", "two")], ids=("empty", "with messages"))
-def test_a_session_that_was_removed_meanwhile_cannot_be_changed(
-    sessions: Store, path: Path, said: tuple[str, ...], change: Callable[[Store, Session], object]
+@pytest.mark.parametrize("messages", [(), ("one", "two")], ids=("empty", "with messages"))
+def test_removed_session_cannot_be_changed(
+    sessions: Store, path: Path, messages: tuple[str, ...], change: Callable[[Store, Session], object]
 ) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), *said)
+    session = add_texts(sessions, sessions.create("a", "chat"), *messages)
     sessions.remove(session)
     with pytest.raises(SessionError) as caught:
         change(sessions, session)
@@ -380,11 +376,13 @@ def test_a_session_that_was_removed_meanwhile_cannot_be_changed(
 
 # Search.
 
-ODD = 'cats AND dogs OR "mice" NOT near(birds) col:umn ^caret -minus +plus star* {brace} semi; it\'s 50% C++ ÉTÉ'
+QUERY_SYNTAX = (
+    'cats AND dogs OR "mice" NOT near(birds) col:umn ^caret -minus +plus star* {brace} semi; it\'s 50% C++ ÉTÉ'
+)
 
 
 @pytest.mark.parametrize(
-    ("query", "finds"),
+    ("query", "is_found"),
     [
         ("cats", True),
         ("dogs cats", True),
@@ -424,39 +422,39 @@ ODD = 'cats AND dogs OR "mice" NOT near(birds) col:umn ^caret -minus +plus star*
         *((mark, False) for mark in ('"', '""', "'", "*", "(", ")", "^", ":", "-", "{", "\\", ";", "😀")),
     ],
 )
-def test_a_search_is_for_plain_words(sessions: Store, query: str, finds: bool) -> None:
-    talk(sessions, sessions.create("b", "chat"), "nothing of it")
-    talk(sessions, sessions.create("a", "chat"), ODD)
-    assert found(sessions, query) == ([("a", ODD)] if finds else [])
+def test_search_treats_queries_as_plain_words(sessions: Store, query: str, is_found: bool) -> None:
+    add_texts(sessions, sessions.create("b", "chat"), "nothing of it")
+    add_texts(sessions, sessions.create("a", "chat"), QUERY_SYNTAX)
+    assert search_results(sessions, query) == ([("a", QUERY_SYNTAX)] if is_found else [])
 
 
-def test_a_message_is_found_by_what_has_become_of_it(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "Which animal?", "elephant")
+def test_search_finds_the_updated_text_only(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "Which animal?", "elephant")
     sessions.update_message(session, Message("assistant", "giraffe"), ReplyMetadata())
-    assert (found(sessions, "elephant"), found(sessions, "giraffe")) == ([], [("a", "giraffe")])
-    sessions.update_message(session, Message("assistant", "giraffe"), WHOLE)
-    assert found(sessions, "giraffe") == [("a", "giraffe")]
+    assert (search_results(sessions, "elephant"), search_results(sessions, "giraffe")) == ([], [("a", "giraffe")])
+    sessions.update_message(session, Message("assistant", "giraffe"), METADATA)
+    assert search_results(sessions, "giraffe") == [("a", "giraffe")]
 
 
-def test_what_was_removed_is_not_found(sessions: Store, path: Path) -> None:
-    sessions.remove(talk(sessions, sessions.create("a", "chat"), "elephant", "giraffe"))
-    talk(sessions, sessions.create("b", "chat"), "giraffe")
-    assert (found(sessions, "elephant"), found(sessions, "giraffe")) == ([], [("b", "giraffe")])
+def test_search_does_not_find_removed_messages(sessions: Store, path: Path) -> None:
+    sessions.remove(add_texts(sessions, sessions.create("a", "chat"), "elephant", "giraffe"))
+    add_texts(sessions, sessions.create("b", "chat"), "giraffe")
+    assert (search_results(sessions, "elephant"), search_results(sessions, "giraffe")) == ([], [("b", "giraffe")])
     assert rows(path, "SELECT rowid FROM texts WHERE texts MATCH 'elephant'") == []
 
 
-def test_a_message_is_found_once_in_the_session_last_changed(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "an elephant", "two")
+def test_search_finds_a_message_once_in_its_latest_session(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "an elephant", "two")
     fork = sessions.create("b", "chat", leaf=session.leaf)
-    assert found(sessions, "elephant") == [("b", "an elephant")]
-    session = talk(sessions, session, "three")
+    assert search_results(sessions, "elephant") == [("b", "an elephant")]
+    session = add_texts(sessions, session, "three")
     [hit] = sessions.search("elephant")
     assert (hit.session, hit.message.id) == (session, sessions.messages(fork)[0].id)
 
 
-def test_the_best_match_comes_first_and_shows_where_it_is(sessions: Store) -> None:
+def test_search_ranks_matches_and_excerpts_them(sessions: Store) -> None:
     long = "word " * 500 + "an elephant stands here " + "word " * 500
-    session = talk(sessions, sessions.create("a", "chat"), long, "elephant elephant")
+    session = add_texts(sessions, sessions.create("a", "chat"), long, "elephant elephant")
     hits = sessions.search("elephant")
     assert [hit.message.message.content for hit in hits] == ["elephant elephant", long]
     assert "an elephant stands here" in hits[1].excerpt
@@ -465,43 +463,42 @@ def test_the_best_match_comes_first_and_shows_where_it_is(sessions: Store) -> No
     assert hits[0].session == session
 
 
-def test_answers_a_session_was_moved_back_from_do_not_use_up_a_search(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "Which animal?")
+def test_search_limit_ignores_messages_on_abandoned_branches(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "Which animal?")
     for answer in ("an elephant", "an elephant", "an elephant"):
-        last = talk(sessions, session, answer)
-    assert len(sessions.children(session.leaf)) == 3
+        last = add_texts(sessions, session, answer)
+    assert len(children(sessions, session.leaf)) == 3
     assert [hit.message.id for hit in sessions.search("elephant", limit=1)] == [last.leaf]
 
 
-def test_a_message_another_session_hangs_on_is_found_in_the_one_that_leads_to_it(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "one", "two", "three", "an elephant")
+def test_search_names_the_session_whose_branch_has_the_message(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "an elephant")
     fork = sessions.create("b", "chat", leaf=session.leaf)
-    talk(sessions, sessions.move(session, sessions.messages(session)[1].id), "four")
-    assert found(sessions, "elephant") == [("b", "an elephant")]
-    assert found(sessions, "one") == [("a", "one")]
+    add_texts(sessions, sessions.move(session, sessions.messages(session)[1].id), "four")
+    assert search_results(sessions, "elephant") == [("b", "an elephant")]
+    assert search_results(sessions, "one") == [("a", "one")]
     sessions.move(fork, None)
-    assert found(sessions, "elephant") == []
+    assert search_results(sessions, "elephant") == []
 
 
-def test_a_few_of_many_messages_are_found_without_reading_the_others(sessions: Store) -> None:
+def test_search_reads_only_the_messages_it_returns(sessions: Store) -> None:
     with sessions.transaction():
         session = sessions.create("a", "chat")
         for number in range(400):
-            session = talk(sessions, session, f"{number} elephant " + "word " * 2000)
+            session = add_texts(sessions, session, f"{number} elephant " + "word " * 2000)
 
     def seconds(limit: int) -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         assert len(sessions.search("elephant", limit)) == limit
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     assert min(seconds(1) for _ in range(3)) < min(seconds(400) for _ in range(3)) / 5
 
 
-# Who may read it.
+# Permissions.
 
 
-def modes(path: Path) -> dict[str, int]:
-    """Return the rights of the database's folder, and of the files in it."""
+def permissions(path: Path) -> dict[str, int]:
     return {each.name: each.stat().st_mode & 0o777 for each in (path.parent, *path.parent.iterdir())}
 
 
@@ -509,34 +506,32 @@ PRIVATE = {"new": 0o700, "sessions.db": 0o600, "sessions.db-wal": 0o600, "sessio
 
 
 @pytest.fixture
-def generous() -> Iterator[None]:
-    """Have files made for everybody to read and write."""
+def permissive_umask() -> Iterator[None]:
+    """A umask that lets everybody read and write new files."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
-@pytest.mark.usefixtures("generous")
-def test_only_its_owner_can_read_what_was_said(sessions: Store, path: Path) -> None:
+@pytest.mark.usefixtures("permissive_umask")
+def test_database_is_readable_only_by_its_owner(sessions: Store, path: Path) -> None:
     sessions.create("a", "chat")
-    assert modes(path) == PRIVATE
+    assert permissions(path) == PRIVATE
     sessions.vacuum()
-    assert modes(path) == PRIVATE
+    assert permissions(path) == PRIVATE
 
 
-@pytest.mark.usefixtures("generous")
-def test_a_database_that_others_could_read_is_closed_to_them(sessions: Store, path: Path) -> None:
+@pytest.mark.usefixtures("permissive_umask")
+def test_opening_withdraws_other_users_permissions(sessions: Store, path: Path) -> None:
     sessions.create("a", "chat")
     for file in path.parent.iterdir():
         file.chmod(0o644)
     with contextlib.closing(Store(path)) as other:
         assert other.names() == ["a"]
-    assert modes(path) == PRIVATE
+    assert permissions(path) == PRIVATE
 
 
-def test_a_database_whose_rights_are_anothers_is_opened_all_the_same(
-    sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_database_opens_even_if_chmod_is_refused(sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, mode: int) -> None:
         raise PermissionError(1, "Operation not permitted", str(self))
 
@@ -547,22 +542,22 @@ def test_a_database_whose_rights_are_anothers_is_opened_all_the_same(
         assert other.names() == ["a"]
 
 
-# Transactions, and other processes.
+# Transactions and other processes.
 
 
 class Stopped(Exception):
-    """What a test raises in the middle."""
+    """Raised within a transaction."""
 
 
-def test_changes_made_together_all_happen_or_none(sessions: Store) -> None:
-    kept = talk(sessions, sessions.create("kept", "chat"), "one")
+def test_transaction_is_atomic(sessions: Store) -> None:
+    kept = add_texts(sessions, sessions.create("kept", "chat"), "one")
 
     def change(stop: bool) -> None:
         with sessions.transaction():
-            made = talk(sessions, sessions.create("made", "chat"), "elephant")
+            temporary = add_texts(sessions, sessions.create("made", "chat"), "elephant")
             with sessions.transaction():
-                talk(sessions, sessions.move(kept, None), "another")
-            sessions.remove(made)
+                add_texts(sessions, sessions.move(kept, None), "another")
+            sessions.remove(temporary)
             sessions.create("last", "chat")
             if stop:
                 raise Stopped
@@ -570,54 +565,52 @@ def test_changes_made_together_all_happen_or_none(sessions: Store) -> None:
     with pytest.raises(Stopped):
         change(stop=True)
     assert [summary.session for summary in sessions.summaries()] == [kept]
-    assert (texts(sessions.children(None)), sessions.search("elephant")) == (["one"], [])
+    assert (children(sessions, None), sessions.search("elephant")) == (["one"], [])
     change(stop=False)
     assert [summary.session.name for summary in sessions.summaries()] == ["last", "kept"]
-    assert texts(sessions.children(None)) == ["one", "another"]
+    assert children(sessions, None) == ["one", "another"]
 
 
-def test_a_name_that_is_taken_is_no_end_of_the_changes_around_it(sessions: Store) -> None:
+def test_transaction_continues_after_a_name_in_use(sessions: Store) -> None:
     with sessions.transaction():
         sessions.create("a", "chat")
-        with pytest.raises(SessionError, match="there is a session a already"):
+        with pytest.raises(SessionError, match='session "a" already exists'):
             sessions.create("a", "chat")
         sessions.create("b", "chat")
     assert [summary.session.name for summary in sessions.summaries()] == ["b", "a"]
 
 
-def test_a_reader_sees_what_was_committed_and_nothing_before(sessions: Store, path: Path) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "one")
+def test_reader_sees_only_committed_changes(sessions: Store, path: Path) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one")
     with contextlib.closing(Store(path)) as reader:
         assert reader.find("a") == session
         with sessions.transaction():
-            changed = talk(sessions, session, "elephant")
+            changed = add_texts(sessions, session, "elephant")
             assert (reader.find("a"), reader.search("elephant")) == (session, [])
         assert reader.find("a") == changed
-        assert found(reader, "elephant") == [("a", "elephant")]
+        assert search_results(reader, "elephant") == [("a", "elephant")]
 
 
-def test_a_database_that_stays_busy_is_a_session_error(
-    sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_busy_database_is_a_session_error(sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.05)
     with contextlib.closing(Store(path)) as other, sessions.transaction():
         assert other.summaries() == []
         with pytest.raises(SessionError) as caught:
             other.create("a", "chat")
         assert caught.value.message == f"{path}: database is locked"
-        assert "end what else uses it" in caught.value.hint
+        assert "close other users of the file" in caught.value.hint
     assert sessions.create("a", "chat").name == "a"
 
 
-def started(script: str, *argv: str | Path) -> subprocess.Popen[str]:
-    """Start a process that runs a script, which prints and reads lines."""
-    head = (
+def start_process(script: str, *argv: str | Path) -> subprocess.Popen[str]:
+    """Start a process that runs a script, with its standard input and output as pipes."""
+    imports = (
         "import sys; from pathlib import Path\n"
         "from cerebrum_cli.core.conversation import Message\n"
         "from cerebrum_cli.sessions.store import Store\n"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", head + script, *map(str, argv)],
+        [sys.executable, "-c", imports + script, *map(str, argv)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -625,7 +618,7 @@ def started(script: str, *argv: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def test_several_processes_writing_at_once_lose_nothing(path: Path) -> None:
+def test_concurrent_writers_lose_nothing(path: Path) -> None:
     script = (
         "store = Store(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.readline()\n"
         "for number in range(15):\n"
@@ -633,11 +626,11 @@ def test_several_processes_writing_at_once_lose_nothing(path: Path) -> None:
         "    session = store.add_message(session, Message('user', f'question {sys.argv[2]} {number}'))\n"
         "    store.add_message(session, Message('assistant', f'answer {sys.argv[2]} {number}', (number,)))\n"
     )
-    writers = [started(script, path, str(number)) for number in range(4)]
+    writers = [start_process(script, path, str(number)) for number in range(4)]
     for writer in writers:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-    for writer in writers:  # they wait for each other, so that the file is made by several at once
+    for writer in writers:  # released together, so that several create the file concurrently
         assert writer.stdin is not None
         writer.stdin.write("\n")
         writer.stdin.flush()
@@ -645,15 +638,15 @@ def test_several_processes_writing_at_once_lose_nothing(path: Path) -> None:
         writer.communicate()
     assert [writer.returncode for writer in writers] == [0] * 4
     with contextlib.closing(Store(path)) as sessions:
-        kept = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.summaries()}
-    assert kept == {
+        stored = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.summaries()}
+    assert stored == {
         f"{writer}-{number}": [f"question {writer} {number}", f"answer {writer} {number}"]
         for writer in range(4)
         for number in range(15)
     }
 
 
-def test_a_process_that_is_killed_leaves_every_message_it_committed(path: Path) -> None:
+def test_killed_process_leaves_every_committed_message(path: Path) -> None:
     script = (
         "store = Store(Path(sys.argv[1])); session = store.create(sys.argv[2], 'chat')\n"
         "for number in range(1_000_000):\n"
@@ -662,7 +655,7 @@ def test_a_process_that_is_killed_leaves_every_message_it_committed(path: Path) 
         "    print(number, flush=True)\n"
     )
     for kill_after in (1, 8, 21):
-        writer = started(script, path, str(kill_after))
+        writer = start_process(script, path, str(kill_after))
         assert writer.stdout is not None
         for _ in range(kill_after):
             writer.stdout.readline()
@@ -673,9 +666,9 @@ def test_a_process_that_is_killed_leaves_every_message_it_committed(path: Path) 
             assert session is not None
             numbers = [int(text.split()[0]) for text in texts(sessions.messages(session))]
             assert numbers == list(range(len(numbers)))
-            assert committed <= len(numbers) <= committed + 1  # killed before it could say so
-            assert found(sessions, "0")[:1]
-            talk(sessions, session, "it goes on")
+            assert committed <= len(numbers) <= committed + 1  # killed before it could print
+            assert search_results(sessions, "0")[:1]
+            add_texts(sessions, session, "continued")
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("INSERT INTO texts (texts) VALUES ('integrity-check')")
@@ -684,13 +677,13 @@ def test_a_process_that_is_killed_leaves_every_message_it_committed(path: Path) 
 # Versions.
 
 
-def made(path: Path) -> dict[str, int]:
-    """Return how often each table, index and trigger of the schema is in a database."""
+def schema_objects(path: Path) -> dict[str, int]:
+    """Count each table, index and trigger in a database."""
     names = [name for (name,) in rows(path, "SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'")]
     return {name: names.count(name) for name in names}
 
 
-def test_a_database_two_processes_open_at_once_is_made_once(path: Path, tmp_path: Path) -> None:
+def test_concurrent_openers_migrate_once(path: Path, tmp_path: Path) -> None:
     path.parent.mkdir()
     script = (
         "import sqlite3; from cerebrum_cli.sessions.schema import migrate\n"
@@ -700,37 +693,39 @@ def test_a_database_two_processes_open_at_once_is_made_once(path: Path, tmp_path
     )
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        openers = [started(script, path) for _ in range(2)]
-        for opener in openers:  # both have seen version 0, and wait to begin
+        openers = [start_process(script, path) for _ in range(2)]
+        for opener in openers:  # both have read version 0 and wait for the lock
             assert opener.stdout is not None
             assert [opener.stdout.readline() for _ in range(2)] == ["PRAGMA\n", "BEGIN\n"]
         holder.execute("ROLLBACK")
-    told = [opener.communicate()[0].split() for opener in openers]
+    statements = [opener.communicate()[0].split() for opener in openers]
     assert [opener.returncode for opener in openers] == [0, 0]
-    assert sorted("CREATE" in words for words in told) == [False, True]
+    assert sorted("CREATE" in words for words in statements) == [False, True]
     assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
     with contextlib.closing(Store(tmp_path / "alone.db")) as alone:
         alone.summaries()
-    assert made(path) == made(tmp_path / "alone.db")
-    assert {"messages", "sessions", "texts", "children", "recent", "said", "unsaid", "said_on"} <= made(path).keys()
-    assert set(made(path).values()) == {1}
+    assert schema_objects(path) == schema_objects(tmp_path / "alone.db")
+    assert {"messages", "sessions", "texts", "children", "recent", "said", "unsaid", "said_on"} <= schema_objects(
+        path
+    ).keys()
+    assert set(schema_objects(path).values()) == {1}
 
 
-def test_a_step_happens_whole_or_not_at_all(path: Path, sessions: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "one")
+def test_migration_is_atomic(path: Path, sessions: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one")
     good = "ALTER TABLE sessions ADD COLUMN note TEXT;\nCREATE TABLE notes (text TEXT);"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
         monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good + "\nCREATE TABLE messages (id INTEGER);"))
         with pytest.raises(sqlite3.OperationalError, match="already exists"):
             migrate(database)
-        assert (rows(path, "PRAGMA user_version"), "notes" in made(path)) == ([(len(MIGRATIONS),)], False)
+        assert (rows(path, "PRAGMA user_version"), "notes" in schema_objects(path)) == ([(len(MIGRATIONS),)], False)
         assert sessions.find("a") == session
         monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, good))
         assert [migrate(database), migrate(database)] == [len(MIGRATIONS) + 1] * 2
     assert rows(path, "SELECT name, note FROM sessions") == [("a", None)]
 
 
-def test_a_database_of_the_first_version_goes_on_with_all_it_holds(path: Path) -> None:
+def test_migration_keeps_all_data_of_the_first_version(path: Path) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
@@ -743,28 +738,28 @@ def test_a_database_of_the_first_version_goes_on_with_all_it_holds(path: Path) -
         assert session
         assert (session.first, session.updated) == (None, 2.0)
         assert texts(sessions.messages(session)) == ["Hello?"]
-        assert found(sessions, "hello") == [("old", "Hello?")]
+        assert search_results(sessions, "hello") == [("old", "Hello?")]
         assert sessions.update_session(session, first=1).first == 1
     assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
 
 
-def test_where_the_context_begins_is_kept_until_the_conversation_is_back_before_it(sessions: Store) -> None:
-    session = talk(sessions, sessions.create("a", "chat"), "one", "two", "three", "four", "five")
+def test_context_start_is_reset_when_the_branch_ends_before_it(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four", "five")
     path = sessions.messages(session)
     session = sessions.update_session(session, first=path[2].id)
     assert sessions.find("a") == session
-    assert talk(sessions, session, "six").first == path[2].id
+    assert add_texts(sessions, session, "six").first == path[2].id
     assert sessions.move(session, path[3].id).first == path[2].id
     assert sessions.move(session, path[1].id).first is None
     fork = sessions.create("b", "chat", leaf=session.leaf, first=session.first)
     assert fork.first == path[2].id
 
 
-# What cannot be used.
+# Unusable databases.
 
 
-def refusals(path: Path) -> Iterator[SessionError]:
-    """Yield the errors of all that can be asked of a database, each of one line what and one what to do."""
+def errors_of(path: Path) -> Iterator[SessionError]:
+    """Yield the error of each operation on a database: one line for the problem, one for the fix."""
     attempts: tuple[Callable[[Store], object], ...] = (
         Store.summaries,
         Store.latest,
@@ -782,12 +777,12 @@ def refusals(path: Path) -> Iterator[SessionError]:
 
 
 @pytest.fixture
-def full(path: Path) -> Path:
-    """Return a database of a megabyte."""
+def large_database(path: Path) -> Path:
+    """A database of one megabyte."""
     with contextlib.closing(Store(path)) as sessions, sessions.transaction():
         session = sessions.create("a", "chat")
         for number in range(200):
-            session = talk(sessions, session, f"{number} " + "word " * 1000)
+            session = add_texts(sessions, session, f"{number} " + "word " * 1000)
     return path
 
 
@@ -805,54 +800,56 @@ def full(path: Path) -> Path:
     ],
     ids=("text", "short text", "header", "first page", "half", "first page filled", "rest zero", "rest filled"),
 )
-def test_a_damaged_database_is_named_and_never_overwritten(full: Path, damage: Callable[[bytes], bytes]) -> None:
-    damaged = damage(full.read_bytes())
-    full.write_bytes(damaged)
-    for error in refusals(full):
-        assert error.message.startswith(f"{full}: ")
-        assert error.hint == "move it away: a new one is begun"
-    assert full.read_bytes() == damaged
+def test_damaged_database_is_reported_and_never_overwritten(
+    large_database: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    damaged = damage(large_database.read_bytes())
+    large_database.write_bytes(damaged)
+    for error in errors_of(large_database):
+        assert error.message.startswith(f"{large_database}: ")
+        assert error.hint == "move the file away; a new one will be created"
+    assert large_database.read_bytes() == damaged
 
 
-def test_a_database_of_a_newer_cerebrum_is_left_alone(path: Path) -> None:
+def test_database_of_a_newer_version_is_left_unchanged(path: Path) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE sessions (something TEXT)")
         database.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
-    for error in refusals(path):
+    for error in errors_of(path):
         assert (error.message, error.hint) == (f"{path}: written by a newer cerebrum", "update cerebrum")
     assert path.read_bytes() == before
 
 
-def test_a_database_of_another_program_is_named(path: Path) -> None:
+def test_database_of_another_program_is_reported(path: Path) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE messages (text TEXT)")
-    for error in refusals(path):
+    for error in errors_of(path):
         assert error.message.startswith(f"{path}: ")
-        assert "move it away" in error.hint
-    assert made(path) == {"messages": 1}
+        assert "move the file away" in error.hint
+    assert schema_objects(path) == {"messages": 1}
 
 
-def test_a_directory_in_place_of_the_database_is_named(path: Path) -> None:
+def test_directory_in_place_of_the_database_is_reported(path: Path) -> None:
     path.mkdir(parents=True)
-    for error in refusals(path):
+    for error in errors_of(path):
         assert error.message.startswith(f"{path}: ")
-        assert "free some space" not in error.hint
+        assert "free disk space" not in error.hint
 
 
-def test_a_file_in_place_of_the_directory_is_named(path: Path) -> None:
+def test_file_in_place_of_the_directory_is_reported(path: Path) -> None:
     path.parent.write_bytes(b"")
-    for error in refusals(path):
+    for error in errors_of(path):
         assert error.message == f"{path.parent}: File exists"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-@pytest.mark.parametrize("there", [False, True], ids=("without one", "with one"))
-def test_a_directory_that_cannot_be_written_is_named(path: Path, there: bool) -> None:
+@pytest.mark.parametrize("has_database", [False, True], ids=("without one", "with one"))
+def test_read_only_directory_is_reported(path: Path, has_database: bool) -> None:
     path.parent.mkdir()
-    if there:
+    if has_database:
         with contextlib.closing(Store(path)) as sessions:
             sessions.create("a", "chat")
     path.parent.chmod(0o500)

@@ -1,4 +1,4 @@
-"""What was asked is kept, gone on from, found again and handed to other programs."""
+"""`cerebrum sessions` and `ask -c`: exchanges are saved, continued, found, exported and deleted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished, saying, talking
+from command_line import CommandLine, saying, talking
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.sessions.lock import SessionLock
@@ -19,14 +19,14 @@ from cerebrum_cli.sessions.store import Store
 
 @pytest.fixture
 def user(tmp_path: Path, chatml_model: Path) -> CommandLine:
-    """Return a user who has the small model."""
+    """A user who has installed the small model."""
     command = CommandLine(tmp_path)
     assert command.run("pull", chatml_model, "--name", "small").code == 0
     return command
 
 
 def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
-    """Ask, have the model reply just this, and return what was said on standard error."""
+    """Ask with a grammar that allows only `reply`, and return standard error."""
     done = user.run("ask", "--grammar", saying(reply, user.home), *more, question)
     assert (done.code, done.out) == (code, f"{reply.strip()}\n"), done.err
     return done.err
@@ -42,24 +42,24 @@ def shown(user: CommandLine, name: str) -> dict[str, Any]:
     return session
 
 
-def said(session: dict[str, Any]) -> list[tuple[str, str]]:
+def turns(session: dict[str, Any]) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in session["messages"]]
 
 
-def test_an_exchange_is_kept_with_how_it_came_to_be(user: CommandLine) -> None:
+def test_ask_saves_the_exchange_and_how_it_was_generated(user: CommandLine) -> None:
     ask(user, "What is four by five?", "Twenty.", "--temperature", "0.5", "--seed", "7", "-s", "Be brief.")
     [row] = listed(user)
     expected = ("what-is-four-by-five", "ask", "small", "embedded", 2, "What is four by five?")
     assert tuple(row[key] for key in ("name", "origin", "model", "format", "messages", "first")) == expected
     session = shown(user, "what-is-four-by-five")
     assert session["system_prompt"] == "Be brief."
-    assert said(session) == [("user", "What is four by five?"), ("assistant", "Twenty.")]
+    assert turns(session) == [("user", "What is four by five?"), ("assistant", "Twenty.")]
     reply = session["messages"][1]
     assert (reply["finish_reason"], reply["seed"], reply["params"]["temperature"]) == ("stop", 7, 0.5)
     assert reply["timings"]["prompt_tokens"] > 0
 
 
-def test_going_on_reads_what_was_said_token_by_token(user: CommandLine) -> None:
+def test_ask_continue_extends_the_sampled_tokens(user: CommandLine) -> None:
     first = user.run("ask", "--dry-run", "--json", "Who are you?").object["token_ids"]
     ask(user, "Who are you?", "Nobody: much.")
     second = user.run("ask", "-c", "--dry-run", "--json", "And now?").object
@@ -68,15 +68,15 @@ def test_going_on_reads_what_was_said_token_by_token(user: CommandLine) -> None:
     assert tokens.message.tokens
     assert second["token_ids"][: len(first) + len(tokens.message.tokens)] == [*first, *tokens.message.tokens]
     assert second["prompt"].endswith("And now?<|im_end|>\n<|im_start|>assistant\n")
-    assert len(listed(user)) == 1  # a dry run keeps nothing
+    assert len(listed(user)) == 1  # a dry run saves nothing
 
 
-def test_going_on_asks_the_same_model_and_system_prompt(user: CommandLine, mistral_model: Path) -> None:
+def test_ask_continue_uses_the_sessions_model_and_system_prompt(user: CommandLine, mistral_model: Path) -> None:
     assert user.run("pull", mistral_model, "--name", "other").code == 0
     ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
     ask(user, "Two?", " Second.", "--continue")
     session = shown(user, "one")
-    assert said(session) == [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
+    assert turns(session) == [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
     assert {message["model"] for message in session["messages"][1::2]} == {"other"}
     prompt = user.run("ask", "-c", "--dry-run", "Three?").out
     assert prompt == "<s>Count.\nUser: One?\nAI: First.\nUser: Two?\nAI: Second.\nUser: Three?\nAI:"
@@ -84,17 +84,16 @@ def test_going_on_asks_the_same_model_and_system_prompt(user: CommandLine, mistr
     assert other.startswith("<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n")
 
 
-def test_what_is_not_to_be_kept_is_not(user: CommandLine) -> None:
+def test_ask_saves_nothing_with_no_log_raw_or_dry_run(user: CommandLine) -> None:
     ask(user, "Is this private?", "Yes.", "--no-log")
     assert user.run("ask", "--raw", "-n", "2", "once upon").code == 0
     assert user.run("ask", "--dry-run", "Why?").code == 0
     assert listed(user) == []
     done = user.run("sessions", "list")
-    assert (done.code, done.out, done.err) == (0, "", "no session is kept yet; cerebrum ask begins one\n")
-    assert not (user.home / "data" / "cerebrum" / "sessions" / "sessions.db").exists() or listed(user) == []
+    assert (done.code, done.out, done.err) == (0, "", "no saved sessions; cerebrum ask and cerebrum chat create them\n")
 
 
-def test_two_sessions_that_begin_alike_have_names_of_their_own(user: CommandLine) -> None:
+def test_ask_numbers_sessions_with_the_same_first_words(user: CommandLine) -> None:
     for reply in ("One.", "Two."):
         ask(user, "Count!", reply)
     assert [row["name"] for row in listed(user)] == ["count-2", "count"]
@@ -102,7 +101,7 @@ def test_two_sessions_that_begin_alike_have_names_of_their_own(user: CommandLine
     assert [(row["name"], row["messages"]) for row in listed(user)] == [("count-2", 4), ("count", 2)]
 
 
-def test_an_interrupted_answer_is_kept_as_far_as_it_came(user: CommandLine) -> None:
+def test_ask_saves_the_part_of_an_interrupted_answer(user: CommandLine) -> None:
     process = user.start("ask", "--grammar", str(talking(user.home)), "Talk!")
     assert process.stdout
     assert process.stdout.read(20)
@@ -120,22 +119,24 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(user: CommandLine) -> N
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (("ask", "-c", "Why?"), 1, "there is no session to go on from"),
-        (("ask", "-c", "--raw", "Why?"), 1, "there is no session to go on from"),
-        (("sessions", "show", "nothing"), 1, "there is no session nothing"),
-        (("sessions", "rm", "nothing", "-y"), 1, "there is no session nothing"),
-        (("sessions", "export", "nothing"), 1, "there is no session nothing"),
+        (("ask", "-c", "Why?"), 1, "no session to continue"),
+        (("ask", "-c", "--raw", "Why?"), 1, "no session to continue"),
+        (("sessions", "show", "nothing"), 1, 'no session named "nothing"'),
+        (("sessions", "rm", "nothing", "-y"), 1, 'no session named "nothing"'),
+        (("sessions", "export", "nothing"), 1, 'no session named "nothing"'),
         (("sessions", "import", "nothing.json"), 2, "nothing.json: No such file or directory"),
     ],
 )
-def test_what_is_not_there_is_said(user: CommandLine, arguments: tuple[str, ...], code: int, error: str) -> None:
+def test_missing_sessions_and_files_are_reported(
+    user: CommandLine, arguments: tuple[str, ...], code: int, error: str
+) -> None:
     done = user.run(*arguments)
     first, second = done.err.splitlines()
     assert (done.code, done.out, first) == (code, "", f"error: {error}")
     assert second.startswith("  try: ")
 
 
-def test_a_whole_conversation_does_not_go_on_from_another(user: CommandLine) -> None:
+def test_ask_continue_refuses_messages_and_raw(user: CommandLine) -> None:
     ask(user, "Why?", "So.")
     (user.home / "talk.json").write_text('[{"role": "user", "content": "Hi"}]')
     for more, named in ((["--messages", "talk.json"], "--messages"), (["--raw", "x"], "--raw")):
@@ -143,7 +144,7 @@ def test_a_whole_conversation_does_not_go_on_from_another(user: CommandLine) -> 
         assert (done.code, named in done.err) == (2, True)
 
 
-def test_a_conversation_from_a_file_is_kept_whole(user: CommandLine) -> None:
+def test_ask_saves_every_message_of_a_messages_file(user: CommandLine) -> None:
     talk = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hi"},
@@ -155,39 +156,39 @@ def test_a_conversation_from_a_file_is_kept_whole(user: CommandLine) -> None:
     assert done.code == 0
     session = shown(user, "hi")
     assert session["system_prompt"] == "Be kind."
-    assert said(session) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Well?"), ("assistant", "Fine.")]
+    assert turns(session) == [("user", "Hi"), ("assistant", "Hello"), ("user", "Well?"), ("assistant", "Fine.")]
 
 
-def test_sessions_are_found_by_their_words(user: CommandLine) -> None:
+def test_sessions_search_finds_messages_by_words(user: CommandLine) -> None:
     ask(user, "Where do cats sleep?", "On the warm stove.")
     ask(user, "Where do dogs sleep?", "On the bed.")
     done = user.run("sessions", "search", "warm stove")
     assert (done.code, done.out) == (0, "where-do-cats-sleep  assistant: On the warm stove.\n")
     assert len(user.run("sessions", "search", "sleep", "--json").object) == 2
     done = user.run("sessions", "search", "fish")
-    assert (done.code, done.out, done.err) == (0, "", "nothing is found\n")
+    assert (done.code, done.out, done.err) == (0, "", "No matches\n")
 
 
-def test_a_session_goes_out_and_comes_back_the_same(user: CommandLine) -> None:
+def test_sessions_export_and_import_round_trip(user: CommandLine) -> None:
     ask(user, "Is it *so*?", "It is.", "-s", "Be brief.")
     conversation = Conversation(system_prompt="Be brief.").user("Is it *so*?").assistant("It is.")
-    for shape in ("json", "sharegpt"):
-        file = user.home / f"{shape}.json"
-        file.write_text(user.run("sessions", "export", "is-it-so", "--as", shape).out)
-        done = user.run("sessions", "import", file, "--name", shape)
-        assert (done.code, done.err) == (0, f"{shape} is kept; cerebrum ask -c goes on from it\n")
+    for export_format in ("json", "sharegpt"):
+        file = user.home / f"{export_format}.json"
+        file.write_text(user.run("sessions", "export", "is-it-so", "--as", export_format).out)
+        done = user.run("sessions", "import", file, "--name", export_format)
+        assert (done.code, done.err) == (0, f"Imported as {export_format}; continue with cerebrum ask -c\n")
         store = Store(user.home / "data" / "cerebrum" / "sessions" / "sessions.db")
-        session = store.find(shape)
+        session = store.find(export_format)
         assert session
         assert store.conversation(session) == conversation
         store.close()
     again = user.run("sessions", "import", user.home / "json.json", "--name", "json")
-    assert (again.code, again.err.splitlines()[0]) == (1, "error: there is a session json already")
+    assert (again.code, again.err.splitlines()[0]) == (1, 'error: session "json" already exists')
     markdown = "# is-it-so\n\n## System\n\nBe brief.\n\n## User\n\nIs it *so*?\n\n## Assistant\n\nIt is.\n"
     assert user.run("sessions", "export", "is-it-so").out == user.run("sessions", "show", "is-it-so").out == markdown
 
 
-def test_a_transcript_is_the_exact_text_the_model_saw(user: CommandLine, mistral_model: Path) -> None:
+def test_sessions_export_transcript_is_the_exact_prompt_and_reply(user: CommandLine, mistral_model: Path) -> None:
     assert user.run("pull", mistral_model, "--name", "other").code == 0
     ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum", "-s", "Count.")
     ask(user, "Two?", " Second.", "-c", "--format", "cerebrum")
@@ -200,7 +201,7 @@ def test_a_transcript_is_the_exact_text_the_model_saw(user: CommandLine, mistral
     )
 
 
-def test_a_transcript_has_what_another_model_said_as_text(user: CommandLine, mistral_model: Path) -> None:
+def test_sessions_export_transcript_includes_other_models_replies(user: CommandLine, mistral_model: Path) -> None:
     assert user.run("pull", mistral_model, "--name", "other").code == 0
     ask(user, "One?", " First.", "-m", "other", "--format", "cerebrum")
     ask(user, "Two?", "Second.", "-c", "-m", "small", "--format", "embedded")
@@ -212,36 +213,36 @@ def test_a_transcript_has_what_another_model_said_as_text(user: CommandLine, mis
     )
 
 
-def test_a_session_is_removed_when_somebody_says_so(user: CommandLine) -> None:
+def test_sessions_rm_requires_confirmation(user: CommandLine) -> None:
     ask(user, "Why?", "So.")
     done = user.run("sessions", "rm", "why")
     assert (done.code, done.err) == (1, "why not deleted; confirm with -y\n")
     done = user.run("sessions", "rm", "why", "-y")
-    assert (done.code, done.err) == (0, "why is gone, and 2 messages with it\n")
+    assert (done.code, done.err) == (0, "why deleted (2 messages)\n")
     assert listed(user) == []
 
 
-def test_what_is_removed_leaves_no_trace(user: CommandLine) -> None:
+def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     ask(user, "Who hides the zebra?", "A walrus.")
     ask(user, "What stays?", "This.")
-    kept = user.home / "data" / "cerebrum" / "sessions"
+    directory = user.home / "data" / "cerebrum" / "sessions"
     assert user.run("sessions", "rm", "who-hides-the-zebra", "-y").code == 0
-    files = [file for file in kept.rglob("*") if file.is_file()]
+    files = [file for file in directory.rglob("*") if file.is_file()]
     for word in (b"zebra", b"walrus", b"hides"):
         assert [file.name for file in files if word in file.read_bytes()] == []
     assert [file.name for file in files if file.suffix == ".lock"] == []
-    assert {file.stat().st_mode & 0o077 for file in (kept, *kept.rglob("*"))} == {0}
-    assert said(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
+    assert {file.stat().st_mode & 0o077 for file in (directory, *directory.rglob("*"))} == {0}
+    assert turns(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
 
 
-def test_a_session_that_is_open_is_not_removed(user: CommandLine) -> None:
+def test_sessions_rm_refuses_an_open_session(user: CommandLine) -> None:
     ask(user, "Why?", "So.")
     directory = user.home / "data" / "cerebrum" / "sessions"
     session, lock = Store(directory / "sessions.db").find("why"), SessionLock(directory / "locks")
     assert session
     lock.acquire(session)
     done = user.run("sessions", "rm", "why", "-y")
-    assert (done.code, done.err.splitlines()[0]) == (1, "error: the session why is open in another process")
+    assert (done.code, done.err.splitlines()[0]) == (1, 'error: session "why" is open in another process')
     assert len(listed(user)) == 1
     lock.release()
     assert user.run("sessions", "rm", "why", "-y").code == 0
@@ -249,24 +250,24 @@ def test_a_session_that_is_open_is_not_removed(user: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " pad ", "a\nb"])
-def test_a_name_that_could_not_be_typed_again_is_not_taken(user: CommandLine, name: str) -> None:
+def test_sessions_import_refuses_unprintable_names(user: CommandLine, name: str) -> None:
     (user.home / " talk \n.json").write_text('[{"role": "user", "content": "Hi"}]')
     done = user.run("sessions", "import", " talk \n.json", "--name", name)
-    assert (done.code, done.err.splitlines()[0]) == (1, f"error: {name!r} is no name for a session")
+    assert (done.code, done.err.splitlines()[0]) == (1, f"error: invalid session name {name!r}")
     assert user.run("sessions", "import", " talk \n.json").code == 0
     assert [row["name"] for row in listed(user)] == ["talk"]
 
 
-def test_an_answer_stands_where_it_cannot_be_kept(user: CommandLine) -> None:
+def test_ask_prints_an_answer_that_cannot_be_saved(user: CommandLine) -> None:
     directory = user.home / "data" / "cerebrum" / "sessions"
     directory.mkdir(parents=True)
-    (directory / "sessions.db").write_text("no database at all, but long enough to be taken for one" * 50)
+    (directory / "sessions.db").write_text("not a database, but long enough to be taken for one" * 50)
     err = ask(user, "Why?", "So.")
     assert err.startswith("note: this exchange was not saved: ")
     assert "Traceback" not in err
 
 
-def test_a_long_wait_for_another_process_ends(user: CommandLine) -> None:
+def test_ask_waits_for_another_process_to_release_the_database(user: CommandLine) -> None:
     ask(user, "Why?", "So.")
     database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db", isolation_level=None)
     database.execute("BEGIN IMMEDIATE")
@@ -282,9 +283,9 @@ def test_a_long_wait_for_another_process_ends(user: CommandLine) -> None:
     assert [row["name"] for row in listed(user)] == ["now", "why"]
 
 
-def test_sessions_are_a_table_on_a_terminal_and_in_a_pipe(user: CommandLine) -> None:
+def test_sessions_list_prints_a_table_in_a_pipe(user: CommandLine) -> None:
     ask(user, "Why is the sky blue, and why is it red in the evening, and why at all?", "So.")
-    done: Finished = user.run("sessions", "list")
+    done = user.run("sessions", "list")
     head, row = done.out.splitlines()
     assert head.split() == ["name", "messages", "changed", "model", "begins"]
     assert row.split()[0] == "why-is-the-sky-blue"

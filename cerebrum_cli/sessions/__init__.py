@@ -1,1 +1,1 @@
-"""Conversations on disk: a tree of messages that forgets nothing, and what it is exported as."""
+"""Conversations on disk: a tree of messages that is never overwritten, and its export formats."""

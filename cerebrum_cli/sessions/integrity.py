@@ -1,4 +1,4 @@
-"""Whether the session database is whole: read and never written, so that what is damaged can still be saved."""
+"""Read-only integrity check of the session database, so that a damaged file can still be recovered."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.sessions.schema import MIGRATIONS, schema_version
 
-BUSY_TIMEOUT_S = 5.0  # how long another process's change is waited for
+BUSY_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSummary:
-    """What is in a whole database; 0 is the version of one in which nothing has been kept yet."""
+    """Contents of an intact database; its version is 0 while it is empty."""
 
     sessions: int
     messages: int
@@ -24,51 +24,52 @@ class DatabaseSummary:
 
 
 def check_integrity(path: Path) -> DatabaseSummary | None:
-    """Return what a database holds once all of it has been checked; None where there is none.
+    """Check the whole database and summarize its contents; None if the file does not exist.
 
-    Raises SessionError for one that is damaged, or not ours.
+    Raises SessionError if it is damaged, or another program's.
     """
     if not path.exists():
         return None
-    # A log that is there may hold changes, and closing would write them into the file. Where there is none one is made,
-    # and only who may write takes it away again.
+    # An existing log may hold changes, which closing a writable connection would write into the file. Without a log
+    # SQLite creates one, and only a writable connection removes it again.
     mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
-    address = f"{path.absolute().as_uri()}?mode={mode}"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S)) as database:
-            return _read(database, path)
+        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)) as database:
+            return _summarize(database, path)
     except sqlite3.Error as error:
-        raise _unreadable(path, str(error)) from error
+        raise _session_error(path, str(error)) from error
 
 
-def _read(database: sqlite3.Connection, path: Path) -> DatabaseSummary:
+def _summarize(database: sqlite3.Connection, path: Path) -> DatabaseSummary:
     version = schema_version(database)
     if version > len(MIGRATIONS):
         raise SessionError(f"{path}: written by a newer cerebrum", "update cerebrum")
-    (complaint,) = database.execute("PRAGMA integrity_check(1)").fetchone()
-    if complaint != "ok":
-        raise damaged(path, complaint)
+    (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+    if problem != "ok":
+        raise _damaged(path, problem)
     if row := database.execute("PRAGMA foreign_key_check").fetchone():
-        raise damaged(path, f"a row of {row[0]} hangs on one of {row[2]} that is gone")
+        raise _damaged(path, f"a row of {row[0]} refers to a missing row of {row[2]}")
     if not version:
         if database.execute("SELECT count(*) FROM sqlite_schema").fetchone() != (0,):
-            raise damaged(path, "it is another program's")
+            raise _damaged(path, "it belongs to another program")
         return DatabaseSummary(0, 0, 0)
     counts = (database.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("sessions", "messages"))
     (sessions,), (messages,) = counts
     return DatabaseSummary(sessions, messages, version)
 
 
-def damaged(path: Path, complaint: str) -> SessionError:
-    """Return the error of a database that cannot be gone on with, and can perhaps be saved."""
-    rescue = f"sqlite3 {shlex.quote(str(path))} .recover > saved.sql"
-    do = f"save what can be read: {rescue}; then move it and its -wal away, and a new one is begun"
-    return SessionError(f"{path} is damaged: {' '.join(complaint.split())}", do)
+def _damaged(path: Path, problem: str) -> SessionError:
+    recover = f"sqlite3 {shlex.quote(str(path))} .recover > saved.sql"
+    return SessionError(
+        f"{path} is damaged: {' '.join(problem.split())}",
+        f"recover what is readable: {recover}; then move the file and its -wal away to start a new one",
+    )
 
 
-def _unreadable(path: Path, said: str) -> SessionError:
-    if any(sign in said for sign in ("unable to open", "readonly", "disk I/O")):
-        return SessionError(f"{path}: {said}", "see to it that it is a file that can be read and written")
-    if "locked" in said:
-        return SessionError(f"{path}: another program has it locked", "end what uses it, and look again")
-    return damaged(path, said)
+def _session_error(path: Path, problem: str) -> SessionError:
+    if any(sign in problem for sign in ("unable to open", "readonly", "disk I/O")):
+        return SessionError(f"{path}: {problem}", "make sure that it is a readable and writable file")
+    if "locked" in problem:
+        return SessionError(f"{path} is locked by another program", "close that program and try again")
+    return _damaged(path, problem)

@@ -1,4 +1,4 @@
-"""One process at a time leads a session: a lock that dies with its process, however that ends."""
+"""Session locks: one process at a time writes to a session, and a lock ends with its process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cerebrum_cli.sessions.rows import Session
 
 
 class SessionLock:
-    """A lock on one session at most; `directory` holds an empty file for each that was led and is not removed.
+    """A lock on at most one session; `directory` holds an empty file for each session that was locked.
 
-    It is SQLite's own: a transaction that is never ended on a database that is never written. That locks on every
-    system and file system the sessions' database does, and is loaded already.
+    A lock is an open exclusive transaction on an otherwise empty SQLite database: it works on every system and file
+    system the session database works on, and needs no further import.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -23,43 +23,44 @@ class SessionLock:
         self._held: tuple[int, sqlite3.Connection] | None = None
 
     def acquire(self, session: Session) -> None:
-        """Lock a session, and let go of the one before. SessionError where another process leads it."""
+        """Lock a session and release the previous one. Raises SessionError if another process holds the lock."""
         if self._held and self._held[0] == session.id:
             return
-        taken = self._locked(session)
+        connection = self._lock(session)
         self.release()
-        self._held = session.id, taken
+        self._held = session.id, connection
 
     def release(self) -> None:
-        """Let go of what is locked, if anything."""
+        """Release the lock, if one is held."""
         if self._held:
             self._held[1].close()
             self._held = None
 
     def discard(self) -> None:
-        """Let go of what is locked, and remove its file: the session is gone."""
+        """Release the lock and delete its file, once the session is deleted."""
         if self._held:
             with contextlib.suppress(OSError):
-                self._path_of(self._held[0]).unlink(missing_ok=True)
+                self._lock_file(self._held[0]).unlink(missing_ok=True)
             self.release()
 
-    def _path_of(self, session: int) -> Path:
-        return self._directory / f"{session}.lock"
+    def _lock_file(self, session_id: int) -> Path:
+        return self._directory / f"{session_id}.lock"
 
-    def _locked(self, session: Session) -> sqlite3.Connection:
-        path = self._path_of(session.id)
-        database = None
+    def _lock(self, session: Session) -> sqlite3.Connection:
+        path = self._lock_file(session.id)
+        connection = None
         try:
             make_private_directory(self._directory)
             make_private_database(path)
-            database = sqlite3.connect(path, timeout=0, isolation_level=None)
-            database.execute("BEGIN EXCLUSIVE")
+            connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+            connection.execute("BEGIN EXCLUSIVE")
         except (OSError, sqlite3.Error) as error:
-            if database:
+            if connection:
                 with contextlib.suppress(sqlite3.Error):
-                    database.close()
+                    connection.close()
             if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                what = f"the session {session.name} is open in another process"
-                raise SessionError(what, "leave it there first, or use another session") from error
-            raise SessionError(f"{path}: {error}", "see to it that it can be written to") from error
-        return database
+                raise SessionError(
+                    f'session "{session.name}" is open in another process', "close it there, or use another session"
+                ) from error
+            raise SessionError(f"{path}: {error}", "make sure that it is writable") from error
+        return connection

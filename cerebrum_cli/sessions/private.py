@@ -1,4 +1,4 @@
-"""Folders and files that only their owner can read, whatever the umask is: conversations are private."""
+"""Directories and files that only their owner can read, whatever the umask: conversations are private."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import contextlib
 import stat
 from pathlib import Path
 
-DATABASE_SUFFIXES = ("", "-wal", "-shm")  # what SQLite makes beside a database gets the mode that has, when it is made
+DATABASE_SUFFIXES = ("", "-wal", "-shm")  # SQLite creates the last two with the mode of the database
 
 
 def make_private_directory(path: Path) -> None:
-    """Make a folder, unless it is there."""
+    """Create a directory, unless it exists."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def make_private_database(path: Path) -> None:
-    """Make an empty database file, or take its rights from others where it is there and that is allowed.
+    """Create an empty database file, or withdraw other users' permissions on an existing one where possible.
 
-    A file that is there is not opened: closing it would end the locks SQLite holds on it in this process.
+    An existing file is not opened: closing it would release the locks SQLite holds on it in this process.
     """
-    with contextlib.suppress(OSError):  # whoever opens it will be told
+    with contextlib.suppress(OSError):  # opening the database reports it
         path.touch(mode=0o600, exist_ok=False)
         return
     for suffix in DATABASE_SUFFIXES:

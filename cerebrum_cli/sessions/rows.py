@@ -1,4 +1,4 @@
-"""Sessions and messages as values, and as the rows of the database that they are kept in."""
+"""Sessions and messages as values, and their conversion from and to database rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Origin = Literal["chat", "ask", "import"]
 
 @dataclass(frozen=True, slots=True)
 class ReplyMetadata:
-    """What is kept of a message beside who said what: how a reply came to be, as far as that is known."""
+    """How a reply was generated, as far as that is known."""
 
     reasoning: str | None = None
     finish_reason: str | None = None
@@ -29,7 +29,7 @@ class ReplyMetadata:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message in the tree; `parent` is the one it answers, `created` in seconds since 1970."""
+    """A message in the tree; `parent` is the preceding message's id, `created` seconds since 1970."""
 
     id: int
     parent: int | None
@@ -40,9 +40,9 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A name for the message a conversation has come to, with what it was led with; times in seconds since 1970.
+    """A named branch of the message tree that ends at `leaf`, with its settings; times in seconds since 1970.
 
-    `first` is the oldest message that is still in the model's context, where older ones have been dropped from it.
+    `first` is the oldest message still in the model's context, if older ones were dropped.
     """
 
     id: int
@@ -59,7 +59,7 @@ class Session:
 
 
 class SessionSummary(NamedTuple):
-    """A session as a list shows it: how many messages it has, and the first question."""
+    """A session, its number of messages and its first question."""
 
     session: Session
     messages: int
@@ -67,7 +67,7 @@ class SessionSummary(NamedTuple):
 
 
 class SearchHit(NamedTuple):
-    """A message that a search has found, and a session it stands in."""
+    """A message that matches a search, and a session that contains it."""
 
     session: Session
     message: StoredMessage
@@ -90,7 +90,7 @@ PLACEHOLDERS = ", ".join("?" * len(COLUMNS))
 
 
 def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:
-    """Return what the columns of a message hold."""
+    """Convert a message to the values of COLUMNS."""
     tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
     return (
         message.role,
@@ -107,10 +107,10 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
-    """Return the message of a row."""
+    """Convert a row of the messages table."""
     tokens, role = row["tokens"], row["role"]
     ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
-    said = ReplyMetadata(
+    metadata = ReplyMetadata(
         reasoning=row["reasoning"],
         finish_reason=row["finish_reason"],
         model=row["model"],
@@ -119,10 +119,10 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
         seed=row["seed"],
         timings=row["timings"] and json.loads(row["timings"]),
     )
-    return StoredMessage(row["id"], row["parent"], Message(role, row["content"], ids), said, row["created"])
+    return StoredMessage(row["id"], row["parent"], Message(role, row["content"], ids), metadata, row["created"])
 
 
 def session_from_row(row: sqlite3.Row) -> Session:
-    """Return the session of a row."""
+    """Convert a row of the sessions table."""
     values = dict(row)
     return Session(**{**values, "params": json.loads(values["params"] or "{}")})

@@ -1,14 +1,14 @@
-"""The tables of the session database, as the steps that lead from each version to the next."""
+"""Schema of the session database, as one migration per version."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
 
-# A message hangs on the one it answers, so undoing, retrying and forking take nothing away: a session is a name for
-# the message it has come to (`leaf`). `session` is the one a message was said in, which may be gone. Times are seconds
-# since 1970, `params` and `timings` JSON, `tokens` the ids a reply was sampled as, four bytes each, little-endian. A
-# reply without a finish_reason is being said, or was when its process was killed.
+# Messages form a tree, each row pointing to the message before it, so undo, retry and fork delete nothing: a session
+# names the end of a branch (`leaf`). A message's `session` is the one it was added to, which may be deleted. Times are
+# seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
+# A reply without a finish_reason is being generated, or its process was killed.
 MIGRATIONS = (
     """
     CREATE TABLE messages (
@@ -53,20 +53,20 @@ MIGRATIONS = (
         INSERT INTO texts (rowid, content) VALUES (new.id, new.content);
     END;
     """,
-    # `first` is the oldest message its model still reads, once those before it have been dropped from the context.
+    # `first` is the oldest message still in the model's context, if older ones were dropped.
     "ALTER TABLE sessions ADD COLUMN first INTEGER;",
 )
 
 
 def migrate(database: sqlite3.Connection) -> int:
-    """Bring a database to the newest version, one step at a time, and return the version it then has.
+    """Migrate a database to the latest version and return that version.
 
-    A step happens whole or not at all, and once, however many processes open the database at the same time.
+    Each migration is one transaction and runs once, even if several processes open the database concurrently.
     """
     while (version := schema_version(database)) < len(MIGRATIONS):
         database.execute("BEGIN IMMEDIATE")
         try:
-            if schema_version(database) == version:  # nobody was faster
+            if schema_version(database) == version:  # no other process has migrated it meanwhile
                 for statement in _statements(MIGRATIONS[version]):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {version + 1}")
@@ -78,12 +78,13 @@ def migrate(database: sqlite3.Connection) -> int:
 
 
 def schema_version(database: sqlite3.Connection) -> int:
+    """Version of a database's schema; 0 if it has none yet."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return int(version)
 
 
 def enable_wal(database: sqlite3.Connection, timeout_s: float) -> None:
-    """Turn the write-ahead log on. Where another process does so now, SQLite does not wait by itself."""
+    """Turn on the write-ahead log, retrying since SQLite's busy timeout does not cover this change."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -96,11 +97,11 @@ def enable_wal(database: sqlite3.Connection, timeout_s: float) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """Return the statements of a script: `executescript` would commit what is open."""
-    statements, begun = [], ""
+    """Split a script into statements: `executescript` would commit the open transaction."""
+    statements, statement = [], ""
     for line in script.splitlines(keepends=True):
-        begun += line
-        if sqlite3.complete_statement(begun):
-            statements.append(begun)
-            begun = ""
+        statement += line
+        if sqlite3.complete_statement(statement):
+            statements.append(statement)
+            statement = ""
     return statements

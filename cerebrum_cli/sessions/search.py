@@ -1,4 +1,4 @@
-"""Messages found by their words, best first: only those a session leads to, and only the first few are read."""
+"""Full-text search of the messages on a session's branch, best match first; only those returned are read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from itertools import islice
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.sessions.rows import SearchHit, message_from_row, session_from_row
 
-_LEADING = (
-    "WITH RECURSIVE path (at, leading) AS (SELECT leaf, id FROM sessions WHERE leaf IS NOT NULL UNION ALL"
-    " SELECT parent, leading FROM path JOIN messages ON messages.id = at WHERE parent IS NOT NULL)"
-    " SELECT at, leading FROM path JOIN sessions ON sessions.id = leading ORDER BY sessions.updated, sessions.id"
+_SESSION_OF_MESSAGE = (
+    "WITH RECURSIVE branch (message, session) AS (SELECT leaf, id FROM sessions WHERE leaf IS NOT NULL UNION ALL"
+    " SELECT parent, branch.session FROM branch JOIN messages ON messages.id = message WHERE parent IS NOT NULL)"
+    " SELECT message, session FROM branch JOIN sessions ON sessions.id = session ORDER BY sessions.updated, sessions.id"
 )
 _EXCERPT = (
     "SELECT messages.*, snippet(texts, 0, '', '', ' ... ', 16) AS excerpt FROM texts"
@@ -21,24 +21,24 @@ _EXCERPT = (
 
 
 def search_messages(database: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
-    """Return the messages that hold all words of a text, each in the session last changed that leads to it."""
+    """Find the messages that contain all words of a text, each with the latest session that contains it."""
     words = fts_query(text)
     if not words:
         return []
-    within = {row["at"]: row["leading"] for row in database.execute(_LEADING)}
+    session_of = {row["message"]: row["session"] for row in database.execute(_SESSION_OF_MESSAGE)}
     ranked = database.execute("SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank", (words,))
     with contextlib.closing(ranked):
-        best = list(islice((row["rowid"] for row in ranked if row["rowid"] in within), limit))
+        best = list(islice((row["rowid"] for row in ranked if row["rowid"] in session_of), limit))
     hits = []
     for message in best:
-        session = database.execute("SELECT * FROM sessions WHERE id = ?", (within[message],)).fetchone()
+        session = database.execute("SELECT * FROM sessions WHERE id = ?", (session_of[message],)).fetchone()
         row = database.execute(_EXCERPT, (words, message)).fetchone()
-        if session and row:  # another process may just have removed it
+        if session and row:  # another process may have deleted it meanwhile
             hits.append(SearchHit(session_from_row(session), message_from_row(row), row["excerpt"]))
     return hits
 
 
 def fts_query(text: str) -> str:
-    """Return a text's words as FTS5 takes them for nothing but words."""
+    """Quote each word of a text, so that FTS5 reads none of it as query syntax."""
     words = well_formed(text).replace("\0", " ").split()
     return " ".join(f'"{word.replace(chr(34), chr(34) * 2)}"' for word in words)

@@ -1,4 +1,4 @@
-"""The session database: every change is one transaction, so that a process may end at any moment.
+"""The session database. Every change is one transaction, so a process may be killed at any moment.
 
 Several processes may use one database; each opens its own connection, on the thread that uses it.
 """
@@ -36,25 +36,25 @@ from cerebrum_cli.sessions.rows import (
 from cerebrum_cli.sessions.schema import MIGRATIONS, enable_wal, migrate, schema_version
 from cerebrum_cli.sessions.search import search_messages
 
-BUSY_TIMEOUT_S = 10.0  # how long a change waits for another process's
+BUSY_TIMEOUT_S = 10.0  # for another process's transaction
 _LATEST = len(MIGRATIONS)
-_BEGINNINGS = (  # how many messages each session has, and the first of them
+_FIRST_MESSAGES = (  # of each session, with its number of messages
     "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
     " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent IS NOT NULL),"
-    " begun AS (SELECT session, at, max(depth) AS count FROM path GROUP BY session)"
-    " SELECT begun.session, count, content FROM begun JOIN messages ON messages.id = at"
+    " firsts AS (SELECT session, at, max(depth) AS count FROM path GROUP BY session)"
+    " SELECT firsts.session, count, content FROM firsts JOIN messages ON messages.id = at"
 )
 
 
 class Store:
-    """The sessions in one database file, which is made when it is first opened."""
+    """The sessions in one database file, which is created on first use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database: sqlite3.Connection | None = None
 
     def close(self) -> None:
-        """Close the database; it is opened again when it is needed."""
+        """Close the database; the next call opens it again."""
         if self._database:
             self._database.close()
             self._database = None
@@ -71,9 +71,9 @@ class Store:
         leaf: int | None = None,
         first: int | None = None,
     ) -> Session:
-        """Begin a session, from a message of another one where `leaf` is given.
+        """Create a session, on the branch that ends at message `leaf` if given.
 
-        SessionError if the name is taken, or none.
+        Raises SessionError if the name is invalid or in use.
         """
         now, name = time.time(), validated_name(name)
         with self._write() as database:
@@ -88,58 +88,54 @@ class Store:
             return session_from_row(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
 
     def find(self, name: str) -> Session | None:
-        """Return the session of exactly this name."""
+        """Look up a session by its exact name."""
         with self._read() as database:
             row = database.execute("SELECT * FROM sessions WHERE name = ?", (well_formed(name),)).fetchone()
             return session_from_row(row) if row else None
 
     def unused_name(self, base: str) -> str:
-        """Return a name no session has: the wanted one, or that with a number after it."""
+        """Derive a name that is not in use: `base`, or `base` with a number appended."""
         base = well_formed(base)
         with self._read() as database:
             rows = database.execute("SELECT name FROM sessions WHERE substr(name, 1, ?) = ?", (len(base), base))
-            taken = {row["name"] for row in rows.fetchall()}
+            used = {row["name"] for row in rows.fetchall()}
         number, name = 1, base
-        while name in taken:
+        while name in used:
             number += 1
             name = f"{base}-{number}"
         return name
 
     def latest(self) -> Session | None:
-        """Return the session that was last changed."""
+        """The most recently changed session."""
         with self._read() as database:
             row = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC LIMIT 1").fetchone()
             return session_from_row(row) if row else None
 
     def names(self) -> list[str]:
-        """Return the names of all sessions, the last changed first."""
+        """The names of all sessions, most recently changed first."""
         with self._read() as database:
             return [row["name"] for row in database.execute("SELECT name FROM sessions ORDER BY updated DESC, id DESC")]
 
     def summaries(self) -> list[SessionSummary]:
-        """Return all sessions, the last changed first."""
+        """All sessions, most recently changed first."""
         with self._read() as database:
-            begun = {row["session"]: (row["count"], row["content"]) for row in database.execute(_BEGINNINGS)}
+            firsts = {row["session"]: (row["count"], row["content"]) for row in database.execute(_FIRST_MESSAGES)}
             rows = database.execute("SELECT * FROM sessions ORDER BY updated DESC, id DESC").fetchall()
-            return [SessionSummary(session, *begun.get(session.id, (0, ""))) for session in map(session_from_row, rows)]
+            return [
+                SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in map(session_from_row, rows)
+            ]
 
     def messages(self, session: Session) -> list[StoredMessage]:
-        """Return a session's messages, from the first to the one it has come to."""
+        """The messages on a session's branch, oldest first."""
         with self._read() as database:
             return self._branch(database, session.leaf)
 
     def conversation(self, session: Session) -> Conversation:
-        """Return a session as a conversation."""
+        """Build a session's conversation."""
         return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
 
-    def children(self, message: int | None) -> list[StoredMessage]:
-        """Return all answers there ever were to a message, oldest first; without one, all first questions."""
-        with self._read() as database:
-            rows = database.execute("SELECT * FROM messages WHERE parent IS ? ORDER BY id", (message,)).fetchall()
-            return list(map(message_from_row, rows))
-
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
-        """Add a message after the one a session has come to, and return the session, which has come to it."""
+        """Append a message to a session's branch and return the changed session."""
         with self._write() as database:
             self._require(database, session)
             cursor = database.execute(
@@ -150,7 +146,7 @@ class Store:
             return self._set_leaf(database, session, cursor.lastrowid)
 
     def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
-        """Replace the message a session has come to by what has become of it: a reply that goes on, or has ended."""
+        """Replace a session's last message, which has been generated further."""
         with self._write() as database:
             self._require(database, session)
             database.execute(
@@ -160,13 +156,13 @@ class Store:
             database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
 
     def move(self, session: Session, leaf: int | None) -> Session:
-        """Make a session come to another message; the one it had come to stays in the tree."""
+        """Move a session to another branch; the messages of the previous one stay in the tree."""
         with self._write() as database:
             self._require(database, session)
             return self._set_leaf(database, session, leaf)
 
     def update_session(self, session: Session, **values: Any) -> Session:
-        """Change what a session is led with: system_prompt, model, format, params, first; or its name."""
+        """Change columns of a session: name, system_prompt, model, format, params or first."""
         if "name" in values:
             values["name"] = validated_name(values["name"])
         columns = {key: json.dumps(value) if key == "params" else value for key, value in values.items()}
@@ -180,25 +176,25 @@ class Store:
             return session_from_row(self._require(database, session))
 
     def remove(self, session: Session) -> int:
-        """Delete a session and the messages that were said in it, but for those others hang on; return how many went.
+        """Delete a session and its unshared messages; return the number of messages deleted.
 
-        Messages of sessions that are gone already go with the last one that needed them.
+        Messages of sessions deleted earlier go with the last session that shares them.
         """
         with self._write() as database:
             return remove_session(database, session.id)
 
     def vacuum(self) -> None:
-        """Write the file anew, so that nothing of what was removed can be read in it."""
+        """Rewrite the file, so that it holds no trace of deleted messages."""
         try:
             vacuum(self._connection())
         except sqlite3.Error as error:
-            what = f"what was removed may still be read in {self._path}: {error}"
             raise SessionError(
-                what, "free some space, or end what else uses it; the next removal tries again"
+                f"deleted text may remain in {self._path}: {error}",
+                "free disk space or close other users of the file; the next deletion tries again",
             ) from error
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        """Return the messages that hold all words of a text, the best first, each in the session last changed."""
+        """Find the messages that contain all words of a text, best match first, each with its latest session."""
         with self._read() as database:
             return search_messages(database, text, limit)
 
@@ -211,7 +207,7 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make all changes made meanwhile one: all of them happen, or none."""
+        """Group the changes made within into one transaction."""
         with self._write():
             yield
 
@@ -236,7 +232,7 @@ class Store:
                 make_private_directory(self._path.parent)
             except OSError as error:
                 raise SessionError(
-                    f"{error.filename}: {error.strerror}", "make room for it, or use --no-log"
+                    f"{error.filename}: {error.strerror}", "make it writable, or use --no-log"
                 ) from error
             make_private_database(self._path)
             database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -247,7 +243,7 @@ class Store:
                 enable_wal(database, BUSY_TIMEOUT_S)
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA foreign_keys = ON")
-                database.execute("PRAGMA secure_delete = ON")  # what is removed is not to be read in the file
+                database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
                 migrate(database)
             except BaseException:
                 database.close()
@@ -256,29 +252,29 @@ class Store:
         return self._database
 
     def _error(self, error: sqlite3.Error) -> SessionError:
-        said = str(error)
-        do = "free some space, or end what else uses it"
-        if any(sign in said for sign in ("malformed", "not a database", "vtable constructor", "already exists")):
-            do = "move it away: a new one is begun"
-        elif "unable to open" in said or "readonly" in said:
-            do = "see to it that it is a file that can be written to"
-        return SessionError(f"{self._path}: {said}", do)
+        problem = str(error)
+        hint = "free disk space, or close other users of the file"
+        if any(sign in problem for sign in ("malformed", "not a database", "vtable constructor", "already exists")):
+            hint = "move the file away; a new one will be created"
+        elif "unable to open" in problem or "readonly" in problem:
+            hint = "make sure that it is a writable file"
+        return SessionError(f"{self._path}: {problem}", hint)
 
     def _constraint_error(self, error: sqlite3.IntegrityError, name: str) -> SessionError:
         if "sessions.name" in str(error):
-            return SessionError(f"there is a session {name} already", "choose another name")
+            return SessionError(f'session "{name}" already exists', "choose another name")
         return self._error(error)
 
     def _require(self, database: sqlite3.Connection, session: Session) -> sqlite3.Row:
         row: sqlite3.Row | None = database.execute("SELECT * FROM sessions WHERE id = ?", (session.id,)).fetchone()
         if row is None:
-            raise SessionError(f"the session {session.name} is gone: somebody has removed it", "begin another")
+            raise SessionError(f'session "{session.name}" was deleted by another process', "start a new one")
         return row
 
     def _set_leaf(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
         now, first = time.time(), session.first
         if first is not None and all(stored.id != first for stored in self._branch(database, leaf)):
-            first = None  # the conversation is back before it: all of it may fit again
+            first = None  # the branch ends before it: all of it may fit again
         values = (leaf, first, now, session.id)
         database.execute("UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", values)
         return replace(session, leaf=leaf, first=first, updated=now)

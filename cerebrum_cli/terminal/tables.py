@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,3 +259,19 @@ def _cell(value: Any) -> str:
 
 def _size(size: int | None) -> str | None:
     return None if size is None else format_size(size)
+
+
+def print_rows(
+    streams: Streams,
+    rows: list[dict[str, Any]],
+    json: bool,
+    as_table: Callable[[Streams, list[dict[str, Any]]], None],
+    empty: str,
+) -> None:
+    """Print rows as one JSON list or as a table; without any, print the message `empty`, if there is one."""
+    if json:
+        streams.answer_object(rows)
+    elif rows:
+        as_table(streams, rows)
+    elif empty:
+        streams.info(empty)

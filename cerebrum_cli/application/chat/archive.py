@@ -1,13 +1,14 @@
-"""What `cerebrum sessions` tells of kept conversations, writes and reads of them."""
+"""Saved sessions as rows and objects for `cerebrum sessions`; their export, import and deletion."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.chat.history import load_conversation, suggest_name
+from cerebrum_cli.application.chat.history import History, load_conversation, suggest_name
 from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model
 from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.responder import LocalResponder
@@ -25,7 +26,7 @@ SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", "
 
 
 def session_rows(store: Store) -> list[dict[str, Any]]:
-    """Return what `sessions list --json` prints, the last changed first."""
+    """Build the rows of `sessions list --json`, most recently changed first."""
     return [
         {
             **_session_fields(summary.session),
@@ -37,7 +38,7 @@ def session_rows(store: Store) -> list[dict[str, Any]]:
 
 
 def session_object(store: Store, session: Session) -> dict[str, Any]:
-    """Return what `sessions show --json` prints: what the session is led with, and all that is kept of its messages."""
+    """Build the object that `sessions show --json` prints: the session's settings and messages."""
     return {
         **_session_fields(session),
         "system_prompt": session.system_prompt,
@@ -47,46 +48,46 @@ def session_object(store: Store, session: Session) -> dict[str, Any]:
 
 
 def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
-    """Return the messages that hold all words of a text, the best first."""
+    """Build the rows of `sessions search --json`, best match first."""
     return [
         {"session": hit.session.name, "role": hit.message.message.role, "excerpt": " ".join(hit.excerpt.split())}
         for hit in store.search(text)
     ]
 
 
-def export_session(store: Store, session: Session, shape: str) -> str:
-    """Return a session as Markdown, as OpenAI's messages (`json`) or as ShareGPT."""
-    if shape == "markdown":
+def export_session(store: Store, session: Session, export_format: str) -> str:
+    """Export a session as `markdown`, `json` (OpenAI messages) or `sharegpt`."""
+    if export_format == "markdown":
         return to_markdown(session.name, session.system_prompt, store.messages(session))
     conversation = store.conversation(session)
-    if shape == "sharegpt":
-        return _pretty(to_sharegpt(session.name, conversation))
-    return _pretty({"name": session.name, "model": session.model, "messages": to_openai_messages(conversation)})
+    if export_format == "sharegpt":
+        return _format_json(to_sharegpt(session.name, conversation))
+    messages = to_openai_messages(conversation)
+    return _format_json({"name": session.name, "model": session.model, "messages": messages})
 
 
 def export_transcript(factory: BackendFactory, model: Model, settings: Settings, store: Store, session: Session) -> str:
-    """Return the exact text the model has read and said, with no more of it loaded than that takes."""
-    opened = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
+    """Export the exact prompt and last reply of a session; loads only the model's vocabulary."""
+    loaded = open_model(factory, model, replace(settings, format=session.format), vocabulary_only=True)
     try:
-        return _transcript(opened, store, session)
+        return _transcript(loaded, store, session)
     finally:
-        opened.engine.close()
+        loaded.engine.close()
 
 
-def _transcript(opened: LoadedModel, store: Store, session: Session) -> str:
-    model = opened.model.reference
+def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
+    model = loaded.model.reference
     conversation, last = load_conversation(store, session, model), store.messages(session)[-1:]
-    if (
-        last and last[0].metadata.model == model
-    ):  # nothing follows it: its tokens are what was said, also of a mere thought
+    # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
+    if last and last[0].metadata.model == model:
         conversation = replace(conversation, messages=(*conversation.messages[:-1], last[0].message))
-    return format_transcript(opened.responder, conversation)
+    return format_transcript(loaded.responder, conversation)
 
 
 def format_transcript(responder: LocalResponder, conversation: Conversation) -> str:
-    """Return a conversation in the exact format of a model: the prompt of the last reply, and that reply."""
-    replied = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
-    if not replied:
+    """Format a conversation exactly as a model sees it: the prompt of the last reply, and that reply."""
+    has_reply = bool(conversation.messages) and conversation.messages[-1].role == "assistant"
+    if not has_reply:
         return f"{responder.preview(conversation).prompt}\n"
     last = conversation.messages[-1]
     prompt = responder.preview(replace(conversation, messages=conversation.messages[:-1])).prompt
@@ -95,36 +96,46 @@ def format_transcript(responder: LocalResponder, conversation: Conversation) -> 
     return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
 
 
-def export_to_file(path: Path, store: Store, session: Session, opened: LoadedModel) -> None:
-    """Write a session to a new file, in the shape its name asks for. UsageError where that cannot be."""
-    shape = SUFFIX_FORMATS.get(path.suffix)
-    if shape is None:
-        raise UsageError(f"{path}: its ending names no shape", f"end it in {', '.join(SUFFIX_FORMATS)}")
-    text = _transcript(opened, store, session) if shape == "transcript" else export_session(store, session, shape)
+def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedModel) -> None:
+    """Export a session to a new file, in the format of its suffix. Raises UsageError if that is not possible."""
+    export_format = SUFFIX_FORMATS.get(path.suffix)
+    if export_format is None:
+        raise UsageError(f"{path}: unsupported file type", f"use one of {', '.join(SUFFIX_FORMATS)}")
+    is_transcript = export_format == "transcript"
+    text = _transcript(loaded, store, session) if is_transcript else export_session(store, session, export_format)
     try:
         file = path.open("x", encoding="utf-8")
         try:
             with file:
                 file.write(text)
         except BaseException:
-            path.unlink(missing_ok=True)  # a part of it would be there already when it is tried again
+            path.unlink(missing_ok=True)  # a partial file would make the next attempt fail
             raise
     except FileExistsError as error:
-        raise UsageError(f"{path} is there already", "name another file") from error
+        raise UsageError(f"{path} already exists", "choose another file") from error
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", "name another file") from error
+        raise UsageError(f"{path}: {error.strerror or error}", "choose another file") from error
 
 
 def import_session(store: Store, file: Path, name: str | None) -> Session:
-    """Keep the conversation in a file, under its own name, the file's or a given one."""
-    own, conversation = parse_conversation(read_text(file), str(file))
+    """Save the conversation in a file as a session, named as given, as in the file, or after the file."""
+    own_name, conversation = parse_conversation(read_text(file), str(file))
     if name is None:
-        name = store.unused_name(own or printable_name(file.stem) or suggest_name(conversation))
+        name = store.unused_name(own_name or printable_name(file.stem) or suggest_name(conversation))
     with store.transaction():
         session = store.create(name, "import", system_prompt=conversation.system_prompt)
         for message in conversation.messages:
             session = store.add_message(session, message)
     return session
+
+
+def delete_session(history: History, session: Session, clear_prompt_cache: Callable[[], None]) -> int:
+    """Erase a locked session and every trace of its text; return the number of messages deleted."""
+    count = history.store.remove(session)
+    history.lock.discard()
+    clear_prompt_cache()
+    history.store.vacuum()
+    return count
 
 
 def _session_fields(session: Session) -> dict[str, Any]:
@@ -139,20 +150,20 @@ def _session_fields(session: Session) -> dict[str, Any]:
 
 
 def _message_object(stored: StoredMessage) -> dict[str, Any]:
-    said = stored.metadata
+    metadata = stored.metadata
     return {
         "role": stored.message.role,
         "content": stored.message.content,
-        "reasoning": said.reasoning,
-        "finish_reason": said.finish_reason,
-        "model": said.model,
-        "format": said.format,
-        "params": said.params,
-        "seed": said.seed,
-        "timings": said.timings,
+        "reasoning": metadata.reasoning,
+        "finish_reason": metadata.finish_reason,
+        "model": metadata.model,
+        "format": metadata.format,
+        "params": metadata.params,
+        "seed": metadata.seed,
+        "timings": metadata.timings,
         "created": format_utc(stored.created),
     }
 
 
-def _pretty(value: object) -> str:
+def _format_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

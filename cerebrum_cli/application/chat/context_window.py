@@ -1,4 +1,4 @@
-"""How much of a long conversation a model still reads: which of the oldest turns are dropped, and when."""
+"""Which of the oldest turns of a long conversation are dropped from the context, and when."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ from typing import NamedTuple
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import NoticeEvent
 
-REPLY_FRACTION = 8  # a reply is to have this part of the context, or the most tokens it may have
-DROP_FRACTION = (
-    4  # at least this part of the context goes at once: what is left is evaluated again, which is to be rare
-)
+REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
+DROP_FRACTION = 4  # drop 1/4 of the context or more together: the rest is evaluated again, so this should be rare
 
 
 class DroppedTurns(NamedTuple):
-    """The oldest turns that no longer fit: how many messages, and how many tokens less the prompt has then."""
+    """Number of oldest messages to drop, and of tokens that removes from the prompt."""
 
     messages: int
     tokens: int
 
     def notice(self, context_size: int) -> NoticeEvent:
-        """Return what the user is told before it is done."""
+        """Notice shown to the user before the turns are dropped."""
         return NoticeEvent(
-            f"the context of {context_size} tokens is nearly full: the model no longer reads the"
-            f" {self.messages} oldest messages ({self.tokens} tokens)",
-            "they stay in the session; a larger --ctx holds more, and --overflow stop drops nothing",
+            f"the context of {context_size} tokens is nearly full: dropped the"
+            f" {self.messages} oldest messages ({self.tokens} tokens) from it",
+            "they stay in the session; raise --ctx to fit more, or use --overflow stop to stop instead",
         )
 
 
 def turns_to_drop(
     conversation: Conversation, count: Callable[[Conversation], int], context_size: int, max_tokens: int | None
 ) -> DroppedTurns | None:
-    """Return which turns to drop before a conversation is answered; None where all fit, or nothing would help.
+    """Choose the turns to drop before a reply; None if all fit, or dropping would not help.
 
-    Whole turns go, a question with its reply, the oldest first; the system prompt and the last question stay.
-    `count` is how many tokens the prompt of a conversation has.
+    Drops the oldest turns, each a question with its reply; the system prompt and the last question stay. `count` counts
+    the tokens of a conversation's prompt.
     """
     tokens = count(conversation)
     room = min(max_tokens or context_size, context_size // REPLY_FRACTION)
@@ -55,5 +53,5 @@ def turns_to_drop(
 
 
 def drop_oldest(conversation: Conversation, messages: int) -> Conversation:
-    """Return a conversation without its oldest messages."""
+    """Remove the oldest messages of a conversation."""
     return replace(conversation, messages=conversation.messages[messages:])

@@ -1,4 +1,4 @@
-"""A reply on its way into a session: kept every second while it is said, and as it has ended."""
+"""Save a reply to its session: every second while it is generated, and when it finishes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.rows import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
-SAVE_EVERY_S = 1.0  # what a killed process may lose of a reply
+SAVE_EVERY_S = 1.0  # at most this much of a reply is lost with a killed process
 
 
 @dataclass(slots=True)
 class ReplyRecorder:
-    """The reply to the question that `session` has come to; it goes on with `begun`, the tokens of `before`, if any."""
+    """The reply to the last question of `session`; it continues `prefix_tokens`, those of the reply `continued`."""
 
     store: Store
     session: Session
@@ -39,15 +39,16 @@ class ReplyRecorder:
     def record(
         self, responder: Responder, conversation: Conversation, majority_vote: MajorityVote | None = None
     ) -> Generator[Event, None, None]:
-        """Yield the events of the reply to a conversation, and keep it; of a vote keep what won, or what leads when it
-        is interrupted. SessionError where it cannot be kept.
+        """Yield the events of a reply, or of a vote, and save it; of a vote, the winning or leading sample.
+
+        Raises SessionError if it cannot be saved.
         """
         if majority_vote is None:
             with contextlib.closing(
                 responder.respond(conversation, self.settings, prefix_tokens=self.prefix_tokens)
             ) as events:
                 for event in events:
-                    self.emit(event)
+                    self._process_event(event)
                     yield event
         else:
             try:
@@ -59,10 +60,10 @@ class ReplyRecorder:
                 self.collector = majority_vote.best_sample or self.collector
         self.finish()
 
-    def emit(self, event: Event) -> None:
-        """Take one event of the reply, and keep what was said so far when that is due."""
+    def _process_event(self, event: Event) -> None:
+        """Process one event of the reply, and save the text so far when it is due."""
         self.collector.emit(event)
-        with contextlib.suppress(SessionError):  # it goes on being said; `end` tries once more
+        with contextlib.suppress(SessionError):  # generation continues; `finish` tries again
             if self.collector.reply:
                 self.finish()
             elif self.has_tokens and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
@@ -71,13 +72,13 @@ class ReplyRecorder:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether anything has been said."""
+        """Whether any token has been generated."""
         return bool(self.collector.tokens)
 
     def finish(self) -> Session:
-        """Keep the reply as it has ended, or was interrupted, and return the session, which has come to it.
+        """Save the finished or interrupted reply, and return the changed session.
 
-        SessionError where it cannot be kept.
+        Raises SessionError if it cannot be saved.
         """
         if not self._is_finished:
             reply = self.collector.reply

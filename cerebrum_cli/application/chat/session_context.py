@@ -1,4 +1,4 @@
-"""A session's place in the context: where the model's view of it begins, so that the next reply has room."""
+"""The first message of a session that stays in the context, so that the next reply has room."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.rows import Session
 from cerebrum_cli.sessions.store import Store
 
-RESTORE_BELOW = 0.25  # of a context: what is left after dropping turns from one of its size is more
+RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
 
 
 class FittedSession(NamedTuple):
-    """A session as the model will read it, and what is to be told of that."""
+    """A session that fits the context, and a notice if turns were dropped."""
 
     session: Session
     notice: NoticeEvent | None
@@ -26,9 +26,9 @@ class FittedSession(NamedTuple):
 def fit_session(
     store: Store, session: Session, model: str, responder: LocalResponder, prefix_length: int, settings: Settings
 ) -> FittedSession:
-    """Drop the oldest turns of a session where a reply, of which `begun` tokens are there, needs their room.
+    """Drop the oldest turns of a session if the reply, whose first `prefix_length` tokens exist, needs the room.
 
-    Turns that were dropped from a smaller context come back where there is much more room than what is left takes.
+    Turns dropped from a smaller context are restored if the remaining ones leave most of this one free.
     """
     size = responder.context_size
     assert size is not None, "the model is loaded"
@@ -36,8 +36,8 @@ def fit_session(
     def count(conversation: Conversation) -> int:
         return responder.count_tokens(conversation) + prefix_length
 
-    before = session.first
-    if before and count(load_conversation(store, session, model)) < size * RESTORE_BELOW:
+    previous_first = session.first
+    if previous_first and count(load_conversation(store, session, model)) < size * RESTORE_BELOW:
         session = store.update_session(session, first=None)
     if settings.overflow == "stop":
         return FittedSession(session, None)
@@ -45,4 +45,5 @@ def fit_session(
     if drop is None:
         return FittedSession(session, None)
     first = visible_messages(store, session)[drop.messages].id
-    return FittedSession(store.update_session(session, first=first), drop.notice(size) if first != before else None)
+    notice = drop.notice(size) if first != previous_first else None
+    return FittedSession(store.update_session(session, first=first), notice)
