@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import typer
-from command_line import COMMAND, CommandLine, saying, talking
+from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
 from tiny_models import write_chatml
 
 from cerebrum_cli import __version__
@@ -158,25 +158,25 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
 
 def test_ask_writes_the_text_and_one_newline_to_a_pipe(user: CommandLine) -> None:
     text = "# Title\n\n- **bold** " + "words " * 40 + "end"
-    done = user.run("ask", "--grammar", saying(text, user.home), "hi")
+    done = user.run("ask", "--grammar", fixed_reply_grammar(text, user.home), "hi")
     assert (done.code, done.out, done.err) == (0, text + "\n", "")
 
 
 def test_reasoning_is_not_written_to_stdout(user: CommandLine) -> None:
-    command = ("ask", "--grammar", saying("<think>well, hm</think>\n\nYes.", user.home), "hi")
+    command = ("ask", "--grammar", fixed_reply_grammar("<think>well, hm</think>\n\nYes.", user.home), "hi")
     assert user.run(*command).out == "Yes.\n"
     answer = user.run(*command, "--json").object
     assert (answer["text"], answer["reasoning"]) == ("Yes.", "well, hm")
 
 
 def test_final_prints_only_the_final_answer(user: CommandLine) -> None:
-    grammar = saying("3 of 6 are good.\nThe answer is 1/2.", user.home)
+    grammar = fixed_reply_grammar("3 of 6 are good.\nThe answer is 1/2.", user.home)
     assert user.run("ask", "--final", "--grammar", grammar, "hi").out == "1/2\n"
     assert user.run("ask", "--json", "--grammar", grammar, "hi").object["final_answer"] == "1/2"
 
 
 def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
-    command = ("ask", "--final", "--grammar", saying("so it goes", user.home), "hi")
+    command = ("ask", "--final", "--grammar", fixed_reply_grammar("so it goes", user.home), "hi")
     done = user.run(*command)
     assert (done.code, done.out) == (5, "")
     assert [line[:7] for line in done.err.splitlines()] == ["error: ", "  try: "]
@@ -185,7 +185,7 @@ def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
 
 
 def test_stats_on_stderr_include_the_seed(user: CommandLine) -> None:
-    done = user.run("ask", "--stats", "--seed", "11", "--grammar", saying("yes", user.home), "hi")
+    done = user.run("ask", "--stats", "--seed", "11", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     assert done.out == "yes\n"
     [line] = done.err.splitlines()
     assert "| seed 11 |" in line
@@ -201,7 +201,7 @@ def test_seed_repeats_an_answer_and_a_random_one_is_reported(user: CommandLine) 
 
 
 def test_stop_string_ends_the_answer_and_is_removed(user: CommandLine) -> None:
-    command = ("ask", "--json", "--grammar", saying("one two three", user.home), "hi")
+    command = ("ask", "--json", "--grammar", fixed_reply_grammar("one two three", user.home), "hi")
     stopped = user.run(*command, "--stop", "three", "--stop", " two").object
     assert (stopped["text"], stopped["finish_reason"]) == ("one", "stop")
     variable = user.run(*command, env={"CEREBRUM_STOP": "two three"}).object
@@ -217,7 +217,7 @@ def test_schema_constrains_the_answer_to_json(user: CommandLine) -> None:
 
 
 def test_verbose_writes_the_llama_cpp_log_to_stderr_only(user: CommandLine) -> None:
-    done = user.run("ask", "-v", "--grammar", saying("yes", user.home), "hi")
+    done = user.run("ask", "-v", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     assert (done.code, done.out) == (0, "yes\n")
     assert "llama_model_loader: loaded meta data" in done.err
     assert "create_tensor" not in done.err
@@ -228,7 +228,7 @@ def test_gpu_layers_without_gpu_support_give_a_note_and_a_hint(user: CommandLine
 
     if can_offload():
         pytest.skip("this build can")
-    command = ("ask", "--gpu-layers", "5", "--grammar", saying("yes", user.home), "hi")
+    command = ("ask", "--gpu-layers", "5", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     done = user.run(*command)
     assert (done.code, done.out) == (0, "yes\n")
     message, hint = done.err.splitlines()
@@ -305,7 +305,7 @@ def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: signal.Signals, code: int) -> None:
-    process = user.start("ask", "--stats", "--grammar", talking(user.home), "hi")
+    process = user.start("ask", "--stats", "--grammar", endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
     begin = process.stdout.read(1)
     process.send_signal(number)
@@ -329,7 +329,7 @@ def test_interrupt_ends_an_endless_template(user: CommandLine) -> None:
 
 
 def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
-    process = user.start("ask", "--json", "-v", "--grammar", talking(user.home), "hi")
+    process = user.start("ask", "--json", "-v", "--grammar", endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
     while b"reserve took" not in process.stderr.readline():
         pass  # the model is loaded, and prefill is about to start
@@ -487,7 +487,7 @@ def test_every_option_has_an_environment_variable() -> None:
 def test_environment_overrides_config_and_argv_overrides_both(user: CommandLine) -> None:
     with (user.config / "config.toml").open("a") as config:
         config.write("max-tokens = 3\n")
-    command = ("ask", "--json", "--grammar", saying("abcdefgh", user.home), "hi")
+    command = ("ask", "--json", "--grammar", fixed_reply_grammar("abcdefgh", user.home), "hi")
     variable = {"CEREBRUM_MAX_TOKENS": "4"}
     assert user.run(*command).object["completion_tokens"] == 3
     assert user.run(*command, env=variable).object["completion_tokens"] == 4

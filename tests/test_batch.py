@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished, saying
+from command_line import CommandLine, Finished, fixed_reply_grammar
 from scripted_backend import ScriptedSampler
 from scripted_command import Many, run_here
 
@@ -332,7 +332,7 @@ def test_output_of_other_settings_is_refused(runner: BatchRunner) -> None:
     source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
     runner.run(source, "-o", output, "-n", "9")
     written = output.read_bytes()
-    grammar = saying("ok", runner.home)
+    grammar = fixed_reply_grammar("ok", runner.home)
     for other, difference in (
         (["-n", "8"], "another max tokens (9, now 8)"),
         (["-n", "9", "--temperature", "0.5"], "another temperature (0.0, now 0.5)"),
@@ -513,7 +513,7 @@ def test_real_model_repeats_sampled_answers_by_seed(cerebrum: CommandLine) -> No
 
 
 def test_ignore_eos_generates_up_to_max_tokens(cerebrum: CommandLine) -> None:
-    command = ("batch", "-", "-o", "-", "-n", "16", "--grammar", saying("ok", cerebrum.home))
+    command = ("batch", "-", "-o", "-", "-n", "16", "--grammar", fixed_reply_grammar("ok", cerebrum.home))
     [row] = parse_lines(cerebrum.run(*command, "--ignore-eos", stdin="hi\n").out)
     assert row["text"].startswith("ok")
     assert (row["completion_tokens"], row["finish_reason"]) == (16, "length")

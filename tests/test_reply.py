@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from cerebrum_cli.application.inference.reply import (
+    Preview,
     Reply,
     ReplyCollector,
     prompt_object,
     reply_object,
     truncation_notice,
 )
-from cerebrum_cli.application.inference.responder import Preview
 from cerebrum_cli.core.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
 
 SEQUENCE = SequenceId(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from templates import BARE, ONE, embedded
+from templates import BARE, ONE_TURN, embedded
 from vocabularies import written
 
 from cerebrum_cli.core.conversation import Conversation
@@ -73,7 +73,7 @@ def test_sandbox_has_what_templates_expect(source: str, expected: str, chatml: L
 )
 def test_invalid_template_is_a_one_line_error(source: str, error: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError) as caught:
-        embedded(chatml, source).render(ONE)
+        embedded(chatml, source).render(ONE_TURN)
     assert caught.value.message.startswith(f"the chat template {error}")
     assert "\n" not in caught.value.message
     assert caught.value.hint
@@ -81,7 +81,7 @@ def test_invalid_template_is_a_one_line_error(source: str, error: str, chatml: L
 
 @pytest.mark.parametrize("source", ["{{ ''.__class__ }}", "{{ messages.__class__ }}", "{{ 'a'|attr('__class__') }}"])
 def test_sandbox_hides_internals(source: str, chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, source).render(ONE)) == ""
+    assert written(embedded(chatml, source).render(ONE_TURN)) == ""
 
 
 def test_template_with_literal_placeholders_is_safe(chatml: LlamaBackend) -> None:

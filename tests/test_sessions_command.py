@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished, saying, talking
+from command_line import CommandLine, Finished, endless_reply_grammar, fixed_reply_grammar
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.sessions.lock import SessionLock
@@ -27,7 +27,7 @@ def user(tmp_path: Path, chatml_model: Path) -> CommandLine:
 
 def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
     """Ask, have the model reply just this, and return what was said on standard error."""
-    done = user.run("ask", "--grammar", saying(reply, user.home), *more, question)
+    done = user.run("ask", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)
     assert (done.code, done.out) == (code, f"{reply.strip()}\n"), done.err
     return done.err
 
@@ -103,7 +103,7 @@ def test_two_sessions_that_begin_alike_have_names_of_their_own(user: CommandLine
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_came(user: CommandLine) -> None:
-    process = user.start("ask", "--grammar", str(talking(user.home)), "Talk!")
+    process = user.start("ask", "--grammar", str(endless_reply_grammar(user.home)), "Talk!")
     assert process.stdout
     assert process.stdout.read(20)
     process.send_signal(signal.SIGINT)
@@ -151,7 +151,7 @@ def test_a_conversation_from_a_file_is_kept_whole(user: CommandLine) -> None:
         {"role": "user", "content": "Well?"},
     ]
     (user.home / "talk.json").write_text(json.dumps(talk))
-    done = user.run("ask", "--messages", "talk.json", "--grammar", saying("Fine.", user.home))
+    done = user.run("ask", "--messages", "talk.json", "--grammar", fixed_reply_grammar("Fine.", user.home))
     assert done.code == 0
     session = shown(user, "hi")
     assert session["system_prompt"] == "Be kind."
@@ -271,7 +271,7 @@ def test_a_long_wait_for_another_process_ends(user: CommandLine) -> None:
     database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db", isolation_level=None)
     database.execute("BEGIN IMMEDIATE")
     try:
-        process = user.start("ask", "--grammar", str(saying("Yes.", user.home)), "Now?")
+        process = user.start("ask", "--grammar", str(fixed_reply_grammar("Yes.", user.home)), "Now?")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
     finally:

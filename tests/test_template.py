@@ -13,7 +13,7 @@ import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded, untrusted
+from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded, untrusted
 from vocabularies import marked_up, written
 
 from cerebrum_cli.application.inference.responder import detokenize
@@ -24,9 +24,9 @@ from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 
 CONVERSATIONS = {
-    "one question": ONE,
-    "two turns": TWO,
-    "three turns": TWO.assistant("John William Strutt.").user("When?"),
+    "one question": ONE_TURN,
+    "two turns": TWO_TURNS,
+    "three turns": TWO_TURNS.assistant("John William Strutt.").user("When?"),
     "white space around": Conversation().user("\n  padded \t\n").assistant(" said\n\n").user(" again "),
     "padded differently": Conversation().user("plain").assistant("\n\nsaid").user("\n b").assistant("c ").user(" d"),
     "nothing said": Conversation().user("").assistant("").user(" "),
@@ -107,14 +107,14 @@ def test_template_error_has_the_reason(
 
 
 def test_template_gets_the_options(chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE)).count("Reasoning: high") == 1
-    quick = written(embedded(chatml, "qwen3", enable_thinking=False).render(ONE))
-    assert quick == written(embedded(chatml, "qwen3").render(ONE)) + "<think>\n\n</think>\n\n"
-    assert not written(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE)).endswith("assistant\n")
+    assert written(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE_TURN)).count("Reasoning: high") == 1
+    quick = written(embedded(chatml, "qwen3", enable_thinking=False).render(ONE_TURN))
+    assert quick == written(embedded(chatml, "qwen3").render(ONE_TURN)) + "<think>\n\n</think>\n\n"
+    assert not written(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE_TURN)).endswith("assistant\n")
 
 
 def test_options_cannot_replace_the_conversation(chatml: LlamaBackend) -> None:
-    assert untrusted(embedded(chatml, "chatml", messages=[]).render(ONE)) == ["Why is the sky blue?"]
+    assert untrusted(embedded(chatml, "chatml", messages=[]).render(ONE_TURN)) == ["Why is the sky blue?"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_options_cannot_replace_the_conversation(chatml: LlamaBackend) -> None:
 def test_template_may_open_a_thought(
     template: str, options: dict[str, Any], opened: str | None, chatml: LlamaBackend
 ) -> None:
-    last = embedded(chatml, template, **options).render(ONE)[-1]
+    last = embedded(chatml, template, **options).render(ONE_TURN)[-1]
     assert isinstance(last, Text) and last.trusted
     thought = open_thought(last.value, THOUGHTS)
     assert (thought.open if thought else None) == opened

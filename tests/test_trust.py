@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded
+from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded
 from vocabularies import marked_up, marks_in, written
 
 from cerebrum_cli.application.inference.responder import detokenize
@@ -21,17 +21,17 @@ BOS, EOS = 1, 2  # of Mistral's vocabulary
 
 @pytest.mark.parametrize("source", [TEMPLATES["mistral"], BARE, "{{ bos_token }}" + BARE, "[INST]" + BARE])
 def test_prompt_has_exactly_one_bos_token(source: str, mistral: LlamaBackend) -> None:
-    ids = mistral.tokenize(embedded(mistral, source).render(ONE))
+    ids = mistral.tokenize(embedded(mistral, source).render(ONE_TURN))
     assert (ids[0], ids.count(BOS)) == (BOS, 1)
 
 
 def test_no_bos_token_if_the_vocabulary_adds_none(chatml: LlamaBackend) -> None:
-    ids = chatml.tokenize(embedded(chatml, BARE).render(ONE))
+    ids = chatml.tokenize(embedded(chatml, BARE).render(ONE_TURN))
     assert detokenize(chatml, ids) == "Why is the sky blue?|"
 
 
 def test_template_may_repeat_bos_for_each_turn(mistral: LlamaBackend) -> None:
-    ids = mistral.tokenize(embedded(mistral, "llama-2").render(TWO))
+    ids = mistral.tokenize(embedded(mistral, "llama-2").render(TWO_TURNS))
     assert [token for token in ids if token <= EOS] == [BOS, EOS, BOS]
 
 
@@ -60,7 +60,7 @@ def test_eos_text_in_a_question_stays_text_for_mistral(template: str, mistral: L
     prompt_format = embedded(mistral, template)
     for text in PASTED:
         ids, expected = (
-            mistral.tokenize(prompt_format.render(TWO.assistant("b").user(content))) for content in (text, "x")
+            mistral.tokenize(prompt_format.render(TWO_TURNS.assistant("b").user(content))) for content in (text, "x")
         )
         assert [token for token in ids if token <= EOS] == [token for token in expected if token <= EOS], text
         assert text.strip() in detokenize(mistral, ids), text

@@ -263,7 +263,7 @@ def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
     first, second, third = map(json.loads, output.read_text().splitlines())
     assert done.code == 6
     assert (first["text"], first["final_answer"], first["seed"]) == ("The answer is 4.", "4", 1)
-    assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, which says 5
+    assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, with the answer 5
     assert list(first["votes"]) == VOTES_KEYS
     assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of both samples
     assert (second["final_answer"], second["votes"]["samples"], second["error"]) == ("5", 2, None)
