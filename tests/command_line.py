@@ -1,4 +1,4 @@
-"""The installed `cerebrum`, run as a user runs it: a process of its own, in a home of its own."""
+"""Run the installed `cerebrum` in a child process with its own home directory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = str(Path(sys.executable).with_name("cerebrum"))
-OF_THE_USER = ("CEREBRUM_", "XDG_", "HF_")
-OF_THE_TERMINAL = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "ACCESSIBLE")
+USER_PREFIXES = ("CEREBRUM_", "XDG_", "HF_")
+TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "ACCESSIBLE")
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a command left behind."""
+    """The exit code and output of a finished command."""
 
     code: int
     out: str
@@ -26,14 +26,14 @@ class Finished:
 
     @property
     def object(self) -> Any:
-        """The one JSON object on standard output."""
+        """The only JSON object on standard output."""
         [line] = self.out.splitlines()
         return json.loads(line)
 
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """`cerebrum` for a user whose directories all lie in `home`."""
+    """`cerebrum` with all directories of the user in `home`."""
 
     home: Path
 
@@ -44,12 +44,12 @@ class CommandLine:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
-    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the user's environment. Threads of a tiny model only wait for each other, so there is one."""
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of the child process, with one thread: more only slow a tiny model down."""
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(OF_THE_USER) and name not in OF_THE_TERMINAL
+            if not name.startswith(USER_PREFIXES) and name not in TERMINAL_VARIABLES
         }
         return {
             **inherited,
@@ -57,27 +57,27 @@ class CommandLine:
             "XDG_CONFIG_HOME": str(self.home / "config"),
             "XDG_DATA_HOME": str(self.home / "data"),
             "CEREBRUM_THREADS": "1",
-            **(more or {}),
+            **(extra or {}),
         }
 
     def run(
         self, *arguments: str | Path, stdin: str | bytes | None = None, env: Mapping[str, str] | None = None
     ) -> Finished:
-        """Run one command line to its end; without `stdin` nothing is piped in."""
+        """Run a command and wait for it; without `stdin` nothing is piped in."""
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
         done = subprocess.run(
             [COMMAND, *map(str, arguments)],
             capture_output=True,
             env=self.environment(env),
             cwd=self.home,
             timeout=60,
-            **given,
+            **options,
         )
         return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def start(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a command whose output is read while it runs."""
+        """Start a command, to read its output while it runs."""
         return subprocess.Popen(
             [COMMAND, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -88,15 +88,15 @@ class CommandLine:
         )
 
 
-def saying(text: str, directory: Path) -> Path:
-    """Return a grammar after which any model says just this text."""
-    path = directory / "saying.gbnf"
+def fixed_reply_grammar(text: str, directory: Path) -> Path:
+    """Write a grammar that makes any model reply with this text."""
+    path = directory / "fixed.gbnf"
     path.write_text(f"root ::= {json.dumps(text)}\n", encoding="utf-8")
     return path
 
 
-def talking(directory: Path) -> Path:
-    """Return a grammar after which any model talks to the end of its context."""
-    path = directory / "talking.gbnf"
+def endless_reply_grammar(directory: Path) -> Path:
+    """Write a grammar that makes any model generate to the end of its context."""
+    path = directory / "endless.gbnf"
     path.write_text("root ::= [a-z ] root\n", encoding="utf-8")
     return path

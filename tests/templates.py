@@ -1,4 +1,4 @@
-"""Templates for tests, most of them in the manner of one model family each, and how a format is made of one."""
+"""Chat templates for tests, most of them like those of a model family, and a format built from one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ UPPER = (
     "{% for message in messages %}<|im_start|>{{ message.content | upper }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
-ONE = Conversation().user("Why is the sky blue?")
-TWO = ONE.assistant("Because of Rayleigh.").user("Who?")
+ONE_TURN = Conversation().user("Why is the sky blue?")
+TWO_TURNS = ONE_TURN.assistant("Because of Rayleigh.").user("Who?")
 
 
 def embedded(backend: LlamaBackend, template: str, **options: Any) -> PromptFormat:
-    """Return the format of a template, or of a family's, joined with a model's vocabulary."""
+    """Build the format of a template, given as its source or the name of a family, for a vocabulary."""
     return format_builder(EMBEDDED, TEMPLATES.get(template, template), options)(backend)
 
 
 def untrusted(parts: tuple[Part, ...]) -> list[str]:
-    """Return the texts of a prompt that may not name special tokens."""
+    """The untrusted texts of a prompt."""
     return [part.value for part in parts if isinstance(part, Text) and not part.trusted]

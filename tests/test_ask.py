@@ -1,4 +1,4 @@
-"""`cerebrum ask` as the contract has it: what goes in, what comes out on which stream, and how it ends."""
+"""`cerebrum ask`: its inputs, what it writes to each stream, its exit codes and its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import typer
-from command_line import COMMAND, CommandLine, saying, talking
+from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
 from tiny_models import write_chatml
 
 from cerebrum_cli import __version__
@@ -42,24 +42,24 @@ TIMING_KEYS = ["load_s", "prefill_s", "ttft_s", "decode_s", "prompt_tokens_per_s
 
 @pytest.fixture
 def cerebrum(tmp_path: Path) -> CommandLine:
-    """Return the command line of a new user."""
+    """The command line of a new user."""
     return CommandLine(tmp_path)
 
 
 @pytest.fixture
 def user(cerebrum: CommandLine, chatml_model: Path) -> CommandLine:
-    """Return the command line of a user whose configuration names a model."""
+    """The command line of a user with a default model."""
     (cerebrum.config / "config.toml").write_text(f"model = {json.dumps(str(chatml_model))}\n")
     return cerebrum
 
 
 def chatml(question: str, system: str | None = None) -> str:
-    """Return the prompt of the tiny model's template."""
+    """The prompt of the tiny model's template."""
     before = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
     return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-# What goes in.
+# Inputs.
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def chatml(question: str, system: str | None = None) -> str:
         (["-"], "\ufeffhi\r\n", "hi\r"),
     ],
 )
-def test_a_question_is_the_argument_and_then_what_is_piped_in(
+def test_ask_joins_the_argument_and_piped_input(
     user: CommandLine, arguments: list[str], stdin: str | None, question: str
 ) -> None:
     done = user.run("ask", "--dry-run", *arguments, stdin=stdin)
     assert (done.code, done.out) == (0, chatml(question))
 
 
-def test_files_come_first_fenced_and_in_order(user: CommandLine) -> None:
+def test_ask_puts_fenced_files_before_the_prompt(user: CommandLine) -> None:
     (user.home / "b.py").write_text("x = 1\n")
     (user.home / "a.md").write_text("```\ncode\n```\n")
     done = user.run("ask", "--dry-run", "-f", "b.py", "--file", "a.md", "compare", stdin="and this")
@@ -90,38 +90,38 @@ def test_files_come_first_fenced_and_in_order(user: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("name", ["list.json", "-"])
-def test_a_messages_list_is_a_whole_conversation(user: CommandLine, name: str) -> None:
-    said = [("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "again")]
-    messages = json.dumps([{"role": role, "content": content} for role, content in said])
+def test_ask_reads_a_conversation_from_a_messages_list(user: CommandLine, name: str) -> None:
+    turns = [("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "again")]
+    messages = json.dumps([{"role": role, "content": content} for role, content in turns])
     (user.home / "list.json").write_text(messages)
     done = user.run("ask", "--dry-run", "--messages", name, stdin=messages if name == "-" else None)
-    turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in said)
-    assert (done.code, done.out) == (0, f"{turns}<|im_start|>assistant\n")
+    rendered = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    assert (done.code, done.out) == (0, f"{rendered}<|im_start|>assistant\n")
 
 
-def test_a_system_prompt_is_given_or_else_the_formats_own(user: CommandLine, mistral_model: Path) -> None:
+def test_ask_uses_the_given_or_the_formats_system_prompt(user: CommandLine, mistral_model: Path) -> None:
     assert user.run("ask", "--dry-run", "-s", "be brief", "hi").out == chatml("hi", "be brief")
-    cerebrums = user.run("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi")
-    assert cerebrums.out == f"<s>{CEREBRUM.default_system}\nUser: hi\nAI:"
+    done = user.run("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi")
+    assert done.out == f"<s>{CEREBRUM.default_system}\nUser: hi\nAI:"
 
 
-def test_raw_is_the_prompt_as_it_stands(user: CommandLine) -> None:
+def test_raw_prompt_is_unchanged(user: CommandLine) -> None:
     assert user.run("ask", "--dry-run", "--raw", "  The capital\n").out == "  The capital\n"
 
 
-def test_options_of_the_embedded_template_are_json_or_text(cerebrum: CommandLine) -> None:
+def test_template_arg_values_are_json_or_text(cerebrum: CommandLine) -> None:
     template = "{{ mood }}/{{ fast is true }}: {{ messages[0]['content'] }}"
     model = write_chatml(cerebrum.home / "moody.gguf", chat_template=template)
     given = ("--template-arg", "mood=grim and old", "--template-arg", "fast=true")
     assert cerebrum.run("ask", "--dry-run", "-m", model, *given, "hi").out == "grim and old/True: hi"
-    twin = {"CEREBRUM_TEMPLATE_ARG": "mood=grim and old"}
-    assert cerebrum.run("ask", "--dry-run", "-m", model, "hi", env=twin).out == "grim and old/False: hi"
+    variable = {"CEREBRUM_TEMPLATE_ARG": "mood=grim and old"}
+    assert cerebrum.run("ask", "--dry-run", "-m", model, "hi", env=variable).out == "grim and old/False: hi"
 
 
-# A dry run.
+# Dry run.
 
 
-def test_a_dry_run_prints_the_exact_prompt_and_on_standard_error_its_length(user: CommandLine) -> None:
+def test_dry_run_prints_the_prompt_and_its_token_count(user: CommandLine) -> None:
     done = user.run("ask", "--dry-run", "hi")
     described = user.run("ask", "--dry-run", "--json", "hi")
     assert list(described.object) == ["prompt", "prompt_tokens", "token_ids", "format", "model"]
@@ -132,128 +132,128 @@ def test_a_dry_run_prints_the_exact_prompt_and_on_standard_error_its_length(user
     assert user.run("ask", "--dry-run", "-q", "hi").err == ""
 
 
-def test_a_dry_runs_prompt_asked_raw_is_the_same_prompt(user: CommandLine, mistral_model: Path) -> None:
-    asked = ("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi  ")
-    written, ids = user.run(*asked).out, user.run(*asked, "--json").object["token_ids"]
+def test_dry_run_prompt_has_the_same_tokens_when_raw(user: CommandLine, mistral_model: Path) -> None:
+    command = ("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi  ")
+    written, ids = user.run(*command).out, user.run(*command, "--json").object["token_ids"]
     again = user.run("ask", "--dry-run", "--json", "-m", mistral_model, "--raw", "-", stdin=written)
     assert again.object["token_ids"] == ids
 
 
-# What comes out.
+# Output.
 
 
-def test_json_has_exactly_the_keys_of_the_contract_and_the_text_of_the_pipe(user: CommandLine) -> None:
-    asked = ("ask", "-n", "12", "--temperature", "1", "--seed", "7", "hi")
-    answer = user.run(*asked, "--json").object
+def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> None:
+    command = ("ask", "-n", "12", "--temperature", "1", "--seed", "7", "hi")
+    answer = user.run(*command, "--json").object
     assert list(answer) == ANSWER_KEYS
     assert list(answer["timings"]) == TIMING_KEYS
     assert (answer["model"], answer["format"], answer["seed"]) == ("chatml", "embedded", 7)
     assert answer["finish_reason"] in ("stop", "length")
     assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
     assert (answer["cached_tokens"], answer["reasoning"], answer["votes"]) == (0, None, None)
-    plain = user.run(*asked)
+    plain = user.run(*command)
     assert (plain.code, plain.err) == (0, "")
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
 
-def test_a_pipe_gets_the_text_and_one_line_break(user: CommandLine) -> None:
+def test_ask_writes_the_text_and_one_newline_to_a_pipe(user: CommandLine) -> None:
     text = "# Title\n\n- **bold** " + "words " * 40 + "end"
-    done = user.run("ask", "--grammar", saying(text, user.home), "hi")
+    done = user.run("ask", "--grammar", fixed_reply_grammar(text, user.home), "hi")
     assert (done.code, done.out, done.err) == (0, text + "\n", "")
 
 
-def test_thought_stays_off_standard_output(user: CommandLine) -> None:
-    asked = ("ask", "--grammar", saying("<think>well, hm</think>\n\nYes.", user.home), "hi")
-    assert user.run(*asked).out == "Yes.\n"
-    answer = user.run(*asked, "--json").object
+def test_reasoning_is_not_written_to_stdout(user: CommandLine) -> None:
+    command = ("ask", "--grammar", fixed_reply_grammar("<think>well, hm</think>\n\nYes.", user.home), "hi")
+    assert user.run(*command).out == "Yes.\n"
+    answer = user.run(*command, "--json").object
     assert (answer["text"], answer["reasoning"]) == ("Yes.", "well, hm")
 
 
-def test_final_prints_the_final_answer_alone(user: CommandLine) -> None:
-    grammar = saying("3 of 6 are good.\nThe answer is 1/2.", user.home)
+def test_final_prints_only_the_final_answer(user: CommandLine) -> None:
+    grammar = fixed_reply_grammar("3 of 6 are good.\nThe answer is 1/2.", user.home)
     assert user.run("ask", "--final", "--grammar", grammar, "hi").out == "1/2\n"
     assert user.run("ask", "--json", "--grammar", grammar, "hi").object["final_answer"] == "1/2"
 
 
-def test_final_without_an_answer_is_exit_5(user: CommandLine) -> None:
-    asked = ("ask", "--final", "--grammar", saying("so it goes", user.home), "hi")
-    done = user.run(*asked)
+def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
+    command = ("ask", "--final", "--grammar", fixed_reply_grammar("so it goes", user.home), "hi")
+    done = user.run(*command)
     assert (done.code, done.out) == (5, "")
     assert [line[:7] for line in done.err.splitlines()] == ["error: ", "  try: "]
-    described = user.run(*asked, "--json")
+    described = user.run(*command, "--json")
     assert (described.code, described.object["text"], described.object["final_answer"]) == (5, "so it goes", None)
 
 
-def test_stats_go_to_standard_error_with_the_seed(user: CommandLine) -> None:
-    done = user.run("ask", "--stats", "--seed", "11", "--grammar", saying("yes", user.home), "hi")
+def test_stats_on_stderr_include_the_seed(user: CommandLine) -> None:
+    done = user.run("ask", "--stats", "--seed", "11", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     assert done.out == "yes\n"
     [line] = done.err.splitlines()
     assert "| seed 11 |" in line
     assert "| context 2048 |" in line
 
 
-def test_the_same_seed_gives_the_same_answer_and_a_fresh_one_is_reported(user: CommandLine) -> None:
-    asked = ("ask", "--json", "-n", "24", "--temperature", "1", "hi")
-    first, second = user.run(*asked).object, user.run(*asked).object
+def test_seed_repeats_an_answer_and_a_random_one_is_reported(user: CommandLine) -> None:
+    command = ("ask", "--json", "-n", "24", "--temperature", "1", "hi")
+    first, second = user.run(*command).object, user.run(*command).object
     assert first["seed"] != second["seed"]
     assert first["text"] != second["text"]
-    assert user.run(*asked, "--seed", str(first["seed"])).object["text"] == first["text"]
+    assert user.run(*command, "--seed", str(first["seed"])).object["text"] == first["text"]
 
 
-def test_a_stop_text_ends_the_answer_and_is_not_shown(user: CommandLine) -> None:
-    asked = ("ask", "--json", "--grammar", saying("one two three", user.home), "hi")
-    stopped = user.run(*asked, "--stop", "three", "--stop", " two").object
+def test_stop_string_ends_the_answer_and_is_removed(user: CommandLine) -> None:
+    command = ("ask", "--json", "--grammar", fixed_reply_grammar("one two three", user.home), "hi")
+    stopped = user.run(*command, "--stop", "three", "--stop", " two").object
     assert (stopped["text"], stopped["finish_reason"]) == ("one", "stop")
-    twin = user.run(*asked, env={"CEREBRUM_STOP": "two three"}).object
-    assert (twin["text"], twin["finish_reason"]) == ("one", "stop")
-    assert user.run(*asked, env={"CEREBRUM_STOP": "two then"}).object["text"] == "one two three"
+    variable = user.run(*command, env={"CEREBRUM_STOP": "two three"}).object
+    assert (variable["text"], variable["finish_reason"]) == ("one", "stop")
+    assert user.run(*command, env={"CEREBRUM_STOP": "two then"}).object["text"] == "one two three"
 
 
-def test_a_schema_makes_the_answer_json(user: CommandLine) -> None:
+def test_schema_constrains_the_answer_to_json(user: CommandLine) -> None:
     schema = user.home / "schema.json"
     schema.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
     done = user.run("ask", "--schema", schema, "hi")
     assert json.loads(done.out)["ok"] in (True, False)
 
 
-def test_verbose_shows_llama_cpps_log_on_standard_error_alone(user: CommandLine) -> None:
-    done = user.run("ask", "-v", "--grammar", saying("yes", user.home), "hi")
+def test_verbose_writes_the_llama_cpp_log_to_stderr_only(user: CommandLine) -> None:
+    done = user.run("ask", "-v", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     assert (done.code, done.out) == (0, "yes\n")
     assert "llama_model_loader: loaded meta data" in done.err
     assert "create_tensor" not in done.err
 
 
-def test_gpu_layers_that_this_build_cannot_give_are_a_note_that_says_how_to_get_them(user: CommandLine) -> None:
+def test_gpu_layers_without_gpu_support_give_a_note_and_a_hint(user: CommandLine) -> None:
     from cerebrum_cli.engine.llama.devices import can_offload
 
     if can_offload():
         pytest.skip("this build can")
-    asked = ("ask", "--gpu-layers", "5", "--grammar", saying("yes", user.home), "hi")
-    done = user.run(*asked)
+    command = ("ask", "--gpu-layers", "5", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
+    done = user.run(*command)
     assert (done.code, done.out) == (0, "yes\n")
-    what, do = done.err.splitlines()
-    assert what.startswith("note: --gpu-layers 5: ")
-    assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in do
-    assert user.run(*asked, "-q").err == ""
+    message, hint = done.err.splitlines()
+    assert message.startswith("note: --gpu-layers 5: ")
+    assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in hint
+    assert user.run(*command, "-q").err == ""
 
 
-def test_options_of_issues_to_come_are_accepted(user: CommandLine) -> None:
+def test_ask_accepts_options_without_effect_on_a_dry_run(user: CommandLine) -> None:
     done = user.run("ask", "--no-log", "--offline", "--yes", "--no-markdown", "--dry-run", "hi")
     assert (done.code, done.out) == (0, chatml("hi"))
 
 
-def test_the_version_is_printed() -> None:
+def test_version_is_printed() -> None:
     done = subprocess.run([COMMAND, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"cerebrum {__version__}\n", "")
 
 
-# Streams that end early.
+# Closed streams and interrupts.
 
 
 @pytest.mark.parametrize(
     "arguments", [("ask", "-n", "400", "hi"), ("ask", "--json", "-n", "4", "hi"), ("list", "--available"), ("--help",)]
 )
-def test_a_closed_pipe_ends_quietly(user: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_closed_pipe_ends_without_an_error(user: CommandLine, arguments: tuple[str, ...]) -> None:
     process = user.start(*arguments)
     assert process.stdout and process.stderr
     if "-n" in arguments and "--json" not in arguments:
@@ -266,7 +266,7 @@ def test_a_closed_pipe_ends_quietly(user: CommandLine, arguments: tuple[str, ...
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [("ask", "-n", "4", "hi"), ("list", "--available")])
-def test_a_full_disk_is_an_error(user: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_full_disk_on_stdout_is_an_error(user: CommandLine, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "wb") as full:
         process = subprocess.run(
             [COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=user.environment(), timeout=60
@@ -276,7 +276,7 @@ def test_a_full_disk_is_an_error(user: CommandLine, arguments: tuple[str, ...]) 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_an_answer_comes_though_standard_error_is_full(user: CommandLine) -> None:
+def test_ask_answers_while_stderr_is_full(user: CommandLine) -> None:
     with open("/dev/full", "wb") as full:
         process = subprocess.run(
             [COMMAND, "ask", "--stats", "-n", "4", "hi"],
@@ -290,7 +290,7 @@ def test_an_answer_comes_though_standard_error_is_full(user: CommandLine) -> Non
 
 
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-"])
-def test_a_stream_that_is_closed_from_the_start_is_no_problem(user: CommandLine, redirection: str) -> None:
+def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection: str) -> None:
     process = subprocess.run(
         ["sh", "-c", f'"$0" ask --stats -n 4 hi {redirection}', COMMAND],
         stdin=subprocess.DEVNULL,
@@ -304,8 +304,8 @@ def test_a_stream_that_is_closed_from_the_start_is_no_problem(user: CommandLine,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_answer_is_kept(user: CommandLine, number: signal.Signals, code: int) -> None:
-    process = user.start("ask", "--stats", "--grammar", talking(user.home), "hi")
+def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: signal.Signals, code: int) -> None:
+    process = user.start("ask", "--stats", "--grammar", endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
     begin = process.stdout.read(1)
     process.send_signal(number)
@@ -315,7 +315,7 @@ def test_an_interrupted_answer_is_kept(user: CommandLine, number: signal.Signals
     assert "ended by cancelled" in err.decode()
 
 
-def test_an_endless_template_is_interrupted_too(user: CommandLine) -> None:
+def test_interrupt_ends_an_endless_template(user: CommandLine) -> None:
     loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     model = write_chatml(user.home / "endless.gguf", chat_template=loops)
     process = user.start("ask", "-v", "-m", model, "hi")
@@ -328,11 +328,11 @@ def test_an_endless_template_is_interrupted_too(user: CommandLine) -> None:
     process.communicate()
 
 
-def test_an_interrupted_answer_is_kept_as_an_object_too(user: CommandLine) -> None:
-    process = user.start("ask", "--json", "-v", "--grammar", talking(user.home), "hi")
+def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
+    process = user.start("ask", "--json", "-v", "--grammar", endless_reply_grammar(user.home), "hi")
     assert process.stdout and process.stderr
     while b"reserve took" not in process.stderr.readline():
-        pass  # the model is there, and the prompt is about to be read
+        pass  # the model is loaded, and prefill is about to start
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
@@ -340,10 +340,10 @@ def test_an_interrupted_answer_is_kept_as_an_object_too(user: CommandLine) -> No
     assert json.loads(out)["finish_reason"] == "cancelled"
 
 
-# What goes wrong.
+# Errors.
 
 
-def test_what_cannot_be_read_as_asked_is_exit_2(user: CommandLine) -> None:
+def test_usage_errors_exit_2(user: CommandLine) -> None:
     (user.home / "binary").write_bytes(b"\xff\xfe")
     (user.home / "bad.json").write_text("{")
     (user.home / "bad.gbnf").write_text("root ::= (")
@@ -364,39 +364,39 @@ def test_what_cannot_be_read_as_asked_is_exit_2(user: CommandLine) -> None:
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),
         (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
     ]
-    for arguments, what in cases:
+    for arguments, message in cases:
         done = user.run("ask", *arguments)
         assert (done.code, done.out) == (2, ""), arguments
-        assert_two_lines(done.err, what)
+        assert_two_lines(done.err, message)
 
 
-def assert_two_lines(err: str, what: str) -> None:
-    """What is, and what to do: nothing else."""
+def assert_two_lines(err: str, message: str) -> None:
+    """Exactly one line for the problem and one for the fix."""
     first, second = err.splitlines()
-    assert first.startswith(what)
+    assert first.startswith(message)
     assert second.startswith("  try: ")
     assert len(second) > len("  try: ")
 
 
-def test_bounds_are_told_in_whole_numbers(user: CommandLine) -> None:
+def test_range_errors_show_integer_bounds(user: CommandLine) -> None:
     assert "from 0 to 4294967294\n" in user.run("ask", "--seed", "-1", "hi").err
     assert "of 1 or more\n" in user.run("ask", "-n", "0", "hi").err
 
 
-def test_input_that_is_not_utf_8_is_exit_2(user: CommandLine) -> None:
+def test_input_that_is_not_utf_8_exits_2(user: CommandLine) -> None:
     done = user.run("ask", "-", stdin=b"abc\xff")
     assert (done.code, done.out) == (2, "")
     assert_two_lines(done.err, "error: standard input is not UTF-8 text (byte 3)")
 
 
 @pytest.mark.parametrize("arguments", [("--nope",), ("-n", "many", "hi"), ("hi", "there")])
-def test_what_is_no_option_is_exit_2_and_names_the_help(user: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_unknown_option_exits_2_and_names_the_help(user: CommandLine, arguments: tuple[str, ...]) -> None:
     done = user.run("ask", *arguments)
     assert (done.code, done.out) == (2, "")
     assert "Try 'cerebrum ask -h' for help" in done.err
 
 
-def test_an_unknown_model_is_exit_3_with_near_misses(cerebrum: CommandLine) -> None:
+def test_unknown_model_exits_3_with_suggestions(cerebrum: CommandLine) -> None:
     done = cerebrum.run("ask", "-m", "startr", "hi")
     assert (done.code, done.out) == (3, "")
     assert_two_lines(done.err, "error: unknown model 'startr'")
@@ -404,7 +404,7 @@ def test_an_unknown_model_is_exit_3_with_near_misses(cerebrum: CommandLine) -> N
 
 
 @pytest.mark.parametrize("more", [(), ("--yes", "--offline")])
-def test_no_model_is_exit_3_and_names_what_to_pull(cerebrum: CommandLine, more: tuple[str, ...]) -> None:
+def test_without_a_model_ask_exits_3_and_suggests_pulls(cerebrum: CommandLine, more: tuple[str, ...]) -> None:
     done = cerebrum.run("ask", *more, "hi", stdin="piped")
     assert (done.code, done.out) == (3, "")
     assert_two_lines(done.err, "error: no model is installed")
@@ -413,13 +413,13 @@ def test_no_model_is_exit_3_and_names_what_to_pull(cerebrum: CommandLine, more: 
 
 
 @pytest.mark.parametrize("reference", ["./nowhere.gguf", "~nobody-of-that-name/model.gguf", "m" * 400])
-def test_a_path_that_leads_nowhere_is_exit_3(cerebrum: CommandLine, reference: str) -> None:
+def test_missing_model_file_exits_3(cerebrum: CommandLine, reference: str) -> None:
     done = cerebrum.run("ask", "-m", reference, "hi")
     assert (done.code, done.out) == (3, "")
     assert_two_lines(done.err, "error: ")
 
 
-def test_a_prompt_that_does_not_fit_is_exit_4_with_both_numbers(user: CommandLine) -> None:
+def test_too_long_prompt_exits_4_with_both_sizes(user: CommandLine) -> None:
     size = user.run("ask", "--dry-run", "--json", "word " * 60).object["prompt_tokens"]
     done = user.run("ask", "--ctx", str(size), "--stats", "word " * 60)
     assert (done.code, done.out) == (4, "")
@@ -429,9 +429,9 @@ def test_a_prompt_that_does_not_fit_is_exit_4_with_both_numbers(user: CommandLin
 
 
 def broken_files(directory: Path, good: Path) -> Iterator[tuple[Path, str]]:
-    """Yield files that are no models, and a word of what is said of each."""
+    """Yield invalid model files, and part of the error for each."""
     whole = good.read_bytes()
-    for name, content, said in (
+    for name, content, error in (
         ("truncated", whole[: len(whole) // 2], "truncated"),
         ("header-only", whole[:4], ""),
         ("empty", b"", "the file is empty"),
@@ -442,7 +442,7 @@ def broken_files(directory: Path, good: Path) -> Iterator[tuple[Path, str]]:
     ):
         path = directory / f"{name}.gguf"
         path.write_bytes(content)
-        yield path, said
+        yield path, error
     (directory / "directory.gguf").mkdir()
     yield directory / "directory.gguf", "is a directory"
     os.mkfifo(directory / "pipe.gguf")
@@ -453,19 +453,19 @@ def broken_files(directory: Path, good: Path) -> Iterator[tuple[Path, str]]:
         yield directory / "secret.gguf", "Permission denied"
 
 
-def test_a_file_that_is_no_model_is_exit_1_with_one_error(cerebrum: CommandLine, chatml_model: Path) -> None:
-    for path, said in broken_files(cerebrum.home, chatml_model):
+def test_invalid_model_file_exits_1_with_one_error(cerebrum: CommandLine, chatml_model: Path) -> None:
+    for path, error in broken_files(cerebrum.home, chatml_model):
         done = cerebrum.run("ask", "-m", path, "hi")
         assert (done.code, done.out) == (1, ""), path
         assert_two_lines(done.err, f"error: {path}: ")
-        assert said in done.err
+        assert error in done.err
 
 
 # Settings.
 
 
 def every_option() -> Iterator[tuple[str, Any]]:
-    """Yield every option of every command."""
+    """Yield the name of a command and an option, for every option of every command."""
     group = typer.main.get_command(assembled())
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         for parameter in command.params:
@@ -473,29 +473,29 @@ def every_option() -> Iterator[tuple[str, Any]]:
                 yield name, parameter
 
 
-def test_every_option_has_its_twin_in_the_environment() -> None:
+def test_every_option_has_an_environment_variable() -> None:
     seen = 0
     for command, option in every_option():
         long = next(name for name in option.opts if name.startswith("--"))
         if long not in ("--help", "--version"):
-            twin = "CEREBRUM_" + long.removeprefix("--").replace("-", "_").upper()
-            assert option.envvar == twin, f"{command} {long}"
+            variable = "CEREBRUM_" + long.removeprefix("--").replace("-", "_").upper()
+            assert option.envvar == variable, f"{command} {long}"
             seen += 1
     assert seen > 30
 
 
-def test_a_twin_counts_above_the_configuration_and_below_the_command_line(user: CommandLine) -> None:
+def test_environment_overrides_config_and_argv_overrides_both(user: CommandLine) -> None:
     with (user.config / "config.toml").open("a") as config:
         config.write("max-tokens = 3\n")
-    asked = ("ask", "--json", "--grammar", saying("abcdefgh", user.home), "hi")
-    twin = {"CEREBRUM_MAX_TOKENS": "4"}
-    assert user.run(*asked).object["completion_tokens"] == 3
-    assert user.run(*asked, env=twin).object["completion_tokens"] == 4
-    assert user.run(*asked, "-n", "5", env=twin).object["completion_tokens"] == 5
-    assert user.run(*asked, env={"CEREBRUM_MAX_TOKENS": ""}).object["completion_tokens"] == 3
+    command = ("ask", "--json", "--grammar", fixed_reply_grammar("abcdefgh", user.home), "hi")
+    variable = {"CEREBRUM_MAX_TOKENS": "4"}
+    assert user.run(*command).object["completion_tokens"] == 3
+    assert user.run(*command, env=variable).object["completion_tokens"] == 4
+    assert user.run(*command, "-n", "5", env=variable).object["completion_tokens"] == 5
+    assert user.run(*command, env={"CEREBRUM_MAX_TOKENS": ""}).object["completion_tokens"] == 3
 
 
-def test_twins_of_switches_files_and_the_model_work(cerebrum: CommandLine, chatml_model: Path) -> None:
+def test_environment_sets_switches_files_and_the_model(cerebrum: CommandLine, chatml_model: Path) -> None:
     (cerebrum.home / "a.txt").write_text("x")
     (cerebrum.home / "b.txt").write_text("y")
     done = cerebrum.run(
@@ -511,13 +511,13 @@ def test_twins_of_switches_files_and_the_model_work(cerebrum: CommandLine, chatm
     assert done.out == chatml("a.txt:\n```txt\nx\n```\n\nb.txt:\n```txt\ny\n```\n\nhi")
 
 
-def test_a_twin_that_cannot_be_read_is_exit_2(user: CommandLine) -> None:
+def test_invalid_environment_value_exits_2(user: CommandLine) -> None:
     assert user.run("ask", "--dry-run", "hi", env={"CEREBRUM_TOP_K": "many"}).code == 2
     assert user.run("ask", "--dry-run", "hi", env={"CEREBRUM_TOP_K": "-1"}).code == 2
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "error"),
     [
         ("model = ", "Invalid value"),
         ("colour = 'red'\n", "unknown key `colour`"),
@@ -525,22 +525,22 @@ def test_a_twin_that_cannot_be_read_is_exit_2(user: CommandLine) -> None:
         (b"\xff", "invalid start byte"),
     ],
 )
-def test_a_bad_configuration_is_exit_1_and_named(cerebrum: CommandLine, content: str | bytes, said: str) -> None:
+def test_invalid_config_file_exits_1_and_is_named(cerebrum: CommandLine, content: str | bytes, error: str) -> None:
     path = cerebrum.config / "config.toml"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     done = cerebrum.run("ask", "hi")
     assert (done.code, done.out) == (1, "")
     assert_two_lines(done.err, f"error: {path}: ")
-    assert said in done.err
+    assert error in done.err
 
 
-def test_the_module_is_the_command() -> None:
+def test_python_m_runs_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "cerebrum_cli", "--version"], capture_output=True, text=True)
     assert done.stdout == f"cerebrum {__version__}\n"
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
-def test_a_grammar_needs_no_standard_error(user: CommandLine, redirection: str) -> None:
+def test_grammar_works_without_stderr(user: CommandLine, redirection: str) -> None:
     (user.home / "yes.gbnf").write_text('root ::= "yes"')
     command = f"{COMMAND} ask --grammar yes.gbnf hi </dev/null {redirection}"
     done = subprocess.run(["sh", "-c", command], env=user.environment(), cwd=user.home, stdout=-1, timeout=60)

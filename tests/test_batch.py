@@ -1,4 +1,4 @@
-"""`cerebrum batch` as the contract has it: rows of any shape in, a line each out, and the same command goes on."""
+"""`cerebrum batch`: input types, output rows, errors, resuming, and the exit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Finished, saying
+from command_line import CommandLine, Finished, fixed_reply_grammar
 from scripted_backend import ScriptedSampler
 from scripted_command import Many, run_here
 
@@ -36,8 +36,8 @@ OUTPUT_KEYS = [
 OPENAI = {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions"}
 
 
-class Desk:
-    """Where batches are run on a scripted model, one after another, in one home; `backends` are the models loaded."""
+class BatchRunner:
+    """Runs batches on a scripted model, one after another, in one home directory."""
 
     def __init__(self, home: Path, model: Path) -> None:
         self.home = home
@@ -49,7 +49,7 @@ class Desk:
         return run_here(self.script, self.home, "batch", *arguments, "-m", self.model, piped=piped)
 
     def write(self, name: str, content: str | bytes | list[Any]) -> Path:
-        """Write an input: text, bytes, or objects a line each."""
+        """Write an input file: text, bytes, or one JSON object per line."""
         if isinstance(content, list):
             content = "".join(json.dumps(each) + "\n" for each in content)
         path = self.home / name
@@ -57,35 +57,35 @@ class Desk:
         return path
 
     def answer(self, content: str | bytes | list[Any], *arguments: str | Path, name: str = "in.jsonl") -> list[Any]:
-        """Return the objects a batch streams."""
-        return objects(self.run(self.write(name, content), "-o", "-", *arguments).out)
+        """Run a batch, and return the parse_lines it streams."""
+        return parse_lines(self.run(self.write(name, content), "-o", "-", *arguments).out)
 
     @property
     def backends(self) -> list[Many]:
-        """The models that were loaded."""
+        """The models loaded so far."""
         backends: list[Many] = self.script["backends"]
         return backends
 
 
-def objects(lines: str) -> list[Any]:
-    """Return the objects that stand in lines."""
+def parse_lines(lines: str) -> list[Any]:
+    """Parse one JSON object per line."""
     return [json.loads(line) for line in lines.splitlines()]
 
 
 @pytest.fixture
-def desk(tmp_path: Path, chatml_model: Path) -> Desk:
-    """Return where batches are run."""
-    return Desk(tmp_path, chatml_model)
+def runner(tmp_path: Path, chatml_model: Path) -> BatchRunner:
+    """A batch runner with a tiny model."""
+    return BatchRunner(tmp_path, chatml_model)
 
 
 def chatml(question: str, system: str | None = None) -> str:
-    """Return the prompt of the tiny model's template."""
+    """The prompt of the tiny model's template."""
     before = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
     return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def said(backend: Many) -> list[str]:
-    """Return the prompts in the order they were read, each with what was said to it, of a model with one slot."""
+def sequences(backend: Many) -> list[str]:
+    """The prompts with their replies, in the order of evaluation, of a model with one slot."""
     read: list[bytearray] = []
     for [*rows] in backend.steps:
         for row in rows:
@@ -95,7 +95,7 @@ def said(backend: Many) -> list[str]:
     return [each.decode() for each in read]
 
 
-# What goes in.
+# Inputs.
 
 LINES = "first\n\n# a remark\n  second \n"
 SHAPES: list[tuple[str, str | bytes | list[Any], list[str], list[tuple[str | int, str]]]] = [
@@ -117,47 +117,49 @@ SHAPES: list[tuple[str, str | bytes | list[Any], list[str], list[tuple[str | int
 
 
 @pytest.mark.parametrize(("name", "content", "arguments", "rows"), SHAPES)
-def test_rows_of_every_shape_are_answered_in_their_order(
-    desk: Desk,
+def test_batch_answers_every_input_type_in_order(
+    runner: BatchRunner,
     name: str,
     content: str | bytes | list[Any],
     arguments: list[str],
     rows: list[tuple[str | int, str]],
 ) -> None:
-    written = desk.write("in" if name == "-" else name, content)
+    written = runner.write("in" if name == "-" else name, content)
     piped = written.read_bytes() if name == "-" else None
-    streamed = desk.run("-" if name == "-" else written, "-o", "-", "--seed", "1", *arguments, piped=piped)
-    assert [(each["id"], each["prompt"], each["text"]) for each in objects(streamed.out)] == [
+    streamed = runner.run("-" if name == "-" else written, "-o", "-", "--seed", "1", *arguments, piped=piped)
+    assert [(each["id"], each["prompt"], each["text"]) for each in parse_lines(streamed.out)] == [
         (id, prompt, "ok") for id, prompt in rows
     ]
     assert streamed.code == 0
-    kept = desk.run("-" if name == "-" else written, "-o", desk.home / "out", "--seed", "1", *arguments, piped=piped)
-    assert (kept.code, kept.out) == (0, "")
-    assert (desk.home / "out").read_text() == streamed.out
+    saved = runner.run(
+        "-" if name == "-" else written, "-o", runner.home / "out", "--seed", "1", *arguments, piped=piped
+    )
+    assert (saved.code, saved.out) == (0, "")
+    assert (runner.home / "out").read_text() == streamed.out
 
 
-def test_a_rows_own_system_prompt_goes_before_the_given_one_and_that_before_the_formats(desk: Desk) -> None:
-    listed = [{"role": "system", "content": "LLL"}, {"role": "user", "content": "q"}]
-    rows: list[Any] = [{"prompt": "q"}, {"prompt": "q", "system": "RR"}, {"messages": listed}]
-    plain, given = desk.answer(rows), desk.answer(rows, "-s", "S")
+def test_row_system_prompt_overrides_option_overrides_format(runner: BatchRunner) -> None:
+    messages = [{"role": "system", "content": "LLL"}, {"role": "user", "content": "q"}]
+    rows: list[Any] = [{"prompt": "q"}, {"prompt": "q", "system": "RR"}, {"messages": messages}]
+    plain, given = runner.answer(rows), runner.answer(rows, "-s", "S")
     assert [each["prompt_tokens"] for each in plain] == [len(chatml("q", system)) for system in (None, "RR", "LLL")]
     assert [each["prompt_tokens"] for each in given] == [len(chatml("q", system)) for system in ("S", "RR", "LLL")]
     assert CEREBRUM.default_system
-    own, rows_own, _ = desk.answer(rows, "--format", "cerebrum")
+    own, rows_own, _ = runner.answer(rows, "--format", "cerebrum")
     assert own["prompt_tokens"] - rows_own["prompt_tokens"] == len(CEREBRUM.default_system) - len("RR")
 
 
-def test_a_conversation_goes_on_and_its_last_question_is_the_prompt(desk: Desk) -> None:
+def test_row_of_messages_reports_its_last_question_as_prompt(runner: BatchRunner) -> None:
     messages = [
         {"role": role, "content": content} for role, content in [("user", "a"), ("assistant", "b"), ("user", "c")]
     ]
-    [row] = desk.answer([{"messages": messages}])
+    [row] = runner.answer([{"messages": messages}])
     before = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
     assert (row["prompt"], row["prompt_tokens"]) == ("c", len(before + chatml("c")))
 
 
-def test_settings_of_a_row_are_its_own(desk: Desk) -> None:
-    desk.script["seeds"] = ["zero", "one two three"]
+def test_row_settings_override_the_options(runner: BatchRunner) -> None:
+    runner.script["seeds"] = ["zero", "one two three"]
     rows = [
         {"prompt": "a", "seed": 3},
         {"prompt": "b", "max_tokens": 3},
@@ -165,27 +167,30 @@ def test_settings_of_a_row_are_its_own(desk: Desk) -> None:
         {"prompt": "d", "seed": 0, "temperature": 1.5, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1},
     ]
     given = ("--seed", "0", "-n", "8", "--temperature", "0.5", "--parallel", "1")
-    answers = desk.answer(rows, *given)
+    answers = runner.answer(rows, *given)
     assert [(each["text"], each["seed"], each["finish_reason"]) for each in answers] == [
         ("one two", 3, "length"),
         ("one", 1, "length"),
         ("zero", 2, "stop"),
         ("zero", 0, "stop"),
     ]
-    stopped = desk.answer(rows[2:3], "--seed", "1", "--stop", "two")
-    assert (stopped[0]["text"], stopped[0]["finish_reason"]) == ("one two", "stop")  # its own, and not the given one
-    first, *_, last = desk.backends[0].params
+    stopped = runner.answer(rows[2:3], "--seed", "1", "--stop", "two")
+    assert (stopped[0]["text"], stopped[0]["finish_reason"]) == (
+        "one two",
+        "stop",
+    )  # the row's stop strings, not the option's
+    first, *_, last = runner.backends[0].params
     assert (first.temperature, first.top_k, first.max_tokens) == (0.5, 40, 8)
     assert (last.temperature, last.top_k, last.top_p, last.min_p, last.repeat_penalty) == (1.5, 5, 0.5, 0.1, 1.1)
 
 
-# What comes out.
+# Output.
 
 
-def test_a_row_has_every_key_in_its_order(desk: Desk) -> None:
-    desk.script["rows"] = {"p": "<think>hm</think>The answer is 4."}
-    done = desk.run(desk.write("in.jsonl", b'{"id": "a", "prompt": "p"}\n{"prompt"\n'), "-o", "-", "--seed", "3")
-    answered, failed = objects(done.out)
+def test_output_row_has_every_key_in_order(runner: BatchRunner) -> None:
+    runner.script["rows"] = {"p": "<think>hm</think>The answer is 4."}
+    done = runner.run(runner.write("in.jsonl", b'{"id": "a", "prompt": "p"}\n{"prompt"\n'), "-o", "-", "--seed", "3")
+    answered, failed = parse_lines(done.out)
     assert [list(each) for each in (answered, failed)] == [OUTPUT_KEYS] * 2
     assert list(answered.values()) == [
         "a",
@@ -205,41 +210,45 @@ def test_a_row_has_every_key_in_its_order(desk: Desk) -> None:
     assert done.code == 6
 
 
-def test_rows_are_read_so_that_those_alike_meet_and_written_in_the_order_of_the_input(desk: Desk) -> None:
-    source = desk.write("in.txt", "b2\na1\nb1\na2\n")
-    desk.run(source, "-o", desk.home / "out", "--parallel", "1")
-    assert [each["prompt"] for each in objects((desk.home / "out").read_text())] == ["b2", "a1", "b1", "a2"]
-    assert said(desk.backends[0]) == [chatml(each) + "ok" for each in ("a1", "a2", "b1", "b2")]
-    desk.run(source, "-o", "-", "--parallel", "1")
-    assert said(desk.backends[1]) == [chatml(each) + "ok" for each in ("b2", "a1", "b1", "a2")]  # somebody waits
+def test_batch_sorts_by_prefix_but_writes_in_input_order(runner: BatchRunner) -> None:
+    source = runner.write("in.txt", "b2\na1\nb1\na2\n")
+    runner.run(source, "-o", runner.home / "out", "--parallel", "1")
+    assert [each["prompt"] for each in parse_lines((runner.home / "out").read_text())] == ["b2", "a1", "b1", "a2"]
+    assert sequences(runner.backends[0]) == [chatml(each) + "ok" for each in ("a1", "a2", "b1", "b2")]
+    runner.run(source, "-o", "-", "--parallel", "1")
+    assert sequences(runner.backends[1]) == [
+        chatml(each) + "ok" for each in ("b2", "a1", "b1", "a2")
+    ]  # streamed, so in input order
 
 
-def test_what_rows_have_in_common_is_evaluated_once(desk: Desk) -> None:
+def test_shared_prefix_of_rows_is_evaluated_once(runner: BatchRunner) -> None:
     system = "S" * 500
-    desk.answer("".join(f"question {number}\n" for number in range(10)), "-s", system, "--parallel", "4", name="in.txt")
+    runner.answer(
+        "".join(f"question {number}\n" for number in range(10)), "-s", system, "--parallel", "4", name="in.txt"
+    )
     alone = len(chatml("question 0", system))
-    assert desk.backends[0].evaluated < alone + 10 * (len(chatml("question 0")) + len("ok"))
+    assert runner.backends[0].evaluated < alone + 10 * (len(chatml("question 0")) + len("ok"))
 
 
 @pytest.mark.parametrize("parallel", ["1", "4", "auto", "256"])
-def test_how_many_run_at_once_changes_no_answer(desk: Desk, parallel: str) -> None:
-    desk.script["rows"] = {str(number): f"reply {number} x" + "x" * (number * 7 % 23) for number in range(20, 60)}
+def test_parallel_does_not_change_answers(runner: BatchRunner, parallel: str) -> None:
+    runner.script["rows"] = {str(number): f"reply {number} x" + "x" * (number * 7 % 23) for number in range(20, 60)}
     source = "".join(f"{number}\n" for number in range(20, 60))
-    answers = desk.answer(source, "--parallel", parallel, name="in.txt")
-    assert [each["text"] for each in answers] == list(desk.script["rows"].values())
-    assert desk.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
+    answers = runner.answer(source, "--parallel", parallel, name="in.txt")
+    assert [each["text"] for each in answers] == list(runner.script["rows"].values())
+    assert runner.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
 
 
 @pytest.mark.parametrize("parallel", ["0", "257", "x", "-1", "", "1.5"])
-def test_how_many_run_at_once_is_a_number_to_256_or_auto(desk: Desk, parallel: str) -> None:
-    done = desk.run(desk.write("in.txt", "a"), "-o", "-", "--parallel", parallel)
+def test_parallel_must_be_1_to_256_or_auto(runner: BatchRunner, parallel: str) -> None:
+    done = runner.run(runner.write("in.txt", "a"), "-o", "-", "--parallel", parallel)
     assert (done.code, done.out) == (2, "")
     assert done.err == f"error: --parallel is {parallel!r}\n  try: it must be a number from 1 to 256, or auto\n"
 
 
-def test_bad_rows_are_error_rows_and_the_others_are_answered(desk: Desk) -> None:
-    desk.script["context"] = 300
-    source = desk.write(
+def test_invalid_rows_get_errors_and_others_are_answered(runner: BatchRunner) -> None:
+    runner.script["context"] = 300
+    source = runner.write(
         "in.jsonl",
         b"nonsense\n"
         b'{"prompt": " "}\n'
@@ -248,8 +257,8 @@ def test_bad_rows_are_error_rows_and_the_others_are_answered(desk: Desk) -> None
         b'{"prompt": "hi", "grammar": "?"}\n'
         b"\xff\n",
     )
-    done = desk.run(source, "-o", desk.home / "out")
-    answers = objects((desk.home / "out").read_text())
+    done = runner.run(source, "-o", runner.home / "out")
+    answers = parse_lines((runner.home / "out").read_text())
     types = [each["error"] and each["error"]["type"] for each in answers]
     expected = ["invalid_json", "no_prompt", "context_length_exceeded", "invalid_setting", None, "invalid_utf8"]
     assert (done.code, types) == (6, expected)
@@ -259,74 +268,72 @@ def test_bad_rows_are_error_rows_and_the_others_are_answered(desk: Desk) -> None
     assert done.err.startswith("6 of 6 done, 5 failed, 2 tokens in ")
 
 
-def test_rows_draw_by_seeds_of_their_own(desk: Desk) -> None:
-    desk.script["seeds"] = ["zero", "one", "two", "three", "four"]
+def test_each_row_has_its_own_seed(runner: BatchRunner) -> None:
+    runner.script["seeds"] = ["zero", "one", "two", "three", "four"]
     rows = [{"prompt": "same"}] * 5
-    first, second = (desk.answer(rows, "--seed", "5", "--parallel", parallel) for parallel in ("2", "5"))
+    first, second = (runner.answer(rows, "--seed", "5", "--parallel", parallel) for parallel in ("2", "5"))
     assert first == second
     assert [(each["seed"], each["text"]) for each in first] == list(
-        zip(range(5, 10), desk.script["seeds"], strict=True)
+        zip(range(5, 10), runner.script["seeds"], strict=True)
     )
-    fresh = [each["seed"] for each in desk.answer(rows)]
+    fresh = [each["seed"] for each in runner.answer(rows)]
     assert len(set(fresh)) == 5
-    wrapped = desk.answer(rows[:2], "--seed", "4294967294")
+    wrapped = runner.answer(rows[:2], "--seed", "4294967294")
     assert [each["seed"] for each in wrapped] == [4294967294, 0]
 
 
-def test_rows_alike_and_ids_alike_are_rows_of_their_own(desk: Desk) -> None:
-    desk.script["seeds"] = ["zero", "one"]
+def test_identical_rows_are_answered_separately(runner: BatchRunner) -> None:
+    runner.script["seeds"] = ["zero", "one"]
     rows = [{"id": 1, "prompt": "p", "seed": seed} for seed in (0, 1, 0)]
-    desk.run(desk.write("in.jsonl", rows), "-o", desk.home / "out")
-    assert [each["text"] for each in objects((desk.home / "out").read_text())] == ["zero", "one", "zero"]
+    runner.run(runner.write("in.jsonl", rows), "-o", runner.home / "out")
+    assert [each["text"] for each in parse_lines((runner.home / "out").read_text())] == ["zero", "one", "zero"]
 
 
-def test_a_quiet_batch_says_nothing(desk: Desk) -> None:
-    source = desk.write("in.txt", "a\nb\n")
+def test_quiet_batch_prints_nothing(runner: BatchRunner) -> None:
+    source = runner.write("in.txt", "a\nb\n")
     for _ in range(2):
-        done = desk.run(source, "-o", desk.home / "out", "-q")
+        done = runner.run(source, "-o", runner.home / "out", "-q")
         assert (done.code, done.out, done.err) == (0, "", "")
 
 
-def test_a_row_that_cannot_go_on_is_an_error_row_and_the_others_are_answered(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = ScriptedSampler.sample
 
-    def refuses(sampler: ScriptedSampler, row: int) -> int:
+    def rejecting(sampler: ScriptedSampler, row: int) -> int:
         if b"stuck" in bytes(token for token in sampler.expected if token < 256):
-            raise GrammarError("nothing goes on", "check the grammar")
+            raise GrammarError("no token is allowed", "check the grammar")
         return sample(sampler, row)
 
-    monkeypatch.setattr(ScriptedSampler, "sample", refuses)
+    monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
     for votes in ((), ("--votes", "3")):
-        output = desk.home / f"out{len(votes)}"
-        done = desk.run(desk.write("in.txt", "a\nstuck\nb\n"), "-o", output, *votes)
+        output = runner.home / f"out{len(votes)}"
+        done = runner.run(runner.write("in.txt", "a\nstuck\nb\n"), "-o", output, *votes)
         assert done.code == 6
-        first, second, third = objects(output.read_text())
+        first, second, third = parse_lines(output.read_text())
         assert (first["text"], third["text"]) == ("ok", "ok")
-        assert second["error"] == {"type": "invalid_request", "message": "nothing goes on: check the grammar"}
+        assert second["error"] == {"type": "invalid_request", "message": "no token is allowed: check the grammar"}
 
 
-# The same command again.
+# Running the same command again.
 
 
-def test_a_complete_output_is_not_evaluated_again_and_repeats_its_exit_code(desk: Desk) -> None:
+def test_complete_output_is_not_evaluated_again(runner: BatchRunner) -> None:
     for name, content, code in (("good.txt", "a\nb\n", 0), ("bad.jsonl", '{"prompt": "a"}\n{\n', 6)):
-        output = desk.home / f"{name}.out"
-        first = desk.run(desk.write(name, content), "-o", output)
-        written, loaded = output.read_bytes(), len(desk.backends)
-        again = desk.run(desk.home / name, "-o", output)
+        output = runner.home / f"{name}.out"
+        first = runner.run(runner.write(name, content), "-o", output)
+        written, loaded = output.read_bytes(), len(runner.backends)
+        again = runner.run(runner.home / name, "-o", output)
         assert (first.code, again.code) == (code, code)
-        assert (output.read_bytes(), len(desk.backends)) == (written, loaded)
+        assert (output.read_bytes(), len(runner.backends)) == (written, loaded)
         assert again.err == ("2 of 2 done, 1 failed\n" if code else "2 of 2 done\n")
 
 
-def test_a_complete_output_is_not_read_as_one_of_another_batch(desk: Desk) -> None:
-    source, output = desk.write("in.txt", "a\nb\n"), desk.home / "out"
-    desk.run(source, "-o", output, "-n", "9")
+def test_output_of_other_settings_is_refused(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
+    runner.run(source, "-o", output, "-n", "9")
     written = output.read_bytes()
-    grammar = saying("ok", desk.home)
-    for other, told in (
+    grammar = fixed_reply_grammar("ok", runner.home)
+    for other, difference in (
         (["-n", "8"], "another max tokens (9, now 8)"),
         (["-n", "9", "--temperature", "0.5"], "another temperature (0.0, now 0.5)"),
         (["-n", "9", "-s", "S"], "another system (none, now S)"),
@@ -336,94 +343,92 @@ def test_a_complete_output_is_not_read_as_one_of_another_batch(desk: Desk) -> No
         (["-n", "9", "--ignore-eos"], "another ignore eos (false, now true)"),
         (["-n", "9", "--votes", "3", "--temperature", "0.5"], "another votes (none, now 3..3)"),
     ):
-        done = desk.run(source, "-o", output, *other)
+        done = runner.run(source, "-o", output, *other)
         assert (done.code, output.read_bytes()) == (1, written)
-        assert done.err.startswith(f"error: {output} was made with ") and told in done.err
+        assert done.err.startswith(f"error: {output} was made with ") and difference in done.err
         assert done.err.endswith("try: use --restart to replace it, or choose another -o\n")
-    desk.write("in.txt", "a\nc\n")
-    assert "another input (" in desk.run(source, "-o", output, "-n", "9").err
-    assert len(desk.backends) == 1
-    assert desk.run(source, "-o", output, "-n", "9", "--restart").code == 0
-    assert [each["prompt"] for each in objects(output.read_text())] == ["a", "c"]
+    runner.write("in.txt", "a\nc\n")
+    assert "another input (" in runner.run(source, "-o", output, "-n", "9").err
+    assert len(runner.backends) == 1
+    assert runner.run(source, "-o", output, "-n", "9", "--restart").code == 0
+    assert [each["prompt"] for each in parse_lines(output.read_text())] == ["a", "c"]
 
 
-def test_another_model_does_not_go_on_with_the_rows_of_one(desk: Desk) -> None:
-    source, output = desk.write("in.txt", "a\nb\n"), desk.home / "out"
-    desk.run(source, "-o", output)
-    other = desk.home / "other.gguf"
-    other.write_bytes(desk.model.read_bytes())
-    done = run_here(desk.script, desk.home, "batch", source, "-o", output, "-m", other)
-    assert (done.code, len(desk.backends)) == (1, 1)
+def test_output_of_another_model_is_refused(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
+    runner.run(source, "-o", output)
+    other = runner.home / "other.gguf"
+    other.write_bytes(runner.model.read_bytes())
+    done = run_here(runner.script, runner.home, "batch", source, "-o", output, "-m", other)
+    assert (done.code, len(runner.backends)) == (1, 1)
     assert "was made with another model (chatml, now other)" in done.err
 
 
-def test_a_batch_that_failed_goes_on_with_the_rows_that_are_missing(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, output = desk.write("in.txt", "".join(f"{number}\n" for number in range(10, 30))), desk.home / "out"
-    desk.script["seeds"] = ["a longer reply"]
+def test_failed_batch_resumes_with_the_missing_rows(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, output = runner.write("in.txt", "".join(f"{number}\n" for number in range(10, 30))), runner.home / "out"
+    runner.script["seeds"] = ["a longer reply"]
     arguments = (source, "-o", output, "--parallel", "4", "--seed", "1")
-    desk.run(source, "-o", desk.home / "whole", "--parallel", "4", "--seed", "1")
+    runner.run(source, "-o", runner.home / "whole", "--parallel", "4", "--seed", "1")
     limit = 60
 
-    def decode(backend: Many, rows: Any, really: Callable[..., bool] = Many.decode) -> bool:
+    def decode(backend: Many, rows: Any, original: Callable[..., bool] = Many.decode) -> bool:
         if len(backend.steps) == limit:
             raise EngineError("the machine is on fire")
-        return really(backend, rows)
+        return original(backend, rows)
 
     with monkeypatch.context() as patched:
         patched.setattr(Many, "decode", decode)
-        failed = desk.run(*arguments)
+        failed = runner.run(*arguments)
     assert (failed.code, failed.err.splitlines()[-1]) == (1, "error: the machine is on fire")
-    partial = objects((desk.home / "out.partial").read_text())
+    partial = parse_lines((runner.home / "out.partial").read_text())
     assert 0 < len(partial) < 20
     assert not output.exists()
-    refused = desk.run(*arguments, "-n", "3")
-    assert (refused.code, objects((desk.home / "out.partial").read_text())) == (1, partial)
+    refused = runner.run(*arguments, "-n", "3")
+    assert (refused.code, parse_lines((runner.home / "out.partial").read_text())) == (1, partial)
     assert "try: run the previous command to resume, or use --restart to start over" in refused.err
-    assert desk.run(*arguments).code == 0
-    assert output.read_bytes() == (desk.home / "whole").read_bytes()
-    assert desk.backends[-1].slots == 4
-    assert len(desk.backends[-1].params) == 20 - len(partial)  # no row is asked twice
-    assert sorted(path.name for path in desk.home.glob("out*")) == ["out", "out.meta.json"]
+    assert runner.run(*arguments).code == 0
+    assert output.read_bytes() == (runner.home / "whole").read_bytes()
+    assert runner.backends[-1].slots == 4
+    assert len(runner.backends[-1].params) == 20 - len(partial)  # no row is answered twice
+    assert sorted(path.name for path in runner.home.glob("out*")) == ["out", "out.meta.json"]
 
 
-def test_an_output_may_be_a_link_or_relative_or_on_another_disk(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_output_may_be_a_symlink_or_a_relative_path(
+    runner: BatchRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    source = desk.write("in.txt", "a\n")
+    source = runner.write("in.txt", "a\n")
     (folder / "link").symlink_to("target")
-    assert desk.run(Path("../in.txt"), "-o", "link").code == 0
-    assert desk.run(source, "-o", folder / "link").code == 0  # the same one
+    assert runner.run(Path("../in.txt"), "-o", "link").code == 0
+    assert runner.run(source, "-o", folder / "link").code == 0  # the same output
     assert (folder / "link").is_symlink()
     assert (folder / "target").read_text() == (folder / "link").read_text()
-    assert len(desk.backends) == 1
+    assert len(runner.backends) == 1
 
 
-def test_where_no_result_can_be_nothing_is_begun(desk: Desk) -> None:
-    source = desk.write("in.txt", "a\n")
-    (desk.home / "old").write_text("mine\n")
-    for output, code, told in (
-        (desk.home / "no" / "out", 2, "does not exist"),
-        (desk.home, 2, "is a directory"),
+def test_unusable_output_path_is_refused_before_loading(runner: BatchRunner) -> None:
+    source = runner.write("in.txt", "a\n")
+    (runner.home / "old").write_text("mine\n")
+    for output, code, message in (
+        (runner.home / "no" / "out", 2, "does not exist"),
+        (runner.home, 2, "is a directory"),
         (source, 2, "the input"),
         (Path("/dev/null"), 2, "is not a regular file"),
-        (desk.home / "old", 1, "already exists"),
+        (runner.home / "old", 1, "already exists"),
     ):
-        done = desk.run(source, "-o", output)
+        done = runner.run(source, "-o", output)
         assert (done.code, done.out) == (code, "")
-        assert told in done.err.splitlines()[0]
+        assert message in done.err.splitlines()[0]
         assert done.err.splitlines()[1].startswith("  try: ")
-    assert (desk.home / "old").read_text() == "mine\n"
-    assert not desk.backends
+    assert (runner.home / "old").read_text() == "mine\n"
+    assert not runner.backends
 
 
-def test_what_cannot_be_read_as_asked_is_exit_2(desk: Desk) -> None:
-    source, table = desk.write("in.txt", "a\n"), desk.write("in.csv", "q\na\n")
-    for arguments, told in (
+def test_usage_errors_exit_2(runner: BatchRunner) -> None:
+    source, table = runner.write("in.txt", "a\n"), runner.write("in.csv", "q\na\n")
+    for arguments, message in (
         (["nowhere.txt"], "error: nowhere.txt: No such file or directory"),
         (["-"], "error: INPUT is `-`, but nothing is piped in"),
         ([table], "error: the input has no column `prompt`"),
@@ -431,23 +436,23 @@ def test_what_cannot_be_read_as_asked_is_exit_2(desk: Desk) -> None:
         ([source, "--template", "{nope}"], "error: a line of text has no field `nope`"),
         ([source, "--shape", "xml"], "error: unknown --shape 'xml'"),
         ([source, "--votes", "none"], "error: --votes is 'none'"),
-        ([desk.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
+        ([runner.write("empty.txt", "# nothing\n")], "error: the input has no prompts"),
     ):
-        done = desk.run(*arguments, "-o", desk.home / "out")
+        done = runner.run(*arguments, "-o", runner.home / "out")
         assert (done.code, done.out) == (2, ""), arguments
-        assert done.err.startswith(told), done.err
-    assert not list(desk.home.glob("out*"))
+        assert done.err.startswith(message), done.err
+    assert not list(runner.home.glob("out*"))
 
 
-# An interruption concerns all rows.
+# Interrupts.
 
 
-def test_a_signal_while_a_row_is_prepared_is_no_error_of_that_row() -> None:
+def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
     class Interrupting:
         def load(self) -> list[Any]:
             return []
 
-        def tokenize_request(self, asked: GenerationRequest) -> TokenizedRequest:
+        def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
             raise Interrupted(2)
 
     responder: Any = Interrupting()
@@ -459,12 +464,12 @@ def test_a_signal_while_a_row_is_prepared_is_no_error_of_that_row() -> None:
     assert not result.finished
 
 
-# The real thing.
+# A real model.
 
 
 @pytest.fixture
 def cerebrum(tmp_path: Path, mistral_model: Path) -> CommandLine:
-    """Return the command line of a user with a tiny model that has Mistral's vocabulary."""
+    """The command line of a user with a tiny model with Mistral's vocabulary."""
     user = CommandLine(tmp_path)
     (user.config / "config.toml").write_text(f'model = {json.dumps(str(mistral_model))}\nformat = "cerebrum"\n')
     return user
@@ -481,15 +486,15 @@ ROWS = [
 ]
 
 
-def test_a_real_model_says_the_same_however_many_run_at_once(cerebrum: CommandLine) -> None:
+def test_real_model_answers_do_not_depend_on_parallel(cerebrum: CommandLine) -> None:
     (cerebrum.home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    asked = ("batch", "in.jsonl", "--seed", "7", "-n", "20", "--ctx", "180")
+    command = ("batch", "in.jsonl", "--seed", "7", "-n", "20", "--ctx", "180")
     for parallel in ("1", "4", "auto"):
-        done = cerebrum.run(*asked, "--parallel", parallel, "-o", f"{parallel}.out")
+        done = cerebrum.run(*command, "--parallel", parallel, "-o", f"{parallel}.out")
         assert done.code == 6, done.err
     texts = [(cerebrum.home / f"{parallel}.out").read_bytes() for parallel in ("1", "4", "auto")]
     assert texts[0] == texts[1] == texts[2]
-    answers = objects(texts[0].decode())
+    answers = parse_lines(texts[0].decode())
     assert answers[1]["completion_tokens"] == 5
     assert answers[2] == {**answers[3], "id": 3}
     assert answers[2]["text"] != answers[4]["text"]
@@ -497,24 +502,24 @@ def test_a_real_model_says_the_same_however_many_run_at_once(cerebrum: CommandLi
     assert "raise --ctx (trained context: 2048)" in answers[6]["error"]["message"]
 
 
-def test_the_same_seeds_and_the_same_parallelism_are_the_same_answers_twice(cerebrum: CommandLine) -> None:
+def test_real_model_repeats_sampled_answers_by_seed(cerebrum: CommandLine) -> None:
     (cerebrum.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(12)))
-    asked = ("batch", "in.txt", "--seed", "7", "-n", "24", "--temperature", "0.8", "--parallel", "4")
+    command = ("batch", "in.txt", "--seed", "7", "-n", "24", "--temperature", "0.8", "--parallel", "4")
     for name in ("a.out", "b.out"):
-        assert cerebrum.run(*asked, "-o", name).code == 0
+        assert cerebrum.run(*command, "-o", name).code == 0
     first = (cerebrum.home / "a.out").read_bytes()
     assert first == (cerebrum.home / "b.out").read_bytes()
-    assert len({each["text"] for each in objects(first.decode())}) == 12
+    assert len({each["text"] for each in parse_lines(first.decode())}) == 12
 
 
-def test_ignoring_the_end_goes_on_to_the_most_tokens(cerebrum: CommandLine) -> None:
-    asked = ("batch", "-", "-o", "-", "-n", "16", "--grammar", saying("ok", cerebrum.home))
-    [goes_on] = objects(cerebrum.run(*asked, "--ignore-eos", stdin="hi\n").out)
-    assert goes_on["text"].startswith("ok")
-    assert (goes_on["completion_tokens"], goes_on["finish_reason"]) == (16, "length")
+def test_ignore_eos_generates_up_to_max_tokens(cerebrum: CommandLine) -> None:
+    command = ("batch", "-", "-o", "-", "-n", "16", "--grammar", fixed_reply_grammar("ok", cerebrum.home))
+    [row] = parse_lines(cerebrum.run(*command, "--ignore-eos", stdin="hi\n").out)
+    assert row["text"].startswith("ok")
+    assert (row["completion_tokens"], row["finish_reason"]) == (16, "length")
 
 
-def test_the_help_fits_a_terminal_and_names_every_option(cerebrum: CommandLine) -> None:
+def test_batch_help_fits_80_columns_and_lists_options(cerebrum: CommandLine) -> None:
     lines = cerebrum.run("batch", "--help").out.splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
@@ -524,7 +529,7 @@ def test_the_help_fits_a_terminal_and_names_every_option(cerebrum: CommandLine) 
     assert "--ignore-eos" in text
 
 
-def test_a_closed_pipe_ends_quietly(cerebrum: CommandLine) -> None:
+def test_closed_pipe_ends_without_an_error(cerebrum: CommandLine) -> None:
     (cerebrum.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(300)))
     process = cerebrum.start("batch", "in.txt", "-o", "-", "-n", "50", "--parallel", "2")
     assert process.stdout and process.stderr
@@ -535,7 +540,7 @@ def test_a_closed_pipe_ends_quietly(cerebrum: CommandLine) -> None:
     assert process.wait(60) == 0
 
 
-def test_answers_are_streamed_while_later_rows_are_still_answered(cerebrum: CommandLine) -> None:
+def test_answers_are_streamed_while_later_rows_run(cerebrum: CommandLine) -> None:
     (cerebrum.home / "in.jsonl").write_text('{"prompt": "a", "max_tokens": 1}\n{"prompt": "b"}\n')
     process = cerebrum.start("batch", "in.jsonl", "-o", "-", "--ignore-eos")
     assert process.stdout

@@ -1,4 +1,4 @@
-"""A batch's answers are on disk when they are written, and its result appears whole, whatever ends the process."""
+"""The journal of a batch: answers are on disk when written, and the result is complete, whatever ends the process."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.core.errors import BatchError, UsageError
 
 ROOT = Path(__file__).parents[1]
-MADE_BY: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
+FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 ROWS = read_rows("Why?\nHow?\n\nWhé\u2028n?\nWho?\n".encode(), "txt")
-ORDER = (2, 0, 3, 1)  # rows finish as they like
+ORDER = (2, 0, 3, 1)  # in which the rows finish
 
 
 def answer(row: Row, text: str = "So.") -> dict[str, Any]:
-    """Return the object of a row; a question beginning with W-h-o fails."""
+    """The output object of a row; the row "Who?" has an error."""
     if row.prompt == "Who?":
         return failed_object(row, RowError("prompt_too_long", "it is"))
     return {**failed_object(row, RowError("", "")), "text": f"{text} {row.prompt}", "seed": 1, "error": None}
 
 
-def result(text: str = "So.") -> bytes:
-    """Return what the result of all rows is."""
+def complete_result(text: str = "So.") -> bytes:
+    """The expected result file."""
     lines = [json.dumps(answer(row, text), ensure_ascii=False).replace("\u2028", "\\u2028") for row in ROWS]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def begin(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, **changed: Any) -> Journal:
-    return open_journal(output, {**MADE_BY, **changed}, rows, restart)
+def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, **changed: Any) -> Journal:
+    return open_journal(output, {**FINGERPRINT, **changed}, rows, restart)
 
 
 def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:
-    """Run a batch to its end, and return which rows were answered."""
+    """Complete a batch, and return the positions it answered."""
     answered = []
-    with contextlib.closing(begin(output, restart, **changed)) as journal:
+    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
         for position in ORDER:
             if position not in journal.finished:
                 journal.write(position, answer(ROWS[position], text))
@@ -63,15 +63,15 @@ def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) 
 
 
 def run_some(output: Path, *positions: int, restart: bool = False, text: str = "So.", **changed: Any) -> None:
-    """Answer some rows of a batch, and leave it."""
-    with contextlib.closing(begin(output, restart, **changed)) as journal:
+    """Answer some rows of a batch, and close it."""
+    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
         for position in positions:
             journal.write(position, answer(ROWS[position], text))
 
 
-def refused(opening: Callable[[], object]) -> tuple[str, str]:
+def batch_error(action: Callable[[], object]) -> tuple[str, str]:
     with pytest.raises(BatchError) as caught:
-        opening()
+        action()
     assert caught.value.exit_code == 1
     return caught.value.message, caught.value.hint
 
@@ -87,30 +87,30 @@ def output(tmp_path: Path) -> Path:
     return folder / "out.jsonl"
 
 
-WHOLE = {"out.jsonl", "out.jsonl.meta.json"}
-ON_THE_WAY = {"out.jsonl.partial", "out.jsonl.meta.json"}
+COMPLETE = {"out.jsonl", "out.jsonl.meta.json"}
+IN_PROGRESS = {"out.jsonl.partial", "out.jsonl.meta.json"}
 
 
-# From its beginning to its end.
+# Complete runs.
 
 
-def test_a_result_stands_in_the_order_of_the_input_beside_what_made_it(output: Path) -> None:
+def test_result_is_in_input_order_with_a_record_beside_it(output: Path) -> None:
     assert run(output) == list(ORDER)
-    assert output.read_bytes() == result()
-    assert names(output.parent) == WHOLE
+    assert output.read_bytes() == complete_result()
+    assert names(output.parent) == COMPLETE
     assert json.loads((output.parent / "out.jsonl.meta.json").read_bytes()) == {
         "version": 1,
-        "fingerprint": {**MADE_BY, "stop": ["x"]},
+        "fingerprint": {**FINGERPRINT, "stop": ["x"]},
         "rows": 4,
         "replaces": None,
         "failed": 1,
-        "result": {"size": len(result()), "sha256": hashlib.sha256(result()).hexdigest()},
+        "result": {"size": len(complete_result()), "sha256": hashlib.sha256(complete_result()).hexdigest()},
     }
 
 
-def test_finished_rows_are_in_the_partial_file_at_once_and_the_record_before_them(output: Path) -> None:
-    journal = begin(output)
-    assert names(output.parent) == ON_THE_WAY
+def test_finished_rows_are_on_disk_immediately(output: Path) -> None:
+    journal = open_batch(output)
+    assert names(output.parent) == IN_PROGRESS
     assert json.loads(output_paths(output).meta.read_bytes())["result"] is None
     for count, position in enumerate(ORDER, 1):
         journal.write(position, answer(ROWS[position]))
@@ -127,16 +127,16 @@ def test_finished_rows_are_in_the_partial_file_at_once_and_the_record_before_the
     journal.close()
 
 
-def test_a_line_has_no_break_in_it_for_any_reader(output: Path) -> None:
+def test_output_lines_contain_no_unicode_line_breaks(output: Path) -> None:
     (row,) = read_rows(json.dumps({"prompt": "a\u2028b\u2029c\x85d\x0be\x1cf\rg\nh"}).encode(), "jsonl")
-    with contextlib.closing(begin(output, rows=(row,))) as journal:
+    with contextlib.closing(open_batch(output, rows=(row,))) as journal:
         journal.write(0, {**answer(row), "text": "\ud83d"})
         journal.complete()
     (line,) = output.read_text("utf-8").splitlines()
     assert (json.loads(line)["prompt"], json.loads(line)["text"]) == (row.prompt, "\ufffd")
 
 
-def test_a_result_has_the_mode_the_umask_gives(output: Path) -> None:
+def test_result_files_respect_the_umask(output: Path) -> None:
     before = os.umask(0o027)
     try:
         run(output)
@@ -145,20 +145,24 @@ def test_a_result_has_the_mode_the_umask_gives(output: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in output.parent.iterdir()} == {0o640}
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(output: Path, tmp_path: Path) -> None:
+def test_output_symlink_stays_and_its_target_is_replaced(output: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(output)
     run(link)
     assert link.is_symlink()
-    assert (output.read_bytes(), names(output.parent), names(tmp_path)) == (result(), WHOLE, {"link", "results"})
+    assert (output.read_bytes(), names(output.parent), names(tmp_path)) == (
+        complete_result(),
+        COMPLETE,
+        {"link", "results"},
+    )
     assert run(link) == []
     run(link, restart=True, text="Again.")
-    assert output.read_bytes() == result("Again.")
+    assert output.read_bytes() == complete_result("Again.")
 
 
-def test_an_object_that_is_none_of_its_row_is_a_mistake_of_the_program(output: Path) -> None:
+def test_object_of_another_row_is_a_value_error(output: Path) -> None:
     written: list[str] = []
-    results: list[Result] = [begin(output), StreamedResult(ROWS, written.append)]
+    results: list[Result] = [open_batch(output), StreamedResult(ROWS, written.append)]
     for each in results:
         good = answer(ROWS[0])
         reordered = dict(reversed(good.items()))
@@ -176,28 +180,28 @@ def test_an_object_that_is_none_of_its_row_is_a_mistake_of_the_program(output: P
     assert len(written) == 1
 
 
-# Going on.
+# Resuming.
 
 
-def test_a_batch_goes_on_where_it_ended(output: Path) -> None:
+def test_journal_resumes_with_the_missing_rows(output: Path) -> None:
     run_some(output, 3, 1)
-    with contextlib.closing(begin(output)) as journal:
+    with contextlib.closing(open_batch(output)) as journal:
         assert (journal.done, journal.failed, set(journal.finished)) == (2, 1, {1, 3})
     assert run(output) == [2, 0]
-    assert (output.read_bytes(), names(output.parent)) == (result(), WHOLE)
+    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
 
 
-def test_a_batch_that_is_done_is_not_run_again(output: Path) -> None:
+def test_complete_batch_is_not_run_again(output: Path) -> None:
     run(output)
     before = files.file_stamp(output)
-    with contextlib.closing(begin(output)) as journal:
+    with contextlib.closing(open_batch(output)) as journal:
         assert (journal.is_complete, journal.done, journal.failed) == (True, 4, 1)
         journal.complete()
-    assert (files.file_stamp(output), names(output.parent)) == (before, WHOLE)
+    assert (files.file_stamp(output), names(output.parent)) == (before, COMPLETE)
 
 
 @pytest.mark.parametrize("keep", [1, 20, -2, -1])
-def test_a_line_that_was_not_written_to_its_end_is_answered_again(output: Path, keep: int) -> None:
+def test_incomplete_last_line_is_answered_again(output: Path, keep: int) -> None:
     run_some(output, 3, 1)
     partial = output_paths(output).partial
     first, second = partial.read_bytes().splitlines(keepends=True)
@@ -205,26 +209,26 @@ def test_a_line_that_was_not_written_to_its_end_is_answered_again(output: Path, 
     run_some(output)
     assert partial.read_bytes() == first
     assert run(output) == [2, 0, 1]
-    assert output.read_bytes() == result()
+    assert output.read_bytes() == complete_result()
 
 
-def test_a_last_line_the_disk_made_up_is_answered_again(output: Path) -> None:
+def test_garbage_last_line_is_answered_again(output: Path) -> None:
     for junk in (b"\0" * 100, b"\0\0\n", b'{"id": \n'):
         run_some(output, 3, restart=True)
         with output_paths(output).partial.open("ab") as partial:
             partial.write(junk)
         assert run(output) == [2, 0, 1]
-        assert output.read_bytes() == result()
+        assert output.read_bytes() == complete_result()
         output.unlink()
 
 
-def test_rows_alike_are_told_apart_by_their_order(output: Path) -> None:
+def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
     lines = [{"prompt": prompt, "id": id} for prompt, id in (("a", 1), ("a", 1), ("b", 1), ("a", "1"), ("a", 1))]
     rows = read_rows("\n".join(map(json.dumps, lines)).encode(), "jsonl")
-    with contextlib.closing(begin(output, rows=rows)) as journal:
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
         for position in (0, 3, 1):
             journal.write(position, answer(rows[position]))
-    with contextlib.closing(begin(output, rows=rows)) as journal:
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
         assert set(journal.finished) == {0, 1, 3}
         for position in (4, 2):
             journal.write(position, answer(rows[position]))
@@ -233,12 +237,12 @@ def test_rows_alike_are_told_apart_by_their_order(output: Path) -> None:
     assert [json.loads(line)["prompt"] for line in output.read_bytes().splitlines()] == ["a", "a", "b", "a", "a"]
 
 
-def test_the_second_of_two_rows_alike_may_be_finished_first(output: Path) -> None:
+def test_second_of_two_identical_rows_may_finish_first(output: Path) -> None:
     lines = [{"prompt": "a", "id": 1, "max_tokens": 9}, {"prompt": "a", "id": 1, "max_tokens": 2}]
     rows = read_rows("\n".join(map(json.dumps, lines)).encode(), "jsonl")
-    with contextlib.closing(begin(output, rows=rows)) as journal:
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
         journal.write(1, {**answer(rows[1]), "text": 'short, "row": 0}'})
-    with contextlib.closing(begin(output, rows=rows)) as journal:
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
         assert set(journal.finished) == {1}
         journal.write(0, {**answer(rows[0]), "text": "long"})
         journal.complete()
@@ -250,19 +254,19 @@ def test_the_second_of_two_rows_alike_may_be_finished_first(output: Path) -> Non
 @pytest.mark.parametrize(
     "line", [b"{}", b"[]", b"1", b'{"id": 1}', json.dumps(answer(ROWS[0])).encode(), b'{"id": \n{}', b"\0\n{}"]
 )
-def test_a_partial_file_with_lines_of_others_is_refused(output: Path, line: bytes) -> None:
+def test_partial_file_with_foreign_lines_is_refused(output: Path, line: bytes) -> None:
     run_some(output, 0)
     partial = output_paths(output).partial
     before = partial.read_bytes() + line + b"\n"
     partial.write_bytes(before)
-    what, do = refused(lambda: begin(output))
-    assert what == f"{partial} is damaged: line 2 matches no row of the input"
-    assert "use --restart to start over" in do
+    message, hint = batch_error(lambda: open_batch(output))
+    assert message == f"{partial} is damaged: line 2 matches no row of the input"
+    assert "use --restart to start over" in hint
     assert partial.read_bytes() == before
     assert run(output, restart=True) == list(ORDER)
 
 
-def test_a_batch_that_came_to_nothing_leaves_nothing(output: Path) -> None:
+def test_batch_without_finished_rows_leaves_no_files(output: Path) -> None:
     run_some(output)
     assert names(output.parent) == set()
     run_some(output, 1)
@@ -270,20 +274,20 @@ def test_a_batch_that_came_to_nothing_leaves_nothing(output: Path) -> None:
     assert names(output.parent) == set()
 
 
-# What is refused.
+# Errors.
 
 
-def test_another_batch_does_not_go_on_with_the_rows_of_one(output: Path) -> None:
+def test_partial_file_of_another_batch_is_refused(output: Path) -> None:
     run_some(output, 0)
-    what, do = refused(lambda: begin(output, model="b"))
-    assert what == f"{output}.partial was started with another model (a, now b)"
-    assert do == "run the previous command to resume, or use --restart to start over"
-    assert names(output.parent) == ON_THE_WAY
+    message, hint = batch_error(lambda: open_batch(output, model="b"))
+    assert message == f"{output}.partial was started with another model (a, now b)"
+    assert hint == "run the previous command to resume, or use --restart to start over"
+    assert names(output.parent) == IN_PROGRESS
     assert run(output) == [2, 3, 1]
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "difference"),
     [
         ({"temperature": 0.8}, "another temperature (0.7, now 0.8)"),
         ({"system": "Be brief."}, "another system (none, now Be brief.)"),
@@ -295,106 +299,109 @@ def test_another_batch_does_not_go_on_with_the_rows_of_one(output: Path) -> None
         ),
     ],
 )
-def test_what_differs_is_named(output: Path, changed: dict[str, Any], told: str) -> None:
+def test_error_names_the_differing_settings(output: Path, changed: dict[str, Any], difference: str) -> None:
     run_some(output, 0)
-    assert refused(lambda: begin(output, **changed))[0] == f"{output}.partial was started with {told}"
+    assert batch_error(lambda: open_batch(output, **changed))[0] == f"{output}.partial was started with {difference}"
 
 
-def test_values_that_look_alike_when_cut_are_named_without_them(output: Path) -> None:
+def test_values_equal_when_truncated_are_not_shown(output: Path) -> None:
     run_some(output, 0, template="x" * 99 + "a")
-    what = refused(lambda: begin(output, template="x" * 99 + "b"))[0]
-    assert what == f"{output}.partial was started with another template"
+    message = batch_error(lambda: open_batch(output, template="x" * 99 + "b"))[0]
+    assert message == f"{output}.partial was started with another template"
 
 
-def test_a_result_is_replaced_only_when_that_is_asked_for(output: Path) -> None:
+def test_result_is_replaced_only_with_restart(output: Path) -> None:
     output.write_bytes(b"mine")
-    assert refused(lambda: begin(output)) == (
+    assert batch_error(lambda: open_batch(output)) == (
         f"{output} already exists",
         "use --restart to replace it, or choose another -o",
     )
     assert names(output.parent) == {"out.jsonl"}
     run(output, restart=True)
-    assert refused(lambda: begin(output, model="b"))[0] == f"{output} was made with another model (a, now b)"
+    assert batch_error(lambda: open_batch(output, model="b"))[0] == f"{output} was made with another model (a, now b)"
     output.write_bytes(b"mine")
-    assert refused(lambda: begin(output, model="b"))[0] == f"{output} already exists"
-    assert refused(lambda: begin(output))[0] == f"{output} was changed after it was completed"
-    assert (output.read_bytes(), names(output.parent)) == (b"mine", WHOLE)
+    assert batch_error(lambda: open_batch(output, model="b"))[0] == f"{output} already exists"
+    assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed after it was completed"
+    assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE)
     output.unlink()
     assert run(output, model="b") == list(ORDER)
 
 
-def test_an_old_result_stays_until_the_new_one_is_whole(output: Path) -> None:
+def test_old_result_stays_until_the_new_one_is_complete(output: Path) -> None:
     run(output, text="Old.")
     run_some(output, 1, 2, restart=True, model="b")
-    assert output.read_bytes() == result("Old.")
-    assert "started with another model (b, now a)" in refused(lambda: begin(output))[0]
+    assert output.read_bytes() == complete_result("Old.")
+    assert "started with another model (b, now a)" in batch_error(lambda: open_batch(output))[0]
     assert run(output, model="b") == [0, 3]
-    assert (output.read_bytes(), names(output.parent)) == (result(), WHOLE)
+    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
 
 
-def test_a_restart_that_came_to_nothing_is_still_one(output: Path) -> None:
+def test_interrupted_restart_can_be_resumed(output: Path) -> None:
     run(output, text="Old.")
     run_some(output, restart=True, model="b")
-    assert output.read_bytes() == result("Old.")
+    assert output.read_bytes() == complete_result("Old.")
     assert run(output, model="b") == list(ORDER)
-    assert output.read_bytes() == result()
+    assert output.read_bytes() == complete_result()
 
 
-def test_restarting_forgets_what_was_begun(output: Path) -> None:
+def test_restart_discards_finished_rows(output: Path) -> None:
     run_some(output, 0, 1, text="Old.")
     assert run(output, restart=True) == list(ORDER)
-    assert output.read_bytes() == result()
+    assert output.read_bytes() == complete_result()
 
 
-def test_a_file_that_came_meanwhile_is_not_replaced(output: Path, tmp_path: Path) -> None:
-    journal = begin(output)
+def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Path) -> None:
+    journal = open_batch(output)
     for position in ORDER:
         journal.write(position, answer(ROWS[position]))
     output.write_bytes(b"mine")
-    what, do = refused(journal.complete)
-    assert what == f"{output} was changed while the batch ran"
-    assert do == "move it away, then run it again without --restart to write the result"
+    message, hint = batch_error(journal.complete)
+    assert message == f"{output} was changed while the batch ran"
+    assert hint == "move it away, then run it again without --restart to write the result"
     journal.close()
-    assert (output.read_bytes(), names(output.parent)) == (b"mine", WHOLE | ON_THE_WAY)
-    assert refused(lambda: begin(output))[0] == f"{output} was changed after {output}.partial was started"
+    assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE | IN_PROGRESS)
+    assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed after {output}.partial was started"
     output.rename(tmp_path / "mine")
     assert run(output) == []
-    assert output.read_bytes() == result()
+    assert output.read_bytes() == complete_result()
 
 
-def test_a_partial_file_nobody_knows_of_is_refused(output: Path) -> None:
+def test_partial_file_without_a_record_is_refused(output: Path) -> None:
     output_paths(output).partial.write_bytes(b"mine")
     assert (
-        refused(lambda: begin(output))[0] == f"{output}.partial exists, but its record out.jsonl.meta.json is missing"
+        batch_error(lambda: open_batch(output))[0]
+        == f"{output}.partial exists, but its record out.jsonl.meta.json is missing"
     )
     assert names(output.parent) == {"out.jsonl.partial"}
     assert run(output, restart=True) == list(ORDER)
 
 
 @pytest.mark.parametrize("record", [b"", b"mine", b"[]", b"{}", b'{"version": 1}', b"\xff", b"[" * 100_000])
-def test_a_record_that_is_none_is_refused(output: Path, record: bytes) -> None:
+def test_invalid_record_is_refused(output: Path, record: bytes) -> None:
     meta = output_paths(output).meta
     meta.write_bytes(record)
-    assert refused(lambda: begin(output))[0] == f"{meta} is not a batch record"
+    assert batch_error(lambda: open_batch(output))[0] == f"{meta} is not a batch record"
     assert (meta.read_bytes(), names(output.parent)) == (record, {"out.jsonl.meta.json"})
     assert run(output, restart=True) == list(ORDER)
 
 
-def test_a_record_of_another_version_is_refused(output: Path) -> None:
+def test_record_of_another_version_is_refused(output: Path) -> None:
     output_paths(output).meta.write_bytes(b'{"version": 2}')
-    assert refused(lambda: begin(output))[0] == f"{output}.meta.json was written by another version of cerebrum"
+    assert (
+        batch_error(lambda: open_batch(output))[0] == f"{output}.meta.json was written by another version of cerebrum"
+    )
 
 
-def test_a_result_has_one_writer(output: Path) -> None:
-    with contextlib.closing(begin(output)) as journal:
+def test_result_has_a_single_writer(output: Path) -> None:
+    with contextlib.closing(open_batch(output)) as journal:
         for restart in (False, True):
-            what, do = refused(lambda restart=restart: begin(output, restart))  # type: ignore[misc]
-            assert (what, do) == ("another process is writing out.jsonl", "wait for it, or choose another -o")
+            message, hint = batch_error(lambda restart=restart: open_batch(output, restart))  # type: ignore[misc]
+            assert (message, hint) == ("another process is writing out.jsonl", "wait for it, or choose another -o")
         journal.write(0, answer(ROWS[0]))
     assert run(output) == [2, 3, 1]
 
 
-def test_where_no_file_can_be_no_result_is_begun(tmp_path: Path) -> None:
+def test_unusable_output_path_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -407,30 +414,30 @@ def test_where_no_file_can_be_no_result_is_begun(tmp_path: Path) -> None:
         Path("/dev/null"): "/dev/null is not a regular file",
         tmp_path / "loop": f"{tmp_path / 'loop'}: Too many levels of symbolic links",
     }
-    for path, what in cases.items():
+    for path, message in cases.items():
         with pytest.raises(UsageError) as caught:
-            begin(path)
-        assert (caught.value.message, bool(caught.value.hint)) == (what, True)
+            open_batch(path)
+        assert (caught.value.message, bool(caught.value.hint)) == (message, True)
     assert names(tmp_path) == {"file", "pipe", "loop"}
 
 
-def test_files_that_cannot_be_written_are_told_of_before_anything_is_answered(output: Path) -> None:
+def test_unwritable_journal_files_are_refused_on_open(output: Path) -> None:
     for place in (output_paths(output).partial, output_paths(output).meta):
         place.mkdir()
-        assert refused(lambda: begin(output))[0] == f"{place}: Is a directory"
+        assert batch_error(lambda: open_batch(output))[0] == f"{place}: Is a directory"
         place.rmdir()
     os.mkfifo(output_paths(output).partial)
-    assert refused(lambda: begin(output))[0] == f"{output}.partial is not a regular file"
+    assert batch_error(lambda: open_batch(output))[0] == f"{output}.partial is not a regular file"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_to_is_told_of(output: Path) -> None:
+def test_unwritable_directory_is_a_usage_error(output: Path) -> None:
     output.parent.chmod(0o500)
-    with pytest.raises(UsageError, match="cannot be written to"):
-        begin(output)
+    with pytest.raises(UsageError, match="is not writable"):
+        open_batch(output)
 
 
-def test_the_input_is_never_written_to(output: Path, tmp_path: Path) -> None:
+def test_output_must_not_overwrite_the_input(output: Path, tmp_path: Path) -> None:
     link = tmp_path / "in.txt"
     for name in ("out.jsonl", "out.jsonl.partial", "out.jsonl.meta.json", "out.jsonl.unfinished"):
         source = output.with_name(name)
@@ -446,133 +453,133 @@ def test_the_input_is_never_written_to(output: Path, tmp_path: Path) -> None:
     assert output_paths(output, Path("-")).output == output
 
 
-# A process that ends at any moment.
+# Killed processes.
 
 
 class Killed(BaseException):
-    """What a test's process dies of."""
+    """Simulates a killed process."""
 
 
-class Mortal:
-    """A life of so many calls to the system that change anything; then every one of them fails, and none happens."""
+class LimitedCalls:
+    """Allows a number of system calls that write; then all of them raise Killed without effect."""
 
     CALLS = ("open", "write", "fsync", "ftruncate", "replace", "unlink")
 
-    def __init__(self, life: int, torn: bool) -> None:
-        self.life = life
+    def __init__(self, calls: int, torn: bool) -> None:
+        self.calls = calls
         self._torn = torn
 
     def wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def mortal(*arguments: Any, **options: Any) -> Any:
-            self.life -= 1
-            if self.life < 0:
-                if self._torn and self.life == -1 and name == "write":
+        def limited(*arguments: Any, **options: Any) -> Any:
+            self.calls -= 1
+            if self.calls < 0:
+                if self._torn and self.calls == -1 and name == "write":
                     call(arguments[0], arguments[1][: len(arguments[1]) // 2])
                 raise Killed
             return call(*arguments, **options)
 
-        return mortal
+        return limited
 
 
 @contextlib.contextmanager
-def living(patch: pytest.MonkeyPatch, life: int, torn: bool = False) -> Iterator[Mortal]:
-    """Let calls to the system end after so many; `torn` lets the last one, if it writes, write half."""
+def limited_calls(patch: pytest.MonkeyPatch, calls: int, torn: bool = False) -> Iterator[LimitedCalls]:
+    """Limit the number of system calls; with `torn`, the call after the last one, if it is a write, writes half."""
     with patch.context() as patched:
-        mortal = Mortal(life, torn)
-        for name in Mortal.CALLS:
-            patched.setattr(os, name, mortal.wrapped(name, getattr(os, name)))
-        yield mortal
+        limited = LimitedCalls(calls, torn)
+        for name in LimitedCalls.CALLS:
+            patched.setattr(os, name, limited.wrapped(name, getattr(os, name)))
+        yield limited
 
 
-def lives(patch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
-    """Return how many calls a piece of work makes."""
-    with living(patch, 10**9) as mortal:
+def count_calls(patch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
+    """Number of writing system calls that an action makes."""
+    with limited_calls(patch, 10**9) as limited:
         work()
-    return 10**9 - mortal.life
+    return 10**9 - limited.calls
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_batch_killed_before_any_step_goes_on_and_repeats_nothing(
+def test_batch_killed_at_any_call_resumes_without_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is lost here
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no power loss in this test
     folder = tmp_path / "counted"
     folder.mkdir()
-    count = lives(monkeypatch, lambda: run(folder / "out.jsonl"))
+    count = count_calls(monkeypatch, lambda: run(folder / "out.jsonl"))
     assert count > 25
-    for life in range(count):
-        folder = tmp_path / str(life)
+    for calls in range(count):
+        folder = tmp_path / str(calls)
         folder.mkdir()
         output = folder / "out.jsonl"
         finished: list[int] = []
-        with living(monkeypatch, life, torn), pytest.raises(Killed), contextlib.closing(begin(output)) as journal:
+        with (
+            limited_calls(monkeypatch, calls, torn),
+            pytest.raises(Killed),
+            contextlib.closing(open_batch(output)) as journal,
+        ):
             for position in ORDER:
                 journal.write(position, answer(ROWS[position], "First."))
                 finished.append(position)
             journal.complete()
-        assert not output.exists() or output.read_bytes() == result("First.")
+        assert not output.exists() or output.read_bytes() == complete_result("First.")
         again = run(output, text="Second.")
         assert not set(again) & set(finished)
-        assert len(again) + len(finished) in (len(ROWS), len(ROWS) - 1)  # one may be on disk that was not told of
+        assert len(again) + len(finished) in (len(ROWS), len(ROWS) - 1)  # the last write may not have returned
         texts = [json.loads(line)["text"] for line in output.read_bytes().splitlines()]
         for position, text in enumerate(texts):
             word = "Second." if position in again else "First."
             assert text is None or text == f"{word} {ROWS[position].prompt}"
-        assert (len(texts), names(folder)) == (len(ROWS), WHOLE)
+        assert (len(texts), names(folder)) == (len(ROWS), COMPLETE)
         assert run(output) == []
 
 
-def test_a_restart_killed_before_any_step_leaves_the_old_result_or_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is lost here
+def test_restart_killed_at_any_call_leaves_old_or_new_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no power loss in this test
     folder = tmp_path / "counted"
     folder.mkdir()
     run(folder / "out.jsonl")
-    count = lives(monkeypatch, lambda: run(folder / "out.jsonl", restart=True, model="b"))
+    count = count_calls(monkeypatch, lambda: run(folder / "out.jsonl", restart=True, model="b"))
     outcomes = set()
-    for life in range(count):
-        folder = tmp_path / str(life)
+    for calls in range(count):
+        folder = tmp_path / str(calls)
         folder.mkdir()
         output = folder / "out.jsonl"
         run(output, text="Old.")
-        with living(monkeypatch, life), pytest.raises(Killed):
+        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
             run(output, restart=True, text="New.", model="b")
-        assert output.read_bytes() in (result("Old."), result("New."))
+        assert output.read_bytes() in (complete_result("Old."), complete_result("New."))
         try:
             run(output, text="New.", model="b")
-            outcomes.add("went on")
+            outcomes.add("resumed")
         except BatchError as error:
             assert "use --restart to replace it" in error.hint
-            assert output.read_bytes() == result("Old.")
-            assert run(output) == []  # nothing has begun: the old one is still known for what it is
+            assert output.read_bytes() == complete_result("Old.")
+            assert run(output) == []  # not restarted yet: the old result is still complete
             run(output, restart=True, text="New.", model="b")
-            outcomes.add("had not begun")
-        assert (output.read_bytes(), names(folder)) == (result("New."), WHOLE)
-    assert outcomes == {"went on", "had not begun"}
+            outcomes.add("not restarted")
+        assert (output.read_bytes(), names(folder)) == (complete_result("New."), COMPLETE)
+    assert outcomes == {"resumed", "not restarted"}
 
 
-def test_a_restart_killed_before_any_step_never_takes_rows_of_what_was_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_restart_killed_at_any_call_never_mixes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
     folder = tmp_path / "counted"
     folder.mkdir()
     run_some(folder / "out.jsonl", 0, 1, 2, text="Old.")
-    count = lives(monkeypatch, lambda: run_some(folder / "out.jsonl", restart=True, model="b"))
-    for life in range(count):
-        folder = tmp_path / str(life)
+    count = count_calls(monkeypatch, lambda: run_some(folder / "out.jsonl", restart=True, model="b"))
+    for calls in range(count):
+        folder = tmp_path / str(calls)
         folder.mkdir()
         output = folder / "out.jsonl"
         run_some(output, 0, 1, 2, text="Old.")
-        with living(monkeypatch, life), pytest.raises(Killed):
+        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
             run_some(output, restart=True, model="b")
         try:
             run(output, text="New.", model="b")
         except BatchError:
             assert run(output, text="Old.") == [3]
         else:
-            assert output.read_bytes() == result("New.")
+            assert output.read_bytes() == complete_result("New.")
 
 
 BATCH = """
@@ -584,7 +591,7 @@ from cerebrum_cli.batches.readers import read_rows
 rows = read_rows("\\n".join(f"row {n}" for n in range(60)).encode(), "txt")
 log = open(sys.argv[2], "a", buffering=1)
 journal = open_journal(Path(sys.argv[1]), {"model": "a"}, rows)
-log.write("begun\\n")
+log.write("started\\n")
 for position in reversed(range(60)):
     if position not in journal.finished:
         log.write(f"{position}\\n")
@@ -594,8 +601,8 @@ journal.complete()
 """
 
 
-def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start Python on a piece of code that can use what stands here."""
+def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Run code in a child process that can import this module."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT / "tests",
@@ -605,14 +612,12 @@ def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def test_a_process_killed_again_and_again_loses_nothing_and_repeats_at_most_one_row_each_time(
-    output: Path, tmp_path: Path
-) -> None:
+def test_repeatedly_killed_batch_repeats_at_most_one_row_each(output: Path, tmp_path: Path) -> None:
     log, draw, kills = tmp_path / "log", random.Random(5), 0
     log.touch()
     for _ in range(50):
-        process, begun = in_process(BATCH, output, log), log.read_text().count("begun")
-        while process.poll() is None and log.read_text().count("begun") == begun:
+        process, starts = start_python(BATCH, output, log), log.read_text().count("started")
+        while process.poll() is None and log.read_text().count("started") == starts:
             time.sleep(0.002)
         if kills < 6:
             time.sleep(draw.random() * 0.05)
@@ -622,25 +627,25 @@ def test_a_process_killed_again_and_again_loses_nothing_and_repeats_at_most_one_
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL
-    asked = [int(line) for line in log.read_text().split() if line != "begun"]
-    assert set(asked) == set(range(60))
-    assert len(asked) <= 60 + kills
+    answered = [int(line) for line in log.read_text().split() if line != "started"]
+    assert set(answered) == set(range(60))
+    assert len(answered) <= 60 + kills
     assert [json.loads(line)["id"] for line in output.read_bytes().splitlines()] == list(range(1, 61))
-    assert names(output.parent) == WHOLE
+    assert names(output.parent) == COMPLETE
 
 
 HOLD = """
 import sys
 from pathlib import Path
-from test_batches_journal import begin
-journal = begin(Path(sys.argv[1]))
+from test_batches_journal import open_batch
+journal = open_batch(Path(sys.argv[1]))
 sys.stdout.write("held\\n")
 sys.stdout.flush()
 sys.stdin.read()
 """
 
 
-def test_a_result_another_process_writes_is_refused_until_that_ends(output: Path) -> None:
+def test_result_locked_by_another_process_is_refused(output: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(output)],
         cwd=ROOT / "tests",
@@ -651,12 +656,12 @@ def test_a_result_another_process_writes_is_refused_until_that_ends(output: Path
     )
     with process:
         assert process.stdout and process.stdout.readline() == "held\n"
-        assert refused(lambda: begin(output))[0] == "another process is writing out.jsonl"
+        assert batch_error(lambda: open_batch(output))[0] == "another process is writing out.jsonl"
         process.kill()
     assert run(output) == list(ORDER)
 
 
-# A disk that is full.
+# Full disks.
 
 FULL = """
 import resource, sys
@@ -676,31 +681,29 @@ except BatchError as error:
     ("room", "place", "lines"),
     [(100, "out.jsonl.meta.json", 0), (400, "out.jsonl.partial", 1), (900, "out.jsonl", 4)],
 )
-def test_on_a_full_disk_what_is_finished_stays_and_the_same_command_goes_on(
-    output: Path, room: int, place: str, lines: int
-) -> None:
-    if place == "out.jsonl":  # room for each of the lines, and not for all in one file
+def test_full_disk_keeps_finished_rows_and_resumes(output: Path, room: int, place: str, lines: int) -> None:
+    if place == "out.jsonl":  # the limit allows each line, but not the whole result
         run_some(output, *ORDER)
-        room = len(result()) - 1
-    process = in_process(FULL, output, room)
-    said, _ = process.communicate(timeout=60)
-    what, do = said.splitlines()
-    assert what == f"{output.with_name(place)}: File too large"
-    assert do == "free some space, then run it again without --restart to resume"
-    assert names(output.parent) == (ON_THE_WAY if lines else set())
+        room = len(complete_result()) - 1
+    process = start_python(FULL, output, room)
+    output_text, _ = process.communicate(timeout=60)
+    message, hint = output_text.splitlines()
+    assert message == f"{output.with_name(place)}: File too large"
+    assert hint == "free some space, then run it again without --restart to resume"
+    assert names(output.parent) == (IN_PROGRESS if lines else set())
     if lines:
-        kept = output_paths(output).partial.read_bytes()
-        assert kept.count(b"\n") == lines
-        assert kept.endswith(b"\n")
+        lines_on_disk = output_paths(output).partial.read_bytes()
+        assert lines_on_disk.count(b"\n") == lines
+        assert lines_on_disk.endswith(b"\n")
     assert len(run(output)) == len(ROWS) - lines
-    assert (output.read_bytes(), names(output.parent)) == (result(), WHOLE)
+    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
 
 
 @pytest.mark.parametrize(("call", "stuck"), [("write", False), ("fsync", False), ("write", True)])
-def test_a_write_that_fails_takes_nothing_from_the_next_one(
+def test_failed_write_does_not_affect_the_next(
     output: Path, monkeypatch: pytest.MonkeyPatch, call: str, stuck: bool
 ) -> None:
-    journal = begin(output)
+    journal = open_batch(output)
     journal.write(0, answer(ROWS[0]))
     before = output_paths(output).partial.read_bytes()
     with monkeypatch.context() as patched:
@@ -714,19 +717,19 @@ def test_a_write_that_fails_takes_nothing_from_the_next_one(
             raise OSError(28, "No space left on device")
 
         patched.setattr(os, call, failing)
-        what, _ = refused(lambda: journal.write(1, answer(ROWS[1], "x" * 1000)))
-        assert what == f"{output}.partial: No space left on device"
+        message, _ = batch_error(lambda: journal.write(1, answer(ROWS[1], "x" * 1000)))
+        assert message == f"{output}.partial: No space left on device"
     assert (output_paths(output).partial.read_bytes() == before) != stuck
     assert (journal.done, journal.failed) == (1, 0)
     for position in (1, 3, 2):
         journal.write(position, answer(ROWS[position]))
-    assert len(output_paths(output).partial.read_bytes()) == len(result())
+    assert len(output_paths(output).partial.read_bytes()) == len(complete_result())
     journal.complete()
-    assert output.read_bytes() == result()
+    assert output.read_bytes() == complete_result()
 
 
-def test_a_result_the_disk_does_not_take_is_written_when_it_does(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = begin(output)
+def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = open_batch(output)
     for position in ORDER:
         journal.write(position, answer(ROWS[position]))
     for call in ("fsync", "write", "replace", "open"):
@@ -736,19 +739,17 @@ def test_a_result_the_disk_does_not_take_is_written_when_it_does(output: Path, m
                 raise OSError(5, "Input/output error")
 
             patched.setattr(os, call, failing)
-            what, do = refused(journal.complete)
-            assert what in (f"{output}: Input/output error", f"{output}.meta.json.unfinished: Input/output error")
-            assert do.startswith("make it writable, then run it again")
+            message, hint = batch_error(journal.complete)
+            assert message in (f"{output}: Input/output error", f"{output}.meta.json.unfinished: Input/output error")
+            assert hint.startswith("make it writable, then run it again")
         assert not output.exists()
         assert output_paths(output).partial.read_bytes().count(b"\n") == len(ROWS)
     journal.complete()
-    assert (output.read_bytes(), names(output.parent)) == (result(), WHOLE)
+    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
 
 
-def test_a_file_its_writer_removes_while_another_waits_for_it_is_made_anew(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = begin(output)
+def test_partial_file_removed_before_the_lock_is_recreated(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_batch(output)
     for position in ORDER:
         first.write(position, answer(ROWS[position]))
     real = fcntl.flock
@@ -759,26 +760,26 @@ def test_a_file_its_writer_removes_while_another_waits_for_it_is_made_anew(
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with contextlib.closing(begin(output, restart=True)) as journal:
+    with contextlib.closing(open_batch(output, restart=True)) as journal:
         journal.write(0, answer(ROWS[0]))
-        assert names(output.parent) == WHOLE | ON_THE_WAY
+        assert names(output.parent) == COMPLETE | IN_PROGRESS
 
 
-def test_a_partial_file_that_was_changed_is_no_result(output: Path) -> None:
-    journal = begin(output)
+def test_changed_partial_file_is_not_completed(output: Path) -> None:
+    journal = open_batch(output)
     for position in ORDER:
         journal.write(position, answer(ROWS[position]))
     with output_paths(output).partial.open("r+b") as partial:
         partial.truncate(50)
-    assert refused(journal.complete)[0] == f"{output}.partial was changed while the batch ran"
+    assert batch_error(journal.complete)[0] == f"{output}.partial was changed while the batch ran"
     journal.close()
-    assert names(output.parent) == ON_THE_WAY
+    assert names(output.parent) == IN_PROGRESS
 
 
-# Straight out.
+# Streamed results.
 
 
-def test_lines_are_streamed_in_the_order_of_the_input() -> None:
+def test_streamed_result_writes_in_input_order() -> None:
     written: list[str] = []
     streamed = StreamedResult(ROWS, written.append)
     for position, count in zip(ORDER, (0, 1, 1, 4), strict=True):
@@ -786,11 +787,11 @@ def test_lines_are_streamed_in_the_order_of_the_input() -> None:
         assert len(written) == count
     streamed.complete()
     streamed.close()
-    assert "".join(written).encode() == result()
+    assert "".join(written).encode() == complete_result()
     assert (streamed.done, streamed.failed, set(streamed.finished)) == (4, 1, {0, 1, 2, 3})
 
 
-def test_a_stream_that_ends_early_gives_what_is_finished() -> None:
+def test_closed_streamed_result_writes_finished_rows() -> None:
     written: list[str] = []
     streamed = StreamedResult(ROWS, written.append)
     for position in (3, 1):
@@ -801,7 +802,7 @@ def test_a_stream_that_ends_early_gives_what_is_finished() -> None:
     assert [json.loads(line)["id"] for line in written] == [ROWS[1].id, ROWS[3].id]
 
 
-def test_nothing_is_written_to_a_stream_that_is_gone() -> None:
+def test_streamed_result_stops_after_a_broken_pipe() -> None:
     tries: list[str] = []
 
     def write(text: str) -> None:

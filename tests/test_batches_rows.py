@@ -1,4 +1,4 @@
-"""What a batch is asked is read from text, JSON and tables; a bad row is an error of its own, and the rest is asked."""
+"""Reading the rows of a batch from txt, jsonl, csv and tsv; an invalid row is an error row."""
 
 from __future__ import annotations
 
@@ -28,46 +28,46 @@ def text_rows(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[
 
 
 def json_row(value: Any, **options: Any) -> Row:
-    """Return the row of one line of JSON."""
+    """The row of one line of JSON."""
     (row,) = text_rows(value if isinstance(value, str) else json.dumps(value), "jsonl", **options)
     return row
 
 
 def problem(row: Row) -> tuple[str, str]:
-    """Return the error of a row that cannot be asked."""
+    """The error of an invalid row."""
     assert row.error and row.conversation is None and row.settings == {}
     return row.error.type, row.error.message
 
 
-def asked(rows: tuple[Row, ...]) -> list[tuple[int, str | None]]:
+def prompts(rows: tuple[Row, ...]) -> list[tuple[int, str | None]]:
     return [(row.number, row.prompt) for row in rows]
 
 
-# Text.
+# Txt.
 
 
-def test_a_text_holds_a_prompt_a_line_but_for_blank_ones_and_comments() -> None:
+def test_txt_has_a_prompt_per_line_without_blanks_and_comments() -> None:
     rows = text_rows("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
-    assert asked(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
+    assert prompts(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
     assert rows[0] == Row(1, 1, "Why?", Conversation().user("Why?"), {}, None)
 
 
-def test_a_mark_of_utf_8_and_line_ends_of_windows_are_no_part_of_a_prompt() -> None:
-    assert asked(text_rows(b"\xef\xbb\xbfa\r\n\r\nb\r\nc")) == [(1, "a"), (3, "b"), (4, "c")]
+def test_txt_ignores_byte_order_mark_and_carriage_returns() -> None:
+    assert prompts(text_rows(b"\xef\xbb\xbfa\r\n\r\nb\r\nc")) == [(1, "a"), (3, "b"), (4, "c")]
 
 
 def test_only_a_line_feed_ends_a_line() -> None:
     line = "a\u2028b\x85c\x0bd\x0ce\x1cf\rg\0h"
-    assert asked(text_rows(line + "\n")) == [(1, line)]
+    assert prompts(text_rows(line + "\n")) == [(1, line)]
     assert json_row('{"prompt": "a\u2028b"}').prompt == "a\u2028b"
 
 
-def test_a_line_that_is_no_utf_8_is_an_error_and_the_others_are_asked() -> None:
+def test_line_that_is_not_utf_8_is_an_error_row() -> None:
     for shape, good in (("txt", b"ok"), ("jsonl", b'{"prompt": "ok"}')):
         first, second = text_rows(b"caf\xe9\n" + good, shape)  # type: ignore[arg-type]
         assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is not UTF-8"))
         assert second.prompt == "ok"
-    assert asked(text_rows(b"# caf\xe9\nok")) == [(2, "ok")]
+    assert prompts(text_rows(b"# caf\xe9\nok")) == [(2, "ok")]
 
 
 # JSON.
@@ -94,7 +94,7 @@ def test_a_line_that_is_no_utf_8_is_an_error_and_the_others_are_asked() -> None:
         ({"prompt": "\ud83d cut", "id": "\udc00"}, "\ufffd", Conversation().user("\ufffd cut")),
     ],
 )
-def test_an_object_is_a_row(value: Any, id: str | int, conversation: Conversation) -> None:
+def test_json_object_is_a_row(value: Any, id: str | int, conversation: Conversation) -> None:
     assert json_row(value) == Row(1, id, conversation.messages[-1].content, conversation, {}, None)
 
 
@@ -107,7 +107,7 @@ def test_an_object_is_a_row(value: Any, id: str | int, conversation: Conversatio
         {"id": "a", "url": None},
     ],
 )
-def test_a_batch_request_of_openai_is_a_row(around: dict[str, Any]) -> None:
+def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
     body = {"model": "gpt-4", "messages": [SYSTEM, USER], "max_completion_tokens": 5, "temperature": 1, "stop": "x"}
     row = json_row({**around, "body": body})
     settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
@@ -115,7 +115,7 @@ def test_a_batch_request_of_openai_is_a_row(around: dict[str, Any]) -> None:
     assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
 
 
-def test_settings_stand_beside_a_prompt() -> None:
+def test_json_row_has_settings_beside_the_prompt() -> None:
     given = {"temperature": 1, "top_k": 5, "top_p": 0.5, "min_p": 0, "repeat_penalty": 1.1, "seed": 3}
     row = json_row({"prompt": "Why?", **given, "max_tokens": 9, "stop": ["a", "\ud800"]})
     assert row.settings == {**given, "max_tokens": 9, "stop": ("a", "\ufffd")}
@@ -176,7 +176,7 @@ def test_settings_stand_beside_a_prompt() -> None:
         ('{"x": ' + "9" * 5000 + "}", "invalid_json", "not JSON: Exceeds the limit (4300 digits)"),
     ],
 )
-def test_a_bad_line_is_an_error_that_says_what_is_wrong(value: Any, type: str, message: str) -> None:
+def test_invalid_json_row_names_the_problem(value: Any, type: str, message: str) -> None:
     row = json_row(value)
     assert problem(row)[0] == type
     assert problem(row)[1].startswith(message)
@@ -184,7 +184,7 @@ def test_a_bad_line_is_an_error_that_says_what_is_wrong(value: Any, type: str, m
 
 
 @pytest.mark.parametrize("depth", [*range(880, 1010, 3), 100_000])
-def test_brackets_inside_each_other_are_an_error_however_many(depth: int) -> None:
+def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
     nested = "[" * depth + "]" * depth
     for line in (
         f'{{"prompt": {nested}}}',
@@ -197,12 +197,12 @@ def test_brackets_inside_each_other_are_an_error_however_many(depth: int) -> Non
     text_rows(f'{{"a": {nested}}}', "jsonl", template="{a}")
 
 
-def test_an_error_keeps_the_id_and_the_prompt_that_are_known() -> None:
+def test_error_row_has_the_known_id_and_prompt() -> None:
     row = json_row({"custom_id": "a", "prompt": "Why?", "seed": "x"})
     assert (row.number, row.id, row.prompt) == (1, "a", "Why?")
 
 
-def test_an_error_never_quotes_a_megabyte() -> None:
+def test_error_message_is_truncated() -> None:
     message = problem(json_row({"prompt": ["x" * 1_000_000]}))[1]
     assert len(message) == 400
     assert message.endswith("x…")
@@ -211,7 +211,7 @@ def test_an_error_never_quotes_a_megabyte() -> None:
 # Tables.
 
 
-def test_a_table_has_its_prompts_in_a_column() -> None:
+def test_csv_prompts_are_in_a_column() -> None:
     table = 'id,question,n\r\na,"Why, then?",1\r\n\r\n,"a ""b""\nc",2\r\n7, x ,\r\n'
     rows = text_rows("\ufeff" + table, "csv", column="question")
     assert rows == (
@@ -221,12 +221,12 @@ def test_a_table_has_its_prompts_in_a_column() -> None:
     )
 
 
-def test_a_table_with_tabs_is_one_too_and_prompt_is_the_column_unless_another_is_named() -> None:
-    assert asked(text_rows("custom_id\t prompt \nx\ta,b\ny\t'c\n", "tsv")) == [(1, "a,b"), (2, "'c")]
+def test_tsv_column_defaults_to_prompt() -> None:
+    assert prompts(text_rows("custom_id\t prompt \nx\ta,b\ny\t'c\n", "tsv")) == [(1, "a,b"), (2, "'c")]
     assert [row.id for row in text_rows("custom_id\tprompt\tid\nx\ta\ty\n\ta\tz\n", "tsv")] == ["x", "z"]
 
 
-def test_a_record_that_has_other_fields_than_the_header_is_an_error_of_its_own() -> None:
+def test_record_of_another_length_is_an_error_row() -> None:
     short, long, empty, good = text_rows('id,prompt\na\nb,c,d\ne," "\nf,g', "csv")
     assert (short.id, problem(short)) == ("a", ("invalid_record", "the record has 1 fields, but the header has 2"))
     assert (long.id, problem(long)) == ("b", ("invalid_record", "the record has 3 fields, but the header has 2"))
@@ -234,7 +234,7 @@ def test_a_record_that_has_other_fields_than_the_header_is_an_error_of_its_own()
     assert good.prompt == "g"
 
 
-def test_a_field_may_be_long_and_the_limit_of_others_stays() -> None:
+def test_csv_field_limit_is_raised_and_restored() -> None:
     before = csv.field_size_limit()
     (row,) = text_rows("prompt\n" + "x" * 300_000, "csv")
     assert row.prompt == "x" * 300_000
@@ -271,9 +271,7 @@ def test_a_field_may_be_long_and_the_limit_of_others_stays() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_whole_table_is_said_before_anything_is_asked(
-    data: bytes, options: dict[str, str], what: str, do: str
-) -> None:
+def test_invalid_table_is_a_usage_error(data: bytes, options: dict[str, str], what: str, do: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_rows(data, "csv", **options)
     assert (caught.value.message, caught.value.hint) == (what, do)
@@ -293,29 +291,29 @@ def test_what_is_wrong_with_a_whole_table_is_said_before_anything_is_asked(
         ("\n{text}\n", "\na {b}\n"),
     ],
 )
-def test_a_template_makes_a_prompt_of_the_fields_of_a_row(template: str, prompt: str) -> None:
+def test_template_renders_fields(template: str, prompt: str) -> None:
     fields = {"text": "a {b}", "m": 3, "list": ["é", {"a": None}], "none": None, "yes": True, "a.b!r:>9": "odd"}
     row = json_row({**fields, "id": "x", "seed": 1, "prompt": 5, "messages": 6}, template=template + "{id}")
     assert (row.id, row.prompt, row.settings) == ("x", f"{prompt}x", {"seed": 1})
     assert row.conversation == Conversation().user(f"{prompt}x")
 
 
-def test_a_template_is_for_every_shape() -> None:
-    assert asked(text_rows("a\n#\nb{c}", template="<{text}|{prompt}>")) == [(1, "<a|a>"), (3, "<b{c}|b{c}>")]
-    assert asked(text_rows("q,l\nWhy?,5\n", "csv", template="{q} In {l} words.")) == [(1, "Why? In 5 words.")]
+def test_template_works_for_every_input_type() -> None:
+    assert prompts(text_rows("a\n#\nb{c}", template="<{text}|{prompt}>")) == [(1, "<a|a>"), (3, "<b{c}|b{c}>")]
+    assert prompts(text_rows("q,l\nWhy?,5\n", "csv", template="{q} In {l} words.")) == [(1, "Why? In 5 words.")]
     request = {"custom_id": "a", "body": {"text": "b", "system": "Be brief."}}
     assert json_row(request, template="{custom_id}: {text}").conversation == Conversation((), "Be brief.").user("a: b")
     assert json_row({"title": "t", "body": {"x": 1}}, template="{title} {body} {x}").prompt == 't {"x": 1} 1'
 
 
-def test_a_field_that_the_template_names_is_no_setting() -> None:
+def test_template_field_is_not_a_setting() -> None:
     fields = {"n": 300, "stop": 5, "system": ["x"], "seed": 1}
     row = json_row(fields, template="{n} words, {stop} stops, {system}")
     assert row == Row(1, 1, '300 words, 5 stops, ["x"]', Conversation().user(row.prompt or ""), {"seed": 1}, None)
     assert problem(json_row(fields, template="{stop}{system}"))[1].startswith("`n` is 300")
 
 
-def test_a_template_reads_nothing_but_fields() -> None:
+def test_template_reads_only_fields() -> None:
     row = json_row({"text": "a", "id": 4}, template="{text.__class__}")
     assert problem(row) == ("unknown_field", "no field `text.__class__`; the fields are: text, id")
     assert row.id == 4
@@ -335,7 +333,7 @@ def test_a_template_reads_nothing_but_fields() -> None:
         ("", "the template has no field, so all prompts would be the same"),
     ],
 )
-def test_a_template_that_is_none_is_refused_before_anything_is_asked(template: str, what: str) -> None:
+def test_invalid_template_is_a_usage_error(template: str, what: str) -> None:
     with pytest.raises(UsageError) as caught:
         text_rows("a", template=template)
     assert caught.value.message == what
@@ -343,7 +341,7 @@ def test_a_template_that_is_none_is_refused_before_anything_is_asked(template: s
 
 
 @given(st.text(alphabet="{}a ", max_size=12), st.text(max_size=5))
-def test_a_template_that_is_taken_renders_as_python_would(template: str, value: str) -> None:
+def test_template_renders_like_str_format(template: str, value: str) -> None:
     try:
         made = parse_template(template)
     except UsageError:
@@ -353,7 +351,7 @@ def test_a_template_that_is_taken_renders_as_python_would(template: str, value: 
     assert made.render(fields) == template.format_map(spaced)
 
 
-# The whole input.
+# Whole inputs.
 
 
 @pytest.mark.parametrize(
@@ -372,13 +370,13 @@ def test_a_template_that_is_taken_renders_as_python_would(template: str, value: 
         ("/dev/fd/63", None, b'{"prompt": 1}', "jsonl"),
     ],
 )
-def test_the_shape_is_the_one_that_is_given_or_told_by_name_or_else_by_the_bytes(
+def test_input_type_is_given_or_from_the_name_or_the_bytes(
     name: str, given: str | None, data: bytes, shape: str
 ) -> None:
     assert detect_shape(Path(name), given, data) == shape
 
 
-def test_a_shape_nobody_knows_is_refused() -> None:
+def test_unknown_input_type_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown --shape 'xml'") as caught:
         detect_shape(Path("a.txt"), "xml", b"")
     assert caught.value.hint == "use one of txt, jsonl, csv, tsv"
@@ -388,21 +386,21 @@ def test_a_shape_nobody_knows_is_refused() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"\r\n"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_input_without_prompts_is_refused(data: bytes, shape: Shape) -> None:
+def test_input_without_prompts_is_refused(data: bytes, shape: Shape) -> None:
     with pytest.raises(UsageError, match="the input has no prompts"):
         read_rows(data, shape)
     with pytest.raises(UsageError, match="the input has no prompts"):
         read_rows(b"# a", "txt")
 
 
-def test_utf_16_is_refused_whatever_the_shape() -> None:
+def test_utf_16_input_is_refused() -> None:
     for shape in SHAPES:
         for encoding in ("utf-16", "utf-16-be"):
             with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
                 read_rows("\ufeffprompt\na".encode(encoding), shape)
 
 
-def test_a_column_is_for_tables_and_a_line_of_text_has_no_other_field() -> None:
+def test_column_needs_a_table() -> None:
     for shape in ("txt", "jsonl"):
         with pytest.raises(UsageError, match=f"--column is for csv and tsv, but the input is {shape}"):
             read_rows(b"a", shape, column="a")
@@ -410,7 +408,7 @@ def test_a_column_is_for_tables_and_a_line_of_text_has_no_other_field() -> None:
         read_rows(b"a", "txt", template="{question}")
 
 
-def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff")
     assert read_input(tmp_path / "a") == b"\xff"
     for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
@@ -419,7 +417,7 @@ def test_an_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert caught.value.message == f"{path}: {reason}"
 
 
-def test_the_object_of_a_row_that_failed_has_every_key() -> None:
+def test_failed_object_has_every_key() -> None:
     row = json_row({"prompt": "Why?", "id": "a"})
     made = failed_object(row, RowError("prompt_too_long", "it is long"))
     assert tuple(made) == OUTPUT_KEYS
@@ -430,7 +428,7 @@ def test_the_object_of_a_row_that_failed_has_every_key() -> None:
     }
 
 
-# Any input at all.
+# Generated inputs.
 
 SCRAPS = [
     b"{",
@@ -462,8 +460,8 @@ KEYS = ["prompt", "messages", "id", "custom_id", "system", "body", "url", "n", "
 OBJECTS = st.dictionaries(st.sampled_from([*KEYS, "max_tokens", "role", "content", "x"]), VALUES, max_size=5)
 
 
-def require_sound(rows: tuple[Row, ...]) -> None:
-    """Rows ascend, are asked or say why not, and can be written."""
+def validate_rows(rows: tuple[Row, ...]) -> None:
+    """Rows are in order, have a conversation or an error, and can be written."""
     assert rows
     assert [row.number for row in rows] == sorted({row.number for row in rows})
     for row in rows:
@@ -475,36 +473,38 @@ def require_sound(rows: tuple[Row, ...]) -> None:
 
 
 @given(BYTES, st.sampled_from(SHAPES), st.sampled_from([None, "prompt", "a"]), st.sampled_from([None, "{a}", "{text}"]))
-def test_no_bytes_are_too_odd_to_be_read(data: bytes, shape: Shape, column: str | None, template: str | None) -> None:
+def test_any_bytes_give_rows_or_a_usage_error(
+    data: bytes, shape: Shape, column: str | None, template: str | None
+) -> None:
     try:
         rows = read_rows(data, shape, column, template)
     except UsageError as error:
         assert error.message
         return
-    require_sound(rows)
+    validate_rows(rows)
 
 
 @given(BYTES)
-def test_every_line_that_is_not_blank_is_a_row(data: bytes) -> None:
+def test_every_nonblank_json_line_is_a_row(data: bytes) -> None:
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     numbers = [number for number, line in enumerate(lines, 1) if line.decode("utf-8", "replace").strip()]
     if not numbers or data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return
     rows = read_rows(data, "jsonl")
     assert [row.number for row in rows] == numbers
-    require_sound(rows)
+    validate_rows(rows)
 
 
 @given(st.lists(OBJECTS | st.builds(lambda body, id: {"custom_id": id, "body": body}, OBJECTS, VALUES), min_size=1))
-def test_objects_of_any_make_are_rows(values: list[dict[str, Any]]) -> None:
+def test_any_json_objects_are_rows(values: list[dict[str, Any]]) -> None:
     rows = read_rows("\n".join(map(json.dumps, values)).encode(), "jsonl")
     assert len(rows) == len(values)
-    require_sound(rows)
-    require_sound(read_rows("\n".join(map(json.dumps, values)).encode(), "jsonl", template="{prompt}{x}"))
+    validate_rows(rows)
+    validate_rows(read_rows("\n".join(map(json.dumps, values)).encode(), "jsonl", template="{prompt}{x}"))
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=5), st.booleans())
-def test_a_table_is_read_as_it_was_written(prompts: list[str], tabs: bool) -> None:
+def test_csv_round_trip(prompts: list[str], tabs: bool) -> None:
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter="\t" if tabs else ",")
     writer.writerows([["id", "prompt"], *([f"r{number}", prompt] for number, prompt in enumerate(prompts))])

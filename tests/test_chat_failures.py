@@ -178,7 +178,7 @@ def test_responder_drops_only_incomplete_characters(start_chat: Callable[..., Ch
     backend = ScriptedBackend(replies(SCRIPT), context_size=200, words=words)
     chat = start_chat(lambda: backend)
     list(chat.load())
-    whole = chat.loaded.responder.whole
+    whole = chat.loaded.responder.drop_partial_character
     half, rest, partial = FIRST_WORD, FIRST_WORD + 1, FIRST_WORD + 2
     assert whole((97, half, rest)) == (97, half, rest)
     assert whole((97, half)) == (97,)

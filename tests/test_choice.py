@@ -1,4 +1,4 @@
-"""Which format a model is spoken to in: asked for, known, embedded, and never guessed."""
+"""Choosing the prompt format of a model: requested, known or embedded, and never guessed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
 
 
 @pytest.mark.parametrize(
-    ("asked", "known", "template", "chosen"),
+    ("requested", "known", "template", "chosen"),
     [
         ("cerebrum", "collective-cognition", "{}", "cerebrum"),
         ("embedded", "cerebrum", "{}", "embedded"),
@@ -25,14 +25,14 @@ from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
         ("cerebrum", "a-typo", None, "cerebrum"),
     ],
 )
-def test_what_is_asked_for_wins_then_what_is_known_then_the_template(
-    asked: str | None, known: str | None, template: str | None, chosen: str
+def test_requested_format_precedes_known_precedes_template(
+    requested: str | None, known: str | None, template: str | None, chosen: str
 ) -> None:
-    assert choose_format(asked, known, template) == chosen
+    assert choose_format(requested, known, template) == chosen
 
 
 @pytest.mark.parametrize(
-    ("asked", "known", "template", "kind", "what"),
+    ("requested", "known", "template", "kind", "message"),
     [
         ("chatml", None, "{}", UsageError, "unknown format 'chatml'"),
         ("raw", None, "{}", UsageError, "unknown format 'raw'"),
@@ -43,40 +43,40 @@ def test_what_is_asked_for_wins_then_what_is_known_then_the_template(
         (None, "a-typo", "{}", FormatError, "unknown format 'a-typo' in this model's catalog entry"),
     ],
 )
-def test_a_format_is_never_guessed(
-    asked: str | None, known: str | None, template: str | None, kind: type[CerebrumError], what: str
+def test_missing_or_unknown_format_is_an_error(
+    requested: str | None, known: str | None, template: str | None, kind: type[CerebrumError], message: str
 ) -> None:
-    with pytest.raises(kind, match=what) as caught:
-        choose_format(asked, known, template)
+    with pytest.raises(kind, match=message) as caught:
+        choose_format(requested, known, template)
     assert "cerebrum" in caught.value.hint
 
 
-def test_the_names_of_formats_are_these() -> None:
+def test_format_names() -> None:
     assert FORMAT_NAMES == ("cerebrum", "collective-cognition", "embedded")
 
 
-def test_a_row_is_taken_as_it_is(chatml: LlamaBackend) -> None:
-    for row in (CEREBRUM, COLLECTIVE_COGNITION, RAW):
-        assert format_builder(row.name, CHATML_TEMPLATE, {})(chatml) is row
+def test_builder_returns_built_in_formats_unchanged(chatml: LlamaBackend) -> None:
+    for plain in (CEREBRUM, COLLECTIVE_COGNITION, RAW):
+        assert format_builder(plain.name, CHATML_TEMPLATE, {})(chatml) is plain
 
 
 @pytest.mark.parametrize("name", ["cerebrum", "raw"])
-def test_options_that_nothing_reads_are_an_error(name: str) -> None:
+def test_template_options_of_a_built_in_format_are_an_error(name: str) -> None:
     with pytest.raises(UsageError, match=f"--template-arg needs the format embedded.* uses {name}$"):
         format_builder(name, CHATML_TEMPLATE, {"enable_thinking": False})
 
 
-def test_a_template_is_joined_with_its_models_vocabulary(chatml: LlamaBackend) -> None:
-    form = format_builder("embedded", "{{ bos_token }}{{ eos_token }}{{ name }}", {"name": "x"})(chatml)
-    assert written(form.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
+def test_template_gets_special_tokens_of_its_vocabulary(chatml: LlamaBackend) -> None:
+    prompt_format = format_builder("embedded", "{{ bos_token }}{{ eos_token }}{{ name }}", {"name": "x"})(chatml)
+    assert written(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
 
 
-def test_a_bad_template_is_found_when_it_is_rendered_and_not_before(chatml: LlamaBackend) -> None:
-    form = format_builder("embedded", "{{", {})(chatml)
+def test_invalid_template_fails_only_when_rendered(chatml: LlamaBackend) -> None:
+    prompt_format = format_builder("embedded", "{{", {})(chatml)
     with pytest.raises(FormatError, match="cannot be parsed"):
-        form.render(Conversation().user("a"))
+        prompt_format.render(Conversation().user("a"))
 
 
-def test_the_special_tokens_of_a_text_are_listed_in_order_with_repeats(chatml: LlamaBackend) -> None:
+def test_special_tokens_are_listed_in_order_with_repeats(chatml: LlamaBackend) -> None:
     ids = special_tokens(chatml, "<think>a<|im_end|> <|im_end|></think><thinking>\n\n")
     assert [MARKS[token] for token in ids] == ["<think>", "<|im_end|>", "<|im_end|>", "</think>"]

@@ -1,4 +1,4 @@
-"""The formats that are rows of data: exact prompts, exact token ids, and prompts that only ever grow."""
+"""The built-in prompt formats: exact prompts and token ids; each prompt extends the one before."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ FORMATS = (CEREBRUM, COLLECTIVE_COGNITION)
 Case = dict[str, Any]
 
 
-def golden(name: str) -> list[Case]:
+def golden_cases(name: str) -> list[Case]:
     return list(json.loads((Path(__file__).parent / "data" / "formats" / f"{name}.json").read_text(encoding="utf-8")))
 
 
-CASES = [pytest.param(row, case, id=f"{row.name}: {case['name']}") for row in FORMATS for case in golden(row.name)]
+CASES = [
+    pytest.param(prompt_format, case, id=f"{prompt_format.name}: {case['name']}")
+    for prompt_format in FORMATS
+    for case in golden_cases(prompt_format.name)
+]
 
 
-def conversation_of(case: Case) -> Conversation:
+def to_conversation(case: Case) -> Conversation:
     conversation = Conversation()
     for message in case["messages"]:
         if message["role"] == "system":
@@ -43,40 +47,40 @@ def conversation_of(case: Case) -> Conversation:
     return conversation
 
 
-@pytest.mark.parametrize(("row", "case"), CASES)
-def test_a_conversation_is_written_exactly_as_the_model_saw_it_in_training(row: PromptFormat, case: Case) -> None:
-    assert "<s>" + written(row.render(conversation_of(case))) == case["prompt"]
+@pytest.mark.parametrize(("prompt_format", "case"), CASES)
+def test_prompt_matches_the_golden_text(prompt_format: PromptFormat, case: Case) -> None:
+    assert "<s>" + written(prompt_format.render(to_conversation(case))) == case["prompt"]
 
 
-@pytest.mark.parametrize(("row", "case"), CASES)
-def test_a_prompt_becomes_exactly_these_tokens(row: PromptFormat, case: Case, mistral: LlamaBackend) -> None:
-    assert list(mistral.tokenize(row.render(conversation_of(case)))) == case["mistral_v1_token_ids"]
+@pytest.mark.parametrize(("prompt_format", "case"), CASES)
+def test_prompt_matches_the_golden_token_ids(prompt_format: PromptFormat, case: Case, mistral: LlamaBackend) -> None:
+    assert list(mistral.tokenize(prompt_format.render(to_conversation(case)))) == case["mistral_v1_token_ids"]
 
 
-@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
-def test_an_empty_system_prompt_leaves_no_trace(row: PromptFormat) -> None:
-    parts = row.render(Conversation(system_prompt="").user("Why?"))
+@pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
+def test_empty_system_prompt_is_omitted(prompt_format: PromptFormat) -> None:
+    parts = prompt_format.render(Conversation(system_prompt="").user("Why?"))
     assert written(parts).startswith(("User: ", "USER: "))
 
 
-def test_only_cerebrum_has_a_system_prompt_of_its_own() -> None:
-    assert {name for name, row in PLAIN_FORMATS.items() if row.default_system} == {"cerebrum"}
+def test_only_cerebrum_has_a_default_system_prompt() -> None:
+    assert {name for name, prompt_format in PLAIN_FORMATS.items() if prompt_format.default_system} == {"cerebrum"}
     assert written(CEREBRUM.render(Conversation().user("Why?"))).startswith(f"{CEREBRUM.default_system}\nUser: Why?")
 
 
-@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
+@pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
 @pytest.mark.parametrize("system", ["Be brief.", " \n", "  Keep this. \n\n", "</s>", "User: x"])
-def test_a_system_prompt_is_kept_to_the_letter(row: PromptFormat, system: str) -> None:
-    first = row.render(Conversation(system_prompt=system).user("Why?"))[0]
+def test_system_prompt_is_rendered_unchanged(prompt_format: PromptFormat, system: str) -> None:
+    first = prompt_format.render(Conversation(system_prompt=system).user("Why?"))[0]
     assert first == Text(system)
 
 
-def test_cerebrum_takes_the_text_of_its_end_token_out_of_all_messages_but_the_first() -> None:
-    talk = Conversation(system_prompt="</s>").user("a</s>b").assistant(" c</s> ").user("<</s>/s>d")
-    assert written(CEREBRUM.render(talk)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
+def test_cerebrum_removes_eos_text_except_in_the_first_message() -> None:
+    conversation = Conversation(system_prompt="</s>").user("a</s>b").assistant(" c</s> ").user("<</s>/s>d")
+    assert written(CEREBRUM.render(conversation)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
 
 
-def test_collective_cognition_keeps_the_text_and_ends_each_reply_with_the_token(mistral: LlamaBackend) -> None:
+def test_collective_cognition_keeps_eos_text_untrusted(mistral: LlamaBackend) -> None:
     ids = mistral.tokenize(COLLECTIVE_COGNITION.render(Conversation().user("a</s>").assistant("b</s>c").user("d</s>")))
     assert detokenize(mistral, ids).count("</s>") == 4
     assert ids.count(EOS) == 1
@@ -84,78 +88,78 @@ def test_collective_cognition_keeps_the_text_and_ends_each_reply_with_the_token(
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["</s>", "<s>", "<unk>", "</", "s>", "<", ">", "\n", " ", "User:", "a"])).map("".join))
-def test_nothing_a_user_writes_becomes_a_special_token(mistral: LlamaBackend, text: str) -> None:
-    for row, expected in ((CEREBRUM, [BOS]), (COLLECTIVE_COGNITION, [BOS, EOS])):
-        talk = Conversation(system_prompt=text).user(text).assistant(text).user(text)
-        assert [token for token in mistral.tokenize(row.render(talk)) if token <= EOS] == expected
+def test_user_text_never_becomes_a_special_token(mistral: LlamaBackend, text: str) -> None:
+    for prompt_format, expected in ((CEREBRUM, [BOS]), (COLLECTIVE_COGNITION, [BOS, EOS])):
+        conversation = Conversation(system_prompt=text).user(text).assistant(text).user(text)
+        assert [token for token in mistral.tokenize(prompt_format.render(conversation)) if token <= EOS] == expected
 
 
-def test_each_row_says_which_text_ends_a_reply() -> None:
-    assert {row.name: row.stop for row in (*FORMATS, RAW)} == {
+def test_stop_strings_of_each_format() -> None:
+    assert {prompt_format.name: prompt_format.stop for prompt_format in (*FORMATS, RAW)} == {
         "cerebrum": ("\nUser:",),
         "collective-cognition": ("\nUSER:",),
         "raw": (),
     }
 
 
-def test_a_raw_prompt_is_the_text_itself_and_may_name_special_tokens(mistral: LlamaBackend) -> None:
-    talk = Conversation(system_prompt="unread").user("unread").assistant("unread").user(" a</s>b ")
-    parts = RAW.render(talk)
+def test_raw_prompt_is_trusted_text(mistral: LlamaBackend) -> None:
+    conversation = Conversation(system_prompt="unread").user("unread").assistant("unread").user(" a</s>b ")
+    parts = RAW.render(conversation)
     assert parts == (Text(" a</s>b ", trusted=True),)
     assert [token for token in mistral.tokenize(parts) if token <= EOS] == [BOS, EOS]
     assert mistral.tokenize(RAW.render(Conversation().user("<s>a"))).count(BOS) == 1
 
 
-# The extension law.
+# Each prompt extends the previous prompt and reply.
 
 system_prompts = st.none() | st.text(max_size=20)
 
 
 def replies(backend: LlamaBackend) -> st.SearchStrategy[tuple[int, ...]]:
-    """Draw what a model may say: any tokens but those that end a reply, or those of some text."""
+    """Replies a model may generate: any tokens except those that end a reply, or the tokens of a text."""
     sampled = st.lists(st.integers(0, backend.size - 1).filter(lambda token: not backend.is_end(token)), max_size=8)
     texts = st.text(max_size=20).map(lambda text: backend.tokenize((Text(text),))[1:])
     return sampled.map(tuple) | texts
 
 
-@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
+@pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
 @settings(deadline=None)
 @given(data=st.data())
-def test_the_next_prompt_extends_what_was_read_and_said(
-    row: PromptFormat, mistral: LlamaBackend, data: st.DataObject
+def test_next_prompt_extends_prompt_and_reply(
+    prompt_format: PromptFormat, mistral: LlamaBackend, data: st.DataObject
 ) -> None:
-    talk = Conversation(system_prompt=data.draw(system_prompts))
-    read: tuple[int, ...] = ()
+    conversation = Conversation(system_prompt=data.draw(system_prompts))
+    evaluated: tuple[int, ...] = ()
     for _ in range(3):
-        talk = talk.user(data.draw(st.text(max_size=20)))
-        prompt = mistral.tokenize(row.render(talk))
-        assert prompt[: len(read)] == read
-        said = data.draw(replies(mistral))
-        read = prompt + said
-        talk = talk.assistant(detokenize(mistral, said).strip(), said)
+        conversation = conversation.user(data.draw(st.text(max_size=20)))
+        prompt = mistral.tokenize(prompt_format.render(conversation))
+        assert prompt[: len(evaluated)] == evaluated
+        reply = data.draw(replies(mistral))
+        evaluated = prompt + reply
+        conversation = conversation.assistant(detokenize(mistral, reply).strip(), reply)
 
 
-def test_what_follows_a_reply_has_no_space_it_would_not_have_had(mistral: LlamaBackend) -> None:
-    said = mistral.tokenize((Text("Four."),))[1:]
-    asked = Conversation(system_prompt="").user("2+2?")
-    again = asked.assistant("Four.").user("Sure?")
+def test_text_after_reply_tokens_gets_no_extra_space(mistral: LlamaBackend) -> None:
+    reply = mistral.tokenize((Text("Four."),))[1:]
+    question = Conversation(system_prompt="").user("2+2?")
+    again = question.assistant("Four.").user("Sure?")
     as_text = mistral.tokenize(CEREBRUM.render(again))
-    as_said = mistral.tokenize(CEREBRUM.render(asked.assistant("Four.", said).user("Sure?")))
-    assert as_said == as_text
-    before = len(mistral.tokenize(CEREBRUM.render(asked))) + len(said)
-    assert as_said[before] == LINE_BREAK
+    as_tokens = mistral.tokenize(CEREBRUM.render(question.assistant("Four.", reply).user("Sure?")))
+    assert as_tokens == as_text
+    before = len(mistral.tokenize(CEREBRUM.render(question))) + len(reply)
+    assert as_tokens[before] == LINE_BREAK
 
 
-def test_a_reply_in_tokens_stands_in_the_prompt_whatever_its_text() -> None:
-    talk = Conversation(system_prompt="").user("a").assistant("b", (7, 8)).user("c")
+def test_reply_tokens_replace_the_reply_text() -> None:
+    conversation = Conversation(system_prompt="").user("a").assistant("b", (7, 8)).user("c")
     expected: tuple[Part, ...] = (
         *(Text("User: ", True), Text("a"), Text("\nAI:", True)),
         Tokens((7, 8)),
         *(Text("\nUser: ", True), Text("c"), Text("\nAI:", True)),
     )
-    assert CEREBRUM.render(talk) == expected
+    assert CEREBRUM.render(conversation) == expected
 
 
-def test_runs_of_one_kind_become_one_and_empty_ones_none() -> None:
+def test_join_parts_merges_adjacent_and_drops_empty_texts() -> None:
     parts = (Text(""), Text("a"), Text("", True), Text("b"), Tokens(()), Text("c", True), Tokens((1,)), Tokens((2,)))
     assert join_parts(parts) == (Text("ab"), Text("c", True), Tokens((1,)), Tokens((2,)))

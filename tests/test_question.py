@@ -1,4 +1,4 @@
-"""A question is put together from argument, files and pipe, or read from a messages list; what is wrong is named."""
+"""Reading a question from the argument, files and a pipe, or a conversation from a messages list."""
 
 from __future__ import annotations
 
@@ -40,57 +40,57 @@ def ask(
     )
 
 
-def asked(*arguments: Any, **options: Any) -> str:
-    """Return the text of a question that is all there is."""
+def question_text(*arguments: Any, **options: Any) -> str:
+    """The text of the only message."""
     (message,) = ask(*arguments, **options).messages
     assert message.role == "user"
     return message.content
 
 
-def written(directory: Path, name: str, data: bytes | str) -> Path:
+def write(directory: Path, name: str, data: bytes | str) -> Path:
     path = directory / name
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
 
 
-# Argument, files and pipe.
+# Argument, files and piped input.
 
 
-def test_files_come_first_then_the_prompt_then_what_is_piped_in(tmp_path: Path) -> None:
-    code, notes = written(tmp_path, "a.py", "x = 1\n\n"), written(tmp_path, "notes", "  b\n")
+def test_question_joins_files_prompt_and_piped_input(tmp_path: Path) -> None:
+    code, notes = write(tmp_path, "a.py", "x = 1\n\n"), write(tmp_path, "notes", "  b\n")
     expected = f"{code}:\n```py\nx = 1\n```\n\n{notes}:\n```\n  b\n```\n\nWhy?\n\npiped\ntext"
-    assert asked("Why?\n", code, notes, piped=b"piped\ntext\n\n") == expected
+    assert question_text("Why?\n", code, notes, piped=b"piped\ntext\n\n") == expected
 
 
-def test_any_one_of_them_is_enough(tmp_path: Path) -> None:
-    file = written(tmp_path, "a", "x")
-    assert asked("Why?") == "Why?"
-    assert asked("-", piped=b" Why?\n") == " Why?"
-    assert asked(piped=b"Why?") == "Why?"
-    assert asked(None, file) == f"{file}:\n```\nx\n```"
-    assert asked(" ", file, piped=b"\n") == f"{file}:\n```\nx\n```"
+def test_question_needs_only_one_source(tmp_path: Path) -> None:
+    file = write(tmp_path, "a", "x")
+    assert question_text("Why?") == "Why?"
+    assert question_text("-", piped=b" Why?\n") == " Why?"
+    assert question_text(piped=b"Why?") == "Why?"
+    assert question_text(None, file) == f"{file}:\n```\nx\n```"
+    assert question_text(" ", file, piped=b"\n") == f"{file}:\n```\nx\n```"
 
 
 @pytest.mark.parametrize("options", [{}, {"piped": b""}, {"piped": b" \n"}, {"raw": True}, {"raw": True, "piped": b""}])
-def test_no_question_at_all_is_an_error(options: dict[str, Any]) -> None:
+def test_empty_question_is_an_error(options: dict[str, Any]) -> None:
     for prompt in (None, "") if "piped" not in options else (None, "", "-"):
         with pytest.raises(UsageError, match="no prompt given") as caught:
             ask(prompt, **options)
         assert caught.value.hint
 
 
-def test_a_dash_needs_a_pipe() -> None:
+def test_dash_prompt_needs_piped_input() -> None:
     with pytest.raises(UsageError, match="the prompt is `-`, but nothing is piped in"):
         ask("-")
 
 
-def test_a_raw_prompt_is_joined_without_a_character_between(tmp_path: Path) -> None:
-    file = written(tmp_path, "a", "a \n")
+def test_raw_question_joins_its_sources_directly(tmp_path: Path) -> None:
+    file = write(tmp_path, "a", "a \n")
     assert ask("b ", file, raw=True, piped=b"c\n", system="unread") == Conversation().user("a \nb c\n")
-    assert asked(" ", raw=True) == " "
+    assert question_text(" ", raw=True) == " "
 
 
-def test_a_system_prompt_goes_along() -> None:
+def test_question_has_the_system_prompt_of_the_settings() -> None:
     assert ask("Why?", system="Be brief.").system_prompt == "Be brief."
     assert ask("Why?", system="").system_prompt == ""
     assert ask("Why?").system_prompt is None
@@ -100,30 +100,30 @@ def test_a_system_prompt_goes_along() -> None:
     ("text", "fence"),
     [("x", "```"), ("a `b` c", "```"), ("```py\nx\n```", "````"), ("`````", "``````"), ("a```", "````")],
 )
-def test_a_fence_is_longer_than_any_inside(text: str, fence: str) -> None:
+def test_fence_is_longer_than_any_inside(text: str, fence: str) -> None:
     assert fence_file("a.md", text) == f"a.md:\n{fence}md\n{text}\n{fence}"
 
 
 @given(st.text(alphabet="`~ab\n", max_size=40))
-def test_no_line_of_a_file_ends_its_fence(text: str) -> None:
+def test_no_line_of_a_file_closes_its_fence(text: str) -> None:
     opening, *lines, closing = fence_file("a", text).split("\n")[1:]
     assert closing == opening
     assert closing not in "\n".join(lines)
     assert "\n".join(lines) == text.rstrip()
 
 
-def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
-    file = written(tmp_path, "a", b"\xef\xbb\xbfx\xef\xbb\xbfy")
+def test_byte_order_mark_is_removed(tmp_path: Path) -> None:
+    file = write(tmp_path, "a", b"\xef\xbb\xbfx\xef\xbb\xbfy")
     assert read_text(file) == "x\ufeffy"
-    assert asked(piped=b"\xef\xbb\xbfx") == "x"
+    assert question_text(piped=b"\xef\xbb\xbfx") == "x"
 
 
 @pytest.mark.parametrize(
     ("data", "byte"),
     [(b"caf\xe9", 3), (b"\xff\xfeh\0", 0), (b"\xef\xbb\xbfabc\xff", 6), (b"ok\n\xc3", 3), (b"\xed\xa0\x80", 0)],
 )
-def test_what_is_not_utf_8_is_refused_with_its_place(data: bytes, byte: int, tmp_path: Path) -> None:
-    file = written(tmp_path, "a.txt", data)
+def test_text_that_is_not_utf_8_is_refused_with_the_offset(data: bytes, byte: int, tmp_path: Path) -> None:
+    file = write(tmp_path, "a.txt", data)
     with pytest.raises(UsageError) as caught:
         ask("Why?", file)
     assert caught.value.message == f"{file} is not UTF-8 text (byte {byte})"
@@ -132,19 +132,19 @@ def test_what_is_not_utf_8_is_refused_with_its_place(data: bytes, byte: int, tmp
     assert caught.value.message == f"standard input is not UTF-8 text (byte {byte})"
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError) as caught:
             ask("Why?", path)
         assert (caught.value.message, caught.value.exit_code) == (f"{path}: {reason}", 2)
 
 
-def test_an_argument_that_is_no_utf_8_holds_the_sign_for_that() -> None:
-    assert asked("caf\udce9", piped=b"x") == "caf\ufffd\n\nx"
-    assert asked("\ud83d\ude00\udcff", raw=True) == "😀\ufffd"
+def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
+    assert question_text("caf\udce9", piped=b"x") == "caf\ufffd\n\nx"
+    assert question_text("\ud83d\ude00\udcff", raw=True) == "😀\ufffd"
 
 
-# A messages list.
+# Messages lists.
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_an_argument_that_is_no_utf_8_holds_the_sign_for_that() -> None:
         ([{"role": "user", "content": "\ud83d\ude00"}], Conversation().user("😀")),
     ],
 )
-def test_a_messages_list_is_a_conversation(messages: Any, expected: Conversation) -> None:
+def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
     assert parse_messages(json.dumps(messages), "m.json") == expected
 
 
@@ -200,7 +200,7 @@ NOT_A_LIST = "m.json has no messages"
         ([SYSTEM], "m.json: no question to answer"),
     ],
 )
-def test_what_is_wrong_with_a_messages_list_is_said_in_one_line(messages: Any, what: str) -> None:
+def test_invalid_messages_list_is_a_one_line_error(messages: Any, what: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_messages(json.dumps(messages), "m.json")
     assert caught.value.message == what
@@ -216,17 +216,17 @@ def test_what_is_wrong_with_a_messages_list_is_said_in_one_line(messages: Any, w
         ("9" * 5000, "Exceeds the limit (4300 digits)"),
     ],
 )
-def test_what_is_not_json_is_named(text: str, reason: str) -> None:
+def test_messages_that_are_not_json_are_an_error(text: str, reason: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_messages(text, "m.json")
     assert caught.value.message.startswith(f"m.json is not JSON: {reason}")
     assert "\n" not in caught.value.message
 
 
-def test_a_messages_list_comes_from_a_file_or_a_pipe(tmp_path: Path) -> None:
+def test_messages_are_read_from_a_file_or_a_pipe(tmp_path: Path) -> None:
     text = json.dumps([SYSTEM, USER])
     expected = Conversation((Message("user", "Why?"),), "Be brief.")
-    assert ask(messages=written(tmp_path, "m.json", "\ufeff" + text)) == expected
+    assert ask(messages=write(tmp_path, "m.json", "\ufeff" + text)) == expected
     assert ask(messages=Path("-"), piped=text.encode()) == expected
     assert ask(messages=Path("-"), piped=text.encode(), system="Else.").system_prompt == "Else."
     with pytest.raises(UsageError, match="--messages is `-`, but nothing is piped in"):
@@ -235,7 +235,7 @@ def test_a_messages_list_comes_from_a_file_or_a_pipe(tmp_path: Path) -> None:
         ask(messages=Path("-"), piped=b"?")
 
 
-def test_a_configured_system_prompt_leaves_a_messages_list_alone() -> None:
+def test_configured_system_prompt_does_not_change_messages() -> None:
     text = json.dumps([SYSTEM, {"role": "user", "content": "Why?"}])
     question = Question(None, (), Path("-"), raw=False)
     configured = Settings(system="From config.toml.")
@@ -244,16 +244,16 @@ def test_a_configured_system_prompt_leaves_a_messages_list_alone() -> None:
 
 
 @pytest.mark.parametrize("options", [{"prompt": "Why?"}, {"files": (Path("a"),)}, {"raw": True}])
-def test_a_messages_list_stands_alone(options: dict[str, Any]) -> None:
+def test_messages_exclude_other_sources(options: dict[str, Any]) -> None:
     question = Question(**{"prompt": None, "files": (), "messages": Path("m.json"), "raw": False, **options})
     with pytest.raises(UsageError, match="--messages is the whole conversation"):
         question.validate(None)
 
 
-# Options for templates.
+# Template options.
 
 
-def test_template_options_are_json_where_they_can_be() -> None:
+def test_template_options_are_json_or_text() -> None:
     pairs = ["a=true", "b=1", "c=x=y", 'd="1"', "e=", 'f={"g": [null]}', "a=false", "h=[", "i=" + "[" * 100_000]
     assert template_options(pairs) == {
         "a": False,
@@ -269,17 +269,17 @@ def test_template_options_are_json_where_they_can_be() -> None:
 
 
 @pytest.mark.parametrize("pair", ["a", "", "=x", "a b=c", "1=2", "a-b=c"])
-def test_a_template_option_is_a_name_and_a_value(pair: str) -> None:
+def test_template_option_must_be_key_and_value(pair: str) -> None:
     with pytest.raises(UsageError) as caught:
         template_options(["a=1", pair])
     assert (caught.value.message, caught.value.hint) == (f"--template-arg {pair!r}", "write it as KEY=VALUE")
 
 
-def test_a_template_option_is_not_the_conversation() -> None:
+def test_template_option_cannot_replace_the_messages() -> None:
     with pytest.raises(UsageError, match="would replace the conversation"):
         template_options(["messages=[]"])
 
 
-def test_a_question_in_a_list_must_say_something() -> None:
+def test_blank_question_in_messages_is_an_error() -> None:
     with pytest.raises(UsageError, match="message 1 is empty"):
         parse_messages(json.dumps([{"role": "user", "content": " \n"}]), "m.json")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from command_line import COMMAND, CommandLine, saying, talking
+from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
 from screen import Screen, at_once
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -126,7 +126,7 @@ def test_plain_answers_and_prompts_are_stripped_of_controls_too(
     terminal: Open, chatml_model: Path, tmp_path: Path
 ) -> None:
     text = "a\x1b[31mb\x1b]0;title\x07c"
-    window = terminal(COMMAND, "ask", "-m", chatml_model, "--grammar", saying(text, tmp_path), "hi")
+    window = terminal(COMMAND, "ask", "-m", chatml_model, "--grammar", fixed_reply_grammar(text, tmp_path), "hi")
     assert (window.end(), window.raw) == (0, "abc\r\n")
     window = terminal(COMMAND, "ask", "-m", chatml_model, "--raw", "--dry-run", "-q", text)
     assert (window.end(), window.raw) == (0, "abc\r\n")
@@ -187,7 +187,7 @@ def test_ctrl_c_ends_the_answer_at_once_and_keeps_it(
 def test_a_signal_ends_a_real_models_answer(
     terminal: Open, chatml_model: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    window = terminal(COMMAND, "ask", "-m", chatml_model, "--stats", "--grammar", talking(tmp_path), "hi")
+    window = terminal(COMMAND, "ask", "-m", chatml_model, "--stats", "--grammar", endless_reply_grammar(tmp_path), "hi")
     window.read_until(" ")
     window.send_signal(number)
     assert window.end() == code

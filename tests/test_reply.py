@@ -1,4 +1,4 @@
-"""A reply is gathered from its events by channel, and printed as one object."""
+"""Collecting a reply from its events, and the objects that --json prints."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from cerebrum_cli.application.inference.reply import (
+    Preview,
     Reply,
     ReplyCollector,
     prompt_object,
     reply_object,
     truncation_notice,
 )
-from cerebrum_cli.application.inference.responder import Preview
 from cerebrum_cli.core.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
 
-ONLY = SequenceId(0)
+SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(
-    sequence=ONLY,
+    sequence=SEQUENCE,
     reason="stop",
     prompt_tokens=20,
     cached_tokens=4,
@@ -29,42 +29,42 @@ FINISH = FinishEvent(
 )
 
 
-def said(*texts: tuple[Channel, str]) -> list[Event]:
-    return [TokenEvent(ONLY, text, channel) for channel, text in texts]
+def tokens(*texts: tuple[Channel, str]) -> list[Event]:
+    return [TokenEvent(SEQUENCE, text, channel) for channel, text in texts]
 
 
-def gathered(*events: Event) -> ReplyCollector:
-    gatherer = ReplyCollector()
+def collect(*events: Event) -> ReplyCollector:
+    collector = ReplyCollector()
     for event in events:
-        gatherer.emit(event)
-    gatherer.close()
-    return gatherer
+        collector.emit(event)
+    collector.close()
+    return collector
 
 
-def test_a_reply_is_there_when_it_has_ended_and_not_before() -> None:
-    events = said(("answer", "Four"), ("answer", ""), ("answer", "."))
-    assert gathered(LoadEvent(1.0), *events).reply is None
-    reply = gathered(LoadEvent(1.0), *events, FINISH).reply
+def test_collector_has_a_reply_after_the_finish_event() -> None:
+    events = tokens(("answer", "Four"), ("answer", ""), ("answer", "."))
+    assert collect(LoadEvent(1.0), *events).reply is None
+    reply = collect(LoadEvent(1.0), *events, FINISH).reply
     assert reply is not None
     assert (reply.text, reply.reasoning, reply.finish) == ("Four.", None, FINISH)
 
 
-def test_thought_and_answer_are_kept_apart() -> None:
-    reply = gathered(
-        *said(("thinking", "The answer "), ("thinking", "is 5."), ("answer", "So the answer is 4.")), FINISH
+def test_collector_separates_reasoning_and_answer() -> None:
+    reply = collect(
+        *tokens(("thinking", "The answer "), ("thinking", "is 5."), ("answer", "So the answer is 4.")), FINISH
     ).reply
     assert reply is not None
     assert (reply.text, reply.reasoning, reply.final_answer) == ("So the answer is 4.", "The answer is 5.", "4")
 
 
-def test_a_reply_may_say_nothing() -> None:
-    reply = gathered(FINISH).reply
+def test_reply_may_be_empty() -> None:
+    reply = collect(FINISH).reply
     assert reply is not None
     assert (reply.text, reply.reasoning, reply.final_answer) == ("", None, None)
 
 
-def test_a_reply_is_one_object() -> None:
-    reply = gathered(*said(("thinking", "hm"), ("answer", "The answer is 4.")), FINISH).reply
+def test_reply_object_has_all_keys() -> None:
+    reply = collect(*tokens(("thinking", "hm"), ("answer", "The answer is 4.")), FINISH).reply
     assert reply is not None
     assert reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum") == {
         "model": "cerebrum-7b",
@@ -90,11 +90,11 @@ def test_a_reply_is_one_object() -> None:
     }
 
 
-def test_a_reply_that_took_no_time_has_no_speed() -> None:
+def test_timings_without_time_have_zero_speed() -> None:
     assert (Timings().prompt_tokens_per_second, Timings().tokens_per_second) == (0.0, 0.0)
 
 
-def test_a_prompt_is_one_object() -> None:
+def test_prompt_object_has_all_keys() -> None:
     shown = prompt_object(Preview("<s>é", (1, 28797)), "m", "raw")
     assert json.loads(json.dumps(shown)) == {
         "prompt": "<s>é",
@@ -105,7 +105,7 @@ def test_a_prompt_is_one_object() -> None:
     }
 
 
-def test_a_reader_is_told_what_is_missing_from_an_answer() -> None:
+def test_truncation_notice_names_the_exhausted_limit() -> None:
     assert truncation_notice(Reply("Four.", None, FINISH)) is None
     assert truncation_notice(Reply("Fo", None, replace(FINISH, reason="length"))) is None
     cut = truncation_notice(Reply("Fo", None, replace(FINISH, reason="context")))

@@ -1,9 +1,9 @@
-"""Templates are code from strangers: they find what they expect and no more, and a bad one is an error of one line."""
+"""The template sandbox: what templates may use, what they may not, and their errors."""
 
 from __future__ import annotations
 
 import pytest
-from templates import BARE, ONE, embedded
+from templates import BARE, ONE_TURN, embedded
 from vocabularies import written
 
 from cerebrum_cli.core.conversation import Conversation
@@ -30,12 +30,12 @@ from cerebrum_cli.formats.sandbox import run_template
         ("{{ messages[0].content | upper }}", "HI"),
     ],
 )
-def test_templates_find_what_they_expect(source: str, expected: str, chatml: LlamaBackend) -> None:
+def test_sandbox_has_what_templates_expect(source: str, expected: str, chatml: LlamaBackend) -> None:
     assert written(embedded(chatml, source).render(Conversation().user("hi"))) == expected
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "error"),
     [
         ("{{ ''.__class__.__mro__ }}", "rejects"),
         ("{{ ''['__class__']['__mro__'] }}", "rejects"),
@@ -71,25 +71,25 @@ def test_templates_find_what_they_expect(source: str, expected: str, chatml: Lla
         ("{{ " + "9" * 5000 + " }}", "cannot be parsed"),
     ],
 )
-def test_a_bad_template_is_an_error_of_one_line(source: str, said: str, chatml: LlamaBackend) -> None:
+def test_invalid_template_is_a_one_line_error(source: str, error: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError) as caught:
-        embedded(chatml, source).render(ONE)
-    assert caught.value.message.startswith(f"the chat template {said}")
+        embedded(chatml, source).render(ONE_TURN)
+    assert caught.value.message.startswith(f"the chat template {error}")
     assert "\n" not in caught.value.message
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("source", ["{{ ''.__class__ }}", "{{ messages.__class__ }}", "{{ 'a'|attr('__class__') }}"])
-def test_what_a_template_may_not_see_is_empty(source: str, chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, source).render(ONE)) == ""
+def test_sandbox_hides_internals(source: str, chatml: LlamaBackend) -> None:
+    assert written(embedded(chatml, source).render(ONE_TURN)) == ""
 
 
-def test_a_template_that_writes_placeholders_itself_gains_nothing(chatml: LlamaBackend) -> None:
+def test_template_with_literal_placeholders_is_safe(chatml: LlamaBackend) -> None:
     for own in ("\ue0000\ue001", "\ue00099\ue001", "\ue000" + "9" * 5000 + "\ue001"):
         assert written(embedded(chatml, own + BARE).render(Conversation().user("hi"))) == own + "hi|"
 
 
-def test_a_signal_in_the_middle_of_a_template_is_not_its_fault() -> None:
+def test_interrupt_while_rendering_is_not_a_format_error() -> None:
     class Late:
         def __str__(self) -> str:
             raise Interrupted(2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, saying, talking
+from command_line import CommandLine, endless_reply_grammar, fixed_reply_grammar
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.sessions.lock import SessionLock
@@ -27,7 +27,7 @@ def user(tmp_path: Path, chatml_model: Path) -> CommandLine:
 
 def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
     """Ask with a grammar that allows only `reply`, and return standard error."""
-    done = user.run("ask", "--grammar", saying(reply, user.home), *more, question)
+    done = user.run("ask", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)
     assert (done.code, done.out) == (code, f"{reply.strip()}\n"), done.err
     return done.err
 
@@ -102,7 +102,7 @@ def test_ask_numbers_sessions_with_the_same_first_words(user: CommandLine) -> No
 
 
 def test_ask_saves_the_part_of_an_interrupted_answer(user: CommandLine) -> None:
-    process = user.start("ask", "--grammar", str(talking(user.home)), "Talk!")
+    process = user.start("ask", "--grammar", str(endless_reply_grammar(user.home)), "Talk!")
     assert process.stdout
     assert process.stdout.read(20)
     process.send_signal(signal.SIGINT)
@@ -152,7 +152,7 @@ def test_ask_saves_every_message_of_a_messages_file(user: CommandLine) -> None:
         {"role": "user", "content": "Well?"},
     ]
     (user.home / "talk.json").write_text(json.dumps(talk))
-    done = user.run("ask", "--messages", "talk.json", "--grammar", saying("Fine.", user.home))
+    done = user.run("ask", "--messages", "talk.json", "--grammar", fixed_reply_grammar("Fine.", user.home))
     assert done.code == 0
     session = shown(user, "hi")
     assert session["system_prompt"] == "Be kind."
@@ -272,7 +272,7 @@ def test_ask_waits_for_another_process_to_release_the_database(user: CommandLine
     database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db", isolation_level=None)
     database.execute("BEGIN IMMEDIATE")
     try:
-        process = user.start("ask", "--grammar", str(saying("Yes.", user.home)), "Now?")
+        process = user.start("ask", "--grammar", str(fixed_reply_grammar("Yes.", user.home)), "Now?")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
     finally:

@@ -1,4 +1,4 @@
-"""Templates embedded in GGUF files: rendered as Jinja renders them, with each reply in the tokens it was said in."""
+"""Chat templates embedded in GGUF files, and replies that keep their tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded, untrusted
+from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded, untrusted
 from vocabularies import marked_up, written
 
 from cerebrum_cli.application.inference.responder import detokenize
@@ -24,9 +24,9 @@ from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.formats.thinking import THOUGHTS, open_thought
 
 CONVERSATIONS = {
-    "one question": ONE,
-    "two turns": TWO,
-    "three turns": TWO.assistant("John William Strutt.").user("When?"),
+    "one question": ONE_TURN,
+    "two turns": TWO_TURNS,
+    "three turns": TWO_TURNS.assistant("John William Strutt.").user("When?"),
     "white space around": Conversation().user("\n  padded \t\n").assistant(" said\n\n").user(" again "),
     "padded differently": Conversation().user("plain").assistant("\n\nsaid").user("\n b").assistant("c ").user(" d"),
     "nothing said": Conversation().user("").assistant("").user(" "),
@@ -38,16 +38,16 @@ CONVERSATIONS = {
 SYSTEMS = (None, "Be brief.", " Be\nbrief. \n", "")
 
 
-def talks(template: str) -> Iterator[tuple[str, Conversation]]:
-    """Yield all conversations a template has a place for, with the system prompts it has one for."""
-    for (name, talk), system in itertools.product(CONVERSATIONS.items(), SYSTEMS):
+def conversations(template: str) -> Iterator[tuple[str, Conversation]]:
+    """Yield all conversations that a template supports, with and without a system prompt."""
+    for (name, conversation), system in itertools.product(CONVERSATIONS.items(), SYSTEMS):
         if system is None or template not in NO_SYSTEM:
-            yield f"{name}, system {system!r}", Conversation(talk.messages, system)
+            yield f"{name}, system {system!r}", Conversation(conversation.messages, system)
 
 
 @cache
 def plain_jinja(source: str) -> jinja2.Template:
-    """Return a template as any Jinja reads it, with the functions model templates expect."""
+    """Compile a template with plain Jinja and the functions chat templates expect."""
 
     def raise_exception(message: str) -> NoReturn:
         raise AssertionError(message)
@@ -62,7 +62,7 @@ def plain_jinja(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def plainly_rendered(source: str, conversation: Conversation, bos: str, eos: str) -> str:
+def render_plain(source: str, conversation: Conversation, bos: str, eos: str) -> str:
     system = conversation.system_prompt
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages += [{"role": message.role, "content": message.content} for message in conversation.messages]
@@ -71,48 +71,50 @@ def plainly_rendered(source: str, conversation: Conversation, bos: str, eos: str
     )
 
 
-# What is written.
+# Prompts.
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_template_writes_what_jinja_writes(template: str, chatml: LlamaBackend) -> None:
-    for name, talk in talks(template):
-        expected = plainly_rendered(TEMPLATES[template], talk, chatml.special("bos"), chatml.special("eos"))
-        assert written(embedded(chatml, template).render(talk)) == expected, name
+def test_template_renders_like_plain_jinja(template: str, chatml: LlamaBackend) -> None:
+    for name, conversation in conversations(template):
+        expected = render_plain(TEMPLATES[template], conversation, chatml.special("bos"), chatml.special("eos"))
+        assert written(embedded(chatml, template).render(conversation)) == expected, name
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_only_a_template_is_trusted_and_never_a_message(template: str, chatml: LlamaBackend) -> None:
-    for name, talk in talks(template):
-        pasted = [text.strip() for text in untrusted(embedded(chatml, template).render(talk))]
-        contents = [talk.system_prompt or "", *(message.content for message in talk.messages)]
+def test_messages_are_never_trusted(template: str, chatml: LlamaBackend) -> None:
+    for name, conversation in conversations(template):
+        pasted = [text.strip() for text in untrusted(embedded(chatml, template).render(conversation))]
+        contents = [conversation.system_prompt or "", *(message.content for message in conversation.messages)]
         assert sorted(pasted) == sorted(filter(None, map(str.strip, contents))), name
 
 
 @pytest.mark.parametrize(
-    ("template", "talk", "reason"),
+    ("template", "conversation", "reason"),
     [
         ("gemma", Conversation((), "Be brief.").user("Why?"), "System role not supported"),
         ("mistral", Conversation().user("a").user("b"), "conversation roles must alternate"),
         ("llama-2", Conversation().assistant("a").user("b"), "Conversation roles must alternate"),
     ],
 )
-def test_a_template_says_why_it_refuses(template: str, talk: Conversation, reason: str, chatml: LlamaBackend) -> None:
+def test_template_error_has_the_reason(
+    template: str, conversation: Conversation, reason: str, chatml: LlamaBackend
+) -> None:
     with pytest.raises(FormatError, match=reason) as caught:
-        embedded(chatml, template).render(talk)
+        embedded(chatml, template).render(conversation)
     assert caught.value.message.startswith("the chat template rejects this conversation: ")
     assert caught.value.hint
 
 
-def test_options_reach_the_template(chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE)).count("Reasoning: high") == 1
-    quick = written(embedded(chatml, "qwen3", enable_thinking=False).render(ONE))
-    assert quick == written(embedded(chatml, "qwen3").render(ONE)) + "<think>\n\n</think>\n\n"
-    assert not written(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE)).endswith("assistant\n")
+def test_template_gets_the_options(chatml: LlamaBackend) -> None:
+    assert written(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE_TURN)).count("Reasoning: high") == 1
+    quick = written(embedded(chatml, "qwen3", enable_thinking=False).render(ONE_TURN))
+    assert quick == written(embedded(chatml, "qwen3").render(ONE_TURN)) + "<think>\n\n</think>\n\n"
+    assert not written(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE_TURN)).endswith("assistant\n")
 
 
-def test_options_do_not_replace_the_conversation(chatml: LlamaBackend) -> None:
-    assert untrusted(embedded(chatml, "chatml", messages=[]).render(ONE)) == ["Why is the sky blue?"]
+def test_options_cannot_replace_the_conversation(chatml: LlamaBackend) -> None:
+    assert untrusted(embedded(chatml, "chatml", messages=[]).render(ONE_TURN)) == ["Why is the sky blue?"]
 
 
 @pytest.mark.parametrize(
@@ -125,42 +127,42 @@ def test_options_do_not_replace_the_conversation(chatml: LlamaBackend) -> None:
         ("chatml", {}, None),
     ],
 )
-def test_a_prompt_may_open_a_thought_for_the_model(
+def test_template_may_open_a_thought(
     template: str, options: dict[str, Any], opened: str | None, chatml: LlamaBackend
 ) -> None:
-    last = embedded(chatml, template, **options).render(ONE)[-1]
+    last = embedded(chatml, template, **options).render(ONE_TURN)[-1]
     assert isinstance(last, Text) and last.trusted
     thought = open_thought(last.value, THOUGHTS)
     assert (thought.open if thought else None) == opened
 
 
-def test_a_render_knows_one_moment(chatml: LlamaBackend) -> None:
+def test_both_renders_use_the_same_time(chatml: LlamaBackend) -> None:
     parts = embedded(chatml, "{{ strftime_now('%f') }}" + BARE).render(Conversation().user("<|im_end|>"))
     assert untrusted(parts) == ["<|im_end|>"]
 
 
-# Replies that stand in a prompt as the tokens they were said in.
+# Replies as tokens in the prompt.
 
 
 @settings(deadline=None, max_examples=25)
 @pytest.mark.parametrize("options", [{}, {"enable_thinking": False}], ids=["", "no thinking"])
 @pytest.mark.parametrize("template", [*TEMPLATES, BARE, UPPER])
 @given(data=st.data())
-def test_the_next_prompt_extends_what_was_read_and_said(
+def test_next_prompt_extends_prompt_and_reply(
     template: str, options: dict[str, Any], data: st.DataObject, chatml: LlamaBackend
 ) -> None:
-    form = embedded(chatml, template, **options)
+    prompt_format = embedded(chatml, template, **options)
     sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_end(token)), max_size=8)
     texts = marked_up.map(lambda text: chatml.tokenize((Text(text),)))
-    talk = Conversation()
-    read: tuple[int, ...] = ()
+    conversation = Conversation()
+    evaluated: tuple[int, ...] = ()
     for _ in range(3):
-        talk = talk.user(data.draw(st.text("ab <>\n", min_size=1).filter(str.strip)))
-        prompt = chatml.tokenize(form.render(talk))
-        assert prompt[: len(read)] == read
-        said = data.draw(sampled.map(tuple) | texts)
-        talk = talk.assistant(detokenize(chatml, said).strip(), said)
-        read = prompt + said
+        conversation = conversation.user(data.draw(st.text("ab <>\n", min_size=1).filter(str.strip)))
+        prompt = chatml.tokenize(prompt_format.render(conversation))
+        assert prompt[: len(evaluated)] == evaluated
+        reply = data.draw(sampled.map(tuple) | texts)
+        conversation = conversation.assistant(detokenize(chatml, reply).strip(), reply)
+        evaluated = prompt + reply
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_the_next_prompt_extends_what_was_read_and_said(
         ("gpt-oss", {}, "<|end|><|start|>assistant", "<|end|><|start|>user<|message|>"),
     ],
 )
-def test_a_reply_stands_behind_the_text_it_was_asked_for_with(
+def test_reply_tokens_follow_the_same_header_as_in_the_prompt(
     template: str, options: dict[str, Any], before: str, after: str, chatml: LlamaBackend
 ) -> None:
     parts = embedded(chatml, template, **options).render(Conversation().user("a").assistant("b", (7,)).user("c"))
@@ -186,14 +188,14 @@ def test_a_reply_stands_behind_the_text_it_was_asked_for_with(
     assert Text("b") not in parts
 
 
-def test_a_reply_in_tokens_does_not_trouble_a_template_that_would_cut_its_text(chatml: LlamaBackend) -> None:
-    talk = Conversation().user("<think>").assistant("use </think> so", (7,)).user("<|im_end|>")
-    parts = embedded(chatml, "qwen3").render(talk)
+def test_reply_tokens_survive_a_template_that_truncates_text(chatml: LlamaBackend) -> None:
+    conversation = Conversation().user("<think>").assistant("use </think> so", (7,)).user("<|im_end|>")
+    parts = embedded(chatml, "qwen3").render(conversation)
     assert Tokens((7,)) in parts
     assert untrusted(parts) == ["<think>", "<|im_end|>"]
 
 
-def test_a_template_that_rewrites_messages_keeps_the_tokens_of_replies(chatml: LlamaBackend) -> None:
+def test_reply_tokens_survive_a_template_that_rewrites(chatml: LlamaBackend) -> None:
     parts = embedded(chatml, UPPER).render(Conversation().user("a\ue0000\ue001").assistant("b", (7,)).user("c"))
     assert parts == (
         Text("<|im_start|>A", trusted=True),

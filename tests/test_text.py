@@ -1,4 +1,4 @@
-"""Texts of a kind: bytes as people read them."""
+"""Formatting sizes."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ from cerebrum_cli.core.text import format_size
         (1_234_500_000_000, "1,234.50 GB"),
     ],
 )
-def test_sizes_are_in_units_of_1000(size: int, text: str) -> None:
+def test_format_size_uses_units_of_1000(size: int, text: str) -> None:
     assert format_size(size) == text

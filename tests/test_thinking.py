@@ -1,4 +1,4 @@
-"""A model's marked thought is told from its answer, however the stream is cut, and no character is lost."""
+"""Splitting a streamed reply into reasoning and answer, however the stream is chunked."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ START = "<|start|>assistant"
 
 
 def split(*stream: str, opened: ThoughtMarkup | None = None) -> list[tuple[Channel, str]]:
-    """Return what is said of a stream, with neighbours of one channel made one."""
+    """Split a stream, and join adjacent texts of one channel."""
     splitter = ThoughtSplitter(THOUGHTS, opened)
-    said = [piece for text in stream for piece in splitter.feed(text)] + splitter.flush()
-    assert all(text for _, text in said)
+    pieces = [piece for text in stream for piece in splitter.feed(text)] + splitter.flush()
+    assert all(text for _, text in pieces)
     return [
-        (channel, "".join(text for _, text in pieces))
-        for channel, pieces in itertools.groupby(said, key=lambda piece: piece[0])
+        (channel, "".join(text for _, text in group))
+        for channel, group in itertools.groupby(pieces, key=lambda piece: piece[0])
     ]
 
 
 def thought_and_answer(*stream: str, opened: ThoughtMarkup | None = None) -> tuple[str, str]:
-    said = split(*stream, opened=opened)
-    thinking, answer = ("".join(text for to, text in said if to == channel) for channel in ("thinking", "answer"))
+    pieces = split(*stream, opened=opened)
+    thinking, answer = ("".join(text for to, text in pieces if to == channel) for channel in ("thinking", "answer"))
     return thinking, answer
 
 
@@ -68,7 +68,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "expected"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
-def test_a_reply_is_told_apart_wherever_its_stream_is_cut(text: str, expected: tuple[str, str]) -> None:
+def test_splitter_result_is_independent_of_chunks(text: str, expected: tuple[str, str]) -> None:
     assert thought_and_answer(text) == expected
     assert thought_and_answer(*text) == expected
     for cut in range(len(text)):
@@ -76,19 +76,19 @@ def test_a_reply_is_told_apart_wherever_its_stream_is_cut(text: str, expected: t
 
 
 @pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
-def test_each_markup_of_thought_is_known(thought: ThoughtMarkup) -> None:
+def test_splitter_knows_every_markup(thought: ThoughtMarkup) -> None:
     text = f"{thought.open}\nhm\n{thought.close}{thought.header}\n\nFour."
     for cut in range(len(text)):
         assert split(text[:cut], text[cut:]) == [("thinking", "hm"), ("answer", "Four.")]
 
 
-def test_no_markup_begins_with_another() -> None:
+def test_no_marker_is_a_prefix_of_another() -> None:
     markers = {marker for thought in THOUGHTS for marker in (thought.open, thought.header) if marker}
     assert not [(a, b) for a in markers for b in markers if a != b and b.startswith(a)]
 
 
 @pytest.mark.parametrize("thought", THOUGHTS, ids=lambda thought: thought.open)
-def test_a_template_may_open_the_thought(thought: ThoughtMarkup) -> None:
+def test_splitter_starts_inside_an_open_thought(thought: ThoughtMarkup) -> None:
     opened = open_thought(f"<|im_start|>assistant\n{thought.open}\n", THOUGHTS)
     assert opened is not None
     assert opened.close == thought.close
@@ -98,16 +98,16 @@ def test_a_template_may_open_the_thought(thought: ThoughtMarkup) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<think>x", "think>"])
-def test_a_prompt_that_leaves_nothing_open_opens_no_thought(end: str) -> None:
+def test_prompt_without_an_open_tag_opens_no_thought(end: str) -> None:
     assert open_thought(end, THOUGHTS) is None
 
 
-def test_an_opened_thought_may_have_no_end() -> None:
+def test_open_thought_may_stay_unclosed() -> None:
     assert thought_and_answer("hm</th", opened=THINK) == ("hm</th", "")
     assert thought_and_answer(opened=THINK) == ("", "")
 
 
-def test_what_is_certain_is_said_at_once() -> None:
+def test_splitter_emits_certain_text_immediately() -> None:
     splitter = ThoughtSplitter(THOUGHTS)
     assert splitter.feed("<think>") == []
     assert splitter.feed("a b") == [("thinking", "a b")]
@@ -119,7 +119,7 @@ def test_what_is_certain_is_said_at_once() -> None:
     assert splitter.flush() == []
 
 
-def test_without_markup_all_is_answer() -> None:
+def test_splitter_without_markup_emits_only_answer() -> None:
     splitter = ThoughtSplitter(())
     assert splitter.feed(" <think>a") == [("answer", "<think>a")]
     assert splitter.feed("</think> ") == [("answer", "</think>")]
@@ -134,7 +134,7 @@ openings = st.sampled_from([None, *THOUGHTS])
 
 
 @given(pieces=fragments, opened=openings, data=st.data())
-def test_how_a_stream_is_cut_changes_nothing(
+def test_chunk_boundaries_do_not_change_the_split(
     pieces: list[str], opened: ThoughtMarkup | None, data: st.DataObject
 ) -> None:
     text = "".join(pieces)
@@ -143,8 +143,8 @@ def test_how_a_stream_is_cut_changes_nothing(
     assert split(*stream, opened=opened) == split(text, opened=opened)
 
 
-def read_whole(text: str) -> tuple[str, str]:
-    """Return thought and answer of a text that is all there: what a stream of it must come to."""
+def split_whole(text: str) -> tuple[str, str]:
+    """Reasoning and answer of a complete text, as a reference for the stream."""
     thoughts = []
     while row := next((row for row in THOUGHTS if text.lstrip().startswith(row.open)), None):
         thought, _, text = text.lstrip().removeprefix(row.open).partition(row.close)
@@ -154,8 +154,6 @@ def read_whole(text: str) -> tuple[str, str]:
 
 
 @given(pieces=fragments, opened=openings)
-def test_no_character_is_lost_or_repeated_but_markup_and_white_space_at_the_edges(
-    pieces: list[str], opened: ThoughtMarkup | None
-) -> None:
+def test_splitter_removes_only_markup_and_outer_white_space(pieces: list[str], opened: ThoughtMarkup | None) -> None:
     text = "".join(pieces)
-    assert thought_and_answer(*text, opened=opened) == read_whole(opened.open + text if opened else text)
+    assert thought_and_answer(*text, opened=opened) == split_whole(opened.open + text if opened else text)

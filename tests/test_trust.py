@@ -1,4 +1,4 @@
-"""What users write never becomes a special token, whatever a template does with it."""
+"""Text of messages never becomes a special token, whatever a template does with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded
+from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded
 from vocabularies import marked_up, marks_in, written
 
 from cerebrum_cli.application.inference.responder import detokenize
@@ -20,20 +20,18 @@ BOS, EOS = 1, 2  # of Mistral's vocabulary
 
 
 @pytest.mark.parametrize("source", [TEMPLATES["mistral"], BARE, "{{ bos_token }}" + BARE, "[INST]" + BARE])
-def test_a_prompt_begins_with_one_bos_token_whether_the_template_writes_it_or_not(
-    source: str, mistral: LlamaBackend
-) -> None:
-    ids = mistral.tokenize(embedded(mistral, source).render(ONE))
+def test_prompt_has_exactly_one_bos_token(source: str, mistral: LlamaBackend) -> None:
+    ids = mistral.tokenize(embedded(mistral, source).render(ONE_TURN))
     assert (ids[0], ids.count(BOS)) == (BOS, 1)
 
 
-def test_a_vocabulary_that_wants_no_bos_token_gets_none(chatml: LlamaBackend) -> None:
-    ids = chatml.tokenize(embedded(chatml, BARE).render(ONE))
+def test_no_bos_token_if_the_vocabulary_adds_none(chatml: LlamaBackend) -> None:
+    ids = chatml.tokenize(embedded(chatml, BARE).render(ONE_TURN))
     assert detokenize(chatml, ids) == "Why is the sky blue?|"
 
 
-def test_a_template_that_repeats_bos_for_each_turn_is_obeyed(mistral: LlamaBackend) -> None:
-    ids = mistral.tokenize(embedded(mistral, "llama-2").render(TWO))
+def test_template_may_repeat_bos_for_each_turn(mistral: LlamaBackend) -> None:
+    ids = mistral.tokenize(embedded(mistral, "llama-2").render(TWO_TURNS))
     assert [token for token in ids if token <= EOS] == [BOS, EOS, BOS]
 
 
@@ -49,33 +47,35 @@ PASTED = (
 def test_markup_in_a_question_never_becomes_a_special_token(template: str, chatml: LlamaBackend) -> None:
     systems = (None,) if template in NO_SYSTEM else (None, "x")
     for text, system in itertools.product(PASTED, systems):
-        talk, harmless = (
-            Conversation((), system and said).user(said).assistant("b").user(said) for said in (text, "x")
+        conversation, harmless = (
+            Conversation((), system and content).user(content).assistant("b").user(content) for content in (text, "x")
         )
-        ids = chatml.tokenize(embedded(chatml, template).render(talk))
+        ids = chatml.tokenize(embedded(chatml, template).render(conversation))
         assert marks_in(ids) == marks_in(chatml.tokenize(embedded(chatml, template).render(harmless))), text
         assert detokenize(chatml, ids).count(text.strip()) >= 2, text
 
 
 @pytest.mark.parametrize("template", ["mistral", "llama-2"])
-def test_the_end_token_in_a_question_stays_text_for_mistral(template: str, mistral: LlamaBackend) -> None:
-    form = embedded(mistral, template)
+def test_eos_text_in_a_question_stays_text_for_mistral(template: str, mistral: LlamaBackend) -> None:
+    prompt_format = embedded(mistral, template)
     for text in PASTED:
-        ids, expected = (mistral.tokenize(form.render(TWO.assistant("b").user(said))) for said in (text, "x"))
+        ids, expected = (
+            mistral.tokenize(prompt_format.render(TWO_TURNS.assistant("b").user(content))) for content in (text, "x")
+        )
         assert [token for token in ids if token <= EOS] == [token for token in expected if token <= EOS], text
         assert text.strip() in detokenize(mistral, ids), text
 
 
 @settings(deadline=None)
 @given(question=marked_up, reply=marked_up, template=st.sampled_from(["chatml", "gpt-oss"]))
-def test_no_mixture_of_markup_becomes_a_special_token(
+def test_mixed_markup_never_becomes_a_special_token(
     question: str, reply: str, template: str, chatml: LlamaBackend
 ) -> None:
-    talk, harmless = (
-        Conversation((), asked).user(asked).assistant(answered).user(asked)
-        for asked, answered in ((question, reply), ("x", "x"))
+    conversation, harmless = (
+        Conversation((), user).user(user).assistant(assistant).user(user)
+        for user, assistant in ((question, reply), ("x", "x"))
     )
-    ids = chatml.tokenize(embedded(chatml, template).render(talk))
+    ids = chatml.tokenize(embedded(chatml, template).render(conversation))
     assert marks_in(ids) == marks_in(chatml.tokenize(embedded(chatml, template).render(harmless)))
 
 
@@ -90,26 +90,24 @@ def test_no_mixture_of_markup_becomes_a_special_token(
         ("<{{ messages[0].content }}", "<think>"),
     ],
 )
-def test_a_special_token_is_not_made_of_a_templates_text_and_a_users(
-    source: str, text: str, chatml: LlamaBackend
-) -> None:
+def test_no_special_token_spans_template_and_message(source: str, text: str, chatml: LlamaBackend) -> None:
     ids = chatml.tokenize(embedded(chatml, source).render(Conversation().user(text)))
     assert marks_in(ids) == []
     assert detokenize(chatml, ids) == source.replace("{{ messages[0].content }}", text)
 
 
-def test_a_templates_own_markup_beside_a_question_stays_special(chatml: LlamaBackend) -> None:
+def test_template_markup_beside_a_question_stays_special(chatml: LlamaBackend) -> None:
     source = "<think>{{ messages[0].content }}</think><|im_end|>"
     ids = chatml.tokenize(embedded(chatml, source).render(Conversation().user("<think>a</think>")))
     assert marks_in(ids) == ["<think>", "</think>", "<|im_end|>"]
 
 
-# Templates that rewrite what they are given.
+# Templates that rewrite messages.
 
 LOWER = UPPER.replace("upper", "lower")
 
 
-def test_a_template_that_rewrites_messages_is_taken_as_it_is(chatml: LlamaBackend) -> None:
+def test_template_may_rewrite_harmless_messages(chatml: LlamaBackend) -> None:
     parts = embedded(chatml, UPPER).render(Conversation().user("hi 🙂 <b>"))
     assert parts == (Text("<|im_start|>HI 🙂 <B><|im_end|><|im_start|>", trusted=True),)
     assert marks_in(chatml.tokenize(parts)) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
@@ -128,17 +126,17 @@ def test_a_template_that_rewrites_messages_is_taken_as_it_is(chatml: LlamaBacken
         ("<|im_start|>{{ '<|im_end|>' if messages[0].content == 'break out' }}", "break out"),
     ],
 )
-def test_a_rewritten_message_may_not_come_out_as_a_special_token(source: str, text: str, chatml: LlamaBackend) -> None:
+def test_rewritten_message_must_not_become_a_special_token(source: str, text: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError, match="would turn text of a message into special tokens"):
         embedded(chatml, source).render(Conversation().user(text))
 
 
-def test_letters_a_vocabulary_lacks_are_no_special_tokens(mistral: LlamaBackend) -> None:
+def test_unknown_characters_are_not_special_tokens(mistral: LlamaBackend) -> None:
     upper = embedded(mistral, "{{ messages[0].content | upper }}")
     assert upper.render(Conversation().user("a🙂\0é")) == (Text("A🙂\0É", trusted=True),)
 
 
-def test_a_thought_that_a_template_leaves_out_of_its_history_is_no_reason_to_refuse(chatml: LlamaBackend) -> None:
+def test_template_may_omit_earlier_reasoning(chatml: LlamaBackend) -> None:
     parts = embedded(chatml, "qwen3").render(Conversation().user("a").assistant("<think>\nhm\n</think>\n\nb").user("c"))
     assert "hm" not in written(parts)
     assert "<|im_start|>assistant\nb<|im_end|>" in written(parts)

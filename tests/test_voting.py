@@ -1,4 +1,4 @@
-"""`--votes`, in `ask` and in `batch`: many chains of one prompt, the answer most of them come to, and when to stop."""
+"""`--votes` of `ask` and `batch`: several samples of one prompt, the majority answer, and early stopping."""
 
 from __future__ import annotations
 
@@ -22,73 +22,73 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.engine import Engine
 
 VOTES_KEYS = ["samples", "winner", "tally", "agreement", "chains"]
-CHAIN_KEYS = ["seed", "text", "final_answer", "finish_reason"]
+SAMPLE_KEYS = ["seed", "text", "final_answer", "finish_reason"]
 LONG = "x" * 200
 
 
-def stating(answer: object, before: str = "") -> str:
-    """Return a chain that comes to an answer."""
+def reply(answer: object, before: str = "") -> str:
+    """A reply that states a final answer."""
     return f"{before}The answer is {answer}."
 
 
-class Booth:
-    """Where votes are taken on a scripted model; the chain of seed n is the n-th of `chains`, over and over."""
+class VoteRunner:
+    """Runs votes on a scripted model: the sample with seed n is the n-th of `replies`, repeated as needed."""
 
     def __init__(self, home: Path, model: Path) -> None:
         self.home = home
         self.model = model
         self.script: dict[str, Any] = {"rows": {}, "seeds": [], "backends": []}
 
-    def run(self, *arguments: str | Path, chains: list[str] | None = None, command: str = "ask") -> Finished:
-        """Run one command; --seed 0 so that chains come as they are written."""
-        self.script["seeds"] = chains or self.script["seeds"]
+    def run(self, *arguments: str | Path, replies: list[str] | None = None, command: str = "ask") -> Finished:
+        """Run one command with --seed 0, so that samples are in the order of `replies`."""
+        self.script["seeds"] = replies or self.script["seeds"]
         return run_here(self.script, self.home, command, "-m", self.model, "--seed", "0", *arguments)
 
-    def vote(self, votes: str, *arguments: str | Path, chains: list[str]) -> Any:
-        """Return the object of a vote."""
-        done = self.run("q", "--json", "--votes", votes, *arguments, chains=chains)
+    def vote(self, votes: str, *arguments: str | Path, replies: list[str]) -> Any:
+        """Run `ask --votes`, and return its JSON object."""
+        done = self.run("q", "--json", "--votes", votes, *arguments, replies=replies)
         assert done.err == ""
         return done.object
 
     @property
     def backend(self) -> Many:
-        """The model that was loaded last."""
+        """The model loaded last."""
         backend: Many = self.script["backends"][-1]
         return backend
 
 
 @pytest.fixture
-def booth(tmp_path: Path, chatml_model: Path) -> Booth:
-    """Return where votes are taken."""
-    return Booth(tmp_path, chatml_model)
+def runner(tmp_path: Path, chatml_model: Path) -> VoteRunner:
+    """A vote runner with a tiny model."""
+    return VoteRunner(tmp_path, chatml_model)
 
 
-SPLIT = [stating(4, "zz "), stating("4.0", "yyyyyyyy "), stating(5), "no idea", stating(4)]
+SPLIT_VOTE = [reply(4, "zz "), reply("4.0", "yyyyyyyy "), reply(5), "no idea", reply(4)]
 
 
-# What comes out.
+# Output.
 
 
-def test_the_chain_that_won_is_printed_and_nothing_else(booth: Booth) -> None:
-    done = booth.run("q", "--votes", "5", chains=SPLIT)
-    assert (done.code, done.out, done.err) == (0, "The answer is 4.\n", "")  # of the three the most probable
+def test_vote_prints_the_winning_sample(runner: VoteRunner) -> None:
+    done = runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
+    assert (done.code, done.out, done.err) == (0, "The answer is 4.\n", "")  # the most probable of three
 
 
-def test_final_prints_the_answer_alone_and_stats_how_it_stands(booth: Booth) -> None:
-    done = booth.run("q", "--votes", "5", "--final", "--stats", "--no-early-stop", chains=SPLIT)
+def test_vote_with_final_and_stats_prints_answer_and_tally(runner: VoteRunner) -> None:
+    done = runner.run("q", "--votes", "5", "--final", "--stats", "--no-early-stop", replies=SPLIT_VOTE)
     assert (done.code, done.out) == (0, "4\n")
     stats, tally = done.err.splitlines()
     assert "| seed 4 |" in stats
     assert tally == "4 3 of 5, 5 1 of 5"
-    assert booth.run("q", "--votes", "5", "--final", "-q").err == ""
+    assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
 
 
-def test_json_carries_every_chain_in_the_order_of_their_seeds(booth: Booth) -> None:
-    answer = booth.vote("5", "--no-early-stop", chains=SPLIT)
+def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
+    answer = runner.vote("5", "--no-early-stop", replies=SPLIT_VOTE)
     votes = answer["votes"]
     assert list(votes) == VOTES_KEYS
-    assert [list(chain) for chain in votes["chains"]] == [CHAIN_KEYS] * 5
-    assert [tuple(chain.values()) for chain in votes["chains"]] == [
+    assert [list(sample) for sample in votes["chains"]] == [SAMPLE_KEYS] * 5
+    assert [tuple(sample.values()) for sample in votes["chains"]] == [
         (0, "zz The answer is 4.", "4", "stop"),
         (1, "yyyyyyyy The answer is 4.0.", "4.0", "stop"),
         (2, "The answer is 5.", "5", "stop"),
@@ -101,188 +101,188 @@ def test_json_carries_every_chain_in_the_order_of_their_seeds(booth: Booth) -> N
     assert answer["completion_tokens"] == len("The answer is 4.")
 
 
-def test_without_votes_there_is_no_object_of_them(booth: Booth) -> None:
-    assert booth.run("q", "--json", chains=["ok"]).object["votes"] is None
+def test_json_without_votes_has_null(runner: VoteRunner) -> None:
+    assert runner.run("q", "--json", replies=["ok"]).object["votes"] is None
 
 
 @pytest.mark.parametrize("arguments", [(), ("--final",), ("--json",)])
-def test_where_no_chain_has_an_answer_it_is_exit_5(booth: Booth, arguments: tuple[str, ...]) -> None:
-    done = booth.run("q", "--votes", "3", *arguments, chains=["I went on and on. " * 3, "so it goes on, and"])
+def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tuple[str, ...]) -> None:
+    done = runner.run("q", "--votes", "3", *arguments, replies=["I went on and on. " * 3, "so it goes on, and"])
     assert done.code == 5
     assert done.err == "error: no final answer in 3 samples\n  try: --json shows all of them\n"
     if "--json" in arguments:
         votes = done.object["votes"]
         assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)
     else:
-        assert bool(done.out) is not bool(arguments)  # the most probable chain, or no answer at all
+        assert bool(done.out) is not bool(arguments)  # the most probable sample, or nothing with --final
 
 
-def test_equal_counts_go_to_the_answer_with_more_probability(booth: Booth) -> None:
-    # a token costs a thousandth of its number: smaller bytes are likelier
-    assert booth.vote("4", chains=[stating(9), stating(1), stating(9), stating(1)])["final_answer"] == "1"
-    assert booth.vote("2", chains=[stating("b"), stating("a")])["votes"]["tally"] == [
+def test_vote_breaks_ties_by_probability(runner: VoteRunner) -> None:
+    # the log probability of a token is minus a thousandth of its id: smaller bytes are likelier
+    assert runner.vote("4", replies=[reply(9), reply(1), reply(9), reply(1)])["final_answer"] == "1"
+    assert runner.vote("2", replies=[reply("b"), reply("a")])["votes"]["tally"] == [
         {"answer": "a", "count": 1},
         {"answer": "b", "count": 1},
     ]
 
 
-def test_one_vote_is_a_vote_too(booth: Booth) -> None:
-    answer = booth.vote("1", chains=[stating(7)])
+def test_vote_of_one_sample(runner: VoteRunner) -> None:
+    answer = runner.vote("1", replies=[reply(7)])
     assert (answer["final_answer"], answer["votes"]["samples"], answer["votes"]["agreement"]) == ("7", 1, 1.0)
 
 
-def test_thought_that_is_marked_is_no_part_of_a_chains_text(booth: Booth) -> None:
-    answer = booth.vote("2", chains=[f"<think>{stating(5)}</think>{stating(4)}"])
+def test_vote_ignores_marked_reasoning(runner: VoteRunner) -> None:
+    answer = runner.vote("2", replies=[f"<think>{reply(5)}</think>{reply(4)}"])
     assert (answer["text"], answer["reasoning"]) == ("The answer is 4.", "The answer is 5.")
     assert answer["votes"]["winner"] == "4"
 
 
-# When to stop.
+# Early stopping.
 
 
-def test_chains_that_cannot_change_the_outcome_are_ended(booth: Booth) -> None:
-    chains = [stating(4), stating(4), stating(4), stating(5, LONG), stating(5, LONG)]
-    early = booth.vote("5", chains=chains)
-    steps = len(booth.backend.steps)
-    assert [chain["seed"] for chain in early["votes"]["chains"]] == [0, 1, 2]
+def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -> None:
+    replies = [reply(4), reply(4), reply(4), reply(5, LONG), reply(5, LONG)]
+    early = runner.vote("5", replies=replies)
+    steps = len(runner.backend.steps)
+    assert [sample["seed"] for sample in early["votes"]["chains"]] == [0, 1, 2]
     assert (early["votes"]["samples"], early["votes"]["agreement"], early["final_answer"]) == (3, 1.0, "4")
-    assert steps < 60  # what was running is not said to its end
-    late = booth.vote("5", "--no-early-stop", chains=chains)
+    assert steps < 60  # running samples are not completed
+    late = runner.vote("5", "--no-early-stop", replies=replies)
     assert (late["votes"]["samples"], late["votes"]["agreement"], late["final_answer"]) == (5, 0.6, "4")
-    assert len(booth.backend.steps) > 200
+    assert len(runner.backend.steps) > 200
 
 
-def test_a_prompt_is_evaluated_once_for_all_its_chains(booth: Booth) -> None:
+def test_vote_evaluates_the_prompt_once(runner: VoteRunner) -> None:
     prompt = "q" * 300
-    booth.run(prompt, "--votes", "8", "--no-early-stop", chains=[stating(4)])
-    assert booth.backend.evaluated < 300 + 100 + 8 * len(stating(4))
-    assert booth.backend.slots == 8
+    runner.run(prompt, "--votes", "8", "--no-early-stop", replies=[reply(4)])
+    assert runner.backend.evaluated < 300 + 100 + 8 * len(reply(4))
+    assert runner.backend.slots == 8
 
 
 @pytest.mark.parametrize(
-    ("chains", "samples"),
+    ("replies", "samples"),
     [
-        ([stating(4)], 3),  # of one mind
-        ([stating(4), stating(4), stating(5), stating(4), stating(4)], 6),
-        ([stating(number) for number in range(16)], 16),  # of sixteen
+        ([reply(4)], 3),  # unanimous
+        ([reply(4), reply(4), reply(5), reply(4), reply(4)], 6),
+        ([reply(number) for number in range(16)], 16),  # all different
         (["no idea"], 16),
     ],
 )
-def test_an_adaptive_vote_samples_until_the_lead_is_sure(booth: Booth, chains: list[str], samples: int) -> None:
-    done = booth.run("q", "--json", "--votes", "auto:3..16", chains=chains)
+def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner, replies: list[str], samples: int) -> None:
+    done = runner.run("q", "--json", "--votes", "auto:3..16", replies=replies)
     votes = done.object["votes"]
     assert votes["samples"] == len(votes["chains"]) == samples
-    assert [chain["seed"] for chain in votes["chains"]] == list(range(samples))
-    assert done.code == (5 if chains == ["no idea"] else 0)
+    assert [sample["seed"] for sample in votes["chains"]] == list(range(samples))
+    assert done.code == (5 if replies == ["no idea"] else 0)
 
 
-def test_an_adaptive_vote_that_may_not_stop_early_samples_all(booth: Booth) -> None:
-    assert booth.vote("auto:2..5", "--no-early-stop", chains=[stating(4)])["votes"]["samples"] == 5
+def test_adaptive_vote_without_early_stop_samples_all(runner: VoteRunner) -> None:
+    assert runner.vote("auto:2..5", "--no-early-stop", replies=[reply(4)])["votes"]["samples"] == 5
 
 
-# At which temperature.
+# Temperature.
 
 
-def test_a_vote_samples_at_0_7_unless_something_else_is_given(booth: Booth, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vote_temperature_defaults_to_0_7(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     def temperature(*arguments: str) -> float:
-        booth.vote("2", *arguments, chains=[stating(4)])
-        assert len({params.temperature for params in booth.backend.params}) == 1
-        return booth.backend.params[0].temperature
+        runner.vote("2", *arguments, replies=[reply(4)])
+        assert len({params.temperature for params in runner.backend.params}) == 1
+        return runner.backend.params[0].temperature
 
     assert temperature() == 0.7
     assert temperature("--temperature", "1.5") == 1.5
     monkeypatch.setenv("CEREBRUM_TEMPERATURE", "0.9")
     assert temperature() == 0.9
     monkeypatch.delenv("CEREBRUM_TEMPERATURE")
-    config = booth.home / "config" / "cerebrum" / "config.toml"
+    config = runner.home / "config" / "cerebrum" / "config.toml"
     config.parent.mkdir(parents=True)
     config.write_text("temperature = 0.3\n")
     assert temperature() == 0.3
-    booth.run("q", chains=["ok"])
-    assert booth.backend.params[0].temperature == 0.3
+    runner.run("q", replies=["ok"])
+    assert runner.backend.params[0].temperature == 0.3
 
 
 @pytest.mark.parametrize("where", ["command line", "environment", "config.toml"])
 @pytest.mark.parametrize("command", ["ask", "batch"])
-def test_a_vote_at_temperature_0_is_refused_wherever_that_was_said(
-    booth: Booth, monkeypatch: pytest.MonkeyPatch, where: str, command: str
+def test_vote_at_temperature_0_is_a_usage_error(
+    runner: VoteRunner, monkeypatch: pytest.MonkeyPatch, where: str, command: str
 ) -> None:
-    (booth.home / "in.txt").write_text("q\n")
+    (runner.home / "in.txt").write_text("q\n")
     arguments: list[str | Path] = ["--votes", "3"]
-    arguments += ["q"] if command == "ask" else [booth.home / "in.txt", "-o", booth.home / "out"]
+    arguments += ["q"] if command == "ask" else [runner.home / "in.txt", "-o", runner.home / "out"]
     if where == "command line":
         arguments += ["--temperature", "0"]
     elif where == "environment":
         monkeypatch.setenv("CEREBRUM_TEMPERATURE", "0")
     else:
-        config = booth.home / "config" / "cerebrum" / "config.toml"
+        config = runner.home / "config" / "cerebrum" / "config.toml"
         config.parent.mkdir(parents=True)
         config.write_text("temperature = 0\n")
-    done = booth.run(*arguments, chains=[stating(4)], command=command)
+    done = runner.run(*arguments, replies=[reply(4)], command=command)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: --votes needs a temperature above 0: at 0 all samples are the same\n  try: ")
-    assert not booth.script["backends"]
-    assert not list(booth.home.glob("out*"))
+    assert not runner.script["backends"]
+    assert not list(runner.home.glob("out*"))
 
 
 @pytest.mark.parametrize("votes", ["0", "257", "many", "auto:5..3", "3..5", ""])
-def test_other_votes_are_exit_2(booth: Booth, votes: str) -> None:
-    done = booth.run("q", "--votes", votes, chains=["ok"])
+def test_invalid_votes_exit_2(runner: VoteRunner, votes: str) -> None:
+    done = runner.run("q", "--votes", votes, replies=["ok"])
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"error: --votes is {votes!r}\n  try: it must be a number of samples from 1 to 256")
 
 
-# The session.
+# Sessions.
 
 
-def test_the_chain_that_won_is_what_the_session_keeps_and_goes_on_from(booth: Booth) -> None:
-    booth.run("q", "--votes", "5", chains=SPLIT)
-    kept = run_here(booth.script, booth.home, "sessions", "show", "--json", "q")
-    assert [message["content"] for message in kept.object["messages"]] == ["q", "The answer is 4."]
-    prompt = booth.run("-c", "and then?", "--dry-run").out
+def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> None:
+    runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
+    shown = run_here(runner.script, runner.home, "sessions", "show", "--json", "q")
+    assert [message["content"] for message in shown.object["messages"]] == ["q", "The answer is 4."]
+    prompt = runner.run("-c", "and then?", "--dry-run").out
     assert "assistant\nThe answer is 4.<|im_end|>\n<|im_start|>user\nand then?" in prompt
-    again = booth.run("-c", "and then?", "--votes", "3", "--json", chains=[stating(8)])
+    again = runner.run("-c", "and then?", "--votes", "3", "--json", replies=[reply(8)])
     assert again.object["final_answer"] == "8"
-    assert booth.run("-c", "x", "--dry-run").out.count("<|im_start|>user") == 3
+    assert runner.run("-c", "x", "--dry-run").out.count("<|im_start|>user") == 3
 
 
-def test_a_vote_that_is_not_to_be_kept_is_not(booth: Booth) -> None:
-    booth.run("q", "--votes", "3", "--no-log", chains=SPLIT)
-    assert run_here(booth.script, booth.home, "sessions", "list", "--json").object == []
+def test_vote_with_no_log_is_not_saved(runner: VoteRunner) -> None:
+    runner.run("q", "--votes", "3", "--no-log", replies=SPLIT_VOTE)
+    assert run_here(runner.script, runner.home, "sessions", "list", "--json").object == []
 
 
-# In a batch.
+# Batches.
 
 
-def test_every_row_of_a_batch_is_voted_on(booth: Booth) -> None:
-    source, output = booth.home / "in.jsonl", booth.home / "out"
+def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
+    source, output = runner.home / "in.jsonl", runner.home / "out"
     rows = [{"prompt": "a", "seed": 0}, {"prompt": "b", "seed": 2}, {"prompt": "c", "temperature": 0}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chains = [stating(4, "zz "), stating(4), stating(5), stating(5), stating(4, LONG)]
-    done = booth.run(source, "-o", output, "--votes", "3", chains=chains, command="batch")
+    replies = [reply(4, "zz "), reply(4), reply(5), reply(5), reply(4, LONG)]
+    done = runner.run(source, "-o", output, "--votes", "3", replies=replies, command="batch")
     first, second, third = map(json.loads, output.read_text().splitlines())
     assert done.code == 6
     assert (first["text"], first["final_answer"], first["seed"]) == ("The answer is 4.", "4", 1)
-    assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # the third, which came to 5, was not waited for
+    assert first["votes"]["tally"] == [{"answer": "4", "count": 2}]  # without the third sample, with the answer 5
     assert list(first["votes"]) == VOTES_KEYS
-    assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of its chains
+    assert first["completion_tokens"] == len("zz The answer is 4.The answer is 4.")  # of both samples
     assert (second["final_answer"], second["votes"]["samples"], second["error"]) == ("5", 2, None)
     assert (third["text"], third["votes"], third["error"]["type"]) == (None, None, "invalid_request")
     assert third["error"]["message"].startswith("--votes needs a temperature above 0: at 0 all samples are the same")
 
 
-def test_chains_of_a_batch_have_seeds_of_their_own(booth: Booth) -> None:
-    (booth.home / "in.txt").write_text("same\n" * 3)
-    chains = [stating(4)]
-    arguments = (booth.home / "in.txt", "-o", "-", "--votes", "2", "--no-early-stop")
-    done = booth.run(*arguments, chains=chains, command="batch")
-    seeds = [[chain["seed"] for chain in json.loads(line)["votes"]["chains"]] for line in done.out.splitlines()]
+def test_batch_samples_have_distinct_seeds(runner: VoteRunner) -> None:
+    (runner.home / "in.txt").write_text("same\n" * 3)
+    replies = [reply(4)]
+    arguments = (runner.home / "in.txt", "-o", "-", "--votes", "2", "--no-early-stop")
+    done = runner.run(*arguments, replies=replies, command="batch")
+    seeds = [[sample["seed"] for sample in json.loads(line)["votes"]["chains"]] for line in done.out.splitlines()]
     assert seeds == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_a_row_without_an_answer_is_no_error(booth: Booth) -> None:
-    (booth.home / "in.txt").write_text("a\nb\n")
-    done = booth.run(booth.home / "in.txt", "-o", "-", "--votes", "auto", chains=["no idea"], command="batch")
+def test_batch_row_without_a_final_answer_is_not_an_error(runner: VoteRunner) -> None:
+    (runner.home / "in.txt").write_text("a\nb\n")
+    done = runner.run(runner.home / "in.txt", "-o", "-", "--votes", "auto", replies=["no idea"], command="batch")
     assert done.code == 0
     for line in done.out.splitlines():
         row = json.loads(line)
@@ -294,76 +294,74 @@ def test_a_row_without_an_answer_is_no_error(booth: Booth) -> None:
         )
 
 
-# What a vote tells while it runs.
+# Events.
 
 
 def events_of(
-    chains: list[str], votes: str, seen: list[Event], on_tally: Callable[[LocalResponder], object] = lambda _: None
+    replies: list[str], votes: str, seen: list[Event], on_tally: Callable[[LocalResponder], object] = lambda _: None
 ) -> MajorityVote:
-    """Take a vote on an engine, and note its events; do something whenever a chain has been cast."""
-    script: dict[str, Any] = {"rows": {}, "seeds": chains}
-    poll = MajorityVote(parse_votes(votes))
-    backend = many(script, poll.max_samples)
+    """Run a vote on an engine, collect its events in `seen`, and call `on_tally` for each TallyEvent."""
+    script: dict[str, Any] = {"rows": {}, "seeds": replies}
+    vote = MajorityVote(parse_votes(votes))
+    backend = many(script, vote.max_samples)
     engine = Engine(backend.open)
     try:
         responder = LocalResponder(engine, format_builder("cerebrum", None, {}), 1000)
-        asked = GenerationRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
-        for event in run_vote(responder, asked, poll):
+        request = GenerationRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
+        for event in run_vote(responder, request, vote):
             seen.append(event)
             if isinstance(event, TallyEvent):
                 on_tally(responder)
     finally:
         engine.close()
     assert backend.closed
-    return poll
+    return vote
 
 
-def test_a_vote_tells_how_it_stands_whenever_a_chain_is_cast() -> None:
+def test_vote_yields_a_tally_event_per_change() -> None:
     seen: list[Event] = []
-    events_of([stating(4), stating(5, "zzz "), "no idea", stating(5, LONG)], "4", seen)
+    events_of([reply(4), reply(5, "zzz "), "no idea", reply(5, LONG)], "4", seen)
     tallies = [event for event in seen if isinstance(event, TallyEvent)]
     assert tallies == [
-        TallyEvent((("4", 1),), 1, 2),  # "no idea" is said first, and held until the chains before it are done
+        TallyEvent((("4", 1),), 1, 2),  # "no idea" finishes first, and waits for the samples before it
         TallyEvent((("4", 1), ("5", 1)), 3, 1),
         TallyEvent((("5", 2), ("4", 1)), 4, 0),
     ]
-    ended = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
-    assert sorted(ended) == [0, 1, 2, 3]
+    finished = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
+    assert sorted(finished) == [0, 1, 2, 3]
     assert any(isinstance(event, PromptEvent) for event in seen)
     logprobs = [event.logprob for event in seen if isinstance(event, TokenEvent) and event.token is not None]
     assert None not in logprobs
 
 
-def test_what_was_cast_before_an_interruption_stands() -> None:
+def test_cancelled_vote_keeps_its_tally() -> None:
     seen: list[Event] = []
-    poll = events_of([stating(4), *[stating(5, LONG)] * 4], "5", seen, LocalResponder.cancel)
-    assert (poll.winner and poll.winner.answer, poll.is_over, poll.running) == ("4", False, 0)
-    assert poll.reply and poll.reply.text == stating(4)
+    vote = events_of([reply(4), *[reply(5, LONG)] * 4], "5", seen, LocalResponder.cancel)
+    assert (vote.winner and vote.winner.answer, vote.is_over, vote.running) == ("4", False, 0)
+    assert vote.reply and vote.reply.text == reply(4)
     reasons = [event.reason for event in seen if isinstance(event, FinishEvent)]
     assert sorted(reasons) == ["cancelled"] * 4 + ["stop"]
 
 
-def test_a_chain_that_ends_while_the_vote_is_being_closed_does_not_count() -> None:
-    seen: list[Event] = []  # whoever counts is slow, so that all chains have ended by themselves when it is decided
-    poll = events_of(
-        [stating(4), stating(4), stating(4), stating(4, "zz "), stating(5)], "5", seen, lambda _: sleep(0.05)
-    )
+def test_samples_finished_after_the_decision_do_not_count() -> None:
+    seen: list[Event] = []  # the consumer is slow, so all samples have finished when the vote is decided
+    vote = events_of([reply(4), reply(4), reply(4), reply(4, "zz "), reply(5)], "5", seen, lambda _: sleep(0.05))
     assert [event.reason for event in seen if isinstance(event, FinishEvent)] == ["stop"] * 5
-    assert (poll.tally.samples, sorted(poll.replies)) == (3, [0, 1, 2])
+    assert (vote.tally.samples, sorted(vote.replies)) == (3, [0, 1, 2])
 
 
-# The real thing.
+# A real model.
 
 
-def test_a_real_model_is_sampled_by_seeds_in_a_row(tmp_path: Path, mistral_model: Path) -> None:
+def test_real_model_vote_uses_consecutive_seeds(tmp_path: Path, mistral_model: Path) -> None:
     grammar = tmp_path / "answers.gbnf"
     grammar.write_text('root ::= "so " [a-z] " the answer is " [1-3] "."\n')
-    asked = ("ask", "-m", mistral_model, "--format", "cerebrum", "--votes", "6", "--grammar", grammar, "--seed", "5")
-    answer = CommandLine(tmp_path).run(*asked, "--json", "--no-early-stop", "hi").object
+    command = ("ask", "-m", mistral_model, "--format", "cerebrum", "--votes", "6", "--grammar", grammar, "--seed", "5")
+    answer = CommandLine(tmp_path).run(*command, "--json", "--no-early-stop", "hi").object
     votes = answer["votes"]
-    assert [chain["seed"] for chain in votes["chains"]] == [5, 6, 7, 8, 9, 10]
-    assert len({chain["text"] for chain in votes["chains"]}) > 1
+    assert [sample["seed"] for sample in votes["chains"]] == [5, 6, 7, 8, 9, 10]
+    assert len({sample["text"] for sample in votes["chains"]}) > 1
     assert votes["winner"] == votes["tally"][0]["answer"] == answer["final_answer"]
     assert sum(count["count"] for count in votes["tally"]) == 6
-    [won] = [chain for chain in votes["chains"] if chain["seed"] == answer["seed"]]
+    [won] = [sample for sample in votes["chains"] if sample["seed"] == answer["seed"]]
     assert won["text"] == answer["text"]

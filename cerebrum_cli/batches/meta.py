@@ -60,7 +60,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Normalize a fingerprint to what is read back from JSON."""
+    """Convert a fingerprint to the values that JSON gives back."""
     value: dict[str, Any] = json.loads(to_json(dict(fingerprint)))
     return value
 

@@ -1,4 +1,4 @@
-"""One reply, collected from its events, and the objects that `--json` prints."""
+"""Replies and prompt previews, and the objects that `--json` prints of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, fsum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cerebrum_cli.application.inference.responder import Preview
 from cerebrum_cli.core.events import Channel, Event, FinishEvent, NoticeEvent, TokenEvent
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
@@ -56,6 +55,13 @@ class Reply:
         from cerebrum_cli.answers.extract import final_answer  # compiling its patterns is slow
 
         return final_answer(self.text, is_complete=self.finish.reason == "stop")
+
+
+class Preview(NamedTuple):
+    """A prompt as the model would get it: as text, special tokens spelled out, and as token ids."""
+
+    prompt: str
+    token_ids: tuple[int, ...]
 
 
 class ReplyCollector:

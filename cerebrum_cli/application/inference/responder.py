@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from cerebrum_cli.application.inference.reply import Preview
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, SequenceId, TokenEvent
@@ -132,13 +133,6 @@ class Responder(Protocol):
 
     def cancel(self) -> None:
         """Stop what runs; its stream continues to the FinishEvents."""
-
-
-class Preview(NamedTuple):
-    """A prompt as the model would get it: as text, special tokens spelled out, and as token ids."""
-
-    prompt: str
-    token_ids: tuple[int, ...]
 
 
 class LocalResponder:
