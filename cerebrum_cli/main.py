@@ -51,7 +51,9 @@ def add_command(app: typer.Typer, command: Command) -> None:
     function = getattr(import_module(f"cerebrum_cli.commands.{command.name}"), command.attribute)
     examples = "\n".join(("\b", "Examples:", *(f"  {example}" for example in command.examples)))
     if isinstance(function, typer.Typer):
-        app.add_typer(function, name=command.name, help=command.summary, epilog=examples)
+        app.add_typer(
+            function, name=command.name, help=f"{command.summary}.", short_help=command.summary, epilog=examples
+        )
         return
     details = cleandoc(function.__doc__ or "")
     help = f"{command.summary}.\n\n{details}"

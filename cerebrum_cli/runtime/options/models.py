@@ -24,13 +24,6 @@ class ListOptions(ReportOptions):
 
 
 @dataclass(frozen=True)
-class DeleteOptions(QuietOptions):
-    """Options of commands that delete something."""
-
-    yes: bool = option(False, "Delete without asking", "Input", short="-y")
-
-
-@dataclass(frozen=True)
 class PullCommandOptions(PullOptions):
     """Options of `cerebrum pull`."""
 

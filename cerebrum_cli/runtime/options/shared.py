@@ -21,6 +21,13 @@ class QuietOptions:
 
 
 @dataclass(frozen=True)
+class DeleteOptions(QuietOptions):
+    """Options of commands that delete something."""
+
+    yes: bool = option(False, "Delete without asking", "Input", short="-y")
+
+
+@dataclass(frozen=True)
 class PullOptions(QuietOptions):
     """Options of commands that download a model which is not installed."""
 
