@@ -91,7 +91,7 @@ def runtime_for(script: dict[str, Any], home: Path, streams: Streams) -> Runtime
         script["load"] = script.get("reload", script.get("load", 0.0))
         while time.monotonic() < loaded:
             if stop:
-                raise EngineError("loading was interrupted")
+                raise EngineError("loading interrupted")
             time.sleep(0.01)
         backend = scripted(script, slots)
         script.setdefault("backends", []).append(backend)

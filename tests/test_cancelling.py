@@ -218,7 +218,7 @@ def test_loading_can_be_interrupted(end: Callable[[Engine], None]) -> None:
         tell(LoadEvent(0.0))
         while not stop:
             tell(LoadEvent(0.5))
-        raise EngineError("loading was interrupted")
+        raise EngineError("loading interrupted")
 
     engine = Engine(slow)
     events = engine.load()

@@ -261,7 +261,7 @@ def test_layers_nobody_can_take_are_remarked_on(tmp_path: Path) -> None:
 
 def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> None:
     assert plan_context(MISTRAL_7B, 8192, memory=2 * GIB) == 8192
-    with pytest.raises(EngineError, match=r"a context of 32768 tokens takes 4\.3 GB, and 2\.1 GB of memory are free"):
+    with pytest.raises(EngineError, match=r"a context of 32768 tokens takes 4\.3 GB, and 2\.1 GB of memory is free"):
         plan_context(MISTRAL_7B, 32768, memory=2 * GIB)
 
 

@@ -117,7 +117,7 @@ def test_a_merge_prints_its_digest_as_sha256sum_reads_it(home: Home) -> None:
     done = home.made()
     assert done.out == digests([home.path / "out.gguf"])
     [progress, here] = done.err.splitlines()
-    assert (progress[:7], here) == ("merge: ", "out is here: cerebrum ask -m out")
+    assert (progress[:7], here) == ("merge: ", "installed out; try cerebrum ask -m out")
     assert_copied(stored([home.path / "out.gguf"]), stored([home.model]), [0, 1, 2, 3] * 2)
     assert home.merge("-o", "other.GGUF", "-q").err == ""
 
@@ -133,7 +133,7 @@ def test_a_split_merge_prints_the_digests_of_its_files(home: Home) -> None:
     assert row["size"] == sum(path.stat().st_size for path in paths)
     assert home.prompt("out") == PROMPT
     done = home.merge(*OUT, "--split-size", "1.5MB")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: out-00001-of-00002.gguf is there already")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: out-00001-of-00002.gguf already exists")
 
 
 def test_as_json_a_merge_says_what_it_has_planned_and_written(home: Home) -> None:
@@ -205,18 +205,18 @@ GIVE = "give NAME=MODEL, where NAME is tiny"
 @pytest.mark.parametrize(
     ("arguments", "what", "do"),
     [
-        ([], "no -o: it is not said where the model goes", "name a file: -o OUT.gguf"),
-        (["-o", "out.bin"], "-o out.bin: models are files that end in .gguf", "name it out.bin.gguf"),
-        (["-o", "no/out.gguf"], "-o no/out.gguf: there is no directory no", "make it, or write elsewhere"),
+        ([], "no output file given (-o)", "name a file: -o OUT.gguf"),
+        (["-o", "out.bin"], "-o out.bin: must end in .gguf", "name it out.bin.gguf"),
+        (["-o", "no/out.gguf"], "-o no/out.gguf: directory no does not exist", "create it first, or write elsewhere"),
         (["-o", "a.gguf"], "-o a.gguf: is a directory", "name a file"),
-        (["-o", "Tiny-Q4_K_M.gguf"], "Tiny-Q4_K_M.gguf is one of the files that are merged", "write elsewhere"),
-        (["-o", "link.gguf"], "link.gguf is one of the files that are merged", "write elsewhere"),
+        (["-o", "Tiny-Q4_K_M.gguf"], "Tiny-Q4_K_M.gguf is one of the merge's sources", "write elsewhere"),
+        (["-o", "link.gguf"], "link.gguf is one of the merge's sources", "write elsewhere"),
         ([*OUT, "--split-size", "4 ells"], "'4 ells' is not a size of at least 1 MB", "write it as 4GB or 500MB"),
         ([*OUT, "--split-size", "900k"], "'900k' is not a size of at least 1 MB", "write it as 4GB or 500MB"),
         ([*OUT, "--name", "starter"], "the name starter belongs to another model", "choose another with --name"),
         ([*OUT, "--name", "SMALL"], "the name SMALL belongs to another model", "choose another with --name"),
-        ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe names no such model", GIVE),
-        ([*OUT, "--source", "tiny"], "--source tiny: the recipe names no such model", GIVE),
+        ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe has no such model", GIVE),
+        ([*OUT, "--source", "tiny"], "--source tiny: the recipe has no such model", GIVE),
     ],
 )
 def test_what_cannot_be_merged_as_asked_is_told_and_nothing_is_written(
@@ -233,11 +233,11 @@ def test_what_cannot_be_merged_as_asked_is_told_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("recipe", "what"),
     [
-        ("none.yaml", "none.yaml: there is no such recipe"),
-        ("starter", "starter: there is no such recipe"),
+        ("none.yaml", "none.yaml: no such recipe"),
+        ("starter", "starter: no such recipe"),
         ("a", "a: is a directory"),
         ("Tiny-Q4_K_M.gguf", "Tiny-Q4_K_M.gguf: too long for a recipe"),
-        ("short.gguf", "short.gguf: no text in UTF-8"),
+        ("short.gguf", "short.gguf: not UTF-8 text"),
         ("broken.yaml", "broken.yaml: slices[0].sources[0].layer_range: a range of layers is needed"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_model_that_is_not_here_is_told_with_what_helps(home: Home) -> None:
         (
             ["published.yaml"],
             "the recipe names a model /home/him/Tiny: /home/him/Tiny: file not found",
-            "say which one is meant: --source /home/him/Tiny=MODEL",
+            "choose one: --source /home/him/Tiny=MODEL",
         ),
         (
             ["published.yaml", "--source", "/home/him/Tiny=./no.gguf"],
@@ -287,7 +287,7 @@ def test_what_is_there_is_only_replaced_where_that_is_agreed_to(home: Home) -> N
     out = home.path / "out.gguf"
     out.write_bytes(b"precious")
     done = home.merge(*OUT)
-    said = "error: out.gguf is there already\n  try: write elsewhere, or replace it with -y\n"
+    said = "error: out.gguf already exists\n  try: write elsewhere, or replace it with -y\n"
     assert (done.code, done.out, done.err, out.read_bytes()) == (2, "", said, b"precious")
     assert home.merge(*OUT, "-y").out == digests([out])
 
@@ -299,7 +299,7 @@ def test_in_a_terminal_somebody_is_asked_before_a_file_is_replaced(home: Home) -
     arguments = [COMMAND, "merge", "twice.yaml", "--source", "tiny=Tiny-Q4_K_M.gguf", *OUT]
     for answer, code in (("\r", 2), ("y\r", 0)):
         person = Person(arguments, home.command.environment({"TERM": "xterm"}), home.path)
-        person.sees("out.gguf is there already. Replace it? [y/N]")
+        person.sees("out.gguf already exists. Replace it? [y/N]")
         assert out.read_bytes() == b"precious"
         person.types(answer)
         assert person.end() == code
@@ -428,7 +428,7 @@ def test_a_merge_that_is_removed_is_forgotten_and_its_file_stays(home: Home) -> 
 def test_a_name_that_no_model_can_have_is_asked_for_too(home: Home) -> None:
     (home.path / "spaced.yaml").write_text(stack(("my model", 0, 4)))
     done = home.run("merge", "spaced.yaml", *OUT)
-    assert (done.code, done.err.splitlines()[1]) == (3, "  try: say which one is meant: --source my model=MODEL")
+    assert (done.code, done.err.splitlines()[1]) == (3, "  try: choose one: --source my model=MODEL")
 
 
 def test_a_file_that_is_called_as_a_row_is_no_recipe_of_it(home: Home) -> None:
@@ -591,11 +591,11 @@ def test_filters_that_match_nothing_are_told_and_the_merge_is_made(home: Home) -
 @pytest.mark.parametrize(
     ("sources", "what", "do"),
     [
-        (["tiny=x.gguf"], "tiny=x.gguf: it is said twice which model that is", "give --source tiny=MODEL once"),
-        (["tiny=Tiny-Q4_K_M.gguf"], "tiny=Tiny-Q4_K_M.gguf: it is said twice which model that is", None),
-        (["=Tiny-Q4_K_M.gguf"], "=Tiny-Q4_K_M.gguf: the recipe names no such model", GIVE),
-        (["TINY=Tiny-Q4_K_M.gguf"], "TINY=Tiny-Q4_K_M.gguf: the recipe names no such model", GIVE),
-        (["tiny ="], "tiny =: the recipe names no such model", GIVE),
+        (["tiny=x.gguf"], "tiny=x.gguf: given twice", "give --source tiny=MODEL once"),
+        (["tiny=Tiny-Q4_K_M.gguf"], "tiny=Tiny-Q4_K_M.gguf: given twice", None),
+        (["=Tiny-Q4_K_M.gguf"], "=Tiny-Q4_K_M.gguf: the recipe has no such model", GIVE),
+        (["TINY=Tiny-Q4_K_M.gguf"], "TINY=Tiny-Q4_K_M.gguf: the recipe has no such model", GIVE),
+        (["tiny ="], "tiny =: the recipe has no such model", GIVE),
     ],
 )
 def test_a_source_that_says_nothing_new_is_refused(sources: list[str], what: str, do: str | None, home: Home) -> None:
@@ -608,7 +608,7 @@ def test_a_source_that_says_nothing_new_is_refused(sources: list[str], what: str
 
 def test_a_source_without_a_model_is_refused(home: Home) -> None:
     done = home.run("merge", "twice.yaml", *OUT, "--source", "tiny=")
-    said = "error: --source tiny=: no model stands behind the =\n  try: give --source tiny=MODEL once\n"
+    said = "error: --source tiny=: no model after =\n  try: give --source tiny=MODEL once\n"
     assert (done.code, done.out, done.err) == (2, "", said)
 
 
@@ -644,7 +644,7 @@ def test_a_recipe_may_come_out_of_a_pipe_and_not_out_of_a_directory(home: Home) 
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--split-size", "1MB"]])
 def test_a_file_that_would_pass_for_a_part_is_refused(name: str, more: list[str], home: Home) -> None:
     done = home.merge("-o", name, *more)
-    said = f"error: -o {name}: that is how parts of models are named\n  try: name the whole; --split-size splits it\n"
+    said = f"error: -o {name}: the name of a part of a split model\n  try: name the whole; --split-size splits it\n"
     assert (done.code, done.out, done.err) == (2, "", said)
     assert (home.rows, name in home.files) == ([], False)
 

@@ -92,7 +92,7 @@ def test_a_layer_range_beyond_the_model_is_refused_with_the_number_of_its_slice(
 def test_models_of_different_numbers_of_layers_are_no_slice() -> None:
     with pytest.raises(MergeError) as caught:
         plan(mixed("a", "b"), table("a"), table("b", shape=Shape(layers=6)))
-    assert caught.value.message == "slices[0]: numbers of layers differ: a 4, b 6"
+    assert caught.value.message == "slices[0]: layer counts differ: a 4, b 6"
 
 
 def test_a_file_that_states_no_layers_is_no_model() -> None:

@@ -268,7 +268,7 @@ def test_no_thread_is_left_of_a_merge_however_it_ends(small: Path, out: Path, mo
 INTERRUPTED = """
 import os, random, signal, sys, time
 from cerebrum_cli.main import main
-import cerebrum_cli.application.merging.merge, cerebrum_cli.commands.merge, cerebrum_cli.engine.llama.codec
+import cerebrum_cli.application.merging.merge, cerebrum_cli.runtime.merge, cerebrum_cli.engine.llama.codec
 
 def begin(number):
     pid = os.fork()

@@ -157,7 +157,7 @@ def test_numbers_that_are_not_finite_are_told_with_the_tensor(bad: float, method
         "type": Copy(broken),
     }
     target = Output("blk.7.ffn_up.weight", (64, 8), NUMBERS["Q8_0" if method == "type" else "F32"], works[method])
-    with pytest.raises(MergeError, match=r"blk\.7\.ffn_up\.weight would have weights that are not finite"):
+    with pytest.raises(MergeError, match=r"blk\.7\.ffn_up\.weight would get weights that are not finite"):
         made(target)
 
 
@@ -170,7 +170,7 @@ def test_numbers_that_grow_too_large_are_an_error_and_no_warning(
 ) -> None:
     path = tmp_path / "model"
     tensors = [stored(path, np.full(64, value, np.float32).tobytes(), "F32", (64,)) for value in values]
-    with pytest.raises(MergeError, match="would have weights that are not finite"):
+    with pytest.raises(MergeError, match="would get weights that are not finite"):
         made(output(tensors[0], Sum(tuple(Term(*each) for each in zip(tensors, factors, strict=True)))))
 
 
@@ -215,7 +215,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_told(
         with pytest.raises(ModelFileError) as caught:
             list(pieces)
     assert first
-    assert caught.value.message == f"{path}: has become shorter meanwhile"
+    assert caught.value.message == f"{path}: became shorter while it was read"
 
 
 @pytest.mark.parametrize("method", ["copy", "sum"])
@@ -406,7 +406,7 @@ class Unable(Counting):
     ("source", "target", "what"),
     [
         ("Q4_K", "Q8_0", "blk.0.w.weight is Q4_K, which cannot be read here"),
-        ("Q8_0", "Q6_K", "blk.9.w.weight is Q6_K, which cannot be written without knowing which weights matter"),
+        ("Q8_0", "Q6_K", "blk.9.w.weight is Q6_K, which cannot be written without an importance matrix"),
     ],
 )
 def test_a_type_that_cannot_be_read_or_written_is_told_before_anything_is(

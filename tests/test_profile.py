@@ -594,10 +594,10 @@ def test_the_table_has_a_row_for_each_use_and_a_line_for_each_way(desk: Desk) ->
         "ask",
         "ask, long prompt",
         "batch",
-        "a prompt is long from 618 tokens on",
+        "prompts of 618 tokens or more count as long",
     ]
     long = [cell.strip() for cell in rows[3] if cell.strip()]
-    assert long == ["ask, long prompt", "1.23 x", "weights as they are", "45.0", "5.6", "2.0 s", "1 kB", "100.0%"]
+    assert long == ["ask, long prompt", "1.23 x", "not repacked", "45.0", "5.6", "2.0 s", "1 kB", "100.0%"]
     lines = done.err.splitlines()
     assert "weights as they are: reads 1.50 x, says 0.70 x" in lines
     assert lines[-1].endswith("from now on; --no-profile does not")
@@ -630,12 +630,12 @@ def test_accelerators_nobody_had_seen_before_do_not_make_it_another_machine(desk
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("--quick", "--thorough"), "--quick and --thorough are both given"),
-        (("--reencode", "--quick"), "--reencode and --quick are both given"),
-        (("--reencode", "--thorough"), "--reencode and --thorough are both given"),
-        (("--apply", "Q8_0"), "--apply is about an encoding"),
-        (("--force",), "--force is about an encoding that is applied"),
-        (("--reencode", "--force"), "--force is about an encoding that is applied"),
+        (("--quick", "--thorough"), "--quick and --thorough exclude each other"),
+        (("--reencode", "--quick"), "--reencode and --quick exclude each other"),
+        (("--reencode", "--thorough"), "--reencode and --thorough exclude each other"),
+        (("--apply", "Q8_0"), "--apply without --reencode"),
+        (("--force",), "--force without --apply"),
+        (("--reencode", "--force"), "--force without --apply"),
         (("--threads", "0"), "--threads is 0"),
     ],
 )
@@ -658,7 +658,7 @@ def test_a_profile_that_cannot_be_kept_is_told_in_a_line(desk: Desk) -> None:
     done = desk.run("tune", desk.model, "--quick", "--json")
     assert (done.code, done.out) == (1, "")
     what, do = done.err.splitlines()
-    assert what == f"error: the profile cannot be kept: {desk.profiles}: File exists"
+    assert what == f"error: cannot save the profile: {desk.profiles}: File exists"
     assert "check its permissions and free space" in do
     assert desk.opened("ask", "hello").n_threads is None
 

@@ -30,7 +30,6 @@ from cerebrum_cli.application.tuning.reencoding import Reencoding, Report, Row, 
 from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.derivatives import DerivativeStore
-from cerebrum_cli.commands.reencoding import conclude
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.core.settings import Settings
@@ -39,6 +38,7 @@ from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encoded,
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.quantize import reason
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
+from cerebrum_cli.runtime.reencoding import conclude
 from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_models

@@ -232,7 +232,7 @@ def test_a_user_tunes_a_model_and_it_is_used_and_shown(tmp_path: Path) -> None:
     done = user.run("tune", NANO, "--quick")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert lines[0].split() == ["use", "gain", "settings", "reads/s", "says/s", "loads", "memory", "agrees"]
+    assert lines[0].split() == ["use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "agreement"]
     assert [line.split()[0] for line in lines[1:5]] == ["chat", "ask", "ask,", "batch"]
     used = "ask, chat and batch use this for nano from now on with --threads 1; --no-profile does not\n"
     assert done.err.endswith(used), "as the environment says"
@@ -327,7 +327,7 @@ def test_two_searches_are_not_made_at_once(tmp_path: Path) -> None:
     until(lambda: children(first.pid))
     second = user.run("tune", NANO, "--quick")
     assert (second.code, second.out) == (1, "")
-    assert second.err.startswith("error: another cerebrum tune is at work")
+    assert second.err.startswith("error: another cerebrum tune is running")
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=30)
     assert first.returncode == 130

@@ -137,7 +137,7 @@ def test_a_way_that_chooses_other_tokens_is_dropped_and_the_next_best_taken() ->
     assert {found[name].tuning.cache_type for name in ("chat", "ask", "ask-long")} == {None}
     assert found["chat"].agreement == 1.0, "who computes what is no matter"
     [dropped] = [arm for arm in arms(search, cache_type="q8_0", n_threads=4) if arm.agreement is not None]
-    assert dropped.dropped == "chooses other tokens: 96.99% agree"
+    assert dropped.dropped == "changes the output: agreement 96.99%"
     assert len(bench.compared) == len({*bench.compared}), "a way is compared once, whatever it is best for"
 
 
@@ -270,7 +270,7 @@ def test_the_budget_ends_the_search_but_what_is_essential_is_always_measured() -
     measured = [(arm.tuning, arm.many) for arm in search.arms if arm.speeds]
     assert measured == [(USUAL, False), (replace(USUAL, repack=False), False), (USUAL_MANY, True)]
     late = {arm.dropped for arm in search.arms if not arm.speeds}
-    assert late == {"not tried: that would take too long"}
+    assert late == {"skipped: would take too long"}
     assert settings(found) == {"ask-long": {"repack": False}}
     assert [event.done for event in events[1:]] == list(range(events[-1].total))
 
@@ -286,10 +286,10 @@ def test_a_search_takes_little_longer_than_its_budget() -> None:
 def test_the_stages_count_up_to_their_number_and_never_beyond() -> None:
     for effort in (QUICK, NORMAL, THOROUGH):
         _, _, events = searched(ScriptedBench(Cost(alone=PLAIN), devices=(GPU,)), effort)
-        assert events[0] == StageEvent("the usual way", 0, 1)
+        assert events[0] == StageEvent("defaults", 0, 1)
         total = events[1].total
         assert [(event.done, event.total) for event in events[1:]] == [(done, total) for done in range(total)]
-        assert [event.stage for event in events[-4:]] == [f"{use.name} once more, beside the usual way" for use in USES]
+        assert [event.stage for event in events[-4:]] == [f"{use.name} again, against defaults" for use in USES]
 
 
 def test_the_more_effort_the_more_is_tried() -> None:
@@ -374,14 +374,14 @@ def test_the_seconds_of_a_use_are_loading_reading_and_saying() -> None:
 @pytest.mark.parametrize(
     ("tuning", "text"),
     [
-        (Tuning(), "as usual"),
-        (Tuning(repack=True), "weights repacked"),
-        (Tuning(repack=False), "weights as they are"),
+        (Tuning(), "defaults"),
+        (Tuning(repack=True), "repacked"),
+        (Tuning(repack=False), "not repacked"),
         (Tuning(n_threads=1, n_threads_batch=1), "1 thread"),
         (Tuning(n_threads=6, n_threads_batch=6), "6 threads"),
-        (Tuning(n_threads=4, n_threads_batch=6), "4 threads to say, 6 threads to read"),
-        (Tuning(n_threads=1), "1 thread to say"),
-        (Tuning(n_threads_batch=8), "8 threads to read"),
+        (Tuning(n_threads=4, n_threads_batch=6), "4 threads to decode, 6 threads to prefill"),
+        (Tuning(n_threads=1), "1 thread to decode"),
+        (Tuning(n_threads_batch=8), "8 threads to prefill"),
         (Tuning(gpu_layers="0"), "0 layers offloaded"),
         (Tuning(gpu_layers="16"), "16 layers offloaded"),
         (Tuning(n_ubatch=256), "micro-batch 256"),
@@ -391,7 +391,7 @@ def test_the_seconds_of_a_use_are_loading_reading_and_saying() -> None:
         (Tuning(slots=64), "64 at once"),
         (
             Tuning(False, 4, 6, 64, True, "f16", "8", 16),
-            "weights as they are, 8 layers offloaded, 4 threads to say, 6 threads to read, micro-batch 64,"
+            "weights as they are, 8 layers offloaded, 4 threads to decode, 6 threads to read, micro-batch 64,"
             " flash attention on, cache f16, 16 at once",
         ),
     ],
@@ -420,7 +420,7 @@ def test_other_numbers_of_threads_are_not_believed_on_a_busy_machine() -> None:
     cost = Cost(alone={("n_threads", 1): (4.0, 4.0), ("n_threads_batch", 1): (4.0, 4.0)})
     found, search, _ = searched(BusyBench(cost))
     assert all(found[name].tuning.n_threads is None for name in found)
-    assert "not sure: other programs used the processors" in {arm.dropped for arm in search.arms}
+    assert "inconclusive: the CPU was busy" in {arm.dropped for arm in search.arms}
 
 
 def test_what_was_not_measured_of_a_way_is_not_told() -> None:

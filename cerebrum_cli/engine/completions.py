@@ -38,7 +38,7 @@ class Completions:
         """Ask for more; requests are numbered in the order they were added. EngineError if the engine is closed."""
         asked = [SubmittedRequest(request, first_seed(request)) for request in requests]
         if not all(one.request.prompt_tokens for one in asked):
-            raise UsageError("the prompt has no tokens", "write something to go on from")
+            raise UsageError("the prompt is empty", "give some text to continue")
         first = len(self._asked)
         self._asked += asked
         self.sample_counts += [0] * len(asked)

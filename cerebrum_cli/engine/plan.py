@@ -98,7 +98,7 @@ class Tuning:
         if self.cache_type not in (None, *CACHE_SHARE):
             raise ValueError(f"cache_type is {self.cache_type!r}")
         if self.cache_type == "q8_0" and self.flash_attention is False:
-            raise ValueError("a quantised cache takes flash attention")
+            raise ValueError("a quantized KV cache requires flash attention")
         layers = self.gpu_layers
         if layers not in (None, "auto", "all") and not (layers.isdecimal() and len(layers) < 6):
             raise ValueError(f"gpu_layers is {layers!r}")
@@ -124,9 +124,9 @@ def plan_context(shape: Shape, asked: int | None, memory: int) -> int:
     if asked is not None:
         if asked * token_bytes > memory:
             raise EngineError(
-                f"a context of {asked} tokens takes {asked * token_bytes / 1e9:.1f} GB,"
-                f" and {memory / 1e9:.1f} GB of memory are free",
-                f"ask for --ctx {min(shape.trained_context, memory // 2 // token_bytes // 256 * 256)} or less",
+                f"a context of {asked} tokens needs {asked * token_bytes / 1e9:.1f} GB,"
+                f" and {memory / 1e9:.1f} GB of memory is free",
+                f"use --ctx {min(shape.trained_context, memory // 2 // token_bytes // 256 * 256)} or less",
             )
         return asked
     room = (memory - shape.weight_bytes - HEADROOM) // token_bytes
@@ -145,8 +145,8 @@ def shortage(shape: Shape, context: int) -> NoticeEvent | None:
     if context >= usual:
         return None
     return NoticeEvent(
-        f"free memory holds a context of {context} tokens, not the usual {usual}",
-        "end other programs, choose a smaller quantisation, or insist with --ctx",
+        f"free memory fits a context of {context} tokens instead of {usual}",
+        "close other programs, choose a smaller quantization, or force it with --ctx",
     )
 
 
@@ -184,17 +184,17 @@ def remarks(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -
     layers_asked = options.gpu_layers not in ("auto", "0")
     if layers_asked and offloads and not devices:
         yield NoticeEvent(
-            f"--gpu-layers {options.gpu_layers}: llama.cpp finds no GPU here, so all runs on the CPU",
-            "check the driver, or leave --gpu-layers out",
+            f"--gpu-layers {options.gpu_layers}: llama.cpp finds no GPU, so everything runs on the CPU",
+            "check the driver, or omit --gpu-layers",
         )
     elif layers_asked and not offloads:
         yield NoticeEvent(
-            f"--gpu-layers {options.gpu_layers}: this build of llama.cpp knows no GPU, so all runs on the CPU",
-            'install one that knows it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
+            f"--gpu-layers {options.gpu_layers}: this llama.cpp has no GPU support, so everything runs on the CPU",
+            'install one that has: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
             " llama-cpp-python  (GGML_METAL or GGML_VULKAN likewise)",
         )
     if options.context_size and options.context_size > trained:
         yield NoticeEvent(
-            f"--ctx {options.context_size} is more than the {trained} tokens this model was trained to",
-            "beyond those its answers get worse; leave --ctx out to stay within",
+            f"--ctx {options.context_size} exceeds the model's trained context of {trained} tokens",
+            "answers degrade beyond that; omit --ctx",
         )

@@ -37,8 +37,8 @@ ABANDONED = 3600  # seconds after which an unfinished file has no writer any mor
 CHUNK = 2**20
 
 DAMAGED = NoticeEvent(
-    "what was kept of a conversation is damaged, or not this model's",
-    "the file is removed, and what it held is read again",
+    "a saved prompt cache is damaged, or another model's",
+    "the file is deleted, and the prompt evaluated again",
 )
 
 Fits = Callable[[int, int], bool]
@@ -296,4 +296,4 @@ def remove(path: Path) -> None:
 
 def unwritable(directory: Path, reason: str) -> EngineError:
     """Return the error of a state that cannot be written."""
-    return EngineError(f"{directory}: {reason}", "see that there is room, and that it can be written")
+    return EngineError(f"{directory}: {reason}", "check free space and permissions")

@@ -23,23 +23,23 @@ def read_document(top: Place, text: str) -> object:
         if node is None:
             raise top.error("it is empty", "write a recipe: its merge_method, and slices or models")
         if not _is_bounded(node):
-            raise top.error("it nests too deep or repeats too much", "write it with fewer levels and aliases")
+            raise top.error("nested too deeply or too many aliases", "write it with fewer levels and aliases")
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         reason = " ".join(filter(None, [error.context, error.problem]))
-        raise top.error(f"not valid YAML{_at(error.problem_mark)}: {short(reason, 200)}", "correct it there") from error
+        raise top.error(f"not valid YAML{_at(error.problem_mark)}: {short(reason, 200)}", "fix it there") from error
     except yaml.reader.ReaderError as error:
         lines = text[: error.position].split("\n")
         at = f"line {len(lines)}, column {len(lines[-1]) + 1}"
         raise top.error(f"not valid YAML at {at}: {error.reason}", "remove the character there") from error
     except RecursionError as error:
-        raise top.error("it nests too deep", "write it with fewer levels") from error
+        raise top.error("nested too deeply", "write it with fewer levels") from error
     # PyYAML lets through what int(), date(), re and its tables say of numbers, dates and tagged values that are none.
     except (ValueError, LookupError, AttributeError, ArithmeticError, TypeError) as error:
         begun = list(loader.recursive_objects)  # the nodes it was in the middle of
         at = _at(begun[-1].start_mark if begun else loader.get_mark())
-        what = f"not valid YAML{at}: the number, date or tagged value is none"
-        raise top.error(what, "correct it, or put it in quotes if it is a text") from error
+        what = f"not valid YAML{at}: invalid number, date or tag"
+        raise top.error(what, "fix it, or quote it if it is text") from error
 
 
 def _at(mark: Mark | None) -> str:

@@ -169,5 +169,5 @@ def require_codec(plan: Plan, codec: CodecFactory) -> None:
             if not able.readable(source.type):
                 raise MergeError(f"{source.name} is {source.kind.name}, which cannot be read here", "merge other files")
         if not able.writable(tensor.type):
-            what = f"{tensor.name} is {tensor.kind.name}, which cannot be written without knowing which weights matter"
-            raise MergeError(what, "name another type with --type, as Q4_K")
+            what = f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix"
+            raise MergeError(what, "choose another type with --type, such as Q4_K")

@@ -35,7 +35,7 @@ def read_model(place: Place, value: object) -> str:
 def _merged_alone(place: Place, name: str) -> str:
     """Return a name that is not mergekit's `model+lora`."""
     if "+" in name and not name.lower().endswith(".gguf"):
-        raise place.error(f"{quoted(name)} names a LoRA, and those are not supported", "name a model without a `+`")
+        raise place.error(f"{quoted(name)} names a LoRA, which is not supported", "name a model without a `+`")
     return name
 
 
@@ -44,7 +44,7 @@ def read_layer_range(place: Place, value: object) -> tuple[int, int]:
     match value:
         case [int(start), int(end)] if bool not in (type(start), type(end)) and 0 <= start < end < _MOST_LAYERS:
             return start, end
-    do = "write [START, END], whole numbers: the first layer, counted from 0, and the one behind the last"
+    do = "write [START, END]: the first layer, counted from 0, and the one after the last"
     raise place.error("a range of layers is needed" if value is not None else "it is missing", do)
 
 
@@ -52,5 +52,5 @@ def read_dtype(place: Place, value: object) -> str:
     """Return F32, F16 or BF16, whichever of its names a type goes by."""
     dtype = _DTYPES.get(value.lower().removeprefix("torch.")) if isinstance(value, str) else None
     if dtype is None:
-        raise place.error(f"{quoted(value)} is no type for a merge", "it is float32, float16 or bfloat16")
+        raise place.error(f"{quoted(value)} is not a type for a merge", "use float32, float16 or bfloat16")
     return dtype

@@ -41,31 +41,31 @@ def read_row(
         raise place.error("a mapping is needed", f"write lines of `key: value`; the keys are {', '.join(keys)}")
     for key, item in value.items():
         if key in unsupported and item is not None:
-            problem = "cerebrum does not support this key of mergekit's"
-            raise place.key(key).error(problem, "leave it out, if the merge is still the one you mean")
+            problem = "cerebrum does not support this mergekit key"
+            raise place.key(key).error(problem, "remove it, if the merge is then still what you want")
         if key not in (*keys, *ignored, *unsupported):
-            raise place.error(f"there is no key {quoted(key)} here", choices(key, keys))
+            raise place.error(f"unknown key {quoted(key)}", choices(key, keys))
     return {key: item for key, item in value.items() if key in keys and item is not None}
 
 
 def read_items(place: Place, value: object) -> list[tuple[Place, object]]:
     """Return the items of a list, each with its place."""
     if not isinstance(value, list) or not value:
-        raise place.error("a list of one item or more is needed", "write each item on lines that begin with `- `")
+        raise place.error("a list with at least one item is needed", "start each item with `- `")
     return [(place.item(index), item) for index, item in enumerate(value)]
 
 
 def read_text(place: Place, value: object, needed: str) -> str:
     """Return a text that can be shown as it is."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise place.error(f"{needed} is needed", "write it on one line, in quotes if YAML takes it for something else")
+        raise place.error(f"{needed} is needed", "write it on one line, quoted if YAML would read it as something else")
     return value.strip()
 
 
 def choices(given: object, known: Sequence[str]) -> str:
     """Return which of what is known is meant, as a guess, and what there is."""
     near = get_close_matches(given[:100], known, n=1) if isinstance(given, str) else []
-    return f"{f'is it {near[0]}? ' if near else ''}there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
+    return f"{f'did you mean {near[0]}? ' if near else ''}valid: {', '.join(known)}"
 
 
 def quoted(value: object) -> str:

@@ -93,7 +93,7 @@ def of_layer(table: Table, key: str, layer: int) -> Any:
     """Return what a model says of one layer under a key. MergeError where it says nothing."""
     said = table.of_layer(key, layer)
     if said is None:
-        what = f"{table.name} does not say {key}, which another model says of each layer"
+        what = f"{table.name} lacks {key}, which another model has for each layer"
         raise MergeError(what, ONE_SHAPE)
     return said
 

@@ -118,7 +118,7 @@ def alone_with(part: Path, path: Path) -> FileIO:
             if os.path.samestat(os.fstat(file.fileno()), part.stat()):
                 return file
         file.close()  # another merge has named it, or removed it, since it was opened
-    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has ended")
+    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it is done")
 
 
 @contextlib.contextmanager

@@ -56,10 +56,10 @@ def _cases(place: Place, value: object) -> tuple[Case, ...]:
 def _case(place: Place, value: object) -> Case:
     row = read_row(place, value, Case._fields)
     if "value" not in row:
-        raise place.key("value").error("it is missing", "write the number it is for the tensors of this filter")
+        raise place.key("value").error("it is missing", "give the value for the tensors of this filter")
     wanted = row.get("filter", "*")
     if not isinstance(wanted, str):
-        raise place.key("filter").error("a part of tensors' names is needed", "write it in quotes")
+        raise place.key("filter").error("a substring of tensor names is needed", "put it in quotes")
     return Case(_value(place.key("value"), row["value"]), None if wanted == "*" else wanted)
 
 

@@ -114,7 +114,7 @@ class Planner:
                 said = ", ".join(
                     f"{source.model} {end - start}" for source, (start, end) in zip(part.sources, ranges, strict=True)
                 )
-                raise MergeError(f"slices[{number}]: numbers of layers differ: {said}", "give layer_range for each")
+                raise MergeError(f"slices[{number}]: layer counts differ: {said}", "give layer_range for each")
             [length] = lengths
             for index in range(length):
                 t = index / (length - 1) if length > 1 else 1.0
@@ -125,7 +125,7 @@ class Planner:
         start, end = source.layer_range or (0, layers)
         if end > layers:
             what = f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers"
-            raise MergeError(what, f"end it at {layers} at most")
+            raise MergeError(what, f"end it at {layers} or less")
         return start, end
 
     def _origins(self, step: Step) -> tuple[tuple[str, int], ...]:

@@ -98,7 +98,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     for part in parts:
         _REQUIREMENTS[method](part, parameters)
     if row.get("chat_template", "auto") != "auto":
-        raise top.key("chat_template").error("cerebrum supports none but `auto`", "leave it out")
+        raise top.key("chat_template").error("cerebrum supports only `auto`", "leave it out")
     dtypes = [read_dtype(top.key(key), row[key]) for key in ("out_dtype", "dtype") if key in row]
     return Recipe(
         method=method,
@@ -119,12 +119,12 @@ def _of_one_module(top: Place, row: Mapping[str, object]) -> Mapping[str, object
     place, modules = top.key("modules"), row["modules"]
     if not isinstance(modules, dict) or len(modules) != 1:
         raise place.error(
-            "cerebrum merges models of one module", "write the slices or models of the language model only"
+            "cerebrum merges models with one module", "write the slices or models of the language model only"
         )
     [(name, module)] = modules.items()
     inner = read_row(place.key(str(name)), module, ("slices", "models", "parameters"))
     if both := inner.keys() & row.keys():
-        raise place.error(f"{min(both)} is given in the module and beside it", "leave one of them out")
+        raise place.error(f"{min(both)} is given inside and outside the module", "remove one of them")
     return {key: value for key, value in (*row.items(), *inner.items()) if key != "modules"}
 
 
@@ -134,12 +134,12 @@ def _method(top: Place, value: object) -> Method:
     for method in _REQUIREMENTS:
         if method == value:
             return method
-    raise top.error(f"merge_method {quoted(value)} is not one cerebrum has", choices(value, tuple(_REQUIREMENTS)))
+    raise top.error(f"merge_method {quoted(value)} is not supported", choices(value, tuple(_REQUIREMENTS)))
 
 
 def _parts(top: Place, row: Mapping[str, object], base_model: str | None) -> list[_Part]:
     if ("slices" in row) == ("models" in row):
-        problem = "slices and models are both given" if "slices" in row else "neither slices nor models are given"
+        problem = "slices and models exclude each other" if "slices" in row else "slices or models are missing"
         raise top.error(problem, "give slices for a merge of layers, or models for one of whole models")
     if "models" in row:
         return [_whole_models(top, row["models"], base_model)]
@@ -186,7 +186,7 @@ def _parameters(place: Place, row: Mapping[str, object]) -> Parameters:
 
 def _tokenizer_source(top: Place, row: Mapping[str, object]) -> str | None:
     if "tokenizer" in row and "tokenizer_source" in row:
-        raise top.error("tokenizer and tokenizer_source are both given", "leave one of them out")
+        raise top.error("tokenizer and tokenizer_source exclude each other", "remove one of them")
     place, value = top.key("tokenizer_source"), row.get("tokenizer_source")
     if "tokenizer" in row:
         place = top.key("tokenizer")
@@ -234,7 +234,7 @@ def _base_among(part: _Part, method: Method) -> str:
     """Return the base model of a slice that has it among its sources."""
     base_model = part.slice.base_model
     if base_model is None:
-        raise part.place.error(f"{method} needs a base_model", "name one of the models as base_model")
+        raise part.place.error(f"{method} needs a base_model", "set base_model to one of the models")
     if all(source.model != base_model for source in part.slice.sources):
         problem = f"the base_model {quoted(base_model)} is not among the sources"
         raise part.place.error(problem, f"{method} needs it there: add it, or name one of them as base_model")

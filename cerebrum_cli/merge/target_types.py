@@ -92,6 +92,6 @@ def wanted_type(text: str) -> str:
     if name in WANTED:
         return name
     mixture = name in FILE_TYPES.values() and name.startswith(tuple(FILE_TYPE_WORDS))
-    what = "is a mixture of types" if mixture else "is no type weights can be written in"
-    do = f"name one of {', '.join(WANTED)}, or leave --type out: each tensor keeps its own then"
+    what = "is a mixture of types" if mixture else "is an unknown weight type"
+    do = f"use one of {', '.join(WANTED)}, or omit --type to keep each tensor's type"
     raise UsageError(f"--type {text} {what}", do)

@@ -133,8 +133,8 @@ class Weights:
             for tensor, coefficient in terms:
                 total += np.float32(coefficient) * self._floats(codec, tensor, piece)
         if not np.isfinite(total).all():
-            what = f"{output.name} would have weights that are not finite"
-            raise MergeError(what, "check the recipe's numbers, and that its models are sound")
+            what = f"{output.name} would get weights that are not finite"
+            raise MergeError(what, "check the recipe's numbers and the models")
         try:
             return codec.quantize(total, output.type)
         except EngineError as error:
@@ -173,7 +173,7 @@ class Weights:
         except OSError as error:
             raise ModelFileError(tensor.path, f"cannot be read: {error.strerror}") from error
         if len(data) != size:
-            raise ModelFileError(tensor.path, "has become shorter meanwhile")
+            raise ModelFileError(tensor.path, "became shorter while it was read")
         return data
 
     def _open_file(self, path: Path) -> None:
@@ -236,6 +236,6 @@ def scaled(data: bytes, scale: Term) -> bytes:
             halves = (halves * np.float32(scale.coefficient)).astype("<f2")
         if not np.isfinite(halves).all():
             what = f"{scale.tensor.name} times {scale.coefficient:g} is more than its type can hold"
-            raise MergeError(what, "scale by less, or name another type with --type")
+            raise MergeError(what, "use a smaller factor, or another --type")
         blocks[:, place : place + 2] = halves.view(np.uint8)
     return blocks.tobytes()

@@ -50,20 +50,20 @@ def check_terminal(streams: Streams) -> CheckResult:
 def judged_screen(screen: Screen) -> CheckResult:
     """Judge a terminal by what it can show."""
     if not screen.is_terminal:
-        return check_result("terminal", "none: standard output is a pipe or a file, and gets UTF-8 without colours")
+        return check_result("terminal", "none: standard output is a pipe or a file; it gets UTF-8 without colors")
     reader = ", for a screen reader (ACCESSIBLE)" if screen.accessible else ""
     detail = f"{screen.term or 'TERM is not set'}, {screen.columns} columns, {_colours(screen)}, {screen.encoding}"
     problems = []
     if screen.term is None or screen.term in DUMB:
-        problems.append(("nothing is drawn over, and Markdown stays text", "set TERM, mostly to xterm-256color"))
+        problems.append(("no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"))
     if screen.encoding.lower().replace("-", "") != "utf8":
-        problems.append(("it may show other letters than were said", "choose a UTF-8 locale: export LANG=C.UTF-8"))
+        problems.append(("some characters may be shown wrongly", "choose a UTF-8 locale: export LANG=C.UTF-8"))
     return check_result("terminal", detail + reader, *problems)
 
 
 def _colours(screen: Screen) -> str:
     if screen.no_color:
-        return "no colours (NO_COLOR)"
+        return "no colors (NO_COLOR)"
     if screen.term is None or screen.term in DUMB:
         return "no colours"
     if screen.colorterm in ("truecolor", "24bit"):

@@ -18,12 +18,12 @@ TITLES = {"chat": "chat", "ask": "ask", "ask-long": "ask, long prompt", "batch":
 
 def tuning_text(tuning: Tuning) -> str:
     """Return a tuning in words: "weights as they are, 6 threads (4 to say)"; what is as usual is left out."""
-    return ", ".join(_words(tuning)) or "as usual"
+    return ", ".join(_words(tuning)) or "defaults"
 
 
 def _words(tuning: Tuning) -> Iterator[str]:
     if tuning.repack is not None:
-        yield "weights repacked" if tuning.repack else "weights as they are"
+        yield "repacked" if tuning.repack else "not repacked"
     if tuning.gpu_layers is not None:
         yield f"{tuning.gpu_layers} layers offloaded"
     say, read = tuning.n_threads, tuning.n_threads_batch
@@ -31,17 +31,17 @@ def _words(tuning: Tuning) -> Iterator[str]:
         yield _counted(say, "thread")
     else:
         if say is not None:
-            yield f"{_counted(say, 'thread')} to say"
+            yield f"{_counted(say, 'thread')} to decode"
         if read is not None:
-            yield f"{_counted(read, 'thread')} to read"
+            yield f"{_counted(read, 'thread')} to prefill"
     if tuning.n_ubatch is not None:
-        yield f"micro-batch {tuning.n_ubatch}"
+        yield f"n_ubatch {tuning.n_ubatch}"
     if tuning.flash_attention is not None:
         yield f"flash attention {'on' if tuning.flash_attention else 'off'}"
     if tuning.cache_type is not None:
         yield f"cache {tuning.cache_type}"
     if tuning.slots is not None:
-        yield f"{tuning.slots} at once"
+        yield f"{tuning.slots} sequences"
 
 
 def _counted(count: int, what: str) -> str:
@@ -51,9 +51,9 @@ def _counted(count: int, what: str) -> str:
 def print_profile(streams: Streams, profile: Profile) -> None:
     """Print the way to open a model for each use, and what it gains."""
     rows = [_row(TITLES[name], tuned) for name, tuned in profile.uses.items()]
-    print_table(streams, ("use", "gain", "settings", "reads/s", "says/s", "loads", "memory", "agrees"), rows)
+    print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "agreement"), rows)
     if (limit := profile.long_from) is not None:
-        streams.answer(f"a prompt is long from {limit} tokens on\n")
+        streams.answer(f"prompts of {limit} tokens or more count as long\n")
 
 
 def _row(title: str, tuned: Tuned) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from cerebrum_cli.engine.machine import Processors
 
 LEAST_MEMORY = 2 * 10**9  # bytes; a small model, its cache and the rest of the machine
 LEAST_DISK = 5 * 10**9  # bytes; the model that is usually pulled takes 4.4 GB
-ON_A_CPU = "a small model answers soonest on a CPU: cerebrum list --available"
+ON_A_CPU = "small models are fastest on a CPU: cerebrum list --available"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,15 @@ def rebuilt(option: str) -> str:
 
 def judged_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
     """Judge llama.cpp by what it was built for, and by a processor with these flags."""
-    features = ", ".join(build.cpu_features) or "no features that are told"
+    features = ", ".join(build.cpu_features) or "no features reported"
     offload = "offload" if build.offloads else "no offload"
     backends = ", ".join(build.backends) or "none"
     detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
     if foreign := build.foreign(flags):
-        what = f"{detail}; built for another processor: this one has no {', '.join(foreign)}"
+        what = f"{detail}; built for another processor: this one lacks {', '.join(foreign)}"
         return CheckResult("llama_cpp", "failure", what, f"build it on this machine: {rebuilt('')}")
     if unused := build.unused(flags):
-        slow = (f"it leaves {', '.join(unused)} of this processor alone and is slow", rebuilt("-DGGML_NATIVE=on"))
+        slow = (f"it leaves {', '.join(unused)} of this processor unused and is slow", rebuilt("-DGGML_NATIVE=on"))
         return check_result("llama_cpp", detail, slow)
     return check_result("llama_cpp", detail)
 
@@ -62,8 +62,10 @@ def judged_devices(build: Build, likely: str | None) -> CheckResult:
         return check_result("devices", "", (f"llama.cpp, with {', '.join(build.backends)}, finds no GPU", do))
     if likely:
         do = f"{rebuilt(f'-DGGML_{likely.upper()}=on')}  (in a checkout: make setup ACCEL={likely})"
-        return check_result("devices", "", ("there seems to be a GPU, and this llama.cpp was built without one", do))
-    return check_result("devices", "", ("no GPU: all runs on the CPU", ON_A_CPU))
+        return check_result(
+            "devices", "", ("there seems to be a GPU, but this llama.cpp was built without GPU support", do)
+        )
+    return check_result("devices", "", ("no GPU: everything runs on the CPU", ON_A_CPU))
 
 
 def judged_threads(here: Processors, asked: int | None) -> CheckResult:
@@ -74,10 +76,8 @@ def judged_threads(here: Processors, asked: int | None) -> CheckResult:
         f" affinity {here.allowed}, cgroup {quota}"
     )
     if asked and asked > here.usable:
-        what = f"{asked} are asked for and {here.usable} can run at once: they wait for each other"
-        return check_result(
-            "threads", detail, (what, "leave out --threads, CEREBRUM_THREADS, and threads in config.toml")
-        )
+        what = f"{asked} requested, but only {here.usable} can run at the same time"
+        return check_result("threads", detail, (what, "remove --threads, CEREBRUM_THREADS, and threads in config.toml"))
     return check_result("threads", detail)
 
 
@@ -88,7 +88,9 @@ def judged_memory(free: int, allowed: int, machine: int) -> CheckResult:
     )
     detail = f"{format_size(free)} of {format_size(allowed)} free{limit}"
     if free < LEAST_MEMORY:
-        return check_result("memory", detail, ("that is little", "end other programs, or choose a small quantisation"))
+        return check_result(
+            "memory", detail, ("very little memory is free", "close other programs, or choose a smaller quantization")
+        )
     return check_result("memory", detail)
 
 
@@ -99,10 +101,10 @@ def judged_disk(places: Sequence[Place]) -> CheckResult:
     uses = {disk: in_words([place.use for place in places if place.disk == disk]) for disk in disks}
     detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in disks)
     if lost := next((place for place in places if place.use == "data" and not place.writable), None):
-        do = "see to it that this folder can be made and written to, or set XDG_DATA_HOME to one that can"
-        return CheckResult("disk", "failure", f"{detail}; {lost.path} cannot be written to", do)
+        do = "make the directory writable, or set XDG_DATA_HOME to one that is"
+        return CheckResult("disk", "failure", f"{detail}; {lost.path} is not writable", do)
     if any(free[disk] < LEAST_DISK for disk in disks):
-        do = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a folder on a larger disk"
+        do = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
         return check_result("disk", detail, ("a model may not fit", do))
     return check_result("disk", detail)
 
@@ -110,12 +112,14 @@ def judged_disk(places: Sequence[Place]) -> CheckResult:
 def judged_states(place: Place, files: int, size: int, limit: float) -> CheckResult:
     """Judge what is kept of what models have read, in bytes; a limit of 0 keeps nothing."""
     if not limit:
-        return check_result("kept_states", f"nothing is kept: cache_gb is 0; {format_size(size)} lie there")
+        return check_result("prompt_cache", f"off (cache_gb is 0); {format_size(size)} still on disk")
     detail = f"{files or 'no'} files, {format_size(size)} of at most {format_size(int(limit))}"
     if not place.writable:
-        do = "see to it that it can be, or set cache_gb to 0"
-        return check_result("kept_states", detail, (f"{place.path} cannot be written to, so all is read again", do))
-    return check_result("kept_states", detail)
+        do = "make it writable, or set cache_gb to 0"
+        return check_result(
+            "prompt_cache", detail, (f"{place.path} is not writable, so every prompt is evaluated again", do)
+        )
+    return check_result("prompt_cache", detail)
 
 
 def in_words(names: Sequence[str]) -> str:

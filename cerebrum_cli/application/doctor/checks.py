@@ -54,7 +54,7 @@ def run_checks(here: DoctorContext) -> Iterator[CheckResult]:
             finding = CheckResult(name, "failure", error.message, error.hint)
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            finding = CheckResult(name, "failure", what, "see to it that it can be read")
+            finding = CheckResult(name, "failure", what, "make it readable")
         if finding:
             yield finding
 
@@ -72,7 +72,7 @@ def _devices(here: DoctorContext) -> CheckResult:
     try:
         build = here.build()
     except EngineError:
-        return check_result("devices", "", ("unknown: llama.cpp cannot be loaded", "mend llama_cpp first"))
+        return check_result("devices", "", ("unknown: llama.cpp cannot be loaded", "fix llama_cpp first"))
     return judgement.judged_devices(build, machine.likely_accelerator())
 
 
@@ -97,7 +97,7 @@ def _config(here: DoctorContext) -> CheckResult:
     path = here.config_directory / "config.toml"
     keys = read_config(path)
     if not path.exists():
-        return check_result("config", f"no {path}: all is as usual")
+        return check_result("config", f"no {path}: using default settings")
     return check_result("config", f"{path} sets {', '.join(keys) or 'nothing'}")
 
 
@@ -113,9 +113,9 @@ def _models(here: DoctorContext) -> CheckResult:
     rows = list(listing.rows(library))
     errors = [row for row in rows if row["error"]]
     problems = [(row["error"], f"cerebrum rm {row['reference']}, or pull it again") for row in errors]
-    told = [f"{len(rows) - len(errors)} here"] if rows else []
+    told = [f"{len(rows) - len(errors)} installed"] if rows else []
     try:
-        told.append(f"{library.resolve(wanted).reference} is asked where none is named")
+        told.append(f"default: {library.resolve(wanted).reference}")
     except ModelNotFound as error:
         if error.message not in (problem for problem, _ in problems):
             problems.append((error.message, error.hint))
@@ -125,16 +125,16 @@ def _models(here: DoctorContext) -> CheckResult:
 def _hugging_face_cache(here: DoctorContext) -> CheckResult:
     folder = place("models", here.library.cache.directory)
     if not folder.path.is_dir():
-        problem = (f"{folder.path} is not there yet", "cerebrum pull MODEL makes it")
+        problem = (f"{folder.path} does not exist yet", "cerebrum pull MODEL creates it")
         if not folder.writable:
-            problem = (f"{folder.path} cannot be made", "set HF_HUB_CACHE to a folder that can")
+            problem = (f"{folder.path} cannot be created", "set HF_HUB_CACHE to a directory that can")
         return check_result("hugging_face_cache", "", problem)
     models = list(here.library.cache.models())
     blobs = {blob for model in models for blob in model.blobs}
     detail = f"{folder.path}: {len(models)} GGUF models, {format_size(sum(blob.stat().st_size for blob in blobs))}"
     if folder.writable:
         return check_result("hugging_face_cache", detail)
-    problem = ("it cannot be written to, so nothing can be pulled", "mend its rights, or set HF_HUB_CACHE to another")
+    problem = ("it is not writable, so nothing can be pulled", "fix its permissions, or set HF_HUB_CACHE")
     return check_result("hugging_face_cache", detail, problem)
 
 
@@ -143,28 +143,30 @@ def _token(_: DoctorContext) -> CheckResult:
 
     kept = token()
     if kept.is_set:
-        return check_result("token", f"there is one in {kept.location}")
-    return check_result("token", "", ("none, so no private and no gated models", "if you need them: hf auth login"))
+        return check_result("token", f"found in {kept.location}")
+    return check_result(
+        "token", "", ("none, so private and gated models are unavailable", "if you need them: hf auth login")
+    )
 
 
 def _network(here: DoctorContext) -> CheckResult:
     from cerebrum_cli.catalogue import hub
 
     if here.offline:
-        return check_result("network", "not tried: --offline")
+        return check_result("network", "skipped: --offline")
     if hub.is_offline():
-        return check_result("network", "", ("HF_HUB_OFFLINE forbids asking the Hub", "to pull models, unset it"))
+        return check_result("network", "", ("HF_HUB_OFFLINE is set", "to pull models, unset it"))
     try:
         return check_result("network", f"{in_time(lambda: hub.check_reachable(NETWORK_S), NETWORK_S)} answers")
     except PullError as error:
-        do = f"{error.hint.removesuffix(', then pull again')}; models that are here need no network"
+        do = f"{error.hint.removesuffix(', then pull again')}; installed models need no network"
         return check_result("network", "", (error.message, do))
     except TimeoutError:
-        do = "check the network; models that are here need none"
+        do = "check the network; installed models need none"
         return check_result("network", "", (f"the Hub does not answer in {NETWORK_S:g} s", do))
 
 
-def _kept_states(here: DoctorContext) -> CheckResult:
+def _prompt_cache(here: DoctorContext) -> CheckResult:
     folder = place("kept states", here.cache_directory / "states")
     paths = [folder.path / name for name in listed(folder.path) if name.endswith(STATE)]
     size = sum(path.stat().st_size for path in paths)
@@ -179,7 +181,7 @@ def _sessions(here: DoctorContext) -> CheckResult:
     if held is None:
         return check_result("sessions", "none yet")
     if not os.access(path, os.W_OK):
-        return CheckResult("sessions", "failure", f"{path} cannot be written to", "mend its rights, or use --no-log")
+        return CheckResult("sessions", "failure", f"{path} is not writable", "fix its permissions, or use --no-log")
     size = format_size(path.stat().st_size)
     return check_result(
         "sessions", f"{held.sessions}, of {held.messages} messages, whole; {size}, version {held.version}"
@@ -192,8 +194,8 @@ def _terminal(here: DoctorContext) -> CheckResult:
 
 def _self_test(here: DoctorContext) -> CheckResult:
     if foreign := here.build().foreign(machine.processor_flags()):
-        what = f"not run: {', '.join(foreign)} would end this process"
-        return CheckResult("self_test", "failure", what, "mend llama_cpp first")
+        what = f"skipped: this processor lacks {', '.join(foreign)}"
+        return CheckResult("self_test", "failure", what, "fix llama_cpp first")
     return selftest.run_selftest(here.open_backend, here.settings.threads)
 
 
@@ -220,7 +222,7 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "hugging_face_cache": _hugging_face_cache,
     "token": _token,
     "network": _network,
-    "kept_states": _kept_states,
+    "prompt_cache": _prompt_cache,
     "sessions": _sessions,
     "terminal": _terminal,
     "self_test": _self_test,

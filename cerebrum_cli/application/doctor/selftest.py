@@ -17,7 +17,7 @@ QUESTION = "What is 17 plus 25?"
 ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
 MAX_TOKENS = 64  # twice what the answer takes
 REINSTALL = "reinstall llama.cpp: pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
-WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then --gpu-layers 0 keeps to the CPU"
+WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then use --gpu-layers 0"
 
 
 def run_selftest(factory: BackendFactory, threads: int | None) -> CheckResult:
@@ -53,10 +53,10 @@ def asked(factory: BackendFactory, settings: Settings) -> Reply | None:
 def told(reply: Reply) -> str:
     """Return what was asked and replied, and how fast."""
     timings = reply.finish.timings
-    speed = f"{timings.tokens_per_second:.0f} tokens a second"
+    speed = f"{timings.tokens_per_second:.0f} t/s"
     return f"{QUESTION} {reply.text} (loaded in {timings.load_s:.2f} s, {speed})"
 
 
 def wrong(reply: Reply | None, right: str) -> str:
     """Return what was said in place of what is right."""
-    return f"asked {QUESTION!r}, the packaged model says {reply.text if reply else ''!r} and not {right!r}"
+    return f"the bundled model answers {reply.text if reply else ''!r} to {QUESTION!r} instead of {right!r}"

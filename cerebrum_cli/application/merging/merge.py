@@ -149,7 +149,7 @@ class Merger:
         """Raise MergeError where a folder's disk has no room for so many bytes."""
         free, need = self.free_bytes(folder), size + MARGIN
         if free < need:
-            what = f"the disk is too full: {format_size(free)} are free, and the merge needs {format_size(need)}"
+            what = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
             raise MergeError(f"{folder.resolve()}: {what}", f"free {format_size(need - free)}, or write elsewhere")
 
     def write(self, merge: Merge, told: OnProgress) -> tuple[Written, ...]:
@@ -175,7 +175,7 @@ def require_apart(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
     """Raise UsageError where a merge would be written over one of its sources."""
     sources = {path.resolve() for model in models.values() for path in model.paths}
     if taken := next((path for path in paths if path.resolve() in sources), None):
-        raise UsageError(f"{taken} is one of the files that are merged", "write elsewhere")
+        raise UsageError(f"{taken} is one of the merge's sources", "write elsewhere")
 
 
 def told_name(model: Model) -> str:

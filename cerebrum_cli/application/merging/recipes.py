@@ -36,19 +36,19 @@ def read_recipe(library: Library, text: str) -> RequestedMerge:
     if not is_missing(path):
         return RequestedMerge(parse_recipe(recipe_text(path), path.name))
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
-    do = f"name a mergekit recipe in YAML, or a model of the catalogue that has one: {known}"
-    raise UsageError(f"{text}: there is no such recipe", do)
+    do = f"give a mergekit recipe in YAML, or a catalog model with a recipe: {known}"
+    raise UsageError(f"{text}: no such recipe", do)
 
 
 def recipe_of(spec: ModelSpec) -> Recipe:
     """Return the recipe that a row of the catalogue names, which must have one. UsageError where it cannot be read."""
-    assert spec.recipe is not None, "only rows with a recipe are merged"
+    assert spec.recipe is not None, "only models with a recipe can be merged"
     return parse_recipe(recipe_text(spec.recipe), spec.name)
 
 
 def recipe_text(path: Path) -> str:
     """Return what stands in a recipe's file, or comes out of a pipe. UsageError where it cannot be read."""
-    do = "name a mergekit recipe in YAML"
+    do = "give a mergekit recipe in YAML"
     if is_directory(path):
         raise UsageError(f"{path}: is a directory", do)
     try:
@@ -60,7 +60,7 @@ def recipe_text(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: no text in UTF-8", do) from error
+        raise UsageError(f"{path}: not UTF-8 text", do) from error
 
 
 def meant(library: Library, asked: RequestedMerge, sources: Iterable[str]) -> dict[str, str]:
@@ -72,11 +72,11 @@ def meant(library: Library, asked: RequestedMerge, sources: Iterable[str]) -> di
         fitting = [name for name in names if text.startswith(f"{name}=")]
         if not fitting:
             do = f"give NAME=MODEL, where NAME is {' or '.join(names)}"
-            raise UsageError(f"--source {text}: the recipe names no such model", do)
+            raise UsageError(f"--source {text}: the recipe has no such model", do)
         name = max(fitting, key=len)
         reference = text[len(name) + 1 :]
         if name in given or not reference:
-            what = "it is said twice which model that is" if name in given else "no model stands behind the ="
+            what = "given twice" if name in given else "no model after ="
             raise UsageError(f"--source {text}: {what}", f"give --source {name}=MODEL once")
         given.add(name)
         found[name] = reference
@@ -98,7 +98,7 @@ def resolve_models(library: Library, references: Mapping[str, str], find: Callab
 
 def unmeant(name: str, error: CerebrumError) -> ModelNotFound:
     """Return the error of a name in a recipe that means no model here: most are those of files that are no GGUF."""
-    do = f"say which one is meant: --source {name}=MODEL"
+    do = f"choose one: --source {name}=MODEL"
     if isinstance(error, ModelNotFound) and error.pullable:
         return ModelNotFound(error.message, f"{error.hint}, if that holds GGUF files; or {do}", pullable=error.pullable)
     return ModelNotFound(f"the recipe names a model {name}: {error.message}", do)

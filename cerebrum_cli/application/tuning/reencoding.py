@@ -134,9 +134,11 @@ def encoding_called(name: str, model: Model) -> Encoding:
     """Return the encoding of a name. UsageError where there is none, or the model is written in it already."""
     found = next((each for each in ENCODINGS if each.name == name.upper().replace("-", "_")), None)
     if found is None:
-        raise UsageError(f"--apply {name}: no such encoding", f"it is {', '.join(each.name for each in ENCODINGS)}")
+        raise UsageError(
+            f"--apply {name}: no such encoding", f"encodings: {', '.join(each.name for each in ENCODINGS)}"
+        )
     if found.name == model.quantization:
-        raise UsageError(f"{model.reference} is {found.name} already", "choose another encoding")
+        raise UsageError(f"{model.reference} is already {found.name}", "choose another encoding")
     return found
 
 
@@ -214,7 +216,7 @@ class Reencoding:
         name = str(self._name(encoding))
         entry = self.library.registry.find(name)
         if entry and entry.original != self.library.identity(self.model) and not is_missing(entry.path):
-            raise UsageError(f"{name} is here already, and was made of another file", f"cerebrum rm {name}")
+            raise UsageError(f"{name} already exists and was made from another file", f"cerebrum rm {name}")
 
     def _kept(self, encoding: Encoding, part: Path) -> Model:
         """Give a file its name and remember it, in this order: what nobody remembers is removed the next time."""

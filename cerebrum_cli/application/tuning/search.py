@@ -35,7 +35,7 @@ WORTH = 1.05  # how many times as fast as the usual way it must be to be used: l
 BETTER = 1.02  # how many times as fast as the best so far it must be for others to be tried on top of it
 PROMISING, WON = 1.0, 1.15  # of the other's speed: what is not between in the first pair is not measured again
 SURE = 3  # pairs in which what is best is measured once more
-DISTURBED = "not sure: other programs used the processors"
+DISTURBED = "inconclusive: the CPU was busy"
 DEEP = 512  # tokens that must have been read for a setting that only matters behind many to be judged for long prompts
 LITTLE = 0.1  # of a use's time: what can only change so much of it is not tried
 
@@ -56,7 +56,7 @@ class Search:
 
     def run(self) -> Generator[StageEvent, None, dict[UseName, Tuned]]:
         """Measure, telling what is being measured; return what to use. EngineError where nothing can be measured."""
-        yield StageEvent("the usual way", 0, 1)
+        yield StageEvent("defaults", 0, 1)
         self._begin(many=False)
         self.until = (
             self.clock() + self.effort.budget
@@ -68,7 +68,7 @@ class Search:
             self._pass(stage)
         found: dict[UseName, Tuned] = {}
         for done, use in enumerate(USES, len(stages)):
-            yield StageEvent(f"{use.name} once more, beside the usual way", done, total)
+            yield StageEvent(f"{use.name} again, against defaults", done, total)
             found[use.name] = self._confirmed(use)
         return found
 
@@ -77,19 +77,19 @@ class Search:
     def _stages(self) -> Iterator[Stage]:
         """Yield what is tried, in this order: what matters most comes first, as time may run out."""
         yield from self._loading(False, self.machine.usual)
-        yield Stage("the usual way of many answers", True, {}, is_essential=True)
+        yield Stage("defaults for many sequences", True, {}, is_essential=True)
         yield from self._loading(True, self.machine.usual_many)
         yield Stage("no flash attention", False, {"flash_attention": False})
         if self.effort.tries_cache:
-            yield Stage("key-value cache in q8_0", False, {"cache_type": "q8_0"})
+            yield Stage("KV cache q8_0", False, {"cache_type": "q8_0"})
         for slots in self.effort.slots:
             if slots <= self.machine.slots:
-                yield Stage(f"{slots} at once", True, {"slots": slots})
+                yield Stage(f"{slots} sequences", True, {"slots": slots})
         for size in self.effort.micro_batches:
-            yield Stage(f"micro-batches of {size}", False, {"n_ubatch": size})
+            yield Stage(f"n_ubatch {size}", False, {"n_ubatch": size})
 
     def _loading(self, many: bool, usual: Tuning) -> Iterator[Stage]:
-        name = "weights as they are" if usual.repack else "weights repacked"
+        name = "not repacked" if usual.repack else "weights repacked"
         yield Stage(f"{name}{', many' * many}", many, {"repack": not usual.repack}, is_essential=not many)
         for layers in self._offloads():
             yield Stage(f"{layers} layers offloaded{', many' * many}", many, {"gpu_layers": layers})
@@ -157,7 +157,7 @@ class Search:
         arm = Candidate(tuning, base.many)
         self.arms.append(arm)
         if not stage.is_essential and self.clock() + self._needed(arm, base, kinds) > self.until:
-            arm.dropped = "not tried: that would take too long"
+            arm.dropped = "skipped: would take too long"
             return True
         try:
             read, say = self._measure(arm, base, kinds)
@@ -280,7 +280,7 @@ class Search:
             alike = 1.0 if ways[0] == ways[1] else self.bench.closeness(*ways, self.effort.probe).agreement
             arm.agreement = alike
             if alike < LEAST_AGREEMENT:
-                arm.dropped = f"chooses other tokens: {alike:.2%} agree"
+                arm.dropped = f"changes the output: agreement {alike:.2%}"
         return not arm.dropped
 
     def _usual(self, arm: Candidate) -> Candidate:

@@ -100,7 +100,9 @@ def alone(directory: Path) -> Iterator[None]:
         lock = (directory / "lock").open("ab")
     with lock:  # closing the file gives it back
         if not try_lock(lock.fileno()):
-            raise CerebrumError("another cerebrum tune is at work", "wait for it: they would measure each other")
+            raise CerebrumError(
+                "another cerebrum tune is running", "wait until it is done: they would disturb each other"
+            )
         yield
 
 
@@ -110,7 +112,7 @@ def writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"the profile cannot be kept: {error.filename}: {error.strerror}"
+        what = f"cannot save the profile: {error.filename}: {error.strerror}"
         raise ConfigError(what, "check its permissions and free space") from error
 
 

@@ -80,8 +80,8 @@ class Memory:
         self.context = llama.llama_init_from_model(model, params) if fits else None
         if not self.context:
             raise EngineError(
-                f"no memory for {options.slots} context(s) of {options.length} tokens",
-                "ask for a smaller one with --ctx",
+                f"not enough memory for {options.slots} context(s) of {options.length} tokens",
+                "use a smaller --ctx",
                 list(log.problems),
             )
         self.capacity: int = llama.llama_n_ctx_seq(self.context)

@@ -42,13 +42,13 @@ def ignored_keywords(schema: Any) -> tuple[str, ...]:
 def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
     """Return the GBNF grammar of a JSON schema, and the keywords in it that no grammar holds.
 
-    Raises GrammarError if it is no JSON object, or uses what GBNF cannot say.
+    Raises GrammarError if it is not a JSON object, or uses what GBNF cannot say.
     """
     converter = _mended_converter()
     try:
         value = json.loads(schema)
         if not isinstance(value, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return str(converter.json_schema_to_gbnf(schema)), ignored_keywords(value)
     except Exception as error:  # whatever its parts raise: ValueError, KeyError, AssertionError ...
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
@@ -75,7 +75,7 @@ def parse_grammar(vocab: Any, grammar: str) -> Any:
     sampler, said = _aside(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))
     if not sampler:
         reason = complaint(grammar, said.decode("utf-8", "replace"), log.problems)
-        raise GrammarError(f"the grammar cannot be read: {reason}", "it must be GBNF with a rule named root")
+        raise GrammarError(f"invalid grammar: {reason}", "it must be GBNF with a rule named root")
     return sampler
 
 
@@ -83,7 +83,7 @@ def complaint(grammar: str, said: str, logged: Iterable[str]) -> str:
     """Return in one line what is wrong with a grammar: what the parser said, or else the first line logged."""
     _, parsed, reason = said.partition("error parsing grammar: ")
     if not parsed:
-        return next((line.strip() for line in logged if line.strip()), "llama.cpp does not say why")
+        return next((line.strip() for line in logged if line.strip()), "llama.cpp gives no reason")
     what, _, rest = reason.removesuffix(f"\n\n{grammar}\n").partition(" at ")
     if not rest or not grammar.endswith(rest):
         return what.split("\n", 1)[0]

@@ -95,7 +95,7 @@ def load_model(options: LoadOptions, layers: int, tell: Callable[[Event], None],
     if model:
         return model
     if stop:
-        raise EngineError("loading was interrupted")
+        raise EngineError("loading interrupted")
     raise ModelFileError(
         options.path, f"llama.cpp cannot load it: {_reason(list(log.problems))}", "see its log with -v"
     )

@@ -89,7 +89,7 @@ class GrammarSampler(LlamaSampler):
         if self._sifted(_array(ctypes.pointer(alone), 1)).data[0].logit == float("-inf"):
             fitting = self._sifted(self._all(logits))
             if self._data["logit"].max() == float("-inf"):
-                raise GrammarError("no token of this model goes on as the grammar wants", "check what it can end with")
+                raise GrammarError("the grammar rejects every possible next token", "check how the grammar can end")
             token = self._drawn(fitting)
         llama.llama_sampler_accept(self._chain, token)
         llama.llama_sampler_accept(self._grammar, token)

@@ -178,7 +178,9 @@ class Vocabulary:
         for token in ids:
             if not 0 <= token < self.size:
                 what = f"token {token} is not in the vocabulary of this model, which has {self.size}"
-                raise EngineError(what, "another model has said this: ask that one, or begin anew")
+                raise EngineError(
+                    what, "this session's tokens come from another model; switch back to it or start a new chat"
+                )
         return ids
 
     def _is_mark(self, token: int) -> bool:

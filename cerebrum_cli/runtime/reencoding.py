@@ -1,0 +1,97 @@
+"""Compare encodings of a model's weights, and save one: the run of `cerebrum tune --reencode`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.application.tuning.reencoding import Reencoding, Report, encoding_called
+from cerebrum_cli.application.tuning.tune import trial_options
+from cerebrum_cli.catalogue.derivatives import Derivative, DerivativeStore
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.engine.bench.protocol import LEAST_AGREEMENT
+from cerebrum_cli.engine.bench.quantization import encodings_for
+from cerebrum_cli.terminal.bars import FileProgress, StageProgress
+from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
+from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.sinks import render_stages
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.engine.bench.protocol import FileBench
+    from cerebrum_cli.engine.bench.quantization import Encoding
+    from cerebrum_cli.engine.plan import LoadOptions
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.options.tune import TuneOptions
+
+
+def reencode(runtime: Runtime, model: Model, settings: Settings, options: TuneOptions) -> None:
+    """Compare the encodings that are fast on this machine, or save the one to apply, and print the result."""
+    if model.is_derived:
+        original = Derivative.parse(model.name).original
+        raise UsageError(f"{model.reference} was made from {original}", f"cerebrum tune {original} --reencode")
+    encoding = encoding_called(options.apply, model) if options.apply else None
+    quiet = options.json or options.quiet
+    work = prepare(runtime, model, settings, quiet)
+    report = None
+    if encoding and (existing := work.existing(encoding)):
+        report = Report(work.original, (), existing)
+    report = report or measure(runtime, work, encoding, options.force, quiet)
+    if options.json:
+        runtime.streams.answer_object(report_object(model.reference, str(model.path), report))
+    elif report.rows:
+        print_encodings(runtime.streams, report)
+    conclude(runtime, model, report, encoding, options.quiet)
+
+
+def prepare(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> Reencoding:
+    """Verify the model and set up the comparison. Raises ModelFileError if llama.cpp could not open it."""
+    options = trial_options(model, settings)
+    with FileProgress(runtime.streams, quiet) as progress:
+        runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
+
+    def bench(options: LoadOptions, model: Model) -> FileBench:
+        return runtime.bench(options, model, runtime.trials, runtime.capacity().device_memory)
+
+    return Reencoding(runtime.library, model, options, DerivativeStore(runtime.cache_directory / "encodings"), bench)
+
+
+def measure(runtime: Runtime, work: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:
+    """Measure one encoding, or all that could be faster, with a progress bar. Raises CerebrumError, Interrupted."""
+    if encoding:
+        events = work.apply(encoding, force)
+    else:
+        candidates = encodings_for(runtime.build().cpu_features, work.model.quantization)
+        if not candidates:
+            raise CerebrumError("no other encoding has fast kernels on this processor", "keep this one")
+        events = work.compare(candidates)
+    with interruptible("nothing was saved"):
+        try:
+            return render_stages(events, StageProgress(runtime.streams, quiet))
+        finally:
+            events.close()
+
+
+def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding | None, quiet: bool) -> None:
+    """Print which file is used from now on. Raises CerebrumError if an encoding could not be applied."""
+    if report.applied:
+        name = report.applied.reference
+        if not quiet:
+            runtime.streams.info(
+                f"{name}{'' if report.rows else ' already exists and'} is now used for {model.reference};"
+                f" tune it with cerebrum tune {model.reference}, delete it with cerebrum rm {name}"
+            )
+    elif encoding:
+        row = report.rows[0]
+        if row.state == "refused" and row.closeness:
+            problem = (
+                f"the output of {row.type} differs: agreement {row.closeness.agreement:.3f} is below {LEAST_AGREEMENT}"
+            )
+            raise CerebrumError(problem, "keep the original, or accept it with --force")
+        raise CerebrumError(f"{row.type} not applied: {row.left_out}")
+    elif not quiet:
+        best = report.best
+        advice = (
+            f"save it with cerebrum tune {model.reference} --reencode --apply {best.type}" if best else "none is faster"
+        )
+        runtime.streams.info(f"nothing saved; {advice}")

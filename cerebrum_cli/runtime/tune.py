@@ -1,0 +1,94 @@
+"""Find the fastest settings for a model: the run of `cerebrum tune`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.application.inference.profiles import profile_object, settings_text
+from cerebrum_cli.application.models.model import is_missing
+from cerebrum_cli.application.tuning.candidates import NORMAL, QUICK, THOROUGH
+from cerebrum_cli.application.tuning.tune import alone, trial_options, tune_model, writing
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.engine.machine import save_devices
+from cerebrum_cli.runtime.composition import devices_file
+from cerebrum_cli.runtime.models import find_model
+from cerebrum_cli.runtime.reencoding import reencode
+from cerebrum_cli.terminal.bars import FileProgress, StageProgress
+from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.sinks import render_stages
+from cerebrum_cli.terminal.tuning_report import print_profile, tried_lines
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.application.tuning.candidates import Budget
+    from cerebrum_cli.application.tuning.tune import TuningResult
+    from cerebrum_cli.core.settings import Layer, Settings
+    from cerebrum_cli.engine.plan import Device
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.options.tune import TuneOptions
+
+
+def tune(runtime: Runtime, given: Layer, options: TuneOptions) -> None:
+    """Measure a model and save its profile, or compare encodings of it."""
+    options.validate()
+    model = find_model(runtime, given, options)
+    settings = runtime.settings(given, model)
+    if options.reencode:
+        reencode(runtime, model, settings, options)
+        return
+    file = runtime.library.preferred(model)
+    budget = QUICK if options.quick else THOROUGH if options.thorough else NORMAL
+    result = measure(runtime, file, settings, budget, options.json or options.quiet)
+    print_result(runtime, file, result, settings, options)
+
+
+def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, quiet: bool) -> TuningResult:
+    """Search for the fastest settings with a progress bar, and save the profile. Raises ModelFileError, Interrupted."""
+    with interruptible("nothing was saved"), alone(runtime.profiles().directory):
+        with FileProgress(runtime.streams, quiet) as progress:
+            runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
+        identity = runtime.library.identity(model)
+        bench = runtime.bench(trial_options(model, settings), model, runtime.trials, runtime.capacity().device_memory)
+        try:
+            search = tune_model(bench, model, settings, budget, partial(profile_key, runtime, identity, settings))
+            result = render_stages(search, StageProgress(runtime.streams, quiet))
+        finally:
+            bench.close()
+        if any(map(is_missing, model.paths)) or runtime.library.identity(model) != identity:
+            raise ModelFileError(model.path, "changed while it was measured", "tune it again")
+        with writing():
+            runtime.profiles(settings).save(result.profile)
+    return result
+
+
+def profile_key(
+    runtime: Runtime, identity: str, settings: Settings, devices: tuple[Device, ...]
+) -> tuple[str, str, str]:
+    """Identity of the model, of this machine with the accelerators found, and of the build of llama.cpp."""
+    save_devices(devices_file(runtime.data_directory), devices)
+    store = runtime.profiles(settings)
+    return identity, store.machine, store.build
+
+
+def print_result(
+    runtime: Runtime, model: Model, result: TuningResult, settings: Settings, options: TuneOptions
+) -> None:
+    """Print the profile, and the candidates that were tried."""
+    streams = runtime.streams
+    if options.json:
+        tried = [row for _, row in result.tried]
+        head = {"model": model.reference, "file": str(model.path)}
+        streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
+        return
+    if not options.quiet:
+        for line in tried_lines(result.tried):
+            streams.info(line)
+    print_profile(streams, result.profile)
+    if result.is_disturbed:
+        problem = "other programs used the CPU during the measurement"
+        streams.notice(NoticeEvent(problem, "results are unreliable; rerun when the machine is idle"))
+    if not options.quiet:
+        condition = settings_text(settings).replace(", ", " with ", 1)
+        streams.info(f"ask, chat and batch now use this for {model.reference}{condition}; --no-profile ignores it")
