@@ -299,9 +299,9 @@ def test_in_a_terminal_somebody_is_asked_before_a_file_is_replaced(home: Home) -
     arguments = [COMMAND, "merge", "twice.yaml", "--source", "tiny=Tiny-Q4_K_M.gguf", *OUT]
     for answer, code in (("\r", 2), ("y\r", 0)):
         person = Person(arguments, home.command.environment({"TERM": "xterm"}), home.path)
-        person.sees("out.gguf is there already. Replace it? [y/N]")
+        person.wait_for("out.gguf is there already. Replace it? [y/N]")
         assert out.read_bytes() == b"precious"
-        person.types(answer)
+        person.type(answer)
         assert person.end() == code
     assert home.rows[0]["size"] == out.stat().st_size
 

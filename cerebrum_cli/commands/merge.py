@@ -131,7 +131,7 @@ def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:
     from cerebrum_cli.application.models.model import is_file
 
     there = next(filter(is_file, paths), None)
-    if there and not (yes or runtime.streams.confirm(f"{there} is there already. Replace it?", usual=False)):
+    if there and not (yes or runtime.streams.confirm(f"{there} is there already. Replace it?", default=False)):
         raise UsageError(f"{there} is there already", "write elsewhere, or replace it with -y")
 
 

@@ -219,7 +219,7 @@ def answering(runtime: Runtime, model: LibraryModel, settings: Settings, no_prof
 
 def require_agreement(streams: Streams, question: str, name: str, yes: bool) -> None:
     """Leave with exit 1, nothing done, unless -y was given or somebody agrees that this may go."""
-    if not (yes or streams.confirm(question, usual=False)):
+    if not (yes or streams.confirm(question, default=False)):
         streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
         raise typer.Exit(1)
 
@@ -234,7 +234,7 @@ def pull_model(
 
         def agree(warning: str) -> bool:
             with progress.paused():
-                return yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", usual=False)
+                return yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
         with interruptible("the same command goes on from where this one was"):
             model = runtime.puller(progress, offline).pull(reference, name, context, agree)
