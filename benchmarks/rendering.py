@@ -29,6 +29,7 @@ from cerebrum_cli.engine.detokenizer import Detokenizer
 from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
+from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.sinks import MarkdownSink
 from cerebrum_cli.terminal.streams import standard_streams
 
@@ -95,8 +96,8 @@ def said(directory: Path, tokens: int, device: str) -> Said:
     stamps: list[float] = []
     try:
         streams = standard_streams()
-        repl = Repl(chat, streams, Signals(streams, Keyboard()), no_markdown=device == os.devnull)
-        repl.play(stamped(chat.send(GUIDE), stamps))
+        repl = Repl(chat, streams, Signals(streams, Keyboard()), COMMANDS, no_markdown=device == os.devnull)
+        repl.render(stamped(chat.send(GUIDE), stamps))
         ended = time.perf_counter()
     finally:
         leave(chat)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cerebrum_cli.terminal.repl.slash_table import KEYS, SLASHES
+from cerebrum_cli.terminal.repl.slash_table import KEYS, SLASH_COMMANDS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -17,7 +17,7 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """Return a text with its tables as the code has them; ValueError where a mark is missing."""
-    slashes = ((f"/{slash.name} {slash.argument}".rstrip(), slash.does) for slash in SLASHES)
+    slashes = ((f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS)
     for name, heads, rows in (
         ("slashes", ("command", "what it does"), slashes),
         ("keys", ("key", "what it does"), KEYS),

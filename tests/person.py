@@ -11,7 +11,7 @@ from typing import Any
 import pexpect
 from screen import Screen
 
-PATIENCE_S = 30
+TIMEOUT_S = 30
 
 
 class Person:
@@ -20,24 +20,24 @@ class Person:
     def __init__(self, argv: list[str], env: dict[str, str], cwd: Path, columns: int = 80, rows: int = 24) -> None:
         self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=str(cwd), dimensions=(rows, columns))
         self.screen = Screen(columns, rows, self._pty.send)
-        self.written = ""
+        self.output = ""
         self._before: list[str] = []
         self.echoed = True
 
     def _show(self, data: bytes) -> None:
-        self.written += data.decode(errors="replace")
+        self.output += data.decode(errors="replace")
         self.screen.feed(data)
 
-    def sees(self, text: str) -> None:
+    def wait_for(self, text: str) -> None:
         """Wait until the screen shows a text in more lines than when something was last typed."""
         self._wait(lambda: self._count(text, self.screen.lines) > self._count(text, self._before), text)
 
-    def reads(self, lines: int) -> None:
+    def wait_for_lines(self, lines: int) -> None:
         """Wait until the screen shows so many lines more than when something was last typed."""
         self._wait(lambda: len(self.screen.lines) >= len(self._before) + lines, f"{lines} lines")
 
     def _wait(self, came: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not came():
             assert time.monotonic() < deadline, f"{what!r} never came: {self.screen.lines[-50:]}"
             try:
@@ -45,7 +45,7 @@ class Person:
             except pexpect.TIMEOUT:
                 continue
 
-    def resizes(self, columns: int, rows: int) -> None:
+    def resize(self, columns: int, rows: int) -> None:
         """Make the window another size."""
         self.screen.resize(columns, rows)
         self._pty.setwinsize(rows, columns)
@@ -53,7 +53,7 @@ class Person:
     def _count(self, text: str, lines: list[str]) -> int:
         return sum(text in line for line in lines)
 
-    def types(self, text: str | bytes) -> None:
+    def type(self, text: str | bytes) -> None:
         self._before = self.screen.lines
         self._pty.send(text)
 
@@ -65,7 +65,7 @@ class Person:
         """Whether the terminal shows what is typed."""
         return bool(self._pty.getecho())
 
-    def hangs_up(self) -> None:
+    def hang_up(self) -> None:
         """Close the terminal, and leave whatever runs in it alone."""
         self._pty.ptyproc.fileobj.close()
         self._pty.ptyproc.closed = self._pty.closed = True
@@ -74,7 +74,7 @@ class Person:
         """Read to the end, and return the exit code as a shell tells it; `echoed` tells how the terminal was left."""
         try:
             while True:
-                self._show(self._pty.read_nonblocking(4096, PATIENCE_S))
+                self._show(self._pty.read_nonblocking(4096, TIMEOUT_S))
         except pexpect.EOF:
             self.echoed = self.echoes
             self._pty.close()

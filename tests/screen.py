@@ -10,8 +10,8 @@ import pyte
 from rich.console import Console
 from rich.segment import Segment, Segments
 
-from cerebrum_cli.terminal.markdown.code_blocks import END, Place, parse, part
-from cerebrum_cli.terminal.markdown.rows import rows as markdown_rows
+from cerebrum_cli.terminal.markdown.code_blocks import END, Position, parse, slice_tokens
+from cerebrum_cli.terminal.markdown.rows import render_rows as markdown_rows
 
 
 class Screen:
@@ -40,12 +40,12 @@ class Screen:
         return lines
 
     @property
-    def painted(self) -> list[tuple[object, ...]]:
+    def styled_cells(self) -> list[tuple[object, ...]]:
         """The lines again, each character with its colours and all else that is to be seen of it."""
         return [tuple(cell for cell in row if cell.data.strip()) for row in self._rows()][: len(self.lines)]
 
     @property
-    def scrolled(self) -> int:
+    def scrolled_rows(self) -> int:
         """How many lines have left the screen, never to be drawn over."""
         return len(self._screen.history.top)
 
@@ -80,15 +80,15 @@ class ScreenFile(StringIO):
         return super().write(text)
 
 
-def whole(text: str, columns: int, rows: int) -> Screen:
+def render_whole(text: str, columns: int, rows: int) -> Screen:
     """Return a screen with Markdown rendered as a whole."""
     file = ScreenFile(columns, rows)
     console = Console(file=file, width=columns, height=rows)
-    for row in markdown_rows(console, console.options, part(parse(text), Place(), END)):
+    for row in markdown_rows(console, console.options, slice_tokens(parse(text), Position(), END)):
         console.print(Segments([*row, Segment.line()]), end="")
     return file.screen
 
 
-def at_once(text: str, columns: int, rows: int) -> list[str]:
+def rendered_lines(text: str, columns: int, rows: int) -> list[str]:
     """Return the lines of Markdown rendered as a whole."""
-    return whole(text, columns, rows).lines
+    return render_whole(text, columns, rows).lines

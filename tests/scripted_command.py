@@ -119,7 +119,7 @@ def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: 
 def main() -> None:
     """Run one command line on the scripted model."""
     script = json.loads(sys.argv[1])
-    progress.PATIENCE_S = 0.05
+    progress.SHOW_AFTER_S = 0.05
     sys.exit(run(sys.argv[2:], runtime_for(script, Path(os.environ["HOME"]), standard_streams())))
 
 

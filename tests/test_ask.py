@@ -312,7 +312,7 @@ def test_interrupted_ask_prints_the_partial_answer(user: CommandLine, number: si
     text, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert (begin + text).endswith(b"\n")
-    assert "ended by cancelled" in err.decode()
+    assert "finish reason cancelled" in err.decode()
 
 
 def test_interrupt_ends_an_endless_template(user: CommandLine) -> None:

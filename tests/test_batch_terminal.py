@@ -69,14 +69,14 @@ AT_ONCE = {**REPLY, "pause": 0.0}
 
 def test_a_bar_tells_how_far_a_batch_is_and_goes_away(terminal: Open, tmp_path: Path) -> None:
     person = terminal({**REPLY, "load": 0.15}, *rows(tmp_path, 30))
-    person.sees("loading chatml 50%")
-    person.sees("/30 ━")
-    person.sees("1 failed")
-    person.sees("tokens/s 0:00:")
+    person.wait_for("loading chatml 50%")
+    person.wait_for("/30 ━")
+    person.wait_for("1 failed")
+    person.wait_for("tokens/s 0:00:")
     assert len(person.screen.lines) == 1
     assert person.end() == 6
     [line] = person.screen.lines
-    assert re.fullmatch(r"30 of 30 done, 1 failed, 638 tokens in \d+\.\d s \(\d+\.\d/s\)", line)
+    assert re.fullmatch(r"30 of 30 done, 1 failed, 638 tokens in \d+\.\d s \(\d+\.\d t/s\)", line)
     assert person.screen.cursor == (0, 1)
     assert not person.screen.cursor_hidden
 
@@ -86,10 +86,10 @@ def test_a_narrow_window_cuts_no_number_and_streamed_answers_in_a_file_leave_it_
 ) -> None:
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path)]
     person = terminal(QUICK, *arguments, size=(30, 8), after="> answers")
-    person.sees("/40 1 failed 0:00:0")
+    person.wait_for("/40 1 failed 0:00:0")
     assert len(person.screen.lines) == 1
     assert person.end() == 6
-    assert "…" not in person.written
+    assert "…" not in person.output
     assert " ".join(person.screen.lines).startswith("40 of 40 done, 1 failed, 858")
     assert [json.loads(line)["id"] for line in (tmp_path / "answers").read_text().splitlines()] == list(range(1, 41))
 
@@ -98,8 +98,8 @@ def test_answers_that_are_streamed_to_a_terminal_have_no_bar_among_them(terminal
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
     person = terminal(AT_ONCE, *arguments)
     assert person.end() == 6
-    assert "\x1b" not in person.written
-    *answers, last = person.written.splitlines()
+    assert "\x1b" not in person.output
+    *answers, last = person.output.splitlines()
     assert [json.loads(line)["id"] for line in answers] == list(range(1, 13))
     assert last.startswith("12 of 12 done, 1 failed, ")
 
@@ -107,8 +107,8 @@ def test_answers_that_are_streamed_to_a_terminal_have_no_bar_among_them(terminal
 def test_a_terminal_that_is_not_drawn_on_gets_one_line(terminal: Open, tmp_path: Path) -> None:
     person = terminal({**AT_ONCE, "load": 0.1}, *rows(tmp_path, 9), TERM="dumb")
     assert person.end() == 6
-    assert "\x1b" not in person.written
-    assert "\r" not in person.written.replace("\r\n", "")
+    assert "\x1b" not in person.output
+    assert "\r" not in person.output.replace("\r\n", "")
     assert len(person.screen.lines) == 1
 
 
@@ -116,24 +116,24 @@ def test_thought_draws_nothing_over_the_bar(terminal: Open, tmp_path: Path) -> N
     (tmp_path / "in.txt").write_text("p\nq\n")
     script = {"seeds": ["<think>" + "hm " * 20 + "</think>yes"], "pause": 0.0025}
     person = terminal(script, "batch", "in.txt", "-o", "out")
-    person.sees("0/2 ━")
+    person.wait_for("0/2 ━")
     assert person.end() == 0
-    assert "thinking" not in person.written
+    assert "thinking" not in person.output
 
 
 def test_quiet_shows_nothing_at_all(terminal: Open, tmp_path: Path) -> None:
     person = terminal({**AT_ONCE, "load": 0.1}, *rows(tmp_path, 9), "-q")
-    assert (person.end(), person.written) == (6, "")
+    assert (person.end(), person.output) == (6, "")
 
 
 def test_ctrl_c_takes_the_bar_away_and_says_how_to_go_on(terminal: Open, tmp_path: Path) -> None:
     person = terminal(REPLY, *rows(tmp_path))
-    person.sees("/40 ━")
+    person.wait_for("/40 ━")
     for _ in range(1000):
         if (tmp_path / "out.partial").stat().st_size:
             break
         time.sleep(0.01)
-    person.types("\x03")
+    person.type("\x03")
     assert person.end() == 130
     partial = (tmp_path / "out.partial").read_text().splitlines()
     *_, what, do = person.screen.lines
@@ -146,8 +146,8 @@ def test_ctrl_c_takes_the_bar_away_and_says_how_to_go_on(terminal: Open, tmp_pat
 
 def test_ctrl_c_while_the_model_loads_leaves_nothing(terminal: Open, tmp_path: Path) -> None:
     person = terminal({**REPLY, "load": 20}, *rows(tmp_path))
-    person.sees("loading chatml 50%")
-    person.types("\x03")
+    person.wait_for("loading chatml 50%")
+    person.type("\x03")
     assert person.end() == 130
     assert "  try: 0 of 40 rows done; run it again to resume" in person.screen.lines
     assert not list(tmp_path.glob("out*"))
@@ -158,20 +158,20 @@ def test_ctrl_c_while_the_model_loads_leaves_nothing(terminal: Open, tmp_path: P
 
 def test_a_vote_shows_how_it_stands_and_then_the_chain_that_won(terminal: Open) -> None:
     person = terminal({"seeds": CHAINS, "pause": 0.002}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
-    person.sees("no chain is done yet | ")
-    person.sees("日本語の答え 1 of 1 | ")
-    person.sees("日本語の答え 2 of 3, 5 1 of 3 | ")
+    person.wait_for("no sample finished | ")
+    person.wait_for("日本語の答え: 1 of 1 | ")
+    person.wait_for("日本語の答え: 2 of 3, 5: 1 of 3 | ")
     assert len(person.screen.lines) == 1
     assert person.end() == 0
-    assert person.screen.lines == ["Well, the answer is 日本語の答え.", "日本語の答え 3 of 5, 5 1 of 5"]
+    assert person.screen.lines == ["Well, the answer is 日本語の答え.", "日本語の答え: 3 of 5, 5: 1 of 5"]
 
 
 def test_the_standing_of_a_vote_takes_one_line_of_a_narrow_window(terminal: Open) -> None:
     script = {"seeds": CHAINS, "pause": 0.001}
     person = terminal(script, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0", size=(20, 8))
-    person.sees("日本語の答え 2 of")
+    person.wait_for("日本語の答え: 2")
     assert len(person.screen.lines) == 1
-    drawn = re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", person.written)
+    drawn = re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", person.output)
     assert drawn
     assert max(map(cell_len, drawn)) < 20 - len("^C")
     assert person.end() == 0
@@ -181,23 +181,23 @@ def test_a_vote_draws_nothing_where_it_must_not(terminal: Open) -> None:
     arguments = ("ask", "q", "--votes", "3", "--final", "--seed", "0", "--no-early-stop")
     person = terminal({"seeds": CHAINS, "load": 0.1, "pause": 0.0}, *arguments, ACCESSIBLE="1")
     assert person.end() == 0
-    assert person.written == "日本語の答え\r\n日本語の答え 2 of 3, 5 1 of 3\r\n"
+    assert person.output == "日本語の答え\r\n日本語の答え: 2 of 3, 5: 1 of 3\r\n"
 
 
 def test_ctrl_c_in_a_vote_shows_what_leads_by_then(terminal: Open) -> None:
     person = terminal({"seeds": CHAINS, "pause": 0.0025}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
-    person.sees("日本語の答え 1 of 1 | ")
-    person.types("\x03")
+    person.wait_for("日本語の答え: 1 of 1 | ")
+    person.type("\x03")
     assert person.end() == 130
     answer, standing = person.screen.lines
     assert answer.endswith("he answer is 日本語の答え.")  # of the first chain, or of one that was done with it
-    assert re.fullmatch(r"日本語の答え (1 of 1|2 of 2)", standing)
-    assert "Traceback" not in person.written
+    assert re.fullmatch(r"日本語の答え: (1 of 1|2 of 2)", standing)
+    assert "Traceback" not in person.output
 
 
 def test_ctrl_c_before_any_chain_is_done_shows_nothing(terminal: Open) -> None:
     person = terminal({"seeds": ["y" * 2000], "pause": 0.01}, "ask", "q", "--votes", "3")
-    person.sees("no chain is done yet | ")
-    person.types("\x03")
+    person.wait_for("no sample finished | ")
+    person.type("\x03")
     assert person.end() == 130
     assert [line for line in person.screen.lines if line != "^C"] == []

@@ -46,7 +46,7 @@ def sit(user: CommandLine, tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
         )
         argv = [*shell, sys.executable, SCRIPTED, json.dumps({"reply": reply, **script}), "chat"]
         people.append(Person([*argv, "-m", str(chatml_model), "--no-markdown", *arguments], env, tmp_path))
-        people[-1].sees(">")
+        people[-1].wait_for(">")
         return people[-1]
 
     yield open_chat
@@ -86,8 +86,8 @@ def left_alone(person: Person, tmp_path: Path) -> None:
     """Check that nothing is left behind, in the terminal or on the disk."""
     assert person.echoed
     assert not person.screen.cursor_hidden
-    assert "Traceback" not in person.written
-    assert "Press ENTER" not in person.written
+    assert "Traceback" not in person.output
+    assert "Press ENTER" not in person.output
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -99,8 +99,8 @@ def test_a_second_signal_while_a_reply_is_kept_changes_nothing(
     sit: Sit, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     person = sit(WORDS, pause=0.02)
-    person.types("Talk!\r")
-    person.sees("word5 ")
+    person.type("Talk!\r")
+    person.wait_for("word5 ")
     for _ in range(3):
         person.kill(number)
         time.sleep(0.002)
@@ -115,9 +115,9 @@ def test_a_second_signal_at_the_prompt_changes_nothing(
     sit: Sit, tmp_path: Path, number: signal.Signals, code: int, pause: float
 ) -> None:
     person = sit()
-    person.sees("context ")
-    person.types("never asked")
-    person.sees("> never asked")
+    person.wait_for("context ")
+    person.type("never asked")
+    person.wait_for("> never asked")
     for _ in range(3):
         person.kill(number)
         time.sleep(pause)
@@ -129,9 +129,9 @@ def test_a_second_signal_at_the_prompt_changes_nothing(
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_a_signal_ends_the_editor_too(sit: Sit, tmp_path: Path, asked: str, number: signal.Signals, code: int) -> None:
     person = sit()
-    person.types("One?\r")
-    person.sees("Yes.")
-    person.types(asked)
+    person.type("One?\r")
+    person.wait_for("Yes.")
+    person.type(asked)
     editor = editing(tmp_path)
     person.kill(number)
     person.kill(number)
@@ -143,8 +143,8 @@ def test_a_signal_ends_the_editor_too(sit: Sit, tmp_path: Path, asked: str, numb
 @pytest.mark.parametrize("loads", ["One?\r", "/prompt\r", "/tokens\r"])
 def test_a_signal_ends_a_wait_for_the_model(sit: Sit, tmp_path: Path, loads: str) -> None:
     person = sit(load=60)
-    person.types(loads)
-    person.sees("loading chatml")
+    person.type(loads)
+    person.wait_for("loading chatml")
     person.kill(signal.SIGTERM)
     assert person.end() == 143
     left_alone(person, tmp_path)
@@ -153,9 +153,9 @@ def test_a_signal_ends_a_wait_for_the_model(sit: Sit, tmp_path: Path, loads: str
 def test_a_signal_ends_a_command(sit: Sit, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     person = sit()
-    person.sees("context ")
-    person.types("/file fifo\r")
-    person.sees("> /file fifo")
+    person.wait_for("context ")
+    person.type("/file fifo\r")
+    person.wait_for("> /file fifo")
     time.sleep(0.3)
     person.kill(signal.SIGTERM)
     assert person.end() == 143
@@ -165,17 +165,17 @@ def test_a_signal_ends_a_command(sit: Sit, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shell", [(), ("bash", "-c", '"$0" "$@"; true')])
 def test_a_reply_is_kept_where_its_terminal_is_closed(sit: Sit, user: CommandLine, shell: tuple[str, ...]) -> None:
     person = sit(WORDS, pause=0.02, shell=shell)
-    person.types("Talk!\r")
-    person.sees("word5 ")
-    person.hangs_up()
+    person.type("Talk!\r")
+    person.wait_for("word5 ")
+    person.hang_up()
     until(lambda: messages(user, "talk")[-1]["finish_reason"] == "cancelled")
     assert messages(user, "talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
 
 
 def test_a_chat_ends_where_its_terminal_is_closed_at_the_prompt(sit: Sit, tmp_path: Path) -> None:
     person = sit(shell=("bash", "-c", 'trap : HUP; "$0" "$@" 2> err; echo $? > code'))
-    person.sees("context ")
-    person.hangs_up()
+    person.wait_for("context ")
+    person.hang_up()
     code = tmp_path / "code"
     until(lambda: code.exists() and code.read_text().endswith("\n"))
     assert code.read_text() in ("0\n", "129\n")
@@ -187,12 +187,12 @@ def test_a_chat_ends_where_its_terminal_is_closed_at_the_prompt(sit: Sit, tmp_pa
 
 def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(sit: Sit, tmp_path: Path) -> None:
     person = sit(WORDS, stuck=20)
-    person.types("Talk!\r")
-    person.sees("word1 ")
+    person.type("Talk!\r")
+    person.wait_for("word1 ")
     assert not person.echoes
-    person.types("\x03")
+    person.type("\x03")
     time.sleep(0.3)
-    person.types("\x03")
+    person.type("\x03")
     assert person.end() == 130
     left_alone(person, tmp_path)
 
@@ -200,28 +200,28 @@ def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(sit: Sit, tmp_path: Path)
 @pytest.mark.parametrize("loads", ["/prompt", "/tokens", "/export talk.txt"])
 def test_ctrl_c_ends_a_wait_for_the_model_and_not_the_chat(sit: Sit, user: CommandLine, loads: str) -> None:
     before = sit()
-    before.types("One?\r")
-    before.sees("Yes.")
-    before.types("\x04")
+    before.type("One?\r")
+    before.wait_for("Yes.")
+    before.type("\x04")
     assert before.end() == 0
     person = sit("Yes.", "-c", load=60)
-    person.types(f"{loads}\r")
-    person.sees("loading chatml")
-    person.types("\x03")
-    person.sees(f"interrupted: {loads.split()[0]} came to no end")
-    person.types("\x04")
+    person.type(f"{loads}\r")
+    person.wait_for("loading chatml")
+    person.type("\x03")
+    person.wait_for(f"interrupted: {loads.split()[0]} did not finish")
+    person.type("\x04")
     assert person.end() == 0
 
 
 def test_ctrl_c_ends_a_question_whose_model_is_not_there_yet(sit: Sit, user: CommandLine) -> None:
     person = sit(load=2)
-    person.types("One?\r")
-    person.sees("loading chatml")
-    person.types("\x03")
-    person.sees("interrupted: before anything was said; /retry asks again")
-    person.types("/retry\r")
-    person.sees("Yes.")
-    person.types("\x04")
+    person.type("One?\r")
+    person.wait_for("loading chatml")
+    person.type("\x03")
+    person.wait_for("interrupted: before the reply began; /retry asks again")
+    person.type("/retry\r")
+    person.wait_for("Yes.")
+    person.type("\x04")
     assert person.end() == 0
     assert [each["content"] for each in messages(user, "one")] == ["One?", "Yes."]
 
@@ -230,12 +230,12 @@ def test_ctrl_c_ends_a_command_and_not_the_chat(sit: Sit, tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "fifo")
     person = sit()
     for _ in range(2):
-        person.types("/file fifo\r")
-        person.sees("> /file fifo")
+        person.type("/file fifo\r")
+        person.wait_for("> /file fifo")
         time.sleep(0.3)
-        person.types("\x03")
-        person.sees("interrupted: /file came to no end")
-    person.types("\x04")
+        person.type("\x03")
+        person.wait_for("interrupted: /file did not finish")
+    person.type("\x04")
     assert person.end() == 0
     left_alone(person, tmp_path)
 
@@ -243,9 +243,9 @@ def test_ctrl_c_ends_a_command_and_not_the_chat(sit: Sit, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/set ctx 4096", "interrupted: ctx stays as it was"),
-        ("/set format cerebrum", "interrupted: format stays as it was"),
-        ("/model other.gguf", "interrupted: the model stays chatml"),
+        ("/set ctx 4096", "interrupted: ctx unchanged"),
+        ("/set format cerebrum", "interrupted: format unchanged"),
+        ("/model other.gguf", "interrupted: still using chatml"),
     ],
 )
 def test_an_interrupted_change_says_what_stays(
@@ -253,32 +253,32 @@ def test_an_interrupted_change_says_what_stays(
 ) -> None:
     (tmp_path / "other.gguf").write_bytes(chatml_model.read_bytes())
     person = sit(reload=2)
-    person.types("One?\r")
-    person.sees("Yes.")
-    person.types(f"{line}\r")
-    person.sees("loading ")
-    person.types("\x03")
-    person.sees(said)
-    person.types("Two?\r")
-    person.sees("Yes.")
-    person.types("\x04")
+    person.type("One?\r")
+    person.wait_for("Yes.")
+    person.type(f"{line}\r")
+    person.wait_for("loading ")
+    person.type("\x03")
+    person.wait_for(said)
+    person.type("Two?\r")
+    person.wait_for("Yes.")
+    person.type("\x04")
     assert person.end() == 0
 
 
 @pytest.mark.parametrize("asked", ["/edit\r", "more\x18\x05"])
 def test_an_editor_has_the_terminal_as_it_was_and_ctrl_c_for_itself(sit: Sit, tmp_path: Path, asked: str) -> None:
     person = sit()
-    person.types("One?\r")
-    person.sees("Yes.")
-    person.types(asked)
+    person.type("One?\r")
+    person.wait_for("Yes.")
+    person.type(asked)
     editing(tmp_path)
     modes = (tmp_path / "modes").read_text().split()
     assert {"echo", "icanon", "icrnl", "isig"} <= {mode.strip(";") for mode in modes}
-    person.types("\x03")
-    person.sees("interrupted: nothing is changed")
-    person.types("\x15/tokens\r")
-    person.sees("context ")
-    person.types("\x04")
+    person.type("\x03")
+    person.wait_for("interrupted: no changes")
+    person.type("\x15/tokens\r")
+    person.wait_for("context ")
+    person.type("\x04")
     assert person.end() == 0
     left_alone(person, tmp_path)
 

@@ -46,7 +46,7 @@ def sit(user: CommandLine, tmp_path: Path) -> Iterator[Sit]:
         threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         env = user.environment({"TERM": "xterm-256color", "CEREBRUM_THREADS": threads})
         people.append(Person([COMMAND, "chat", *arguments], env, tmp_path, columns, rows))
-        people[-1].sees("/8192 (")
+        people[-1].wait_for("/8192 (")
         return people[-1]
 
     yield open_chat
@@ -62,9 +62,9 @@ def shown(user: CommandLine, name: str) -> list[dict[str, Any]]:
 
 def turn(person: Person, question: str) -> None:
     """Ask, and wait for the end of the reply: what is typed meanwhile is obeyed then."""
-    person.types(f"{question}\r/stats\r")
-    person.sees("> /stats")
-    person.sees("| load ")
+    person.type(f"{question}\r/stats\r")
+    person.wait_for("> /stats")
+    person.wait_for("| load ")
 
 
 def test_a_talk_is_read_once_taken_back_and_tried_again(sit: Sit, user: CommandLine) -> None:
@@ -72,10 +72,10 @@ def test_a_talk_is_read_once_taken_back_and_tried_again(sit: Sit, user: CommandL
     turn(person, "What is the capital of France?")
     turn(person, "And of Italy?")
     turn(person, "/retry 0.9")
-    person.types("/undo\r")
-    person.sees("taken back: And of Italy?")
+    person.type("/undo\r")
+    person.wait_for("Undone: And of Italy?")
     turn(person, "And of Spain?")
-    person.types("\x04")
+    person.type("\x04")
     assert person.end() == 0
     first, _, second, last = shown(user, "what-is-the-capital-of")
     assert (first["content"], second["content"]) == ("What is the capital of France?", "And of Spain?")
@@ -88,10 +88,10 @@ def test_a_talk_is_read_once_taken_back_and_tried_again(sit: Sit, user: CommandL
 def test_forty_pasted_lines_are_one_question(sit: Sit, user: CommandLine) -> None:
     person = sit("-n", "5", "--session", "paste")
     lines = [f"line {number} of forty" for number in range(40)]
-    person.types("\x1b[200~" + "\r".join(lines) + "\x1b[201~")
-    person.sees("line 39 of forty")
+    person.type("\x1b[200~" + "\r".join(lines) + "\x1b[201~")
+    person.wait_for("line 39 of forty")
     turn(person, "")
-    person.types("\x04")
+    person.type("\x04")
     assert person.end() == 0
     assert shown(user, "paste")[0]["content"].splitlines() == lines
 
@@ -99,25 +99,25 @@ def test_forty_pasted_lines_are_one_question(sit: Sit, user: CommandLine) -> Non
 def test_ctrl_c_in_an_answer_and_in_a_long_prompt(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "my long notes.txt").write_text("The cat sleeps on the sofa in the afternoon. " * 400)
     person = sit("--session", "stops", "--no-markdown")
-    person.types("Tell me a very long story.\r")
-    person.reads(4)
-    person.types("\x03")
-    person.sees("the reply was interrupted")
-    person.types("/continue\r")
-    person.sees("> /continue")
-    person.types("\x03")
-    person.sees("interrupted")
-    person.types("/file my l\t")
-    person.sees("> /file my long notes.txt")
-    person.types("\rWhere does the cat sleep?\r")
-    person.sees("reading the prompt: ")
-    person.types("\x03")
-    person.sees("the reply was interrupted")
-    person.types("/undo\r")
-    person.sees("taken back: ")
-    person.types("/set max_tokens 8\r")
+    person.type("Tell me a very long story.\r")
+    person.wait_for_lines(4)
+    person.type("\x03")
+    person.wait_for("reply interrupted")
+    person.type("/continue\r")
+    person.wait_for("> /continue")
+    person.type("\x03")
+    person.wait_for("interrupted")
+    person.type("/file my l\t")
+    person.wait_for("> /file my long notes.txt")
+    person.type("\rWhere does the cat sleep?\r")
+    person.wait_for("prompt: ")
+    person.type("\x03")
+    person.wait_for("reply interrupted")
+    person.type("/undo\r")
+    person.wait_for("Undone: ")
+    person.type("/set max_tokens 8\r")
     turn(person, "What is two and two?")
-    person.types("\x04")
+    person.type("\x04")
     assert person.end() == 0
     story, cut, question, answer = shown(user, "stops")
     assert (story["content"], question["content"]) == (
@@ -132,29 +132,29 @@ def test_ctrl_c_in_an_answer_and_in_a_long_prompt(sit: Sit, user: CommandLine, t
 def test_a_chat_killed_in_an_answer_goes_on(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "killed", "--no-markdown", "-n", "12")
     turn(person, "Name a colour.")
-    person.types("/set max_tokens\r")
-    person.types("Tell me a very long story.\r")
-    person.reads(4)
+    person.type("/set max_tokens\r")
+    person.type("Tell me a very long story.\r")
+    person.wait_for_lines(4)
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
     before = shown(user, "killed")
     assert [each["content"] for each in before[::2]] == ["Name a colour.", "Tell me a very long story."]
     again = sit("-c", "-n", "12")
-    again.sees("killed goes on; this was said last:")
+    again.wait_for("Continuing 'killed'. Last exchange:")
     turn(again, "Name an animal.")
-    again.types("\x04")
+    again.type("\x04")
     assert again.end() == 0
     assert [each["content"] for each in shown(user, "killed")][:2] == [each["content"] for each in before[:2]]
 
 
 def test_a_window_changes_in_the_middle_of_an_answer(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "sizes", "-n", "200", columns=100, rows=30)
-    person.types("Write a short list of five fruits, each with a sentence.\r")
-    person.sees("1")
-    person.resizes(120, 40)
-    person.types("/stats\r")
-    person.sees("| load ")
-    person.types("\x04")
+    person.type("Write a short list of five fruits, each with a sentence.\r")
+    person.wait_for("1")
+    person.resize(120, 40)
+    person.type("/stats\r")
+    person.wait_for("| load ")
+    person.type("\x04")
     assert person.end() == 0
     assert not person.screen.cursor_hidden
     words = re.findall(r"\w+", shown(user, "sizes")[1]["content"])
@@ -172,6 +172,6 @@ def test_a_script_of_twenty_lines_is_talked_through_while_another_chat_runs(sit:
     ]
     assert len(shown(user, "script")) == 40
     turn(person, "And what is one plus one?")
-    person.types("\x04")
+    person.type("\x04")
     assert person.end() == 0
     assert len(shown(user, "other")) == 2

@@ -10,7 +10,7 @@ from prompt_toolkit.document import Document
 
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.terminal.repl.completion import SlashCompleter
-from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SLASHES, VALUES
+from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTING_VALUES, SLASH_COMMANDS
 
 
 def unreadable() -> list[str]:
@@ -24,7 +24,7 @@ COMPLETER = SlashCompleter(
         "setting": lambda: SETTABLE,
         "part": lambda: PARTS,
     },
-    VALUES,
+    SETTING_VALUES,
 )
 
 
@@ -60,7 +60,7 @@ def test_tab_offers_commands_and_what_they_take(text: str, lines: list[str]) -> 
 
 
 def test_an_empty_slash_offers_every_command() -> None:
-    assert offered("/") == [f"/{slash.name}" for slash in SLASHES]
+    assert offered("/") == [f"/{slash.name}" for slash in SLASH_COMMANDS]
 
 
 @pytest.mark.parametrize("command", ["/file", "/export"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cerebrum_cli.terminal.control import LONGEST, ControlFilter, strip_controls
+from cerebrum_cli.terminal.control import MAX_HELD, ControlFilter, strip_controls
 
 SEQUENCES = {
     "a\x1b[31mred\x1b[0m": "ared",
@@ -74,6 +74,6 @@ def test_text_without_controls_is_unchanged(text: str) -> None:
 
 def test_a_sequence_that_never_ends_hides_no_more_than_its_bound() -> None:
     through = ControlFilter()
-    text = "\x1b]0;" + "x" * LONGEST
+    text = "\x1b]0;" + "x" * MAX_HELD
     assert "".join(map(through.feed, text)).endswith("xx")
     assert through.feed("shown") == "shown"

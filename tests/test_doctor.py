@@ -475,11 +475,11 @@ SEEN = Seen(True, 80, "UTF-8", "xterm-256color", None, False, False)
 @pytest.mark.parametrize(
     ("screen", "status", "detail"),
     [
-        (SEEN, "ok", "xterm-256color, 80 columns, 256 colours, UTF-8"),
-        (replace(SEEN, colorterm="truecolor"), "ok", "xterm-256color, 80 columns, all colours, UTF-8"),
+        (SEEN, "ok", "xterm-256color, 80 columns, 256 colors, UTF-8"),
+        (replace(SEEN, colorterm="truecolor"), "ok", "xterm-256color, 80 columns, 24-bit color, UTF-8"),
         (replace(SEEN, no_color=True), "ok", "xterm-256color, 80 columns, no colors (NO_COLOR), UTF-8"),
         (replace(SEEN, accessible=True), "ok", "UTF-8, for a screen reader (ACCESSIBLE)"),
-        (replace(SEEN, term="dumb"), "warning", "dumb, 80 columns, no colours"),
+        (replace(SEEN, term="dumb"), "warning", "dumb, 80 columns, no colors"),
         (replace(SEEN, term=None), "warning", "TERM is not set, 80 columns"),
         (replace(SEEN, encoding="ANSI_X3.4-1968"), "warning", "ANSI_X3.4-1968; it may show other letters"),
         (replace(SEEN, is_terminal=False, encoding="ISO-8859-1", term=None), "ok", "none: standard output is a pipe"),

@@ -210,12 +210,12 @@ def test_what_is_said_by_a_json_schema_can_be_parsed(model: Path) -> None:
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
-        ('root ::= "a"\nfoo = 3\nbar ::= "b"', "cannot be read: line 2: expecting ::= at = 3"),
-        ('root ::= "\\q"', 'cannot be read: line 1: unknown escape at \\q"'),
-        ('root ::= ("a"', "cannot be read: expecting ')'"),
-        ("root ::= foo", "cannot be read: Undefined rule identifier 'foo'"),
-        ('rot ::= "a"', "cannot be read: grammar does not contain a 'root' symbol"),
-        ('root ::= root "a"', "cannot be read: unsupported grammar, left recursion detected"),
+        ('root ::= "a"\nfoo = 3\nbar ::= "b"', "invalid grammar: line 2: expecting ::= at = 3"),
+        ('root ::= "\\q"', 'invalid grammar: line 1: unknown escape at \\q"'),
+        ('root ::= ("a"', "invalid grammar: expecting ')'"),
+        ("root ::= foo", "invalid grammar: Undefined rule identifier 'foo'"),
+        ('rot ::= "a"', "invalid grammar: grammar does not contain a 'root' symbol"),
+        ('root ::= root "a"', "invalid grammar: unsupported grammar, left recursion detected"),
         (" \n", "is empty"),
     ],
 )

@@ -244,7 +244,7 @@ def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) 
 def test_a_context_beyond_the_trained_one_is_remarked_on(tmp_path: Path) -> None:
     asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
     assert [notice.message for notice in remarks(asked, offloads=False, devices=())] == [
-        "--ctx 2049 is more than the 2048 tokens this model was trained to"
+        "--ctx 2049 exceeds the model's trained context of 2048 tokens"
     ]
     assert not list(remarks(replace(asked, context_size=2048), offloads=False, devices=()))
 
@@ -255,7 +255,7 @@ def test_layers_nobody_can_take_are_remarked_on(tmp_path: Path) -> None:
     assert not list(remarks(asked, offloads=True, devices=(gpu,)))
     (unbuilt,) = remarks(asked, offloads=False, devices=())
     (unseen,) = remarks(asked, offloads=True, devices=())
-    assert "knows no GPU" in unbuilt.message
+    assert "no GPU support" in unbuilt.message
     assert "finds no GPU here" in unseen.message
 
 
@@ -282,5 +282,5 @@ def test_a_context_that_memory_makes_smaller_is_remarked_on() -> None:
     assert context == 4096
     notice = shortage(MISTRAL_7B, context)
     assert notice is not None
-    assert notice.message == "free memory holds a context of 4096 tokens, not the usual 8192"
+    assert notice.message == "free memory fits a context of 4096 tokens instead of 8192"
     assert shortage(MISTRAL_7B, 8192) is None

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.markdown import Markdown
-from screen import ScreenFile, at_once
+from screen import ScreenFile, rendered_lines
 
 from cerebrum_cli.terminal.markdown import renderer as markdown
 from cerebrum_cli.terminal.markdown.code_blocks import parse
-from cerebrum_cli.terminal.markdown.renderer import MarkdownStream, rows_wrapped
+from cerebrum_cli.terminal.markdown.renderer import MarkdownStream, wrapped_row_count
 
 DOCUMENT = """# Title
 
@@ -84,8 +84,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def every_character(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw at every piece of text."""
-    monkeypatch.setattr(markdown, "REDRAW_EVERY_S", 0.0)
-    monkeypatch.setattr(markdown, "DRAWING_SHARE", 1e9)
+    monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
+    monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
 
 
 @pytest.mark.usefixtures("every_character")
@@ -93,7 +93,7 @@ def every_character(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("text", "step"), [(DOCUMENT, 1), (TALL, 3)])
 def test_markdown_grows_into_what_it_is_at_once(text: str, step: int, columns: int, rows: int) -> None:
     file = grown(text, columns, rows, step)
-    assert file.screen.lines == at_once(text, columns, rows)
+    assert file.screen.lines == rendered_lines(text, columns, rows)
     assert file.screen.cursor == (0, len(file.screen.lines))
     assert not file.screen.cursor_hidden
 
@@ -138,7 +138,7 @@ def test_markdown_of_any_blocks_grows_into_what_it_is_at_once() -> None:
     )
     def holds(blocks: list[str], between: str, size: tuple[int, int], step: int) -> None:
         text = between.join(blocks)
-        assert grown(text, *size, step).screen.lines == at_once(text, *size)
+        assert grown(text, *size, step).screen.lines == rendered_lines(text, *size)
 
     holds()
 
@@ -170,12 +170,12 @@ def test_markdown_without_code_and_numbers_looks_as_rich_has_it(columns: int) ->
     text = re.sub(r"(?s)```.*?```\n|1\. first\n2\. second\n|---\n\n|\* \* \*\n", "", DOCUMENT)
     file = ScreenFile(columns, 24)
     Console(file=file, width=columns).print(Markdown(text, hyperlinks=False))
-    assert at_once(text, columns, 24) == file.screen.lines
+    assert rendered_lines(text, columns, 24) == file.screen.lines
 
 
 def test_what_a_model_says_in_html_or_defines_is_shown() -> None:
     text = "<b>bold</b> is HTML\n\n<div>\n\nsee [it][1]\n\n[1]: https://example.com"
-    assert at_once(text, 80, 24) == [
+    assert rendered_lines(text, 80, 24) == [
         "<b>bold</b> is HTML",
         "",
         "<div>",
@@ -197,7 +197,7 @@ def test_drawing_costs_a_small_share_of_the_time_whatever_one_costs(
         spent[0] += cost
         return []
 
-    monkeypatch.setattr(markdown, "rows", costly)
+    monkeypatch.setattr(markdown, "render_rows", costly)
     monkeypatch.setattr(markdown, "time", SimpleNamespace(monotonic=lambda: now[0]))
     stream = MarkdownStream(Console(file=ScreenFile(80, 24)))
     for _ in range(2000):
@@ -235,4 +235,4 @@ def test_what_is_settled_is_not_read_again(monkeypatch: pytest.MonkeyPatch, line
     ],
 )
 def test_a_terminal_wraps_a_row_that_has_become_too_long(text: str, width: int, count: int) -> None:
-    assert rows_wrapped(text, width) == count
+    assert wrapped_row_count(text, width) == count

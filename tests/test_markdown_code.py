@@ -6,7 +6,7 @@ import re
 
 import pytest
 from rich.console import Console
-from screen import ScreenFile, at_once, whole
+from screen import ScreenFile, render_whole, rendered_lines
 
 from cerebrum_cli.terminal.markdown import renderer as markdown
 from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
@@ -17,8 +17,8 @@ from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 def drawn_at_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw at every piece, on a terminal that can be drawn on."""
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(markdown, "REDRAW_EVERY_S", 0.0)
-    monkeypatch.setattr(markdown, "DRAWING_SHARE", 1e9)
+    monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
+    monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
 
 
 NESTED = """1. Install it:
@@ -38,7 +38,7 @@ NESTED = """1. Install it:
 
 
 def test_code_blocks_are_numbered_and_labelled_wherever_they_stand() -> None:
-    assert at_once(NESTED, 20, 24) == [
+    assert rendered_lines(NESTED, 20, 24) == [
         "  1 Install it:",
         "    [1] bash",
         "      pip install",
@@ -90,4 +90,7 @@ def test_what_is_settled_of_a_block_can_be_read_while_it_grows(begin: str, line:
 @pytest.mark.parametrize(("language", "begin", "end"), [("js", "/*", "*/"), ("html", "<!--", "-->")])
 def test_a_comment_has_its_colour_before_its_end_is_there(language: str, begin: str, end: str) -> None:
     comment = f"```{language}\n{begin} let x\n"
-    assert whole(comment + "let y\n" * 30, 80, 60).painted[1] == whole(f"{comment}{end}\n```", 80, 60).painted[1]
+    assert (
+        render_whole(comment + "let y\n" * 30, 80, 60).styled_cells[1]
+        == render_whole(f"{comment}{end}\n```", 80, 60).styled_cells[1]
+    )

@@ -21,7 +21,7 @@ import sys, time, tty
 from pathlib import Path
 from rich.console import Console
 from cerebrum_cli.terminal.markdown import renderer as markdown
-markdown.REDRAW_EVERY_S = markdown.REDRAW_AT_LEAST_EVERY_S = 0.0
+markdown.MIN_REDRAW_INTERVAL_S = markdown.MAX_REDRAW_INTERVAL_S = 0.0
 directory = Path(sys.argv[1])
 print("\\n" * 60)  # at its bottom, as after some chat: tmux scrolls when it wraps anew, also where rows below are empty
 stream = markdown.MarkdownStream(Console(file=sys.stdout))

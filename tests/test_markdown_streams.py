@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from screen import Screen, ScreenFile, whole
+from screen import Screen, ScreenFile, render_whole
 
 from cerebrum_cli.terminal.markdown import renderer as markdown
 from cerebrum_cli.terminal.markdown.code_blocks import (
@@ -19,15 +19,15 @@ from cerebrum_cli.terminal.markdown.code_blocks import (
     CODE,
     END,
     OPENINGS,
-    Place,
+    Position,
     code_lines,
+    highlight_chunks,
     parse,
-    part,
-    portions,
-    steps,
+    slice_tokens,
+    split_leaves,
 )
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
-from cerebrum_cli.terminal.markdown.rows import rows
+from cerebrum_cli.terminal.markdown.rows import render_rows
 
 STREAMS = {path.stem: path for path in sorted((Path(__file__).parent / "data" / "streams").glob("*.json"))}
 SIZES = [(80, 24), (20, 6), (33, 12)]
@@ -43,7 +43,7 @@ def pieces(name: str) -> tuple[str, ...]:
 @cache
 def at_once(name: str, columns: int, height: int) -> Screen:
     """Return a reply on a screen, rendered as a whole."""
-    return whole("".join(pieces(name)), columns, height)
+    return render_whole("".join(pieces(name)), columns, height)
 
 
 def console(columns: int, height: int) -> Console:
@@ -61,8 +61,8 @@ def screen(of: Console) -> Screen:
 def drawn_at_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw at every piece, on a terminal that can be drawn on."""
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(markdown, "REDRAW_EVERY_S", 0.0)
-    monkeypatch.setattr(markdown, "DRAWING_SHARE", 1e9)
+    monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
+    monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
 
 
 @pytest.mark.parametrize(("columns", "height"), SIZES)
@@ -73,12 +73,12 @@ def test_a_reply_grows_into_what_it_is_at_once_colours_too(name: str, columns: i
     scrolled = 0
     for piece in pieces(name):
         stream.feed(piece)
-        if screen(window).scrolled > scrolled:  # what has left the screen is final, and there once
-            scrolled = screen(window).scrolled
+        if screen(window).scrolled_rows > scrolled:  # what has left the screen is final, and there once
+            scrolled = screen(window).scrolled_rows
             assert screen(window).lines[:scrolled] == expected.lines[:scrolled]
     stream.close()
     assert screen(window).lines == expected.lines
-    assert screen(window).painted == expected.painted
+    assert screen(window).styled_cells == expected.styled_cells
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -99,19 +99,21 @@ def test_a_reply_cut_anywhere_grows_into_what_it_is_at_once(name: str) -> None:
 def test_the_parts_of_a_reply_show_together_what_the_whole_shows(name: str) -> None:
     window = console(50, 24)
     tokens = parse("".join(pieces(name)))
-    expected = rows(window, window.options, part(tokens, Place(), END))
+    expected = render_rows(window, window.options, slice_tokens(tokens, Position(), END))
     for place in places(name):
-        before = rows(window, window.options, part(tokens, Place(), place))
-        assert before + rows(window, window.options, part(tokens, place, END)) == expected, place
+        before = render_rows(window, window.options, slice_tokens(tokens, Position(), place))
+        assert before + render_rows(window, window.options, slice_tokens(tokens, place, END)) == expected, place
 
 
-def places(name: str) -> list[Place]:
+def places(name: str) -> list[Position]:
     """Return every place at which a reply can be printed so far."""
-    leaves = [step[0] for step in steps(parse("".join(pieces(name)))) if step[0].type not in (*OPENINGS, *CLOSINGS)]
+    leaves = [
+        step[0] for step in split_leaves(parse("".join(pieces(name)))) if step[0].type not in (*OPENINGS, *CLOSINGS)
+    ]
     lines = [
-        Place(leaf, end)
+        Position(leaf, end)
         for leaf, token in enumerate(leaves)
         if token.type in CODE
-        for _, end in portions(len(code_lines(token)))
+        for _, end in highlight_chunks(len(code_lines(token)))
     ]
-    return [*(Place(leaf) for leaf in range(len(leaves) + 1)), *lines]
+    return [*(Position(leaf) for leaf in range(len(leaves) + 1)), *lines]

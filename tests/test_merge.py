@@ -299,9 +299,9 @@ def test_in_a_terminal_somebody_is_asked_before_a_file_is_replaced(home: Home) -
     arguments = [COMMAND, "merge", "twice.yaml", "--source", "tiny=Tiny-Q4_K_M.gguf", *OUT]
     for answer, code in (("\r", 2), ("y\r", 0)):
         person = Person(arguments, home.command.environment({"TERM": "xterm"}), home.path)
-        person.sees("out.gguf already exists. Replace it? [y/N]")
+        person.wait_for("out.gguf already exists. Replace it? [y/N]")
         assert out.read_bytes() == b"precious"
-        person.types(answer)
+        person.type(answer)
         assert person.end() == code
     assert home.rows[0]["size"] == out.stat().st_size
 
@@ -338,7 +338,7 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000_000))
     done = home.merge(*OUT)
-    said = "the disk is too full: 60 MB are free, and the merge needs 67 MB"
+    said = "not enough disk space: 60 MB free, 67 MB needed"
     assert (done.code, done.err) == (1, f"error: {home.path.resolve()}: {said}\n  try: free 7 MB, or write elsewhere\n")
     (home.path / "out.gguf.part").write_bytes(bytes(7_000_000))  # which will be written over
     home.made()
@@ -637,7 +637,7 @@ def test_a_recipe_may_come_out_of_a_pipe_and_not_out_of_a_directory(home: Home) 
     writer.join(5)
     assert (done.code, home.files) == (0, ["Tiny-Q4_K_M.gguf", "out.gguf", "twice.yaml"])
     done = home.run("merge", ".", *arguments, "other.gguf")
-    assert (done.code, done.err) == (2, "error: .: is a directory\n  try: name a mergekit recipe in YAML\n")
+    assert (done.code, done.err) == (2, "error: .: is a directory\n  try: give a mergekit recipe in YAML\n")
 
 
 @pytest.mark.parametrize("name", ["out-00002-of-00002.gguf", "out-00001-of-00002.GGUF", "out-00009-of-00002.gguf"])

@@ -86,7 +86,7 @@ def test_a_layer_range_beyond_the_model_is_refused_with_the_number_of_its_slice(
     with pytest.raises(MergeError) as caught:
         plan(stacked(("a", 0, 4), ("a", 2, 5)), table("a"))
     assert caught.value.message == "slices[1]: layer_range [2, 5] of a, which has 4 layers"
-    assert caught.value.hint == "end it at 4 at most"
+    assert caught.value.hint == "end it at 4 or less"
 
 
 def test_models_of_different_numbers_of_layers_are_no_slice() -> None:

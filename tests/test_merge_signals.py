@@ -390,15 +390,15 @@ def test_ctrl_c_in_a_terminal_ends_the_bar_and_the_merge(job: Job) -> None:
     environment = job.command.environment({"TERM": "xterm-256color"})
     person = Person([COMMAND, *job.arguments], environment, job.home)
     try:
-        person.sees("merge ")
+        person.wait_for("merge ")
         job.until_it_writes()
-        person.types("\x03")
+        person.type("\x03")
         assert person.end() == 130
     finally:
         person.close()
     assert person.screen.lines[-2:] == LEFT
     assert not person.screen.cursor_hidden
-    assert "Traceback" not in person.written
+    assert "Traceback" not in person.output
     assert job.files == []
 
 

@@ -599,7 +599,7 @@ def test_the_table_has_a_row_for_each_use_and_a_line_for_each_way(desk: Desk) ->
     long = [cell.strip() for cell in rows[3] if cell.strip()]
     assert long == ["ask, long prompt", "1.23 x", "not repacked", "45.0", "5.6", "2.0 s", "1 kB", "100.0%"]
     lines = done.err.splitlines()
-    assert "weights as they are: reads 1.50 x, says 0.70 x" in lines
+    assert "not repacked: prompt 1.50 x, gen 0.70 x" in lines
     assert lines[-1].endswith("from now on; --no-profile does not")
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
     assert desk.run("tune", desk.model, "--quick", "--quiet") == Finished(0, done.out, "")

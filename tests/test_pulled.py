@@ -149,7 +149,7 @@ def test_list_available_shows_the_catalogue(user: HubUser) -> None:
     assert installed == ["Q2_K"]
     assert [rows[name]["recommended"] for name in ("cerebrum-12b", "starter")] == ["Q4_K_M", "Q4_1"]
     lines = user.run("list", "--available").out.splitlines()
-    assert lines[0].split()[:4] == ["name", "here", "fitting", "size"]
+    assert lines[0].split()[:4] == ["name", "installed", "best", "fit"]
     assert next(line for line in lines if line.startswith("cerebrum-7b")).split()[1] == "yes"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pexpect
 import pytest
 from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
-from screen import Screen, at_once
+from screen import Screen, rendered_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -108,7 +108,7 @@ def test_an_answer_is_drawn_as_markdown_and_cannot_steer_the_terminal(
     window = terminal(*scripted({"reply": REPLY, "pause": 0.0005}, chatml_model), size=size)
     assert window.end() == 0
     clean = REPLY.replace("\x1b[31m", "").replace("\x1b]0;title\x07", "")
-    assert window.screen.lines == at_once(clean, *size)
+    assert window.screen.lines == rendered_lines(clean, *size)
     assert "title" not in window.raw
     assert window.screen.cursor == (0, len(window.screen.lines))
     assert not window.screen.cursor_hidden
@@ -191,7 +191,7 @@ def test_a_signal_ends_a_real_models_answer(
     window.read_until(" ")
     window.send_signal(number)
     assert window.end() == code
-    assert "ended by cancelled" in window.raw.replace("\r\n", "")
+    assert "finish reason cancelled" in window.raw.replace("\r\n", "")
     assert window.screen.cursor[0] == 0
 
 
@@ -231,7 +231,7 @@ def test_quiet_terminals_show_the_same_markdown(terminal: Open, chatml_model: Pa
     window = terminal(*scripted({"reply": REPLY}, chatml_model, "-q"), NO_COLOR="1")
     assert window.end() == 0
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", window.raw)
-    title = at_once("# Title", 80, 24)
+    title = rendered_lines("# Title", 80, 24)
     assert window.screen.lines[: len(title)] == title
 
 

@@ -15,10 +15,10 @@ from command_line import COMMAND, CommandLine, Finished
 from person import Person
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.terminal.repl.repl import fitting
+from cerebrum_cli.terminal.repl.repl import fit_segments
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
-from cerebrum_cli.terminal.repl.slash_table import SLASHES, Line, help_text, near_setting, parse_slash
-from cerebrum_cli.terminal.repl.terminal_io import PipedLines, is_closed, questions, unfenced
+from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, closest_setting, help_text, parse_slash
+from cerebrum_cli.terminal.repl.terminal_io import ScriptInput, is_complete, split_questions, strip_fences
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 
@@ -42,12 +42,12 @@ SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
     ],
 )
 def test_a_pipe_is_read_question_by_question(text: str, read: list[str]) -> None:
-    assert list(questions(text)) == read
+    assert list(split_questions(text)) == read
 
 
 def test_what_is_piped_in_is_written_down_as_at_a_prompt() -> None:
     written: list[str] = []
-    lines = PipedLines('one\n"""\na\nb\n"""\n', written.append)
+    lines = ScriptInput('one\n"""\na\nb\n"""\n', written.append)
     assert [lines.read(), lines.read()] == ["one", "a\nb"]
     assert written == ["> one\n", "> a\n... b\n"]
     with pytest.raises(EOFError):
@@ -66,30 +66,30 @@ def test_what_is_piped_in_is_written_down_as_at_a_prompt() -> None:
     ],
 )
 def test_a_block_is_open_until_its_second_fence(text: str, closed: bool) -> None:
-    assert is_closed(text) is closed
+    assert is_complete(text) is closed
 
 
 def test_fences_are_no_part_of_a_text() -> None:
-    assert unfenced(['"""', "  a", "b", '"""']) == "  a\nb"
+    assert strip_fences(['"""', "  a", "b", '"""']) == "  a\nb"
 
 
 # Slash commands.
 
 
 def test_every_command_of_the_table_is_obeyed_and_helped_with() -> None:
-    assert [slash.name for slash in SLASHES] == list(COMMANDS)
+    assert [slash.name for slash in SLASH_COMMANDS] == list(COMMANDS)
     told = help_text(1000)
-    for slash in SLASHES:
+    for slash in SLASH_COMMANDS:
         assert f"/{slash.name}" in told
-        assert slash.does in told
+        assert slash.help in told
     assert "Ctrl-D" in told
     assert max(map(len, help_text(60).splitlines())) <= 60
     assert help_text(60).split() == told.split()
 
 
 def test_a_line_calls_a_command_with_what_stands_after_it() -> None:
-    assert parse_slash("/system  Be brief. ") == Line("system", "Be brief.")
-    assert parse_slash("/undo") == Line("undo", "")
+    assert parse_slash("/system  Be brief. ") == SlashLine("system", "Be brief.")
+    assert parse_slash("/undo") == SlashLine("undo", "")
     assert parse_slash("what is /undo?") is None
     assert parse_slash(" /undo") is None
 
@@ -98,7 +98,7 @@ def test_a_line_calls_a_command_with_what_stands_after_it() -> None:
 def test_an_unknown_command_gets_a_near_miss(line: str, near: str | None) -> None:
     with pytest.raises(UsageError) as caught:
         parse_slash(line)
-    assert caught.value.hint.startswith(f"did you mean {near}? " if near else "/help shows them")
+    assert caught.value.hint.startswith(f"did you mean {near}? " if near else "/help lists commands")
 
 
 # A script that is piped in.
@@ -133,9 +133,9 @@ def test_a_script_is_a_transcript(user: CommandLine) -> None:
     assert question == "What are you?"
     assert reply in done.out
     assert done.err.splitlines() == [
-        "taken back: Who are you?",
-        "error: there is no command /xyzzy",
-        "  try: /help shows them; a space before the slash asks it instead",
+        "Undone: Who are you?",
+        "error: unknown command /xyzzy",
+        "  try: /help lists commands; to send the text itself, put a space before the slash",
         "system prompt: Be kind.",
     ]
 
@@ -164,14 +164,14 @@ def test_the_prompt_shown_is_the_one_that_is_read(user: CommandLine, tmp_path: P
     [
         ("/retry\n", "no question to answer"),
         ("/retry hot\n", "/retry hot"),
-        ("/undo\n", "there is nothing to take back"),
+        ("/undo\n", "nothing to undo"),
         ("/continue\n", "no reply to continue"),
         ("/fork\n", "no messages yet"),
         ("/load nowhere\n", 'no session named "nowhere"'),
         ("/file nowhere.txt\n", "nowhere.txt: No such file or directory"),
-        ("/final\n", "there is no reply yet"),
-        ("/think\n", "there is no reply yet"),
-        ("/stats\n", "nothing has been said yet"),
+        ("/final\n", "no reply yet"),
+        ("/think\n", "no reply yet"),
+        ("/stats\n", "the conversation is empty"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_the_chat_goes_on(user: CommandLine, script: str, error: str) -> None:
@@ -190,7 +190,7 @@ def test_the_oldest_turns_leave_a_full_context_and_that_is_said(user: CommandLin
     stopped = chat(user, questions, "--session", "short", "--ctx", "256", "--overflow", "stop")
     assert "nearly full" not in stopped.err
     assert "error: the prompt has " in stopped.err
-    assert "/clear begins anew" in " ".join(stopped.err.split())
+    assert "/clear starts over" in " ".join(stopped.err.split())
     assert len(messages(user, "short")) < 12
 
 
@@ -203,24 +203,24 @@ def test_what_overflows_may_only_do_what_there_is(user: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("/set\n", "error: which setting?"),
-        ("/set tempo 1\n", "error: there is no setting tempo"),
-        ("/system X\n/system default\n", "the format's own system prompt"),
+        ("/set\n", "error: no setting given"),
+        ("/set tempo 1\n", "error: unknown setting 'tempo'"),
+        ("/system X\n/system default\n", "default system prompt"),
         ("/set temperature hot\n", "error: --temperature is 'hot'"),
-        ("/set system x\n", "error: system is not set here"),
+        ("/set system x\n", "error: /set cannot change system"),
         ("/set --top-p 0.5\n", "top_p  0.5"),
         ("/set stop END\n", "stop  'END'"),
-        ("/retry 7\n", "error: a seed changes nothing at temperature 0"),
+        ("/retry 7\n", "error: a seed has no effect at temperature 0"),
         ("/model nowhere\n", "error: unknown model 'nowhere'"),
-        ("/model\n", "this is small, asked in the format embedded"),
-        ("/copy\n", "error: there is no reply yet"),
+        ("/model\n", "small, prompt format: embedded"),
+        ("/copy\n", "error: no reply yet"),
         ("hi\n/copy 1\n", "error: /copy 1: the last reply has 0 code blocks"),
-        ("hi\n/edit\n", "error: nothing can be edited where questions are piped in"),
+        ("hi\n/edit\n", "error: cannot edit while questions are piped in"),
         ("hi\n/edit both\n", "error: /edit both"),
         ("/save\n", "error: /save needs a name"),
-        ("/export talk.md\n", "error: nothing has been said yet"),
+        ("/export talk.md\n", "error: the conversation is empty"),
         ("hi\n/export talk.pdf\n", "error: talk.pdf: unsupported file type"),
-        ("hi\n/save tea\n", "this is tea now; every turn is kept as it is said"),
+        ("hi\n/save tea\n", "Session saved as 'tea'; every turn is saved automatically"),
     ],
 )
 def test_a_command_says_what_it_did_or_why_not(user: CommandLine, script: str, said: str) -> None:
@@ -232,7 +232,7 @@ def test_a_command_says_what_it_did_or_why_not(user: CommandLine, script: str, s
     [("tempo", "temperature"), ("temp", "temperature"), ("over", "overflow"), ("xyz", None)],
 )
 def test_an_unknown_setting_gets_a_near_miss(key: str, near: str | None) -> None:
-    assert near_setting(key) == near
+    assert closest_setting(key) == near
 
 
 def test_a_long_question_is_taken_back_without_being_shown_whole(user: CommandLine, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_chat_without_standard_input_is_left(user: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("width", "shown"),
     [
-        (80, "tea | small | embedded | context 1/9 | 5 tokens/s | with a.txt"),
+        (80, "tea | small | embedded | context 1/9 | 5 t/s | with a.txt"),
         (50, "tea | small | embedded | context 1/9 | with a.txt"),
         (40, "tea | small | context 1/9 | with a.txt"),
         (32, "small | context 1/9 | with a.txt"),
@@ -264,7 +264,7 @@ def test_a_chat_without_standard_input_is_left(user: CommandLine) -> None:
 )
 def test_a_toolbar_leaves_out_what_weighs_least(width: int, shown: str) -> None:
     said = {"session": "tea", "model": "small", "format": "embedded", "context": "context 1/9"}
-    assert fitting({**said, "speed": "5 tokens/s", "files": "with a.txt"}, width) == shown
+    assert fit_segments({**said, "speed": "5 t/s", "files": "with a.txt"}, width) == shown
 
 
 @pytest.mark.parametrize("ending", ["md", "json", "sharegpt", "txt"])
@@ -303,7 +303,7 @@ def sit(tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
         people.append(
             Person([sys.executable, SCRIPTED, script, "chat", "-m", str(chatml_model), *arguments], env, tmp_path)
         )
-        people[-1].sees(">")
+        people[-1].wait_for(">")
         return people[-1]
 
     yield open_chat
@@ -317,15 +317,15 @@ WORDS = " ".join(f"word{number}" for number in range(400))
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_ctrl_c_ends_a_reply_and_keeps_it(sit: Sit, user: CommandLine) -> None:
     person = sit(WORDS, "--no-markdown", pause=0.01)
-    person.types("Talk!\r")
-    person.sees("word3 ")
+    person.type("Talk!\r")
+    person.wait_for("word3 ")
     pressed = time.monotonic()
-    person.types("\x03")
-    person.sees("/continue goes on with it")
+    person.type("\x03")
+    person.wait_for("/continue resumes it")
     assert time.monotonic() - pressed < 2
-    person.types("\x03")
-    person.sees("Ctrl-C again leaves")
-    person.types("\x03")
+    person.type("\x03")
+    person.wait_for("Press Ctrl-C again")
+    person.type("\x03")
     assert person.end() == 0
     assert not person.screen.cursor_hidden
     reply = user.run("sessions", "show", "talk", "--json").object["messages"][-1]
@@ -336,8 +336,8 @@ def test_ctrl_c_ends_a_reply_and_keeps_it(sit: Sit, user: CommandLine) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_chat_that_is_killed_loses_no_turn(sit: Sit, user: CommandLine) -> None:
     person = sit(WORDS, "--no-markdown", pause=0.02)
-    person.types("Talk!\r")
-    person.sees("word20 ")
+    person.type("Talk!\r")
+    person.wait_for("word20 ")
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
     question, reply = user.run("sessions", "show", "talk", "--json").object["messages"]
@@ -352,8 +352,8 @@ def test_a_signal_keeps_what_was_said_and_leaves(
     sit: Sit, user: CommandLine, number: signal.Signals, code: int
 ) -> None:
     person = sit(WORDS, "--no-markdown", pause=0.02)
-    person.types("Talk!\r")
-    person.sees("word5 ")
+    person.type("Talk!\r")
+    person.wait_for("word5 ")
     person.kill(number)
     assert person.end() == code
     reply = user.run("sessions", "show", "talk", "--json").object["messages"][-1]
@@ -363,13 +363,13 @@ def test_a_signal_keeps_what_was_said_and_leaves(
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_several_lines_are_one_question(sit: Sit, user: CommandLine) -> None:
     person = sit("Yes.")
-    person.types("one\x0atwo\x1b\rthree\r")  # Ctrl-J, then Alt-Enter
-    person.sees("Yes.")
-    person.types('"""\rfour\r\rfive\r"""\r')
-    person.types("\x1b[200~six\nseven\n" + "line\n" * 40 + "\x1b[201~")
-    person.types("\r/help\r")
-    person.sees("Ctrl-X Ctrl-E")
-    person.types("\x04")
+    person.type("one\x0atwo\x1b\rthree\r")  # Ctrl-J, then Alt-Enter
+    person.wait_for("Yes.")
+    person.type('"""\rfour\r\rfive\r"""\r')
+    person.type("\x1b[200~six\nseven\n" + "line\n" * 40 + "\x1b[201~")
+    person.type("\r/help\r")
+    person.wait_for("Ctrl-X Ctrl-E")
+    person.type("\x04")
     assert person.end() == 0
     [first, second, third] = messages(user, "one-two-three")[::2]
     assert (first, second) == ("one\ntwo\nthree", "four\n\nfive")
@@ -381,15 +381,15 @@ def test_several_lines_are_one_question(sit: Sit, user: CommandLine) -> None:
 def test_tab_completes_commands_and_file_names(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "my notes.txt").write_text("Cats sleep.")
     person = sit("Yes.")
-    person.types("/sess\t")
-    person.sees("> /sessions")
-    person.types("\r/file my\t")
-    person.sees("> /file my notes.txt")
-    person.types("\r")
-    person.sees("stands before the next question")
-    person.types("Who sleeps?\r")
-    person.sees("Yes.")
-    person.types("/exit\r")
+    person.type("/sess\t")
+    person.wait_for("> /sessions")
+    person.type("\r/file my\t")
+    person.wait_for("> /file my notes.txt")
+    person.type("\r")
+    person.wait_for("will be prepended to your next question")
+    person.type("Who sleeps?\r")
+    person.wait_for("Yes.")
+    person.type("/exit\r")
     assert person.end() == 0
     [session] = [row["name"] for row in user.run("sessions", "list", "--json").object]
     assert "Cats sleep." in messages(user, session)[0]
@@ -400,25 +400,25 @@ THOUGHT = "<think>Let me see.</think>Yes."
 
 def test_thought_is_folded_to_a_line(sit: Sit) -> None:
     person = sit(THOUGHT, pause=0.01)
-    person.types("Is it?\r")
-    person.sees("tokens; /think shows it")
-    person.sees("Yes.")
+    person.type("Is it?\r")
+    person.wait_for("tokens; /think shows it")
+    person.wait_for("Yes.")
     assert not any("Let me see" in line for line in person.screen.lines)
-    person.types("/think\r")
-    person.sees("Let me see.")
-    person.types("/prompt\r")
-    person.sees("<think>Let me see.</think>Yes.")
-    person.types("\x04")
+    person.type("/think\r")
+    person.wait_for("Let me see.")
+    person.type("/prompt\r")
+    person.wait_for("<think>Let me see.</think>Yes.")
+    person.type("\x04")
     assert person.end() == 0
 
 
 def test_what_is_typed_into_a_reply_waits_for_the_prompt(sit: Sit, user: CommandLine) -> None:
     person = sit(WORDS, "--no-markdown", "-n", "200", pause=0.01)
-    person.types("Talk!\r")
-    person.sees("word3 ")
-    person.types("/stats\r")
-    person.sees("> /stats")
-    person.sees("| load ")
-    person.types("\x04")
+    person.type("Talk!\r")
+    person.wait_for("word3 ")
+    person.type("/stats\r")
+    person.wait_for("> /stats")
+    person.wait_for("| load ")
+    person.type("\x04")
     assert person.end() == 0
     assert not any("word" in line and "/stats" in line for line in person.screen.lines)

@@ -202,7 +202,7 @@ def test_a_short_wait_shows_nothing() -> None:
 
 
 def test_a_long_wait_shows_one_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PATIENCE_S", 0.02)
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.02)
     streams = shown()
     line = StatusLine(streams, "a \x1b[31mmodel")
     line.emit(LoadEvent(0.25))
@@ -211,7 +211,7 @@ def test_a_long_wait_shows_one_line_that_goes_away(monkeypatch: pytest.MonkeyPat
     line.emit(LoadEvent(0.75))
     assert lines(streams.err) == ["loading a model 75%"]
     line.emit(PromptEvent(ONE, 128, 1024))
-    assert lines(streams.err) == ["reading the prompt: 128 of 1024 tokens"]
+    assert lines(streams.err) == ["prompt: 128 of 1024 tokens"]
     line.emit(TokenEvent(ONE, "hi"))
     assert lines(streams.err) == []
     line.close()
@@ -219,7 +219,7 @@ def test_a_long_wait_shows_one_line_that_goes_away(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_line_that_goes_away_is_no_longer_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
     streams = shown()
     line = StatusLine(streams, "m" * 200)
     line.emit(LoadEvent(0.5))
@@ -241,7 +241,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_nothing_is_drawn_over_where_nobody_could_see_it(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
     monkeypatch.setenv(name, value)
     streams = piped() if value == "xterm" else shown()
     line = StatusLine(streams, "model")
@@ -316,7 +316,7 @@ def test_a_question_is_asked_only_of_a_person(monkeypatch: pytest.MonkeyPatch) -
         assert streams.confirm("Pull it?") is yes
         assert written(streams.err) == "Pull it? [Y/n] " + "\n" * (not reply)
     monkeypatch.setattr("sys.stdin", StringIO("\n"))
-    assert shown().confirm("Delete it?", usual=False) is False
+    assert shown().confirm("Delete it?", default=False) is False
     assert not piped().confirm("Pull it?")
     assert not replace(shown(), in_is_terminal=False).confirm("Pull it?")
 
@@ -397,7 +397,7 @@ def test_tables_in_a_pipe_are_lines_that_nothing_is_cut_from() -> None:
     streams = piped()
     row = known(name="a", here=False, licence=None, system=LONG)
     print_catalogue(streams, [row, {**row, "system": "short", "recommended": None, "quantizations": []}])
-    assert "no    Q4_K_M   4.37 GB  tight    -        a note" in written(streams.out)
+    assert "no         Q4_K_M    4.37 GB  tight    -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
     assert not [line for line in written(streams.out).splitlines() if line != line.rstrip()]
 
@@ -439,8 +439,8 @@ def test_a_description_is_a_line_each() -> None:
 
 def test_stats_are_one_line() -> None:
     assert stats_line(FINISH, "starter", "embedded") == (
-        "starter | format embedded | load 0.50 s | prompt 12 tokens 12.0/s | answer 5 tokens 2.0/s"
-        " | first token 1.25 s | context 2048 | seed 42 | ended by stop"
+        "starter | format embedded | load 0.50 s | prompt 12 tokens, 12.0 t/s | generated 5 tokens, 2.0 t/s"
+        " | first token 1.25 s | context 2048 | seed 42 | finish reason stop"
     )
     cached = replace(FINISH, cached_tokens=10, timings=Timings())
     assert "prompt 12 tokens (10 cached) |" in stats_line(cached, "m", "f")

@@ -162,7 +162,7 @@ def test_a_way_that_can_no_longer_be_opened_when_it_is_confirmed_costs_only_itse
     told: list[StageEvent] = []
 
     def refused(tuning: Tuning) -> str | None:
-        gone = bench.compared if when == "measured" else told and "once more" in told[-1].stage
+        gone = bench.compared if when == "measured" else told and "again, against" in told[-1].stage
         return "needs 9.9 GB of memory, and 1.0 GB are free" if gone and is_plain(tuning) else None
 
     cost = Cost(alone={("repack", False): (2.0, 2.0)}, many={("slots", 64): (1.0, 2.0)})
@@ -384,15 +384,15 @@ def test_the_seconds_of_a_use_are_loading_reading_and_saying() -> None:
         (Tuning(n_threads_batch=8), "8 threads to prefill"),
         (Tuning(gpu_layers="0"), "0 layers offloaded"),
         (Tuning(gpu_layers="16"), "16 layers offloaded"),
-        (Tuning(n_ubatch=256), "micro-batch 256"),
+        (Tuning(n_ubatch=256), "n_ubatch 256"),
         (Tuning(flash_attention=False), "flash attention off"),
         (Tuning(flash_attention=True), "flash attention on"),
         (Tuning(cache_type="q8_0"), "cache q8_0"),
-        (Tuning(slots=64), "64 at once"),
+        (Tuning(slots=64), "64 sequences"),
         (
             Tuning(False, 4, 6, 64, True, "f16", "8", 16),
-            "weights as they are, 8 layers offloaded, 4 threads to decode, 6 threads to read, micro-batch 64,"
-            " flash attention on, cache f16, 16 at once",
+            "not repacked, 8 layers offloaded, 4 threads to decode, 6 threads to prefill, n_ubatch 64,"
+            " flash attention on, cache f16, 16 sequences",
         ),
     ],
 )
@@ -405,7 +405,7 @@ def test_a_line_for_each_way_tells_its_speed_or_why_it_is_not_used() -> None:
     lines = tried_lines(
         [(Tuning(repack=False), told), (Tuning(slots=64), {**told, "read": None, "dropped": "ended with signal 9"})]
     )
-    assert list(lines) == ["weights as they are: reads 1.50 x, says 0.70 x", "64 at once: ended with signal 9"]
+    assert list(lines) == ["not repacked: prompt 1.50 x, gen 0.70 x", "64 sequences: ended with signal 9"]
 
 
 class BusyBench(ScriptedBench):

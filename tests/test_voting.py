@@ -79,7 +79,7 @@ def test_vote_with_final_and_stats_prints_answer_and_tally(runner: VoteRunner) -
     assert (done.code, done.out) == (0, "4\n")
     stats, tally = done.err.splitlines()
     assert "| seed 4 |" in stats
-    assert tally == "4 3 of 5, 5 1 of 5"
+    assert tally == "4: 3 of 5, 5: 1 of 5"
     assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
 
 

@@ -23,6 +23,6 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
 def require_agreement(runtime: Runtime, question: str, name: str, yes: bool) -> None:
     """Ask before deleting, unless `-y` is given; exit 1 with nothing deleted if the answer is no."""
     streams = runtime.streams
-    if not (yes or streams.confirm(question, usual=False)):
+    if not (yes or streams.confirm(question, default=False)):
         streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
         raise typer.Exit(1)

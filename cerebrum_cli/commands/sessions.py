@@ -66,14 +66,14 @@ def search(
 ) -> None:
     """Search all messages for words, best match first."""
     from cerebrum_cli.application.chat.archive import search_rows
-    from cerebrum_cli.terminal.tables import print_hits, print_rows
+    from cerebrum_cli.terminal.tables import print_matches, print_rows
 
     runtime = runtime_of(context)
     print_rows(
         runtime.streams,
         search_rows(runtime.history.store, text),
         json,
-        print_hits,
+        print_matches,
         "" if options.quiet else "No matches",
     )
 

@@ -98,7 +98,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     for part in parts:
         _REQUIREMENTS[method](part, parameters)
     if row.get("chat_template", "auto") != "auto":
-        raise top.key("chat_template").error("cerebrum supports only `auto`", "leave it out")
+        raise top.key("chat_template").error("cerebrum supports only `auto`", "remove it")
     dtypes = [read_dtype(top.key(key), row[key]) for key in ("out_dtype", "dtype") if key in row]
     return Recipe(
         method=method,

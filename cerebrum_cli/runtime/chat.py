@@ -13,16 +13,17 @@ from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
-from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, VALUES
-from cerebrum_cli.terminal.repl.terminal_io import PipedLines, PlainPrompt, Prompt, TerminalIO
-from cerebrum_cli.terminal.streams import plain_terminal
+from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
+from cerebrum_cli.terminal.repl.slash_table import PARTS, SETTABLE, SETTING_VALUES
+from cerebrum_cli.terminal.repl.terminal_io import PlainPrompt, Prompt, ScriptInput, TerminalIO
+from cerebrum_cli.terminal.streams import is_plain_terminal
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options.chat import ChatOptions
-    from cerebrum_cli.terminal.repl.completion import Names
-    from cerebrum_cli.terminal.repl.terminal_io import Lines
+    from cerebrum_cli.terminal.repl.completion import Candidates
+    from cerebrum_cli.terminal.repl.terminal_io import InputSource
 
 
 def chat(runtime: Runtime, given: Layer, options: ChatOptions) -> None:
@@ -50,32 +51,34 @@ def chat(runtime: Runtime, given: Layer, options: ChatOptions) -> None:
         try:
             if session and system is not None:
                 conversation.set_system_prompt(system)
-            repl = Repl(conversation, runtime.streams, signals, no_markdown=options.no_markdown, quiet=options.quiet)
+            repl = Repl(
+                conversation, runtime.streams, signals, COMMANDS, no_markdown=options.no_markdown, quiet=options.quiet
+            )
             repl.run(input_lines(runtime, repl, keyboard, options.vi))
         finally:
-            with signals.leaving():
+            with signals.exiting():
                 if (notice := conversation.close()) and not options.quiet:
                     runtime.streams.notice(notice)
 
 
-def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> Lines:
+def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSource:
     """Where the questions come from: a pipe, a plain prompt, or a prompt with history and completion."""
     streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
     if piped is not None:
-        with signals.at_work():
-            return PipedLines(decode_text(piped.read(), "standard input"), streams.answer)
+        with signals.running_command():
+            return ScriptInput(decode_text(piped.read(), "standard input"), streams.answer)
     terminal = TerminalIO(streams, keyboard, signals, repl.quiet)
-    if plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
+    if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(terminal)
     from cerebrum_cli.terminal.repl.completion import SlashCompleter
 
-    names: Names = {
+    names: Candidates = {
         "model": lambda: [model.reference for model in runtime.library.models()],
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE,
         "part": lambda: PARTS,
     }
-    completer = SlashCompleter(names, VALUES)
+    completer = SlashCompleter(names, SETTING_VALUES)
 
     def is_ready() -> bool:
         return repl.chat.loaded.engine.is_loaded

@@ -59,7 +59,7 @@ def pull_model(
 
         def agree(warning: str) -> bool:
             with progress.paused():
-                return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", usual=False)
+                return options.yes or runtime.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
         with interruptible("run it again to resume"):
             model = runtime.puller(progress, options.offline).pull(reference, name, context, agree)

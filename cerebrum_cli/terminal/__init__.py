@@ -1,1 +1,1 @@
-"""Screens and keyboards: the only room that knows them."""
+"""Terminal input and output: the only package that knows screens and keyboards."""

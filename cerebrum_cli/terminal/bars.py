@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.events import Event, NoticeEvent, RowEvent, StageEvent, TokenEvent
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.control import strip_controls
-from cerebrum_cli.terminal.progress import ECHO
+from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
 from cerebrum_cli.terminal.tables import batch_text
 
@@ -70,7 +70,7 @@ class BatchProgress:
             if self._bar is None:
                 self._bar = batch_bar(self._streams)
                 self._bar.start()
-            self._bar.console.width = columns(self._streams.err) - ECHO
+            self._bar.console.width = columns(self._streams.err) - ECHO_COLUMNS
             if self._task is None:
                 self._task = self._bar.add_task("", total=rows.total, completed=rows.done, speed="", failed="")
             speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
@@ -112,7 +112,7 @@ class StageProgress:
             self._bar = stage_bar(self._streams)
             self._task = self._bar.add_task("", total=event.total)
             self._bar.start()
-        self._bar.console.width = columns(self._streams.err) - ECHO
+        self._bar.console.width = columns(self._streams.err) - ECHO_COLUMNS
         self._bar.update(self._task, completed=event.done, total=event.total, description=event.stage)
 
 

@@ -1,10 +1,10 @@
-"""Keep a model's text from steering the terminal."""
+"""Strip terminal control sequences from a model's text."""
 
 from __future__ import annotations
 
 import re
 
-# Whole sequences first (CSI; OSC, DCS, SOS, PM and APC up to their end), then two-byte escapes, then lone controls.
+# Complete sequences first (CSI; OSC, DCS, SOS, PM and APC to their terminator), two-byte escapes, single controls.
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
@@ -14,31 +14,31 @@ _SEQUENCE = re.compile(
 _UNFINISHED = re.compile(
     r"(?:(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*\x1b?|\x1b[ -/]*)\Z"
 )
-LONGEST = 4096  # characters an unfinished sequence may hide before it is taken for text with its controls dropped
+MAX_HELD = 4096  # characters held back for an incomplete sequence; a longer one is shown as text without its controls
 
 
 def strip_controls(text: str) -> str:
-    """Return the text without escape sequences and control characters other than tab and newline."""
+    """Remove escape sequences and control characters other than tab and newline."""
     return _SEQUENCE.sub("", text)
 
 
 class ControlFilter:
-    """Strip control sequences from a stream, also those that are cut between two pieces."""
+    """Strip control sequences from a stream, including those split between chunks."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """Return what can be shown now."""
+        """Text that can be shown now."""
         text = self._held + text
         self._held = ""
         unfinished = _UNFINISHED.search(text)
-        if unfinished and len(unfinished[0]) <= LONGEST:
+        if unfinished and len(unfinished[0]) <= MAX_HELD:
             self._held = unfinished[0]
             text = text[: unfinished.start()]
         return strip_controls(text)
 
     def flush(self) -> str:
-        """Return what was held back, as the stream ends: a sequence that never ended is text, but for its controls."""
+        """Text held back when the stream ends: an incomplete sequence without its controls."""
         text, self._held = self._held, ""
         return strip_controls(text)

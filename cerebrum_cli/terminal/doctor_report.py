@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cerebrum_cli.application.doctor.check_result import CheckResult, Status, check_result
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
-from cerebrum_cli.terminal.streams import DUMB, Streams, columns, plain_terminal
+from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, is_plain_terminal
 
 STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 STATUS_WIDTH = len("warning") + 2
@@ -52,30 +52,30 @@ def judged_screen(screen: Screen) -> CheckResult:
     if not screen.is_terminal:
         return check_result("terminal", "none: standard output is a pipe or a file; it gets UTF-8 without colors")
     reader = ", for a screen reader (ACCESSIBLE)" if screen.accessible else ""
-    detail = f"{screen.term or 'TERM is not set'}, {screen.columns} columns, {_colours(screen)}, {screen.encoding}"
+    detail = f"{screen.term or 'TERM is not set'}, {screen.columns} columns, {_colors(screen)}, {screen.encoding}"
     problems = []
-    if screen.term is None or screen.term in DUMB:
+    if screen.term is None or screen.term in DUMB_TERMINALS:
         problems.append(("no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"))
     if screen.encoding.lower().replace("-", "") != "utf8":
         problems.append(("some characters may be shown wrongly", "choose a UTF-8 locale: export LANG=C.UTF-8"))
     return check_result("terminal", detail + reader, *problems)
 
 
-def _colours(screen: Screen) -> str:
+def _colors(screen: Screen) -> str:
     if screen.no_color:
         return "no colors (NO_COLOR)"
-    if screen.term is None or screen.term in DUMB:
-        return "no colours"
+    if screen.term is None or screen.term in DUMB_TERMINALS:
+        return "no colors"
     if screen.colorterm in ("truecolor", "24bit"):
-        return "all colours"
-    return "256 colours" if "256color" in screen.term else "colours"
+        return "24-bit color"
+    return "256 colors" if "256color" in screen.term else "colors"
 
 
 def print_check_result(streams: Streams, finding: CheckResult) -> None:
     """Print a finding: in a pipe a line, and one for what to do; on a terminal in as many as it takes."""
     width = columns(streams.out) - 1 if streams.out_is_terminal else None
     text = finding_text(finding, width)
-    if not streams.out_is_terminal or plain_terminal():
+    if not streams.out_is_terminal or is_plain_terminal():
         streams.answer(text)
         return
     from rich.console import Console
@@ -83,7 +83,7 @@ def print_check_result(streams: Streams, finding: CheckResult) -> None:
 
     shown = Text(strip_controls(text))
     shown.stylize(STYLES[finding.status], 0, len(finding.status))
-    with streams.answering():
+    with streams.writing_answer():
         Console(file=streams.out).print(shown, soft_wrap=True, end="")
         streams.out.flush()
 

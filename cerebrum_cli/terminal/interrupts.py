@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a request to end, so that what was said so far can be kept."""
+"""Cancel work on Ctrl-C, SIGTERM and SIGHUP, so that partial output can be saved."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
 
-# SIGHUP is what a terminal sends that is closed; Windows knows none.
+# A terminal that closes sends SIGHUP, which Windows lacks.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class CancelOnInterrupt:
-    """What signals do to a reply or to a model that is loaded: each calls `cancel`.
+    """Cancel generation or loading on a signal, and raise Interrupted on exit, whatever else was raised.
 
-    Until `talking` is set nothing has been said that could be kept, so a signal raises Interrupted on the spot: a
-    template, which is a program, may run for ever. Leaving raises it too, whatever else was on its way.
+    Until `generating` is set there is no partial output to save, and a signal also raises Interrupted immediately:
+    a chat template is a program and may never end.
     """
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self._cancel = cancel
         self.signum: int | None = None
-        self.talking = False
+        self.generating = False
 
     def __enter__(self) -> CancelOnInterrupt:
         return self
@@ -34,61 +34,62 @@ class CancelOnInterrupt:
         if self.signum is not None and not isinstance(error, Interrupted):
             raise Interrupted(self.signum) from error
 
-    def take(self, signum: int) -> None:
-        """Obey a signal."""
+    def handle(self, signum: int) -> None:
+        """Cancel on a signal."""
         self.signum = signum
         self._cancel()
-        if not self.talking:
+        if not self.generating:
             raise Interrupted(signum)
 
 
 class Interrupts(CancelOnInterrupt):
-    """While this is entered the first signal cancels; a second one ends the process at once."""
+    """Install signal handlers: the first signal cancels, the second exits the process immediately."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         super().__init__(cancel)
-        self._old: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        self._old = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        restore(self._old)
+        restore_handlers(self._previous_handlers)
         super().__exit__(kind, error, at)
 
-    def _handle(self, signum: int, _: FrameType | None) -> None:
+    def _on_signal(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:
-            os._exit(128 + signum)  # whatever keeps the first from being obeyed does not keep this one
-        self.take(signum)
+            os._exit(128 + signum)  # without cleanup, which may be what hangs
+        self.handle(signum)
 
 
 @contextlib.contextmanager
-def interruptible(do: str) -> Iterator[None]:
-    """Raise Interrupted, saying what to do, where a signal ends what is done here: at once, and as Ctrl-C does.
+def interruptible(hint: str) -> Iterator[None]:
+    """Turn a signal in this block into Interrupted with a hint.
 
-    A second one is too much: what the first has ended is being tidied up. A third ends the process.
+    The first signal interrupts immediately, as Ctrl-C does; the second is ignored, since cleanup is running; the third
+    exits the process.
     """
     signals: list[int] = []
 
     def take(signum: int, _: FrameType | None) -> None:
-        is_first, is_third = not signals, len(signals) > 1  # asked before another one can come in between
+        is_first, is_third = not signals, len(signals) > 1  # before another signal can come
         signals.append(signum)
         if is_third:
             os._exit(128 + signum)
         if is_first:
-            raise KeyboardInterrupt  # no `except Exception` of a library stops it
+            raise KeyboardInterrupt  # not caught by a library's `except Exception`
 
     old = {number: signal.signal(number, take) for number in SIGNALS}
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(signals[0] if signals else signal.SIGINT, do) from None
+        raise Interrupted(signals[0] if signals else signal.SIGINT, hint) from None
     finally:
-        restore(old)
+        restore_handlers(old)
 
 
-def restore(handlers: dict[int, Any]) -> None:
-    """Give signals back the handlers they had."""
+def restore_handlers(handlers: dict[int, Any]) -> None:
+    """Restore previous signal handlers."""
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Where the events of one reply go: text to a pipe, Markdown to a terminal, an object or only the answer at the end."""
+"""Sinks for the events of a reply: plain text, Markdown, reasoning, notices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.terminal.control import ControlFilter
 from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, Interrupts
-from cerebrum_cli.terminal.streams import Streams, plain_terminal
+from cerebrum_cli.terminal.streams import Streams, is_plain_terminal
 
 if TYPE_CHECKING:
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
@@ -19,25 +19,25 @@ T = TypeVar("T")
 
 
 class Sink(Protocol):
-    """Something that follows a reply."""
+    """A consumer of a reply's events."""
 
     def emit(self, event: Event) -> None:
-        """Take one event."""
+        """Consume one event."""
 
     def close(self) -> None:
-        """The stream of events has ended, well or not."""
+        """Finish after the last event, or after an error."""
 
 
 class TextSink:
-    """The answer as plain text, ending in a line break."""
+    """Write the answer as plain text that ends with a line break."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._filter = ControlFilter() if streams.out_is_terminal else None
-        self._last = ""  # the last text written
+        self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
-        """Write answer text as it comes."""
+        """Write answer text as it arrives."""
         if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
             self._write(self._filter.feed(event.text) if self._filter else event.text)
 
@@ -54,7 +54,7 @@ class TextSink:
 
 
 class MarkdownSink:
-    """The answer as Markdown on a terminal."""
+    """Render the answer as Markdown on a terminal."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
@@ -62,7 +62,7 @@ class MarkdownSink:
         self._stream: MarkdownStream | None = None
 
     def emit(self, event: Event) -> None:
-        """Draw answer text as it comes."""
+        """Draw answer text as it arrives."""
         if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
             if self._stream is None:
                 from rich.console import Console
@@ -70,68 +70,68 @@ class MarkdownSink:
                 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
                 self._stream = MarkdownStream(Console(file=self._streams.out))
-            with self._streams.answering():
+            with self._streams.writing_answer():
                 self._stream.feed(self._filter.feed(event.text))
 
     def close(self) -> None:
-        """Print the last block for good."""
+        """Print the last block."""
         if self._stream:
-            with self._streams.answering():
+            with self._streams.writing_answer():
                 self._stream.feed(self._filter.flush())
                 self._stream.close()
 
 
-class ThoughtSink:
-    """Thought the model marks as such, folded to one line on standard error when it is done."""
+class ReasoningSink:
+    """Summarize reasoning in one line on standard error."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._began: float | None = None
+        self._start: float | None = None
         self._tokens = 0
 
     def emit(self, event: Event) -> None:
-        """Count what is thought, and tell of it before the answer begins."""
+        """Count reasoning tokens; print the summary before the answer starts."""
         if not isinstance(event, TokenEvent) or not event.text:
             return
         if event.channel == "answer":
             self.close()
             return
-        if self._began is None:
-            self._began = time.monotonic()
+        if self._start is None:
+            self._start = time.monotonic()
         self._tokens += 1
 
     def close(self) -> None:
-        """Tell of a thought that has ended, or was ended."""
-        if self._began is not None:
-            seconds = time.monotonic() - self._began
-            self._streams.info(f"thought for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
-            self._began = None
+        """Print the summary if there was any reasoning."""
+        if self._start is not None:
+            seconds = time.monotonic() - self._start
+            self._streams.info(f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
+            self._start = None
 
 
 class NoticeSink:
-    """Notices go to standard error."""
+    """Print notices to standard error."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
 
     def emit(self, event: Event) -> None:
-        """Tell a notice."""
+        """Print a notice."""
         if isinstance(event, NoticeEvent):
             self._streams.notice(event)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def answer_sink(streams: Streams, markdown: bool) -> Sink:
-    """Return the sink for an answer people or programs read: Markdown on a terminal that can be drawn on."""
-    if markdown and streams.out_is_terminal and not plain_terminal():
+    """Choose the sink for an answer: Markdown if enabled and the terminal can be redrawn, else plain text."""
+    if markdown and streams.out_is_terminal and not is_plain_terminal():
         return MarkdownSink(streams)
     return TextSink(streams)
 
 
 def show_answer(streams: Streams, text: str, markdown: bool) -> None:
-    """Show an answer that was given before as it was shown then."""
+    """Show a finished answer."""
     sink = answer_sink(streams, markdown)
     sink.emit(TokenEvent(SequenceId(0), text))
     sink.close()
@@ -143,15 +143,15 @@ def render(
     sinks: Iterable[Sink],
     interrupts: Callable[[Callable[[], None]], AbstractContextManager[CancelOnInterrupt]] = Interrupts,
 ) -> None:
-    """Send all events to all sinks; a signal cancels the reply, is played out, and then raises Interrupted.
+    """Send all events to all sinks. A signal cancels the reply; after its last events Interrupted is raised.
 
-    From the first PromptEvent on a sequence is there to be cancelled; before that, a signal raises at once.
+    A sequence exists, and can be canceled, from the first PromptEvent on; before that a signal raises immediately.
     """
     sinks = tuple(sinks)
-    with interrupts(cancel) as cancelling:
+    with interrupts(cancel) as canceler:
         try:
             for event in events:
-                cancelling.talking = cancelling.talking or isinstance(event, (PromptEvent, TokenEvent))
+                canceler.generating = canceler.generating or isinstance(event, (PromptEvent, TokenEvent))
                 for sink in sinks:
                     sink.emit(event)
         finally:
@@ -161,7 +161,7 @@ def render(
 
 
 def render_stages(events: Generator[Event, None, T], sink: Sink) -> T:
-    """Show what a piece of work tells while it is done, and return what it comes to."""
+    """Send the events of a task to a sink and return the task's result."""
     try:
         while True:
             try:

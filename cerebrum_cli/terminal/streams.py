@@ -1,4 +1,4 @@
-"""Standard output for the answer, standard error for the talk, standard input for what is piped in."""
+"""Standard streams: output for the answer, error for messages, input for piped text."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.control import strip_controls
 
-PATIENCE_S = 2.0  # a pipe that has not ended by then may never do
-DUMB = ("dumb", "unknown")  # terminals that understand no control sequence
+STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
+DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
 
 
 @dataclass(frozen=True, slots=True)
 class PipedInput:
-    """What another program writes; a person who waits for its end is told so."""
+    """Piped standard input, with a notice if reading it takes long."""
 
     source: BinaryIO
     err: TextIO
 
     def read(self) -> bytes:
-        """Return all of it."""
-        timer = threading.Timer(PATIENCE_S, self._tell)
+        """Read it to the end."""
+        timer = threading.Timer(STDIN_NOTICE_S, self._notify)
         timer.daemon = True
         if self.err.isatty():
             timer.start()
@@ -40,14 +40,14 @@ class PipedInput:
         finally:
             timer.cancel()
 
-    def _tell(self) -> None:
-        self.err.write("note: waiting for the end of standard input; with nothing to read, redirect it: < /dev/null\n")
+    def _notify(self) -> None:
+        self.err.write("note: reading standard input; if there is none, redirect it: < /dev/null\n")
         self.err.flush()
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The three streams of a command, and whether a person sits behind them."""
+    """The three streams of a command, and which of them are terminals."""
 
     out: TextIO
     err: TextIO
@@ -58,68 +58,68 @@ class Streams:
 
     @property
     def can_redraw(self) -> bool:
-        """Whether standard error may be drawn over: a terminal that understands it, and no screen reader."""
-        return self.err_is_terminal and not plain_terminal()
+        """Whether standard error can be redrawn: a terminal with control sequences and no screen reader."""
+        return self.err_is_terminal and not is_plain_terminal()
 
     def answer(self, text: str) -> None:
-        """Write a piece of the answer, at once; on a terminal without its control sequences.
+        """Write a chunk of the answer and flush; control sequences are stripped on a terminal.
 
-        Raises BrokenPipeError where nobody reads it any more, OutputError where it cannot be kept.
+        Raises BrokenPipeError if the reader has closed the pipe, OutputError on other failures.
         """
-        with self.answering():
+        with self.writing_answer():
             self.out.write(strip_controls(text) if self.out_is_terminal else text)
             self.out.flush()
 
     @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        """Write the answer, in whatever way. Raises as `answer` does; what is written later is lost in silence."""
+    def writing_answer(self) -> Iterator[None]:
+        """Raise the errors of `answer` for any way of writing it; later output is discarded silently."""
         try:
             yield
         except OSError as error:
             discard(self.out)
             if isinstance(error, BrokenPipeError):
                 raise
-            raise OutputError(f"standard output: {error.strerror}", "free some space, or write elsewhere") from error
+            raise OutputError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
 
     def draw(self, text: str) -> None:
-        """Write to standard error as it stands, with control sequences of our own where it is a terminal."""
+        """Write to standard error unfiltered, with control sequences of our own."""
         try:
             self.err.write(text)
             self.err.flush()
         except OSError:
             discard(self.err)
 
-    def command(self, sequence: str) -> None:
-        """Steer the terminal that standard output is with a control sequence of our own."""
+    def send_control(self, sequence: str) -> None:
+        """Write a control sequence of our own to the terminal of standard output."""
         self.out.write(sequence)
         self.out.flush()
 
     def answer_object(self, value: dict[str, Any] | list[dict[str, Any]]) -> None:
-        """Write one JSON value as a line."""
+        """Write a JSON value as one line."""
         self.answer(json.dumps(value, ensure_ascii=False) + "\n")
 
     @property
     def can_ask(self) -> bool:
-        """Whether somebody sits at a terminal to answer a question."""
+        """Whether a user at a terminal can answer a question."""
         return self.in_is_terminal and self.err_is_terminal
 
-    def confirm(self, question: str, usual: bool = True) -> bool:
-        """Ask a yes-or-no question, Enter meaning the usual answer; no where nobody is there to answer it."""
+    def confirm(self, question: str, default: bool = True) -> bool:
+        """Ask a yes-or-no question; Enter means the default. Without a terminal the answer is no."""
         if not self.can_ask:
             return False
-        self.err.write(f"{strip_controls(question)} {'[Y/n]' if usual else '[y/N]'} ")
+        self.err.write(f"{strip_controls(question)} {'[Y/n]' if default else '[y/N]'} ")
         self.err.flush()
         reply = sys.stdin.readline()
         if not reply.endswith("\n"):
             self.info("")
-        return reply.strip().lower() in ("y", "yes") or (usual and reply == "\n")
+        return reply.strip().lower() in ("y", "yes") or (default and reply == "\n")
 
     def info(self, text: str) -> None:
-        """Write a line to standard error; where that cannot be written to, the answer still can."""
+        """Write a line to standard error. A failure is ignored, so that the answer can still be written."""
         self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")
 
-    def _tell(self, head: str, text: str) -> None:
-        """Write a line, or on a terminal as many as it takes without breaking a word."""
+    def _write_line(self, head: str, text: str) -> None:
+        """Write a line, wrapped on a terminal."""
         width = columns(self.err) - 1
         if self.err_is_terminal and width > 2 * len(head):
             from textwrap import wrap
@@ -130,21 +130,21 @@ class Streams:
         self.info(head + text)
 
     def notice(self, event: NoticeEvent) -> None:
-        """Tell what is and what to do, where nothing failed."""
-        self._tell("note: ", event.message)
-        self._tell("      ", event.hint)
+        """Print a notice: the message and the hint."""
+        self._write_line("note: ", event.message)
+        self._write_line("      ", event.hint)
 
     def error(self, error: CerebrumError) -> None:
-        """Tell what is and what to do, and what llama.cpp said of it."""
-        self._tell("error: ", error.message)
+        """Print an error: the message, the hint, and llama.cpp's log."""
+        self._write_line("error: ", error.message)
         if error.hint:
-            self._tell("  try: ", error.hint)
+            self._write_line("  try: ", error.hint)
         for line in error.log if isinstance(error, EngineError) else ():
             self.info(f"  log: {line}")
 
 
 def standard_streams() -> Streams:
-    """Return this process's streams, writing UTF-8 whatever the locale is; one that was closed is written nowhere."""
+    """Streams of this process: UTF-8 in any locale; output to a closed stream is discarded."""
     out, err = sys.stdout or StringIO(), sys.stderr or StringIO()
     for stream in (out, err):
         if isinstance(stream, TextIOWrapper):
@@ -160,12 +160,12 @@ def standard_streams() -> Streams:
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is still buffered for a broken stream nowhere: the interpreter flushes once more at its end."""
+    """Redirect a broken stream to the null device, since the interpreter flushes its buffer at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def discard_lost(streams: Streams) -> None:
-    """Send nowhere what is written to a terminal that is gone: to fail with it would hinder what is to be kept."""
+def discard_closed(streams: Streams) -> None:
+    """Redirect output to a closed terminal to the null device: errors would prevent saving."""
     try:
         import termios
     except ImportError:
@@ -179,7 +179,7 @@ def discard_lost(streams: Streams) -> None:
 
 
 def columns(stream: TextIO) -> int:
-    """Return the width of the terminal that a stream is, which need not be standard output's."""
+    """Width of the terminal of a stream, which may differ from standard output's."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
@@ -187,7 +187,7 @@ def columns(stream: TextIO) -> int:
 
 
 def holds_input(descriptor: int) -> bool:
-    """Return whether something may be piped in: a pipe, a file or a socket, and not a terminal or /dev/null."""
+    """Whether input may be piped in: from a pipe, a file or a socket, not a terminal or /dev/null."""
     try:
         mode = os.fstat(descriptor).st_mode
     except OSError:
@@ -195,11 +195,11 @@ def holds_input(descriptor: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-def plain_terminal() -> bool:
-    """Return whether the user wants no redrawing: TERM=dumb or unknown, or ACCESSIBLE is set for a screen reader."""
-    return dumb_terminal() or environment("ACCESSIBLE") is not None
+def is_plain_terminal() -> bool:
+    """Whether redrawing is unwanted: TERM is dumb or unknown, or ACCESSIBLE is set for a screen reader."""
+    return is_dumb_terminal() or environment("ACCESSIBLE") is not None
 
 
-def dumb_terminal() -> bool:
-    """Return whether the terminal understands no control sequence: TERM=dumb or unknown."""
-    return environment("TERM") in DUMB
+def is_dumb_terminal() -> bool:
+    """Whether the terminal takes no control sequences: TERM is dumb or unknown."""
+    return environment("TERM") in DUMB_TERMINALS

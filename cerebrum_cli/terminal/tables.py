@@ -1,4 +1,4 @@
-"""Values as lines and tables for people."""
+"""Format values as lines and tables."""
 
 from __future__ import annotations
 
@@ -18,74 +18,74 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.availability import DownloadPlan
     from cerebrum_cli.application.models.fit import Capacity
 
-PIPE_WIDTH = 10_000  # columns of a table nobody looks at: nothing is cut or wrapped in a pipe
-LEAST_COLUMNS = 3  # of a table; a terminal that is narrower still wraps the lines itself
-BEGINNING = 50  # characters of a question in a table
-LEAST_NOTES = 20
+PIPE_WIDTH = 10_000  # columns of a table in a pipe, where nothing is truncated or wrapped
+MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
+EXCERPT_LENGTH = 50  # characters
+MIN_NOTE_WIDTH = 20
 
 
-def stats_line(finish: FinishEvent, model: str, form: str) -> str:
-    """Return the line `--stats` prints of a reply."""
+def stats_line(finish: FinishEvent, model: str, format_name: str) -> str:
+    """Line printed by `--stats`."""
     timings = finish.timings
     cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
     return " | ".join(
         (
             model,
-            f"format {form}",
+            f"format {format_name}",
             f"load {timings.load_s:.2f} s",
             f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
-            f"answer {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}",
+            f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}",
             f"first token {timings.ttft_s:.2f} s",
             f"context {finish.context_size}",
             f"seed {finish.seed}",
-            f"ended by {finish.reason}",
+            f"finish reason {finish.reason}",
         )
     )
 
 
 def tally_text(event: TallyEvent) -> str:
-    """Return how a vote stands: "4/5 5 of 8, 0.9 1 of 8", of the chains that have come to an end."""
-    said = [f"{' '.join(answer.split())} {count} of {event.finished}" for answer, count in event.tally]
-    return ", ".join(said) or f"no answer in {event.finished} of {event.finished}"
+    """Tally of a vote over its finished samples: "4/5: 5 of 8, 0.9: 1 of 8"."""
+    answers = [f"{' '.join(answer.split())}: {count} of {event.finished}" for answer, count in event.tally]
+    return ", ".join(answers) or f"no final answer in {event.finished} samples"
 
 
 def batch_text(event: RowEvent, tokens: int, seconds: float) -> str:
-    """Return how far a batch is, and how fast."""
+    """Progress of a batch and its throughput."""
     failed = f", {event.failed} failed" if event.failed else ""
-    speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f}/s)" if tokens and seconds else ""
+    speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
     return f"{event.done} of {event.total} done{failed}{speed}"
 
 
-def gauge_text(used: int, size: int) -> str:
-    """Return how much of a context is used."""
+def context_text(used: int, size: int) -> str:
+    """Context usage in tokens."""
     return f"context {used}/{size} ({used / size:.0%})"
 
 
 def settings_lines(values: Mapping[str, Any]) -> str:
-    """Return settings, a line each."""
+    """Settings, one per line."""
     width = max(map(len, values))
-    return "\n".join(f"{key:<{width}}  {_setting(value)}" for key, value in values.items())
+    return "\n".join(f"{key:<{width}}  {_setting_text(value)}" for key, value in values.items())
 
 
-def _setting(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return ", ".join(map(repr, value)) or "none"
-    return "as usual" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _rate(tokens_per_second: float) -> str:
-    return f" {tokens_per_second:.1f}/s" if tokens_per_second else ""
+    return f", {tokens_per_second:.1f} t/s" if tokens_per_second else ""
 
 
-def at_home(path: str) -> str:
-    """Return a path with `~` for the user's home."""
+def shorten_home(path: str) -> str:
+    """Path with `~` for the home directory."""
     with contextlib.suppress(ValueError, RuntimeError):
         return f"~/{Path(path).relative_to(Path.home())}"
     return path
 
 
 def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the models that are here."""
+    """Print installed models."""
     print_table(
         streams,
         ("", "name", "quant", "size", "format", "context", "last used", "where"),
@@ -98,25 +98,25 @@ def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
                 row["format"],
                 row["context_size"],
                 row["last_used"] and row["last_used"][:10],
-                _where(row),
+                _location(row),
             )
             for row in rows
         ],
     )
 
 
-def _where(row: Mapping[str, Any]) -> str:
+def _location(row: Mapping[str, Any]) -> str:
     if row["derived_from"]:
         return f"as {row['name'].rpartition(':')[2]} of {row['derived_from']}"
-    place = f"hf.co/{row['repo_id']}" if row["repo_id"] else at_home(row["path"])
+    place = f"hf.co/{row['repo_id']}" if row["repo_id"] else shorten_home(row["path"])
     return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
 
 
 def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the models the catalogue knows, and the quantisation of each that is recommended here."""
+    """Print the models of the catalog, each with the quantization recommended for this machine."""
     print_table(
         streams,
-        ("name", "here", "fitting", "size", "verdict", "licence", "system"),
+        ("name", "installed", "best fit", "size", "verdict", "license", "system"),
         [
             (
                 row["name"],
@@ -134,29 +134,29 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
 
 
 def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the sessions that are kept."""
+    """Print saved sessions."""
     cells = [
         (row["name"], row["messages"], row["updated"][:16].replace("T", " "), row["model"], _first_line(row["first"]))
         for row in rows
     ]
-    print_table(streams, ("name", "messages", "changed", "model", "begins"), cells)
+    print_table(streams, ("name", "messages", "updated", "model", "first message"), cells)
 
 
-def print_hits(streams: Streams, hits: Iterable[Mapping[str, Any]]) -> None:
-    """Print messages that were found."""
-    for hit in hits:
-        streams.answer(f"{hit['session']}  {hit['role']}: {hit['excerpt']}\n")
+def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> None:
+    """Print search results."""
+    for match in matches:
+        streams.answer(f"{match['session']}  {match['role']}: {match['excerpt']}\n")
 
 
 def _first_line(text: str) -> str:
-    """Return how a text begins, short enough for a table."""
-    return textwrap.shorten(text, BEGINNING, placeholder=" ...")
+    """Shorten a text for a table cell."""
+    return textwrap.shorten(text, EXCERPT_LENGTH, placeholder=" ...")
 
 
-def print_candidates(streams: Streams, offer: DownloadPlan) -> None:
-    """Print the quantisations of a model, what they need, and how that goes with this machine."""
-    head = f"{offer.availability.name} at a context of {offer.context} tokens; {capacity_text(offer.capacity)}"
-    streams.answer(f"\n{_wrapped(streams, head)}\n\n")
+def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
+    """Print the quantizations of a model, their memory needs, and whether they fit this machine."""
+    head = f"{plan.availability.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
+    streams.answer(f"\n{_wrap(streams, head)}\n\n")
     print_table(
         streams,
         ("", "quant", "size", "memory", "verdict", "installed"),
@@ -169,42 +169,42 @@ def print_candidates(streams: Streams, offer: DownloadPlan) -> None:
                 each.verdict,
                 "yes" if each.installed else "",
             )
-            for each in offer.candidates
+            for each in plan.candidates
         ],
     )
-    streams.answer("\n* is recommended here\n")
+    streams.answer("\n* recommended for this machine\n")
 
 
 def capacity_text(capacity: Capacity) -> str:
-    """Return what a machine can hold, as a clause."""
+    """Memory and GPUs of this machine, as a clause."""
     memory = f"this machine has {format_size(capacity.memory)} of memory"
     if capacity.devices is None:
-        return f"{memory}; whether a GPU helps is unknown until a model has been loaded once"
+        return f"{memory}; GPUs are detected when a model is first loaded"
     if not capacity.devices:
-        return f"{memory} and no GPU that llama.cpp can use"
+        return f"{memory} and no GPU supported by llama.cpp"
     gpus = " and ".join(f"{format_size(device.free)} on {device.description}" for device in capacity.devices)
     return f"{memory}, {gpus}"
 
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
-    """Print what is known of one model, a line each; its file's metadata is left to --json."""
-    unshown, only_where_true = ("metadata", "files"), ("notes", "derived_from", "merged_from", "encodings")
+    """Print the fields of a model, one per line; its file's metadata is printed only by --json."""
+    hidden, hidden_if_empty = ("metadata", "files"), ("notes", "derived_from", "merged_from", "encodings")
     shown = {
-        key: value for key, value in description.items() if key not in unshown and (value or key not in only_where_true)
+        key: value for key, value in description.items() if key not in hidden and (value or key not in hidden_if_empty)
     }
     width = max(map(len, shown))
     for key, value in shown.items():
-        text = _described(key, value)
+        text = _describe(key, value)
         if key == "notes":
-            text = _wrapped(streams, text, indent=width + 2)
+            text = _wrap(streams, text, indent=width + 2)
         streams.answer(f"{key:<{width}}  {text}\n")
 
 
-def _described(key: str, value: Any) -> str:
+def _describe(key: str, value: Any) -> str:
     if key == "size" and value is not None:
         return f"{format_size(value)} ({value} bytes)"
     if key == "encodings":
-        return ", ".join(f"{each['name']}{' (answers for this model)' * each['preferred']}" for each in value)
+        return ", ".join(f"{each['name']}{' (used for this model)' * each['preferred']}" for each in value)
     if key == "merged_from":
         return ", ".join(map(strip_controls, value))
     if isinstance(value, dict):
@@ -212,43 +212,43 @@ def _described(key: str, value: Any) -> str:
     return _cell(value)
 
 
-def print_table(streams: Streams, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; where a terminal is too narrow for all columns, the last ones are left out, and nothing is cut."""
+def print_table(streams: Streams, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table; a terminal too narrow for it gets fewer columns, none of them truncated."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     cells = [[_cell(value) for value in row] for row in rows]
-    drawn = StringIO()
-    console = Console(file=streams.out) if streams.out_is_terminal else Console(file=drawn, width=PIPE_WIDTH)
-    shown = len(heads)
-    while shown > LEAST_COLUMNS and _width(heads[:shown], cells) > console.width:
+    buffer = StringIO()
+    console = Console(file=streams.out) if streams.out_is_terminal else Console(file=buffer, width=PIPE_WIDTH)
+    shown = len(headings)
+    while shown > MIN_COLUMNS and _table_width(headings[:shown], cells) > console.width:
         shown -= 1
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads[:shown]:
-        table.add_column(head, no_wrap=True)
+    for heading in headings[:shown]:
+        table.add_column(heading, no_wrap=True)
     for row in cells:
         table.add_row(*map(Text, row[:shown]))
-    console.width = max(console.width, _width(heads[:shown], cells))
+    console.width = max(console.width, _table_width(headings[:shown], cells))
     console.print(table)
     if not streams.out_is_terminal:
-        streams.answer("".join(f"{line.rstrip()}\n" for line in drawn.getvalue().splitlines()))
+        streams.answer("".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines()))
 
 
-def _wrapped(streams: Streams, text: str, indent: int = 0) -> str:
-    """Return a sentence in the lines a terminal has room for, all but the first indented; in a pipe as it is."""
+def _wrap(streams: Streams, text: str, indent: int = 0) -> str:
+    """Wrap a sentence to the width of a terminal, all lines but the first indented; unchanged in a pipe."""
     if not streams.out_is_terminal:
         return text
-    lines = textwrap.wrap(text, max(LEAST_NOTES, columns(streams.out) - indent))
+    lines = textwrap.wrap(text, max(MIN_NOTE_WIDTH, columns(streams.out) - indent))
     return ("\n" + " " * indent).join(lines)
 
 
-def _width(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """Return how wide a table of these columns is."""
+def _table_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Width of a table."""
     from rich.cells import cell_len
 
-    widest = [max(map(cell_len, (head, *(row[index] for row in rows)))) for index, head in enumerate(heads)]
-    return sum(widest) + 2 * (len(heads) - 1)
+    widest = [max(map(cell_len, (heading, *(row[index] for row in rows)))) for index, heading in enumerate(headings)]
+    return sum(widest) + 2 * (len(headings) - 1)
 
 
 def _cell(value: Any) -> str:

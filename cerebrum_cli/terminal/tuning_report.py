@@ -76,6 +76,6 @@ def tried_lines(tried: Iterable[tuple[Tuning, Mapping[str, Any]]]) -> Iterator[s
         if told["dropped"]:
             yield f"{tuning_text(tuning)}: {told['dropped']}"
         else:
-            ratios = (("reads", told["read"]), ("says", told["say"]))
+            ratios = (("prompt", told["read"]), ("gen", told["say"]))
             said = (f"{what} {ratio:.2f} x" for what, ratio in ratios if ratio is not None)
             yield f"{tuning_text(tuning)}: {', '.join(said)}"

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-AS_TEXT = ("html_block", "html_inline", "reference")
-_WHOLE = MarkdownIt().enable(["strikethrough", "table"]).disable(AS_TEXT)
-_BLOCKS = MarkdownIt().enable(["strikethrough", "table"]).disable([*AS_TEXT, "inline", "text_join"])
+DISABLED_RULES = ("html_block", "html_inline", "reference")
+_INLINE_PARSER = MarkdownIt().enable(["strikethrough", "table"]).disable(DISABLED_RULES)
+_BLOCK_PARSER = MarkdownIt().enable(["strikethrough", "table"]).disable([*DISABLED_RULES, "inline", "text_join"])
 
 CODE = ("fence", "code_block")
 LISTS = ("bullet_list", "ordered_list")
@@ -25,31 +25,31 @@ CLOSINGS = tuple(f"{name}_close" for name in ("blockquote", "list_item", *LISTS)
 
 # Code is highlighted some lines at a time, with only so many after them in view, so that they can be printed for good.
 # A lexer begins each time at the first line: with more lines behind, more are taken at a time.
-LINES_AT_A_TIME = 8
-LINES_AHEAD = 8
+CHUNK_LINES = 8
+LOOKAHEAD_LINES = 8
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """A place in a text: so many leaf blocks lie before it, and so many lines of the next, which is code."""
 
     leaf: int = 0
     line: int = 0
 
 
-END = Place(sys.maxsize)
+END = Position(sys.maxsize)
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
+class Preceding:
     """What was said before a text: anything, so many code blocks; and the list it begins within, if it does.
 
     `item` is the number of the text's first list item, `begun` whether there was any before in its list.
     """
 
-    anything: bool = False
-    codes: int = 0
-    item: int | None = None
-    begun: bool = False
+    any_text: bool = False
+    code_blocks: int = 0
+    list_item: int | None = None
+    in_list: bool = False
 
 
 def code_blocks(text: str) -> list[str]:
@@ -57,12 +57,12 @@ def code_blocks(text: str) -> list[str]:
     return [token.content.removesuffix("\n") for token in parse(text) if token.type in CODE]
 
 
-def parse(text: str, before: Before = Before()) -> list[Token]:
+def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
     """Return the tokens of a text's blocks, what is in their lines still unparsed."""
-    tokens = _BLOCKS.parse(text.replace("\r", ""))
-    if before.item is not None and tokens:
-        tokens[0].attrs["start"] = before.item
-    codes, numbers = before.codes, list[int]()
+    tokens = _BLOCK_PARSER.parse(text.replace("\r", ""))
+    if preceding.list_item is not None and tokens:
+        tokens[0].attrs["start"] = preceding.list_item
+    codes, numbers = preceding.code_blocks, list[int]()
     for token in tokens:
         if token.type in CODE:
             codes += 1
@@ -79,16 +79,18 @@ def parse(text: str, before: Before = Before()) -> list[Token]:
 
 def parse_inline(text: str) -> list[Token]:
     """Return the tokens of what is in a block's lines; an image is told by its text."""
-    tokens = [child for token in _WHOLE.parseInline(text) for child in token.children or ()]
-    return [_described(token) if token.type == "image" else token for token in tokens]
+    tokens = [child for token in _INLINE_PARSER.parseInline(text) for child in token.children or ()]
+    return [_image_text(token) if token.type == "image" else token for token in tokens]
 
 
-def _described(image: Token) -> Token:
+def _image_text(image: Token) -> Token:
     source = str(image.attrs.get("src", ""))
     return Token("text", "", 0, content=f"🌆 {image.content or source.strip('/').rpartition('/')[2]} ")
 
 
-def part(tokens: Sequence[Token], begin: Place, end: Place, before: Before = Before()) -> list[Token]:
+def slice_tokens(
+    tokens: Sequence[Token], begin: Position, end: Position, preceding: Preceding = Preceding()
+) -> list[Token]:
     """Return the tokens between two places.
 
     In their `meta`, `begun` tells that some of a block lies before `begin`, `apart` that an empty row comes before it,
@@ -97,10 +99,10 @@ def part(tokens: Sequence[Token], begin: Place, end: Place, before: Before = Bef
     kept: list[Token] = []
     opened: list[Token] = []  # containers of which nothing was kept yet
     leaf = 0
-    for step in steps(tokens):
-        begun = Place(leaf) < begin or (step[0] is tokens[0] and before.begun)
+    for step in split_leaves(tokens):
+        begun = Position(leaf) < begin or (step[0] is tokens[0] and preceding.in_list)
         first = step[0].copy(
-            meta={**step[0].meta, "begun": begun, "apart": not begun and (leaf > 0 or before.anything)}
+            meta={**step[0].meta, "begun": begun, "apart": not begun and (leaf > 0 or preceding.any_text)}
         )
         if first.type in OPENINGS:
             opened.append(first)
@@ -110,7 +112,7 @@ def part(tokens: Sequence[Token], begin: Place, end: Place, before: Before = Bef
             else:
                 kept.append(first)
         else:
-            if begin.leaf <= leaf and Place(leaf) < end:
+            if begin.leaf <= leaf and Position(leaf) < end:
                 first.meta["lines"] = (begin.line if begin.leaf == leaf else 0, end.line if end.leaf == leaf else None)
                 kept += [*opened, first, *step[1:]]
                 opened.clear()
@@ -118,7 +120,7 @@ def part(tokens: Sequence[Token], begin: Place, end: Place, before: Before = Bef
     return kept
 
 
-def steps(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
+def split_leaves(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
     """Yield tokens in steps: the opening or closing of what contains blocks, or all of a leaf block."""
     begin = 0
     while begin < len(tokens):
@@ -130,18 +132,18 @@ def steps(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
         begin = end
 
 
-def settled(tokens: Sequence[Token]) -> Place:
+def final_position(tokens: Sequence[Token]) -> Position:
     """Return up to where whole lines show what they will show whatever follows: all but the last leaf.
 
     Where that is code, its lines are settled but for the last ones.
     """
-    leaves = [step[0] for step in steps(tokens) if step[0].type not in (*OPENINGS, *CLOSINGS)]
+    leaves = [step[0] for step in split_leaves(tokens) if step[0].type not in (*OPENINGS, *CLOSINGS)]
     if not leaves:
-        return Place()
+        return Position()
     lines = 0
     if leaves[-1].type in CODE:
-        lines = max((end for _, end in portions(len(code_lines(leaves[-1])))), default=0)
-    return Place(len(leaves) - 1, lines)
+        lines = max((end for _, end in highlight_chunks(len(code_lines(leaves[-1])))), default=0)
+    return Position(len(leaves) - 1, lines)
 
 
 def code_lines(token: Token) -> list[str]:
@@ -149,33 +151,33 @@ def code_lines(token: Token) -> list[str]:
     return token.content.rstrip().split("\n")
 
 
-def portions(count: int) -> Iterator[tuple[int, int]]:
+def highlight_chunks(count: int) -> Iterator[tuple[int, int]]:
     """Yield the first and the last line, exclusive, of what is highlighted together, as long as enough follow it."""
     begin = 0
-    while (end := begin + max(1, begin // LINES_AT_A_TIME**2) * LINES_AT_A_TIME) + LINES_AHEAD <= count:
+    while (end := begin + max(1, begin // CHUNK_LINES**2) * CHUNK_LINES) + LOOKAHEAD_LINES <= count:
         yield begin, end
         begin = end
 
 
-def cut(tokens: Sequence[Token], place: Place, before: Before) -> tuple[int, Place, Before]:
+def drop_printed(tokens: Sequence[Token], position: Position, preceding: Preceding) -> tuple[int, Position, Preceding]:
     """Return the line from which on a text is needed to go on from a place; then that place in it, and its before.
 
     It can be cut between blocks, and between the items of a list that is in no other block.
     """
-    found = (0, place, before)
+    found = (0, position, preceding)
     leaf = codes = block = 0
-    begun = before.begun
-    for step in steps(tokens):
+    begun = preceding.in_list
+    for step in split_leaves(tokens):
         token = step[0]
-        if leaf > place.leaf:
+        if leaf > position.leaf:
             break
         if token.map and token is not tokens[0] and token.nesting >= 0:
-            rest, anything = Place(place.leaf - leaf, place.line), before.anything or leaf > 0
+            rest, anything = Position(position.leaf - leaf, position.line), preceding.any_text or leaf > 0
             if token.level == 0:
-                found = (token.map[0], rest, Before(anything, before.codes + codes))
+                found = (token.map[0], rest, Preceding(anything, preceding.code_blocks + codes))
                 block, begun = leaf, False
             elif token.level == 1 and token.type == "list_item_open":
-                inside = Before(anything, before.codes + codes, token.meta["number"], begun or leaf > block)
+                inside = Preceding(anything, preceding.code_blocks + codes, token.meta["number"], begun or leaf > block)
                 found = (token.map[0], rest, inside)
         codes += token.type in CODE
         leaf += token.type not in (*OPENINGS, *CLOSINGS)

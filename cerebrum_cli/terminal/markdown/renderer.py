@@ -16,19 +16,27 @@ from rich.cells import cell_len, get_character_cell_size
 from rich.control import Control
 from rich.segment import ControlType, Segment, Segments
 
-from cerebrum_cli.terminal.markdown.code_blocks import END, Before, Place, cut, parse, part, settled
-from cerebrum_cli.terminal.markdown.rows import Row, passing, rows
+from cerebrum_cli.terminal.markdown.code_blocks import (
+    END,
+    Position,
+    Preceding,
+    drop_printed,
+    final_position,
+    parse,
+    slice_tokens,
+)
+from cerebrum_cli.terminal.markdown.rows import Row, limit_redraw, render_rows
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
     from rich.console import Console, ConsoleOptions
 
-REDRAW_EVERY_S = 1 / 10
-REDRAW_AT_LEAST_EVERY_S = 1.0
-DRAWING_SHARE = 0.015  # of all time: decoding waits while this draws, and for the terminal too
+MIN_REDRAW_INTERVAL_S = 1 / 10
+MAX_REDRAW_INTERVAL_S = 1.0
+MAX_DRAWING_SHARE = 0.015  # of all time: decoding waits while this draws, and for the terminal too
 
 # A last line that holds nothing but such may yet become anything: it is not drawn before more of it is there.
-_UNCLEAR = re.compile(r"[\s>]*(?:[-=`~*_#|+: ]*|[0-9]+[.)]?\s*)")
+_AMBIGUOUS_LINE = re.compile(r"[\s>]*(?:[-=`~*_#|+: ]*|[0-9]+[.)]?\s*)")
 
 
 class MarkdownStream:
@@ -37,67 +45,69 @@ class MarkdownStream:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._text = ""  # what is open, from a place where it can be cut
-        self._before = Before()
-        self._place = Place()  # up to where the text is printed for good
-        self._drawn: list[str] = []  # the rows on the screen that go away again
+        self._preceding = Preceding()
+        self._position = Position()  # up to where the text is printed for good
+        self._drawn_rows: list[str] = []  # the rows on the screen that go away again
         self._drawn_width = 0
-        self._next_drawing = 0.0
-        self._cost = 0.0
+        self._next_draw = 0.0
+        self._draw_seconds = 0.0
 
     def feed(self, text: str) -> None:
         """Add text, and draw it if the last drawing is old enough for what it cost."""
         self._text += text.replace("\r", "")
         began = time.monotonic()
-        if began >= self._next_drawing:
+        if began >= self._next_draw:
             self._draw(self._console.options)
             ended = time.monotonic()
             # One drawing that costs far more than the last is taken for an accident: a lexer had to be loaded.
-            self._cost = min(ended - began, 3 * self._cost + 0.001)
-            self._next_drawing = ended + max(REDRAW_EVERY_S, min(self._cost / DRAWING_SHARE, REDRAW_AT_LEAST_EVERY_S))
+            self._draw_seconds = min(ended - began, 3 * self._draw_seconds + 0.001)
+            self._next_draw = ended + max(
+                MIN_REDRAW_INTERVAL_S, min(self._draw_seconds / MAX_DRAWING_SHARE, MAX_REDRAW_INTERVAL_S)
+            )
 
     def close(self) -> None:
         """Print what is still open, for good."""
         options = self._console.options
         with self._console:
             self._erase(options)
-            self._print(rows(self._console, options, self._part(self._text, END)))
-        self._text, self._before, self._place = "", Before(), Place()
+            self._print(render_rows(self._console, options, self._unprinted_tokens(self._text, END)))
+        self._text, self._preceding, self._position = "", Preceding(), Position()
 
     def _draw(self, options: ConsoleOptions) -> None:
         room = max(1, (options.size.height - 1) * 2 // 3)
         with self._console:  # one write, so that nothing flickers
             self._erase(options)
-            self._settle(options)
-            tokens = passing(self._part(_clear(self._text), END), room)
-            shown = rows(self._console, options, tokens)[-room:]
-            self._drawn = ["".join(text for text, _, _ in row) for row in shown]
-            self._print(map(_unwrapped, shown, self._drawn))
+            self._print_final(options)
+            tokens = limit_redraw(self._unprinted_tokens(_without_ambiguous_line(self._text), END), room)
+            shown = render_rows(self._console, options, tokens)[-room:]
+            self._drawn_rows = ["".join(text for text, _, _ in row) for row in shown]
+            self._print(map(_without_autowrap, shown, self._drawn_rows))
         self._drawn_width = options.max_width
 
-    def _settle(self, options: ConsoleOptions) -> None:
+    def _print_final(self, options: ConsoleOptions) -> None:
         """Print what is settled, as far as whole lines tell: `#` may become `#include`."""
         whole = self._text[: self._text.rfind("\n") + 1]
-        tokens = parse(whole, self._before)
-        place = settled(tokens)
-        if place <= self._place:
+        tokens = parse(whole, self._preceding)
+        place = final_position(tokens)
+        if place <= self._position:
             return
-        self._print(rows(self._console, options, part(tokens, self._place, place, self._before)))
-        line, self._place, self._before = cut(tokens, place, self._before)
+        self._print(render_rows(self._console, options, slice_tokens(tokens, self._position, place, self._preceding)))
+        line, self._position, self._preceding = drop_printed(tokens, place, self._preceding)
         self._text = "\n".join(self._text.split("\n")[line:])
 
-    def _part(self, text: str, end: Place) -> list[Token]:
-        return part(parse(text, self._before), self._place, end, self._before)
+    def _unprinted_tokens(self, text: str, end: Position) -> list[Token]:
+        return slice_tokens(parse(text, self._preceding), self._position, end, self._preceding)
 
     def _erase(self, options: ConsoleOptions) -> None:
         """Erase the drawn rows, which a terminal that has become narrower shows wrapped."""
         width = options.max_width
-        high = len(self._drawn)
+        high = len(self._drawn_rows)
         if width < self._drawn_width:
-            high = sum(rows_wrapped(text, width) for text in self._drawn)
+            high = sum(wrapped_row_count(text, width) for text in self._drawn_rows)
         up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)) * min(high, options.size.height - 1)
         if up:
             self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *up))
-        self._drawn = []
+        self._drawn_rows = []
 
     def _print(self, rows: Iterable[Row]) -> None:
         self._console.print(Segments([segment for row in rows for segment in (*row, Segment.line())]), end="")
@@ -107,7 +117,7 @@ def _mode(code: str) -> Segment:
     return Segment(code, None, [(ControlType.BELL,)])  # a control that rich has no name for
 
 
-UNWRAPPED, WRAPPED = _mode("\x1b[?7l"), _mode("\x1b[?7h")
+AUTOWRAP_OFF, AUTOWRAP_ON = _mode("\x1b[?7l"), _mode("\x1b[?7h")
 
 # Joined, flagged, coloured and combined characters: terminals do not agree how wide they are.
 _CLUSTER = re.compile(
@@ -116,18 +126,18 @@ _CLUSTER = re.compile(
 )
 
 
-def _unwrapped(row: Row, text: str) -> Row:
+def _without_autowrap(row: Row, text: str) -> Row:
     """Return a row that stays one row in any terminal, since it is to be erased."""
-    return [UNWRAPPED, *row, WRAPPED] if _CLUSTER.search(text) else row
+    return [AUTOWRAP_OFF, *row, AUTOWRAP_ON] if _CLUSTER.search(text) else row
 
 
-def _clear(text: str) -> str:
+def _without_ambiguous_line(text: str) -> str:
     """Return a text without a last line of which nobody can tell what it becomes."""
     end = text.rfind("\n") + 1
-    return text[:end] if _UNCLEAR.fullmatch(text, end) else text
+    return text[:end] if _AMBIGUOUS_LINE.fullmatch(text, end) else text
 
 
-def rows_wrapped(text: str, width: int) -> int:
+def wrapped_row_count(text: str, width: int) -> int:
     """Return how many rows a terminal makes of a row when it is narrower; a wide character is never halved."""
     if cell_len(text) <= width:
         return 1

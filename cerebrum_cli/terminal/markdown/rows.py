@@ -14,24 +14,24 @@ from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 
-from cerebrum_cli.terminal.markdown.code_blocks import CODE, LINES_AHEAD, code_lines, parse_inline, portions
+from cerebrum_cli.terminal.markdown.code_blocks import CODE, LOOKAHEAD_LINES, code_lines, highlight_chunks, parse_inline
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 # The terminal's own colours, and no background, which would be spaces to copy and rows to wrap in a narrower window.
 THEME = Syntax.get_theme("ansi_dark")
-INDENTED = (0, 0, 0, 2)
-LINES_ABOVE = 64  # from which code is highlighted while it is drawn over: as cheap at the end of long code
-TABLE_HEAD = 4  # rows of a table that are not its body
+CODE_INDENT = (0, 0, 0, 2)
+MAX_LINES_ABOVE = 64  # from which code is highlighted while it is drawn over: as cheap at the end of long code
+TABLE_FRAME_ROWS = 4  # rows of a table that are not its body
 
 Row = list[Segment]
 
 
-def rows(console: Console, options: ConsoleOptions, tokens: Sequence[Token]) -> list[Row]:
+def render_rows(console: Console, options: ConsoleOptions, tokens: Sequence[Token]) -> list[Row]:
     """Return the rows of a part of a reply, without padding."""
     found: list[Row] = []
-    for block in _blocks(tokens):
+    for block in _top_level_blocks(tokens):
         for token in block:
             if token.type == "inline":
                 token.children = parse_inline(token.content)
@@ -44,7 +44,7 @@ def rows(console: Console, options: ConsoleOptions, tokens: Sequence[Token]) -> 
     return found
 
 
-def _blocks(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
+def _top_level_blocks(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
     begin = 0
     for end, token in enumerate(tokens, 1):
         if token.level == 0 and token.nesting <= 0:
@@ -52,36 +52,36 @@ def _blocks(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
             begin = end
 
 
-def passing(tokens: list[Token], room: int) -> list[Token]:
+def limit_redraw(tokens: list[Token], room: int) -> list[Token]:
     """Return tokens of what is drawn over soon, made cheap: of the last table the last rows; code seen from near."""
     for token in tokens:
         if token.type in CODE:
-            token.meta["above"] = LINES_ABOVE
+            token.meta["above"] = MAX_LINES_ABOVE
     body = max((at for at, token in enumerate(tokens) if token.type == "tbody_open"), default=len(tokens))
-    begins = [at for at in range(body, len(tokens)) if tokens[at].type == "tr_open"][-max(1, room - TABLE_HEAD) :]
+    begins = [at for at in range(body, len(tokens)) if tokens[at].type == "tr_open"][-max(1, room - TABLE_FRAME_ROWS) :]
     return tokens[: body + 1] + tokens[begins[0] :] if begins else tokens
 
 
 def _without_padding(row: Row) -> Row:
     """Return a row up to its last visible character: nobody wants spaces with what is copied from the screen."""
-    while row and not _is_painted(row[-1]):
+    while row and not _has_background(row[-1]):
         text, style, control = row.pop()
         if text := text.rstrip():
             return [*row, Segment(text, style, control)]
     return row
 
 
-def _is_painted(segment: Segment) -> bool:
+def _has_background(segment: Segment) -> bool:
     return segment.style is not None and segment.style.bgcolor is not None
 
 
-class Code(CodeBlock):
+class NumberedCode(CodeBlock):
     """A code block with its number and language over it."""
 
     token: Token
 
     @classmethod
-    def create(cls, markdown: Markdown, token: Token) -> Code:
+    def create(cls, markdown: Markdown, token: Token) -> NumberedCode:
         """Return the block of a token of a part."""
         block = cls(token.info.partition(" ")[0], markdown.code_theme)
         block.token = token
@@ -95,23 +95,23 @@ class Code(CodeBlock):
             yield Text(label, style="dim", no_wrap=True, overflow="ellipsis")
         lines = code_lines(self.token)
         syntax = Syntax("", self.lexer_name or "text", theme=THEME)
-        for begin, end, seen in highlighted(first, last, len(lines)):
+        for begin, end, seen in highlight_ranges(first, last, len(lines)):
             above = max(0, begin - self.token.meta.get("above", begin))
-            code = closed("\n".join(lines[above:seen]))
-            yield Padding(highlight(code, syntax, begin - above, end - above), INDENTED)
+            code = close_comment("\n".join(lines[above:seen]))
+            yield Padding(highlight_lines(code, syntax, begin - above, end - above), CODE_INDENT)
 
 
-def highlighted(first: int, last: int | None, count: int) -> Iterator[tuple[int, int, int]]:
+def highlight_ranges(first: int, last: int | None, count: int) -> Iterator[tuple[int, int, int]]:
     """Yield what is highlighted together: from a line, to a line, with so many lines in view, of `count` in all."""
-    for begin, end in portions(count):
+    for begin, end in highlight_chunks(count):
         if first <= begin and (last is None or end <= last):
-            yield begin, end, end + LINES_AHEAD
+            yield begin, end, end + LOOKAHEAD_LINES
             first = end
     if last is None:
         yield first, count, count
 
 
-def highlight(code: str, syntax: Syntax, begin: int, end: int) -> Text:
+def highlight_lines(code: str, syntax: Syntax, begin: int, end: int) -> Text:
     """Return some lines of code, which are made to look like what they are in all of it."""
     lexer = syntax.lexer or syntax.default_lexer
     text = Text()
@@ -127,7 +127,7 @@ def highlight(code: str, syntax: Syntax, begin: int, end: int) -> Text:
     return text
 
 
-def closed(code: str) -> str:
+def close_comment(code: str) -> str:
     """Return code with the end of a comment that is open: some lexers take none without its end for a comment."""
     for begin, end in (("/*", "*/"), ("<!--", "-->")):
         if code.rfind(begin) > code.rfind(end):
@@ -135,20 +135,20 @@ def closed(code: str) -> str:
     return code
 
 
-class Item(ListItem):
+class ContinuableItem(ListItem):
     """A list item, whose marker is not shown again."""
 
     token: Token
 
     @classmethod
-    def create(cls, _: Markdown, token: Token) -> Item:
+    def create(cls, _: Markdown, token: Token) -> ContinuableItem:
         """Return the item of a token of a part."""
         item = cls()
         item.token = token
         return item
 
 
-class Listing(ListElement):
+class NumberedList(ListElement):
     """A list with room for numbers of two digits, since nobody knows how many there will be."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -156,7 +156,7 @@ class Listing(ListElement):
         bullets = self.list_type == "bullet_list_open"
         style = console.get_style("markdown.item.bullet" if bullets else "markdown.item.number", default="none")
         for item in self.items:
-            assert isinstance(item, Item)
+            assert isinstance(item, ContinuableItem)
             marker = " • " if bullets else f"{item.token.meta['number']:>3} "
             inner = options.update(width=max(1, options.max_width - len(marker)))
             for at, row in enumerate(console.render_lines(item.elements, inner, style=item.style)):
@@ -164,21 +164,21 @@ class Listing(ListElement):
                 yield from (Segment(shown, style), *row, Segment.line())
 
 
-def _close(element: type[MarkdownElement]) -> type[MarkdownElement]:
+def _without_new_line(element: type[MarkdownElement]) -> type[MarkdownElement]:
     """Return a kind of block after which rich leaves no row empty: `rows` does that."""
     return type(element.__name__, (element,), {"new_line": False})
 
 
-class Reply(Markdown):
+class ReplyMarkdown(Markdown):
     """rich's Markdown with the blocks above."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
-        **{name: _close(element) for name, element in Markdown.elements.items()},
-        **dict.fromkeys(("fence", "code_block"), _close(Code)),
-        **dict.fromkeys(("bullet_list_open", "ordered_list_open"), _close(Listing)),
-        "list_item_open": _close(Item),
-        "inline": _close(UnknownElement),
+        **{name: _without_new_line(element) for name, element in Markdown.elements.items()},
+        **dict.fromkeys(("fence", "code_block"), _without_new_line(NumberedCode)),
+        **dict.fromkeys(("bullet_list_open", "ordered_list_open"), _without_new_line(NumberedList)),
+        "list_item_open": _without_new_line(ContinuableItem),
+        "inline": _without_new_line(UnknownElement),
     }
 
 
-REPLY = Reply("", hyperlinks=False)
+REPLY = ReplyMarkdown("", hyperlinks=False)

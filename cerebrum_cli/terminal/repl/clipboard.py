@@ -1,4 +1,4 @@
-"""Text for the clipboard: by the system's own program where there is one, else through the terminal."""
+"""Copy text to the clipboard, with a system program or through the terminal (OSC 52)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import subprocess
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import environment
-from cerebrum_cli.terminal.streams import Streams, dumb_terminal
+from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
-# Each works where its display does; a terminal far away has neither, and takes OSC 52.
+# A program needs its display; over SSH there is none, and only OSC 52 reaches the user's clipboard.
 PROGRAMS = (
     ("WAYLAND_DISPLAY", ("wl-copy",)),
     ("DISPLAY", ("xclip", "-selection", "clipboard")),
@@ -18,28 +18,32 @@ PROGRAMS = (
     (None, ("pbcopy",)),
     (None, ("clip.exe",)),
 )
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
 
-def copy(streams: Streams, text: str) -> str:
-    """Copy a text and return how. UsageError where there is no way: output in a pipe or on a
-    terminal that understands no control sequence, and no program for it."""
+def copy_to_clipboard(streams: Streams, text: str) -> str:
+    """Copy a text and return the name of the program or protocol used.
+
+    Raises UsageError without a clipboard program if output is piped or the terminal takes no control sequences.
+    """
     if environment("SSH_TTY") is None:
         for display, command in PROGRAMS:
-            if (display is None or environment(display)) and shutil.which(command[0]) and _given(command, text):
+            if (display is None or environment(display)) and shutil.which(command[0]) and _run(command, text):
                 return command[0]
-    if not streams.out_is_terminal or dumb_terminal():
-        raise UsageError("there is no clipboard here", "install wl-copy or xclip, or use /export")
-    coded = base64.b64encode(text.encode()).decode("ascii")
-    streams.command(f"\x1b]52;c;{coded}\x07")
-    return "the terminal, if it lets programs copy"
+    if not streams.out_is_terminal or is_dumb_terminal():
+        raise UsageError("no clipboard available", "install wl-copy or xclip, or use /export")
+    encoded = base64.b64encode(text.encode()).decode("ascii")
+    streams.send_control(f"\x1b]52;c;{encoded}\x07")
+    return "the terminal (OSC 52), if supported"
 
 
-def _given(command: tuple[str, ...], text: str) -> bool:
+def _run(command: tuple[str, ...], text: str) -> bool:
     try:
-        # Not captured: xclip stays to serve the clipboard, and would hold a pipe open.
+        # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
         quiet = subprocess.DEVNULL
-        done = subprocess.run(command, input=text.encode(), stdout=quiet, stderr=quiet, timeout=PATIENCE_S, check=False)
+        completed = subprocess.run(
+            command, input=text.encode(), stdout=quiet, stderr=quiet, timeout=TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return done.returncode == 0
+    return completed.returncode == 0

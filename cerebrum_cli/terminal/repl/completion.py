@@ -1,4 +1,4 @@
-"""What Tab offers in a chat: commands, and what stands after them."""
+"""Tab completion in a chat: slash commands and their arguments."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.terminal.repl.slash_table import SLASHES, Completes, setting_key
+from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, ArgumentKind, setting_key
 
-Names = Mapping[Completes, Callable[[], Iterable[str]]]
-"""What the argument of a command is one of, asked for when Tab is pressed."""
+Candidates = Mapping[ArgumentKind, Callable[[], Iterable[str]]]
+"""Candidates for each kind of argument, computed when Tab is pressed."""
 
 
 class SlashCompleter(Completer):
-    """Commands by the table, files by their paths, other arguments by the names there are."""
+    """Complete commands, file paths, and other arguments from lists of candidates."""
 
-    def __init__(self, names: Names, values: Mapping[str, Iterable[str]]) -> None:
-        self._names = names
-        self._values = values  # of settings
+    def __init__(self, candidates: Candidates, setting_values: Mapping[str, Iterable[str]]) -> None:
+        self._candidates = candidates
+        self._setting_values = setting_values
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """Yield what can stand where the cursor is."""
+        """Yield completions at the cursor."""
         text = document.text_before_cursor
         if not text.startswith("/"):
             return
         name, space, argument = text[1:].partition(" ")
         if not space:
-            for slash in SLASHES:
+            for slash in SLASH_COMMANDS:
                 if slash.name.startswith(name):
-                    yield Completion(f"/{slash.name}", start_position=-len(text), display_meta=slash.does)
+                    yield Completion(f"/{slash.name}", start_position=-len(text), display_meta=slash.help)
             return
-        completes: Completes = next((slash.completes for slash in SLASHES if slash.name == name), "")
-        if completes == "path":
+        kind: ArgumentKind = next((slash.argument_kind for slash in SLASH_COMMANDS if slash.name == name), "")
+        if kind == "path":
             yield from self._paths.get_completions(Document(argument), complete_event)
             return
-        names = self._named(completes)
+        candidates = self._list_candidates(kind)
         key, space, value = argument.partition(" ")
-        if completes == "setting" and space:
-            names, argument = self._values.get(setting_key(key), ()), value.lstrip()
-        if completes:
-            for each in names:
-                if each.startswith(argument):
-                    yield Completion(each, start_position=-len(argument))
+        if kind == "setting" and space:
+            candidates, argument = self._setting_values.get(setting_key(key), ()), value.lstrip()
+        if kind:
+            for candidate in candidates:
+                if candidate.startswith(argument):
+                    yield Completion(candidate, start_position=-len(argument))
 
-    def _named(self, completes: Completes) -> Iterable[str]:
+    def _list_candidates(self, kind: ArgumentKind) -> Iterable[str]:
         try:
-            return list(self._names.get(completes, tuple)())
-        except CerebrumError:  # a database that cannot be read is told of when it is needed
+            return list(self._candidates.get(kind, tuple)())
+        except CerebrumError:  # an unreadable database is reported when a command needs it
             return ()

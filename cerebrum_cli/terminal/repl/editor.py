@@ -1,4 +1,4 @@
-"""A text in the user's own editor."""
+"""Edit a text in the user's editor."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from cerebrum_cli.core.settings import environment
 from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.signals import Signals
 
-USUAL = ("nano", "vi", "notepad")
-PATIENCE_S = 2.0  # for an editor that is asked to end
+DEFAULT_EDITORS = ("nano", "vi", "notepad")
+TERMINATE_TIMEOUT_S = 2.0  # between terminating an editor and killing it
 
 
-def edited(text: str, keyboard: Keyboard, signals: Signals) -> str:
-    """Return a text as the user leaves it in $VISUAL, $EDITOR or a usual editor; UsageError where that fails.
+def edit_text(text: str, keyboard: Keyboard, signals: Signals) -> str:
+    """Edit a text in $VISUAL, $EDITOR or a default editor and return the result; UsageError if the editor fails.
 
-    The editor has the terminal as it was found, and Ctrl-C to itself. A signal that asks to leave ends it.
+    The editor gets the terminal in its initial modes and handles Ctrl-C itself; SIGTERM and SIGHUP end it.
     """
-    command = environment("VISUAL") or environment("EDITOR") or next(filter(shutil.which, USUAL), None)
+    command = environment("VISUAL") or environment("EDITOR") or next(filter(shutil.which, DEFAULT_EDITORS), None)
     if command is None:
-        raise UsageError("there is no editor here", "name one in $EDITOR")
+        raise UsageError("no editor found", "set $EDITOR")
     with tempfile.TemporaryDirectory(prefix="cerebrum-") as directory:
         path = Path(directory) / "text.md"
         path.write_text(text + "\n", encoding="utf-8")
         try:
-            with keyboard.lent(), signals.lent(), started([*shlex.split(command), str(path)]) as editor:
-                code = editor.wait()
-            if code == -signal.SIGINT:
-                raise Interrupted(signal.SIGINT, "nothing is changed")
-            if code:
-                raise subprocess.CalledProcessError(code, command)
+            with keyboard.released(), signals.released(), running([*shlex.split(command), str(path)]) as editor:
+                exit_code = editor.wait()
+            if exit_code == -signal.SIGINT:
+                raise Interrupted(signal.SIGINT, "no changes")
+            if exit_code:
+                raise subprocess.CalledProcessError(exit_code, command)
             return path.read_text(encoding="utf-8").rstrip("\n")
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            raise UsageError(f"the editor {command} failed: {error}", "name another in $EDITOR") from error
+            raise UsageError(f"the editor {command} failed: {error}", "set $EDITOR to another editor") from error
 
 
 @contextlib.contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program, and end it with this."""
+def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, and end it on exit from this context."""
     program = subprocess.Popen(command)
     try:
         yield program
@@ -53,7 +53,7 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         if program.poll() is None:
             program.terminate()
             try:
-                program.wait(PATIENCE_S)
+                program.wait(TERMINATE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 program.kill()
                 program.wait()

@@ -1,4 +1,4 @@
-"""The keyboard while nobody reads it: what is typed into a reply is not shown in it, and waits for the next prompt."""
+"""Terminal modes of standard input: text typed during a reply is not echoed and waits for the next prompt."""
 
 from __future__ import annotations
 
@@ -9,62 +9,59 @@ from typing import Any
 
 try:
     import termios
-except ImportError:  # Windows shows nothing before it is read
+except ImportError:  # Windows does not echo input before it is read
     termios = None  # type: ignore[assignment]
 
 
 class Keyboard:
-    """The terminal that standard input is, and the modes it was found in; where it is none nothing is changed."""
+    """The terminal of standard input and its initial modes; does nothing if standard input is no terminal."""
 
     def __init__(self) -> None:
-        self._found: list[Any] | None = None
+        self._initial_modes: list[Any] | None = None
         if termios is not None and sys.stdin is not None and sys.stdin.isatty():
             self._descriptor = sys.stdin.fileno()
-            self._found = termios.tcgetattr(self._descriptor)
+            self._initial_modes = termios.tcgetattr(self._descriptor)
 
     def restore(self) -> None:
-        """Give the terminal the modes it was found in."""
-        self._set(self._found)
+        """Restore the terminal's initial modes."""
+        self._set_modes(self._initial_modes)
 
     @contextlib.contextmanager
-    def unechoed(self) -> Iterator[None]:
-        """Keep the terminal from showing what is typed, and from changing it for the prompt: Enter stays Enter.
-
-        Ctrl-C stays a signal.
-        """
+    def without_echo(self) -> Iterator[None]:
+        """Turn off echo and line editing, so that text typed ahead reaches the prompt unchanged; Ctrl-C still works."""
         try:
-            self._set(self._quiet())
+            self._set_modes(self._modes_without_echo())
             yield
         finally:
             self.restore()
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """Give another program the terminal as it was found, and take it back as it is now."""
-        now = self._now()
+    def released(self) -> Iterator[None]:
+        """Give another program the terminal in its initial modes; restore the current ones on exit."""
+        modes = self._current_modes()
         try:
             self.restore()
             yield
         finally:
-            self._set(now)
+            self._set_modes(modes)
 
-    def _now(self) -> list[Any] | None:
-        if self._found is None:
+    def _current_modes(self) -> list[Any] | None:
+        if self._initial_modes is None:
             return None
         try:
             return termios.tcgetattr(self._descriptor)
-        except termios.error:  # the terminal is gone
+        except termios.error:  # the terminal was closed
             return None
 
-    def _quiet(self) -> list[Any] | None:
-        if self._found is None:
+    def _modes_without_echo(self) -> list[Any] | None:
+        if self._initial_modes is None:
             return None
-        quiet = list(self._found)
-        quiet[0] &= ~termios.ICRNL
-        quiet[3] &= ~(termios.ECHO | termios.ICANON)
-        return quiet
+        modes = list(self._initial_modes)
+        modes[0] &= ~termios.ICRNL
+        modes[3] &= ~(termios.ECHO | termios.ICANON)
+        return modes
 
-    def _set(self, modes: list[Any] | None) -> None:
+    def _set_modes(self, modes: list[Any] | None) -> None:
         if modes is not None:
-            with contextlib.suppress(termios.error):  # the terminal is gone
+            with contextlib.suppress(termios.error):  # the terminal was closed
                 termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)

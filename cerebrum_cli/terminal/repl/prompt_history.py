@@ -1,4 +1,4 @@
-"""What was asked before, for the keys Up and Ctrl-R: on disk, and where that fails in memory."""
+"""Prompt history for Up and Ctrl-R: a file, or memory alone if the file cannot be used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cerebrum_cli.core.events import NoticeEvent
 
 
 class PromptHistory(FileHistory):
-    """A file that only its user reads; `trouble` is what is wrong with it, and then no more is written to it."""
+    """History in a file readable only by its user. After a `failure` nothing more is written to it."""
 
     def __init__(self, path: Path) -> None:
-        self.trouble: NoticeEvent | None = None
+        self.failure: NoticeEvent | None = None
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -28,7 +28,7 @@ class PromptHistory(FileHistory):
         super().__init__(str(path))
 
     def load_history_strings(self) -> Iterable[str]:
-        """Return what was asked, the last first."""
+        """Load the history, newest first."""
         try:
             return list(super().load_history_strings())
         except OSError as error:
@@ -36,8 +36,8 @@ class PromptHistory(FileHistory):
             return ()
 
     def store_string(self, string: str) -> None:
-        """Keep a question on disk."""
-        if self.trouble:
+        """Append a question to the file."""
+        if self.failure:
             return
         try:
             super().store_string(string)
@@ -45,7 +45,7 @@ class PromptHistory(FileHistory):
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
-        self.trouble = self.trouble or NoticeEvent(
-            f"what is asked here will not be found by Up in later chats: {error.filename}: {error.strerror}",
-            "mend or remove that file; the chat itself is kept",
+        self.failure = self.failure or NoticeEvent(
+            f"prompt history is not saved: {error.filename}: {error.strerror}",
+            "fix or remove that file; the chat itself is saved",
         )

@@ -1,7 +1,8 @@
-"""What Ctrl-C, SIGTERM and SIGHUP mean in a chat: one owner of them, from its first line until it has been left.
+"""Handle Ctrl-C, SIGTERM and SIGHUP during a chat.
 
-Ctrl-C ends what is done, a reply or a command, and never the chat; pressed twice it ends a process that does not obey.
-SIGTERM and SIGHUP ask to leave, once: a terminal that is closed says so twice, and what is to be kept takes time.
+Ctrl-C stops the running reply or command but not the chat; a second one ends a process that does not react.
+The first SIGTERM or SIGHUP exits the chat and later ones are ignored: a closing terminal sends two, and saving takes
+time.
 """
 
 from __future__ import annotations
@@ -14,113 +15,113 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.terminal.interrupts import SIGNALS, CancelOnInterrupt, restore
+from cerebrum_cli.terminal.interrupts import SIGNALS, CancelOnInterrupt, restore_handlers
 from cerebrum_cli.terminal.repl.keyboard import Keyboard
-from cerebrum_cli.terminal.streams import Streams, discard_lost
+from cerebrum_cli.terminal.streams import Streams, discard_closed
 
-Answer = Callable[[int], None]
-"""What is done about a signal, on the spot."""
+SignalAction = Callable[[int], None]
+"""Called with a signal's number from its handler."""
 
 
 class Signals:
-    """The signals of a chat; `asked` is the one that asked to leave, which leaving this raises as Interrupted.
+    """Signal handlers of a chat. `exit_signal` is the SIGTERM or SIGHUP received, raised as Interrupted on exit.
 
-    Where nothing is entered a signal is remembered and disturbs nothing.
+    Outside the contexts below a signal is only recorded.
     """
 
     def __init__(self, streams: Streams, keyboard: Keyboard) -> None:
         self._streams = streams
         self._keyboard = keyboard
-        self._old: dict[int, Any] = {}
-        self._answer: Answer = remember
-        self.asked: int | None = None
+        self._previous_handlers: dict[int, Any] = {}
+        self._action: SignalAction = ignore
+        self.exit_signal: int | None = None
 
     def __enter__(self) -> Signals:
-        self._old = {number: signal.signal(number, self._take) for number in SIGNALS}
+        self._previous_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        restore(self._old)
-        if self.asked is not None:
-            raise Interrupted(self.asked) from None  # also for what a lost terminal made of it
+        restore_handlers(self._previous_handlers)
+        if self.exit_signal is not None:
+            raise Interrupted(self.exit_signal) from None  # also instead of an error caused by the lost terminal
 
     @contextlib.contextmanager
-    def answered(self, answer: Answer) -> Iterator[None]:
-        """Obey signals in this way meanwhile, also one that has asked to leave already."""
-        before, self._answer = self._answer, answer
+    def acting(self, action: SignalAction) -> Iterator[None]:
+        """Use an action for signals in this context, including an exit signal already received."""
+        previous, self._action = self._action, action
         try:
-            if self.asked is not None:
-                answer(self.asked)
+            if self.exit_signal is not None:
+                action(self.exit_signal)
             yield
         finally:
-            self._answer = before
+            self._action = previous
 
-    def at_work(self) -> contextlib.AbstractContextManager[None]:
-        """Raise Interrupted at once, for any signal: a command is at work."""
-        return self.answered(give_up)
+    def running_command(self) -> contextlib.AbstractContextManager[None]:
+        """Raise Interrupted immediately for any signal."""
+        return self.acting(raise_interrupted)
 
-    def reading(self) -> contextlib.AbstractContextManager[None]:
-        """Raise KeyboardInterrupt for Ctrl-C, as a prompt does, and Interrupted for the others."""
-        return self.answered(take_back)
+    def reading_input(self) -> contextlib.AbstractContextManager[None]:
+        """Raise KeyboardInterrupt for Ctrl-C, as a prompt does, and Interrupted for other signals."""
+        return self.acting(raise_at_prompt)
 
-    def lent(self) -> contextlib.AbstractContextManager[None]:
-        """Leave Ctrl-C to another program, whose terminal it is, and raise Interrupted for the others."""
-        return self.answered(leave_keys_alone)
+    def released(self) -> contextlib.AbstractContextManager[None]:
+        """Leave Ctrl-C to another program that has the terminal; raise Interrupted for other signals."""
+        return self.acting(ignore_ctrl_c)
 
     @contextlib.contextmanager
-    def playing(self, cancel: Callable[[], None]) -> Iterator[CancelOnInterrupt]:
-        """Cancel a reply or a loading; a second Ctrl-C ends the process at once."""
-        with CancelOnInterrupt(cancel) as cancelling, self.answered(self._twice(cancelling.take)):
+    def generating(self, cancel: Callable[[], None]) -> Iterator[CancelOnInterrupt]:
+        """Cancel generation or loading; a second Ctrl-C exits the process immediately."""
+        with CancelOnInterrupt(cancel) as cancelling, self.acting(self._exiting_on_second(cancelling.handle)):
             yield cancelling
 
-    def leaving(self) -> contextlib.AbstractContextManager[None]:
-        """Let what is to be kept be kept; a second Ctrl-C ends the process at once."""
-        return self.answered(self._twice(remember))
+    def exiting(self) -> contextlib.AbstractContextManager[None]:
+        """Let saving finish; a second Ctrl-C exits the process immediately."""
+        return self.acting(self._exiting_on_second(ignore))
 
-    def _twice(self, answer: Answer) -> Answer:
+    def _exiting_on_second(self, action: SignalAction) -> SignalAction:
         pressed = False
 
-        def obey(signum: int) -> None:
+        def act(signum: int) -> None:
             nonlocal pressed
             if signum == signal.SIGINT:
                 if pressed:
-                    self._end()
+                    self._exit_process()
                 pressed = True
-            answer(signum)
+            action(signum)
 
-        return obey
+        return act
 
-    def _take(self, signum: int, _: FrameType | None) -> None:
+    def _handle(self, signum: int, _: FrameType | None) -> None:
         if signum != signal.SIGINT:
-            if self.asked is not None:
+            if self.exit_signal is not None:
                 return
-            self.asked = signum
-            discard_lost(self._streams)
-        self._answer(signum)
+            self.exit_signal = signum
+            discard_closed(self._streams)
+        self._action(signum)
 
-    def _end(self) -> NoReturn:
-        """End the process: whatever keeps the first Ctrl-C from being obeyed does not keep this one."""
+    def _exit_process(self) -> NoReturn:
+        """Exit without cleanup, which may be what hangs."""
         self._keyboard.restore()
         os._exit(128 + signal.SIGINT)
 
 
-def remember(_: int) -> None:
-    """Do nothing; what asks to leave is remembered anyway."""
+def ignore(_: int) -> None:
+    """Do nothing: exit signals are recorded anyway."""
 
 
-def give_up(signum: int) -> None:
+def raise_interrupted(signum: int) -> None:
     """Raise Interrupted."""
     raise Interrupted(signum)
 
 
-def take_back(signum: int) -> None:
-    """Raise KeyboardInterrupt for Ctrl-C, Interrupted for others."""
+def raise_at_prompt(signum: int) -> None:
+    """Raise KeyboardInterrupt for Ctrl-C, Interrupted for other signals."""
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
     raise Interrupted(signum)
 
 
-def leave_keys_alone(signum: int) -> None:
-    """Raise Interrupted for a signal that no key sends."""
+def ignore_ctrl_c(signum: int) -> None:
+    """Raise Interrupted for any signal but Ctrl-C."""
     if signum != signal.SIGINT:
         raise Interrupted(signum)

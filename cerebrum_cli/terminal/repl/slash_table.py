@@ -1,4 +1,4 @@
-"""The slash commands and keys of a chat: the tables which help, completion, near misses and the README read."""
+"""Tables of slash commands and keys, read by /help, completion, suggestions and the documentation."""
 
 from __future__ import annotations
 
@@ -12,117 +12,118 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import KEYS as SETTINGS
 from cerebrum_cli.core.settings import OPTIONS
 
-CALLS = 22  # columns of a call in the help
+CALL_WIDTH = 22  # width of the first column of the help
 
-USUAL = "default"  # what /system takes for the format's own
+DEFAULT_SYSTEM = "default"  # argument of /system for the format's own prompt
 
-ELSEWHERE = {"model": "/model", "system": "/system"}  # settings with a command of their own
-SETTABLE = tuple(key for key in SETTINGS if key not in ELSEWHERE)
-VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
-PARTS = ("question", "answer")  # of a turn, that can be edited
+OWN_COMMANDS = {"model": "/model", "system": "/system"}  # settings that have their own command
+SETTABLE = tuple(key for key in SETTINGS if key not in OWN_COMMANDS)
+SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
+PARTS = ("question", "answer")  # of a turn; both can be edited
 
-Completes = Literal["", "path", "model", "session", "setting", "part"]
-
-
-class Slash(NamedTuple):
-    """A command: what stands after its name, what it does, and what its argument is one of."""
-
-    name: str
-    argument: str
-    does: str
-    completes: Completes = ""
+ArgumentKind = Literal["", "path", "model", "session", "setting", "part"]
 
 
-class Line(NamedTuple):
-    """A line that calls a command."""
+class SlashCommand(NamedTuple):
+    """A slash command: its argument, its help, and what completes the argument."""
 
     name: str
     argument: str
+    help: str
+    argument_kind: ArgumentKind = ""
 
 
-SLASHES = (
-    Slash("help", "", "show the commands and the keys"),
-    Slash("exit", "", "leave; Ctrl-D does too"),
-    Slash("clear", "", "begin a new conversation; this one is kept"),
-    Slash(
+class SlashLine(NamedTuple):
+    """A parsed command line."""
+
+    name: str
+    argument: str
+
+
+SLASH_COMMANDS = (
+    SlashCommand("help", "", "show the commands and the keys"),
+    SlashCommand("exit", "", "exit; so does Ctrl-D"),
+    SlashCommand("clear", "", "start a new conversation; this one stays saved"),
+    SlashCommand(
         "system",
-        f"[TEXT|{USUAL}]",
-        "show the system prompt, or lead the conversation with another from now on, or with the format's own",
+        f"[TEXT|{DEFAULT_SYSTEM}]",
+        "show or set the system prompt; `default` restores the format's own",
     ),
-    Slash("model", "[MODEL]", "show the model, or go on with another", "model"),
-    Slash("set", "KEY [VALUE]", "change a setting; without a value it is as usual again", "setting"),
-    Slash("params", "", "show the settings"),
-    Slash("undo", "", "take the last question and its reply back"),
-    Slash("retry", "[TEMP|SEED]", "answer the last question again, at a temperature or with a seed"),
-    Slash("votes", "K [QUESTION]", "sample K chains and take the answer most come to; the last question without one"),
-    Slash("edit", "[answer]", "change the last question, or its reply, in your editor, and go on", "part"),
-    Slash("continue", "", "go on with a reply that was cut"),
-    Slash("fork", "[NAME]", "go on in a session of its own; this one stays as it is"),
-    Slash("sessions", "", "list the sessions that are kept"),
-    Slash("load", "NAME", "go on with another session", "session"),
-    Slash("save", "NAME", "give this session a name; it is kept under any"),
-    Slash(
-        "export", "FILE", "write the session: .md for people, .json OpenAI's messages, .txt the exact prompt", "path"
-    ),
-    Slash("file", "FILE", "put a file before the next question", "path"),
-    Slash("tokens", "", "show how much of the context is used"),
-    Slash("stats", "", "show what the last reply cost"),
-    Slash("copy", "[N]", "copy the last reply, or the N-th code block of it"),
-    Slash("final", "", "show the final answer of the last reply"),
-    Slash("prompt", "", "show the exact text the model sees"),
-    Slash("think", "", "show what was thought before the last reply"),
+    SlashCommand("model", "[MODEL]", "show the model, or switch to another", "model"),
+    SlashCommand("set", "KEY [VALUE]", "change a setting; no value resets it", "setting"),
+    SlashCommand("params", "", "show the settings"),
+    SlashCommand("undo", "", "undo the last turn"),
+    SlashCommand("retry", "[TEMP|SEED]", "answer again, at a temperature or with a seed"),
+    SlashCommand("votes", "K [QUESTION]", "majority answer of K samples; default: the last question"),
+    SlashCommand("edit", "[answer]", "edit the last question, or its reply, in your editor", "part"),
+    SlashCommand("continue", "", "continue an interrupted or truncated reply"),
+    SlashCommand("fork", "[NAME]", "continue in a copy of this session"),
+    SlashCommand("sessions", "", "list saved sessions"),
+    SlashCommand("load", "NAME", "switch to another session", "session"),
+    SlashCommand("save", "NAME", "name this session; it is saved in any case"),
+    SlashCommand("export", "FILE", "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)", "path"),
+    SlashCommand("file", "FILE", "prepend a file to the next question", "path"),
+    SlashCommand("tokens", "", "show context usage"),
+    SlashCommand("stats", "", "show speed and token counts of the last reply"),
+    SlashCommand("copy", "[N]", "copy the last reply, or its N-th code block"),
+    SlashCommand("final", "", "show the last reply's final answer"),
+    SlashCommand("prompt", "", "show the exact prompt"),
+    SlashCommand("think", "", "show the last reply's reasoning"),
 )
 
 KEYS = (
-    ("Enter", "ask"),
-    ("Alt-Enter, Ctrl-J", "a new line"),
-    ('"""', "begins and ends a text of several lines"),
-    ("Tab", "complete a command, a file, a model, a session or a setting"),
-    ("Up, Down", "what was asked before"),
-    ("Ctrl-R", "search what was asked before"),
-    ("Ctrl-X Ctrl-E", "write in $VISUAL or $EDITOR"),
+    ("Enter", "send"),
+    ("Alt-Enter, Ctrl-J", "new line"),
+    ('"""', "starts and ends multi-line input"),
+    ("Tab", "complete a command, file, model, session or setting"),
+    ("Up, Down", "previous questions"),
+    ("Ctrl-R", "search previous questions"),
+    ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),
     ("Ctrl-L", "clear the screen"),
-    ("Ctrl-C", "end a reply and keep what was said; twice at an empty prompt leaves"),
-    ("Ctrl-D", "leave"),
+    ("Ctrl-C", "stop a reply and keep its text; twice at an empty prompt exits"),
+    ("Ctrl-D", "exit"),
 )
 
 
-def parse_slash(line: str) -> Line | None:
-    """Return the command a line calls, None for one that calls none. UsageError for one there is not."""
+def parse_slash(line: str) -> SlashLine | None:
+    """Parse a line; None if it is not a command. Raises UsageError for an unknown command."""
     if not line.startswith("/"):
         return None
     name, *rest = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
-    names = [slash.name for slash in SLASHES]
+    names = [slash.name for slash in SLASH_COMMANDS]
     if name in names:
-        return Line(name, rest[0].strip() if rest else "")
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    do = f"did you mean /{near[0]}? " if near else ""
-    raise UsageError(f"there is no command /{name}", f"{do}/help shows them; a space before the slash asks it instead")
+        return SlashLine(name, rest[0].strip() if rest else "")
+    matches = get_close_matches(name, names, n=1, cutoff=0.5)
+    suggestion = f"did you mean /{matches[0]}? " if matches else ""
+    raise UsageError(
+        f"unknown command /{name}",
+        f"{suggestion}/help lists commands; to send the text itself, put a space before the slash",
+    )
 
 
 def setting_key(text: str) -> str:
-    """Return a setting's key, which may be written as the command line's option."""
+    """Key of a setting, which may be written like the command-line option."""
     return text.removeprefix("--").replace("-", "_")
 
 
-def near_setting(key: str) -> str | None:
-    """Return the setting that was meant: the one that begins so, else one that is written much like it."""
+def closest_setting(key: str) -> str | None:
+    """Closest setting: the only one with this prefix, or else one with a similar name."""
     if not key:
         return None
-    begun = [each for each in SETTABLE if each.startswith(key)]
-    return begun[0] if len(begun) == 1 else next(iter(get_close_matches(key, SETTABLE, n=1, cutoff=0.5)), None)
+    matches = [each for each in SETTABLE if each.startswith(key)]
+    return matches[0] if len(matches) == 1 else next(iter(get_close_matches(key, SETTABLE, n=1, cutoff=0.5)), None)
 
 
 def help_text(width: int) -> str:
-    """Return the commands and the keys, a line each, or as many as they take in a window of so many columns."""
-    slashes = [(f"/{slash.name} {slash.argument}".rstrip(), slash.does) for slash in SLASHES]
-    return f"{_listed(slashes, width)}\n{_listed(KEYS, width)}"
+    """Commands and keys, wrapped to a width in columns."""
+    commands = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS]
+    return f"{_format_rows(commands, width)}\n{_format_rows(KEYS, width)}"
 
 
-def _listed(rows: Iterable[tuple[str, str]], width: int) -> str:
+def _format_rows(rows: Iterable[tuple[str, str]], width: int) -> str:
     lines = []
-    for call, does in rows:
-        indent = " " * CALLS
-        begin = f"{call:<{CALLS - 1}} " if len(call) < CALLS else f"{call}  "
-        lines += wrap(begin + does, max(width, 2 * CALLS), subsequent_indent=indent, drop_whitespace=True)
+    for call, summary in rows:
+        indent = " " * CALL_WIDTH
+        start = f"{call:<{CALL_WIDTH - 1}} " if len(call) < CALL_WIDTH else f"{call}  "
+        lines += wrap(start + summary, max(width, 2 * CALL_WIDTH), subsequent_indent=indent, drop_whitespace=True)
     return "".join(f"{line}\n" for line in lines)

@@ -1,4 +1,4 @@
-"""Where a chat's questions come from: a person at a prompt, or lines that are piped in."""
+"""Sources of a chat's questions: an interactive prompt, a plain prompt, or piped input."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.terminal.repl.editor import edited
+from cerebrum_cli.terminal.repl.editor import edit_text
 from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.signals import Signals
-from cerebrum_cli.terminal.streams import Streams, discard_lost
+from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -23,85 +23,85 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 FENCE = '"""'
-PROMPT, MORE = "> ", "... "
-LONG_LINE, ENDS = 200, 4  # characters of a line, and lines of an end, in a question that is shown again
-READY_S = 0.2  # how often it is looked whether the model is there, for the toolbar
+PROMPT, CONTINUATION = "> ", "... "
+MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
+READY_POLL_S = 0.2  # interval of checks whether the model is loaded, for the toolbar
 
 
 @dataclass(frozen=True, slots=True)
 class TerminalIO:
-    """What a person sits at; one who wants it `quiet` is told of no trouble that can be lived with."""
+    """A terminal's streams, keyboard and signals; `quiet` suppresses notices."""
 
     streams: Streams
     keyboard: Keyboard
     signals: Signals
     quiet: bool = False
 
-    def edited(self, text: str) -> str:
-        """Return a text as its owner leaves it in the editor."""
-        return edited(text, self.keyboard, self.signals)
+    def edit(self, text: str) -> str:
+        """Edit a text in the user's editor."""
+        return edit_text(text, self.keyboard, self.signals)
 
 
-class Lines(Protocol):
-    """Something that is read question by question."""
+class InputSource(Protocol):
+    """A source of questions."""
 
     def read(self) -> str:
-        """Return the next question. EOFError at the end, KeyboardInterrupt where Ctrl-C was pressed."""
+        """Read the next question. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 
     def edit(self, text: str, /) -> str:
-        """Return a text as somebody has changed it. UsageError where nobody can."""
+        """Let the user edit a text. Raises UsageError if that is impossible."""
 
-    def between(self) -> AbstractContextManager[None]:
-        """Have the terminal as it is to be while a chat is led and nobody reads."""
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Set the terminal's modes for a chat, whenever no question is being read."""
 
 
-class PipedLines:
-    """Questions from a pipe: a line each, or a text of several lines between fences."""
+class ScriptInput:
+    """Questions from a pipe: one per line, or a block of lines between fences."""
 
     def __init__(self, text: str, echo: Callable[[str], None]) -> None:
-        self._questions = questions(text)
+        self._questions = split_questions(text)
         self._echo = echo
 
     def read(self) -> str:
-        """Return the next question, and write it down, so that the output is a transcript."""
+        """Read the next question, and echo it so that the output is a transcript."""
         for question in self._questions:
-            self._echo(as_asked(question) + "\n")
+            self._echo(prompt_text(question) + "\n")
             return question
         raise EOFError
 
     def edit(self, _: str) -> str:
-        """Nobody is there to edit."""
-        raise UsageError("nothing can be edited where questions are piped in", "ask again instead")
+        """Raise UsageError: a pipe has no editor."""
+        raise UsageError("cannot edit while questions are piped in", "ask again instead")
 
-    def between(self) -> AbstractContextManager[None]:
-        """There may be no terminal."""
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Change nothing: there may be no terminal."""
         return nullcontext()
 
 
-def as_asked(question: str) -> str:
-    """Return a question as it stands at a prompt."""
-    return PROMPT + question.replace("\n", f"\n{MORE}")
+def prompt_text(question: str) -> str:
+    """Question as it looks at the prompt."""
+    return PROMPT + question.replace("\n", f"\n{CONTINUATION}")
 
 
-def shortened(question: str) -> str:
-    """Return a long question as its beginning and its end, which is where it asks something."""
-    lines = [f"{line[:LONG_LINE]} ..." if len(line) > LONG_LINE else line for line in question.splitlines()]
-    return "\n".join(lines if len(lines) <= 2 * ENDS + 1 else [*lines[:ENDS], "...", *lines[-ENDS:]])
+def shorten_question(question: str) -> str:
+    """Shorten a long question to its first and last lines; the last ones usually ask."""
+    lines = [f"{line[:MAX_LINE]} ..." if len(line) > MAX_LINE else line for line in question.splitlines()]
+    return "\n".join(lines if len(lines) <= 2 * EDGE_LINES + 1 else [*lines[:EDGE_LINES], "...", *lines[-EDGE_LINES:]])
 
 
-def questions(text: str) -> Iterator[str]:
-    """Yield the questions in a text; empty lines are none."""
+def split_questions(text: str) -> Iterator[str]:
+    """Yield the questions in a text, skipping empty lines."""
     lines = iter(text.splitlines())
     for line in lines:
         if line.startswith(FENCE):
-            yield unfenced([line, *until_fence(line, lines)])
+            yield strip_fences([line, *lines_to_fence(line, lines)])
         elif line.strip():
             yield line
 
 
-def until_fence(first: str, lines: Iterator[str]) -> Iterator[str]:
-    """Yield the lines after the first one up to the one that ends in a fence; none where the first does itself."""
-    if is_closed(first):
+def lines_to_fence(first: str, lines: Iterator[str]) -> Iterator[str]:
+    """Yield the lines after the first up to one that ends in a fence; none if the first is complete."""
+    if is_complete(first):
         return
     for line in lines:
         yield line
@@ -109,64 +109,64 @@ def until_fence(first: str, lines: Iterator[str]) -> Iterator[str]:
             return
 
 
-def is_closed(text: str) -> bool:
-    """Return whether a text is no block, or one that has ended; a first line with two fences begins none."""
+def is_complete(text: str) -> bool:
+    """Whether a text is not an open block; a first line with two fences opens none."""
     stripped = text.strip()
-    return not _begins_block(stripped) or stripped[len(FENCE) :].endswith(FENCE)
+    return not _opens_block(stripped) or stripped[len(FENCE) :].endswith(FENCE)
 
 
-def unfenced(lines: list[str]) -> str:
-    """Return what stands between the fences, or the text itself where it is no block."""
+def strip_fences(lines: list[str]) -> str:
+    """Text between the fences, or the text itself if it is not a block."""
     text = "\n".join(lines)
     stripped = text.strip()
     inner = stripped.removeprefix(FENCE).removesuffix(FENCE)
     on_one_line = len(stripped) >= 2 * len(FENCE) and "\n" not in stripped and stripped.endswith(FENCE)
-    if _begins_block(stripped) or (stripped.startswith(FENCE) and on_one_line and FENCE not in inner):
+    if _opens_block(stripped) or (stripped.startswith(FENCE) and on_one_line and FENCE not in inner):
         return inner.strip("\n")
     return text
 
 
-def _begins_block(stripped: str) -> bool:
+def _opens_block(stripped: str) -> bool:
     first = stripped.partition("\n")[0]
     return first.startswith(FENCE) and FENCE not in first[len(FENCE) :]
 
 
 class PlainPrompt:
-    """A person at a terminal that cannot be drawn on, or whose screen is read aloud; it reads lines by itself."""
+    """A prompt for dumb terminals and screen readers, which reads plain lines."""
 
-    def __init__(self, seat: TerminalIO) -> None:
-        self._seat = seat
+    def __init__(self, terminal: TerminalIO) -> None:
+        self._terminal = terminal
 
     def read(self) -> str:
-        """Return the next question. Interrupted where a signal asks to leave meanwhile."""
-        with self._seat.signals.reading():
-            first = self._line(PROMPT)
-            return unfenced([first, *until_fence(first, iter(lambda: self._line(MORE), None))])
+        """Read the next question. Raises Interrupted on SIGTERM or SIGHUP."""
+        with self._terminal.signals.reading_input():
+            first = self._read_line(PROMPT)
+            return strip_fences([first, *lines_to_fence(first, iter(lambda: self._read_line(CONTINUATION), None))])
 
-    def _line(self, prompt: str) -> str:
-        if sys.stdin is None:  # it was closed
+    def _read_line(self, prompt: str) -> str:
+        if sys.stdin is None:  # closed by the parent process
             raise EOFError
-        self._seat.streams.answer(prompt)
+        self._terminal.streams.answer(prompt)
         line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
         return line.decode("utf-8", "replace").rstrip("\r\n")
 
     def edit(self, text: str) -> str:
-        """Return a text as the user leaves it in the editor."""
-        return self._seat.edited(text)
+        """Edit a text in the user's editor."""
+        return self._terminal.edit(text)
 
-    def between(self) -> AbstractContextManager[None]:
-        """What is typed ahead is shown, and read as lines."""
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Change nothing: the terminal echoes text typed ahead and buffers it by line."""
         return nullcontext()
 
 
 class Prompt:
-    """A person at a terminal, with a history on disk, completion, an editor and a toolbar."""
+    """An interactive prompt with history, completion, an editor and a toolbar."""
 
     def __init__(
         self,
-        seat: TerminalIO,
+        terminal: TerminalIO,
         history: Path,
         toolbar: Callable[[int], str],
         is_ready: Callable[[], bool],
@@ -178,53 +178,53 @@ class Prompt:
         from cerebrum_cli.terminal.repl.prompt_history import PromptHistory
 
         self._is_ready = is_ready
-        self._seat = seat
-        self._recall = PromptHistory(history)
-        self._told = seat.quiet
-        self._draft = ""  # what the prompt begins with
+        self._terminal = terminal
+        self._history = PromptHistory(history)
+        self._failure_reported = terminal.quiet
+        self._draft = ""  # initial text of the prompt
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
-            history=self._recall,
+            history=self._history,
             completer=completer,
             complete_while_typing=False,
-            key_bindings=_keys(),
+            key_bindings=_key_bindings(),
             multiline=True,
             vi_mode=vi,
             bottom_toolbar=lambda: toolbar(self._session.app.output.get_size().columns) or None,
-            prompt_continuation=MORE,
+            prompt_continuation=CONTINUATION,
         )
 
     def read(self) -> str:
-        """Return the next question. Interrupted where a signal asks to leave meanwhile.
+        """Read the next question. Raises Interrupted on SIGTERM or SIGHUP.
 
-        Where an editor fails what was written is there the next time, and UsageError says why.
+        If the editor fails, UsageError is raised and the next prompt begins with the text.
         """
-        said = self._prompted()
-        while isinstance(said, OpenInEditor):
-            self._draft = said.text
-            self._draft = self.edit(said.text)
-            said = self._prompted(asks=True)
-        if self._recall.trouble and not self._told:
-            self._told = True
-            self._seat.streams.notice(self._recall.trouble)
-        return unfenced([well_formed(said)])
+        text = self._prompt()
+        while isinstance(text, OpenInEditor):
+            self._draft = text.text
+            self._draft = self.edit(text.text)
+            text = self._prompt(accept_draft=True)
+        if self._history.failure and not self._failure_reported:
+            self._failure_reported = True
+            self._terminal.streams.notice(self._history.failure)
+        return strip_fences([well_formed(text)])
 
-    def _prompted(self, asks: bool = False) -> str | OpenInEditor:
+    def _prompt(self, accept_draft: bool = False) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""
         app = self._session.app
         app.erase_when_done = False
         try:
-            with self._seat.signals.answered(self._leave):
-                return self._session.prompt(PROMPT, default=draft, accept_default=asks, pre_run=self._begin)
+            with self._terminal.signals.acting(self._exit_on_signal):
+                return self._session.prompt(PROMPT, default=draft, accept_default=accept_draft, pre_run=self._on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
-                return ""  # it only takes back what was written
+                return ""  # Ctrl-C discards the line
             raise
-        except OSError as error:  # the terminal is gone
-            discard_lost(self._seat.streams)
+        except OSError as error:  # the terminal was closed
+            discard_closed(self._terminal.streams)
             raise EOFError from error
 
-    def _leave(self, signum: int) -> None:
-        """End the prompt, from a signal's handler: between any two steps of its loop."""
+    def _exit_on_signal(self, signum: int) -> None:
+        """End the prompt from a signal handler, through its event loop."""
         app = self._session.app
 
         def end() -> None:
@@ -234,38 +234,38 @@ class Prompt:
         if signum != signal.SIGINT and app.loop:
             app.loop.call_soon_threadsafe(end)
 
-    def _begin(self) -> None:
-        """Leave if that was asked for before there was a prompt; draw the toolbar again once the model is there."""
+    def _on_start(self) -> None:
+        """Exit if a signal came before the prompt; redraw the toolbar once the model is loaded."""
         from asyncio import sleep
 
-        if self._seat.signals.asked is not None:
-            self._leave(self._seat.signals.asked)
+        if self._terminal.signals.exit_signal is not None:
+            self._exit_on_signal(self._terminal.signals.exit_signal)
 
         async def watch() -> None:
             while not self._is_ready():
-                await sleep(READY_S)
+                await sleep(READY_POLL_S)
             self._session.app.invalidate()
 
         if not self._is_ready():
             self._session.app.create_background_task(watch())
 
     def edit(self, text: str) -> str:
-        """Return a text as the user leaves it in the editor."""
-        return self._seat.edited(text)
+        """Edit a text in the user's editor."""
+        return self._terminal.edit(text)
 
-    def between(self) -> AbstractContextManager[None]:
-        """What is typed ahead waits, unseen, for the prompt."""
-        return self._seat.keyboard.unechoed()
+    def while_busy(self) -> AbstractContextManager[None]:
+        """Turn off echo: text typed ahead waits for the prompt."""
+        return self._terminal.keyboard.without_echo()
 
 
 class OpenInEditor(NamedTuple):
-    """What was written at a prompt, and is to be gone on with in an editor."""
+    """Text of a prompt to be edited in the editor."""
 
     text: str
 
 
-def _keys() -> KeyBindings:
-    """Return the keys of the prompt: Enter asks, unless a block is open; a search has its own."""
+def _key_bindings() -> KeyBindings:
+    """Key bindings of the prompt: Enter sends, or adds a line to an open block. A history search has its own keys."""
     from prompt_toolkit.enums import DEFAULT_BUFFER
     from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -276,7 +276,7 @@ def _keys() -> KeyBindings:
     @keys.add("enter", filter=writing)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if is_closed(buffer.text):
+        if is_complete(buffer.text):
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")
