@@ -226,13 +226,13 @@ def test_a_grammar_that_cannot_be_read_says_why_in_one_line_and_prints_nothing(
         with pytest.raises(GrammarError) as caught:
             ask(engine, "a", grammar=grammar)
         assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
-    assert caught.value.message.startswith(f"the grammar {reason}") and "\n" not in caught.value.message
+    assert caught.value.message.startswith(reason) and "\n" not in caught.value.message
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_grammar_that_no_token_goes_on_with_is_an_error_and_no_crash(chatml_model: Path) -> None:
     with talking(chatml_model) as engine:
-        with pytest.raises(GrammarError, match="no token"):
+        with pytest.raises(GrammarError, match="rejects every possible next token"):
             ask(engine, "a", grammar="root ::= <[0]>")
         assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
 
@@ -319,7 +319,7 @@ def test_an_interrupted_step_leaves_memory_that_can_be_gone_on_with(model: Path)
 @pytest.mark.parametrize("context_size", [2**32, 10**12])
 def test_more_context_than_all_memory_is_refused_while_loading(chatml_model: Path, context_size: int) -> None:
     with (
-        pytest.raises(EngineError, match="GB of memory are free"),
+        pytest.raises(EngineError, match="GB of memory is free"),
         talking(chatml_model, context_size=context_size) as engine,
     ):
         ask(engine, "a")

@@ -480,7 +480,7 @@ def test_pulling_the_12b_pulls_the_7b_and_merges_it(user: HubUser) -> None:
     path = user.command.home / "data/cerebrum/models/merged" / TWELVE
     stages = [line.split(":")[0] for line in done.err.splitlines()]
     assert (stages, done.err.splitlines()[-1]) == (
-        ["download", "merge", "cerebrum-12b"],
+        ["download", "merge", "installed cerebrum-12b"],
         f"installed cerebrum-12b:Q4_K_M: {path}",
     )
     assert_copied(stored([path]), stored([user.path(named("Q4_K_M"))]), LAYERS)
@@ -535,7 +535,7 @@ def test_a_7b_that_states_no_type_is_merged_once(user: HubUser, tmp_path: Path) 
 def test_a_dry_run_shows_in_what_the_12b_can_be_had(user: HubUser) -> None:
     (user.command.config / "models.toml").unlink()
     done = user.run("pull", "--dry-run", "cerebrum-12b:q4_k_m")
-    assert (done.code, done.err) == (0, "cerebrum pull cerebrum-12b:q4_k_m would bring cerebrum-12b:Q4_K_M\n")
+    assert (done.code, done.err) == (0, "cerebrum pull cerebrum-12b:q4_k_m would download cerebrum-12b:Q4_K_M\n")
     assert done.out.startswith("\ncerebrum-12b at a context of 8192 tokens; this machine has ")
     table = [line.removeprefix("*").split() for line in done.out.splitlines()[3:]]
     assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
@@ -581,7 +581,7 @@ def test_filters_that_match_nothing_are_told_and_the_merge_is_made(home: Home) -
     notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
     assert (done.code, len(notes)) == (0, 2), done.err
     for each, note in zip(("self_atn", "down_prj"), notes, strict=True):
-        assert note.startswith(f"note: the filter {each} of the recipe is part of no tensor's name")
+        assert note.startswith(f"note: the filter {each} of the recipe matches no tensor's name")
     assert (
         home.run("merge", "twice.yaml", "--source", "tiny=out.gguf", "--dry-run", "--json").object["unmatched_filters"]
         == []

@@ -63,7 +63,7 @@ def test_what_is_said_of_each_layer_goes_with_it(first: Any, last: Any, stack: A
 def test_a_model_that_does_not_say_what_another_one_says_of_each_layer_is_refused() -> None:
     first, last = table("a", {KV_HEADS: (1, 2, 3, 4)}), table("b", {KV_HEADS: None})
     for recipe in (stacked(("a", 0, 3), ("b", 2, 4)), stacked(("b", 0, 3), ("a", 2, 4))):
-        with pytest.raises(MergeError, match=f"b does not say {KV_HEADS}"):
+        with pytest.raises(MergeError, match=f"b lacks {KV_HEADS}"):
             plan(recipe, first, last)
 
 
@@ -89,7 +89,7 @@ def test_windows_of_a_merge_and_of_a_published_model_stay_with_their_layers(said
         assert plan(recipe, published, before).metadata[WINDOWS] == value(pattern)
 
 
-# llama.cpp has windows of 4096 for a Gemma 2 whose file does not say so, as the first ones did not.
+# llama.cpp has windows of 4096 for a Gemma 2 whose file lacks so, as the first ones did not.
 @pytest.mark.parametrize(("architecture", "pattern"), [("gemma2", (True, True, False)), ("gemma3", None)])
 def test_windows_that_llama_cpp_takes_by_itself_stay_with_their_layers(architecture: str, pattern: Any) -> None:
     said = {"general.architecture": architecture, f"{architecture}.block_count": 4}

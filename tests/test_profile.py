@@ -600,7 +600,7 @@ def test_the_table_has_a_row_for_each_use_and_a_line_for_each_way(desk: Desk) ->
     assert long == ["ask, long prompt", "1.23 x", "not repacked", "45.0", "5.6", "2.0 s", "1 kB", "100.0%"]
     lines = done.err.splitlines()
     assert "not repacked: prompt 1.50 x, gen 0.70 x" in lines
-    assert lines[-1].endswith("from now on; --no-profile does not")
+    assert lines[-1].endswith("--no-profile ignores it")
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
     assert desk.run("tune", desk.model, "--quick", "--quiet") == Finished(0, done.out, "")
     assert done.out in desk.run("show", desk.model).out

@@ -343,7 +343,7 @@ def test_a_derivative_of_an_original_that_has_changed_answers_no_more(library: L
     assert library.preferred(changed) == changed
     library.digest(changed, lambda *_: None)
     assert library.preferred(library.resolve("mine")).path == model.path
-    with pytest.raises(UsageError, match="mine:Q8_0 is here already, and was made of another file") as caught:
+    with pytest.raises(UsageError, match="mine:Q8_0 already exists and was made from another file") as caught:
         told(work_on(library, library.resolve("mine")).apply(Q8_0, force=False))
     assert caught.value.hint == "cerebrum rm mine:Q8_0"
     assert plan_removal(library, library.parse("mine")).execute().startswith("removed mine from the list; ")
@@ -408,12 +408,12 @@ def test_a_file_without_a_name_is_re_encoded_under_its_own(library: Library, tmp
     assert library.preferred(library.model_at(path)) == made
     other = library.model_at(write_chatml(tmp_path / "my-own-model.gguf", seed=1))
     assert library.preferred(other) == other
-    with pytest.raises(UsageError, match="my-own-model:Q8_0 is here already"):
+    with pytest.raises(UsageError, match="my-own-model:Q8_0 already exists"):
         told(work_on(library, other).apply(Q8_0, force=False))
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("Q9_9", "--apply Q9_9: no such encoding"), ("f16", "nano is F16 already")]
+    ("name", "problem"), [("Q9_9", "--apply Q9_9: no such encoding"), ("f16", "nano is already F16")]
 )
 def test_only_another_encoding_can_be_applied(name: str, problem: str) -> None:
     model = Model("nano", (NANO,))
@@ -572,7 +572,7 @@ def test_the_object_has_speeds_ratios_and_verdicts() -> None:
 
 
 def test_what_cannot_be_applied_is_an_error_that_says_what_to_do(model: Model) -> None:
-    with pytest.raises(CerebrumError, match=r"Q4_0 says other things than mine: agreement 0\.811") as caught:
+    with pytest.raises(CerebrumError, match=r"the output of Q4_0 differs: agreement 0\.811") as caught:
         conclude(cast("Any", None), model, report_of(WORSE), ENCODINGS[3], quiet=True)
     assert (caught.value.exit_code, "--force" in caught.value.hint) == (1, True)
     with pytest.raises(CerebrumError, match=r"F16 is not applied: it needs") as caught:
@@ -593,11 +593,11 @@ def test_a_user_applies_asks_and_removes_an_encoding(tmp_path: Path) -> None:
     reply = user.run("ask", "-m", "nano:Q8_0", "--format", "cerebrum", "--json", "What is 3 plus 4?")
     assert reply.object["final_answer"] == "7"
     again = user.run("tune", "nano", "--reencode", "--apply", "Q8_0")
-    said = "nano:Q8_0 is here already, and from now on answers for nano; cerebrum tune nano measures it, "
-    said += "cerebrum rm nano:Q8_0 takes it away\n"
+    said = "nano:Q8_0 already exists and is now used for nano; tune it with cerebrum tune nano, "
+    said += "delete it with cerebrum rm nano:Q8_0\n"
     assert (again.code, again.out, again.err) == (0, "", said)
     refused = user.run("tune", "nano:Q8_0", "--reencode")
-    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: nano:Q8_0 was made of nano here")
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: nano:Q8_0 was made from nano")
     assert [row["name"] for row in json.loads(user.run("list", "--json").out)] == ["nano", "nano:Q8_0"]
     assert user.run("rm", "-y", "nano").code == 0
     assert list((tmp_path / ".cache").rglob("*.gguf*")) == []
