@@ -89,7 +89,7 @@ def test_windows_of_a_merge_and_of_a_published_model_stay_with_their_layers(said
         assert plan(recipe, published, before).metadata[WINDOWS] == value(pattern)
 
 
-# llama.cpp has windows of 4096 for a Gemma 2 whose file lacks so, as the first ones did not.
+# llama.cpp has windows of 4096 for a Gemma 2 whose file does not state it, as the first ones did not.
 @pytest.mark.parametrize(("architecture", "pattern"), [("gemma2", (True, True, False)), ("gemma3", None)])
 def test_windows_that_llama_cpp_takes_by_itself_stay_with_their_layers(architecture: str, pattern: Any) -> None:
     said = {"general.architecture": architecture, f"{architecture}.block_count": 4}
