@@ -1,10 +1,11 @@
-"""Somebody who types into a program at a terminal, and what the screen shows."""
+"""A user at a terminal: types into a program and reads its screen."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,51 @@ TIMEOUT_S = 30
 
 
 class Person:
-    """A person at a terminal of so many columns and rows, which answers what programs ask of one."""
+    """A program in a terminal of its own, what is typed into it, and its screen."""
 
     def __init__(self, argv: list[str], env: dict[str, str], cwd: Path, columns: int = 80, rows: int = 24) -> None:
-        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=str(cwd), dimensions=(rows, columns))
+        self._pty: Any = pexpect.spawn(
+            argv[0],
+            argv[1:],
+            env=env,
+            cwd=str(cwd),
+            dimensions=(rows, columns),
+            # A background job ignores SIGINT, and so would its child processes.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
         self.screen = Screen(columns, rows, self._pty.send)
         self.output = ""
-        self._before: list[str] = []
-        self.echoed = True
+        self._lines_before: list[str] = []
+        self.has_echo_at_end = True
 
-    def _show(self, data: bytes) -> None:
+    def _read(self, timeout: float) -> None:
+        data = self._pty.read_nonblocking(4096, timeout)
         self.output += data.decode(errors="replace")
         self.screen.feed(data)
 
     def wait_for(self, text: str) -> None:
-        """Wait until the screen shows a text in more lines than when something was last typed."""
-        self._wait(lambda: self._count(text, self.screen.lines) > self._count(text, self._before), text)
+        """Wait until more lines of the screen show a text than when something was last typed."""
+        self._wait(lambda: self._count(text, self.screen.lines) > self._count(text, self._lines_before), text)
 
-    def wait_for_lines(self, lines: int) -> None:
-        """Wait until the screen shows so many lines more than when something was last typed."""
-        self._wait(lambda: len(self.screen.lines) >= len(self._before) + lines, f"{lines} lines")
+    def wait_for_output(self, text: str) -> None:
+        """Wait until a text has been written, even if it has been erased since."""
+        self._wait(lambda: text in self.output, text)
 
-    def _wait(self, came: Callable[[], bool], what: str) -> None:
+    def wait_for_lines(self, count: int) -> None:
+        """Wait until the screen shows more lines than when something was last typed."""
+        self._wait(lambda: len(self.screen.lines) >= len(self._lines_before) + count, f"{count} lines")
+
+    def _wait(self, condition: Callable[[], bool], expected: str) -> None:
         deadline = time.monotonic() + TIMEOUT_S
-        while not came():
-            assert time.monotonic() < deadline, f"{what!r} never came: {self.screen.lines[-50:]}"
+        while not condition():
+            assert time.monotonic() < deadline, f"timed out waiting for {expected!r}: {self.screen.lines[-50:]}"
             try:
-                self._show(self._pty.read_nonblocking(4096, 0.2))
+                self._read(0.2)
             except pexpect.TIMEOUT:
                 continue
 
     def resize(self, columns: int, rows: int) -> None:
-        """Make the window another size."""
+        """Resize the window."""
         self.screen.resize(columns, rows)
         self._pty.setwinsize(rows, columns)
 
@@ -54,29 +68,29 @@ class Person:
         return sum(text in line for line in lines)
 
     def type(self, text: str | bytes) -> None:
-        self._before = self.screen.lines
+        self._lines_before = self.screen.lines
         self._pty.send(text)
 
     def kill(self, number: signal.Signals) -> None:
         self._pty.kill(number)
 
     @property
-    def echoes(self) -> bool:
-        """Whether the terminal shows what is typed."""
+    def has_echo(self) -> bool:
+        """Whether the terminal echoes input."""
         return bool(self._pty.getecho())
 
     def hang_up(self) -> None:
-        """Close the terminal, and leave whatever runs in it alone."""
+        """Close the terminal and leave the program running."""
         self._pty.ptyproc.fileobj.close()
         self._pty.ptyproc.closed = self._pty.closed = True
 
     def end(self) -> int:
-        """Read to the end, and return the exit code as a shell tells it; `echoed` tells how the terminal was left."""
+        """Read to the end and return the exit code as a shell does; `has_echo_at_end` is the final echo mode."""
         try:
             while True:
-                self._show(self._pty.read_nonblocking(4096, TIMEOUT_S))
+                self._read(TIMEOUT_S)
         except pexpect.EOF:
-            self.echoed = self.echoes
+            self.has_echo_at_end = self.has_echo
             self._pty.close()
         code = self._pty.exitstatus
         return int(128 + self._pty.signalstatus if code is None else code)

@@ -1,4 +1,4 @@
-"""A terminal's screen with its scrollback, as a person would read it."""
+"""A terminal emulator: its screen with the scrollback."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from cerebrum_cli.terminal.markdown.rows import render_rows as markdown_rows
 
 
 class Screen:
-    """Feed it what a program writes; `lines` is all that was ever shown and stayed."""
+    """A screen fed with a program's output; `lines` includes the scrollback."""
 
-    def __init__(self, columns: int, rows: int, answer: Callable[[str], object] | None = None) -> None:
+    def __init__(self, columns: int, rows: int, reply: Callable[[str], object] | None = None) -> None:
         self._screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=0.5)
-        if answer:  # what a program asks of its terminal, as where the cursor is
-            self._screen.write_process_input = answer
+        if reply:  # replies to queries, such as the cursor position
+            self._screen.write_process_input = reply
         self._stream = pyte.ByteStream(self._screen)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as a terminal does, line breaks by themselves."""
+        """Interpret bytes as a terminal does."""
         self._stream.feed(data)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Make the window another size; lines are cut, not wrapped anew."""
+        """Resize the window; lines are truncated, not rewrapped."""
         self._screen.resize(rows, columns)
 
     @property
     def lines(self) -> list[str]:
-        """The lines from the first on, without trailing space; empty ones at the end are left out."""
+        """Lines from the start of the scrollback, without trailing spaces and trailing empty lines."""
         lines = ["".join(cell.data for cell in row).rstrip() for row in self._rows()]
         while lines and not lines[-1]:
             lines.pop()
@@ -41,12 +41,12 @@ class Screen:
 
     @property
     def styled_cells(self) -> list[tuple[object, ...]]:
-        """The lines again, each character with its colours and all else that is to be seen of it."""
+        """Visible characters of each line with their styles."""
         return [tuple(cell for cell in row if cell.data.strip()) for row in self._rows()][: len(self.lines)]
 
     @property
     def scrolled_rows(self) -> int:
-        """How many lines have left the screen, never to be drawn over."""
+        """Number of rows in the scrollback, which can no longer be redrawn."""
         return len(self._screen.history.top)
 
     def _rows(self) -> list[list[Any]]:
@@ -56,17 +56,17 @@ class Screen:
 
     @property
     def cursor(self) -> tuple[int, int]:
-        """The cursor's column, and its line among all `lines`."""
+        """Column of the cursor, and its row counted from the start of the scrollback."""
         return self._screen.cursor.x, self._screen.cursor.y + len(self._screen.history.top)
 
     @property
     def cursor_hidden(self) -> bool:
-        """Whether a program has hidden the cursor and not shown it again."""
+        """Whether the cursor is hidden."""
         return bool(self._screen.cursor.hidden)
 
 
 class ScreenFile(StringIO):
-    """A text stream that is a terminal: what is written appears on a screen."""
+    """A text stream that is a terminal with a screen."""
 
     def __init__(self, columns: int, rows: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class ScreenFile(StringIO):
 
 
 def render_whole(text: str, columns: int, rows: int) -> Screen:
-    """Return a screen with Markdown rendered as a whole."""
+    """Render complete Markdown on a screen."""
     file = ScreenFile(columns, rows)
     console = Console(file=file, width=columns, height=rows)
     for row in markdown_rows(console, console.options, slice_tokens(parse(text), Position(), END)):
@@ -90,5 +90,5 @@ def render_whole(text: str, columns: int, rows: int) -> Screen:
 
 
 def rendered_lines(text: str, columns: int, rows: int) -> list[str]:
-    """Return the lines of Markdown rendered as a whole."""
+    """Render complete Markdown to lines."""
     return render_whole(text, columns, rows).lines

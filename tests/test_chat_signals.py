@@ -84,7 +84,7 @@ def runs(process: int) -> bool:
 
 def left_alone(person: Person, tmp_path: Path) -> None:
     """Check that nothing is left behind, in the terminal or on the disk."""
-    assert person.echoed
+    assert person.has_echo_at_end
     assert not person.screen.cursor_hidden
     assert "Traceback" not in person.output
     assert "Press ENTER" not in person.output
@@ -189,7 +189,7 @@ def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(sit: Sit, tmp_path: Path)
     person = sit(WORDS, stuck=20)
     person.type("Talk!\r")
     person.wait_for("word1 ")
-    assert not person.echoes
+    assert not person.has_echo
     person.type("\x03")
     time.sleep(0.3)
     person.type("\x03")

@@ -1,1 +1,1 @@
-"""Markdown rendered while it streams."""
+"""Render Markdown while it streams."""

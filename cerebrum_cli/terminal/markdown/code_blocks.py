@@ -1,7 +1,7 @@
-"""A reply's text as Markdown tokens: its code blocks counted, its list items numbered, any part of it by itself.
+"""Parse a reply into Markdown tokens with numbered code blocks and list items, and slice them.
 
-A part reaches from one place to another; parts that follow each other show together what the whole shows. All of a
-model's text is shown: HTML and definitions of links are text, for what is defined late would change what stands.
+A slice is what lies between two positions; consecutive slices render to the same rows as the whole. HTML and link
+definitions are shown as text: a later definition would change text that is already printed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LISTS = ("bullet_list", "ordered_list")
 OPENINGS = tuple(f"{name}_open" for name in ("blockquote", "list_item", *LISTS))
 CLOSINGS = tuple(f"{name}_close" for name in ("blockquote", "list_item", *LISTS))
 
-# Code is highlighted some lines at a time, with only so many after them in view, so that they can be printed for good.
-# A lexer begins each time at the first line: with more lines behind, more are taken at a time.
+# Code is highlighted in chunks with a fixed lookahead, so that each chunk is final when it is printed.
+# The lexer starts at the first line for every chunk, so chunks grow with the lines before them.
 CHUNK_LINES = 8
 LOOKAHEAD_LINES = 8
 
 
 class Position(NamedTuple):
-    """A place in a text: so many leaf blocks lie before it, and so many lines of the next, which is code."""
+    """A position in a text: the leaf blocks before it and, within code, the lines of that block before it."""
 
     leaf: int = 0
     line: int = 0
@@ -41,32 +41,32 @@ END = Position(sys.maxsize)
 
 @dataclass(frozen=True, slots=True)
 class Preceding:
-    """What was said before a text: anything, so many code blocks; and the list it begins within, if it does.
+    """State of the reply before a text: whether there was text, the number of code blocks, and an open list.
 
-    `item` is the number of the text's first list item, `begun` whether there was any before in its list.
+    `list_item` is the number of the text's first list item; `in_list` is whether its list has earlier items.
     """
 
     any_text: bool = False
-    code_blocks: int = 0
+    code_count: int = 0
     list_item: int | None = None
     in_list: bool = False
 
 
 def code_blocks(text: str) -> list[str]:
-    """Return the code of each block of a reply, in the order of their numbers, which count from 1."""
+    """Contents of a reply's code blocks, in the order of their numbers from 1."""
     return [token.content.removesuffix("\n") for token in parse(text) if token.type in CODE]
 
 
 def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
-    """Return the tokens of a text's blocks, what is in their lines still unparsed."""
+    """Parse a text into block tokens, with their inline content unparsed."""
     tokens = _BLOCK_PARSER.parse(text.replace("\r", ""))
     if preceding.list_item is not None and tokens:
         tokens[0].attrs["start"] = preceding.list_item
-    codes, numbers = preceding.code_blocks, list[int]()
+    code_count, numbers = preceding.code_count, list[int]()
     for token in tokens:
         if token.type in CODE:
-            codes += 1
-            token.meta["number"] = codes
+            code_count += 1
+            token.meta["number"] = code_count
         elif token.type == "list_item_open":
             token.meta["number"] = numbers[-1]
             numbers[-1] += 1
@@ -78,7 +78,7 @@ def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
 
 
 def parse_inline(text: str) -> list[Token]:
-    """Return the tokens of what is in a block's lines; an image is told by its text."""
+    """Parse inline content; an image becomes its description."""
     tokens = [child for token in _INLINE_PARSER.parseInline(text) for child in token.children or ()]
     return [_image_text(token) if token.type == "image" else token for token in tokens]
 
@@ -91,37 +91,41 @@ def _image_text(image: Token) -> Token:
 def slice_tokens(
     tokens: Sequence[Token], begin: Position, end: Position, preceding: Preceding = Preceding()
 ) -> list[Token]:
-    """Return the tokens between two places.
+    """Slice tokens between two positions.
 
-    In their `meta`, `begun` tells that some of a block lies before `begin`, `apart` that an empty row comes before it,
-    and `lines` which of a code block's lines there are.
+    In their `meta`, `continued` marks a block that starts before `begin`, `blank_before` one that follows an empty
+    row, and `lines` is the range of a code block's lines.
     """
-    kept: list[Token] = []
-    opened: list[Token] = []  # containers of which nothing was kept yet
+    sliced: list[Token] = []
+    open_containers: list[Token] = []  # containers whose contents have not started yet
     leaf = 0
-    for step in split_leaves(tokens):
-        begun = Position(leaf) < begin or (step[0] is tokens[0] and preceding.in_list)
-        first = step[0].copy(
-            meta={**step[0].meta, "begun": begun, "apart": not begun and (leaf > 0 or preceding.any_text)}
+    for group in split_leaves(tokens):
+        continued = Position(leaf) < begin or (group[0] is tokens[0] and preceding.in_list)
+        first = group[0].copy(
+            meta={
+                **group[0].meta,
+                "continued": continued,
+                "blank_before": not continued and (leaf > 0 or preceding.any_text),
+            }
         )
         if first.type in OPENINGS:
-            opened.append(first)
+            open_containers.append(first)
         elif first.type in CLOSINGS:
-            if opened:
-                opened.pop()
+            if open_containers:
+                open_containers.pop()
             else:
-                kept.append(first)
+                sliced.append(first)
         else:
             if begin.leaf <= leaf and Position(leaf) < end:
                 first.meta["lines"] = (begin.line if begin.leaf == leaf else 0, end.line if end.leaf == leaf else None)
-                kept += [*opened, first, *step[1:]]
-                opened.clear()
+                sliced += [*open_containers, first, *group[1:]]
+                open_containers.clear()
             leaf += 1
-    return kept
+    return sliced
 
 
 def split_leaves(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
-    """Yield tokens in steps: the opening or closing of what contains blocks, or all of a leaf block."""
+    """Split tokens into single container tokens and whole leaf blocks."""
     begin = 0
     while begin < len(tokens):
         end = begin + 1
@@ -133,11 +137,11 @@ def split_leaves(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
 
 
 def final_position(tokens: Sequence[Token]) -> Position:
-    """Return up to where whole lines show what they will show whatever follows: all but the last leaf.
+    """Position up to which complete lines render the same whatever follows: the start of the last leaf.
 
-    Where that is code, its lines are settled but for the last ones.
+    If that leaf is code, all its chunks with enough lookahead are included.
     """
-    leaves = [step[0] for step in split_leaves(tokens) if step[0].type not in (*OPENINGS, *CLOSINGS)]
+    leaves = [group[0] for group in split_leaves(tokens) if group[0].type not in (*OPENINGS, *CLOSINGS)]
     if not leaves:
         return Position()
     lines = 0
@@ -147,38 +151,40 @@ def final_position(tokens: Sequence[Token]) -> Position:
 
 
 def code_lines(token: Token) -> list[str]:
-    """Return the lines of a code block, without empty ones at its end."""
+    """Lines of a code block without trailing empty ones."""
     return token.content.rstrip().split("\n")
 
 
 def highlight_chunks(count: int) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last line, exclusive, of what is highlighted together, as long as enough follow it."""
+    """Yield the line ranges that are highlighted together, as long as the lookahead lines exist."""
     begin = 0
     while (end := begin + max(1, begin // CHUNK_LINES**2) * CHUNK_LINES) + LOOKAHEAD_LINES <= count:
         yield begin, end
         begin = end
 
 
-def drop_printed(tokens: Sequence[Token], position: Position, preceding: Preceding) -> tuple[int, Position, Preceding]:
-    """Return the line from which on a text is needed to go on from a place; then that place in it, and its before.
+def split_point(tokens: Sequence[Token], position: Position, preceding: Preceding) -> tuple[int, Position, Preceding]:
+    """Find the line from which a text is still needed; return it with the new position and preceding state.
 
-    It can be cut between blocks, and between the items of a list that is in no other block.
+    A text can be split between top-level blocks and between the items of a top-level list.
     """
-    found = (0, position, preceding)
-    leaf = codes = block = 0
-    begun = preceding.in_list
-    for step in split_leaves(tokens):
-        token = step[0]
+    result = (0, position, preceding)
+    leaf = code_count = block_leaf = 0
+    in_list = preceding.in_list
+    for group in split_leaves(tokens):
+        token = group[0]
         if leaf > position.leaf:
             break
         if token.map and token is not tokens[0] and token.nesting >= 0:
-            rest, anything = Position(position.leaf - leaf, position.line), preceding.any_text or leaf > 0
+            rest, any_text = Position(position.leaf - leaf, position.line), preceding.any_text or leaf > 0
             if token.level == 0:
-                found = (token.map[0], rest, Preceding(anything, preceding.code_blocks + codes))
-                block, begun = leaf, False
+                result = (token.map[0], rest, Preceding(any_text, preceding.code_count + code_count))
+                block_leaf, in_list = leaf, False
             elif token.level == 1 and token.type == "list_item_open":
-                inside = Preceding(anything, preceding.code_blocks + codes, token.meta["number"], begun or leaf > block)
-                found = (token.map[0], rest, inside)
-        codes += token.type in CODE
+                in_item = Preceding(
+                    any_text, preceding.code_count + code_count, token.meta["number"], in_list or leaf > block_leaf
+                )
+                result = (token.map[0], rest, in_item)
+        code_count += token.type in CODE
         leaf += token.type not in (*OPENINGS, *CLOSINGS)
-    return found
+    return result

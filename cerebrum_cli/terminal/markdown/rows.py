@@ -1,4 +1,4 @@
-"""The rows that Markdown tokens are on a console: what lies before or comes after a part changes nothing in it."""
+"""Render a slice of Markdown tokens to rows, independent of the text before and after it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from cerebrum_cli.terminal.markdown.code_blocks import CODE, LOOKAHEAD_LINES, co
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-# The terminal's own colours, and no background, which would be spaces to copy and rows to wrap in a narrower window.
+# The terminal's own colors without a background, whose spaces would be copied, and wrap in a narrower window.
 THEME = Syntax.get_theme("ansi_dark")
 CODE_INDENT = (0, 0, 0, 2)
-MAX_LINES_ABOVE = 64  # from which code is highlighted while it is drawn over: as cheap at the end of long code
-TABLE_FRAME_ROWS = 4  # rows of a table that are not its body
+MAX_LINES_ABOVE = 64  # lines of context for code to be redrawn, which bounds the cost for long code
+TABLE_FRAME_ROWS = 4  # rows of a table outside its body
 
 Row = list[Segment]
 
 
 def render_rows(console: Console, options: ConsoleOptions, tokens: Sequence[Token]) -> list[Row]:
-    """Return the rows of a part of a reply, without padding."""
-    found: list[Row] = []
+    """Render tokens to rows without padding."""
+    result: list[Row] = []
     for block in _top_level_blocks(tokens):
         for token in block:
             if token.type == "inline":
@@ -39,31 +39,33 @@ def render_rows(console: Console, options: ConsoleOptions, tokens: Sequence[Toke
         view.parsed = list(block)
         rendered = [_without_padding(row) for row in console.render_lines(view, options, pad=False)]
         if block[-1].type == "hr":
-            rendered.pop()  # an empty row, which comes before the next block anyway
-        found += [[], *rendered] if block[0].meta["apart"] else rendered
-    return found
+            rendered.pop()  # an empty row, which the next block adds too
+        result += [[], *rendered] if block[0].meta["blank_before"] else rendered
+    return result
 
 
 def _top_level_blocks(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
-    begin = 0
+    start = 0
     for end, token in enumerate(tokens, 1):
         if token.level == 0 and token.nesting <= 0:
-            yield tokens[begin:end]
-            begin = end
+            yield tokens[start:end]
+            start = end
 
 
-def limit_redraw(tokens: list[Token], room: int) -> list[Token]:
-    """Return tokens of what is drawn over soon, made cheap: of the last table the last rows; code seen from near."""
+def limit_redraw(tokens: list[Token], max_rows: int) -> list[Token]:
+    """Make tokens to be redrawn cheap: only the last rows of the last table, less context for code."""
     for token in tokens:
         if token.type in CODE:
-            token.meta["above"] = MAX_LINES_ABOVE
+            token.meta["context_lines"] = MAX_LINES_ABOVE
     body = max((at for at, token in enumerate(tokens) if token.type == "tbody_open"), default=len(tokens))
-    begins = [at for at in range(body, len(tokens)) if tokens[at].type == "tr_open"][-max(1, room - TABLE_FRAME_ROWS) :]
-    return tokens[: body + 1] + tokens[begins[0] :] if begins else tokens
+    row_starts = [at for at in range(body, len(tokens)) if tokens[at].type == "tr_open"][
+        -max(1, max_rows - TABLE_FRAME_ROWS) :
+    ]
+    return tokens[: body + 1] + tokens[row_starts[0] :] if row_starts else tokens
 
 
 def _without_padding(row: Row) -> Row:
-    """Return a row up to its last visible character: nobody wants spaces with what is copied from the screen."""
+    """Drop trailing spaces, which would be copied from the screen."""
     while row and not _has_background(row[-1]):
         text, style, control = row.pop()
         if text := text.rstrip():
@@ -76,13 +78,13 @@ def _has_background(segment: Segment) -> bool:
 
 
 class NumberedCode(CodeBlock):
-    """A code block with its number and language over it."""
+    """A code block under its number and language."""
 
     token: Token
 
     @classmethod
     def create(cls, markdown: Markdown, token: Token) -> NumberedCode:
-        """Return the block of a token of a part."""
+        """Create the block for a token of a slice."""
         block = cls(token.info.partition(" ")[0], markdown.code_theme)
         block.token = token
         return block
@@ -96,13 +98,13 @@ class NumberedCode(CodeBlock):
         lines = code_lines(self.token)
         syntax = Syntax("", self.lexer_name or "text", theme=THEME)
         for begin, end, seen in highlight_ranges(first, last, len(lines)):
-            above = max(0, begin - self.token.meta.get("above", begin))
+            above = max(0, begin - self.token.meta.get("context_lines", begin))
             code = close_comment("\n".join(lines[above:seen]))
             yield Padding(highlight_lines(code, syntax, begin - above, end - above), CODE_INDENT)
 
 
 def highlight_ranges(first: int, last: int | None, count: int) -> Iterator[tuple[int, int, int]]:
-    """Yield what is highlighted together: from a line, to a line, with so many lines in view, of `count` in all."""
+    """Yield (first line, end, end with lookahead) of each chunk to highlight, of `count` lines in all."""
     for begin, end in highlight_chunks(count):
         if first <= begin and (last is None or end <= last):
             yield begin, end, end + LOOKAHEAD_LINES
@@ -112,7 +114,7 @@ def highlight_ranges(first: int, last: int | None, count: int) -> Iterator[tuple
 
 
 def highlight_lines(code: str, syntax: Syntax, begin: int, end: int) -> Text:
-    """Return some lines of code, which are made to look like what they are in all of it."""
+    """Highlight a range of lines in the context of all the code."""
     lexer = syntax.lexer or syntax.default_lexer
     text = Text()
     line = 0
@@ -128,7 +130,7 @@ def highlight_lines(code: str, syntax: Syntax, begin: int, end: int) -> Text:
 
 
 def close_comment(code: str) -> str:
-    """Return code with the end of a comment that is open: some lexers take none without its end for a comment."""
+    """Close an open comment: some lexers do not recognize an unclosed one."""
     for begin, end in (("/*", "*/"), ("<!--", "-->")):
         if code.rfind(begin) > code.rfind(end):
             return f"{code}\n{end}"
@@ -136,20 +138,20 @@ def close_comment(code: str) -> str:
 
 
 class ContinuableItem(ListItem):
-    """A list item, whose marker is not shown again."""
+    """A list item that shows its marker only once across slices."""
 
     token: Token
 
     @classmethod
     def create(cls, _: Markdown, token: Token) -> ContinuableItem:
-        """Return the item of a token of a part."""
+        """Create the item for a token of a slice."""
         item = cls()
         item.token = token
         return item
 
 
 class NumberedList(ListElement):
-    """A list with room for numbers of two digits, since nobody knows how many there will be."""
+    """A list with room for two-digit numbers, since its length is not known yet."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the rows of all items."""
@@ -160,17 +162,17 @@ class NumberedList(ListElement):
             marker = " • " if bullets else f"{item.token.meta['number']:>3} "
             inner = options.update(width=max(1, options.max_width - len(marker)))
             for at, row in enumerate(console.render_lines(item.elements, inner, style=item.style)):
-                shown = marker if at == 0 and not item.token.meta["begun"] else " " * len(marker)
+                shown = marker if at == 0 and not item.token.meta["continued"] else " " * len(marker)
                 yield from (Segment(shown, style), *row, Segment.line())
 
 
 def _without_new_line(element: type[MarkdownElement]) -> type[MarkdownElement]:
-    """Return a kind of block after which rich leaves no row empty: `rows` does that."""
+    """Make a block type without rich's trailing empty row, which `render_rows` adds instead."""
     return type(element.__name__, (element,), {"new_line": False})
 
 
 class ReplyMarkdown(Markdown):
-    """rich's Markdown with the blocks above."""
+    """rich's Markdown with the block types above."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **{name: _without_new_line(element) for name, element in Markdown.elements.items()},
