@@ -4,7 +4,7 @@
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/test_ask.py -k stop"
 #   make quick    tests that start no processes or terminals, under a minute
 #   make check    format, lint, types
-#   make docs     the tables of commands and keys in README.md, from the code
+#   make docs     docs/reference/cli.md and chat.md, from the code
 #   make picture  docs/chat.svg, from a real chat with the starter model
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks
 #   make bench [DATA=DIR] [SHAPE=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside it; DIR holds
@@ -64,7 +64,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 docs: setup
-	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/reference.py
 
 picture: setup
 	$(BIN)/cerebrum pull --quiet starter

@@ -24,11 +24,11 @@ PICTURE = Path(__file__).with_name("chat.svg")
 COLUMNS, ROWS = 96, 36
 PATIENCE_S = 60.0
 TALK = (
-    ("Write a Python function that adds two numbers.", "tokens/s"),
-    ("/undo", "taken back"),
-    ("Name three colours of the rainbow, as a list.", "tokens/s"),
+    ("Write a Python function that adds two numbers.", " t/s"),
+    ("/undo", "Undone"),
+    ("Name three colors of the rainbow, as a list.", " t/s"),
     ("/stats", "| load "),
-    ("/fork colours", "this is colours"),
+    ("/fork colors", "Now in session"),
 )
 
 

@@ -1,0 +1,36 @@
+"""The generated documentation is current, and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("name", ["cli.md", "chat.md"])
+def test_reference_pages_are_current(name: str) -> None:
+    pages = runpy.run_path(str(ROOT / "docs" / "reference.py"))["pages"]()
+    assert (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8") == pages[name], "run: make docs"
+
+
+def test_reference_lists_slash_commands_and_keys() -> None:
+    text = (ROOT / "docs" / "reference" / "chat.md").read_text(encoding="utf-8")
+    assert "| `/undo` | undo the last turn |" in text
+    assert "| `Ctrl-R` |" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_readme_picture_is_a_chat() -> None:
+    picture = (ROOT / "docs" / "chat.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<svg")
+    assert ">context<" in picture
