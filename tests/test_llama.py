@@ -216,7 +216,7 @@ def test_what_is_said_by_a_json_schema_can_be_parsed(model: Path) -> None:
         ("root ::= foo", "invalid grammar: Undefined rule identifier 'foo'"),
         ('rot ::= "a"', "invalid grammar: grammar does not contain a 'root' symbol"),
         ('root ::= root "a"', "invalid grammar: unsupported grammar, left recursion detected"),
-        (" \n", "is empty"),
+        (" \n", "the grammar is empty"),
     ],
 )
 def test_a_grammar_that_cannot_be_read_says_why_in_one_line_and_prints_nothing(
