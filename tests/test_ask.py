@@ -360,7 +360,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
         (["--schema", "bad.json", "hi"], "error: the JSON schema cannot be used"),
-        (["--grammar", "bad.gbnf", "hi"], "error: the grammar cannot be read"),
+        (["--grammar", "bad.gbnf", "hi"], "error: invalid grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),
         (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
     ]
