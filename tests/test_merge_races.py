@@ -58,11 +58,11 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 
     def set_up(act: Callable[[], object]) -> None:
         def act_and_lock(descriptor: int) -> bool:
-            monkeypatch.setattr(writing, "locked", try_lock)
+            monkeypatch.setattr(writing, "try_lock", try_lock)
             act()
             return try_lock(descriptor)
 
-        monkeypatch.setattr(writing, "locked", act_and_lock)
+        monkeypatch.setattr(writing, "try_lock", act_and_lock)
 
     return set_up
 
@@ -113,7 +113,7 @@ def test_where_files_vanish_again_and_again_a_merge_gives_up(out: Path, monkeypa
         out.with_name("out.gguf.part").unlink()
         return try_lock(descriptor)
 
-    monkeypatch.setattr(writing, "locked", remove_and_lock)
+    monkeypatch.setattr(writing, "try_lock", remove_and_lock)
     with Delivery() as delivery, pytest.raises(MergeError, match="another cerebrum merge"), delivery.file(out):
         raise AssertionError("nobody has a file that is gone")
     assert written(out) == []
@@ -341,7 +341,7 @@ def test_two_interrupts_at_any_moment_end_a_merge_in_good_order(home: CommandLin
     for number, code in codes.items():
         err = (home.home / f"err.{number}").read_text()
         assert code in ("0", "130"), err
-        assert err in ("", "error: interrupted\n  try: nothing is left of the merge\n")
+        assert err in ("", "error: interrupted\n  try: nothing was written\n")
         files = {path.name: path for path in home.home.glob(f"out{number}.gguf*")}
         assert files.keys() <= {f"out{number}.gguf"}
         assert code == "130" or files

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 PATIENCE_S = 30
 BEFORE = b"what was there before"
-LEFT = ["error: interrupted", "  try: nothing is left of the merge"]
+LEFT = ["error: interrupted", "  try: nothing was written"]
 TOWERS = 12  # of all layers, one on the other: a file that takes a while to be written
 WHOLE = stack(("a", 0, 6))
 
@@ -226,7 +226,7 @@ def test_a_merge_that_ends_while_another_begins_is_not_written_over(
             first.__exit__()
             return try_lock(descriptor)
 
-        monkeypatch.setattr("cerebrum_cli.merge.output_files.locked", end_and_lock)
+        monkeypatch.setattr("cerebrum_cli.merge.output_files.try_lock", end_and_lock)
         with Delivery() as second:
             with second.file(out) as file:
                 assert not completes or out.read_bytes() == b"the first one"

@@ -53,7 +53,7 @@ def test_spec_of_the_starter() -> None:
 def test_spec_without_a_download_explains_why() -> None:
     for name in ("cerebrum-12b", "mistral-c2f-7b"):
         assert known(name).repo_id is None
-        assert "No GGUF of it is published" in known(name).notes
+        assert "No GGUF is published" in known(name).notes
     assert known("mistral-c2f-7b").format is None
     assert "unverified" in known("mistral-c2f-7b").notes
 
