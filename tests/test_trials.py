@@ -190,7 +190,7 @@ def test_a_context_that_cannot_be_made_costs_only_that_way(bench: ProcessBench) 
     arranged = {"tuning": {}, "sequences": 1, "text": TEXT, "do": SAY._asdict()}
     assert trial.ask({**arranged, "length": 128})["speed"] > 0
     for _ in range(2):
-        with pytest.raises(NoTrial, match="no memory for"):
+        with pytest.raises(NoTrial, match="not enough memory for"):
             trial.ask({**arranged, "length": 2**32})
     assert trial.ask({**arranged, "length": 128})["speed"] > 0
     assert bench.speed(USUAL, SAY) > 0
@@ -234,7 +234,7 @@ def test_a_user_tunes_a_model_and_it_is_used_and_shown(tmp_path: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0].split() == ["use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "agreement"]
     assert [line.split()[0] for line in lines[1:5]] == ["chat", "ask", "ask,", "batch"]
-    used = "ask, chat and batch use this for nano from now on with --threads 1; --no-profile does not\n"
+    used = "ask, chat and batch now use this for nano with --threads 1; --no-profile ignores it\n"
     assert done.err.endswith(used), "as the environment says"
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
     assert len(list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))) == 1
@@ -247,7 +247,7 @@ def test_a_user_tunes_a_model_and_it_is_used_and_shown(tmp_path: Path) -> None:
 def test_a_terminal_shows_what_is_being_measured_and_the_table_when_it_is_done(tmp_path: Path) -> None:
     environment = {**CommandLine(tmp_path).environment({"TERM": "xterm-256color"}), "CEREBRUM_QUICK": "1"}
     pty: Any = pexpect.spawn(COMMAND, ["tune", str(NANO)], env=environment, dimensions=(40, 100), timeout=60)
-    pty.expect("once more, beside the usual way")
+    pty.expect("again, against defaults")
     before = pty.before + pty.after
     pty.expect(pexpect.EOF)
     pty.close()
@@ -268,7 +268,7 @@ def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, number: signal.Sign
     out, err = running.communicate(timeout=30)
     assert (running.returncode, out) == (code, b"")
     assert b"Traceback" not in err
-    assert b"nothing is kept of what was measured" in err
+    assert b"nothing was saved" in err
     assert not any(process.is_running() for process in left)
     assert list(trials.iterdir()) == []
     assert list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json")) == []
