@@ -5,7 +5,7 @@
 #   make quick    tests that start no processes or terminals, under a minute
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
-#   make picture  docs/chat.svg, from a real chat with the starter model
+#   make picture  docs/chat.svg and vote.svg, from a real chat and a real vote with the starter model
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks
 #   make bench [DATA=DIR] [SHAPE=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside it; DIR holds
 #                 MT-bench's questions and GSM8K's, FILE is a model of Mistral-7B's shape: benchmarks/all.py tells of

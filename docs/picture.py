@@ -1,4 +1,4 @@
-"""Draw docs/chat.svg: a real chat with the starter model at a real terminal, as it stands on the screen."""
+"""Draw docs/chat.svg and docs/vote.svg: a real terminal after a chat and a vote with the starter model."""
 
 from __future__ import annotations
 
@@ -19,98 +19,121 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-CEREBRUM = str(Path(sys.executable).with_name("cerebrum"))
-PICTURE = Path(__file__).with_name("chat.svg")
-COLUMNS, ROWS = 96, 36
-PATIENCE_S = 60.0
-TALK = (
-    ("Write a Python function that adds two numbers.", " t/s"),
-    ("/undo", "Undone"),
-    ("Name three colors of the rainbow, as a list.", " t/s"),
-    ("/stats", "| load "),
-    ("/fork colors", "Now in session"),
+CEREBRUM = Path(sys.executable).with_name("cerebrum")
+DOCS = Path(__file__).parent
+COLUMNS = 96
+TIMEOUT_S = 60.0
+QUIET_S = 1.0  # the screen is complete when nothing has changed for so long
+PROMPT = "$ "  # of the shell that runs the vote
+
+# What is typed, and text that appears on the screen when it is done. The starter model answers these correctly.
+REPLY_DONE = "t/s"  # in the status line, below the prompt
+NEXT_PROMPT = f"\n{PROMPT.rstrip()}"
+CHAT = (
+    ("What does HTML stand for?", REPLY_DONE),
+    ("Write a Python function that reverses a string.", REPLY_DONE),
+    ("/undo", "Undone: "),
+    ("Write a Python function that tests whether a number is even.", REPLY_DONE),
+    ("/stats", "finish reason"),
+)
+VOTE = (
+    ('cerebrum ask "What is 100 divided by 4?" --votes 8 --seed 1', NEXT_PROMPT),
+    ('cerebrum ask "What is 100 divided by 4?" --votes 8 --seed 1 --final', NEXT_PROMPT),
 )
 
 
 class Terminal:
-    """A program at a terminal of its own, which answers what programs ask of one."""
+    """A program in a terminal emulator."""
 
-    def __init__(self, argv: list[str], env: dict[str, str]) -> None:
-        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, dimensions=(ROWS, COLUMNS))
-        self.screen = pyte.Screen(COLUMNS, ROWS)
+    def __init__(self, argv: list[str], env: dict[str, str], rows: int) -> None:
+        self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, dimensions=(rows, COLUMNS))
+        self.screen = pyte.Screen(COLUMNS, rows)
         self.screen.write_process_input = self._pty.send
         self._stream = pyte.ByteStream(self.screen)
 
-    def types(self, text: str) -> None:
-        """Type a line and press Enter."""
-        self._pty.send(text + "\r")
+    def run(self, line: str, sign: str) -> None:
+        """Type a line, press Enter, and wait for a text that was not on the screen before."""
+        before = 0 if sign == REPLY_DONE else self._count(sign)  # the status line hides while a reply runs
+        self._pty.send(line + "\r")
+        self.wait_for(sign, before)
 
-    def shows(self, text: str, more_than: int) -> None:
-        """Wait until the screen shows a text more often than it did; SystemExit if it never does."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self.count(text) <= more_than:
+    def wait_for(self, sign: str, before: int = 0) -> None:
+        """Read until a text is on the screen more often than before, and nothing changes any more."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._count(sign) <= before:
             if time.monotonic() > deadline:
-                sys.exit(f"{text!r} never came:\n" + "\n".join(self.screen.display))
-            self.rests(0.1)
+                sys.exit(f"{sign!r} did not appear:\n{self._text()}")
+            self._read(0.1)
+        self._read(QUIET_S)
 
-    def rests(self, seconds: float) -> None:
-        """Read until nothing has come for so long."""
+    def close(self) -> None:
+        """Close the terminal, which ends the program."""
+        self._pty.close(force=True)
+
+    def _read(self, seconds: float) -> None:
+        """Feed output to the emulator until there is none for some seconds."""
         try:
             while True:
                 self._stream.feed(self._pty.read_nonblocking(65536, seconds))
         except (pexpect.TIMEOUT, pexpect.EOF):
             return
 
-    def count(self, text: str) -> int:
-        """Return how many lines show a text."""
-        return sum(text in line for line in self.screen.display)
+    def _count(self, sign: str) -> int:
+        return self._text().count(sign)
 
-    def close(self) -> None:
-        """Hang up."""
-        self._pty.close(force=True)
+    def _text(self) -> str:
+        return "\n".join(line.rstrip() for line in self.screen.display)
 
 
 def main() -> None:
-    """Talk, and draw what stands on the screen then."""
+    """Draw both pictures, with sessions, settings and prompt cache in a temporary home directory."""
     shown = subprocess.run([CEREBRUM, "show", "starter", "--json"], capture_output=True, check=True)
     with tempfile.TemporaryDirectory() as home:
-        env = {**os.environ, "HOME": home, "XDG_DATA_HOME": home, "XDG_CACHE_HOME": home, "TERM": "xterm-256color"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("CEREBRUM_")}
+        directories = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), home)
+        path = f"{CEREBRUM.parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**kept, **directories, "PATH": path, "TERM": "xterm-256color", "PS1": PROMPT}
         pull = [CEREBRUM, "pull", "--quiet", json.loads(shown.stdout)["path"], "--name", "starter"]
         subprocess.run(pull, env=env, check=True)
-        terminal = Terminal([CEREBRUM, "chat", "-m", "starter", "-n", "120"], env)
-        try:
-            terminal.shows("context ", 0)
-            for line, sign in TALK:
-                before = 0 if sign == "tokens/s" else terminal.count(sign)
-                terminal.types(line)
-                terminal.shows(sign, before)
-                terminal.rests(1.0)
-        finally:
-            terminal.close()
-    PICTURE.write_text(drawn(terminal.screen), encoding="utf-8")
+        draw("chat", [str(CEREBRUM), "chat", "-n", "120"], env, 29, "context ", CHAT)
+        draw("vote", ["bash", "--norc", "--noprofile"], env, 8, PROMPT, VOTE)
 
 
-def drawn(screen: pyte.Screen) -> str:
-    """Return what a screen shows as SVG."""
+def draw(
+    name: str, argv: list[str], env: dict[str, str], rows: int, ready: str, dialog: tuple[tuple[str, str], ...]
+) -> None:
+    """Run a program, type the lines of a dialog, and write the screen as docs/NAME.svg."""
+    terminal = Terminal(argv, env, rows)
+    try:
+        terminal.wait_for(ready.rstrip())
+        for line, sign in dialog:
+            terminal.run(line, sign)
+    finally:
+        terminal.close()
+    (DOCS / f"{name}.svg").write_text(svg(terminal.screen, name), encoding="utf-8")
+
+
+def svg(screen: pyte.Screen, name: str) -> str:
+    """Screen as SVG."""
     console = Console(width=screen.columns, record=True, file=StringIO(), force_terminal=True, legacy_windows=False)
     console.print(*(row(screen, number) for number in range(screen.lines)), sep="\n", soft_wrap=True)
-    return console.export_svg(title="cerebrum chat", unique_id="chat")
+    return console.export_svg(title=f"cerebrum: {name}", unique_id=name)
 
 
 def row(screen: pyte.Screen, number: int) -> Text:
-    """Return a line of the screen, in runs of one style; some programs drop the space that a run begins with."""
-    chars = [painted(screen.buffer[number][column]) for column in range(screen.columns)]
+    """Line of the screen in runs of one style; spaces are runs of their own, since some viewers drop leading ones."""
+    chars = [styled(screen.buffer[number][column]) for column in range(screen.columns)]
     runs = groupby(chars, key=lambda char: (char[1], char[0] == " "))
     text = Text.assemble(*(("".join(char for char, _ in run), style) for (style, _), run in runs))
     text.rstrip()
     return text
 
 
-def painted(char: pyte.screens.Char) -> tuple[str, Style]:
-    """Return a character in its colours."""
+def styled(char: pyte.screens.Char) -> tuple[str, Style]:
+    """Character and its style."""
     style = Style(
-        color=colour(char.fg),
-        bgcolor=colour(char.bg),
+        color=color(char.fg),
+        bgcolor=color(char.bg),
         bold=char.bold,
         italic=char.italics,
         underline=char.underscore,
@@ -119,8 +142,8 @@ def painted(char: pyte.screens.Char) -> tuple[str, Style]:
     return char.data, style
 
 
-def colour(name: str) -> str | None:
-    """Return a colour of the emulator as rich names it."""
+def color(name: str) -> str | None:
+    """Color of the emulator by rich's name."""
     if name == "default":
         return None
     named = name.replace("bright", "bright_").replace("brown", "yellow")

@@ -30,7 +30,12 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_readme_picture_is_a_chat() -> None:
-    picture = (ROOT / "docs" / "chat.svg").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "signs"),
+    [("chat", (">context<", ">/undo<", ">is_even<")), ("vote", (">--votes<", ">25:<"))],
+)
+def test_readme_shows_pictures(name: str, signs: tuple[str, ...]) -> None:
+    picture = (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8")
     assert picture.startswith("<svg")
-    assert ">context<" in picture
+    assert [sign for sign in signs if sign not in picture] == []
+    assert f"(docs/{name}.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
