@@ -237,7 +237,7 @@ def test_a_step_that_fails_fails_all_and_the_next_question_is_answered() -> None
 def test_a_prompt_without_tokens_is_refused_and_so_is_a_closed_engine() -> None:
     scripted = backend()
     with running(scripted) as engine:
-        with pytest.raises(UsageError, match="no tokens"):
+        with pytest.raises(UsageError, match="prompt is empty"):
             engine.complete([request("x#"), request("")])
         completions = engine.complete([request("x#")])
         list(completions)
