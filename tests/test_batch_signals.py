@@ -189,5 +189,5 @@ def test_a_signal_in_the_middle_of_a_template_makes_no_error_of_a_row(tmp_path: 
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "0 of 3 are done" in err.decode()
+    assert "0 of 3 rows done" in err.decode()
     assert not list(tmp_path.glob("out*"))
