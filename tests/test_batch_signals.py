@@ -1,4 +1,4 @@
-"""A batch may be ended at any moment and in any way: what is finished stays, and the same command goes on."""
+"""Interrupted and killed batches keep their finished rows, and the same command resumes them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tiny_models import write_chatml
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 ROWS = 12
-PATIENCE_S = 30
+TIMEOUT_S = 30
 
 
 class Job:
-    """A batch of `ROWS` rows on a scripted model, run in a process that is slow, or here at once."""
+    """A batch of `ROWS` rows on a scripted model, run in a slow child process or in this process."""
 
     def __init__(self, home: Path, model: Path) -> None:
         self.home = home
@@ -33,12 +33,12 @@ class Job:
 
     @property
     def partial(self) -> list[str]:
-        """The lines of the partial file, without one that is just being written."""
+        """Complete lines of the partial file."""
         path = self.home / "out.partial"
         return path.read_text().split("\n")[:-1] if path.exists() else []
 
     def start(self, *arguments: str, pause: float = 0.004, around: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-        """Start a process."""
+        """Start the batch in a child process."""
         script = json.dumps({**self.script, "backends": [], "pause": pause})
         process = subprocess.Popen(
             [*around, sys.executable, SCRIPTED, script, *self.arguments, *arguments],
@@ -51,15 +51,15 @@ class Job:
         self.processes.append(process)
         return process
 
-    def until(self, came: Callable[[], bool]) -> None:
-        """Wait for something."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not came():
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.002)
 
     def finish(self) -> int:
-        """Run the same command here, and return how many rows it answered."""
+        """Run the same command in this process, and return how many rows it answered."""
         self.script["backends"] = []
         done = run_here(self.script, self.home, *self.arguments)
         assert done.code == 0, done.err
@@ -68,12 +68,12 @@ class Job:
 
     @property
     def result(self) -> bytes:
-        """What was written in the end."""
+        """Content of the output."""
         return (self.home / "out").read_bytes()
 
     @property
     def uninterrupted(self) -> bytes:
-        """The result of a batch that ran through."""
+        """Output of a batch that was not interrupted."""
         arguments = ["other" if argument == "out" else argument for argument in self.arguments]
         assert run_here(self.script, self.home, *arguments).code == 0
         return (self.home / "other").read_bytes()
@@ -81,7 +81,7 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
-    """Return a batch, in whose folder the test stands."""
+    """A batch in the current directory."""
     monkeypatch.chdir(tmp_path)
     job = Job(tmp_path, chatml_model)
     yield job
@@ -91,11 +91,11 @@ def job(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_batch_that_is_interrupted_says_how_to_go_on_and_does(job: Job, number: signal.Signals, code: int) -> None:
+def test_batch_interrupted_prints_how_to_resume_and_resumes(job: Job, number: signal.Signals, code: int) -> None:
     process = job.start()
     job.until(lambda: len(job.partial) >= 2)
     process.send_signal(number)
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     done = len(job.partial)
     assert (process.returncode, out) == (code, b"")
     assert (job.home / "out.partial").read_text().endswith("}\n")
@@ -110,20 +110,20 @@ def test_a_batch_that_is_interrupted_says_how_to_go_on_and_does(job: Job, number
     assert sorted(path.name for path in job.home.glob("out*")) == ["out", "out.meta.json"]
 
 
-def test_whoever_interrupts_a_restart_is_not_told_to_restart_again(job: Job) -> None:
+def test_batch_interrupted_restart_resumes_without_restart(job: Job) -> None:
     job.finish()
     before = job.result
     process = job.start("--restart")
     job.until(lambda: len(job.partial) >= 1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert "run it again without --restart to resume" in err.decode()
     assert job.result == before  # until the new one is whole
     done = len(job.partial)
     assert job.finish() == ROWS - done
 
 
-def test_a_batch_that_is_killed_again_and_again_loses_and_repeats_nothing(job: Job) -> None:
+def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
     answered = 0
     for more in (2, 6):
         process = job.start()
@@ -138,7 +138,7 @@ def test_a_batch_that_is_killed_again_and_again_loses_and_repeats_nothing(job: J
     assert set(kept) <= set(job.result.decode().splitlines())
 
 
-def test_a_result_has_one_writer(job: Job) -> None:
+def test_batch_output_has_one_writer(job: Job) -> None:
     job.start()
     job.until(lambda: len(job.partial) >= 1)
     other = run_here(job.script, job.home, *job.arguments)
@@ -146,13 +146,13 @@ def test_a_result_has_one_writer(job: Job) -> None:
     assert other.err == "error: another process is writing out\n  try: wait for it, or choose another -o\n"
 
 
-def test_a_stream_that_is_interrupted_has_whole_lines(job: Job) -> None:
+def test_batch_interrupted_stream_has_complete_lines(job: Job) -> None:
     job.arguments[3] = "-"
     process = job.start()
     assert process.stdout
     lines = [process.stdout.readline()]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     lines += out.splitlines()
     assert process.returncode == 130
     ids = [json.loads(line)["id"] for line in lines]
@@ -164,9 +164,9 @@ def test_a_stream_that_is_interrupted_has_whole_lines(job: Job) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit of file sizes")
-def test_on_a_full_disk_what_is_finished_stays_and_the_same_command_goes_on(job: Job) -> None:
+def test_batch_on_a_full_disk_keeps_finished_rows_and_resumes(job: Job) -> None:
     process = job.start(pause=0.0, around=("sh", "-c", 'ulimit -f 4; exec "$@"', "sh"))
-    _, err = process.communicate(timeout=PATIENCE_S)
+    _, err = process.communicate(timeout=TIMEOUT_S)
     done = len(job.partial)
     assert process.returncode == 1
     assert 0 < done < ROWS
@@ -177,7 +177,7 @@ def test_on_a_full_disk_what_is_finished_stays_and_the_same_command_goes_on(job:
     assert job.result == job.uninterrupted
 
 
-def test_a_signal_in_the_middle_of_a_template_makes_no_error_of_a_row(tmp_path: Path) -> None:
+def test_batch_signal_during_a_template_is_not_a_row_error(tmp_path: Path) -> None:
     loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     model = write_chatml(tmp_path / "endless.gguf", chat_template=loops)
     (tmp_path / "in.txt").write_text("a\nb\nc\n")

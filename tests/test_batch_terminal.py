@@ -1,4 +1,4 @@
-"""What a person sees at a real terminal while a batch or a vote runs: how far it is, and nothing of that in the end."""
+"""Progress of batches and votes at a real terminal, which is erased at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 Open = Callable[..., Person]
-CHAINS = [
+SAMPLES = [
     "The answer is 日本語の答え.",
     "Well, the answer is 日本語の答え.",
     "So it is, and after that much the answer is 5.",
@@ -30,7 +30,7 @@ CHAINS = [
 
 @pytest.fixture
 def terminal(tmp_path: Path, chatml_model: Path) -> Iterator[Open]:
-    """Return how to open a terminal in which a scripted model is asked."""
+    """A function that runs a command with a scripted model at a terminal."""
     people: list[Person] = []
 
     def open_terminal(
@@ -54,20 +54,20 @@ def terminal(tmp_path: Path, chatml_model: Path) -> Iterator[Open]:
 
 
 def rows(home: Path, count: int = 40) -> tuple[str, ...]:
-    """Return the arguments of a batch that takes a second; one of its rows cannot be asked."""
+    """Arguments of a batch that takes a second and has one invalid row."""
     (home / "in.jsonl").write_text("nonsense\n" + '{"prompt": "q"}\n' * (count - 1))
     return "batch", "in.jsonl", "-o", "out", "--parallel", "4"
 
 
 REPLY = {"seeds": ["a reply of some length"]}
 QUICK = {**REPLY, "pause": 0.0004}
-AT_ONCE = {**REPLY, "pause": 0.0}
+INSTANT = {**REPLY, "pause": 0.0}
 
 
 # A batch.
 
 
-def test_a_bar_tells_how_far_a_batch_is_and_goes_away(terminal: Open, tmp_path: Path) -> None:
+def test_batch_bar_shows_progress_and_is_erased(terminal: Open, tmp_path: Path) -> None:
     person = terminal({**REPLY, "load": 0.15}, *rows(tmp_path, 30))
     person.wait_for("loading chatml 50%")
     person.wait_for("/30 ━")
@@ -81,9 +81,7 @@ def test_a_bar_tells_how_far_a_batch_is_and_goes_away(terminal: Open, tmp_path: 
     assert not person.screen.cursor_hidden
 
 
-def test_a_narrow_window_cuts_no_number_and_streamed_answers_in_a_file_leave_it_to_the_bar(
-    terminal: Open, tmp_path: Path
-) -> None:
+def test_batch_bar_truncates_no_number_in_a_narrow_window(terminal: Open, tmp_path: Path) -> None:
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path)]
     person = terminal(QUICK, *arguments, size=(30, 8), after="> answers")
     person.wait_for("/40 1 failed 0:00:0")
@@ -94,9 +92,9 @@ def test_a_narrow_window_cuts_no_number_and_streamed_answers_in_a_file_leave_it_
     assert [json.loads(line)["id"] for line in (tmp_path / "answers").read_text().splitlines()] == list(range(1, 41))
 
 
-def test_answers_that_are_streamed_to_a_terminal_have_no_bar_among_them(terminal: Open, tmp_path: Path) -> None:
+def test_batch_answers_streamed_to_a_terminal_have_no_bar(terminal: Open, tmp_path: Path) -> None:
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
-    person = terminal(AT_ONCE, *arguments)
+    person = terminal(INSTANT, *arguments)
     assert person.end() == 6
     assert "\x1b" not in person.output
     *answers, last = person.output.splitlines()
@@ -104,15 +102,15 @@ def test_answers_that_are_streamed_to_a_terminal_have_no_bar_among_them(terminal
     assert last.startswith("12 of 12 done, 1 failed, ")
 
 
-def test_a_terminal_that_is_not_drawn_on_gets_one_line(terminal: Open, tmp_path: Path) -> None:
-    person = terminal({**AT_ONCE, "load": 0.1}, *rows(tmp_path, 9), TERM="dumb")
+def test_batch_on_a_dumb_terminal_prints_one_line(terminal: Open, tmp_path: Path) -> None:
+    person = terminal({**INSTANT, "load": 0.1}, *rows(tmp_path, 9), TERM="dumb")
     assert person.end() == 6
     assert "\x1b" not in person.output
     assert "\r" not in person.output.replace("\r\n", "")
     assert len(person.screen.lines) == 1
 
 
-def test_thought_draws_nothing_over_the_bar(terminal: Open, tmp_path: Path) -> None:
+def test_batch_reasoning_does_not_overwrite_the_bar(terminal: Open, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("p\nq\n")
     script = {"seeds": ["<think>" + "hm " * 20 + "</think>yes"], "pause": 0.0025}
     person = terminal(script, "batch", "in.txt", "-o", "out")
@@ -121,12 +119,12 @@ def test_thought_draws_nothing_over_the_bar(terminal: Open, tmp_path: Path) -> N
     assert "thinking" not in person.output
 
 
-def test_quiet_shows_nothing_at_all(terminal: Open, tmp_path: Path) -> None:
-    person = terminal({**AT_ONCE, "load": 0.1}, *rows(tmp_path, 9), "-q")
+def test_batch_quiet_prints_nothing(terminal: Open, tmp_path: Path) -> None:
+    person = terminal({**INSTANT, "load": 0.1}, *rows(tmp_path, 9), "-q")
     assert (person.end(), person.output) == (6, "")
 
 
-def test_ctrl_c_takes_the_bar_away_and_says_how_to_go_on(terminal: Open, tmp_path: Path) -> None:
+def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(terminal: Open, tmp_path: Path) -> None:
     person = terminal(REPLY, *rows(tmp_path))
     person.wait_for("/40 ━")
     for _ in range(1000):
@@ -144,7 +142,7 @@ def test_ctrl_c_takes_the_bar_away_and_says_how_to_go_on(terminal: Open, tmp_pat
     assert not any("━" in line for line in person.screen.lines)
 
 
-def test_ctrl_c_while_the_model_loads_leaves_nothing(terminal: Open, tmp_path: Path) -> None:
+def test_batch_ctrl_c_during_loading_leaves_no_files(terminal: Open, tmp_path: Path) -> None:
     person = terminal({**REPLY, "load": 20}, *rows(tmp_path))
     person.wait_for("loading chatml 50%")
     person.type("\x03")
@@ -156,8 +154,8 @@ def test_ctrl_c_while_the_model_loads_leaves_nothing(terminal: Open, tmp_path: P
 # A vote.
 
 
-def test_a_vote_shows_how_it_stands_and_then_the_chain_that_won(terminal: Open) -> None:
-    person = terminal({"seeds": CHAINS, "pause": 0.002}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
+def test_vote_shows_its_tally_and_then_the_winning_sample(terminal: Open) -> None:
+    person = terminal({"seeds": SAMPLES, "pause": 0.002}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
     person.wait_for("no sample finished | ")
     person.wait_for("日本語の答え: 1 of 1 | ")
     person.wait_for("日本語の答え: 2 of 3, 5: 1 of 3 | ")
@@ -166,8 +164,8 @@ def test_a_vote_shows_how_it_stands_and_then_the_chain_that_won(terminal: Open) 
     assert person.screen.lines == ["Well, the answer is 日本語の答え.", "日本語の答え: 3 of 5, 5: 1 of 5"]
 
 
-def test_the_standing_of_a_vote_takes_one_line_of_a_narrow_window(terminal: Open) -> None:
-    script = {"seeds": CHAINS, "pause": 0.001}
+def test_vote_tally_fits_one_line_of_a_narrow_window(terminal: Open) -> None:
+    script = {"seeds": SAMPLES, "pause": 0.001}
     person = terminal(script, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0", size=(20, 8))
     person.wait_for("日本語の答え: 2")
     assert len(person.screen.lines) == 1
@@ -177,25 +175,25 @@ def test_the_standing_of_a_vote_takes_one_line_of_a_narrow_window(terminal: Open
     assert person.end() == 0
 
 
-def test_a_vote_draws_nothing_where_it_must_not(terminal: Open) -> None:
+def test_vote_draws_nothing_for_a_screen_reader(terminal: Open) -> None:
     arguments = ("ask", "q", "--votes", "3", "--final", "--seed", "0", "--no-early-stop")
-    person = terminal({"seeds": CHAINS, "load": 0.1, "pause": 0.0}, *arguments, ACCESSIBLE="1")
+    person = terminal({"seeds": SAMPLES, "load": 0.1, "pause": 0.0}, *arguments, ACCESSIBLE="1")
     assert person.end() == 0
     assert person.output == "日本語の答え\r\n日本語の答え: 2 of 3, 5: 1 of 3\r\n"
 
 
-def test_ctrl_c_in_a_vote_shows_what_leads_by_then(terminal: Open) -> None:
-    person = terminal({"seeds": CHAINS, "pause": 0.0025}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
+def test_vote_ctrl_c_shows_the_leading_answer(terminal: Open) -> None:
+    person = terminal({"seeds": SAMPLES, "pause": 0.0025}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
     person.wait_for("日本語の答え: 1 of 1 | ")
     person.type("\x03")
     assert person.end() == 130
-    answer, standing = person.screen.lines
-    assert answer.endswith("he answer is 日本語の答え.")  # of the first chain, or of one that was done with it
-    assert re.fullmatch(r"日本語の答え: (1 of 1|2 of 2)", standing)
+    answer, tally = person.screen.lines
+    assert answer.endswith("he answer is 日本語の答え.")  # of the first sample, or of one that finished with it
+    assert re.fullmatch(r"日本語の答え: (1 of 1|2 of 2)", tally)
     assert "Traceback" not in person.output
 
 
-def test_ctrl_c_before_any_chain_is_done_shows_nothing(terminal: Open) -> None:
+def test_vote_ctrl_c_before_any_sample_finishes_shows_nothing(terminal: Open) -> None:
     person = terminal({"seeds": ["y" * 2000], "pause": 0.01}, "ask", "q", "--votes", "3")
     person.wait_for("no sample finished | ")
     person.type("\x03")

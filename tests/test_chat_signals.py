@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP in a chat, wherever it is: what was said is kept, and the terminal is as it was."""
+"""Ctrl-C, SIGTERM and SIGHUP at every stage of a chat: replies are saved, and the terminal is restored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Sit = Callable[..., Person]
 
 @pytest.fixture
 def user(tmp_path: Path) -> CommandLine:
-    """Return a user whose temporary files lie in `tmp`, and whose editor stays open until it is ended."""
+    """A user with temporary files in `tmp`, and an editor that stays open until it is killed."""
     (tmp_path / "tmp").mkdir()
     editor = tmp_path / "editor"
     editor.write_text("#!/bin/sh\nstty -a > modes\necho $$ > editing\nexec sleep 60\n")
@@ -37,7 +37,7 @@ def user(tmp_path: Path) -> CommandLine:
 
 @pytest.fixture
 def sit(user: CommandLine, tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
-    """Return how to sit down before a chat with a model that has its reply by heart."""
+    """A function that starts a chat with a scripted reply at a terminal."""
     people: list[Person] = []
 
     def open_chat(reply: str = "Yes.", *arguments: str, shell: tuple[str, ...] = (), **script: Any) -> Person:
@@ -60,21 +60,21 @@ def messages(user: CommandLine, name: str) -> list[dict[str, Any]]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
-def editing(tmp_path: Path) -> int:
-    """Wait for the editor, and return its process."""
+def wait_for_editor(tmp_path: Path) -> int:
+    """Wait for the editor and return its process id."""
     started = tmp_path / "editing"
     until(lambda: started.exists() and started.read_text().endswith("\n"))
     return int(started.read_text())
 
 
-def runs(process: int) -> bool:
+def is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -82,8 +82,8 @@ def runs(process: int) -> bool:
     return True
 
 
-def left_alone(person: Person, tmp_path: Path) -> None:
-    """Check that nothing is left behind, in the terminal or on the disk."""
+def assert_restored(person: Person, tmp_path: Path) -> None:
+    """Assert that nothing is left behind in the terminal or on disk."""
     assert person.has_echo_at_end
     assert not person.screen.cursor_hidden
     assert "Traceback" not in person.output
@@ -95,7 +95,7 @@ def left_alone(person: Person, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
-def test_a_second_signal_while_a_reply_is_kept_changes_nothing(
+def test_chat_ignores_further_signals_while_it_saves_a_reply(
     sit: Sit, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     person = sit(WORDS, pause=0.02)
@@ -105,52 +105,52 @@ def test_a_second_signal_while_a_reply_is_kept_changes_nothing(
         person.kill(number)
         time.sleep(0.002)
     assert person.end() == code
-    left_alone(person, tmp_path)
+    assert_restored(person, tmp_path)
     assert messages(user, "talk")[-1]["finish_reason"] == "cancelled"
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.001, 0.01])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
-def test_a_second_signal_at_the_prompt_changes_nothing(
+def test_chat_ignores_further_signals_at_the_prompt(
     sit: Sit, tmp_path: Path, number: signal.Signals, code: int, pause: float
 ) -> None:
     person = sit()
     person.wait_for("context ")
-    person.type("never asked")
-    person.wait_for("> never asked")
+    person.type("not sent")
+    person.wait_for("> not sent")
     for _ in range(3):
         person.kill(number)
         time.sleep(pause)
     assert person.end() == code
-    left_alone(person, tmp_path)
+    assert_restored(person, tmp_path)
 
 
-@pytest.mark.parametrize("asked", ["/edit\r", "/edit answer\r", "more\x18\x05"])
+@pytest.mark.parametrize("keys", ["/edit\r", "/edit answer\r", "more\x18\x05"])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
-def test_a_signal_ends_the_editor_too(sit: Sit, tmp_path: Path, asked: str, number: signal.Signals, code: int) -> None:
+def test_chat_signal_ends_the_editor(sit: Sit, tmp_path: Path, keys: str, number: signal.Signals, code: int) -> None:
     person = sit()
     person.type("One?\r")
     person.wait_for("Yes.")
-    person.type(asked)
-    editor = editing(tmp_path)
+    person.type(keys)
+    editor = wait_for_editor(tmp_path)
     person.kill(number)
     person.kill(number)
     assert person.end() == code
-    until(lambda: not runs(editor))
-    left_alone(person, tmp_path)
+    until(lambda: not is_running(editor))
+    assert_restored(person, tmp_path)
 
 
 @pytest.mark.parametrize("loads", ["One?\r", "/prompt\r", "/tokens\r"])
-def test_a_signal_ends_a_wait_for_the_model(sit: Sit, tmp_path: Path, loads: str) -> None:
+def test_chat_signal_cancels_loading(sit: Sit, tmp_path: Path, loads: str) -> None:
     person = sit(load=60)
     person.type(loads)
     person.wait_for("loading chatml")
     person.kill(signal.SIGTERM)
     assert person.end() == 143
-    left_alone(person, tmp_path)
+    assert_restored(person, tmp_path)
 
 
-def test_a_signal_ends_a_command(sit: Sit, tmp_path: Path) -> None:
+def test_chat_signal_ends_a_slash_command(sit: Sit, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     person = sit()
     person.wait_for("context ")
@@ -159,11 +159,11 @@ def test_a_signal_ends_a_command(sit: Sit, tmp_path: Path) -> None:
     time.sleep(0.3)
     person.kill(signal.SIGTERM)
     assert person.end() == 143
-    left_alone(person, tmp_path)
+    assert_restored(person, tmp_path)
 
 
 @pytest.mark.parametrize("shell", [(), ("bash", "-c", '"$0" "$@"; true')])
-def test_a_reply_is_kept_where_its_terminal_is_closed(sit: Sit, user: CommandLine, shell: tuple[str, ...]) -> None:
+def test_chat_saves_the_reply_when_its_terminal_closes(sit: Sit, user: CommandLine, shell: tuple[str, ...]) -> None:
     person = sit(WORDS, pause=0.02, shell=shell)
     person.type("Talk!\r")
     person.wait_for("word5 ")
@@ -172,7 +172,7 @@ def test_a_reply_is_kept_where_its_terminal_is_closed(sit: Sit, user: CommandLin
     assert messages(user, "talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
 
 
-def test_a_chat_ends_where_its_terminal_is_closed_at_the_prompt(sit: Sit, tmp_path: Path) -> None:
+def test_chat_exits_when_its_terminal_closes_at_the_prompt(sit: Sit, tmp_path: Path) -> None:
     person = sit(shell=("bash", "-c", 'trap : HUP; "$0" "$@" 2> err; echo $? > code'))
     person.wait_for("context ")
     person.hang_up()
@@ -185,7 +185,7 @@ def test_a_chat_ends_where_its_terminal_is_closed_at_the_prompt(sit: Sit, tmp_pa
 # Ctrl-C.
 
 
-def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(sit: Sit, tmp_path: Path) -> None:
+def test_chat_second_ctrl_c_restores_the_terminal_and_exits(sit: Sit, tmp_path: Path) -> None:
     person = sit(WORDS, stuck=20)
     person.type("Talk!\r")
     person.wait_for("word1 ")
@@ -194,11 +194,11 @@ def test_a_second_ctrl_c_leaves_the_terminal_as_it_was(sit: Sit, tmp_path: Path)
     time.sleep(0.3)
     person.type("\x03")
     assert person.end() == 130
-    left_alone(person, tmp_path)
+    assert_restored(person, tmp_path)
 
 
 @pytest.mark.parametrize("loads", ["/prompt", "/tokens", "/export talk.txt"])
-def test_ctrl_c_ends_a_wait_for_the_model_and_not_the_chat(sit: Sit, user: CommandLine, loads: str) -> None:
+def test_chat_ctrl_c_cancels_loading_for_a_slash_command(sit: Sit, user: CommandLine, loads: str) -> None:
     before = sit()
     before.type("One?\r")
     before.wait_for("Yes.")
@@ -213,7 +213,7 @@ def test_ctrl_c_ends_a_wait_for_the_model_and_not_the_chat(sit: Sit, user: Comma
     assert person.end() == 0
 
 
-def test_ctrl_c_ends_a_question_whose_model_is_not_there_yet(sit: Sit, user: CommandLine) -> None:
+def test_chat_ctrl_c_cancels_a_question_while_loading(sit: Sit, user: CommandLine) -> None:
     person = sit(load=2)
     person.type("One?\r")
     person.wait_for("loading chatml")
@@ -226,7 +226,7 @@ def test_ctrl_c_ends_a_question_whose_model_is_not_there_yet(sit: Sit, user: Com
     assert [each["content"] for each in messages(user, "one")] == ["One?", "Yes."]
 
 
-def test_ctrl_c_ends_a_command_and_not_the_chat(sit: Sit, tmp_path: Path) -> None:
+def test_chat_ctrl_c_ends_a_slash_command(sit: Sit, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     person = sit()
     for _ in range(2):
@@ -237,19 +237,19 @@ def test_ctrl_c_ends_a_command_and_not_the_chat(sit: Sit, tmp_path: Path) -> Non
         person.wait_for("interrupted: /file did not finish")
     person.type("\x04")
     assert person.end() == 0
-    left_alone(person, tmp_path)
+    assert_restored(person, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("/set ctx 4096", "interrupted: ctx unchanged"),
         ("/set format cerebrum", "interrupted: format unchanged"),
         ("/model other.gguf", "interrupted: still using chatml"),
     ],
 )
-def test_an_interrupted_change_says_what_stays(
-    sit: Sit, tmp_path: Path, chatml_model: Path, line: str, said: str
+def test_slash_set_interrupted_reports_what_is_unchanged(
+    sit: Sit, tmp_path: Path, chatml_model: Path, line: str, message: str
 ) -> None:
     (tmp_path / "other.gguf").write_bytes(chatml_model.read_bytes())
     person = sit(reload=2)
@@ -258,20 +258,20 @@ def test_an_interrupted_change_says_what_stays(
     person.type(f"{line}\r")
     person.wait_for("loading ")
     person.type("\x03")
-    person.wait_for(said)
+    person.wait_for(message)
     person.type("Two?\r")
     person.wait_for("Yes.")
     person.type("\x04")
     assert person.end() == 0
 
 
-@pytest.mark.parametrize("asked", ["/edit\r", "more\x18\x05"])
-def test_an_editor_has_the_terminal_as_it_was_and_ctrl_c_for_itself(sit: Sit, tmp_path: Path, asked: str) -> None:
+@pytest.mark.parametrize("keys", ["/edit\r", "more\x18\x05"])
+def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(sit: Sit, tmp_path: Path, keys: str) -> None:
     person = sit()
     person.type("One?\r")
     person.wait_for("Yes.")
-    person.type(asked)
-    editing(tmp_path)
+    person.type(keys)
+    wait_for_editor(tmp_path)
     modes = (tmp_path / "modes").read_text().split()
     assert {"echo", "icanon", "icrnl", "isig"} <= {mode.strip(";") for mode in modes}
     person.type("\x03")
@@ -280,10 +280,10 @@ def test_an_editor_has_the_terminal_as_it_was_and_ctrl_c_for_itself(sit: Sit, tm
     person.wait_for("context ")
     person.type("\x04")
     assert person.end() == 0
-    left_alone(person, tmp_path)
+    assert_restored(person, tmp_path)
 
 
-def test_ctrl_c_ends_a_script_and_keeps_what_was_said(user: CommandLine, tmp_path: Path, chatml_model: Path) -> None:
+def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(user: CommandLine, tmp_path: Path, chatml_model: Path) -> None:
     script = tmp_path / "script"
     script.write_text("Talk!\nAnd then?\n")
     argv = [sys.executable, SCRIPTED, json.dumps({"reply": WORDS, "pause": 0.02}), "chat", "-m", str(chatml_model)]

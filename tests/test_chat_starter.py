@@ -1,4 +1,4 @@
-"""The starter model talks at a real terminal, as it does for somebody who tries the program for an hour."""
+"""Chats with the starter model at a real terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Sit = Callable[..., Person]
 
 @pytest.fixture(scope="session")
 def starter(pytestconfig: pytest.Config) -> Path:
-    """Return the path of the starter model, pulled once for all runs of the suite on this machine."""
+    """Path of the starter model, downloaded once for all runs of the suite."""
     assert pytestconfig.cache
     home = Path(pytestconfig.cache.mkdir("starter"))
     user = CommandLine(home)
@@ -31,7 +31,7 @@ def starter(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture
 def user(tmp_path: Path, starter: Path) -> CommandLine:
-    """Return a user who has the starter, and all cores for it."""
+    """A user with the starter installed."""
     command = CommandLine(tmp_path)
     assert command.run("pull", starter, "--name", "starter").code == 0
     return command
@@ -39,7 +39,7 @@ def user(tmp_path: Path, starter: Path) -> CommandLine:
 
 @pytest.fixture
 def sit(user: CommandLine, tmp_path: Path) -> Iterator[Sit]:
-    """Return how to sit down before a chat and wait until it is ready."""
+    """A function that starts a chat on all cores and waits until the model is loaded."""
     people: list[Person] = []
 
     def open_chat(*arguments: str, columns: int = 80, rows: int = 24) -> Person:
@@ -54,20 +54,20 @@ def sit(user: CommandLine, tmp_path: Path) -> Iterator[Sit]:
         person.close()
 
 
-def shown(user: CommandLine, name: str) -> list[dict[str, Any]]:
-    """Return the messages of a session with all that is kept of them."""
-    messages: list[dict[str, Any]] = user.run("sessions", "show", name, "--json").object["messages"]
-    return messages
+def messages(user: CommandLine, name: str) -> list[dict[str, Any]]:
+    """Messages of a session with their metadata."""
+    rows: list[dict[str, Any]] = user.run("sessions", "show", name, "--json").object["messages"]
+    return rows
 
 
 def turn(person: Person, question: str) -> None:
-    """Ask, and wait for the end of the reply: what is typed meanwhile is obeyed then."""
+    """Ask, and wait for the end of the reply, when /stats typed ahead runs."""
     person.type(f"{question}\r/stats\r")
     person.wait_for("> /stats")
     person.wait_for("| load ")
 
 
-def test_a_talk_is_read_once_taken_back_and_tried_again(sit: Sit, user: CommandLine) -> None:
+def test_starter_chat_reuses_tokens_after_undo_and_retry(sit: Sit, user: CommandLine) -> None:
     person = sit("-n", "40")
     turn(person, "What is the capital of France?")
     turn(person, "And of Italy?")
@@ -77,7 +77,7 @@ def test_a_talk_is_read_once_taken_back_and_tried_again(sit: Sit, user: CommandL
     turn(person, "And of Spain?")
     person.type("\x04")
     assert person.end() == 0
-    first, _, second, last = shown(user, "what-is-the-capital-of")
+    first, _, second, last = messages(user, "what-is-the-capital-of")
     assert (first["content"], second["content"]) == ("What is the capital of France?", "And of Spain?")
     timings = last["timings"]
     assert timings["cached_tokens"] > 30
@@ -85,7 +85,7 @@ def test_a_talk_is_read_once_taken_back_and_tried_again(sit: Sit, user: CommandL
     assert any(row["messages"] == 4 for row in user.run("sessions", "list", "--json").object)
 
 
-def test_forty_pasted_lines_are_one_question(sit: Sit, user: CommandLine) -> None:
+def test_starter_chat_takes_forty_pasted_lines_as_one_question(sit: Sit, user: CommandLine) -> None:
     person = sit("-n", "5", "--session", "paste")
     lines = [f"line {number} of forty" for number in range(40)]
     person.type("\x1b[200~" + "\r".join(lines) + "\x1b[201~")
@@ -93,10 +93,10 @@ def test_forty_pasted_lines_are_one_question(sit: Sit, user: CommandLine) -> Non
     turn(person, "")
     person.type("\x04")
     assert person.end() == 0
-    assert shown(user, "paste")[0]["content"].splitlines() == lines
+    assert messages(user, "paste")[0]["content"].splitlines() == lines
 
 
-def test_ctrl_c_in_an_answer_and_in_a_long_prompt(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+def test_starter_chat_ctrl_c_stops_decode_and_prefill(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "my long notes.txt").write_text("The cat sleeps on the sofa in the afternoon. " * 400)
     person = sit("--session", "stops", "--no-markdown")
     person.type("Tell me a very long story.\r")
@@ -119,7 +119,7 @@ def test_ctrl_c_in_an_answer_and_in_a_long_prompt(sit: Sit, user: CommandLine, t
     turn(person, "What is two and two?")
     person.type("\x04")
     assert person.end() == 0
-    story, cut, question, answer = shown(user, "stops")
+    story, cut, question, answer = messages(user, "stops")
     assert (story["content"], question["content"]) == (
         "Tell me a very long story.",
         "What is two and two?",
@@ -129,25 +129,25 @@ def test_ctrl_c_in_an_answer_and_in_a_long_prompt(sit: Sit, user: CommandLine, t
     assert (answer["finish_reason"] in ("length", "stop"), bool(answer["content"])) == (True, True)
 
 
-def test_a_chat_killed_in_an_answer_goes_on(sit: Sit, user: CommandLine) -> None:
+def test_starter_chat_killed_during_a_reply_can_be_continued(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "killed", "--no-markdown", "-n", "12")
-    turn(person, "Name a colour.")
+    turn(person, "Name a color.")
     person.type("/set max_tokens\r")
     person.type("Tell me a very long story.\r")
     person.wait_for_lines(4)
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
-    before = shown(user, "killed")
-    assert [each["content"] for each in before[::2]] == ["Name a colour.", "Tell me a very long story."]
+    before = messages(user, "killed")
+    assert [each["content"] for each in before[::2]] == ["Name a color.", "Tell me a very long story."]
     again = sit("-c", "-n", "12")
     again.wait_for("Continuing 'killed'. Last exchange:")
     turn(again, "Name an animal.")
     again.type("\x04")
     assert again.end() == 0
-    assert [each["content"] for each in shown(user, "killed")][:2] == [each["content"] for each in before[:2]]
+    assert [each["content"] for each in messages(user, "killed")][:2] == [each["content"] for each in before[:2]]
 
 
-def test_a_window_changes_in_the_middle_of_an_answer(sit: Sit, user: CommandLine) -> None:
+def test_starter_chat_window_is_resized_during_a_reply(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "sizes", "-n", "200", columns=100, rows=30)
     person.type("Write a short list of five fruits, each with a sentence.\r")
     person.wait_for("1")
@@ -157,11 +157,11 @@ def test_a_window_changes_in_the_middle_of_an_answer(sit: Sit, user: CommandLine
     person.type("\x04")
     assert person.end() == 0
     assert not person.screen.cursor_hidden
-    words = re.findall(r"\w+", shown(user, "sizes")[1]["content"])
+    words = re.findall(r"\w+", messages(user, "sizes")[1]["content"])
     assert set(words) <= set(re.findall(r"\w+", " ".join(person.screen.lines)))
 
 
-def test_a_script_of_twenty_lines_is_talked_through_while_another_chat_runs(sit: Sit, user: CommandLine) -> None:
+def test_starter_chat_script_runs_beside_another_chat(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "other", "-n", "20")
     script = "".join(f"What is {number} plus {number}?\n" for number in range(20))
     done = user.run("chat", "-n", "6", "--session", "script", stdin=script)
@@ -170,8 +170,8 @@ def test_a_script_of_twenty_lines_is_talked_through_while_another_chat_runs(sit:
     assert [line for line in done.out.splitlines() if line.startswith("> ")] == [
         f"> {line}" for line in script.splitlines()
     ]
-    assert len(shown(user, "script")) == 40
+    assert len(messages(user, "script")) == 40
     turn(person, "And what is one plus one?")
     person.type("\x04")
     assert person.end() == 0
-    assert len(shown(user, "other")) == 2
+    assert len(messages(user, "other")) == 2

@@ -1,4 +1,4 @@
-"""A chat with the real small model at a real terminal: what a person does in an hour of it."""
+"""Chats with the real small model at a real terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOADED = re.compile(r"context \d+/2048")
 
 @pytest.fixture
 def user(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> CommandLine:
-    """Return a user with two small models, `small` and `other`."""
+    """A user with two small models, `small` and `other`."""
     command = CommandLine(tmp_path)
     assert command.run("pull", chatml_model, "--name", "small").code == 0
     assert command.run("pull", mistral_model, "--name", "other").code == 0
@@ -29,7 +29,7 @@ def user(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> CommandLine
 
 @pytest.fixture
 def sit(user: CommandLine, tmp_path: Path) -> Iterator[Sit]:
-    """Return how to sit down before a chat, and wait for its prompt."""
+    """A function that starts a chat at a terminal."""
     people: list[Person] = []
 
     def open_chat(*arguments: str, columns: int = 80, rows: int = 24, **more: str) -> Person:
@@ -43,18 +43,18 @@ def sit(user: CommandLine, tmp_path: Path) -> Iterator[Sit]:
         person.close()
 
 
-def replies(user: CommandLine, name: str) -> list[str]:
+def contents_of(user: CommandLine, name: str) -> list[str]:
     return [each["content"] for each in user.run("sessions", "show", name, "--json").object["messages"]]
 
 
 def turn(person: Person, question: str) -> None:
-    """Ask, and wait for the end of the reply: what is typed meanwhile is obeyed then."""
+    """Ask, and wait for the end of the reply, when /tokens typed ahead runs."""
     person.type(f"{question}\r/tokens\r")
     person.wait_for("> /tokens")
     person.wait_for("/2048 (")
 
 
-def test_the_toolbar_shows_session_model_format_context_and_speed(sit: Sit, user: CommandLine) -> None:
+def test_toolbar_shows_session_model_format_context_and_speed(sit: Sit, user: CommandLine) -> None:
     person = sit()
     person.wait_for("small | embedded | context ")
     person.type("How are you?\r")
@@ -64,7 +64,7 @@ def test_the_toolbar_shows_session_model_format_context_and_speed(sit: Sit, user
     assert person.end() == 0
 
 
-def test_a_talk_goes_on_where_it_was_left(sit: Sit, user: CommandLine) -> None:
+def test_chat_continue_resumes_the_latest_session(sit: Sit, user: CommandLine) -> None:
     person = sit()
     person.wait_for("context ")
     turn(person, "One?")
@@ -82,10 +82,10 @@ def test_a_talk_goes_on_where_it_was_left(sit: Sit, user: CommandLine) -> None:
     turn(again, "Three?")
     again.type("\x04")
     assert again.end() == 0
-    assert replies(user, "one")[::2] == ["One?", "Three?"]
+    assert contents_of(user, "one")[::2] == ["One?", "Three?"]
 
 
-def test_a_second_chat_on_one_session_is_told_so_and_on_another_is_not(sit: Sit, user: CommandLine) -> None:
+def test_chat_session_is_locked_against_a_second_process(sit: Sit, user: CommandLine) -> None:
     first = sit("--session", "tea")
     first.wait_for("context ")
     turn(first, "One?")
@@ -106,7 +106,7 @@ def test_a_second_chat_on_one_session_is_told_so_and_on_another_is_not(sit: Sit,
     assert other.end() == 0
 
 
-def test_a_killed_chat_leaves_its_session_free_and_whole(sit: Sit, user: CommandLine) -> None:
+def test_chat_killed_leaves_its_session_unlocked_and_intact(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "tea")
     person.wait_for("context ")
     turn(person, "One?")
@@ -122,13 +122,13 @@ def test_a_killed_chat_leaves_its_session_free_and_whole(sit: Sit, user: Command
     turn(again, "Three?")
     again.type("\x04")
     assert again.end() == 0
-    said = replies(user, "tea")
-    assert said[0] == "One?"
-    assert said[-2] == "Three?"
+    contents = contents_of(user, "tea")
+    assert contents[0] == "One?"
+    assert contents[-2] == "Three?"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_at_the_prompt_saves_and_leaves(
+def test_chat_signal_at_the_prompt_saves_the_prompt_cache(
     sit: Sit, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     person = sit("--session", "tea")
@@ -141,7 +141,7 @@ def test_a_signal_at_the_prompt_saves_and_leaves(
     assert list((tmp_path / ".cache" / "cerebrum" / "states").glob("*.state"))
 
 
-def test_what_was_read_is_kept_unless_it_is_not_to_be(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+def test_chat_saves_the_prompt_cache_unless_no_cache(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
     question = "word " * 60
     states = tmp_path / ".cache" / "cerebrum" / "states"
     for cached in (False, True):
@@ -163,7 +163,7 @@ def test_what_was_read_is_kept_unless_it_is_not_to_be(sit: Sit, user: CommandLin
     assert not list(states.glob("*.state"))
 
 
-def test_another_model_goes_on_without_leaving(sit: Sit, user: CommandLine) -> None:
+def test_slash_model_switches_the_model_within_a_chat(sit: Sit, user: CommandLine) -> None:
     person = sit()
     person.wait_for("context ")
     turn(person, "One?")
@@ -180,7 +180,7 @@ def test_another_model_goes_on_without_leaving(sit: Sit, user: CommandLine) -> N
     assert person.end() == 0
 
 
-def test_the_last_question_and_the_last_reply_are_edited(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+def test_slash_edit_changes_the_last_question_or_reply(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
     editor = tmp_path / "my editor"
     editor.write_text('#!/bin/sh\nsed -i "s/One/Two/; s/^/So: /" "$1"\n')
     editor.chmod(0o755)
@@ -198,14 +198,14 @@ def test_the_last_question_and_the_last_reply_are_edited(sit: Sit, user: Command
     person.wait_for("already exists")
     person.type("\x04")
     assert person.end() == 0
-    question, reply = replies(user, "one")
+    question, reply = contents_of(user, "one")
     assert question == "So: Two?"
     assert reply.startswith("So: ")
     assert reply in (tmp_path / "talk.md").read_text()
 
 
 @pytest.mark.parametrize("columns", [20, 40, 200])
-def test_a_window_may_be_narrow_and_change(sit: Sit, columns: int) -> None:
+def test_chat_works_in_narrow_and_resized_windows(sit: Sit, columns: int) -> None:
     person = sit(columns=60)
     person.wait_for("context ")
     person.type("Who are you, and what can you tell me of yourself in many words?")
@@ -218,7 +218,7 @@ def test_a_window_may_be_narrow_and_change(sit: Sit, columns: int) -> None:
     assert person.end() == 0
 
 
-def test_a_dumb_terminal_gets_no_control_codes(sit: Sit) -> None:
+def test_chat_on_a_dumb_terminal_prints_no_control_sequences(sit: Sit) -> None:
     person = sit(TERM="dumb")
     person.wait_for(">")
     person.type("One")
@@ -232,7 +232,7 @@ def test_a_dumb_terminal_gets_no_control_codes(sit: Sit) -> None:
     assert "\x1b" not in person.output
 
 
-def test_a_screen_reader_gets_what_is_typed(sit: Sit) -> None:
+def test_chat_for_a_screen_reader_uses_the_plain_prompt(sit: Sit) -> None:
     person = sit(ACCESSIBLE="1")
     person.wait_for(">")
     person.type("One?")
@@ -243,7 +243,7 @@ def test_a_screen_reader_gets_what_is_typed(sit: Sit) -> None:
     assert person.end() == 0
 
 
-def test_a_chat_may_be_led_at_a_terminal_and_written_down(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+def test_chat_output_can_be_piped_from_a_terminal(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
     env = user.environment({"TERM": "xterm-256color"})
     person = Person(["sh", "-c", f"{COMMAND} chat -m small -n 4 | tee log"], env, tmp_path)
     person.wait_for(">")
@@ -253,25 +253,25 @@ def test_a_chat_may_be_led_at_a_terminal_and_written_down(sit: Sit, user: Comman
     person.wait_for("truncated at 4 tokens")
     person.type("\x04")
     assert person.end() == 0
-    assert replies(user, "one")[1] in (tmp_path / "log").read_text()
+    assert contents_of(user, "one")[1] in (tmp_path / "log").read_text()
 
 
-def test_a_line_that_is_no_utf_8_is_asked_all_the_same(sit: Sit, user: CommandLine) -> None:
+def test_chat_accepts_a_line_that_is_not_utf_8(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "tea")
     person.wait_for("context ")
     person.type(b"What is \xff?\r")
     person.wait_for("truncated at 4 tokens")
     person.type("\x04")
     assert person.end() == 0
-    assert replies(user, "tea")[0] == "What is \ufffd?"
+    assert contents_of(user, "tea")[0] == "What is \ufffd?"
 
 
-def test_a_history_that_cannot_be_kept_is_told_of_once(sit: Sit, tmp_path: Path) -> None:
+def test_prompt_history_failure_is_reported_once(sit: Sit, tmp_path: Path) -> None:
     (tmp_path / "data" / "cerebrum" / "history").mkdir()
     person = sit()
     person.wait_for("context ")
     turn(person, "One?")
-    person.type("\x1b[A\x1b[A\r")  # Up, Up: what was asked in this chat is there
+    person.type("\x1b[A\x1b[A\r")  # Up, Up: the in-memory history still works
     person.wait_for("> One?")
     person.type("\x04")
     assert person.end() == 0
@@ -279,7 +279,7 @@ def test_a_history_that_cannot_be_kept_is_told_of_once(sit: Sit, tmp_path: Path)
     assert "Traceback" not in person.output
 
 
-def test_what_was_asked_is_for_its_user_alone(sit: Sit, tmp_path: Path) -> None:
+def test_prompt_history_is_readable_only_by_its_user(sit: Sit, tmp_path: Path) -> None:
     history = tmp_path / "data" / "cerebrum" / "history"
     history.write_text("\n# now\n+before\n")
     history.chmod(0o644)
@@ -292,7 +292,7 @@ def test_what_was_asked_is_for_its_user_alone(sit: Sit, tmp_path: Path) -> None:
     assert history.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_narrow_toolbar_keeps_the_gauge(sit: Sit) -> None:
+def test_toolbar_keeps_the_context_usage_in_a_narrow_window(sit: Sit) -> None:
     person = sit("--session", "a-name-of-some-length", columns=30)
     person.wait_for("small | context ")
     person.type("One?\r")
@@ -301,17 +301,17 @@ def test_a_narrow_toolbar_keeps_the_gauge(sit: Sit) -> None:
     assert person.end() == 0
 
 
-def test_a_line_that_only_begins_with_a_fence_is_asked_with_enter(sit: Sit, user: CommandLine) -> None:
+def test_prompt_sends_a_line_that_only_starts_with_a_fence(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "tea")
     person.wait_for("context ")
     person.type('"""doc""" is what?\r')
     person.wait_for("truncated at 4 tokens")
     person.type("\x04")
     assert person.end() == 0
-    assert replies(user, "tea")[0] == '"""doc""" is what?'
+    assert contents_of(user, "tea")[0] == '"""doc""" is what?'
 
 
-def test_an_editor_that_fails_loses_nothing(sit: Sit, user: CommandLine) -> None:
+def test_prompt_keeps_the_text_if_the_editor_fails(sit: Sit, user: CommandLine) -> None:
     person = sit("--session", "tea", VISUAL="false")
     person.wait_for("context ")
     person.type("One?\x18\x05")
@@ -319,10 +319,10 @@ def test_an_editor_that_fails_loses_nothing(sit: Sit, user: CommandLine) -> None
     turn(person, " Or two?")
     person.type("\x04")
     assert person.end() == 0
-    assert replies(user, "tea")[0] == "One? Or two?"
+    assert contents_of(user, "tea")[0] == "One? Or two?"
 
 
-def test_what_was_asked_before_is_found_again(sit: Sit) -> None:
+def test_prompt_history_is_searched_with_ctrl_r(sit: Sit) -> None:
     first = sit()
     first.wait_for("context ")
     turn(first, "What is a monad?")
@@ -338,12 +338,12 @@ def test_what_was_asked_before_is_found_again(sit: Sit) -> None:
     assert second.end() == 0
 
 
-def test_ctrl_c_takes_back_what_was_written_and_leaves_only_an_empty_prompt(sit: Sit, user: CommandLine) -> None:
+def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(sit: Sit, user: CommandLine) -> None:
     person = sit()
     person.wait_for("context ")
     for _ in range(3):
-        person.type("never asked")
-        person.wait_for("> never asked")
+        person.type("not sent")
+        person.wait_for("> not sent")
         person.type("\x03")
     person.type("\x03")
     person.wait_for("Press Ctrl-C again")
@@ -353,10 +353,10 @@ def test_ctrl_c_takes_back_what_was_written_and_leaves_only_an_empty_prompt(sit:
     person.wait_for("Press Ctrl-C again")
     person.type("\x03")
     assert person.end() == 0
-    assert replies(user, "one")[0] == "One?"
+    assert contents_of(user, "one")[0] == "One?"
 
 
-def test_a_question_is_written_in_the_editor(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+def test_prompt_opens_the_editor(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nsed -i "s/one/two/" "$1"\n')
     editor.chmod(0o755)
@@ -367,15 +367,15 @@ def test_a_question_is_written_in_the_editor(sit: Sit, user: CommandLine, tmp_pa
     turn(person, "")
     person.type("\x04")
     assert person.end() == 0
-    assert replies(user, "two-or-none")[0] == "two or none?"
+    assert contents_of(user, "two-or-none")[0] == "two or none?"
 
 
-def test_vi_keys_are_there_for_who_asks_for_them(sit: Sit, user: CommandLine) -> None:
+def test_prompt_vi_keys(sit: Sit, user: CommandLine) -> None:
     person = sit("--vi")
     person.wait_for("context ")
-    person.type("never asked\x1bccOne?")
+    person.type("not sent\x1bccOne?")
     person.wait_for("> One?")
     turn(person, "")
     person.type("\x04")
     assert person.end() == 0
-    assert replies(user, "one")[0] == "One?"
+    assert contents_of(user, "one")[0] == "One?"

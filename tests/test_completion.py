@@ -1,4 +1,4 @@
-"""Tab offers what can stand where the cursor is."""
+"""Tab completion of slash commands and their arguments."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COMPLETER = SlashCompleter(
 )
 
 
-def offered(text: str, completer: SlashCompleter = COMPLETER) -> list[str]:
-    """Return the lines that Tab would make of a line."""
+def completed(text: str, completer: SlashCompleter = COMPLETER) -> list[str]:
+    """Lines that Tab would complete a line to."""
     document = Document(text, len(text))
-    found = completer.get_completions(document, CompleteEvent(completion_requested=True))
-    return [text[: len(text) + each.start_position] + each.text for each in found]
+    completions = completer.get_completions(document, CompleteEvent(completion_requested=True))
+    return [text[: len(text) + each.start_position] + each.text for each in completions]
 
 
 @pytest.mark.parametrize(
@@ -55,23 +55,23 @@ def offered(text: str, completer: SlashCompleter = COMPLETER) -> list[str]:
         ("what is /s", []),
     ],
 )
-def test_tab_offers_commands_and_what_they_take(text: str, lines: list[str]) -> None:
-    assert offered(text) == lines
+def test_completion_of_commands_and_arguments(text: str, lines: list[str]) -> None:
+    assert completed(text) == lines
 
 
-def test_an_empty_slash_offers_every_command() -> None:
-    assert offered("/") == [f"/{slash.name}" for slash in SLASH_COMMANDS]
+def test_completion_of_a_slash_lists_every_command() -> None:
+    assert completed("/") == [f"/{slash.name}" for slash in SLASH_COMMANDS]
 
 
 @pytest.mark.parametrize("command", ["/file", "/export"])
-def test_file_names_may_have_spaces(tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_of_file_names_with_spaces(tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my notes.txt").write_text("")
     (tmp_path / "my folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert offered(f"{command} my") == [f"{command} my folder", f"{command} my notes.txt"]
-    assert offered(f"{command} {tmp_path}/my n") == [f"{command} {tmp_path}/my notes.txt"]
+    assert completed(f"{command} my") == [f"{command} my folder", f"{command} my notes.txt"]
+    assert completed(f"{command} {tmp_path}/my n") == [f"{command} {tmp_path}/my notes.txt"]
 
 
-def test_what_cannot_be_listed_is_not_offered() -> None:
-    assert offered("/load t", SlashCompleter({"session": unreadable}, {})) == []
-    assert offered("/model t", SlashCompleter({}, {})) == []
+def test_completion_ignores_candidates_that_cannot_be_listed() -> None:
+    assert completed("/load t", SlashCompleter({"session": unreadable}, {})) == []
+    assert completed("/model t", SlashCompleter({}, {})) == []

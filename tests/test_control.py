@@ -1,4 +1,4 @@
-"""What a model says cannot steer a terminal: control sequences are taken out, however they are cut."""
+"""Control sequences are stripped from text, however it is split into chunks."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ SEQUENCES = {
 
 
 @pytest.mark.parametrize(("text", "clean"), SEQUENCES.items())
-def test_control_sequences_are_taken_out_wherever_they_are_cut(text: str, clean: str) -> None:
+def test_control_filter_strips_sequences_split_anywhere(text: str, clean: str) -> None:
     assert strip_controls(text) == clean
-    for cut in range(len(text) + 1):
-        assert streamed([text[:cut], text[cut:]]) == clean
+    for split in range(len(text) + 1):
+        assert streamed([text[:split], text[split:]]) == clean
     assert streamed(list(text)) == clean
 
 
-def streamed(pieces: list[str]) -> str:
-    """Return what comes through a filter in pieces."""
-    through = ControlFilter()
-    return "".join(map(through.feed, pieces)) + through.flush()
+def streamed(chunks: list[str]) -> str:
+    """Output of a filter fed with chunks."""
+    control_filter = ControlFilter()
+    return "".join(map(control_filter.feed, chunks)) + control_filter.flush()
 
 
-PIECES = st.lists(
+CHUNKS = st.lists(
     st.one_of(
         st.text(max_size=8), st.sampled_from([*SEQUENCES, "\x1b", "[", "]", "\\", "\x07", "3", "m", "\x9b", "P"])
     ),
@@ -59,21 +59,21 @@ PIECES = st.lists(
 )
 
 
-@given(PIECES)
+@given(CHUNKS)
 @example(["\x1b]a\x1b", "[3", "1m"])
-def test_what_comes_through_holds_no_control_and_does_not_depend_on_the_pieces(pieces: list[str]) -> None:
-    clean = streamed(pieces)
+def test_control_filter_output_does_not_depend_on_the_chunks(chunks: list[str]) -> None:
+    clean = streamed(chunks)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean)
-    assert clean == strip_controls("".join(pieces))
+    assert clean == strip_controls("".join(chunks))
 
 
 @given(st.text(st.characters(exclude_categories=["Cc"], include_characters="\t\n")))
-def test_text_without_controls_is_unchanged(text: str) -> None:
+def test_control_filter_keeps_text_without_controls(text: str) -> None:
     assert streamed([text]) == strip_controls(text) == text
 
 
-def test_a_sequence_that_never_ends_hides_no_more_than_its_bound() -> None:
-    through = ControlFilter()
+def test_control_filter_holds_back_a_limited_number_of_characters() -> None:
+    control_filter = ControlFilter()
     text = "\x1b]0;" + "x" * MAX_HELD
-    assert "".join(map(through.feed, text)).endswith("xx")
-    assert through.feed("shown") == "shown"
+    assert "".join(map(control_filter.feed, text)).endswith("xx")
+    assert control_filter.feed("shown") == "shown"

@@ -1,4 +1,4 @@
-"""What a signal does where it ends what is done at once."""
+"""Signals in an interruptible block."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cerebrum_cli.terminal.interrupts import interruptible
 
 
 @pytest.mark.parametrize("line", [1, 2, 3, 4])
-def test_of_two_signals_at_once_one_is_obeyed(line: int) -> None:
+def test_interruptible_with_a_second_signal_at_any_line_of_its_handler(line: int) -> None:
     lines = []
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_name != "take":
+        if frame.f_code.co_name != "interrupt":
             return None
         if event == "line":
             lines.append(frame.f_lineno)

@@ -1,4 +1,4 @@
-"""Markdown grows on a screen into what it is at once, and no line of it is there twice."""
+"""Streamed Markdown ends up on the screen like the complete document, without duplicate lines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ for i in range(30):
 | 2 | 😀 |
 
 > a quote
-> goes on
+> continues
 lazily
 
 ---
@@ -65,8 +65,8 @@ TALL = "before\n\n```\n" + "".join(f"line {number}\n" for number in range(40)) +
 SIZES = [(80, 24), (20, 6), (33, 4), (20, 2), (120, 60)]
 
 
-def grown(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
-    """Return the screen after a stream of Markdown, a few characters at a time."""
+def streamed(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
+    """Stream Markdown to a screen, `step` characters at a time."""
     file = ScreenFile(columns, rows)
     stream = MarkdownStream(Console(file=file, width=columns, height=rows))
     for at in range(0, len(text), step):
@@ -77,22 +77,22 @@ def grown(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
 
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the terminal one that can be drawn on, whatever the tests run in."""
+    """Use a terminal that can be redrawn."""
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
 @pytest.fixture
-def every_character(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw at every piece of text."""
+def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redraw at every chunk of text."""
     monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
     monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
 
 
-@pytest.mark.usefixtures("every_character")
+@pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
 @pytest.mark.parametrize(("text", "step"), [(DOCUMENT, 1), (TALL, 3)])
-def test_markdown_grows_into_what_it_is_at_once(text: str, step: int, columns: int, rows: int) -> None:
-    file = grown(text, columns, rows, step)
+def test_markdown_stream_ends_like_the_complete_document(text: str, step: int, columns: int, rows: int) -> None:
+    file = streamed(text, columns, rows, step)
     assert file.screen.lines == rendered_lines(text, columns, rows)
     assert file.screen.cursor == (0, len(file.screen.lines))
     assert not file.screen.cursor_hidden
@@ -128,8 +128,8 @@ BLOCKS = [
 ]
 
 
-@pytest.mark.usefixtures("every_character")
-def test_markdown_of_any_blocks_grows_into_what_it_is_at_once() -> None:
+@pytest.mark.usefixtures("redraw_always")
+def test_markdown_stream_of_any_blocks_ends_like_the_document() -> None:
     @given(
         st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5),
         st.sampled_from(["\n", "\n\n"]),
@@ -138,42 +138,42 @@ def test_markdown_of_any_blocks_grows_into_what_it_is_at_once() -> None:
     )
     def holds(blocks: list[str], between: str, size: tuple[int, int], step: int) -> None:
         text = between.join(blocks)
-        assert grown(text, *size, step).screen.lines == rendered_lines(text, *size)
+        assert streamed(text, *size, step).screen.lines == rendered_lines(text, *size)
 
     holds()
 
 
-@pytest.mark.usefixtures("every_character")
-def test_a_finished_block_is_written_once() -> None:
-    file = grown("first block\n\nsecond block\n\nthird", 80, 24)
+@pytest.mark.usefixtures("redraw_always")
+def test_markdown_stream_prints_a_finished_block_once() -> None:
+    file = streamed("first block\n\nsecond block\n\nthird", 80, 24)
     assert "first block" not in file.getvalue().partition("third")[2]
     assert len(re.findall("first block", file.getvalue())) <= len("first block\n\nsecond block")
 
 
-@pytest.mark.usefixtures("every_character")
-def test_markdown_leaves_no_spaces_to_be_copied() -> None:
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", grown("# Title\n\nshort\n\n- item\n\n> quote", 80, 24).getvalue())
+@pytest.mark.usefixtures("redraw_always")
+def test_markdown_rows_have_no_trailing_spaces() -> None:
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", streamed("# Title\n\nshort\n\n- item\n\n> quote", 80, 24).getvalue())
     assert "short\n" in text
     assert "item\n" in text
     assert "quote\n" in text
 
 
-def test_markdown_is_not_drawn_at_every_token() -> None:
-    assert grown("word " * 2000, 80, 24).getvalue().count("\r") < 200
+def test_markdown_stream_is_not_redrawn_at_every_token() -> None:
+    assert streamed("word " * 2000, 80, 24).getvalue().count("\r") < 200
 
 
-# What it looks like, what is shown, and what it costs.
+# Appearance and cost.
 
 
 @pytest.mark.parametrize("columns", [80, 20])
-def test_markdown_without_code_and_numbers_looks_as_rich_has_it(columns: int) -> None:
+def test_markdown_without_code_and_numbers_looks_like_rich(columns: int) -> None:
     text = re.sub(r"(?s)```.*?```\n|1\. first\n2\. second\n|---\n\n|\* \* \*\n", "", DOCUMENT)
     file = ScreenFile(columns, 24)
     Console(file=file, width=columns).print(Markdown(text, hyperlinks=False))
     assert rendered_lines(text, columns, 24) == file.screen.lines
 
 
-def test_what_a_model_says_in_html_or_defines_is_shown() -> None:
+def test_markdown_shows_html_and_link_definitions_as_text() -> None:
     text = "<b>bold</b> is HTML\n\n<div>\n\nsee [it][1]\n\n[1]: https://example.com"
     assert rendered_lines(text, 80, 24) == [
         "<b>bold</b> is HTML",
@@ -187,7 +187,7 @@ def test_what_a_model_says_in_html_or_defines_is_shown() -> None:
 
 
 @pytest.mark.parametrize(("cost", "share"), [(0.001, 0.03), (0.01, 0.04), (0.03, 0.04)])
-def test_drawing_costs_a_small_share_of_the_time_whatever_one_costs(
+def test_markdown_stream_limits_the_share_of_time_spent_drawing(
     monkeypatch: pytest.MonkeyPatch, cost: float, share: float
 ) -> None:
     now, spent = [0.0], [0.0]
@@ -206,11 +206,11 @@ def test_drawing_costs_a_small_share_of_the_time_whatever_one_costs(
     assert 0 < spent[0] < now[0] * share
 
 
-@pytest.mark.usefixtures("every_character")
+@pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(
     "line", ["- some item of a list\n", "1. an item\n   - inside one\n\n", "text\n\n", "# Title\n", "---\n"]
 )
-def test_what_is_settled_is_not_read_again(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+def test_markdown_stream_does_not_parse_printed_text_again(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     most = [0]
 
     def watched(text: str, *arguments: Any) -> list[Any]:
@@ -218,7 +218,7 @@ def test_what_is_settled_is_not_read_again(monkeypatch: pytest.MonkeyPatch, line
         return parse(text, *arguments)
 
     monkeypatch.setattr(markdown, "parse", watched)
-    grown(line * 100, 80, 24, step=4)
+    streamed(line * 100, 80, 24, step=4)
     assert most[0] < 4 * len(line)
 
 
@@ -234,5 +234,5 @@ def test_what_is_settled_is_not_read_again(monkeypatch: pytest.MonkeyPatch, line
         ("e\u0301" * 9, 3, 3),
     ],
 )
-def test_a_terminal_wraps_a_row_that_has_become_too_long(text: str, width: int, count: int) -> None:
+def test_wrapped_row_count(text: str, width: int, count: int) -> None:
     assert wrapped_row_count(text, width) == count

@@ -1,4 +1,4 @@
-"""Code blocks of a reply: numbered, labelled, there to be copied, and read while they grow."""
+"""Code blocks of a reply: numbered, labeled, copied, and shown while they stream."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 
 @pytest.fixture(autouse=True)
-def drawn_at_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw at every piece, on a terminal that can be drawn on."""
+def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redraw at every chunk, on a terminal that can be redrawn."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
     monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
@@ -37,7 +37,7 @@ NESTED = """1. Install it:
 """
 
 
-def test_code_blocks_are_numbered_and_labelled_wherever_they_stand() -> None:
+def test_code_blocks_are_numbered_and_labeled_at_any_depth() -> None:
     assert rendered_lines(NESTED, 20, 24) == [
         "  1 Install it:",
         "    [1] bash",
@@ -55,13 +55,13 @@ def test_code_blocks_are_numbered_and_labelled_wherever_they_stand() -> None:
     ]
 
 
-def test_code_blocks_are_there_by_number_to_be_copied() -> None:
+def test_code_blocks_returns_their_contents_in_order() -> None:
     assert code_blocks(NESTED) == ["pip install cerebrum", "import cerebrum", "indented = True", ""]
     assert code_blocks("```\r\na\r\n\r\nb\r\n```") == ["a\n\nb"]
     assert code_blocks("no `code` block") == []
 
 
-def test_an_open_code_block_is_never_shown_with_its_fence() -> None:
+def test_code_block_is_streamed_without_its_fence() -> None:
     text = "so\n```python\nx = 1\n```\n- a\n  ```\n  y\n  ```\n"
     file = ScreenFile(80, 24)
     stream = MarkdownStream(Console(file=file, width=80, height=24))
@@ -77,7 +77,7 @@ def test_an_open_code_block_is_never_shown_with_its_fence() -> None:
 @pytest.mark.parametrize(
     ("begin", "line"), [("```\n", ""), ("- one\n\n  ```\n", "  "), ("", "- "), ("> 1. quoted\n", ">    - "), ("", "# ")]
 )
-def test_what_is_settled_of_a_block_can_be_read_while_it_grows(begin: str, line: str) -> None:
+def test_long_block_is_readable_while_it_streams(begin: str, line: str) -> None:
     file = ScreenFile(80, 12)
     stream = MarkdownStream(Console(file=file, width=80, height=12))
     text = begin + "".join(f"{line}line {number}\n" for number in range(60))
@@ -88,7 +88,7 @@ def test_what_is_settled_of_a_block_can_be_read_while_it_grows(begin: str, line:
 
 
 @pytest.mark.parametrize(("language", "begin", "end"), [("js", "/*", "*/"), ("html", "<!--", "-->")])
-def test_a_comment_has_its_colour_before_its_end_is_there(language: str, begin: str, end: str) -> None:
+def test_code_comment_has_its_color_before_it_is_closed(language: str, begin: str, end: str) -> None:
     comment = f"```{language}\n{begin} let x\n"
     assert (
         render_whole(comment + "let y\n" * 30, 80, 60).styled_cells[1]

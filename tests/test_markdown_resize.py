@@ -1,4 +1,4 @@
-"""Markdown that grows while its window changes, in a real terminal that wraps anew what stands there: tmux."""
+"""Streamed Markdown in a window that is resized, in tmux, a real terminal that rewraps its contents."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
-# Says piece by piece what is in files beside it, each when it is there, and draws at every one.
+# Streams the contents of numbered files as they appear, and redraws for each.
 PROGRAM = """
 import sys, time, tty
 from pathlib import Path
@@ -23,11 +23,11 @@ from rich.console import Console
 from cerebrum_cli.terminal.markdown import renderer as markdown
 markdown.MIN_REDRAW_INTERVAL_S = markdown.MAX_REDRAW_INTERVAL_S = 0.0
 directory = Path(sys.argv[1])
-print("\\n" * 60)  # at its bottom, as after some chat: tmux scrolls when it wraps anew, also where rows below are empty
+print("\\n" * 60)  # start at the bottom: tmux scrolls when it rewraps, even if rows below are empty
 stream = markdown.MarkdownStream(Console(file=sys.stdout))
 
 def drawn():
-    sys.stdout.write("\\x1b[6n")  # where is the cursor? The answer comes when all before it is on the screen
+    sys.stdout.write("\\x1b[6n")  # query the cursor position; the reply comes after all output before it is drawn
     sys.stdout.flush()
     while sys.stdin.read(1) != "R":
         pass
@@ -35,9 +35,9 @@ def drawn():
 
 tty.setcbreak(0)
 for number in range(10_000):
-    while not (piece := directory / f"{number}.piece").exists():
+    while not (chunk := directory / f"{number}.chunk").exists():
         time.sleep(0.002)
-    if not (text := piece.read_text(encoding="utf-8")):
+    if not (text := chunk.read_text(encoding="utf-8")):
         break
     stream.feed(text)
     drawn()
@@ -48,11 +48,11 @@ time.sleep(60)
 
 
 class Window:
-    """A window of tmux in which a reply is said."""
+    """A tmux window in which a reply is streamed."""
 
     def __init__(self, directory: Path, columns: int, rows: int) -> None:
         self._directory = directory
-        self._said = 0
+        self._chunk_count = 0
         (directory / "program.py").write_text(PROGRAM)
         program = f"exec {sys.executable} {directory}/program.py {directory}"
         size = ("-x", str(columns), "-y", str(rows))
@@ -60,29 +60,29 @@ class Window:
         self._tmux(*options, "new-session", "-d", "-s", "reply", *size, program)
         self._terminal = os.open(self._tmux("display", "-p", "#{pane_tty}").strip(), os.O_RDWR | os.O_NOCTTY)
 
-    def say(self, text: str, step: int | None = None) -> None:
-        """Say a text, some characters at a time, and wait until it is drawn."""
+    def stream(self, text: str, step: int | None = None) -> None:
+        """Stream a text, `step` characters at a time, and wait until it is drawn."""
         for at in range(0, len(text), step or len(text)):
-            self._piece(text[at : at + (step or len(text))])
+            self._send(text[at : at + (step or len(text))])
 
     def resize(self, columns: int, rows: int) -> None:
-        """Change the size of the window."""
+        """Resize the window."""
         self._tmux("resize-window", "-t", "reply", "-x", str(columns), "-y", str(rows))
 
-    def wait_until_told(self, columns: int, rows: int) -> None:
-        """Wait until programs in the window are told of its size, which tmux puts off a while."""
+    def wait_for_size(self, columns: int, rows: int) -> None:
+        """Wait until the window's terminal has this size, which tmux delays."""
         until = time.monotonic() + 20
         while os.get_terminal_size(self._terminal) != (columns, rows):
             assert time.monotonic() < until
             time.sleep(0.002)
 
     def end(self) -> str:
-        """End the reply and return all that was ever shown and stayed, rows that were wrapped in one."""
-        self._piece("")
+        """End the reply and return the final contents."""
+        self._send("")
         return self.shown()
 
     def shown(self) -> str:
-        """Return all that stands there, in the scrollback too."""
+        """Contents of the window and its scrollback, with wrapped rows joined."""
         return self._tmux("capture-pane", "-t", "reply", "-p", "-J", "-S", "-")
 
     def close(self) -> None:
@@ -90,15 +90,15 @@ class Window:
         os.close(self._terminal)
         self._tmux("kill-server")
 
-    def _piece(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         unseen = self._directory / "unseen"
         unseen.write_text(text, encoding="utf-8")
-        unseen.rename(self._directory / f"{self._said}.piece")
+        unseen.rename(self._directory / f"{self._chunk_count}.chunk")
         until = time.monotonic() + 20
-        while not (self._directory / f"{self._said}.done").exists():
+        while not (self._directory / f"{self._chunk_count}.done").exists():
             assert time.monotonic() < until, self.shown()
             time.sleep(0.002)
-        self._said += 1
+        self._chunk_count += 1
 
     def _tmux(self, *arguments: str) -> str:
         command = ("tmux", "-u", "-S", str(self._directory / "socket"), "-f", "/dev/null", *arguments)
@@ -111,7 +111,7 @@ Open = Callable[[int, int], Window]
 
 @pytest.fixture
 def window(tmp_path: Path) -> Iterator[Open]:
-    """Return how to open a window."""
+    """A function that opens a window."""
     opened: list[Window] = []
 
     def open_window(columns: int, rows: int) -> Window:
@@ -126,7 +126,7 @@ def window(tmp_path: Path) -> Iterator[Open]:
 
 
 def words(count: int, begin: str) -> str:
-    """Return words of which none is there twice."""
+    """Distinct words."""
     return " ".join(f"{begin}{number:03}" for number in range(count))
 
 
@@ -146,14 +146,14 @@ SIZES = (
 )
 
 
-def test_a_window_that_changes_shows_every_word_once(window: Open) -> None:
+def test_markdown_stream_in_a_resized_window_shows_every_word_once(window: Open) -> None:
     replies = [window(80, 24) for _ in SIZES]
     for step, at in enumerate(range(0, len(TEXT), 80)):
         for reply, sizes in zip(replies, SIZES, strict=True):
-            reply.say(TEXT[at : at + 80], step=40)
+            reply.stream(TEXT[at : at + 80], step=40)
             reply.resize(*sizes[step % len(sizes)])
         for reply, sizes in zip(replies, SIZES, strict=True):
-            reply.wait_until_told(*sizes[step % len(sizes)])
+            reply.wait_for_size(*sizes[step % len(sizes)])
     for reply in replies:
         assert WORD.findall(reply.end()) == WORD.findall(TEXT)
 
@@ -162,8 +162,8 @@ CLUSTERS = ("👨‍👩‍👧‍👦", "🇩🇪🇯🇵", "❤️", "👍🏽
 
 
 @pytest.mark.parametrize("columns", [80, 30, 21])
-def test_what_a_terminal_takes_for_wider_or_narrower_is_erased_all_the_same(window: Open, columns: int) -> None:
+def test_markdown_stream_erases_rows_of_uncertain_width(window: Open, columns: int) -> None:
     reply = window(columns, 24)
     text = "".join(f"- {cluster * 14} p{n:02} {cluster * 25} q{n:02}\n" for n, cluster in enumerate(CLUSTERS)) + "\nend"
-    reply.say(text, step=9)
+    reply.stream(text, step=9)
     assert re.findall(r"[pq]\d\d|end", reply.end().replace("\n", "")) == re.findall(r"[pq]\d\d|end", text)

@@ -1,6 +1,6 @@
-"""Replies as models said them, token by token and cut at every position, grow on a screen into what they are at once.
+"""Recorded replies, streamed by token and split at every position, end up on the screen like the complete reply.
 
-`data/streams` holds what the starter model said, and replies made for what it does not say.
+`data/streams` holds replies of the starter model, and handwritten ones for what it does not generate.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from cerebrum_cli.terminal.markdown.rows import render_rows
 
 STREAMS = {path.stem: path for path in sorted((Path(__file__).parent / "data" / "streams").glob("*.json"))}
 SIZES = [(80, 24), (20, 6), (33, 12)]
-CUT_EVERYWHERE = ("made_line_ends", "made_wide_table", "nested_list")
+SPLIT_EVERYWHERE = ("made_line_ends", "made_wide_table", "nested_list")
 
 
 @cache
-def pieces(name: str) -> tuple[str, ...]:
-    """Return a reply in the pieces in which it was said."""
+def chunks(name: str) -> tuple[str, ...]:
+    """Recorded chunks of a reply."""
     return tuple(json.loads(STREAMS[name].read_text(encoding="utf-8")))
 
 
 @cache
-def at_once(name: str, columns: int, height: int) -> Screen:
-    """Return a reply on a screen, rendered as a whole."""
-    return render_whole("".join(pieces(name)), columns, height)
+def rendered(name: str, columns: int, height: int) -> Screen:
+    """Render a complete reply on a screen."""
+    return render_whole("".join(chunks(name)), columns, height)
 
 
 def console(columns: int, height: int) -> Console:
-    """Return a console over a screen."""
+    """A console with a screen."""
     return Console(file=ScreenFile(columns, height), width=columns, height=height, color_system="256")
 
 
 def screen(of: Console) -> Screen:
-    """Return the screen under a console."""
+    """Screen of a console."""
     assert isinstance(of.file, ScreenFile)
     return of.file.screen
 
 
 @pytest.fixture(autouse=True)
-def drawn_at_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw at every piece, on a terminal that can be drawn on."""
+def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redraw at every chunk, on a terminal that can be redrawn."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
     monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
@@ -67,13 +67,13 @@ def drawn_at_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("columns", "height"), SIZES)
 @pytest.mark.parametrize("name", STREAMS)
-def test_a_reply_grows_into_what_it_is_at_once_colours_too(name: str, columns: int, height: int) -> None:
-    window, expected = console(columns, height), at_once(name, columns, height)
+def test_recorded_stream_ends_like_the_document_with_its_colors(name: str, columns: int, height: int) -> None:
+    window, expected = console(columns, height), rendered(name, columns, height)
     stream = MarkdownStream(window)
     scrolled = 0
-    for piece in pieces(name):
-        stream.feed(piece)
-        if screen(window).scrolled_rows > scrolled:  # what has left the screen is final, and there once
+    for chunk in chunks(name):
+        stream.feed(chunk)
+        if screen(window).scrolled_rows > scrolled:  # rows in the scrollback are final and not duplicated
             scrolled = screen(window).scrolled_rows
             assert screen(window).lines[:scrolled] == expected.lines[:scrolled]
     stream.close()
@@ -82,9 +82,9 @@ def test_a_reply_grows_into_what_it_is_at_once_colours_too(name: str, columns: i
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_a_reply_cut_anywhere_grows_into_what_it_is_at_once(name: str) -> None:
-    text = "".join(pieces(name))
-    stride = 1 if name in CUT_EVERYWHERE else len(text) // 25
+def test_recorded_stream_split_anywhere_ends_like_the_document(name: str) -> None:
+    text = "".join(chunks(name))
+    stride = 1 if name in SPLIT_EVERYWHERE else len(text) // 25
     for at in range(0, len(text) + 1, stride):
         columns, height = SIZES[at // stride % 3]
         window = console(columns, height)
@@ -92,23 +92,23 @@ def test_a_reply_cut_anywhere_grows_into_what_it_is_at_once(name: str) -> None:
         stream.feed(text[:at])
         stream.feed(text[at:])
         stream.close()
-        assert screen(window).lines == at_once(name, columns, height).lines, at
+        assert screen(window).lines == rendered(name, columns, height).lines, at
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_the_parts_of_a_reply_show_together_what_the_whole_shows(name: str) -> None:
+def test_slices_of_a_reply_render_like_the_whole(name: str) -> None:
     window = console(50, 24)
-    tokens = parse("".join(pieces(name)))
+    tokens = parse("".join(chunks(name)))
     expected = render_rows(window, window.options, slice_tokens(tokens, Position(), END))
-    for place in places(name):
-        before = render_rows(window, window.options, slice_tokens(tokens, Position(), place))
-        assert before + render_rows(window, window.options, slice_tokens(tokens, place, END)) == expected, place
+    for position in positions(name):
+        before = render_rows(window, window.options, slice_tokens(tokens, Position(), position))
+        assert before + render_rows(window, window.options, slice_tokens(tokens, position, END)) == expected, position
 
 
-def places(name: str) -> list[Position]:
-    """Return every place at which a reply can be printed so far."""
+def positions(name: str) -> list[Position]:
+    """Every position at which a reply can be split."""
     leaves = [
-        step[0] for step in split_leaves(parse("".join(pieces(name)))) if step[0].type not in (*OPENINGS, *CLOSINGS)
+        step[0] for step in split_leaves(parse("".join(chunks(name)))) if step[0].type not in (*OPENINGS, *CLOSINGS)
     ]
     lines = [
         Position(leaf, end)

@@ -1,4 +1,4 @@
-"""What a person sees of an answer, of a wait, of an error and of a table; and what a pipe gets of them."""
+"""Answers, status lines, errors and tables on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.
 
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this process's terminal an ordinary one, whatever the tests run in."""
+    """Use a standard terminal environment."""
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("ACCESSIBLE", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
 
 
 def piped() -> Streams:
-    """Return streams that nobody sits behind."""
+    """Streams without terminals."""
     return Streams(StringIO(), StringIO(), None, False, False, False)
 
 
 def shown(columns: int = 80, rows: int = 24) -> Streams:
-    """Return streams that are screens."""
+    """Streams that are terminals."""
     return Streams(ScreenFile(columns, rows), ScreenFile(columns, rows), None, True, True, True)
 
 
 def written(stream: object) -> str:
-    """Return what was written to one of those streams."""
+    """Output of one of these streams."""
     assert isinstance(stream, StringIO)
     return stream.getvalue()
 
 
 def lines(stream: object) -> list[str]:
-    """Return what a screen shows."""
+    """Lines on a stream's screen."""
     assert isinstance(stream, ScreenFile)
     return stream.screen.lines
 
@@ -70,46 +70,46 @@ def lines(stream: object) -> list[str]:
 
 
 def tokens(*texts: str) -> Generator[Event, None, None]:
-    """Yield a reply of these texts."""
+    """Yield the events of a reply."""
     for text in texts:
         yield TokenEvent(ONE, text)
     yield FINISH
 
 
-def played(streams: Streams, sink: Callable[[Streams], TextSink | MarkdownSink], *texts: str) -> None:
-    """Play a reply into one sink."""
+def rendered(streams: Streams, sink: Callable[[Streams], TextSink | MarkdownSink], *texts: str) -> None:
+    """Render a reply to a sink."""
     render(tokens(*texts), lambda: None, [sink(streams)])
 
 
 @pytest.mark.parametrize(
     ("texts", "out"), [(["a", "b"], "ab\n"), (["a\n"], "a\n"), ([], ""), (["a\x1b[31", "mb"], "a\x1b[31mb\n")]
 )
-def test_a_pipe_gets_the_text_as_it_is_and_a_last_line_break(texts: list[str], out: str) -> None:
+def test_text_sink_pipes_text_unchanged_with_a_final_newline(texts: list[str], out: str) -> None:
     streams = piped()
-    played(streams, TextSink, *texts)
+    rendered(streams, TextSink, *texts)
     assert written(streams.out) == out
 
 
 @pytest.mark.parametrize("sink", [TextSink, MarkdownSink])
-def test_a_terminal_gets_text_that_cannot_steer_it(sink: Callable[[Streams], TextSink | MarkdownSink]) -> None:
+def test_sinks_strip_control_sequences_on_a_terminal(sink: Callable[[Streams], TextSink | MarkdownSink]) -> None:
     streams = shown()
-    played(streams, sink, "one \x1b", "]0;title", "\x07two\r", "\x1b[2J three \x1b]0;cut")
+    rendered(streams, sink, "one \x1b", "]0;title", "\x07two\r", "\x1b[2J three \x1b]0;cut")
     assert lines(streams.out) == ["one two three ]0;cut"]
     assert "title" not in written(streams.out)
 
 
-def test_thought_and_notices_stay_off_standard_output() -> None:
+def test_sinks_keep_reasoning_and_notices_off_standard_output() -> None:
     streams = piped()
-    events: list[Event] = [NoticeEvent("what is", "what to do"), TokenEvent(ONE, "hm", "thinking")]
+    events: list[Event] = [NoticeEvent("message", "hint"), TokenEvent(ONE, "hm", "thinking")]
     sinks: list[Sink] = [TextSink(streams), NoticeSink(streams)]
     for event in events:
         for sink in sinks:
             sink.emit(event)
     assert written(streams.out) == ""
-    assert written(streams.err) == "note: what is\n      what to do\n"
+    assert written(streams.err) == "note: message\n      hint\n"
 
 
-def test_markdown_is_for_terminals_that_can_be_drawn_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_sink_renders_markdown_only_on_capable_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(answer_sink(shown(), markdown=True), MarkdownSink)
     assert isinstance(answer_sink(shown(), markdown=False), TextSink)
     assert isinstance(answer_sink(piped(), markdown=True), TextSink)
@@ -121,7 +121,7 @@ def test_markdown_is_for_terminals_that_can_be_drawn_on(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_cancels_the_reply_which_is_played_out_and_closed(number: signal.Signals) -> None:
+def test_render_on_a_signal_cancels_and_closes_the_reply(number: signal.Signals) -> None:
     streams = piped()
     cancelled: list[bool] = []
     closed: list[bool] = []
@@ -148,7 +148,7 @@ def test_a_signal_cancels_the_reply_which_is_played_out_and_closed(number: signa
     assert signal.getsignal(number) == before
 
 
-def test_a_signal_before_anything_is_said_ends_even_what_never_yields() -> None:
+def test_render_on_a_signal_interrupts_a_generator_that_never_yields() -> None:
     cancelled: list[bool] = []
 
     def events() -> Generator[Event, None, None]:
@@ -162,7 +162,7 @@ def test_a_signal_before_anything_is_said_ends_even_what_never_yields() -> None:
     assert cancelled == [True]
 
 
-def test_a_sink_that_fails_closes_the_reply() -> None:
+def test_render_closes_the_reply_when_a_sink_fails() -> None:
     closed: list[bool] = []
 
     def events() -> Generator[Event, None, None]:
@@ -184,10 +184,10 @@ def test_a_sink_that_fails_closes_the_reply() -> None:
     assert closed == [True]
 
 
-# Waiting.
+# Status line.
 
 
-def test_a_short_wait_shows_nothing() -> None:
+def test_status_line_shows_nothing_for_a_short_wait() -> None:
     streams = shown()
     line = StatusLine(streams, "model")
     for event in (LoadEvent(0.0), LoadEvent(1.0), PromptEvent(ONE, 0, 9), PromptEvent(ONE, 9, 9), FINISH):
@@ -201,7 +201,7 @@ def test_a_short_wait_shows_nothing() -> None:
     ]
 
 
-def test_a_long_wait_shows_one_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.02)
     streams = shown()
     line = StatusLine(streams, "a \x1b[31mmodel")
@@ -218,7 +218,7 @@ def test_a_long_wait_shows_one_line_that_goes_away(monkeypatch: pytest.MonkeyPat
     assert written(streams.out) == ""
 
 
-def test_a_line_that_goes_away_is_no_longer_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_line_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
     streams = shown()
     line = StatusLine(streams, "m" * 200)
@@ -229,18 +229,16 @@ def test_a_line_that_goes_away_is_no_longer_than_the_terminal(monkeypatch: pytes
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     for _ in range(500):
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it never came to be")
+    raise AssertionError("timed out")
 
 
 @pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("ACCESSIBLE", "1"), ("TERM", "xterm")])
-def test_nothing_is_drawn_over_where_nobody_could_see_it(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_status_line_is_off_where_it_cannot_be_redrawn(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
     monkeypatch.setenv(name, value)
     streams = piped() if value == "xterm" else shown()
@@ -251,7 +249,7 @@ def test_nothing_is_drawn_over_where_nobody_could_see_it(
     assert written(streams.err) == ""
 
 
-def test_files_elsewhere_than_on_a_terminal_are_a_line_a_stage_and_a_line_a_minute(
+def test_file_progress_in_a_pipe_prints_a_line_per_stage_and_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [1000.0]
@@ -272,7 +270,7 @@ def test_files_elsewhere_than_on_a_terminal_are_a_line_a_stage_and_a_line_a_minu
     assert written(quiet.err) == ""
 
 
-def test_files_on_a_terminal_are_bars() -> None:
+def test_file_progress_on_a_terminal_is_a_bar() -> None:
     streams = shown()
     with FileProgress(streams, quiet=False) as files:
         files.update("download", 15_000_000, 30_000_000)
@@ -284,13 +282,13 @@ def test_files_on_a_terminal_are_bars() -> None:
     assert not streams.err.screen.cursor_hidden
 
 
-def test_what_is_told_while_a_file_comes_stands_above_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_progress_prints_notices_above_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", StringIO("no\n"))
-    told = NoticeEvent("the Hub is in trouble\x1b[2J (503)", "trying again in 2 s")
-    streams, quiet, elsewhere = shown(), shown(), piped()
+    notice = NoticeEvent("the Hub is in trouble\x1b[2J (503)", "trying again in 2 s")
+    streams, quiet, pipe = shown(), shown(), piped()
     with FileProgress(streams, quiet=False) as files:
         files.update("download", 10_000_000, 30_000_000)
-        files.notice(told)
+        files.notice(notice)
         with files.paused():
             assert streams.confirm("Go on?") is False
         files.update("download", 30_000_000, 30_000_000)
@@ -298,18 +296,18 @@ def test_what_is_told_while_a_file_comes_stands_above_its_bar(monkeypatch: pytes
     assert seen[0] == "note: the Hub is in trouble (503): trying again in 2 s"
     assert seen[-1].startswith("download")
     assert "30.0/30.0 MB" in seen[-1]
-    with FileProgress(elsewhere, quiet=False) as files:
-        files.notice(told)
-    assert written(elsewhere.err) == "note: the Hub is in trouble\x1b[2J (503): trying again in 2 s\n"
+    with FileProgress(pipe, quiet=False) as files:
+        files.notice(notice)
+    assert written(pipe.err) == "note: the Hub is in trouble\x1b[2J (503): trying again in 2 s\n"
     with FileProgress(quiet, quiet=True) as files:
-        files.notice(told)
+        files.notice(notice)
     assert lines(quiet.err) == []
 
 
 # Streams.
 
 
-def test_a_question_is_asked_only_of_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_confirm_asks_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for reply, yes in (("\n", True), ("y\n", True), ("YES\n", True), ("n\n", False), ("what\n", False), ("", False)):
         monkeypatch.setattr("sys.stdin", StringIO(reply))
         streams = shown()
@@ -321,7 +319,7 @@ def test_a_question_is_asked_only_of_a_person(monkeypatch: pytest.MonkeyPatch) -
     assert not replace(shown(), in_is_terminal=False).confirm("Pull it?")
 
 
-def test_errors_say_what_is_and_what_to_do_without_steering_the_terminal() -> None:
+def test_errors_print_message_hint_and_log_without_controls() -> None:
     streams = shown()
     streams.error(CerebrumError("a\x1b[2Jb", "c\x07d"))
     streams.error(CerebrumError("alone"))
@@ -337,34 +335,34 @@ def test_errors_say_what_is_and_what_to_do_without_steering_the_terminal() -> No
     ]
 
 
-def test_an_object_is_one_line_of_utf_8() -> None:
+def test_answer_object_is_one_line_of_utf_8() -> None:
     streams = piped()
     streams.answer_object({"text": "é\n\x1b"})
     assert written(streams.out) == '{"text": "é\\n\\u001b"}\n'
 
 
-def test_only_pipes_and_files_hold_input(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
+def test_holds_input_is_true_for_pipes_and_files(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
     with open(tmp_path / "file", "w+b") as file, open(os.devnull, "rb") as null:
-        assert holds_input(reading)
+        assert holds_input(read_end)
         assert holds_input(file.fileno())
         assert not holds_input(null.fileno())
-    os.close(reading)
-    os.close(writing)
-    assert not holds_input(reading)
+    os.close(read_end)
+    os.close(write_end)
+    assert not holds_input(read_end)
 
 
 # Tables.
 
 LONG = "a note " * 60
-PLACE = "/a/very/long/path/" * 12 + "model.gguf"
+PATH = "/a/very/long/path/" * 12 + "model.gguf"
 
 
-def listed(name: str = "collective-cognition-7b") -> dict[str, object]:
-    """Return a row of `list`."""
+def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
+    """A row of `list`."""
     return {
         "name": name,
-        "path": PLACE,
+        "path": PATH,
         "default": True,
         "quantization": "Q4_K_M",
         "size": 4_368_438_944,
@@ -378,8 +376,8 @@ def listed(name: str = "collective-cognition-7b") -> dict[str, object]:
     }
 
 
-def known(**row: object) -> dict[str, object]:
-    """Return a row of `list --available`."""
+def catalog_row(**row: object) -> dict[str, object]:
+    """A row of `list --available`."""
     quantizations = [
         {"quantization": "Q2_K", "size": 1, "verdict": "fits", "recommended": False},
         {"quantization": "Q4_K_M", "size": 4_368_438_944, "verdict": "tight", "recommended": True},
@@ -387,15 +385,15 @@ def known(**row: object) -> dict[str, object]:
     return {"recommended": "Q4_K_M", "quantizations": quantizations, "licence": "mit", **row}
 
 
-def test_tables_in_a_pipe_are_lines_that_nothing_is_cut_from() -> None:
+def test_tables_in_a_pipe_are_not_truncated() -> None:
     streams = piped()
-    print_models(streams, [listed(), listed("b")])
+    print_models(streams, [model_row(), model_row("b")])
     head, first, second = written(streams.out).splitlines()
     assert head.split() == ["name", "quant", "size", "format", "context", "last", "used", "where"]
-    assert first.split() == ["*", "collective-cognition-7b", "Q4_K_M", "4.37", "GB", "-", "32768", "2026-11-20", PLACE]
-    assert second.endswith(PLACE)
+    assert first.split() == ["*", "collective-cognition-7b", "Q4_K_M", "4.37", "GB", "-", "32768", "2026-11-20", PATH]
+    assert second.endswith(PATH)
     streams = piped()
-    row = known(name="a", here=False, licence=None, system=LONG)
+    row = catalog_row(name="a", here=False, licence=None, system=LONG)
     print_catalogue(streams, [row, {**row, "system": "short", "recommended": None, "quantizations": []}])
     assert "no         Q4_K_M    4.37 GB  tight    -        a note" in written(streams.out)
     assert LONG.strip() in written(streams.out)
@@ -403,13 +401,11 @@ def test_tables_in_a_pipe_are_lines_that_nothing_is_cut_from() -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 40])
-def test_tables_on_a_narrow_terminal_leave_out_their_last_columns_and_cut_no_name(
-    columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_on_a_narrow_terminal_drop_their_last_columns(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     models, catalogue = shown(columns, 24), shown(columns, 24)
-    print_models(models, [listed()])
-    print_catalogue(catalogue, [known(name="collective-cognition-7b", here=True, system=LONG)])
+    print_models(models, [model_row()])
+    print_catalogue(catalogue, [catalog_row(name="collective-cognition-7b", here=True, system=LONG)])
     for streams in (models, catalogue):
         head, row = lines(streams.out)
         assert row.removeprefix("*").lstrip().startswith("collective-cognition-7b")
@@ -417,16 +413,16 @@ def test_tables_on_a_narrow_terminal_leave_out_their_last_columns_and_cut_no_nam
         assert max(map(len, (head, row))) <= columns
 
 
-def test_a_model_is_where_its_repository_is_or_its_path_from_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_table_shows_the_repository_or_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     streams = piped()
-    print_models(streams, [{**listed(), "repo_id": "a/b"}, {**listed(), "path": "/home/ann/my models/c.gguf"}])
+    print_models(streams, [{**model_row(), "repo_id": "a/b"}, {**model_row(), "path": "/home/ann/my models/c.gguf"}])
     _, first, second = written(streams.out).splitlines()
     assert first.endswith("  hf.co/a/b")
     assert second.endswith("  ~/my models/c.gguf")
 
 
-def test_a_description_is_a_line_each() -> None:
+def test_description_prints_one_field_per_line() -> None:
     streams = piped()
     print_description(streams, {"name": "a\x1b[2J", "size": 98_362_432, "default": True, "repo_id": None})
     assert written(streams.out).splitlines() == [
@@ -437,7 +433,7 @@ def test_a_description_is_a_line_each() -> None:
     ]
 
 
-def test_stats_are_one_line() -> None:
+def test_stats_line() -> None:
     assert stats_line(FINISH, "starter", "embedded") == (
         "starter | format embedded | load 0.50 s | prompt 12 tokens, 12.0 t/s | generated 5 tokens, 2.0 t/s"
         " | first token 1.25 s | context 2048 | seed 42 | finish reason stop"

@@ -72,7 +72,7 @@ def interruptible(hint: str) -> Iterator[None]:
     """
     signals: list[int] = []
 
-    def take(signum: int, _: FrameType | None) -> None:
+    def interrupt(signum: int, _: FrameType | None) -> None:
         is_first, is_third = not signals, len(signals) > 1  # before another signal can come
         signals.append(signum)
         if is_third:
@@ -80,7 +80,7 @@ def interruptible(hint: str) -> Iterator[None]:
         if is_first:
             raise KeyboardInterrupt  # not caught by a library's `except Exception`
 
-    old = {number: signal.signal(number, take) for number in SIGNALS}
+    old = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield
     except KeyboardInterrupt:
