@@ -1,11 +1,11 @@
-"""What it costs to draw replies as Markdown on a terminal, long ones and of all kinds.
+"""Cost of drawing replies as Markdown on a terminal, for long replies and all kinds of blocks.
 
 Needs `cerebrum pull starter`. Usage: python benchmarks/rendering.py [--runs N] [--tokens N]
 
-A chat on a terminal of 100 columns and 40 rows that takes all it is sent, in turn with the same chat written nowhere
-with --no-markdown, each a process: from the first token until the last is drawn. Then texts of other kinds, their
-tokens given to the terminal's sink at the pace at which they were decoded, since what drawing costs depends on it:
-processor seconds of drawing, loading the renderer included.
+First a chat on a terminal of 100 columns and 40 rows, alternating with the same chat written to the null device with
+--no-markdown, each in a process of its own: the time from the first token until the last is drawn. Then texts of other
+kinds, whose tokens reach the terminal's sink at the pace of decode, on which the cost depends: CPU seconds of drawing,
+including the import of the renderer.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ OPENINGS = {"a code block": "```python\n", "a table": "| row | number | value | 
 
 
 def main() -> None:
-    """Measure all of it, and record it."""
+    """Run all measurements and record them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=2000, help="of what is drawn [default: 2000]")
+    parser.add_argument("--tokens", type=int, default=2000, help="tokens to draw [default: 2000]")
     given = parser.parse_args()
     record(rendering(given.tokens, given.runs))
 
 
 def rendering(tokens: int, runs: int) -> list[Row]:
-    """Compare a long reply drawn with the same written nowhere, then measure drawing texts of other kinds."""
+    """Compare a long reply drawn and discarded, then measure drawing other kinds of text."""
 
-    def pair() -> tuple[Said, Said]:
+    def pair() -> tuple[ReplyTimes, ReplyTimes]:
         with tempfile.TemporaryDirectory() as name, terminal(COLUMNS, ROWS) as device:
-            return alone(said, Path(name), tokens, device), alone(said, Path(name), tokens, os.devnull)
+            return alone(draw_reply, Path(name), tokens, device), alone(draw_reply, Path(name), tokens, os.devnull)
 
     pair()
     pairs = [pair() for _ in range(runs)]
     shown, plain, ratio = medians([(tokens / ours.seconds, tokens / peer.seconds) for ours, peer in pairs])
-    grown, usual, growth = medians([(ours.growth, peer.growth) for ours, peer in pairs])
+    shown_growth, plain_growth, growth = medians([(ours.growth, peer.growth) for ours, peer in pairs])
     quarter = tokens // 4
     flat = f"time of tokens {3 * quarter} to {4 * quarter} over {quarter} to {2 * quarter}, Markdown / --no-markdown"
     return [
@@ -77,20 +77,20 @@ def rendering(tokens: int, runs: int) -> list[Row]:
             ratio,
             ">= 0.95",
         ),
-        Row(flat, f"{grown:.3f}", f"{usual:.3f}", growth, "<= 1.05"),
+        Row(flat, f"{shown_growth:.3f}", f"{plain_growth:.3f}", growth, "<= 1.05"),
         *(drawing(kind, tokens, tokens / plain, runs) for kind in TEXTS),
     ]
 
 
-class Said(NamedTuple):
-    """Seconds from a reply's first token until all of it was shown, and its last quarter's over its second one's."""
+class ReplyTimes(NamedTuple):
+    """Seconds from a reply's first token until all is drawn, and the ratio of its last quarter to its second."""
 
     seconds: float
     growth: float
 
 
-def said(directory: Path, tokens: int, device: str) -> Said:
-    """Have the starter model say something long on a terminal, or nowhere; RuntimeError if it ends by itself."""
+def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
+    """Draw a long reply of the starter model on a device. Raises RuntimeError if the reply ends early."""
     sit_at(device)
     chat = led(directory, model="starter", max_tokens=tokens, cache_gb=0)
     stamps: list[float] = []
@@ -105,11 +105,11 @@ def said(directory: Path, tokens: int, device: str) -> Said:
         raise RuntimeError(f"the model stopped after {len(stamps)} tokens")
     quarter = tokens // 4
     second, last = stamps[2 * quarter - 1] - stamps[quarter - 1], ended - stamps[3 * quarter - 1]
-    return Said(ended - stamps[0], last / second)
+    return ReplyTimes(ended - stamps[0], last / second)
 
 
 def stamped(events: Generator[Event, None, None], stamps: list[float]) -> Generator[Event, None, None]:
-    """Yield events as they come, and note when tokens did."""
+    """Yield events and record the time of each token."""
     try:
         for event in events:
             if isinstance(event, TokenEvent) and event.token is not None:
@@ -120,18 +120,18 @@ def stamped(events: Generator[Event, None, None], stamps: list[float]) -> Genera
 
 
 def drawing(kind: str, tokens: int, seconds: float, runs: int) -> Row:
-    """Compare the processor seconds that drawing a text takes with those in which as many tokens were decoded."""
+    """Compare the CPU seconds of drawing a text with the seconds of decoding as many tokens."""
     pieces = alone(pieces_of, kind, tokens)
     with terminal(COLUMNS, ROWS) as device:
-        at_once = alone(drawn, pieces, 0.0, device)
+        unpaced = alone(drawn, pieces, 0.0, device)
         spent = statistics.median(alone(drawn, pieces, seconds / tokens, device) for _ in range(runs))
-    print(f"{kind}, {tokens} tokens without waiting for any: {at_once:.3f} s")
+    print(f"{kind}, {tokens} tokens without pauses: {unpaced:.3f} s")
     what = f"drawing {tokens} tokens of {kind} / decoding as many"
     return Row(what, f"{spent:.3f} s of CPU", f"{seconds:.2f} s", spent / seconds, "<= 0.05")
 
 
 def pieces_of(kind: str, tokens: int) -> list[str]:
-    """Return a text of so many tokens, cut as the starter model would say it."""
+    """Text of one kind, split into tokens of the starter model."""
     with tempfile.TemporaryDirectory() as name:
         chat = led(Path(name), model="starter", cache_gb=0)
         try:
@@ -146,18 +146,18 @@ def pieces_of(kind: str, tokens: int) -> list[str]:
 
 
 def drawn(pieces: Sequence[str], interval: float, device: str) -> float:
-    """Draw pieces of a text on a terminal, one each `interval` seconds; return the processor seconds that took."""
+    """Draw a text on a terminal, one piece per `interval` seconds; return the CPU seconds spent."""
     sit_at(device)
     sink = MarkdownSink(standard_streams())
     start, spent = time.perf_counter(), 0.0
     for at, piece in enumerate(pieces):
         time.sleep(max(0.0, start + at * interval - time.perf_counter()))
-        began = time.thread_time()
+        drawing_start = time.thread_time()
         sink.emit(TokenEvent(SequenceId(0), piece))
-        spent += time.thread_time() - began
-    began = time.thread_time()
+        spent += time.thread_time() - drawing_start
+    drawing_start = time.thread_time()
     sink.close()
-    return spent + time.thread_time() - began
+    return spent + time.thread_time() - drawing_start
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_batch_interrupted_restart_resumes_without_restart(job: Job) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT_S)
     assert "run it again without --restart to resume" in err.decode()
-    assert job.result == before  # until the new one is whole
+    assert job.result == before  # until the new one is complete
     done = len(job.partial)
     assert job.finish() == ROWS - done
 
@@ -130,12 +130,12 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
         job.until(lambda least=more: len(job.partial) >= least)  # type: ignore[misc]
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kept = job.partial
-        assert len(kept) >= more > answered
-        answered = len(kept)
+        partial = job.partial
+        assert len(partial) >= more > answered
+        answered = len(partial)
     assert job.finish() == ROWS - answered
     assert job.result == job.uninterrupted
-    assert set(kept) <= set(job.result.decode().splitlines())
+    assert set(partial) <= set(job.result.decode().splitlines())
 
 
 def test_batch_output_has_one_writer(job: Job) -> None:

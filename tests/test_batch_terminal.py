@@ -96,8 +96,9 @@ def test_batch_answers_streamed_to_a_terminal_have_no_bar(terminal: Open, tmp_pa
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
     person = terminal(INSTANT, *arguments)
     assert person.end() == 6
-    assert "\x1b" not in person.output
-    *answers, last = person.output.splitlines()
+    output = person.output.rpartition("\r\x1b[K")[2]  # after a slow load's status line
+    assert "\x1b" not in output
+    *answers, last = output.splitlines()
     assert [json.loads(line)["id"] for line in answers] == list(range(1, 13))
     assert last.startswith("12 of 12 done, 1 failed, ")
 
@@ -116,7 +117,7 @@ def test_batch_reasoning_does_not_overwrite_the_bar(terminal: Open, tmp_path: Pa
     person = terminal(script, "batch", "in.txt", "-o", "out")
     person.wait_for("0/2 ━")
     assert person.end() == 0
-    assert "thinking" not in person.output
+    assert "reasoning" not in person.output
 
 
 def test_batch_quiet_prints_nothing(terminal: Open, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 WORDS = " ".join(f"word{number}" for number in range(400))
 ENDINGS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
-Sit = Callable[..., Person]
+OpenChat = Callable[..., Person]
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def user(tmp_path: Path) -> CommandLine:
 
 
 @pytest.fixture
-def sit(user: CommandLine, tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
+def open_chat(user: CommandLine, tmp_path: Path, chatml_model: Path) -> Iterator[OpenChat]:
     """A function that starts a chat with a scripted reply at a terminal."""
     people: list[Person] = []
 
-    def open_chat(reply: str = "Yes.", *arguments: str, shell: tuple[str, ...] = (), **script: Any) -> Person:
+    def start(reply: str = "Yes.", *arguments: str, shell: tuple[str, ...] = (), **script: Any) -> Person:
         env = user.environment(
             {"TERM": "xterm-256color", "TMPDIR": str(tmp_path / "tmp"), "VISUAL": str(tmp_path / "editor")}
         )
@@ -49,7 +49,7 @@ def sit(user: CommandLine, tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
         people[-1].wait_for(">")
         return people[-1]
 
-    yield open_chat
+    yield start
     for person in people:
         person.close()
 
@@ -96,9 +96,9 @@ def assert_restored(person: Person, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_chat_ignores_further_signals_while_it_saves_a_reply(
-    sit: Sit, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+    open_chat: OpenChat, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    person = sit(WORDS, pause=0.02)
+    person = open_chat(WORDS, pause=0.02)
     person.type("Talk!\r")
     person.wait_for("word5 ")
     for _ in range(3):
@@ -112,9 +112,9 @@ def test_chat_ignores_further_signals_while_it_saves_a_reply(
 @pytest.mark.parametrize("pause", [0.0, 0.001, 0.01])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_chat_ignores_further_signals_at_the_prompt(
-    sit: Sit, tmp_path: Path, number: signal.Signals, code: int, pause: float
+    open_chat: OpenChat, tmp_path: Path, number: signal.Signals, code: int, pause: float
 ) -> None:
-    person = sit()
+    person = open_chat()
     person.wait_for("context ")
     person.type("not sent")
     person.wait_for("> not sent")
@@ -127,8 +127,10 @@ def test_chat_ignores_further_signals_at_the_prompt(
 
 @pytest.mark.parametrize("keys", ["/edit\r", "/edit answer\r", "more\x18\x05"])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
-def test_chat_signal_ends_the_editor(sit: Sit, tmp_path: Path, keys: str, number: signal.Signals, code: int) -> None:
-    person = sit()
+def test_chat_signal_ends_the_editor(
+    open_chat: OpenChat, tmp_path: Path, keys: str, number: signal.Signals, code: int
+) -> None:
+    person = open_chat()
     person.type("One?\r")
     person.wait_for("Yes.")
     person.type(keys)
@@ -141,8 +143,8 @@ def test_chat_signal_ends_the_editor(sit: Sit, tmp_path: Path, keys: str, number
 
 
 @pytest.mark.parametrize("loads", ["One?\r", "/prompt\r", "/tokens\r"])
-def test_chat_signal_cancels_loading(sit: Sit, tmp_path: Path, loads: str) -> None:
-    person = sit(load=60)
+def test_chat_signal_cancels_loading(open_chat: OpenChat, tmp_path: Path, loads: str) -> None:
+    person = open_chat(load=60)
     person.type(loads)
     person.wait_for("loading chatml")
     person.kill(signal.SIGTERM)
@@ -150,9 +152,9 @@ def test_chat_signal_cancels_loading(sit: Sit, tmp_path: Path, loads: str) -> No
     assert_restored(person, tmp_path)
 
 
-def test_chat_signal_ends_a_slash_command(sit: Sit, tmp_path: Path) -> None:
+def test_chat_signal_ends_a_slash_command(open_chat: OpenChat, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    person = sit()
+    person = open_chat()
     person.wait_for("context ")
     person.type("/file fifo\r")
     person.wait_for("> /file fifo")
@@ -163,8 +165,10 @@ def test_chat_signal_ends_a_slash_command(sit: Sit, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", [(), ("bash", "-c", '"$0" "$@"; true')])
-def test_chat_saves_the_reply_when_its_terminal_closes(sit: Sit, user: CommandLine, shell: tuple[str, ...]) -> None:
-    person = sit(WORDS, pause=0.02, shell=shell)
+def test_chat_saves_the_reply_when_its_terminal_closes(
+    open_chat: OpenChat, user: CommandLine, shell: tuple[str, ...]
+) -> None:
+    person = open_chat(WORDS, pause=0.02, shell=shell)
     person.type("Talk!\r")
     person.wait_for("word5 ")
     person.hang_up()
@@ -172,8 +176,8 @@ def test_chat_saves_the_reply_when_its_terminal_closes(sit: Sit, user: CommandLi
     assert messages(user, "talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
 
 
-def test_chat_exits_when_its_terminal_closes_at_the_prompt(sit: Sit, tmp_path: Path) -> None:
-    person = sit(shell=("bash", "-c", 'trap : HUP; "$0" "$@" 2> err; echo $? > code'))
+def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenChat, tmp_path: Path) -> None:
+    person = open_chat(shell=("bash", "-c", 'trap : HUP; "$0" "$@" 2> err; echo $? > code'))
     person.wait_for("context ")
     person.hang_up()
     code = tmp_path / "code"
@@ -185,8 +189,8 @@ def test_chat_exits_when_its_terminal_closes_at_the_prompt(sit: Sit, tmp_path: P
 # Ctrl-C.
 
 
-def test_chat_second_ctrl_c_restores_the_terminal_and_exits(sit: Sit, tmp_path: Path) -> None:
-    person = sit(WORDS, stuck=20)
+def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenChat, tmp_path: Path) -> None:
+    person = open_chat(WORDS, stuck=20)
     person.type("Talk!\r")
     person.wait_for("word1 ")
     assert not person.has_echo
@@ -198,13 +202,13 @@ def test_chat_second_ctrl_c_restores_the_terminal_and_exits(sit: Sit, tmp_path: 
 
 
 @pytest.mark.parametrize("loads", ["/prompt", "/tokens", "/export talk.txt"])
-def test_chat_ctrl_c_cancels_loading_for_a_slash_command(sit: Sit, user: CommandLine, loads: str) -> None:
-    before = sit()
+def test_chat_ctrl_c_cancels_loading_for_a_slash_command(open_chat: OpenChat, user: CommandLine, loads: str) -> None:
+    before = open_chat()
     before.type("One?\r")
     before.wait_for("Yes.")
     before.type("\x04")
     assert before.end() == 0
-    person = sit("Yes.", "-c", load=60)
+    person = open_chat("Yes.", "-c", load=60)
     person.type(f"{loads}\r")
     person.wait_for("loading chatml")
     person.type("\x03")
@@ -213,8 +217,8 @@ def test_chat_ctrl_c_cancels_loading_for_a_slash_command(sit: Sit, user: Command
     assert person.end() == 0
 
 
-def test_chat_ctrl_c_cancels_a_question_while_loading(sit: Sit, user: CommandLine) -> None:
-    person = sit(load=2)
+def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat(load=2)
     person.type("One?\r")
     person.wait_for("loading chatml")
     person.type("\x03")
@@ -226,9 +230,9 @@ def test_chat_ctrl_c_cancels_a_question_while_loading(sit: Sit, user: CommandLin
     assert [each["content"] for each in messages(user, "one")] == ["One?", "Yes."]
 
 
-def test_chat_ctrl_c_ends_a_slash_command(sit: Sit, tmp_path: Path) -> None:
+def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenChat, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    person = sit()
+    person = open_chat()
     for _ in range(2):
         person.type("/file fifo\r")
         person.wait_for("> /file fifo")
@@ -249,10 +253,10 @@ def test_chat_ctrl_c_ends_a_slash_command(sit: Sit, tmp_path: Path) -> None:
     ],
 )
 def test_slash_set_interrupted_reports_what_is_unchanged(
-    sit: Sit, tmp_path: Path, chatml_model: Path, line: str, message: str
+    open_chat: OpenChat, tmp_path: Path, chatml_model: Path, line: str, message: str
 ) -> None:
     (tmp_path / "other.gguf").write_bytes(chatml_model.read_bytes())
-    person = sit(reload=2)
+    person = open_chat(reload=2)
     person.type("One?\r")
     person.wait_for("Yes.")
     person.type(f"{line}\r")
@@ -266,8 +270,8 @@ def test_slash_set_interrupted_reports_what_is_unchanged(
 
 
 @pytest.mark.parametrize("keys", ["/edit\r", "more\x18\x05"])
-def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(sit: Sit, tmp_path: Path, keys: str) -> None:
-    person = sit()
+def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenChat, tmp_path: Path, keys: str) -> None:
+    person = open_chat()
     person.type("One?\r")
     person.wait_for("Yes.")
     person.type(keys)

@@ -15,7 +15,7 @@ from person import Person
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-Sit = Callable[..., Person]
+OpenChat = Callable[..., Person]
 
 
 @pytest.fixture(scope="session")
@@ -38,18 +38,18 @@ def user(tmp_path: Path, starter: Path) -> CommandLine:
 
 
 @pytest.fixture
-def sit(user: CommandLine, tmp_path: Path) -> Iterator[Sit]:
+def open_chat(user: CommandLine, tmp_path: Path) -> Iterator[OpenChat]:
     """A function that starts a chat on all cores and waits until the model is loaded."""
     people: list[Person] = []
 
-    def open_chat(*arguments: str, columns: int = 80, rows: int = 24) -> Person:
+    def start(*arguments: str, columns: int = 80, rows: int = 24) -> Person:
         threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         env = user.environment({"TERM": "xterm-256color", "CEREBRUM_THREADS": threads})
         people.append(Person([COMMAND, "chat", *arguments], env, tmp_path, columns, rows))
         people[-1].wait_for("/8192 (")
         return people[-1]
 
-    yield open_chat
+    yield start
     for person in people:
         person.close()
 
@@ -67,8 +67,8 @@ def turn(person: Person, question: str) -> None:
     person.wait_for("| load ")
 
 
-def test_starter_chat_reuses_tokens_after_undo_and_retry(sit: Sit, user: CommandLine) -> None:
-    person = sit("-n", "40")
+def test_starter_chat_reuses_tokens_after_undo_and_retry(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat("-n", "40")
     turn(person, "What is the capital of France?")
     turn(person, "And of Italy?")
     turn(person, "/retry 0.9")
@@ -85,8 +85,8 @@ def test_starter_chat_reuses_tokens_after_undo_and_retry(sit: Sit, user: Command
     assert any(row["messages"] == 4 for row in user.run("sessions", "list", "--json").object)
 
 
-def test_starter_chat_takes_forty_pasted_lines_as_one_question(sit: Sit, user: CommandLine) -> None:
-    person = sit("-n", "5", "--session", "paste")
+def test_starter_chat_takes_forty_pasted_lines_as_one_question(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat("-n", "5", "--session", "paste")
     lines = [f"line {number} of forty" for number in range(40)]
     person.type("\x1b[200~" + "\r".join(lines) + "\x1b[201~")
     person.wait_for("line 39 of forty")
@@ -96,9 +96,9 @@ def test_starter_chat_takes_forty_pasted_lines_as_one_question(sit: Sit, user: C
     assert messages(user, "paste")[0]["content"].splitlines() == lines
 
 
-def test_starter_chat_ctrl_c_stops_decode_and_prefill(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+def test_starter_chat_ctrl_c_stops_decode_and_prefill(open_chat: OpenChat, user: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "my long notes.txt").write_text("The cat sleeps on the sofa in the afternoon. " * 400)
-    person = sit("--session", "stops", "--no-markdown")
+    person = open_chat("--session", "stops", "--no-markdown")
     person.type("Tell me a very long story.\r")
     person.wait_for_lines(4)
     person.type("\x03")
@@ -129,8 +129,8 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(sit: Sit, user: CommandLin
     assert (answer["finish_reason"] in ("length", "stop"), bool(answer["content"])) == (True, True)
 
 
-def test_starter_chat_killed_during_a_reply_can_be_continued(sit: Sit, user: CommandLine) -> None:
-    person = sit("--session", "killed", "--no-markdown", "-n", "12")
+def test_starter_chat_killed_during_a_reply_can_be_continued(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat("--session", "killed", "--no-markdown", "-n", "12")
     turn(person, "Name a color.")
     person.type("/set max_tokens\r")
     person.type("Tell me a very long story.\r")
@@ -139,7 +139,7 @@ def test_starter_chat_killed_during_a_reply_can_be_continued(sit: Sit, user: Com
     assert person.end() == 128 + signal.SIGKILL
     before = messages(user, "killed")
     assert [each["content"] for each in before[::2]] == ["Name a color.", "Tell me a very long story."]
-    again = sit("-c", "-n", "12")
+    again = open_chat("-c", "-n", "12")
     again.wait_for("Continuing 'killed'. Last exchange:")
     turn(again, "Name an animal.")
     again.type("\x04")
@@ -147,8 +147,8 @@ def test_starter_chat_killed_during_a_reply_can_be_continued(sit: Sit, user: Com
     assert [each["content"] for each in messages(user, "killed")][:2] == [each["content"] for each in before[:2]]
 
 
-def test_starter_chat_window_is_resized_during_a_reply(sit: Sit, user: CommandLine) -> None:
-    person = sit("--session", "sizes", "-n", "200", columns=100, rows=30)
+def test_starter_chat_window_is_resized_during_a_reply(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat("--session", "sizes", "-n", "200", columns=100, rows=30)
     person.type("Write a short list of five fruits, each with a sentence.\r")
     person.wait_for("1")
     person.resize(120, 40)
@@ -161,8 +161,8 @@ def test_starter_chat_window_is_resized_during_a_reply(sit: Sit, user: CommandLi
     assert set(words) <= set(re.findall(r"\w+", " ".join(person.screen.lines)))
 
 
-def test_starter_chat_script_runs_beside_another_chat(sit: Sit, user: CommandLine) -> None:
-    person = sit("--session", "other", "-n", "20")
+def test_starter_chat_script_runs_beside_another_chat(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat("--session", "other", "-n", "20")
     script = "".join(f"What is {number} plus {number}?\n" for number in range(20))
     done = user.run("chat", "-n", "6", "--session", "script", stdin=script)
     assert done.code == 0, done.err

@@ -72,8 +72,8 @@ def test_ask_renders_markdown_without_the_models_control_sequences(
 
 
 def test_ask_strips_controls_from_random_text(terminal: Open, chatml_model: Path) -> None:
-    asked = ("-n", "60", "--temperature", "3", "--min-p", "0", "--top-k", "0", "--seed", "5")
-    window = terminal(COMMAND, "ask", "-m", chatml_model, *asked, "hi")
+    options = ("-n", "60", "--temperature", "3", "--min-p", "0", "--top-k", "0", "--seed", "5")
+    window = terminal(COMMAND, "ask", "-m", chatml_model, *options, "hi")
     assert window.end() == 0
     assert "\x1b[" in window.output
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", DRAWING.sub("", window.output))

@@ -126,8 +126,8 @@ def messages(user: CommandLine, name: str) -> list[str]:
 def test_chat_script_output_is_a_transcript(user: CommandLine) -> None:
     script = "Who are you?\n/undo\nWhat are you?\n/retry 0.5\n/xyzzy\n/system Be kind.\n/exit\nnever asked\n"
     done = chat(user, script)
-    asked = [line for line in done.out.splitlines() if line.startswith("> ")]
-    assert asked == [f"> {line}" for line in script.splitlines()[:-1]]
+    echoed = [line for line in done.out.splitlines() if line.startswith("> ")]
+    assert echoed == [f"> {line}" for line in script.splitlines()[:-1]]
     question, reply = messages(user, "who-are-you")
     assert question == "What are you?"
     assert reply in done.out
@@ -266,12 +266,12 @@ def test_toolbar_drops_the_least_important_segments(width: int, shown: str) -> N
     assert fit_segments({**segments, "speed": "5 t/s", "files": "with a.txt"}, width) == shown
 
 
-@pytest.mark.parametrize("ending", ["md", "json", "sharegpt", "txt"])
-def test_slash_export_chooses_the_format_by_suffix(user: CommandLine, tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"my talk.{ending}"
+@pytest.mark.parametrize("suffix", ["md", "json", "sharegpt", "txt"])
+def test_slash_export_chooses_the_format_by_suffix(user: CommandLine, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"my talk.{suffix}"
     chat(user, f"hi\n/export {path}\n", "--session", "talk")
-    shape = {"md": "markdown", "txt": "transcript"}.get(ending, ending)
-    assert path.read_text() == user.run("sessions", "export", "talk", "--as", shape).out
+    format = {"md": "markdown", "txt": "transcript"}.get(suffix, suffix)
+    assert path.read_text() == user.run("sessions", "export", "talk", "--as", format).out
 
 
 def test_chat_rejects_continue_with_session(user: CommandLine) -> None:
@@ -282,15 +282,15 @@ def test_chat_rejects_continue_with_session(user: CommandLine) -> None:
 # A user at a terminal.
 
 
-Sit = Callable[..., Person]
+OpenChat = Callable[..., Person]
 
 
 @pytest.fixture
-def sit(tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
+def open_chat(tmp_path: Path, chatml_model: Path) -> Iterator[OpenChat]:
     """A function that starts a chat with a scripted reply at a terminal."""
     people: list[Person] = []
 
-    def open_chat(reply: str, *arguments: str, pause: float = 0.0) -> Person:
+    def start(reply: str, *arguments: str, pause: float = 0.0) -> Person:
         script = json.dumps({"reply": reply, "pause": pause})
         env = CommandLine(tmp_path).environment(
             {
@@ -303,7 +303,7 @@ def sit(tmp_path: Path, chatml_model: Path) -> Iterator[Sit]:
         people[-1].wait_for(">")
         return people[-1]
 
-    yield open_chat
+    yield start
     for person in people:
         person.close()
 
@@ -312,8 +312,8 @@ WORDS = " ".join(f"word{number}" for number in range(400))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_chat_ctrl_c_stops_a_reply_and_saves_it(sit: Sit, user: CommandLine) -> None:
-    person = sit(WORDS, "--no-markdown", pause=0.01)
+def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat(WORDS, "--no-markdown", pause=0.01)
     person.type("Talk!\r")
     person.wait_for("word3 ")
     person.type("\x03")
@@ -329,8 +329,8 @@ def test_chat_ctrl_c_stops_a_reply_and_saves_it(sit: Sit, user: CommandLine) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_chat_killed_keeps_its_turns(sit: Sit, user: CommandLine) -> None:
-    person = sit(WORDS, "--no-markdown", pause=0.02)
+def test_chat_killed_keeps_its_turns(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat(WORDS, "--no-markdown", pause=0.02)
     person.type("Talk!\r")
     person.wait_for("word20 ")
     person.kill(signal.SIGKILL)
@@ -343,8 +343,10 @@ def test_chat_killed_keeps_its_turns(sit: Sit, user: CommandLine) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_chat_signal_saves_the_reply_and_exits(sit: Sit, user: CommandLine, number: signal.Signals, code: int) -> None:
-    person = sit(WORDS, "--no-markdown", pause=0.02)
+def test_chat_signal_saves_the_reply_and_exits(
+    open_chat: OpenChat, user: CommandLine, number: signal.Signals, code: int
+) -> None:
+    person = open_chat(WORDS, "--no-markdown", pause=0.02)
     person.type("Talk!\r")
     person.wait_for("word5 ")
     person.kill(number)
@@ -354,8 +356,8 @@ def test_chat_signal_saves_the_reply_and_exits(sit: Sit, user: CommandLine, numb
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_prompt_takes_multi_line_questions(sit: Sit, user: CommandLine) -> None:
-    person = sit("Yes.")
+def test_prompt_takes_multi_line_questions(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat("Yes.")
     person.type("one\x0atwo\x1b\rthree\r")  # Ctrl-J, then Alt-Enter
     person.wait_for("Yes.")
     person.type('"""\rfour\r\rfive\r"""\r')
@@ -371,9 +373,9 @@ def test_prompt_takes_multi_line_questions(sit: Sit, user: CommandLine) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_prompt_completes_commands_and_file_names(sit: Sit, user: CommandLine, tmp_path: Path) -> None:
+def test_prompt_completes_commands_and_file_names(open_chat: OpenChat, user: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "my notes.txt").write_text("Cats sleep.")
-    person = sit("Yes.")
+    person = open_chat("Yes.")
     person.type("/sess\t")
     person.wait_for("> /sessions")
     person.type("\r/file my\t")
@@ -391,8 +393,8 @@ def test_prompt_completes_commands_and_file_names(sit: Sit, user: CommandLine, t
 THOUGHT = "<think>Let me see.</think>Yes."
 
 
-def test_chat_summarizes_reasoning_in_one_line(sit: Sit) -> None:
-    person = sit(THOUGHT, pause=0.01)
+def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenChat) -> None:
+    person = open_chat(THOUGHT, pause=0.01)
     person.type("Is it?\r")
     person.wait_for("tokens; /think shows it")
     person.wait_for("Yes.")
@@ -405,8 +407,8 @@ def test_chat_summarizes_reasoning_in_one_line(sit: Sit) -> None:
     assert person.end() == 0
 
 
-def test_prompt_receives_text_typed_during_a_reply(sit: Sit, user: CommandLine) -> None:
-    person = sit(WORDS, "--no-markdown", "-n", "200", pause=0.01)
+def test_prompt_receives_text_typed_during_a_reply(open_chat: OpenChat, user: CommandLine) -> None:
+    person = open_chat(WORDS, "--no-markdown", "-n", "200", pause=0.01)
     person.type("Talk!\r")
     person.wait_for("word3 ")
     person.type("/stats\r")

@@ -46,7 +46,7 @@ class StatusLine:
         elif isinstance(event, TokenEvent) and event.channel == "thinking":
             self._reasoning_tokens += 1
             if self._reasoning_tokens % REASONING_TOKENS_PER_DRAW == 1:
-                self._show(f"thinking: {self._reasoning_tokens} tokens")
+                self._show(f"reasoning: {self._reasoning_tokens} tokens")
         else:
             self.close()
 

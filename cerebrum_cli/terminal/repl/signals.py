@@ -71,8 +71,8 @@ class Signals:
     @contextlib.contextmanager
     def generating(self, cancel: Callable[[], None]) -> Iterator[CancelOnInterrupt]:
         """Cancel generation or loading; a second Ctrl-C exits the process immediately."""
-        with CancelOnInterrupt(cancel) as cancelling, self.acting(self._exiting_on_second(cancelling.handle)):
-            yield cancelling
+        with CancelOnInterrupt(cancel) as canceler, self.acting(self._exiting_on_second(canceler.handle)):
+            yield canceler
 
     def exiting(self) -> contextlib.AbstractContextManager[None]:
         """Let saving finish; a second Ctrl-C exits the process immediately."""
