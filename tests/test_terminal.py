@@ -29,7 +29,7 @@ from cerebrum_cli.terminal import progress
 from cerebrum_cli.terminal.bars import FileProgress
 from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, render
-from cerebrum_cli.terminal.streams import Streams, holds_input
+from cerebrum_cli.terminal.streams import Streams, has_piped_input
 from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, stats_line
 
 ONE = SequenceId(0)
@@ -341,15 +341,15 @@ def test_answer_object_is_one_line_of_utf_8() -> None:
     assert written(streams.out) == '{"text": "é\\n\\u001b"}\n'
 
 
-def test_holds_input_is_true_for_pipes_and_files(tmp_path: Path) -> None:
+def test_has_piped_input_is_true_for_pipes_and_files(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     with open(tmp_path / "file", "w+b") as file, open(os.devnull, "rb") as null:
-        assert holds_input(read_end)
-        assert holds_input(file.fileno())
-        assert not holds_input(null.fileno())
+        assert has_piped_input(read_end)
+        assert has_piped_input(file.fileno())
+        assert not has_piped_input(null.fileno())
     os.close(read_end)
     os.close(write_end)
-    assert not holds_input(read_end)
+    assert not has_piped_input(read_end)
 
 
 # Tables.

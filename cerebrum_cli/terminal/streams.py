@@ -152,7 +152,9 @@ def standard_streams() -> Streams:
     return Streams(
         out=out,
         err=err,
-        piped=PipedInput(sys.stdin.buffer, err) if sys.stdin is not None and holds_input(sys.stdin.fileno()) else None,
+        piped=PipedInput(sys.stdin.buffer, err)
+        if sys.stdin is not None and has_piped_input(sys.stdin.fileno())
+        else None,
         out_is_terminal=out.isatty(),
         err_is_terminal=err.isatty(),
         in_is_terminal=sys.stdin is not None and sys.stdin.isatty(),
@@ -186,7 +188,7 @@ def columns(stream: TextIO) -> int:
         return 80
 
 
-def holds_input(descriptor: int) -> bool:
+def has_piped_input(descriptor: int) -> bool:
     """Whether input may be piped in: from a pipe, a file or a socket, not a terminal or /dev/null."""
     try:
         mode = os.fstat(descriptor).st_mode

@@ -136,7 +136,13 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
 def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print saved sessions."""
     cells = [
-        (row["name"], row["messages"], row["updated"][:16].replace("T", " "), row["model"], _first_line(row["first"]))
+        (
+            row["name"],
+            row["messages"],
+            row["updated"][:16].replace("T", " "),
+            row["model"],
+            textwrap.shorten(row["first"], EXCERPT_LENGTH, placeholder=" ..."),
+        )
         for row in rows
     ]
     print_table(streams, ("name", "messages", "updated", "model", "first message"), cells)
@@ -146,11 +152,6 @@ def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> Non
     """Print search results."""
     for match in matches:
         streams.answer(f"{match['session']}  {match['role']}: {match['excerpt']}\n")
-
-
-def _first_line(text: str) -> str:
-    """Shorten a text for a table cell."""
-    return textwrap.shorten(text, EXCERPT_LENGTH, placeholder=" ...")
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:

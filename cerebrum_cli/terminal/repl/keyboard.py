@@ -29,8 +29,12 @@ class Keyboard:
     @contextlib.contextmanager
     def without_echo(self) -> Iterator[None]:
         """Turn off echo and line editing, so that text typed ahead reaches the prompt unchanged; Ctrl-C still works."""
+        modes = self._initial_modes and list(self._initial_modes)
+        if modes:
+            modes[0] &= ~termios.ICRNL
+            modes[3] &= ~(termios.ECHO | termios.ICANON)
         try:
-            self._set_modes(self._modes_without_echo())
+            self._set_modes(modes)
             yield
         finally:
             self.restore()
@@ -52,14 +56,6 @@ class Keyboard:
             return termios.tcgetattr(self._descriptor)
         except termios.error:  # the terminal was closed
             return None
-
-    def _modes_without_echo(self) -> list[Any] | None:
-        if self._initial_modes is None:
-            return None
-        modes = list(self._initial_modes)
-        modes[0] &= ~termios.ICRNL
-        modes[3] &= ~(termios.ECHO | termios.ICANON)
-        return modes
 
     def _set_modes(self, modes: list[Any] | None) -> None:
         if modes is not None:

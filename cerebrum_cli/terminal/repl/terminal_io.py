@@ -136,6 +136,7 @@ class PlainPrompt:
 
     def __init__(self, terminal: TerminalIO) -> None:
         self._terminal = terminal
+        self.edit = terminal.edit
 
     def read(self) -> str:
         """Read the next question. Raises Interrupted on SIGTERM or SIGHUP."""
@@ -151,10 +152,6 @@ class PlainPrompt:
         if not line:
             raise EOFError
         return line.decode("utf-8", "replace").rstrip("\r\n")
-
-    def edit(self, text: str) -> str:
-        """Edit a text in the user's editor."""
-        return self._terminal.edit(text)
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Change nothing: the terminal echoes text typed ahead and buffers it by line."""
@@ -179,6 +176,7 @@ class Prompt:
 
         self._is_ready = is_ready
         self._terminal = terminal
+        self.edit = terminal.edit
         self._history = PromptHistory(history)
         self._failure_reported = terminal.quiet
         self._draft = ""  # initial text of the prompt
@@ -248,10 +246,6 @@ class Prompt:
 
         if not self._is_ready():
             self._session.app.create_background_task(watch())
-
-    def edit(self, text: str) -> str:
-        """Edit a text in the user's editor."""
-        return self._terminal.edit(text)
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Turn off echo: text typed ahead waits for the prompt."""
