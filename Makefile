@@ -28,8 +28,10 @@ ifneq ($(ACCEL),)
 ifeq ($(cmake_$(ACCEL)),)
 $(error ACCEL is "$(ACCEL)"; it can be cuda, metal, vulkan or rpc)
 endif
-accelerate := CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1
-rebuild := --force-reinstall --no-cache-dir --no-deps
+define rebuild
+CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1 $(BIN)/python -m pip install \
+	--force-reinstall --no-cache-dir --no-deps "llama-cpp-python>=0.3.36,<0.4"
+endef
 endif
 
 .PHONY: setup demo test quick check format docs picture peers bench clean
@@ -39,7 +41,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(if $(ACCEL),$(accelerate) $(BIN)/python -m pip install $(rebuild) "llama-cpp-python>=0.3.36,<0.4")
+	$(rebuild)
 	$(BIN)/python -m pip install --quiet --editable . --group dev
 	rm -f $(VENV)/.setup-*
 	touch $(VENV)/.setup $@
