@@ -106,7 +106,7 @@ class ScriptedBackend:
     interrupts: dict[int, int] = field(default_factory=dict)
     holds: dict[int, int] = field(default_factory=dict)
     state_kind: str | None = "scripted"
-    shared: bool = False
+    kv_unified: bool = False
     unwritable: bool = False
     refuses: bool = False
 
@@ -142,13 +142,13 @@ class ScriptedBackend:
             return {END: b"<end>", MARK: b"<mark>"}[token] if special else b""
         return self.words[token - FIRST_WORD] if token >= FIRST_WORD else bytes([token])
 
-    def is_end(self, token: int) -> bool:
+    def is_eog(self, token: int) -> bool:
         return token == END
 
-    def controls(self, texts: Iterable[str]) -> frozenset[int]:
+    def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
         return frozenset({MARK for text in texts if "<mark>" in text})
 
-    def special(self, name: str) -> str:
+    def special_token_text(self, name: str) -> str:
         return "<end>" if name == "eos" else ""
 
     def reserve(self, length: int) -> None:
@@ -190,14 +190,10 @@ class ScriptedBackend:
             self.evaluated += 1
         return kept == len(rows)
 
-    @property
-    def is_shared(self) -> bool:
-        return self.shared
-
     def prefill_chunk(self, position: int) -> int:
         return self.batch_size
 
-    def shareable(self, length: int) -> int:
+    def reusable_prefix(self, length: int) -> int:
         return length
 
     def logprob(self, row: int, token: int) -> float:
@@ -234,19 +230,19 @@ class ScriptedBackend:
         self.memory[slot].clear()
         self.cells[slot].clear()
 
-    def trims(self, held: int, length: int) -> bool:
+    def is_trimmable(self, held: int, length: int) -> bool:
         return self.can_trim or held == length
 
     def state_size(self, slot: int) -> int:
         return len(array("i", self.memory[slot]).tobytes())
 
-    def save(self, slot: int, path: Path) -> None:
+    def save_state(self, slot: int, path: Path) -> None:
         self._working()
         if self.unwritable:
             raise EngineError("no space left")
         path.write_bytes(array("i", self.memory[slot]).tobytes() + BODY_END)
 
-    def load(self, slot: int, path: Path) -> bool:
+    def load_state(self, slot: int, path: Path) -> bool:
         self._working()
         self.loads += 1
         body, end, _ = path.read_bytes().partition(BODY_END)
@@ -271,7 +267,7 @@ class ScriptedBackend:
     def _take_cell(self, slot: int) -> None:
         self.cells[slot].append(object())
         used = len({id(cell) for cells in self.cells for cell in cells})
-        assert not self.shared or used <= self.capacity, "the slots hold more than their memory"
+        assert not self.kv_unified or used <= self.capacity, "the slots hold more than their memory"
 
     def _wait(self) -> None:
         self.held.set()

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.llama.codec import MOST, LlamaCodec
-from cerebrum_cli.engine.llama.devices import declared
+from cerebrum_cli.engine.llama.codec import MAX_WEIGHTS, LlamaCodec
+from cerebrum_cli.engine.llama.devices import bind
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 
@@ -105,7 +105,7 @@ def test_every_number_can_be_asked_for() -> None:
 @pytest.mark.parametrize("value", [None, 0, 65504, 1e-45])
 def test_what_can_be_written_takes_the_bytes_that_ggml_says(name: str, value: float | None) -> None:
     values = normal(2, 256) if value is None else np.full((2, 256), value, np.float32)
-    row_size = declared(llama._lib, "ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64))
+    row_size = bind(llama._lib, "ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64))
     data = written(values, name)
     assert len(data) == 2 * row_size(NUMBERS[name], 256)
     assert np.isfinite(read(data, name, (2, 256))).all()
@@ -132,7 +132,7 @@ def test_bytes_that_are_not_the_weights_asked_for_are_an_error(name: str, size: 
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("shape", [(2, 255), (1, 0), (0, 256), (4, 64), (MOST // 256 + 1, 256)])
+@pytest.mark.parametrize("shape", [(2, 255), (1, 0), (0, 256), (4, 64), (MAX_WEIGHTS // 256 + 1, 256)])
 def test_rows_that_are_not_whole_blocks_or_too_many_are_an_error(shape: tuple[int, int]) -> None:
     with pytest.raises(EngineError, match=f"{shape[0]} rows of {shape[1]} weights") as caught:
         written(np.broadcast_to(np.float32(1), shape), "Q6_K")

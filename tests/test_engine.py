@@ -33,7 +33,7 @@ def test_a_reply_may_be_empty() -> None:
 def test_questions_about_the_vocabulary_are_answered_once_the_model_is_loaded() -> None:
     with running(ScriptedBackend(GREETING)) as engine:
         assert engine.tokenize([Text("hé")]) == tokens("hé")
-        assert engine.backend.special("eos") == "<end>"
+        assert engine.backend.special_token_text("eos") == "<end>"
 
 
 def test_a_prompt_without_tokens_is_refused_before_anything_is_evaluated() -> None:
@@ -154,7 +154,7 @@ def test_a_token_may_stand_for_many_bytes_and_what_follows_a_stop_string_in_it_i
 def test_control_tokens_are_silent_unless_the_caller_wants_to_read_them() -> None:
     with running(ScriptedBackend(replies({"?": (MARK, *b"a")}))) as engine:
         [silent] = ask(engine, "?")
-        visible = engine.backend.controls(["<mark>"])
+        visible = engine.backend.special_token_ids(["<mark>"])
         [spelled] = gathered(engine.generate([Request(tokens("?"), visible_tokens=visible)])).values()
     assert (silent.text, spelled.text) == ("a", "<mark>a")
     assert silent.ids == spelled.ids == [MARK, ord("a")]

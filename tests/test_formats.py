@@ -113,7 +113,7 @@ system_prompts = st.none() | st.text(max_size=20)
 
 def replies(backend: LlamaBackend) -> st.SearchStrategy[tuple[int, ...]]:
     """Draw what a model may say: any tokens but those that end a reply, or those of some text."""
-    sampled = st.lists(st.integers(0, backend.size - 1).filter(lambda token: not backend.is_end(token)), max_size=8)
+    sampled = st.lists(st.integers(0, backend.size - 1).filter(lambda token: not backend.is_eog(token)), max_size=8)
     texts = st.text(max_size=20).map(lambda text: backend.tokenize((Text(text),))[1:])
     return sampled.map(tuple) | texts
 

@@ -25,12 +25,12 @@ from cerebrum_cli.engine.plan import (
     Device,
     LoadOptions,
     Shape,
+    option_notices,
     plan_context,
     plan_layers,
     plan_repacking,
     plan_slots,
-    remarks,
-    shortage,
+    short_context_notice,
 )
 
 GIB = 2**30
@@ -243,18 +243,18 @@ def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) 
 
 def test_a_context_beyond_the_trained_one_is_remarked_on(tmp_path: Path) -> None:
     asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
-    assert [notice.message for notice in remarks(asked, offloads=False, devices=())] == [
+    assert [notice.message for notice in option_notices(asked, offloads=False, devices=())] == [
         "--ctx 2049 is more than the 2048 tokens this model was trained to"
     ]
-    assert not list(remarks(replace(asked, context_size=2048), offloads=False, devices=()))
+    assert not list(option_notices(replace(asked, context_size=2048), offloads=False, devices=()))
 
 
 def test_layers_nobody_can_take_are_remarked_on(tmp_path: Path) -> None:
     asked = options(tmp_path / "model.gguf", gpu_layers="all")
     gpu = Device("CUDA0", "a GPU", GIB, GIB)
-    assert not list(remarks(asked, offloads=True, devices=(gpu,)))
-    (unbuilt,) = remarks(asked, offloads=False, devices=())
-    (unseen,) = remarks(asked, offloads=True, devices=())
+    assert not list(option_notices(asked, offloads=True, devices=(gpu,)))
+    (unbuilt,) = option_notices(asked, offloads=False, devices=())
+    (unseen,) = option_notices(asked, offloads=True, devices=())
     assert "knows no GPU" in unbuilt.message
     assert "finds no GPU here" in unseen.message
 
@@ -280,7 +280,7 @@ def test_as_many_sequences_run_as_memory_holds_and_at_least_one() -> None:
 def test_a_context_that_memory_makes_smaller_is_remarked_on() -> None:
     context = plan_context(MISTRAL_7B, None, memory=MISTRAL_7B.weight_bytes + HEADROOM + GIB // 2)
     assert context == 4096
-    notice = shortage(MISTRAL_7B, context)
+    notice = short_context_notice(MISTRAL_7B, context)
     assert notice is not None
     assert notice.message == "free memory holds a context of 4096 tokens, not the usual 8192"
-    assert shortage(MISTRAL_7B, 8192) is None
+    assert short_context_notice(MISTRAL_7B, 8192) is None

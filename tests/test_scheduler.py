@@ -18,10 +18,10 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.commands import Cancel, Command, Commands, End, Submit
+from cerebrum_cli.engine.commands import Abort, Cancel, Command, Commands, Submit
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
 
 # Pure cases.
 
@@ -29,7 +29,9 @@ from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
 def waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
     """Let sequences wait: `n` of each prompt."""
     born = [
-        one for prompt in prompts for one in sequences(0, Request(tokens(prompt), n=n), lambda event: None, range(n), 0)
+        one
+        for prompt in prompts
+        for one in create_sequences(0, Request(tokens(prompt), n=n), lambda event: None, range(n), 0)
     ]
     scheduler.waiting.extend(born)
     return born
@@ -37,21 +39,21 @@ def waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
 
 def move_in(scheduler: Scheduler) -> tuple[int, int, int]:
     """Admit the next sequence; return its slot, the slot its beginning comes from, and how much that is."""
-    admission = scheduler.admit()
-    scheduler.place(admission, admission.keep)
-    return admission.slot.index, admission.source.index, admission.keep
+    admission = scheduler.next_admission()
+    scheduler.admit(admission, admission.prefix_length)
+    return admission.slot.index, admission.source.index, admission.prefix_length
 
 
 def read(scheduler: Scheduler) -> None:
     """Evaluate the next step."""
-    scheduler.evaluated(scheduler.schedule(lambda position: 100).shares)
+    scheduler.record_evaluated(scheduler.schedule(lambda position: 100).scheduled)
 
 
 def lived_in(*texts: str) -> Scheduler:
     """Return a scheduler whose slots hold what ended sequences left there."""
     scheduler = Scheduler(len(texts))
     for slot, text in zip(scheduler.slots, texts, strict=True):
-        slot.read(tokens(text))
+        slot.extend(tokens(text))
     return scheduler
 
 
@@ -93,7 +95,7 @@ def test_the_slot_that_shares_the_longest_beginning_gives_it() -> None:
     scheduler = lived_in("abxxx", "abcdx", "abcxx")
     waiting(scheduler, "abcdef")
     assert move_in(scheduler) == (1, 1, 4)
-    assert scheduler.slots[1].held == list(b"abcd")
+    assert scheduler.slots[1].tokens == list(b"abcd")
 
 
 def test_the_last_token_of_a_prompt_is_always_evaluated() -> None:
@@ -109,7 +111,7 @@ def test_a_beginning_is_copied_from_a_slot_that_is_lived_in_to_an_empty_one_befo
     assert move_in(scheduler) == (0, 0, 0)
     read(scheduler)
     assert move_in(scheduler) == (2, 0, 3)
-    assert [slot.held for slot in scheduler.slots] == [list(b"abcd"), list(b"old"), list(b"abc")]
+    assert [slot.tokens for slot in scheduler.slots] == [list(b"abcd"), list(b"old"), list(b"abc")]
 
 
 def test_of_two_equal_beginnings_the_one_nobody_lives_in_is_gone_on_with() -> None:
@@ -118,7 +120,7 @@ def test_of_two_equal_beginnings_the_one_nobody_lives_in_is_gone_on_with() -> No
     [first, _] = waiting(scheduler, "abx", "aby")
     move_in(scheduler)
     read(scheduler)
-    scheduler.slots[1].read(b"ab")
+    scheduler.slots[1].extend(b"ab")
     assert move_in(scheduler) == (1, 1, 2)
     assert first.slot == 0
 
@@ -131,14 +133,14 @@ def test_samples_of_the_prompt_just_read_move_in_together_as_far_as_there_is_roo
     scheduler.remove(other)
     move_in(scheduler)
     read(scheduler)
-    twins = scheduler.twins(samples[0])
-    assert [(twin.sequence, twin.slot.index, twin.source.index, twin.keep) for twin in twins] == [
+    twins = scheduler.sibling_samples(samples[0])
+    assert [(twin.sequence, twin.slot.index, twin.source.index, twin.prefix_length) for twin in twins] == [
         (samples[1], 0, 1, 2),
         (samples[2], 2, 1, 2),
     ]
     for twin in twins:
-        scheduler.place(twin, twin.keep)
-    assert [sequence.cached for sequence in samples] == [0, 2, 2, 0]
+        scheduler.admit(twin, twin.prefix_length)
+    assert [sequence.cached_tokens for sequence in samples] == [0, 2, 2, 0]
     assert list(scheduler.waiting) == [samples[3]]
 
 
@@ -153,7 +155,7 @@ def test_a_prompt_is_read_in_steps_of_its_own_with_logits_for_its_last_token_onl
     for _ in range(3):
         step = scheduler.schedule(lambda position: 2)
         steps.append(step.rows)
-        scheduler.evaluated(step.shares)
+        scheduler.record_evaluated(step.scheduled)
     assert steps == [
         [Row(1, 0, ord("c"), False), Row(1, 1, ord("d"), False)],
         [Row(1, 2, ord("e"), False), Row(1, 3, ord("f"), False)],
@@ -171,7 +173,7 @@ def test_those_that_talk_are_decoded_together_in_the_order_of_their_slots() -> N
     scheduler.remove(born[1])
     step = scheduler.schedule(lambda position: 100)
     assert step.rows == [Row(0, 2, ord("!"), True), Row(2, 1, ord("!"), True)]
-    assert step.shares == [(born[0], 1), (born[2], 1)]
+    assert step.scheduled == [(born[0], 1), (born[2], 1)]
 
 
 def test_a_reply_whose_memory_was_lost_is_read_again_with_logits_for_its_last_token_only() -> None:
@@ -182,14 +184,14 @@ def test_a_reply_whose_memory_was_lost_is_read_again_with_logits_for_its_last_to
     sequence.generated.extend(b"de")
     read(scheduler)
     scheduler.resume(sequence, 0)
-    assert scheduler.slots[0].held == []
+    assert scheduler.slots[0].tokens == []
     rows = []
     while sequence.evaluated < sequence.length:
         step = scheduler.schedule(lambda position: 2)
         rows += step.rows
-        scheduler.evaluated(step.shares)
+        scheduler.record_evaluated(step.scheduled)
     assert rows == [Row(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
-    assert scheduler.slots[0].held == list(b"abcde")
+    assert scheduler.slots[0].tokens == list(b"abcde")
 
 
 def test_an_interrupted_step_counts_as_far_as_it_came() -> None:
@@ -197,7 +199,7 @@ def test_an_interrupted_step_counts_as_far_as_it_came() -> None:
     [sequence] = waiting(scheduler, "abcdef")
     move_in(scheduler)
     scheduler.resume(sequence, 4)
-    assert scheduler.slots[0].held == list(b"abcd")
+    assert scheduler.slots[0].tokens == list(b"abcd")
     assert scheduler.schedule(lambda position: 100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
 
 
@@ -260,11 +262,11 @@ class AnyTraffic(RuleBasedStateMachine):
         self, slots: int, batch_size: int, can_trim: bool, context: int, hope: int, between: int, shared: bool
     ) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(sequencing, "REPLY", hope)
-        self.patch.setattr(scheduling, "READ_BETWEEN", between)
-        self.patch.setattr(scheduling, "SAYS", hope)
+        self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", hope)
+        self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", between)
+        self.patch.setattr(scheduling, "MIN_FREE_CELLS", hope)
         self.backend = ScriptedBackend(
-            babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, shared=shared
+            babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, kv_unified=shared
         )
         self.stop = StopFlag()
         self.commands = Impatient(self.stop)
@@ -284,7 +286,7 @@ class AnyTraffic(RuleBasedStateMachine):
         for index, prompt in enumerate(prompts):
             request = Request(prompt, SamplingParams(seed=seed, max_tokens=limit), n=n)
             asked: dict[SequenceId, Sample] = {}
-            for sequence in sequences(index, request, partial(self.hear, asked), range(n), seed):
+            for sequence in create_sequences(index, request, partial(self.hear, asked), range(n), seed):
                 asked[sequence.id] = Sample(sequence)
                 born.append(sequence)
             self.samples += asked.values()
@@ -295,9 +297,9 @@ class AnyTraffic(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         live = [sample for sample in self.samples if sample.finish is None]
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
-        self.commands.send(End([sample.sequence for sample in chosen]))
+        self.commands.send(Abort([sample.sequence for sample in chosen]))
         assert not self.stop
-        assert self.loop.obey(self.commands)
+        assert self.loop.process_commands(self.commands)
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     @staticmethod
@@ -334,13 +336,13 @@ class AnyTraffic(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
         done = threading.Event()
         self.commands.send(Cancel([sample.sequence for sample in chosen], done))
-        assert self.loop.obey(self.commands)
+        assert self.loop.process_commands(self.commands)
         assert done.is_set() and not self.stop
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     def take(self) -> None:
         """Take one step, and see that a sequence that moves in keeps all that any slot had for it."""
-        assert self.loop.obey(self.commands)
+        assert self.loop.process_commands(self.commands)
         capacity, memory = self.backend.capacity, [list(held) for held in self.backend.memory]
         self.loop.step()
         if capacity != self.backend.capacity:
@@ -350,7 +352,7 @@ class AnyTraffic(RuleBasedStateMachine):
                 prompt = sample.sequence.prompt
                 sample.most_shared = max((common_prefix(held, prompt[:-1]) for held in memory), default=0)
                 if self.backend.can_trim and not (sample.finish and sample.finish.reason == "cancelled"):
-                    assert sample.sequence.cached >= sample.most_shared
+                    assert sample.sequence.cached_tokens >= sample.most_shared
 
     def teardown(self) -> None:
         if not hasattr(self, "loop"):

@@ -38,7 +38,7 @@ def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: 
 def find(states: StateStore, prompt: Sequence[int], *, kind: str = "kind") -> tuple[State | None, list[NoticeEvent]]:
     """Return the state for a prompt, and what was told meanwhile."""
     told: list[NoticeEvent] = []
-    return states.longest(prompt, kind, lambda length, shared: True, told.append), told
+    return states.find_longest(prompt, kind, lambda length, shared: True, told.append), told
 
 
 def only_file(directory: Path) -> Path:
@@ -76,7 +76,7 @@ def test_of_all_states_the_one_that_shares_most_is_found(kept: list[tuple[int, .
         for reader in (states, store(Path(folder))):
             found, told = find(reader, prompt)
             assert (common_prefix(found.tokens, prompt) if found else 0, told) == (best, [])
-            assert reader.shared(prompt, "kind", lambda length, shared: True) == best
+            assert reader.stored_prefix(prompt, "kind", lambda length, shared: True) == best
 
 
 def test_a_state_that_does_not_fit_gives_way_to_one_that_does(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_a_state_that_does_not_fit_gives_way_to_one_that_does(tmp_path: Path) ->
     put(states, (1, 2, 3, 4))
     put(states, (1, 2, 9))
     told: list[NoticeEvent] = []
-    found = states.longest((1, 2, 3, 4), "kind", lambda length, shared: length < 4 and shared == 2, told.append)
+    found = states.find_longest((1, 2, 3, 4), "kind", lambda length, shared: length < 4 and shared == 2, told.append)
     assert found and (found.tokens, told) == ((1, 2, 9), [])
-    assert states.shared((1, 2, 3, 4), "kind", lambda length, shared: False) == 0
+    assert states.stored_prefix((1, 2, 3, 4), "kind", lambda length, shared: False) == 0
 
 
 def test_a_file_with_any_bit_wrong_is_told_of_and_removed(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_state_that_another_process_removes_is_not_missed(tmp_path: Path) -> N
     found.path.unlink()
     assert find(states, TOKENS) == (None, [])
     told: list[NoticeEvent] = []
-    states.refuse(found, told.append)
+    states.discard(found, told.append)
     assert told == []
     put(store(tmp_path), TOKENS)
     assert find(states, TOKENS) == (found, [])
@@ -231,7 +231,7 @@ def test_a_state_that_could_not_be_loaded_is_told_of_and_removed(tmp_path: Path)
     put(states, TOKENS)
     found, _ = find(states, TOKENS)
     assert found
-    states.refuse(found, told.append)
+    states.discard(found, told.append)
     assert (told, find(states, TOKENS), list(tmp_path.iterdir())) == ([DAMAGED], (None, []), [])
 
 

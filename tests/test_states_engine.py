@@ -17,7 +17,7 @@ from test_scheduler import babble, expected
 from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.prompt_cache import WORTH
+from cerebrum_cli.engine.prompt_cache import MIN_SAVED_TOKENS
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import DAMAGED, StateStore
 
@@ -169,7 +169,7 @@ def test_a_model_that_cannot_forget_loads_what_its_prompt_goes_on_from_and_nothi
 
 def test_a_state_that_spares_too_little_is_not_loaded(tmp_path: Path) -> None:
     keep(tmp_path, GOES_ON)
-    script = {FILE[:WORTH] + "?": "y", FILE[: WORTH - 1] + "?": "z"}
+    script = {FILE[:MIN_SAVED_TOKENS] + "?": "y", FILE[: MIN_SAVED_TOKENS - 1] + "?": "z"}
     for prompt, loads in zip(script, (1, 0), strict=True):
         backend = ScriptedBackend(replies(script), context_size=300)
         with keeping(backend, tmp_path) as engine:

@@ -74,7 +74,7 @@ def test_keeping_neither_saves_nor_interrupts_what_runs(tmp_path: Path) -> None:
         thread.join(20)
         assert count(tmp_path) == 1
         assert [reply.reason for reply in gathered(events).values()] == ["cancelled"]
-    assert store(tmp_path).shared(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
+    assert store(tmp_path).stored_prefix(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
 
 
 def test_what_failed_is_not_kept(tmp_path: Path) -> None:

@@ -187,8 +187,8 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chat
         "    prompt = engine.tokenize([Text(TALE)])\n"
         "    said(engine, prompt)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (room,) * 2)\n"
-        "    try:\n        engine.keep(64)\n"
-        "    except EngineError as error:\n        sys.stdout.write(f'{error.what}\\n')\n"
+        "    try:\n        engine.save_prompt_cache(64)\n"
+        "    except EngineError as error:\n        sys.stdout.write(f'{error.message}\\n')\n"
         "    sys.stdout.write(str(said(engine, prompt)[0].cached == len(prompt) - 1))\n"
     )
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "benchmarks")))

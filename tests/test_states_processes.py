@@ -29,7 +29,7 @@ def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(tmp_path: Path, roo
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
         "try:\n    put(store(Path(sys.argv[1])), TOKENS)\n"
-        "except EngineError as error:\n    sys.stdout.write(error.what)\n",
+        "except EngineError as error:\n    sys.stdout.write(error.message)\n",
         tmp_path,
         room,
     )

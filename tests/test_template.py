@@ -77,7 +77,9 @@ def plainly_rendered(source: str, conversation: Conversation, bos: str, eos: str
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_writes_what_jinja_writes(template: str, chatml: LlamaBackend) -> None:
     for name, talk in talks(template):
-        expected = plainly_rendered(TEMPLATES[template], talk, chatml.special("bos"), chatml.special("eos"))
+        expected = plainly_rendered(
+            TEMPLATES[template], talk, chatml.special_token_text("bos"), chatml.special_token_text("eos")
+        )
         assert written(embedded(chatml, template).render(talk)) == expected, name
 
 
@@ -150,7 +152,7 @@ def test_the_next_prompt_extends_what_was_read_and_said(
     template: str, options: dict[str, Any], data: st.DataObject, chatml: LlamaBackend
 ) -> None:
     form = embedded(chatml, template, **options)
-    sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_end(token)), max_size=8)
+    sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_eog(token)), max_size=8)
     texts = marked_up.map(lambda text: chatml.tokenize((Text(text),)))
     talk = Conversation()
     read: tuple[int, ...] = ()

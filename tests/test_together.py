@@ -13,10 +13,10 @@ import cerebrum_cli
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import sequence as sequencing
+from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.llama import batch_invariance as evenly
+from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.sequence import Request
@@ -96,7 +96,7 @@ def test_the_number_of_slots_does_not_change_the_answers(alone: list[list[int]],
 def test_a_long_prompt_is_answered_the_same_whatever_of_it_was_copied(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evenly, "FEW", 256)  # beyond, tokens are read in whole blocks
+    monkeypatch.setattr(batch_invariance, "CHUNKED_POSITIONS", 256)  # beyond, tokens are read in whole blocks
     questions = [LONG[: 900 + 7 * length] + SUMS[length] for length in range(4)]
     with together(slots, context_size=1024) as engine:
         shared = answers(engine, questions, 12)
@@ -108,19 +108,19 @@ def test_a_long_prompt_is_answered_the_same_whatever_of_it_was_copied(
 def test_a_row_that_stands_alone_is_given_company_where_that_matters() -> None:
     length = {0: 300, 1: 400, 2: 7, 4: 300, 5: 290, 6: 3}.__getitem__
     near = [Row(0, 255, 9, True), Row(4, 300, 8, True), Row(5, 290, 7, True)]
-    assert evenly.accompanied(near, length) == (near, [0, 1, 2])
+    assert batch_invariance.pad_single_rows(near, length) == (near, [0, 1, 2])
     far = [Row(1, 400, 9, True), Row(5, 290, 7, True)]
     company = [far[0], Row(2, 7, 9, False), far[1], Row(6, 3, 7, False)]
-    assert evenly.accompanied(far, length) == (company, [0, 2])
+    assert batch_invariance.pad_single_rows(far, length) == (company, [0, 2])
     reading = [Row(0, 300, 1, False), Row(0, 301, 2, True)]
-    assert evenly.accompanied(reading, length) == (reading, [0, 1])
+    assert batch_invariance.pad_single_rows(reading, length) == (reading, [0, 1])
 
 
 @pytest.mark.parametrize("slots", [2, 4])
 def test_who_outgrows_the_memory_goes_on_in_more_of_it(
     alone: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequencing, "REPLY", 1)
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
     wordy = [LONG[:540] + question for question in SUMS]  # so that a first memory of 256 tokens is nearly full
     with together(slots) as engine:
         said = answers(engine, [*wordy, *SUMS], None)

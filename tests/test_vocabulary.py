@@ -104,8 +104,8 @@ def test_a_vocabulary_that_asks_for_no_bos_gets_none(chatml: LlamaBackend) -> No
 
 
 def test_a_vocabulary_spells_its_special_tokens(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
-    assert (mistral.special("bos"), mistral.special("eos")) == ("<s>", "</s>")
-    assert (chatml.special("bos"), chatml.special("eos")) == ("<|im_start|>", "<|im_end|>")
+    assert (mistral.special_token_text("bos"), mistral.special_token_text("eos")) == ("<s>", "</s>")
+    assert (chatml.special_token_text("bos"), chatml.special_token_text("eos")) == ("<|im_start|>", "<|im_end|>")
     assert chatml.piece(MARKS.index("<|im_end|>")) == b""
     assert chatml.piece(MARKS.index("<|im_end|>"), special=True) == b"<|im_end|>"
     assert chatml.piece(MARKS.index("<think>")) == b"<think>"
@@ -124,13 +124,13 @@ def test_a_vocabulary_spells_its_special_tokens(mistral: LlamaBackend, chatml: L
 )
 def test_the_special_tokens_that_texts_spell_are_known(text: str, marks: set[str], chatml: LlamaBackend) -> None:
     ids = {MARKS.index(mark) for mark in marks}
-    assert chatml.controls([text]) == ids
-    assert chatml.controls(["a", text, text]) == ids
+    assert chatml.special_token_ids([text]) == ids
+    assert chatml.special_token_ids(["a", text, text]) == ids
 
 
 def test_special_tokens_are_told_apart_from_words(mistral: LlamaBackend, marked_mistral: LlamaBackend) -> None:
-    assert mistral.controls(["a</s><s>think 🙂", "<unk>"]) == {UNK, BOS, EOS}
-    assert marked_mistral.controls(["a</s>think"]) == {EOS, THINK}
+    assert mistral.special_token_ids(["a</s><s>think 🙂", "<unk>"]) == {UNK, BOS, EOS}
+    assert marked_mistral.special_token_ids(["a</s>think"]) == {EOS, THINK}
 
 
 # Pasted text is never markup.

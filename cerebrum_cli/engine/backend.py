@@ -58,26 +58,26 @@ class Backend(Protocol):
     def piece(self, token: int, special: bool = False) -> bytes:
         """Return the bytes a token stands for; a control token is empty unless `special`."""
 
-    def is_end(self, token: int) -> bool:
+    def is_eog(self, token: int) -> bool:
         """Return whether the token ends a generation (EOS, EOT and their kin)."""
 
-    def controls(self, texts: Iterable[str]) -> frozenset[int]:
+    def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """Return the ids of all control and user-defined tokens spelled out in these texts."""
 
-    def special(self, name: str) -> str:
+    def special_token_text(self, name: str) -> str:
         """Return the spelling of the vocabulary's `bos` or `eos` token; empty if it has none."""
 
     def reserve(self, length: int) -> None:
         """Make new, empty memory for sequences of at least `length` tokens: for fewer of them where it runs short."""
 
     @property
-    def is_shared(self) -> bool:
+    def kv_unified(self) -> bool:
         """Whether all slots share `capacity` tokens of memory, each beginning they have in common held once."""
 
     def prefill_chunk(self, position: int) -> int:
         """Return how many tokens of a prompt a step should read at most, from this position on."""
 
-    def shareable(self, length: int) -> int:
+    def reusable_prefix(self, length: int) -> int:
         """Return how many of the first `length` tokens of a slot may be taken over by another prompt."""
 
     def decode(self, rows: Sequence[Row]) -> bool:
@@ -101,7 +101,7 @@ class Backend(Protocol):
     def clear(self, slot: int) -> None:
         """Forget all the slot holds."""
 
-    def trims(self, held: int, length: int) -> bool:
+    def is_trimmable(self, held: int, length: int) -> bool:
         """Return whether a slot holding `held` tokens can go back to `length`, as far as the model alone can tell."""
 
     @property
@@ -111,10 +111,10 @@ class Backend(Protocol):
     def state_size(self, slot: int) -> int:
         """Return about how many bytes `save` would write."""
 
-    def save(self, slot: int, path: Path) -> None:
+    def save_state(self, slot: int, path: Path) -> None:
         """Write what the slot holds to a file, replacing it; EngineError if it cannot be written."""
 
-    def load(self, slot: int, path: Path) -> bool:
+    def load_state(self, slot: int, path: Path) -> bool:
         """Make the slot hold what `save` wrote; bytes behind it do not matter. False if refused: then it is empty."""
 
     def close(self) -> None:

@@ -29,7 +29,12 @@ CPU_FLAGS: Mapping[str, str] = {
     "SVE": "sve",
     "SME": "sme",
 }
-DECISIVE = ("AVX2", "FMA", "F16C", "DOTPROD")  # without them a model is many times slower; of the others it is parts
+KEY_FEATURES = (
+    "AVX2",
+    "FMA",
+    "F16C",
+    "DOTPROD",
+)  # without them a model is many times slower; of the others it is parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,15 @@ class Build:
         """What of a processor, and which libraries beside it, this build uses."""
         return tuple(name for name, value in self.features.get("CPU", {}).items() if value != "0")
 
-    def foreign(self, flags: frozenset[str] | None) -> tuple[str, ...]:
+    def unsupported_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
         """Return what it uses and a processor with these flags has not; nothing where they are not known."""
         return tuple(name for name in self.cpu_features if flags and name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
 
-    def unused(self, flags: frozenset[str] | None) -> tuple[str, ...]:
+    def unused_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
         """Return what a processor with these flags has and this build leaves alone, of what decides its speed."""
-        return tuple(name for name in DECISIVE if CPU_FLAGS[name] in (flags or ()) and name not in self.cpu_features)
+        return tuple(
+            name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in self.cpu_features
+        )
 
 
 def read_features(text: str) -> dict[str, dict[str, str]]:

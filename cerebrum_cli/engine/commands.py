@@ -23,7 +23,7 @@ class Cancel(NamedTuple):
     done: threading.Event
 
 
-class End(NamedTuple):
+class Abort(NamedTuple):
     """End these sequences when the step that runs is over: nothing of it is lost for the others."""
 
     sequences: list[Sequence]
@@ -35,17 +35,17 @@ class SavePromptCache(NamedTuple):
     A `beginning` is kept by itself. The answer is what went wrong, or None.
     """
 
-    least: int
+    min_tokens: int
     prompt: tuple[int, ...] | None
-    answer: SimpleQueue[Failure | None]
-    beginning: tuple[int, ...] = ()
+    result: SimpleQueue[Failure | None]
+    prefix: tuple[int, ...] = ()
 
 
 class Close(NamedTuple):
     """Free the model and end the thread."""
 
 
-Command = Submit | Cancel | End | SavePromptCache | Close
+Command = Submit | Cancel | Abort | SavePromptCache | Close
 
 
 class Commands:
@@ -54,17 +54,17 @@ class Commands:
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
         self._queue: SimpleQueue[Command] = SimpleQueue()
-        self._door = threading.RLock()  # a signal's handler may cancel on a thread that stands in the door
+        self._lock = threading.RLock()  # a signal's handler may cancel on a thread that stands in the door
         self._closed = False
-        self.cancelled = 0  # how often everything has been cancelled
+        self.cancel_count = 0  # how often everything has been cancelled
 
     def send(self, command: Command) -> bool:
         """Send a command; False if the engine is closed, and nobody would read it."""
-        with self._door:
+        with self._lock:
             if self._closed:
                 return False
             self._closed = isinstance(command, Close)
-            self.cancelled += isinstance(command, Cancel) and command.sequences is None
+            self.cancel_count += isinstance(command, Cancel) and command.sequences is None
             if isinstance(command, Cancel | Close):
                 self._stop.set()
             self._queue.put(command)
@@ -81,6 +81,6 @@ class Commands:
         except Empty:
             return None
         if isinstance(command, Cancel | Close):
-            with self._door:
+            with self._lock:
                 self._stop.clear()
         return command

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
-from cerebrum_cli.engine.commands import Cancel, Commands, End, Submit
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, first_seed, sequences
+from cerebrum_cli.engine.commands import Abort, Cancel, Commands, Submit
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed
 
 
 class SubmittedRequest(NamedTuple):
@@ -29,34 +29,34 @@ class Completions:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
-        self._asked: list[SubmittedRequest] = []
+        self._submitted: list[SubmittedRequest] = []
         self._live: dict[SequenceId, Sequence] = {}
         self.sample_counts: list[int] = []  # samples of each request so far
-        self._cancelled = commands.cancelled
+        self._cancelled = commands.cancel_count
 
     def add(self, requests: Iterable[Request]) -> None:
         """Ask for more; requests are numbered in the order they were added. EngineError if the engine is closed."""
-        asked = [SubmittedRequest(request, first_seed(request)) for request in requests]
-        if not all(one.request.prompt_tokens for one in asked):
+        submitted = [SubmittedRequest(request, first_seed(request)) for request in requests]
+        if not all(one.request.prompt_tokens for one in submitted):
             raise UsageError("the prompt has no tokens", "write something to go on from")
-        first = len(self._asked)
-        self._asked += asked
-        self.sample_counts += [0] * len(asked)
-        self._submit((index, self._asked[index].request.n) for index in range(first, len(self._asked)))
+        first = len(self._submitted)
+        self._submitted += submitted
+        self.sample_counts += [0] * len(submitted)
+        self._submit((index, self._submitted[index].request.n) for index in range(first, len(self._submitted)))
 
     def add_samples(self, index: int, count: int) -> None:
         """Ask for `count` further samples of a request; their seeds follow those of the others.
 
         None come once everything has been cancelled: whoever asks has not heard of it yet.
         """
-        if self._commands.cancelled == self._cancelled:
+        if self._commands.cancel_count == self._cancelled:
             self._submit([(index, count)])
 
     def abort(self, index: int) -> None:
         """End what still runs of a request: each of its samples finishes as `cancelled`, after the step that runs."""
-        born = self.sample_counts[index] if index < len(self.sample_counts) else 0
-        ids = (SequenceId(index, sample) for sample in range(born))
-        self._commands.send(End([self._live[id] for id in ids if id in self._live]))
+        count = self.sample_counts[index] if index < len(self.sample_counts) else 0
+        ids = (SequenceId(index, sample) for sample in range(count))
+        self._commands.send(Abort([self._live[id] for id in ids if id in self._live]))
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -78,14 +78,14 @@ class Completions:
             command.done.wait()
         self._live.clear()
 
-    def _submit(self, wanted: Iterable[tuple[int, int]]) -> None:
-        born: list[Sequence] = []
-        for index, count in wanted:
-            request, seed = self._asked[index]
+    def _submit(self, counts: Iterable[tuple[int, int]]) -> None:
+        new: list[Sequence] = []
+        for index, count in counts:
+            request, seed = self._submitted[index]
             samples = range(self.sample_counts[index], self.sample_counts[index] + count)
-            born += sequences(index, request, self._outbox.put, samples, seed)
+            new += create_sequences(index, request, self._outbox.put, samples, seed)
             self.sample_counts[index] += count
-        self._live.update((sequence.id, sequence) for sequence in born)
-        if not self._commands.send(Submit(born)):
+        self._live.update((sequence.id, sequence) for sequence in new)
+        if not self._commands.send(Submit(new)):
             self._live.clear()
             raise EngineError("the engine is closed")

@@ -20,15 +20,15 @@ class Detokenizer:
 
     def feed(self, piece: bytes) -> tuple[str, bool]:
         """Return the text that is certain now, and whether a stop string ended it."""
-        return self._cut(self._decoder.decode(piece))
+        return self._split_at_stop(self._decoder.decode(piece))
 
     def flush(self) -> tuple[str, bool]:
         """Return what was held back; half a character becomes U+FFFD."""
-        text, stopped = self._cut(self._decoder.decode(b"", final=True))
+        text, stopped = self._split_at_stop(self._decoder.decode(b"", final=True))
         rest, self._held = self._held, ""
         return text + rest, stopped
 
-    def _cut(self, text: str) -> tuple[str, bool]:
+    def _split_at_stop(self, text: str) -> tuple[str, bool]:
         text = self._held + text
         ends = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if ends:

@@ -31,16 +31,18 @@ class Engine:
     With `measures` no more sequences run at once than say more tokens a second together.
     """
 
-    def __init__(self, open_backend: OpenBackend, states: StateStore | None = None, measures: bool = False) -> None:
+    def __init__(
+        self, open_backend: OpenBackend, state_store: StateStore | None = None, measures: bool = False
+    ) -> None:
         self._open = open_backend
-        self._states = states
+        self._state_store = state_store
         self._measures = measures
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
         self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
         self._backend: Backend | None = None
         self.has_failed = False  # whether the model cannot be loaded
-        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a process must not leave while native code runs, nor wait for a stopped thread
 
@@ -91,7 +93,7 @@ class Engine:
         """End everything that runs, loading too; streams end with the finish reason `cancelled`."""
         self._commands.send(Cancel(None, threading.Event()))
 
-    def save_prompt_cache(self, least: int, prompt: tuple[int, ...] | None = None) -> None:
+    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
         """Keep on disk what idle slots hold, where `least` tokens or more of it are not kept already.
 
         With a `prompt` that is only the slot that holds most of it: others hold what was said besides.
@@ -99,16 +101,16 @@ class Engine:
         To be called while nothing runs: what runs is left out, and waits meanwhile. Does nothing where there is no
         store, or no model yet, or none any more. Raises EngineError where a state cannot be written.
         """
-        self._keep(SavePromptCache(least, prompt, SimpleQueue()))
+        self._save(SavePromptCache(min_tokens, prompt, SimpleQueue()))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Keep on disk a beginning of prompts to come, which an idle slot holds and the rest of which it forgets."""
-        self._keep(SavePromptCache(0, None, SimpleQueue(), tokens))
+        self._save(SavePromptCache(0, None, SimpleQueue(), tokens))
 
-    def _keep(self, command: SavePromptCache) -> None:
-        if self._states is None or not self.is_loaded or not self._commands.send(command):
+    def _save(self, command: SavePromptCache) -> None:
+        if self._state_store is None or not self.is_loaded or not self._commands.send(command):
             return
-        failure = command.answer.get()
+        failure = command.result.get()
         if failure:
             raise failure.error
 
@@ -120,24 +122,24 @@ class Engine:
 
     # What happens on the engine's thread.
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         start = perf_counter()
         try:
             backend = self._open(self._loading.put, self._stop)
         except BaseException as error:
             self.has_failed = True
             self._loading.put(Failure(error))
-            refuse(self._commands, error)
+            fail_commands(self._commands, error)
             return
         self._backend = backend
         self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start, self._states, self._measures)
+        loop = Loop(backend, perf_counter() - start, self._state_store, self._measures)
         try:
-            while loop.obey(self._commands):
+            while loop.process_commands(self._commands):
                 loop.step()
         except BaseException as error:  # a bug: whoever waits for events hears of it, now and later
             loop.fail(error)
-            refuse(self._commands, error)
+            fail_commands(self._commands, error)
         finally:
             self._backend = None  # who asks for it now gets an error, not freed memory
             backend.close()
@@ -151,13 +153,13 @@ def raise_refusals(events: Iterable[Event]) -> Iterator[Event]:
         yield event
 
 
-def refuse(commands: Commands, error: BaseException) -> None:
+def fail_commands(commands: Commands, error: BaseException) -> None:
     """Answer all commands, until the last, with what ended this thread's work."""
     while not isinstance(command := commands.take(wait=True), Close):
         if isinstance(command, Submit):
             for sequence in command.sequences:
-                sequence.tell(Failure(error))
+                sequence.emit(Failure(error))
         elif isinstance(command, Cancel):
             command.done.set()
         elif isinstance(command, SavePromptCache):
-            command.answer.put(None)
+            command.result.put(None)

@@ -14,8 +14,8 @@ DEFAULT_CONTEXT = 8192
 HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buffers, and the rest of the machine
 
 CacheType = Literal["f16", "q8_0"]
-CACHE_SHARE = {"f16": 1.0, "q8_0": 34 / 64}  # of the bytes of a key-value cache in f16
-MOST_SAID = {"slots": 256, "n_ubatch": 65536}  # in a tuning; threads are 1024 at most
+CACHE_SIZE_RATIO = {"f16": 1.0, "q8_0": 34 / 64}  # of the bytes of a key-value cache in f16
+MAX_VALUES = {"slots": 256, "n_ubatch": 65536}  # in a tuning; threads are 1024 at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Shape:
     layers: int
     kv_bytes_per_token: int
 
-    def cached_in(self, cache_type: CacheType) -> Shape:
+    def with_cache_type(self, cache_type: CacheType) -> Shape:
         """Return the shape with a key-value cache of another type than f16."""
-        return replace(self, kv_bytes_per_token=int(self.kv_bytes_per_token * CACHE_SHARE[cache_type]))
+        return replace(self, kv_bytes_per_token=int(self.kv_bytes_per_token * CACHE_SIZE_RATIO[cache_type]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class LoadOptions:
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
         """Return these with what a tuning says in their place."""
-        return replace(self, **tuning.said)
+        return replace(self, **tuning.overrides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +84,18 @@ class Tuning:
     slots: int | None = None
 
     @property
-    def said(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """What is not as usual, by its name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def checked(self) -> Tuning:
+    def validated(self) -> Tuning:
         """Return this where each value is of its kind, as what was read from a file must be; ValueError where not."""
         kinds: dict[str, type] = {"repack": bool, "flash_attention": bool, "cache_type": str, "gpu_layers": str}
-        for name, value in self.said.items():
+        for name, value in self.overrides.items():
             wrong = type(value) is not kinds.get(name, int)
-            if wrong or (type(value) is int and not 1 <= value <= MOST_SAID.get(name, 1024)):
+            if wrong or (type(value) is int and not 1 <= value <= MAX_VALUES.get(name, 1024)):
                 raise ValueError(f"{name} is {value!r}")
-        if self.cache_type not in (None, *CACHE_SHARE):
+        if self.cache_type not in (None, *CACHE_SIZE_RATIO):
             raise ValueError(f"cache_type is {self.cache_type!r}")
         if self.cache_type == "q8_0" and self.flash_attention is False:
             raise ValueError("a quantised cache takes flash attention")
@@ -115,42 +115,42 @@ class Device:
     total: int
 
 
-def plan_context(shape: Shape, asked: int | None, memory: int) -> int:
+def plan_context(shape: Shape, requested: int | None, memory: int) -> int:
     """Return the context of one sequence: what was asked for, or the smallest of trained, 8192 and what fits.
 
     Raises EngineError where the cache of what was asked for is larger than all free memory.
     """
     token_bytes = max(1, shape.kv_bytes_per_token)
-    if asked is not None:
-        if asked * token_bytes > memory:
+    if requested is not None:
+        if requested * token_bytes > memory:
             raise EngineError(
-                f"a context of {asked} tokens takes {asked * token_bytes / 1e9:.1f} GB,"
+                f"a context of {requested} tokens takes {requested * token_bytes / 1e9:.1f} GB,"
                 f" and {memory / 1e9:.1f} GB of memory are free",
                 f"ask for --ctx {min(shape.trained_context, memory // 2 // token_bytes // 256 * 256)} or less",
             )
-        return asked
-    room = (memory - shape.weight_bytes - HEADROOM) // token_bytes
-    fits = max(256, room // 256 * 256)
-    return min(usual_context(shape), fits)
+        return requested
+    free = (memory - shape.weight_bytes - HEADROOM) // token_bytes
+    fits = max(256, free // 256 * 256)
+    return min(default_context(shape), fits)
 
 
-def usual_context(shape: Shape) -> int:
+def default_context(shape: Shape) -> int:
     """Return the context a model gets where memory is no matter."""
     return min(shape.trained_context, DEFAULT_CONTEXT)
 
 
-def shortage(shape: Shape, context: int) -> NoticeEvent | None:
+def short_context_notice(shape: Shape, context: int) -> NoticeEvent | None:
     """Return what the user should know of a context nobody asked for that memory has made smaller than usual."""
-    usual = usual_context(shape)
-    if context >= usual:
+    default = default_context(shape)
+    if context >= default:
         return None
     return NoticeEvent(
-        f"free memory holds a context of {context} tokens, not the usual {usual}",
+        f"free memory holds a context of {context} tokens, not the usual {default}",
         "end other programs, choose a smaller quantisation, or insist with --ctx",
     )
 
 
-def plan_repacking(quantization: str | None, many: bool, machine: str) -> bool:
+def plan_repacking(quantization: str | None, is_batch: bool, machine: str) -> bool:
     """Return whether weights are laid out anew, as llama.cpp does by itself.
 
     On x86 K-quants are better left as they are where many are asked: a model of Mistral-7B's shape in Q4_K_M, on two
@@ -158,36 +158,36 @@ def plan_repacking(quantization: str | None, many: bool, machine: str) -> bool:
     tenth of the time and took 4.6 GB and not 7.9. One sequence was said 1.4 times as fast with them repacked, and Q4_0
     was slower in everything without.
     """
-    return not many or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
+    return not is_batch or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
 
 
-def plan_slots(asked: int, length: int, kv_bytes_per_token: int, memory: int) -> int:
+def plan_slots(requested: int, length: int, kv_bytes_per_token: int, memory: int) -> int:
     """Return how many sequences of a length run at once: as many as were asked for and memory holds; at least one."""
     sequence_bytes = max(1, length * kv_bytes_per_token)
-    return max(1, min(asked, (memory - HEADROOM) // sequence_bytes))
+    return max(1, min(requested, (memory - HEADROOM) // sequence_bytes))
 
 
-def plan_layers(shape: Shape, asked: str, context: int, devices: tuple[Device, ...]) -> int:
+def plan_layers(shape: Shape, requested: str, context: int, devices: tuple[Device, ...]) -> int:
     """Return how many layers to offload: the output layer counts as one more than the model has."""
-    everything = shape.layers + 1
-    if asked == "all":
-        return everything
-    if asked != "auto":
-        return int(asked)
-    layer_bytes = (shape.weight_bytes + shape.kv_bytes_per_token * context) / everything
-    return min(everything, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
+    all_layers = shape.layers + 1
+    if requested == "all":
+        return all_layers
+    if requested != "auto":
+        return int(requested)
+    layer_bytes = (shape.weight_bytes + shape.kv_bytes_per_token * context) / all_layers
+    return min(all_layers, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
 
 
-def remarks(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
+def option_notices(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
     """Yield what the user should know of what was asked for; `offloads` says whether this build can use a GPU."""
     trained = options.shape.trained_context
-    layers_asked = options.gpu_layers not in ("auto", "0")
-    if layers_asked and offloads and not devices:
+    wants_gpu = options.gpu_layers not in ("auto", "0")
+    if wants_gpu and offloads and not devices:
         yield NoticeEvent(
             f"--gpu-layers {options.gpu_layers}: llama.cpp finds no GPU here, so all runs on the CPU",
             "check the driver, or leave --gpu-layers out",
         )
-    elif layers_asked and not offloads:
+    elif wants_gpu and not offloads:
         yield NoticeEvent(
             f"--gpu-layers {options.gpu_layers}: this build of llama.cpp knows no GPU, so all runs on the CPU",
             'install one that knows it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'

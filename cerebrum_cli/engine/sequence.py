@@ -13,7 +13,9 @@ from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
-REPLY = 1024  # tokens of a reply that room is made for where many are given at once and nothing limits them
+EXPECTED_REPLY_TOKENS = (
+    1024  # tokens of a reply that room is made for where many are given at once and nothing limits them
+)
 
 
 class Failure(NamedTuple):
@@ -46,17 +48,17 @@ class Sequence:
     id: SequenceId
     request: Request
     seed: int
-    tell: Callable[[Event | Failure], None]
+    emit: Callable[[Event | Failure], None]
     detokenizer: Detokenizer
-    born: float
+    arrival_time: float
     sampler: Sampler | None = None
     slot: int | None = None
     evaluated: int = 0
-    cached: int = 0
+    cached_tokens: int = 0
     generated: list[int] = field(default_factory=list)
     admitted_at: float | None = None
     sampled_at: list[float] = field(default_factory=list)
-    has_ended: bool = False
+    is_finished: bool = False
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -64,7 +66,7 @@ class Sequence:
         return self.request.prompt_tokens
 
     @property
-    def reading(self) -> bool:
+    def is_prefilling(self) -> bool:
         """Whether more is to be evaluated than the last token said: the prompt, or what an interruption cost."""
         return self.evaluated < max(len(self.prompt), self.length - 1)
 
@@ -78,14 +80,16 @@ class Sequence:
         """Tokens of prompt and reply together."""
         return len(self.prompt) + len(self.generated)
 
-    def wanted(self, context_size: int) -> int:
+    def max_length(self, context_size: int) -> int:
         """Return how long the sequence may become."""
         limit = self.request.params.max_tokens
         return context_size if limit is None else min(context_size, len(self.prompt) + limit)
 
-    def hoped(self, context_size: int) -> int:
+    def expected_length(self, context_size: int) -> int:
         """Return how long it is expected to become: room is made for that first, and for more when it outgrows it."""
-        return min(self.wanted(context_size), len(self.prompt) + max(REPLY, 2 * len(self.generated)))
+        return min(
+            self.max_length(context_size), len(self.prompt) + max(EXPECTED_REPLY_TOKENS, 2 * len(self.generated))
+        )
 
     def token_at(self, position: int) -> int:
         """Return the token of prompt or reply that stands at a position."""
@@ -100,9 +104,9 @@ class Sequence:
         return Timings(
             load_s=load_s,
             prefill_s=first - admitted,
-            ttft_s=first - self.born,
+            ttft_s=first - self.arrival_time,
             decode_s=self.sampled_at[-1] - first if self.sampled_at else 0.0,
-            prefill_tokens=min(self.evaluated, len(self.prompt)) - self.cached,
+            prefill_tokens=min(self.evaluated, len(self.prompt)) - self.cached_tokens,
             decode_steps=max(0, len(self.sampled_at) - 1),
         )
 
@@ -112,7 +116,7 @@ class Sequence:
             self.id,
             reason,
             prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached,
+            cached_tokens=self.cached_tokens,
             completion_tokens=len(self.generated),
             seed=self.seed,
             context_size=context_size,
@@ -121,14 +125,14 @@ class Sequence:
         )
 
 
-def sequences(
-    index: int, request: Request, tell: Callable[[Event | Failure], None], samples: Iterable[int], seed: int
+def create_sequences(
+    index: int, request: Request, emit: Callable[[Event | Failure], None], samples: Iterable[int], seed: int
 ) -> list[Sequence]:
     """Return sequences of a request, each with a seed of its own: the first sample's is `seed`, others' follow it."""
     now = perf_counter()
     return [
         Sequence(
-            SequenceId(index, sample), request, (seed + sample) % SEEDS, tell, Detokenizer(request.params.stop), now
+            SequenceId(index, sample), request, (seed + sample) % SEEDS, emit, Detokenizer(request.params.stop), now
         )
         for sample in samples
     ]

@@ -28,12 +28,12 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 
 STATE, PART = ".state", ".part"
-BEGINNING = ".beginning"  # in the name of a state that many prompts begin with, so that no longer one replaces it
+PREFIX = ".beginning"  # in the name of a state that many prompts begin with, so that no longer one replaces it
 MAGIC = b"cerebrm1"
 FOOTER = struct.Struct("<QIIII8s")  # bytes of body, tokens, bytes of JSON, checksums of body and record, MAGIC
-UNCHECKED = 12  # bytes at its end that the record's checksum cannot cover: itself and MAGIC
-TOKEN = 4  # bytes of a token id
-ABANDONED = 3600  # seconds after which an unfinished file has no writer any more
+CHECKED_TAIL = 12  # bytes at its end that the record's checksum cannot cover: itself and MAGIC
+TOKEN_BYTES = 4  # bytes of a token id
+STALE_PART_S = 3600  # seconds after which an unfinished file has no writer any more
 CHUNK = 2**20
 
 DAMAGED = NoticeEvent(
@@ -41,10 +41,10 @@ DAMAGED = NoticeEvent(
     "the file is removed, and what it held is read again",
 )
 
-Fits = Callable[[int, int], bool]
+IsUsable = Callable[[int, int], bool]
 """Whether a state of so many tokens, of which so many are shared, is of use."""
 
-Tell = Callable[[NoticeEvent], None]
+Notify = Callable[[NoticeEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class Record:
     checksum: int
 
 
-def unheard(_: NoticeEvent) -> None:
+def ignore_notice(_: NoticeEvent) -> None:
     """Tell nobody: what is damaged is only of interest to whoever waits for it."""
 
 
-class NoState(Exception):
+class InvalidState(Exception):
     """A file is not what its name says."""
 
 
@@ -82,28 +82,28 @@ class StateStore:
         self._format = format
         self._known: dict[str, Record | None] = {}  # by name; None is of no use
 
-    def longest(self, prompt: Many[int], kind: str, fits: Fits, tell: Tell) -> State | None:
+    def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Notify) -> State | None:
         """Return the state that shares the longest beginning with a prompt, found whole; None if none fits.
 
         `kind` is the backend's word for build and types. Files that are damaged are told of and removed.
         """
-        identity, wanted = self._identity(kind), packed(prompt)
+        identity, packed_prompt = self._identity(kind), pack_tokens(prompt)
         while True:
-            fitting = self._fitting(wanted, identity, fits, tell)
-            if not fitting:
+            usable = self._usable(packed_prompt, identity, is_usable, notify)
+            if not usable:
                 return None
-            name = max(fitting, key=lambda name: (fitting[name][0], -fitting[name][1]))
-            if state := self._whole(name, identity, tell):
+            name = max(usable, key=lambda name: (usable[name][0], -usable[name][1]))
+            if state := self._verified(name, identity, notify):
                 return state
             self._known[name] = None
 
-    def shared(self, tokens: Many[int], kind: str, fits: Fits) -> int:
+    def stored_prefix(self, tokens: Many[int], kind: str, is_usable: IsUsable) -> int:
         """Return how many of these tokens a state would bring back."""
-        fitting = self._fitting(packed(tokens), self._identity(kind), fits, unheard)
-        return max((shared for shared, _ in fitting.values()), default=0)
+        usable = self._usable(pack_tokens(tokens), self._identity(kind), is_usable, ignore_notice)
+        return max((shared for shared, _ in usable.values()), default=0)
 
     def write(
-        self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None], beginning: bool = False
+        self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None], is_prefix: bool = False
     ) -> None:
         """Keep a state of about `size` bytes, which `save` writes, and drop what it replaces and what is too much.
 
@@ -112,65 +112,68 @@ class StateStore:
         """
         if size > self._limit:
             return
-        identity, data = self._identity(kind), packed(tokens)
-        path = self._directory / f"{digest(identity)}-{digest(data)}{BEGINNING * beginning}{STATE}"
+        identity, data = self._identity(kind), pack_tokens(tokens)
+        path = self._directory / f"{digest(identity)}-{digest(data)}{PREFIX * is_prefix}{STATE}"
         try:
             self._directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
-            self._place(path, identity, data, save)
+            self._write_atomically(path, identity, data, save)
         except OSError as error:
-            raise unwritable(self._directory, error.strerror or str(error)) from error
+            raise write_error(self._directory, error.strerror or str(error)) from error
         self._known.pop(path.name, None)
-        for name, record in self._records(identity, unheard).items():
+        for name, record in self._records(identity, ignore_notice).items():
             is_replaced = len(record.tokens) < len(data) and data.startswith(record.tokens)
-            if is_replaced and not (beginning or name.endswith(BEGINNING + STATE)):
-                remove(self._directory / name)
-        self._sweep(path.name)
+            if is_replaced and not (is_prefix or name.endswith(PREFIX + STATE)):
+                remove_file(self._directory / name)
+        self._evict(path.name)
 
-    def refuse(self, state: State, tell: Tell) -> None:
+    def discard(self, state: State, notify: Notify) -> None:
         """Remove a state that could not be loaded, unless it is gone already."""
         if state.path.exists():
             self._known[state.path.name] = None
-            self._ruined(state.path, tell)
+            self._remove_damaged(state.path, notify)
 
-    def _fitting(self, wanted: bytes, identity: bytes, fits: Fits, tell: Tell) -> dict[str, tuple[int, int]]:
+    def _usable(
+        self, packed_prompt: bytes, identity: bytes, is_usable: IsUsable, notify: Notify
+    ) -> dict[str, tuple[int, int]]:
         """Return the states that fit, by name: how many tokens they share, and how many they have."""
         found = {}
-        for name, record in self._records(identity, tell).items():
-            shared, length = common_tokens(record.tokens, wanted), len(record.tokens) // TOKEN
-            if shared and fits(length, shared):
+        for name, record in self._records(identity, notify).items():
+            shared, length = common_tokens(record.tokens, packed_prompt), len(record.tokens) // TOKEN_BYTES
+            if shared and is_usable(length, shared):
                 found[name] = (shared, length)
         return found
 
-    def _records(self, identity: bytes, tell: Tell) -> dict[str, Record]:
+    def _records(self, identity: bytes, notify: Notify) -> dict[str, Record]:
         """Return the records of all files there are for this identity, by name; each is read but once."""
         start = f"{digest(identity)}-"
-        names = [name for name in listed(self._directory) if name.startswith(start) and name.endswith(STATE)]
+        names = [name for name in list_names(self._directory) if name.startswith(start) and name.endswith(STATE)]
         self._known = {
-            name: self._known[name] if name in self._known else self._read(name, identity, tell) for name in names
+            name: self._known[name] if name in self._known else self._read_record(name, identity, notify)
+            for name in names
         }
         return {name: record for name, record in self._known.items() if record}
 
-    def _read(self, name: str, identity: bytes, tell: Tell) -> Record | None:
+    def _read_record(self, name: str, identity: bytes, notify: Notify) -> Record | None:
         path = self._directory / name
         try:
             with FileIO(path) as file:
                 return read_record(file, identity)
-        except NoState:
-            self._ruined(path, tell)
+        except InvalidState:
+            self._remove_damaged(path, notify)
         except OSError:  # gone since it was listed, or not ours to read
             pass
         return None
 
-    def _whole(self, name: str, identity: bytes, tell: Tell) -> State | None:
+    def _verified(self, name: str, identity: bytes, notify: Notify) -> State | None:
         """Return a state if its file is whole, and note its use."""
         path = self._directory / name
         try:
             with FileIO(path) as file:
                 record = read_record(file, identity)
                 if checksum(file, record.body) != record.checksum:
-                    raise NoState
-        except NoState:
-            self._ruined(path, tell)
+                    raise InvalidState
+        except InvalidState:
+            self._remove_damaged(path, notify)
             return None
         except OSError:
             return None
@@ -178,11 +181,11 @@ class StateStore:
             os.utime(path)
         return State(path, tuple(array("i", record.tokens)))
 
-    def _ruined(self, path: Path, tell: Tell) -> None:
-        remove(path)
-        tell(DAMAGED)
+    def _remove_damaged(self, path: Path, notify: Notify) -> None:
+        remove_file(path)
+        notify(DAMAGED)
 
-    def _place(self, path: Path, identity: bytes, tokens: bytes, save: Callable[[Path], None]) -> None:
+    def _write_atomically(self, path: Path, identity: bytes, tokens: bytes, save: Callable[[Path], None]) -> None:
         from tempfile import mkstemp
 
         handle, name = mkstemp(PART, dir=self._directory)  # readable for its owner alone
@@ -193,22 +196,22 @@ class StateStore:
             append_record(part, identity, tokens)
             part.replace(path)
         finally:
-            remove(part)
+            remove_file(part)
 
-    def _sweep(self, newest: str) -> None:
+    def _evict(self, newest: str) -> None:
         """Remove the states used longest ago until the rest is within the limit, and what killed processes left."""
         states: list[tuple[float, str, int]] = []
-        for name in listed(self._directory):
+        for name in list_names(self._directory):
             with suppress(OSError):
                 status = (self._directory / name).stat()
                 if name.endswith(STATE):
                     states.append((status.st_mtime, name, status.st_size))
-                elif name.endswith(PART) and status.st_mtime < time() - ABANDONED:
-                    remove(self._directory / name)
+                elif name.endswith(PART) and status.st_mtime < time() - STALE_PART_S:
+                    remove_file(self._directory / name)
         total = sum(size for _, _, size in states)
         for _, name, size in sorted(states):
             if total > self._limit and name != newest:
-                remove(self._directory / name)
+                remove_file(self._directory / name)
                 total -= size
 
     def _identity(self, kind: str) -> bytes:
@@ -220,7 +223,7 @@ def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
     body = path.stat().st_size
     with FileIO(path) as file:
         body_sum = checksum(file, body)
-    figures = FOOTER.pack(body, len(tokens) // TOKEN, len(identity), body_sum, 0, MAGIC)[:-UNCHECKED]
+    figures = FOOTER.pack(body, len(tokens) // TOKEN_BYTES, len(identity), body_sum, 0, MAGIC)[:-CHECKED_TAIL]
     record = tokens + identity + figures
     with path.open("ab") as end:
         end.write(record + struct.pack("<I", crc32(record)) + MAGIC)
@@ -230,18 +233,18 @@ def read_record(file: FileIO, identity: bytes) -> Record:
     """Return the record at the end of a file; NoState if there is none that is whole, or it is of something else."""
     size = os.fstat(file.fileno()).st_size
     if size < FOOTER.size:
-        raise NoState
+        raise InvalidState
     file.seek(size - FOOTER.size)
     footer = file.read(FOOTER.size)
     body, count, text, body_sum, record_sum, magic = FOOTER.unpack(footer)
-    length = count * TOKEN + text
+    length = count * TOKEN_BYTES + text
     if magic != MAGIC or body + length + FOOTER.size != size:
-        raise NoState
+        raise InvalidState
     file.seek(body)
     record = file.read(length)
-    if crc32(footer[:-UNCHECKED], crc32(record)) != record_sum or record[count * TOKEN :] != identity:
-        raise NoState
-    return Record(record[: count * TOKEN], body, body_sum)
+    if crc32(footer[:-CHECKED_TAIL], crc32(record)) != record_sum or record[count * TOKEN_BYTES :] != identity:
+        raise InvalidState
+    return Record(record[: count * TOKEN_BYTES], body, body_sum)
 
 
 def checksum(file: FileIO, length: int) -> int:
@@ -259,17 +262,17 @@ def common_tokens(a: bytes, b: bytes) -> int:
     """Return how many tokens two packed sequences have in common from their beginning, by halving."""
     same, different = 0, min(len(a), len(b))
     if a[:different] == b[:different]:
-        return different // TOKEN
+        return different // TOKEN_BYTES
     while different - same > 1:
         middle = (same + different) // 2
         if a[same:middle] == b[same:middle]:
             same = middle
         else:
             different = middle
-    return same // TOKEN
+    return same // TOKEN_BYTES
 
 
-def packed(tokens: Many[int]) -> bytes:
+def pack_tokens(tokens: Many[int]) -> bytes:
     """Return token ids as bytes, in this machine's order, as llama.cpp's own are."""
     return array("i", tokens).tobytes()
 
@@ -279,7 +282,7 @@ def digest(data: bytes) -> str:
     return sha256(data).hexdigest()[:32]
 
 
-def listed(directory: Path) -> list[str]:
+def list_names(directory: Path) -> list[str]:
     """Return the names in a folder; none where it cannot be read."""
     try:
         with os.scandir(directory) as entries:
@@ -288,12 +291,12 @@ def listed(directory: Path) -> list[str]:
         return []
 
 
-def remove(path: Path) -> None:
+def remove_file(path: Path) -> None:
     """Remove a file, if it is there and can be removed."""
     with suppress(OSError):
         path.unlink()
 
 
-def unwritable(directory: Path, reason: str) -> EngineError:
+def write_error(directory: Path, reason: str) -> EngineError:
     """Return the error of a state that cannot be written."""
     return EngineError(f"{directory}: {reason}", "see that there is room, and that it can be written")

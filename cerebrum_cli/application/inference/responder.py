@@ -195,7 +195,7 @@ class LocalResponder:
         parts = self._form.render(conversation)
         ids = self._engine.tokenize(parts)
         text = "".join(part.value if isinstance(part, Text) else spelled(backend, part.ids) for part in parts)
-        bos = backend.special("bos")
+        bos = backend.special_token_text("bos")
         begins = bool(ids) and spelled(backend, ids[:1]) == bos and not text.startswith(bos)
         return Preview(bos + text if begins else text, ids)
 
@@ -217,7 +217,7 @@ class LocalResponder:
     @cached_property
     def _visible(self) -> frozenset[int]:
         thoughts = self._form.thoughts
-        return self._engine.backend.controls(
+        return self._engine.backend.special_token_ids(
             marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
         )
 

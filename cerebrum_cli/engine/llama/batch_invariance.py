@@ -11,22 +11,26 @@ from collections.abc import Callable, Sequence
 
 from cerebrum_cli.engine.backend import Row
 
-STEP = 60  # rows of a prompt that are read together, up to
-FEW = 1024  # tokens; from there on in whole steps, which are faster where much has been read before
-ALONE = 256  # a position; before it a row that stands alone is evaluated as others are
+PREFILL_CHUNK = 60  # rows of a prompt that are read together, up to
+CHUNKED_POSITIONS = 1024  # tokens; from there on in whole steps, which are faster where much has been read before
+PAD_FROM_POSITION = 256  # a position; before it a row that stands alone is evaluated as others are
 
 
 def prefill_chunk(position: int, batch_size: int) -> int:
     """Return how many tokens of a prompt a step reads from a position on."""
-    return min(STEP, FEW - position) if position < FEW else batch_size - position % batch_size
+    return (
+        min(PREFILL_CHUNK, CHUNKED_POSITIONS - position)
+        if position < CHUNKED_POSITIONS
+        else batch_size - position % batch_size
+    )
 
 
-def shareable(length: int, batch_size: int) -> int:
+def reusable_prefix(length: int, batch_size: int) -> int:
     """Return how many of the first tokens of a slot are what they would be in any other prompt."""
-    return length if length <= FEW else length - length % batch_size
+    return length if length <= CHUNKED_POSITIONS else length - length % batch_size
 
 
-def accompanied(rows: Sequence[Row], length: Callable[[int], int]) -> tuple[list[Row], list[int]]:
+def pad_single_rows(rows: Sequence[Row], length: Callable[[int], int]) -> tuple[list[Row], list[int]]:
     """Return the rows of a step with those that keep others company, and where each of the given ones stands then.
 
     llama.cpp takes rows together whose slots follow one another. Company is a token more in the slot above, which
@@ -35,12 +39,12 @@ def accompanied(rows: Sequence[Row], length: Callable[[int], int]) -> tuple[list
     counts: dict[int, int] = {}
     for row in rows:
         counts[row.slot] = counts.get(row.slot, 0) + 1
-    all_rows: list[Row] = []
-    places: list[int] = []
+    padded: list[Row] = []
+    batch_indices: list[int] = []
     for row in rows:
-        places.append(len(all_rows))
-        all_rows.append(row)
+        batch_indices.append(len(padded))
+        padded.append(row)
         is_alone = counts[row.slot] == 1 and row.slot - 1 not in counts and row.slot + 1 not in counts
-        if is_alone and row.position >= ALONE:
-            all_rows.append(Row(row.slot + 1, length(row.slot + 1), row.token, False))
-    return all_rows, places
+        if is_alone and row.position >= PAD_FROM_POSITION:
+            padded.append(Row(row.slot + 1, length(row.slot + 1), row.token, False))
+    return padded, batch_indices

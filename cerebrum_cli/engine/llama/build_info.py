@@ -6,7 +6,7 @@ import ctypes
 from importlib.metadata import PackageNotFoundError, version
 
 from cerebrum_cli.engine.build import Build, read_features
-from cerebrum_cli.engine.llama.devices import accelerators, can_offload, declared
+from cerebrum_cli.engine.llama.devices import accelerators, bind, can_offload
 from cerebrum_cli.engine.llama.library import llama
 
 
@@ -14,7 +14,7 @@ def build() -> Build:
     """Return how this llama.cpp was built. Looking for its accelerators wakes their drivers."""
     return Build(
         version=_package_version(),
-        ggml=_text("ggml_version"),
+        ggml=_call_text("ggml_version"),
         backends=_backends(),
         features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
         offloads=can_offload(),
@@ -32,11 +32,11 @@ def _package_version() -> str:
 def _backends() -> tuple[str, ...]:
     """Return the names of the backends that are compiled in, or were found beside the library."""
     library = llama._lib
-    count = declared(library, "ggml_backend_reg_count", ctypes.c_size_t, ())
-    get = declared(library, "ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
-    name = declared(library, "ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
+    count = bind(library, "ggml_backend_reg_count", ctypes.c_size_t, ())
+    get = bind(library, "ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
+    name = bind(library, "ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
     return tuple(name(get(index)).decode("utf-8", "replace") for index in range(count()))
 
 
-def _text(symbol: str) -> str:
-    return str(declared(llama._lib, symbol, ctypes.c_char_p, ())().decode("utf-8", "replace"))
+def _call_text(symbol: str) -> str:
+    return str(bind(llama._lib, symbol, ctypes.c_char_p, ())().decode("utf-8", "replace"))

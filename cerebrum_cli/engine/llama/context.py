@@ -21,7 +21,7 @@ PADDING = 256  # llama.cpp rounds a context up to it, but bounds n_batch by the 
 # The abort callback is asked at every node of the graph. libc's atoi over a byte that is "0" or "1" answers
 # without Python and its lock.
 _libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
-_aborts = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
+_abort_callback = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class ContextOptions:
     cache_type: CacheType = "f16"
 
     @property
-    def memories(self) -> int:
+    def n_streams(self) -> int:
         """How many memories of that length there are."""
         return 1 if self.kv_unified else self.slots
 
 
-def padded(length: int) -> int:
+def pad_length(length: int) -> int:
     """Return a length as llama.cpp rounds it."""
     return -(-length // PADDING) * PADDING
 
@@ -54,7 +54,7 @@ def padded(length: int) -> int:
 def context_params(options: ContextOptions) -> Any:
     """Return llama.cpp's parameters of a context, without its way to be interrupted."""
     params = llama.llama_context_default_params()
-    params.n_ctx = padded(options.length) * options.memories
+    params.n_ctx = pad_length(options.length) * options.n_streams
     params.n_seq_max = options.slots
     params.n_batch = params.n_ubatch = options.batch_size
     params.n_threads = options.n_threads
@@ -67,17 +67,19 @@ def context_params(options: ContextOptions) -> Any:
     return params
 
 
-class Memory:
+class LlamaContext:
     """One context; `slots` sequences of equal length, whose key-value caches are kept apart."""
 
     def __init__(self, model: Any, options: ContextOptions, stop: StopFlag) -> None:
         self._stop = stop  # native code reads its buffer for as long as this context lives
         params = context_params(options)
-        params.abort_callback = _aborts
+        params.abort_callback = _abort_callback
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         log.problems.clear()
-        fits = padded(options.length) * options.memories < 2**32  # a larger n_ctx would silently be another one
-        self.context = llama.llama_init_from_model(model, params) if fits else None
+        is_valid_size = (
+            pad_length(options.length) * options.n_streams < 2**32
+        )  # a larger n_ctx would silently be another one
+        self.context = llama.llama_init_from_model(model, params) if is_valid_size else None
         if not self.context:
             raise EngineError(
                 f"no memory for {options.slots} context(s) of {options.length} tokens",

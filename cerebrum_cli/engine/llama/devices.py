@@ -23,7 +23,7 @@ def accelerators() -> tuple[Device, ...]:
         return ()
     library = llama._lib
     count, get, kind, memory, name, describe = (
-        declared(library, symbol, result, arguments)
+        bind(library, symbol, result, arguments)
         for symbol, result, arguments in (
             ("ggml_backend_dev_count", ctypes.c_size_t, ()),
             ("ggml_backend_dev_get", ctypes.c_void_p, (ctypes.c_size_t,)),
@@ -48,7 +48,7 @@ def free_memory() -> int:
     return available_memory() + sum(device.free for device in accelerators())
 
 
-def declared(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+def bind(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
     """Return a function of llama.cpp's library that its bindings leave out, with its types."""
     function = getattr(library, symbol)
     function.restype, function.argtypes = result, arguments

@@ -44,7 +44,7 @@ def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
 
     Raises GrammarError if it is no JSON object, or uses what GBNF cannot say.
     """
-    converter = _mended_converter()
+    converter = _patched_converter()
     try:
         value = json.loads(schema)
         if not isinstance(value, dict):
@@ -55,7 +55,7 @@ def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
         raise GrammarError(f"the JSON schema cannot be used: {reason}", "it must be one JSON Schema object") from error
 
 
-def _mended_converter() -> Any:
+def _patched_converter() -> Any:
     """Import the converter, and teach its tables two things llama.cpp's own knows by now.
 
     Control characters cannot stand in a JSON string as they are; and a constant's backslashes must be escaped.
@@ -72,16 +72,16 @@ def parse_grammar(vocab: Any, grammar: str) -> Any:
     if not grammar.strip():  # to llama.cpp this means: anything goes
         raise GrammarError("the grammar is empty", "it must be GBNF with a rule named root")
     log.problems.clear()
-    sampler, said = _aside(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))
+    sampler, printed = _capture_stderr(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))
     if not sampler:
-        reason = complaint(grammar, said.decode("utf-8", "replace"), log.problems)
+        reason = parse_error(grammar, printed.decode("utf-8", "replace"), log.problems)
         raise GrammarError(f"the grammar cannot be read: {reason}", "it must be GBNF with a rule named root")
     return sampler
 
 
-def complaint(grammar: str, said: str, logged: Iterable[str]) -> str:
+def parse_error(grammar: str, printed: str, logged: Iterable[str]) -> str:
     """Return in one line what is wrong with a grammar: what the parser said, or else the first line logged."""
-    _, parsed, reason = said.partition("error parsing grammar: ")
+    _, parsed, reason = printed.partition("error parsing grammar: ")
     if not parsed:
         return next((line.strip() for line in logged if line.strip()), "llama.cpp does not say why")
     what, _, rest = reason.removesuffix(f"\n\n{grammar}\n").partition(" at ")
@@ -91,22 +91,22 @@ def complaint(grammar: str, said: str, logged: Iterable[str]) -> str:
     return f"line {line}: {what} at {rest.splitlines()[0][:40]}"
 
 
-def _aside(call: Any) -> tuple[Any, bytes]:
+def _capture_stderr(call: Any) -> tuple[Any, bytes]:
     """Return what a native call returns, and what it wrote on descriptor 2: the parser prints there, the user reads."""
     try:
-        screen = os.dup(2)
+        stderr = os.dup(2)
     except OSError:  # it is closed, so nobody reads it
         return call(), b""
-    with TemporaryFile() as taken:
-        os.dup2(taken.fileno(), 2)
+    with TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             result = call()
         finally:
-            os.dup2(screen, 2)
-            os.close(screen)
-        taken.seek(0)
-        said = taken.read()
-    if result and said:  # what other threads wrote meanwhile
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        captured.seek(0)
+        printed = captured.read()
+    if result and printed:  # what other threads wrote meanwhile
         with suppress(OSError):
-            os.write(2, said)
-    return result, said
+            os.write(2, printed)
+    return result, printed

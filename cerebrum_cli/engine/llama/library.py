@@ -79,16 +79,16 @@ _write_log = llama.llama_log_callback(log.write)  # llama.cpp keeps the pointer,
 llama.llama_log_set(_write_log, None)
 
 # libc's abs, called with a line's level, does nothing: without Python and its lock, which others work under meanwhile.
-_nothing = ctypes.cast(ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs, llama.llama_log_callback)
+_discard_log = ctypes.cast(ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs, llama.llama_log_callback)
 
 
 @contextlib.contextmanager
-def unlogged() -> Iterator[None]:
+def suppress_log() -> Iterator[None]:
     """Drop what llama.cpp says, unless somebody listens: of a model it loads it says two thousand lines."""
     if log.forward is not None:
         yield
         return
-    llama.llama_log_set(_nothing, None)
+    llama.llama_log_set(_discard_log, None)
     try:
         yield
     finally:

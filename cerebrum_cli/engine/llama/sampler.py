@@ -84,29 +84,29 @@ class GrammarSampler(LlamaSampler):
     def sample(self, row: int) -> int:
         """Return the next token that the grammar allows; GrammarError if there is none."""
         logits = llama.llama_get_logits_ith(self._model.context, self._model.place(row))
-        token = self._drawn(self._all(logits))
+        token = self._draw(self._candidates(logits))
         alone = llama.llama_token_data(id=token, logit=0.0, p=0.0)
-        if self._sifted(_array(ctypes.pointer(alone), 1)).data[0].logit == float("-inf"):
-            fitting = self._sifted(self._all(logits))
+        if self._apply_grammar(_array(ctypes.pointer(alone), 1)).data[0].logit == float("-inf"):
+            fitting = self._apply_grammar(self._candidates(logits))
             if self._data["logit"].max() == float("-inf"):
                 raise GrammarError("no token of this model goes on as the grammar wants", "check what it can end with")
-            token = self._drawn(fitting)
+            token = self._draw(fitting)
         llama.llama_sampler_accept(self._chain, token)
         llama.llama_sampler_accept(self._grammar, token)
         return token
 
-    def _all(self, logits: Any) -> Any:
+    def _candidates(self, logits: Any) -> Any:
         from numpy.ctypeslib import as_array
 
         self._data["id"] = self._tokens
         self._data["logit"] = as_array(logits, (len(self._data),))
         return _array(self._data.ctypes.data_as(llama.llama_token_data_p), len(self._data))
 
-    def _sifted(self, candidates: Any) -> Any:
+    def _apply_grammar(self, candidates: Any) -> Any:
         llama.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
         return candidates
 
-    def _drawn(self, candidates: Any) -> int:
+    def _draw(self, candidates: Any) -> int:
         llama.llama_sampler_apply(self._chain, ctypes.byref(candidates))
         return int(candidates.data[candidates.selected].id)
 

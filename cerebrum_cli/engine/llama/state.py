@@ -10,7 +10,7 @@ from typing import Any
 from zlib import crc32
 
 from cerebrum_cli.engine.llama.library import llama, log
-from cerebrum_cli.engine.state_store import unwritable
+from cerebrum_cli.engine.state_store import write_error
 
 
 def state_kind(model: Any, params: Any) -> str | None:
@@ -19,7 +19,7 @@ def state_kind(model: Any, params: Any) -> str | None:
     None for models whose positions mean something else in a longer context: with those a state could be taken for
     one it is not.
     """
-    if _stretches(model):
+    if _uses_long_rope(model):
         return None
     types = f"keys {params.type_k}, values {params.type_v}, flash attention {params.flash_attn_type}"
     return f"llama.cpp {_build()}, {types}, sequences {1 if params.kv_unified else params.n_seq_max}"
@@ -31,7 +31,7 @@ def save_state(context: Any, slot: int, path: Path) -> None:
     written = llama.llama_state_seq_save_file(context, os.fsencode(path), slot, None, 0)
     if not written or path.stat().st_size != written:  # the last bytes are written by closing, which nobody checks
         problem = next((line.rpartition("error: ")[2].strip() for line in log.problems), "")
-        raise unwritable(path.parent, problem or "not all could be written")
+        raise write_error(path.parent, problem or "not all could be written")
 
 
 def load_state(context: Any, slot: int, path: Path) -> bool:
@@ -52,7 +52,7 @@ def _build() -> str:
     return f"{len(data):x}-{crc32(data):08x}"
 
 
-def _stretches(model: Any) -> bool:
+def _uses_long_rope(model: Any) -> bool:
     """Return whether the model has other rotary factors for contexts beyond its first training: LongRoPE, as in Phi.
 
     YaRN and linear scaling also tell of that length, and are the same in every context.
