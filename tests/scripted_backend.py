@@ -207,7 +207,7 @@ class ScriptedBackend:
         self._working()
         assert self.capacity, "a sampler needs a context"
         if grammar == BAD_GRAMMAR:
-            raise GrammarError("the grammar cannot be read")
+            raise GrammarError("cannot parse the grammar")
         self.samplers.append(ScriptedSampler(self, seed, tuple(prompt)))
         return self.samplers[-1]
 

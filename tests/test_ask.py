@@ -359,8 +359,8 @@ def test_what_cannot_be_read_as_asked_is_exit_2(user: CommandLine) -> None:
         (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, and nothing is piped in"),
-        (["--schema", "bad.json", "hi"], "error: the JSON schema cannot be used"),
-        (["--grammar", "bad.gbnf", "hi"], "error: the grammar cannot be read"),
+        (["--schema", "bad.json", "hi"], "error: cannot use the JSON schema"),
+        (["--grammar", "bad.gbnf", "hi"], "error: cannot parse the grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar are both given"),
         (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
     ]

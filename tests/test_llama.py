@@ -210,13 +210,13 @@ def test_what_is_said_by_a_json_schema_can_be_parsed(model: Path) -> None:
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
-        ('root ::= "a"\nfoo = 3\nbar ::= "b"', "cannot be read: line 2: expecting ::= at = 3"),
-        ('root ::= "\\q"', 'cannot be read: line 1: unknown escape at \\q"'),
-        ('root ::= ("a"', "cannot be read: expecting ')'"),
-        ("root ::= foo", "cannot be read: Undefined rule identifier 'foo'"),
-        ('rot ::= "a"', "cannot be read: grammar does not contain a 'root' symbol"),
-        ('root ::= root "a"', "cannot be read: unsupported grammar, left recursion detected"),
-        (" \n", "is empty"),
+        ('root ::= "a"\nfoo = 3\nbar ::= "b"', "cannot parse the grammar: line 2: expecting ::= at = 3"),
+        ('root ::= "\\q"', 'cannot parse the grammar: line 1: unknown escape at \\q"'),
+        ('root ::= ("a"', "cannot parse the grammar: expecting ')'"),
+        ("root ::= foo", "cannot parse the grammar: Undefined rule identifier 'foo'"),
+        ('rot ::= "a"', "cannot parse the grammar: grammar does not contain a 'root' symbol"),
+        ('root ::= root "a"', "cannot parse the grammar: unsupported grammar, left recursion detected"),
+        (" \n", "the grammar is empty"),
     ],
 )
 def test_a_grammar_that_cannot_be_read_says_why_in_one_line_and_prints_nothing(
@@ -226,13 +226,13 @@ def test_a_grammar_that_cannot_be_read_says_why_in_one_line_and_prints_nothing(
         with pytest.raises(GrammarError) as caught:
             ask(engine, "a", grammar=grammar)
         assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
-    assert caught.value.message.startswith(f"the grammar {reason}") and "\n" not in caught.value.message
+    assert caught.value.message.startswith(reason) and "\n" not in caught.value.message
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_grammar_that_no_token_goes_on_with_is_an_error_and_no_crash(chatml_model: Path) -> None:
     with talking(chatml_model) as engine:
-        with pytest.raises(GrammarError, match="no token"):
+        with pytest.raises(GrammarError, match="rejects every possible next token"):
             ask(engine, "a", grammar="root ::= <[0]>")
         assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
 
@@ -243,7 +243,7 @@ def test_a_grammar_that_no_token_goes_on_with_is_an_error_and_no_crash(chatml_mo
 def test_a_schema_that_cannot_be_used_says_why_in_one_line(schema: str) -> None:
     with pytest.raises(GrammarError) as caught:
         schema_to_grammar(schema)
-    assert caught.value.message.startswith("the JSON schema cannot be used: ")
+    assert caught.value.message.startswith("cannot use the JSON schema: ")
     assert "\n" not in caught.value.message and len(caught.value.message) < 300
 
 
@@ -350,7 +350,7 @@ def test_what_no_grammar_can_hold_is_named() -> None:
     }
     assert schema_to_grammar(json.dumps(schema))[1] == ("minimum", "uniqueItems")
     for text in ("true", "[]", "{"):
-        with pytest.raises(GrammarError, match="the JSON schema cannot be used"):
+        with pytest.raises(GrammarError, match="cannot use the JSON schema"):
             schema_to_grammar(text)
 
 

@@ -244,7 +244,7 @@ def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) 
 def test_a_context_beyond_the_trained_one_is_remarked_on(tmp_path: Path) -> None:
     asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
     assert [notice.message for notice in option_notices(asked, offloads=False, devices=())] == [
-        "--ctx 2049 is more than the 2048 tokens this model was trained to"
+        "--ctx 2049 exceeds the model's trained context of 2048 tokens"
     ]
     assert not list(option_notices(replace(asked, context_size=2048), offloads=False, devices=()))
 
@@ -255,13 +255,15 @@ def test_layers_nobody_can_take_are_remarked_on(tmp_path: Path) -> None:
     assert not list(option_notices(asked, offloads=True, devices=(gpu,)))
     (unbuilt,) = option_notices(asked, offloads=False, devices=())
     (unseen,) = option_notices(asked, offloads=True, devices=())
-    assert "knows no GPU" in unbuilt.message
-    assert "finds no GPU here" in unseen.message
+    assert "without GPU support" in unbuilt.message
+    assert "no GPU found" in unseen.message
 
 
 def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> None:
     assert plan_context(MISTRAL_7B, 8192, memory=2 * GIB) == 8192
-    with pytest.raises(EngineError, match=r"a context of 32768 tokens takes 4\.3 GB, and 2\.1 GB of memory are free"):
+    with pytest.raises(
+        EngineError, match=r"a context of 32768 tokens needs 4\.3 GB, but only 2\.1 GB of memory are free"
+    ):
         plan_context(MISTRAL_7B, 32768, memory=2 * GIB)
 
 
@@ -282,5 +284,5 @@ def test_a_context_that_memory_makes_smaller_is_remarked_on() -> None:
     assert context == 4096
     notice = short_context_notice(MISTRAL_7B, context)
     assert notice is not None
-    assert notice.message == "free memory holds a context of 4096 tokens, not the usual 8192"
+    assert notice.message == "context limited to 4096 tokens by free memory (default: 8192)"
     assert short_context_notice(MISTRAL_7B, 8192) is None

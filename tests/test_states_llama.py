@@ -207,7 +207,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chat
             text=True,
             timeout=60,
         )
-        problem = "not all could be written" if room == body - 1 else "File too large"  # nobody checks what closes it
+        problem = "incomplete write" if room == body - 1 else "File too large"  # nobody checks what closes it
         assert (done.stdout, done.stderr) == (f"{folder}: {problem}\nTrue", "")
         assert list(folder.iterdir()) == []
 

@@ -206,7 +206,7 @@ def test_a_token_of_another_vocabulary_is_refused_and_ends_no_process(token: int
         lambda: mistral.tokenize((Tokens((THINK, token, THINK)), Text("a"))),
     )
     for attempt in attempts:
-        with pytest.raises(EngineError, match=rf"^token {token} is not in the vocabulary of this model"):
+        with pytest.raises(EngineError, match=rf"^token {token} is not in this model's vocabulary"):
             attempt()
 
 

@@ -182,7 +182,7 @@ def fitted(at_once: int | None, left: int, manner: BatchOptions) -> Parallel:
     from cerebrum_cli.application.inference.loading import Parallel
 
     chains = left * (manner.votes.most if manner.votes else 1)
-    return Parallel(min(at_once or AUTO, chains), adaptive=at_once is None, batch_invariant=True)
+    return Parallel(min(at_once or AUTO, chains), batch_invariant=True)
 
 
 def result_of(streams: Streams, output: Path, made_by: Mapping[str, Any], rows: Sequence[Row], restart: bool) -> Result:

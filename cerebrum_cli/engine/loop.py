@@ -1,4 +1,4 @@
-"""The work of the engine's thread: decide what the next step evaluates, compute it, record what came of it."""
+"""The engine's loop: schedule a step, decode it, process its output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit
-from cerebrum_cli.engine.pace import Pace
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
@@ -16,21 +15,17 @@ from cerebrum_cli.engine.state_store import StateStore
 
 
 class Loop:
-    """The engine's thread: commands, then a step, then commands again."""
+    """The work of the engine's thread: alternately `process_commands` and `step`."""
 
-    def __init__(
-        self, backend: Backend, load_s: float, state_store: StateStore | None = None, measures: bool = False
-    ) -> None:
+    def __init__(self, backend: Backend, load_s: float, state_store: StateStore | None = None) -> None:
         self._backend = backend
         self._load_s = load_s
-        self._measures = measures
-        self._pace = Pace(backend.slots, measures)
         self._scheduler = Scheduler(backend.slots)
         self._reserves_max = backend.slots == 1 or backend.kv_unified
         self._prompt_cache = PromptCache(backend, self._scheduler, state_store) if state_store else None
 
     def process_commands(self, commands: Commands) -> bool:
-        """Carry out all commands that wait, or wait for one when there is nothing else to do; False to end."""
+        """Execute all queued commands, waiting for one if no sequence is left; False after Close."""
         while (command := commands.take(wait=self._scheduler.is_idle)) is not None:
             if isinstance(command, Submit):
                 self._scheduler.waiting.extend(command.sequences)
@@ -38,9 +33,7 @@ class Loop:
                 self._cancel(command.sequences)
                 command.done.set()
             elif isinstance(command, Abort):
-                for sequence in command.sequences:
-                    if not sequence.is_finished:
-                        self._finish(sequence, "cancelled")
+                self._cancel(command.sequences)
             elif isinstance(command, SavePromptCache):
                 command.result.put(self._save_prompt_cache(command))
             else:
@@ -49,62 +42,53 @@ class Loop:
         return True
 
     def step(self) -> None:
-        """Admit what can be admitted, then decide, compute, record."""
+        """Admit waiting sequences, then schedule, decode and process one step."""
         try:
             self._admit()
             self._compact()
             step = self._schedule()
-            if not step.rows:
-                return
-            start = perf_counter()
-            done = self._backend.decode(step.rows)
-            if step.is_decode and done:
-                self._pace.record(len(step.rows), perf_counter() - start)
-            self._process_output(step, done)
+            if step.rows:
+                self._process_output(step, self._backend.decode(step.rows))
         except Exception as error:
             self.fail(error)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
-        scheduler.limit = self._pace.limit
         while scheduler.can_admit:
-            anew = self._required_length(scheduler.waiting[0]) > backend.capacity
-            if scheduler.running and (anew or not self._has_room(scheduler.waiting[0])):
+            sequence = scheduler.waiting[0]
+            needs_memory = self._required_length(sequence) > backend.capacity
+            if scheduler.running and (needs_memory or not self._has_room(sequence)):
                 return
-            state = self._prompt_cache.find(scheduler.waiting[0], anew) if self._prompt_cache else None
-            if anew:
-                self._make_memory(len(state.tokens) if state else 0)
+            state = self._prompt_cache.find(sequence, needs_memory) if self._prompt_cache else None
+            if needs_memory:
+                self._reserve(len(state.tokens) if state else 0)
             if self._prompt_cache and state and self._make_room(len(state.tokens)):
-                self._prompt_cache.restore(state, scheduler.waiting[0])
-            admission = scheduler.next_admission()
-            sequence = admission.sequence
+                self._prompt_cache.restore(state, sequence)
             try:
-                self._occupy(admission)
+                self._place(scheduler.next_admission())
             except GrammarError as error:
                 self._fail_sequence(sequence, error)
             else:
                 self._report_prefill(sequence)
 
     def _required_length(self, sequence: Sequence) -> int:
-        """Return the room a sequence is given: one alone all it may come to need, one of many what it will do with."""
+        """Length to reserve memory for: the maximum for a single slot, the expected length for many."""
         context_size = self._backend.context_size
         return sequence.max_length(context_size) if self._reserves_max else sequence.expected_length(context_size)
 
-    def _make_memory(self, least: int) -> None:
-        """Make memory anew, for whoever waits."""
+    def _reserve(self, min_length: int) -> None:
+        """Allocate memory for the longest waiting sequence."""
         backend = self._backend
-        backend.reserve(max(least, *map(self._required_length, self._scheduler.waiting)))
+        backend.reserve(max(min_length, *map(self._required_length, self._scheduler.waiting)))
         self._scheduler.reset_slots(backend.slots)
-        self._pace = Pace(backend.slots, self._measures)
-        self._scheduler.limit = self._pace.limit
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Return whether memory holds one more sequence beside those that run."""
+        """Whether memory holds one more sequence beside the running ones."""
         backend = self._backend
         return not backend.kv_unified or self._scheduler.can_hold(sequence, backend.capacity)
 
     def _make_room(self, tokens: int) -> bool:
-        """Return whether memory takes in so many tokens more; where it is shared, idle slots are cleared for them."""
+        """Evict idle slots from a unified KV cache until it holds so many tokens more; False if it cannot."""
         scheduler, backend = self._scheduler, self._backend
         while backend.kv_unified and not scheduler.has_cells(tokens, backend.capacity):
             slot = scheduler.eviction_candidate
@@ -115,7 +99,7 @@ class Loop:
         return True
 
     def _schedule(self) -> Step:
-        """Return the next step; where memory cannot take it in, the sequence in the highest slot waits for others."""
+        """Schedule the next step, preempting the sequence in the highest slot while memory is short."""
         scheduler = self._scheduler
         step = scheduler.schedule(self._backend.prefill_chunk)
         while not self._make_room(len(step.rows)):
@@ -124,13 +108,13 @@ class Loop:
         return step
 
     def _compact(self) -> None:
-        """Where nobody moves in, move whoever lives highest into the gaps below."""
+        """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
         scheduler, backend = self._scheduler, self._backend
         if backend.kv_unified or (scheduler.waiting and scheduler.free_slot_count):
             return
         while hole := scheduler.hole():
             source, target = hole
-            if not source.tokens:  # it has just moved in, and reads
+            if not source.tokens:  # just admitted: nothing to copy yet
                 return
             backend.copy(source.index, target.index)
             backend.clear(source.index)
@@ -146,24 +130,25 @@ class Loop:
             return Failure(error)
         return None
 
-    def _occupy(self, admission: Admission) -> None:
-        sequence, slot, source, keep = admission
+    def _place(self, admission: Admission) -> None:
+        """Prepare the sampler and the slot of a sequence, and admit it with the prefix that could be reused."""
+        sequence, slot, source, length = admission
         backend, request = self._backend, sequence.request
         if sequence.sampler is None:
             sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
-        if keep < len(sequence.prompt):
-            keep = backend.reusable_prefix(keep)
-        if slot is not source and keep:
+        if length < len(sequence.prompt):
+            length = backend.reusable_prefix(length)
+        if slot is not source and length:
             backend.copy(source.index, slot.index)
-        if keep and backend.length(slot.index) > keep and not backend.trim(slot.index, keep):
-            keep = 0
-        if not keep:
+        if length and backend.length(slot.index) > length and not backend.trim(slot.index, length):
+            length = 0
+        if not length:
             backend.clear(slot.index)
-        self._scheduler.admit(admission, keep)
+        self._scheduler.admit(admission, length)
         sequence.admitted_at = sequence.admitted_at or perf_counter()
 
-    def _process_output(self, step: Step, done: bool) -> None:
-        if not done:
+    def _process_output(self, step: Step, is_complete: bool) -> None:
+        if not is_complete:
             for sequence, _ in step.scheduled:
                 self._resume(sequence)
             return
@@ -176,22 +161,22 @@ class Loop:
                 continue
             siblings = self._scheduler.sibling_samples(sequence) if not sequence.generated else []
             for sibling in siblings:
-                self._occupy(sibling)
-            for one in (sequence, *(twin.sequence for twin in siblings)):
+                self._place(sibling)
+            for sample in (sequence, *(sibling.sequence for sibling in siblings)):
                 try:
-                    self._sample_token(one, row)
+                    self._sample_token(sample, row)
                 except GrammarError as error:
-                    self._release(one)
-                    one.emit(RefusedEvent(one.id, error))
+                    self._release(sample)
+                    sample.emit(RefusedEvent(sample.id, error))
 
     @staticmethod
     def _report_prefill(sequence: Sequence) -> None:
-        """Tell how much of a prompt has been read, the first time it is."""
+        """Report prefill progress, unless the prompt is evaluated again after a preemption."""
         if not sequence.generated:
             sequence.emit(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
     def _resume(self, sequence: Sequence) -> None:
-        """Take up a sequence after an interrupted step: what its slot holds counts, but its last token is evaluated."""
+        """Resume after an interrupted step: the slot's contents are used, and the last token is evaluated again."""
         assert sequence.slot is not None
         length = min(self._backend.length(sequence.slot), sequence.length - 1)
         if not self._backend.trim(sequence.slot, length):
@@ -200,7 +185,7 @@ class Loop:
         self._scheduler.resume(sequence, length)
 
     def _sample_token(self, sequence: Sequence, row: int) -> None:
-        """Sample a sequence's next token from a row of logits, and tell what it says."""
+        """Sample the next token of a sequence from a row of logits, and emit its text."""
         backend = self._backend
         assert sequence.sampler is not None
         token = sequence.sampler.sample(row)
@@ -224,34 +209,35 @@ class Loop:
         return None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> None:
-        rest, stopped = sequence.detokenizer.flush()
-        if rest:
-            sequence.emit(TokenEvent(sequence.id, rest))
+        text, stopped = sequence.detokenizer.flush()
+        if text:
+            sequence.emit(TokenEvent(sequence.id, text))
         self._release(sequence)
-        ended = "stop" if stopped else reason
-        sequence.emit(sequence.finish(ended, self._backend.context_size, self._load_s, stopped or by_stop_string))
+        by_stop_string = by_stop_string or stopped
+        reason = "stop" if stopped else reason
+        sequence.emit(sequence.finish(reason, self._backend.context_size, self._load_s, by_stop_string))
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
-        sequence.is_finished = True
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
 
-    def _cancel(self, chosen: list[Sequence] | None) -> None:
-        live = [*self._scheduler.running, *self._scheduler.waiting]
-        ended = set(live if chosen is None else chosen)
-        for sequence in live:
-            if sequence in ended:
+    def _cancel(self, sequences: list[Sequence] | None) -> None:
+        """Cancel those of these sequences that have not finished, or all."""
+        unfinished = [*self._scheduler.running, *self._scheduler.waiting]
+        chosen = set(unfinished if sequences is None else sequences)
+        for sequence in unfinished:
+            if sequence in chosen:
                 self._finish(sequence, "cancelled")
 
     def _fail_sequence(self, sequence: Sequence, error: BaseException) -> None:
-        """End a sequence with an error; its caller then withdraws what else it asked for."""
+        """End a sequence with an error; its caller then cancels the others of the same stream."""
         self._release(sequence)
         sequence.emit(Failure(error))
 
     def fail(self, error: BaseException) -> None:
-        """End every sequence with the error; what the slots hold is unknown now."""
+        """End every sequence with the error; the contents of the slots are unknown from here on."""
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._fail_sequence(sequence, error)
         self._scheduler.clear_slots()

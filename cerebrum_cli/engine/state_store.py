@@ -1,11 +1,12 @@
-"""What slots held, kept on disk: one file a state, checked from end to end before llama.cpp reads it.
+"""State files of the prompt cache: one file for each state, with checksums verified before llama.cpp reads it.
 
-llama.cpp writes the front of a file itself; behind it stand our own record and a footer of fixed size:
+llama.cpp writes the body; a record and a footer of fixed size follow:
 
     llama.cpp's body | token ids, 4 bytes each | model, format and kind as JSON | footer
 
-A name is a digest of that JSON and one of the tokens, so states of another model, format or build are never opened.
-Names are given last, and what stands under one never changes: any number of processes may use a folder.
+The file name consists of a digest of that JSON and one of the tokens, so states of another model, format or build are
+never opened. Files are renamed into place and never change afterwards, so any number of processes may share a
+directory.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 
 STATE, PART = ".state", ".part"
-PREFIX = ".beginning"  # in the name of a state that many prompts begin with, so that no longer one replaces it
+PREFIX = ".beginning"  # in the name of a common prefix, which longer states do not replace
 MAGIC = b"cerebrm1"
-FOOTER = struct.Struct("<QIIII8s")  # bytes of body, tokens, bytes of JSON, checksums of body and record, MAGIC
-CHECKED_TAIL = 12  # bytes at its end that the record's checksum cannot cover: itself and MAGIC
-TOKEN_BYTES = 4  # bytes of a token id
-STALE_PART_S = 3600  # seconds after which an unfinished file has no writer any more
+FOOTER = struct.Struct("<QIIII8s")  # body size, token count, JSON size, checksums of body and record, MAGIC
+TAIL_BYTES = 12  # the record's checksum and MAGIC, which the checksum does not cover
+TOKEN_BYTES = 4
+STALE_PART_S = 3600  # unfinished files older than this were left by killed processes
 CHUNK = 2**20
 
 DAMAGED = NoticeEvent(
-    "what was kept of a conversation is damaged, or not this model's",
-    "the file is removed, and what it held is read again",
+    "a file of the prompt cache is damaged",
+    "it was removed; the prompt is evaluated again",
 )
 
 IsUsable = Callable[[int, int], bool]
-"""Whether a state of so many tokens, of which so many are shared, is of use."""
+"""Whether a state is usable, by its length and the length of the common prefix."""
 
 Notify = Callable[[NoticeEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A file that has been found whole, and the tokens a slot holds once it is loaded."""
+    """A verified state file, and the tokens a slot holds after loading it."""
 
     path: Path
     tokens: tuple[int, ...]
@@ -57,7 +58,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What stands behind the body of a file: its tokens, packed, and the body's length and checksum."""
+    """The record that follows the body: packed tokens, and the body's size and checksum."""
 
     tokens: bytes
     body: int
@@ -65,27 +66,27 @@ class Record:
 
 
 def ignore_notice(_: NoticeEvent) -> None:
-    """Tell nobody: what is damaged is only of interest to whoever waits for it."""
+    """Drop a notice about a damaged file that no request is waiting for."""
 
 
 class InvalidState(Exception):
-    """A file is not what its name says."""
+    """A file is damaged or does not match its name."""
 
 
 class StateStore:
-    """The states of one model asked in one format, in a folder that holds at most `limit` bytes of anybody's."""
+    """States of one model in one prompt format, in a directory limited to `limit` bytes for all models."""
 
     def __init__(self, directory: Path, limit: int, model: str, format: str) -> None:
         self._directory = directory
         self._limit = limit
         self._model = model
         self._format = format
-        self._known: dict[str, Record | None] = {}  # by name; None is of no use
+        self._known: dict[str, Record | None] = {}  # by file name; None for an unusable file
 
     def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Notify) -> State | None:
-        """Return the state that shares the longest beginning with a prompt, found whole; None if none fits.
+        """Find and verify the usable state with the longest common prefix with a prompt; None if there is none.
 
-        `kind` is the backend's word for build and types. Files that are damaged are told of and removed.
+        `kind` is the backend's `state_kind`. Damaged files are reported and removed.
         """
         identity, packed_prompt = self._identity(kind), pack_tokens(prompt)
         while True:
@@ -98,17 +99,17 @@ class StateStore:
             self._known[name] = None
 
     def stored_prefix(self, tokens: Many[int], kind: str, is_usable: IsUsable) -> int:
-        """Return how many of these tokens a state would bring back."""
+        """Length of the longest prefix of these tokens that a usable state holds."""
         usable = self._usable(pack_tokens(tokens), self._identity(kind), is_usable, ignore_notice)
         return max((shared for shared, _ in usable.values()), default=0)
 
     def write(
         self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None], is_prefix: bool = False
     ) -> None:
-        """Keep a state of about `size` bytes, which `save` writes, and drop what it replaces and what is too much.
+        """Store a state of about `size` bytes, written by `save`; delete the states it extends, and evict others.
 
-        A `beginning` is of many prompts: it neither replaces another nor is replaced. Raises EngineError if it cannot
-        be written, and leaves nothing then; one larger than the limit is left out.
+        A common prefix (`is_prefix`) neither replaces states nor is replaced. States larger than the limit are not
+        stored. Raises EngineError, leaving no file, if writing fails.
         """
         if size > self._limit:
             return
@@ -127,7 +128,7 @@ class StateStore:
         self._evict(path.name)
 
     def discard(self, state: State, notify: Notify) -> None:
-        """Remove a state that could not be loaded, unless it is gone already."""
+        """Remove a state that could not be loaded, unless another process has removed it."""
         if state.path.exists():
             self._known[state.path.name] = None
             self._remove_damaged(state.path, notify)
@@ -135,7 +136,7 @@ class StateStore:
     def _usable(
         self, packed_prompt: bytes, identity: bytes, is_usable: IsUsable, notify: Notify
     ) -> dict[str, tuple[int, int]]:
-        """Return the states that fit, by name: how many tokens they share, and how many they have."""
+        """Usable states by file name: length of the common prefix, and number of tokens."""
         found = {}
         for name, record in self._records(identity, notify).items():
             shared, length = common_tokens(record.tokens, packed_prompt), len(record.tokens) // TOKEN_BYTES
@@ -144,7 +145,7 @@ class StateStore:
         return found
 
     def _records(self, identity: bytes, notify: Notify) -> dict[str, Record]:
-        """Return the records of all files there are for this identity, by name; each is read but once."""
+        """Records of all files with this identity, by file name; each file is read only once."""
         start = f"{digest(identity)}-"
         names = [name for name in list_names(self._directory) if name.startswith(start) and name.endswith(STATE)]
         self._known = {
@@ -160,12 +161,12 @@ class StateStore:
                 return read_record(file, identity)
         except InvalidState:
             self._remove_damaged(path, notify)
-        except OSError:  # gone since it was listed, or not ours to read
+        except OSError:  # removed since it was listed, or unreadable
             pass
         return None
 
     def _verified(self, name: str, identity: bytes, notify: Notify) -> State | None:
-        """Return a state if its file is whole, and note its use."""
+        """Verify the checksums of a state, and record its use for eviction; None if it is damaged or gone."""
         path = self._directory / name
         try:
             with FileIO(path) as file:
@@ -188,7 +189,7 @@ class StateStore:
     def _write_atomically(self, path: Path, identity: bytes, tokens: bytes, save: Callable[[Path], None]) -> None:
         from tempfile import mkstemp
 
-        handle, name = mkstemp(PART, dir=self._directory)  # readable for its owner alone
+        handle, name = mkstemp(PART, dir=self._directory)  # readable by the owner only
         os.close(handle)
         part = Path(name)
         try:
@@ -199,7 +200,7 @@ class StateStore:
             remove_file(part)
 
     def _evict(self, newest: str) -> None:
-        """Remove the states used longest ago until the rest is within the limit, and what killed processes left."""
+        """Remove least recently used states until the limit is met, and unfinished files of killed processes."""
         states: list[tuple[float, str, int]] = []
         for name in list_names(self._directory):
             with suppress(OSError):
@@ -219,18 +220,18 @@ class StateStore:
 
 
 def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
-    """Write our record behind the body that stands in a file."""
+    """Append the record and the footer to a body."""
     body = path.stat().st_size
     with FileIO(path) as file:
         body_sum = checksum(file, body)
-    figures = FOOTER.pack(body, len(tokens) // TOKEN_BYTES, len(identity), body_sum, 0, MAGIC)[:-CHECKED_TAIL]
+    figures = FOOTER.pack(body, len(tokens) // TOKEN_BYTES, len(identity), body_sum, 0, MAGIC)[:-TAIL_BYTES]
     record = tokens + identity + figures
     with path.open("ab") as end:
         end.write(record + struct.pack("<I", crc32(record)) + MAGIC)
 
 
 def read_record(file: FileIO, identity: bytes) -> Record:
-    """Return the record at the end of a file; NoState if there is none that is whole, or it is of something else."""
+    """Read the record at the end of a file; InvalidState if it is damaged or has another identity."""
     size = os.fstat(file.fileno()).st_size
     if size < FOOTER.size:
         raise InvalidState
@@ -242,13 +243,13 @@ def read_record(file: FileIO, identity: bytes) -> Record:
         raise InvalidState
     file.seek(body)
     record = file.read(length)
-    if crc32(footer[:-CHECKED_TAIL], crc32(record)) != record_sum or record[count * TOKEN_BYTES :] != identity:
+    if crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum or record[count * TOKEN_BYTES :] != identity:
         raise InvalidState
     return Record(record[: count * TOKEN_BYTES], body, body_sum)
 
 
 def checksum(file: FileIO, length: int) -> int:
-    """Return the CRC-32 of a file's first bytes: half the time of any hash in the standard library."""
+    """CRC-32 of the first bytes of a file: twice as fast as any hash of the standard library."""
     file.seek(0)
     buffer = memoryview(bytearray(CHUNK))
     value = 0
@@ -259,7 +260,7 @@ def checksum(file: FileIO, length: int) -> int:
 
 
 def common_tokens(a: bytes, b: bytes) -> int:
-    """Return how many tokens two packed sequences have in common from their beginning, by halving."""
+    """Length of the common prefix of two packed token sequences, by bisection."""
     same, different = 0, min(len(a), len(b))
     if a[:different] == b[:different]:
         return different // TOKEN_BYTES
@@ -273,17 +274,17 @@ def common_tokens(a: bytes, b: bytes) -> int:
 
 
 def pack_tokens(tokens: Many[int]) -> bytes:
-    """Return token ids as bytes, in this machine's order, as llama.cpp's own are."""
+    """Pack token ids in native byte order, as llama.cpp does."""
     return array("i", tokens).tobytes()
 
 
 def digest(data: bytes) -> str:
-    """Return half a digest in letters a file's name can have."""
+    """First 128 bits of a SHA-256 digest in hexadecimal."""
     return sha256(data).hexdigest()[:32]
 
 
 def list_names(directory: Path) -> list[str]:
-    """Return the names in a folder; none where it cannot be read."""
+    """List the file names in a directory; empty if it cannot be read."""
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries]
@@ -292,11 +293,11 @@ def list_names(directory: Path) -> list[str]:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, if it is there and can be removed."""
+    """Remove a file, if possible."""
     with suppress(OSError):
         path.unlink()
 
 
 def write_error(directory: Path, reason: str) -> EngineError:
-    """Return the error of a state that cannot be written."""
-    return EngineError(f"{directory}: {reason}", "see that there is room, and that it can be written")
+    """Create the error for a state that cannot be written."""
+    return EngineError(f"{directory}: {reason}", "check its permissions and free disk space")

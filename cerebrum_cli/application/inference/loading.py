@@ -38,7 +38,6 @@ class Parallel:
     """
 
     slots: int = 1
-    adaptive: bool = False
     kv_unified: bool = False
     batch_invariant: bool = False
 
@@ -185,7 +184,6 @@ def open_model(
     engine = Engine(
         factory(usual) if tuned == usual else falling_back(factory, tuned, usual),
         states(file, name, settings) if states and not vocabulary_only else None,
-        parallel.adaptive,
     )
     responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name))
     return LoadedModel(model, file, name, engine, responder)

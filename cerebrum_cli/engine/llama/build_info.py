@@ -1,4 +1,4 @@
-"""What llama.cpp says of itself: its versions, its backends, what they were built with."""
+"""Versions, backends and build features of the installed llama.cpp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cerebrum_cli.engine.llama.library import llama
 
 
 def build() -> Build:
-    """Return how this llama.cpp was built. Looking for its accelerators wakes their drivers."""
+    """Describe the installed build; finding its GPUs initializes their drivers."""
     return Build(
         version=_package_version(),
         ggml=_call_text("ggml_version"),
@@ -25,12 +25,12 @@ def build() -> Build:
 def _package_version() -> str:
     try:
         return version("llama-cpp-python")
-    except PackageNotFoundError:  # put there by hand
-        return "of no known version"
+    except PackageNotFoundError:  # not installed as a package
+        return "unknown version"
 
 
 def _backends() -> tuple[str, ...]:
-    """Return the names of the backends that are compiled in, or were found beside the library."""
+    """Names of the backends that are compiled in or were loaded beside the library."""
     library = llama._lib
     count = bind(library, "ggml_backend_reg_count", ctypes.c_size_t, ())
     get = bind(library, "ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))

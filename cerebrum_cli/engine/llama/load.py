@@ -1,4 +1,4 @@
-"""Load a GGUF file with llama.cpp, as planned, with its progress told and its refusals explained."""
+"""Load a GGUF file with llama.cpp: plan, report progress, and explain failures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cerebrum_cli.engine.llama.library import llama, log, suppress_log
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.plan import LoadOptions, option_notices, plan_context, plan_layers, short_context_notice
 
-CPU_UBATCH = 128  # tokens of one step: an interrupt waits for no more, and a slow CPU takes long enough for these
+CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step on a slow CPU
 GPU_UBATCH = 512
-EXPECTED_LENGTH = 1024  # tokens of a sequence, where many are to be offloaded and none is known yet
+EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
 
 
 def open_llama(
     options: LoadOptions, emit: Callable[[Event], None], stop: StopFlag, devices_file: Path | None = None
 ) -> LlamaBackend:
-    """Load the model with llama.cpp on this thread; ModelFileError if it refuses the file.
+    """Load the model with llama.cpp on this thread; ModelFileError if it rejects the file.
 
-    The accelerators it finds are written to `devices_file`, for those who ask without loading llama.cpp.
+    The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp.
     """
     shape, devices = options.shape.with_cache_type(options.cache_type), accelerators()
     if devices_file:
@@ -51,7 +51,7 @@ def open_llama(
 
 
 def context_options(options: LoadOptions, context: int, can_unify: bool, offloads: bool) -> ContextOptions:
-    """Return what contexts of a loaded model are made with."""
+    """Choose the context options of a loaded model."""
     slots = 1 if options.kv_unified and not can_unify else options.slots
     return ContextOptions(
         context,
@@ -66,12 +66,12 @@ def context_options(options: LoadOptions, context: int, can_unify: bool, offload
 
 
 def supports_kv_unified(model: Any) -> bool:
-    """Return whether sequences can have one memory together: a recurrent model has a state for each."""
+    """Whether sequences can share one KV cache: recurrent models have a state for each."""
     return not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
 
 
 def load_model(options: LoadOptions, layers: int, emit: Callable[[Event], None], stop: StopFlag) -> Any:
-    """Return llama.cpp's model; weights are mapped, not read, where nothing has to be repacked."""
+    """Load the model; weights are memory-mapped unless they are repacked."""
     reported = -1.0
 
     def progress(fraction: float, _: object) -> bool:
@@ -90,21 +90,21 @@ def load_model(options: LoadOptions, layers: int, emit: Callable[[Event], None],
     log.problems.clear()
     with suppress_log():
         model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
-    if not model and not stop:  # once more, to hear why
+    if not model and not stop:  # again, with logging
         model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
     if model:
         return model
     if stop:
         raise EngineError("loading was interrupted")
     raise ModelFileError(
-        options.path, f"llama.cpp cannot load it: {_reason(list(log.problems))}", "see its log with -v"
+        options.path, f"llama.cpp cannot load it: {_reason(list(log.problems))}", "show its log with -v"
     )
 
 
 def _reason(problems: list[str]) -> str:
-    """Return the most telling of llama.cpp's complaints: the first that names an error, or else what led to it."""
+    """The first logged error, or else the first logged problem."""
     for line in problems:
         _, found, reason = line.partition("error loading model: ")
         if found and "failed to load model from" not in reason:
             return reason.strip()
-    return next((line.partition(": ")[2] or line for line in problems if line.strip()), "it gives no reason")
+    return next((line.partition(": ")[2] or line for line in problems if line.strip()), "no reason given")

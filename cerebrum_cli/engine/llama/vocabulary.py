@@ -1,10 +1,10 @@
-"""Text to tokens and back, so that only a format's own markup can name a special token.
+"""Tokenize and detokenize, so that only a prompt format's own markup becomes special tokens.
 
-Trusted text is cut at the vocabulary's control tokens; whatever stands between them is joined with its pasted
-neighbours and tokenised as plain characters, as the model saw it in training. Even then llama.cpp matches tokens
-of type USER_DEFINED, so pasted text is also cut inside those. A stretch that goes on after such a cut, or after a
-reply's tokens, must not get the leading space SentencePiece gives to a beginning: it is tokenised behind an
-anchor whose tokens are dropped again.
+Trusted text is split at the vocabulary's control tokens. The text between them is joined with the untrusted text beside
+it and tokenized as plain characters, as the model saw it in training. Even then llama.cpp matches tokens of type
+USER_DEFINED, so untrusted text is also split inside those. Text that continues after such a split, or after a reply's
+tokens, must not get the leading space that SentencePiece adds at the start: it is tokenized after an anchor, whose
+tokens are dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ANCHORS = ("\n", "a", "0", ".")
 
 
 class Control(NamedTuple):
-    """A control token that trusted text names."""
+    """A control token spelled out in trusted text."""
 
     token: int
 
@@ -47,9 +47,9 @@ class Vocabulary:
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
 
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
-        """Return the ids of a prompt, with BOS in front where the vocabulary asks for it and the prompt has none.
+        """Tokenize a prompt, and prepend BOS if the vocabulary requires it and the prompt does not start with it.
 
-        EngineError where it holds tokens of another vocabulary.
+        Raises EngineError if the prompt contains tokens of another vocabulary.
         """
         ids: list[int] = []
         run: list[Plain] = []
@@ -73,7 +73,7 @@ class Vocabulary:
         return tuple(ids)
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Return the bytes of a token; those of a control token only if `special`. EngineError where there is none."""
+        """Bytes of a token; empty for a control token unless `special`. EngineError if the id is out of range."""
         key = (token, special)
         known = self._pieces.get(key)
         if known is None:
@@ -82,11 +82,11 @@ class Vocabulary:
         return known
 
     def is_eog(self, token: int) -> bool:
-        """Return whether the token ends a generation."""
+        """Whether the token ends a generation."""
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
-        """Return the ids of all control and user-defined tokens that these texts spell out."""
+        """Ids of all control and user-defined tokens spelled out in the texts."""
         return frozenset(
             token
             for text in texts
@@ -95,12 +95,12 @@ class Vocabulary:
         )
 
     def special_token_text(self, name: str) -> str:
-        """Return the spelling of `bos` or `eos`; empty where the vocabulary has none."""
+        """Text of the `bos` or `eos` token; empty if the vocabulary has none."""
         token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
         return self._spelling(token) if token >= 0 else ""
 
     def _items(self, parts: Iterable[Part]) -> Iterator[Plain | Control | Tokens]:
-        """Yield the prompt with the control tokens cut out of its trusted text."""
+        """Yield the prompt, with its trusted text split at control tokens."""
         for part in parts:
             if isinstance(part, Tokens):
                 yield part
@@ -116,7 +116,7 @@ class Vocabulary:
             if not attribute & CONTROL:
                 continue
             before, spelling, after = text.partition(self._spelling(token))
-            if not spelling:  # a byte no other token covers became <unk>: it is not spelled out in the text
+            if not spelling:  # <unk> for a byte that no token covers: not spelled out
                 continue
             yield Plain(before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before, True)
             yield Control(token)
@@ -124,13 +124,13 @@ class Vocabulary:
         yield Plain(text, True)
 
     def _tokenize_plain(self, run: list[Plain], continues: bool) -> list[int]:
-        """Return the ids of joined plain text, in which no pasted character is part of a user-defined token."""
+        """Tokenize joined plain text so that no untrusted character is part of a user-defined token."""
         text = "".join(plain.value for plain in run)
-        pasted: list[tuple[int, int]] = []
+        untrusted: list[tuple[int, int]] = []
         at = 0
         for plain in run:
             if not plain.trusted:
-                pasted.append((at, at + len(plain.value)))
+                untrusted.append((at, at + len(plain.value)))
             at += len(plain.value)
         splits: set[int] = set()
         while text:
@@ -140,17 +140,17 @@ class Vocabulary:
                 for start, end in pairwise(edges)
                 for token in self._tokenize_segment(text[start:end], continues or start > 0)
             ]
-            new = set(self._split_positions(text, pasted, ids)) - splits
+            new = set(self._split_positions(text, untrusted, ids)) - splits
             if not new:
                 return ids
             splits |= new
         return []
 
-    def _split_positions(self, text: str, pasted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
+    def _split_positions(self, text: str, untrusted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
         for mark in {self._spelling(token) for token in set(ids) if self._is_markup(token)}:
             at = text.find(mark)
             while at >= 0:
-                if any(start < at + len(mark) and at < end for start, end in pasted):
+                if any(start < at + len(mark) and at < end for start, end in untrusted):
                     yield at + 1
                 at = text.find(mark, at + 1)
 
@@ -174,15 +174,17 @@ class Vocabulary:
             capacity = -count
 
     def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Return ids that all are in the vocabulary: llama.cpp ends the process where one is not."""
+        """Check that all ids are in the vocabulary: for others llama.cpp aborts the process."""
         for token in ids:
             if not 0 <= token < self.size:
-                what = f"token {token} is not in the vocabulary of this model, which has {self.size}"
-                raise EngineError(what, "another model has said this: ask that one, or begin anew")
+                raise EngineError(
+                    f"token {token} is not in this model's vocabulary of {self.size} tokens",
+                    "this session's tokens come from another model; switch back to it or start a new chat",
+                )
         return ids
 
     def _is_markup(self, token: int) -> bool:
-        """Return whether a token is markup that plain text can spell: runs of white space are user-defined in Gemma."""
+        """Whether a token is markup that plain text can match; whitespace, user-defined in Gemma, is not."""
         spelling = self._spelling(token) if self._attribute(token) & USER_DEFINED else ""
         return len(spelling) > 1 and not spelling.isspace()
 
@@ -195,7 +197,7 @@ class Vocabulary:
     def _read_piece(self, token: int, special: bool) -> bytes:
         capacity = 256
         while True:
-            buffer = ctypes.create_string_buffer(capacity)  # one for each call: any thread may ask
+            buffer = ctypes.create_string_buffer(capacity)  # one for each call, for thread safety
             count = int(llama.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, special))
             if count >= 0:
                 return buffer.raw[:count]
