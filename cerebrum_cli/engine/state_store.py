@@ -65,10 +65,6 @@ class Record:
     checksum: int
 
 
-def ignore_notice(_: NoticeEvent) -> None:
-    """Drop a notice about a damaged file that no request is waiting for."""
-
-
 class InvalidState(Exception):
     """A file is damaged or does not match its name."""
 
@@ -100,7 +96,7 @@ class StateStore:
 
     def stored_prefix(self, tokens: Many[int], kind: str, is_usable: IsUsable) -> int:
         """Length of the longest prefix of these tokens that a usable state holds."""
-        usable = self._usable(pack_tokens(tokens), self._identity(kind), is_usable, ignore_notice)
+        usable = self._usable(pack_tokens(tokens), self._identity(kind), is_usable, lambda _: None)
         return max((shared for shared, _ in usable.values()), default=0)
 
     def write(
@@ -121,7 +117,7 @@ class StateStore:
         except OSError as error:
             raise write_error(self._directory, error.strerror or str(error)) from error
         self._known.pop(path.name, None)
-        for name, record in self._records(identity, ignore_notice).items():
+        for name, record in self._records(identity, lambda _: None).items():
             is_replaced = len(record.tokens) < len(data) and data.startswith(record.tokens)
             if is_replaced and not (is_prefix or name.endswith(PREFIX + STATE)):
                 remove_file(self._directory / name)
