@@ -43,7 +43,7 @@ def when_held(backend: ScriptedBackend, act: Callable[[], object]) -> threading.
     return thread
 
 
-def test_closing_a_stream_frees_its_slot_and_the_next_reply_is_not_the_old_one_continued() -> None:
+def test_closed_stream_frees_its_slot_for_a_new_reply() -> None:
     backend = ScriptedBackend(LONG)
     with running(backend) as engine:
         events = engine.generate([COUNT])
@@ -56,7 +56,7 @@ def test_closing_a_stream_frees_its_slot_and_the_next_reply_is_not_the_old_one_c
 
 
 @pytest.mark.parametrize("kept", [0, 7, 15])
-def test_closing_a_stream_whose_prompt_is_being_read_keeps_what_was_read(kept: int) -> None:
+def test_closed_stream_keeps_its_partial_prefill(kept: int) -> None:
     backend = ScriptedBackend(LONG, holds={1: kept})
     with running(backend) as engine:
         events = engine.generate([PROMPT])
@@ -67,7 +67,7 @@ def test_closing_a_stream_whose_prompt_is_being_read_keeps_what_was_read(kept: i
     assert (reply.text, reply.cached) == ("y", 16 + kept)
 
 
-def test_cancelling_from_another_thread_ends_a_reply_with_what_was_said_so_far() -> None:
+def test_cancel_from_another_thread_keeps_the_partial_reply() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
     with running(backend) as engine:
         thread = when_held(backend, engine.cancel)
@@ -77,7 +77,7 @@ def test_cancelling_from_another_thread_ends_a_reply_with_what_was_said_so_far()
     assert (reply.text, reply.reason, again.text) == ("0123", "cancelled", "01234")
 
 
-def test_cancelling_shows_what_was_held_back() -> None:
+def test_cancel_flushes_held_back_text() -> None:
     backend = ScriptedBackend(replies({"?": "one STOP"}), holds={6: 0})
     with running(backend) as engine:
         thread = when_held(backend, engine.cancel)
@@ -86,7 +86,7 @@ def test_cancelling_shows_what_was_held_back() -> None:
     assert (reply.text, reply.pieces[-1], reply.reason) == ("one ST", "ST", "cancelled")
 
 
-def test_cancelling_while_a_prompt_is_read_ends_without_a_word() -> None:
+def test_cancel_during_prefill_ends_with_an_empty_reply() -> None:
     backend = ScriptedBackend(LONG, holds={2: 3})
     with running(backend) as engine:
         thread = when_held(backend, engine.cancel)
@@ -96,7 +96,7 @@ def test_cancelling_while_a_prompt_is_read_ends_without_a_word() -> None:
     assert (reply.text, reply.reason, again.text, again.cached) == ("", "cancelled", "y", 35)
 
 
-def test_cancelling_ends_those_that_wait_too() -> None:
+def test_cancel_ends_waiting_requests() -> None:
     backend = ScriptedBackend(LONG, slots=2, holds={6: 1})
     with running(backend) as engine:
         thread = when_held(backend, engine.cancel)
@@ -106,7 +106,7 @@ def test_cancelling_ends_those_that_wait_too() -> None:
     assert backend.samplers == []
 
 
-def test_a_signals_handler_may_cancel() -> None:
+def test_cancel_works_in_a_signal_handler() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
     obeyed = threading.Event()
 
@@ -127,7 +127,7 @@ def test_a_signals_handler_may_cancel() -> None:
     assert (reply.text, reply.reason) == ("0123", "cancelled")
 
 
-def test_cancelling_when_nothing_runs_changes_nothing() -> None:
+def test_cancel_without_requests_changes_nothing() -> None:
     with running(ScriptedBackend(LONG)) as engine:
         engine.cancel()
         assert [reply.reason for reply in ask(engine, "count: ")] == ["stop"]
@@ -137,7 +137,7 @@ def test_cancelling_when_nothing_runs_changes_nothing() -> None:
 @pytest.mark.parametrize("kept", [0, 1])
 @pytest.mark.parametrize(("prompts", "text"), [((COUNT, NAME), "abcdefghij"), ((NAME, COUNT), "0123456789")])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_stream_that_goes_on_does_not_notice_that_its_neighbour_was_closed(
+def test_closed_stream_leaves_its_neighbor_unaffected(
     prompts: tuple[Request, Request], text: str, first: bool, kept: int, can_trim: bool
 ) -> None:
     backend = ScriptedBackend(ENDLESS, slots=2, context_size=100_000, can_trim=can_trim, holds={TOGETHER: kept})
@@ -154,7 +154,7 @@ def test_a_stream_that_goes_on_does_not_notice_that_its_neighbour_was_closed(
     assert said == (text * told)[: len(said)] != ""
 
 
-def test_an_error_reaches_every_stream_and_the_engine_is_as_good_as_new() -> None:
+def test_step_error_reaches_every_stream_and_the_engine_recovers() -> None:
     error = EngineError("out of luck")
     backend = ScriptedBackend(ENDLESS, slots=3, context_size=100_000, fails={TOGETHER: error})
     with running(backend) as engine:
@@ -167,7 +167,7 @@ def test_an_error_reaches_every_stream_and_the_engine_is_as_good_as_new() -> Non
     assert (reply.text, reply.cached) == ("01234", 0)
 
 
-def test_a_grammar_that_cannot_be_read_ends_the_stream_that_has_it_and_no_other() -> None:
+def test_invalid_grammar_ends_only_its_own_stream() -> None:
     backend = ScriptedBackend(ENDLESS, slots=4, context_size=100_000)
     bad = Request(NAME.prompt_tokens, grammar=BAD_GRAMMAR)
     with running(backend) as engine:
@@ -182,7 +182,7 @@ def test_a_grammar_that_cannot_be_read_ends_the_stream_that_has_it_and_no_other(
     assert said == ("0123456789" * told)[: len(said)] != ""
 
 
-def test_what_loading_tells_is_kept_for_who_asks_late_and_told_once() -> None:
+def test_load_events_are_kept_for_late_callers_and_delivered_once() -> None:
     told: tuple[Event, ...] = (NoticeEvent("no GPU", "get one"), LoadEvent(0.5), LoadEvent(1.0))
     engine = Engine(ScriptedBackend(LONG, load_events=told).open)
     assert next(engine.generate([COUNT])) == PromptEvent(SequenceId(0), 0, 7)
@@ -197,7 +197,7 @@ def failing(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
     raise EngineError("the file is damaged")
 
 
-def test_an_error_in_loading_is_raised_each_time_and_by_whatever_is_asked() -> None:
+def test_load_error_is_raised_by_every_call() -> None:
     engine = Engine(failing)
     events = engine.load()
     assert next(events) == LoadEvent(0.1)
@@ -229,7 +229,7 @@ def test_loading_can_be_interrupted(end: Callable[[Engine], None]) -> None:
     soon(engine.close)
 
 
-def test_closing_the_engine_ends_its_streams_and_waits_for_its_thread() -> None:
+def test_close_ends_streams_and_joins_the_thread() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
     engine = Engine(backend.open)
     events = engine.generate([COUNT])
@@ -241,7 +241,7 @@ def test_closing_the_engine_ends_its_streams_and_waits_for_its_thread() -> None:
     assert (reply.text, reply.reason) == ("0123", "cancelled")
 
 
-def test_a_closed_engine_says_so_and_a_stream_left_over_can_be_closed() -> None:
+def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
     backend = ScriptedBackend(LONG)
     engine = Engine(backend.open)
     events = engine.generate([COUNT])
@@ -256,7 +256,7 @@ def test_a_closed_engine_says_so_and_a_stream_left_over_can_be_closed() -> None:
     soon(engine.close)
 
 
-def test_a_process_that_fails_with_a_stream_open_ends() -> None:
+def test_process_failing_with_an_open_stream_exits() -> None:
     script = (
         "from cerebrum_cli.engine.engine import Engine\n"
         "from scripted_backend import *\n"

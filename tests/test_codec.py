@@ -58,7 +58,7 @@ def read(data: bytes, name: str, shape: tuple[int, ...]) -> Floats:
 
 
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name in ORACLES])
-def test_random_bytes_are_the_weights_that_the_gguf_package_reads(name: str) -> None:
+def test_codec_dequantizes_random_bytes_as_the_gguf_package_does(name: str) -> None:
     kind = TENSOR_TYPES[NUMBERS[name]]
     data = np.random.default_rng(1).integers(0, 256, (512, kind.block_bytes), np.uint8)
     with np.errstate(all="ignore"):  # random scales may be infinite
@@ -73,14 +73,14 @@ def test_random_bytes_are_the_weights_that_the_gguf_package_reads(name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16", "F32"])
-def test_floats_come_back_to_the_last_bit(name: str) -> None:
+def test_codec_round_trips_floats_exactly(name: str) -> None:
     data = np.random.default_rng(2).integers(0, 256, (4096, TENSOR_TYPES[NUMBERS[name]].block_bytes), np.uint8)
     finite = data[np.isfinite(read(data.tobytes(), name, (4096,)))]
     weights = read(finite.tobytes(), name, (1, len(finite)))
     assert written(weights, name) == finite.tobytes()
 
 
-def test_floats_that_are_no_numbers_stay_so_where_they_can() -> None:
+def test_codec_keeps_non_finite_floats() -> None:
     values = np.array([[np.nan, np.inf, -np.inf, 1e30]], np.float32)
     np.testing.assert_array_equal(read(written(values, "F32"), "F32", (1, 4)), values)
     np.testing.assert_allclose(read(written(values, "BF16"), "BF16", (1, 4)), values, rtol=2**-8)
@@ -88,13 +88,13 @@ def test_floats_that_are_no_numbers_stay_so_where_they_can() -> None:
 
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("scale", [1, 0.02])
-def test_written_weights_stay_close(name: str, scale: float) -> None:
+def test_codec_quantization_error_is_bounded(name: str, scale: float) -> None:
     weights = normal(16, 1024) * np.float32(scale)
     error = np.sqrt(np.square(read(written(weights, name), name, weights.shape) - weights).mean()) / scale
     assert error <= ERRORS[name]
 
 
-def test_every_number_can_be_asked_for() -> None:
+def test_codec_reports_supported_types_for_any_number() -> None:
     numbers = [*range(-2, 61), 2**31 - 1, 2**64]
     assert set(filter(CODEC.readable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNREAD}
     assert set(filter(CODEC.writable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNWRITTEN}
@@ -103,7 +103,7 @@ def test_every_number_can_be_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("value", [None, 0, 65504, 1e-45])
-def test_what_can_be_written_takes_the_bytes_that_ggml_says(name: str, value: float | None) -> None:
+def test_codec_writes_the_size_that_ggml_computes(name: str, value: float | None) -> None:
     values = normal(2, 256) if value is None else np.full((2, 256), value, np.float32)
     row_size = bind(llama._lib, "ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64))
     data = written(values, name)
@@ -112,7 +112,7 @@ def test_what_can_be_written_takes_the_bytes_that_ggml_says(name: str, value: fl
 
 
 @pytest.mark.parametrize("type", [-1, 4, 31, 43, 60, *(NUMBERS[name] for name in sorted(UNWRITTEN))])
-def test_a_type_that_cannot_be_read_or_written_is_an_error(type: int) -> None:
+def test_codec_rejects_unsupported_types(type: int) -> None:
     with pytest.raises(EngineError, match="cannot write weights") as caught:
         CODEC.quantize(normal(2, 256), type)
     assert caught.value.hint
@@ -126,14 +126,14 @@ def test_a_type_that_cannot_be_read_or_written_is_an_error(type: int) -> None:
     ("name", "size", "weights"),
     [("Q4_K", 143, 256), ("Q4_K", 145, 256), ("Q4_K", 288, 256), ("Q4_K", 144, 255), ("F32", 4, 2), ("Q8_0", 34, 0)],
 )
-def test_bytes_that_are_not_the_weights_asked_for_are_an_error(name: str, size: int, weights: int) -> None:
+def test_codec_rejects_a_wrong_number_of_bytes(name: str, size: int, weights: int) -> None:
     with pytest.raises(EngineError, match=f"{size} bytes are not {weights} weights of type {name}") as caught:
         read(bytes(size), name, (weights,))
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("shape", [(2, 255), (1, 0), (0, 256), (4, 64), (MAX_WEIGHTS // 256 + 1, 256)])
-def test_rows_that_are_not_whole_blocks_or_too_many_are_an_error(shape: tuple[int, int]) -> None:
+def test_codec_rejects_partial_blocks_and_too_many_weights(shape: tuple[int, int]) -> None:
     with pytest.raises(EngineError, match=f"{shape[0]} rows of {shape[1]} weights") as caught:
         written(np.broadcast_to(np.float32(1), shape), "Q6_K")
     assert caught.value.hint
@@ -141,7 +141,7 @@ def test_rows_that_are_not_whole_blocks_or_too_many_are_an_error(shape: tuple[in
 
 @pytest.mark.parametrize("name", sorted(ERRORS.keys() - {"F32", "BF16"}))
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 70_000])
-def test_a_weight_that_a_type_cannot_hold_is_an_error_and_no_end(name: str, value: float) -> None:
+def test_codec_rejects_weights_out_of_range(name: str, value: float) -> None:
     values = normal(2, 256)
     values[1, 7] = value
     with pytest.raises(EngineError, match="not finite or exceed") as caught:
@@ -149,7 +149,7 @@ def test_a_weight_that_a_type_cannot_hold_is_an_error_and_no_end(name: str, valu
     assert caught.value.hint
 
 
-def test_memory_that_ggml_would_take_for_other_is_refused() -> None:
+def test_codec_rejects_arrays_of_the_wrong_layout() -> None:
     fixed = np.empty(256, np.float32)
     fixed.flags.writeable = False
     array: Any
@@ -171,7 +171,7 @@ def test_memory_that_ggml_would_take_for_other_is_refused() -> None:
         ("", NUMBERS.keys() - {"F32"}, ERRORS.keys()),  # all
     ],
 )
-def test_what_another_library_lacks_is_not_there(missing: str, unread: set[str], unwritten: set[str]) -> None:
+def test_codec_lacks_types_that_the_library_lacks(missing: str, unread: set[str], unwritten: set[str]) -> None:
     class Other:
         def __getattr__(self, symbol: str) -> Any:
             if not missing or symbol == missing:
@@ -183,13 +183,13 @@ def test_what_another_library_lacks_is_not_there(missing: str, unread: set[str],
     assert {name for name in NUMBERS if not codec.writable(NUMBERS[name])} == UNWRITTEN | unwritten
 
 
-def test_a_type_that_ggml_lays_out_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codec_lacks_types_with_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TENSOR_TYPES, 12, TENSOR_TYPES[12]._replace(block_bytes=145))
     assert not LlamaCodec().readable(12) and not LlamaCodec().writable(12)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "IQ3_S", "F16"])
-def test_threads_write_and_read_what_one_does(name: str) -> None:
+def test_codec_is_thread_safe(name: str) -> None:
     parts = [normal(4, 2048, seed) for seed in range(8)]
     alone = [written(part, name) for part in parts]
     with ThreadPoolExecutor(2) as threads:

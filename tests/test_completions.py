@@ -73,7 +73,7 @@ def is_token_of(number: int) -> Callable[[Event], bool]:
     return lambda event: isinstance(event, TokenEvent) and event.sequence.request == number
 
 
-def test_requests_are_numbered_as_they_were_added_and_it_ends_when_nothing_is_live(engine: Engine) -> None:
+def test_completions_number_requests_and_end_when_none_is_running(engine: Engine) -> None:
     with closing(engine.complete([request("x#", 2), request("y#", seed=5)])) as completions:
         completions.add([request("z#", seed=7)])
         said = gathered(completions)
@@ -88,12 +88,12 @@ def test_requests_are_numbered_as_they_were_added_and_it_ends_when_nothing_is_li
         assert gathered(completions)[SequenceId(3, 0)].text == "bbb"
 
 
-def test_of_nothing_there_are_no_events(engine: Engine) -> None:
+def test_completions_without_requests_are_empty(engine: Engine) -> None:
     with closing(engine.complete([])) as completions:
         assert list(completions) == []
 
 
-def test_more_samples_have_the_seeds_that_follow(engine: Engine) -> None:
+def test_added_samples_continue_the_seeds(engine: Engine) -> None:
     with closing(engine.complete([request("x#", 2, seed=3), request("y#", seed=None)])) as completions:
         completions.add_samples(0, 2)
         completions.add_samples(1, 1)
@@ -106,12 +106,12 @@ def test_more_samples_have_the_seeds_that_follow(engine: Engine) -> None:
         assert [(id, reply.text) for id, reply in again.items()] == [(SequenceId(0, 4), "hhh")]
 
 
-def test_seeds_go_round_before_the_one_that_means_none() -> None:
+def test_seeds_wrap_around_before_the_reserved_one() -> None:
     with running(backend()) as engine, closing(engine.complete([request("x#", 2, seed=2**32 - 2)])) as completions:
         assert [reply.seed for _, reply in sorted(gathered(completions).items())] == [2**32 - 2, 0]
 
 
-def test_samples_that_are_asked_for_later_share_the_prompt() -> None:
+def test_added_samples_share_the_prompt() -> None:
     scripted = backend()
     prompt = "p" * 100 + "#"
     with running(scripted) as engine, closing(engine.complete([request(prompt)])) as completions:
@@ -123,7 +123,7 @@ def test_samples_that_are_asked_for_later_share_the_prompt() -> None:
         assert scripted.evaluated - before < 20
 
 
-def test_ending_a_request_ends_its_samples_and_no_others(engine: Engine, gate: threading.Event) -> None:
+def test_abort_cancels_only_the_samples_of_its_request(engine: Engine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#", 2), request("Y#", 2, seed=5)])) as completions:
         events = until(completions, is_token_of(1))
         completions.abort(0)
@@ -134,7 +134,7 @@ def test_ending_a_request_ends_its_samples_and_no_others(engine: Engine, gate: t
         assert said[SequenceId(0, 0)].text in "a" * LENGTH
 
 
-def test_ending_a_request_costs_the_others_no_step() -> None:
+def test_abort_costs_other_requests_no_step() -> None:
     def evaluated(ends: bool) -> int:
         gate = threading.Event()
         scripted = backend(gate=gate)
@@ -153,7 +153,7 @@ def test_ending_a_request_costs_the_others_no_step() -> None:
     assert evaluated(ends=True) == evaluated(ends=False)  # none of its tokens is evaluated again
 
 
-def test_ending_what_waits_ends_it_before_it_begins(gate: threading.Event) -> None:
+def test_abort_cancels_waiting_samples(gate: threading.Event) -> None:
     with running(backend(1, gate)) as engine:
         with closing(engine.complete([request("X#"), request("Y#", 3, seed=5)])) as completions:
             events = until(completions, is_token_of(0))
@@ -166,7 +166,7 @@ def test_ending_what_waits_ends_it_before_it_begins(gate: threading.Event) -> No
         ] * 3
 
 
-def test_ending_what_has_ended_or_never_was_is_nothing(engine: Engine) -> None:
+def test_abort_of_a_finished_or_unknown_request_does_nothing(engine: Engine) -> None:
     with closing(engine.complete([request("x#"), request("y#", seed=5)])) as completions:
         events = until(completions, lambda event: isinstance(event, FinishEvent))
         completions.abort(events[-1].sequence.request)  # type: ignore[union-attr]
@@ -177,7 +177,7 @@ def test_ending_what_has_ended_or_never_was_is_nothing(engine: Engine) -> None:
         assert list(completions) == []
 
 
-def test_a_request_that_was_ended_can_be_asked_for_more(engine: Engine, gate: threading.Event) -> None:
+def test_aborted_request_accepts_new_samples(engine: Engine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#")])) as completions:
         until(completions, is_token_of(0))
         completions.abort(0)
@@ -188,7 +188,7 @@ def test_a_request_that_was_ended_can_be_asked_for_more(engine: Engine, gate: th
         assert said[SequenceId(0, 1)].text == "b" * LENGTH
 
 
-def test_closing_frees_the_slots_before_it_returns() -> None:
+def test_close_frees_the_slots_before_returning() -> None:
     scripted = backend()
     with running(scripted) as engine:
         completions = engine.complete([request("X#", 4), request("Y#", 4)])
@@ -201,7 +201,7 @@ def test_closing_frees_the_slots_before_it_returns() -> None:
             assert gathered(others)[SequenceId(0, 0)].text == "aaa"
 
 
-def test_two_at_once_do_not_hear_of_each_other(engine: Engine, gate: threading.Event) -> None:
+def test_two_streams_are_independent(engine: Engine, gate: threading.Event) -> None:
     with (
         closing(engine.complete([request("X#", 2)])) as first,
         closing(engine.complete([request("y#", seed=5)])) as second,
@@ -213,7 +213,7 @@ def test_two_at_once_do_not_hear_of_each_other(engine: Engine, gate: threading.E
         assert [reply.text for _, reply in sorted(gathered(first).items())] == ["a" * LENGTH, "b" * LENGTH]
 
 
-def test_the_failure_of_one_is_raised_and_closing_ends_the_others() -> None:
+def test_failure_of_one_request_is_raised_and_close_cancels_the_rest() -> None:
     scripted = backend()
     with running(scripted) as engine:
         asked = [request("X#", 2), request("y#", grammar=BAD_GRAMMAR)]
@@ -224,7 +224,7 @@ def test_the_failure_of_one_is_raised_and_closing_ends_the_others() -> None:
             assert gathered(completions)[SequenceId(0, 0)].text == "aaa"
 
 
-def test_a_step_that_fails_fails_all_and_the_next_question_is_answered() -> None:
+def test_failed_step_fails_all_and_the_engine_continues() -> None:
     scripted = backend()
     scripted.fails = {3: EngineError("llama.cpp gave up")}
     with running(scripted) as engine:
@@ -234,7 +234,7 @@ def test_a_step_that_fails_fails_all_and_the_next_question_is_answered() -> None
             assert gathered(completions)[SequenceId(0, 0)].text == "aaa"
 
 
-def test_a_prompt_without_tokens_is_refused_and_so_is_a_closed_engine() -> None:
+def test_empty_prompts_and_closed_engines_are_errors() -> None:
     scripted = backend()
     with running(scripted) as engine:
         with pytest.raises(UsageError, match="no tokens"):
@@ -249,7 +249,7 @@ def test_a_prompt_without_tokens_is_refused_and_so_is_a_closed_engine() -> None:
     assert list(completions) == []
 
 
-def test_cancelling_ends_all_and_its_events_are_played_out(engine: Engine, gate: threading.Event) -> None:
+def test_cancel_ends_all_and_delivers_their_events(engine: Engine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#", 3), request("Y#", 3, seed=5)])) as completions:
         events = until(completions, is_token_of(0))
         engine.cancel()
@@ -259,7 +259,7 @@ def test_cancelling_ends_all_and_its_events_are_played_out(engine: Engine, gate:
         assert {reply.reason for reply in said.values()} == {"cancelled"}
 
 
-def test_nothing_more_comes_once_everything_has_been_cancelled(engine: Engine) -> None:
+def test_no_samples_are_added_after_cancel(engine: Engine) -> None:
     with closing(engine.complete([request("x#")])) as completions:
         events = [next(completions)]
         engine.cancel()
@@ -268,7 +268,7 @@ def test_nothing_more_comes_once_everything_has_been_cancelled(engine: Engine) -
     assert list(said) == [SequenceId(0, 0)]
 
 
-def test_many_more_than_there_are_slots_all_come_to_their_end() -> None:
+def test_more_requests_than_slots_all_finish() -> None:
     scripted = backend(slots=3)
     with running(scripted) as engine:
         with closing(engine.complete(request(f"{'xX'[n % 2]}{n}#", seed=n) for n in range(20))) as completions:
@@ -284,7 +284,7 @@ def test_many_more_than_there_are_slots_all_come_to_their_end() -> None:
         assert max(len({row.slot for row in rows}) for rows in scripted.steps) == 3
 
 
-def test_who_cannot_go_on_ends_alone() -> None:
+def test_refused_sequence_ends_alone() -> None:
     scripted = backend()
     counted = scripted.model
 

@@ -60,11 +60,11 @@ def lived_in(*texts: str) -> Scheduler:
 @pytest.mark.parametrize(
     ("a", "b", "length"), [("", "", 0), ("a", "", 0), ("abc", "abd", 2), ("ab", "abc", 2), ("abc", "ab", 2)]
 )
-def test_the_common_prefix_ends_where_two_differ_or_one_ends(a: str, b: str, length: int) -> None:
+def test_common_prefix_ends_at_a_difference_or_an_end(a: str, b: str, length: int) -> None:
     assert common_prefix(a.encode(), b.encode()) == length
 
 
-def test_the_lowest_free_slot_is_filled_first() -> None:
+def test_scheduler_fills_the_lowest_free_slot_first() -> None:
     scheduler = Scheduler(3)
     waiting(scheduler, "ab", "cd", "ef")
     for slot in range(3):
@@ -73,7 +73,7 @@ def test_the_lowest_free_slot_is_filled_first() -> None:
     assert not scheduler.can_admit
 
 
-def test_nobody_moves_in_while_a_prompt_is_read_or_no_slot_is_free_or_nobody_waits() -> None:
+def test_scheduler_admits_only_with_a_free_slot_and_no_prefill() -> None:
     scheduler = Scheduler(2)
     assert not scheduler.can_admit
     first, second, _ = waiting(scheduler, "ab", "cd", "ef")
@@ -91,21 +91,21 @@ def test_nobody_moves_in_while_a_prompt_is_read_or_no_slot_is_free_or_nobody_wai
     assert scheduler.running == []
 
 
-def test_the_slot_that_shares_the_longest_beginning_gives_it() -> None:
+def test_scheduler_reuses_the_longest_prefix() -> None:
     scheduler = lived_in("abxxx", "abcdx", "abcxx")
     waiting(scheduler, "abcdef")
     assert move_in(scheduler) == (1, 1, 4)
     assert scheduler.slots[1].tokens == list(b"abcd")
 
 
-def test_the_last_token_of_a_prompt_is_always_evaluated() -> None:
+def test_scheduler_always_evaluates_the_last_prompt_token() -> None:
     scheduler = lived_in("abcdef")
     waiting(scheduler, "abc")
     assert move_in(scheduler) == (0, 0, 2)
     assert scheduler.schedule(lambda position: 100).rows == [Row(0, 2, ord("c"), True)]
 
 
-def test_a_beginning_is_copied_from_a_slot_that_is_lived_in_to_an_empty_one_before_one_that_holds_something() -> None:
+def test_scheduler_copies_a_prefix_to_an_empty_slot_first() -> None:
     scheduler = lived_in("", "old", "")
     waiting(scheduler, "abcd", "abce")
     assert move_in(scheduler) == (0, 0, 0)
@@ -114,7 +114,7 @@ def test_a_beginning_is_copied_from_a_slot_that_is_lived_in_to_an_empty_one_befo
     assert [slot.tokens for slot in scheduler.slots] == [list(b"abcd"), list(b"old"), list(b"abc")]
 
 
-def test_of_two_equal_beginnings_the_one_nobody_lives_in_is_gone_on_with() -> None:
+def test_scheduler_prefers_an_idle_slot_of_two_equal_prefixes() -> None:
     scheduler = lived_in("", "abc")
     scheduler.slots[1].clear()
     [first, _] = waiting(scheduler, "abx", "aby")
@@ -125,7 +125,7 @@ def test_of_two_equal_beginnings_the_one_nobody_lives_in_is_gone_on_with() -> No
     assert first.slot == 0
 
 
-def test_samples_of_the_prompt_just_read_move_in_together_as_far_as_there_is_room() -> None:
+def test_scheduler_admits_sibling_samples_together() -> None:
     scheduler = Scheduler(3)
     other, *samples = [*waiting(scheduler, "cd"), *waiting(scheduler, "ab", n=4)]
     move_in(scheduler)
@@ -144,7 +144,7 @@ def test_samples_of_the_prompt_just_read_move_in_together_as_far_as_there_is_roo
     assert list(scheduler.waiting) == [samples[3]]
 
 
-def test_a_prompt_is_read_in_steps_of_its_own_with_logits_for_its_last_token_only() -> None:
+def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
     scheduler = Scheduler(2)
     waiting(scheduler, "ab", "cdefg")
     move_in(scheduler)
@@ -163,7 +163,7 @@ def test_a_prompt_is_read_in_steps_of_its_own_with_logits_for_its_last_token_onl
     ]
 
 
-def test_those_that_talk_are_decoded_together_in_the_order_of_their_slots() -> None:
+def test_scheduler_decodes_sequences_in_slot_order() -> None:
     scheduler = Scheduler(3)
     born = waiting(scheduler, "ab", "cde", "f")
     for sequence in born:
@@ -176,7 +176,7 @@ def test_those_that_talk_are_decoded_together_in_the_order_of_their_slots() -> N
     assert step.scheduled == [(born[0], 1), (born[2], 1)]
 
 
-def test_a_reply_whose_memory_was_lost_is_read_again_with_logits_for_its_last_token_only() -> None:
+def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None:
     scheduler = Scheduler(1)
     [sequence] = waiting(scheduler, "abc")
     move_in(scheduler)
@@ -194,7 +194,7 @@ def test_a_reply_whose_memory_was_lost_is_read_again_with_logits_for_its_last_to
     assert scheduler.slots[0].tokens == list(b"abcde")
 
 
-def test_an_interrupted_step_counts_as_far_as_it_came() -> None:
+def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
     scheduler = Scheduler(1)
     [sequence] = waiting(scheduler, "abcdef")
     move_in(scheduler)
@@ -379,4 +379,4 @@ class AnyTraffic(RuleBasedStateMachine):
 AnyTraffic.TestCase.settings = settings(
     max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-test_whatever_comes_each_gets_its_own_reply = AnyTraffic.TestCase
+test_scheduler_with_any_traffic_gives_each_sequence_its_own_reply = AnyTraffic.TestCase

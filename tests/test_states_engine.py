@@ -78,7 +78,7 @@ def count(directory: Path) -> int:
         ("x" * 100, "y", 0),
     ],
 )
-def test_a_new_engine_evaluates_what_no_engine_has_before(
+def test_cache_restores_the_prefix_in_a_new_engine(
     tmp_path: Path, slots: int, prompt: str, reply: str, cached: int
 ) -> None:
     keep(tmp_path, slots=slots)
@@ -89,7 +89,7 @@ def test_a_new_engine_evaluates_what_no_engine_has_before(
     assert backend.evaluated == len(prompt) - cached + len(reply)
 
 
-def test_all_samples_of_a_prompt_share_what_was_kept_and_it_is_loaded_once(tmp_path: Path) -> None:
+def test_cache_restores_once_for_all_samples(tmp_path: Path) -> None:
     keep(tmp_path, slots=4)
     backend = scripted(slots=4)
     with keeping(backend, tmp_path) as engine:
@@ -99,7 +99,7 @@ def test_all_samples_of_a_prompt_share_what_was_kept_and_it_is_loaded_once(tmp_p
     assert backend.evaluated == len("second?") + 4 * len("two. ")
 
 
-def test_nothing_is_kept_of_a_model_that_cannot(tmp_path: Path) -> None:
+def test_cache_is_not_used_for_models_without_states(tmp_path: Path) -> None:
     keep(tmp_path, state_kind=None)
     assert count(tmp_path) == 0
     keep(tmp_path)
@@ -109,7 +109,7 @@ def test_nothing_is_kept_of_a_model_that_cannot(tmp_path: Path) -> None:
         assert asked(engine, FIRST)[0].cached == backend.loads == 0
 
 
-def test_a_state_of_another_build_is_not_found_and_not_removed(tmp_path: Path) -> None:
+def test_cache_ignores_states_of_another_build(tmp_path: Path) -> None:
     keep(tmp_path)
     backend = scripted(state_kind="of another build")
     with keeping(backend, tmp_path) as engine:
@@ -117,7 +117,7 @@ def test_a_state_of_another_build_is_not_found_and_not_removed(tmp_path: Path) -
     assert (said.cached, told, count(tmp_path)) == (0, [], 1)
 
 
-def test_a_damaged_state_is_told_of_removed_and_evaluated_again(tmp_path: Path) -> None:
+def test_cache_reports_a_damaged_state_and_evaluates_again(tmp_path: Path) -> None:
     keep(tmp_path)
     [path] = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
@@ -130,7 +130,7 @@ def test_a_damaged_state_is_told_of_removed_and_evaluated_again(tmp_path: Path) 
     assert (said.text, said.cached, told) == ("one. ", len(FIRST) - 1, [])
 
 
-def test_a_state_that_the_backend_refuses_is_told_of_removed_and_evaluated_again(tmp_path: Path) -> None:
+def test_cache_reports_a_rejected_state_and_evaluates_again(tmp_path: Path) -> None:
     keep(tmp_path)
     backend = scripted(refuses=True)
     with keeping(backend, tmp_path) as engine:
@@ -139,7 +139,7 @@ def test_a_state_that_the_backend_refuses_is_told_of_removed_and_evaluated_again
     assert count(tmp_path) == 0
 
 
-def test_memory_is_made_for_a_state_that_is_longer_than_its_prompt_may_become(tmp_path: Path) -> None:
+def test_cache_reserves_memory_for_a_state_longer_than_needed(tmp_path: Path) -> None:
     keep(tmp_path, GOES_ON)
     backend = scripted()
     with keeping(backend, tmp_path) as engine:
@@ -147,7 +147,7 @@ def test_memory_is_made_for_a_state_that_is_longer_than_its_prompt_may_become(tm
     assert (said.cached, backend.capacity) == (len(FIRST) - 1, len(GOES_ON) + len("three. "))
 
 
-def test_a_state_longer_than_the_context_or_than_the_memory_there_is_stays_where_it_is(tmp_path: Path) -> None:
+def test_cache_skips_states_longer_than_context_or_memory(tmp_path: Path) -> None:
     keep(tmp_path, GOES_ON)
     for context, before in ((len(FIRST) + 10, None), (300, "x" * 100)):
         backend = scripted(context_size=context)
@@ -158,7 +158,7 @@ def test_a_state_longer_than_the_context_or_than_the_memory_there_is_stays_where
         assert (said.text, said.cached, told, backend.loads) == ("one. ", 0, [], 0)
 
 
-def test_a_model_that_cannot_forget_loads_what_its_prompt_goes_on_from_and_nothing_else(tmp_path: Path) -> None:
+def test_cache_without_trimming_restores_only_whole_prefixes(tmp_path: Path) -> None:
     keep(tmp_path, can_trim=False)
     for prompt, cached in ((FIRST, 0), (SECOND, 0), (GOES_ON, len(FIRST + "one. "))):
         backend = scripted(can_trim=False)
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_forget_loads_what_its_prompt_goes_on_from_and_nothi
         assert (said.text, said.cached, backend.loads) == (SCRIPT[prompt], cached, int(cached > 0))
 
 
-def test_a_state_that_spares_too_little_is_not_loaded(tmp_path: Path) -> None:
+def test_cache_skips_states_that_save_too_little(tmp_path: Path) -> None:
     keep(tmp_path, GOES_ON)
     script = {FILE[:MIN_SAVED_TOKENS] + "?": "y", FILE[: MIN_SAVED_TOKENS - 1] + "?": "z"}
     for prompt, loads in zip(script, (1, 0), strict=True):
@@ -177,7 +177,7 @@ def test_a_state_that_spares_too_little_is_not_loaded(tmp_path: Path) -> None:
         assert backend.loads == loads
 
 
-def test_a_slot_that_holds_as_much_is_not_overwritten(tmp_path: Path) -> None:
+def test_cache_keeps_a_slot_that_already_has_the_prefix(tmp_path: Path) -> None:
     keep(tmp_path)
     backend = scripted()
     with keeping(backend, tmp_path) as engine:
@@ -187,7 +187,7 @@ def test_a_slot_that_holds_as_much_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_state_is_loaded_beside_what_runs_and_never_into_it(tmp_path: Path, slots: int) -> None:
+def test_cache_restores_beside_running_sequences(tmp_path: Path, slots: int) -> None:
     keep(tmp_path, slots=slots)
     backend = scripted(slots=slots)
     with keeping(backend, tmp_path) as engine:
@@ -209,7 +209,7 @@ BLOCKS = st.lists(st.sampled_from([tuple(letter * 40) for letter in (b"a", b"b")
     can_trim=st.booleans(),
     limit=st.sampled_from([1500, 10**6]),
 )
-def test_whatever_was_kept_before_each_prompt_is_answered_as_ever(
+def test_cache_never_changes_replies(
     engines: list[list[tuple[list[tuple[int, ...]], int]]], slots: int, can_trim: bool, limit: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:

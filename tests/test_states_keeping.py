@@ -18,14 +18,14 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 
 
-def test_what_is_kept_already_is_not_written_again(tmp_path: Path) -> None:
+def test_saving_skips_what_is_saved_already(tmp_path: Path) -> None:
     keep(tmp_path)
     for prompt, least, files in ((FIRST, 1, 1), (SECOND, 20, 1), (SECOND, 1, 2), (GOES_ON, 1, 2)):
         keep(tmp_path, prompt, least)
         assert count(tmp_path) == files
 
 
-def test_what_only_a_longer_context_could_load_is_kept_for_this_one_too(tmp_path: Path) -> None:
+def test_saving_ignores_states_too_long_for_this_context(tmp_path: Path) -> None:
     keep(tmp_path, GOES_ON)
     for _ in range(2):
         keep(tmp_path, context_size=len(FIRST) + 10)
@@ -33,13 +33,13 @@ def test_what_only_a_longer_context_could_load_is_kept_for_this_one_too(tmp_path
 
 
 @pytest.mark.parametrize("least", [len(FIRST + "one. ") + 1, 10_000])
-def test_less_than_is_worth_keeping_is_not_kept(tmp_path: Path, least: int) -> None:
+def test_saving_skips_fewer_than_min_tokens(tmp_path: Path, least: int) -> None:
     keep(tmp_path, least=least)
     assert count(tmp_path) == 0
 
 
 @pytest.mark.parametrize("unwritable", [True, False])
-def test_a_state_that_cannot_be_written_is_an_error_and_the_engine_goes_on(tmp_path: Path, unwritable: bool) -> None:
+def test_saving_failure_is_an_error_and_the_engine_continues(tmp_path: Path, unwritable: bool) -> None:
     folder = tmp_path / "states"
     if not unwritable:
         folder.write_text("in the way")
@@ -51,14 +51,14 @@ def test_a_state_that_cannot_be_written_is_an_error_and_the_engine_goes_on(tmp_p
     assert not unwritable or count(folder) == 0
 
 
-def test_a_state_larger_than_the_limit_is_not_kept(tmp_path: Path) -> None:
+def test_saving_skips_a_state_larger_than_the_limit(tmp_path: Path) -> None:
     with keeping(scripted(), tmp_path, limit=100) as engine:
         asked(engine, FIRST)
         engine.save_prompt_cache(1)
     assert count(tmp_path) == 0
 
 
-def test_keeping_neither_saves_nor_interrupts_what_runs(tmp_path: Path) -> None:
+def test_saving_leaves_running_sequences_alone(tmp_path: Path) -> None:
     script = replies({"a" * 70: "b" * 20, "c" * 80: "d"})
     backend = ScriptedBackend(script, slots=2, context_size=300, holds={15: 0})
     with keeping(backend, tmp_path) as engine:
@@ -77,7 +77,7 @@ def test_keeping_neither_saves_nor_interrupts_what_runs(tmp_path: Path) -> None:
     assert store(tmp_path).stored_prefix(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
 
 
-def test_what_failed_is_not_kept(tmp_path: Path) -> None:
+def test_saving_skips_slots_of_a_failed_step(tmp_path: Path) -> None:
     backend = scripted(fails={3: EngineError("llama.cpp could not evaluate")})
     with keeping(backend, tmp_path) as engine:
         with pytest.raises(EngineError):
@@ -86,7 +86,7 @@ def test_what_failed_is_not_kept(tmp_path: Path) -> None:
     assert count(tmp_path) == 0
 
 
-def test_a_slot_that_holds_something_else_than_was_evaluated_is_not_kept(tmp_path: Path) -> None:
+def test_saving_skips_a_slot_with_unexpected_contents(tmp_path: Path) -> None:
     backend = scripted()
     with keeping(backend, tmp_path) as engine:
         asked(engine, FIRST)
@@ -103,7 +103,7 @@ def soon(call: Callable[[], object]) -> None:
     assert not thread.is_alive(), "it hangs"
 
 
-def test_an_engine_that_loads_has_failed_or_is_closed_has_nothing_to_keep(tmp_path: Path) -> None:
+def test_saving_without_a_loaded_model_does_nothing(tmp_path: Path) -> None:
     go = threading.Event()
 
     def slow(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
@@ -121,7 +121,7 @@ def test_an_engine_that_loads_has_failed_or_is_closed_has_nothing_to_keep(tmp_pa
     assert count(tmp_path) == 0
 
 
-def test_an_engine_that_keeps_nothing_has_nothing_to_do() -> None:
+def test_saving_without_a_store_does_nothing() -> None:
     engine = Engine(scripted().open)
     list(engine.load())
     asked(engine, FIRST)
@@ -129,7 +129,7 @@ def test_an_engine_that_keeps_nothing_has_nothing_to_do() -> None:
     engine.close()
 
 
-def test_a_stream_that_was_left_keeps_what_it_came_to(tmp_path: Path) -> None:
+def test_saving_includes_a_closed_stream(tmp_path: Path) -> None:
     with keeping(scripted(), tmp_path) as engine:
         events = engine.generate([Request(tokens(FIRST))])
         next(event for event in events if isinstance(event, TokenEvent))

@@ -64,7 +64,7 @@ def model(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_a_conversation_taken_up_again_goes_on_as_if_it_had_never_been_left(
+def test_restored_conversation_continues_identically(
     tmp_path: Path, model: Path, slots: int
 ) -> None:
     with keeping(model, tmp_path / "unused", slots=slots) as engine:
@@ -85,7 +85,7 @@ def test_a_conversation_taken_up_again_goes_on_as_if_it_had_never_been_left(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_conversation_taken_up_before_its_end_is_evaluated_from_there(
+def test_restored_conversation_can_be_shortened(
     tmp_path: Path, request: pytest.FixtureRequest, name: str
 ) -> None:
     model = request.getfixturevalue(name)
@@ -107,7 +107,7 @@ def engine_tokens(model: Path, text: str) -> tuple[int, ...]:
         return engine.tokenize([Text("a"), Text(text)])[-4:]
 
 
-def test_a_state_kept_in_a_short_context_is_loaded_in_a_long_one_and_the_other_way_round(
+def test_restoring_works_across_context_sizes(
     tmp_path: Path, model: Path
 ) -> None:
     for first, second in ((5, None), (None, 5)):
@@ -127,7 +127,7 @@ def test_a_state_kept_in_a_short_context_is_loaded_in_a_long_one_and_the_other_w
         assert_said_alone(model, then, reply.ids[:40])
 
 
-def test_a_damaged_state_is_told_of_and_what_is_said_is_the_same(tmp_path: Path, model: Path) -> None:
+def test_damaged_state_is_reported_and_replies_are_unchanged(tmp_path: Path, model: Path) -> None:
     with keeping(model, tmp_path) as engine:
         prompt = engine.tokenize([Text(TALE)])
         first, _ = said(engine, prompt)
@@ -143,7 +143,7 @@ def test_a_damaged_state_is_told_of_and_what_is_said_is_the_same(tmp_path: Path,
     assert_said_alone(model, then, again.ids)
 
 
-def test_states_of_other_numbers_of_slots_lie_beside_one_another(tmp_path: Path, chatml_model: Path) -> None:
+def test_states_for_different_slot_counts_coexist(tmp_path: Path, chatml_model: Path) -> None:
     for slots, cached in ((1, 0), (2, 0), (1, 1), (2, 1)):
         with keeping(chatml_model, tmp_path, slots=slots) as engine:
             prompt = engine.tokenize([Text(TALE)])
@@ -153,7 +153,7 @@ def test_states_of_other_numbers_of_slots_lie_beside_one_another(tmp_path: Path,
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_state_that_llama_cpp_refuses_is_told_of_and_evaluated_again(tmp_path: Path, chatml_model: Path) -> None:
+def test_state_rejected_by_llama_cpp_is_reported_and_evaluated(tmp_path: Path, chatml_model: Path) -> None:
     with keeping(chatml_model, tmp_path) as engine:
         prompt = engine.tokenize([Text(TALE)])
         kind = engine.backend.state_kind
@@ -168,7 +168,7 @@ def test_a_state_that_llama_cpp_refuses_is_told_of_and_evaluated_again(tmp_path:
     assert (reply.cached, told, list(tmp_path.iterdir())) == (0, [DAMAGED], [])
 
 
-def test_a_folder_may_have_any_name(tmp_path: Path, chatml_model: Path) -> None:
+def test_states_directory_may_have_any_name(tmp_path: Path, chatml_model: Path) -> None:
     folder = tmp_path / os.fsdecode("Übung\n".encode() + b"\xff")
     for cached in (0, 1):
         with keeping(chatml_model, folder) as engine:
@@ -177,7 +177,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path, chatml_model: Path) -> None:
             engine.save_prompt_cache(64)
 
 
-def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chatml_model: Path) -> None:
+def test_full_disk_is_an_error_and_leaves_no_llama_state(tmp_path: Path, chatml_model: Path) -> None:
     code = (
         "import resource\n"
         "from test_states_llama import *\n"
@@ -212,7 +212,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chat
         assert list(folder.iterdir()) == []
 
 
-def test_nothing_is_kept_of_a_model_whose_positions_depend_on_the_context(tmp_path: Path) -> None:
+def test_long_rope_models_save_no_states(tmp_path: Path) -> None:
     """LongRoPE: the same tokens have other keys in a context longer than the first training's."""
     for scaling, files in ((None, 0), ("yarn", 1)):
         keys = {**tiny_models.LLAMA.keys, "rope.scaling.original_context_length": "original"}

@@ -24,7 +24,7 @@ def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("room", [32, 100])  # too little for the body; for the record behind it
-def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(tmp_path: Path, room: int) -> None:
+def test_full_disk_is_an_error_and_leaves_no_file(tmp_path: Path, room: int) -> None:
     process = in_process(
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
@@ -37,7 +37,7 @@ def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(tmp_path: Path, roo
     assert (process.returncode, said, list(tmp_path.iterdir())) == (0, f"{tmp_path}: File too large", [])
 
 
-def test_processes_that_write_use_and_drop_the_same_states_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_store_is_safe_for_concurrent_processes(tmp_path: Path) -> None:
     code = (
         "import random\n"
         "draw = random.Random(int(sys.argv[2]))\n"

@@ -86,14 +86,14 @@ def alone() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 8, 20])
-def test_the_number_of_slots_does_not_change_the_answers(alone: list[list[int]], slots: int) -> None:
+def test_batch_invariance_across_numbers_of_slots(alone: list[list[int]], slots: int) -> None:
     with together(slots) as engine:
         assert answers(engine, SUMS) == alone
         assert answers(engine, SUMS[::-1]) == alone[::-1]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
-def test_a_long_prompt_is_answered_the_same_whatever_of_it_was_copied(
+def test_batch_invariance_whatever_prefix_was_copied(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_invariance, "CHUNKED_POSITIONS", 256)  # beyond, tokens are read in whole blocks
@@ -105,7 +105,7 @@ def test_a_long_prompt_is_answered_the_same_whatever_of_it_was_copied(
             assert answers(engine, [question], 12) == [said]
 
 
-def test_a_row_that_stands_alone_is_given_company_where_that_matters() -> None:
+def test_single_rows_are_padded_from_a_position_on() -> None:
     length = {0: 300, 1: 400, 2: 7, 4: 300, 5: 290, 6: 3}.__getitem__
     near = [Row(0, 255, 9, True), Row(4, 300, 8, True), Row(5, 290, 7, True)]
     assert batch_invariance.pad_single_rows(near, length) == (near, [0, 1, 2])
@@ -117,7 +117,7 @@ def test_a_row_that_stands_alone_is_given_company_where_that_matters() -> None:
 
 
 @pytest.mark.parametrize("slots", [2, 4])
-def test_who_outgrows_the_memory_goes_on_in_more_of_it(
+def test_sequences_that_outgrow_memory_continue_in_more(
     alone: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
@@ -130,7 +130,7 @@ def test_who_outgrows_the_memory_goes_on_in_more_of_it(
         assert answers(engine, wordy, None) == said[: len(wordy)]
 
 
-def test_chains_that_share_a_memory_say_what_they_say_apart() -> None:
+def test_samples_in_a_unified_cache_match_separate_ones() -> None:
     with together(8) as engine:
         apart = [reply.ids for reply in chains(engine, 12)]
     with together(8, shared=True) as engine:
@@ -140,7 +140,7 @@ def test_chains_that_share_a_memory_say_what_they_say_apart() -> None:
     assert len({tuple(ids) for ids in apart}) > 2
 
 
-def test_chains_that_have_too_little_memory_together_wait_for_each_other() -> None:
+def test_samples_wait_for_room_in_a_small_unified_cache() -> None:
     with together(1) as engine:
         apart = [reply.ids for reply in chains(engine, 8, 40)]
     with together(8, context_size=256, shared=True) as engine:
@@ -148,7 +148,7 @@ def test_chains_that_have_too_little_memory_together_wait_for_each_other() -> No
         assert [reply.ids for reply in chains(engine, 8, 40)] == apart  # what the first left behind is cleared
 
 
-def test_what_one_slot_has_read_is_found_by_slots_that_share_a_memory(tmp_path: Path) -> None:
+def test_saved_state_is_restored_into_a_unified_cache(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     question = LONG[:1000] + SUMS[0]
     with together(1, evenly=False, states=store) as engine:
@@ -161,7 +161,7 @@ def test_what_one_slot_has_read_is_found_by_slots_that_share_a_memory(tmp_path: 
     assert again.ids == first
 
 
-def test_only_what_holds_most_of_a_prompt_is_kept_where_that_is_asked(tmp_path: Path) -> None:
+def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     with together(4, shared=True, states=store) as engine:
         answers(engine, SUMS)
@@ -169,7 +169,7 @@ def test_only_what_holds_most_of_a_prompt_is_kept_where_that_is_asked(tmp_path: 
     assert len(list(tmp_path.glob("*.state"))) == 1
 
 
-def test_where_memory_is_short_fewer_run_at_once_and_all_are_answered(
+def test_short_memory_reduces_slots_and_all_are_answered(
     alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: 512 * 2**20 + 3 * 512 * 1024)
