@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from command_line import CommandLine, Finished, saying
 from scripted_backend import ScriptedSampler
-from scripted_command import Many, run_here
+from scripted_command import RecordingBackend, run_here
 
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
 from cerebrum_cli.application.inference.responder import GenerationRequest, TokenizedRequest
@@ -61,9 +61,9 @@ class Desk:
         return objects(self.run(self.write(name, content), "-o", "-", *arguments).out)
 
     @property
-    def backends(self) -> list[Many]:
+    def backends(self) -> list[RecordingBackend]:
         """The models that were loaded."""
-        backends: list[Many] = self.script["backends"]
+        backends: list[RecordingBackend] = self.script["backends"]
         return backends
 
 
@@ -84,7 +84,7 @@ def chatml(question: str, system: str | None = None) -> str:
     return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def said(backend: Many) -> list[str]:
+def said(backend: RecordingBackend) -> list[str]:
     """Return the prompts in the order they were read, each with what was said to it, of a model with one slot."""
     read: list[bytearray] = []
     for [*rows] in backend.steps:
@@ -366,13 +366,13 @@ def test_a_batch_that_failed_goes_on_with_the_rows_that_are_missing(
     desk.run(source, "-o", desk.home / "whole", "--parallel", "4", "--seed", "1")
     limit = 60
 
-    def decode(backend: Many, rows: Any, really: Callable[..., bool] = Many.decode) -> bool:
+    def decode(backend: RecordingBackend, rows: Any, really: Callable[..., bool] = RecordingBackend.decode) -> bool:
         if len(backend.steps) == limit:
             raise EngineError("the machine is on fire")
         return really(backend, rows)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Many, "decode", decode)
+        patched.setattr(RecordingBackend, "decode", decode)
         failed = desk.run(*arguments)
     assert (failed.code, failed.err.splitlines()[-1]) == (1, "error: the machine is on fire")
     partial = objects((desk.home / "out.partial").read_text())

@@ -1,4 +1,4 @@
-"""Whatever ends before its end, a reply, a load or the engine itself, leaves nothing running, held or waiting."""
+"""Cancelling replies, loading and the engine itself leaves nothing running, held or waiting."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from asking import ask, gathered, running
-from scripted_backend import BAD_GRAMMAR, TOGETHER, ScriptedBackend, endless, replies, tokens
+from asking import ask, collect_replies, running_engine
+from scripted_backend import BAD_GRAMMAR, FIRST_SHARED_STEP, ScriptedBackend, endless, replies, tokens
 
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
@@ -28,8 +28,8 @@ ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})
 COUNT, NAME, PROMPT = (Request(tokens(prompt)) for prompt in ("count: ", "name: ", "x" * 50))
 
 
-def soon(call: Callable[[], object]) -> None:
-    """Make a call on another thread, and fail rather than wait for ever."""
+def finishes(call: Callable[[], object]) -> None:
+    """Make a call on another thread; fail if it does not return in time."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(20)
@@ -37,19 +37,19 @@ def soon(call: Callable[[], object]) -> None:
 
 
 def when_held(backend: ScriptedBackend, act: Callable[[], object]) -> threading.Thread:
-    """Do something on another thread as soon as a step is held."""
-    thread = threading.Thread(target=lambda: backend.held.wait(20) and act())
+    """Act on another thread as soon as a step is held."""
+    thread = threading.Thread(target=lambda: backend.is_held.wait(20) and act())
     thread.start()
     return thread
 
 
 def test_closed_stream_frees_its_slot_for_a_new_reply() -> None:
     backend = ScriptedBackend(LONG)
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         events = engine.generate([COUNT])
         for _ in range(5):
             next(events)
-        soon(events.close)
+        finishes(events.close)
         assert backend.samplers == []
         assert [reply.text for reply in ask(engine, "name: ")] == ["abcdefghij" * 5]
         assert [reply.text for reply in ask(engine, "count: ")] == ["0123456789" * 5]
@@ -58,18 +58,18 @@ def test_closed_stream_frees_its_slot_for_a_new_reply() -> None:
 @pytest.mark.parametrize("kept", [0, 7, 15])
 def test_closed_stream_keeps_its_partial_prefill(kept: int) -> None:
     backend = ScriptedBackend(LONG, holds={1: kept})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         events = engine.generate([PROMPT])
         next(events)
-        assert backend.held.wait(20)
-        soon(events.close)
+        assert backend.is_held.wait(20)
+        finishes(events.close)
         [reply] = ask(engine, "x" * 50)
     assert (reply.text, reply.cached) == ("y", 16 + kept)
 
 
 def test_cancel_from_another_thread_keeps_the_partial_reply() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         thread = when_held(backend, engine.cancel)
         [reply] = ask(engine, "count: ")
         thread.join()
@@ -79,7 +79,7 @@ def test_cancel_from_another_thread_keeps_the_partial_reply() -> None:
 
 def test_cancel_flushes_held_back_text() -> None:
     backend = ScriptedBackend(replies({"?": "one STOP"}), holds={6: 0})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         thread = when_held(backend, engine.cancel)
         [reply] = ask(engine, "?", stop=("STOP",))
         thread.join()
@@ -88,7 +88,7 @@ def test_cancel_flushes_held_back_text() -> None:
 
 def test_cancel_during_prefill_ends_with_an_empty_reply() -> None:
     backend = ScriptedBackend(LONG, holds={2: 3})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         thread = when_held(backend, engine.cancel)
         [reply] = ask(engine, "x" * 50)
         thread.join()
@@ -98,9 +98,9 @@ def test_cancel_during_prefill_ends_with_an_empty_reply() -> None:
 
 def test_cancel_ends_waiting_requests() -> None:
     backend = ScriptedBackend(LONG, slots=2, holds={6: 1})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         thread = when_held(backend, engine.cancel)
-        said = gathered(engine.generate([COUNT] * 5))
+        said = collect_replies(engine.generate([COUNT] * 5))
         thread.join()
     assert [said[SequenceId(index)].reason for index in range(5)] == ["cancelled"] * 5
     assert backend.samplers == []
@@ -111,14 +111,14 @@ def test_cancel_works_in_a_signal_handler() -> None:
     obeyed = threading.Event()
 
     def signals() -> None:
-        while not obeyed.wait(0.02):  # Python runs no handler while its main thread is just about to wait
+        while not obeyed.wait(0.02):  # Python runs no handler while its main thread is about to wait
             os.kill(os.getpid(), signal.SIGUSR1)
 
     def handler(*_: object) -> None:
         engine.cancel()
         obeyed.set()
 
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         old = signal.signal(signal.SIGUSR1, handler)
         thread = when_held(backend, signals)
         [reply] = ask(engine, "count: ")
@@ -128,7 +128,7 @@ def test_cancel_works_in_a_signal_handler() -> None:
 
 
 def test_cancel_without_requests_changes_nothing() -> None:
-    with running(ScriptedBackend(LONG)) as engine:
+    with running_engine(ScriptedBackend(LONG)) as engine:
         engine.cancel()
         assert [reply.reason for reply in ask(engine, "count: ")] == ["stop"]
 
@@ -140,24 +140,26 @@ def test_cancel_without_requests_changes_nothing() -> None:
 def test_closed_stream_leaves_its_neighbor_unaffected(
     prompts: tuple[Request, Request], text: str, first: bool, kept: int, can_trim: bool
 ) -> None:
-    backend = ScriptedBackend(ENDLESS, slots=2, context_size=100_000, can_trim=can_trim, holds={TOGETHER: kept})
-    with running(backend) as engine:
+    backend = ScriptedBackend(
+        ENDLESS, slots=2, context_size=100_000, can_trim=can_trim, holds={FIRST_SHARED_STEP: kept}
+    )
+    with running_engine(backend) as engine:
         streams = [engine.generate([prompt]) for prompt in (prompts if first else reversed(prompts))]
         closed, kept_on = streams if first else reversed(streams)
         for stream in streams:
             next(stream)
-        assert backend.held.wait(20)
-        soon(closed.close)
-        told = backend.evaluated + 50  # all that was said before, and more
+        assert backend.is_held.wait(20)
+        finishes(closed.close)
+        told = backend.evaluated + 50  # more than was generated so far
         said = "".join(event.text for event in islice(kept_on, told) if isinstance(event, TokenEvent))
-        soon(kept_on.close)
+        finishes(kept_on.close)
     assert said == (text * told)[: len(said)] != ""
 
 
 def test_step_error_reaches_every_stream_and_the_engine_recovers() -> None:
     error = EngineError("out of luck")
-    backend = ScriptedBackend(ENDLESS, slots=3, context_size=100_000, fails={TOGETHER: error})
-    with running(backend) as engine:
+    backend = ScriptedBackend(ENDLESS, slots=3, context_size=100_000, fails={FIRST_SHARED_STEP: error})
+    with running_engine(backend) as engine:
         one, two = engine.generate([COUNT]), engine.generate([NAME, COUNT])
         next(one), next(two)
         for events in (one, two):
@@ -170,15 +172,15 @@ def test_step_error_reaches_every_stream_and_the_engine_recovers() -> None:
 def test_invalid_grammar_ends_only_its_own_stream() -> None:
     backend = ScriptedBackend(ENDLESS, slots=4, context_size=100_000)
     bad = Request(NAME.prompt_tokens, grammar=BAD_GRAMMAR)
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         good = engine.generate([COUNT])
         next(good)
         with pytest.raises(GrammarError):
             list(engine.generate([NAME, bad, NAME]))
         assert len(backend.samplers) == 1
-        told = backend.evaluated + 50  # all that was said before, and more
+        told = backend.evaluated + 50  # more than was generated so far
         said = "".join(event.text for event in islice(good, told) if isinstance(event, TokenEvent))
-        soon(good.close)
+        finishes(good.close)
     assert said == ("0123456789" * told)[: len(said)] != ""
 
 
@@ -188,7 +190,7 @@ def test_load_events_are_kept_for_late_callers_and_delivered_once() -> None:
     assert next(engine.generate([COUNT])) == PromptEvent(SequenceId(0), 0, 7)
     assert list(engine.load()) == [*told]
     assert list(engine.load()) == []
-    soon(lambda: list(engine.load()))
+    finishes(lambda: list(engine.load()))
     engine.close()
 
 
@@ -209,7 +211,7 @@ def test_load_error_is_raised_by_every_call() -> None:
     with pytest.raises(EngineError, match="not loaded"):
         _ = engine.backend
     engine.cancel()
-    soon(engine.close)
+    finishes(engine.close)
 
 
 @pytest.mark.parametrize("end", [Engine.cancel, Engine.close])
@@ -223,10 +225,10 @@ def test_loading_can_be_interrupted(end: Callable[[Engine], None]) -> None:
     engine = Engine(slow)
     events = engine.load()
     assert next(events) == LoadEvent(0.0)
-    soon(lambda: end(engine))
+    finishes(lambda: end(engine))
     with pytest.raises(EngineError, match="interrupted"):
         list(events)
-    soon(engine.close)
+    finishes(engine.close)
 
 
 def test_close_ends_streams_and_joins_the_thread() -> None:
@@ -234,10 +236,10 @@ def test_close_ends_streams_and_joins_the_thread() -> None:
     engine = Engine(backend.open)
     events = engine.generate([COUNT])
     next(events)
-    assert backend.held.wait(20)
-    soon(engine.close)
+    assert backend.is_held.wait(20)
+    finishes(engine.close)
     assert backend.closed
-    [reply] = gathered(events).values()
+    [reply] = collect_replies(events).values()
     assert (reply.text, reply.reason) == ("0123", "cancelled")
 
 
@@ -246,14 +248,14 @@ def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
     engine = Engine(backend.open)
     events = engine.generate([COUNT])
     next(events)
-    soon(engine.close)
-    soon(events.close)
+    finishes(engine.close)
+    finishes(events.close)
     with pytest.raises(EngineError, match="closed"):
         next(engine.generate([COUNT]))
     with pytest.raises(EngineError, match="not loaded"):
         engine.tokenize([Text("a")])
     engine.cancel()
-    soon(engine.close)
+    finishes(engine.close)
 
 
 def test_process_failing_with_an_open_stream_exits() -> None:

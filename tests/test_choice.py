@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tiny_models import CHATML_TEMPLATE
-from vocabularies import MARKS, written
+from vocabularies import MARKS, text_of
 
 from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES, chosen_format, format_builder, special_tokens
 from cerebrum_cli.core.conversation import Conversation
@@ -68,7 +68,7 @@ def test_options_that_nothing_reads_are_an_error(name: str) -> None:
 
 def test_a_template_is_joined_with_its_models_vocabulary(chatml: LlamaBackend) -> None:
     form = format_builder("embedded", "{{ bos_token }}{{ eos_token }}{{ name }}", {"name": "x"})(chatml)
-    assert written(form.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
+    assert text_of(form.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
 
 
 def test_a_bad_template_is_found_when_it_is_rendered_and_not_before(chatml: LlamaBackend) -> None:

@@ -1,4 +1,4 @@
-"""Text is shown as soon as it is certain and never before: no half characters, no stop strings, nothing lost."""
+"""The detokenizer: complete characters, no stop strings, no text lost or held back needlessly."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
-# Few letters, so that stop strings do occur; letters of one to four bytes, so that they are cut.
+# Few letters, so that stop strings occur; letters of one to four bytes, so that they are split.
 texts = st.text("ab\néé€🙂", max_size=30)
 stops = st.lists(st.text("ab\né🙂", min_size=1, max_size=4), max_size=3).map(tuple)
 anything = st.binary(max_size=30) | texts.map(str.encode)
 
 
 def fed(pieces: list[bytes], stop: tuple[str, ...]) -> tuple[list[str], bool]:
-    """Return what was shown after each piece, and at the end; and whether a stop string ended it."""
+    """Text shown after each piece and at the end; and whether a stop string ended it."""
     detokenizer = Detokenizer(stop)
     shown = [""]
     for piece in pieces:
@@ -32,13 +32,13 @@ def fed(pieces: list[bytes], stop: tuple[str, ...]) -> tuple[list[str], bool]:
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Return the data in pieces, some of them empty."""
+    """Split data into pieces, some of them empty."""
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     return [data[start:end] for start, end in pairwise(edges)]
 
 
 def up_to_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
-    """Return the text before the stop string that is first to be whole, by trying one character more each time."""
+    """Text before the stop string that completes first, found by trying each length."""
     for length in range(len(text) + 1):
         found = [one for one in stop if text[:length].endswith(one)]
         if found:

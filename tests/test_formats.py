@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import written
+from vocabularies import text_of
 
 from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.conversation import Conversation
@@ -45,7 +45,7 @@ def conversation_of(case: Case) -> Conversation:
 
 @pytest.mark.parametrize(("row", "case"), CASES)
 def test_a_conversation_is_written_exactly_as_the_model_saw_it_in_training(row: PromptFormat, case: Case) -> None:
-    assert "<s>" + written(row.render(conversation_of(case))) == case["prompt"]
+    assert "<s>" + text_of(row.render(conversation_of(case))) == case["prompt"]
 
 
 @pytest.mark.parametrize(("row", "case"), CASES)
@@ -56,12 +56,12 @@ def test_a_prompt_becomes_exactly_these_tokens(row: PromptFormat, case: Case, mi
 @pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
 def test_an_empty_system_prompt_leaves_no_trace(row: PromptFormat) -> None:
     parts = row.render(Conversation(system_prompt="").user("Why?"))
-    assert written(parts).startswith(("User: ", "USER: "))
+    assert text_of(parts).startswith(("User: ", "USER: "))
 
 
 def test_only_cerebrum_has_a_system_prompt_of_its_own() -> None:
     assert {name for name, row in PLAIN_FORMATS.items() if row.default_system} == {"cerebrum"}
-    assert written(CEREBRUM.render(Conversation().user("Why?"))).startswith(f"{CEREBRUM.default_system}\nUser: Why?")
+    assert text_of(CEREBRUM.render(Conversation().user("Why?"))).startswith(f"{CEREBRUM.default_system}\nUser: Why?")
 
 
 @pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
@@ -73,7 +73,7 @@ def test_a_system_prompt_is_kept_to_the_letter(row: PromptFormat, system: str) -
 
 def test_cerebrum_takes_the_text_of_its_end_token_out_of_all_messages_but_the_first() -> None:
     talk = Conversation(system_prompt="</s>").user("a</s>b").assistant(" c</s> ").user("<</s>/s>d")
-    assert written(CEREBRUM.render(talk)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
+    assert text_of(CEREBRUM.render(talk)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
 
 
 def test_collective_cognition_keeps_the_text_and_ends_each_reply_with_the_token(mistral: LlamaBackend) -> None:

@@ -1,4 +1,4 @@
-"""What a model may take of a machine is planned in numbers, and what cannot be loaded says why."""
+"""Loading: planned context, layers and slots; progress, logs and errors of llama.cpp."""
 
 from __future__ import annotations
 
@@ -78,14 +78,12 @@ def gpu(free: int) -> Device:
         ("20", (gpu(80 * GIB),), 20),
     ],
 )
-def test_plan_layers_is_requested_or_what_fits(
-    asked: str, devices: tuple[Device, ...], layers: int
-) -> None:
+def test_plan_layers_is_requested_or_what_fits(asked: str, devices: tuple[Device, ...], layers: int) -> None:
     assert plan_layers(MISTRAL_7B, asked, 8192, devices) == layers
 
 
 def tree(root: Path, **files: str) -> Path:
-    """Write a cgroup's files; `__` in a name is a folder."""
+    """Write the files of a cgroup; `__` in a name separates directories."""
     for name, content in files.items():
         path = root / name.replace("__", "/")
         path.parent.mkdir(exist_ok=True)
@@ -121,9 +119,7 @@ def test_cgroup_quota_limits_the_cpus(tmp_path: Path, files: dict[str, str], quo
         ),
     ],
 )
-def test_cgroup_memory_ignores_cached_files(
-    tmp_path: Path, files: dict[str, str], left: float
-) -> None:
+def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str], left: float) -> None:
     assert cgroup_memory(tree(tmp_path, **files)) == left
 
 
@@ -138,7 +134,7 @@ def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False)
 
 
 def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
-    """Load a model and let it go."""
+    """Load a model, and free it."""
     open_llama(load, told.append, stop or StopFlag()).close()
 
 
@@ -149,9 +145,7 @@ def test_load_reports_progress(chatml_model: Path) -> None:
     assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
 
 
-def test_load_logs_only_to_a_listener(
-    chatml_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_logs_only_to_a_listener(chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log.lines.clear()
     opened([], options(chatml_model))
     assert not any(str(chatml_model) in line for line in log.lines)

@@ -1,4 +1,4 @@
-"""What this machine lets a process use: accelerators that were seen are kept, and cgroups limit memory."""
+"""Resources of the machine: cached GPUs, and memory limits of cgroups."""
 
 from __future__ import annotations
 

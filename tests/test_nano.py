@@ -1,4 +1,4 @@
-"""The small model that ships with cerebrum: it ends, follows up and is mostly right, and votes mend the rest."""
+"""The model that ships with cerebrum: its replies end, follow up and are mostly right; votes improve on them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ QUESTION = "What is 3 plus 4?"
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """Return an engine with nano loaded, in eight slots."""
+    """An engine with nano, in eight slots."""
     with opened(FILE) as engine:
         yield engine
 
 
 def ask(home: Path, *arguments: str | Path) -> Any:
-    """Return the object a question to nano prints."""
+    """The JSON that a question to nano prints."""
     done = CommandLine(home).run("ask", "-m", FILE, "--format", "cerebrum", "--json", *arguments)
     assert done.code == 0, done.err
     return done.object

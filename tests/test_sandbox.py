@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from templates import BARE, ONE, embedded
-from vocabularies import written
+from vocabularies import text_of
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError, Interrupted
@@ -31,7 +31,7 @@ from cerebrum_cli.formats.sandbox import run_template
     ],
 )
 def test_templates_find_what_they_expect(source: str, expected: str, chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, source).render(Conversation().user("hi"))) == expected
+    assert text_of(embedded(chatml, source).render(Conversation().user("hi"))) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_a_bad_template_is_an_error_of_one_line(source: str, said: str, chatml: 
 
 @pytest.mark.parametrize("source", ["{{ ''.__class__ }}", "{{ messages.__class__ }}", "{{ 'a'|attr('__class__') }}"])
 def test_what_a_template_may_not_see_is_empty(source: str, chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, source).render(ONE)) == ""
+    assert text_of(embedded(chatml, source).render(ONE)) == ""
 
 
 def test_a_template_that_writes_placeholders_itself_gains_nothing(chatml: LlamaBackend) -> None:
     for own in ("\ue0000\ue001", "\ue00099\ue001", "\ue000" + "9" * 5000 + "\ue001"):
-        assert written(embedded(chatml, own + BARE).render(Conversation().user("hi"))) == own + "hi|"
+        assert text_of(embedded(chatml, own + BARE).render(Conversation().user("hi"))) == own + "hi|"
 
 
 def test_a_signal_in_the_middle_of_a_template_is_not_its_fault() -> None:

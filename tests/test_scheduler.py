@@ -1,4 +1,4 @@
-"""Who lives where, and what the next step evaluates: decided purely, and right whatever comes in whatever order."""
+"""The scheduler: slot assignment and step contents, by cases and with random traffic."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
 
-# Pure cases.
+# Cases.
 
 
-def waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
-    """Let sequences wait: `n` of each prompt."""
+def add_waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
+    """Queue `n` samples of each prompt."""
     born = [
         one
         for prompt in prompts
@@ -37,20 +37,20 @@ def waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
     return born
 
 
-def move_in(scheduler: Scheduler) -> tuple[int, int, int]:
-    """Admit the next sequence; return its slot, the slot its beginning comes from, and how much that is."""
+def admit_next(scheduler: Scheduler) -> tuple[int, int, int]:
+    """Admit the next sequence; return the indices of its slot and its source, and the length of the reused prefix."""
     admission = scheduler.next_admission()
     scheduler.admit(admission, admission.prefix_length)
     return admission.slot.index, admission.source.index, admission.prefix_length
 
 
-def read(scheduler: Scheduler) -> None:
-    """Evaluate the next step."""
+def run_step(scheduler: Scheduler) -> None:
+    """Schedule the next step, and record it as evaluated."""
     scheduler.record_evaluated(scheduler.schedule(lambda position: 100).scheduled)
 
 
-def lived_in(*texts: str) -> Scheduler:
-    """Return a scheduler whose slots hold what ended sequences left there."""
+def scheduler_holding(*texts: str) -> Scheduler:
+    """Create a scheduler with idle slots that hold these texts."""
     scheduler = Scheduler(len(texts))
     for slot, text in zip(scheduler.slots, texts, strict=True):
         slot.extend(tokens(text))
@@ -66,24 +66,24 @@ def test_common_prefix_ends_at_a_difference_or_an_end(a: str, b: str, length: in
 
 def test_scheduler_fills_the_lowest_free_slot_first() -> None:
     scheduler = Scheduler(3)
-    waiting(scheduler, "ab", "cd", "ef")
+    add_waiting(scheduler, "ab", "cd", "ef")
     for slot in range(3):
-        assert move_in(scheduler)[0] == slot
-        read(scheduler)
+        assert admit_next(scheduler)[0] == slot
+        run_step(scheduler)
     assert not scheduler.can_admit
 
 
 def test_scheduler_admits_only_with_a_free_slot_and_no_prefill() -> None:
     scheduler = Scheduler(2)
     assert not scheduler.can_admit
-    first, second, _ = waiting(scheduler, "ab", "cd", "ef")
+    first, second, _ = add_waiting(scheduler, "ab", "cd", "ef")
     assert scheduler.can_admit
-    move_in(scheduler)
+    admit_next(scheduler)
     assert not scheduler.can_admit
-    read(scheduler)
+    run_step(scheduler)
     assert scheduler.can_admit
-    move_in(scheduler)
-    read(scheduler)
+    admit_next(scheduler)
+    run_step(scheduler)
     assert not scheduler.can_admit
     scheduler.remove(first)
     assert scheduler.can_admit
@@ -92,47 +92,47 @@ def test_scheduler_admits_only_with_a_free_slot_and_no_prefill() -> None:
 
 
 def test_scheduler_reuses_the_longest_prefix() -> None:
-    scheduler = lived_in("abxxx", "abcdx", "abcxx")
-    waiting(scheduler, "abcdef")
-    assert move_in(scheduler) == (1, 1, 4)
+    scheduler = scheduler_holding("abxxx", "abcdx", "abcxx")
+    add_waiting(scheduler, "abcdef")
+    assert admit_next(scheduler) == (1, 1, 4)
     assert scheduler.slots[1].tokens == list(b"abcd")
 
 
 def test_scheduler_always_evaluates_the_last_prompt_token() -> None:
-    scheduler = lived_in("abcdef")
-    waiting(scheduler, "abc")
-    assert move_in(scheduler) == (0, 0, 2)
+    scheduler = scheduler_holding("abcdef")
+    add_waiting(scheduler, "abc")
+    assert admit_next(scheduler) == (0, 0, 2)
     assert scheduler.schedule(lambda position: 100).rows == [Row(0, 2, ord("c"), True)]
 
 
 def test_scheduler_copies_a_prefix_to_an_empty_slot_first() -> None:
-    scheduler = lived_in("", "old", "")
-    waiting(scheduler, "abcd", "abce")
-    assert move_in(scheduler) == (0, 0, 0)
-    read(scheduler)
-    assert move_in(scheduler) == (2, 0, 3)
+    scheduler = scheduler_holding("", "old", "")
+    add_waiting(scheduler, "abcd", "abce")
+    assert admit_next(scheduler) == (0, 0, 0)
+    run_step(scheduler)
+    assert admit_next(scheduler) == (2, 0, 3)
     assert [slot.tokens for slot in scheduler.slots] == [list(b"abcd"), list(b"old"), list(b"abc")]
 
 
 def test_scheduler_prefers_an_idle_slot_of_two_equal_prefixes() -> None:
-    scheduler = lived_in("", "abc")
+    scheduler = scheduler_holding("", "abc")
     scheduler.slots[1].clear()
-    [first, _] = waiting(scheduler, "abx", "aby")
-    move_in(scheduler)
-    read(scheduler)
+    [first, _] = add_waiting(scheduler, "abx", "aby")
+    admit_next(scheduler)
+    run_step(scheduler)
     scheduler.slots[1].extend(b"ab")
-    assert move_in(scheduler) == (1, 1, 2)
+    assert admit_next(scheduler) == (1, 1, 2)
     assert first.slot == 0
 
 
 def test_scheduler_admits_sibling_samples_together() -> None:
     scheduler = Scheduler(3)
-    other, *samples = [*waiting(scheduler, "cd"), *waiting(scheduler, "ab", n=4)]
-    move_in(scheduler)
-    read(scheduler)
+    other, *samples = [*add_waiting(scheduler, "cd"), *add_waiting(scheduler, "ab", n=4)]
+    admit_next(scheduler)
+    run_step(scheduler)
     scheduler.remove(other)
-    move_in(scheduler)
-    read(scheduler)
+    admit_next(scheduler)
+    run_step(scheduler)
     twins = scheduler.sibling_samples(samples[0])
     assert [(twin.sequence, twin.slot.index, twin.source.index, twin.prefix_length) for twin in twins] == [
         (samples[1], 0, 1, 2),
@@ -146,11 +146,11 @@ def test_scheduler_admits_sibling_samples_together() -> None:
 
 def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
     scheduler = Scheduler(2)
-    waiting(scheduler, "ab", "cdefg")
-    move_in(scheduler)
-    read(scheduler)
+    add_waiting(scheduler, "ab", "cdefg")
+    admit_next(scheduler)
+    run_step(scheduler)
     scheduler.running[0].generated.append(ord("!"))
-    move_in(scheduler)
+    admit_next(scheduler)
     steps = []
     for _ in range(3):
         step = scheduler.schedule(lambda position: 2)
@@ -165,10 +165,10 @@ def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
 
 def test_scheduler_decodes_sequences_in_slot_order() -> None:
     scheduler = Scheduler(3)
-    born = waiting(scheduler, "ab", "cde", "f")
+    born = add_waiting(scheduler, "ab", "cde", "f")
     for sequence in born:
-        move_in(scheduler)
-        read(scheduler)
+        admit_next(scheduler)
+        run_step(scheduler)
         sequence.generated.append(ord("!"))
     scheduler.remove(born[1])
     step = scheduler.schedule(lambda position: 100)
@@ -178,11 +178,11 @@ def test_scheduler_decodes_sequences_in_slot_order() -> None:
 
 def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None:
     scheduler = Scheduler(1)
-    [sequence] = waiting(scheduler, "abc")
-    move_in(scheduler)
-    read(scheduler)
+    [sequence] = add_waiting(scheduler, "abc")
+    admit_next(scheduler)
+    run_step(scheduler)
     sequence.generated.extend(b"de")
-    read(scheduler)
+    run_step(scheduler)
     scheduler.resume(sequence, 0)
     assert scheduler.slots[0].tokens == []
     rows = []
@@ -196,29 +196,29 @@ def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None
 
 def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
     scheduler = Scheduler(1)
-    [sequence] = waiting(scheduler, "abcdef")
-    move_in(scheduler)
+    [sequence] = add_waiting(scheduler, "abcdef")
+    admit_next(scheduler)
     scheduler.resume(sequence, 4)
     assert scheduler.slots[0].tokens == list(b"abcd")
     assert scheduler.schedule(lambda position: 100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
 
 
-# Any requests, in any order, with any interruption, against a backend that checks every call.
+# Random requests, cancellations and interruptions, against a backend that checks every call.
 
 ALPHABET = tuple(b"abc")
 
 
-def babble(held: tuple[int, ...], seed: int) -> int:
-    """Say one of three letters, or end: it depends on all that was said and on the seed, as with a real model."""
+def random_model(held: tuple[int, ...], seed: int) -> int:
+    """Generate one of three letters or end, depending on all previous tokens and the seed, as a real model does."""
     drawn = crc32(repr((held, seed)).encode()) % 13
     return END if drawn == 12 else ALPHABET[drawn % 3]
 
 
-def expected(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:
-    """Return what a prompt must be answered with, and why the answer ends."""
+def expected_reply(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:
+    """The correct reply to a prompt, and its finish reason."""
     said: list[int] = []
     while True:
-        token = babble((*prompt, *said), seed)
+        token = random_model((*prompt, *said), seed)
         if token == END:
             return said, "stop"
         said.append(token)
@@ -230,24 +230,24 @@ def expected(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tu
 
 @dataclass(slots=True)
 class Sample:
-    """One sequence as its caller sees it."""
+    """A sequence, and the events its caller received."""
 
     sequence: Sequence
-    most_shared: int | None = None
-    said: list[int] = field(default_factory=list)
-    read: list[int] = field(default_factory=list)
+    longest_prefix: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    prefilled: list[int] = field(default_factory=list)
     finish: FinishEvent | None = None
 
 
-class Impatient(Commands):
-    """Commands that are not waited for: here nobody else sends any."""
+class NonBlockingCommands(Commands):
+    """Commands without blocking: there is no other thread to send any."""
 
     def take(self, wait: bool) -> Command | None:
         return super().take(wait=False)
 
 
 class AnyTraffic(RuleBasedStateMachine):
-    """Requests come, steps are taken and interrupted, streams are closed; what is said never depends on it."""
+    """Submit, step, interrupt, abort and cancel in any order; replies never depend on it."""
 
     @initialize(
         slots=st.integers(1, 4),
@@ -266,10 +266,10 @@ class AnyTraffic(RuleBasedStateMachine):
         self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", between)
         self.patch.setattr(scheduling, "MIN_FREE_CELLS", hope)
         self.backend = ScriptedBackend(
-            babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, kv_unified=shared
+            random_model, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, kv_unified=shared
         )
         self.stop = StopFlag()
-        self.commands = Impatient(self.stop)
+        self.commands = NonBlockingCommands(self.stop)
         self.loop = Loop(self.backend.open(lambda event: None, self.stop), 0.0)
         self.samples: list[Sample] = []
 
@@ -286,7 +286,7 @@ class AnyTraffic(RuleBasedStateMachine):
         for index, prompt in enumerate(prompts):
             request = Request(prompt, SamplingParams(seed=seed, max_tokens=limit), n=n)
             asked: dict[SequenceId, Sample] = {}
-            for sequence in create_sequences(index, request, partial(self.hear, asked), range(n), seed):
+            for sequence in create_sequences(index, request, partial(self.on_event, asked), range(n), seed):
                 asked[sequence.id] = Sample(sequence)
                 born.append(sequence)
             self.samples += asked.values()
@@ -294,7 +294,7 @@ class AnyTraffic(RuleBasedStateMachine):
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data())
-    def end(self, data: st.DataObject) -> None:
+    def abort(self, data: st.DataObject) -> None:
         live = [sample for sample in self.samples if sample.finish is None]
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
         self.commands.send(Abort([sample.sequence for sample in chosen]))
@@ -303,17 +303,17 @@ class AnyTraffic(RuleBasedStateMachine):
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     @staticmethod
-    def hear(asked: dict[SequenceId, Sample], event: Event | Failure) -> None:
+    def on_event(asked: dict[SequenceId, Sample], event: Event | Failure) -> None:
         assert isinstance(event, PromptEvent | TokenEvent | FinishEvent), event
         sample = asked[event.sequence]
         assert sample.finish is None
         if isinstance(event, FinishEvent):
             sample.finish = event
         elif isinstance(event, PromptEvent):
-            assert not sample.said
-            sample.read.append(event.evaluated)
+            assert not sample.tokens
+            sample.prefilled.append(event.evaluated)
         elif event.token is not None:
-            sample.said.append(event.token)
+            sample.tokens.append(event.token)
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(count=st.integers(1, 12))
@@ -321,13 +321,13 @@ class AnyTraffic(RuleBasedStateMachine):
         for _ in range(count):
             if all(sample.finish for sample in self.samples):
                 return
-            self.take()
+            self.run_step()
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(kept=st.integers(0, 8))
     def interrupt(self, kept: int) -> None:
         self.backend.interrupts[len(self.backend.steps)] = kept
-        self.take()
+        self.run_step()
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data())
@@ -340,19 +340,19 @@ class AnyTraffic(RuleBasedStateMachine):
         assert done.is_set() and not self.stop
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
-    def take(self) -> None:
-        """Take one step, and see that a sequence that moves in keeps all that any slot had for it."""
+    def run_step(self) -> None:
+        """Run one step, and check that an admitted sequence reuses the longest prefix of any slot."""
         assert self.loop.process_commands(self.commands)
         capacity, memory = self.backend.capacity, [list(held) for held in self.backend.memory]
         self.loop.step()
         if capacity != self.backend.capacity:
             memory = []
         for sample in self.samples:
-            if sample.most_shared is None and (sample.sequence.slot is not None or sample.said or sample.finish):
+            if sample.longest_prefix is None and (sample.sequence.slot is not None or sample.tokens or sample.finish):
                 prompt = sample.sequence.prompt
-                sample.most_shared = max((common_prefix(held, prompt[:-1]) for held in memory), default=0)
+                sample.longest_prefix = max((common_prefix(held, prompt[:-1]) for held in memory), default=0)
                 if self.backend.can_trim and not (sample.finish and sample.finish.reason == "cancelled"):
-                    assert sample.sequence.cached_tokens >= sample.most_shared
+                    assert sample.sequence.cached_tokens >= sample.longest_prefix
 
     def teardown(self) -> None:
         if not hasattr(self, "loop"):
@@ -361,18 +361,18 @@ class AnyTraffic(RuleBasedStateMachine):
         taken = -1
         while taken < len(self.backend.steps):
             taken = len(self.backend.steps)
-            self.take()
+            self.run_step()
         for sample in self.samples:
             finish, sequence = sample.finish, sample.sequence
             assert finish and sequence.request.params.max_tokens
-            said, reason = expected(
+            said, reason = expected_reply(
                 sequence.prompt, sequence.seed, sequence.request.params.max_tokens, self.backend.context_size
             )
             if finish.reason == "cancelled":
-                assert sample.said == said[: len(sample.said)]
+                assert sample.tokens == said[: len(sample.tokens)]
             else:
-                assert (sample.said, finish.reason) == (said, reason)
-            assert finish.completion_tokens == len(sample.said)
+                assert (sample.tokens, finish.reason) == (said, reason)
+            assert finish.completion_tokens == len(sample.tokens)
         self.backend.close()
 
 

@@ -1,4 +1,4 @@
-"""The folder of kept states: what is found is what was written, and whatever else lies there does no harm."""
+"""State files: found as written, verified, evicted, and robust against damage and other files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TOKENS = (1, 2, 3, 70_000)
 
 
 def store(directory: Path, *, limit: int = 10**9, model: str = "digest", format: str = "chatml") -> StateStore:
-    """Open a folder of states anew: nothing is remembered."""
+    """Open a state directory, as a new process does."""
     return StateStore(directory, limit, model, format)
 
 
 def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: str = "kind") -> None:
-    """Write a state with some body."""
+    """Write a state."""
 
     def save(path: Path) -> None:
         path.write_bytes(body)
@@ -36,19 +36,19 @@ def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: 
 
 
 def find(states: StateStore, prompt: Sequence[int], *, kind: str = "kind") -> tuple[State | None, list[NoticeEvent]]:
-    """Return the state for a prompt, and what was told meanwhile."""
+    """Find the state for a prompt; also return the notices."""
     told: list[NoticeEvent] = []
     return states.find_longest(prompt, kind, lambda length, shared: True, told.append), told
 
 
 def only_file(directory: Path) -> Path:
-    """Return the one file in a folder."""
+    """The only file in a directory."""
     [path] = directory.iterdir()
     return path
 
 
 def held(directory: Path) -> list[tuple[int, ...]]:
-    """Return the tokens of each state there is for the usual model, as another process finds them."""
+    """Tokens of all states for the default model, as another process finds them."""
     states = store(directory)
     found = {state.tokens for token in range(10) if (state := find(states, [token])[0])}
     return sorted(found)
@@ -125,7 +125,7 @@ def test_store_reports_damage_once_and_finds_the_next_best(tmp_path: Path) -> No
     found, _ = find(states, (1, 2, 3, 4))
     assert found and found.tokens == (1, 2, 3)
     content = bytearray(found.path.read_bytes())
-    content[5] ^= 1  # in the body, of which this store has not read anything again
+    content[5] ^= 1  # in the body, which this store has already verified
     found.path.write_bytes(content)
     found, told = find(states, (1, 2, 3, 4))
     assert found and (found.tokens, told) == ((1, 2, 9), [DAMAGED])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded, untrusted
-from vocabularies import marked_up, written
+from vocabularies import marked_up, text_of
 
 from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.conversation import Conversation
@@ -80,7 +80,7 @@ def test_a_template_writes_what_jinja_writes(template: str, chatml: LlamaBackend
         expected = plainly_rendered(
             TEMPLATES[template], talk, chatml.special_token_text("bos"), chatml.special_token_text("eos")
         )
-        assert written(embedded(chatml, template).render(talk)) == expected, name
+        assert text_of(embedded(chatml, template).render(talk)) == expected, name
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -107,10 +107,10 @@ def test_a_template_says_why_it_refuses(template: str, talk: Conversation, reaso
 
 
 def test_options_reach_the_template(chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE)).count("Reasoning: high") == 1
-    quick = written(embedded(chatml, "qwen3", enable_thinking=False).render(ONE))
-    assert quick == written(embedded(chatml, "qwen3").render(ONE)) + "<think>\n\n</think>\n\n"
-    assert not written(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE)).endswith("assistant\n")
+    assert text_of(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE)).count("Reasoning: high") == 1
+    quick = text_of(embedded(chatml, "qwen3", enable_thinking=False).render(ONE))
+    assert quick == text_of(embedded(chatml, "qwen3").render(ONE)) + "<think>\n\n</think>\n\n"
+    assert not text_of(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE)).endswith("assistant\n")
 
 
 def test_options_do_not_replace_the_conversation(chatml: LlamaBackend) -> None:
@@ -183,8 +183,8 @@ def test_a_reply_stands_behind_the_text_it_was_asked_for_with(
     at = parts.index(Tokens((7,)))
     around = parts[at - 1], parts[at + 1]
     assert all(isinstance(part, Text) and part.trusted for part in around)
-    assert written(around[:1]).endswith(before)
-    assert written(around[1:]).startswith(after)
+    assert text_of(around[:1]).endswith(before)
+    assert text_of(around[1:]).startswith(after)
     assert Text("b") not in parts
 
 

@@ -1,4 +1,4 @@
-"""The tiny models are real: llama.cpp itself loads them, tokenises with them and decodes."""
+"""The tiny models are real: llama.cpp loads them, tokenizes and decodes."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def loaded(path: Path, *, vocabulary_only: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def opened(model: Any, **settings: int) -> Iterator[Any]:
-    """Open a context on one thread: a tiny model needs no more, and no OpenMP team is left behind."""
+    """Open a context on one thread, which is enough and leaves no OpenMP team behind."""
     params = llama.llama_context_default_params()
     for name, value in {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, **settings}.items():
         setattr(params, name, value)
@@ -74,8 +74,8 @@ def tokenize(model: Any, text: str, *, special: bool) -> list[int]:
 
 
 def decode(context: Any, tokens: list[int]) -> list[float]:
-    """Evaluate tokens; return the logits of the last."""
-    array = (llama.llama_token * len(tokens))(*tokens)  # the batch keeps only its address
+    """Logits of the last of these tokens."""
+    array = (llama.llama_token * len(tokens))(*tokens)  # the batch holds only its address
     assert llama.llama_decode(context, llama.llama_batch_get_one(array, len(tokens))) == 0
     count = vocabulary_size(llama.llama_get_model(context))
     return list(llama.llama_get_logits_ith(context, -1)[:count])

@@ -1,4 +1,4 @@
-"""Many sequences at once in the real llama.cpp, with a model that knows what it says: each says what it would alone."""
+"""Concurrent sequences in the real llama.cpp with the trained nano model: each reply matches its single run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from asking import Reply, gathered
+from asking import Reply, collect_replies
 
 import cerebrum_cli
 from cerebrum_cli.core.conversation import Conversation
@@ -30,24 +30,24 @@ LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + 
 
 
 @contextmanager
-def together(
+def open_engine(
     slots: int,
     *,
     context_size: int = 512,
-    evenly: bool = True,
-    shared: bool = False,
+    batch_invariant: bool = True,
+    kv_unified: bool = False,
     states: StateStore | None = None,
 ) -> Iterator[Engine]:
-    """Start an engine for so many sequences."""
+    """Start an engine with so many slots."""
     options = LoadOptions(
         NANO,
         SHAPE,
         context_size=context_size,
         n_threads=1,
         slots=slots,
-        kv_unified=shared,
-        whole_context=shared,
-        batch_invariant=evenly and not shared,
+        kv_unified=kv_unified,
+        whole_context=kv_unified,
+        batch_invariant=batch_invariant and not kv_unified,
     )
     engine = Engine(lambda tell, stop: open_llama(options, tell, stop), states)
     try:
@@ -62,46 +62,44 @@ def prompt_of(engine: Engine, question: str) -> tuple[int, ...]:
 
 
 def answers(engine: Engine, questions: list[str], limit: int | None = 60) -> list[list[int]]:
-    """Return the likeliest replies to all questions, asked at once."""
+    """Greedy replies to all questions, generated concurrently."""
     params = SamplingParams(max_tokens=limit)
-    said = gathered(engine.generate([Request(prompt_of(engine, question), params) for question in questions]))
+    said = collect_replies(engine.generate([Request(prompt_of(engine, question), params) for question in questions]))
     return [said[SequenceId(index)].ids for index in range(len(questions))]
 
 
-def chains(engine: Engine, count: int, limit: int | None = 60) -> list[Reply]:
-    """Return several chains for one question."""
+def samples_of(engine: Engine, count: int, limit: int | None = 60) -> list[Reply]:
+    """Samples for one question."""
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=limit)
-    said = gathered(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))
+    said = collect_replies(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))
     return [said[SequenceId(0, sample)] for sample in range(count)]
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[list[int]]:
-    """Return what each sum is answered by an engine that was asked nothing else."""
+def single_runs() -> list[list[int]]:
+    """Replies to each sum by a new engine."""
     said = []
     for question in SUMS:
-        with together(1) as engine:
+        with open_engine(1) as engine:
             said += answers(engine, [question])
     return said
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 8, 20])
 def test_batch_invariance_across_numbers_of_slots(alone: list[list[int]], slots: int) -> None:
-    with together(slots) as engine:
+    with open_engine(slots) as engine:
         assert answers(engine, SUMS) == alone
         assert answers(engine, SUMS[::-1]) == alone[::-1]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
-def test_batch_invariance_whatever_prefix_was_copied(
-    slots: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_invariance, "CHUNKED_POSITIONS", 256)  # beyond, tokens are read in whole blocks
+def test_batch_invariance_whatever_prefix_was_copied(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_invariance, "CHUNKED_POSITIONS", 256)  # beyond, whole batches are used
     questions = [LONG[: 900 + 7 * length] + SUMS[length] for length in range(4)]
-    with together(slots, context_size=1024) as engine:
+    with open_engine(slots, context_size=1024) as engine:
         shared = answers(engine, questions, 12)
     for question, said in zip(questions, shared, strict=True):
-        with together(slots, context_size=1024) as engine:
+        with open_engine(slots, context_size=1024) as engine:
             assert answers(engine, [question], 12) == [said]
 
 
@@ -121,49 +119,49 @@ def test_sequences_that_outgrow_memory_continue_in_more(
     alone: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
-    wordy = [LONG[:540] + question for question in SUMS]  # so that a first memory of 256 tokens is nearly full
-    with together(slots) as engine:
+    wordy = [LONG[:540] + question for question in SUMS]  # to nearly fill the first 256 cells
+    with open_engine(slots) as engine:
         said = answers(engine, [*wordy, *SUMS], None)
     assert said[len(wordy) :] == alone
     monkeypatch.undo()
-    with together(slots) as engine:
+    with open_engine(slots) as engine:
         assert answers(engine, wordy, None) == said[: len(wordy)]
 
 
 def test_samples_in_a_unified_cache_match_separate_ones() -> None:
-    with together(8) as engine:
-        apart = [reply.ids for reply in chains(engine, 12)]
-    with together(8, shared=True) as engine:
-        shared = chains(engine, 12)
+    with open_engine(8) as engine:
+        apart = [reply.ids for reply in samples_of(engine, 12)]
+    with open_engine(8, kv_unified=True) as engine:
+        shared = samples_of(engine, 12)
         assert engine.backend.capacity == 512
     assert [reply.ids for reply in shared] == apart
     assert len({tuple(ids) for ids in apart}) > 2
 
 
 def test_samples_wait_for_room_in_a_small_unified_cache() -> None:
-    with together(1) as engine:
-        apart = [reply.ids for reply in chains(engine, 8, 40)]
-    with together(8, context_size=256, shared=True) as engine:
-        assert [reply.ids for reply in chains(engine, 8, 40)] == apart
-        assert [reply.ids for reply in chains(engine, 8, 40)] == apart  # what the first left behind is cleared
+    with open_engine(1) as engine:
+        apart = [reply.ids for reply in samples_of(engine, 8, 40)]
+    with open_engine(8, context_size=256, kv_unified=True) as engine:
+        assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart
+        assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart  # idle slots are evicted
 
 
 def test_saved_state_is_restored_into_a_unified_cache(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     question = LONG[:1000] + SUMS[0]
-    with together(1, evenly=False, states=store) as engine:
+    with open_engine(1, batch_invariant=False, states=store) as engine:
         [first] = answers(engine, [question])
         engine.save_prompt_cache(1)
-    with together(8, shared=True, states=store) as engine:
+    with open_engine(8, kv_unified=True, states=store) as engine:
         prompt = prompt_of(engine, question)
-        [again] = gathered(engine.generate([Request(prompt, SamplingParams(max_tokens=60))])).values()
+        [again] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=60))])).values()
     assert again.cached == len(prompt) - 1
     assert again.ids == first
 
 
 def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
-    with together(4, shared=True, states=store) as engine:
+    with open_engine(4, kv_unified=True, states=store) as engine:
         answers(engine, SUMS)
         engine.save_prompt_cache(1, prompt_of(engine, SUMS[2]))
     assert len(list(tmp_path.glob("*.state"))) == 1
@@ -173,6 +171,6 @@ def test_short_memory_reduces_slots_and_all_are_answered(
     alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: 512 * 2**20 + 3 * 512 * 1024)
-    with together(8) as engine:
+    with open_engine(8) as engine:
         assert answers(engine, SUMS, None) == alone
         assert engine.backend.slots == 3

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE, TEMPLATES, TWO, UPPER, embedded
-from vocabularies import marked_up, marks_in, written
+from vocabularies import marked_up, marks_in, text_of
 
 from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.conversation import Conversation
@@ -140,5 +140,5 @@ def test_letters_a_vocabulary_lacks_are_no_special_tokens(mistral: LlamaBackend)
 
 def test_a_thought_that_a_template_leaves_out_of_its_history_is_no_reason_to_refuse(chatml: LlamaBackend) -> None:
     parts = embedded(chatml, "qwen3").render(Conversation().user("a").assistant("<think>\nhm\n</think>\n\nb").user("c"))
-    assert "hm" not in written(parts)
-    assert "<|im_start|>assistant\nb<|im_end|>" in written(parts)
+    assert "hm" not in text_of(parts)
+    assert "<|im_start|>assistant\nb<|im_end|>" in text_of(parts)

@@ -1,4 +1,4 @@
-"""Text to tokens and back, on real vocabularies: nothing is lost, nothing is added, no user's text is markup."""
+"""Tokenization with real vocabularies: lossless, and untrusted text never becomes markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, with_user_defined
+from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
 from cerebrum_cli.application.inference.responder import spelled
 from cerebrum_cli.core.errors import EngineError
@@ -28,7 +28,7 @@ texts = st.text(max_size=30)
 def marked_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaBackend]:
     """Open a SentencePiece vocabulary in which the word `think` is user-defined."""
     path = tmp_path_factory.mktemp("marked") / "mistral.gguf"
-    with opened_vocabulary(with_user_defined(mistral_model, path, [THINK])) as backend:
+    with open_vocabulary(with_user_defined(mistral_model, path, [THINK])) as backend:
         yield backend
 
 
@@ -41,7 +41,7 @@ def pieces(backend: LlamaBackend, ids: tuple[int, ...]) -> bytes:
 def test_tokenize_round_trips(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     for trusted in (False, "<|" not in text):
         assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == text.encode()
-    text = text.replace("\u2581", " ")  # SentencePiece writes a space with it
+    text = text.replace("\u2581", " ")  # SentencePiece's own spelling of a space
     assert pieces(mistral, mistral.tokenize((Text(text),))) == (b" " + text.encode() if text else b"")
 
 
@@ -91,9 +91,7 @@ def test_tokenize_continues_text_after_tokens(
         ((Text("<s><s>a", True),), 2),
     ],
 )
-def test_tokenize_adds_bos_only_if_missing(
-    parts: tuple[Part, ...], bos: int, mistral: LlamaBackend
-) -> None:
+def test_tokenize_adds_bos_only_if_missing(parts: tuple[Part, ...], bos: int, mistral: LlamaBackend) -> None:
     ids = mistral.tokenize(parts)
     assert (ids[0], ids.count(BOS)) == (BOS, bos)
 
@@ -133,11 +131,11 @@ def test_special_token_ids_exclude_words(mistral: LlamaBackend, marked_mistral: 
     assert marked_mistral.special_token_ids(["a</s>think"]) == {EOS, THINK}
 
 
-# Pasted text is never markup.
+# Untrusted text is never markup.
 
 
 def trusted_marks(parts: list[Text]) -> int:
-    """Count the places where trusted text alone spells markup; markup has no beginning inside other markup here."""
+    """Count the markup spelled by trusted text alone; no markup here starts inside other markup."""
     runs = [""]
     for part in parts:
         if part.trusted:
@@ -151,9 +149,7 @@ def trusted_marks(parts: list[Text]) -> int:
 @given(
     parts=st.lists(st.builds(Text, st.lists(markup, min_size=1, max_size=4).map("".join), st.booleans()), max_size=6)
 )
-def test_markup_is_special_only_in_trusted_text(
-    parts: list[Text], chatml: LlamaBackend
-) -> None:
+def test_markup_is_special_only_in_trusted_text(parts: list[Text], chatml: LlamaBackend) -> None:
     ids = chatml.tokenize(join_parts(tuple(parts)))
     assert spelled(chatml, ids) == "".join(part.value for part in parts)
     assert len(marks_in(ids)) == trusted_marks(parts)
@@ -185,7 +181,7 @@ def test_thousands_of_untrusted_marks_are_split_quickly(chatml: LlamaBackend) ->
     assert spelled(chatml, ids) == "<think>" + text
 
 
-# What else may come.
+# Edge cases.
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udcffb", "\udfff\ud800", "\0", "a\0<think>\0", "\U0010ffff", "\ufeff"])
@@ -213,7 +209,7 @@ def test_tokens_of_another_vocabulary_are_rejected(token: int, mistral: LlamaBac
 def test_piece_may_exceed_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = f"<|{'long' * 200}|>"
     monkeypatch.setitem(tiny_models.SPECIAL_TOKENS, long, tiny_models.USER_DEFINED)
-    with opened_vocabulary(tiny_models.write_chatml(tmp_path / "long.gguf")) as backend:
+    with open_vocabulary(tiny_models.write_chatml(tmp_path / "long.gguf")) as backend:
         token = len(tiny_models.SPECIAL_TOKENS) - 1
         assert backend.tokenize((Text(f"a{long}b", True),))[1] == token
         assert token not in backend.tokenize((Text(f"a{long}b"),))
@@ -223,12 +219,12 @@ def test_piece_may_exceed_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_piece_is_thread_safe(mistral_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = range(0, 32000, 3), range(1, 32000, 3)
-    with opened_vocabulary(mistral_model) as backend:
+    with open_vocabulary(mistral_model) as backend:
         expected = [[backend.piece(token) for token in tokens] for tokens in every]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with opened_vocabulary(mistral_model) as backend:
+        with open_vocabulary(mistral_model) as backend:
             found: list[list[bytes]] = [[], []]
 
             def read(reader: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished
-from scripted_command import Many, many, run_here
+from scripted_command import RecordingBackend, batch_backend, run_here
 
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.inference.format_choice import format_builder
@@ -51,9 +51,9 @@ class Booth:
         return done.object
 
     @property
-    def backend(self) -> Many:
+    def backend(self) -> RecordingBackend:
         """The model that was loaded last."""
-        backend: Many = self.script["backends"][-1]
+        backend: RecordingBackend = self.script["backends"][-1]
         return backend
 
 
@@ -303,7 +303,7 @@ def events_of(
     """Take a vote on an engine, and note its events; do something whenever a chain has been cast."""
     script: dict[str, Any] = {"rows": {}, "seeds": chains}
     poll = MajorityVote(parse_votes(votes))
-    backend = many(script, poll.most)
+    backend = batch_backend(script, poll.most)
     engine = Engine(backend.open)
     try:
         responder = LocalResponder(engine, format_builder("cerebrum", None, {}), 1000)
