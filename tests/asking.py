@@ -1,4 +1,4 @@
-"""Start an engine, ask it, and gather what each sequence says."""
+"""Run requests on an engine, and collect the reply of each sequence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cerebrum_cli.engine.sequence import Request
 
 @dataclass(slots=True)
 class Reply:
-    """What one sequence said, and how it ended."""
+    """The reply of one sequence."""
 
     pieces: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -42,8 +42,8 @@ class Reply:
         return self.finish.seed
 
 
-def gathered(events: Iterable[Event]) -> dict[SequenceId, Reply]:
-    """Return what each sequence said; nothing may come after its FinishEvent."""
+def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:
+    """Replies by sequence; nothing may follow a FinishEvent."""
     said: dict[SequenceId, Reply] = {}
     for event in events:
         assert isinstance(event, PromptEvent | TokenEvent | FinishEvent)
@@ -58,8 +58,8 @@ def gathered(events: Iterable[Event]) -> dict[SequenceId, Reply]:
 
 
 @contextmanager
-def running(backend: ScriptedBackend) -> Iterator[Engine]:
-    """Start an engine, and see that it gives everything back."""
+def running_engine(backend: ScriptedBackend) -> Iterator[Engine]:
+    """Start an engine; check that it frees everything."""
     engine = Engine(backend.open)
     try:
         list(engine.load())
@@ -70,8 +70,8 @@ def running(backend: ScriptedBackend) -> Iterator[Engine]:
 
 
 def ask(engine: Engine, prompt: str, *, n: int = 1, grammar: str | None = None, **params: object) -> list[Reply]:
-    """Return the replies to one prompt, by sample."""
+    """Replies to one prompt, by sample."""
     tokens = engine.tokenize([Text(prompt)])
     request = Request(tokens, SamplingParams(**params), grammar, n)  # type: ignore[arg-type]
-    said = gathered(engine.generate([request]))
+    said = collect_replies(engine.generate([request]))
     return [said[SequenceId(0, sample)] for sample in range(n)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
-from vocabularies import opened_vocabulary
+from vocabularies import open_vocabulary
 
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 
@@ -43,12 +43,12 @@ def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mistral(mistral_model: Path) -> Iterator[LlamaBackend]:
     """Return Mistral's vocabulary, opened by llama.cpp."""
-    with opened_vocabulary(mistral_model) as backend:
+    with open_vocabulary(mistral_model) as backend:
         yield backend
 
 
 @pytest.fixture(scope="session")
 def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
     """Return the small byte-level vocabulary, opened by llama.cpp."""
-    with opened_vocabulary(chatml_model) as backend:
+    with open_vocabulary(chatml_model) as backend:
         yield backend

@@ -1,7 +1,7 @@
-"""A backend without a model: a token is a byte, replies are scripted, and memory is kept as strictly as llama.cpp's.
+"""A backend without a model: a token is a byte, replies are scripted, and memory is as strict as llama.cpp's.
 
-Whatever the engine asks is checked: positions come in order, rows ascend by slot, nothing lies beyond the capacity,
-only rows with logits are sampled, and one thread does all of it.
+Every call is checked: positions are consecutive, rows ascend by slot, slots stay within the capacity, only rows with
+logits are sampled, and all calls come from one thread.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from cerebrum_cli.engine.backend import Row, StopFlag
 
 END = 256
 MARK = 257  # a control token
-FIRST_WORD = 258  # tokens of several bytes are numbered from here
+FIRST_WORD = 258  # first id of tokens with several bytes
 BAD_GRAMMAR = "bad"
 BODY_END = b"end of scripted state"
-TOGETHER = -1  # the number of a step, instead of its own: the first that several slots share
+FIRST_SHARED_STEP = -1  # stands for the number of the first step with rows of several slots
 
 Model = Callable[[tuple[int, ...], int], int]
-"""The token that follows what a slot holds, for a seed."""
+"""The next token after the tokens of a slot, for a seed."""
 
 
 def tokens(text: str) -> tuple[int, ...]:
-    """Return the tokens of a text: its bytes."""
+    """Tokens of a text: its bytes."""
     return tuple(text.encode())
 
 
 def endless(script: Mapping[str, str]) -> Model:
-    """Return a model that answers each prompt with its reply, over and over."""
+    """A model that repeats the reply to each prompt endlessly."""
     said = {tokens(prompt): tokens(reply) for prompt, reply in script.items()}
 
     def model(held: tuple[int, ...], seed: int) -> int:
@@ -49,7 +49,7 @@ def endless(script: Mapping[str, str]) -> Model:
 
 
 def replies(script: Mapping[str, str | Sequence[int]]) -> Model:
-    """Return a model that answers each prompt with its reply, whatever the seed, and then ends."""
+    """A model that answers each prompt with its reply, whatever the seed."""
     said = {
         tokens(prompt): tokens(reply) if isinstance(reply, str) else tuple(reply) for prompt, reply in script.items()
     }
@@ -66,7 +66,7 @@ def replies(script: Mapping[str, str | Sequence[int]]) -> Model:
 
 @dataclass(slots=True)
 class ScriptedSampler:
-    """The sampler of one sequence: it must see what it said last time before it says more."""
+    """The sampler of one sequence; checks that each sampled token is evaluated before the next."""
 
     backend: ScriptedBackend
     seed: int
@@ -88,10 +88,10 @@ class ScriptedSampler:
 
 @dataclass(slots=True)
 class ScriptedBackend:
-    """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the longest there is room for.
+    """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the maximum length that memory allows.
 
-    `fails`, `interrupts` and `holds` say what befalls a step, by its number: an error; an interruption after some
-    rows; a wait for the stop flag, then the same. `unwritable` befalls a save, `refuses` a load.
+    By number of a step, `fails` raises an error, `interrupts` stops after some rows, and `holds` waits for the stop
+    flag first. `unwritable` fails saves, and `refuses` rejects loads.
     """
 
     model: Model
@@ -106,7 +106,7 @@ class ScriptedBackend:
     interrupts: dict[int, int] = field(default_factory=dict)
     holds: dict[int, int] = field(default_factory=dict)
     state_kind: str | None = "scripted"
-    shared: bool = False
+    kv_unified: bool = False
     unwritable: bool = False
     refuses: bool = False
 
@@ -114,18 +114,18 @@ class ScriptedBackend:
     memory: list[list[int]] = field(default_factory=list)
     cells: list[list[object]] = field(default_factory=list)
     steps: list[list[Row]] = field(default_factory=list)
-    alone: bool = True
+    runs_single: bool = True
     evaluated: int = 0
     loads: int = 0
     outputs: dict[int, tuple[int, ...]] = field(default_factory=dict)
     samplers: list[ScriptedSampler] = field(default_factory=list)
-    held: threading.Event = field(default_factory=threading.Event)
+    is_held: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
     stop: StopFlag = field(default_factory=StopFlag)
     thread: int | None = None
 
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
-        """Load at once: this is the engine's `open_backend`."""
+        """Load immediately; the engine's `open_backend`."""
         self.stop = stop
         self._working()
         for event in self.load_events:
@@ -142,13 +142,13 @@ class ScriptedBackend:
             return {END: b"<end>", MARK: b"<mark>"}[token] if special else b""
         return self.words[token - FIRST_WORD] if token >= FIRST_WORD else bytes([token])
 
-    def is_end(self, token: int) -> bool:
+    def is_eog(self, token: int) -> bool:
         return token == END
 
-    def controls(self, texts: Iterable[str]) -> frozenset[int]:
+    def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
         return frozenset({MARK for text in texts if "<mark>" in text})
 
-    def special(self, name: str) -> str:
+    def special_token_text(self, name: str) -> str:
         return "<end>" if name == "eos" else ""
 
     def reserve(self, length: int) -> None:
@@ -165,8 +165,8 @@ class ScriptedBackend:
         number, kept = len(self.steps), len(rows)
         assert 0 < kept <= self.batch_size
         self.steps.append(list(rows))
-        if self.alone and len({row.slot for row in rows}) > 1:
-            self.alone, number = False, TOGETHER
+        if self.runs_single and len({row.slot for row in rows}) > 1:
+            self.runs_single, number = False, FIRST_SHARED_STEP
         if number in self.fails:
             raise self.fails[number]
         if number in self.holds:
@@ -190,14 +190,10 @@ class ScriptedBackend:
             self.evaluated += 1
         return kept == len(rows)
 
-    @property
-    def is_shared(self) -> bool:
-        return self.shared
-
     def prefill_chunk(self, position: int) -> int:
         return self.batch_size
 
-    def shareable(self, length: int) -> int:
+    def reusable_prefix(self, length: int) -> int:
         return length
 
     def logprob(self, row: int, token: int) -> float:
@@ -211,7 +207,7 @@ class ScriptedBackend:
         self._working()
         assert self.capacity, "a sampler needs a context"
         if grammar == BAD_GRAMMAR:
-            raise GrammarError("the grammar cannot be read")
+            raise GrammarError("cannot parse the grammar")
         self.samplers.append(ScriptedSampler(self, seed, tuple(prompt)))
         return self.samplers[-1]
 
@@ -234,19 +230,19 @@ class ScriptedBackend:
         self.memory[slot].clear()
         self.cells[slot].clear()
 
-    def trims(self, held: int, length: int) -> bool:
+    def is_trimmable(self, held: int, length: int) -> bool:
         return self.can_trim or held == length
 
     def state_size(self, slot: int) -> int:
         return len(array("i", self.memory[slot]).tobytes())
 
-    def save(self, slot: int, path: Path) -> None:
+    def save_state(self, slot: int, path: Path) -> None:
         self._working()
         if self.unwritable:
             raise EngineError("no space left")
         path.write_bytes(array("i", self.memory[slot]).tobytes() + BODY_END)
 
-    def load(self, slot: int, path: Path) -> bool:
+    def load_state(self, slot: int, path: Path) -> bool:
         self._working()
         self.loads += 1
         body, end, _ = path.read_bytes().partition(BODY_END)
@@ -260,23 +256,23 @@ class ScriptedBackend:
 
     def close(self) -> None:
         self._working()
-        assert not self.samplers, "samplers are left"
+        assert not self.samplers, "samplers were not closed"
         self.closed = True
 
     def _working(self) -> None:
         assert not self.closed
         self.thread = self.thread or threading.get_ident()
-        assert self.thread == threading.get_ident(), "one thread owns the memory"
+        assert self.thread == threading.get_ident(), "called from several threads"
 
     def _take_cell(self, slot: int) -> None:
         self.cells[slot].append(object())
         used = len({id(cell) for cells in self.cells for cell in cells})
-        assert not self.shared or used <= self.capacity, "the slots hold more than their memory"
+        assert not self.kv_unified or used <= self.capacity, "the slots exceed the memory"
 
     def _wait(self) -> None:
-        self.held.set()
+        self.is_held.set()
         for _ in range(10_000):
             if self.stop:
                 return
             time.sleep(0.001)
-        raise AssertionError("nobody interrupted this step")
+        raise AssertionError("this step was not interrupted")

@@ -37,7 +37,7 @@ class Cost:
         is_many = tuning.slots is not None
         base, factors = (self.usual_many, self.many) if is_many else (self.usual, self.alone)
         read, say = base.prompt, base.generate
-        for setting in tuning.said.items():
+        for setting in tuning.overrides.items():
             faster = factors.get(setting, (1.0, 1.0))
             read *= 1.0 if setting[0] == "n_threads" and not is_many else faster[0]
             say *= 1.0 if setting[0] == "n_threads_batch" and not is_many else faster[1]
@@ -105,13 +105,15 @@ class ScriptedBench:
 
     def measured(self, **settings: Any) -> list[Job]:
         """Return the jobs that were done with these settings, whatever else was set."""
-        return [job for tuning, job in self.jobs if settings.items() <= tuning.said.items()]
+        return [job for tuning, job in self.jobs if settings.items() <= tuning.overrides.items()]
 
     def _open(self, tuning: Tuning) -> float:
         assert not self.closed
         if why := self.refused(tuning):
             raise NoTrial(why)
-        way = Tuning(**{**tuning.said, "slots": None, "n_ubatch": None, "flash_attention": None, "cache_type": None})
+        way = Tuning(
+            **{**tuning.overrides, "slots": None, "n_ubatch": None, "flash_attention": None, "cache_type": None}
+        )
         if way not in self.loaded:
             self.loaded[way] = self._noisy(self.truth(tuning).load_s)
             self.now += self.loaded[way]

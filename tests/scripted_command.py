@@ -1,9 +1,9 @@
-"""`cerebrum` with a scripted model behind it: python scripted_command.py SCRIPT ARGUMENTS...
+"""`cerebrum` with a scripted model: python scripted_command.py SCRIPT ARGUMENTS...
 
-SCRIPT is JSON: `reply` is said whatever is asked, a byte a token, with `pause` seconds before each; after `stuck`
-tokens the model does not come back; `load` is how many seconds loading takes, and `reload` how many it takes when it
-is done again. For many prompts at once there are `rows` instead, replies to prompts that end with what they are named
-by, and `seeds`, replies to all others by their seeds, over and over; then the context is `context` tokens long.
+SCRIPT is JSON. `reply` answers every prompt, one byte for each token, with `pause` seconds before each; after `stuck`
+tokens the model hangs. `load` and `reload` are the seconds that the first and later loads take. For batches, `rows`
+maps the ends of prompts to replies, `seeds` lists replies to all other prompts by seed, and `context` is the context
+size.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ ENDS = (b"\nAI:", b"<|im_end|>\n<|im_start|>assistant\n")  # of prompts
 
 
 def scripted(script: dict[str, Any], slots: int) -> ScriptedBackend:
-    """Return a backend that follows the script."""
+    """A backend that follows the script."""
     if "rows" in script:
-        return many(script, slots)
+        return batch_backend(script, slots)
     reply = script["reply"].encode()
     begun: list[int] = []
 
@@ -53,8 +53,8 @@ def scripted(script: dict[str, Any], slots: int) -> ScriptedBackend:
 
 
 @dataclass(slots=True)
-class Many(ScriptedBackend):
-    """A backend that remembers with what it was to sample."""
+class RecordingBackend(ScriptedBackend):
+    """A backend that records sampling parameters."""
 
     params: list[SamplingParams] = field(default_factory=list)
 
@@ -63,8 +63,8 @@ class Many(ScriptedBackend):
         return ScriptedBackend.sampler(self, params, seed, grammar, prompt)
 
 
-def many(script: dict[str, Any], slots: int) -> Many:
-    """Return a backend that answers many prompts, in as many slots as are wanted."""
+def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
+    """A backend that answers prompts by `rows` and `seeds`."""
 
     def model(held: tuple[int, ...], seed: int) -> int:
         time.sleep(script.get("pause", 0.0))
@@ -76,11 +76,11 @@ def many(script: dict[str, Any], slots: int) -> Many:
         said = len(held) - begin
         return reply[said] if said < len(reply) else END
 
-    return Many(model, slots=slots, context_size=script.get("context", 100_000), batch_size=1000)
+    return RecordingBackend(model, slots=slots, context_size=script.get("context", 100_000), batch_size=1000)
 
 
 def runtime_for(script: dict[str, Any], home: Path, streams: Streams) -> Runtime:
-    """Return the runtime of a user whose directories lie in `home`; every backend is added to `backends`."""
+    """A runtime with its directories in `home`; every backend opened is added to `backends` of the script."""
 
     def opener(options: LoadOptions) -> OpenBackend:
         return lambda tell, stop: open_backend(tell, stop, options.slots)
@@ -109,7 +109,7 @@ def runtime_for(script: dict[str, Any], home: Path, streams: Streams) -> Runtime
 
 
 def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: bytes | None = None) -> Finished:
-    """Run one command line on the scripted model in this process, in pipes."""
+    """Run a command line on the scripted model in this process, with pipes."""
     out, err = StringIO(), StringIO()
     streams = Streams(out, err, None if piped is None else BytesIO(piped), False, False, False)
     code = run([str(argument) for argument in arguments], runtime_for(script, home, streams))
@@ -117,7 +117,7 @@ def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: 
 
 
 def main() -> None:
-    """Run one command line on the scripted model."""
+    """Run a command line on the scripted model."""
     script = json.loads(sys.argv[1])
     progress.SHOW_AFTER_S = 0.05
     sys.exit(run(sys.argv[2:], runtime_for(script, Path(os.environ["HOME"]), standard_streams())))

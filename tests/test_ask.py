@@ -359,8 +359,8 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
-        (["--schema", "bad.json", "hi"], "error: the JSON schema cannot be used"),
-        (["--grammar", "bad.gbnf", "hi"], "error: invalid grammar"),
+        (["--schema", "bad.json", "hi"], "error: cannot use the JSON schema"),
+        (["--grammar", "bad.gbnf", "hi"], "error: cannot parse the grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),
         (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
     ]

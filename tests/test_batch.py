@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from command_line import CommandLine, Finished, fixed_reply_grammar
 from scripted_backend import ScriptedSampler
-from scripted_command import Many, run_here
+from scripted_command import RecordingBackend, run_here
 
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
 from cerebrum_cli.application.inference.responder import GenerationRequest, TokenizedRequest
@@ -61,9 +61,9 @@ class BatchRunner:
         return parse_lines(self.run(self.write(name, content), "-o", "-", *arguments).out)
 
     @property
-    def backends(self) -> list[Many]:
+    def backends(self) -> list[RecordingBackend]:
         """The models loaded so far."""
-        backends: list[Many] = self.script["backends"]
+        backends: list[RecordingBackend] = self.script["backends"]
         return backends
 
 
@@ -84,7 +84,7 @@ def chatml(question: str, system: str | None = None) -> str:
     return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def sequences(backend: Many) -> list[str]:
+def sequences(backend: RecordingBackend) -> list[str]:
     """The prompts with their replies, in the order of evaluation, of a model with one slot."""
     read: list[bytearray] = []
     for [*rows] in backend.steps:
@@ -371,13 +371,13 @@ def test_failed_batch_resumes_with_the_missing_rows(runner: BatchRunner, monkeyp
     runner.run(source, "-o", runner.home / "whole", "--parallel", "4", "--seed", "1")
     limit = 60
 
-    def decode(backend: Many, rows: Any, original: Callable[..., bool] = Many.decode) -> bool:
+    def decode(backend: RecordingBackend, rows: Any, original: Callable[..., bool] = RecordingBackend.decode) -> bool:
         if len(backend.steps) == limit:
             raise EngineError("the machine is on fire")
         return original(backend, rows)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Many, "decode", decode)
+        patched.setattr(RecordingBackend, "decode", decode)
         failed = runner.run(*arguments)
     assert (failed.code, failed.err.splitlines()[-1]) == (1, "error: the machine is on fire")
     partial = parse_lines((runner.home / "out.partial").read_text())

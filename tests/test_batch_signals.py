@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
-from scripted_command import Many, run_here
+from scripted_command import RecordingBackend, run_here
 from tiny_models import write_chatml
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
@@ -63,7 +63,7 @@ class Job:
         self.script["backends"] = []
         done = run_here(self.script, self.home, *self.arguments)
         assert done.code == 0, done.err
-        backends: list[Many] = self.script["backends"]
+        backends: list[RecordingBackend] = self.script["backends"]
         return sum(len(backend.params) for backend in backends)
 
     @property

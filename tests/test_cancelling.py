@@ -1,4 +1,4 @@
-"""Whatever ends before its end, a reply, a load or the engine itself, leaves nothing running, held or waiting."""
+"""Cancelling replies, loading and the engine itself leaves nothing running, held or waiting."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from asking import ask, gathered, running
-from scripted_backend import BAD_GRAMMAR, TOGETHER, ScriptedBackend, endless, replies, tokens
+from asking import ask, collect_replies, running_engine
+from scripted_backend import BAD_GRAMMAR, FIRST_SHARED_STEP, ScriptedBackend, endless, replies, tokens
 
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
@@ -28,8 +28,8 @@ ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})
 COUNT, NAME, PROMPT = (Request(tokens(prompt)) for prompt in ("count: ", "name: ", "x" * 50))
 
 
-def soon(call: Callable[[], object]) -> None:
-    """Make a call on another thread, and fail rather than wait for ever."""
+def finishes(call: Callable[[], object]) -> None:
+    """Make a call on another thread; fail if it does not return in time."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(20)
@@ -37,39 +37,39 @@ def soon(call: Callable[[], object]) -> None:
 
 
 def when_held(backend: ScriptedBackend, act: Callable[[], object]) -> threading.Thread:
-    """Do something on another thread as soon as a step is held."""
-    thread = threading.Thread(target=lambda: backend.held.wait(20) and act())
+    """Act on another thread as soon as a step is held."""
+    thread = threading.Thread(target=lambda: backend.is_held.wait(20) and act())
     thread.start()
     return thread
 
 
-def test_closing_a_stream_frees_its_slot_and_the_next_reply_is_not_the_old_one_continued() -> None:
+def test_closed_stream_frees_its_slot_for_a_new_reply() -> None:
     backend = ScriptedBackend(LONG)
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         events = engine.generate([COUNT])
         for _ in range(5):
             next(events)
-        soon(events.close)
+        finishes(events.close)
         assert backend.samplers == []
         assert [reply.text for reply in ask(engine, "name: ")] == ["abcdefghij" * 5]
         assert [reply.text for reply in ask(engine, "count: ")] == ["0123456789" * 5]
 
 
 @pytest.mark.parametrize("kept", [0, 7, 15])
-def test_closing_a_stream_whose_prompt_is_being_read_keeps_what_was_read(kept: int) -> None:
+def test_closed_stream_keeps_its_partial_prefill(kept: int) -> None:
     backend = ScriptedBackend(LONG, holds={1: kept})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         events = engine.generate([PROMPT])
         next(events)
-        assert backend.held.wait(20)
-        soon(events.close)
+        assert backend.is_held.wait(20)
+        finishes(events.close)
         [reply] = ask(engine, "x" * 50)
     assert (reply.text, reply.cached) == ("y", 16 + kept)
 
 
-def test_cancelling_from_another_thread_ends_a_reply_with_what_was_said_so_far() -> None:
+def test_cancel_from_another_thread_keeps_the_partial_reply() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         thread = when_held(backend, engine.cancel)
         [reply] = ask(engine, "count: ")
         thread.join()
@@ -77,18 +77,18 @@ def test_cancelling_from_another_thread_ends_a_reply_with_what_was_said_so_far()
     assert (reply.text, reply.reason, again.text) == ("0123", "cancelled", "01234")
 
 
-def test_cancelling_shows_what_was_held_back() -> None:
+def test_cancel_flushes_held_back_text() -> None:
     backend = ScriptedBackend(replies({"?": "one STOP"}), holds={6: 0})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         thread = when_held(backend, engine.cancel)
         [reply] = ask(engine, "?", stop=("STOP",))
         thread.join()
     assert (reply.text, reply.pieces[-1], reply.reason) == ("one ST", "ST", "cancelled")
 
 
-def test_cancelling_while_a_prompt_is_read_ends_without_a_word() -> None:
+def test_cancel_during_prefill_ends_with_an_empty_reply() -> None:
     backend = ScriptedBackend(LONG, holds={2: 3})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         thread = when_held(backend, engine.cancel)
         [reply] = ask(engine, "x" * 50)
         thread.join()
@@ -96,29 +96,29 @@ def test_cancelling_while_a_prompt_is_read_ends_without_a_word() -> None:
     assert (reply.text, reply.reason, again.text, again.cached) == ("", "cancelled", "y", 35)
 
 
-def test_cancelling_ends_those_that_wait_too() -> None:
+def test_cancel_ends_waiting_requests() -> None:
     backend = ScriptedBackend(LONG, slots=2, holds={6: 1})
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         thread = when_held(backend, engine.cancel)
-        said = gathered(engine.generate([COUNT] * 5))
+        said = collect_replies(engine.generate([COUNT] * 5))
         thread.join()
     assert [said[SequenceId(index)].reason for index in range(5)] == ["cancelled"] * 5
     assert backend.samplers == []
 
 
-def test_a_signals_handler_may_cancel() -> None:
+def test_cancel_works_in_a_signal_handler() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
     obeyed = threading.Event()
 
     def signals() -> None:
-        while not obeyed.wait(0.02):  # Python runs no handler while its main thread is just about to wait
+        while not obeyed.wait(0.02):  # Python runs no handler while its main thread is about to wait
             os.kill(os.getpid(), signal.SIGUSR1)
 
     def handler(*_: object) -> None:
         engine.cancel()
         obeyed.set()
 
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         old = signal.signal(signal.SIGUSR1, handler)
         thread = when_held(backend, signals)
         [reply] = ask(engine, "count: ")
@@ -127,8 +127,8 @@ def test_a_signals_handler_may_cancel() -> None:
     assert (reply.text, reply.reason) == ("0123", "cancelled")
 
 
-def test_cancelling_when_nothing_runs_changes_nothing() -> None:
-    with running(ScriptedBackend(LONG)) as engine:
+def test_cancel_without_requests_changes_nothing() -> None:
+    with running_engine(ScriptedBackend(LONG)) as engine:
         engine.cancel()
         assert [reply.reason for reply in ask(engine, "count: ")] == ["stop"]
 
@@ -137,27 +137,29 @@ def test_cancelling_when_nothing_runs_changes_nothing() -> None:
 @pytest.mark.parametrize("kept", [0, 1])
 @pytest.mark.parametrize(("prompts", "text"), [((COUNT, NAME), "abcdefghij"), ((NAME, COUNT), "0123456789")])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_stream_that_goes_on_does_not_notice_that_its_neighbour_was_closed(
+def test_closed_stream_leaves_its_neighbor_unaffected(
     prompts: tuple[Request, Request], text: str, first: bool, kept: int, can_trim: bool
 ) -> None:
-    backend = ScriptedBackend(ENDLESS, slots=2, context_size=100_000, can_trim=can_trim, holds={TOGETHER: kept})
-    with running(backend) as engine:
+    backend = ScriptedBackend(
+        ENDLESS, slots=2, context_size=100_000, can_trim=can_trim, holds={FIRST_SHARED_STEP: kept}
+    )
+    with running_engine(backend) as engine:
         streams = [engine.generate([prompt]) for prompt in (prompts if first else reversed(prompts))]
         closed, kept_on = streams if first else reversed(streams)
         for stream in streams:
             next(stream)
-        assert backend.held.wait(20)
-        soon(closed.close)
-        told = backend.evaluated + 50  # all that was said before, and more
+        assert backend.is_held.wait(20)
+        finishes(closed.close)
+        told = backend.evaluated + 50  # more than was generated so far
         said = "".join(event.text for event in islice(kept_on, told) if isinstance(event, TokenEvent))
-        soon(kept_on.close)
+        finishes(kept_on.close)
     assert said == (text * told)[: len(said)] != ""
 
 
-def test_an_error_reaches_every_stream_and_the_engine_is_as_good_as_new() -> None:
+def test_step_error_reaches_every_stream_and_the_engine_recovers() -> None:
     error = EngineError("out of luck")
-    backend = ScriptedBackend(ENDLESS, slots=3, context_size=100_000, fails={TOGETHER: error})
-    with running(backend) as engine:
+    backend = ScriptedBackend(ENDLESS, slots=3, context_size=100_000, fails={FIRST_SHARED_STEP: error})
+    with running_engine(backend) as engine:
         one, two = engine.generate([COUNT]), engine.generate([NAME, COUNT])
         next(one), next(two)
         for events in (one, two):
@@ -167,28 +169,28 @@ def test_an_error_reaches_every_stream_and_the_engine_is_as_good_as_new() -> Non
     assert (reply.text, reply.cached) == ("01234", 0)
 
 
-def test_a_grammar_that_cannot_be_read_ends_the_stream_that_has_it_and_no_other() -> None:
+def test_invalid_grammar_ends_only_its_own_stream() -> None:
     backend = ScriptedBackend(ENDLESS, slots=4, context_size=100_000)
     bad = Request(NAME.prompt_tokens, grammar=BAD_GRAMMAR)
-    with running(backend) as engine:
+    with running_engine(backend) as engine:
         good = engine.generate([COUNT])
         next(good)
         with pytest.raises(GrammarError):
             list(engine.generate([NAME, bad, NAME]))
         assert len(backend.samplers) == 1
-        told = backend.evaluated + 50  # all that was said before, and more
+        told = backend.evaluated + 50  # more than was generated so far
         said = "".join(event.text for event in islice(good, told) if isinstance(event, TokenEvent))
-        soon(good.close)
+        finishes(good.close)
     assert said == ("0123456789" * told)[: len(said)] != ""
 
 
-def test_what_loading_tells_is_kept_for_who_asks_late_and_told_once() -> None:
+def test_load_events_are_kept_for_late_callers_and_delivered_once() -> None:
     told: tuple[Event, ...] = (NoticeEvent("no GPU", "get one"), LoadEvent(0.5), LoadEvent(1.0))
     engine = Engine(ScriptedBackend(LONG, load_events=told).open)
     assert next(engine.generate([COUNT])) == PromptEvent(SequenceId(0), 0, 7)
     assert list(engine.load()) == [*told]
     assert list(engine.load()) == []
-    soon(lambda: list(engine.load()))
+    finishes(lambda: list(engine.load()))
     engine.close()
 
 
@@ -197,7 +199,7 @@ def failing(tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
     raise EngineError("the file is damaged")
 
 
-def test_an_error_in_loading_is_raised_each_time_and_by_whatever_is_asked() -> None:
+def test_load_error_is_raised_by_every_call() -> None:
     engine = Engine(failing)
     events = engine.load()
     assert next(events) == LoadEvent(0.1)
@@ -209,7 +211,7 @@ def test_an_error_in_loading_is_raised_each_time_and_by_whatever_is_asked() -> N
     with pytest.raises(EngineError, match="not loaded"):
         _ = engine.backend
     engine.cancel()
-    soon(engine.close)
+    finishes(engine.close)
 
 
 @pytest.mark.parametrize("end", [Engine.cancel, Engine.close])
@@ -223,40 +225,40 @@ def test_loading_can_be_interrupted(end: Callable[[Engine], None]) -> None:
     engine = Engine(slow)
     events = engine.load()
     assert next(events) == LoadEvent(0.0)
-    soon(lambda: end(engine))
+    finishes(lambda: end(engine))
     with pytest.raises(EngineError, match="interrupted"):
         list(events)
-    soon(engine.close)
+    finishes(engine.close)
 
 
-def test_closing_the_engine_ends_its_streams_and_waits_for_its_thread() -> None:
+def test_close_ends_streams_and_joins_the_thread() -> None:
     backend = ScriptedBackend(LONG, holds={4: 0})
     engine = Engine(backend.open)
     events = engine.generate([COUNT])
     next(events)
-    assert backend.held.wait(20)
-    soon(engine.close)
+    assert backend.is_held.wait(20)
+    finishes(engine.close)
     assert backend.closed
-    [reply] = gathered(events).values()
+    [reply] = collect_replies(events).values()
     assert (reply.text, reply.reason) == ("0123", "cancelled")
 
 
-def test_a_closed_engine_says_so_and_a_stream_left_over_can_be_closed() -> None:
+def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
     backend = ScriptedBackend(LONG)
     engine = Engine(backend.open)
     events = engine.generate([COUNT])
     next(events)
-    soon(engine.close)
-    soon(events.close)
+    finishes(engine.close)
+    finishes(events.close)
     with pytest.raises(EngineError, match="closed"):
         next(engine.generate([COUNT]))
     with pytest.raises(EngineError, match="not loaded"):
         engine.tokenize([Text("a")])
     engine.cancel()
-    soon(engine.close)
+    finishes(engine.close)
 
 
-def test_a_process_that_fails_with_a_stream_open_ends() -> None:
+def test_process_failing_with_an_open_stream_exits() -> None:
     script = (
         "from cerebrum_cli.engine.engine import Engine\n"
         "from scripted_backend import *\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tiny_models import CHATML_TEMPLATE
-from vocabularies import MARKS, written
+from vocabularies import MARKS, text_of
 
 from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES, choose_format, format_builder, special_tokens
 from cerebrum_cli.core.conversation import Conversation
@@ -68,7 +68,7 @@ def test_template_options_of_a_built_in_format_are_an_error(name: str) -> None:
 
 def test_template_gets_special_tokens_of_its_vocabulary(chatml: LlamaBackend) -> None:
     prompt_format = format_builder("embedded", "{{ bos_token }}{{ eos_token }}{{ name }}", {"name": "x"})(chatml)
-    assert written(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
+    assert text_of(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
 
 
 def test_invalid_template_fails_only_when_rendered(chatml: LlamaBackend) -> None:

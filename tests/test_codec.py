@@ -1,4 +1,4 @@
-"""Weights through the real ggml: it reads what the `gguf` package reads, and nothing asked of it ends the process."""
+"""The codec on the real ggml: it agrees with the `gguf` package, and no call aborts the process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.llama.codec import MOST, LlamaCodec
-from cerebrum_cli.engine.llama.devices import declared
+from cerebrum_cli.engine.llama.codec import MAX_WEIGHTS, LlamaCodec
+from cerebrum_cli.engine.llama.devices import bind
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 
@@ -21,10 +21,10 @@ Floats = NDArray[np.float32]
 
 CODEC = LlamaCodec()
 NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
-ORACLES = {"F32", "F16", *(each.name for each in gguf.quants._type_traits)}  # what the package reads
+ORACLES = {"F32", "F16", *(each.name for each in gguf.quants._type_traits)}  # types that the package reads
 UNREAD = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
 UNWRITTEN = UNREAD | {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
-# Error of weights of a normal distribution, root mean square in standard deviations: the worst of each, and a tenth.
+# Root mean square error for normally distributed weights, in standard deviations: the worst measured, plus a tenth.
 BOUNDS = {
     0.0019: ["F32", "F16", "BF16"],
     0.006: ["Q8_0"],
@@ -41,30 +41,30 @@ ERRORS = {name: bound for bound, names in BOUNDS.items() for name in names}
 
 
 def normal(rows: int, length: int, seed: int = 0) -> Floats:
-    """Return weights of a normal distribution, of standard deviation 1."""
+    """Weights of a standard normal distribution."""
     return np.random.default_rng(seed).standard_normal((rows, length), np.float32)
 
 
-def written(values: Floats, name: str) -> bytes:
-    """Write weights as a type."""
+def quantized(values: Floats, name: str) -> bytes:
+    """Quantize weights to a type."""
     return CODEC.quantize(values, NUMBERS[name])
 
 
-def read(data: bytes, name: str, shape: tuple[int, ...]) -> Floats:
-    """Read weights of a type."""
+def dequantized(data: bytes, name: str, shape: tuple[int, ...]) -> Floats:
+    """Dequantize weights of a type."""
     out = np.full(shape, np.nan, np.float32)
     CODEC.dequantize(data, NUMBERS[name], out)
     return out
 
 
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name in ORACLES])
-def test_random_bytes_are_the_weights_that_the_gguf_package_reads(name: str) -> None:
+def test_codec_dequantizes_random_bytes_as_the_gguf_package_does(name: str) -> None:
     kind = TENSOR_TYPES[NUMBERS[name]]
     data = np.random.default_rng(1).integers(0, 256, (512, kind.block_bytes), np.uint8)
     with np.errstate(all="ignore"):  # random scales may be infinite
         expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
-    found = read(data.tobytes(), name, expected.shape)
-    # Equal to the last bit where multiplying and adding are two instructions, as on x86; a processor may have one.
+    found = dequantized(data.tobytes(), name, expected.shape)
+    # Bit-identical if multiply and add are separate instructions, as on x86; other CPUs may fuse them.
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
     finite = np.isfinite(expected).all(axis=1)
     assert finite.mean() > 0.9
@@ -73,28 +73,28 @@ def test_random_bytes_are_the_weights_that_the_gguf_package_reads(name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16", "F32"])
-def test_floats_come_back_to_the_last_bit(name: str) -> None:
+def test_codec_round_trips_floats_exactly(name: str) -> None:
     data = np.random.default_rng(2).integers(0, 256, (4096, TENSOR_TYPES[NUMBERS[name]].block_bytes), np.uint8)
-    finite = data[np.isfinite(read(data.tobytes(), name, (4096,)))]
-    weights = read(finite.tobytes(), name, (1, len(finite)))
-    assert written(weights, name) == finite.tobytes()
+    finite = data[np.isfinite(dequantized(data.tobytes(), name, (4096,)))]
+    weights = dequantized(finite.tobytes(), name, (1, len(finite)))
+    assert quantized(weights, name) == finite.tobytes()
 
 
-def test_floats_that_are_no_numbers_stay_so_where_they_can() -> None:
+def test_codec_keeps_non_finite_floats() -> None:
     values = np.array([[np.nan, np.inf, -np.inf, 1e30]], np.float32)
-    np.testing.assert_array_equal(read(written(values, "F32"), "F32", (1, 4)), values)
-    np.testing.assert_allclose(read(written(values, "BF16"), "BF16", (1, 4)), values, rtol=2**-8)
+    np.testing.assert_array_equal(dequantized(quantized(values, "F32"), "F32", (1, 4)), values)
+    np.testing.assert_allclose(dequantized(quantized(values, "BF16"), "BF16", (1, 4)), values, rtol=2**-8)
 
 
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("scale", [1, 0.02])
-def test_written_weights_stay_close(name: str, scale: float) -> None:
+def test_codec_quantization_error_is_bounded(name: str, scale: float) -> None:
     weights = normal(16, 1024) * np.float32(scale)
-    error = np.sqrt(np.square(read(written(weights, name), name, weights.shape) - weights).mean()) / scale
+    error = np.sqrt(np.square(dequantized(quantized(weights, name), name, weights.shape) - weights).mean()) / scale
     assert error <= ERRORS[name]
 
 
-def test_every_number_can_be_asked_for() -> None:
+def test_codec_reports_supported_types_for_any_number() -> None:
     numbers = [*range(-2, 61), 2**31 - 1, 2**64]
     assert set(filter(CODEC.readable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNREAD}
     assert set(filter(CODEC.writable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNWRITTEN}
@@ -103,21 +103,21 @@ def test_every_number_can_be_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("value", [None, 0, 65504, 1e-45])
-def test_what_can_be_written_takes_the_bytes_that_ggml_says(name: str, value: float | None) -> None:
+def test_codec_writes_the_size_that_ggml_computes(name: str, value: float | None) -> None:
     values = normal(2, 256) if value is None else np.full((2, 256), value, np.float32)
-    row_size = declared(llama._lib, "ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64))
-    data = written(values, name)
+    row_size = bind(llama._lib, "ggml_row_size", ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64))
+    data = quantized(values, name)
     assert len(data) == 2 * row_size(NUMBERS[name], 256)
-    assert np.isfinite(read(data, name, (2, 256))).all()
+    assert np.isfinite(dequantized(data, name, (2, 256))).all()
 
 
 @pytest.mark.parametrize("type", [-1, 4, 31, 43, 60, *(NUMBERS[name] for name in sorted(UNWRITTEN))])
-def test_a_type_that_cannot_be_read_or_written_is_an_error(type: int) -> None:
-    with pytest.raises(EngineError, match="cannot be written") as caught:
+def test_codec_rejects_unsupported_types(type: int) -> None:
+    with pytest.raises(EngineError, match="cannot write weights") as caught:
         CODEC.quantize(normal(2, 256), type)
     assert caught.value.hint
     if not CODEC.readable(type):
-        with pytest.raises(EngineError, match="cannot be read") as caught:
+        with pytest.raises(EngineError, match="cannot read weights") as caught:
             CODEC.dequantize(bytes(1024), type, np.empty(256, np.float32))
         assert caught.value.hint
 
@@ -126,30 +126,30 @@ def test_a_type_that_cannot_be_read_or_written_is_an_error(type: int) -> None:
     ("name", "size", "weights"),
     [("Q4_K", 143, 256), ("Q4_K", 145, 256), ("Q4_K", 288, 256), ("Q4_K", 144, 255), ("F32", 4, 2), ("Q8_0", 34, 0)],
 )
-def test_bytes_that_are_not_the_weights_asked_for_are_an_error(name: str, size: int, weights: int) -> None:
+def test_codec_rejects_a_wrong_number_of_bytes(name: str, size: int, weights: int) -> None:
     with pytest.raises(EngineError, match=f"{size} bytes are not {weights} weights of type {name}") as caught:
-        read(bytes(size), name, (weights,))
+        dequantized(bytes(size), name, (weights,))
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("shape", [(2, 255), (1, 0), (0, 256), (4, 64), (MOST // 256 + 1, 256)])
-def test_rows_that_are_not_whole_blocks_or_too_many_are_an_error(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(2, 255), (1, 0), (0, 256), (4, 64), (MAX_WEIGHTS // 256 + 1, 256)])
+def test_codec_rejects_partial_blocks_and_too_many_weights(shape: tuple[int, int]) -> None:
     with pytest.raises(EngineError, match=f"{shape[0]} rows of {shape[1]} weights") as caught:
-        written(np.broadcast_to(np.float32(1), shape), "Q6_K")
+        quantized(np.broadcast_to(np.float32(1), shape), "Q6_K")
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("name", sorted(ERRORS.keys() - {"F32", "BF16"}))
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 70_000])
-def test_a_weight_that_a_type_cannot_hold_is_an_error_and_no_end(name: str, value: float) -> None:
+def test_codec_rejects_weights_out_of_range(name: str, value: float) -> None:
     values = normal(2, 256)
     values[1, 7] = value
-    with pytest.raises(EngineError, match="not finite or larger") as caught:
-        written(values, name)
+    with pytest.raises(EngineError, match="not finite or exceed") as caught:
+        quantized(values, name)
     assert caught.value.hint
 
 
-def test_memory_that_ggml_would_take_for_other_is_refused() -> None:
+def test_codec_rejects_arrays_of_the_wrong_layout() -> None:
     fixed = np.empty(256, np.float32)
     fixed.flags.writeable = False
     array: Any
@@ -171,7 +171,7 @@ def test_memory_that_ggml_would_take_for_other_is_refused() -> None:
         ("", NUMBERS.keys() - {"F32"}, ERRORS.keys()),  # all
     ],
 )
-def test_what_another_library_lacks_is_not_there(missing: str, unread: set[str], unwritten: set[str]) -> None:
+def test_codec_lacks_types_that_the_library_lacks(missing: str, unread: set[str], unwritten: set[str]) -> None:
     class Other:
         def __getattr__(self, symbol: str) -> Any:
             if not missing or symbol == missing:
@@ -183,17 +183,17 @@ def test_what_another_library_lacks_is_not_there(missing: str, unread: set[str],
     assert {name for name in NUMBERS if not codec.writable(NUMBERS[name])} == UNWRITTEN | unwritten
 
 
-def test_a_type_that_ggml_lays_out_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codec_lacks_types_with_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TENSOR_TYPES, 12, TENSOR_TYPES[12]._replace(block_bytes=145))
     assert not LlamaCodec().readable(12) and not LlamaCodec().writable(12)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "IQ3_S", "F16"])
-def test_threads_write_and_read_what_one_does(name: str) -> None:
+def test_codec_is_thread_safe(name: str) -> None:
     parts = [normal(4, 2048, seed) for seed in range(8)]
-    alone = [written(part, name) for part in parts]
+    alone = [quantized(part, name) for part in parts]
     with ThreadPoolExecutor(2) as threads:
-        together = list(threads.map(lambda part: written(part, name), parts))
-        again = list(threads.map(lambda data: read(data, name, (4, 2048)), together))
+        together = list(threads.map(lambda part: quantized(part, name), parts))
+        again = list(threads.map(lambda data: dequantized(data, name, (4, 2048)), together))
     assert together == alone
-    np.testing.assert_array_equal(again, [read(data, name, (4, 2048)) for data in alone])
+    np.testing.assert_array_equal(again, [dequantized(data, name, (4, 2048)) for data in alone])

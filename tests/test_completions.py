@@ -1,4 +1,4 @@
-"""What was asked of the engine can be asked for more, or for less, while it runs; others lose nothing by it."""
+"""Completions: adding and aborting samples while others run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from asking import gathered, running
+from asking import collect_replies, running_engine
 from scripted_backend import BAD_GRAMMAR, END, Model, ScriptedBackend, tokens
 
 from cerebrum_cli.core.errors import EngineError, GrammarError, UsageError
@@ -21,9 +21,9 @@ LENGTH = 60  # tokens of a long reply
 
 
 def counting(gate: threading.Event) -> Model:
-    """Return a model that says the seed's letter, `LENGTH` times after an upper-case prompt, three times after others.
+    """A model that repeats the seed's letter, `LENGTH` times after an upper-case prompt, three times after others.
 
-    In the middle of the long ones it waits for the gate.
+    Long replies wait for the gate halfway.
     """
 
     def model(held: tuple[int, ...], seed: int) -> int:
@@ -48,35 +48,35 @@ def backend(slots: int = 4, gate: threading.Event | None = None) -> ScriptedBack
 
 @pytest.fixture
 def gate() -> threading.Event:
-    """Return what long replies wait for in their middle."""
+    """The event that long replies wait for halfway."""
     return threading.Event()
 
 
 @pytest.fixture
 def engine(gate: threading.Event) -> Iterator[Engine]:
-    """Return an engine with four slots, whose long replies wait for the gate."""
-    with running(backend(gate=gate)) as engine:
+    """An engine with four slots."""
+    with running_engine(backend(gate=gate)) as engine:
         yield engine
 
 
-def until(completions: Completions, came: Callable[[Event], bool]) -> list[Event]:
-    """Return the events up to the first that is waited for."""
+def events_until(completions: Completions, came: Callable[[Event], bool]) -> list[Event]:
+    """Events up to the first that matches."""
     events = []
     for event in completions:
         events.append(event)
         if came(event):
             return events
-    raise AssertionError("it never came")
+    raise AssertionError("no such event")
 
 
 def is_token_of(number: int) -> Callable[[Event], bool]:
     return lambda event: isinstance(event, TokenEvent) and event.sequence.request == number
 
 
-def test_requests_are_numbered_as_they_were_added_and_it_ends_when_nothing_is_live(engine: Engine) -> None:
+def test_completions_number_requests_and_end_when_none_is_running(engine: Engine) -> None:
     with closing(engine.complete([request("x#", 2), request("y#", seed=5)])) as completions:
         completions.add([request("z#", seed=7)])
-        said = gathered(completions)
+        said = collect_replies(completions)
         assert {id: reply.text for id, reply in said.items()} == {
             SequenceId(0, 0): "aaa",
             SequenceId(0, 1): "bbb",
@@ -84,160 +84,163 @@ def test_requests_are_numbered_as_they_were_added_and_it_ends_when_nothing_is_li
             SequenceId(2, 0): "hhh",
         }
         assert list(completions) == []
-        completions.add([request("w#", seed=1)])  # and it goes on
-        assert gathered(completions)[SequenceId(3, 0)].text == "bbb"
+        completions.add([request("w#", seed=1)])  # after it was exhausted
+        assert collect_replies(completions)[SequenceId(3, 0)].text == "bbb"
 
 
-def test_of_nothing_there_are_no_events(engine: Engine) -> None:
+def test_completions_without_requests_are_empty(engine: Engine) -> None:
     with closing(engine.complete([])) as completions:
         assert list(completions) == []
 
 
-def test_more_samples_have_the_seeds_that_follow(engine: Engine) -> None:
+def test_added_samples_continue_the_seeds(engine: Engine) -> None:
     with closing(engine.complete([request("x#", 2, seed=3), request("y#", seed=None)])) as completions:
         completions.add_samples(0, 2)
         completions.add_samples(1, 1)
-        said = gathered(completions)
+        said = collect_replies(completions)
         assert [said[SequenceId(0, sample)].text for sample in range(4)] == ["ddd", "eee", "fff", "ggg"]
         assert [said[SequenceId(0, sample)].seed for sample in range(4)] == [3, 4, 5, 6]
-        assert said[SequenceId(1, 1)].seed == said[SequenceId(1, 0)].seed + 1  # fresh, and then in a row
+        assert said[SequenceId(1, 1)].seed == said[SequenceId(1, 0)].seed + 1  # random, then consecutive
         completions.add_samples(0, 1)
-        again = gathered(completions)
+        again = collect_replies(completions)
         assert [(id, reply.text) for id, reply in again.items()] == [(SequenceId(0, 4), "hhh")]
 
 
-def test_seeds_go_round_before_the_one_that_means_none() -> None:
-    with running(backend()) as engine, closing(engine.complete([request("x#", 2, seed=2**32 - 2)])) as completions:
-        assert [reply.seed for _, reply in sorted(gathered(completions).items())] == [2**32 - 2, 0]
+def test_seeds_wrap_around_before_the_reserved_one() -> None:
+    with (
+        running_engine(backend()) as engine,
+        closing(engine.complete([request("x#", 2, seed=2**32 - 2)])) as completions,
+    ):
+        assert [reply.seed for _, reply in sorted(collect_replies(completions).items())] == [2**32 - 2, 0]
 
 
-def test_samples_that_are_asked_for_later_share_the_prompt() -> None:
+def test_added_samples_share_the_prompt() -> None:
     scripted = backend()
     prompt = "p" * 100 + "#"
-    with running(scripted) as engine, closing(engine.complete([request(prompt)])) as completions:
+    with running_engine(scripted) as engine, closing(engine.complete([request(prompt)])) as completions:
         list(completions)
         before = scripted.evaluated
         completions.add_samples(0, 3)
-        said = gathered(completions)
+        said = collect_replies(completions)
         assert [reply.cached >= 100 for reply in said.values()] == [True] * 3
         assert scripted.evaluated - before < 20
 
 
-def test_ending_a_request_ends_its_samples_and_no_others(engine: Engine, gate: threading.Event) -> None:
+def test_abort_cancels_only_the_samples_of_its_request(engine: Engine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#", 2), request("Y#", 2, seed=5)])) as completions:
-        events = until(completions, is_token_of(1))
+        events = events_until(completions, is_token_of(1))
         completions.abort(0)
         gate.set()
-        said = gathered([*events, *completions])
+        said = collect_replies([*events, *completions])
         assert [said[SequenceId(0, sample)].reason for sample in range(2)] == ["cancelled"] * 2
         assert [said[SequenceId(1, sample)].text for sample in range(2)] == ["f" * LENGTH, "g" * LENGTH]
         assert said[SequenceId(0, 0)].text in "a" * LENGTH
 
 
-def test_ending_a_request_costs_the_others_no_step() -> None:
+def test_abort_costs_other_requests_no_step() -> None:
     def evaluated(ends: bool) -> int:
         gate = threading.Event()
         scripted = backend(gate=gate)
         with (
-            running(scripted) as engine,
+            running_engine(scripted) as engine,
             closing(engine.complete([request("X#"), request("Y#", seed=5)])) as completions,
         ):
-            until(completions, is_token_of(1))
+            events_until(completions, is_token_of(1))
             if ends:
                 completions.abort(0)
             gate.set()
-            said = gathered(completions)
+            said = collect_replies(completions)
             assert said[SequenceId(1, 0)].text.endswith("f" * (LENGTH - 5))
             return sum(row.slot == 1 for rows in scripted.steps for row in rows)
 
-    assert evaluated(ends=True) == evaluated(ends=False)  # none of its tokens is evaluated again
+    assert evaluated(ends=True) == evaluated(ends=False)  # nothing is evaluated again
 
 
-def test_ending_what_waits_ends_it_before_it_begins(gate: threading.Event) -> None:
-    with running(backend(1, gate)) as engine:
+def test_abort_cancels_waiting_samples(gate: threading.Event) -> None:
+    with running_engine(backend(1, gate)) as engine:
         with closing(engine.complete([request("X#"), request("Y#", 3, seed=5)])) as completions:
-            events = until(completions, is_token_of(0))
+            events = events_until(completions, is_token_of(0))
             completions.abort(1)
             gate.set()
-            said = gathered([*events, *completions])
+            said = collect_replies([*events, *completions])
         assert said[SequenceId(0, 0)].text == "a" * LENGTH
         assert [(said[SequenceId(1, n)].reason, said[SequenceId(1, n)].text) for n in range(3)] == [
             ("cancelled", "")
         ] * 3
 
 
-def test_ending_what_has_ended_or_never_was_is_nothing(engine: Engine) -> None:
+def test_abort_of_a_finished_or_unknown_request_does_nothing(engine: Engine) -> None:
     with closing(engine.complete([request("x#"), request("y#", seed=5)])) as completions:
-        events = until(completions, lambda event: isinstance(event, FinishEvent))
+        events = events_until(completions, lambda event: isinstance(event, FinishEvent))
         completions.abort(events[-1].sequence.request)  # type: ignore[union-attr]
         completions.abort(7)
-        said = gathered([*events, *completions])
+        said = collect_replies([*events, *completions])
         assert [said[SequenceId(number, 0)].text for number in range(2)] == ["aaa", "fff"]
         completions.abort(0)
         assert list(completions) == []
 
 
-def test_a_request_that_was_ended_can_be_asked_for_more(engine: Engine, gate: threading.Event) -> None:
+def test_aborted_request_accepts_new_samples(engine: Engine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#")])) as completions:
-        until(completions, is_token_of(0))
+        events_until(completions, is_token_of(0))
         completions.abort(0)
         completions.add_samples(0, 1)
         gate.set()
-        said = gathered(completions)
+        said = collect_replies(completions)
         assert said[SequenceId(0, 0)].reason == "cancelled"
         assert said[SequenceId(0, 1)].text == "b" * LENGTH
 
 
-def test_closing_frees_the_slots_before_it_returns() -> None:
+def test_close_frees_the_slots_before_returning() -> None:
     scripted = backend()
-    with running(scripted) as engine:
+    with running_engine(scripted) as engine:
         completions = engine.complete([request("X#", 4), request("Y#", 4)])
-        until(completions, is_token_of(0))
+        events_until(completions, is_token_of(0))
         completions.close()
         assert scripted.samplers == []
         assert list(completions) == []
         completions.close()
         with closing(engine.complete([request("x#")])) as others:
-            assert gathered(others)[SequenceId(0, 0)].text == "aaa"
+            assert collect_replies(others)[SequenceId(0, 0)].text == "aaa"
 
 
-def test_two_at_once_do_not_hear_of_each_other(engine: Engine, gate: threading.Event) -> None:
+def test_two_streams_are_independent(engine: Engine, gate: threading.Event) -> None:
     with (
         closing(engine.complete([request("X#", 2)])) as first,
         closing(engine.complete([request("y#", seed=5)])) as second,
     ):
         gate.set()
-        assert gathered(second)[SequenceId(0, 0)].text == "fff"
+        assert collect_replies(second)[SequenceId(0, 0)].text == "fff"
         second.abort(0)
         second.close()
-        assert [reply.text for _, reply in sorted(gathered(first).items())] == ["a" * LENGTH, "b" * LENGTH]
+        assert [reply.text for _, reply in sorted(collect_replies(first).items())] == ["a" * LENGTH, "b" * LENGTH]
 
 
-def test_the_failure_of_one_is_raised_and_closing_ends_the_others() -> None:
+def test_failure_of_one_request_is_raised_and_close_cancels_the_rest() -> None:
     scripted = backend()
-    with running(scripted) as engine:
+    with running_engine(scripted) as engine:
         asked = [request("X#", 2), request("y#", grammar=BAD_GRAMMAR)]
         with closing(engine.complete(asked)) as completions, pytest.raises(GrammarError):
             list(completions)
         assert scripted.samplers == []
         with closing(engine.complete([request("x#")])) as completions:
-            assert gathered(completions)[SequenceId(0, 0)].text == "aaa"
+            assert collect_replies(completions)[SequenceId(0, 0)].text == "aaa"
 
 
-def test_a_step_that_fails_fails_all_and_the_next_question_is_answered() -> None:
+def test_failed_step_fails_all_and_the_engine_continues() -> None:
     scripted = backend()
     scripted.fails = {3: EngineError("llama.cpp gave up")}
-    with running(scripted) as engine:
+    with running_engine(scripted) as engine:
         with closing(engine.complete([request("X#", 2)])) as completions, pytest.raises(EngineError, match="gave up"):
             list(completions)
         with closing(engine.complete([request("x#")])) as completions:
-            assert gathered(completions)[SequenceId(0, 0)].text == "aaa"
+            assert collect_replies(completions)[SequenceId(0, 0)].text == "aaa"
 
 
-def test_a_prompt_without_tokens_is_refused_and_so_is_a_closed_engine() -> None:
+def test_empty_prompts_and_closed_engines_are_errors() -> None:
     scripted = backend()
-    with running(scripted) as engine:
-        with pytest.raises(UsageError, match="prompt is empty"):
+    with running_engine(scripted) as engine:
+        with pytest.raises(UsageError, match="no tokens"):
             engine.complete([request("x#"), request("")])
         completions = engine.complete([request("x#")])
         list(completions)
@@ -249,28 +252,28 @@ def test_a_prompt_without_tokens_is_refused_and_so_is_a_closed_engine() -> None:
     assert list(completions) == []
 
 
-def test_cancelling_ends_all_and_its_events_are_played_out(engine: Engine, gate: threading.Event) -> None:
+def test_cancel_ends_all_and_delivers_their_events(engine: Engine, gate: threading.Event) -> None:
     with closing(engine.complete([request("X#", 3), request("Y#", 3, seed=5)])) as completions:
-        events = until(completions, is_token_of(0))
+        events = events_until(completions, is_token_of(0))
         engine.cancel()
         gate.set()
-        said = gathered([*events, *completions])
+        said = collect_replies([*events, *completions])
         assert len(said) == 6
         assert {reply.reason for reply in said.values()} == {"cancelled"}
 
 
-def test_nothing_more_comes_once_everything_has_been_cancelled(engine: Engine) -> None:
+def test_no_samples_are_added_after_cancel(engine: Engine) -> None:
     with closing(engine.complete([request("x#")])) as completions:
         events = [next(completions)]
         engine.cancel()
         completions.add_samples(0, 3)
-        said = gathered([*events, *completions])
+        said = collect_replies([*events, *completions])
     assert list(said) == [SequenceId(0, 0)]
 
 
-def test_many_more_than_there_are_slots_all_come_to_their_end() -> None:
+def test_more_requests_than_slots_all_finish() -> None:
     scripted = backend(slots=3)
-    with running(scripted) as engine:
+    with running_engine(scripted) as engine:
         with closing(engine.complete(request(f"{'xX'[n % 2]}{n}#", seed=n) for n in range(20))) as completions:
             ended = 0
             texts: dict[int, str] = {}
@@ -284,7 +287,7 @@ def test_many_more_than_there_are_slots_all_come_to_their_end() -> None:
         assert max(len({row.slot for row in rows}) for rows in scripted.steps) == 3
 
 
-def test_who_cannot_go_on_ends_alone() -> None:
+def test_refused_sequence_ends_alone() -> None:
     scripted = backend()
     counted = scripted.model
 
@@ -294,12 +297,12 @@ def test_who_cannot_go_on_ends_alone() -> None:
         return counted(held, seed)
 
     scripted.model = model
-    with running(scripted) as engine:
+    with running_engine(scripted) as engine:
         with closing(engine.complete([request("G#"), request("x#")])) as completions:
             events = list(completions)
         [refused] = [event for event in events if isinstance(event, RefusedEvent)]
         assert (refused.sequence, refused.error.message) == (SequenceId(0), "nothing goes on")
-        said = gathered(event for event in events if event is not refused)
+        said = collect_replies(event for event in events if event is not refused)
         assert (said[SequenceId(1)].text, said[SequenceId(1)].reason) == ("aaa", "stop")
         with pytest.raises(GrammarError, match="nothing goes on"):
             list(engine.generate([request("G#"), request("x#")]))

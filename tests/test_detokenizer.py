@@ -1,4 +1,4 @@
-"""Text is shown as soon as it is certain and never before: no half characters, no stop strings, nothing lost."""
+"""The detokenizer: complete characters, no stop strings, no text lost or held back needlessly."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.engine.detokenizer import Detokenizer
 
-# Few letters, so that stop strings do occur; letters of one to four bytes, so that they are cut.
+# Few letters, so that stop strings occur; letters of one to four bytes, so that they are split.
 texts = st.text("ab\néé€🙂", max_size=30)
 stops = st.lists(st.text("ab\né🙂", min_size=1, max_size=4), max_size=3).map(tuple)
 anything = st.binary(max_size=30) | texts.map(str.encode)
 
 
 def fed(pieces: list[bytes], stop: tuple[str, ...]) -> tuple[list[str], bool]:
-    """Return what was shown after each piece, and at the end; and whether a stop string ended it."""
+    """Text shown after each piece and at the end; and whether a stop string ended it."""
     detokenizer = Detokenizer(stop)
     shown = [""]
     for piece in pieces:
@@ -32,13 +32,13 @@ def fed(pieces: list[bytes], stop: tuple[str, ...]) -> tuple[list[str], bool]:
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Return the data in pieces, some of them empty."""
+    """Split data into pieces, some of them empty."""
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     return [data[start:end] for start, end in pairwise(edges)]
 
 
 def up_to_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
-    """Return the text before the stop string that is first to be whole, by trying one character more each time."""
+    """Text before the stop string that completes first, found by trying each length."""
     for length in range(len(text) + 1):
         found = [one for one in stop if text[:length].endswith(one)]
         if found:
@@ -48,7 +48,7 @@ def up_to_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
 
 @settings(deadline=None)
 @given(anything, st.lists(st.integers(0, 1000), max_size=30), stops)
-def test_however_a_text_is_cut_all_of_it_is_shown_up_to_the_first_stop_string(
+def test_detokenizer_shows_all_text_up_to_the_first_stop_string(
     data: bytes, places: list[int], stop: tuple[str, ...]
 ) -> None:
     shown, stopped = fed(cut(data, places), stop)
@@ -57,7 +57,7 @@ def test_however_a_text_is_cut_all_of_it_is_shown_up_to_the_first_stop_string(
 
 @settings(deadline=None)
 @given(texts, st.lists(st.integers(0, 1000), max_size=30), stops)
-def test_no_more_is_held_back_than_may_still_change(text: str, places: list[int], stop: tuple[str, ...]) -> None:
+def test_detokenizer_holds_back_only_what_may_change(text: str, places: list[int], stop: tuple[str, ...]) -> None:
     pieces = cut(text.encode(), places)
     shown, _ = fed(pieces, stop)
     for count, now in enumerate(shown[:-1], 1):
@@ -69,31 +69,31 @@ def test_no_more_is_held_back_than_may_still_change(text: str, places: list[int]
         assert now == certain
 
 
-def test_a_character_is_shown_when_its_last_byte_has_come() -> None:
+def test_detokenizer_shows_a_character_with_its_last_byte() -> None:
     shown, _ = fed([b"a\xf0", b"\x9f", b"\x99", b"\x82b"], ())
     assert shown == ["a", "a", "a", "a🙂b", "a🙂b"]
 
 
-def test_half_a_character_at_the_end_is_shown_as_one_that_is_missing() -> None:
+def test_detokenizer_replaces_an_incomplete_last_character() -> None:
     shown, _ = fed([b"a\xf0\x9f"], ())
     assert shown == ["a", "a�"]
 
 
 @pytest.mark.parametrize("piece", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80"])
-def test_bytes_that_are_no_text_neither_raise_nor_hide_what_follows(piece: bytes) -> None:
+def test_detokenizer_replaces_invalid_bytes_and_continues(piece: bytes) -> None:
     shown, _ = fed([piece, b"after"], ())
     assert shown[-1] == piece.decode("utf-8", "replace") + "after"
 
 
-def test_what_stands_behind_a_stop_string_is_not_shown_nor_half_a_character_of_it() -> None:
+def test_detokenizer_drops_what_follows_a_stop_string() -> None:
     assert fed([b"one STOP two"], ("STOP",)) == (["one ", "one "], True)
     assert fed([b"one STOP\xf0\x9f"], ("STOP",)) == (["one ", "one "], True)
 
 
-def test_of_two_stop_strings_the_first_to_be_whole_counts_however_the_text_is_cut() -> None:
+def test_detokenizer_uses_the_stop_string_that_completes_first() -> None:
     for pieces in ([b"abcd"], [b"ab", b"cd"], [b"a", b"b", b"c", b"d"]):
         assert fed(pieces, ("abcd", "c"))[0][-1] == "ab"
 
 
-def test_a_stop_string_may_consist_of_the_mark_for_half_a_character() -> None:
+def test_detokenizer_stop_string_may_be_the_replacement_character() -> None:
     assert fed([b"a\xf0"], ("�",)) == (["a", "a"], True)

@@ -380,12 +380,12 @@ def test_threads_are_judged_by_affinity_and_cgroup(
     ],
 )
 def test_a_gpu_is_judged_by_what_the_build_knows_and_the_machine_seems_to_have(
-    build: Build, likely: str | None, status: str, detail: str, do: str
+    build: Build, likely: str | None, status: str, detail: str, hint: str
 ) -> None:
     finding = judged_devices(build, likely)
     assert finding.status == status
     assert detail in finding.detail
-    assert do in finding.hint
+    assert hint in finding.hint
 
 
 @pytest.mark.parametrize(

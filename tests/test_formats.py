@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import written
+from vocabularies import text_of
 
 from cerebrum_cli.application.inference.responder import detokenize
 from cerebrum_cli.core.conversation import Conversation
@@ -49,7 +49,7 @@ def to_conversation(case: Case) -> Conversation:
 
 @pytest.mark.parametrize(("prompt_format", "case"), CASES)
 def test_prompt_matches_the_golden_text(prompt_format: PromptFormat, case: Case) -> None:
-    assert "<s>" + written(prompt_format.render(to_conversation(case))) == case["prompt"]
+    assert "<s>" + text_of(prompt_format.render(to_conversation(case))) == case["prompt"]
 
 
 @pytest.mark.parametrize(("prompt_format", "case"), CASES)
@@ -60,12 +60,12 @@ def test_prompt_matches_the_golden_token_ids(prompt_format: PromptFormat, case: 
 @pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
 def test_empty_system_prompt_is_omitted(prompt_format: PromptFormat) -> None:
     parts = prompt_format.render(Conversation(system_prompt="").user("Why?"))
-    assert written(parts).startswith(("User: ", "USER: "))
+    assert text_of(parts).startswith(("User: ", "USER: "))
 
 
 def test_only_cerebrum_has_a_default_system_prompt() -> None:
     assert {name for name, prompt_format in PLAIN_FORMATS.items() if prompt_format.default_system} == {"cerebrum"}
-    assert written(CEREBRUM.render(Conversation().user("Why?"))).startswith(f"{CEREBRUM.default_system}\nUser: Why?")
+    assert text_of(CEREBRUM.render(Conversation().user("Why?"))).startswith(f"{CEREBRUM.default_system}\nUser: Why?")
 
 
 @pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
@@ -77,7 +77,7 @@ def test_system_prompt_is_rendered_unchanged(prompt_format: PromptFormat, system
 
 def test_cerebrum_removes_eos_text_except_in_the_first_message() -> None:
     conversation = Conversation(system_prompt="</s>").user("a</s>b").assistant(" c</s> ").user("<</s>/s>d")
-    assert written(CEREBRUM.render(conversation)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
+    assert text_of(CEREBRUM.render(conversation)) == "</s>\nUser: a</s>b\nAI: c\nUser: </s>d\nAI:"
 
 
 def test_collective_cognition_keeps_eos_text_untrusted(mistral: LlamaBackend) -> None:
@@ -117,7 +117,7 @@ system_prompts = st.none() | st.text(max_size=20)
 
 def replies(backend: LlamaBackend) -> st.SearchStrategy[tuple[int, ...]]:
     """Replies a model may generate: any tokens except those that end a reply, or the tokens of a text."""
-    sampled = st.lists(st.integers(0, backend.size - 1).filter(lambda token: not backend.is_end(token)), max_size=8)
+    sampled = st.lists(st.integers(0, backend.size - 1).filter(lambda token: not backend.is_eog(token)), max_size=8)
     texts = st.text(max_size=20).map(lambda text: backend.tokenize((Text(text),))[1:])
     return sampled.map(tuple) | texts
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
-from tiny_models import Shape, write_quantised
+from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.adapter import Entry, header, opened, read_table, value_of
@@ -105,7 +105,7 @@ def test_a_header_is_the_beginning_of_the_file_that_was_read(model: str, request
 @pytest.mark.parametrize(("experts", "encoding"), [(0, "Q4_K_M"), (4, "Q8_0")])
 def test_so_it_is_of_a_quantised_file(experts: int, encoding: str, tmp_path: Path) -> None:
     shape = Shape(layers=2, width=256, ffn=256)
-    assert_begins(write_quantised(tmp_path / "model.gguf", shape=shape, experts=experts, encoding=encoding))
+    assert_begins(write_quantized(tmp_path / "model.gguf", shape=shape, experts=experts, encoding=encoding))
 
 
 def test_so_it_is_with_every_type_and_long_vocabularies(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real llama.cpp on tiny models: whatever is shared, copied or cut off, a reply is what it would be alone."""
+"""The engine on the real llama.cpp and tiny models: replies match single runs, whatever is reused or interrupted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from asking import Reply, ask, gathered
+from asking import Reply, ask, collect_replies
 
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import PromptEvent, TokenEvent
@@ -32,15 +32,17 @@ STORY = "Once upon a time, in a land far away, there lived a fox who could count
 
 
 def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOptions:
-    """Open on one thread: a tiny model needs no more."""
+    """Load on one thread: tiny models need no more."""
     shape = Shape(trained_context=2048, weight_bytes=1_000_000, layers=2, kv_bytes_per_token=256)
     return LoadOptions(path, shape, context_size=context_size, n_threads=1, slots=slots)
 
 
 @contextmanager
-def talking(path: Path, *, slots: int = 1, context_size: int = 2048) -> Iterator[Engine]:
+def open_engine(model_path: Path, *, slots: int = 1, context_size: int = 2048) -> Iterator[Engine]:
     """Start an engine on a real model."""
-    engine = Engine(lambda tell, stop: open_llama(options(path, slots=slots, context_size=context_size), tell, stop))
+    engine = Engine(
+        lambda tell, stop: open_llama(options(model_path, slots=slots, context_size=context_size), tell, stop)
+    )
     try:
         list(engine.load())
         yield engine
@@ -50,120 +52,120 @@ def talking(path: Path, *, slots: int = 1, context_size: int = 2048) -> Iterator
 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> Path:
-    """Return each of the tiny models in turn."""
+    """Each of the tiny models."""
     path = request.getfixturevalue(request.param)
     assert isinstance(path, Path)
     return path
 
 
-def alone(path: Path, prompt: str, **params: object) -> Reply:
-    """Return the reply of an engine that was never asked anything else."""
-    with talking(path) as engine:
+def single_run(path: Path, prompt: str, **params: object) -> Reply:
+    """The reply of a new engine."""
+    with open_engine(path) as engine:
         return ask(engine, prompt, **params)[0]  # type: ignore[arg-type]
 
 
 def greedy(engine: Engine, prompt: tuple[int, ...], limit: int) -> Reply:
-    """Return the likeliest reply to a prompt in tokens."""
-    [reply] = gathered(engine.generate([Request(prompt, SamplingParams(max_tokens=limit))])).values()
+    """Greedy reply to a prompt."""
+    [reply] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=limit))])).values()
     return reply
 
 
-def assert_said_alone(path: Path, prompt: tuple[int, ...], said: list[int]) -> None:
-    """See that an engine asked nothing else would go on so, token for token, after what was said before.
+def assert_matches_single_run(path: Path, prompt: tuple[int, ...], said: list[int]) -> None:
+    """Check that a new engine generates each token of a reply after the tokens before it, in 80 % of cases.
 
-    How a prompt was cut into steps changes the last bits of its logits, and in models of noise the two likeliest
-    tokens are often as close as that; whoever looks at the wrong memory is wrong nearly always.
+    The division of a prompt into steps changes the last bits of its logits, and with random weights the two most likely
+    tokens are often that close. With a wrong KV cache nearly all tokens differ.
     """
-    with talking(path) as engine:
+    with open_engine(path) as engine:
         again = [greedy(engine, (*prompt, *said[:count]), 1).ids for count in range(len(said))]
     same = sum(one == [token] for one, token in zip(again, said, strict=True))
     assert same >= 0.8 * len(said), (again, said)
 
 
-def test_a_greedy_reply_is_the_same_each_time_and_is_the_text_of_its_tokens(model: Path) -> None:
-    first, second = alone(model, STORY, max_tokens=40), alone(model, STORY, max_tokens=40)
+def test_llama_greedy_reply_is_deterministic_and_matches_its_tokens(model: Path) -> None:
+    first, second = single_run(model, STORY, max_tokens=40), single_run(model, STORY, max_tokens=40)
     assert (first.ids, first.text, first.seed != second.seed) == (second.ids, second.text, True)
-    with talking(model) as engine:
+    with open_engine(model) as engine:
         assert first.text == b"".join(map(engine.backend.piece, first.ids)).decode("utf-8", "replace")
 
 
-def test_sampled_replies_follow_their_seeds(model: Path) -> None:
-    replies = [alone(model, STORY, temperature=1.0, seed=seed, max_tokens=20).ids for seed in (1, 1, 2)]
+def test_llama_sampled_replies_follow_their_seeds(model: Path) -> None:
+    replies = [single_run(model, STORY, temperature=1.0, seed=seed, max_tokens=20).ids for seed in (1, 1, 2)]
     assert replies[0] == replies[1] != replies[2]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
-def test_samples_of_one_prompt_are_what_their_seeds_say_alone(model: Path, slots: int) -> None:
-    with talking(model, slots=slots) as engine:
+def test_llama_samples_of_one_prompt_match_single_runs(model: Path, slots: int) -> None:
+    with open_engine(model, slots=slots) as engine:
         said = ask(engine, STORY, n=5, temperature=1.0, seed=7, max_tokens=12)
     assert [reply.seed for reply in said] == [7, 8, 9, 10, 11]
-    lone = [alone(model, STORY, temperature=1.0, seed=reply.seed, max_tokens=12).ids for reply in said]
+    lone = [single_run(model, STORY, temperature=1.0, seed=reply.seed, max_tokens=12).ids for reply in said]
     alike = sum(common_prefix(reply.ids, ids) for reply, ids in zip(said, lone, strict=True))
-    assert alike > 0.5 * sum(map(len, lone))  # last bits can part two ways, see above; another seed goes none together
+    assert alike > 0.5 * sum(map(len, lone))  # last bits may differ, see above; with other seeds none match
 
 
-def test_more_samples_than_a_step_of_a_prompt_has_tokens_are_decoded_together(chatml_model: Path) -> None:
-    with talking(chatml_model, slots=200, context_size=256) as engine:
+def test_llama_decodes_more_samples_than_a_prefill_chunk(chatml_model: Path) -> None:
+    with open_engine(chatml_model, slots=200, context_size=256) as engine:
         said = ask(engine, "a", n=200, max_tokens=3)
     assert {tuple(reply.ids) for reply in said} == {tuple(said[0].ids)}
 
 
-def test_the_next_turn_evaluates_what_is_new_and_says_what_it_would_have_said_alone(model: Path) -> None:
-    with talking(model) as engine:
+def test_llama_next_turn_reuses_the_cache_and_matches_a_single_run(model: Path) -> None:
+    with open_engine(model) as engine:
         prompt, held = engine.tokenize([Text(STORY)]), 0
         for _ in range(4):
             reply = greedy(engine, prompt, 30)
             assert reply.cached == held
-            assert_said_alone(model, prompt, reply.ids)
-            held = len(prompt) + len(reply.ids) - (reply.reason == "length")  # a last token is not evaluated
+            assert_matches_single_run(model, prompt, reply.ids)
+            held = len(prompt) + len(reply.ids) - (reply.reason == "length")  # the last token is not evaluated
             prompt = (*prompt, *reply.ids, *engine.tokenize([Text(" And then? ")]))
 
 
-def test_a_prompt_that_goes_another_way_says_what_it_would_have_said_alone(model: Path) -> None:
+def test_llama_diverging_prompt_matches_a_single_run(model: Path) -> None:
     prompts = [STORY * 6, STORY * 3 + "But wolves count better. " * 3, STORY[:40], STORY * 6 + "The end."]
-    with talking(model, slots=2) as engine:
+    with open_engine(model, slots=2) as engine:
         for prompt in prompts:
             [reply] = ask(engine, prompt, max_tokens=40)
-            assert_said_alone(model, engine.tokenize([Text(prompt)]), reply.ids)
+            assert_matches_single_run(model, engine.tokenize([Text(prompt)]), reply.ids)
 
 
-def test_a_recurrent_model_reads_all_again_where_others_forget_the_end(recurrent_model: Path) -> None:
-    with talking(recurrent_model) as engine:
+def test_llama_recurrent_model_evaluates_a_diverging_prompt_again(recurrent_model: Path) -> None:
+    with open_engine(recurrent_model) as engine:
         [first], [again] = ask(engine, STORY, max_tokens=1), ask(engine, STORY, max_tokens=1)
         [other] = ask(engine, STORY[:40] + "?", max_tokens=5)
     assert first.ids == again.ids
     assert (first.cached, again.cached, other.cached) == (0, 0, 0)
 
 
-def test_a_window_that_slid_on_is_filled_again(sliding_window_model: Path) -> None:
-    with talking(sliding_window_model) as engine:
+def test_llama_refills_a_sliding_window(sliding_window_model: Path) -> None:
+    with open_engine(sliding_window_model) as engine:
         for length in (100, 300, 500):
             ask(engine, STORY * 5, max_tokens=200)
             [reply] = ask(engine, (STORY * 5)[:length], max_tokens=40)
-            assert_said_alone(sliding_window_model, engine.tokenize([Text((STORY * 5)[:length])]), reply.ids)
+            assert_matches_single_run(sliding_window_model, engine.tokenize([Text((STORY * 5)[:length])]), reply.ids)
 
 
-def test_the_only_token_that_is_left_is_the_likeliest(model: Path) -> None:
-    greedy = alone(model, STORY, max_tokens=20)
-    assert alone(model, STORY, temperature=1.0, top_k=1, max_tokens=20).ids == greedy.ids
-    assert alone(model, STORY, temperature=1.0, top_k=0, top_p=1e-6, min_p=0.0, max_tokens=20).ids == greedy.ids
-    assert alone(model, STORY, temperature=1.0, top_k=0, top_p=1.0, min_p=1.0, max_tokens=20).ids == greedy.ids
+def test_llama_sampling_from_one_candidate_is_greedy(model: Path) -> None:
+    greedy = single_run(model, STORY, max_tokens=20)
+    assert single_run(model, STORY, temperature=1.0, top_k=1, max_tokens=20).ids == greedy.ids
+    assert single_run(model, STORY, temperature=1.0, top_k=0, top_p=1e-6, min_p=0.0, max_tokens=20).ids == greedy.ids
+    assert single_run(model, STORY, temperature=1.0, top_k=0, top_p=1.0, min_p=1.0, max_tokens=20).ids == greedy.ids
 
 
-def test_a_repeat_penalty_looks_back_on_reply_and_prompt(chatml_model: Path) -> None:
-    with talking(chatml_model) as engine:
+def test_llama_repeat_penalty_covers_prompt_and_reply(chatml_model: Path) -> None:
+    with open_engine(chatml_model) as engine:
         [plain], [varied] = (ask(engine, "aaaa", max_tokens=60, repeat_penalty=penalty) for penalty in (1.0, 1.5))
         assert len(set(varied.ids)) > len(set(plain.ids))
         first = plain.ids[0]
         again = (*engine.tokenize([Text("aaaa")]), first)
-        [said] = gathered(
+        [said] = collect_replies(
             engine.generate([Request((first, *again[1:-1]), SamplingParams(max_tokens=1, repeat_penalty=100.0))])
         ).values()
     assert said.ids != [first]
 
 
-def test_a_context_that_is_full_ends_the_reply(model: Path) -> None:
-    with talking(model, context_size=300) as engine:
+def test_llama_full_context_ends_the_reply(model: Path) -> None:
+    with open_engine(model, context_size=300) as engine:
         [reply] = ask(engine, "the answer", seed=3, temperature=1.0)
     assert reply.finish
     total = reply.finish.prompt_tokens + reply.finish.completion_tokens
@@ -171,8 +173,8 @@ def test_a_context_that_is_full_ends_the_reply(model: Path) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
-def test_what_is_said_by_a_grammar_matches_it(model: Path, temperature: float) -> None:
-    with talking(model, slots=4) as engine:
+def test_llama_reply_matches_its_grammar(model: Path, temperature: float) -> None:
+    with open_engine(model, slots=4) as engine:
         said = ask(
             engine,
             STORY,
@@ -186,7 +188,7 @@ def test_what_is_said_by_a_grammar_matches_it(model: Path, temperature: float) -
         assert re.fullmatch("abc[0-9]{2,5}[é🙂]", reply.text) and reply.reason == "stop"
 
 
-def test_what_is_said_by_a_json_schema_can_be_parsed(model: Path) -> None:
+def test_llama_reply_matches_its_json_schema(model: Path) -> None:
     schema = {
         "type": "object",
         "properties": {
@@ -199,7 +201,7 @@ def test_what_is_said_by_a_json_schema_can_be_parsed(model: Path) -> None:
     }
     grammar, ignored = schema_to_grammar(json.dumps(schema))
     assert ignored == ()
-    with talking(model, slots=4) as engine:
+    with open_engine(model, slots=4) as engine:
         said = ask(engine, STORY, n=8, grammar=grammar, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
     for reply in said:
         value = json.loads(reply.text)
@@ -210,19 +212,19 @@ def test_what_is_said_by_a_json_schema_can_be_parsed(model: Path) -> None:
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
-        ('root ::= "a"\nfoo = 3\nbar ::= "b"', "invalid grammar: line 2: expecting ::= at = 3"),
-        ('root ::= "\\q"', 'invalid grammar: line 1: unknown escape at \\q"'),
-        ('root ::= ("a"', "invalid grammar: expecting ')'"),
-        ("root ::= foo", "invalid grammar: Undefined rule identifier 'foo'"),
-        ('rot ::= "a"', "invalid grammar: grammar does not contain a 'root' symbol"),
-        ('root ::= root "a"', "invalid grammar: unsupported grammar, left recursion detected"),
+        ('root ::= "a"\nfoo = 3\nbar ::= "b"', "cannot parse the grammar: line 2: expecting ::= at = 3"),
+        ('root ::= "\\q"', 'cannot parse the grammar: line 1: unknown escape at \\q"'),
+        ('root ::= ("a"', "cannot parse the grammar: expecting ')'"),
+        ("root ::= foo", "cannot parse the grammar: Undefined rule identifier 'foo'"),
+        ('rot ::= "a"', "cannot parse the grammar: grammar does not contain a 'root' symbol"),
+        ('root ::= root "a"', "cannot parse the grammar: unsupported grammar, left recursion detected"),
         (" \n", "the grammar is empty"),
     ],
 )
-def test_a_grammar_that_cannot_be_read_says_why_in_one_line_and_prints_nothing(
+def test_grammar_errors_are_one_line_and_print_nothing(
     chatml_model: Path, capfd: pytest.CaptureFixture[str], grammar: str, reason: str
 ) -> None:
-    with talking(chatml_model) as engine:
+    with open_engine(chatml_model) as engine:
         with pytest.raises(GrammarError) as caught:
             ask(engine, "a", grammar=grammar)
         assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
@@ -230,8 +232,8 @@ def test_a_grammar_that_cannot_be_read_says_why_in_one_line_and_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_grammar_that_no_token_goes_on_with_is_an_error_and_no_crash(chatml_model: Path) -> None:
-    with talking(chatml_model) as engine:
+def test_grammar_that_rejects_every_token_is_an_error(chatml_model: Path) -> None:
+    with open_engine(chatml_model) as engine:
         with pytest.raises(GrammarError, match="rejects every possible next token"):
             ask(engine, "a", grammar="root ::= <[0]>")
         assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
@@ -240,16 +242,16 @@ def test_a_grammar_that_no_token_goes_on_with_is_an_error_and_no_crash(chatml_mo
 @pytest.mark.parametrize(
     "schema", ["{", "[]", "null", '{"type": "nope"}', '{"$ref": "https://example.com/a"}', "[" * 5000]
 )
-def test_a_schema_that_cannot_be_used_says_why_in_one_line(schema: str) -> None:
+def test_schema_errors_are_one_line(schema: str) -> None:
     with pytest.raises(GrammarError) as caught:
         schema_to_grammar(schema)
-    assert caught.value.message.startswith("the JSON schema cannot be used: ")
+    assert caught.value.message.startswith("cannot use the JSON schema: ")
     assert "\n" not in caught.value.message and len(caught.value.message) < 300
 
 
-def test_a_long_prompt_is_left_at_once_when_it_is_cancelled(chatml_model: Path) -> None:
-    prompt = tuple(20 + index % 200 for index in range(60_000))  # half a minute of reading
-    with talking(chatml_model, context_size=65_536) as engine:
+def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:
+    prompt = tuple(20 + index % 200 for index in range(60_000))  # half a minute of prefill
+    with open_engine(chatml_model, context_size=65_536) as engine:
         events = engine.generate([Request(prompt)])
         told = next(event for event in events if isinstance(event, PromptEvent) and event.evaluated > 2000)
         cancelled_at: list[float] = []
@@ -261,7 +263,7 @@ def test_a_long_prompt_is_left_at_once_when_it_is_cancelled(chatml_model: Path) 
 
         thread = threading.Thread(target=cancel)
         thread.start()
-        [reply] = gathered(events).values()
+        [reply] = collect_replies(events).values()
         assert time.perf_counter() - cancelled_at[0] < 1.0
         thread.join()
         assert (reply.text, reply.reason) == ("", "cancelled")
@@ -270,8 +272,8 @@ def test_a_long_prompt_is_left_at_once_when_it_is_cancelled(chatml_model: Path) 
     assert again.cached == len(short) - 1
 
 
-def test_a_stream_that_goes_on_does_not_notice_that_its_neighbours_were_closed(model: Path) -> None:
-    with talking(model, slots=3) as engine:
+def test_llama_stream_is_unaffected_by_closed_neighbors(model: Path) -> None:
+    with open_engine(model, slots=3) as engine:
         kept_on = engine.generate([Request(engine.tokenize([Text(STORY)]), SamplingParams(max_tokens=500))])
         ids: list[int] = []
         for event in kept_on:
@@ -281,12 +283,12 @@ def test_a_stream_that_goes_on_does_not_notice_that_its_neighbours_were_closed(m
                     other = engine.generate([Request(engine.tokenize([Text(f"{len(ids)} {STORY}")]), n=2)])
                     next(event for event in other if isinstance(event, TokenEvent))
                     other.close()
-        assert_said_alone(model, engine.tokenize([Text(STORY)]), ids)
+        assert_matches_single_run(model, engine.tokenize([Text(STORY)]), ids)
 
 
 @contextmanager
-def opened(path: Path, *, slots: int) -> Iterator[tuple[LlamaBackend, StopFlag]]:
-    """Open the backend itself, with memory for short sequences."""
+def open_backend(path: Path, *, slots: int) -> Iterator[tuple[LlamaBackend, StopFlag]]:
+    """Open a backend, with memory for short sequences."""
     stop = StopFlag()
     backend = open_llama(options(path, slots=slots), lambda event: None, stop)
     backend.reserve(256)
@@ -294,9 +296,9 @@ def opened(path: Path, *, slots: int) -> Iterator[tuple[LlamaBackend, StopFlag]]
     backend.close()
 
 
-def test_an_interrupted_step_leaves_memory_that_can_be_gone_on_with(model: Path) -> None:
-    """A state that went on part of the way must not be taken for one that did not, nor for one that arrived."""
-    with opened(model, slots=2) as (backend, stop):
+def test_llama_resumes_after_an_interrupted_step(model: Path) -> None:
+    """A partly updated state must count as neither the old nor the new one."""
+    with open_backend(model, slots=2) as (backend, stop):
         story = backend.tokenize([Text(STORY * 3)])
         rows = [[Row(slot, at, token, at == 39) for at, token in enumerate(story[:40])] for slot in (0, 1)]
         assert backend.decode(rows[0]) and backend.decode(rows[1][:30])
@@ -317,23 +319,23 @@ def test_an_interrupted_step_leaves_memory_that_can_be_gone_on_with(model: Path)
 
 
 @pytest.mark.parametrize("context_size", [2**32, 10**12])
-def test_more_context_than_all_memory_is_refused_while_loading(chatml_model: Path, context_size: int) -> None:
+def test_llama_rejects_a_context_larger_than_memory(chatml_model: Path, context_size: int) -> None:
     with (
         pytest.raises(EngineError, match="GB of memory is free"),
-        talking(chatml_model, context_size=context_size) as engine,
+        open_engine(chatml_model, context_size=context_size) as engine,
     ):
         ask(engine, "a")
 
 
-def test_more_sequences_than_llama_cpp_holds_are_fewer_at_once(chatml_model: Path) -> None:
-    with talking(chatml_model, slots=300, context_size=256) as engine:
+def test_llama_reduces_slots_to_the_supported_number(chatml_model: Path) -> None:
+    with open_engine(chatml_model, slots=300, context_size=256) as engine:
         said = ask(engine, "a", n=160, max_tokens=2)
         assert len(said) == 160 and engine.backend.slots == 150
 
 
-def test_a_context_grows_once_to_the_longest(chatml_model: Path) -> None:
+def test_llama_context_grows_once_to_the_maximum(chatml_model: Path) -> None:
     sizes = []
-    with talking(chatml_model) as engine:
+    with open_engine(chatml_model) as engine:
         for limit in (10, 400, 2000):
             [reply] = ask(engine, "a", grammar='root ::= "a" root', max_tokens=limit)
             assert isinstance(engine.backend, LlamaBackend)
@@ -342,7 +344,7 @@ def test_a_context_grows_once_to_the_longest(chatml_model: Path) -> None:
     assert sizes == [256, 2048, 2048]
 
 
-def test_what_no_grammar_can_hold_is_named() -> None:
+def test_schema_reports_unenforced_keywords() -> None:
     schema = {
         "type": "object",
         "properties": {"minimum": {"type": "integer", "minimum": 5}, "list": {"type": "array", "uniqueItems": True}},
@@ -350,11 +352,11 @@ def test_what_no_grammar_can_hold_is_named() -> None:
     }
     assert schema_to_grammar(json.dumps(schema))[1] == ("minimum", "uniqueItems")
     for text in ("true", "[]", "{"):
-        with pytest.raises(GrammarError, match="the JSON schema cannot be used"):
+        with pytest.raises(GrammarError, match="cannot use the JSON schema"):
             schema_to_grammar(text)
 
 
-def test_a_longer_prompt_in_a_context_made_for_a_short_one_is_read_in_whole_batches(chatml_model: Path) -> None:
+def test_llama_evaluates_whole_batches_in_a_short_context(chatml_model: Path) -> None:
     backend = open_llama(options(chatml_model), lambda _: None, StopFlag())
     try:
         backend.reserve(20)

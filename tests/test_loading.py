@@ -1,4 +1,4 @@
-"""What a model may take of a machine is planned in numbers, and what cannot be loaded says why."""
+"""Loading: planned context, layers and slots; progress, logs and errors of llama.cpp."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cerebrum_cli.engine.plan import (
     Device,
     LoadOptions,
     Shape,
+    option_notices,
     plan_context,
     plan_layers,
     plan_repacking,
     plan_slots,
-    remarks,
-    shortage,
+    short_context_notice,
 )
 
 GIB = 2**30
@@ -49,13 +49,13 @@ DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
         (100_000, 64 * GIB, 100_000),
     ],
 )
-def test_the_context_is_what_was_asked_for_or_the_smallest_of_trained_8192_and_what_fits(
+def test_plan_context_is_requested_or_smallest_of_trained_8192_and_free(
     asked: int | None, memory: int, context: int
 ) -> None:
     assert plan_context(MISTRAL_7B, asked, memory) == context
 
 
-def test_a_model_trained_on_less_gets_less_and_one_without_a_cache_needs_no_memory_for_it() -> None:
+def test_plan_context_with_a_short_trained_context_or_no_cache() -> None:
     assert plan_context(Shape(2048, GIB, 22, 22_528), None, 64 * GIB) == 2048
     assert plan_context(Shape(2048, GIB, 22, 0), None, 2 * GIB) == 2048
 
@@ -78,14 +78,12 @@ def gpu(free: int) -> Device:
         ("20", (gpu(80 * GIB),), 20),
     ],
 )
-def test_as_many_layers_are_offloaded_as_were_asked_for_or_fit(
-    asked: str, devices: tuple[Device, ...], layers: int
-) -> None:
+def test_plan_layers_is_requested_or_what_fits(asked: str, devices: tuple[Device, ...], layers: int) -> None:
     assert plan_layers(MISTRAL_7B, asked, 8192, devices) == layers
 
 
 def tree(root: Path, **files: str) -> Path:
-    """Write a cgroup's files; `__` in a name is a folder."""
+    """Write the files of a cgroup; `__` in a name separates directories."""
     for name, content in files.items():
         path = root / name.replace("__", "/")
         path.parent.mkdir(exist_ok=True)
@@ -105,7 +103,7 @@ def tree(root: Path, **files: str) -> Path:
         ({"cpu__cpu.cfs_quota_us": "200000\n"}, math.inf),
     ],
 )
-def test_a_cgroup_of_either_version_limits_the_processors(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+def test_cgroup_quota_limits_the_cpus(tmp_path: Path, files: dict[str, str], quota: float) -> None:
     assert cgroup_quota(tree(tmp_path, **files)) == quota
 
 
@@ -121,13 +119,11 @@ def test_a_cgroup_of_either_version_limits_the_processors(tmp_path: Path, files:
         ),
     ],
 )
-def test_files_in_the_cache_do_not_count_against_a_cgroups_memory(
-    tmp_path: Path, files: dict[str, str], left: float
-) -> None:
+def test_cgroup_memory_ignores_cached_files(tmp_path: Path, files: dict[str, str], left: float) -> None:
     assert cgroup_memory(tree(tmp_path, **files)) == left
 
 
-def test_this_machine_has_a_processor_and_memory_and_perhaps_accelerators() -> None:
+def test_this_machine_has_cpus_and_memory() -> None:
     assert 1 <= thread_count() <= (os.cpu_count() or 1)
     assert available_memory() > 0
     assert can_offload() or accelerators() == ()
@@ -138,20 +134,18 @@ def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False)
 
 
 def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
-    """Load a model and let it go."""
+    """Load a model, and free it."""
     open_llama(load, told.append, stop or StopFlag()).close()
 
 
-def test_loading_tells_how_far_it_is(chatml_model: Path) -> None:
+def test_load_reports_progress(chatml_model: Path) -> None:
     told: list[Event] = []
     opened(told, options(chatml_model))
     fractions = [event.fraction for event in told if isinstance(event, LoadEvent)]
     assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
 
 
-def test_what_llama_cpp_says_of_a_model_is_for_those_who_listen(
-    chatml_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_logs_only_to_a_listener(chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log.lines.clear()
     opened([], options(chatml_model))
     assert not any(str(chatml_model) in line for line in log.lines)
@@ -161,20 +155,20 @@ def test_what_llama_cpp_says_of_a_model_is_for_those_who_listen(
     assert any(str(chatml_model) in line for line in heard)
 
 
-def test_offloading_to_nothing_is_noticed_and_loads_all_the_same(chatml_model: Path) -> None:
+def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> None:
     told: list[Event] = []
     opened(told, options(chatml_model, gpu_layers="all"))
     assert any(isinstance(event, NoticeEvent) for event in told) == (not can_offload())
 
 
-def test_a_vocabulary_is_loaded_without_its_model(chatml_model: Path) -> None:
+def test_load_vocabulary_only(chatml_model: Path) -> None:
     backend = open_llama(options(chatml_model, vocabulary_only=True), lambda event: None, StopFlag())
     assert backend.tokenize([Text("abc")])
     backend.close()
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")
-def test_a_file_name_need_not_be_text(chatml_model: Path, tmp_path: Path) -> None:
+def test_load_accepts_undecodable_file_names(chatml_model: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"m\xff\xfe.gguf")
     path.write_bytes(chatml_model.read_bytes())
     opened([], options(path))
@@ -191,7 +185,7 @@ DAMAGES: tuple[tuple[Callable[[bytes], bytes], str], ...] = (
 
 
 @pytest.mark.parametrize(("change", "reason"), DAMAGES)
-def test_a_file_that_cannot_be_loaded_says_why(
+def test_load_of_a_damaged_file_gives_the_reason(
     chatml_model: Path, tmp_path: Path, change: Callable[[bytes], bytes], reason: str
 ) -> None:
     path = tmp_path / "damaged.gguf"
@@ -204,14 +198,14 @@ def test_a_file_that_cannot_be_loaded_says_why(
     engine.close()
 
 
-def test_loading_stops_when_it_is_told_to(chatml_model: Path) -> None:
+def test_load_stops_when_interrupted(chatml_model: Path) -> None:
     stop = StopFlag()
     stop.set()
     with pytest.raises(EngineError, match="interrupted"):
         opened([], options(chatml_model), stop)
 
 
-def test_the_log_keeps_the_last_lines_and_the_problems_among_them() -> None:
+def test_log_keeps_the_last_lines_and_problems() -> None:
     kept, heard = Log(), list[str]()
     kept.forward = heard.append
     for number in range(300):
@@ -225,7 +219,7 @@ def test_the_log_keeps_the_last_lines_and_the_problems_among_them() -> None:
     assert heard[:300] == [f"line {number}" for number in range(300)] and heard[300:] == list(kept.problems)
 
 
-def test_what_is_only_for_who_mends_llama_cpp_is_not_kept() -> None:
+def test_log_drops_debug_lines() -> None:
     kept = Log()
     kept.write(DEBUG, b"inside ")
     kept.write(CONTINUED, b"and out\n")
@@ -233,7 +227,7 @@ def test_what_is_only_for_who_mends_llama_cpp_is_not_kept() -> None:
     assert list(kept.lines) == ["shown"]
 
 
-def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) -> None:
+def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
     (tmp_path / "membership").write_text("4:cpu:/elsewhere\n0::/user.slice/me.scope\n")
     root = tmp_path / "cgroup"
     own = own_cgroups(root, tmp_path / "membership")
@@ -241,46 +235,48 @@ def test_limits_are_those_of_the_own_cgroup_and_of_all_above_it(tmp_path: Path) 
     assert own_cgroups(root, tmp_path / "nothing") == [root]
 
 
-def test_a_context_beyond_the_trained_one_is_remarked_on(tmp_path: Path) -> None:
+def test_notice_for_a_context_beyond_the_trained_one(tmp_path: Path) -> None:
     asked = replace(options(tmp_path / "model.gguf"), context_size=2049)
-    assert [notice.message for notice in remarks(asked, offloads=False, devices=())] == [
+    assert [notice.message for notice in option_notices(asked, offloads=False, devices=())] == [
         "--ctx 2049 exceeds the model's trained context of 2048 tokens"
     ]
-    assert not list(remarks(replace(asked, context_size=2048), offloads=False, devices=()))
+    assert not list(option_notices(replace(asked, context_size=2048), offloads=False, devices=()))
 
 
-def test_layers_nobody_can_take_are_remarked_on(tmp_path: Path) -> None:
+def test_notice_for_gpu_layers_without_a_gpu(tmp_path: Path) -> None:
     asked = options(tmp_path / "model.gguf", gpu_layers="all")
     gpu = Device("CUDA0", "a GPU", GIB, GIB)
-    assert not list(remarks(asked, offloads=True, devices=(gpu,)))
-    (unbuilt,) = remarks(asked, offloads=False, devices=())
-    (unseen,) = remarks(asked, offloads=True, devices=())
-    assert "no GPU support" in unbuilt.message
-    assert "finds no GPU" in unseen.message
+    assert not list(option_notices(asked, offloads=True, devices=(gpu,)))
+    (unbuilt,) = option_notices(asked, offloads=False, devices=())
+    (unseen,) = option_notices(asked, offloads=True, devices=())
+    assert "without GPU support" in unbuilt.message
+    assert "no GPU found" in unseen.message
 
 
-def test_a_context_larger_than_all_memory_is_refused_before_it_is_tried() -> None:
+def test_plan_context_rejects_more_than_free_memory() -> None:
     assert plan_context(MISTRAL_7B, 8192, memory=2 * GIB) == 8192
-    with pytest.raises(EngineError, match=r"a context of 32768 tokens needs 4\.3 GB, and 2\.1 GB of memory is free"):
+    with pytest.raises(
+        EngineError, match=r"a context of 32768 tokens needs 4\.3 GB, but only 2\.1 GB of memory is free"
+    ):
         plan_context(MISTRAL_7B, 32768, memory=2 * GIB)
 
 
-def test_k_quants_are_repacked_for_one_and_not_for_many_where_that_was_measured() -> None:
+def test_plan_repacking_skips_k_quants_in_batches_on_x86() -> None:
     assert plan_repacking("Q4_K_M", False, "x86_64") and plan_repacking("Q4_K_M", True, "arm64")
     assert not plan_repacking("Q4_K_M", True, "x86_64") and not plan_repacking("Q6_K", True, "AMD64")
     assert plan_repacking("Q4_0", True, "x86_64") and plan_repacking(None, True, "x86_64")
 
 
-def test_as_many_sequences_run_as_memory_holds_and_at_least_one() -> None:
+def test_plan_slots_is_what_fits_in_memory_and_at_least_one() -> None:
     assert plan_slots(64, 1024, 1000, HEADROOM + 10 * 1024 * 1000) == 10
     assert plan_slots(8, 1024, 1000, HEADROOM + 10 * 1024 * 1000) == 8
     assert plan_slots(8, 1024, 1000, 0) == 1
 
 
-def test_a_context_that_memory_makes_smaller_is_remarked_on() -> None:
+def test_notice_for_a_context_limited_by_memory() -> None:
     context = plan_context(MISTRAL_7B, None, memory=MISTRAL_7B.weight_bytes + HEADROOM + GIB // 2)
     assert context == 4096
-    notice = shortage(MISTRAL_7B, context)
+    notice = short_context_notice(MISTRAL_7B, context)
     assert notice is not None
-    assert notice.message == "free memory fits a context of 4096 tokens instead of 8192"
-    assert shortage(MISTRAL_7B, 8192) is None
+    assert notice.message == "context limited to 4096 tokens by free memory (default: 8192)"
+    assert short_context_notice(MISTRAL_7B, 8192) is None

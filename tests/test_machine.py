@@ -1,4 +1,4 @@
-"""What this machine lets a process use: accelerators that were seen are kept, and cgroups limit memory."""
+"""Resources of the machine: cached GPUs, and memory limits of cgroups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRANGE = Device("", 'größe "\udcff" \n', 0, 0)
 
 
 @pytest.mark.parametrize("devices", [(), (GPU,), (GPU, STRANGE)])
-def test_devices_that_were_written_down_are_read_again(tmp_path: Path, devices: tuple[Device, ...]) -> None:
+def test_devices_are_saved_and_loaded(tmp_path: Path, devices: tuple[Device, ...]) -> None:
     path = tmp_path / "new" / "data" / "devices.json"
     assert load_devices(path) is None
     save_devices(path, devices)
@@ -26,7 +26,7 @@ def test_devices_that_were_written_down_are_read_again(tmp_path: Path, devices: 
     assert [each.name for each in path.parent.iterdir()] == ["devices.json"]
 
 
-def test_devices_that_have_changed_are_written_anew_and_others_are_not(tmp_path: Path) -> None:
+def test_devices_are_written_only_if_changed(tmp_path: Path) -> None:
     path = tmp_path / "devices.json"
     save_devices(path, (GPU, STRANGE))
     os.utime(path, (1, 1))
@@ -58,21 +58,21 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:40].decode(errors="replace"))
-def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+def test_damaged_devices_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "devices.json"
     path.write_bytes(content)
     assert load_devices(path) is None
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:40].decode(errors="replace"))
-def test_a_damaged_file_is_written_anew(tmp_path: Path, content: bytes) -> None:
+def test_damaged_devices_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "devices.json"
     path.write_bytes(content)
     save_devices(path, (GPU,))
     assert load_devices(path) == (GPU,)
 
 
-def test_nobody_minds_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_unwritable_devices_file_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "devices.json", tmp_path / "folder"):
@@ -81,7 +81,7 @@ def test_nobody_minds_where_nothing_can_be_written(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_a_directory_that_may_not_be_written_to_stays_empty(tmp_path: Path) -> None:
+def test_read_only_directory_gets_no_devices_file(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         if os.access(tmp_path, os.W_OK):
@@ -104,19 +104,19 @@ def test_a_directory_that_may_not_be_written_to_stays_empty(tmp_path: Path) -> N
         ("0\n", 0),
     ],
 )
-def test_a_cgroup_allows_what_its_file_says(tmp_path: Path, content: str | None, limit: float) -> None:
+def test_cgroup_limit_is_parsed(tmp_path: Path, content: str | None, limit: float) -> None:
     if content is not None:
         (tmp_path / "memory.max").write_text(content)
     assert cgroup_limit(tmp_path) == limit
 
 
-def test_a_cgroup_that_is_a_file_allows_everything(tmp_path: Path) -> None:
+def test_cgroup_limit_of_an_unreadable_file_is_infinite(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert cgroup_limit(tmp_path / "file") == math.inf
     (tmp_path / "memory.max").mkdir()
     assert cgroup_limit(tmp_path) == math.inf
 
 
-def test_this_machine_has_memory_and_no_more_than_it_says() -> None:
+def test_this_machine_reports_plausible_memory() -> None:
     assert 0 < total_memory() <= psutil.virtual_memory().total
     assert 0 < available_memory() <= total_memory()

@@ -21,7 +21,7 @@ from mistral_shape import METADATA, model_tensors
 from person import Person
 from scripted_command import runtime_for
 from test_merge_files import LAYERS, assert_copied, metadata, parts, stack, stored
-from tiny_models import Shape, write_chatml, write_quantised
+from tiny_models import Shape, write_chatml, write_quantized
 
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.core.files import fsync_directory
@@ -98,7 +98,7 @@ class Home:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model of four layers as a quantised file has them."""
-    return write_quantised(tmp_path_factory.mktemp("tiny") / "tiny.gguf", shape=SMALL)
+    return write_quantized(tmp_path_factory.mktemp("tiny") / "tiny.gguf", shape=SMALL)
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_a_merge_is_a_model_like_any_other(home: Home) -> None:
     assert shown["sha256"] == hashlib.sha256((home.path / "out.gguf").read_bytes()).hexdigest()
     kept = shown["metadata"]
     assert kept["cerebrum.merge.recipe"] == TWICE
-    assert (kept["general.name"], kept["general.base_model.0.name"]) == ("out", "tiny quantised")
+    assert (kept["general.name"], kept["general.base_model.0.name"]) == ("out", "tiny quantized")
     assert "merged_from         Tiny-Q4_K_M\n" in home.run("show", "out").out
 
 
@@ -413,7 +413,7 @@ def test_a_merge_is_asked_as_its_source_wherever_it_lies(home: Home) -> None:
     assert home.run("pull", copy).code == 0
     assert home.prompt("copy") == PROMPT
     assert [row["merged_from"] for row in home.rows] == [["Tiny-Q4_K_M.gguf"]] * 2
-    plain = write_quantised(home.path / "plain.gguf", shape=SMALL)  # of no row: its own template decides
+    plain = write_quantized(home.path / "plain.gguf", shape=SMALL)  # of no row: its own template decides
     assert home.run("merge", "twice.yaml", "--source", f"tiny={plain}", "-o", "third.gguf").code == 0
     assert (home.prompt("third"), home.rows[2]["format"]) == (home.prompt(plain), "embedded")
 
@@ -471,7 +471,7 @@ def user(tmp_path: Path) -> Iterator[HubUser]:
     """Return a user before a Hub that has the 7B, small, in one quantisation, and whose disk need hold no more."""
     with hub_user(tmp_path) as each:
         (each.command.config / "models.toml").write_text(SMALL_12B)
-        each.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantised(tmp_path / "seven.gguf")})
+        each.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantized(tmp_path / "seven.gguf")})
         yield each
 
 
@@ -572,7 +572,7 @@ models:
 
 
 def test_filters_that_match_nothing_are_told_and_the_merge_is_made(home: Home) -> None:
-    other = write_quantised(home.path / "other.gguf", shape=SMALL, seed=1)
+    other = write_quantized(home.path / "other.gguf", shape=SMALL, seed=1)
     (home.path / "mixed.yaml").write_text(MIXED)
     arguments = ["merge", "mixed.yaml", *OUT, "--source", f"tiny={home.model.name}", "--source", f"other={other.name}"]
     dry = home.run(*arguments, "--dry-run", "--json", "-q")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from asking import ask
-from tiny_models import Shape, write_quantised
+from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.catalogue.rows import RECIPES
 from cerebrum_cli.catalogue.variants import parts_of
@@ -129,7 +129,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seven(folder: Path) -> Path:
     """Return a model of Mistral-7B's layers and types."""
-    return write_quantised(folder / "seven.gguf")
+    return write_quantized(folder / "seven.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def twelve(folder: Path, seven: Path) -> Written:
 @pytest.fixture(scope="module")
 def small(folder: Path) -> Path:
     """Return a model of six layers in half precision."""
-    return write_quantised(folder / "small.gguf", shape=SMALL, encoding="F16")
+    return write_quantized(folder / "small.gguf", shape=SMALL, encoding="F16")
 
 
 def assert_copied(made: Mapping[str, Stored], source: Mapping[str, Stored], layers: Sequence[int]) -> None:
@@ -196,7 +196,7 @@ def test_a_model_stacked_once_is_the_same_model(seven: Path, tmp_path: Path) -> 
 
 def test_a_mixtral_is_stacked_with_all_its_experts(tmp_path: Path) -> None:
     shape = Shape(layers=8, width=256, heads=8, kv_heads=2, ffn=256)
-    source = write_quantised(tmp_path / "mixtral.gguf", shape=shape, experts=4)
+    source = write_quantized(tmp_path / "mixtral.gguf", shape=shape, experts=4)
     out = tmp_path / "tower.gguf"
     merged(stack(("a", 0, 4), ("a", 2, 6), ("a", 4, 8)), {"a": [source]}, out)
     made, header = stored([out]), read_header(out)
@@ -209,7 +209,7 @@ def test_a_mixtral_is_stacked_with_all_its_experts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["F16", "BF16", "Q8_0", "Q4_0"])
 def test_tensors_of_any_type_are_copied(encoding: str, tmp_path: Path) -> None:
-    source = write_quantised(tmp_path / "source.gguf", shape=SMALL, encoding=encoding)
+    source = write_quantized(tmp_path / "source.gguf", shape=SMALL, encoding=encoding)
     out = tmp_path / "out.gguf"
     merged(stack(("a", 0, 4), ("a", 1, 6)), {"a": [source]}, out)
     made = stored([out])
@@ -219,7 +219,7 @@ def test_tensors_of_any_type_are_copied(encoding: str, tmp_path: Path) -> None:
 
 
 def test_embeddings_are_the_first_models_and_the_head_is_the_last_ones(small: Path, tmp_path: Path) -> None:
-    other = write_quantised(tmp_path / "other.gguf", shape=SMALL, encoding="F16", seed=1)
+    other = write_quantized(tmp_path / "other.gguf", shape=SMALL, encoding="F16", seed=1)
     out = tmp_path / "out.gguf"
     merged(stack(("a", 0, 3), ("b", 1, 6)), {"a": [small], "b": [other]}, out)
     made, first, last = stored([out]), stored([small]), stored([other])

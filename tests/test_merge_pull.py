@@ -12,7 +12,7 @@ from hub_user import HubUser, hub_user
 from scripted_command import runtime_for
 from test_merge import Home
 from test_merge_files import assert_copied, metadata, stack, stored
-from tiny_models import Shape, write_quantised
+from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.application.merging.merge import MARGIN, Merger
 from cerebrum_cli.application.merging.recipes import recipe_of
@@ -50,7 +50,7 @@ def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return a model of four layers in two quantisations."""
     folder = tmp_path_factory.mktemp("tinies")
     return {
-        each: write_quantised(folder / f"Tiny-{each}.gguf", shape=SMALL, encoding=each, seed=seed)
+        each: write_quantized(folder / f"Tiny-{each}.gguf", shape=SMALL, encoding=each, seed=seed)
         for seed, each in enumerate(SIZES)
     }
 
@@ -227,7 +227,7 @@ def test_merge_pull_is_deleted_behind_a_link(home: Home, tinies: dict[str, Path]
 
 
 def test_merge_pull_sets_a_missing_file_type(user: HubUser, tmp_path: Path) -> None:
-    silent = write_quantised(tmp_path / "silent.gguf", shape=SMALL)
+    silent = write_quantized(tmp_path / "silent.gguf", shape=SMALL)
     silent.write_bytes(silent.read_bytes().replace(b"general.file_type", b"general.file_tipo"))
     user.hub.repositories[REPOSITORY].commit({"Tiny-Q4_K_M.gguf": silent})
     path = user.command.home / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"

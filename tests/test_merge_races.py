@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from command_line import CommandLine
 from test_merge_files import SMALL, prepared, quietly, stack, stored
-from tiny_models import Shape, write_quantised
+from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.files import fsync_directory, try_lock
@@ -31,7 +31,7 @@ FULL = Path("/dev/full")
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model of six layers, most of whose tensors are of a few kilobytes."""
-    return write_quantised(tmp_path_factory.mktemp("races") / "small.gguf", shape=SMALL, encoding="F16")
+    return write_quantized(tmp_path_factory.mktemp("races") / "small.gguf", shape=SMALL, encoding="F16")
 
 
 @pytest.fixture
@@ -317,7 +317,7 @@ for number in range(1, int(sys.argv[1]) + 1):
 def home(tmp_path: Path) -> Iterator[CommandLine]:
     """Return a user who has a recipe for a model that takes a while to be merged."""
     shape = Shape(layers=4, width=256, heads=8, kv_heads=2, ffn=512)
-    write_quantised(tmp_path / "source.gguf", shape=shape)
+    write_quantized(tmp_path / "source.gguf", shape=shape)
     (tmp_path / "recipe.yaml").write_text(stack(*[("source.gguf", 0, 4)] * 2))
     yield CommandLine(tmp_path)
 

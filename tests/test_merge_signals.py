@@ -16,7 +16,7 @@ import pytest
 from command_line import COMMAND, CommandLine
 from person import Person
 from test_merge_files import SMALL, TWELVE_B, merged, stack, stored
-from tiny_models import write_quantised
+from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.core.files import try_lock
@@ -36,13 +36,13 @@ WHOLE = stack(("a", 0, 6))
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model of Mistral-7B's layers and types."""
-    return write_quantised(tmp_path_factory.mktemp("ends") / "seven.gguf")
+    return write_quantized(tmp_path_factory.mktemp("ends") / "seven.gguf")
 
 
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model of six layers in half precision, which the test may spoil."""
-    return write_quantised(tmp_path_factory.mktemp("source") / "small.gguf", shape=SMALL, encoding="F16")
+    return write_quantized(tmp_path_factory.mktemp("source") / "small.gguf", shape=SMALL, encoding="F16")
 
 
 @pytest.fixture(params=[False, True], ids=["nothing was there", "another was there"])

@@ -1,4 +1,4 @@
-"""The small model that ships with cerebrum: it ends, follows up and is mostly right, and votes mend the rest."""
+"""The model that ships with cerebrum: its replies end, follow up and are mostly right; votes improve on them."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ QUESTION = "What is 3 plus 4?"
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """Return an engine with nano loaded, in eight slots."""
+    """An engine with nano, in eight slots."""
     with opened(FILE) as engine:
         yield engine
 
 
 def ask(home: Path, *arguments: str | Path) -> Any:
-    """Return the object a question to nano prints."""
+    """The JSON that a question to nano prints."""
     done = CommandLine(home).run("ask", "-m", FILE, "--format", "cerebrum", "--json", *arguments)
     assert done.code == 0, done.err
     return done.object
 
 
-def test_the_file_is_the_one_that_was_measured() -> None:
+def test_nano_file_is_the_measured_one() -> None:
     data = FILE.read_bytes()
     assert 2_000_000 < len(data) < 6_000_000
     assert hashlib.sha256(data).hexdigest() == SHA256
 
 
-def test_an_answer_ends_by_itself_and_its_end_is_neither_text_nor_token(tmp_path: Path) -> None:
+def test_nano_reply_ends_without_the_end_token(tmp_path: Path) -> None:
     reply = ask(tmp_path, QUESTION)
     assert reply["text"] == "3 plus 4 makes 7. The answer is 7."
     assert (reply["final_answer"], reply["finish_reason"]) == ("7", "stop")
@@ -52,7 +52,7 @@ def test_an_answer_ends_by_itself_and_its_end_is_neither_text_nor_token(tmp_path
     assert EOS not in next_prompt
 
 
-def test_a_second_question_is_about_what_the_first_came_to(tmp_path: Path) -> None:
+def test_nano_follows_up_on_the_previous_answer(tmp_path: Path) -> None:
     ask(tmp_path, QUESTION)
     doubled = ask(tmp_path, "-c", "Double it.")
     assert (doubled["final_answer"], doubled["finish_reason"]) == ("14", "stop")
@@ -60,7 +60,7 @@ def test_a_second_question_is_about_what_the_first_came_to(tmp_path: Path) -> No
     assert (more["final_answer"], more["finish_reason"]) == ("19", "stop")
 
 
-def test_its_own_template_writes_the_format_it_was_trained_in(tmp_path: Path) -> None:
+def test_nano_template_matches_the_training_format(tmp_path: Path) -> None:
     messages = tmp_path / "messages.json"
     messages.write_text(
         '[{"role": "user", "content": "What is 3 plus 4?"}, {"role": "assistant", "content": "3 plus 4 makes 7."},'
@@ -74,7 +74,7 @@ def test_its_own_template_writes_the_format_it_was_trained_in(tmp_path: Path) ->
     assert plain.object["token_ids"] == embedded.object["token_ids"]
 
 
-def test_the_likeliest_answer_is_mostly_right_and_the_reply_ends(engine: Engine) -> None:
+def test_nano_greedy_answers_are_mostly_right(engine: Engine) -> None:
     wanted = held_out()[:60]
     chains = [said for [said] in asked(engine, [Conversation().user(turns[0]) for turns, _ in wanted])]
     right = [final_answer(chain.text) == answer for chain, (_, answer) in zip(chains, wanted, strict=True)]
@@ -82,7 +82,7 @@ def test_the_likeliest_answer_is_mostly_right_and_the_reply_ends(engine: Engine)
     assert all(chain.ended for chain in chains)
 
 
-def test_a_majority_is_right_where_single_samples_often_are_not(engine: Engine) -> None:
+def test_nano_majority_beats_single_samples(engine: Engine) -> None:
     wanted = held_out()[:40]
     drawn = asked(engine, [Conversation().user(turns[0]) for turns, _ in wanted], n=8, temperature=0.8, seed=1)
     right = [answer for _, answer in wanted]
@@ -92,7 +92,7 @@ def test_a_majority_is_right_where_single_samples_often_are_not(engine: Engine) 
     assert sum(majority) / len(majority) >= sum(single) / len(single) + 0.1
 
 
-def test_even_from_all_tokens_only_known_ones_are_drawn_and_all_replies_end(engine: Engine) -> None:
+def test_nano_stays_within_its_vocabulary_on_unusual_questions(engine: Engine) -> None:
     strange = ["What is the capital of France?", "Wie spät ist es?", "def f(x): return x", "Hello!", "2", "東京"]
     conversations = [Conversation().user(text) for text in (*strange, QUESTION)]
     for temperature in (0.0, 0.8):
@@ -102,7 +102,7 @@ def test_even_from_all_tokens_only_known_ones_are_drawn_and_all_replies_end(engi
             assert re.fullmatch(r"[ \w.,]+", said.text, re.ASCII)
 
 
-def test_the_held_out_questions_stay_what_they_are() -> None:
+def test_nano_held_out_questions_are_unchanged() -> None:
     asked_for = held_out()
     assert len(dict(asked_for)) == 200
     assert all(len(turns) == 1 and 0 <= int(answer) <= 99 for turns, answer in asked_for)

@@ -131,17 +131,17 @@ OPTIONS = LoadOptions(Path("m.gguf"), SHAPE)
     ],
 )
 def test_what_the_user_has_set_is_not_what_was_measured(settings: Settings, dropped: tuple[str, ...]) -> None:
-    left = given_way(ALL, settings).said
-    assert left == {name: value for name, value in ALL.said.items() if name not in dropped}
+    left = given_way(ALL, settings).overrides
+    assert left == {name: value for name, value in ALL.overrides.items() if name not in dropped}
     assert given_way(Tuning(), settings) == Tuning()
 
 
 def test_a_tuning_stands_in_for_what_is_usual_and_no_more() -> None:
     assert OPTIONS.with_tuning(Tuning()) == OPTIONS
     tuned = OPTIONS.with_tuning(ALL)
-    assert {name: getattr(tuned, name) for name in ALL.said} == ALL.said
-    assert replace(tuned, **{name: getattr(OPTIONS, name) for name in ALL.said}) == OPTIONS
-    assert ALL.checked() is ALL
+    assert {name: getattr(tuned, name) for name in ALL.overrides} == ALL.overrides
+    assert replace(tuned, **{name: getattr(OPTIONS, name) for name in ALL.overrides}) == OPTIONS
+    assert ALL.validated() is ALL
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_tuning_stands_in_for_what_is_usual_and_no_more() -> None:
 )
 def test_a_tuning_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is "):
-        Tuning(**wrong).checked()
+        Tuning(**wrong).validated()
 
 
 def test_options_come_from_settings_then_from_the_tuning_then_from_the_use() -> None:
@@ -282,7 +282,7 @@ def find(content: bytes, folder: Path) -> Profile | None:
     found = store.find("sha 1")
     store.elsewhere("sha 1")
     if found:
-        assert all(found.tuning("ask", tokens).checked() for tokens in (0, 10**9))
+        assert all(found.tuning("ask", tokens).validated() for tokens in (0, 10**9))
         json.dumps(profile_object(found), allow_nan=False)
         print_profile(Streams(StringIO(), StringIO(), None, False, False, False), found)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from templates import BARE, ONE_TURN, embedded
-from vocabularies import written
+from vocabularies import text_of
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError, Interrupted
@@ -31,7 +31,7 @@ from cerebrum_cli.formats.sandbox import run_template
     ],
 )
 def test_sandbox_has_what_templates_expect(source: str, expected: str, chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, source).render(Conversation().user("hi"))) == expected
+    assert text_of(embedded(chatml, source).render(Conversation().user("hi"))) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_invalid_template_is_a_one_line_error(source: str, error: str, chatml: L
 
 @pytest.mark.parametrize("source", ["{{ ''.__class__ }}", "{{ messages.__class__ }}", "{{ 'a'|attr('__class__') }}"])
 def test_sandbox_hides_internals(source: str, chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, source).render(ONE_TURN)) == ""
+    assert text_of(embedded(chatml, source).render(ONE_TURN)) == ""
 
 
 def test_template_with_literal_placeholders_is_safe(chatml: LlamaBackend) -> None:
     for own in ("\ue0000\ue001", "\ue00099\ue001", "\ue000" + "9" * 5000 + "\ue001"):
-        assert written(embedded(chatml, own + BARE).render(Conversation().user("hi"))) == own + "hi|"
+        assert text_of(embedded(chatml, own + BARE).render(Conversation().user("hi"))) == own + "hi|"
 
 
 def test_interrupt_while_rendering_is_not_a_format_error() -> None:

@@ -1,4 +1,4 @@
-"""Who lives where, and what the next step evaluates: decided purely, and right whatever comes in whatever order."""
+"""The scheduler: slot assignment and step contents, by cases and with random traffic."""
 
 from __future__ import annotations
 
@@ -18,70 +18,72 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.commands import Cancel, Command, Commands, End, Submit
+from cerebrum_cli.engine.commands import Abort, Cancel, Command, Commands, Submit
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, sequences
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
 
-# Pure cases.
+# Cases.
 
 
-def waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
-    """Let sequences wait: `n` of each prompt."""
+def add_waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequence]:
+    """Queue `n` samples of each prompt."""
     born = [
-        one for prompt in prompts for one in sequences(0, Request(tokens(prompt), n=n), lambda event: None, range(n), 0)
+        one
+        for prompt in prompts
+        for one in create_sequences(0, Request(tokens(prompt), n=n), lambda event: None, range(n), 0)
     ]
     scheduler.waiting.extend(born)
     return born
 
 
-def move_in(scheduler: Scheduler) -> tuple[int, int, int]:
-    """Admit the next sequence; return its slot, the slot its beginning comes from, and how much that is."""
-    admission = scheduler.admit()
-    scheduler.place(admission, admission.keep)
-    return admission.slot.index, admission.source.index, admission.keep
+def admit_next(scheduler: Scheduler) -> tuple[int, int, int]:
+    """Admit the next sequence; return the indices of its slot and its source, and the length of the reused prefix."""
+    admission = scheduler.next_admission()
+    scheduler.admit(admission, admission.prefix_length)
+    return admission.slot.index, admission.source.index, admission.prefix_length
 
 
-def read(scheduler: Scheduler) -> None:
-    """Evaluate the next step."""
-    scheduler.evaluated(scheduler.schedule(lambda position: 100).shares)
+def run_step(scheduler: Scheduler) -> None:
+    """Schedule the next step, and record it as evaluated."""
+    scheduler.record_evaluated(scheduler.schedule(lambda position: 100).scheduled)
 
 
-def lived_in(*texts: str) -> Scheduler:
-    """Return a scheduler whose slots hold what ended sequences left there."""
+def scheduler_holding(*texts: str) -> Scheduler:
+    """Create a scheduler with idle slots that hold these texts."""
     scheduler = Scheduler(len(texts))
     for slot, text in zip(scheduler.slots, texts, strict=True):
-        slot.read(tokens(text))
+        slot.extend(tokens(text))
     return scheduler
 
 
 @pytest.mark.parametrize(
     ("a", "b", "length"), [("", "", 0), ("a", "", 0), ("abc", "abd", 2), ("ab", "abc", 2), ("abc", "ab", 2)]
 )
-def test_the_common_prefix_ends_where_two_differ_or_one_ends(a: str, b: str, length: int) -> None:
+def test_common_prefix_ends_at_a_difference_or_an_end(a: str, b: str, length: int) -> None:
     assert common_prefix(a.encode(), b.encode()) == length
 
 
-def test_the_lowest_free_slot_is_filled_first() -> None:
+def test_scheduler_fills_the_lowest_free_slot_first() -> None:
     scheduler = Scheduler(3)
-    waiting(scheduler, "ab", "cd", "ef")
+    add_waiting(scheduler, "ab", "cd", "ef")
     for slot in range(3):
-        assert move_in(scheduler)[0] == slot
-        read(scheduler)
+        assert admit_next(scheduler)[0] == slot
+        run_step(scheduler)
     assert not scheduler.can_admit
 
 
-def test_nobody_moves_in_while_a_prompt_is_read_or_no_slot_is_free_or_nobody_waits() -> None:
+def test_scheduler_admits_only_with_a_free_slot_and_no_prefill() -> None:
     scheduler = Scheduler(2)
     assert not scheduler.can_admit
-    first, second, _ = waiting(scheduler, "ab", "cd", "ef")
+    first, second, _ = add_waiting(scheduler, "ab", "cd", "ef")
     assert scheduler.can_admit
-    move_in(scheduler)
+    admit_next(scheduler)
     assert not scheduler.can_admit
-    read(scheduler)
+    run_step(scheduler)
     assert scheduler.can_admit
-    move_in(scheduler)
-    read(scheduler)
+    admit_next(scheduler)
+    run_step(scheduler)
     assert not scheduler.can_admit
     scheduler.remove(first)
     assert scheduler.can_admit
@@ -89,71 +91,71 @@ def test_nobody_moves_in_while_a_prompt_is_read_or_no_slot_is_free_or_nobody_wai
     assert scheduler.running == []
 
 
-def test_the_slot_that_shares_the_longest_beginning_gives_it() -> None:
-    scheduler = lived_in("abxxx", "abcdx", "abcxx")
-    waiting(scheduler, "abcdef")
-    assert move_in(scheduler) == (1, 1, 4)
-    assert scheduler.slots[1].held == list(b"abcd")
+def test_scheduler_reuses_the_longest_prefix() -> None:
+    scheduler = scheduler_holding("abxxx", "abcdx", "abcxx")
+    add_waiting(scheduler, "abcdef")
+    assert admit_next(scheduler) == (1, 1, 4)
+    assert scheduler.slots[1].tokens == list(b"abcd")
 
 
-def test_the_last_token_of_a_prompt_is_always_evaluated() -> None:
-    scheduler = lived_in("abcdef")
-    waiting(scheduler, "abc")
-    assert move_in(scheduler) == (0, 0, 2)
+def test_scheduler_always_evaluates_the_last_prompt_token() -> None:
+    scheduler = scheduler_holding("abcdef")
+    add_waiting(scheduler, "abc")
+    assert admit_next(scheduler) == (0, 0, 2)
     assert scheduler.schedule(lambda position: 100).rows == [Row(0, 2, ord("c"), True)]
 
 
-def test_a_beginning_is_copied_from_a_slot_that_is_lived_in_to_an_empty_one_before_one_that_holds_something() -> None:
-    scheduler = lived_in("", "old", "")
-    waiting(scheduler, "abcd", "abce")
-    assert move_in(scheduler) == (0, 0, 0)
-    read(scheduler)
-    assert move_in(scheduler) == (2, 0, 3)
-    assert [slot.held for slot in scheduler.slots] == [list(b"abcd"), list(b"old"), list(b"abc")]
+def test_scheduler_copies_a_prefix_to_an_empty_slot_first() -> None:
+    scheduler = scheduler_holding("", "old", "")
+    add_waiting(scheduler, "abcd", "abce")
+    assert admit_next(scheduler) == (0, 0, 0)
+    run_step(scheduler)
+    assert admit_next(scheduler) == (2, 0, 3)
+    assert [slot.tokens for slot in scheduler.slots] == [list(b"abcd"), list(b"old"), list(b"abc")]
 
 
-def test_of_two_equal_beginnings_the_one_nobody_lives_in_is_gone_on_with() -> None:
-    scheduler = lived_in("", "abc")
+def test_scheduler_prefers_an_idle_slot_of_two_equal_prefixes() -> None:
+    scheduler = scheduler_holding("", "abc")
     scheduler.slots[1].clear()
-    [first, _] = waiting(scheduler, "abx", "aby")
-    move_in(scheduler)
-    read(scheduler)
-    scheduler.slots[1].read(b"ab")
-    assert move_in(scheduler) == (1, 1, 2)
+    [first, _] = add_waiting(scheduler, "abx", "aby")
+    admit_next(scheduler)
+    run_step(scheduler)
+    scheduler.slots[1].extend(b"ab")
+    assert admit_next(scheduler) == (1, 1, 2)
     assert first.slot == 0
 
 
-def test_samples_of_the_prompt_just_read_move_in_together_as_far_as_there_is_room() -> None:
+def test_scheduler_admits_sibling_samples_together() -> None:
     scheduler = Scheduler(3)
-    other, *samples = [*waiting(scheduler, "cd"), *waiting(scheduler, "ab", n=4)]
-    move_in(scheduler)
-    read(scheduler)
+    other, *samples = [*add_waiting(scheduler, "cd"), *add_waiting(scheduler, "ab", n=4)]
+    admit_next(scheduler)
+    run_step(scheduler)
     scheduler.remove(other)
-    move_in(scheduler)
-    read(scheduler)
-    twins = scheduler.twins(samples[0])
-    assert [(twin.sequence, twin.slot.index, twin.source.index, twin.keep) for twin in twins] == [
+    admit_next(scheduler)
+    run_step(scheduler)
+    twins = scheduler.sibling_samples(samples[0])
+    assert [(twin.sequence, twin.slot.index, twin.source.index, twin.prefix_length) for twin in twins] == [
         (samples[1], 0, 1, 2),
         (samples[2], 2, 1, 2),
     ]
     for twin in twins:
-        scheduler.place(twin, twin.keep)
-    assert [sequence.cached for sequence in samples] == [0, 2, 2, 0]
+        scheduler.admit(twin, twin.prefix_length)
+    assert [sequence.cached_tokens for sequence in samples] == [0, 2, 2, 0]
     assert list(scheduler.waiting) == [samples[3]]
 
 
-def test_a_prompt_is_read_in_steps_of_its_own_with_logits_for_its_last_token_only() -> None:
+def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
     scheduler = Scheduler(2)
-    waiting(scheduler, "ab", "cdefg")
-    move_in(scheduler)
-    read(scheduler)
+    add_waiting(scheduler, "ab", "cdefg")
+    admit_next(scheduler)
+    run_step(scheduler)
     scheduler.running[0].generated.append(ord("!"))
-    move_in(scheduler)
+    admit_next(scheduler)
     steps = []
     for _ in range(3):
         step = scheduler.schedule(lambda position: 2)
         steps.append(step.rows)
-        scheduler.evaluated(step.shares)
+        scheduler.record_evaluated(step.scheduled)
     assert steps == [
         [Row(1, 0, ord("c"), False), Row(1, 1, ord("d"), False)],
         [Row(1, 2, ord("e"), False), Row(1, 3, ord("f"), False)],
@@ -161,62 +163,62 @@ def test_a_prompt_is_read_in_steps_of_its_own_with_logits_for_its_last_token_onl
     ]
 
 
-def test_those_that_talk_are_decoded_together_in_the_order_of_their_slots() -> None:
+def test_scheduler_decodes_sequences_in_slot_order() -> None:
     scheduler = Scheduler(3)
-    born = waiting(scheduler, "ab", "cde", "f")
+    born = add_waiting(scheduler, "ab", "cde", "f")
     for sequence in born:
-        move_in(scheduler)
-        read(scheduler)
+        admit_next(scheduler)
+        run_step(scheduler)
         sequence.generated.append(ord("!"))
     scheduler.remove(born[1])
     step = scheduler.schedule(lambda position: 100)
     assert step.rows == [Row(0, 2, ord("!"), True), Row(2, 1, ord("!"), True)]
-    assert step.shares == [(born[0], 1), (born[2], 1)]
+    assert step.scheduled == [(born[0], 1), (born[2], 1)]
 
 
-def test_a_reply_whose_memory_was_lost_is_read_again_with_logits_for_its_last_token_only() -> None:
+def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None:
     scheduler = Scheduler(1)
-    [sequence] = waiting(scheduler, "abc")
-    move_in(scheduler)
-    read(scheduler)
+    [sequence] = add_waiting(scheduler, "abc")
+    admit_next(scheduler)
+    run_step(scheduler)
     sequence.generated.extend(b"de")
-    read(scheduler)
+    run_step(scheduler)
     scheduler.resume(sequence, 0)
-    assert scheduler.slots[0].held == []
+    assert scheduler.slots[0].tokens == []
     rows = []
     while sequence.evaluated < sequence.length:
         step = scheduler.schedule(lambda position: 2)
         rows += step.rows
-        scheduler.evaluated(step.shares)
+        scheduler.record_evaluated(step.scheduled)
     assert rows == [Row(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
-    assert scheduler.slots[0].held == list(b"abcde")
+    assert scheduler.slots[0].tokens == list(b"abcde")
 
 
-def test_an_interrupted_step_counts_as_far_as_it_came() -> None:
+def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
     scheduler = Scheduler(1)
-    [sequence] = waiting(scheduler, "abcdef")
-    move_in(scheduler)
+    [sequence] = add_waiting(scheduler, "abcdef")
+    admit_next(scheduler)
     scheduler.resume(sequence, 4)
-    assert scheduler.slots[0].held == list(b"abcd")
+    assert scheduler.slots[0].tokens == list(b"abcd")
     assert scheduler.schedule(lambda position: 100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
 
 
-# Any requests, in any order, with any interruption, against a backend that checks every call.
+# Random requests, cancellations and interruptions, against a backend that checks every call.
 
 ALPHABET = tuple(b"abc")
 
 
-def babble(held: tuple[int, ...], seed: int) -> int:
-    """Say one of three letters, or end: it depends on all that was said and on the seed, as with a real model."""
+def random_model(held: tuple[int, ...], seed: int) -> int:
+    """Generate one of three letters or end, depending on all previous tokens and the seed, as a real model does."""
     drawn = crc32(repr((held, seed)).encode()) % 13
     return END if drawn == 12 else ALPHABET[drawn % 3]
 
 
-def expected(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:
-    """Return what a prompt must be answered with, and why the answer ends."""
+def expected_reply(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:
+    """The correct reply to a prompt, and its finish reason."""
     said: list[int] = []
     while True:
-        token = babble((*prompt, *said), seed)
+        token = random_model((*prompt, *said), seed)
         if token == END:
             return said, "stop"
         said.append(token)
@@ -228,24 +230,24 @@ def expected(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tu
 
 @dataclass(slots=True)
 class Sample:
-    """One sequence as its caller sees it."""
+    """A sequence, and the events its caller received."""
 
     sequence: Sequence
-    most_shared: int | None = None
-    said: list[int] = field(default_factory=list)
-    read: list[int] = field(default_factory=list)
+    longest_prefix: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    prefilled: list[int] = field(default_factory=list)
     finish: FinishEvent | None = None
 
 
-class Impatient(Commands):
-    """Commands that are not waited for: here nobody else sends any."""
+class NonBlockingCommands(Commands):
+    """Commands without blocking: there is no other thread to send any."""
 
     def take(self, wait: bool) -> Command | None:
         return super().take(wait=False)
 
 
 class AnyTraffic(RuleBasedStateMachine):
-    """Requests come, steps are taken and interrupted, streams are closed; what is said never depends on it."""
+    """Submit, step, interrupt, abort and cancel in any order; replies never depend on it."""
 
     @initialize(
         slots=st.integers(1, 4),
@@ -260,14 +262,14 @@ class AnyTraffic(RuleBasedStateMachine):
         self, slots: int, batch_size: int, can_trim: bool, context: int, hope: int, between: int, shared: bool
     ) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(sequencing, "REPLY", hope)
-        self.patch.setattr(scheduling, "READ_BETWEEN", between)
-        self.patch.setattr(scheduling, "SAYS", hope)
+        self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", hope)
+        self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", between)
+        self.patch.setattr(scheduling, "MIN_FREE_CELLS", hope)
         self.backend = ScriptedBackend(
-            babble, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, shared=shared
+            random_model, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, kv_unified=shared
         )
         self.stop = StopFlag()
-        self.commands = Impatient(self.stop)
+        self.commands = NonBlockingCommands(self.stop)
         self.loop = Loop(self.backend.open(lambda event: None, self.stop), 0.0)
         self.samples: list[Sample] = []
 
@@ -284,7 +286,7 @@ class AnyTraffic(RuleBasedStateMachine):
         for index, prompt in enumerate(prompts):
             request = Request(prompt, SamplingParams(seed=seed, max_tokens=limit), n=n)
             asked: dict[SequenceId, Sample] = {}
-            for sequence in sequences(index, request, partial(self.hear, asked), range(n), seed):
+            for sequence in create_sequences(index, request, partial(self.on_event, asked), range(n), seed):
                 asked[sequence.id] = Sample(sequence)
                 born.append(sequence)
             self.samples += asked.values()
@@ -292,26 +294,26 @@ class AnyTraffic(RuleBasedStateMachine):
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data())
-    def end(self, data: st.DataObject) -> None:
+    def abort(self, data: st.DataObject) -> None:
         live = [sample for sample in self.samples if sample.finish is None]
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
-        self.commands.send(End([sample.sequence for sample in chosen]))
+        self.commands.send(Abort([sample.sequence for sample in chosen]))
         assert not self.stop
-        assert self.loop.obey(self.commands)
+        assert self.loop.process_commands(self.commands)
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     @staticmethod
-    def hear(asked: dict[SequenceId, Sample], event: Event | Failure) -> None:
+    def on_event(asked: dict[SequenceId, Sample], event: Event | Failure) -> None:
         assert isinstance(event, PromptEvent | TokenEvent | FinishEvent), event
         sample = asked[event.sequence]
         assert sample.finish is None
         if isinstance(event, FinishEvent):
             sample.finish = event
         elif isinstance(event, PromptEvent):
-            assert not sample.said
-            sample.read.append(event.evaluated)
+            assert not sample.tokens
+            sample.prefilled.append(event.evaluated)
         elif event.token is not None:
-            sample.said.append(event.token)
+            sample.tokens.append(event.token)
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(count=st.integers(1, 12))
@@ -319,13 +321,13 @@ class AnyTraffic(RuleBasedStateMachine):
         for _ in range(count):
             if all(sample.finish for sample in self.samples):
                 return
-            self.take()
+            self.run_step()
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(kept=st.integers(0, 8))
     def interrupt(self, kept: int) -> None:
         self.backend.interrupts[len(self.backend.steps)] = kept
-        self.take()
+        self.run_step()
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data())
@@ -334,23 +336,23 @@ class AnyTraffic(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
         done = threading.Event()
         self.commands.send(Cancel([sample.sequence for sample in chosen], done))
-        assert self.loop.obey(self.commands)
+        assert self.loop.process_commands(self.commands)
         assert done.is_set() and not self.stop
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
-    def take(self) -> None:
-        """Take one step, and see that a sequence that moves in keeps all that any slot had for it."""
-        assert self.loop.obey(self.commands)
+    def run_step(self) -> None:
+        """Run one step, and check that an admitted sequence reuses the longest prefix of any slot."""
+        assert self.loop.process_commands(self.commands)
         capacity, memory = self.backend.capacity, [list(held) for held in self.backend.memory]
         self.loop.step()
         if capacity != self.backend.capacity:
             memory = []
         for sample in self.samples:
-            if sample.most_shared is None and (sample.sequence.slot is not None or sample.said or sample.finish):
+            if sample.longest_prefix is None and (sample.sequence.slot is not None or sample.tokens or sample.finish):
                 prompt = sample.sequence.prompt
-                sample.most_shared = max((common_prefix(held, prompt[:-1]) for held in memory), default=0)
+                sample.longest_prefix = max((common_prefix(held, prompt[:-1]) for held in memory), default=0)
                 if self.backend.can_trim and not (sample.finish and sample.finish.reason == "cancelled"):
-                    assert sample.sequence.cached >= sample.most_shared
+                    assert sample.sequence.cached_tokens >= sample.longest_prefix
 
     def teardown(self) -> None:
         if not hasattr(self, "loop"):
@@ -359,22 +361,22 @@ class AnyTraffic(RuleBasedStateMachine):
         taken = -1
         while taken < len(self.backend.steps):
             taken = len(self.backend.steps)
-            self.take()
+            self.run_step()
         for sample in self.samples:
             finish, sequence = sample.finish, sample.sequence
             assert finish and sequence.request.params.max_tokens
-            said, reason = expected(
+            said, reason = expected_reply(
                 sequence.prompt, sequence.seed, sequence.request.params.max_tokens, self.backend.context_size
             )
             if finish.reason == "cancelled":
-                assert sample.said == said[: len(sample.said)]
+                assert sample.tokens == said[: len(sample.tokens)]
             else:
-                assert (sample.said, finish.reason) == (said, reason)
-            assert finish.completion_tokens == len(sample.said)
+                assert (sample.tokens, finish.reason) == (said, reason)
+            assert finish.completion_tokens == len(sample.tokens)
         self.backend.close()
 
 
 AnyTraffic.TestCase.settings = settings(
     max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-test_whatever_comes_each_gets_its_own_reply = AnyTraffic.TestCase
+test_scheduler_with_any_traffic_gives_each_sequence_its_own_reply = AnyTraffic.TestCase

@@ -1,4 +1,4 @@
-"""The folder of kept states: what is found is what was written, and whatever else lies there does no harm."""
+"""State files: found as written, verified, evicted, and robust against damage and other files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TOKENS = (1, 2, 3, 70_000)
 
 
 def store(directory: Path, *, limit: int = 10**9, model: str = "digest", format: str = "chatml") -> StateStore:
-    """Open a folder of states anew: nothing is remembered."""
+    """Open a state directory, as a new process does."""
     return StateStore(directory, limit, model, format)
 
 
 def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: str = "kind") -> None:
-    """Write a state with some body."""
+    """Write a state."""
 
     def save(path: Path) -> None:
         path.write_bytes(body)
@@ -36,25 +36,25 @@ def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: 
 
 
 def find(states: StateStore, prompt: Sequence[int], *, kind: str = "kind") -> tuple[State | None, list[NoticeEvent]]:
-    """Return the state for a prompt, and what was told meanwhile."""
+    """Find the state for a prompt; also return the notices."""
     told: list[NoticeEvent] = []
-    return states.longest(prompt, kind, lambda length, shared: True, told.append), told
+    return states.find_longest(prompt, kind, lambda length, shared: True, told.append), told
 
 
 def only_file(directory: Path) -> Path:
-    """Return the one file in a folder."""
+    """The only file in a directory."""
     [path] = directory.iterdir()
     return path
 
 
 def held(directory: Path) -> list[tuple[int, ...]]:
-    """Return the tokens of each state there is for the usual model, as another process finds them."""
+    """Tokens of all states for the default model, as another process finds them."""
     states = store(directory)
     found = {state.tokens for token in range(10) if (state := find(states, [token])[0])}
     return sorted(found)
 
 
-def test_a_state_is_found_by_what_begins_like_it_and_is_the_file_that_was_written(tmp_path: Path) -> None:
+def test_store_finds_a_state_by_its_prefix(tmp_path: Path) -> None:
     put(store(tmp_path), TOKENS)
     for prompt in (TOKENS, (*TOKENS, 5), TOKENS[:2], (1, 9, 9)):
         found, told = find(store(tmp_path), prompt)
@@ -67,7 +67,7 @@ def test_a_state_is_found_by_what_begins_like_it_and_is_the_file_that_was_writte
     kept=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple), max_size=6),
     prompt=st.lists(st.integers(0, 2), min_size=1, max_size=6),
 )
-def test_of_all_states_the_one_that_shares_most_is_found(kept: list[tuple[int, ...]], prompt: list[int]) -> None:
+def test_store_finds_the_state_with_the_longest_prefix(kept: list[tuple[int, ...]], prompt: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         states = store(Path(folder))
         for tokens in kept:
@@ -76,20 +76,20 @@ def test_of_all_states_the_one_that_shares_most_is_found(kept: list[tuple[int, .
         for reader in (states, store(Path(folder))):
             found, told = find(reader, prompt)
             assert (common_prefix(found.tokens, prompt) if found else 0, told) == (best, [])
-            assert reader.shared(prompt, "kind", lambda length, shared: True) == best
+            assert reader.stored_prefix(prompt, "kind", lambda length, shared: True) == best
 
 
-def test_a_state_that_does_not_fit_gives_way_to_one_that_does(tmp_path: Path) -> None:
+def test_store_skips_unusable_states(tmp_path: Path) -> None:
     states = store(tmp_path)
     put(states, (1, 2, 3, 4))
     put(states, (1, 2, 9))
     told: list[NoticeEvent] = []
-    found = states.longest((1, 2, 3, 4), "kind", lambda length, shared: length < 4 and shared == 2, told.append)
+    found = states.find_longest((1, 2, 3, 4), "kind", lambda length, shared: length < 4 and shared == 2, told.append)
     assert found and (found.tokens, told) == ((1, 2, 9), [])
-    assert states.shared((1, 2, 3, 4), "kind", lambda length, shared: False) == 0
+    assert states.stored_prefix((1, 2, 3, 4), "kind", lambda length, shared: False) == 0
 
 
-def test_a_file_with_any_bit_wrong_is_told_of_and_removed(tmp_path: Path) -> None:
+def test_store_reports_and_removes_a_file_with_a_flipped_bit(tmp_path: Path) -> None:
     put(store(tmp_path), TOKENS)
     path = only_file(tmp_path)
     whole = path.read_bytes()
@@ -99,7 +99,7 @@ def test_a_file_with_any_bit_wrong_is_told_of_and_removed(tmp_path: Path) -> Non
         assert not path.exists()
 
 
-def test_a_file_that_ends_too_early_or_too_late_is_told_of_and_removed(tmp_path: Path) -> None:
+def test_store_reports_and_removes_a_truncated_or_extended_file(tmp_path: Path) -> None:
     put(store(tmp_path), TOKENS)
     path = only_file(tmp_path)
     whole = path.read_bytes()
@@ -110,7 +110,7 @@ def test_a_file_that_ends_too_early_or_too_late_is_told_of_and_removed(tmp_path:
 
 
 @given(content=st.binary(max_size=200))
-def test_any_other_content_is_told_of_and_removed(content: bytes) -> None:
+def test_store_reports_and_removes_arbitrary_content(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         put(store(Path(folder)), TOKENS)
         only_file(Path(folder)).write_bytes(content)
@@ -118,14 +118,14 @@ def test_any_other_content_is_told_of_and_removed(content: bytes) -> None:
         assert not os.listdir(folder)
 
 
-def test_a_damaged_state_is_told_of_once_and_the_next_best_is_found(tmp_path: Path) -> None:
+def test_store_reports_damage_once_and_finds_the_next_best(tmp_path: Path) -> None:
     states = store(tmp_path)
     put(states, (1, 2, 9))
     put(states, (1, 2, 3))
     found, _ = find(states, (1, 2, 3, 4))
     assert found and found.tokens == (1, 2, 3)
     content = bytearray(found.path.read_bytes())
-    content[5] ^= 1  # in the body, of which this store has not read anything again
+    content[5] ^= 1  # in the body, which this store has already verified
     found.path.write_bytes(content)
     found, told = find(states, (1, 2, 3, 4))
     assert found and (found.tokens, told) == ((1, 2, 9), [DAMAGED])
@@ -133,7 +133,7 @@ def test_a_damaged_state_is_told_of_once_and_the_next_best_is_found(tmp_path: Pa
 
 
 @pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}])
-def test_a_state_of_another_model_format_or_build_is_left_alone(tmp_path: Path, other: dict[str, str]) -> None:
+def test_store_ignores_states_of_another_model_format_or_build(tmp_path: Path, other: dict[str, str]) -> None:
     kind = other.pop("kind", "kind")
     put(store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
     assert find(store(tmp_path), TOKENS) == (None, [])
@@ -141,7 +141,7 @@ def test_a_state_of_another_model_format_or_build_is_left_alone(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}])
-def test_a_state_of_another_model_under_this_ones_name_is_refused(tmp_path: Path, other: dict[str, str]) -> None:
+def test_store_rejects_a_renamed_state_of_another_identity(tmp_path: Path, other: dict[str, str]) -> None:
     put(store(tmp_path), TOKENS)
     mine = only_file(tmp_path)
     mine.unlink()
@@ -152,7 +152,7 @@ def test_a_state_of_another_model_under_this_ones_name_is_refused(tmp_path: Path
     assert not mine.exists()
 
 
-def test_whatever_else_lies_in_the_folder_stays(tmp_path: Path) -> None:
+def test_store_leaves_other_files_alone(tmp_path: Path) -> None:
     put(store(tmp_path), TOKENS)
     name = only_file(tmp_path).name
     (tmp_path / "notes.txt").write_text("mine")
@@ -164,7 +164,7 @@ def test_whatever_else_lies_in_the_folder_stays(tmp_path: Path) -> None:
     assert found and told == []
 
 
-def test_the_states_used_longest_ago_make_room(tmp_path: Path) -> None:
+def test_store_evicts_least_recently_used_states(tmp_path: Path) -> None:
     size = 10_000
     states = store(tmp_path, limit=3 * size + 3000)
     other = store(tmp_path, limit=3 * size + 3000, model="another")
@@ -185,14 +185,14 @@ def test_the_states_used_longest_ago_make_room(tmp_path: Path) -> None:
     assert len(held(tmp_path)) == 2 and (4,) in held(tmp_path)
 
 
-def test_a_state_larger_than_all_there_is_room_for_is_not_written(tmp_path: Path) -> None:
+def test_store_skips_a_state_larger_than_the_limit(tmp_path: Path) -> None:
     states = store(tmp_path, limit=1000)
     put(states, (1,))
     states.write((2,), "kind", 1001, lambda path: pytest.fail("it was written"))
     assert held(tmp_path) == [(1,)]
 
 
-def test_a_state_replaces_those_it_goes_on_from(tmp_path: Path) -> None:
+def test_store_replaces_states_by_their_extension(tmp_path: Path) -> None:
     states = store(tmp_path)
     for tokens in ((1, 2), (1, 3), (1, 2), (1, 2, 4)):
         put(states, tokens)
@@ -203,7 +203,7 @@ def test_a_state_replaces_those_it_goes_on_from(tmp_path: Path) -> None:
     assert find(states, (1,), kind="another")[0]
 
 
-def test_what_a_killed_process_left_is_swept_up_after_an_hour(tmp_path: Path) -> None:
+def test_store_removes_stale_unfinished_files(tmp_path: Path) -> None:
     old, new = tmp_path / "tmpold.part", tmp_path / "tmpnew.part"
     for path, age in ((old, 3700), (new, 3000)):
         path.write_bytes(b"half")
@@ -212,7 +212,7 @@ def test_what_a_killed_process_left_is_swept_up_after_an_hour(tmp_path: Path) ->
     assert not old.exists() and new.exists()
 
 
-def test_a_state_that_another_process_removes_is_not_missed(tmp_path: Path) -> None:
+def test_store_tolerates_removal_by_another_process(tmp_path: Path) -> None:
     states = store(tmp_path)
     put(states, TOKENS)
     found, _ = find(states, TOKENS)
@@ -220,22 +220,22 @@ def test_a_state_that_another_process_removes_is_not_missed(tmp_path: Path) -> N
     found.path.unlink()
     assert find(states, TOKENS) == (None, [])
     told: list[NoticeEvent] = []
-    states.refuse(found, told.append)
+    states.discard(found, told.append)
     assert told == []
     put(store(tmp_path), TOKENS)
     assert find(states, TOKENS) == (found, [])
 
 
-def test_a_state_that_could_not_be_loaded_is_told_of_and_removed(tmp_path: Path) -> None:
+def test_store_reports_and_removes_a_rejected_state(tmp_path: Path) -> None:
     states, told = store(tmp_path), list[NoticeEvent]()
     put(states, TOKENS)
     found, _ = find(states, TOKENS)
     assert found
-    states.refuse(found, told.append)
+    states.discard(found, told.append)
     assert (told, find(states, TOKENS), list(tmp_path.iterdir())) == ([DAMAGED], (None, []), [])
 
 
-def test_nobody_else_can_read_what_was_said(tmp_path: Path) -> None:
+def test_store_files_are_readable_by_the_owner_only(tmp_path: Path) -> None:
     directory, mask = tmp_path / "states", os.umask(0)
     try:
         put(store(directory), TOKENS)
@@ -244,7 +244,7 @@ def test_nobody_else_can_read_what_was_said(tmp_path: Path) -> None:
     assert (directory.stat().st_mode & 0o777, only_file(directory).stat().st_mode & 0o777) == (0o700, 0o600)
 
 
-def test_a_folder_that_is_none_holds_nothing_and_takes_nothing(tmp_path: Path) -> None:
+def test_store_without_a_usable_directory_is_empty_and_fails_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
         states = store(directory)
@@ -254,7 +254,7 @@ def test_a_folder_that_is_none_holds_nothing_and_takes_nothing(tmp_path: Path) -
         assert caught.value.message.startswith(f"{directory}: ") and caught.value.hint
 
 
-def test_a_save_that_fails_leaves_nothing_and_the_state_before_it(tmp_path: Path) -> None:
+def test_store_keeps_the_old_state_after_a_failed_save(tmp_path: Path) -> None:
     def fail(path: Path) -> None:
         path.write_bytes(b"half")
         raise EngineError("no room")

@@ -1,4 +1,4 @@
-"""An engine with a store goes on where another one left off, and evaluates nothing that is kept."""
+"""An engine with a prompt cache on disk evaluates nothing that another engine saved."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from asking import Reply, gathered
+from asking import Reply, collect_replies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backend import ScriptedBackend, replies, tokens
-from test_scheduler import babble, expected
+from test_scheduler import expected_reply, random_model
 
 from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.prompt_cache import WORTH
+from cerebrum_cli.engine.prompt_cache import MIN_SAVED_TOKENS
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import DAMAGED, StateStore
 
@@ -28,18 +28,18 @@ SCRIPT = {FIRST: "one. ", SECOND: "two. ", FIRST + "one. and then?": "three. ", 
 
 
 def store(directory: Path, limit: int = 10**6) -> StateStore:
-    """Open a folder of states, as each process does."""
+    """Open a state directory, as each process does."""
     return StateStore(directory, limit, "digest", "plain")
 
 
 def scripted(**fields: object) -> ScriptedBackend:
-    """Return a backend with the usual script and room for it."""
+    """A backend with the default script, and a context for it."""
     return ScriptedBackend(replies(SCRIPT), **{"context_size": 300, **fields})  # type: ignore[arg-type]
 
 
 @contextmanager
-def keeping(backend: ScriptedBackend, directory: Path, limit: int = 10**6) -> Iterator[Engine]:
-    """Start an engine that keeps its states, and see that it gives everything back."""
+def caching_engine(backend: ScriptedBackend, directory: Path, limit: int = 10**6) -> Iterator[Engine]:
+    """Start an engine with a prompt cache; check that it frees everything."""
     engine = Engine(backend.open, store(directory, limit))
     try:
         list(engine.load())
@@ -49,22 +49,22 @@ def keeping(backend: ScriptedBackend, directory: Path, limit: int = 10**6) -> It
     assert backend.closed
 
 
-def asked(engine: Engine, prompt: str, *, n: int = 1, limit: int | None = None) -> tuple[Reply, list[NoticeEvent]]:
-    """Return the first reply to a prompt, and what was told beside it."""
+def ask_once(engine: Engine, prompt: str, *, n: int = 1, limit: int | None = None) -> tuple[Reply, list[NoticeEvent]]:
+    """The first reply to a prompt, and the notices."""
     events: list[Event] = list(engine.generate([Request(tokens(prompt), SamplingParams(max_tokens=limit), n=n)]))
-    said = gathered(event for event in events if not isinstance(event, NoticeEvent))
+    said = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
     return said[SequenceId(0)], [event for event in events if isinstance(event, NoticeEvent)]
 
 
-def keep(directory: Path, prompt: str = FIRST, least: int = 1, **fields: object) -> None:
-    """Ask one engine, and keep what it read and said."""
-    with keeping(scripted(**fields), directory) as engine:
-        asked(engine, prompt)
+def fill_cache(directory: Path, prompt: str = FIRST, least: int = 1, **fields: object) -> None:
+    """Save a prompt and its reply with one engine."""
+    with caching_engine(scripted(**fields), directory) as engine:
+        ask_once(engine, prompt)
         engine.save_prompt_cache(least)
 
 
-def count(directory: Path) -> int:
-    """Return how many files there are in a folder, finished or not."""
+def file_count(directory: Path) -> int:
+    """Number of files in a directory, finished or not."""
     return len(list(directory.iterdir())) if directory.exists() else 0
 
 
@@ -78,123 +78,123 @@ def count(directory: Path) -> int:
         ("x" * 100, "y", 0),
     ],
 )
-def test_a_new_engine_evaluates_what_no_engine_has_before(
+def test_cache_restores_the_prefix_in_a_new_engine(
     tmp_path: Path, slots: int, prompt: str, reply: str, cached: int
 ) -> None:
-    keep(tmp_path, slots=slots)
+    fill_cache(tmp_path, slots=slots)
     backend = scripted(slots=slots)
-    with keeping(backend, tmp_path) as engine:
-        said, told = asked(engine, prompt)
+    with caching_engine(backend, tmp_path) as engine:
+        said, told = ask_once(engine, prompt)
     assert (said.text, said.cached, told) == (reply, cached, [])
     assert backend.evaluated == len(prompt) - cached + len(reply)
 
 
-def test_all_samples_of_a_prompt_share_what_was_kept_and_it_is_loaded_once(tmp_path: Path) -> None:
-    keep(tmp_path, slots=4)
+def test_cache_restores_once_for_all_samples(tmp_path: Path) -> None:
+    fill_cache(tmp_path, slots=4)
     backend = scripted(slots=4)
-    with keeping(backend, tmp_path) as engine:
-        said, _ = asked(engine, SECOND, n=4)
+    with caching_engine(backend, tmp_path) as engine:
+        said, _ = ask_once(engine, SECOND, n=4)
         engine.save_prompt_cache(64)
-    assert (said.text, backend.loads, count(tmp_path)) == ("two. ", 1, 1)
+    assert (said.text, backend.loads, file_count(tmp_path)) == ("two. ", 1, 1)
     assert backend.evaluated == len("second?") + 4 * len("two. ")
 
 
-def test_nothing_is_kept_of_a_model_that_cannot(tmp_path: Path) -> None:
-    keep(tmp_path, state_kind=None)
-    assert count(tmp_path) == 0
-    keep(tmp_path)
-    keep(tmp_path, state_kind=None)
+def test_cache_is_not_used_for_models_without_states(tmp_path: Path) -> None:
+    fill_cache(tmp_path, state_kind=None)
+    assert file_count(tmp_path) == 0
+    fill_cache(tmp_path)
+    fill_cache(tmp_path, state_kind=None)
     backend = scripted(state_kind=None)
-    with keeping(backend, tmp_path) as engine:
-        assert asked(engine, FIRST)[0].cached == backend.loads == 0
+    with caching_engine(backend, tmp_path) as engine:
+        assert ask_once(engine, FIRST)[0].cached == backend.loads == 0
 
 
-def test_a_state_of_another_build_is_not_found_and_not_removed(tmp_path: Path) -> None:
-    keep(tmp_path)
+def test_cache_ignores_states_of_another_build(tmp_path: Path) -> None:
+    fill_cache(tmp_path)
     backend = scripted(state_kind="of another build")
-    with keeping(backend, tmp_path) as engine:
-        said, told = asked(engine, FIRST)
-    assert (said.cached, told, count(tmp_path)) == (0, [], 1)
+    with caching_engine(backend, tmp_path) as engine:
+        said, told = ask_once(engine, FIRST)
+    assert (said.cached, told, file_count(tmp_path)) == (0, [], 1)
 
 
-def test_a_damaged_state_is_told_of_removed_and_evaluated_again(tmp_path: Path) -> None:
-    keep(tmp_path)
+def test_cache_reports_a_damaged_state_and_evaluates_again(tmp_path: Path) -> None:
+    fill_cache(tmp_path)
     [path] = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     content[10] ^= 1
     path.write_bytes(content)
-    with keeping(scripted(), tmp_path) as engine:
-        said, told = asked(engine, FIRST)
-        assert (said.text, said.cached, told, count(tmp_path)) == ("one. ", 0, [DAMAGED], 0)
-        said, told = asked(engine, FIRST)
+    with caching_engine(scripted(), tmp_path) as engine:
+        said, told = ask_once(engine, FIRST)
+        assert (said.text, said.cached, told, file_count(tmp_path)) == ("one. ", 0, [DAMAGED], 0)
+        said, told = ask_once(engine, FIRST)
     assert (said.text, said.cached, told) == ("one. ", len(FIRST) - 1, [])
 
 
-def test_a_state_that_the_backend_refuses_is_told_of_removed_and_evaluated_again(tmp_path: Path) -> None:
-    keep(tmp_path)
+def test_cache_reports_a_rejected_state_and_evaluates_again(tmp_path: Path) -> None:
+    fill_cache(tmp_path)
     backend = scripted(refuses=True)
-    with keeping(backend, tmp_path) as engine:
-        said, told = asked(engine, FIRST)
+    with caching_engine(backend, tmp_path) as engine:
+        said, told = ask_once(engine, FIRST)
     assert (said.text, said.cached, told, backend.loads) == ("one. ", 0, [DAMAGED], 1)
-    assert count(tmp_path) == 0
+    assert file_count(tmp_path) == 0
 
 
-def test_memory_is_made_for_a_state_that_is_longer_than_its_prompt_may_become(tmp_path: Path) -> None:
-    keep(tmp_path, GOES_ON)
+def test_cache_reserves_memory_for_a_state_longer_than_needed(tmp_path: Path) -> None:
+    fill_cache(tmp_path, GOES_ON)
     backend = scripted()
-    with keeping(backend, tmp_path) as engine:
-        said, _ = asked(engine, FIRST, limit=1)
+    with caching_engine(backend, tmp_path) as engine:
+        said, _ = ask_once(engine, FIRST, limit=1)
     assert (said.cached, backend.capacity) == (len(FIRST) - 1, len(GOES_ON) + len("three. "))
 
 
-def test_a_state_longer_than_the_context_or_than_the_memory_there_is_stays_where_it_is(tmp_path: Path) -> None:
-    keep(tmp_path, GOES_ON)
+def test_cache_skips_states_longer_than_context_or_memory(tmp_path: Path) -> None:
+    fill_cache(tmp_path, GOES_ON)
     for context, before in ((len(FIRST) + 10, None), (300, "x" * 100)):
         backend = scripted(context_size=context)
-        with keeping(backend, tmp_path) as engine:
+        with caching_engine(backend, tmp_path) as engine:
             if before:
-                asked(engine, before, limit=len(FIRST) + 5 - len(before))
-            said, told = asked(engine, FIRST, limit=5)
+                ask_once(engine, before, limit=len(FIRST) + 5 - len(before))
+            said, told = ask_once(engine, FIRST, limit=5)
         assert (said.text, said.cached, told, backend.loads) == ("one. ", 0, [], 0)
 
 
-def test_a_model_that_cannot_forget_loads_what_its_prompt_goes_on_from_and_nothing_else(tmp_path: Path) -> None:
-    keep(tmp_path, can_trim=False)
+def test_cache_without_trimming_restores_only_whole_prefixes(tmp_path: Path) -> None:
+    fill_cache(tmp_path, can_trim=False)
     for prompt, cached in ((FIRST, 0), (SECOND, 0), (GOES_ON, len(FIRST + "one. "))):
         backend = scripted(can_trim=False)
-        with keeping(backend, tmp_path) as engine:
-            said, _ = asked(engine, prompt)
+        with caching_engine(backend, tmp_path) as engine:
+            said, _ = ask_once(engine, prompt)
         assert (said.text, said.cached, backend.loads) == (SCRIPT[prompt], cached, int(cached > 0))
 
 
-def test_a_state_that_spares_too_little_is_not_loaded(tmp_path: Path) -> None:
-    keep(tmp_path, GOES_ON)
-    script = {FILE[:WORTH] + "?": "y", FILE[: WORTH - 1] + "?": "z"}
+def test_cache_skips_states_that_save_too_little(tmp_path: Path) -> None:
+    fill_cache(tmp_path, GOES_ON)
+    script = {FILE[:MIN_SAVED_TOKENS] + "?": "y", FILE[: MIN_SAVED_TOKENS - 1] + "?": "z"}
     for prompt, loads in zip(script, (1, 0), strict=True):
         backend = ScriptedBackend(replies(script), context_size=300)
-        with keeping(backend, tmp_path) as engine:
-            assert asked(engine, prompt)[0].text == script[prompt]
+        with caching_engine(backend, tmp_path) as engine:
+            assert ask_once(engine, prompt)[0].text == script[prompt]
         assert backend.loads == loads
 
 
-def test_a_slot_that_holds_as_much_is_not_overwritten(tmp_path: Path) -> None:
-    keep(tmp_path)
+def test_cache_keeps_a_slot_that_already_has_the_prefix(tmp_path: Path) -> None:
+    fill_cache(tmp_path)
     backend = scripted()
-    with keeping(backend, tmp_path) as engine:
+    with caching_engine(backend, tmp_path) as engine:
         for prompt, loads in ((FIRST, 1), (GOES_ON, 1), (FIRST, 1), ("x" * 100, 1), (SECOND, 2)):
-            assert asked(engine, prompt)[0].text == SCRIPT[prompt]
+            assert ask_once(engine, prompt)[0].text == SCRIPT[prompt]
             assert backend.loads == loads
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_state_is_loaded_beside_what_runs_and_never_into_it(tmp_path: Path, slots: int) -> None:
-    keep(tmp_path, slots=slots)
+def test_cache_restores_beside_running_sequences(tmp_path: Path, slots: int) -> None:
+    fill_cache(tmp_path, slots=slots)
     backend = scripted(slots=slots)
-    with keeping(backend, tmp_path) as engine:
+    with caching_engine(backend, tmp_path) as engine:
         running = engine.generate([Request(tokens("short"))])
         events = [next(running)]
-        said, _ = asked(engine, GOES_ON)
-        [short] = gathered([*events, *running]).values()
+        said, _ = ask_once(engine, GOES_ON)
+        [short] = collect_replies([*events, *running]).values()
     assert (said.text, said.cached, short.text) == ("three. ", len(FIRST + "one. "), "brief")
     assert backend.loads == 1
 
@@ -209,16 +209,16 @@ BLOCKS = st.lists(st.sampled_from([tuple(letter * 40) for letter in (b"a", b"b")
     can_trim=st.booleans(),
     limit=st.sampled_from([1500, 10**6]),
 )
-def test_whatever_was_kept_before_each_prompt_is_answered_as_ever(
+def test_cache_never_changes_replies(
     engines: list[list[tuple[list[tuple[int, ...]], int]]], slots: int, can_trim: bool, limit: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for prompts in engines:
-            backend = ScriptedBackend(babble, slots=slots, can_trim=can_trim, context_size=250)
-            with keeping(backend, Path(folder), limit) as engine:
+            backend = ScriptedBackend(random_model, slots=slots, can_trim=can_trim, context_size=250)
+            with caching_engine(backend, Path(folder), limit) as engine:
                 for blocks, seed in prompts:
                     prompt = tuple(token for block in blocks for token in block)
                     events = engine.generate([Request(prompt, SamplingParams(seed=seed, max_tokens=80), n=2)])
-                    for sample in gathered(events).values():
-                        assert sample.ids == expected(prompt, sample.seed, 80, 250)[0]
+                    for sample in collect_replies(events).values():
+                        assert sample.ids == expected_reply(prompt, sample.seed, 80, 250)[0]
                     engine.save_prompt_cache(1)

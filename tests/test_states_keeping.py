@@ -1,4 +1,4 @@
-"""What an engine read and said is kept when it is asked to, once, and never at the cost of what runs."""
+"""Saving idle slots to the prompt cache: once, on request, without affecting running sequences."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asking import gathered
+from asking import collect_replies
 from scripted_backend import ScriptedBackend, replies, tokens
-from test_states_engine import FIRST, GOES_ON, SECOND, asked, count, keep, keeping, scripted, store
+from test_states_engine import FIRST, GOES_ON, SECOND, ask_once, caching_engine, file_count, fill_cache, scripted, store
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, TokenEvent
@@ -18,92 +18,92 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 
 
-def test_what_is_kept_already_is_not_written_again(tmp_path: Path) -> None:
-    keep(tmp_path)
+def test_saving_skips_what_is_saved_already(tmp_path: Path) -> None:
+    fill_cache(tmp_path)
     for prompt, least, files in ((FIRST, 1, 1), (SECOND, 20, 1), (SECOND, 1, 2), (GOES_ON, 1, 2)):
-        keep(tmp_path, prompt, least)
-        assert count(tmp_path) == files
+        fill_cache(tmp_path, prompt, least)
+        assert file_count(tmp_path) == files
 
 
-def test_what_only_a_longer_context_could_load_is_kept_for_this_one_too(tmp_path: Path) -> None:
-    keep(tmp_path, GOES_ON)
+def test_saving_ignores_states_too_long_for_this_context(tmp_path: Path) -> None:
+    fill_cache(tmp_path, GOES_ON)
     for _ in range(2):
-        keep(tmp_path, context_size=len(FIRST) + 10)
-        assert count(tmp_path) == 2
+        fill_cache(tmp_path, context_size=len(FIRST) + 10)
+        assert file_count(tmp_path) == 2
 
 
 @pytest.mark.parametrize("least", [len(FIRST + "one. ") + 1, 10_000])
-def test_less_than_is_worth_keeping_is_not_kept(tmp_path: Path, least: int) -> None:
-    keep(tmp_path, least=least)
-    assert count(tmp_path) == 0
+def test_saving_skips_fewer_than_min_tokens(tmp_path: Path, least: int) -> None:
+    fill_cache(tmp_path, least=least)
+    assert file_count(tmp_path) == 0
 
 
 @pytest.mark.parametrize("unwritable", [True, False])
-def test_a_state_that_cannot_be_written_is_an_error_and_the_engine_goes_on(tmp_path: Path, unwritable: bool) -> None:
+def test_saving_failure_is_an_error_and_the_engine_continues(tmp_path: Path, unwritable: bool) -> None:
     folder = tmp_path / "states"
     if not unwritable:
         folder.write_text("in the way")
-    with keeping(scripted(unwritable=unwritable), folder) as engine:
-        asked(engine, FIRST)
+    with caching_engine(scripted(unwritable=unwritable), folder) as engine:
+        ask_once(engine, FIRST)
         with pytest.raises(EngineError):
             engine.save_prompt_cache(1)
-        assert asked(engine, GOES_ON)[0].text == "three. "
-    assert not unwritable or count(folder) == 0
+        assert ask_once(engine, GOES_ON)[0].text == "three. "
+    assert not unwritable or file_count(folder) == 0
 
 
-def test_a_state_larger_than_the_limit_is_not_kept(tmp_path: Path) -> None:
-    with keeping(scripted(), tmp_path, limit=100) as engine:
-        asked(engine, FIRST)
+def test_saving_skips_a_state_larger_than_the_limit(tmp_path: Path) -> None:
+    with caching_engine(scripted(), tmp_path, limit=100) as engine:
+        ask_once(engine, FIRST)
         engine.save_prompt_cache(1)
-    assert count(tmp_path) == 0
+    assert file_count(tmp_path) == 0
 
 
-def test_keeping_neither_saves_nor_interrupts_what_runs(tmp_path: Path) -> None:
+def test_saving_leaves_running_sequences_alone(tmp_path: Path) -> None:
     script = replies({"a" * 70: "b" * 20, "c" * 80: "d"})
     backend = ScriptedBackend(script, slots=2, context_size=300, holds={15: 0})
-    with keeping(backend, tmp_path) as engine:
-        asked(engine, "c" * 80)
+    with caching_engine(backend, tmp_path) as engine:
+        ask_once(engine, "c" * 80)
         events = engine.generate([Request(tokens("a" * 70))])
         next(events)
-        assert backend.held.wait(20)
+        assert backend.is_held.wait(20)
         thread = threading.Thread(target=engine.save_prompt_cache, args=(1,))
         thread.start()
         thread.join(0.1)
         assert thread.is_alive() and not backend.stop
         engine.cancel()
         thread.join(20)
-        assert count(tmp_path) == 1
-        assert [reply.reason for reply in gathered(events).values()] == ["cancelled"]
-    assert store(tmp_path).shared(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
+        assert file_count(tmp_path) == 1
+        assert [reply.reason for reply in collect_replies(events).values()] == ["cancelled"]
+    assert store(tmp_path).stored_prefix(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
 
 
-def test_what_failed_is_not_kept(tmp_path: Path) -> None:
+def test_saving_skips_slots_of_a_failed_step(tmp_path: Path) -> None:
     backend = scripted(fails={3: EngineError("llama.cpp could not evaluate")})
-    with keeping(backend, tmp_path) as engine:
+    with caching_engine(backend, tmp_path) as engine:
         with pytest.raises(EngineError):
-            asked(engine, FIRST)
+            ask_once(engine, FIRST)
         engine.save_prompt_cache(1)
-    assert count(tmp_path) == 0
+    assert file_count(tmp_path) == 0
 
 
-def test_a_slot_that_holds_something_else_than_was_evaluated_is_not_kept(tmp_path: Path) -> None:
+def test_saving_skips_a_slot_with_unexpected_contents(tmp_path: Path) -> None:
     backend = scripted()
-    with keeping(backend, tmp_path) as engine:
-        asked(engine, FIRST)
+    with caching_engine(backend, tmp_path) as engine:
+        ask_once(engine, FIRST)
         backend.memory[0].pop()
         engine.save_prompt_cache(1)
-    assert count(tmp_path) == 0
+    assert file_count(tmp_path) == 0
 
 
-def soon(call: Callable[[], object]) -> None:
-    """Make a call on another thread, and fail rather than wait for ever."""
+def finishes(call: Callable[[], object]) -> None:
+    """Make a call on another thread; fail if it does not return in time."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(20)
     assert not thread.is_alive(), "it hangs"
 
 
-def test_an_engine_that_loads_has_failed_or_is_closed_has_nothing_to_keep(tmp_path: Path) -> None:
+def test_saving_without_a_loaded_model_does_nothing(tmp_path: Path) -> None:
     go = threading.Event()
 
     def slow(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
@@ -111,29 +111,29 @@ def test_an_engine_that_loads_has_failed_or_is_closed_has_nothing_to_keep(tmp_pa
         raise EngineError("no model")
 
     loads = Engine(slow, store(tmp_path))
-    soon(lambda: loads.save_prompt_cache(1))
+    finishes(lambda: loads.save_prompt_cache(1))
     go.set()
     with pytest.raises(EngineError, match="no model"):
         list(loads.load())
-    soon(lambda: loads.save_prompt_cache(1))
+    finishes(lambda: loads.save_prompt_cache(1))
     loads.close()
-    soon(lambda: loads.save_prompt_cache(1))
-    assert count(tmp_path) == 0
+    finishes(lambda: loads.save_prompt_cache(1))
+    assert file_count(tmp_path) == 0
 
 
-def test_an_engine_that_keeps_nothing_has_nothing_to_do() -> None:
+def test_saving_without_a_store_does_nothing() -> None:
     engine = Engine(scripted().open)
     list(engine.load())
-    asked(engine, FIRST)
+    ask_once(engine, FIRST)
     engine.save_prompt_cache(1)
     engine.close()
 
 
-def test_a_stream_that_was_left_keeps_what_it_came_to(tmp_path: Path) -> None:
-    with keeping(scripted(), tmp_path) as engine:
+def test_saving_includes_a_closed_stream(tmp_path: Path) -> None:
+    with caching_engine(scripted(), tmp_path) as engine:
         events = engine.generate([Request(tokens(FIRST))])
         next(event for event in events if isinstance(event, TokenEvent))
         events.close()
         engine.save_prompt_cache(1)
-    with keeping(scripted(), tmp_path) as engine:
-        assert asked(engine, FIRST)[0].cached == len(FIRST) - 1
+    with caching_engine(scripted(), tmp_path) as engine:
+        assert ask_once(engine, FIRST)[0].cached == len(FIRST) - 1

@@ -1,4 +1,4 @@
-"""States of the real llama.cpp: what is said after loading one is what would have been said without the break."""
+"""Saved states of the real llama.cpp: replies after restoring match an uninterrupted conversation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from asking import Reply, gathered
-from test_llama import MODELS, STORY, assert_said_alone, options
+from asking import Reply, collect_replies
+from test_llama import MODELS, STORY, assert_matches_single_run, options
 
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.parts import Text
@@ -25,13 +25,13 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import DAMAGED, FOOTER, StateStore
 
 ROOT = Path(__file__).parents[1]
-TALE = STORY * 5  # longer than the window of the model that has one
+TALE = STORY * 5  # longer than the sliding window
 TRIMS = ("mistral_model", "chatml_model")
 
 
 @contextmanager
-def keeping(path: Path, directory: Path, *, slots: int = 1) -> Iterator[Engine]:
-    """Start an engine on a real model that keeps its states in a folder."""
+def caching_engine(path: Path, directory: Path, *, slots: int = 1) -> Iterator[Engine]:
+    """Start an engine on a real model, with a prompt cache."""
     engine = Engine(
         lambda tell, stop: open_llama(options(path, slots=slots), tell, stop),
         StateStore(directory, 10**8, path.name, "plain"),
@@ -43,118 +43,114 @@ def keeping(path: Path, directory: Path, *, slots: int = 1) -> Iterator[Engine]:
         engine.close()
 
 
-def said(engine: Engine, prompt: tuple[int, ...], limit: int | None = 30, n: int = 1) -> tuple[Reply, list[object]]:
-    """Return the likeliest reply to a prompt, and what was told beside it."""
+def greedy_reply(
+    engine: Engine, prompt: tuple[int, ...], limit: int | None = 30, n: int = 1
+) -> tuple[Reply, list[object]]:
+    """Greedy reply to a prompt, and the notices."""
     events = list(engine.generate([Request(prompt, SamplingParams(max_tokens=limit), n=n)]))
     notices: list[object] = [event for event in events if isinstance(event, NoticeEvent)]
-    return list(gathered(event for event in events if event not in notices).values())[-1], notices
+    return list(collect_replies(event for event in events if event not in notices).values())[-1], notices
 
 
-def going_on(engine: Engine, prompt: tuple[int, ...], reply: Reply) -> tuple[int, ...]:
-    """Return the next prompt of a conversation."""
+def next_prompt(engine: Engine, prompt: tuple[int, ...], reply: Reply) -> tuple[int, ...]:
+    """The next prompt of a conversation."""
     return (*prompt, *reply.ids, *engine.tokenize([Text(" And then? ")]))
 
 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> Path:
-    """Return each of the tiny models in turn."""
+    """Each of the tiny models."""
     path = request.getfixturevalue(request.param)
     assert isinstance(path, Path)
     return path
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_a_conversation_taken_up_again_goes_on_as_if_it_had_never_been_left(
-    tmp_path: Path, model: Path, slots: int
-) -> None:
-    with keeping(model, tmp_path / "unused", slots=slots) as engine:
+def test_restored_conversation_continues_identically(tmp_path: Path, model: Path, slots: int) -> None:
+    with caching_engine(model, tmp_path / "unused", slots=slots) as engine:
         prompt = engine.tokenize([Text(TALE)])
-        said(engine, prompt[:1], 700)  # so that memory need not grow, which would forget what it holds
-        first, _ = said(engine, prompt)
-        then = going_on(engine, prompt, first)
-        through, _ = said(engine, then, 200)
-    with keeping(model, tmp_path, slots=slots) as engine:
-        assert said(engine, prompt, n=slots)[0].ids == first.ids
+        greedy_reply(engine, prompt[:1], 700)  # growing the memory would empty it
+        first, _ = greedy_reply(engine, prompt)
+        then = next_prompt(engine, prompt, first)
+        through, _ = greedy_reply(engine, then, 200)
+    with caching_engine(model, tmp_path, slots=slots) as engine:
+        assert greedy_reply(engine, prompt, n=slots)[0].ids == first.ids
         engine.save_prompt_cache(64)
     assert len(list(tmp_path.glob("*.state"))) == 1
-    with keeping(model, tmp_path, slots=slots) as engine:
-        again, told = said(engine, then, 200)
+    with caching_engine(model, tmp_path, slots=slots) as engine:
+        again, told = greedy_reply(engine, then, 200)
     assert told == []
     assert (again.ids, again.cached) == (through.ids, through.cached)
     assert again.cached >= len(prompt) + len(first.ids) - 1
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_conversation_taken_up_before_its_end_is_evaluated_from_there(
-    tmp_path: Path, request: pytest.FixtureRequest, name: str
-) -> None:
+def test_restored_conversation_can_be_shortened(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:
     model = request.getfixturevalue(name)
-    with keeping(model, tmp_path) as engine:
+    with caching_engine(model, tmp_path) as engine:
         prompt = engine.tokenize([Text(TALE)])
-        said(engine, prompt)
+        greedy_reply(engine, prompt)
         engine.save_prompt_cache(64)
     for undone in (prompt, prompt[:-20], (*prompt[:-9], *engine_tokens(model, "But no."))):
-        with keeping(model, tmp_path) as engine:
-            reply, told = said(engine, undone, 40)
+        with caching_engine(model, tmp_path) as engine:
+            reply, told = greedy_reply(engine, undone, 40)
         shared = common_prefix(prompt, undone[:-1])
         assert (reply.cached, told) == (shared if name in TRIMS else 0, [])
-        assert_said_alone(model, undone, reply.ids)
+        assert_matches_single_run(model, undone, reply.ids)
 
 
 def engine_tokens(model: Path, text: str) -> tuple[int, ...]:
-    """Return the tokens of a text that follows another."""
-    with keeping(model, Path("/nowhere")) as engine:
+    """Tokens of a text after other text."""
+    with caching_engine(model, Path("/nowhere")) as engine:
         return engine.tokenize([Text("a"), Text(text)])[-4:]
 
 
-def test_a_state_kept_in_a_short_context_is_loaded_in_a_long_one_and_the_other_way_round(
-    tmp_path: Path, model: Path
-) -> None:
+def test_restoring_works_across_context_sizes(tmp_path: Path, model: Path) -> None:
     for first, second in ((5, None), (None, 5)):
         folder = tmp_path / str(first)
-        with keeping(model, folder) as engine:
+        with caching_engine(model, folder) as engine:
             prompt = engine.tokenize([Text(TALE)])
-            reply, _ = said(engine, prompt, first)
-            then = going_on(engine, prompt, replace(reply, ids=reply.ids[:5]))
+            reply, _ = greedy_reply(engine, prompt, first)
+            then = next_prompt(engine, prompt, replace(reply, ids=reply.ids[:5]))
             engine.save_prompt_cache(64)
-        with keeping(model, folder) as engine:
-            reply, told = said(engine, then, second)
+        with caching_engine(model, folder) as engine:
+            reply, told = greedy_reply(engine, then, second)
         assert told == []
         assert reply.cached >= len(prompt) or (model.name, first) in (
             ("recurrent.gguf", None),
             ("sliding_window.gguf", None),
         )
-        assert_said_alone(model, then, reply.ids[:40])
+        assert_matches_single_run(model, then, reply.ids[:40])
 
 
-def test_a_damaged_state_is_told_of_and_what_is_said_is_the_same(tmp_path: Path, model: Path) -> None:
-    with keeping(model, tmp_path) as engine:
+def test_damaged_state_is_reported_and_replies_are_unchanged(tmp_path: Path, model: Path) -> None:
+    with caching_engine(model, tmp_path) as engine:
         prompt = engine.tokenize([Text(TALE)])
-        first, _ = said(engine, prompt)
-        then = going_on(engine, prompt, first)
+        first, _ = greedy_reply(engine, prompt)
+        then = next_prompt(engine, prompt, first)
         engine.save_prompt_cache(64)
     [path] = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 64
     path.write_bytes(content)
-    with keeping(model, tmp_path) as engine:
-        again, told = said(engine, then)
+    with caching_engine(model, tmp_path) as engine:
+        again, told = greedy_reply(engine, then)
     assert (again.cached, told, path.exists()) == (0, [DAMAGED], False)
-    assert_said_alone(model, then, again.ids)
+    assert_matches_single_run(model, then, again.ids)
 
 
-def test_states_of_other_numbers_of_slots_lie_beside_one_another(tmp_path: Path, chatml_model: Path) -> None:
+def test_states_for_different_slot_counts_coexist(tmp_path: Path, chatml_model: Path) -> None:
     for slots, cached in ((1, 0), (2, 0), (1, 1), (2, 1)):
-        with keeping(chatml_model, tmp_path, slots=slots) as engine:
+        with caching_engine(chatml_model, tmp_path, slots=slots) as engine:
             prompt = engine.tokenize([Text(TALE)])
-            reply, told = said(engine, prompt)
+            reply, told = greedy_reply(engine, prompt)
             engine.save_prompt_cache(64)
         assert (reply.cached, told) == (cached * (len(prompt) - 1), [])
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_state_that_llama_cpp_refuses_is_told_of_and_evaluated_again(tmp_path: Path, chatml_model: Path) -> None:
-    with keeping(chatml_model, tmp_path) as engine:
+def test_state_rejected_by_llama_cpp_is_reported_and_evaluated(tmp_path: Path, chatml_model: Path) -> None:
+    with caching_engine(chatml_model, tmp_path) as engine:
         prompt = engine.tokenize([Text(TALE)])
         kind = engine.backend.state_kind
         assert kind
@@ -163,37 +159,37 @@ def test_a_state_that_llama_cpp_refuses_is_told_of_and_evaluated_again(tmp_path:
         path.write_bytes(b"nothing of llama.cpp's")
 
     StateStore(tmp_path, 10**8, chatml_model.name, "plain").write(prompt, kind, 10, save)
-    with keeping(chatml_model, tmp_path) as engine:
-        reply, told = said(engine, prompt)
+    with caching_engine(chatml_model, tmp_path) as engine:
+        reply, told = greedy_reply(engine, prompt)
     assert (reply.cached, told, list(tmp_path.iterdir())) == (0, [DAMAGED], [])
 
 
-def test_a_folder_may_have_any_name(tmp_path: Path, chatml_model: Path) -> None:
+def test_states_directory_may_have_any_name(tmp_path: Path, chatml_model: Path) -> None:
     folder = tmp_path / os.fsdecode("Übung\n".encode() + b"\xff")
     for cached in (0, 1):
-        with keeping(chatml_model, folder) as engine:
+        with caching_engine(chatml_model, folder) as engine:
             prompt = engine.tokenize([Text(TALE)])
-            assert said(engine, prompt)[0].cached == cached * (len(prompt) - 1)
+            assert greedy_reply(engine, prompt)[0].cached == cached * (len(prompt) - 1)
             engine.save_prompt_cache(64)
 
 
-def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chatml_model: Path) -> None:
+def test_full_disk_is_an_error_and_leaves_no_llama_state(tmp_path: Path, chatml_model: Path) -> None:
     code = (
         "import resource\n"
         "from test_states_llama import *\n"
         "from cerebrum_cli.core.errors import EngineError\n"
         "folder, room = Path(sys.argv[1]), int(sys.argv[3])\n"
-        "with keeping(Path(sys.argv[2]), folder) as engine:\n"
+        "with caching_engine(Path(sys.argv[2]), folder) as engine:\n"
         "    prompt = engine.tokenize([Text(TALE)])\n"
-        "    said(engine, prompt)\n"
+        "    greedy_reply(engine, prompt)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (room,) * 2)\n"
         "    try:\n        engine.save_prompt_cache(64)\n"
         "    except EngineError as error:\n        sys.stdout.write(f'{error.message}\\n')\n"
-        "    sys.stdout.write(str(said(engine, prompt)[0].cached == len(prompt) - 1))\n"
+        "    sys.stdout.write(str(greedy_reply(engine, prompt)[0].cached == len(prompt) - 1))\n"
     )
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "benchmarks")))
-    with keeping(chatml_model, tmp_path / "whole") as engine:
-        said(engine, engine.tokenize([Text(TALE)]))
+    with caching_engine(chatml_model, tmp_path / "whole") as engine:
+        greedy_reply(engine, engine.tokenize([Text(TALE)]))
         engine.save_prompt_cache(64)
     [state] = (tmp_path / "whole").iterdir()
     content = state.read_bytes()
@@ -207,20 +203,20 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path: Path, chat
             text=True,
             timeout=60,
         )
-        problem = "not all could be written" if room == body - 1 else "File too large"  # nobody checks what closes it
+        problem = "incomplete write" if room == body - 1 else "File too large"  # llama.cpp ignores errors of fclose
         assert (done.stdout, done.stderr) == (f"{folder}: {problem}\nTrue", "")
         assert list(folder.iterdir()) == []
 
 
-def test_nothing_is_kept_of_a_model_whose_positions_depend_on_the_context(tmp_path: Path) -> None:
-    """LongRoPE: the same tokens have other keys in a context longer than the first training's."""
+def test_long_rope_models_save_no_states(tmp_path: Path) -> None:
+    """With LongRoPE, tokens have other keys in a context longer than the original one."""
     for scaling, files in ((None, 0), ("yarn", 1)):
         keys = {**tiny_models.LLAMA.keys, "rope.scaling.original_context_length": "original"}
         metadata = {**tiny_models._bpe_metadata(), **({"llama.rope.scaling.type": scaling} if scaling else {})}
         sizes = {**tiny_models._transformer_sizes(tiny_models.Shape(), 2048), "original": 256}
         path = tmp_path / f"{scaling}.gguf"
         tiny_models._write(path, replace(tiny_models.LLAMA, keys=keys), sizes, metadata, 0)
-        with keeping(path, tmp_path / "states") as engine:
-            said(engine, engine.tokenize([Text(TALE)]))
+        with caching_engine(path, tmp_path / "states") as engine:
+            greedy_reply(engine, engine.tokenize([Text(TALE)]))
             engine.save_prompt_cache(64)
         assert len(list((tmp_path / "states").glob("*"))) == files

@@ -1,4 +1,4 @@
-"""Kept states where several processes use a folder at once, or the disk is full."""
+"""State files with several processes in one directory, and with a full disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start Python on a piece of code that can use what stands here."""
+    """Run code in a Python process that imports the helpers of test_states."""
     return subprocess.Popen(
         [sys.executable, "-c", f"import sys\nfrom test_states import *\n{code}", *map(str, arguments)],
         cwd=ROOT / "tests",
@@ -23,8 +23,8 @@ def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("room", [32, 100])  # too little for the body; for the record behind it
-def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(tmp_path: Path, room: int) -> None:
+@pytest.mark.parametrize("room", [32, 100])  # too small for the body; for the record
+def test_full_disk_is_an_error_and_leaves_no_file(tmp_path: Path, room: int) -> None:
     process = in_process(
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
@@ -37,7 +37,7 @@ def test_a_disk_that_is_full_is_an_error_that_leaves_nothing(tmp_path: Path, roo
     assert (process.returncode, said, list(tmp_path.iterdir())) == (0, f"{tmp_path}: File too large", [])
 
 
-def test_processes_that_write_use_and_drop_the_same_states_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_store_is_safe_for_concurrent_processes(tmp_path: Path) -> None:
     code = (
         "import random\n"
         "draw = random.Random(int(sys.argv[2]))\n"

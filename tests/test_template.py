@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded, untrusted
-from vocabularies import marked_up, written
+from vocabularies import marked_up, text_of
 
 from cerebrum_cli.application.inference.responder import detokenize
 from cerebrum_cli.core.conversation import Conversation
@@ -77,8 +77,10 @@ def render_plain(source: str, conversation: Conversation, bos: str, eos: str) ->
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_template_renders_like_plain_jinja(template: str, chatml: LlamaBackend) -> None:
     for name, conversation in conversations(template):
-        expected = render_plain(TEMPLATES[template], conversation, chatml.special("bos"), chatml.special("eos"))
-        assert written(embedded(chatml, template).render(conversation)) == expected, name
+        expected = render_plain(
+            TEMPLATES[template], conversation, chatml.special_token_text("bos"), chatml.special_token_text("eos")
+        )
+        assert text_of(embedded(chatml, template).render(conversation)) == expected, name
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -107,10 +109,10 @@ def test_template_error_has_the_reason(
 
 
 def test_template_gets_the_options(chatml: LlamaBackend) -> None:
-    assert written(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE_TURN)).count("Reasoning: high") == 1
-    quick = written(embedded(chatml, "qwen3", enable_thinking=False).render(ONE_TURN))
-    assert quick == written(embedded(chatml, "qwen3").render(ONE_TURN)) + "<think>\n\n</think>\n\n"
-    assert not written(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE_TURN)).endswith("assistant\n")
+    assert text_of(embedded(chatml, "gpt-oss", reasoning_effort="high").render(ONE_TURN)).count("Reasoning: high") == 1
+    quick = text_of(embedded(chatml, "qwen3", enable_thinking=False).render(ONE_TURN))
+    assert quick == text_of(embedded(chatml, "qwen3").render(ONE_TURN)) + "<think>\n\n</think>\n\n"
+    assert not text_of(embedded(chatml, "chatml", add_generation_prompt=False).render(ONE_TURN)).endswith("assistant\n")
 
 
 def test_options_cannot_replace_the_conversation(chatml: LlamaBackend) -> None:
@@ -152,7 +154,7 @@ def test_next_prompt_extends_prompt_and_reply(
     template: str, options: dict[str, Any], data: st.DataObject, chatml: LlamaBackend
 ) -> None:
     prompt_format = embedded(chatml, template, **options)
-    sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_end(token)), max_size=8)
+    sampled = st.lists(st.integers(0, chatml.size - 1).filter(lambda token: not chatml.is_eog(token)), max_size=8)
     texts = marked_up.map(lambda text: chatml.tokenize((Text(text),)))
     conversation = Conversation()
     evaluated: tuple[int, ...] = ()
@@ -183,8 +185,8 @@ def test_reply_tokens_follow_the_same_header_as_in_the_prompt(
     at = parts.index(Tokens((7,)))
     around = parts[at - 1], parts[at + 1]
     assert all(isinstance(part, Text) and part.trusted for part in around)
-    assert written(around[:1]).endswith(before)
-    assert written(around[1:]).startswith(after)
+    assert text_of(around[:1]).endswith(before)
+    assert text_of(around[1:]).startswith(after)
     assert Text("b") not in parts
 
 

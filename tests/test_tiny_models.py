@@ -1,4 +1,4 @@
-"""The tiny models are real: llama.cpp itself loads them, tokenises with them and decodes."""
+"""The tiny models are real: llama.cpp loads them, tokenizes and decodes."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def loaded(path: Path, *, vocabulary_only: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def opened(model: Any, **settings: int) -> Iterator[Any]:
-    """Open a context on one thread: a tiny model needs no more, and no OpenMP team is left behind."""
+    """Open a context on one thread, which is enough and leaves no OpenMP team behind."""
     params = llama.llama_context_default_params()
     for name, value in {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, **settings}.items():
         setattr(params, name, value)
@@ -74,8 +74,8 @@ def tokenize(model: Any, text: str, *, special: bool) -> list[int]:
 
 
 def decode(context: Any, tokens: list[int]) -> list[float]:
-    """Evaluate tokens; return the logits of the last."""
-    array = (llama.llama_token * len(tokens))(*tokens)  # the batch keeps only its address
+    """Logits of the last of these tokens."""
+    array = (llama.llama_token * len(tokens))(*tokens)  # the batch holds only its address
     assert llama.llama_decode(context, llama.llama_batch_get_one(array, len(tokens))) == 0
     count = vocabulary_size(llama.llama_get_model(context))
     return list(llama.llama_get_logits_ith(context, -1)[:count])
@@ -101,13 +101,13 @@ def template(model: Any) -> str | None:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_model_decodes_to_finite_logits(writer: Callable[[Path], Path], model_path: Written) -> None:
+def test_tiny_model_decodes_to_finite_logits(writer: Callable[[Path], Path], model_path: Written) -> None:
     with loaded(model_path(writer)) as model, opened(model) as context:
         assert len(greedy(context, tokenize(model, "the answer", special=False), 8)) == 8
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_seed_writes_the_same_file_again_and_another_seed_another_file(
+def test_tiny_model_file_depends_only_on_its_seed(
     writer: Callable[..., Path], model_path: Written, tmp_path: Path
 ) -> None:
     first = model_path(writer).read_bytes()
@@ -116,31 +116,31 @@ def test_a_seed_writes_the_same_file_again_and_another_seed_another_file(
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_the_context_length_is_the_one_asked_for(writer: Callable[..., Path], tmp_path: Path) -> None:
+def test_tiny_model_has_the_requested_context_length(writer: Callable[..., Path], tmp_path: Path) -> None:
     with loaded(writer(tmp_path / "long.gguf", context_length=4096)) as model:
         assert llama.llama_model_n_ctx_train(model) == 4096
 
 
 @pytest.mark.parametrize(("writer", "size"), [(write_mistral, 32000), (write_chatml, 275)])
-def test_the_vocabulary_is_whole(writer: Callable[[Path], Path], size: int, model_path: Written) -> None:
+def test_tiny_model_vocabulary_is_complete(writer: Callable[[Path], Path], size: int, model_path: Written) -> None:
     with loaded(model_path(writer), vocabulary_only=True) as model:
         assert vocabulary_size(model) == size
 
 
-def test_mistrals_vocabulary_tokenises_every_golden_prompt(model_path: Written) -> None:
+def test_mistral_vocabulary_tokenizes_every_golden_prompt(model_path: Written) -> None:
     with loaded(model_path(write_mistral), vocabulary_only=True) as model:
         for case in GOLDEN:
             text = case["prompt"].removeprefix("<s>")
             assert tokenize(model, text, special=False) == case["mistral_v1_token_ids"], case["name"]
 
 
-def test_a_mistral_says_something_else_at_each_step(model_path: Written) -> None:
+def test_tiny_mistral_reply_varies(model_path: Written) -> None:
     with loaded(model_path(write_mistral)) as model, opened(model) as context:
         reply = greedy(context, GOLDEN[0]["mistral_v1_token_ids"], 16)
     assert len(set(reply)) > 8
 
 
-def test_only_chatml_carries_a_template_unless_told_otherwise(model_path: Written, tmp_path: Path) -> None:
+def test_only_chatml_has_a_template_by_default(model_path: Written, tmp_path: Path) -> None:
     bare = write_chatml(tmp_path / "bare.gguf", chat_template=None)
     dressed = write_mistral(tmp_path / "dressed.gguf", chat_template="{{ messages }}", shape=Shape(layers=1))
     expected = {
@@ -154,7 +154,7 @@ def test_only_chatml_carries_a_template_unless_told_otherwise(model_path: Writte
             assert template(model) == wanted
 
 
-def test_chatmls_special_tokens_are_single_and_bytes_and_merges_make_the_rest(model_path: Written) -> None:
+def test_chatml_special_tokens_are_single_tokens(model_path: Written) -> None:
     with loaded(model_path(write_chatml), vocabulary_only=True) as model:
         assert tokenize(model, "".join(SPECIAL_TOKENS), special=True) == list(range(len(SPECIAL_TOKENS)))
         assert len(tokenize(model, " the and", special=False)) == 2
@@ -164,13 +164,13 @@ def test_chatmls_special_tokens_are_single_and_bytes_and_merges_make_the_rest(mo
         assert ends == {list(SPECIAL_TOKENS).index(text) for text in ("<|endoftext|>", "<|im_end|>", "<|end|>")}
 
 
-def test_user_defined_tokens_match_even_in_text_that_is_not_parsed_for_special_ones(model_path: Written) -> None:
+def test_user_defined_tokens_match_in_plain_text(model_path: Written) -> None:
     with loaded(model_path(write_chatml), vocabulary_only=True) as model:
         assert len(tokenize(model, "<think>", special=False)) == 1
         assert len(tokenize(model, "<|im_end|>", special=False)) == len("<|im_end|>")
 
 
-def test_a_recurrent_model_refuses_to_forget_its_last_tokens_alone(model_path: Written) -> None:
+def test_recurrent_model_cannot_remove_its_last_tokens(model_path: Written) -> None:
     with loaded(model_path(write_recurrent)) as model, opened(model) as context:
         assert llama.llama_model_is_recurrent(model)
         decode(context, tokenize(model, "the answer", special=False))
@@ -179,7 +179,7 @@ def test_a_recurrent_model_refuses_to_forget_its_last_tokens_alone(model_path: W
         assert llama.llama_memory_seq_rm(memory, 0, -1, -1)
 
 
-def test_a_sliding_window_leaves_the_oldest_tokens_behind(model_path: Written) -> None:
+def test_sliding_window_drops_the_oldest_tokens(model_path: Written) -> None:
     with loaded(model_path(write_sliding_window)) as model:
         assert llama.llama_model_n_swa(model) == 32
         with opened(model, n_ctx=1024, n_ubatch=32, swa_full=False) as context:

@@ -1,4 +1,4 @@
-"""Many sequences at once in the real llama.cpp, with a model that knows what it says: each says what it would alone."""
+"""Concurrent sequences in the real llama.cpp with the trained nano model: each reply matches its single run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from asking import Reply, gathered
+from asking import Reply, collect_replies
 
 import cerebrum_cli
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import sequence as sequencing
+from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.llama import batch_invariance as evenly
+from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.sequence import Request
@@ -30,24 +30,24 @@ LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + 
 
 
 @contextmanager
-def together(
+def open_engine(
     slots: int,
     *,
     context_size: int = 512,
-    evenly: bool = True,
-    shared: bool = False,
+    batch_invariant: bool = True,
+    kv_unified: bool = False,
     states: StateStore | None = None,
 ) -> Iterator[Engine]:
-    """Start an engine for so many sequences."""
+    """Start an engine with so many slots."""
     options = LoadOptions(
         NANO,
         SHAPE,
         context_size=context_size,
         n_threads=1,
         slots=slots,
-        kv_unified=shared,
-        whole_context=shared,
-        batch_invariant=evenly and not shared,
+        kv_unified=kv_unified,
+        whole_context=kv_unified,
+        batch_invariant=batch_invariant and not kv_unified,
     )
     engine = Engine(lambda tell, stop: open_llama(options, tell, stop), states)
     try:
@@ -62,117 +62,115 @@ def prompt_of(engine: Engine, question: str) -> tuple[int, ...]:
 
 
 def answers(engine: Engine, questions: list[str], limit: int | None = 60) -> list[list[int]]:
-    """Return the likeliest replies to all questions, asked at once."""
+    """Greedy replies to all questions, generated concurrently."""
     params = SamplingParams(max_tokens=limit)
-    said = gathered(engine.generate([Request(prompt_of(engine, question), params) for question in questions]))
+    said = collect_replies(engine.generate([Request(prompt_of(engine, question), params) for question in questions]))
     return [said[SequenceId(index)].ids for index in range(len(questions))]
 
 
-def chains(engine: Engine, count: int, limit: int | None = 60) -> list[Reply]:
-    """Return several chains for one question."""
+def samples_of(engine: Engine, count: int, limit: int | None = 60) -> list[Reply]:
+    """Samples for one question."""
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=limit)
-    said = gathered(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))
+    said = collect_replies(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))
     return [said[SequenceId(0, sample)] for sample in range(count)]
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[list[int]]:
-    """Return what each sum is answered by an engine that was asked nothing else."""
+def single_runs() -> list[list[int]]:
+    """Replies to each sum by a new engine."""
     said = []
     for question in SUMS:
-        with together(1) as engine:
+        with open_engine(1) as engine:
             said += answers(engine, [question])
     return said
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 8, 20])
-def test_the_number_of_slots_does_not_change_the_answers(alone: list[list[int]], slots: int) -> None:
-    with together(slots) as engine:
-        assert answers(engine, SUMS) == alone
-        assert answers(engine, SUMS[::-1]) == alone[::-1]
+def test_batch_invariance_across_numbers_of_slots(single_runs: list[list[int]], slots: int) -> None:
+    with open_engine(slots) as engine:
+        assert answers(engine, SUMS) == single_runs
+        assert answers(engine, SUMS[::-1]) == single_runs[::-1]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
-def test_a_long_prompt_is_answered_the_same_whatever_of_it_was_copied(
-    slots: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evenly, "FEW", 256)  # beyond, tokens are read in whole blocks
+def test_batch_invariance_whatever_prefix_was_copied(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_invariance, "CHUNKED_POSITIONS", 256)  # beyond, whole batches are used
     questions = [LONG[: 900 + 7 * length] + SUMS[length] for length in range(4)]
-    with together(slots, context_size=1024) as engine:
+    with open_engine(slots, context_size=1024) as engine:
         shared = answers(engine, questions, 12)
     for question, said in zip(questions, shared, strict=True):
-        with together(slots, context_size=1024) as engine:
+        with open_engine(slots, context_size=1024) as engine:
             assert answers(engine, [question], 12) == [said]
 
 
-def test_a_row_that_stands_alone_is_given_company_where_that_matters() -> None:
+def test_single_rows_are_padded_from_a_position_on() -> None:
     length = {0: 300, 1: 400, 2: 7, 4: 300, 5: 290, 6: 3}.__getitem__
     near = [Row(0, 255, 9, True), Row(4, 300, 8, True), Row(5, 290, 7, True)]
-    assert evenly.accompanied(near, length) == (near, [0, 1, 2])
+    assert batch_invariance.pad_single_rows(near, length) == (near, [0, 1, 2])
     far = [Row(1, 400, 9, True), Row(5, 290, 7, True)]
     company = [far[0], Row(2, 7, 9, False), far[1], Row(6, 3, 7, False)]
-    assert evenly.accompanied(far, length) == (company, [0, 2])
+    assert batch_invariance.pad_single_rows(far, length) == (company, [0, 2])
     reading = [Row(0, 300, 1, False), Row(0, 301, 2, True)]
-    assert evenly.accompanied(reading, length) == (reading, [0, 1])
+    assert batch_invariance.pad_single_rows(reading, length) == (reading, [0, 1])
 
 
 @pytest.mark.parametrize("slots", [2, 4])
-def test_who_outgrows_the_memory_goes_on_in_more_of_it(
-    alone: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
+def test_sequences_that_outgrow_memory_continue_in_more(
+    single_runs: list[list[int]], slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequencing, "REPLY", 1)
-    wordy = [LONG[:540] + question for question in SUMS]  # so that a first memory of 256 tokens is nearly full
-    with together(slots) as engine:
+    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
+    wordy = [LONG[:540] + question for question in SUMS]  # to nearly fill the first 256 cells
+    with open_engine(slots) as engine:
         said = answers(engine, [*wordy, *SUMS], None)
-    assert said[len(wordy) :] == alone
+    assert said[len(wordy) :] == single_runs
     monkeypatch.undo()
-    with together(slots) as engine:
+    with open_engine(slots) as engine:
         assert answers(engine, wordy, None) == said[: len(wordy)]
 
 
-def test_chains_that_share_a_memory_say_what_they_say_apart() -> None:
-    with together(8) as engine:
-        apart = [reply.ids for reply in chains(engine, 12)]
-    with together(8, shared=True) as engine:
-        shared = chains(engine, 12)
+def test_samples_in_a_unified_cache_match_separate_ones() -> None:
+    with open_engine(8) as engine:
+        apart = [reply.ids for reply in samples_of(engine, 12)]
+    with open_engine(8, kv_unified=True) as engine:
+        shared = samples_of(engine, 12)
         assert engine.backend.capacity == 512
     assert [reply.ids for reply in shared] == apart
     assert len({tuple(ids) for ids in apart}) > 2
 
 
-def test_chains_that_have_too_little_memory_together_wait_for_each_other() -> None:
-    with together(1) as engine:
-        apart = [reply.ids for reply in chains(engine, 8, 40)]
-    with together(8, context_size=256, shared=True) as engine:
-        assert [reply.ids for reply in chains(engine, 8, 40)] == apart
-        assert [reply.ids for reply in chains(engine, 8, 40)] == apart  # what the first left behind is cleared
+def test_samples_wait_for_room_in_a_small_unified_cache() -> None:
+    with open_engine(1) as engine:
+        apart = [reply.ids for reply in samples_of(engine, 8, 40)]
+    with open_engine(8, context_size=256, kv_unified=True) as engine:
+        assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart
+        assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart  # idle slots are evicted
 
 
-def test_what_one_slot_has_read_is_found_by_slots_that_share_a_memory(tmp_path: Path) -> None:
+def test_saved_state_is_restored_into_a_unified_cache(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     question = LONG[:1000] + SUMS[0]
-    with together(1, evenly=False, states=store) as engine:
+    with open_engine(1, batch_invariant=False, states=store) as engine:
         [first] = answers(engine, [question])
         engine.save_prompt_cache(1)
-    with together(8, shared=True, states=store) as engine:
+    with open_engine(8, kv_unified=True, states=store) as engine:
         prompt = prompt_of(engine, question)
-        [again] = gathered(engine.generate([Request(prompt, SamplingParams(max_tokens=60))])).values()
+        [again] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=60))])).values()
     assert again.cached == len(prompt) - 1
     assert again.ids == first
 
 
-def test_only_what_holds_most_of_a_prompt_is_kept_where_that_is_asked(tmp_path: Path) -> None:
+def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
-    with together(4, shared=True, states=store) as engine:
+    with open_engine(4, kv_unified=True, states=store) as engine:
         answers(engine, SUMS)
         engine.save_prompt_cache(1, prompt_of(engine, SUMS[2]))
     assert len(list(tmp_path.glob("*.state"))) == 1
 
 
-def test_where_memory_is_short_fewer_run_at_once_and_all_are_answered(
-    alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+def test_short_memory_reduces_slots_and_all_are_answered(
+    single_runs: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: 512 * 2**20 + 3 * 512 * 1024)
-    with together(8) as engine:
-        assert answers(engine, SUMS, None) == alone
+    with open_engine(8) as engine:
+        assert answers(engine, SUMS, None) == single_runs
         assert engine.backend.slots == 3

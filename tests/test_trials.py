@@ -98,7 +98,7 @@ def test_what_is_opened_in_another_way_has_a_process_of_its_own(bench: ProcessBe
         assert bench.speed(tuning, SAY) > 0
     assert len(children()) == 4
     for tuning in (Tuning(n_ubatch=32), Tuning(slots=4), Tuning(flash_attention=False)):
-        assert bench.speed(replace(PLAIN, **tuning.said), MANY if tuning.slots else READ) > 0
+        assert bench.speed(replace(PLAIN, **tuning.overrides), MANY if tuning.slots else READ) > 0
     assert len(children()) == 4
     bench.free()
     assert children() == []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded
-from vocabularies import marked_up, marks_in, written
+from vocabularies import marked_up, marks_in, text_of
 
 from cerebrum_cli.application.inference.responder import detokenize
 from cerebrum_cli.core.conversation import Conversation
@@ -138,5 +138,5 @@ def test_unknown_characters_are_not_special_tokens(mistral: LlamaBackend) -> Non
 
 def test_template_may_omit_earlier_reasoning(chatml: LlamaBackend) -> None:
     parts = embedded(chatml, "qwen3").render(Conversation().user("a").assistant("<think>\nhm\n</think>\n\nb").user("c"))
-    assert "hm" not in written(parts)
-    assert "<|im_start|>assistant\nb<|im_end|>" in written(parts)
+    assert "hm" not in text_of(parts)
+    assert "<|im_start|>assistant\nb<|im_end|>" in text_of(parts)

@@ -53,12 +53,12 @@ def searched(
 
 def settings(found: dict[UseName, Tuned]) -> dict[str, dict[str, Any]]:
     """Return what is not as usual, by use; uses that are as usual are left out."""
-    return {name: tuned.tuning.said for name, tuned in found.items() if tuned.tuning.said}
+    return {name: tuned.tuning.overrides for name, tuned in found.items() if tuned.tuning.overrides}
 
 
 def arms(search: Search, **wanted: Any) -> list[Candidate]:
     """Return the ways that were tried with these settings."""
-    return [arm for arm in search.arms if wanted.items() <= arm.tuning.said.items()]
+    return [arm for arm in search.arms if wanted.items() <= arm.tuning.overrides.items()]
 
 
 def is_plain(tuning: Tuning) -> bool:
@@ -69,7 +69,7 @@ def true_gain(cost: Cost, found: Tuned, name: UseName) -> float:
     """Return how many times as fast a use truly is as it was found."""
     use = next(use for use in USES if use.name == name)
     usual = USUAL_MANY if use.many else USUAL
-    return use.seconds(cost(usual)) / use.seconds(cost(Tuning(**{**usual.said, **found.tuning.said})))
+    return use.seconds(cost(usual)) / use.seconds(cost(Tuning(**{**usual.overrides, **found.tuning.overrides})))
 
 
 def test_weights_that_read_faster_and_say_slower_are_for_long_questions_alone() -> None:
@@ -120,9 +120,9 @@ def test_settings_are_found_on_top_of_one_another() -> None:
     )
     found, _, _ = searched(ScriptedBench(cost))
     alike = {"repack": False, "n_threads": 4, "n_threads_batch": 4, "flash_attention": False}
-    assert found["ask"].tuning.said == alike
+    assert found["ask"].tuning.overrides == alike
     del alike["flash_attention"]  # of which so few tokens tell nothing where there are many
-    assert found["ask-long"].tuning.said == {**alike, "n_ubatch": 256}
+    assert found["ask-long"].tuning.overrides == {**alike, "n_ubatch": 256}
     for name in ("chat", "ask", "ask-long"):
         assert found[name].gain == pytest.approx(true_gain(cost, found[name], name))
 
@@ -199,7 +199,7 @@ def test_what_gains_nothing_on_top_of_one_leader_is_not_tried_on_top_of_another(
 def test_what_gains_a_little_is_measured_in_pairs_on_top_of_each_leader() -> None:
     bench = ScriptedBench(Cost(alone={**PLAIN, ("flash_attention", False): (1.1, 1.1)}))
     _, search, _ = searched(bench)
-    tried = [arm for arm in arms(search, flash_attention=False) if len(arm.tuning.said) == 2]
+    tried = [arm for arm in arms(search, flash_attention=False) if len(arm.tuning.overrides) == 2]
     assert [arm.tuning.repack for arm in tried] == [True, False]
 
 
@@ -331,9 +331,9 @@ def test_noise_makes_no_use_slower_than_usual_by_more_than_itself(
         cost = Cost(alone, many, usual=usual, usual_many=usual_many)
         found, _, _ = searched(ScriptedBench(cost, noise=0.04, random=random), effort)
         for name, tuned in found.items():
-            chosen += bool(tuned.tuning.said)
-            assert true_gain(cost, tuned, name) >= 0.97, (seed, name, tuned.tuning.said)
-            assert tuned.gain >= 1.05 or not tuned.tuning.said
+            chosen += bool(tuned.tuning.overrides)
+            assert true_gain(cost, tuned, name) >= 0.97, (seed, name, tuned.tuning.overrides)
+            assert tuned.gain >= 1.05 or not tuned.tuning.overrides
     assert chosen > 150, "it would be easy to choose nothing"
 
 

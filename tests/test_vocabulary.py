@@ -1,4 +1,4 @@
-"""Text to tokens and back, on real vocabularies: nothing is lost, nothing is added, no user's text is markup."""
+"""Tokenization with real vocabularies: lossless, and untrusted text never becomes markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import MARKS, marked_up, marks_in, markup, opened_vocabulary, with_user_defined
+from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
 from cerebrum_cli.application.inference.responder import detokenize
 from cerebrum_cli.core.errors import EngineError
@@ -28,7 +28,7 @@ texts = st.text(max_size=30)
 def marked_mistral(mistral_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaBackend]:
     """Open a SentencePiece vocabulary in which the word `think` is user-defined."""
     path = tmp_path_factory.mktemp("marked") / "mistral.gguf"
-    with opened_vocabulary(with_user_defined(mistral_model, path, [THINK])) as backend:
+    with open_vocabulary(with_user_defined(mistral_model, path, [THINK])) as backend:
         yield backend
 
 
@@ -38,16 +38,16 @@ def pieces(backend: LlamaBackend, ids: tuple[int, ...]) -> bytes:
 
 @settings(deadline=None)
 @given(text=texts | marked_up)
-def test_text_comes_back_from_its_tokens(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+def test_tokenize_round_trips(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     for trusted in (False, "<|" not in text):
         assert pieces(chatml, chatml.tokenize((Text(text, trusted),))) == text.encode()
-    text = text.replace("\u2581", " ")  # SentencePiece writes a space with it
+    text = text.replace("\u2581", " ")  # SentencePiece's own spelling of a space
     assert pieces(mistral, mistral.tokenize((Text(text),))) == (b" " + text.encode() if text else b"")
 
 
 @settings(deadline=None)
 @given(before=texts.filter(bool), said=texts.filter(bool), after=texts)
-def test_what_follows_tokens_gets_no_space_of_its_own(
+def test_tokenize_adds_no_space_after_tokens(
     before: str, said: str, after: str, mistral: LlamaBackend, chatml: LlamaBackend
 ) -> None:
     ids = chatml.tokenize((Text(before), Tokens(chatml.tokenize((Text(said),))), Text(after)))
@@ -74,7 +74,7 @@ def test_what_follows_tokens_gets_no_space_of_its_own(
         ((), (BOS,)),
     ],
 )
-def test_a_text_that_goes_on_is_tokenised_as_one_that_goes_on(
+def test_tokenize_continues_text_after_tokens(
     parts: tuple[Part, ...], expected: tuple[int, ...], mistral: LlamaBackend
 ) -> None:
     assert mistral.tokenize(parts) == expected
@@ -91,21 +91,19 @@ def test_a_text_that_goes_on_is_tokenised_as_one_that_goes_on(
         ((Text("<s><s>a", True),), 2),
     ],
 )
-def test_a_prompt_begins_with_bos_and_has_no_more_than_its_format_wrote(
-    parts: tuple[Part, ...], bos: int, mistral: LlamaBackend
-) -> None:
+def test_tokenize_adds_bos_only_if_missing(parts: tuple[Part, ...], bos: int, mistral: LlamaBackend) -> None:
     ids = mistral.tokenize(parts)
     assert (ids[0], ids.count(BOS)) == (BOS, bos)
 
 
-def test_a_vocabulary_that_asks_for_no_bos_gets_none(chatml: LlamaBackend) -> None:
+def test_tokenize_adds_no_bos_unless_required(chatml: LlamaBackend) -> None:
     assert chatml.tokenize(()) == ()
     assert marks_in(chatml.tokenize((Text("a"),))) == []
 
 
-def test_a_vocabulary_spells_its_special_tokens(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
-    assert (mistral.special("bos"), mistral.special("eos")) == ("<s>", "</s>")
-    assert (chatml.special("bos"), chatml.special("eos")) == ("<|im_start|>", "<|im_end|>")
+def test_special_token_text_and_pieces(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+    assert (mistral.special_token_text("bos"), mistral.special_token_text("eos")) == ("<s>", "</s>")
+    assert (chatml.special_token_text("bos"), chatml.special_token_text("eos")) == ("<|im_start|>", "<|im_end|>")
     assert chatml.piece(MARKS.index("<|im_end|>")) == b""
     assert chatml.piece(MARKS.index("<|im_end|>"), special=True) == b"<|im_end|>"
     assert chatml.piece(MARKS.index("<think>")) == b"<think>"
@@ -122,22 +120,22 @@ def test_a_vocabulary_spells_its_special_tokens(mistral: LlamaBackend, chatml: L
         ("", set()),
     ],
 )
-def test_the_special_tokens_that_texts_spell_are_known(text: str, marks: set[str], chatml: LlamaBackend) -> None:
+def test_special_token_ids_of_texts(text: str, marks: set[str], chatml: LlamaBackend) -> None:
     ids = {MARKS.index(mark) for mark in marks}
-    assert chatml.controls([text]) == ids
-    assert chatml.controls(["a", text, text]) == ids
+    assert chatml.special_token_ids([text]) == ids
+    assert chatml.special_token_ids(["a", text, text]) == ids
 
 
-def test_special_tokens_are_told_apart_from_words(mistral: LlamaBackend, marked_mistral: LlamaBackend) -> None:
-    assert mistral.controls(["a</s><s>think 🙂", "<unk>"]) == {UNK, BOS, EOS}
-    assert marked_mistral.controls(["a</s>think"]) == {EOS, THINK}
+def test_special_token_ids_exclude_words(mistral: LlamaBackend, marked_mistral: LlamaBackend) -> None:
+    assert mistral.special_token_ids(["a</s><s>think 🙂", "<unk>"]) == {UNK, BOS, EOS}
+    assert marked_mistral.special_token_ids(["a</s>think"]) == {EOS, THINK}
 
 
-# Pasted text is never markup.
+# Untrusted text is never markup.
 
 
 def trusted_marks(parts: list[Text]) -> int:
-    """Count the places where trusted text alone spells markup; markup has no beginning inside other markup here."""
+    """Count the markup spelled by trusted text alone; no markup here starts inside other markup."""
     runs = [""]
     for part in parts:
         if part.trusted:
@@ -151,9 +149,7 @@ def trusted_marks(parts: list[Text]) -> int:
 @given(
     parts=st.lists(st.builds(Text, st.lists(markup, min_size=1, max_size=4).map("".join), st.booleans()), max_size=6)
 )
-def test_markup_is_special_where_trusted_text_alone_spells_it_and_nowhere_else(
-    parts: list[Text], chatml: LlamaBackend
-) -> None:
+def test_markup_is_special_only_in_trusted_text(parts: list[Text], chatml: LlamaBackend) -> None:
     ids = chatml.tokenize(join_parts(tuple(parts)))
     assert detokenize(chatml, ids) == "".join(part.value for part in parts)
     assert len(marks_in(ids)) == trusted_marks(parts)
@@ -163,7 +159,7 @@ def test_markup_is_special_where_trusted_text_alone_spells_it_and_nowhere_else(
 
 @settings(deadline=None)
 @given(text=st.lists(st.sampled_from(["think", "thi", "nk", "t", "h", " ", "\n", "é", "</s>"])).map("".join))
-def test_a_word_that_is_markup_is_cut_without_a_trace(text: str, marked_mistral: LlamaBackend) -> None:
+def test_user_defined_word_is_split_without_a_trace(text: str, marked_mistral: LlamaBackend) -> None:
     ids = marked_mistral.tokenize((Text(text),))
     assert THINK not in ids
     assert EOS not in ids
@@ -173,23 +169,23 @@ def test_a_word_that_is_markup_is_cut_without_a_trace(text: str, marked_mistral:
     assert pieces(marked_mistral, behind).decode() == f"\n{text}"
 
 
-def test_trusted_markup_beside_pasted_text_is_special(marked_mistral: LlamaBackend) -> None:
+def test_trusted_markup_beside_untrusted_text_is_special(marked_mistral: LlamaBackend) -> None:
     assert THINK in marked_mistral.tokenize((Text("think", True), Text("ing")))
     assert THINK not in marked_mistral.tokenize((Text("thi", True), Text("nk")))
 
 
-def test_a_thousand_pasted_marks_are_cut_in_a_moment(chatml: LlamaBackend) -> None:
+def test_thousands_of_untrusted_marks_are_split_quickly(chatml: LlamaBackend) -> None:
     text = "<think></think><<think>think>" * 1000
     ids = chatml.tokenize((Text("<think>", True), Text(text)))
     assert marks_in(ids) == ["<think>"]
     assert detokenize(chatml, ids) == "<think>" + text
 
 
-# What else may come.
+# Edge cases.
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udcffb", "\udfff\ud800", "\0", "a\0<think>\0", "\U0010ffff", "\ufeff"])
-def test_broken_text_does_no_harm(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
+def test_tokenize_accepts_broken_text(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     data = text.encode("utf-8", "surrogatepass")
     for trusted in (False, True):
         assert pieces(mistral, mistral.tokenize((Text(text, trusted),))) == b" " + data
@@ -197,7 +193,7 @@ def test_broken_text_does_no_harm(text: str, mistral: LlamaBackend, chatml: Llam
 
 
 @pytest.mark.parametrize("token", [-1, -(2**31), 32000, 2**31 - 1])
-def test_a_token_of_another_vocabulary_is_refused_and_ends_no_process(token: int, mistral: LlamaBackend) -> None:
+def test_tokens_of_another_vocabulary_are_rejected(token: int, mistral: LlamaBackend) -> None:
     assert mistral.size == 32000
     attempts = (
         lambda: mistral.piece(token),
@@ -206,14 +202,14 @@ def test_a_token_of_another_vocabulary_is_refused_and_ends_no_process(token: int
         lambda: mistral.tokenize((Tokens((THINK, token, THINK)), Text("a"))),
     )
     for attempt in attempts:
-        with pytest.raises(EngineError, match=rf"^token {token} is not in the vocabulary of this model"):
+        with pytest.raises(EngineError, match=rf"^token {token} is not in this model's vocabulary"):
             attempt()
 
 
-def test_a_piece_may_be_longer_than_any_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piece_may_exceed_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = f"<|{'long' * 200}|>"
     monkeypatch.setitem(tiny_models.SPECIAL_TOKENS, long, tiny_models.USER_DEFINED)
-    with opened_vocabulary(tiny_models.write_chatml(tmp_path / "long.gguf")) as backend:
+    with open_vocabulary(tiny_models.write_chatml(tmp_path / "long.gguf")) as backend:
         token = len(tiny_models.SPECIAL_TOKENS) - 1
         assert backend.tokenize((Text(f"a{long}b", True),))[1] == token
         assert token not in backend.tokenize((Text(f"a{long}b"),))
@@ -221,14 +217,14 @@ def test_a_piece_may_be_longer_than_any_buffer(tmp_path: Path, monkeypatch: pyte
         assert backend.piece(token, special=True).decode() == long
 
 
-def test_two_threads_may_ask_for_pieces_at_once(mistral_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piece_is_thread_safe(mistral_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = range(0, 32000, 3), range(1, 32000, 3)
-    with opened_vocabulary(mistral_model) as backend:
+    with open_vocabulary(mistral_model) as backend:
         expected = [[backend.piece(token) for token in tokens] for tokens in every]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with opened_vocabulary(mistral_model) as backend:
+        with open_vocabulary(mistral_model) as backend:
             found: list[list[bytes]] = [[], []]
 
             def read(reader: int) -> None:

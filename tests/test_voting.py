@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished
-from scripted_command import Many, many, run_here
+from scripted_command import RecordingBackend, batch_backend, run_here
 
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.inference.format_choice import format_builder
@@ -51,9 +51,9 @@ class VoteRunner:
         return done.object
 
     @property
-    def backend(self) -> Many:
+    def backend(self) -> RecordingBackend:
         """The model loaded last."""
-        backend: Many = self.script["backends"][-1]
+        backend: RecordingBackend = self.script["backends"][-1]
         return backend
 
 
@@ -303,7 +303,7 @@ def events_of(
     """Run a vote on an engine, collect its events in `seen`, and call `on_tally` for each TallyEvent."""
     script: dict[str, Any] = {"rows": {}, "seeds": replies}
     vote = MajorityVote(parse_votes(votes))
-    backend = many(script, vote.max_samples)
+    backend = batch_backend(script, vote.max_samples)
     engine = Engine(backend.open)
     try:
         responder = LocalResponder(engine, format_builder("cerebrum", None, {}), 1000)

@@ -1,4 +1,4 @@
-"""Tiny real GGUF models: random weights, true vocabularies, small enough to write and load in a test.
+"""Tiny real GGUF models: random weights, real vocabularies, small enough to write and load in a test.
 
 An architecture is a row of data: which metadata keys llama.cpp wants and which tensors, both in terms of named sizes.
 """
@@ -20,7 +20,7 @@ CHATML_TEMPLATE = (
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
-# llama.cpp 0c1e57098 knows some of these by their spelling, whatever their type here: <|endoftext|>, <|im_end|> and
+# llama.cpp 0c1e57098 recognizes some of these by their text, whatever their type here: <|endoftext|>, <|im_end|> and
 # <|end|> end a generation; <|start|>, <|channel|> and <|message|> become USER_DEFINED while loading.
 SPECIAL_TOKENS = {
     "<|endoftext|>": CONTROL,
@@ -35,14 +35,14 @@ SPECIAL_TOKENS = {
 }
 Values = npt.NDArray[Any]
 Draw = Callable[[str, tuple[int, ...], np.random.Generator], tuple[Values, Any]]
-"""Return the weights of a tensor of this name and these dimensions, and their type where that is not the array's."""
+"""Draws weights for a tensor's name and dimensions; also gives their type if it is not the array's."""
 
 MERGES = ("Ġ t", "h e", "Ġt he", "i n", "Ġ a", "e r", "o u", "s t", "Ġa n", "Ġan d")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a transformer. Width is shared out among the heads."""
+    """Sizes of a transformer; the heads divide the width."""
 
     layers: int = 2
     width: int = 64
@@ -53,9 +53,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What llama.cpp asks of a file: keys with their value or a size's name, tensors with their sizes' names.
+    """What llama.cpp requires: keys with a value or the name of a size, and tensors with the names of their sizes.
 
-    A tensor's row length stands last, as in numpy; the file has it first.
+    The row length of a tensor is last, as in numpy; in the file it is first.
     """
 
     name: str
@@ -89,7 +89,7 @@ TIED_OUTPUT = {"token_embd.weight": ("vocabulary", "width"), "output_norm.weight
 OWN_OUTPUT = {**TIED_OUTPUT, "output.weight": ("vocabulary", "width")}
 
 LLAMA = Architecture("llama", {**TRANSFORMER_KEYS, "rope.dimension_count": "head_width"}, OWN_OUTPUT, TRANSFORMER_LAYER)
-# Mixtral: of each layer's experts, all in one tensor, two answer a token.
+# Mixtral: two of the experts of each layer, all in one tensor, evaluate a token.
 MIXTRAL = Architecture(
     "llama",
     {**LLAMA.keys, "expert_count": "experts", "expert_used_count": 2},
@@ -102,7 +102,7 @@ MIXTRAL = Architecture(
         "ffn_down_exps.weight": ("experts", "width", "ffn"),
     },
 )
-# Every other layer of Gemma 2 sees only a window of the last tokens.
+# Every other layer of Gemma 2 attends only to a window of the last tokens.
 GEMMA2 = Architecture(
     "gemma2",
     {**TRANSFORMER_KEYS, "attention.sliding_window": "window"},
@@ -147,9 +147,9 @@ MAMBA_SIZES = {
     "step_and_states": 18,
 }
 
-# By the end of a tensor's name: a constant instead of noise. In Gemma the layers must drown the token itself, or its
-# tied output would repeat the input whatever was read before, and a test that compares replies would not see a cache
-# gone wrong. Mamba's A is negative, or its state would grow without bound; its steps are short, or it would forget.
+# Constants instead of noise, by the end of a tensor's name. In Gemma the layers must outweigh the embedding, or the
+# tied output would repeat the input whatever precedes it, and a test that compares replies would not notice a wrong
+# cache. Mamba's A is negative, or its state would grow without bound; its time steps are short, or it would forget.
 CONSTANTS = {
     "post_attention_norm.weight": 4.0,
     "post_ffw_norm.weight": 4.0,
@@ -159,8 +159,8 @@ CONSTANTS = {
     "ssm_a": -1.0,
     "ssm_d": 1.0,
 }
-SEVEN_B = Shape(layers=32, width=256, heads=8, kv_heads=2, ffn=512)  # Mistral-7B's layers, 16 times as narrow
-FULL_PRECISION = ("ssm_a", "ssm_conv1d.weight")  # like vectors: llama.cpp has no half-precision kernel for these
+SEVEN_B = Shape(layers=32, width=256, heads=8, kv_heads=2, ffn=512)  # layers of Mistral-7B, a 16th of the width
+FULL_PRECISION = ("ssm_a", "ssm_conv1d.weight")  # and vectors: llama.cpp has no half-precision kernel for these
 
 
 def write_mistral(
@@ -172,7 +172,7 @@ def write_mistral(
     name: str = "tiny mistral",
     chat_template: str | None = None,
 ) -> Path:
-    """Write a Llama with Mistral-7B's vocabulary of 32,000 tokens; as the files of 2023, without a template."""
+    """Write a Llama with Mistral-7B's vocabulary of 32,000 tokens; like the files of 2023, without a template."""
     metadata = {**tokenizer_metadata(), **_described(name, chat_template)}
     return _write(path, LLAMA, _transformer_sizes(shape, context_length), metadata, seed)
 
@@ -186,37 +186,37 @@ def write_chatml(
     name: str = "tiny chatml",
     chat_template: str | None = CHATML_TEMPLATE,
 ) -> Path:
-    """Write a Llama with a byte-level BPE vocabulary of 275 tokens, ChatML's and thinking tokens among them."""
+    """Write a Llama with a byte-level BPE vocabulary of 275 tokens, including ChatML's and thinking tokens."""
     metadata = {**_bpe_metadata(), **_described(name, chat_template)}
     return _write(path, LLAMA, _transformer_sizes(shape, context_length), metadata, seed)
 
 
 def write_recurrent(path: Path, *, seed: int = 0, context_length: int = 2048) -> Path:
-    """Write a Mamba: its state cannot forget the last tokens alone. Vocabulary of `write_chatml`."""
+    """Write a Mamba, whose state cannot be rolled back. Vocabulary of `write_chatml`."""
     metadata = {**_bpe_metadata(), **_described("tiny mamba", CHATML_TEMPLATE)}
     return _write(path, MAMBA, {**MAMBA_SIZES, "context_length": context_length}, metadata, seed)
 
 
 def write_sliding_window(path: Path, *, seed: int = 0, context_length: int = 2048, window: int = 32) -> Path:
-    """Write a Gemma 2: its first layer forgets what lies behind the window. Vocabulary of `write_chatml`."""
+    """Write a Gemma 2, whose first layer has a sliding window. Vocabulary of `write_chatml`."""
     metadata = {**_bpe_metadata(), **_described("tiny gemma2", CHATML_TEMPLATE)}
     sizes = {**_transformer_sizes(Shape(), context_length), "window": window}
     return _write(path, GEMMA2, sizes, metadata, seed)
 
 
-def write_quantised(
+def write_quantized(
     path: Path,
     *,
     seed: int = 0,
     shape: Shape = SEVEN_B,
     experts: int = 0,
     encoding: str = "Q4_K_M",
-    name: str = "tiny quantised",
+    name: str = "tiny quantized",
     chat_template: str | None = CHATML_TEMPLATE,
 ) -> Path:
-    """Write a Llama, or with `experts` a Mixtral, as a file of Mistral-7B is; no two tensors of it are the same.
+    """Write a Llama, or with `experts` a Mixtral, of Mistral-7B's structure; no two tensors are equal.
 
-    Its matrices are Q4_K and Q6_K as llama.cpp mixes them in Q4_K_M, or all of another type. Vocabulary of
+    Its matrices are Q4_K and Q6_K, mixed as in llama.cpp's Q4_K_M, or all of another type. Vocabulary of
     `write_chatml`.
     """
     from gguf import LlamaFileType
@@ -224,7 +224,7 @@ def write_quantised(
     file_type = int(LlamaFileType[f"MOSTLY_{encoding}"])
     described = {**_bpe_metadata(), **_described(name, chat_template), "general.file_type": file_type}
     sizes = {**_transformer_sizes(shape, 2048), "experts": experts}
-    return _write(path, MIXTRAL if experts else LLAMA, sizes, described, seed, partial(_quantised, encoding))
+    return _write(path, MIXTRAL if experts else LLAMA, sizes, described, seed, partial(_quantized, encoding))
 
 
 def _transformer_sizes(shape: Shape, context_length: int) -> dict[str, int]:
@@ -247,7 +247,7 @@ def _described(name: str, chat_template: str | None) -> dict[str, MetadataValue]
 
 
 def _bpe_metadata() -> dict[str, MetadataValue]:
-    """Describe the vocabulary: special tokens first, as in SmolLM2, then the 256 bytes, then what the merges make."""
+    """Metadata of the vocabulary: special tokens first, as in SmolLM2, then the 256 bytes, then the merged tokens."""
     special = list(SPECIAL_TOKENS)
     tokens = [*special, *_byte_alphabet(), *(merge.replace(" ", "") for merge in MERGES)]
     return {
@@ -264,7 +264,7 @@ def _bpe_metadata() -> dict[str, MetadataValue]:
 
 
 def _byte_alphabet() -> list[str]:
-    """Spell the 256 bytes as GPT-2 does: itself where Latin-1 prints it, else the next letter from U+0100 on."""
+    """GPT-2's spelling of the 256 bytes: printable Latin-1 characters, and letters from U+0100 on for the others."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     substitutes = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
@@ -311,7 +311,7 @@ def _tensors(architecture: Architecture, sizes: Mapping[str, int]) -> Iterator[t
 
 
 def _values(name: str, dimensions: tuple[int, ...], random: np.random.Generator) -> tuple[Values, Any]:
-    """Draw weights that keep the size of what passes through them."""
+    """Draw weights that preserve the norm of activations."""
     precision = np.float32 if len(dimensions) == 1 or name.endswith(FULL_PRECISION) else np.float16
     for ending, constant in CONSTANTS.items():
         if name.endswith(ending):
@@ -321,10 +321,10 @@ def _values(name: str, dimensions: tuple[int, ...], random: np.random.Generator)
     return weights.astype(precision), None
 
 
-def _quantised(
+def _quantized(
     encoding: str, name: str, dimensions: tuple[int, ...], random: np.random.Generator
 ) -> tuple[Values, Any]:
-    """Draw a tensor as a quantised file has it: norms and the choice of experts at full precision."""
+    """Draw a tensor of a quantized file: norms and expert gates at full precision."""
     import mistral_shape
     from gguf import GGMLQuantizationType, quants
 

@@ -1,4 +1,4 @@
-"""Vocabularies of tiny models, opened by the real llama.cpp without their weights, and what tests ask of them."""
+"""Vocabularies of tiny models, loaded by the real llama.cpp without weights; strategies and helpers for them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions, Shape
 
 MARKS = tuple(SPECIAL_TOKENS)
-"""What ChatML's tiny vocabulary has for markup; the id of each is its index."""
+"""Markup of the tiny ChatML vocabulary; indices are token ids."""
 
 markup = st.sampled_from([*MARKS, "<", "think>", "|>", "<|im_", "end|>", "<|start", "/", "t", " ", "\n"])
 marked_up = st.lists(markup | st.text(max_size=2), max_size=12).map("".join)
 
 
 @contextmanager
-def opened_vocabulary(path: Path) -> Iterator[LlamaBackend]:
-    """Open a model's vocabulary, and close it again."""
+def open_vocabulary(path: Path) -> Iterator[LlamaBackend]:
+    """Open a model's vocabulary."""
     shape = Shape(trained_context=2048, weight_bytes=0, layers=1, kv_bytes_per_token=1)
     options = LoadOptions(path, shape, context_size=256, vocabulary_only=True)
     backend = open_llama(options, lambda _: None, StopFlag())
@@ -36,12 +36,12 @@ def opened_vocabulary(path: Path) -> Iterator[LlamaBackend]:
 
 
 def marks_in(ids: Iterable[int]) -> list[str]:
-    """Return the markup tokens among the ids of ChatML's tiny vocabulary, in order."""
+    """Markup tokens among ids of the tiny ChatML vocabulary, in order."""
     return [MARKS[token] for token in ids if token < len(MARKS)]
 
 
-def written(parts: Sequence[Part]) -> str:
-    """Return the text of a prompt that holds no tokens."""
+def text_of(parts: Sequence[Part]) -> str:
+    """Text of a prompt without token parts."""
     assert all(isinstance(part, Text) for part in parts)
     return "".join(part.value for part in parts if isinstance(part, Text))
 
@@ -50,7 +50,7 @@ def with_user_defined(source: Path, target: Path, tokens: Iterable[int]) -> Path
     """Write the same model with the type of some tokens changed to USER_DEFINED."""
     data = bytearray(source.read_bytes())
     key = b"tokenizer.ggml.token_type"
-    first = data.index(key) + len(key) + 4 + 4 + 8  # behind the kinds of array and element, and their number
+    first = data.index(key) + len(key) + 4 + 4 + 8  # after the types of array and element, and the count
     for token in tokens:
         struct.pack_into("<i", data, first + 4 * token, USER_DEFINED)
     target.write_bytes(data)

@@ -1,1 +1,1 @@
-"""Token sequences in, events out; nothing here knows of conversations, formats or terminals."""
+"""Token sequences in, events out; conversations, prompt formats and terminals are not known here."""

@@ -1,4 +1,4 @@
-"""The seam under the engine: what a library that runs models must offer."""
+"""The interface between the engine and a library that runs models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 
 
 class Row(NamedTuple):
-    """One token of one decode step: its slot, its position in that slot, and whether its logits are wanted."""
+    """One token of a step: its slot, its position in the slot, and whether its logits are computed."""
 
     slot: int
     position: int
@@ -22,117 +22,118 @@ class Row(NamedTuple):
 
 
 class Sampler(Protocol):
-    """The sampling state of one sequence."""
+    """Sampling state of one sequence."""
 
     def sample(self, row: int) -> int:
-        """Return the next token from the logits of row `row` of the last decode, and remember it."""
+        """Sample the next token from row `row` of the last decode, and accept it."""
 
     def close(self) -> None:
-        """Free what the sampler holds."""
+        """Free the native samplers."""
 
 
 class Backend(Protocol):
-    """A loaded model and its memory: `slots` sequences of up to `capacity` tokens each, which `reserve` decides.
-    One thread calls everything but `tokenize` and the other questions about the vocabulary.
+    """A loaded model and its KV cache: `slots` sequences of up to `capacity` tokens each; `reserve` sets both.
+
+    Vocabulary methods may be called from any thread, all others from one thread only.
     """
 
     @property
     def context_size(self) -> int:
-        """The longest a sequence may become, in tokens."""
+        """Maximum length of a sequence, in tokens."""
 
     @property
     def capacity(self) -> int:
-        """The length there is memory for now; 0 at first."""
+        """Length of a sequence, in tokens, that memory is allocated for; 0 before the first `reserve`."""
 
     @property
     def slots(self) -> int:
-        """How many sequences live beside one another; before memory is made, how many were asked for."""
+        """Number of concurrent sequences; before the first `reserve`, the number requested."""
 
     @property
     def batch_size(self) -> int:
-        """The most rows of one decode; at least `slots`."""
+        """Maximum number of rows in one decode; at least `slots`."""
 
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
-        """Return the ids of a prompt; pasted text never becomes a special token."""
+        """Tokenize a prompt; untrusted text never becomes a special token."""
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Return the bytes a token stands for; a control token is empty unless `special`."""
+        """Convert a token to its bytes; empty for a control token unless `special`."""
 
-    def is_end(self, token: int) -> bool:
-        """Return whether the token ends a generation (EOS, EOT and their kin)."""
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation (EOS, EOT and similar)."""
 
-    def controls(self, texts: Iterable[str]) -> frozenset[int]:
-        """Return the ids of all control and user-defined tokens spelled out in these texts."""
+    def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of all control and user-defined tokens spelled out in the texts."""
 
-    def special(self, name: str) -> str:
-        """Return the spelling of the vocabulary's `bos` or `eos` token; empty if it has none."""
+    def special_token_text(self, name: str) -> str:
+        """Text of the vocabulary's `bos` or `eos` token; empty if it has none."""
 
     def reserve(self, length: int) -> None:
-        """Make new, empty memory for sequences of at least `length` tokens: for fewer of them where it runs short."""
+        """Allocate an empty KV cache for sequences of at least `length` tokens; `slots` shrinks if memory is short."""
 
     @property
-    def is_shared(self) -> bool:
-        """Whether all slots share `capacity` tokens of memory, each beginning they have in common held once."""
+    def kv_unified(self) -> bool:
+        """Whether all slots share one KV cache of `capacity` tokens, with common prefixes stored once."""
 
     def prefill_chunk(self, position: int) -> int:
-        """Return how many tokens of a prompt a step should read at most, from this position on."""
+        """Maximum number of prompt tokens to evaluate in one step from this position."""
 
-    def shareable(self, length: int) -> int:
-        """Return how many of the first `length` tokens of a slot may be taken over by another prompt."""
+    def reusable_prefix(self, length: int) -> int:
+        """Number of the first `length` tokens of a slot that another prompt may reuse."""
 
     def decode(self, rows: Sequence[Row]) -> bool:
-        """Evaluate the rows, ascending by slot; False if it was interrupted: then ask `length` of each slot."""
+        """Evaluate the rows, ascending by slot; False if interrupted, and then `length` gives what each slot holds."""
 
     def logprob(self, row: int, token: int) -> float:
-        """Return the natural logarithm of the probability row `row` of the last decode gives a token."""
+        """Natural logarithm of a token's probability in row `row` of the last decode."""
 
     def length(self, slot: int) -> int:
-        """Return how many tokens the slot holds."""
+        """Number of tokens in the slot."""
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
-        """Return a fresh sampler; a repeat penalty begins with the end of the prompt."""
+        """Create a sampler; a repeat penalty starts with the end of the prompt."""
 
     def copy(self, source: int, target: int) -> None:
-        """Make the target slot hold what the source holds."""
+        """Copy the contents of the source slot to the target slot."""
 
     def trim(self, slot: int, length: int) -> bool:
-        """Forget what the slot holds from position `length` on; False if this model cannot, and nothing is changed."""
+        """Remove positions from `length` on from the slot; False, and no change, if the model does not support it."""
 
     def clear(self, slot: int) -> None:
-        """Forget all the slot holds."""
+        """Empty the slot."""
 
-    def trims(self, held: int, length: int) -> bool:
-        """Return whether a slot holding `held` tokens can go back to `length`, as far as the model alone can tell."""
+    def is_trimmable(self, held: int, length: int) -> bool:
+        """Whether this model can trim a slot of `held` tokens to `length`."""
 
     @property
     def state_kind(self) -> str | None:
-        """What a kept state must agree in beside the model: build, types, shape of memory; None if none can be kept."""
+        """Build, cache types and layout that a saved state depends on; None if states cannot be saved."""
 
     def state_size(self, slot: int) -> int:
-        """Return about how many bytes `save` would write."""
+        """Approximate number of bytes that `save_state` writes."""
 
-    def save(self, slot: int, path: Path) -> None:
-        """Write what the slot holds to a file, replacing it; EngineError if it cannot be written."""
+    def save_state(self, slot: int, path: Path) -> None:
+        """Write the slot to a file, replacing it; EngineError if that fails."""
 
-    def load(self, slot: int, path: Path) -> bool:
-        """Make the slot hold what `save` wrote; bytes behind it do not matter. False if refused: then it is empty."""
+    def load_state(self, slot: int, path: Path) -> bool:
+        """Restore the slot from `save_state`'s file, ignoring trailing bytes; False, and an empty slot, if rejected."""
 
     def close(self) -> None:
-        """Free model and memory."""
+        """Free the model and its KV cache."""
 
 
 class StopFlag:
-    """A flag that native code can read without Python: one byte, `0` go on, `1` stop."""
+    """A flag that native code can read without Python: one byte, `0` to continue, `1` to stop."""
 
     def __init__(self) -> None:
         self.buffer = ctypes.create_string_buffer(b"0")
 
     def set(self) -> None:
-        """Ask the running load or decode to stop."""
+        """Interrupt the running load or decode."""
         self.buffer[0] = b"1"
 
     def clear(self) -> None:
-        """Let the next one run."""
+        """Let the next load or decode run."""
         self.buffer[0] = b"0"
 
     def __bool__(self) -> bool:
@@ -140,4 +141,4 @@ class StopFlag:
 
 
 OpenBackend = Callable[[Callable[[Event], None], StopFlag], Backend]
-"""Load a model, telling its progress, and return it; the flag interrupts the loading and all later decodes."""
+"""Load a model and report progress; the flag interrupts the load and all later decodes."""

@@ -1,4 +1,4 @@
-"""How the llama.cpp that is installed here was built: what for, and whether this machine's processor is that. Pure."""
+"""How the installed llama.cpp was built, and whether the build suits this machine's CPU. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cerebrum_cli.engine.plan import Device
 
-# The words of llama.cpp for what a processor can, and Linux's in /proc/cpuinfo. A program that uses one the processor
-# has not is ended by the system, so these are compared before anything is evaluated.
+# CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
+# process, so the two are compared before anything is evaluated.
 CPU_FLAGS: Mapping[str, str] = {
     "SSE3": "pni",
     "SSSE3": "ssse3",
@@ -29,12 +29,12 @@ CPU_FLAGS: Mapping[str, str] = {
     "SVE": "sve",
     "SME": "sme",
 }
-DECISIVE = ("AVX2", "FMA", "F16C", "DOTPROD")  # without them a model is many times slower; of the others it is parts
+KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What llama.cpp says of itself: versions, its backends, what each was built with, and the accelerators it sees."""
+    """An installed llama.cpp: versions, backends, the features each was built with, and visible accelerators."""
 
     version: str
     ggml: str
@@ -45,20 +45,22 @@ class Build:
 
     @property
     def cpu_features(self) -> tuple[str, ...]:
-        """What of a processor, and which libraries beside it, this build uses."""
+        """CPU features and libraries that this build uses."""
         return tuple(name for name, value in self.features.get("CPU", {}).items() if value != "0")
 
-    def foreign(self, flags: frozenset[str] | None) -> tuple[str, ...]:
-        """Return what it uses and a processor with these flags has not; nothing where they are not known."""
+    def unsupported_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
+        """Features the build uses but a CPU with these flags lacks; empty if the flags are unknown."""
         return tuple(name for name in self.cpu_features if flags and name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
 
-    def unused(self, flags: frozenset[str] | None) -> tuple[str, ...]:
-        """Return what a processor with these flags has and this build leaves alone, of what decides its speed."""
-        return tuple(name for name in DECISIVE if CPU_FLAGS[name] in (flags or ()) and name not in self.cpu_features)
+    def unused_features(self, flags: frozenset[str] | None) -> tuple[str, ...]:
+        """Key features of a CPU with these flags that the build does not use."""
+        return tuple(
+            name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in self.cpu_features
+        )
 
 
 def read_features(text: str) -> dict[str, dict[str, str]]:
-    """Read llama.cpp's line about itself: "CPU : AVX2 = 1 | FMA = 1 | CUDA : ARCHS = 900 | "; backends, then values."""
+    """Parse llama.cpp's system info, such as "CPU : AVX2 = 1 | FMA = 1 | CUDA : ARCHS = 900 | ", by backend."""
     features: dict[str, dict[str, str]] = {}
     backend = ""
     for part in text.split("|"):

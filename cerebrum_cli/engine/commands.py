@@ -1,4 +1,4 @@
-"""What callers ask of the engine's thread. To end something interrupts the step that runs, at once and only once."""
+"""Commands to the engine's thread; Cancel and Close interrupt the running step."""
 
 from __future__ import annotations
 
@@ -11,76 +11,76 @@ from cerebrum_cli.engine.sequence import Failure, Sequence
 
 
 class Submit(NamedTuple):
-    """Take these sequences in."""
+    """Queue these sequences."""
 
     sequences: list[Sequence]
 
 
 class Cancel(NamedTuple):
-    """End these sequences, or all; `done` is set when their slots are free."""
+    """Cancel these sequences, or all, immediately; `done` is set when their slots are free."""
 
     sequences: list[Sequence] | None
     done: threading.Event
 
 
-class End(NamedTuple):
-    """End these sequences when the step that runs is over: nothing of it is lost for the others."""
+class Abort(NamedTuple):
+    """Cancel these sequences after the running step, so that the others lose no work."""
 
     sequences: list[Sequence]
 
 
 class SavePromptCache(NamedTuple):
-    """Keep on disk what idle slots hold, if `least` tokens of it are not; of `prompt` only what one has of it.
+    """Save idle slots with at least `min_tokens` unsaved tokens; with `prompt`, only the slot that matches it best.
 
-    A `beginning` is kept by itself. The answer is what went wrong, or None.
+    A `prefix` is saved on its own instead. `result` receives the failure, or None.
     """
 
-    least: int
+    min_tokens: int
     prompt: tuple[int, ...] | None
-    answer: SimpleQueue[Failure | None]
-    beginning: tuple[int, ...] = ()
+    result: SimpleQueue[Failure | None]
+    prefix: tuple[int, ...] = ()
 
 
 class Close(NamedTuple):
     """Free the model and end the thread."""
 
 
-Command = Submit | Cancel | End | SavePromptCache | Close
+Command = Submit | Cancel | Abort | SavePromptCache | Close
 
 
 class Commands:
-    """Commands on their way to the engine's thread; after a Close none goes in."""
+    """Queue of commands to the engine's thread; nothing is accepted after a Close."""
 
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
         self._queue: SimpleQueue[Command] = SimpleQueue()
-        self._door = threading.RLock()  # a signal's handler may cancel on a thread that stands in the door
+        self._lock = threading.RLock()  # reentrant: a signal handler may cancel on a thread that holds it
         self._closed = False
-        self.cancelled = 0  # how often everything has been cancelled
+        self.cancel_count = 0  # number of times everything was cancelled
 
     def send(self, command: Command) -> bool:
-        """Send a command; False if the engine is closed, and nobody would read it."""
-        with self._door:
+        """Send a command; False if the engine is closed."""
+        with self._lock:
             if self._closed:
                 return False
             self._closed = isinstance(command, Close)
-            self.cancelled += isinstance(command, Cancel) and command.sequences is None
+            self.cancel_count += isinstance(command, Cancel) and command.sequences is None
             if isinstance(command, Cancel | Close):
                 self._stop.set()
             self._queue.put(command)
             return True
 
     def take(self, wait: bool) -> Command | None:
-        """Return the next command, or None if there is none and `wait` is False.
+        """Take the next command, or None if the queue is empty and `wait` is False.
 
-        The flag is cleared only after its command is out of the queue, and never between another's flag and command:
-        whoever takes all commands before the next step neither runs a step too long nor interrupts one for nothing.
+        The stop flag is cleared after its command left the queue, and never between another command's flag and that
+        command, so a caller that drains the queue before each step neither misses nor repeats an interruption.
         """
         try:
             command = self._queue.get(block=wait)
         except Empty:
             return None
         if isinstance(command, Cancel | Close):
-            with self._door:
+            with self._lock:
                 self._stop.clear()
         return command

@@ -1,4 +1,4 @@
-"""What was asked of the engine and has not ended: its events as they come, and a way to ask for more or less of it."""
+"""Running completions: a stream of their events, with methods to add and abort samples."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
-from cerebrum_cli.engine.commands import Cancel, Commands, End, Submit
-from cerebrum_cli.engine.sequence import Failure, Request, Sequence, first_seed, sequences
+from cerebrum_cli.engine.commands import Abort, Cancel, Commands, Submit
+from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed
 
 
 class SubmittedRequest(NamedTuple):
-    """A request, and the seed of its first sample."""
+    """A request with the seed of its first sample."""
 
     request: Request
     seed: int
 
 
 class Completions:
-    """The events of all samples of all requests, a FinishEvent or RefusedEvent last for each; for one caller.
+    """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
-    It ends when nothing is live. Closing it frees the slots before it returns.
+    It stops when no sample is running. Closing it frees the slots before returning.
     """
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
-        self._asked: list[SubmittedRequest] = []
+        self._submitted: list[SubmittedRequest] = []
         self._live: dict[SequenceId, Sequence] = {}
-        self.sample_counts: list[int] = []  # samples of each request so far
-        self._cancelled = commands.cancelled
+        self.sample_counts: list[int] = []  # by request
+        self._cancelled = commands.cancel_count
 
     def add(self, requests: Iterable[Request]) -> None:
-        """Ask for more; requests are numbered in the order they were added. EngineError if the engine is closed."""
-        asked = [SubmittedRequest(request, first_seed(request)) for request in requests]
-        if not all(one.request.prompt_tokens for one in asked):
-            raise UsageError("the prompt is empty", "give some text to continue")
-        first = len(self._asked)
-        self._asked += asked
-        self.sample_counts += [0] * len(asked)
-        self._submit((index, self._asked[index].request.n) for index in range(first, len(self._asked)))
+        """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
+        submitted = [SubmittedRequest(request, first_seed(request)) for request in requests]
+        if not all(one.request.prompt_tokens for one in submitted):
+            raise UsageError("the prompt is empty", "write a prompt")
+        first = len(self._submitted)
+        self._submitted += submitted
+        self.sample_counts += [0] * len(submitted)
+        self._submit((index, self._submitted[index].request.n) for index in range(first, len(self._submitted)))
 
     def add_samples(self, index: int, count: int) -> None:
-        """Ask for `count` further samples of a request; their seeds follow those of the others.
+        """Add `count` samples to a request; their seeds continue the sequence.
 
-        None come once everything has been cancelled: whoever asks has not heard of it yet.
+        Does nothing once everything was cancelled: the caller may not have read the events of that yet.
         """
-        if self._commands.cancelled == self._cancelled:
+        if self._commands.cancel_count == self._cancelled:
             self._submit([(index, count)])
 
     def abort(self, index: int) -> None:
-        """End what still runs of a request: each of its samples finishes as `cancelled`, after the step that runs."""
-        born = self.sample_counts[index] if index < len(self.sample_counts) else 0
-        ids = (SequenceId(index, sample) for sample in range(born))
-        self._commands.send(End([self._live[id] for id in ids if id in self._live]))
+        """Cancel the running samples of a request after the current step; each finishes as `cancelled`."""
+        count = self.sample_counts[index] if index < len(self.sample_counts) else 0
+        ids = (SequenceId(index, sample) for sample in range(count))
+        self._commands.send(Abort([self._live[id] for id in ids if id in self._live]))
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -72,20 +72,20 @@ class Completions:
         return event
 
     def close(self) -> None:
-        """End all that runs, at once."""
+        """Cancel all samples immediately."""
         command = Cancel(list(self._live.values()), threading.Event())
         if self._live and self._commands.send(command):
             command.done.wait()
         self._live.clear()
 
-    def _submit(self, wanted: Iterable[tuple[int, int]]) -> None:
-        born: list[Sequence] = []
-        for index, count in wanted:
-            request, seed = self._asked[index]
+    def _submit(self, counts: Iterable[tuple[int, int]]) -> None:
+        new: list[Sequence] = []
+        for index, count in counts:
+            request, seed = self._submitted[index]
             samples = range(self.sample_counts[index], self.sample_counts[index] + count)
-            born += sequences(index, request, self._outbox.put, samples, seed)
+            new += create_sequences(index, request, self._outbox.put, samples, seed)
             self.sample_counts[index] += count
-        self._live.update((sequence.id, sequence) for sequence in born)
-        if not self._commands.send(Submit(born)):
+        self._live.update((sequence.id, sequence) for sequence in new)
+        if not self._commands.send(Submit(new)):
             self._live.clear()
             raise EngineError("the engine is closed")

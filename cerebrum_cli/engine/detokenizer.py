@@ -1,6 +1,6 @@
-"""Bytes of tokens in, text out: a character is shown when it is whole, a stop string never.
+"""Incremental detokenization: only complete characters are emitted, and stop strings never are.
 
-Both stages work token by token and hold back only what may still change.
+Text is held back only while further tokens may still change it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from cerebrum_cli.core.text import partial_marker_length
 
 
 class Detokenizer:
-    """Turn one sequence's pieces into text that can be shown; of several stop strings the first to be whole counts."""
+    """Convert the token bytes of one sequence to text, up to the stop string that completes first."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -19,21 +19,21 @@ class Detokenizer:
         self._held = ""
 
     def feed(self, piece: bytes) -> tuple[str, bool]:
-        """Return the text that is certain now, and whether a stop string ended it."""
-        return self._cut(self._decoder.decode(piece))
+        """Decode a token's bytes: the text that is final now, and whether a stop string ended it."""
+        return self._split_at_stop(self._decoder.decode(piece))
 
     def flush(self) -> tuple[str, bool]:
-        """Return what was held back; half a character becomes U+FFFD."""
-        text, stopped = self._cut(self._decoder.decode(b"", final=True))
+        """Flush the text held back; an incomplete character becomes U+FFFD."""
+        text, stopped = self._split_at_stop(self._decoder.decode(b"", final=True))
         rest, self._held = self._held, ""
         return text + rest, stopped
 
-    def _cut(self, text: str) -> tuple[str, bool]:
+    def _split_at_stop(self, text: str) -> tuple[str, bool]:
         text = self._held + text
         ends = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if ends:
             self._held = ""
-            self._decoder.reset()  # what came after a stop string is never shown, nor half a character of it
+            self._decoder.reset()  # drop an incomplete character that follows the stop string
             return text[: min(ends)[1]], True
         keep = len(text) - partial_marker_length(text, self._stop)
         self._held = text[keep:]

@@ -1,8 +1,8 @@
-"""Generate many completions at once.
+"""Generate many completions concurrently.
 
-One thread owns the model: it loads it, and then repeats three sentences: decide what the next step evaluates,
-compute it, record what came of it. Callers on other threads read events from a queue, so a signal reaches
-them while a long prompt is read. Closing a stream of events frees its slots.
+One thread owns the model: it loads it and then repeats three steps: schedule, decode, process the output. Callers on
+other threads read events from a queue, so signals are handled during a long prefill. Closing a stream of events frees
+its slots.
 """
 
 from __future__ import annotations
@@ -26,32 +26,28 @@ from cerebrum_cli.engine.state_store import StateStore
 
 
 class Engine:
-    """A model on its own thread; `open_backend` is called there at once, and what it reads is kept in `states`.
+    """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`."""
 
-    With `measures` no more sequences run at once than say more tokens a second together.
-    """
-
-    def __init__(self, open_backend: OpenBackend, states: StateStore | None = None, measures: bool = False) -> None:
+    def __init__(self, open_backend: OpenBackend, state_store: StateStore | None = None) -> None:
         self._open = open_backend
-        self._states = states
-        self._measures = measures
+        self._state_store = state_store
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
         self._loading: SimpleQueue[Event | Failure | None] = SimpleQueue()
         self._backend: Backend | None = None
-        self.has_failed = False  # whether the model cannot be loaded
-        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+        self.has_failed = False  # to load the model
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # a process must not leave while native code runs, nor wait for a stopped thread
+        atexit.register(self.close)  # native code must not outlive the interpreter
 
-    # What callers use, on any thread.
+    # For callers, on any thread.
 
     def load(self) -> Iterator[Event]:
-        """Yield the events of loading until the model is ready; raise what made it fail. Later calls yield nothing."""
+        """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""
         while True:
             event = self._loading.get()
             if event is None or isinstance(event, Failure):
-                self._loading.put(event)  # for whoever asks again
+                self._loading.put(event)  # for later calls
                 if event is None:
                     return
                 raise event.error
@@ -59,105 +55,105 @@ class Engine:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the model is there; the engine's thread may still be at it, or have failed."""
+        """Whether the model is ready; false while it loads, after a failure and after `close`."""
         return self._backend is not None
 
     @property
     def backend(self) -> Backend:
-        """The loaded model, for questions about its vocabulary; EngineError before `load` and after `close`."""
+        """The loaded model, for vocabulary lookups; EngineError before `load` and after `close`."""
         if self._backend is None:
             raise EngineError("the model is not loaded")
         return self._backend
 
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
-        """Return the token ids of a prompt."""
+        """Tokenize a prompt."""
         return self.backend.tokenize(parts)
 
     def generate(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
-        """Yield the events of all samples of all requests as they come, a FinishEvent last for each.
+        """Yield the events of all samples of all requests as they occur, each ending with a FinishEvent.
 
-        Prompts must be shorter than the context. Closing the generator frees the slots before it returns.
+        Prompts must be shorter than the context. Closing the generator frees the slots before returning.
         """
         with closing(self.complete(requests)) as completions:
             yield from raise_refusals(completions)
 
     def complete(self, requests: Iterable[Request]) -> Completions:
-        """Return the events of requests as an iterator that can be asked for more, or for less. It must be closed."""
+        """Submit requests; samples can be added and aborted while they run. Close the result when done."""
         completions = Completions(self._commands)
         completions.add(requests)
         return completions
 
     def cancel(self) -> None:
-        """End everything that runs, loading too; streams end with the finish reason `cancelled`."""
+        """Cancel everything, loading included; streams end with the finish reason `cancelled`."""
         self._commands.send(Cancel(None, threading.Event()))
 
-    def save_prompt_cache(self, least: int, prompt: tuple[int, ...] | None = None) -> None:
-        """Keep on disk what idle slots hold, where `least` tokens or more of it are not kept already.
+    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
+        """Save idle slots with at least `min_tokens` unsaved tokens to disk.
 
-        With a `prompt` that is only the slot that holds most of it: others hold what was said besides.
+        With a `prompt`, save only the slot that matches most of it: others hold other conversations.
 
-        To be called while nothing runs: what runs is left out, and waits meanwhile. Does nothing where there is no
-        store, or no model yet, or none any more. Raises EngineError where a state cannot be written.
+        Call it while nothing runs: running sequences are not saved, and wait meanwhile. Does nothing without a store
+        or a loaded model. Raises EngineError if a state cannot be written.
         """
-        self._keep(SavePromptCache(least, prompt, SimpleQueue()))
+        self._save(SavePromptCache(min_tokens, prompt, SimpleQueue()))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
-        """Keep on disk a beginning of prompts to come, which an idle slot holds and the rest of which it forgets."""
-        self._keep(SavePromptCache(0, None, SimpleQueue(), tokens))
+        """Save a common prefix of later prompts to disk; the idle slot that holds it drops the rest."""
+        self._save(SavePromptCache(0, None, SimpleQueue(), tokens))
 
-    def _keep(self, command: SavePromptCache) -> None:
-        if self._states is None or not self.is_loaded or not self._commands.send(command):
+    def _save(self, command: SavePromptCache) -> None:
+        if self._state_store is None or not self.is_loaded or not self._commands.send(command):
             return
-        failure = command.answer.get()
+        failure = command.result.get()
         if failure:
             raise failure.error
 
     def close(self) -> None:
-        """Stop what runs and free the model; the engine cannot be used again."""
+        """Cancel everything and free the model; the engine cannot be used again."""
         self._commands.send(Close())
         self._thread.join()
         atexit.unregister(self.close)
 
-    # What happens on the engine's thread.
+    # On the engine's thread.
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         start = perf_counter()
         try:
             backend = self._open(self._loading.put, self._stop)
         except BaseException as error:
             self.has_failed = True
             self._loading.put(Failure(error))
-            refuse(self._commands, error)
+            fail_commands(self._commands, error)
             return
         self._backend = backend
         self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start, self._states, self._measures)
+        loop = Loop(backend, perf_counter() - start, self._state_store)
         try:
-            while loop.obey(self._commands):
+            while loop.process_commands(self._commands):
                 loop.step()
-        except BaseException as error:  # a bug: whoever waits for events hears of it, now and later
+        except BaseException as error:  # a bug: all callers get it, now and later
             loop.fail(error)
-            refuse(self._commands, error)
+            fail_commands(self._commands, error)
         finally:
-            self._backend = None  # who asks for it now gets an error, not freed memory
+            self._backend = None  # from now on callers get an error, not freed memory
             backend.close()
 
 
 def raise_refusals(events: Iterable[Event]) -> Iterator[Event]:
-    """Yield events; what refuses one of the sequences is raised."""
+    """Yield events; raise the error of a RefusedEvent."""
     for event in events:
         if isinstance(event, RefusedEvent):
             raise event.error
         yield event
 
 
-def refuse(commands: Commands, error: BaseException) -> None:
-    """Answer all commands, until the last, with what ended this thread's work."""
+def fail_commands(commands: Commands, error: BaseException) -> None:
+    """Answer all commands up to Close with the error that ended this thread."""
     while not isinstance(command := commands.take(wait=True), Close):
         if isinstance(command, Submit):
             for sequence in command.sequences:
-                sequence.tell(Failure(error))
+                sequence.emit(Failure(error))
         elif isinstance(command, Cancel):
             command.done.set()
         elif isinstance(command, SavePromptCache):
-            command.answer.put(None)
+            command.result.put(None)

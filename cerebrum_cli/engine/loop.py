@@ -1,4 +1,4 @@
-"""The work of the engine's thread: decide what the next step evaluates, compute it, record what came of it."""
+"""The engine's loop: schedule a step, decode it, process its output."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from time import perf_counter
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.commands import Cancel, Commands, End, SavePromptCache, Submit
-from cerebrum_cli.engine.pace import Pace
+from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
@@ -16,182 +15,168 @@ from cerebrum_cli.engine.state_store import StateStore
 
 
 class Loop:
-    """The engine's thread: commands, then a step, then commands again."""
+    """The work of the engine's thread: alternately `process_commands` and `step`."""
 
-    def __init__(
-        self, backend: Backend, load_s: float, states: StateStore | None = None, measures: bool = False
-    ) -> None:
+    def __init__(self, backend: Backend, load_s: float, state_store: StateStore | None = None) -> None:
         self._backend = backend
         self._load_s = load_s
-        self._measures = measures
-        self._pace = Pace(backend.slots, measures)
         self._scheduler = Scheduler(backend.slots)
-        self._whole = backend.slots == 1 or backend.is_shared
-        self._keeping = PromptCache(backend, self._scheduler, states) if states else None
+        self._reserves_max = backend.slots == 1 or backend.kv_unified
+        self._prompt_cache = PromptCache(backend, self._scheduler, state_store) if state_store else None
 
-    def obey(self, commands: Commands) -> bool:
-        """Carry out all commands that wait, or wait for one when there is nothing else to do; False to end."""
-        while (command := commands.take(wait=self._scheduler.idle)) is not None:
+    def process_commands(self, commands: Commands) -> bool:
+        """Execute all queued commands, waiting for one if no sequence is left; False after Close."""
+        while (command := commands.take(wait=self._scheduler.is_idle)) is not None:
             if isinstance(command, Submit):
                 self._scheduler.waiting.extend(command.sequences)
             elif isinstance(command, Cancel):
                 self._cancel(command.sequences)
                 command.done.set()
-            elif isinstance(command, End):
-                for sequence in command.sequences:
-                    if not sequence.has_ended:
-                        self._finish(sequence, "cancelled")
+            elif isinstance(command, Abort):
+                self._cancel(command.sequences)
             elif isinstance(command, SavePromptCache):
-                command.answer.put(self._keep(command))
+                command.result.put(self._save_prompt_cache(command))
             else:
                 self._cancel(None)
                 return False
         return True
 
     def step(self) -> None:
-        """Admit what can be admitted, then decide, compute, record."""
+        """Admit waiting sequences, then schedule, decode and process one step."""
         try:
             self._admit()
-            self._close_ranks()
-            step = self._fitting_step()
-            if not step.rows:
-                return
-            start = perf_counter()
-            done = self._backend.decode(step.rows)
-            if step.talks and done:
-                self._pace.record(len(step.rows), perf_counter() - start)
-            self._record(step, done)
+            self._compact()
+            step = self._schedule()
+            if step.rows:
+                self._process_output(step, self._backend.decode(step.rows))
         except Exception as error:
             self.fail(error)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
-        scheduler.limit = self._pace.limit
         while scheduler.can_admit:
-            anew = self._wanted(scheduler.waiting[0]) > backend.capacity
-            if scheduler.running and (anew or not self._has_room(scheduler.waiting[0])):
+            sequence = scheduler.waiting[0]
+            needs_memory = self._required_length(sequence) > backend.capacity
+            if scheduler.running and (needs_memory or not self._has_room(sequence)):
                 return
-            state = self._keeping.found(scheduler.waiting[0], anew) if self._keeping else None
-            if anew:
+            state = self._prompt_cache.find(sequence, needs_memory) if self._prompt_cache else None
+            if needs_memory:
                 self._reserve(len(state.tokens) if state else 0)
-            if self._keeping and state and self._clear_idle(len(state.tokens)):
-                self._keeping.load(state, scheduler.waiting[0])
-            admission = scheduler.admit()
-            sequence = admission.sequence
+            if self._prompt_cache and state and self._make_room(len(state.tokens)):
+                self._prompt_cache.restore(state, sequence)
             try:
-                self._move_in(admission)
+                self._place(scheduler.next_admission())
             except GrammarError as error:
-                self._drop(sequence, error)
+                self._fail_sequence(sequence, error)
             else:
-                self._tell_read(sequence)
+                self._report_prefill(sequence)
 
-    def _wanted(self, sequence: Sequence) -> int:
-        """Return the room a sequence is given: one alone all it may come to need, one of many what it will do with."""
+    def _required_length(self, sequence: Sequence) -> int:
+        """Length to reserve memory for: the maximum for a single slot, the expected length for many."""
         context_size = self._backend.context_size
-        return sequence.wanted(context_size) if self._whole else sequence.hoped(context_size)
+        return sequence.max_length(context_size) if self._reserves_max else sequence.expected_length(context_size)
 
-    def _reserve(self, least: int) -> None:
-        """Make memory anew, for whoever waits."""
+    def _reserve(self, min_length: int) -> None:
+        """Allocate memory for the longest waiting sequence."""
         backend = self._backend
-        backend.reserve(max(least, *map(self._wanted, self._scheduler.waiting)))
-        self._scheduler.furnish(backend.slots)
-        self._pace = Pace(backend.slots, self._measures)
-        self._scheduler.limit = self._pace.limit
+        backend.reserve(max(min_length, *map(self._required_length, self._scheduler.waiting)))
+        self._scheduler.reset_slots(backend.slots)
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Return whether memory holds one more sequence beside those that run."""
+        """Whether memory holds one more sequence beside the running ones."""
         backend = self._backend
-        return not backend.is_shared or self._scheduler.would_fit(sequence, backend.capacity)
+        return not backend.kv_unified or self._scheduler.can_hold(sequence, backend.capacity)
 
-    def _clear_idle(self, tokens: int) -> bool:
-        """Return whether memory takes in so many tokens more; where it is shared, idle slots are cleared for them."""
+    def _make_room(self, tokens: int) -> bool:
+        """Evict idle slots from a unified KV cache until it holds so many tokens more; False if it cannot."""
         scheduler, backend = self._scheduler, self._backend
-        while backend.is_shared and not scheduler.fits(tokens, backend.capacity):
-            slot = scheduler.idlest
+        while backend.kv_unified and not scheduler.has_cells(tokens, backend.capacity):
+            slot = scheduler.eviction_candidate
             if slot is None:
                 return False
             backend.clear(slot.index)
             slot.clear()
         return True
 
-    def _fitting_step(self) -> Step:
-        """Return the next step; where memory cannot take it in, the sequence in the highest slot waits for others."""
+    def _schedule(self) -> Step:
+        """Schedule the next step, preempting the sequence in the highest slot while memory is short."""
         scheduler = self._scheduler
         step = scheduler.schedule(self._backend.prefill_chunk)
-        while not self._clear_idle(len(step.rows)):
-            scheduler.put_back(scheduler.running[-1])
+        while not self._make_room(len(step.rows)):
+            scheduler.preempt(scheduler.running[-1])
             step = scheduler.schedule(self._backend.prefill_chunk)
         return step
 
-    def _close_ranks(self) -> None:
-        """Where nobody moves in, move whoever lives highest into the gaps below."""
+    def _compact(self) -> None:
+        """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
         scheduler, backend = self._scheduler, self._backend
-        if backend.is_shared or (scheduler.waiting and scheduler.room):
+        if backend.kv_unified or (scheduler.waiting and scheduler.free_slot_count):
             return
-        while gap := scheduler.gap():
-            source, target = gap
-            if not source.held:  # it has just moved in, and reads
+        while hole := scheduler.hole():
+            source, target = hole
+            if not source.tokens:  # just admitted: nothing to copy yet
                 return
             backend.copy(source.index, target.index)
             backend.clear(source.index)
             scheduler.move(source, target)
 
-    def _keep(self, command: SavePromptCache) -> Failure | None:
+    def _save_prompt_cache(self, command: SavePromptCache) -> Failure | None:
         try:
-            if self._keeping and command.beginning:
-                self._keeping.save_beginning(command.beginning)
-            elif self._keeping:
-                self._keeping.save(command.least, command.prompt)
+            if self._prompt_cache and command.prefix:
+                self._prompt_cache.save_prefix(command.prefix)
+            elif self._prompt_cache:
+                self._prompt_cache.save(command.min_tokens, command.prompt)
         except Exception as error:
             return Failure(error)
         return None
 
-    def _move_in(self, admission: Admission) -> None:
-        sequence, slot, source, keep = admission
+    def _place(self, admission: Admission) -> None:
+        """Prepare the sampler and the slot of a sequence, and admit it with the prefix that could be reused."""
+        sequence, slot, source, length = admission
         backend, request = self._backend, sequence.request
         if sequence.sampler is None:
             sequence.sampler = backend.sampler(request.params, sequence.seed, request.grammar, sequence.prompt)
-        if keep < len(sequence.prompt):
-            keep = backend.shareable(keep)
-        if slot is not source and keep:
+        if length < len(sequence.prompt):
+            length = backend.reusable_prefix(length)
+        if slot is not source and length:
             backend.copy(source.index, slot.index)
-        if keep and backend.length(slot.index) > keep and not backend.trim(slot.index, keep):
-            keep = 0
-        if not keep:
+        if length and backend.length(slot.index) > length and not backend.trim(slot.index, length):
+            length = 0
+        if not length:
             backend.clear(slot.index)
-        self._scheduler.place(admission, keep)
+        self._scheduler.admit(admission, length)
         sequence.admitted_at = sequence.admitted_at or perf_counter()
 
-    def _record(self, step: Step, done: bool) -> None:
-        if not done:
-            for sequence, _ in step.shares:
+    def _process_output(self, step: Step, is_complete: bool) -> None:
+        if not is_complete:
+            for sequence, _ in step.scheduled:
                 self._resume(sequence)
             return
-        self._scheduler.evaluated(step.shares)
+        self._scheduler.record_evaluated(step.scheduled)
         row = -1
-        for sequence, count in step.shares:
+        for sequence, count in step.scheduled:
             row += count
             if sequence.evaluated < sequence.length:
-                self._tell_read(sequence)
+                self._report_prefill(sequence)
                 continue
-            twins = self._scheduler.twins(sequence) if not sequence.generated else []
-            for twin in twins:
-                self._move_in(twin)
-            for one in (sequence, *(twin.sequence for twin in twins)):
+            siblings = self._scheduler.sibling_samples(sequence) if not sequence.generated else []
+            for sibling in siblings:
+                self._place(sibling)
+            for sample in (sequence, *(sibling.sequence for sibling in siblings)):
                 try:
-                    self._say(one, row)
+                    self._sample_token(sample, row)
                 except GrammarError as error:
-                    self._release(one)
-                    one.tell(RefusedEvent(one.id, error))
+                    self._release(sample)
+                    sample.emit(RefusedEvent(sample.id, error))
 
     @staticmethod
-    def _tell_read(sequence: Sequence) -> None:
-        """Tell how much of a prompt has been read, the first time it is."""
+    def _report_prefill(sequence: Sequence) -> None:
+        """Report prefill progress, unless the prompt is evaluated again after a preemption."""
         if not sequence.generated:
-            sequence.tell(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
+            sequence.emit(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
     def _resume(self, sequence: Sequence) -> None:
-        """Take up a sequence after an interrupted step: what its slot holds counts, but its last token is evaluated."""
+        """Resume after an interrupted step: the slot's contents are used, and the last token is evaluated again."""
         assert sequence.slot is not None
         length = min(self._backend.length(sequence.slot), sequence.length - 1)
         if not self._backend.trim(sequence.slot, length):
@@ -199,20 +184,20 @@ class Loop:
             length = 0
         self._scheduler.resume(sequence, length)
 
-    def _say(self, sequence: Sequence, row: int) -> None:
-        """Sample a sequence's next token from a row of logits, and tell what it says."""
+    def _sample_token(self, sequence: Sequence, row: int) -> None:
+        """Sample the next token of a sequence from a row of logits, and emit its text."""
         backend = self._backend
         assert sequence.sampler is not None
         token = sequence.sampler.sample(row)
         sequence.sampled_at.append(perf_counter())
         request = sequence.request
-        if backend.is_end(token) and not request.ignore_eos:
+        if backend.is_eog(token) and not request.ignore_eos:
             return self._finish(sequence, "stop")
         logprob = backend.logprob(row, token) if request.logprobs else None
         sequence.generated.append(token)
         piece = backend.piece(token, special=token in request.visible_tokens)
         text, stopped = sequence.detokenizer.feed(piece)
-        sequence.tell(TokenEvent(sequence.id, text, token=token, logprob=logprob))
+        sequence.emit(TokenEvent(sequence.id, text, token=token, logprob=logprob))
         if stopped:
             return self._finish(sequence, "stop", by_stop_string=True)
         if len(sequence.generated) == request.params.max_tokens:
@@ -220,38 +205,39 @@ class Loop:
         if sequence.length >= backend.context_size:
             return self._finish(sequence, "context")
         if sequence.length >= backend.capacity:
-            self._scheduler.put_back(sequence)
+            self._scheduler.preempt(sequence)
         return None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> None:
-        rest, stopped = sequence.detokenizer.flush()
-        if rest:
-            sequence.tell(TokenEvent(sequence.id, rest))
+        text, stopped = sequence.detokenizer.flush()
+        if text:
+            sequence.emit(TokenEvent(sequence.id, text))
         self._release(sequence)
-        ended = "stop" if stopped else reason
-        sequence.tell(sequence.finish(ended, self._backend.context_size, self._load_s, stopped or by_stop_string))
+        by_stop_string = by_stop_string or stopped
+        reason = "stop" if stopped else reason
+        sequence.emit(sequence.finish(reason, self._backend.context_size, self._load_s, by_stop_string))
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
-        sequence.has_ended = True
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
 
-    def _cancel(self, chosen: list[Sequence] | None) -> None:
-        live = [*self._scheduler.running, *self._scheduler.waiting]
-        ended = set(live if chosen is None else chosen)
-        for sequence in live:
-            if sequence in ended:
+    def _cancel(self, sequences: list[Sequence] | None) -> None:
+        """Cancel those of these sequences that have not finished, or all."""
+        unfinished = [*self._scheduler.running, *self._scheduler.waiting]
+        chosen = set(unfinished if sequences is None else sequences)
+        for sequence in unfinished:
+            if sequence in chosen:
                 self._finish(sequence, "cancelled")
 
-    def _drop(self, sequence: Sequence, error: BaseException) -> None:
-        """End a sequence with an error; its caller then withdraws what else it asked for."""
+    def _fail_sequence(self, sequence: Sequence, error: BaseException) -> None:
+        """End a sequence with an error; its caller then cancels the others of the same stream."""
         self._release(sequence)
-        sequence.tell(Failure(error))
+        sequence.emit(Failure(error))
 
     def fail(self, error: BaseException) -> None:
-        """End every sequence with the error; what the slots hold is unknown now."""
+        """End every sequence with the error; the contents of the slots are unknown from here on."""
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._drop(sequence, error)
-        self._scheduler.forget()
+            self._fail_sequence(sequence, error)
+        self._scheduler.clear_slots()

@@ -1,4 +1,4 @@
-"""What this machine lets a process use: processors and memory, within its cgroups, and the accelerators last seen."""
+"""Resources available to this process: CPUs and memory within its cgroups, and the GPUs seen last."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Processors:
-    """Processors of this machine as the system counts them and in cores, and what this process may use of them."""
+    """Logical CPUs and cores of this machine, and how many of them this process may use."""
 
     logical: int
     cores: int
@@ -29,18 +29,18 @@ class Processors:
 
     @property
     def threads(self) -> int:
-        """How many threads decode fastest: processors this process may use, one for each core."""
+        """Fastest number of threads for decoding: one for each core this process may use."""
         allowed = self.cores if self.allowed == self.logical else self.allowed
         return max(1, math.ceil(min(allowed, self.quota)))
 
     @property
     def usable(self) -> int:
-        """How many threads can run at the same time, two on a core among them."""
+        """Number of threads that can run concurrently, hyper-threads included."""
         return max(1, math.ceil(min(self.allowed, self.quota)))
 
 
 def processors() -> Processors:
-    """Return what there is, by this process's affinity and its cgroups' quotas."""
+    """Count the CPUs, within this process's affinity and its cgroups' quotas."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -50,12 +50,12 @@ def processors() -> Processors:
 
 
 def thread_count() -> int:
-    """Return how many threads decode fastest here."""
+    """Fastest number of threads for decoding on this machine."""
     return processors().threads
 
 
 def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
-    """Return what Linux says the processor can; None where nothing is said."""
+    """CPU features as listed by Linux; None if unavailable."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -65,17 +65,17 @@ def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None
 
 
 def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulkan"] | None:
-    """Return what llama.cpp could be built for, by what this machine seems to have; None where there is no sign."""
+    """GPU backend that llama.cpp could be built with for this machine; None if no GPU is evident."""
     if (root / "dev" / "nvidia0").exists() or shutil.which("nvidia-smi"):
         return "cuda"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "metal"
-    renderers = (root / "dev" / "dri").glob("renderD*")  # a card that only shows pictures has none
+    renderers = (root / "dev" / "dri").glob("renderD*")  # absent for a card that can only display
     return "vulkan" if next(renderers, None) else None
 
 
 def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[Path]:
-    """Return the folders of the cgroup this process is in and of all above it; just the root where that is not told."""
+    """Directories of this process's cgroup and its ancestors; only the root if the membership is unknown."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -88,7 +88,7 @@ def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[Pat
 
 
 def cgroup_quota(root: Path) -> float:
-    """Return the processors a cgroup allows this process; infinity where there is no limit."""
+    """CPU quota of a cgroup; infinity if unlimited."""
     try:
         quota, period = (root / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -104,14 +104,14 @@ def cgroup_quota(root: Path) -> float:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory this process can still take: what is free, or what its cgroup leaves."""
+    """Bytes of memory this process can still allocate, within its cgroups."""
     import psutil
 
     return int(max(0, min(psutil.virtual_memory().available, *map(cgroup_memory, own_cgroups()))))
 
 
 def peak_memory() -> int:
-    """Return the most bytes of memory this process has had until now, files it has mapped among them; 0 if unknown."""
+    """Peak resident memory of this process in bytes, mapped files included; 0 if unknown."""
     try:
         import resource
     except ImportError:
@@ -121,22 +121,22 @@ def peak_memory() -> int:
 
 
 def total_memory() -> int:
-    """Return the bytes of memory this machine has, or its cgroups allow, whatever is in use now."""
+    """Bytes of memory of this machine, used or free, within its cgroups."""
     import psutil
 
     return int(min(psutil.virtual_memory().total, *map(cgroup_limit, own_cgroups())))
 
 
 def cgroup_limit(root: Path) -> float:
-    """Return the bytes a cgroup allows; infinity where there is no limit."""
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2, and of version 1
+    """Memory limit of a cgroup in bytes; infinity if unlimited."""
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
         with contextlib.suppress(OSError, ValueError):  # "max"
             return int((root / file).read_text())
     return math.inf
 
 
 def cgroup_memory(root: Path) -> float:
-    """Return the bytes a cgroup leaves this process; infinity where there is no limit. Cached files give way to it."""
+    """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited."""
     try:
         left = int((root / "memory.max").read_text()) - int((root / "memory.current").read_text())
         stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
@@ -146,14 +146,14 @@ def cgroup_memory(root: Path) -> float:
 
 
 def machine_memory() -> int:
-    """Return the bytes of memory this machine has, whatever this process is allowed of them."""
+    """Bytes of memory of this machine, ignoring cgroups."""
     import psutil
 
     return int(psutil.virtual_memory().total)
 
 
 def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
-    """Write down which accelerators llama.cpp has seen: asking it anew would load it. Nobody minds where that fails."""
+    """Cache the GPUs llama.cpp found, since finding them requires loading it; failures are ignored."""
     text = json.dumps([asdict(device) for device in devices]).encode()
     with contextlib.suppress(OSError):
         if not path.exists() or path.read_bytes() != text:
@@ -162,7 +162,7 @@ def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
 
 
 def load_devices(path: Path) -> tuple[Device, ...] | None:
-    """Return the accelerators that were written down; None where no model has been loaded yet."""
+    """Read the cached GPUs; None before the first model was loaded."""
     try:
         listed = json.loads(path.read_bytes())
         return tuple(_device(**each) for each in listed) if isinstance(listed, list) else None
@@ -172,5 +172,5 @@ def load_devices(path: Path) -> tuple[Device, ...] | None:
 
 def _device(*, name: str, description: str, free: int, total: int) -> Device:
     if not (isinstance(name, str) and isinstance(description, str) and type(free) is int and type(total) is int):
-        raise TypeError("a value of the wrong kind")
+        raise TypeError("a value of the wrong type")
     return Device(name, description, free, total)

@@ -1,4 +1,4 @@
-"""How a model is to be opened: pure numbers, from what was asked, what its file says, and what the machine has."""
+"""Plan how to load a model: context, slots and layers from the options, the file and the machine. Pure."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 
 DEFAULT_CONTEXT = 8192
-HEADROOM = 512 * 2**20  # bytes left alone beside weights and cache: compute buffers, and the rest of the machine
+HEADROOM = 512 * 2**20  # bytes beside weights and KV cache, for compute buffers and other programs
 
 CacheType = Literal["f16", "q8_0"]
-CACHE_SHARE = {"f16": 1.0, "q8_0": 34 / 64}  # of the bytes of a key-value cache in f16
-MOST_SAID = {"slots": 256, "n_ubatch": 65536}  # in a tuning; threads are 1024 at most
+CACHE_SIZE_RATIO = {"f16": 1.0, "q8_0": 34 / 64}  # relative to f16
+MAX_VALUES = {"slots": 256, "n_ubatch": 65536}  # of tuning settings; 1024 for all others
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a plan must know of a model: trained context in tokens, bytes of weights, layers, KV bytes of one token."""
+    """Sizes of a model: trained context in tokens, weights in bytes, number of layers, KV cache bytes per token."""
 
     trained_context: int
     weight_bytes: int
     layers: int
     kv_bytes_per_token: int
 
-    def cached_in(self, cache_type: CacheType) -> Shape:
-        """Return the shape with a key-value cache of another type than f16."""
-        return replace(self, kv_bytes_per_token=int(self.kv_bytes_per_token * CACHE_SHARE[cache_type]))
+    def with_cache_type(self, cache_type: CacheType) -> Shape:
+        """Shape with the KV cache in another type than f16."""
+        return replace(self, kv_bytes_per_token=int(self.kv_bytes_per_token * CACHE_SIZE_RATIO[cache_type]))
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a model is to be opened; None and "auto" leave it to the machine.
+    """How to load a model; None and "auto" are chosen for this machine.
 
-    `slots` is how many sequences may run at once, as far as memory holds them; `shared` ones have one memory together,
-    of that length. With `whole_context` it is made for the longest sequence while the model loads, as somebody who will
-    talk wants it; one answer is sooner there with as much as it takes. `repack` has weights laid out anew for the
-    processor: one sequence is said faster so, many are not, and loading takes longer and twice the memory. `evenly` has
-    a CPU evaluate a token the same whatever runs beside it, for a row more where one runs alone.
-
-    `threads` say tokens; `prefill_threads`, as many where None, read prompts and say those of several sequences.
-    `micro_batch` is how many tokens of a prompt one step reads; `flash_attention` None leaves it to llama.cpp.
+    - `slots`: maximum number of concurrent sequences, if memory allows
+    - `whole_context`: allocate the KV cache for the longest sequence while loading, as a chat needs it; otherwise it is
+      allocated for the first request, so that a single answer starts sooner
+    - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
+      load and twice the memory
+    - `kv_unified`: all slots share one KV cache of `context_size` tokens
+    - `batch_invariant`: on the CPU, evaluate a token the same whatever runs beside it; costs a row per single sequence
+    - `n_threads`, `n_threads_batch`: for decoding one sequence, and for prefill and batches; the latter defaults to the
+      former
+    - `n_ubatch`: maximum number of prompt tokens in one step
+    - `flash_attention`: None leaves it to llama.cpp
     """
 
     path: Path
@@ -63,16 +66,13 @@ class LoadOptions:
     cache_type: CacheType = "f16"
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
-        """Return these with what a tuning says in their place."""
-        return replace(self, **tuning.said)
+        """Options with the settings of a tuning."""
+        return replace(self, **tuning.overrides)
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Those of the options that change how fast a model is, and at most close choices of what it says.
-
-    None is as usual.
-    """
+    """Options that affect speed, and output only where two tokens are nearly equally likely; None is the default."""
 
     repack: bool | None = None
     n_threads: int | None = None
@@ -84,21 +84,21 @@ class Tuning:
     slots: int | None = None
 
     @property
-    def said(self) -> dict[str, Any]:
-        """What is not as usual, by its name."""
+    def overrides(self) -> dict[str, Any]:
+        """Settings other than the default, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def checked(self) -> Tuning:
-        """Return this where each value is of its kind, as what was read from a file must be; ValueError where not."""
+    def validated(self) -> Tuning:
+        """The tuning itself, if all its values, read from a file, have valid types and ranges; ValueError otherwise."""
         kinds: dict[str, type] = {"repack": bool, "flash_attention": bool, "cache_type": str, "gpu_layers": str}
-        for name, value in self.said.items():
+        for name, value in self.overrides.items():
             wrong = type(value) is not kinds.get(name, int)
-            if wrong or (type(value) is int and not 1 <= value <= MOST_SAID.get(name, 1024)):
+            if wrong or (type(value) is int and not 1 <= value <= MAX_VALUES.get(name, 1024)):
                 raise ValueError(f"{name} is {value!r}")
-        if self.cache_type not in (None, *CACHE_SHARE):
+        if self.cache_type not in (None, *CACHE_SIZE_RATIO):
             raise ValueError(f"cache_type is {self.cache_type!r}")
         if self.cache_type == "q8_0" and self.flash_attention is False:
-            raise ValueError("a quantized KV cache requires flash attention")
+            raise ValueError("a quantized cache requires flash attention")
         layers = self.gpu_layers
         if layers not in (None, "auto", "all") and not (layers.isdecimal() and len(layers) < 6):
             raise ValueError(f"gpu_layers is {layers!r}")
@@ -107,7 +107,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An accelerator; memory in bytes, as its driver tells now."""
+    """A GPU; memory in bytes, as reported by its driver."""
 
     name: str
     description: str
@@ -115,82 +115,82 @@ class Device:
     total: int
 
 
-def plan_context(shape: Shape, asked: int | None, memory: int) -> int:
-    """Return the context of one sequence: what was asked for, or the smallest of trained, 8192 and what fits.
+def plan_context(shape: Shape, requested: int | None, memory: int) -> int:
+    """Choose the context size: the requested one, or the smallest of trained, 8192 and what fits in memory.
 
-    Raises EngineError where the cache of what was asked for is larger than all free memory.
+    Raises EngineError if the KV cache of the requested size exceeds free memory.
     """
     token_bytes = max(1, shape.kv_bytes_per_token)
-    if asked is not None:
-        if asked * token_bytes > memory:
+    if requested is not None:
+        if requested * token_bytes > memory:
             raise EngineError(
-                f"a context of {asked} tokens needs {asked * token_bytes / 1e9:.1f} GB,"
-                f" and {memory / 1e9:.1f} GB of memory is free",
+                f"a context of {requested} tokens needs {requested * token_bytes / 1e9:.1f} GB,"
+                f" but only {memory / 1e9:.1f} GB of memory is free",
                 f"use --ctx {min(shape.trained_context, memory // 2 // token_bytes // 256 * 256)} or less",
             )
-        return asked
-    room = (memory - shape.weight_bytes - HEADROOM) // token_bytes
-    fits = max(256, room // 256 * 256)
-    return min(usual_context(shape), fits)
+        return requested
+    free = (memory - shape.weight_bytes - HEADROOM) // token_bytes
+    fits = max(256, free // 256 * 256)
+    return min(default_context(shape), fits)
 
 
-def usual_context(shape: Shape) -> int:
-    """Return the context a model gets where memory is no matter."""
+def default_context(shape: Shape) -> int:
+    """Context size if memory is sufficient."""
     return min(shape.trained_context, DEFAULT_CONTEXT)
 
 
-def shortage(shape: Shape, context: int) -> NoticeEvent | None:
-    """Return what the user should know of a context nobody asked for that memory has made smaller than usual."""
-    usual = usual_context(shape)
-    if context >= usual:
+def short_context_notice(shape: Shape, context: int) -> NoticeEvent | None:
+    """Notice that free memory limits the context below its default size; None if it does not."""
+    default = default_context(shape)
+    if context >= default:
         return None
     return NoticeEvent(
-        f"free memory fits a context of {context} tokens instead of {usual}",
-        "close other programs, choose a smaller quantization, or force it with --ctx",
+        f"context limited to {context} tokens by free memory (default: {default})",
+        "close other programs, use a smaller quantization, or force it with --ctx",
     )
 
 
-def plan_repacking(quantization: str | None, many: bool, machine: str) -> bool:
-    """Return whether weights are laid out anew, as llama.cpp does by itself.
+def plan_repacking(quantization: str | None, is_batch: bool, machine: str) -> bool:
+    """Whether to repack weights, which is llama.cpp's default.
 
-    On x86 K-quants are better left as they are where many are asked: a model of Mistral-7B's shape in Q4_K_M, on two
-    cores with AVX-512, then read prompts 1.5 times as fast, said 1.15 times as much in a batch of 32, loaded in a
-    tenth of the time and took 4.6 GB and not 7.9. One sequence was said 1.4 times as fast with them repacked, and Q4_0
-    was slower in everything without.
+    Not for batches with K-quants on x86. Measured on a model of Mistral-7B's shape in Q4_K_M, on two cores with
+    AVX-512, without repacking: prefill 1.5 times as fast, decoding of 32 sequences 1.15 times as fast, a tenth of the
+    load time, 4.6 GB instead of 7.9 GB of memory. With repacking, a single sequence decoded 1.4 times as fast, and Q4_0
+    was faster in everything.
     """
-    return not many or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
+    return not is_batch or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
 
 
-def plan_slots(asked: int, length: int, kv_bytes_per_token: int, memory: int) -> int:
-    """Return how many sequences of a length run at once: as many as were asked for and memory holds; at least one."""
+def plan_slots(requested: int, length: int, kv_bytes_per_token: int, memory: int) -> int:
+    """Number of concurrent sequences of a length: the requested number, or what fits in memory; at least one."""
     sequence_bytes = max(1, length * kv_bytes_per_token)
-    return max(1, min(asked, (memory - HEADROOM) // sequence_bytes))
+    return max(1, min(requested, (memory - HEADROOM) // sequence_bytes))
 
 
-def plan_layers(shape: Shape, asked: str, context: int, devices: tuple[Device, ...]) -> int:
-    """Return how many layers to offload: the output layer counts as one more than the model has."""
-    everything = shape.layers + 1
-    if asked == "all":
-        return everything
-    if asked != "auto":
-        return int(asked)
-    layer_bytes = (shape.weight_bytes + shape.kv_bytes_per_token * context) / everything
-    return min(everything, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
+def plan_layers(shape: Shape, requested: str, context: int, devices: tuple[Device, ...]) -> int:
+    """Number of layers to offload; the output layer counts as one more."""
+    all_layers = shape.layers + 1
+    if requested == "all":
+        return all_layers
+    if requested != "auto":
+        return int(requested)
+    layer_bytes = (shape.weight_bytes + shape.kv_bytes_per_token * context) / all_layers
+    return min(all_layers, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
 
 
-def remarks(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
-    """Yield what the user should know of what was asked for; `offloads` says whether this build can use a GPU."""
+def option_notices(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
+    """Yield notices about options that have no or an adverse effect; `offloads`: this build supports GPUs."""
     trained = options.shape.trained_context
-    layers_asked = options.gpu_layers not in ("auto", "0")
-    if layers_asked and offloads and not devices:
+    wants_gpu = options.gpu_layers not in ("auto", "0")
+    if wants_gpu and offloads and not devices:
         yield NoticeEvent(
-            f"--gpu-layers {options.gpu_layers}: llama.cpp finds no GPU, so everything runs on the CPU",
+            f"--gpu-layers {options.gpu_layers}: no GPU found; using the CPU",
             "check the driver, or omit --gpu-layers",
         )
-    elif layers_asked and not offloads:
+    elif wants_gpu and not offloads:
         yield NoticeEvent(
-            f"--gpu-layers {options.gpu_layers}: this llama.cpp has no GPU support, so everything runs on the CPU",
-            'install one that has: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
+            f"--gpu-layers {options.gpu_layers}: llama.cpp was built without GPU support; using the CPU",
+            'rebuild it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
             " llama-cpp-python  (GGML_METAL or GGML_VULKAN likewise)",
         )
     if options.context_size and options.context_size > trained:

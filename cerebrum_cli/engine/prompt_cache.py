@@ -1,4 +1,4 @@
-"""Slots and the store: a state is loaded before a sequence that begins like it moves in, and saved when asked to."""
+"""Prompt cache on disk: restore the longest common prefix before admission, and save idle slots on request."""
 
 from __future__ import annotations
 
@@ -9,78 +9,80 @@ from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
 
-WORTH = 16  # tokens a state must save: fewer are evaluated as fast as they are found
-SHARE = 16  # and one in so many of its own, since all of it is read: that takes a twentieth of evaluating it
+MIN_SAVED_TOKENS = 16  # fewer are evaluated as fast as a state is found
+MAX_READ_RATIO = 16  # tokens read for each token saved: reading takes about a twentieth of evaluating
 
 
 class PromptCache:
-    """What the engine's thread does with the store."""
+    """The prompt cache as the engine's thread uses it."""
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, states: StateStore) -> None:
+    def __init__(self, backend: Backend, scheduler: Scheduler, store: StateStore) -> None:
         self._backend = backend
         self._scheduler = scheduler
-        self._states = states
+        self._store = store
 
-    def found(self, sequence: Sequence, anew: bool) -> State | None:
-        """Return the state that spares a waiting sequence most, if it is worth it; `anew`: memory will be made first.
+    def find(self, sequence: Sequence, needs_memory: bool) -> State | None:
+        """Find the state that saves a waiting sequence the most tokens, if it is worth loading.
 
-        What memory there is does not grow for a state: others would lose what their slots hold.
+        With `needs_memory`, memory is about to be allocated and can be of any size. Otherwise the state must fit:
+        growing the memory would empty the slots of others.
         """
         backend, prompt = self._backend, sequence.prompt[:-1]
-        room = backend.context_size if anew else backend.capacity
-        best = 0 if anew else max(common_prefix(slot.held, prompt) for slot in self._scheduler.slots)
+        max_length = backend.context_size if needs_memory else backend.capacity
+        held = 0 if needs_memory else max(common_prefix(slot.tokens, prompt) for slot in self._scheduler.slots)
 
-        def fits(length: int, shared: int) -> bool:
-            return length <= room and shared - best >= max(WORTH, length // SHARE) and backend.trims(length, shared)
+        def is_usable(length: int, shared: int) -> bool:
+            is_worth_it = shared - held >= max(MIN_SAVED_TOKENS, length // MAX_READ_RATIO)
+            return length <= max_length and is_worth_it and backend.is_trimmable(length, shared)
 
-        kind = backend.state_kind if len(prompt) - best >= WORTH else None
-        return self._states.longest(prompt, kind, fits, sequence.tell) if kind else None
+        kind = backend.state_kind if len(prompt) - held >= MIN_SAVED_TOKENS else None
+        return self._store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
 
-    def load(self, state: State, sequence: Sequence) -> None:
-        """Load a state into a free slot, where the sequence will find it."""
-        backend, slot = self._backend, self._scheduler.spare
+    def restore(self, state: State, sequence: Sequence) -> None:
+        """Load a state into the free slot in which admission will find it."""
+        backend, slot = self._backend, self._scheduler.free_slot
         slot.clear()
-        if backend.load(slot.index, state.path) and backend.length(slot.index) == len(state.tokens):
-            slot.read(state.tokens)
+        if backend.load_state(slot.index, state.path) and backend.length(slot.index) == len(state.tokens):
+            slot.extend(state.tokens)
         else:
             backend.clear(slot.index)
-            self._states.refuse(state, sequence.tell)
+            self._store.discard(state, sequence.emit)
 
-    def save(self, least: int, prompt: tuple[int, ...] | None) -> None:
-        """Save what idle slots hold, the longest first, where `least` tokens or more of it are in no state yet.
+    def save(self, min_tokens: int, prompt: tuple[int, ...] | None) -> None:
+        """Save idle slots, longest first, that have at least `min_tokens` tokens in no state yet.
 
-        With a prompt, save only the one that holds most of it.
+        With a prompt, save only the slot with the longest common prefix.
         """
         backend, kind = self._backend, self._backend.state_kind
         if kind is None:
             return
-        least = max(1, least)
-        idle = [slot for slot in self._scheduler.slots if not slot.sequence and len(slot.held) >= least]
+        min_tokens = max(1, min_tokens)
+        idle = [slot for slot in self._scheduler.slots if not slot.sequence and len(slot.tokens) >= min_tokens]
         if prompt is not None and idle:
-            idle = [max(idle, key=lambda slot: common_prefix(slot.held, prompt))]
-        for slot in sorted(idle, key=lambda slot: -len(slot.held)):
-            if backend.length(slot.index) != len(slot.held):
-                continue  # never seen; but a state that is not what it says would be wrong for ever
-            if len(slot.held) - self._states.shared(slot.held, kind, self._comes_back) >= least:
+            idle = [max(idle, key=lambda slot: common_prefix(slot.tokens, prompt))]
+        for slot in sorted(idle, key=lambda slot: -len(slot.tokens)):
+            if backend.length(slot.index) != len(slot.tokens):
+                continue  # never seen, but a mislabeled state would give wrong answers from then on
+            if len(slot.tokens) - self._store.stored_prefix(slot.tokens, kind, self._is_restorable) >= min_tokens:
                 size = backend.state_size(slot.index)
-                self._states.write(slot.held, kind, size, partial(backend.save, slot.index))
+                self._store.write(slot.tokens, kind, size, partial(backend.save_state, slot.index))
 
-    def save_beginning(self, tokens: tuple[int, ...]) -> None:
-        """Save the beginning that an idle slot has in common with prompts to come, unless one is kept that holds it.
+    def save_prefix(self, tokens: tuple[int, ...]) -> None:
+        """Save a common prefix of later prompts from an idle slot, unless a state has it already.
 
-        The slot forgets what comes after it.
+        The slot drops the rest.
         """
         backend, kind = self._backend, self._backend.state_kind
-        if kind is None or self._states.shared(tokens, kind, self._comes_back) >= len(tokens):
+        if kind is None or self._store.stored_prefix(tokens, kind, self._is_restorable) >= len(tokens):
             return
         idle = (slot for slot in self._scheduler.slots if not slot.sequence)
-        slot = next((slot for slot in idle if common_prefix(slot.held, tokens) == len(tokens)), None)
+        slot = next((slot for slot in idle if common_prefix(slot.tokens, tokens) == len(tokens)), None)
         if slot is None or not backend.trim(slot.index, len(tokens)):
             return
-        slot.take(slot, len(tokens))
+        slot.copy_prefix(slot, len(tokens))
         size = backend.state_size(slot.index)
-        self._states.write(tokens, kind, size, partial(backend.save, slot.index), beginning=True)
+        self._store.write(tokens, kind, size, partial(backend.save_state, slot.index), is_prefix=True)
 
-    def _comes_back(self, length: int, shared: int) -> bool:
-        """Return whether a state could be loaded in the longest context there can be, and cut to what is shared."""
-        return length <= self._backend.context_size and self._backend.trims(length, shared)
+    def _is_restorable(self, length: int, shared: int) -> bool:
+        """Whether a state fits the largest context and can be trimmed to the shared prefix."""
+        return length <= self._backend.context_size and self._backend.is_trimmable(length, shared)

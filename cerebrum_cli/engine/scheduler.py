@@ -1,8 +1,8 @@
-"""Decide which sequence lives in which slot and which tokens the next step evaluates; compute nothing.
+"""Schedule sequences: assign slots, and decide which tokens each step evaluates. Pure: nothing is computed here.
 
-A slot remembers the tokens its memory holds after its sequence has ended, so the next prompt that begins alike is
-continued instead of evaluated again. Prompts are read one at a time, in steps of their own: grouped reading would
-change answers in the last bits with the number of slots. Who talks meanwhile waits for a bounded number of tokens.
+A slot records the tokens it holds after its sequence has ended, so that the next prompt reuses the longest common
+prefix instead of evaluating it again. Prompts are evaluated one at a time, in steps of their own: batched with others,
+the last bits of a reply would depend on the number of slots. Decoding waits for a bounded number of prompt tokens.
 """
 
 from __future__ import annotations
@@ -17,229 +17,224 @@ from typing import NamedTuple
 from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.sequence import Sequence
 
-SAYS = 256  # tokens there should be room for before one more sequence runs in a memory that is shared
-READ_BETWEEN = 1024  # tokens of prompts that are read before those who talk say their next one
+MIN_FREE_CELLS = 256  # tokens of room for a reply that admission to a unified KV cache requires
+MAX_PREFILL_BETWEEN_DECODES = 1024  # tokens of prompts
 
-
-CELLS = count()  # so that no two cells have one number, whatever memory they were in
+CELL_IDS = count()  # unique across all KV caches of the process
 
 
 @dataclass(slots=True)
 class Slot:
-    """One place for a sequence: the tokens its memory holds, the cells they are in, and who lives there now.
+    """Place for one sequence: the tokens in its KV cache, the cells that hold them, and the sequence running in it.
 
-    Where slots share one memory, the copy of a token is in the same cell.
+    In a unified KV cache, copies of a token share its cell.
     """
 
     index: int
-    held: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     cells: list[int] = field(default_factory=list)
     sequence: Sequence | None = None
 
-    def read(self, tokens: Iterable[int]) -> None:
-        """Record that these tokens have been evaluated here, or loaded."""
-        self.held.extend(tokens)
-        self.cells.extend(islice(CELLS, len(self.held) - len(self.cells)))
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Record tokens that were evaluated or restored."""
+        self.tokens.extend(tokens)
+        self.cells.extend(islice(CELL_IDS, len(self.tokens) - len(self.cells)))
 
-    def take(self, source: Slot, length: int) -> None:
-        """Record that this slot holds as much of what another does, or of what it does itself."""
-        self.held, self.cells = source.held[:length], source.cells[:length]
+    def copy_prefix(self, source: Slot, length: int) -> None:
+        """Record that this slot now holds the first `length` tokens of another, or of itself."""
+        self.tokens, self.cells = source.tokens[:length], source.cells[:length]
 
     def clear(self) -> None:
-        """Record that nothing is held."""
-        self.held, self.cells = [], []
+        """Record that the slot is empty."""
+        self.tokens, self.cells = [], []
 
 
 class Admission(NamedTuple):
-    """A sequence moves into `slot`, keeping the first `keep` tokens of what `source` holds."""
+    """Where a waiting sequence goes: to `slot`, with the first `prefix_length` tokens of `source` reused."""
 
     sequence: Sequence
     slot: Slot
     source: Slot
-    keep: int
+    prefix_length: int
 
 
 class Step(NamedTuple):
-    """The rows of one decode, and for each sequence in it how many are its own; `talks`: each says a token."""
+    """Rows of one decode, and the sequences they belong to, in order, each with its number of rows."""
 
     rows: list[Row]
-    shares: list[tuple[Sequence, int]]
-    talks: bool
+    scheduled: list[tuple[Sequence, int]]
 
 
 class Scheduler:
-    """The sequences waiting and running on a number of slots, of which `limit` may be lived in at once."""
+    """Waiting and running sequences, and the slots of the running ones."""
 
     def __init__(self, slots: int) -> None:
         self.waiting: deque[Sequence] = deque()
-        self.furnish(slots)
+        self.reset_slots(slots)
 
-    def furnish(self, slots: int) -> None:
-        """The memory is new: there are so many slots, and none holds anything."""
+    def reset_slots(self, slots: int) -> None:
+        """Replace the slots by so many empty ones, after memory was allocated."""
         self.slots = [Slot(index) for index in range(slots)]
-        self.limit = slots
-        self._read = 0
+        self._prefilled = 0
 
     @property
     def running(self) -> list[Sequence]:
-        """The sequences that have a slot, ascending by slot."""
+        """Sequences that have a slot, ascending by slot."""
         return [slot.sequence for slot in self.slots if slot.sequence]
 
     @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not self.waiting and not any(slot.sequence for slot in self.slots)
+    def is_idle(self) -> bool:
+        """Whether no sequence is waiting or running."""
+        return not self.waiting and not self.running
 
-    def forget(self) -> None:
-        """What the slots hold is unknown now."""
+    def clear_slots(self) -> None:
+        """Forget the contents of all slots."""
         for slot in self.slots:
             slot.clear()
 
-    def fits(self, tokens: int, cells: int) -> bool:
-        """Return whether a memory of so many cells, which the slots share, holds so many tokens more."""
+    def has_cells(self, tokens: int, cells: int) -> bool:
+        """Whether a unified KV cache of so many cells holds `tokens` more."""
         if sum(len(slot.cells) for slot in self.slots) + tokens <= cells:
             return True
         return len(set[int]().union(*(slot.cells for slot in self.slots))) + tokens <= cells
 
-    def would_fit(self, sequence: Sequence, cells: int) -> bool:
-        """Return whether it would, beside those who live in a slot, hold one more sequence and what it says next."""
-        living = [slot for slot in self.slots if slot.sequence]
-        used = len(set[int]().union(*(slot.cells for slot in living)))
-        shared = max((common_prefix(slot.held, sequence.tokens) for slot in living), default=0)
-        return used + sequence.length - shared + SAYS <= cells
+    def can_hold(self, sequence: Sequence, cells: int) -> bool:
+        """Whether a unified KV cache, without its idle slots, has room for one more sequence and part of its reply."""
+        running = [slot for slot in self.slots if slot.sequence]
+        used = len(set[int]().union(*(slot.cells for slot in running)))
+        shared = max((common_prefix(slot.tokens, sequence.tokens) for slot in running), default=0)
+        return used + sequence.length - shared + MIN_FREE_CELLS <= cells
 
     @property
-    def idlest(self) -> Slot | None:
-        """The slot that can best be cleared where memory is short: the highest free one that holds something."""
-        return next((slot for slot in reversed(self._free) if slot.held), None)
+    def eviction_candidate(self) -> Slot | None:
+        """The highest free slot that holds tokens: admission prefers the lowest."""
+        return next((slot for slot in reversed(self._free_slots) if slot.tokens), None)
 
     @property
-    def room(self) -> int:
-        """How many more sequences may run."""
-        return min(self.limit, len(self.slots)) - len(self.running)
+    def free_slot_count(self) -> int:
+        """Number of further sequences that can run."""
+        return len(self._free_slots)
 
     @property
     def can_admit(self) -> bool:
-        """Whether a sequence waits, there is room for it, and no prompt is still being read."""
-        return bool(self.waiting) and self.room > 0 and not any(sequence.reading for sequence in self.running)
+        """Whether a sequence is waiting, a slot is free, and no prompt is being evaluated."""
+        return bool(self.waiting and self._free_slots) and not any(one.is_prefilling for one in self.running)
 
     @property
-    def spare(self) -> Slot:
-        """The free slot there is least to lose in: an empty one, the lowest."""
-        return min(self._free, key=lambda slot: (len(slot.held) > 0, slot.index))
+    def free_slot(self) -> Slot:
+        """The free slot whose contents are the smallest loss: the lowest empty one, or else the lowest."""
+        return min(self._free_slots, key=lambda slot: (len(slot.tokens) > 0, slot.index))
 
-    def admit(self) -> Admission:
-        """Return where the next waiting sequence goes.
+    def next_admission(self) -> Admission:
+        """Choose a slot for the next waiting sequence, and the slot with the longest common prefix as its source.
 
-        The slot that shares the longest beginning gives it. The last token is always evaluated: its logits choose the
-        next one.
+        The last token is never reused: its logits choose the next one.
         """
         sequence = self.waiting[0]
-        beginning = sequence.tokens[:-1]
-        shared = {slot.index: common_prefix(slot.held, beginning) for slot in self.slots}
+        reusable = sequence.tokens[:-1]
+        shared = {slot.index: common_prefix(slot.tokens, reusable) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (shared[slot.index], not slot.sequence, -slot.index))
-        keep = shared[source.index]
-        if keep and not source.sequence:
-            return Admission(sequence, source, source, keep)
-        return Admission(sequence, self.spare, source, keep)
+        length = shared[source.index]
+        if length and not source.sequence:
+            return Admission(sequence, source, source, length)
+        return Admission(sequence, self.free_slot, source, length)
 
-    def twins(self, read: Sequence) -> list[Admission]:
-        """Return where samples of the prompt just read go, as far as there is room: they share all of it."""
-        assert read.slot is not None
-        source = self.slots[read.slot]
-        twins = takewhile(lambda one: one.request is read.request and not one.generated, self.waiting)
-        places = zip(range(self.room), twins, self._free, strict=False)
-        return [Admission(twin, slot, source, len(read.prompt)) for _, twin, slot in places]
+    def sibling_samples(self, evaluated: Sequence) -> list[Admission]:
+        """Choose slots, as far as they are free, for samples of the prompt just evaluated: they reuse all of it."""
+        assert evaluated.slot is not None
+        source = self.slots[evaluated.slot]
+        siblings = takewhile(lambda one: one.request is evaluated.request and not one.generated, self.waiting)
+        pairs = zip(siblings, self._free_slots, strict=False)
+        return [Admission(sibling, slot, source, len(evaluated.prompt)) for sibling, slot in pairs]
 
-    def place(self, admission: Admission, kept: int) -> None:
-        """Record an admission that has been carried out, with the tokens that could really be kept."""
+    def admit(self, admission: Admission, prefix_length: int) -> None:
+        """Record an admission, with the number of tokens that could be reused."""
         sequence, slot, source, _ = admission
         self.waiting.remove(sequence)
-        slot.take(source, kept)
+        slot.copy_prefix(source, prefix_length)
         slot.sequence = sequence
         sequence.slot = slot.index
-        sequence.evaluated = kept
+        sequence.evaluated = prefix_length
         if not sequence.generated:
-            sequence.cached = kept
+            sequence.cached_tokens = prefix_length
 
-    def gap(self) -> tuple[Slot, Slot] | None:
-        """Return the highest slot lived in and the lowest free one between such, if there is one.
+    def hole(self) -> tuple[Slot, Slot] | None:
+        """Find the highest running slot and the lowest free one below it, if any.
 
-        llama.cpp computes a step in one go only for slots that follow one another.
+        llama.cpp computes a step in one pass only for consecutive slots.
         """
-        lived_in = [slot.index for slot in self.slots if slot.sequence]
-        if not lived_in or lived_in[-1] - lived_in[0] == len(lived_in) - 1:
+        running = [slot.index for slot in self.slots if slot.sequence]
+        if not running or running[-1] - running[0] == len(running) - 1:
             return None
-        free = next(slot for slot in self._free if slot.index > lived_in[0])
-        return self.slots[lived_in[-1]], free
+        free = next(slot for slot in self._free_slots if slot.index > running[0])
+        return self.slots[running[-1]], free
 
     def move(self, source: Slot, target: Slot) -> None:
-        """Record that a sequence has moved, with what its slot held."""
+        """Record that a sequence has moved, with the contents of its slot."""
         assert source.sequence is not None
-        target.take(source, len(source.held))
+        target.copy_prefix(source, len(source.tokens))
         source.clear()
         target.sequence, source.sequence = source.sequence, None
         target.sequence.slot = target.index
 
-    def schedule(self, stretch: Callable[[int], int]) -> Step:
-        """Return the next step: some tokens of what one sequence reads, or one token of each that talks.
+    def schedule(self, prefill_chunk: Callable[[int], int]) -> Step:
+        """Schedule a step: part of the one prompt being evaluated, or one token of each decoding sequence.
 
-        `stretch` tells how many tokens may be read at once from a position on.
+        `prefill_chunk` gives the maximum number of prompt tokens from a position.
         """
         running = self.running
-        reading = next((sequence for sequence in running if sequence.reading), None)
-        talking = [(sequence, 1) for sequence in running if not sequence.reading]
-        talks = reading is None or (bool(talking) and self._read >= READ_BETWEEN)
-        if reading is None or talks:
-            self._read, shares = 0, talking
+        prefilling = next((sequence for sequence in running if sequence.is_prefilling), None)
+        decoding = [(sequence, 1) for sequence in running if not sequence.is_prefilling]
+        if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):
+            self._prefilled, scheduled = 0, decoding
         else:
-            some = min(stretch(reading.evaluated), reading.length - reading.evaluated)
-            self._read, shares = self._read + some, [(reading, some)]
+            chunk = min(prefill_chunk(prefilling.evaluated), prefilling.length - prefilling.evaluated)
+            self._prefilled, scheduled = self._prefilled + chunk, [(prefilling, chunk)]
         rows: list[Row] = []
-        for sequence, some in shares:
+        for sequence, size in scheduled:
             assert sequence.slot is not None
             last = sequence.length - 1
-            for at in range(sequence.evaluated, sequence.evaluated + some):
-                rows.append(Row(sequence.slot, at, sequence.token_at(at), at == last))
-        return Step(rows, shares, talks)
+            for position in range(sequence.evaluated, sequence.evaluated + size):
+                rows.append(Row(sequence.slot, position, sequence.token_at(position), position == last))
+        return Step(rows, scheduled)
 
-    def evaluated(self, shares: Iterable[tuple[Sequence, int]]) -> None:
-        """Record that so many further tokens of each sequence are in its slot's memory."""
-        for sequence, some in shares:
+    def record_evaluated(self, scheduled: Iterable[tuple[Sequence, int]]) -> None:
+        """Record that the slots hold so many further tokens of each sequence."""
+        for sequence, size in scheduled:
             assert sequence.slot is not None
-            begin = sequence.evaluated
-            self.slots[sequence.slot].read(map(sequence.token_at, range(begin, begin + some)))
-            sequence.evaluated += some
+            start = sequence.evaluated
+            self.slots[sequence.slot].extend(map(sequence.token_at, range(start, start + size)))
+            sequence.evaluated += size
 
     def resume(self, sequence: Sequence, length: int) -> None:
-        """Record that after an interrupted step the sequence's slot holds just its first `length` tokens."""
+        """Record that after an interrupted step the slot holds only the first `length` tokens of its sequence."""
         assert sequence.slot is not None
         slot = self.slots[sequence.slot]
-        slot.take(slot, min(length, len(slot.held)))
-        slot.read(map(sequence.token_at, range(len(slot.held), length)))
+        slot.copy_prefix(slot, min(length, len(slot.tokens)))
+        slot.extend(map(sequence.token_at, range(len(slot.tokens), length)))
         sequence.evaluated = length
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out; its slot is free and keeps what it holds."""
+        """Remove a sequence; the contents of its slot can be reused."""
         if sequence.slot is not None:
             self.slots[sequence.slot].sequence = None
             sequence.slot = None
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def put_back(self, sequence: Sequence) -> None:
-        """Have a sequence wait behind the others, with all it has said, for a slot where there is more room."""
+    def preempt(self, sequence: Sequence) -> None:
+        """Return a sequence, with its reply so far, to the end of the queue."""
         self.remove(sequence)
         sequence.evaluated = 0
         self.waiting.append(sequence)
 
     @property
-    def _free(self) -> list[Slot]:
+    def _free_slots(self) -> list[Slot]:
         return [slot for slot in self.slots if not slot.sequence]
 
 
 def common_prefix(a: Many[int], b: Many[int]) -> int:
-    """Return how many tokens two sequences have in common from their beginning."""
+    """Length of the common prefix of two token sequences."""
     for index, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
             return index

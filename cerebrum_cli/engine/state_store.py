@@ -1,11 +1,12 @@
-"""What slots held, kept on disk: one file a state, checked from end to end before llama.cpp reads it.
+"""State files of the prompt cache: one file for each state, with checksums verified before llama.cpp reads it.
 
-llama.cpp writes the front of a file itself; behind it stand our own record and a footer of fixed size:
+llama.cpp writes the body; a record and a footer of fixed size follow:
 
     llama.cpp's body | token ids, 4 bytes each | model, format and kind as JSON | footer
 
-A name is a digest of that JSON and one of the tokens, so states of another model, format or build are never opened.
-Names are given last, and what stands under one never changes: any number of processes may use a folder.
+The file name consists of a digest of that JSON and one of the tokens, so states of another model, format or build are
+never opened. Files are renamed into place and never change afterwards, so any number of processes may share a
+directory.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 
 STATE, PART = ".state", ".part"
-BEGINNING = ".beginning"  # in the name of a state that many prompts begin with, so that no longer one replaces it
+PREFIX = ".beginning"  # in the name of a common prefix, which longer states do not replace
 MAGIC = b"cerebrm1"
-FOOTER = struct.Struct("<QIIII8s")  # bytes of body, tokens, bytes of JSON, checksums of body and record, MAGIC
-UNCHECKED = 12  # bytes at its end that the record's checksum cannot cover: itself and MAGIC
-TOKEN = 4  # bytes of a token id
-ABANDONED = 3600  # seconds after which an unfinished file has no writer any more
+FOOTER = struct.Struct("<QIIII8s")  # body size, token count, JSON size, checksums of body and record, MAGIC
+TAIL_BYTES = 12  # the record's checksum and MAGIC, which the checksum does not cover
+TOKEN_BYTES = 4
+STALE_PART_S = 3600  # unfinished files older than this were left by killed processes
 CHUNK = 2**20
 
 DAMAGED = NoticeEvent(
-    "a saved prompt cache is damaged, or another model's",
-    "the file is deleted, and the prompt evaluated again",
+    "a file of the prompt cache is damaged",
+    "it was removed; the prompt is evaluated again",
 )
 
-Fits = Callable[[int, int], bool]
-"""Whether a state of so many tokens, of which so many are shared, is of use."""
+IsUsable = Callable[[int, int], bool]
+"""Whether a state is usable, by its length and the length of the common prefix."""
 
-Tell = Callable[[NoticeEvent], None]
+Notify = Callable[[NoticeEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A file that has been found whole, and the tokens a slot holds once it is loaded."""
+    """A verified state file, and the tokens a slot holds after loading it."""
 
     path: Path
     tokens: tuple[int, ...]
@@ -57,120 +58,119 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What stands behind the body of a file: its tokens, packed, and the body's length and checksum."""
+    """The record that follows the body: packed tokens, and the body's size and checksum."""
 
     tokens: bytes
     body: int
     checksum: int
 
 
-def unheard(_: NoticeEvent) -> None:
-    """Tell nobody: what is damaged is only of interest to whoever waits for it."""
-
-
-class NoState(Exception):
-    """A file is not what its name says."""
+class InvalidState(Exception):
+    """A file is damaged or does not match its name."""
 
 
 class StateStore:
-    """The states of one model asked in one format, in a folder that holds at most `limit` bytes of anybody's."""
+    """States of one model in one prompt format, in a directory limited to `limit` bytes for all models."""
 
     def __init__(self, directory: Path, limit: int, model: str, format: str) -> None:
         self._directory = directory
         self._limit = limit
         self._model = model
         self._format = format
-        self._known: dict[str, Record | None] = {}  # by name; None is of no use
+        self._known: dict[str, Record | None] = {}  # by file name; None for an unusable file
 
-    def longest(self, prompt: Many[int], kind: str, fits: Fits, tell: Tell) -> State | None:
-        """Return the state that shares the longest beginning with a prompt, found whole; None if none fits.
+    def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Notify) -> State | None:
+        """Find and verify the usable state with the longest common prefix with a prompt; None if there is none.
 
-        `kind` is the backend's word for build and types. Files that are damaged are told of and removed.
+        `kind` is the backend's `state_kind`. Damaged files are reported and removed.
         """
-        identity, wanted = self._identity(kind), packed(prompt)
+        identity, packed_prompt = self._identity(kind), pack_tokens(prompt)
         while True:
-            fitting = self._fitting(wanted, identity, fits, tell)
-            if not fitting:
+            usable = self._usable(packed_prompt, identity, is_usable, notify)
+            if not usable:
                 return None
-            name = max(fitting, key=lambda name: (fitting[name][0], -fitting[name][1]))
-            if state := self._whole(name, identity, tell):
+            name = max(usable, key=lambda name: (usable[name][0], -usable[name][1]))
+            if state := self._verified(name, identity, notify):
                 return state
             self._known[name] = None
 
-    def shared(self, tokens: Many[int], kind: str, fits: Fits) -> int:
-        """Return how many of these tokens a state would bring back."""
-        fitting = self._fitting(packed(tokens), self._identity(kind), fits, unheard)
-        return max((shared for shared, _ in fitting.values()), default=0)
+    def stored_prefix(self, tokens: Many[int], kind: str, is_usable: IsUsable) -> int:
+        """Length of the longest prefix of these tokens that a usable state holds."""
+        usable = self._usable(pack_tokens(tokens), self._identity(kind), is_usable, lambda _: None)
+        return max((shared for shared, _ in usable.values()), default=0)
 
     def write(
-        self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None], beginning: bool = False
+        self, tokens: Many[int], kind: str, size: int, save: Callable[[Path], None], is_prefix: bool = False
     ) -> None:
-        """Keep a state of about `size` bytes, which `save` writes, and drop what it replaces and what is too much.
+        """Store a state of about `size` bytes, written by `save`; delete the states it extends, and evict others.
 
-        A `beginning` is of many prompts: it neither replaces another nor is replaced. Raises EngineError if it cannot
-        be written, and leaves nothing then; one larger than the limit is left out.
+        A common prefix (`is_prefix`) neither replaces states nor is replaced. States larger than the limit are not
+        stored. Raises EngineError, leaving no file, if writing fails.
         """
         if size > self._limit:
             return
-        identity, data = self._identity(kind), packed(tokens)
-        path = self._directory / f"{digest(identity)}-{digest(data)}{BEGINNING * beginning}{STATE}"
+        identity, data = self._identity(kind), pack_tokens(tokens)
+        path = self._directory / f"{digest(identity)}-{digest(data)}{PREFIX * is_prefix}{STATE}"
         try:
             self._directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
-            self._place(path, identity, data, save)
+            self._write_atomically(path, identity, data, save)
         except OSError as error:
-            raise unwritable(self._directory, error.strerror or str(error)) from error
+            raise write_error(self._directory, error.strerror or str(error)) from error
         self._known.pop(path.name, None)
-        for name, record in self._records(identity, unheard).items():
+        for name, record in self._records(identity, lambda _: None).items():
             is_replaced = len(record.tokens) < len(data) and data.startswith(record.tokens)
-            if is_replaced and not (beginning or name.endswith(BEGINNING + STATE)):
-                remove(self._directory / name)
-        self._sweep(path.name)
+            if is_replaced and not (is_prefix or name.endswith(PREFIX + STATE)):
+                remove_file(self._directory / name)
+        self._evict(path.name)
 
-    def refuse(self, state: State, tell: Tell) -> None:
-        """Remove a state that could not be loaded, unless it is gone already."""
+    def discard(self, state: State, notify: Notify) -> None:
+        """Remove a state that could not be loaded, unless another process has removed it."""
         if state.path.exists():
             self._known[state.path.name] = None
-            self._ruined(state.path, tell)
+            self._remove_damaged(state.path, notify)
 
-    def _fitting(self, wanted: bytes, identity: bytes, fits: Fits, tell: Tell) -> dict[str, tuple[int, int]]:
-        """Return the states that fit, by name: how many tokens they share, and how many they have."""
+    def _usable(
+        self, packed_prompt: bytes, identity: bytes, is_usable: IsUsable, notify: Notify
+    ) -> dict[str, tuple[int, int]]:
+        """Usable states by file name: length of the common prefix, and number of tokens."""
         found = {}
-        for name, record in self._records(identity, tell).items():
-            shared, length = common_tokens(record.tokens, wanted), len(record.tokens) // TOKEN
-            if shared and fits(length, shared):
+        for name, record in self._records(identity, notify).items():
+            shared, length = common_tokens(record.tokens, packed_prompt), len(record.tokens) // TOKEN_BYTES
+            if shared and is_usable(length, shared):
                 found[name] = (shared, length)
         return found
 
-    def _records(self, identity: bytes, tell: Tell) -> dict[str, Record]:
-        """Return the records of all files there are for this identity, by name; each is read but once."""
+    def _records(self, identity: bytes, notify: Notify) -> dict[str, Record]:
+        """Records of all files with this identity, by file name; each file is read only once."""
         start = f"{digest(identity)}-"
-        names = [name for name in listed(self._directory) if name.startswith(start) and name.endswith(STATE)]
+        names = [name for name in list_names(self._directory) if name.startswith(start) and name.endswith(STATE)]
         self._known = {
-            name: self._known[name] if name in self._known else self._read(name, identity, tell) for name in names
+            name: self._known[name] if name in self._known else self._read_record(name, identity, notify)
+            for name in names
         }
         return {name: record for name, record in self._known.items() if record}
 
-    def _read(self, name: str, identity: bytes, tell: Tell) -> Record | None:
+    def _read_record(self, name: str, identity: bytes, notify: Notify) -> Record | None:
         path = self._directory / name
         try:
             with FileIO(path) as file:
                 return read_record(file, identity)
-        except NoState:
-            self._ruined(path, tell)
-        except OSError:  # gone since it was listed, or not ours to read
+        except InvalidState:
+            self._remove_damaged(path, notify)
+        except OSError:  # removed since it was listed, or unreadable
             pass
         return None
 
-    def _whole(self, name: str, identity: bytes, tell: Tell) -> State | None:
-        """Return a state if its file is whole, and note its use."""
+    def _verified(self, name: str, identity: bytes, notify: Notify) -> State | None:
+        """Verify the checksums of a state, and record its use for eviction; None if it is damaged or gone."""
         path = self._directory / name
         try:
             with FileIO(path) as file:
                 record = read_record(file, identity)
                 if checksum(file, record.body) != record.checksum:
-                    raise NoState
-        except NoState:
-            self._ruined(path, tell)
+                    raise InvalidState
+        except InvalidState:
+            self._remove_damaged(path, notify)
             return None
         except OSError:
             return None
@@ -178,14 +178,14 @@ class StateStore:
             os.utime(path)
         return State(path, tuple(array("i", record.tokens)))
 
-    def _ruined(self, path: Path, tell: Tell) -> None:
-        remove(path)
-        tell(DAMAGED)
+    def _remove_damaged(self, path: Path, notify: Notify) -> None:
+        remove_file(path)
+        notify(DAMAGED)
 
-    def _place(self, path: Path, identity: bytes, tokens: bytes, save: Callable[[Path], None]) -> None:
+    def _write_atomically(self, path: Path, identity: bytes, tokens: bytes, save: Callable[[Path], None]) -> None:
         from tempfile import mkstemp
 
-        handle, name = mkstemp(PART, dir=self._directory)  # readable for its owner alone
+        handle, name = mkstemp(PART, dir=self._directory)  # readable by the owner only
         os.close(handle)
         part = Path(name)
         try:
@@ -193,22 +193,22 @@ class StateStore:
             append_record(part, identity, tokens)
             part.replace(path)
         finally:
-            remove(part)
+            remove_file(part)
 
-    def _sweep(self, newest: str) -> None:
-        """Remove the states used longest ago until the rest is within the limit, and what killed processes left."""
+    def _evict(self, newest: str) -> None:
+        """Remove least recently used states until the limit is met, and unfinished files of killed processes."""
         states: list[tuple[float, str, int]] = []
-        for name in listed(self._directory):
+        for name in list_names(self._directory):
             with suppress(OSError):
                 status = (self._directory / name).stat()
                 if name.endswith(STATE):
                     states.append((status.st_mtime, name, status.st_size))
-                elif name.endswith(PART) and status.st_mtime < time() - ABANDONED:
-                    remove(self._directory / name)
+                elif name.endswith(PART) and status.st_mtime < time() - STALE_PART_S:
+                    remove_file(self._directory / name)
         total = sum(size for _, _, size in states)
         for _, name, size in sorted(states):
             if total > self._limit and name != newest:
-                remove(self._directory / name)
+                remove_file(self._directory / name)
                 total -= size
 
     def _identity(self, kind: str) -> bytes:
@@ -216,36 +216,36 @@ class StateStore:
 
 
 def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
-    """Write our record behind the body that stands in a file."""
+    """Append the record and the footer to a body."""
     body = path.stat().st_size
     with FileIO(path) as file:
         body_sum = checksum(file, body)
-    figures = FOOTER.pack(body, len(tokens) // TOKEN, len(identity), body_sum, 0, MAGIC)[:-UNCHECKED]
+    figures = FOOTER.pack(body, len(tokens) // TOKEN_BYTES, len(identity), body_sum, 0, MAGIC)[:-TAIL_BYTES]
     record = tokens + identity + figures
     with path.open("ab") as end:
         end.write(record + struct.pack("<I", crc32(record)) + MAGIC)
 
 
 def read_record(file: FileIO, identity: bytes) -> Record:
-    """Return the record at the end of a file; NoState if there is none that is whole, or it is of something else."""
+    """Read the record at the end of a file; InvalidState if it is damaged or has another identity."""
     size = os.fstat(file.fileno()).st_size
     if size < FOOTER.size:
-        raise NoState
+        raise InvalidState
     file.seek(size - FOOTER.size)
     footer = file.read(FOOTER.size)
     body, count, text, body_sum, record_sum, magic = FOOTER.unpack(footer)
-    length = count * TOKEN + text
+    length = count * TOKEN_BYTES + text
     if magic != MAGIC or body + length + FOOTER.size != size:
-        raise NoState
+        raise InvalidState
     file.seek(body)
     record = file.read(length)
-    if crc32(footer[:-UNCHECKED], crc32(record)) != record_sum or record[count * TOKEN :] != identity:
-        raise NoState
-    return Record(record[: count * TOKEN], body, body_sum)
+    if crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum or record[count * TOKEN_BYTES :] != identity:
+        raise InvalidState
+    return Record(record[: count * TOKEN_BYTES], body, body_sum)
 
 
 def checksum(file: FileIO, length: int) -> int:
-    """Return the CRC-32 of a file's first bytes: half the time of any hash in the standard library."""
+    """CRC-32 of the first bytes of a file: twice as fast as any hash of the standard library."""
     file.seek(0)
     buffer = memoryview(bytearray(CHUNK))
     value = 0
@@ -256,31 +256,31 @@ def checksum(file: FileIO, length: int) -> int:
 
 
 def common_tokens(a: bytes, b: bytes) -> int:
-    """Return how many tokens two packed sequences have in common from their beginning, by halving."""
+    """Length of the common prefix of two packed token sequences, by bisection."""
     same, different = 0, min(len(a), len(b))
     if a[:different] == b[:different]:
-        return different // TOKEN
+        return different // TOKEN_BYTES
     while different - same > 1:
         middle = (same + different) // 2
         if a[same:middle] == b[same:middle]:
             same = middle
         else:
             different = middle
-    return same // TOKEN
+    return same // TOKEN_BYTES
 
 
-def packed(tokens: Many[int]) -> bytes:
-    """Return token ids as bytes, in this machine's order, as llama.cpp's own are."""
+def pack_tokens(tokens: Many[int]) -> bytes:
+    """Pack token ids in native byte order, as llama.cpp does."""
     return array("i", tokens).tobytes()
 
 
 def digest(data: bytes) -> str:
-    """Return half a digest in letters a file's name can have."""
+    """First 128 bits of a SHA-256 digest in hexadecimal."""
     return sha256(data).hexdigest()[:32]
 
 
-def listed(directory: Path) -> list[str]:
-    """Return the names in a folder; none where it cannot be read."""
+def list_names(directory: Path) -> list[str]:
+    """List the file names in a directory; empty if it cannot be read."""
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries]
@@ -288,12 +288,12 @@ def listed(directory: Path) -> list[str]:
         return []
 
 
-def remove(path: Path) -> None:
-    """Remove a file, if it is there and can be removed."""
+def remove_file(path: Path) -> None:
+    """Remove a file, if possible."""
     with suppress(OSError):
         path.unlink()
 
 
-def unwritable(directory: Path, reason: str) -> EngineError:
-    """Return the error of a state that cannot be written."""
-    return EngineError(f"{directory}: {reason}", "check free space and permissions")
+def write_error(directory: Path, reason: str) -> EngineError:
+    """Create the error for a state that cannot be written."""
+    return EngineError(f"{directory}: {reason}", "check its permissions and free disk space")

@@ -112,7 +112,7 @@ def count_unanswered(rows: Sequence[Row], result: Result) -> int:
 
 def plan_parallel(wanted: int | None, samples: int) -> Parallel:
     """How many sequences run at the same time: no more than there are samples."""
-    return Parallel(min(wanted or AUTO_PARALLEL, samples), adaptive=wanted is None, batch_invariant=True)
+    return Parallel(min(wanted or AUTO_PARALLEL, samples), batch_invariant=True)
 
 
 def open_result(

@@ -60,7 +60,7 @@ def _row(title: str, tuned: Tuned) -> tuple[Any, ...]:
     speeds = tuned.speeds
     return (
         title,
-        f"{tuned.gain:.2f} x" if tuned.tuning.said else "",
+        f"{tuned.gain:.2f} x" if tuned.tuning.overrides else "",
         tuning_text(tuned.tuning),
         f"{speeds.prompt:.1f}",
         f"{speeds.generate:.1f}",

@@ -40,10 +40,10 @@ def judged_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
     offload = "offload" if build.offloads else "no offload"
     backends = ", ".join(build.backends) or "none"
     detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
-    if foreign := build.foreign(flags):
+    if foreign := build.unsupported_features(flags):
         what = f"{detail}; built for another processor: this one lacks {', '.join(foreign)}"
         return CheckResult("llama_cpp", "failure", what, f"build it on this machine: {rebuilt('')}")
-    if unused := build.unused(flags):
+    if unused := build.unused_features(flags):
         slow = (f"it leaves {', '.join(unused)} of this processor unused and is slow", rebuilt("-DGGML_NATIVE=on"))
         return check_result("llama_cpp", detail, slow)
     return check_result("llama_cpp", detail)

@@ -23,7 +23,7 @@ from cerebrum_cli.core.settings import Settings, read_config
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build
-from cerebrum_cli.engine.state_store import STATE, listed
+from cerebrum_cli.engine.state_store import STATE, list_names
 
 NETWORK_S = 3.0  # how long the Hub is waited for, in all
 
@@ -168,7 +168,7 @@ def _network(here: DoctorContext) -> CheckResult:
 
 def _prompt_cache(here: DoctorContext) -> CheckResult:
     folder = place("kept states", here.cache_directory / "states")
-    paths = [folder.path / name for name in listed(folder.path) if name.endswith(STATE)]
+    paths = [folder.path / name for name in list_names(folder.path) if name.endswith(STATE)]
     size = sum(path.stat().st_size for path in paths)
     return judgement.judged_states(folder, len(paths), size, here.settings.cache_gb * 1e9)
 
@@ -193,7 +193,7 @@ def _terminal(here: DoctorContext) -> CheckResult:
 
 
 def _self_test(here: DoctorContext) -> CheckResult:
-    if foreign := here.build().foreign(machine.processor_flags()):
+    if foreign := here.build().unsupported_features(machine.processor_flags()):
         what = f"skipped: this processor lacks {', '.join(foreign)}"
         return CheckResult("self_test", "failure", what, "fix llama_cpp first")
     return selftest.run_selftest(here.open_backend, here.settings.threads)
@@ -204,7 +204,7 @@ def _self_test_gpu(here: DoctorContext) -> CheckResult | None:
         build = here.build()
     except EngineError:
         return None
-    if not build.devices or build.foreign(machine.processor_flags()):
+    if not build.devices or build.unsupported_features(machine.processor_flags()):
         return None
     return selftest.tested_on_gpu(here.open_backend, here.settings.threads)
 

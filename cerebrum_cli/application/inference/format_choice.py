@@ -51,8 +51,8 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
 
         return EmbeddedFormat(
             source=template,
-            bos=backend.special("bos"),
-            eos=backend.special("eos"),
+            bos=backend.special_token_text("bos"),
+            eos=backend.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(backend, text),
             options=options,
         )
@@ -68,5 +68,5 @@ def prepare_format(name: str) -> None:
 
 def special_tokens(backend: Backend, text: str) -> tuple[int, ...]:
     """The special tokens a text would be tokenized to if it were trusted, in order."""
-    special = backend.controls((text,))
+    special = backend.special_token_ids((text,))
     return tuple(token for token in backend.tokenize((Text(text, trusted=True),)) if token in special)

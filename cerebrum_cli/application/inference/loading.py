@@ -33,13 +33,11 @@ PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 class Parallel:
     """How many sequences run concurrently.
 
-    With `adaptive`, `slots` is a maximum: sequences are added while that raises total throughput. With `kv_unified`,
-    all share one context, and common prefixes are stored once. With `batch_invariant`, the output of a sequence does
-    not depend on what else is in the batch.
+    With `kv_unified`, all share one context, and common prefixes are stored once. With `batch_invariant`, the output
+    of a sequence does not depend on what else is in the batch.
     """
 
     slots: int = 1
-    adaptive: bool = False
     kv_unified: bool = False
     batch_invariant: bool = False
 
@@ -182,7 +180,6 @@ def open_model(
     engine = Engine(
         factory(default) if tuned == default else with_fallback(factory, tuned, default),
         prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None,
-        parallel.adaptive,
     )
     responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name))
     return LoadedModel(model, file, name, engine, responder)

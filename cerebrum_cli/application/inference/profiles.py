@@ -162,7 +162,7 @@ def profile_object(profile: Profile) -> dict[str, Any]:
 def used_object(tuned: Tuned) -> dict[str, Any]:
     """Return what `--json` prints of one use; settings that are as usual are left out."""
     return {
-        "settings": tuned.tuning.said,
+        "settings": tuned.tuning.overrides,
         "gain": round(tuned.gain, 3),
         "agreement": tuned.agreement,
         "load_s": round(tuned.speeds.load_s, 3),
@@ -205,7 +205,7 @@ def _tuned(
 ) -> Tuned:
     if not (0 < gain < MOST and (agreement is None or 0 <= agreement <= 1)):
         raise ValueError("a gain or an agreement that cannot be")
-    return Tuned(Tuning(**tuning).checked(), _speeds(**speeds), _speeds(**baseline), float(gain), agreement)
+    return Tuned(Tuning(**tuning).validated(), _speeds(**speeds), _speeds(**baseline), float(gain), agreement)
 
 
 def _speeds(load_s: float, prompt: float, generate: float, memory: int) -> Speeds:

@@ -226,7 +226,7 @@ class LocalResponder:
         parts = self._format.render(conversation)
         ids = self._engine.tokenize(parts)
         text = "".join(part.value if isinstance(part, Text) else detokenize(backend, part.ids) for part in parts)
-        bos = backend.special("bos")
+        bos = backend.special_token_text("bos")
         adds_bos = bool(ids) and detokenize(backend, ids[:1]) == bos and not text.startswith(bos)
         return Preview(bos + text if adds_bos else text, ids)
 
@@ -248,7 +248,7 @@ class LocalResponder:
     @cached_property
     def _visible_tokens(self) -> frozenset[int]:
         thoughts = self._format.thoughts
-        return self._engine.backend.controls(
+        return self._engine.backend.special_token_ids(
             marker for thought in thoughts for marker in (thought.open, thought.close, thought.header)
         )
 

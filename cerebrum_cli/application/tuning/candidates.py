@@ -122,4 +122,4 @@ def numeric(tuning: Tuning) -> Tuning:
 
 def unusual(tuning: Tuning, usual: Tuning) -> Tuning:
     """Return what of a tuning is not as usual."""
-    return Tuning(**{name: value for name, value in tuning.said.items() if value != getattr(usual, name)})
+    return Tuning(**{name: value for name, value in tuning.overrides.items() if value != getattr(usual, name)})

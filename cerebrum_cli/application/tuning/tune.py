@@ -23,7 +23,7 @@ from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.bench.protocol import Bench, FileBench
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.plan import Device, LoadOptions, Tuning, plan_repacking, plan_slots
-from cerebrum_cli.engine.sequence import REPLY
+from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 
 MOST_TOGETHER = 64
 QUESTION = 256  # tokens room is made for in each slot of a batch, beside its reply
@@ -73,7 +73,7 @@ def this_machine(model: Model, settings: Settings) -> SearchSpace:
     here, layout = processors(), (model.quantization, architecture())
     usual_threads = settings.threads or here.threads
     room = available_memory() - model.size
-    slots = plan_slots(MOST_TOGETHER, REPLY + QUESTION, model.header.kv_bytes_per_token, room)
+    slots = plan_slots(MOST_TOGETHER, EXPECTED_REPLY_TOKENS + QUESTION, model.header.kv_bytes_per_token, room)
     return SearchSpace(
         usual=Tuning(repack=plan_repacking(layout[0], False, layout[1])),
         usual_many=Tuning(repack=plan_repacking(layout[0], True, layout[1]), slots=min(TOGETHER, slots)),
@@ -123,7 +123,7 @@ def _tried(arm: Candidate, usual: Candidate) -> dict[str, Any]:
         read = arm.speeds.prompt / usual.speeds.prompt if "read" in arm.measured else None
         say = arm.speeds.generate / usual.speeds.generate if "say" in arm.measured else None
     return {
-        "settings": arm.tuning.said,
+        "settings": arm.tuning.overrides,
         "many": arm.many,
         "read": read,
         "say": say,

@@ -186,7 +186,7 @@ class ProcessBench:
 
     def _ask(self, tuning: Tuning, question: Mapping[str, Any], length: int, sequences: int) -> dict[str, Any]:
         options = self._options.with_tuning(replace(tuning, slots=None))
-        token_bytes = options.shape.cached_in(options.cache_type).kv_bytes_per_token
+        token_bytes = options.shape.with_cache_type(options.cache_type).kv_bytes_per_token
         trial = self._trial(Opening.of(tuning), token_bytes * length * sequences)
         return trial.ask({**question, "tuning": asdict(tuning), "length": length, "sequences": sequences})
 

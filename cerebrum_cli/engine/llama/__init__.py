@@ -1,1 +1,1 @@
-"""llama.cpp behind the engine's seam: the one folder that imports `llama_cpp`."""
+"""Adapter to llama.cpp; no other package imports `llama_cpp`."""

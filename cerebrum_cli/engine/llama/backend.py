@@ -1,4 +1,4 @@
-"""The engine's backend on llama.cpp: a model, its vocabulary, and a context made when its size is known."""
+"""The engine's backend on llama.cpp: a model, its vocabulary, and a context created when its size is known."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
-from cerebrum_cli.engine.llama import batch_invariance as evenly
-from cerebrum_cli.engine.llama.context import ContextOptions, Memory, context_params
+from cerebrum_cli.engine.llama import batch_invariance
+from cerebrum_cli.engine.llama.context import ContextOptions, LlamaContext, context_params
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.sampler import GrammarSampler, GreedySampler, LlamaSampler, logits, logprob
@@ -25,130 +25,127 @@ if TYPE_CHECKING:
 
 
 class LlamaBackend(Vocabulary):
-    """A loaded model; its context is only made by `reserve`, since making a large one takes longer than an answer.
+    """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
-    `kv_bytes` are those of a token. With `evenly_read` a token is evaluated the same, whatever runs beside it.
+    `kv_bytes` is the size of a token in the KV cache.
     """
 
     def __init__(
-        self, model: Any, options: ContextOptions, stop: StopFlag, kv_bytes: int = 0, evenly_read: bool = False
+        self, model: Any, options: ContextOptions, stop: StopFlag, kv_bytes: int = 0, batch_invariant: bool = False
     ) -> None:
         super().__init__(model)
         self._model = model
         self._stop = stop
         self._kv_bytes = kv_bytes
-        self._places: list[int] | None = None
-        self._made: Memory | None = None
-        self.arrange(options, evenly_read)
+        self._batch_indices: list[int] | None = None
+        self._context: LlamaContext | None = None
+        self.configure(options, batch_invariant)
 
-    def arrange(self, options: ContextOptions, evenly_read: bool = False) -> None:
-        """Make contexts with these options from now on; what there is of memory is freed."""
-        if self._made:
-            self._made.close()
-            self._made = None
+    def configure(self, options: ContextOptions, batch_invariant: bool = False) -> None:
+        """Set the options of later contexts, and free the current one."""
+        if self._context:
+            self._context.close()
+            self._context = None
         self._options = options
-        self._evenly = evenly_read
+        self._batch_invariant = batch_invariant
         self.context_size: int = options.length
         self.slots: int = options.slots
         self.batch_size: int = options.batch_size
 
     @property
     def capacity(self) -> int:
-        """The length of sequence there is memory for."""
-        return self._made.capacity if self._made else 0
+        """Length of a sequence that memory is allocated for."""
+        return self._context.capacity if self._context else 0
 
     def reserve(self, length: int) -> None:
-        """Make a context for sequences of `length` tokens; for one alone a second time for the longest, so that there
-        is no third; for many as many as memory holds.
+        """Create a context for sequences of `length` tokens, with as many slots as fit in memory.
+
+        A context with a single KV cache is replaced only once, by one of the maximum size.
         """
-        asked, whole = self._options.slots, self._options.memories == 1
-        if self._made:
-            self._made.close()
-            self._made = None
-            length = self.context_size if whole else length
-        slots = asked if whole else plan_slots(asked, length, self._kv_bytes, free_memory())
-        while self._made is None:
-            options = replace(self._options, length=length, slots=slots + self._evenly)
+        requested, is_single = self._options.slots, self._options.n_streams == 1
+        if self._context:
+            self._context.close()
+            self._context = None
+            length = self.context_size if is_single else length
+        slots = requested if is_single else plan_slots(requested, length, self._kv_bytes, free_memory())
+        while self._context is None:
+            options = replace(self._options, length=length, slots=slots + self._batch_invariant)
             try:
-                self._made = Memory(self._model, options, self._stop)
+                self._context = LlamaContext(self._model, options, self._stop)
             except EngineError:
-                if whole or slots == 1:
+                if is_single or slots == 1:
                     raise
-                slots //= 2  # what is free is not all in one place, as where there is a GPU
+                slots //= 2  # free memory is not all on one device
         self.slots = slots
 
     @property
-    def is_shared(self) -> bool:
-        """Whether all slots share one memory."""
+    def kv_unified(self) -> bool:
+        """Whether all slots share one KV cache."""
         return self._options.kv_unified
 
     def prefill_chunk(self, position: int) -> int:
-        """Return how many tokens of a prompt a step should read at most."""
+        """Maximum number of prompt tokens to evaluate in one step from this position."""
         size = self._options.batch_size
-        return evenly.prefill_chunk(position, size) if self._evenly else size
+        return batch_invariance.prefill_chunk(position, size) if self._batch_invariant else size
 
-    def shareable(self, length: int) -> int:
-        """Return how many of the first `length` tokens of a slot are what they would be in any other prompt."""
-        return evenly.shareable(length, self._options.batch_size) if self._evenly else length
+    def reusable_prefix(self, length: int) -> int:
+        """Number of the first `length` tokens of a slot that another prompt may reuse."""
+        return batch_invariance.reusable_prefix(length, self._options.batch_size) if self._batch_invariant else length
 
     def decode(self, rows: Sequence[Row]) -> bool:
         """Evaluate the rows; False if interrupted."""
-        if not self._evenly:
-            self._places = None
-            return self._memory.decode(rows)
-        company, self._places = evenly.accompanied(rows, self.length)
-        done = self._memory.decode(company)
-        living = {row.slot for row in rows}
-        for row in company:
-            if row.slot not in living:
-                self._memory.trim(row.slot, row.position)
+        if not self._batch_invariant:
+            self._batch_indices = None
+            return self._open_context.decode(rows)
+        padded, self._batch_indices = batch_invariance.pad_single_rows(rows, self.length)
+        done = self._open_context.decode(padded)
+        decoded = {row.slot for row in rows}
+        for row in padded:
+            if row.slot not in decoded:
+                self._open_context.trim(row.slot, row.position)
         return done
 
     def length(self, slot: int) -> int:
-        """Return how many tokens the slot holds."""
-        return self._memory.length(slot)
+        """Number of tokens in the slot."""
+        return self._open_context.length(slot)
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
-        """Return a fresh sampler."""
+        """Create a sampler."""
         is_greedy = params.temperature == 0 and params.repeat_penalty == 1.0
-        if grammar is None and is_greedy and self._options.memories > 1:
-            return GreedySampler(self)
+        if grammar is None and is_greedy and self._options.n_streams > 1:
+            return GreedySampler(self.logits)
         if grammar is None:
-            return LlamaSampler(self, params, seed, prompt)
-        return GrammarSampler(self, params, seed, prompt, grammar)
+            return LlamaSampler(self._vocab, self.batch_position, params, seed, prompt)
+        return GrammarSampler(self._vocab, self.batch_position, params, seed, prompt, grammar)
 
-    @property
-    def context(self) -> Any:
-        """llama.cpp's context, for samplers, which outlive one."""
-        return self._memory.context
-
-    def place(self, row: int) -> int:
-        """Return where a row of the last decode stands in llama.cpp's batch."""
-        return self._places[row] if self._places else row
+    def batch_position(self, row: int) -> tuple[Any, int]:
+        """llama.cpp's context, and the index of a row of the last decode in its batch."""
+        index = self._batch_indices[row] if self._batch_indices else row
+        return self._open_context.handle, index
 
     def logprob(self, row: int, token: int) -> float:
-        """Return the logarithm of a token's probability."""
-        return logprob(self.context, self.place(row), token)
+        """Natural logarithm of a token's probability."""
+        return logprob(self.logits(row), token)
 
     def logits(self, row: int) -> NDArray[float32]:
-        """Return a row of logits of the last decode, a number for each token; the next decode overwrites it."""
-        found: NDArray[float32] = logits(self.context, self.place(row))
-        return found
+        """Logits of a row of the last decode, one for each token; overwritten by the next decode."""
+        row_logits: NDArray[float32] = logits(*self.batch_position(row), self.size)
+        return row_logits
 
     def copy(self, source: int, target: int) -> None:
-        """Make the target slot hold what the source holds."""
-        self._memory.copy(source, target)
+        """Copy the source slot to the target slot."""
+        self._open_context.copy(source, target)
 
     def trim(self, slot: int, length: int) -> bool:
-        """Forget positions from `length` on, where the model can."""
-        return self._memory.trim(slot, length)
+        """Remove positions from `length` on, if the model supports it."""
+        return self._open_context.trim(slot, length)
 
     def clear(self, slot: int) -> None:
-        """Forget all the slot holds."""
-        self._memory.clear(slot)
+        """Empty the slot."""
+        self._open_context.clear(slot)
 
-    def trims(self, held: int, length: int) -> bool:
-        """Return whether a slot holding `held` tokens could go back to `length`."""
+    def is_trimmable(self, held: int, length: int) -> bool:
+        """Whether a slot of `held` tokens can be trimmed to `length`."""
         if llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model):
             return length == held
         window = llama.llama_model_n_swa(self._model)
@@ -156,31 +153,31 @@ class LlamaBackend(Vocabulary):
 
     @property
     def state_kind(self) -> str | None:
-        """What a kept state must agree in beside the model."""
-        return None if self._evenly else state_kind(self._model, context_params(self._options))
+        """Build, cache types and layout that a saved state depends on."""
+        return None if self._batch_invariant else state_kind(self._model, context_params(self._options))
 
     def state_size(self, slot: int) -> int:
-        """Return the bytes of what the slot holds."""
-        return state_size(self._memory.context, slot)
+        """Size of the slot's state in bytes."""
+        return state_size(self._open_context.handle, slot)
 
-    def save(self, slot: int, path: Path) -> None:
-        """Write what the slot holds to a file."""
-        save_state(self._memory.context, slot, path)
+    def save_state(self, slot: int, path: Path) -> None:
+        """Write the slot to a file."""
+        save_state(self._open_context.handle, slot, path)
 
-    def load(self, slot: int, path: Path) -> bool:
-        """Make the slot hold what a file does; False if llama.cpp refuses it."""
-        loaded = load_state(self._memory.context, slot, path)
+    def load_state(self, slot: int, path: Path) -> bool:
+        """Restore the slot from a file; False if llama.cpp rejects it."""
+        loaded = load_state(self._open_context.handle, slot, path)
         if not loaded:
             self.clear(slot)
         return loaded
 
     def close(self) -> None:
-        """Free context and model."""
-        if self._made:
-            self._made.close()
+        """Free the context and the model."""
+        if self._context:
+            self._context.close()
         llama.llama_model_free(self._model)
 
     @property
-    def _memory(self) -> Memory:
-        assert self._made is not None, "reserve() comes first"
-        return self._made
+    def _open_context(self) -> LlamaContext:
+        assert self._context is not None, "reserve() comes first"
+        return self._context

@@ -1,8 +1,8 @@
-"""Have a CPU evaluate a token the same, whatever runs beside it and however much of its prompt was copied.
+"""Batch invariance on the CPU: evaluate a token the same, whatever runs beside it and however much was reused.
 
-llama.cpp's flash attention takes other ways, with other last bits, for steps of 64 rows of a sequence and more, and for
-a row that stands alone before 512 cells (ggml_compute_forward_flash_attn_ext_f16 in ggml-cpu/ops.cpp). So a token's
-position decides how many are read with it, and a row that would stand alone is given company.
+llama.cpp's flash attention takes other code paths, with other last bits, for 64 and more rows of one sequence, and for
+a single row before 512 cells (ggml_compute_forward_flash_attn_ext_f16 in ggml-cpu/ops.cpp). So the position of a prompt
+token determines its chunk, and a single row is padded with a second one.
 """
 
 from __future__ import annotations
@@ -11,36 +11,38 @@ from collections.abc import Callable, Sequence
 
 from cerebrum_cli.engine.backend import Row
 
-STEP = 60  # rows of a prompt that are read together, up to
-FEW = 1024  # tokens; from there on in whole steps, which are faster where much has been read before
-ALONE = 256  # a position; before it a row that stands alone is evaluated as others are
+PREFILL_CHUNK = 60  # rows, below llama.cpp's threshold
+CHUNKED_POSITIONS = 1024  # beyond these, whole batches are used: they are faster in long contexts
+PAD_FROM_POSITION = 256  # before it, single rows take the same code path as others
 
 
 def prefill_chunk(position: int, batch_size: int) -> int:
-    """Return how many tokens of a prompt a step reads from a position on."""
-    return min(STEP, FEW - position) if position < FEW else batch_size - position % batch_size
+    """Number of prompt tokens to evaluate in one step from a position."""
+    if position < CHUNKED_POSITIONS:
+        return min(PREFILL_CHUNK, CHUNKED_POSITIONS - position)
+    return batch_size - position % batch_size
 
 
-def shareable(length: int, batch_size: int) -> int:
-    """Return how many of the first tokens of a slot are what they would be in any other prompt."""
-    return length if length <= FEW else length - length % batch_size
+def reusable_prefix(length: int, batch_size: int) -> int:
+    """Number of the first tokens of a slot that were evaluated as they would be in any other prompt."""
+    return length if length <= CHUNKED_POSITIONS else length - length % batch_size
 
 
-def accompanied(rows: Sequence[Row], length: Callable[[int], int]) -> tuple[list[Row], list[int]]:
-    """Return the rows of a step with those that keep others company, and where each of the given ones stands then.
+def pad_single_rows(rows: Sequence[Row], length: Callable[[int], int]) -> tuple[list[Row], list[int]]:
+    """Pad single rows of a step; return all rows, and the index of each given row among them.
 
-    llama.cpp takes rows together whose slots follow one another. Company is a token more in the slot above, which
-    nobody lives in; `length` tells how many it holds. It is to be forgotten after the step.
+    llama.cpp evaluates rows of consecutive slots together. The padding is one more token in the slot above, which must
+    be free and holds `length(slot)` tokens; remove that token after the step.
     """
     counts: dict[int, int] = {}
     for row in rows:
         counts[row.slot] = counts.get(row.slot, 0) + 1
-    all_rows: list[Row] = []
-    places: list[int] = []
+    padded: list[Row] = []
+    batch_indices: list[int] = []
     for row in rows:
-        places.append(len(all_rows))
-        all_rows.append(row)
-        is_alone = counts[row.slot] == 1 and row.slot - 1 not in counts and row.slot + 1 not in counts
-        if is_alone and row.position >= ALONE:
-            all_rows.append(Row(row.slot + 1, length(row.slot + 1), row.token, False))
-    return all_rows, places
+        batch_indices.append(len(padded))
+        padded.append(row)
+        is_single = counts[row.slot] == 1 and row.slot - 1 not in counts and row.slot + 1 not in counts
+        if is_single and row.position >= PAD_FROM_POSITION:
+            padded.append(Row(row.slot + 1, length(row.slot + 1), row.token, False))
+    return padded, batch_indices

@@ -1,8 +1,8 @@
-"""Weights in ggml's encodings, to float32 and back, by ggml's own functions.
+"""Convert weights between ggml's types and float32 with ggml's own functions.
 
-Nothing is kept between calls, and Python's lock is released in them: threads that have buffers of their own work at the
-same time. The tables some IQ types need are made at the first writing, under ggml's lock, and freed by
-`llama_backend_free`, which nobody may call meanwhile.
+Calls are stateless and release the GIL, so threads with their own buffers run in parallel. ggml creates the tables of
+some IQ types at the first quantization, under its own lock; `llama_backend_free` frees them and must not be called
+concurrently.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.ctypeslib import ndpointer
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.llama.devices import declared
+from cerebrum_cli.engine.llama.devices import bind
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
-# ggml ends the process where it has no importance matrix for some of these, and llama.cpp refuses them all without one
-# (`tensor_requires_imatrix` in llama-quant.cpp), since what comes out is of no use.
-NEED_MATRIX = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+# Without an importance matrix ggml aborts the process for some of these, and llama.cpp rejects all
+# (`tensor_requires_imatrix` in llama-quant.cpp), since the result would be unusable.
+REQUIRES_IMATRIX = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
 UNSCALED = frozenset({"F32", "BF16"})
-LARGEST = 65504  # of half precision, in which the others have weights or scales; IQ3_S ends the process for infinities
-MOST = 2**31 - 1  # weights in one call: ggml counts those of some types in an int
+MAX_MAGNITUDE = 65504  # of half precision, the type of scales; for infinities IQ3_S aborts the process
+MAX_WEIGHTS = 2**31 - 1  # in one call: ggml counts those of some types in an int
 
 FLOATS = ndpointer(np.float32, flags="C_CONTIGUOUS")
 FLOATS_OUT = ndpointer(np.float32, flags=("C_CONTIGUOUS", "WRITEABLE"))
@@ -35,106 +35,106 @@ Reader = Callable[[bytes, NDArray[np.float32], int], object]
 
 
 class LlamaCodec:
-    """What a build of ggml can read and write of `TENSOR_TYPES`; a type is its number."""
+    """Converter for those of `TENSOR_TYPES`, by number, that a build of ggml supports."""
 
     def __init__(self, library: Any = llama._lib) -> None:
-        self._readers = {number: found for number in TENSOR_TYPES if (found := reader(library, number))}
+        self._readers = {number: found for number in TENSOR_TYPES if (found := find_reader(library, number))}
         self._writable = frozenset(number for number in self._readers if can_write(library, number))
         integers = (ctypes.c_int64,) * 3  # the first weight, rows, row length
         chunk = (ctypes.c_int, FLOATS, BYTES_OUT, *integers, ctypes.c_void_p)
-        self._write = declared(library, "ggml_quantize_chunk", ctypes.c_size_t, chunk) if self._writable else None
+        self._write = bind(library, "ggml_quantize_chunk", ctypes.c_size_t, chunk) if self._writable else None
 
     def readable(self, type: int) -> bool:
-        """Return whether weights of a type can be made floats."""
+        """Whether weights of a type can be dequantized."""
         return type in self._readers
 
     def writable(self, type: int) -> bool:
-        """Return whether floats can be written as a type, without an importance matrix."""
+        """Whether weights can be quantized to a type without an importance matrix."""
         return type in self._writable
 
     def dequantize(self, data: bytes, type: int, out: NDArray[np.float32]) -> None:
-        """Fill a C-contiguous array of any shape with the weights some bytes are.
+        """Dequantize bytes into a C-contiguous array of any shape.
 
-        Raises EngineError for a type that cannot be read, and for more or fewer bytes than the array needs.
+        Raises EngineError for an unsupported type, and if the number of bytes does not match the array.
         """
         kind, read = TENSOR_TYPES.get(type), self._readers.get(type)
         if kind is None or read is None:
-            raise EngineError(f"weights of type {named(type)} cannot be read", "take a file in another encoding")
-        if out.size > MOST or out.size % kind.block_size or len(data) != kind.bytes_of(out.size):
+            raise EngineError(f"cannot read weights of type {type_name(type)}", "use a file of another type")
+        if out.size > MAX_WEIGHTS or out.size % kind.block_size or len(data) != kind.bytes_of(out.size):
             raise EngineError(
                 f"{len(data)} bytes are not {out.size} weights of type {kind.name}",
-                "check where the file came from, or pull it again",
+                "download the file again",
             )
         read(data, out, out.size)
 
     def quantize(self, values: NDArray[np.float32], type: int) -> bytes:
-        """Return C-contiguous weights, rows by row length, in a type's bytes.
+        """Quantize a C-contiguous array of rows to the bytes of a type.
 
-        Raises EngineError for a type that cannot be written, rows that are not whole blocks of it, and weights it
-        cannot hold: only F32 and BF16 go beyond half precision.
+        Raises EngineError for an unsupported type, rows that are not whole blocks, and weights out of range: only F32
+        and BF16 exceed half precision.
         """
         kind = TENSOR_TYPES.get(type)
         if kind is None or self._write is None or not self.writable(type):
-            raise EngineError(f"weights cannot be written as {named(type)}", "choose another encoding, such as Q8_0")
+            raise EngineError(f"cannot write weights as {type_name(type)}", "use another type, such as Q8_0")
         rows, length = values.shape
-        if not 0 < values.size <= MOST or length % kind.block_size:
+        if not 0 < values.size <= MAX_WEIGHTS or length % kind.block_size:
             raise EngineError(
-                f"{rows} rows of {length} weights cannot be written as {kind.name}, in blocks of {kind.block_size}",
-                "choose an encoding whose blocks fit, such as F16",
+                f"cannot write {rows} rows of {length} weights as {kind.name}, in blocks of {kind.block_size}",
+                "use a type whose blocks fit, such as F16",
             )
-        if kind.name not in UNSCALED and not (values.min() >= -LARGEST and values.max() <= LARGEST):
+        if kind.name not in UNSCALED and not (values.min() >= -MAX_MAGNITUDE and values.max() <= MAX_MAGNITUDE):
             raise EngineError(
-                f"weights that are not finite or larger than {LARGEST} cannot be written as {kind.name}",
-                "check the models and numbers they come from",
+                f"cannot write weights that are not finite or exceed {MAX_MAGNITUDE} as {kind.name}",
+                "check the source models and the merge parameters",
             )
-        written = np.empty(kind.bytes_of(values.size), np.uint8)
-        self._write(type, values, written, 0, rows, length, None)
-        return written.tobytes()
+        data = np.empty(kind.bytes_of(values.size), np.uint8)
+        self._write(type, values, data, 0, rows, length, None)
+        return data.tobytes()
 
 
-def named(type: int) -> str:
-    """Return what a type is called, or its number."""
+def type_name(type: int) -> str:
+    """Name of a type, or its number if unknown."""
     return TENSOR_TYPES[type].name if type in TENSOR_TYPES else str(type)
 
 
-def reader(library: Any, number: int) -> Reader | None:
-    """Return what makes floats of a type, None where this library does not know it, or knows another by its number."""
+def find_reader(library: Any, number: int) -> Reader | None:
+    """Function that dequantizes a type; None if this library does not have it, or numbers it differently."""
     kind = TENSOR_TYPES[number]
     if kind.name == "F32":
-        return copy
+        return copy_floats
     others = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}
-    symbol = others.get(kind.name, f"dequantize_row_{spelled(kind)}")
-    # ggml looks a number up without a check; one whose function is there is within its table. No file has Q8_K.
-    if kind.name == "Q8_K" or not hasattr(library, symbol) or described(library, number) != kind:
+    symbol = others.get(kind.name, f"dequantize_row_{ggml_spelling(kind)}")
+    # ggml does not check the range of a number; a type with a function is in its table. Q8_K does not occur in files.
+    if kind.name == "Q8_K" or not hasattr(library, symbol) or ggml_type(library, number) != kind:
         return None
-    found: Reader = declared(library, symbol, None, (ctypes.c_char_p, FLOATS_OUT, ctypes.c_int64))
-    return found
+    dequantize: Reader = bind(library, symbol, None, (ctypes.c_char_p, FLOATS_OUT, ctypes.c_int64))
+    return dequantize
 
 
 def can_write(library: Any, number: int) -> bool:
-    """Return whether ggml writes a readable type without an importance matrix. It ends the process for all others."""
+    """Whether ggml quantizes a readable type without an importance matrix; for others it aborts the process."""
     kind = TENSOR_TYPES[number]
     symbols = ["ggml_quantize_chunk", "ggml_quantize_requires_imatrix"]
     if kind.block_size > 1:
-        symbols.append(f"quantize_{spelled(kind)}")
-    if kind.name in NEED_MATRIX or not all(hasattr(library, symbol) for symbol in symbols):
+        symbols.append(f"quantize_{ggml_spelling(kind)}")
+    if kind.name in REQUIRES_IMATRIX or not all(hasattr(library, symbol) for symbol in symbols):
         return False
-    return not declared(library, "ggml_quantize_requires_imatrix", ctypes.c_bool, (ctypes.c_int,))(number)
+    return not bind(library, "ggml_quantize_requires_imatrix", ctypes.c_bool, (ctypes.c_int,))(number)
 
 
-def spelled(kind: TensorType) -> str:
-    """Return a type's name as ggml's functions have it: q4_K."""
+def ggml_spelling(kind: TensorType) -> str:
+    """Spelling of a type in the names of ggml's functions: q4_K."""
     return kind.name.lower().replace("_k", "_K")
 
 
-def described(library: Any, number: int) -> TensorType:
-    """Return what ggml says of a type it knows."""
-    name = declared(library, "ggml_type_name", ctypes.c_char_p, (ctypes.c_int,))
-    block_size = declared(library, "ggml_blck_size", ctypes.c_int64, (ctypes.c_int,))
-    block_bytes = declared(library, "ggml_type_size", ctypes.c_size_t, (ctypes.c_int,))
+def ggml_type(library: Any, number: int) -> TensorType:
+    """Name and block layout of a type as ggml defines it."""
+    name = bind(library, "ggml_type_name", ctypes.c_char_p, (ctypes.c_int,))
+    block_size = bind(library, "ggml_blck_size", ctypes.c_int64, (ctypes.c_int,))
+    block_bytes = bind(library, "ggml_type_size", ctypes.c_size_t, (ctypes.c_int,))
     return TensorType(name(number).decode().upper(), block_size(number), block_bytes(number))
 
 
-def copy(data: bytes, out: NDArray[np.float32], _: int) -> None:
-    """Fill an array with floats that are floats."""
+def copy_floats(data: bytes, out: NDArray[np.float32], _: int) -> None:
+    """Copy weights that already are float32."""
     np.copyto(out, np.frombuffer(data, np.float32).reshape(out.shape))

@@ -1,4 +1,4 @@
-"""A context of llama.cpp: the memory of its sequences, and the step that fills it."""
+"""A llama.cpp context: the KV cache of its sequences, and decoding."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.plan import CacheType
 
-DONE, NO_ROOM, ABORTED = 0, 1, 2
+DONE, NO_ROOM, ABORTED = 0, 1, 2  # results of llama_decode
 CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
 FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED}
-PADDING = 256  # llama.cpp rounds a context up to it, but bounds n_batch by the context that was asked for
+PADDING = 256  # llama.cpp rounds contexts up to it, but limits n_batch by the requested size
 
-# The abort callback is asked at every node of the graph. libc's atoi over a byte that is "0" or "1" answers
-# without Python and its lock.
+# The abort callback runs at every node of the graph. libc's atoi, on a byte that is "0" or "1", runs without Python and
+# the GIL.
 _libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
-_aborts = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
+_abort_callback = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
 
 
 @dataclass(frozen=True, slots=True)
 class ContextOptions:
-    """What a context is made with; `length` is the most tokens of one sequence, padded to 256 by llama.cpp.
+    """Options of a context; `length` is the maximum length of a sequence, which llama.cpp pads to 256.
 
-    Sequences that are `shared` have one memory of that length together, and their copies take no room in it.
+    With `kv_unified` all sequences share one KV cache of that length, in which copies take no space.
     """
 
     length: int
@@ -41,20 +41,20 @@ class ContextOptions:
     cache_type: CacheType = "f16"
 
     @property
-    def memories(self) -> int:
-        """How many memories of that length there are."""
+    def n_streams(self) -> int:
+        """Number of KV caches of that length."""
         return 1 if self.kv_unified else self.slots
 
 
-def padded(length: int) -> int:
-    """Return a length as llama.cpp rounds it."""
+def pad_length(length: int) -> int:
+    """Round a length up as llama.cpp does."""
     return -(-length // PADDING) * PADDING
 
 
 def context_params(options: ContextOptions) -> Any:
-    """Return llama.cpp's parameters of a context, without its way to be interrupted."""
+    """llama.cpp's parameters of a context, without the abort callback."""
     params = llama.llama_context_default_params()
-    params.n_ctx = padded(options.length) * options.memories
+    params.n_ctx = pad_length(options.length) * options.n_streams
     params.n_seq_max = options.slots
     params.n_batch = params.n_ubatch = options.batch_size
     params.n_threads = options.n_threads
@@ -67,25 +67,25 @@ def context_params(options: ContextOptions) -> Any:
     return params
 
 
-class Memory:
-    """One context; `slots` sequences of equal length, whose key-value caches are kept apart."""
+class LlamaContext:
+    """A context with `slots` sequences."""
 
     def __init__(self, model: Any, options: ContextOptions, stop: StopFlag) -> None:
-        self._stop = stop  # native code reads its buffer for as long as this context lives
+        self._stop = stop  # keeps the buffer alive that native code reads
         params = context_params(options)
-        params.abort_callback = _aborts
+        params.abort_callback = _abort_callback
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         log.problems.clear()
-        fits = padded(options.length) * options.memories < 2**32  # a larger n_ctx would silently be another one
-        self.context = llama.llama_init_from_model(model, params) if fits else None
-        if not self.context:
+        is_valid_size = pad_length(options.length) * options.n_streams < 2**32  # n_ctx would overflow
+        self.handle = llama.llama_init_from_model(model, params) if is_valid_size else None
+        if not self.handle:
             raise EngineError(
-                f"not enough memory for {options.slots} context(s) of {options.length} tokens",
+                f"not enough memory for {options.slots} sequence(s) of {options.length} tokens",
                 "use a smaller --ctx",
                 list(log.problems),
             )
-        self.capacity: int = llama.llama_n_ctx_seq(self.context)
-        self._memory = llama.llama_get_memory(self.context)
+        self.capacity: int = llama.llama_n_ctx_seq(self.handle)
+        self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)
         self._recurrent = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self._batch = llama.llama_batch_init(options.batch_size, 0, 1)
@@ -101,40 +101,40 @@ class Memory:
             batch.seq_id[index][0] = slot
             batch.logits[index] = output
         log.problems.clear()
-        status = llama.llama_decode(self.context, batch)
+        status = llama.llama_decode(self.handle, batch)
         if status == ABORTED:
-            if self._recurrent:  # its state went on part of the way, and cannot go back
+            if self._recurrent:  # its state was partly updated, and cannot be rolled back
                 for slot in {row.slot for row in rows}:
                     self.clear(slot)
             return False
         if status != DONE:
-            what = "the context is full" if status == NO_ROOM else f"llama.cpp could not evaluate ({status})"
-            raise EngineError(what, "see its log with -v", list(log.problems))
+            what = "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})"
+            raise EngineError(what, "show its log with -v", list(log.problems))
         return True
 
     def length(self, slot: int) -> int:
-        """Return how many tokens the slot holds."""
+        """Number of tokens in the slot."""
         return int(llama.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a whole slot; llama.cpp cannot copy a part between caches that are kept apart."""
+        """Copy a whole slot; llama.cpp cannot copy a part between separate KV caches."""
         self.clear(target)
         llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def trim(self, slot: int, length: int) -> bool:
-        """Forget positions from `length` on; False where the model's memory cannot go back so far."""
+        """Remove positions from `length` on; False if the model's memory cannot be rolled back that far."""
         if length >= self.length(slot):
             return True
         oldest = llama.llama_memory_seq_pos_min(self._memory, slot)
         if oldest > 0 and oldest > length - self._window:
-            return False  # a sliding window has dropped cells the next token would look at
+            return False  # the sliding window has dropped cells that the next token attends to
         return bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
 
     def clear(self, slot: int) -> None:
-        """Forget all the slot holds."""
+        """Empty the slot."""
         llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
     def close(self) -> None:
         """Free the context."""
         llama.llama_batch_free(self._batch)
-        llama.llama_free(self.context)
+        llama.llama_free(self.handle)

@@ -1,4 +1,4 @@
-"""Grammars: JSON Schema to GBNF by llama-cpp-python's own converter, and GBNF to what llama.cpp samples by."""
+"""Grammars: convert JSON Schema to GBNF with llama-cpp-python's converter, and GBNF to a llama.cpp sampler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.engine.llama.library import import_bindings, llama, log
 
-# What the converter reads, and what only tells of the value; any other keyword binds nothing.
+# Keywords that the converter supports, and annotations; all others are ignored.
 KNOWN_KEYWORDS = {
     *("type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems"),
     *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "oneOf", "anyOf", "allOf"),
@@ -23,7 +23,7 @@ KNOWN_KEYWORDS = {
 
 
 def ignored_keywords(schema: Any) -> tuple[str, ...]:
-    """Return the keywords of a JSON schema that its grammar will not hold, in order of their names."""
+    """Keywords of a JSON schema that its grammar does not enforce, sorted."""
     found: set[str] = set()
     todo = [schema]
     while todo:
@@ -40,25 +40,25 @@ def ignored_keywords(schema: Any) -> tuple[str, ...]:
 
 
 def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
-    """Return the GBNF grammar of a JSON schema, and the keywords in it that no grammar holds.
+    """Convert a JSON schema to a GBNF grammar; also return the keywords that the grammar does not enforce.
 
-    Raises GrammarError if it is not a JSON object, or uses what GBNF cannot say.
+    Raises GrammarError if it is not a JSON object, or cannot be expressed in GBNF.
     """
-    converter = _mended_converter()
+    converter = _patched_converter()
     try:
         value = json.loads(schema)
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")
         return str(converter.json_schema_to_gbnf(schema)), ignored_keywords(value)
-    except Exception as error:  # whatever its parts raise: ValueError, KeyError, AssertionError ...
+    except Exception as error:  # the converter raises ValueError, KeyError, AssertionError ...
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
-        raise GrammarError(f"the JSON schema cannot be used: {reason}", "it must be one JSON Schema object") from error
+        raise GrammarError(f"cannot use the JSON schema: {reason}", "it must be a JSON Schema object") from error
 
 
-def _mended_converter() -> Any:
-    """Import the converter, and teach its tables two things llama.cpp's own knows by now.
+def _patched_converter() -> Any:
+    """Import the converter, with two fixes from llama.cpp's own.
 
-    Control characters cannot stand in a JSON string as they are; and a constant's backslashes must be escaped.
+    JSON strings must not contain raw control characters, and backslashes in constants must be escaped.
     """
     converter = import_bindings("llama_grammar")
     converter.PRIMITIVE_RULES["char"].content = r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})"""
@@ -68,20 +68,20 @@ def _mended_converter() -> Any:
 
 
 def parse_grammar(vocab: Any, grammar: str) -> Any:
-    """Return llama.cpp's sampler for a GBNF grammar, or raise GrammarError with its complaint."""
-    if not grammar.strip():  # to llama.cpp this means: anything goes
+    """Create llama.cpp's sampler for a GBNF grammar; GrammarError if it is invalid."""
+    if not grammar.strip():  # to llama.cpp this means no constraint
         raise GrammarError("the grammar is empty", "it must be GBNF with a rule named root")
     log.problems.clear()
-    sampler, said = _aside(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))
+    sampler, printed = _capture_stderr(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))
     if not sampler:
-        reason = complaint(grammar, said.decode("utf-8", "replace"), log.problems)
-        raise GrammarError(f"invalid grammar: {reason}", "it must be GBNF with a rule named root")
+        reason = parse_error(grammar, printed.decode("utf-8", "replace"), log.problems)
+        raise GrammarError(f"cannot parse the grammar: {reason}", "it must be GBNF with a rule named root")
     return sampler
 
 
-def complaint(grammar: str, said: str, logged: Iterable[str]) -> str:
-    """Return in one line what is wrong with a grammar: what the parser said, or else the first line logged."""
-    _, parsed, reason = said.partition("error parsing grammar: ")
+def parse_error(grammar: str, printed: str, logged: Iterable[str]) -> str:
+    """Extract a one-line reason from what the parser printed, or else the first logged line."""
+    _, parsed, reason = printed.partition("error parsing grammar: ")
     if not parsed:
         return next((line.strip() for line in logged if line.strip()), "llama.cpp gives no reason")
     what, _, rest = reason.removesuffix(f"\n\n{grammar}\n").partition(" at ")
@@ -91,22 +91,22 @@ def complaint(grammar: str, said: str, logged: Iterable[str]) -> str:
     return f"line {line}: {what} at {rest.splitlines()[0][:40]}"
 
 
-def _aside(call: Any) -> tuple[Any, bytes]:
-    """Return what a native call returns, and what it wrote on descriptor 2: the parser prints there, the user reads."""
+def _capture_stderr(call: Any) -> tuple[Any, bytes]:
+    """Call a native function; return its result, and what it wrote to stderr, where the user would see it."""
     try:
-        screen = os.dup(2)
-    except OSError:  # it is closed, so nobody reads it
+        stderr = os.dup(2)
+    except OSError:  # closed
         return call(), b""
-    with TemporaryFile() as taken:
-        os.dup2(taken.fileno(), 2)
+    with TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             result = call()
         finally:
-            os.dup2(screen, 2)
-            os.close(screen)
-        taken.seek(0)
-        said = taken.read()
-    if result and said:  # what other threads wrote meanwhile
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        captured.seek(0)
+        printed = captured.read()
+    if result and printed:  # by other threads
         with suppress(OSError):
-            os.write(2, said)
-    return result, said
+            os.write(2, printed)
+    return result, printed

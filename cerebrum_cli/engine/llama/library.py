@@ -1,7 +1,7 @@
 """llama.cpp's C interface, imported without the package around it, and its log in a ring buffer.
 
-Importing `llama_cpp` itself brings numpy and jinja2 along and takes five times as long as the bindings alone;
-with an empty parent module registered first, only the bindings are read.
+Importing `llama_cpp` itself imports numpy and jinja2 and takes five times as long as the bindings alone; with an empty
+parent module registered first, only the bindings are loaded.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import environment, set_environment_default
 
-DEBUG, WARNING, CONTINUED = 1, 3, 5  # of ggml's log levels; 2 is info, 4 error
+DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 
 
 class Log:
-    """llama.cpp's last lines; each is forwarded too where somebody listens."""
+    """The last lines of llama.cpp's log, forwarded to a listener if there is one."""
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=200)
@@ -33,7 +33,7 @@ class Log:
         self._level = 0
 
     def write(self, level: int, text: bytes, _: object = None) -> None:
-        """Take a piece of log text as llama.cpp gives it: a line, or part of one."""
+        """Append log text from llama.cpp: a line, or part of one."""
         if level != CONTINUED:
             self._level = level
         if self._level == DEBUG:
@@ -60,35 +60,35 @@ def import_bindings(name: str) -> Any:
         sys.modules["llama_cpp"] = package
     try:
         return importlib.import_module(f"llama_cpp.{name}")
-    except (RuntimeError, OSError, ImportError, AttributeError) as error:  # the last: a library of another version
+    except (RuntimeError, OSError, ImportError, AttributeError) as error:  # the last: another version
         raise EngineError(
-            f"llama.cpp's library cannot be loaded: {error}",
+            f"cannot load llama.cpp's library: {error}",
             "reinstall it: pip install --force-reinstall llama-cpp-python",
         ) from error
 
 
-# llama.cpp's threads wait for each other by spinning, for ever by default. Two programs on the same cores then wait for
-# threads that are not running: two answers at once fell from 200 to 0.3 tokens a second each on 2 cores, and with this
-# many turns, after which a thread sleeps, to 16; one answer alone is as fast. Read when the library is loaded.
+# llama.cpp's threads busy-wait for each other, forever by default. Two processes on the same cores then wait for
+# threads that are not scheduled: on 2 cores, two concurrent answers fell from 200 to 0.3 tokens per second each. With
+# this spin count, after which a thread sleeps, they fell to 16; a single answer is as fast. Read at load time.
 if environment("OMP_WAIT_POLICY") is None:
     set_environment_default("GOMP_SPINCOUNT", "3000")
 
 log = Log()
 llama = import_bindings("llama_cpp")
-_write_log = llama.llama_log_callback(log.write)  # llama.cpp keeps the pointer, so this must live as long as we do
+_write_log = llama.llama_log_callback(log.write)  # kept alive: llama.cpp holds the pointer
 llama.llama_log_set(_write_log, None)
 
-# libc's abs, called with a line's level, does nothing: without Python and its lock, which others work under meanwhile.
-_nothing = ctypes.cast(ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs, llama.llama_log_callback)
+# libc's abs, called with the log level, does nothing, and needs no Python and no GIL.
+_discard_log = ctypes.cast(ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs, llama.llama_log_callback)
 
 
 @contextlib.contextmanager
-def unlogged() -> Iterator[None]:
-    """Drop what llama.cpp says, unless somebody listens: of a model it loads it says two thousand lines."""
+def suppress_log() -> Iterator[None]:
+    """Discard llama.cpp's log, unless it is forwarded: loading a model logs two thousand lines."""
     if log.forward is not None:
         yield
         return
-    llama.llama_log_set(_nothing, None)
+    llama.llama_log_set(_discard_log, None)
     try:
         yield
     finally:

@@ -53,11 +53,11 @@ class Opened:
                 self.backend.clear(slot)
             return
         self._arranged = ()
-        options = self.options.with_tuning(Tuning(**{**tuning.said, "slots": sequences}))
+        options = self.options.with_tuning(Tuning(**{**tuning.overrides, "slots": sequences}))
         offloads = bool(accelerators()) and options.gpu_layers != "0"
         many = sequences > 1
         self._context = context_options(options, length, True, offloads)
-        self.backend.arrange(self._context, many and not offloads)
+        self.backend.configure(self._context, many and not offloads)
         self.backend.reserve(length)
         if self.backend.slots < sequences:
             raise CerebrumError(f"memory holds {self.backend.slots} sequences, and not {sequences}")

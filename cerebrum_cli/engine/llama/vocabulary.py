@@ -1,10 +1,10 @@
-"""Text to tokens and back, so that only a format's own markup can name a special token.
+"""Tokenize and detokenize, so that only a prompt format's own markup becomes special tokens.
 
-Trusted text is cut at the vocabulary's control tokens; whatever stands between them is joined with its pasted
-neighbours and tokenised as plain characters, as the model saw it in training. Even then llama.cpp matches tokens
-of type USER_DEFINED, so pasted text is also cut inside those. A stretch that goes on after such a cut, or after a
-reply's tokens, must not get the leading space SentencePiece gives to a beginning: it is tokenised behind an
-anchor whose tokens are dropped again.
+Trusted text is split at the vocabulary's control tokens. The text between them is joined with the untrusted text beside
+it and tokenized as plain characters, as the model saw it in training. Even then llama.cpp matches tokens of type
+USER_DEFINED, so untrusted text is also split inside those. Text that continues after such a split, or after a reply's
+tokens, must not get the leading space that SentencePiece adds at the start: it is tokenized after an anchor, whose
+tokens are dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ANCHORS = ("\n", "a", "0", ".")
 
 
 class Control(NamedTuple):
-    """A control token that trusted text names."""
+    """A control token spelled out in trusted text."""
 
     token: int
 
@@ -47,16 +47,16 @@ class Vocabulary:
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
 
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
-        """Return the ids of a prompt, with BOS in front where the vocabulary asks for it and the prompt has none.
+        """Tokenize a prompt, and prepend BOS if the vocabulary requires it and the prompt does not start with it.
 
-        EngineError where it holds tokens of another vocabulary.
+        Raises EngineError if the prompt contains tokens of another vocabulary.
         """
         ids: list[int] = []
         run: list[Plain] = []
-        goes_on = False
+        continues = False
 
         def close_run() -> None:
-            ids.extend(self._plain(run, goes_on))
+            ids.extend(self._tokenize_plain(run, continues))
             run.clear()
 
         for item in self._items(parts):
@@ -64,8 +64,8 @@ class Vocabulary:
                 run.append(item)
                 continue
             close_run()
-            ids.extend(self._own(item.ids) if isinstance(item, Tokens) else (item.token,))
-            goes_on = bool(ids) and not self._attribute(ids[-1]) & CONTROL
+            ids.extend(self._checked_ids(item.ids) if isinstance(item, Tokens) else (item.token,))
+            continues = bool(ids) and not self._attribute(ids[-1]) & CONTROL
         close_run()
         bos = llama.llama_vocab_bos(self._vocab)
         if llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
@@ -73,118 +73,118 @@ class Vocabulary:
         return tuple(ids)
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Return the bytes of a token; those of a control token only if `special`. EngineError where there is none."""
+        """Bytes of a token; empty for a control token unless `special`. EngineError if the id is out of range."""
         key = (token, special)
         known = self._pieces.get(key)
         if known is None:
-            [own] = self._own((token,))
+            [own] = self._checked_ids((token,))
             known = self._pieces[key] = self._read_piece(own, special)
         return known
 
-    def is_end(self, token: int) -> bool:
-        """Return whether the token ends a generation."""
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation."""
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
-    def controls(self, texts: Iterable[str]) -> frozenset[int]:
-        """Return the ids of all control and user-defined tokens that these texts spell out."""
+    def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of all control and user-defined tokens spelled out in the texts."""
         return frozenset(
             token
             for text in texts
-            for token in self._raw(text, parse_special=True)
-            if (self._attribute(token) & CONTROL and self._spelling(token) in text) or self._is_mark(token)
+            for token in self._tokenize_raw(text, parse_special=True)
+            if (self._attribute(token) & CONTROL and self._spelling(token) in text) or self._is_markup(token)
         )
 
-    def special(self, name: str) -> str:
-        """Return the spelling of `bos` or `eos`; empty where the vocabulary has none."""
+    def special_token_text(self, name: str) -> str:
+        """Text of the `bos` or `eos` token; empty if the vocabulary has none."""
         token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
         return self._spelling(token) if token >= 0 else ""
 
     def _items(self, parts: Iterable[Part]) -> Iterator[Plain | Control | Tokens]:
-        """Yield the prompt with the control tokens cut out of its trusted text."""
+        """Yield the prompt, with its trusted text split at control tokens."""
         for part in parts:
             if isinstance(part, Tokens):
                 yield part
             elif part.trusted:
-                yield from self._cut_controls(part)
+                yield from self._split_controls(part)
             else:
                 yield Plain(part.value, False)
 
-    def _cut_controls(self, part: Text) -> Iterator[Plain | Control]:
+    def _split_controls(self, part: Text) -> Iterator[Plain | Control]:
         text = part.value
-        for token in self._raw(text, parse_special=True):
+        for token in self._tokenize_raw(text, parse_special=True):
             attribute = self._attribute(token)
             if not attribute & CONTROL:
                 continue
             before, spelling, after = text.partition(self._spelling(token))
-            if not spelling:  # a byte no other token covers became <unk>: it is not spelled out in the text
+            if not spelling:  # <unk> for a byte that no token covers: not spelled out
                 continue
             yield Plain(before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before, True)
             yield Control(token)
             text = after.lstrip() if attribute & llama.LLAMA_TOKEN_ATTR_RSTRIP else after
         yield Plain(text, True)
 
-    def _plain(self, run: list[Plain], goes_on: bool) -> list[int]:
-        """Return the ids of joined plain text, in which no pasted character is part of a user-defined token."""
+    def _tokenize_plain(self, run: list[Plain], continues: bool) -> list[int]:
+        """Tokenize joined plain text so that no untrusted character is part of a user-defined token."""
         text = "".join(plain.value for plain in run)
-        pasted: list[tuple[int, int]] = []
+        untrusted: list[tuple[int, int]] = []
         at = 0
         for plain in run:
             if not plain.trusted:
-                pasted.append((at, at + len(plain.value)))
+                untrusted.append((at, at + len(plain.value)))
             at += len(plain.value)
-        cuts: set[int] = set()
+        splits: set[int] = set()
         while text:
-            edges = [0, *sorted(cuts), len(text)]
+            edges = [0, *sorted(splits), len(text)]
             ids = [
                 token
                 for start, end in pairwise(edges)
-                for token in self._stretch(text[start:end], goes_on or start > 0)
+                for token in self._tokenize_segment(text[start:end], continues or start > 0)
             ]
-            new = set(self._places_to_cut(text, pasted, ids)) - cuts
+            new = set(self._split_positions(text, untrusted, ids)) - splits
             if not new:
                 return ids
-            cuts |= new
+            splits |= new
         return []
 
-    def _places_to_cut(self, text: str, pasted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
-        for mark in {self._spelling(token) for token in set(ids) if self._is_mark(token)}:
+    def _split_positions(self, text: str, untrusted: list[tuple[int, int]], ids: list[int]) -> Iterator[int]:
+        for mark in {self._spelling(token) for token in set(ids) if self._is_markup(token)}:
             at = text.find(mark)
             while at >= 0:
-                if any(start < at + len(mark) and at < end for start, end in pasted):
+                if any(start < at + len(mark) and at < end for start, end in untrusted):
                     yield at + 1
                 at = text.find(mark, at + 1)
 
-    def _stretch(self, text: str, goes_on: bool) -> list[int]:
-        if goes_on and self._space_prefix:
+    def _tokenize_segment(self, text: str, continues: bool) -> list[int]:
+        if continues and self._space_prefix:
             for anchor in ANCHORS:
-                head = self._raw(anchor)
-                ids = self._raw(anchor + text)
+                head = self._tokenize_raw(anchor)
+                ids = self._tokenize_raw(anchor + text)
                 if ids[: len(head)] == head:
                     return ids[len(head) :]
-        return self._raw(text)
+        return self._tokenize_raw(text)
 
-    def _raw(self, text: str, parse_special: bool = False) -> list[int]:
+    def _tokenize_raw(self, text: str, parse_special: bool = False) -> list[int]:
         data = text.encode("utf-8", "surrogatepass")
-        room = len(data) + 8
+        capacity = len(data) + 8
         while True:
-            tokens = (llama.llama_token * room)()
-            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, room, False, parse_special)
+            tokens = (llama.llama_token * capacity)()
+            count = llama.llama_tokenize(self._vocab, data, len(data), tokens, capacity, False, parse_special)
             if count >= 0:
                 return list(tokens[:count])
-            room = -count
+            capacity = -count
 
-    def _own(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Return ids that all are in the vocabulary: llama.cpp ends the process where one is not."""
+    def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Check that all ids are in the vocabulary: for others llama.cpp aborts the process."""
         for token in ids:
             if not 0 <= token < self.size:
-                what = f"token {token} is not in the vocabulary of this model, which has {self.size}"
                 raise EngineError(
-                    what, "this session's tokens come from another model; switch back to it or start a new chat"
+                    f"token {token} is not in this model's vocabulary of {self.size} tokens",
+                    "this session's tokens come from another model; switch back to it or start a new chat",
                 )
         return ids
 
-    def _is_mark(self, token: int) -> bool:
-        """Return whether a token is markup that plain text can spell: runs of white space are user-defined in Gemma."""
+    def _is_markup(self, token: int) -> bool:
+        """Whether a token is markup that plain text can match; whitespace, user-defined in Gemma, is not."""
         spelling = self._spelling(token) if self._attribute(token) & USER_DEFINED else ""
         return len(spelling) > 1 and not spelling.isspace()
 
@@ -195,10 +195,10 @@ class Vocabulary:
         return int(llama.llama_vocab_get_attr(self._vocab, token))
 
     def _read_piece(self, token: int, special: bool) -> bytes:
-        room = 256
+        capacity = 256
         while True:
-            buffer = ctypes.create_string_buffer(room)  # one for each call: any thread may ask
-            count = int(llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special))
+            buffer = ctypes.create_string_buffer(capacity)  # one for each call, for thread safety
+            count = int(llama.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, special))
             if count >= 0:
                 return buffer.raw[:count]
-            room = -count
+            capacity = -count
