@@ -22,7 +22,7 @@ from merge_tables import (
 )
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.merge.metadata import Origin, Provenance, rounded
+from cerebrum_cli.merge.metadata import Origin, Provenance, format_count
 from cerebrum_cli.merge.methods import Copy
 from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
@@ -204,7 +204,7 @@ def test_a_model_without_a_name_is_told_by_what_the_user_calls_it() -> None:
 def test_the_size_of_experts_is_told_as_in_their_models_names() -> None:
     source = table("a", {"llama.expert_count": 8}, MIXTRAL)
     made = plan(stacked(("a", 0, 32)), source)
-    assert made.parameters == 46_702_792_704
+    assert made.n_parameters == 46_702_792_704
     assert contents(made)["general.size_label"] == "8x7.2B"
     assert all(isinstance(work, Copy) for work in works(made).values())
 
@@ -214,7 +214,7 @@ def test_the_size_of_experts_is_told_as_in_their_models_names() -> None:
     [(7_241_732_096, "7.2B"), (12_476_420_096, "12B"), (134_515_008, "135M"), (1_100_000, "1.1M"), (5_000, "5K")],
 )
 def test_a_size_is_told_in_two_digits_or_more(count: int, label: str) -> None:
-    assert rounded(count) == label
+    assert format_count(count) == label
 
 
 def test_a_model_of_two_names_is_told_once() -> None:

@@ -13,15 +13,15 @@ from merge_tables import KV_HEADS, MISTRAL_7B, Shape, dimensions, mixed, plan, s
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Table, Tensor
 from cerebrum_cli.gguf.types import TENSOR_TYPES
-from cerebrum_cli.merge.execute import files
+from cerebrum_cli.merge.execute import plan_files
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
-from cerebrum_cli.merge.plan import Layer, Output, Plan, parts
-from cerebrum_cli.merge.target_types import NUMBERS
+from cerebrum_cli.merge.plan import Layer, OutputTensor, Plan, split_tensors
+from cerebrum_cli.merge.target_types import TYPE_NUMBERS
 
 
 def test_the_packaged_recipe_stacks_the_seven_slices() -> None:
     made = tower()
-    assert made.parameters == 12_476_420_096
+    assert made.n_parameters == 12_476_420_096
     assert len(made.tensors) == 507
     assert made.layers == tuple(Layer(each, (("cerebrum-7b", 4 * (each // 8) + each % 8),)) for each in range(56))
 
@@ -63,7 +63,7 @@ def test_a_tied_model_behind_another_one_gives_its_embeddings_as_the_head(first_
     made = plan(stacked(("a", 0, 2), ("b", 2, 4)), first, last)
     assert works(made)["output.weight"] == Copy(last.tensors["token_embd.weight"])
     assert works(made)["token_embd.weight"] == Copy(first.tensors["token_embd.weight"])
-    assert [tensor.type for tensor in made.tensors if tensor.name == "output.weight"] == [NUMBERS["Q4_K"]]
+    assert [tensor.type for tensor in made.tensors if tensor.name == "output.weight"] == [TYPE_NUMBERS["Q4_K"]]
 
 
 def test_a_tied_model_is_added_to_the_head_of_another_one_by_its_embeddings() -> None:
@@ -194,12 +194,12 @@ def test_the_terms_of_the_methods_are_known_before_any_weight_is_read() -> None:
     assert works(plan(turned, first, other))[name] == Slerp(0.25, one, two)
 
 
-def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[Output]:
+def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[OutputTensor]:
     """Return tensors of these types and numbers of blocks."""
     found = []
     for number, (kind, blocks) in enumerate(sizes):
         shape = (TENSOR_TYPES[kind].block_size * blocks,)
-        found.append(Output(f"blk.{number}", shape, kind, Copy(Tensor("", shape, kind, Path(), 0))))
+        found.append(OutputTensor(f"blk.{number}", shape, kind, Copy(Tensor("", shape, kind, Path(), 0))))
     return found
 
 
@@ -212,7 +212,7 @@ def test_parts_are_all_tensors_in_order_none_larger_than_the_limit(
     sizes: list[tuple[int, int]], headers: tuple[int, int], limit: int | None
 ) -> None:
     tensors = tensors_of_sizes(sizes)
-    found = parts(tensors, headers, limit)
+    found = split_tensors(tensors, headers, limit)
     assert [tensor for part in found for tensor in part] == tensors
     assert all(found)
     assert limit or len(found) == 1
@@ -232,7 +232,7 @@ def test_files_are_no_larger_than_the_limit_with_their_headers(
 ) -> None:
     tensors = tensors_of_sizes(sizes)
     metadata = {"general.architecture": value("llama"), "general.name": value(name)}
-    found = files(Plan(metadata, tuple(tensors), ()), Path("merged.gguf"), limit)
+    found = plan_files(Plan(metadata, tuple(tensors), ()), Path("merged.gguf"), limit)
     assert [tensor for file in found for tensor in file.tensors] == tensors
     for file in found:
         assert len(file.tensors) == 1 or file.size <= limit

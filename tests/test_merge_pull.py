@@ -14,8 +14,8 @@ from test_merge import Home
 from test_merge_files import assert_copied, metadata, stack, stored
 from tiny_models import Shape, write_quantised
 
-from cerebrum_cli.application.merging.merge import MARGIN, Merger
-from cerebrum_cli.application.merging.recipes import recipe_of
+from cerebrum_cli.application.merging.merge import DISK_RESERVE, Merger
+from cerebrum_cli.application.merging.recipes import catalogue_recipe
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.pulling.building import Building
 from cerebrum_cli.catalogue.cache import Cache
@@ -188,7 +188,7 @@ def test_a_model_that_is_named_by_its_path_is_used_and_not_listed(home: Home, ti
 
 
 def test_a_disk_must_hold_what_is_downloaded_too(home: Home, tinies: dict[str, Path]) -> None:
-    need = 2_700_000 + SIZES["Q4_K_M"] + MARGIN
+    need = 2_700_000 + SIZES["Q4_K_M"] + DISK_RESERVE
     assert [begins(home, free) for free in (need - 1, need)] == [False, True]
     bring(home, tinies["Q4_K_M"])
     need -= SIZES["Q4_K_M"]
@@ -216,7 +216,7 @@ def own(home: Home, free: int) -> Building:
     library.given_cache = Cache(home.path / "hub")
     spec = library.spec_named("own")
     assert spec
-    return Building(library, Merger(library, LlamaCodec, lambda path: free), spec, recipe_of(spec))
+    return Building(library, Merger(library, LlamaCodec, lambda path: free), spec, catalogue_recipe(spec))
 
 
 def test_what_was_merged_is_deleted_behind_a_link_too(home: Home, tinies: dict[str, Path]) -> None:

@@ -21,7 +21,7 @@ from tiny_models import write_quantised
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.core.files import locked
 from cerebrum_cli.gguf.adapter import read_table
-from cerebrum_cli.merge.output_files import Delivery, HashedFile
+from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -180,10 +180,10 @@ def test_where_one_of_several_files_cannot_get_its_name_none_is_left(seven: Path
 
 
 def test_what_was_not_said_to_be_whole_is_gone(out: Path) -> None:
-    with Delivery() as delivery, delivery.file(out) as file:
+    with OutputFiles() as delivery, delivery.file(out) as file:
         file.write(b"GGUF")
     nowhere = out.parent / "no" / "folder.gguf"
-    with Delivery() as delivery, pytest.raises(MergeError) as caught, delivery.file(nowhere) as file:
+    with OutputFiles() as delivery, pytest.raises(MergeError) as caught, delivery.file(nowhere) as file:
         pass
     assert caught.value.message == f"{nowhere}: No such file or directory"
 
@@ -215,23 +215,23 @@ def test_a_merge_that_ends_while_another_begins_is_not_written_over(
     completes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.gguf"
-    with Delivery() as first:
+    with OutputFiles() as first:
         with first.file(out) as file:
             file.write(b"the first one")
 
         def end_and_lock(descriptor: int) -> bool:  # what was opened as a part has a name by now, or none
             monkeypatch.undo()
             if completes:
-                first.complete()
+                first.commit()
             first.__exit__()
             return locked(descriptor)
 
         monkeypatch.setattr("cerebrum_cli.merge.output_files.locked", end_and_lock)
-        with Delivery() as second:
+        with OutputFiles() as second:
             with second.file(out) as file:
                 assert not completes or out.read_bytes() == b"the first one"
                 file.write(b"the second one")
-            second.complete()
+            second.commit()
     assert (out.read_bytes(), list(tmp_path.iterdir())) == (b"the second one", [out])
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.answers.vote import AUTO, MOST_VOTES, Count, Tally, Votes, lead_is_sure, parse_votes
+from cerebrum_cli.answers.vote import AUTO, MAX_VOTES, Count, Tally, Votes, is_lead_certain, parse_votes
 from cerebrum_cli.core.errors import UsageError
 
 LETTERS = ("5", "7", "9", None)
@@ -52,7 +52,7 @@ def test_other_votes_are_refused_with_what_is_possible(text: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_votes(text)
     assert repr(text) in error.value.message
-    assert f"1 to {MOST_VOTES}" in error.value.hint and "auto:3..16" in error.value.hint
+    assert f"1 to {MAX_VOTES}" in error.value.hint and "auto:3..16" in error.value.hint
 
 
 def test_answers_that_mean_the_same_are_counted_together_and_shown_as_written_most() -> None:
@@ -60,7 +60,7 @@ def test_answers_that_mean_the_same_are_counted_together_and_shown_as_written_mo
     assert cast.counts == (Count("0.8", 4, 2.0, "4/5"), Count("7", 1, 0.5, "7"))
     assert cast.winner == cast.counts[0]
     assert cast.agreement == 4 / 6
-    assert cast.samples == 6
+    assert cast.total == 6
 
 
 def test_of_ways_to_write_it_equally_often_the_first_is_shown() -> None:
@@ -81,7 +81,7 @@ def test_the_sample_to_show_is_the_winners_most_probable_and_of_equals_the_first
 def test_chains_without_an_answer_never_win() -> None:
     assert ballot(None, None, "5").winner == Count("5", 1, 0.5, "5")
     none = ballot(None, None)
-    assert (none.winner, none.winning_sample, none.agreement, none.counts, none.samples) == (None, None, 0.0, (), 2)
+    assert (none.winner, none.winning_sample, none.agreement, none.counts, none.total) == (None, None, 0.0, (), 2)
 
 
 def test_an_empty_ballot_has_no_winner_and_is_not_decided() -> None:
@@ -163,7 +163,7 @@ def test_a_ballot_with_all_its_chains_is_decided_however_they_split(cast: tuple[
     ],
 )
 def test_a_lead_is_sure_at_nine_tenths(leader: int, runner_up: int, sure: bool) -> None:
-    assert lead_is_sure(leader, runner_up) is sure
+    assert is_lead_certain(leader, runner_up) is sure
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -173,7 +173,7 @@ def test_a_lead_is_as_sure_as_the_integral_of_its_beta_density_says(leader: int,
         for k in range(leader + 1)
     )
     posterior = area * factorial(leader + runner_up + 1) / (factorial(leader) * factorial(runner_up))
-    assert lead_is_sure(leader, runner_up) is (posterior >= Fraction(9, 10))
+    assert is_lead_certain(leader, runner_up) is (posterior >= Fraction(9, 10))
 
 
 def test_an_adaptive_vote_waits_for_its_least_and_counts_no_chain_without_an_answer() -> None:
@@ -189,18 +189,18 @@ def test_a_majority_of_the_most_decides_an_adaptive_vote_too() -> None:
 
 
 def test_a_fixed_number_is_wanted_at_once() -> None:
-    assert [ballot(votes=Votes(8, 8)).wanted(running) for running in (0, 3, 8, 9)] == [8, 5, 0, 0]
-    assert ballot("5", "7", votes=Votes(8, 8)).wanted(1) == 5
-    assert ballot(*"555", votes=Votes(4, 4)).wanted(0) == 0
+    assert [ballot(votes=Votes(8, 8)).samples_to_start(running) for running in (0, 3, 8, 9)] == [8, 5, 0, 0]
+    assert ballot("5", "7", votes=Votes(8, 8)).samples_to_start(1) == 5
+    assert ballot(*"555", votes=Votes(4, 4)).samples_to_start(0) == 0
 
 
 def test_an_adaptive_vote_wants_its_least_and_then_as_few_as_could_decide_it() -> None:
-    assert [Tally(AUTO).wanted(running) for running in (0, 2, 3)] == [3, 1, 0]
-    assert ballot("5", votes=AUTO).wanted(2) == 0
-    assert ballot(*"555", votes=AUTO).wanted(0) == 0
-    assert [ballot(*"557", votes=AUTO).wanted(running) for running in (0, 1, 3)] == [3, 2, 0]
-    assert ballot(None, None, None, votes=AUTO).wanted(0) == 3
-    assert ballot(*"55577799", votes=Votes(3, 9)).wanted(0) == 1
+    assert [Tally(AUTO).samples_to_start(running) for running in (0, 2, 3)] == [3, 1, 0]
+    assert ballot("5", votes=AUTO).samples_to_start(2) == 0
+    assert ballot(*"555", votes=AUTO).samples_to_start(0) == 0
+    assert [ballot(*"557", votes=AUTO).samples_to_start(running) for running in (0, 1, 3)] == [3, 2, 0]
+    assert ballot(None, None, None, votes=AUTO).samples_to_start(0) == 3
+    assert ballot(*"55577799", votes=Votes(3, 9)).samples_to_start(0) == 1
 
 
 @given(bounds, st.lists(answers, min_size=24, max_size=24), st.data())
@@ -209,28 +209,28 @@ def test_a_vote_ends_and_never_runs_more_than_its_most(
 ) -> None:
     cast, running, started = Tally(votes), list[int](), 0
     while not cast.is_decided:
-        wanted = cast.wanted(len(running))
+        wanted = cast.samples_to_start(len(running))
         running += range(started, started + wanted)
         started += wanted
-        assert running and started <= votes.most
+        assert running and started <= votes.maximum
         sample = running.pop(data.draw(st.integers(0, len(running) - 1)))
         cast = cast.add(sample, said[sample], 0.5)
-    assert cast.wanted(len(running)) == 0
-    assert cast.samples >= min(votes.least, votes.most // 2 + 1)
+    assert cast.samples_to_start(len(running)) == 0
+    assert cast.total >= min(votes.minimum, votes.maximum // 2 + 1)
 
 
 @given(bounds, st.lists(answers, max_size=24))
 def test_what_is_wanted_is_the_least_that_could_decide_it(votes: Votes, said: list[str | None]) -> None:
-    cast = ballot(*said[: votes.most], votes=votes)
-    if cast.samples < votes.least or cast.is_decided:
+    cast = ballot(*said[: votes.maximum], votes=votes)
+    if cast.total < votes.minimum or cast.is_decided:
         return
     leader = cast.winner.answer if cast.winner else "5"
-    wanted = cast.wanted(0)
+    wanted = cast.samples_to_start(0)
     for more in range(1, wanted + 1):
-        cast = cast.add(cast.samples, leader, 0.5)
+        cast = cast.add(cast.total, leader, 0.5)
         assert cast.is_decided is (more == wanted)
 
 
 def test_the_largest_vote_is_counted_in_a_moment() -> None:
-    cast = ballot(*(("5", "7") * 100), votes=Votes(3, MOST_VOTES))
-    assert 0 < cast.wanted(0) < 30
+    cast = ballot(*(("5", "7") * 100), votes=Votes(3, MAX_VOTES))
+    assert 0 < cast.samples_to_start(0) < 30

@@ -349,7 +349,7 @@ def test_a_chain_that_ends_while_the_vote_is_being_closed_does_not_count() -> No
         [stating(4), stating(4), stating(4), stating(4, "zz "), stating(5)], "5", seen, lambda _: sleep(0.05)
     )
     assert [event.reason for event in seen if isinstance(event, FinishEvent)] == ["stop"] * 5
-    assert (poll.ballot.samples, sorted(poll.replies)) == (3, [0, 1, 2])
+    assert (poll.ballot.total, sorted(poll.replies)) == (3, [0, 1, 2])
 
 
 # The real thing.

@@ -90,7 +90,7 @@ _LATER_ROWS = tuple(
 _THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ _'])\d{3}(?:\1\d{3})*+(?![\w/]|[ ,_]\d)")
 
 
-def respelled(text: str) -> str:
+def normalize_spelling(text: str) -> str:
     """Return the answer in one spelling; its words, its case and its order stay as they are."""
     for characters, script in _SCRIPTS:
         text = characters.sub(script, text)

@@ -12,8 +12,8 @@ from math import comb, fsum
 
 from cerebrum_cli.core.errors import UsageError
 
-MOST_VOTES = 256
-SURE_ENOUGH = (9, 10)  # three chains of one mind reach it, two do not
+MAX_VOTES = 256
+CONFIDENCE = (9, 10)  # three chains of one mind reach it, two do not
 
 _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
 
@@ -22,13 +22,13 @@ _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{
 class Votes:
     """How many chains to sample: as many as it takes from `least` to `most`, which may be the same."""
 
-    least: int
-    most: int
+    minimum: int
+    maximum: int
 
     @property
     def is_adaptive(self) -> bool:
         """Whether sampling may stop once the outcome is likely, and not only once it is certain."""
-        return self.least < self.most
+        return self.minimum < self.maximum
 
 
 AUTO = Votes(3, 16)
@@ -39,12 +39,12 @@ def parse_votes(text: str) -> Votes:
     if match := _VOTES.fullmatch(text):
         least, most = match["least"] or match["from"], match["least"] or match["to"]
         votes = Votes(int(least), int(most)) if least and most else AUTO
-        if 1 <= votes.least <= votes.most <= MOST_VOTES:
+        if 1 <= votes.minimum <= votes.maximum <= MAX_VOTES:
             return votes
     raise UsageError(
         f"--votes is {text!r}",
-        f"it must be a number of chains from 1 to {MOST_VOTES}, `auto`, or `auto` with bounds:"
-        f" auto:{AUTO.least}..{AUTO.most}",
+        f"it must be a number of chains from 1 to {MAX_VOTES}, `auto`, or `auto` with bounds:"
+        f" auto:{AUTO.minimum}..{AUTO.maximum}",
     )
 
 
@@ -77,28 +77,28 @@ class Tally:
     """The chains cast so far, in the order of their samples: the outcome does not depend on who finishes first."""
 
     votes: Votes
-    chains: tuple[SampleAnswer, ...] = ()
+    answers: tuple[SampleAnswer, ...] = ()
 
     def add(self, sample: int, answer: str | None, probability: float) -> Tally:
         """Return this ballot with one more finished chain; ValueError if that sample has been cast."""
         from cerebrum_cli.answers.canonical import canonical  # its patterns take 50 ms to compile
 
-        if any(chain.sample == sample for chain in self.chains):
+        if any(chain.sample == sample for chain in self.answers):
             raise ValueError(f"sample {sample} has been cast")
         form = None if answer is None else canonical(answer)
-        chains = (*self.chains, SampleAnswer(sample, answer, form, probability))
-        return replace(self, chains=tuple(sorted(chains, key=lambda chain: chain.sample)))
+        chains = (*self.answers, SampleAnswer(sample, answer, form, probability))
+        return replace(self, answers=tuple(sorted(chains, key=lambda chain: chain.sample)))
 
     @property
-    def samples(self) -> int:
+    def total(self) -> int:
         """How many chains have been cast, those without an answer included."""
-        return len(self.chains)
+        return len(self.answers)
 
     @property
     def counts(self) -> tuple[Count, ...]:
         """The candidates, best first: by chains, then by the sum of their probabilities, then by the first sample."""
         groups: dict[str, list[SampleAnswer]] = {}
-        for chain in self.chains:
+        for chain in self.answers:
             if chain.form is not None:
                 groups.setdefault(chain.form, []).append(chain)
         counts = [_count(form, chains) for form, chains in groups.items()]
@@ -113,43 +113,43 @@ class Tally:
     def winning_sample(self) -> int | None:
         """The sample to show: the most probable chain of the winning answer."""
         winner = self.winner
-        own = [chain for chain in self.chains if winner and chain.form == winner.form]
+        own = [chain for chain in self.answers if winner and chain.form == winner.form]
         return max(own, key=lambda chain: chain.probability).sample if own else None  # the first of equals
 
     @property
     def agreement(self) -> float:
         """The winner's share of all chains cast."""
-        return self.winner.count / self.samples if self.winner else 0.0
+        return self.winner.count / self.total if self.winner else 0.0
 
     @property
     def is_decided(self) -> bool:
         """Whether the answer stands: no chain can change it, or, where `votes` is adaptive, none is likely to."""
         return self._is_decided_with(0)
 
-    def wanted(self, running: int) -> int:
+    def samples_to_start(self, running: int) -> int:
         """Return how many chains to start beside those cast and running.
 
         A fixed number is wanted at once. An adaptive one wants `least`, and then as few as could decide it.
         """
         if self.is_decided:
             return 0
-        if self.samples < self.votes.least:
-            return max(0, self.votes.least - self.samples - running)
-        out = self.votes.most - self.samples
+        if self.total < self.votes.minimum:
+            return max(0, self.votes.minimum - self.total - running)
+        out = self.votes.maximum - self.total
         enough = next(more for more in range(1, out + 1) if self._is_decided_with(more))
         return max(0, enough - running)
 
     def _is_decided_with(self, more: int) -> bool:
         """Tell whether the answer would stand if `more` chains came to the leader's answer."""
-        cast = self.samples + more
+        cast = self.total + more
         first, second = (*(count.count for count in self.counts[:2]), 0, 0)[:2]
         leader = first + more
-        if cast >= self.votes.most or leader > second + self.votes.most - cast:
+        if cast >= self.votes.maximum or leader > second + self.votes.maximum - cast:
             return True
-        return self.votes.is_adaptive and cast >= self.votes.least and lead_is_sure(leader, second)
+        return self.votes.is_adaptive and cast >= self.votes.minimum and is_lead_certain(leader, second)
 
 
-def lead_is_sure(leader: int, runner_up: int) -> bool:
+def is_lead_certain(leader: int, runner_up: int) -> bool:
     """Tell whether the leader is the likelier of the two best answers with a probability of at least 9/10.
 
     That is the Beta posterior of Adaptive-Consistency, I_1/2(runner_up + 1, leader + 1), which for whole numbers is the
@@ -157,7 +157,7 @@ def lead_is_sure(leader: int, runner_up: int) -> bool:
     """
     tosses = leader + runner_up + 1
     unlikely = sum(comb(tosses, heads) for heads in range(runner_up + 1))
-    over, under = SURE_ENOUGH
+    over, under = CONFIDENCE
     return ((1 << tosses) - unlikely) * under >= over << tosses
 
 

@@ -229,7 +229,7 @@ def decide(
                 streams.info(tally_text(poll.tally_event))
             keep_read(poll)
     if poll.winner is None:
-        raise NoAnswer(f"none of {poll.ballot.samples} chains states a final answer", "--json shows all of them")
+        raise NoAnswer(f"none of {poll.ballot.total} chains states a final answer", "--json shows all of them")
 
 
 def talk_sinks(streams: Streams, shown: Shown, line: StatusLine) -> list[Sink]:

@@ -181,7 +181,7 @@ def fitted(at_once: int | None, left: int, manner: BatchOptions) -> Parallel:
     """Return how many sequences run at once: no more than are left."""
     from cerebrum_cli.application.inference.loading import Parallel
 
-    chains = left * (manner.votes.most if manner.votes else 1)
+    chains = left * (manner.votes.maximum if manner.votes else 1)
     return Parallel(min(at_once or AUTO, chains), adaptive=at_once is None, batch_invariant=True)
 
 

@@ -17,7 +17,7 @@ from cerebrum_cli.terminal.interrupts import interruptible
 if TYPE_CHECKING:
     from cerebrum_cli.application.merging.merge import Merge, MergeOptions
     from cerebrum_cli.application.models.model import Model
-    from cerebrum_cli.merge.output_files import Written
+    from cerebrum_cli.merge.output_files import WrittenFile
     from cerebrum_cli.runtime import Runtime
 
 
@@ -58,14 +58,14 @@ def merge(
 
     Prints the SHA-256 of what was written.
     """
-    from cerebrum_cli.application.merging.merge import merge_object, require_apart
-    from cerebrum_cli.application.merging.recipes import meant, read_recipe, resolve_models
+    from cerebrum_cli.application.merging.merge import merge_object, require_not_source
+    from cerebrum_cli.application.merging.recipes import read_recipe, resolve_models, source_references
 
     runtime = options.runtime_of(context)
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
     asked = read_recipe(library, recipe)
     wanted = wished(output, name, type, split_size, Path(recipe).stem if dry_run else None)
-    references = meant(library, asked, source or ())
+    references = source_references(library, asked, source or ())
     if not dry_run:
         merger.require_name(wanted, asked.spec)
 
@@ -76,7 +76,7 @@ def merge(
 
     models = resolve_models(library, references, here)
     if not dry_run:
-        require_apart(models, [wanted.output])
+        require_not_source(models, [wanted.output])
         require_new(runtime, [wanted.output], yes)
     with interruptible("nothing has been written"):
         planned = merger.prepare(asked.recipe, models, wanted)
@@ -88,7 +88,7 @@ def merge(
 
         streams.answer_object(told) if json else print_merge(streams, told)
         return
-    merger.require_place(planned)
+    merger.require_writable(planned)
     require_new(runtime, [file.path for file in planned.files if file.path != wanted.output], yes)
     written = carried_out(runtime, planned, quiet)
     if json:
@@ -96,7 +96,7 @@ def merge(
         streams.answer_object(told | {"reference": wanted.name, "files": files})
     else:
         streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
-    model = merger.remember(planned, written)
+    model = merger.register(planned, written)
     if not quiet:
         streams.info(f"{model.reference} is here: cerebrum ask -m {model.reference}")
 
@@ -109,7 +109,7 @@ def wished(
     from cerebrum_cli.application.models.model import as_name, as_path, is_directory
     from cerebrum_cli.catalogue.variants import whole_name
     from cerebrum_cli.core.text import parse_size
-    from cerebrum_cli.merge.target_types import wanted_type
+    from cerebrum_cli.merge.target_types import parse_type
 
     if output is None and stem is None:
         raise UsageError("no -o: it is not said where the model goes", "name a file: -o OUT.gguf")
@@ -123,7 +123,7 @@ def wished(
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: there is no directory {path.parent}", "make it, or write elsewhere")
     limit = None if split is None else parse_size(split)
-    return MergeOptions(path, name or as_name(path.stem), wanted_type(type) if type else None, limit)
+    return MergeOptions(path, name or as_name(path.stem), parse_type(type) if type else None, limit)
 
 
 def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:
@@ -142,7 +142,7 @@ def warn(runtime: Runtime, planned: Merge) -> None:
         runtime.streams.notice(NoticeEvent(what, "name tensors as Hugging Face does, as self_attn.q_proj"))
 
 
-def carried_out(runtime: Runtime, planned: Merge, quiet: bool) -> tuple[Written, ...]:
+def carried_out(runtime: Runtime, planned: Merge, quiet: bool) -> tuple[WrittenFile, ...]:
     """Merge, showing how far that is."""
     with interruptible("nothing is left of the merge"), options.file_progress(runtime, quiet) as progress:
         return runtime.merger.write(planned, lambda done, total: progress.update("merge", done, total))

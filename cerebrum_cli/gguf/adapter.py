@@ -22,7 +22,7 @@ from cerebrum_cli.gguf.table import ALIGNMENT, Table, Tensor, Value
 ARCHITECTURE = "general.architecture"
 
 
-class Entry(NamedTuple):
+class TensorInfo(NamedTuple):
     """A tensor of a file that is to be written: row length first, ggml's number of its type, its bytes."""
 
     name: str
@@ -39,10 +39,10 @@ def read_table(name: str, paths: Sequence[Path]) -> Table:
     metadata: dict[str, Value] = {}
     tensors: dict[str, Tensor] = {}
     for number, path in enumerate(paths):
-        reader = opened(path)
+        reader = open_reader(path)
         if number == 0:
             fields = reader.fields.items()  # the counts of the file's own first bytes are among them
-            metadata = {key: value_of(reader.arrays, field) for key, field in fields if not key.startswith("GGUF.")}
+            metadata = {key: read_value(reader.arrays, field) for key, field in fields if not key.startswith("GGUF.")}
         for each in reader.tensors:
             if each.name in tensors:
                 raise ModelFileError(path, f"damaged: the tensor {each.name} is in another part too")
@@ -92,7 +92,7 @@ class Reader(GGUFReader):  # type: ignore[misc]  # it has no types
 _LENGTH = Struct("<Q")
 
 
-def opened(path: Path) -> Reader:
+def open_reader(path: Path) -> Reader:
     """Return a reader of a file. It maps the file, of which only the header is read here."""
     try:
         return Reader(path)
@@ -103,7 +103,7 @@ def opened(path: Path) -> Reader:
         raise ModelFileError(path, f"damaged, truncated, or of an encoding that cannot be merged ({reason})") from error
 
 
-def value_of(arrays: Mapping[int, Value], field: Any) -> Value:
+def read_value(arrays: Mapping[int, Value], field: Any) -> Value:
     """Return a metadata value, its strings' bytes untouched; an array is looked for by where its content begins.
 
     One that is not found there is put together of the library's parts: what `Reader` overrides is not public.
@@ -111,7 +111,7 @@ def value_of(arrays: Mapping[int, Value], field: Any) -> Value:
     kind = field.types[0]
     items = [field.parts[index] for index in field.data]
     if kind is not GGUFValueType.ARRAY:
-        return Value(kind.name, string(bytes(items[0])) if kind is GGUFValueType.STRING else items[0][0].item())
+        return Value(kind.name, decode_string(bytes(items[0])) if kind is GGUFValueType.STRING else items[0][0].item())
     begin = field.offset + sum(part.nbytes for part in field.parts[:3])
     if begin in arrays or len(field.types) < 2:
         return arrays.get(begin, Value(kind.name, (), GGUFValueType.UINT8.name))
@@ -121,23 +121,23 @@ def value_of(arrays: Mapping[int, Value], field: Any) -> Value:
     return Value(kind.name, tuple(np.concatenate(items).tolist()), item_kind.name)
 
 
-def string(data: bytes) -> str:
+def decode_string(data: bytes) -> str:
     """Return a text that becomes the same bytes again when it is written."""
     return data.decode("utf-8", "surrogateescape")
 
 
-def header(metadata: Mapping[str, Value], entries: Iterable[Entry]) -> bytes:
+def encode_header(metadata: Mapping[str, Value], tensors: Iterable[TensorInfo]) -> bytes:
     """Return all that stands in a file before its first tensor's bytes, which must follow in order, each aligned."""
     writer = GGUFWriter(None, str(metadata[ARCHITECTURE].content))  # which writes that by itself
     for key, value in metadata.items():
         if key == ARCHITECTURE or (value.is_array and not value.content):  # of empty arrays the library writes none
             continue
         sub_type = GGUFValueType[value.item_type] if value.is_array else None
-        writer.add_key_value(key, stored(value), GGUFValueType[value.type], sub_type)
-    for entry in entries:
-        dimensions = tuple(reversed(entry.shape))
-        kind = GGMLQuantizationType(entry.type)
-        writer.add_tensor_info(entry.name, dimensions, np.dtype(np.float32), entry.size, raw_dtype=kind)
+        writer.add_key_value(key, encode_value(value), GGUFValueType[value.type], sub_type)
+    for tensor in tensors:
+        dimensions = tuple(reversed(tensor.shape))
+        kind = GGMLQuantizationType(tensor.type)
+        writer.add_tensor_info(tensor.name, dimensions, np.dtype(np.float32), tensor.size, raw_dtype=kind)
     written = BytesIO()
     writer.fout, writer.state = [written], WriterState.EMPTY  # as if it had opened a file
     writer.write_header_to_file()
@@ -147,6 +147,6 @@ def header(metadata: Mapping[str, Value], entries: Iterable[Entry]) -> bytes:
     return data + bytes(-len(data) % ALIGNMENT)
 
 
-def stored(value: Value) -> Any:
+def encode_value(value: Value) -> Any:
     """Return a value as the library takes it: strings as bytes, so that none is changed."""
     return value.content.encode("utf-8", "surrogateescape") if value.type == "STRING" else value.content

@@ -16,7 +16,7 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 # Arrays that may be as long as a model has layers, and are not about layers.
-_OF_NO_LAYER = ("rope.dimension_sections", "rope.scaling.")
+_NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 
@@ -48,17 +48,17 @@ class Tensor(NamedTuple):
         return TENSOR_TYPES[self.type]
 
     @property
-    def weights(self) -> int:
+    def n_elements(self) -> int:
         """How many weights it has."""
         return prod(self.shape)
 
     @property
     def size(self) -> int:
         """The bytes it takes."""
-        return self.kind.bytes_of(self.weights)
+        return self.kind.bytes_of(self.n_elements)
 
 
-def placed(name: str) -> tuple[int | None, str]:
+def split_layer(name: str) -> tuple[int | None, str]:
     """Return the layer a tensor belongs to, None where it is of no layer, and its name without that."""
     found = _LAYER.fullmatch(name)
     return (int(found[1]), found[2]) if found else (None, name)
@@ -73,7 +73,7 @@ class Table:
     tensors: Mapping[str, Tensor]
 
     @property
-    def items(self) -> int:
+    def array_items(self) -> int:
         """How many items its arrays have, which is what reading its metadata takes time and memory for."""
         return sum(len(value.content) for value in self.metadata.values() if value.is_array)
 
@@ -83,7 +83,7 @@ class Table:
         return str(self.metadata["general.architecture"].content)
 
     @property
-    def layers(self) -> int:
+    def n_layers(self) -> int:
         """The number of layers."""
         count = self.hyperparameter("block_count")
         if not isinstance(count, int) or count < 1:
@@ -91,22 +91,22 @@ class Table:
         return count
 
     @cached_property
-    def by_layer(self) -> Mapping[int | None, Mapping[str, Tensor]]:
+    def tensors_by_layer(self) -> Mapping[int | None, Mapping[str, Tensor]]:
         """The tensors of each layer by their names without it, and under None those of no layer."""
         found: dict[int | None, dict[str, Tensor]] = {}
         for name, tensor in self.tensors.items():
-            layer, suffix = placed(name)
+            layer, suffix = split_layer(name)
             found.setdefault(layer, {})[suffix] = tensor
         return found
 
     @cached_property
-    def outer(self) -> Mapping[str, Tensor]:
+    def global_tensors(self) -> Mapping[str, Tensor]:
         """The tensors of no layer: embeddings, norms, head."""
-        return self.by_layer.get(None, {})
+        return self.tensors_by_layer.get(None, {})
 
-    def layer(self, index: int) -> Mapping[str, Tensor]:
+    def layer_tensors(self, index: int) -> Mapping[str, Tensor]:
         """Return the tensors of a layer by their names without it."""
-        return self.by_layer.get(index, {})
+        return self.tensors_by_layer.get(index, {})
 
     def text(self, key: str) -> str | None:
         """Return a text of the metadata."""
@@ -118,19 +118,19 @@ class Table:
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value.content if value else None
 
-    def says_per_layer(self, key: str) -> bool:
+    def is_per_layer(self, key: str) -> bool:
         """Return whether a key is that of a hyperparameter which has an item for each layer."""
         value, name = self.metadata.get(key), key.removeprefix(f"{self.architecture}.")
-        if value is None or not value.is_array or name == key or name.startswith(_OF_NO_LAYER):
+        if value is None or not value.is_array or name == key or name.startswith(_NOT_PER_LAYER):
             return False
-        return len(value.content) == self.layers
+        return len(value.content) == self.n_layers
 
-    def of_layer(self, key: str, layer: int) -> Any:
+    def layer_value(self, key: str, layer: int) -> Any:
         """Return what is said of one layer under a key, None where nothing is. MergeError for an array of no layers."""
         value = self.metadata.get(key)
         if value is None or not value.is_array:
             return value and value.content
-        if len(value.content) != self.layers:
-            what = f"{self.name} has {len(value.content)} items in {key} and {self.layers} layers"
+        if len(value.content) != self.n_layers:
+            what = f"{self.name} has {len(value.content)} items in {key} and {self.n_layers} layers"
             raise MergeError(what, "check where the file came from, or pull it again")
         return value.content[layer]

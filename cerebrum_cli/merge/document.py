@@ -1,10 +1,10 @@
-"""YAML read into plain values, with an error that names the place whatever a text holds: the one door to PyYAML."""
+"""YAML read into plain values, with an error that names the location whatever a text holds: the one door to PyYAML."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.merge.location import Place, short
+from cerebrum_cli.merge.location import Location, truncate
 
 if TYPE_CHECKING:
     from yaml.error import Mark
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _LEVELS, _VALUES = 20, 100_000  # aliases followed: far beyond any recipe, and read in no time
 
 
-def read_document(top: Place, text: str) -> object:
+def read_document(root: Location, text: str) -> object:
     """Return what the only YAML document of a text holds, whatever its types."""
     import yaml
 
@@ -21,28 +21,30 @@ def read_document(top: Place, text: str) -> object:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
-            raise top.error("it is empty", "write a recipe: its merge_method, and slices or models")
+            raise root.error("it is empty", "write a recipe: its merge_method, and slices or models")
         if not _is_bounded(node):
-            raise top.error("it nests too deep or repeats too much", "write it with fewer levels and aliases")
+            raise root.error("it nests too deep or repeats too much", "write it with fewer levels and aliases")
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         reason = " ".join(filter(None, [error.context, error.problem]))
-        raise top.error(f"not valid YAML{_at(error.problem_mark)}: {short(reason, 200)}", "correct it there") from error
+        raise root.error(
+            f"not valid YAML{_position(error.problem_mark)}: {truncate(reason, 200)}", "correct it there"
+        ) from error
     except yaml.reader.ReaderError as error:
         lines = text[: error.position].split("\n")
         at = f"line {len(lines)}, column {len(lines[-1]) + 1}"
-        raise top.error(f"not valid YAML at {at}: {error.reason}", "remove the character there") from error
+        raise root.error(f"not valid YAML at {at}: {error.reason}", "remove the character there") from error
     except RecursionError as error:
-        raise top.error("it nests too deep", "write it with fewer levels") from error
+        raise root.error("it nests too deep", "write it with fewer levels") from error
     # PyYAML lets through what int(), date(), re and its tables say of numbers, dates and tagged values that are none.
     except (ValueError, LookupError, AttributeError, ArithmeticError, TypeError) as error:
         begun = list(loader.recursive_objects)  # the nodes it was in the middle of
-        at = _at(begun[-1].start_mark if begun else loader.get_mark())
+        at = _position(begun[-1].start_mark if begun else loader.get_mark())
         what = f"not valid YAML{at}: the number, date or tagged value is none"
-        raise top.error(what, "correct it, or put it in quotes if it is a text") from error
+        raise root.error(what, "correct it, or put it in quotes if it is a text") from error
 
 
-def _at(mark: Mark | None) -> str:
+def _position(mark: Mark | None) -> str:
     return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 

@@ -64,7 +64,7 @@ def window_pattern(first: Table, layers: Sequence[tuple[Table, int]]) -> dict[st
 
 def sees_window(table: Table, layer: int, windows: Windows) -> bool:
     """Return whether a layer of a model sees only a window."""
-    said = table.of_layer(f"{table.architecture}.{PATTERN}", layer)
+    said = table.layer_value(f"{table.architecture}.{PATTERN}", layer)
     if isinstance(said, bool):
         return said
     return (windows if said is None else windows._replace(period=said)).has(layer)

@@ -1,4 +1,4 @@
-"""Where a value stands in a file, and readers of mappings, lists and texts whose errors name that place."""
+"""Where a value stands in a file, and readers of mappings, lists and texts whose errors name that location."""
 
 from __future__ import annotations
 
@@ -10,55 +10,57 @@ from cerebrum_cli.core.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A value's place: the name of the file, and the way to it, as in `slices[2].sources[0]`."""
+class Location:
+    """A value's location: the name of the file, and the way to it, as in `slices[2].sources[0]`."""
 
-    where: str
+    file: str
     path: str = ""
 
-    def key(self, key: str) -> Place:
-        """Return the place of a mapping's value."""
-        return Place(self.where, f"{self.path}.{key}" if self.path else key)
+    def key(self, key: str) -> Location:
+        """Return the location of a mapping's value."""
+        return Location(self.file, f"{self.path}.{key}" if self.path else key)
 
-    def item(self, index: int) -> Place:
-        """Return the place of a list's item, the first of which is 0."""
-        return Place(self.where, f"{self.path}[{index}]")
+    def item(self, index: int) -> Location:
+        """Return the location of a list's item, the first of which is 0."""
+        return Location(self.file, f"{self.path}[{index}]")
 
-    def error(self, problem: str, do: str) -> UsageError:
+    def error(self, problem: str, hint: str) -> UsageError:
         """Return the error that says what is wrong here, one line each whatever the file holds."""
         at = f"{self.path}: " if self.path else ""
-        return UsageError(one_line(f"{self.where}: {at}{problem}"), one_line(do))
+        return UsageError(one_line(f"{self.file}: {at}{problem}"), one_line(hint))
 
 
-def read_row(
-    place: Place, value: object, keys: Sequence[str], ignored: Sequence[str] = (), unsupported: Sequence[str] = ()
+def read_mapping(
+    location: Location, value: object, keys: Sequence[str], ignored: Sequence[str] = (), unsupported: Sequence[str] = ()
 ) -> dict[str, object]:
     """Return a mapping without the keys that are ignored or have no value. UsageError for a key that is none of these.
 
     `unsupported` are keys mergekit knows and a merge here cannot follow.
     """
     if not isinstance(value, dict):
-        raise place.error("a mapping is needed", f"write lines of `key: value`; the keys are {', '.join(keys)}")
+        raise location.error("a mapping is needed", f"write lines of `key: value`; the keys are {', '.join(keys)}")
     for key, item in value.items():
         if key in unsupported and item is not None:
             problem = "cerebrum does not support this key of mergekit's"
-            raise place.key(key).error(problem, "leave it out, if the merge is still the one you mean")
+            raise location.key(key).error(problem, "leave it out, if the merge is still the one you mean")
         if key not in (*keys, *ignored, *unsupported):
-            raise place.error(f"there is no key {quoted(key)} here", choices(key, keys))
+            raise location.error(f"there is no key {quoted(key)} here", choices(key, keys))
     return {key: item for key, item in value.items() if key in keys and item is not None}
 
 
-def read_items(place: Place, value: object) -> list[tuple[Place, object]]:
-    """Return the items of a list, each with its place."""
+def read_items(location: Location, value: object) -> list[tuple[Location, object]]:
+    """Return the items of a list, each with its location."""
     if not isinstance(value, list) or not value:
-        raise place.error("a list of one item or more is needed", "write each item on lines that begin with `- `")
-    return [(place.item(index), item) for index, item in enumerate(value)]
+        raise location.error("a list of one item or more is needed", "write each item on lines that begin with `- `")
+    return [(location.item(index), item) for index, item in enumerate(value)]
 
 
-def read_text(place: Place, value: object, needed: str) -> str:
+def read_text(location: Location, value: object, needed: str) -> str:
     """Return a text that can be shown as it is."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise place.error(f"{needed} is needed", "write it on one line, in quotes if YAML takes it for something else")
+        raise location.error(
+            f"{needed} is needed", "write it on one line, in quotes if YAML takes it for something else"
+        )
     return value.strip()
 
 
@@ -69,13 +71,13 @@ def choices(given: object, known: Sequence[str]) -> str:
 
 
 def quoted(value: object) -> str:
-    """Return a text as it is shown within an error, in quotes if it is blank; what is none is told by its type."""
+    """Format a value for an error message: text quoted if blank, anything else as its type."""
     if not isinstance(value, str):
         return f"({type(value).__name__})"
-    return short(value if value.strip() else repr(value), 60)
+    return truncate(value if value.strip() else repr(value), 60)
 
 
-def short(text: str, length: int) -> str:
+def truncate(text: str, length: int) -> str:
     """Return a text, its end left out where it is longer than this."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 

@@ -17,13 +17,13 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.files import fsync_directory, locked
 
-PART = ".part"
-FULL = (errno.ENOSPC, errno.EDQUOT)
-TRIES = 10  # to open a file that others finish just then
-BEHIND = 4  # pieces that may be written and not hashed yet
+PART_SUFFIX = ".part"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OPEN_ATTEMPTS = 10  # to open a file that others finish just then
+MAX_UNHASHED = 4  # pieces that may be written and not hashed yet
 
 
-class Written(NamedTuple):
+class WrittenFile(NamedTuple):
     """A file that is whole, its bytes and their SHA-256."""
 
     path: Path
@@ -43,7 +43,7 @@ class HashedFile:
 
     def write(self, data: bytes) -> None:
         """Put bytes at the end."""
-        if len(self._hashing) >= BEHIND:
+        if len(self._hashing) >= MAX_UNHASHED:
             self._hashing.popleft().result()
         self._hashing.append(self.pool.submit(self._digest.update, data))
         left = memoryview(data)
@@ -51,7 +51,7 @@ class HashedFile:
             left = left[self.file.write(left) :]
         self.size += len(data)
 
-    def finish(self) -> str:
+    def sync(self) -> str:
         """Have all of it on disk, and return the SHA-256 in hexadecimal."""
         while self._hashing:
             self._hashing.popleft().result()
@@ -60,41 +60,41 @@ class HashedFile:
 
 
 @dataclass(slots=True)
-class Delivery:
+class OutputFiles:
     """Files that come to be all together or not at all: until then each has `.part` behind its name."""
 
-    written: list[Written] = field(default_factory=list)
+    written: list[WrittenFile] = field(default_factory=list)
     _parts: list[Path] = field(default_factory=list)
-    _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _pool: ThreadPoolExecutor = field(init=False)
 
-    def __enter__(self) -> Delivery:
-        self._pool = self._held.enter_context(ThreadPoolExecutor(1))
+    def __enter__(self) -> OutputFiles:
+        self._pool = self._resources.enter_context(ThreadPoolExecutor(1))
         return self
 
     def __exit__(self, *_: object) -> None:
         for part in self._parts:  # before their locks are given back
             part.unlink(missing_ok=True)
-        self._held.close()
+        self._resources.close()
 
     @contextlib.contextmanager
     def file(self, path: Path) -> Iterator[HashedFile]:
         """Write one file. MergeError where another merge writes it, or it cannot be written."""
-        part = path.with_name(path.name + PART)
-        with translated(path):
-            file = self._held.enter_context(alone_with(part, path))  # it stays locked until all are whole
+        part = path.with_name(path.name + PART_SUFFIX)
+        with translate_os_errors(path):
+            file = self._resources.enter_context(open_locked(part, path))  # it stays locked until all are whole
             self._parts.append(part)
             file.truncate(0)
             hashed = HashedFile(file, self._pool)
             yield hashed
-            self.written.append(Written(path, hashed.size, hashed.finish()))
+            self.written.append(WrittenFile(path, hashed.size, hashed.sync()))
 
-    def complete(self) -> tuple[Written, ...]:
+    def commit(self) -> tuple[WrittenFile, ...]:
         """Give the files their names, the first one's last: without it the others are no model."""
         named: list[Path] = []
         try:
             for each in reversed(self.written):
-                with translated(each.path):
+                with translate_os_errors(each.path):
                     self._parts[-1].replace(each.path)
                 self._parts.pop()
                 named.append(each.path)
@@ -107,9 +107,9 @@ class Delivery:
         return tuple(self.written)
 
 
-def alone_with(part: Path, path: Path) -> FileIO:
+def open_locked(part: Path, path: Path) -> FileIO:
     """Return the file on its way to a path, opened and locked. MergeError where another merge writes it."""
-    for _ in range(TRIES):
+    for _ in range(OPEN_ATTEMPTS):
         file = FileIO(part, "ab")
         if not locked(file.fileno()):
             file.close()
@@ -122,10 +122,10 @@ def alone_with(part: Path, path: Path) -> FileIO:
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Tell what the system says of a file that cannot be written."""
     try:
         yield
     except OSError as error:
-        do = "free some space, or write elsewhere" if error.errno in FULL else "write elsewhere"
+        do = "free some space, or write elsewhere" if error.errno in DISK_FULL else "write elsewhere"
         raise MergeError(f"{path}: {error.strerror}", do) from error

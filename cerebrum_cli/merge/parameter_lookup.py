@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from cerebrum_cli.merge.parameters import Case, Parameters
+from cerebrum_cli.merge.parameters import ConditionalValue, Parameters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 
 
-def parameter(name: str, recipe: Recipe, part: Slice, source: Source | None, tensor: str, t: float) -> float | None:
+def lookup_parameter(
+    name: str, recipe: Recipe, part: Slice, source: Source | None, tensor: str, t: float
+) -> float | None:
     """Return a parameter for a tensor, named as at Hugging Face, at `t` of its slice: 0 the first layer, 1 the last.
 
     What a source says goes before what its slice says, and that before the recipe; a level none of whose filters match
@@ -33,15 +35,15 @@ def levels(recipe: Recipe) -> Iterator[Parameters]:
         yield from (source.parameters for source in part.sources)
 
 
-def evaluate(cases: tuple[Case, ...], tensor: str, t: float) -> float | None:
+def evaluate(values: tuple[ConditionalValue, ...], tensor: str, t: float) -> float | None:
     """Return the value at `t` of the first case whose filter is part of a tensor's name, None where there is none."""
-    for value, wanted in cases:
-        if wanted is None or wanted in tensor:
-            return _between(value, t) if isinstance(value, tuple) else value
+    for value, filter in values:
+        if filter is None or filter in tensor:
+            return _interpolate(value, t) if isinstance(value, tuple) else value
     return None
 
 
-def _between(gradient: tuple[float, ...], t: float) -> float:
+def _interpolate(gradient: tuple[float, ...], t: float) -> float:
     """Return where a gradient, its values evenly spread from 0 to 1, stands at `t`."""
     position = t * (len(gradient) - 1)
     before = int(position)

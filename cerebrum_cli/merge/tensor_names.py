@@ -8,12 +8,12 @@ from collections.abc import Mapping
 _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 # Each without `.weight` or `.bias`, which stay as they are.
-_OUTSIDE: Mapping[str, str] = {
+_GLOBAL: Mapping[str, str] = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_IN_A_LAYER: Mapping[str, str] = {
+_PER_LAYER: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -45,7 +45,7 @@ _EXPERTS = {
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
 # What other architectures than Llama's call some of these.
-_OF_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
+_BY_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
     "gemma2": _NORMS_AROUND,
     "gemma3": _NORMS_AROUND,
     "gemma3n": _NORMS_AROUND,
@@ -66,9 +66,9 @@ def hugging_face_name(name: str, architecture: str = "llama") -> str:
     stem, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return name
-    if stem in _OUTSIDE:
-        return f"{_OUTSIDE[stem]}.{kind}"
-    block, rows = _BLOCK.fullmatch(stem), {**_IN_A_LAYER, **_OF_ARCHITECTURE.get(architecture, {})}
+    if stem in _GLOBAL:
+        return f"{_GLOBAL[stem]}.{kind}"
+    block, rows = _BLOCK.fullmatch(stem), {**_PER_LAYER, **_BY_ARCHITECTURE.get(architecture, {})}
     if block is None or block[2] not in rows:
         return name
     return f"model.layers.{block[1]}.{rows[block[2]]}.{kind}"

@@ -41,7 +41,7 @@ class BatchOptions:
 
     def seed(self, position: int) -> int | None:
         """Return the seed of a row: from the one given on, each chain has its own, or all rows would draw alike."""
-        given, chains = self.settings.seed, self.votes.most if self.votes else 1
+        given, chains = self.settings.seed, self.votes.maximum if self.votes else 1
         return None if given is None else (given + position * chains) % SEEDS
 
 
@@ -126,7 +126,7 @@ def record_of(manner: BatchOptions, model: Model, file: Model, library: Library)
         "format": chosen_format(manner.settings.format, model.known_format, model.header.chat_template),
         **{key.replace("_", " "): values[key] for key in ANSWERING},
         "grammar": manner.grammar and sha256(manner.grammar.encode()).hexdigest(),
-        "votes": votes and f"{votes.least}..{votes.most}",
+        "votes": votes and f"{votes.minimum}..{votes.maximum}",
         "early stop": votes and manner.early_stop,
         "ignore eos": manner.ignore_eos,
     }

@@ -27,9 +27,9 @@ class MajorityVote:
 
     def __init__(self, votes: Votes, stops_early: bool = True) -> None:
         self._stops_early = stops_early
-        self.ballot = Tally(votes if stops_early else Votes(votes.most, votes.most))
+        self.ballot = Tally(votes if stops_early else Votes(votes.maximum, votes.maximum))
         self.replies: dict[int, Reply] = {}  # by sample; those that have been cast
-        self.asked = self.ballot.votes.least
+        self.asked = self.ballot.votes.minimum
         self._gatherers: dict[int, ReplyCollector] = {}
         self._held: dict[int, Reply] = {}  # that wait for a chain before them
         self._ended = 0
@@ -50,17 +50,17 @@ class MajorityVote:
         if reply.finish.reason == "cancelled" or self.is_over:  # it ended by itself before it heard of that
             return False
         self._held[sample] = reply
-        cast = self.ballot.samples
-        while not self.is_over and (next_one := self._held.pop(self.ballot.samples, None)):
-            self.replies[self.ballot.samples] = next_one
-            self.ballot = self.ballot.add(self.ballot.samples, next_one.final_answer, next_one.probability)
+        cast = self.ballot.total
+        while not self.is_over and (next_one := self._held.pop(self.ballot.total, None)):
+            self.replies[self.ballot.total] = next_one
+            self.ballot = self.ballot.add(self.ballot.total, next_one.final_answer, next_one.probability)
         self._steer(index, replies)
-        return self.ballot.samples > cast
+        return self.ballot.total > cast
 
     @property
     def most(self) -> int:
         """The most chains there may be."""
-        return self.ballot.votes.most
+        return self.ballot.votes.maximum
 
     @property
     def has_long_prompt(self) -> bool:
@@ -81,13 +81,13 @@ class MajorityVote:
     @property
     def is_over(self) -> bool:
         """Whether the vote has been taken, and not only been interrupted."""
-        return self.ballot.samples == self.most or (self._stops_early and self.ballot.is_decided)
+        return self.ballot.total == self.most or (self._stops_early and self.ballot.is_decided)
 
     @property
     def tally_event(self) -> TallyEvent:
         """How the vote stands."""
         tally = tuple((count.answer, count.count) for count in self.ballot.counts)
-        return TallyEvent(tally, self.ballot.samples, self.running)
+        return TallyEvent(tally, self.ballot.total, self.running)
 
     @property
     def winner(self) -> Count | None:
@@ -116,7 +116,7 @@ class MajorityVote:
             if self.running:
                 replies.abort(index)
         elif not self.running:  # in rounds, so that the outcome does not depend on when this is heard
-            wanted = self.ballot.wanted(0)
+            wanted = self.ballot.samples_to_start(0)
             self.asked += wanted
             replies.add_samples(index, wanted)
 
@@ -144,7 +144,7 @@ def votes_object(poll: MajorityVote) -> dict[str, Any]:
     """Return what `--json` tells of a vote: every chain that has ended by itself, in the order of their seeds."""
     winner = poll.winner
     return {
-        "samples": poll.ballot.samples,
+        "samples": poll.ballot.total,
         "winner": winner and winner.answer,
         "tally": [{"answer": count.answer, "count": count.count} for count in poll.ballot.counts],
         "agreement": round(poll.ballot.agreement, 4),

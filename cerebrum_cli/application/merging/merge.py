@@ -30,18 +30,18 @@ from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.gguf.header import Header, parse_header, read_header
-from cerebrum_cli.merge.execute import File, execute, files, require_codec
+from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.methods import tensors_of
-from cerebrum_cli.merge.output_files import PART, Written
+from cerebrum_cli.merge.methods import input_tensors
+from cerebrum_cli.merge.output_files import PART_SUFFIX, WrittenFile
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target_types import Target
-from cerebrum_cli.merge.weights import AHEAD, WORKED, CodecFactory
+from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
 
 # Bytes of memory: of the program with the libraries that files are read with, and while one is of each array's item.
-MEMORY, ITEM = 80_000_000, 200
-MARGIN = 64_000_000  # bytes of the disk left to others
+BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
+DISK_RESERVE = 64_000_000  # bytes of the disk left to others
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Merge:
     models: Mapping[str, Model]
     options: MergeOptions
     plan: Plan
-    files: tuple[File, ...]
-    items: int
+    files: tuple[OutputFile, ...]
+    array_items: int
 
     @property
     def size(self) -> int:
@@ -92,11 +92,15 @@ class Merge:
     @property
     def memory(self) -> int:
         """About how many bytes of memory carrying it out takes at most."""
-        most = max(len(tensors_of(tensor.op)) for tensor in self.plan.tensors)
-        return MEMORY + self.items * ITEM + thread_count() * AHEAD * (most + 1) * WORKED * 4
+        most = max(len(input_tensors(tensor.op)) for tensor in self.plan.tensors)
+        return (
+            BASE_MEMORY
+            + self.array_items * MEMORY_PER_ITEM
+            + thread_count() * PENDING_PER_THREAD * (most + 1) * CHUNK_WEIGHTS * 4
+        )
 
     @property
-    def copied(self) -> int:
+    def copied_bytes(self) -> int:
         """The bytes that are only copied."""
         return sum(each.size for each in self.plan.tensors if each.is_copy)
 
@@ -117,7 +121,7 @@ class Merger:
         tables = {}
         for name, model in models.items():
             require_loadable(model.path, read_header(model.path))
-            tables[name] = read_table(told_name(model), model.paths)
+            tables[name] = read_table(public_name(model), model.paths)
         dtype = None if recipe.method == "passthrough" else recipe.dtype
         target = Target(options.type, dtype, options.quantization)
         title = recipe.name or options.title or options.name
@@ -127,39 +131,39 @@ class Merger:
             models,
             options,
             plan,
-            files(plan, options.output, options.split_size),
-            sum(each.items for each in tables.values()),
+            plan_files(plan, options.output, options.split_size),
+            sum(each.array_items for each in tables.values()),
         )
-        require_codec(plan, self.codec)
+        require_supported_types(plan, self.codec)
         return merge
 
     def require_name(self, options: MergeOptions, spec: ModelSpec | None) -> None:
         """Raise UsageError where another model is called what it is to be; `spec` is the row whose recipe it is."""
         require_name(self.library, options.name, lambda row: row is spec, options.replaces)
 
-    def require_place(self, merge: Merge) -> None:
+    def require_writable(self, merge: Merge) -> None:
         """Raise UsageError where a merge would be written over its sources, MergeError where the disk has no room."""
         paths = [file.path for file in merge.files]
-        require_apart(merge.models, paths)
-        parts = [path.with_name(path.name + PART) for path in paths]  # a killed process's are written over
+        require_not_source(merge.models, paths)
+        parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]  # a killed process's are written over
         left = sum(part.stat().st_size for part in parts if is_file(part))
         self.require_room(paths[0].parent, merge.size - left)
 
     def require_room(self, folder: Path, size: int) -> None:
         """Raise MergeError where a folder's disk has no room for so many bytes."""
-        free, need = self.free_bytes(folder), size + MARGIN
+        free, need = self.free_bytes(folder), size + DISK_RESERVE
         if free < need:
             what = f"the disk is too full: {format_size(free)} are free, and the merge needs {format_size(need)}"
             raise MergeError(f"{folder.resolve()}: {what}", f"free {format_size(need - free)}, or write elsewhere")
 
-    def write(self, merge: Merge, told: OnProgress) -> tuple[Written, ...]:
+    def write(self, merge: Merge, on_progress: OnProgress) -> tuple[WrittenFile, ...]:
         """Write a merge, telling the bytes that are written, of how many.
 
         MergeError where it cannot be written; then, and where anything else ends this, nothing is left of it.
         """
-        return execute(merge.files, self.codec, thread_count(), told)
+        return execute(merge.files, self.codec, thread_count(), on_progress)
 
-    def remember(self, merge: Merge, written: Sequence[Written]) -> Model:
+    def register(self, merge: Merge, written: Sequence[WrittenFile]) -> Model:
         """Return the model that was written, which is known from now on; what its files were before is not."""
         registry, path = self.library.registry, written[0].path.resolve()
         for entry in registry.entries():
@@ -171,29 +175,30 @@ class Merger:
         return self.library.registered(model)
 
 
-def require_apart(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
+def require_not_source(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
     """Raise UsageError where a merge would be written over one of its sources."""
     sources = {path.resolve() for model in models.values() for path in model.paths}
     if taken := next((path for path in paths if path.resolve() in sources), None):
         raise UsageError(f"{taken} is one of the files that are merged", "write elsewhere")
 
 
-def told_name(model: Model) -> str:
+def public_name(model: Model) -> str:
     """Return what a source is called in what others may read: no folders of this machine."""
     return model.reference if model.file or model.cached else model.path.name
 
 
 def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Provenance:
     """Return where a merge of this name comes from."""
-    spoken = models[recipe.tokenizer_model]
+    tokenizer = models[recipe.tokenizer_model]
     origins = {
-        each: Origin(told_name(model), model.cached.repo_id if model.cached else None) for each, model in models.items()
+        each: Origin(public_name(model), model.cached.repo_id if model.cached else None)
+        for each, model in models.items()
     }
     references = dict.fromkeys(origin.reference for origin in origins.values())
-    kept = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(references)}
-    if spoken.known_format and spoken.known_format != EMBEDDED:
-        kept[MERGE_FORMAT] = spoken.known_format
-    return Provenance(name, origins, kept)
+    extra = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(references)}
+    if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
+        extra[MERGE_FORMAT] = tokenizer.known_format
+    return Provenance(name, origins, extra)
 
 
 def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]:
@@ -210,10 +215,10 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
         ],
         "tensors": len(merge.plan.tensors),
         "tensor_types": dict(Counter(tensor.kind.name for tensor in merge.plan.tensors)),
-        "parameters": merge.plan.parameters,
+        "parameters": merge.plan.n_parameters,
         "size": merge.size,
         "files": [{"path": str(file.path), "size": file.size} for file in merge.files],
-        "copied": merge.copied,
+        "copied": merge.copied_bytes,
         "unmatched_filters": list(merge.plan.unmatched_filters),
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,

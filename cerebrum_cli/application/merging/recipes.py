@@ -13,7 +13,7 @@ from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 
-LONGEST = 1 << 20  # bytes of a recipe
+MAX_RECIPE_BYTES = 1 << 20  # bytes of a recipe
 
 
 class RequestedMerge(NamedTuple):
@@ -32,29 +32,29 @@ def read_recipe(library: Library, text: str) -> RequestedMerge:
     path, (name, _, quantization) = as_path(text), text.partition(":")
     spec = library.spec_named(name)
     if spec and spec.recipe and (is_missing(path) or is_directory(path)):
-        return RequestedMerge(recipe_of(spec), spec, quantization or None)
+        return RequestedMerge(catalogue_recipe(spec), spec, quantization or None)
     if not is_missing(path):
-        return RequestedMerge(parse_recipe(recipe_text(path), path.name))
+        return RequestedMerge(parse_recipe(read_text(path), path.name))
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
     do = f"name a mergekit recipe in YAML, or a model of the catalogue that has one: {known}"
     raise UsageError(f"{text}: there is no such recipe", do)
 
 
-def recipe_of(spec: ModelSpec) -> Recipe:
+def catalogue_recipe(spec: ModelSpec) -> Recipe:
     """Return the recipe that a row of the catalogue names, which must have one. UsageError where it cannot be read."""
     assert spec.recipe is not None, "only rows with a recipe are merged"
-    return parse_recipe(recipe_text(spec.recipe), spec.name)
+    return parse_recipe(read_text(spec.recipe), spec.name)
 
 
-def recipe_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Return what stands in a recipe's file, or comes out of a pipe. UsageError where it cannot be read."""
     do = "name a mergekit recipe in YAML"
     if is_directory(path):
         raise UsageError(f"{path}: is a directory", do)
     try:
         with path.open("rb") as file:
-            data = file.read(LONGEST + 1)
-        if len(data) > LONGEST:
+            data = file.read(MAX_RECIPE_BYTES + 1)
+        if len(data) > MAX_RECIPE_BYTES:
             raise UsageError(f"{path}: too long for a recipe", do)
         return data.decode("utf-8-sig")
     except OSError as error:
@@ -63,10 +63,10 @@ def recipe_text(path: Path) -> str:
         raise UsageError(f"{path}: no text in UTF-8", do) from error
 
 
-def meant(library: Library, asked: RequestedMerge, sources: Iterable[str]) -> dict[str, str]:
+def source_references(library: Library, request: RequestedMerge, sources: Iterable[str]) -> dict[str, str]:
     """Return which model each name of a recipe means, given NAME=MODEL for some. UsageError for a name it has not."""
-    names, quantization = asked.recipe.models, asked.quantization
-    found = {name: in_quantization(library, name, quantization) if quantization else name for name in names}
+    names, quantization = request.recipe.models, request.quantization
+    found = {name: with_quantization(library, name, quantization) if quantization else name for name in names}
     given: set[str] = set()
     for text in sources:
         fitting = [name for name in names if text.startswith(f"{name}=")]
@@ -92,11 +92,11 @@ def resolve_models(library: Library, references: Mapping[str, str], find: Callab
         except (ModelNotFound, ModelFileError, PullError) as error:
             if name != reference or is_known(library, name):
                 raise
-            raise unmeant(name, error) from error
+            raise unknown_source(name, error) from error
     return models
 
 
-def unmeant(name: str, error: CerebrumError) -> ModelNotFound:
+def unknown_source(name: str, error: CerebrumError) -> ModelNotFound:
     """Return the error of a name in a recipe that means no model here: most are those of files that are no GGUF."""
     do = f"say which one is meant: --source {name}=MODEL"
     if isinstance(error, ModelNotFound) and error.pullable:
@@ -112,7 +112,7 @@ def is_known(library: Library, text: str) -> bool:
         return False
 
 
-def in_quantization(library: Library, text: str, quantization: str) -> str:
+def with_quantization(library: Library, text: str, quantization: str) -> str:
     """Return a reference to a model of the catalogue with the quantisation that is meant; any other as it is."""
     if is_file(as_path(text)):
         return text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.application.merging.merge import Merge, MergeOptions, Merger
-from cerebrum_cli.application.merging.recipes import in_quantization
+from cerebrum_cli.application.merging.recipes import with_quantization
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, as_path, is_file
@@ -67,7 +67,7 @@ class Building:
         output, told_name = self.folder / self.spec.merged_name(told), name or str(Named(self.spec.name, told))
         options = MergeOptions(output, told_name, title=self.spec.system, quantization=quantization)
         merge = self.merger.prepare(self.recipe, models, options)
-        self.merger.require_place(merge)
+        self.merger.require_writable(merge)
         return merge
 
     @property
@@ -78,7 +78,7 @@ class Building:
     def _references(self, quantization: str | None) -> list[str]:
         if quantization is None:
             return [*self.recipe.models]
-        return [in_quantization(self.library, each, quantization) for each in self.recipe.models]
+        return [with_quantization(self.library, each, quantization) for each in self.recipe.models]
 
     def _brought(self, reference: str, bring: Bring) -> Model:
         path = as_path(reference)

@@ -96,14 +96,14 @@ class Puller:
     ) -> Model:
         """Merge a model by its row's recipe, of models that are brought here in the quantisation that is meant."""
         from cerebrum_cli.application.merging.merge import Merger
-        from cerebrum_cli.application.merging.recipes import recipe_of
+        from cerebrum_cli.application.merging.recipes import catalogue_recipe
         from cerebrum_cli.application.pulling.building import Building
 
         if spec.name in self.within:
             raise ConfigError(f"{spec.name}: its recipe comes back to itself", "correct its row in models.toml")
         inner = replace(self, within=(*self.within, spec.name))
         merger = Merger(self.library, self.codec)
-        plan = Building(self.library, merger, spec, recipe_of(spec))
+        plan = Building(self.library, merger, spec, catalogue_recipe(spec))
         reference = self.library.parse(text)
         quantization = reference.quantization if isinstance(reference, Named) else None
         if spec.quantizations:
@@ -114,7 +114,7 @@ class Puller:
             quantization = offer.chosen.quantization
         merge = plan.build(quantization, name, lambda each: inner._brought(each, None, context, agree))
         written = merger.write(merge, lambda done, total: self.progress.update("merge", done, total))
-        return merger.remember(merge, written)
+        return merger.register(merge, written)
 
     def _download(self, offers: DownloadPlanner, offer: DownloadPlan, name: str | None) -> Model:
         library, listing, variant = self.library, offer.availability.listing, offer.variant
