@@ -109,22 +109,22 @@ def unplaced(name: str) -> Table:
 @pytest.mark.parametrize(
     ("ranges", "what"),
     [
-        ([("a", 0, 4), ("a", 2, 6)], "layer 2 of a comes to place 4"),
-        ([("a", 2, 8)], "layer 2 of a comes to place 0"),
-        ([("a", 0, 4), ("b", 7, 8)], "layer 7 of b comes to place 4"),
+        ([("a", 0, 4), ("a", 2, 6)], "layer 2 of a would become layer 4"),
+        ([("a", 2, 8)], "layer 2 of a would become layer 0"),
+        ([("a", 0, 4), ("b", 7, 8)], "layer 7 of b would become layer 4"),
     ],
 )
 def test_a_layer_that_would_change_at_its_new_place_is_told(ranges: list[tuple[str, int, int]], what: str) -> None:
     with pytest.raises(MergeError) as caught:
         plan(stacked(*ranges), unplaced("a"), unplaced("b"))
-    assert caught.value.message == f"{what}, and smollm3 tells layers apart by place"
+    assert caught.value.message == f"{what}, which smollm3 evaluates differently"
     assert caught.value.hint == "move layers by multiples of 4"
 
 
 def test_a_layer_is_not_added_to_one_that_would_change_at_its_place() -> None:
     sources = [{"model": name, "layer_range": [at, at + 4]} for name, at in (("a", 0), ("b", 2))]
     recipe = {"merge_method": "linear", "slices": [{"sources": sources}], "parameters": {"weight": 1.0}}
-    with pytest.raises(MergeError, match="layer 2 of b comes to place 0"):
+    with pytest.raises(MergeError, match="layer 2 of b would become layer 0"):
         plan(recipe, unplaced("a"), unplaced("b"))
 
 

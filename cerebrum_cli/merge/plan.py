@@ -11,7 +11,7 @@ from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import ALIGNMENT, EMBEDDING, HEAD, Table, Tensor, Value
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible
-from cerebrum_cli.merge.layer_pattern import require_phase
+from cerebrum_cli.merge.layer_pattern import require_layer_pattern
 from cerebrum_cli.merge.metadata import PlannedModel, Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Copy, Inputs, Position, TensorOp, base_tensor, tensor_op
 from cerebrum_cli.merge.parameter_lookup import unmatched_filters
@@ -98,10 +98,10 @@ class Planner:
             *self._global_tensors(steps[-1], True),
         )
         layers = tuple(Layer(index, self._source_layers(step)) for index, step in enumerate(steps))
-        require_phase(self.tables[self.recipe.models[0]], layers)
+        require_layer_pattern(self.tables, layers)
         shapes = {tensor.name: tensor.shape for tensor in tensors}
-        made = PlannedModel([self._base_layer(step) for step in steps], shapes)
-        metadata = merged_metadata(self.recipe, self.tables, made, self.target, provenance)
+        planned = PlannedModel([self._base_layer(step) for step in steps], shapes)
+        metadata = merged_metadata(self.recipe, self.tables, planned, self.target, provenance)
         return Plan(metadata, tensors, layers, self._unmatched_filters())
 
     @property
