@@ -174,7 +174,7 @@ def test_what_cannot_be_read_is_told_in_one_line(damaged: bytes, tmp_path: Path)
         read_table("damaged", [path])
     assert time.process_time() - begin < 1
     assert str(path) in str(caught.value)
-    assert "damaged, truncated, or of an encoding" in str(caught.value)
+    assert "damaged, truncated, or unsupported" in str(caught.value)
     assert "\n" not in caught.value.message + caught.value.hint
 
 

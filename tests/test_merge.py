@@ -1,4 +1,4 @@
-"""`cerebrum merge` and the pull of a model that is merged: what a user asks for, is told, and has afterwards."""
+"""`cerebrum merge`, and pulling a model that is merged: output, errors and installed models."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_merge_prints_its_digest_as_sha256sum_reads_it(home: Home) -> None:
     done = home.made()
     assert done.out == digests([home.path / "out.gguf"])
     [progress, here] = done.err.splitlines()
-    assert (progress[:7], here) == ("merge: ", "out is here: cerebrum ask -m out")
+    assert (progress[:7], here) == ("merge: ", "out is installed: cerebrum ask -m out")
     assert_copied(stored([home.path / "out.gguf"]), stored([home.model]), [0, 1, 2, 3] * 2)
     assert home.merge("-o", "other.GGUF", "-q").err == ""
 
@@ -133,7 +133,7 @@ def test_a_split_merge_prints_the_digests_of_its_files(home: Home) -> None:
     assert row["size"] == sum(path.stat().st_size for path in paths)
     assert home.prompt("out") == PROMPT
     done = home.merge(*OUT, "--split-size", "1.5MB")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: out-00001-of-00002.gguf is there already")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: out-00001-of-00002.gguf already exists")
 
 
 def test_as_json_a_merge_says_what_it_has_planned_and_written(home: Home) -> None:
@@ -154,7 +154,7 @@ def test_as_json_a_merge_says_what_it_has_planned_and_written(home: Home) -> Non
 
 
 DRY_RUN = """\
-layers  model  its layers
+layers  model  source layers
 0-7     seven  0-7
 8-15    seven  4-11
 16-23   seven  8-15
@@ -165,10 +165,10 @@ layers  model  its layers
 
 parameters  12,476,420,096
 tensors     507 (Q4_K 345, F32 113, Q6_K 49)
-size        7.44 GB (7442684992 bytes), 100% of it copied as it is
-KV cache    229,376 bytes a token
-memory      93 MB to merge, 9.86 GB to run at a context of 8192 tokens
-disk        7.44 GB, and 12.35 GB are free
+size        7.44 GB (7442684992 bytes), 100% copied unchanged
+KV cache    229,376 bytes per token
+memory      93 MB to merge, 9.86 GB to run with a context of 8192 tokens
+disk        7.44 GB needed, 12.35 GB free
 """
 
 
@@ -199,24 +199,24 @@ def write_hollow(path: Path) -> None:
     os.truncate(path, -(-path.stat().st_size // 32) * 32 + sum(tensor.size for tensor in tensors))
 
 
-GIVE = "give NAME=MODEL, where NAME is tiny"
+GIVE = "use NAME=MODEL, where NAME is tiny"
 
 
 @pytest.mark.parametrize(
     ("arguments", "what", "do"),
     [
-        ([], "no -o: it is not said where the model goes", "name a file: -o OUT.gguf"),
-        (["-o", "out.bin"], "-o out.bin: models are files that end in .gguf", "name it out.bin.gguf"),
-        (["-o", "no/out.gguf"], "-o no/out.gguf: there is no directory no", "make it, or write elsewhere"),
+        ([], "no output file given (-o)", "name one: -o OUT.gguf"),
+        (["-o", "out.bin"], "-o out.bin: not a .gguf file name", "use -o out.bin.gguf"),
+        (["-o", "no/out.gguf"], "-o no/out.gguf: directory no does not exist", "create it first, or write elsewhere"),
         (["-o", "a.gguf"], "-o a.gguf: is a directory", "name a file"),
-        (["-o", "Tiny-Q4_K_M.gguf"], "Tiny-Q4_K_M.gguf is one of the files that are merged", "write elsewhere"),
-        (["-o", "link.gguf"], "link.gguf is one of the files that are merged", "write elsewhere"),
+        (["-o", "Tiny-Q4_K_M.gguf"], "Tiny-Q4_K_M.gguf is a source of this merge", "choose another output file"),
+        (["-o", "link.gguf"], "link.gguf is a source of this merge", "choose another output file"),
         ([*OUT, "--split-size", "4 ells"], "'4 ells' is no size of a file from 1 MB on", "write it as 4GB or 500MB"),
         ([*OUT, "--split-size", "900k"], "'900k' is no size of a file from 1 MB on", "write it as 4GB or 500MB"),
         ([*OUT, "--name", "starter"], "the name starter is taken by another model", "choose one with --name"),
         ([*OUT, "--name", "SMALL"], "the name SMALL is taken by another model", "choose one with --name"),
-        ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe names no such model", GIVE),
-        ([*OUT, "--source", "tiny"], "--source tiny: the recipe names no such model", GIVE),
+        ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe does not name this model", GIVE),
+        ([*OUT, "--source", "tiny"], "--source tiny: the recipe does not name this model", GIVE),
     ],
 )
 def test_what_cannot_be_merged_as_asked_is_told_and_nothing_is_written(
@@ -233,12 +233,12 @@ def test_what_cannot_be_merged_as_asked_is_told_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("recipe", "what"),
     [
-        ("none.yaml", "none.yaml: there is no such recipe"),
-        ("starter", "starter: there is no such recipe"),
+        ("none.yaml", "none.yaml: no such recipe"),
+        ("starter", "starter: no such recipe"),
         ("a", "a: is a directory"),
-        ("Tiny-Q4_K_M.gguf", "Tiny-Q4_K_M.gguf: too long for a recipe"),
-        ("short.gguf", "short.gguf: no text in UTF-8"),
-        ("broken.yaml", "broken.yaml: slices[0].sources[0].layer_range: a range of layers is needed"),
+        ("Tiny-Q4_K_M.gguf", "Tiny-Q4_K_M.gguf: larger than 1048576 bytes"),
+        ("short.gguf", "short.gguf: not UTF-8 text"),
+        ("broken.yaml", "broken.yaml: slices[0].sources[0].layer_range: not a range of layers"),
     ],
 )
 def test_what_is_no_recipe_is_told(recipe: str, what: str, home: Home) -> None:
@@ -256,8 +256,8 @@ def test_a_model_that_is_not_here_is_told_with_what_helps(home: Home) -> None:
     for arguments, error, do in (
         (
             ["published.yaml"],
-            "the recipe names a model /home/him/Tiny: /home/him/Tiny: there is no such file",
-            "say which one is meant: --source /home/him/Tiny=MODEL",
+            "the recipe's model /home/him/Tiny: /home/him/Tiny: there is no such file",
+            "name the model to use: --source /home/him/Tiny=MODEL",
         ),
         (
             ["published.yaml", "--source", "/home/him/Tiny=./no.gguf"],
@@ -287,7 +287,7 @@ def test_what_is_there_is_only_replaced_where_that_is_agreed_to(home: Home) -> N
     out = home.path / "out.gguf"
     out.write_bytes(b"precious")
     done = home.merge(*OUT)
-    said = "error: out.gguf is there already\n  try: write elsewhere, or replace it with -y\n"
+    said = "error: out.gguf already exists\n  try: choose another file, or replace it with -y\n"
     assert (done.code, done.out, done.err, out.read_bytes()) == (2, "", said, b"precious")
     assert home.merge(*OUT, "-y").out == digests([out])
 
@@ -299,7 +299,7 @@ def test_in_a_terminal_somebody_is_asked_before_a_file_is_replaced(home: Home) -
     arguments = [COMMAND, "merge", "twice.yaml", "--source", "tiny=Tiny-Q4_K_M.gguf", *OUT]
     for answer, code in (("\r", 2), ("y\r", 0)):
         person = Person(arguments, home.command.environment({"TERM": "xterm"}), home.path)
-        person.sees("out.gguf is there already. Replace it? [y/N]")
+        person.sees("out.gguf already exists. Replace it? [y/N]")
         assert out.read_bytes() == b"precious"
         person.types(answer)
         assert person.end() == code
@@ -338,9 +338,9 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000_000))
     done = home.merge(*OUT)
-    said = "the disk is too full: 60 MB are free, and the merge needs 67 MB"
+    said = "not enough disk space: 60 MB free, 67 MB needed"
     assert (done.code, done.err) == (1, f"error: {home.path.resolve()}: {said}\n  try: free 7 MB, or write elsewhere\n")
-    (home.path / "out.gguf.part").write_bytes(bytes(7_000_000))  # which will be written over
+    (home.path / "out.gguf.part").write_bytes(bytes(7_000_000))  # which will be overwritten
     home.made()
 
 
@@ -352,7 +352,7 @@ def test_an_interrupt_once_the_merge_is_whole_does_not_deny_it(home: Home, monke
     monkeypatch.setattr("cerebrum_cli.merge.output_files.fsync_directory", press_and_sync)
     done = home.merge(*OUT)
     is_there = "out.gguf" in home.files
-    assert ([row["name"] for row in home.rows], "nothing is left" in done.err) == (["out"] * is_there, not is_there)
+    assert ([row["name"] for row in home.rows], "nothing was written" in done.err) == (["out"] * is_there, not is_there)
 
 
 def test_models_that_differ_are_refused_with_what_differs(home: Home) -> None:
@@ -360,7 +360,7 @@ def test_models_that_differ_are_refused_with_what_differs(home: Home) -> None:
     (home.path / "both.yaml").write_text(stack(("tiny", 0, 4), ("other", 0, 2)))
     done = home.run("merge", "both.yaml", *OUT, "--source", "tiny=Tiny-Q4_K_M.gguf", "--source", f"other={other}")
     what = "other.gguf differs from Tiny-Q4_K_M.gguf in llama.attention.head_count: 4 and 8"
-    do = "merge models of one architecture, shape and vocabulary"
+    do = "merge models with the same architecture, shape and vocabulary"
     assert (done.code, done.out, done.err) == (1, "", f"error: {what}\n  try: {do}\n")
 
 
@@ -428,7 +428,7 @@ def test_a_merge_that_is_removed_is_forgotten_and_its_file_stays(home: Home) -> 
 def test_a_name_that_no_model_can_have_is_asked_for_too(home: Home) -> None:
     (home.path / "spaced.yaml").write_text(stack(("my model", 0, 4)))
     done = home.run("merge", "spaced.yaml", *OUT)
-    assert (done.code, done.err.splitlines()[1]) == (3, "  try: say which one is meant: --source my model=MODEL")
+    assert (done.code, done.err.splitlines()[1]) == (3, "  try: name the model to use: --source my model=MODEL")
 
 
 def test_a_file_that_is_called_as_a_row_is_no_recipe_of_it(home: Home) -> None:
@@ -583,7 +583,7 @@ def test_filters_that_match_nothing_are_told_and_the_merge_is_made(home: Home) -
     notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
     assert (done.code, len(notes)) == (0, 2), done.err
     for each, note in zip(("self_atn", "down_prj"), notes, strict=True):
-        assert note.startswith(f"note: the filter {each} of the recipe is part of no tensor's name")
+        assert note.startswith(f"note: the recipe's filter {each} matches no tensor and is ignored")
     assert (
         home.run("merge", "twice.yaml", "--source", "tiny=out.gguf", "--dry-run", "--json").object["unmatched_filters"]
         == []
@@ -593,11 +593,11 @@ def test_filters_that_match_nothing_are_told_and_the_merge_is_made(home: Home) -
 @pytest.mark.parametrize(
     ("sources", "what", "do"),
     [
-        (["tiny=x.gguf"], "tiny=x.gguf: it is said twice which model that is", "give --source tiny=MODEL once"),
-        (["tiny=Tiny-Q4_K_M.gguf"], "tiny=Tiny-Q4_K_M.gguf: it is said twice which model that is", None),
-        (["=Tiny-Q4_K_M.gguf"], "=Tiny-Q4_K_M.gguf: the recipe names no such model", GIVE),
-        (["TINY=Tiny-Q4_K_M.gguf"], "TINY=Tiny-Q4_K_M.gguf: the recipe names no such model", GIVE),
-        (["tiny ="], "tiny =: the recipe names no such model", GIVE),
+        (["tiny=x.gguf"], "tiny=x.gguf: a second model for tiny", "give --source tiny=MODEL once"),
+        (["tiny=Tiny-Q4_K_M.gguf"], "tiny=Tiny-Q4_K_M.gguf: a second model for tiny", None),
+        (["=Tiny-Q4_K_M.gguf"], "=Tiny-Q4_K_M.gguf: the recipe does not name this model", GIVE),
+        (["TINY=Tiny-Q4_K_M.gguf"], "TINY=Tiny-Q4_K_M.gguf: the recipe does not name this model", GIVE),
+        (["tiny ="], "tiny =: the recipe does not name this model", GIVE),
     ],
 )
 def test_a_source_that_says_nothing_new_is_refused(sources: list[str], what: str, do: str | None, home: Home) -> None:
@@ -610,7 +610,7 @@ def test_a_source_that_says_nothing_new_is_refused(sources: list[str], what: str
 
 def test_a_source_without_a_model_is_refused(home: Home) -> None:
     done = home.run("merge", "twice.yaml", *OUT, "--source", "tiny=")
-    said = "error: --source tiny=: no model stands behind the =\n  try: give --source tiny=MODEL once\n"
+    said = "error: --source tiny=: no model after the =\n  try: give --source tiny=MODEL once\n"
     assert (done.code, done.out, done.err) == (2, "", said)
 
 
@@ -646,7 +646,7 @@ def test_a_recipe_may_come_out_of_a_pipe_and_not_out_of_a_directory(home: Home) 
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--split-size", "1MB"]])
 def test_a_file_that_would_pass_for_a_part_is_refused(name: str, more: list[str], home: Home) -> None:
     done = home.merge("-o", name, *more)
-    said = f"error: -o {name}: that is how parts of models are named\n  try: name the whole; --split-size splits it\n"
+    said = f"error: -o {name}: this is the name of one part of a split model\n  try: name it without the part number\n"
     assert (done.code, done.out, done.err) == (2, "", said)
     assert (home.rows, name in home.files) == ([], False)
 

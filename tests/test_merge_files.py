@@ -334,7 +334,7 @@ def test_a_part_that_is_gone_or_damaged_is_named(small: Path, tmp_path: Path, nu
 
 def test_one_part_in_place_of_another_is_told(small: Path, tmp_path: Path) -> None:
     paths = parts(rewritten(small, tmp_path / "parts.gguf", tensors=20))
-    with pytest.raises(ModelFileError, match="is in another part too") as caught:
+    with pytest.raises(ModelFileError, match="is also in another part") as caught:
         merged(stack(("a", 0, 6)), {"a": [paths[0], paths[1], paths[1]]}, tmp_path / "out.gguf")
     assert caught.value.path == paths[1]
 

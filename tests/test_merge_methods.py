@@ -381,12 +381,12 @@ UNEVEN: list[Any] = [{"filter": "mlp", "value": -0.5}, {"value": 0.5}]
         (each_of(0.5, -0.5, merge_method="linear"), "the weights for token_embd.weight add up to 0"),
         (each_of(0, 0, merge_method="linear"), "the weights for token_embd.weight add up to 0"),
         (each_of(UNEVEN, 0.5, merge_method="linear"), "the weights for blk.0.ffn_gate.weight add up to 0"),
-        (each_of(0.5, ONLY, merge_method="linear"), "the recipe gives no weight of b for token_embd.weight"),
+        (each_of(0.5, ONLY, merge_method="linear"), "the recipe has no weight of b for token_embd.weight"),
         (
             {**SHIFTED, "models": [{"model": "b", "parameters": {"weight": ONLY}}]},
-            "the recipe gives no weight of b for token_embd.weight",
+            "the recipe has no weight of b for token_embd.weight",
         ),
-        ({**TURNED, "parameters": {"t": ONLY}}, "the recipe gives no t for token_embd.weight"),
+        ({**TURNED, "parameters": {"t": ONLY}}, "the recipe has no t for token_embd.weight"),
     ],
 )
 def test_weights_that_are_missing_or_add_up_to_nothing_are_told(

@@ -86,18 +86,18 @@ def test_a_layer_range_beyond_the_model_is_refused_with_the_number_of_its_slice(
     with pytest.raises(MergeError) as caught:
         plan(stacked(("a", 0, 4), ("a", 2, 5)), table("a"))
     assert caught.value.message == "slices[1]: layer_range [2, 5] of a, which has 4 layers"
-    assert caught.value.hint == "end it at 4 at most"
+    assert caught.value.hint == "end it at 4 or below"
 
 
 def test_models_of_different_numbers_of_layers_are_no_slice() -> None:
     with pytest.raises(MergeError) as caught:
         plan(mixed("a", "b"), table("a"), table("b", shape=Shape(layers=6)))
-    assert caught.value.message == "slices[0]: numbers of layers differ: a 4, b 6"
+    assert caught.value.message == "slices[0]: layer counts differ: a 4, b 6"
 
 
 def test_a_file_that_states_no_layers_is_no_model() -> None:
     for said in ({"llama.block_count": None}, {"llama.block_count": 0}):
-        with pytest.raises(MergeError, match="a: its file states no number of layers"):
+        with pytest.raises(MergeError, match="a: the file does not state a number of layers"):
             plan(stacked(("a", 0, 1)), table("a", said))
 
 

@@ -205,7 +205,7 @@ def begins(home: Home, free: int) -> bool:
 
     with pytest.raises((MergeError, ModelNotFound)) as caught:
         own(home, free).build("Q4_K_M", None, bring_none)
-    assert ("the disk is too full" in str(caught.value)) == (not brought)
+    assert ("not enough disk space" in str(caught.value)) == (not brought)
     return brought == ["tiny:Q4_K_M"]
 
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 PATIENCE_S = 30
 BEFORE = b"what was there before"
-LEFT = ["error: interrupted", "  try: nothing is left of the merge"]
+LEFT = ["error: interrupted", "  try: nothing was written"]
 TOWERS = 12  # of all layers, one on the other: a file that takes a while to be written
 WHOLE = stack(("a", 0, 6))
 
@@ -84,7 +84,7 @@ def press_ctrl_c() -> None:
 
 def test_a_source_that_shrinks_meanwhile_is_told(small: Path, out: Path, when: When) -> None:
     when(120_000, lambda: os.truncate(small, 100_000))
-    with pytest.raises(ModelFileError, match="has become shorter meanwhile"):
+    with pytest.raises(ModelFileError, match="the file was truncated during the merge"):
         merged(WHOLE, {"a": [small]}, out)
 
 
@@ -110,7 +110,7 @@ def test_weights_that_are_no_numbers_are_told_with_their_tensor(small: Path, out
     with small.open("r+b") as file:
         file.seek(place)
         file.write(b"\x00\x7c")  # infinity
-    with pytest.raises(MergeError, match=r"blk\.5\.ffn_down\.weight would have weights that are not finite"):
+    with pytest.raises(MergeError, match=r"blk\.5\.ffn_down\.weight would have infinite or NaN weights"):
         merged(WHOLE, {"a": [small]}, out, type="Q8_0")
 
 
@@ -380,7 +380,7 @@ def test_while_one_process_writes_another_does_not(job: Job) -> None:
     process.send_signal(signal.SIGSTOP)  # however fast this machine is, the other one comes in the middle
     done = job.command.run(*job.arguments, "-q")
     assert (done.code, done.out) == (1, "")
-    assert done.err == "error: another cerebrum merge is writing out.gguf\n  try: wait until it has ended\n"
+    assert done.err == "error: another cerebrum merge is writing out.gguf\n  try: wait until it has finished\n"
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     assert (job.ended(process), job.files) == ((130, LEFT), [])
@@ -414,4 +414,4 @@ def test_a_merge_in_a_terminal_shows_how_far_it_is_and_prints_the_digest(job: Jo
     bar, digest, here = person.screen.lines
     assert bar.startswith("merge ")
     assert "10.8/10.8 MB" in bar
-    assert (len(digest), digest[64:], here) == (64 + 10, "  out.gguf", "out is here: cerebrum ask -m out")
+    assert (len(digest), digest[64:], here) == (64 + 10, "  out.gguf", "out is installed: cerebrum ask -m out")

@@ -104,13 +104,13 @@ def test_a_type_can_be_written_in_small_letters(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("Q4_K_M", "--type Q4_K_M is a mixture of types"),
-        ("q5_k_s", "--type q5_k_s is a mixture of types"),
-        ("Q3_K_L", "--type Q3_K_L is a mixture of types"),
-        ("IQ2_XXS", "--type IQ2_XXS is no type weights can be written in"),
-        ("I32", "--type I32 is no type weights can be written in"),
-        ("Q9", "--type Q9 is no type weights can be written in"),
-        ("", "--type  is no type weights can be written in"),
+        ("Q4_K_M", "--type Q4_K_M: mixture of types, not a weight type"),
+        ("q5_k_s", "--type q5_k_s: mixture of types, not a weight type"),
+        ("Q3_K_L", "--type Q3_K_L: mixture of types, not a weight type"),
+        ("IQ2_XXS", "--type IQ2_XXS: unknown weight type"),
+        ("I32", "--type I32: unknown weight type"),
+        ("Q9", "--type Q9: unknown weight type"),
+        ("", "--type : unknown weight type"),
     ],
 )
 def test_a_type_that_cannot_be_written_is_refused_with_those_that_can(text: str, what: str) -> None:

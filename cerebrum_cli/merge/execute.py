@@ -1,4 +1,4 @@
-"""Carry out a plan: headers and tensors into files, piece by piece; whatever ends this first leaves none."""
+"""Write the files of a plan in chunks; an error or interruption leaves no file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cerebrum_cli.merge.output_files import OutputFiles, WrittenFile
 from cerebrum_cli.merge.plan import OutputTensor, Plan, padded_size, split_tensors
 from cerebrum_cli.merge.weights import CodecFactory, TensorEvaluator, block_scale
 
-PROGRESS_INTERVAL_S = 0.02  # how often whoever waits is told how far it is
+PROGRESS_INTERVAL_S = 0.02  # between two progress reports
 
 OnProgress = Callable[[int, int], None]
-"""Told the bytes done and the bytes in all."""
+"""Called with the bytes done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file of a merge: all that stands before its tensors, and these."""
+    """One file of a merge: its header and tensors."""
 
     path: Path
     header: bytes
@@ -32,12 +32,12 @@ class OutputFile:
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Size in bytes."""
         return len(self.header) + sum(padded_size(tensor.size) for tensor in self.tensors)
 
 
 def plan_files(plan: Plan, path: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
-    """Return the files of a plan, split where one would be larger than `limit` bytes."""
+    """Divide a plan into files of at most `limit` bytes."""
     whole = OutputFile(path, encode_header(plan.metadata, map(tensor_info, plan.tensors)), plan.tensors)
     if limit is None or whole.size <= limit:
         return (whole,)
@@ -52,7 +52,7 @@ def plan_files(plan: Plan, path: Path, limit: int | None = None) -> tuple[Output
 
 
 def part_metadata(plan: Plan, number: int, count: int) -> dict[str, Value]:
-    """Return the metadata of one part of so many: only the first has that of the model."""
+    """Metadata of one part of a split model; only the first has the model's own."""
     own = plan.metadata if number == 0 else {ARCHITECTURE: plan.metadata[ARCHITECTURE]}
     return {
         **own,
@@ -63,43 +63,41 @@ def part_metadata(plan: Plan, number: int, count: int) -> dict[str, Value]:
 
 
 def tensor_info(tensor: OutputTensor) -> TensorInfo:
-    """Return a tensor as a header tells of it."""
+    """Entry of a tensor in the header."""
     return TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.size)
 
 
 def execute(
     files: Sequence[OutputFile], codec: CodecFactory, threads: int, on_progress: OnProgress
 ) -> tuple[WrittenFile, ...]:
-    """Write files, telling the bytes that are written, of how many, every now and then.
+    """Write files and report progress.
 
-    MergeError where they cannot be written or weights cannot be worked out, ModelFileError for a source that cannot
-    be read. A thread of its own does the work: what a signal raises comes to the one that waits here, where it finds
-    no lock half taken and no file half named.
+    Raises MergeError if they cannot be written or weights cannot be computed, ModelFileError for an unreadable source.
+    A separate thread does the work, so that the exception of a signal handler is raised here, in the waiting thread,
+    and never while a lock is taken or a file is renamed.
     """
     job = Job(files, codec, threads)
     try:
         Thread(target=job.run, name="merge", daemon=True).start()
         while not job.is_finished:
-            time.sleep(
-                PROGRESS_INTERVAL_S
-            )  # and no join: what a signal raises in one makes it forget the thread (Python 3.11)
+            time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
             on_progress(job.done, job.total)
     except BaseException:
         job.is_cancelled = True
         while job.is_started and not job.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)
-        if not job.is_complete:  # otherwise the files had their names already
+        if not job.is_complete:  # otherwise the files have been renamed already
             raise
     return job.result()
 
 
 class Cancelled(Exception):
-    """Whoever waited for a merge has gone."""
+    """The merge was cancelled."""
 
 
 @dataclass(slots=True)
 class Job:
-    """A merge that is being written: how many bytes are, of how many, and whether anybody still wants it."""
+    """A merge being written by a thread: its progress, cancellation flag and result."""
 
     files: Sequence[OutputFile]
     codec: CodecFactory
@@ -113,57 +111,57 @@ class Job:
 
     @property
     def total(self) -> int:
-        """The bytes of all files."""
+        """Size of all files in bytes."""
         return sum(file.size for file in self.files)
 
     def run(self) -> None:
-        """Do it to its end, or to its error."""
+        """Write all files; store the result or the exception."""
         self.is_started = True
         try:
             self._written = self._write()
-        except BaseException as error:  # it is raised where it is waited for
+        except BaseException as error:  # raised by result(), in the waiting thread
             self._error = error
         finally:
             self.is_finished = True
 
     @property
     def is_complete(self) -> bool:
-        """Whether all files are there."""
+        """Whether all files have been written."""
         return bool(self._written)
 
     def result(self) -> tuple[WrittenFile, ...]:
-        """Return what was written, or raise what kept it from that."""
+        """The written files; raises the exception that prevented it."""
         if self._error is not None:
             raise self._error
         return self._written
 
     def _write(self) -> tuple[WrittenFile, ...]:
         self._raise_if_cancelled()
-        with OutputFiles() as delivery, TensorEvaluator(self.codec, self.threads) as weights:
+        with OutputFiles() as outputs, TensorEvaluator(self.codec, self.threads) as evaluator:
             for file in self.files:
-                with delivery.file(file.path) as target:
-                    for piece in chunks(file, weights):
+                with outputs.file(file.path) as target:
+                    for chunk in chunks(file, evaluator):
                         self._raise_if_cancelled()
-                        target.write(piece)
-                        self.done += len(piece)
+                        target.write(chunk)
+                        self.done += len(chunk)
             self._raise_if_cancelled()
-            return delivery.commit()
+            return outputs.commit()
 
     def _raise_if_cancelled(self) -> None:
         if self.is_cancelled:
             raise Cancelled
 
 
-def chunks(file: OutputFile, weights: TensorEvaluator) -> Iterator[bytes]:
-    """Yield the bytes of a file."""
+def chunks(file: OutputFile, evaluator: TensorEvaluator) -> Iterator[bytes]:
+    """Yield the bytes of a file in chunks."""
     yield file.header
     for tensor in file.tensors:
-        yield from weights.chunks(tensor)
+        yield from evaluator.chunks(tensor)
         yield bytes(padded_size(tensor.size) - tensor.size)
 
 
 def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
-    """Raise MergeError for a type that weights cannot be read from or written in, before anything is."""
+    """Raise MergeError for a type that the codec cannot read or write, before anything is written."""
     computed = [each for each in plan.tensors if not (each.is_copy or block_scale(each.op, each))]
     if not computed:
         return
@@ -171,7 +169,9 @@ def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
     for tensor in computed:
         for source in input_tensors(tensor.op):
             if not instance.readable(source.type):
-                raise MergeError(f"{source.name} is {source.kind.name}, which cannot be read here", "merge other files")
+                raise MergeError(
+                    f"{source.name} is {source.kind.name}, which cannot be dequantized", "merge other files"
+                )
         if not instance.writable(tensor.type):
-            what = f"{tensor.name} is {tensor.kind.name}, which cannot be written without knowing which weights matter"
-            raise MergeError(what, "name another type with --type, as Q4_K")
+            problem = f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix"
+            raise MergeError(problem, "choose another type with --type, such as Q4_K")

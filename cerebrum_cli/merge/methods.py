@@ -1,4 +1,4 @@
-"""What becomes of one tensor by each merge method: bytes copied, a sum of tensors, or a point on an arc. Pure.
+"""The operation of each merge method on one tensor: a copy, a weighted sum, or a spherical interpolation. Pure.
 
 The formulas are mergekit's (merge_methods/{passthrough,linear,slerp,generalized_task_arithmetic}.py).
 """
@@ -15,32 +15,32 @@ from cerebrum_cli.merge.parameter_lookup import lookup_parameter
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.tensor_names import hugging_face_name
 
-COEFFICIENT_TOLERANCE = 1e-9  # a coefficient this near to 1 or 0 differs from it by the rounding of a sum only
-DOT_THRESHOLD = 0.9995  # cosine from which mergekit goes straight from one end to the other
-MIN_NORM = 1e-8  # norm up to which mergekit divides by none
+COEFFICIENT_TOLERANCE = 1e-9  # rounding errors of a sum of coefficients stay below this
+DOT_THRESHOLD = 0.9995  # cosine above which mergekit interpolates linearly
+MIN_NORM = 1e-8  # norm, or sum of weights, below which mergekit does not divide by it
 
 
 class Term(NamedTuple):
-    """A tensor and what it is multiplied by."""
+    """A tensor and its coefficient."""
 
     tensor: Tensor
     coefficient: float
 
 
 class Copy(NamedTuple):
-    """A tensor as it is."""
+    """A tensor, unchanged."""
 
     tensor: Tensor
 
 
 class Sum(NamedTuple):
-    """Tensors multiplied and added; at least one."""
+    """A weighted sum of one tensor or more."""
 
     terms: tuple[Term, ...]
 
 
 class Slerp(NamedTuple):
-    """The point `t` of the way from one tensor to another around the origin."""
+    """Spherical linear interpolation from the first tensor (t = 0) to the second (t = 1)."""
 
     t: float
     first: Tensor
@@ -51,7 +51,7 @@ TensorOp = Copy | Sum | Slerp
 
 
 def input_tensors(op: TensorOp) -> tuple[Tensor, ...]:
-    """Return what something is made of."""
+    """Input tensors of an operation."""
     if isinstance(op, Copy):
         return (op.tensor,)
     return (op.first, op.second) if isinstance(op, Slerp) else tuple(term.tensor for term in op.terms)
@@ -61,7 +61,7 @@ Inputs = Sequence[tuple[Source, Tensor]]
 
 
 class Position(NamedTuple):
-    """Where a tensor comes to be: in which slice, under which name, and how far through the slice, from 0 to 1."""
+    """Position of a tensor in the merge: its slice, name, and relative depth `t` in the slice, from 0 to 1."""
 
     recipe: Recipe
     slice: Slice
@@ -70,36 +70,38 @@ class Position(NamedTuple):
     architecture: str
 
     def parameter(self, name: str) -> float | None:
-        """Return a parameter of the recipe for this tensor."""
+        """Look up a parameter of the recipe for this tensor."""
         return lookup_parameter(
             name, self.recipe, self.slice, None, hugging_face_name(self.name, self.architecture), self.t
         )
 
     def source_parameter(self, name: str, source: Source, tensor: Tensor) -> float | None:
-        """Return a parameter for a tensor of a source: filters mean the layer it has there, as mergekit has it."""
-        there = hugging_face_name(self.name if split_layer(self.name)[0] is None else tensor.name, self.architecture)
-        return lookup_parameter(name, self.recipe, self.slice, source, there, self.t)
+        """Look up a source's parameter; filters match the layer number in the source, as in mergekit."""
+        source_name = hugging_face_name(
+            self.name if split_layer(self.name)[0] is None else tensor.name, self.architecture
+        )
+        return lookup_parameter(name, self.recipe, self.slice, source, source_name, self.t)
 
     def weight(self, source: Source, tensor: Tensor) -> float:
-        """Return the weight of a source. MergeError where the recipe gives none for this tensor."""
+        """Weight of a source. Raises MergeError if the recipe has none for this tensor."""
         value = self.source_parameter("weight", source, tensor)
         if value is None:
             raise self.missing_parameter(f"weight of {source.model}")
         return value
 
-    def missing_parameter(self, what: str) -> MergeError:
-        """Return the error of a recipe that gives a parameter for other tensors and not for this one."""
-        do = "add a value without a filter at the end of its list"
-        return MergeError(f"the recipe gives no {what} for {self.name}", do)
+    def missing_parameter(self, description: str) -> MergeError:
+        """Error for a recipe whose filters for a parameter do not match this tensor."""
+        hint = "add a value without a filter at the end of the list"
+        return MergeError(f"the recipe has no {description} for {self.name}", hint)
 
     @property
     def base_model(self) -> str | None:
-        """The model others are compared with."""
+        """Base model of the slice."""
         return self.slice.base_model
 
 
 def tensor_op(position: Position, inputs: Inputs) -> TensorOp:
-    """Return what becomes of a tensor. MergeError where the recipe does not tell."""
+    """Operation for a tensor. Raises MergeError if the recipe lacks a parameter for it."""
     method = position.recipe.method
     if method == "slerp":
         return slerp(position, inputs)
@@ -108,19 +110,19 @@ def tensor_op(position: Position, inputs: Inputs) -> TensorOp:
 
 
 def base_tensor(position: Position, inputs: Inputs) -> Tensor:
-    """Return the tensor whose type and shape the result has: the base's, else the first."""
+    """Tensor whose type and shape the result has: the base model's, otherwise the first."""
     return next((tensor for source, tensor in inputs if source.model == position.base_model), inputs[0][1])
 
 
 def passthrough(position: Position, inputs: Inputs) -> list[Term]:
-    """Return the one tensor there is, times `scale`."""
+    """The only input tensor, times `scale`."""
     [(source, tensor)] = inputs
     scale = position.source_parameter("scale", source, tensor)
     return [Term(tensor, 1.0 if scale is None else scale)]
 
 
 def linear(position: Position, inputs: Inputs) -> list[Term]:
-    """Return the tensors times their weights, which are divided by their sum unless `normalize` is off."""
+    """Weighted sum; the weights are divided by their sum unless `normalize` is false."""
     weights = [position.weight(source, tensor) for source, tensor in inputs]
     divisor = 1.0 if position.parameter("normalize") == 0 else sum(weights)
     if abs(divisor) < COEFFICIENT_TOLERANCE:
@@ -129,12 +131,12 @@ def linear(position: Position, inputs: Inputs) -> list[Term]:
 
 
 def task_arithmetic(position: Position, inputs: Inputs) -> list[Term]:
-    """Return the base plus what the others differ from it by, times their weights and `lambda`.
+    """The base plus the weighted differences of the other models from it, times `lambda`.
 
-    The weights are divided by their sum where `normalize` is on.
+    The weights are divided by their sum if `normalize` is true.
     """
-    at = next(index for index, (source, _) in enumerate(inputs) if source.model == position.base_model)
-    base, others = inputs[at][1], [*inputs[:at], *inputs[at + 1 :]]
+    base_index = next(index for index, (source, _) in enumerate(inputs) if source.model == position.base_model)
+    base, others = inputs[base_index][1], [*inputs[:base_index], *inputs[base_index + 1 :]]
     weights = [position.weight(source, tensor) for source, tensor in others]
     divisor = sum(weights) if position.parameter("normalize") else 1.0
     factor = position.parameter("lambda")
@@ -144,7 +146,7 @@ def task_arithmetic(position: Position, inputs: Inputs) -> list[Term]:
 
 
 def slerp(position: Position, inputs: Inputs) -> TensorOp:
-    """Return the way from the base to the other one, or the end where that is all."""
+    """Interpolation from the base to the other tensor; a copy at either end."""
     t = position.parameter("t")
     if t is None:
         raise position.missing_parameter("t")
@@ -156,20 +158,20 @@ def slerp(position: Position, inputs: Inputs) -> TensorOp:
 
 
 def simplify(terms: Iterable[Term]) -> TensorOp:
-    """Return a sum with each tensor in it once, or a copy where that is the same."""
+    """Combine terms of the same tensor; a copy if a single tensor with coefficient 1 remains."""
     coefficients: dict[Tensor, float] = {}
     for tensor, coefficient in terms:
         coefficients[tensor] = coefficients.get(tensor, 0.0) + coefficient
-    left = [Term(tensor, value) for tensor, value in coefficients.items() if abs(value) > COEFFICIENT_TOLERANCE]
-    if not left:
+    nonzero = [Term(tensor, value) for tensor, value in coefficients.items() if abs(value) > COEFFICIENT_TOLERANCE]
+    if not nonzero:
         return Sum((Term(next(iter(coefficients)), 0.0),))
-    if len(left) == 1 and abs(left[0].coefficient - 1) < COEFFICIENT_TOLERANCE:
-        return Copy(left[0].tensor)
-    return Sum(tuple(left))
+    if len(nonzero) == 1 and abs(nonzero[0].coefficient - 1) < COEFFICIENT_TOLERANCE:
+        return Copy(nonzero[0].tensor)
+    return Sum(tuple(nonzero))
 
 
 def slerp_coefficients(t: float, first: float, second: float, product: float) -> tuple[float, float]:
-    """Return what two tensors are multiplied by at the point `t` of an arc, given their norms and their dot product."""
+    """Coefficients of two tensors for slerp at `t`, from their norms and dot product."""
     cosine = product / (first if first > MIN_NORM else 1.0) / (second if second > MIN_NORM else 1.0)
     if abs(cosine) > DOT_THRESHOLD:
         return 1 - t, t

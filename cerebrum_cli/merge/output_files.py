@@ -1,4 +1,4 @@
-"""Files that get their names when all of them are whole, hashed while they are written."""
+"""Write several files atomically together, hashing them on the way."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cerebrum_cli.core.files import fsync_directory, locked
 
 PART_SUFFIX = ".part"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-OPEN_ATTEMPTS = 10  # to open a file that others finish just then
-MAX_UNHASHED = 4  # pieces that may be written and not hashed yet
+OPEN_ATTEMPTS = 10  # another merge may rename the file in between
+MAX_UNHASHED = 4  # chunks written but not hashed yet
 
 
 class WrittenFile(NamedTuple):
-    """A file that is whole, its bytes and their SHA-256."""
+    """A complete file: its path, size in bytes, and SHA-256."""
 
     path: Path
     size: int
@@ -33,7 +33,7 @@ class WrittenFile(NamedTuple):
 
 @dataclass(slots=True)
 class HashedFile:
-    """A file on its way, whose digest a thread works out while the next bytes are fetched."""
+    """A file being written; a thread hashes each chunk while the next one is produced."""
 
     file: FileIO
     pool: ThreadPoolExecutor
@@ -42,17 +42,17 @@ class HashedFile:
     _hashing: deque[Future[None]] = field(default_factory=deque)
 
     def write(self, data: bytes) -> None:
-        """Put bytes at the end."""
+        """Append bytes."""
         if len(self._hashing) >= MAX_UNHASHED:
             self._hashing.popleft().result()
         self._hashing.append(self.pool.submit(self._digest.update, data))
-        left = memoryview(data)
-        while left:
-            left = left[self.file.write(left) :]
+        remaining = memoryview(data)
+        while remaining:
+            remaining = remaining[self.file.write(remaining) :]
         self.size += len(data)
 
     def sync(self) -> str:
-        """Have all of it on disk, and return the SHA-256 in hexadecimal."""
+        """Flush the file to disk and return its SHA-256 in hexadecimal."""
         while self._hashing:
             self._hashing.popleft().result()
         os.fsync(self.file.fileno())
@@ -61,7 +61,7 @@ class HashedFile:
 
 @dataclass(slots=True)
 class OutputFiles:
-    """Files that come to be all together or not at all: until then each has `.part` behind its name."""
+    """Files that appear together or not at all; until then their names end in `.part`."""
 
     written: list[WrittenFile] = field(default_factory=list)
     _parts: list[Path] = field(default_factory=list)
@@ -73,16 +73,16 @@ class OutputFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for part in self._parts:  # before their locks are given back
+        for part in self._parts:  # while they are still locked
             part.unlink(missing_ok=True)
         self._resources.close()
 
     @contextlib.contextmanager
     def file(self, path: Path) -> Iterator[HashedFile]:
-        """Write one file. MergeError where another merge writes it, or it cannot be written."""
+        """Open one file for writing. Raises MergeError if it cannot be written, or another merge is writing it."""
         part = path.with_name(path.name + PART_SUFFIX)
         with translate_os_errors(path):
-            file = self._resources.enter_context(open_locked(part, path))  # it stays locked until all are whole
+            file = self._resources.enter_context(open_locked(part, path))  # locked until all files are complete
             self._parts.append(part)
             file.truncate(0)
             hashed = HashedFile(file, self._pool)
@@ -90,16 +90,16 @@ class OutputFiles:
             self.written.append(WrittenFile(path, hashed.size, hashed.sync()))
 
     def commit(self) -> tuple[WrittenFile, ...]:
-        """Give the files their names, the first one's last: without it the others are no model."""
-        named: list[Path] = []
+        """Rename all files, the first part last: without it the others do not form a model."""
+        renamed: list[Path] = []
         try:
             for each in reversed(self.written):
                 with translate_os_errors(each.path):
                     self._parts[-1].replace(each.path)
                 self._parts.pop()
-                named.append(each.path)
+                renamed.append(each.path)
         except BaseException:
-            for path in named:
+            for path in renamed:
                 path.unlink(missing_ok=True)
             raise
         for folder in {each.path.parent for each in self.written}:
@@ -108,7 +108,7 @@ class OutputFiles:
 
 
 def open_locked(part: Path, path: Path) -> FileIO:
-    """Return the file on its way to a path, opened and locked. MergeError where another merge writes it."""
+    """Open and lock the partial file of a path. Raises MergeError if another merge is writing it."""
     for _ in range(OPEN_ATTEMPTS):
         file = FileIO(part, "ab")
         if not locked(file.fileno()):
@@ -117,15 +117,15 @@ def open_locked(part: Path, path: Path) -> FileIO:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), part.stat()):
                 return file
-        file.close()  # another merge has named it, or removed it, since it was opened
-    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has ended")
+        file.close()  # another merge renamed or removed it after it was opened
+    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has finished")
 
 
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Tell what the system says of a file that cannot be written."""
+    """Translate operating system errors about a file."""
     try:
         yield
     except OSError as error:
-        do = "free some space, or write elsewhere" if error.errno in DISK_FULL else "write elsewhere"
-        raise MergeError(f"{path}: {error.strerror}", do) from error
+        hint = "free some space, or write elsewhere" if error.errno in DISK_FULL else "write elsewhere"
+        raise MergeError(f"{path}: {error.strerror}", hint) from error

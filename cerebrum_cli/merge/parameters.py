@@ -1,4 +1,4 @@
-"""The parameters of a recipe as they are written: numbers, gradients, and either of them by the names of tensors."""
+"""Parse the parameters of a recipe: numbers and gradients, for all tensors or by name filter."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class ConditionalValue(NamedTuple):
     filter: str | None
 
 
-Parameters = Mapping[str, tuple[ConditionalValue, ...]]  # the first case whose filter matches counts
+Parameters = Mapping[str, tuple[ConditionalValue, ...]]  # the first entry whose filter matches is used
 
 _NAMES = ("weight", "normalize", "t", "scale", "lambda")
-# What other methods of mergekit's read, or how its work is done: recipes keep these when their method is changed.
+# Parameters of other mergekit methods, or of its execution, which published recipes contain without using them.
 _IGNORED = (
     "int8_mask",
     "rescale",
@@ -40,7 +40,7 @@ _IGNORED = (
 
 
 def read_parameters(location: Location, value: object) -> Parameters:
-    """Return the parameters of a mapping; those that mean nothing to the methods there are here are left out."""
+    """Parse a mapping of parameters, ignoring those that no method here uses."""
     row = read_mapping(location, value, _NAMES, ignored=_IGNORED)
     return {name: _conditional_values(location.key(name), item) for name, item in row.items()}
 
@@ -56,11 +56,11 @@ def _conditional_values(location: Location, value: object) -> tuple[ConditionalV
 def _conditional_value(location: Location, value: object) -> ConditionalValue:
     row = read_mapping(location, value, ConditionalValue._fields)
     if "value" not in row:
-        raise location.key("value").error("it is missing", "write the number it is for the tensors of this filter")
-    wanted = row.get("filter", "*")
-    if not isinstance(wanted, str):
-        raise location.key("filter").error("a part of tensors' names is needed", "write it in quotes")
-    return ConditionalValue(_value(location.key("value"), row["value"]), None if wanted == "*" else wanted)
+        raise location.key("value").error("missing", "write the number for tensors that match this filter")
+    filter = row.get("filter", "*")
+    if not isinstance(filter, str):
+        raise location.key("filter").error("not text", "write a part of a tensor name, in quotes")
+    return ConditionalValue(_value(location.key("value"), row["value"]), None if filter == "*" else filter)
 
 
 def _value(location: Location, value: object) -> float | tuple[float, ...]:
@@ -70,11 +70,11 @@ def _value(location: Location, value: object) -> float | tuple[float, ...]:
 
 
 def _number(location: Location, value: object) -> float:
-    """Return a number; a text is read as one too, since YAML 1.1 has `1e-3` for a text, and true is 1."""
+    """Parse a number, also from text (YAML 1.1 reads `1e-3` as text) and booleans (true is 1)."""
     number = math.nan
     if isinstance(value, int | float | str):
         with suppress(ValueError, OverflowError):
             number = float(value)
     if not math.isfinite(number):
-        raise location.error("a finite number is needed", "write one such as 0.5, or several in a list for a gradient")
+        raise location.error("not a finite number", "write one such as 0.5, or a list of numbers for a gradient")
     return number

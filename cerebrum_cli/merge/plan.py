@@ -1,4 +1,4 @@
-"""A recipe and what its models' files say, made into the tensors of the merge and what becomes of each. Pure."""
+"""Plan a merge: from a recipe and tensor tables to the tensors of the result and the operation of each. Pure."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from cerebrum_cli.merge.tensor_names import hugging_face_name
 TENSOR_INFO_BYTES, DIMENSION_BYTES = (
     24,
     8,
-)  # bytes that a header has for each tensor beside its name, and for each of its dimensions
-HEAD_PREFIX = "output"  # how the names of tensors behind the last layer begin
+)  # of each tensor in the header, besides its name
+HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight
 
 
 class OutputTensor(NamedTuple):
-    """A tensor of the merge: row length first, ggml's number of its type, and what becomes it."""
+    """A tensor of the merge: its shape, row length first, its ggml type number, and the operation that computes it."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,22 +36,22 @@ class OutputTensor(NamedTuple):
 
     @property
     def kind(self) -> TensorType:
-        """Its type."""
+        """Its ggml type."""
         return TENSOR_TYPES[self.type]
 
     @property
     def size(self) -> int:
-        """The bytes it takes."""
+        """Size in bytes."""
         return self.kind.bytes_of(prod(self.shape))
 
     @property
     def is_copy(self) -> bool:
-        """Whether its bytes are those of a source."""
+        """Whether its bytes are copied from a source."""
         return isinstance(self.op, Copy) and self.op.tensor.type == self.type
 
 
 class Layer(NamedTuple):
-    """A layer of the merge, and the layers it is made of: the name of each model, and which layer of it."""
+    """A layer of the merge, with the model name and layer number of each source."""
 
     number: int
     sources: tuple[tuple[str, int], ...]
@@ -59,7 +59,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A merge that can be carried out: metadata and tensors in the order of the file, and where its layers are from."""
+    """A planned merge: metadata and tensors in file order, and the sources of each layer."""
 
     metadata: Mapping[str, Value]
     tensors: tuple[OutputTensor, ...]
@@ -68,12 +68,12 @@ class Plan:
 
     @property
     def n_parameters(self) -> int:
-        """The number of weights."""
+        """Number of weights."""
         return sum(prod(tensor.shape) for tensor in self.tensors)
 
 
 class Step(NamedTuple):
-    """One layer to be made: in which slice, how far through it, and which layer of each source."""
+    """One layer to compute: its slice, relative depth in it, and layer number in each source."""
 
     slice: Slice
     t: float
@@ -82,14 +82,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """A recipe and the tables of its models by the names it gives them."""
+    """A recipe, and the tables of its models by their names in it."""
 
     recipe: Recipe
     tables: Mapping[str, Table]
     target: Target
 
     def plan(self, provenance: Provenance) -> Plan:
-        """Return the plan of the merge. MergeError where the models do not fit the recipe or each other."""
+        """Plan the merge. Raises MergeError if the models do not fit the recipe or each other."""
         require_compatible([self.tables[model] for model in self.recipe.models])
         steps = tuple(self._steps())
         tensors = (
@@ -113,15 +113,15 @@ class Planner:
         return unmatched_filters(self.recipe, [hugging_face_name(name, self._architecture) for name in every])
 
     def _steps(self) -> Iterator[Step]:
-        """Yield the layers of the merge in order. MergeError where a model does not have the layers it should."""
+        """Yield the layers of the merge in order. Raises MergeError if a source lacks a layer."""
         for number, part in enumerate(self.recipe.slices):
             ranges = [self._range(number, source) for source in part.sources]
             lengths = {end - start for start, end in ranges}
             if len(lengths) > 1:
-                said = ", ".join(
+                counts = ", ".join(
                     f"{source.model} {end - start}" for source, (start, end) in zip(part.sources, ranges, strict=True)
                 )
-                raise MergeError(f"slices[{number}]: numbers of layers differ: {said}", "give layer_range for each")
+                raise MergeError(f"slices[{number}]: layer counts differ: {counts}", "give each source a layer_range")
             [length] = lengths
             for index in range(length):
                 t = index / (length - 1) if length > 1 else 1.0
@@ -131,107 +131,105 @@ class Planner:
         layers = self.tables[source.model].n_layers
         start, end = source.layer_range or (0, layers)
         if end > layers:
-            what = f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers"
-            raise MergeError(what, f"end it at {layers} at most")
+            problem = f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers"
+            raise MergeError(problem, f"end it at {layers} or below")
         return start, end
 
     def _source_layers(self, step: Step) -> tuple[tuple[str, int], ...]:
         return tuple((source.model, layer) for source, layer in zip(step.slice.sources, step.layers, strict=True))
 
     def _base_layer(self, step: Step) -> tuple[Table, int]:
-        """Return the model and layer that a layer has its types of: the base's, else the first."""
+        """Source layer that determines types and metadata: the base model's, otherwise the first."""
         origins = self._source_layers(step)
         model, layer = next((each for each in origins if each[0] == step.slice.base_model), origins[0])
         return self.tables[model], layer
 
     def _layer_tensors(self, steps: Sequence[Step]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):
-            held = [self.tables[model].layer_tensors(layer) for model, layer in self._source_layers(step)]
-            for suffix in held[0]:
+            by_source = [self.tables[model].layer_tensors(layer) for model, layer in self._source_layers(step)]
+            for suffix in by_source[0]:
                 position = Position(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t, self._architecture)
-                yield self._output(position, self._inputs(step, held, suffix))
-            self._require_same_tensors(step, held)
+                yield self._output(position, self._inputs(step, by_source, suffix))
+            self._require_same_tensors(step, by_source)
 
-    def _global_tensors(self, step: Step, behind: bool) -> Iterator[OutputTensor]:
-        """Yield the tensors before the first layer, or behind the last one."""
-        held = [self.tables[source.model].global_tensors for source in step.slice.sources]
-        if behind and self._has_head:  # a model without one reads its embeddings, and those here are the first slice's
-            held = [{**outer, HEAD: head_tensor(outer)} for outer in held]
-        for suffix in held[0]:
-            if suffix.startswith(HEAD_PREFIX) == behind:
-                position = Position(self.recipe, step.slice, suffix, float(behind), self._architecture)
-                yield self._output(position, self._inputs(step, held, suffix))
+    def _global_tensors(self, step: Step, is_after: bool) -> Iterator[OutputTensor]:
+        """Yield the tensors before the first layer, or after the last one."""
+        by_source = [self.tables[source.model].global_tensors for source in step.slice.sources]
+        if is_after and self._has_head:  # without one the embeddings are used, but the merge has the first slice's
+            by_source = [{**outer, HEAD: head_tensor(outer)} for outer in by_source]
+        for suffix in by_source[0]:
+            if suffix.startswith(HEAD_PREFIX) == is_after:
+                position = Position(self.recipe, step.slice, suffix, float(is_after), self._architecture)
+                yield self._output(position, self._inputs(step, by_source, suffix))
 
     def _slice_models(self, index: int) -> tuple[str, ...]:
         return tuple(source.model for source in self.recipe.slices[index].sources)
 
-    def _inputs(self, step: Step, held: Sequence[Mapping[str, Tensor]], suffix: str) -> Inputs:
-        """Return a tensor of each source. MergeError where one has none of this name, or of another shape."""
-        given = []
-        for source, tensors in zip(step.slice.sources, held, strict=True):
-            tensor, first = tensors.get(suffix), held[0][suffix]
+    def _inputs(self, step: Step, by_source: Sequence[Mapping[str, Tensor]], suffix: str) -> Inputs:
+        """A tensor of each source. Raises MergeError if one is missing or has another shape."""
+        inputs = []
+        for source, tensors in zip(step.slice.sources, by_source, strict=True):
+            tensor, first = tensors.get(suffix), by_source[0][suffix]
             name = self.tables[source.model].name
             if tensor is None:
                 raise MergeError(f"{name} has no {first.name}", SAME_SHAPE_HINT)
             if tensor.shape != first.shape:
                 sizes = f"{list(tensor.shape)} and {list(first.shape)}"
                 raise MergeError(f"{name} differs in the shape of {first.name}: {sizes}", SAME_SHAPE_HINT)
-            given.append((source, tensor))
-        return given
+            inputs.append((source, tensor))
+        return inputs
 
-    def _require_same_tensors(self, step: Step, held: Sequence[Mapping[str, Tensor]]) -> None:
-        """Raise MergeError where a source has a tensor in its layer that the first one has not."""
-        for source, tensors in zip(step.slice.sources, held, strict=True):
-            if more := sorted(tensors.keys() - held[0].keys()):
+    def _require_same_tensors(self, step: Step, by_source: Sequence[Mapping[str, Tensor]]) -> None:
+        """Raise MergeError if a source's layer has a tensor that the first source's lacks."""
+        for source, tensors in zip(step.slice.sources, by_source, strict=True):
+            if extra := sorted(tensors.keys() - by_source[0].keys()):
                 name, first = self.tables[source.model].name, self.tables[step.slice.sources[0].model].name
-                raise MergeError(f"{first} has no {tensors[more[0]].name}, as {name} has", SAME_SHAPE_HINT)
+                raise MergeError(f"{first} has no {tensors[extra[0]].name}, unlike {name}", SAME_SHAPE_HINT)
 
-    def _output(self, position: Position, given: Inputs) -> OutputTensor:
-        first = base_tensor(position, given)
+    def _output(self, position: Position, inputs: Inputs) -> OutputTensor:
+        first = base_tensor(position, inputs)
         is_head = position.name == HEAD or (position.name == EMBEDDING and not self._has_head)
-        return OutputTensor(position.name, first.shape, self.target.type_of(first, is_head), tensor_op(position, given))
+        return OutputTensor(
+            position.name, first.shape, self.target.type_of(first, is_head), tensor_op(position, inputs)
+        )
 
     @property
     def _has_head(self) -> bool:
-        """Whether the merge says tokens by something else than its embeddings."""
+        """Whether the merge has an output head besides its embeddings."""
         last = [self.tables[source.model].global_tensors for source in self.recipe.slices[-1].sources]
         return any(HEAD in outer for outer in last) or self._slice_models(0) != self._slice_models(-1)
 
 
 def head_tensor(outer: Mapping[str, Tensor]) -> Tensor:
-    """Return what a model says tokens by: its head, or its embeddings."""
+    """Output head of a model: its own tensor, or the embeddings."""
     return outer.get(HEAD) or outer[EMBEDDING]
 
 
 def plan_merge(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
-    """Return how a recipe is carried out on models. MergeError where they do not fit it or each other."""
+    """Plan a recipe for models. Raises MergeError if they do not fit it or each other."""
     return Planner(recipe, tables, target).plan(provenance)
 
 
 def split_tensors(
     tensors: Iterable[OutputTensor], headers: tuple[int, int], limit: int | None
 ) -> list[tuple[OutputTensor, ...]]:
-    """Return tensors in files of at most so many bytes each, or one tensor.
+    """Divide tensors into files of at most `limit` bytes, or one tensor each.
 
-    `headers` are the bytes of a header without tensors: of the first file, and of each other.
+    `headers` are the sizes of a header without tensors: of the first file, and of the others.
     """
     result: list[list[OutputTensor]] = [[]]
     size = headers[0] + ALIGNMENT
     for tensor in tensors:
-        taken = (
-            padded_size(tensor.size)
-            + TENSOR_INFO_BYTES
-            + DIMENSION_BYTES * len(tensor.shape)
-            + len(tensor.name.encode())
-        )
-        if limit and result[-1] and size + taken > limit:
+        info = TENSOR_INFO_BYTES + DIMENSION_BYTES * len(tensor.shape) + len(tensor.name.encode())
+        needed = padded_size(tensor.size) + info
+        if limit and result[-1] and size + needed > limit:
             result.append([])
             size = headers[1] + ALIGNMENT
         result[-1].append(tensor)
-        size += taken
+        size += needed
     return [tuple(part) for part in result]
 
 
 def padded_size(size: int) -> int:
-    """Return bytes with what is left free behind them."""
+    """Round a size up to the alignment."""
     return -(-size // ALIGNMENT) * ALIGNMENT

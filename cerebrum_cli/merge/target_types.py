@@ -1,4 +1,4 @@
-"""In which types the tensors of a merge are written: their own, or a wanted one where a tensor can have it. Pure."""
+"""Choose the type of each tensor of a merge: its own, or the requested one if its shape allows it. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cerebrum_cli.gguf.table import Tensor
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
-# What can be asked for: the types llama.cpp writes without being told which weights matter.
+# Values of --type: the types llama.cpp can write without an importance matrix.
 WRITABLE = (
     "F32",
     "F16",
@@ -27,10 +27,10 @@ WRITABLE = (
     "Q2_K",
 )
 FLOAT_TYPES = ("F32", "F16", "BF16")
-# For rows that are no whole blocks, and where those are not either, as llama.cpp does it (llama-quant.cpp).
+# If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
 FALLBACKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LAST_FALLBACK = "F16"
-# Small, and read at full precision: llama.cpp quantises none of these.
+# Small tensors used at full precision, which llama.cpp does not quantize.
 NOT_QUANTIZED = (
     "_norm",
     "ffn_gate_inp",
@@ -41,15 +41,15 @@ NOT_QUANTIZED = (
     "position_embd",
     "token_types",
 )
-MIN_HEAD_TYPE = "Q6_K"  # what a head is written as at least: it says the tokens, and costs little
-MIXTURES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the mixtures most like them
+MIN_HEAD_TYPE = "Q6_K"  # minimum precision of the output head, which matters most and costs little
+MIXTURES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the closest file types
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The type that is wanted of all weights, None for each tensor's own; `dtype` is that of unquantised ones then.
+    """Type of all weights, or None for each tensor's own; then `dtype` is that of unquantized tensors.
 
-    `quantization` is what sources are known to be whose files do not say it.
+    `quantization` is that of the sources, for files that do not state it.
     """
 
     type: str | None = None
@@ -57,27 +57,27 @@ class Target:
     quantization: str | None = None
 
     def type_of(self, tensor: Tensor, is_head: bool) -> int:
-        """Return ggml's number of the type of what becomes of a tensor."""
+        """Type number to write a tensor in."""
         name = tensor.kind.name
-        wanted = self.type or (self.dtype if name in FLOAT_TYPES else None)
-        if wanted is None or not is_quantized(tensor):
+        target = self.type or (self.dtype if name in FLOAT_TYPES else None)
+        if target is None or not is_quantizable(tensor):
             return tensor.type
-        if is_head and bits_per_weight(wanted) < bits_per_weight(MIN_HEAD_TYPE):
-            wanted = MIN_HEAD_TYPE
-        return TYPE_NUMBERS[with_fallback(wanted, tensor.shape[0])]
+        if is_head and bits_per_weight(target) < bits_per_weight(MIN_HEAD_TYPE):
+            target = MIN_HEAD_TYPE
+        return TYPE_NUMBERS[with_fallback(target, tensor.shape[0])]
 
     def file_type(self, own: int | None) -> int | None:
-        """Return llama.cpp's number of what most of a file is, given that of the model it is made of."""
-        wanted = self.type or (self.dtype if own is not None and FILE_TYPES.get(own) in FLOAT_TYPES else None)
-        if wanted is None and own is not None:
+        """File type number (llama.cpp's ftype) of the merge, given that of its main source."""
+        target = self.type or (self.dtype if own is not None and FILE_TYPES.get(own) in FLOAT_TYPES else None)
+        if target is None and own is not None:
             return own
-        wanted = wanted or self.quantization or ""
-        word = MIXTURES.get(wanted, wanted)
-        return next((number for number, name in FILE_TYPES.items() if name == word), None)
+        target = target or self.quantization or ""
+        file_type = MIXTURES.get(target, target)
+        return next((number for number, name in FILE_TYPES.items() if name == file_type), None)
 
 
-def is_quantized(tensor: Tensor) -> bool:
-    """Return whether a tensor is one of those that are quantised."""
+def is_quantizable(tensor: Tensor) -> bool:
+    """Whether llama.cpp quantizes a tensor."""
     return (
         len(tensor.shape) > 1
         and tensor.name.endswith(".weight")
@@ -86,25 +86,25 @@ def is_quantized(tensor: Tensor) -> bool:
 
 
 def bits_per_weight(name: str) -> float:
-    """Return the bits a weight takes in a type."""
+    """Bits per weight of a type."""
     kind = TENSOR_TYPES[TYPE_NUMBERS[name]]
     return kind.block_bytes * 8 / kind.block_size
 
 
-def with_fallback(name: str, row: int) -> str:
-    """Return a type, or another one where rows of so many weights are not whole blocks of it."""
+def with_fallback(name: str, row_length: int) -> str:
+    """The type, or a fallback if rows of this length are not a multiple of its block size."""
     for each in (name, FALLBACKS.get(name, name)):
-        if row % TENSOR_TYPES[TYPE_NUMBERS[each]].block_size == 0:
+        if row_length % TENSOR_TYPES[TYPE_NUMBERS[each]].block_size == 0:
             return each
     return LAST_FALLBACK
 
 
 def parse_type(text: str) -> str:
-    """Return the type of this name. UsageError where there is none that can be written."""
+    """Parse a type name. Raises UsageError if it is not a type that can be written."""
     name = text.upper().replace("-", "_")
     if name in WRITABLE:
         return name
-    mixture = name in FILE_TYPES.values() and name.startswith(tuple(MIXTURES))
-    what = "is a mixture of types" if mixture else "is no type weights can be written in"
-    do = f"name one of {', '.join(WRITABLE)}, or leave --type out: each tensor keeps its own then"
-    raise UsageError(f"--type {text} {what}", do)
+    is_mixture = name in FILE_TYPES.values() and name.startswith(tuple(MIXTURES))
+    problem = "mixture of types, not a weight type" if is_mixture else "unknown weight type"
+    hint = f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
+    raise UsageError(f"--type {text}: {problem}", hint)

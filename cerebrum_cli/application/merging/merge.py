@@ -1,4 +1,4 @@
-"""Merge models that are here into one that is: the recipe read, planned and carried out, and the result remembered."""
+"""Merge installed models: plan a recipe, write the merged files and register the result."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from cerebrum_cli.application.models.model import (
     MERGE_RECIPE,
     MERGE_SOURCES,
     Model,
+    as_name,
+    as_path,
+    is_directory,
     is_file,
     require_loadable,
 )
@@ -25,7 +28,7 @@ from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import whole_name
 from cerebrum_cli.core.errors import MergeError, UsageError
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.text import format_size, parse_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.adapter import read_table
@@ -36,20 +39,21 @@ from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.output_files import PART_SUFFIX, WrittenFile
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import Recipe
-from cerebrum_cli.merge.target_types import Target
+from cerebrum_cli.merge.target_types import Target, parse_type
 from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
 
-# Bytes of memory: of the program with the libraries that files are read with, and while one is of each array's item.
+# Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
-DISK_RESERVE = 64_000_000  # bytes of the disk left to others
+DISK_RESERVE = 64_000_000  # bytes of the disk left free for other programs
 
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """Where a merge goes, what it is called here, and what its file says it is called unless the recipe does.
+    """Output path and name of a merge.
 
-    `type` is that of all weights, None for each tensor's own; `quantization` is what its sources are known to be where
-    their files do not say; no file is larger than `split_size` bytes.
+    `type` is the type of all weights, None to leave each tensor's type. `split_size` is the maximum size of a file in
+    bytes. `title` is the model name in the file unless the recipe has one. `quantization` is that of the sources, for
+    files that do not state it.
     """
 
     output: Path
@@ -60,15 +64,15 @@ class MergeOptions:
     quantization: str | None = None
 
     def replaces(self, entry: ModelFile) -> bool:
-        """Return whether an entry of the registry is of what the merge is written over, split or not."""
+        """Whether a registry entry is for the file, split or whole, that the merge overwrites."""
         return entry.path.parent == self.output.parent.resolve() and whole_name(entry.path.name) == self.output.name
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge that can be carried out: its plan, and the files it comes to.
+    """A merge ready to be written: its plan and files.
 
-    `items` counts those of all arrays of its sources.
+    `array_items` counts the items of all metadata arrays of its sources.
     """
 
     recipe: Recipe
@@ -80,18 +84,18 @@ class Merge:
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """Size of all files in bytes."""
         return sum(file.size for file in self.files)
 
     @cached_property
     def header(self) -> Header:
-        """What its first file will say of itself."""
+        """Header of the first file."""
         first = self.files[0]
         return parse_header(first.path, first.header, first.size)
 
     @property
     def memory(self) -> int:
-        """About how many bytes of memory carrying it out takes at most."""
+        """Estimate of the peak memory needed to write it, in bytes."""
         most = max(len(input_tensors(tensor.op)) for tensor in self.plan.tensors)
         return (
             BASE_MEMORY
@@ -101,22 +105,22 @@ class Merge:
 
     @property
     def copied_bytes(self) -> int:
-        """The bytes that are only copied."""
+        """Number of bytes copied unchanged."""
         return sum(each.size for each in self.plan.tensors if each.is_copy)
 
 
 @dataclass(frozen=True, slots=True)
 class Merger:
-    """Merges models of a library."""
+    """Merge models of a library."""
 
     library: Library
     codec: CodecFactory
     free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
 
     def prepare(self, recipe: Recipe, models: Mapping[str, Model], options: MergeOptions) -> Merge:
-        """Return a merge of models by the names a recipe gives them.
+        """Plan a merge; `models` maps the recipe's names to models.
 
-        Raises MergeError where they do not fit it or each other, ModelFileError for a file that cannot be read.
+        Raises MergeError if they do not fit the recipe or each other, ModelFileError for an unreadable file.
         """
         tables = {}
         for name, model in models.items():
@@ -126,45 +130,38 @@ class Merger:
         target = Target(options.type, dtype, options.quantization)
         title = recipe.name or options.title or options.name
         plan = plan_merge(recipe, tables, target, provenance(recipe, models, title))
-        merge = Merge(
-            recipe,
-            models,
-            options,
-            plan,
-            plan_files(plan, options.output, options.split_size),
-            sum(each.array_items for each in tables.values()),
-        )
         require_supported_types(plan, self.codec)
-        return merge
+        files = plan_files(plan, options.output, options.split_size)
+        return Merge(recipe, models, options, plan, files, sum(each.array_items for each in tables.values()))
 
     def require_name(self, options: MergeOptions, spec: ModelSpec | None) -> None:
-        """Raise UsageError where another model is called what it is to be; `spec` is the row whose recipe it is."""
+        """Raise UsageError if another model has the name; `spec` is the catalog row of the recipe, if it has one."""
         require_name(self.library, options.name, lambda row: row is spec, options.replaces)
 
     def require_writable(self, merge: Merge) -> None:
-        """Raise UsageError where a merge would be written over its sources, MergeError where the disk has no room."""
+        """Raise UsageError if a file is one of the sources, MergeError if the disk has too little space."""
         paths = [file.path for file in merge.files]
         require_not_source(merge.models, paths)
-        parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]  # a killed process's are written over
-        left = sum(part.stat().st_size for part in parts if is_file(part))
-        self.require_room(paths[0].parent, merge.size - left)
+        parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]  # files of a killed process are overwritten
+        reclaimed = sum(part.stat().st_size for part in parts if is_file(part))
+        self.require_disk_space(paths[0].parent, merge.size - reclaimed)
 
-    def require_room(self, folder: Path, size: int) -> None:
-        """Raise MergeError where a folder's disk has no room for so many bytes."""
+    def require_disk_space(self, folder: Path, size: int) -> None:
+        """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
         free, need = self.free_bytes(folder), size + DISK_RESERVE
         if free < need:
-            what = f"the disk is too full: {format_size(free)} are free, and the merge needs {format_size(need)}"
-            raise MergeError(f"{folder.resolve()}: {what}", f"free {format_size(need - free)}, or write elsewhere")
+            problem = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
+            raise MergeError(f"{folder.resolve()}: {problem}", f"free {format_size(need - free)}, or write elsewhere")
 
     def write(self, merge: Merge, on_progress: OnProgress) -> tuple[WrittenFile, ...]:
-        """Write a merge, telling the bytes that are written, of how many.
+        """Write the files of a merge, reporting bytes done and total.
 
-        MergeError where it cannot be written; then, and where anything else ends this, nothing is left of it.
+        Raises MergeError if it cannot be written. No partial file remains after an error or an interruption.
         """
         return execute(merge.files, self.codec, thread_count(), on_progress)
 
     def register(self, merge: Merge, written: Sequence[WrittenFile]) -> Model:
-        """Return the model that was written, which is known from now on; what its files were before is not."""
+        """Register the written model, and remove entries for the files it replaced."""
         registry, path = self.library.registry, written[0].path.resolve()
         for entry in registry.entries():
             if entry.source == "merge" and entry.name != merge.options.name and merge.options.replaces(entry):
@@ -175,20 +172,42 @@ class Merger:
         return self.library.registered(model)
 
 
+def merge_options(
+    output: Path | None, name: str | None, type: str | None, split_size: str | None, default_stem: str | None
+) -> MergeOptions:
+    """Parse the options of `cerebrum merge`. Raises UsageError for an invalid one.
+
+    Without an output file `default_stem` names one, for a preview.
+    """
+    if output is None and default_stem is None:
+        raise UsageError("no output file given (-o)", "name one: -o OUT.gguf")
+    path = as_path(str(output)) if output else Path(f"{default_stem}.gguf")
+    if is_directory(path):
+        raise UsageError(f"-o {path}: is a directory", "name a file")
+    if path.suffix.lower() != ".gguf":
+        raise UsageError(f"-o {path}: not a .gguf file name", f"use -o {path}.gguf")
+    if whole_name(path.name) != path.name:
+        raise UsageError(f"-o {path}: this is the name of one part of a split model", "name it without the part number")
+    if not is_directory(path.parent):
+        raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
+    limit = None if split_size is None else parse_size(split_size)
+    return MergeOptions(path, name or as_name(path.stem), parse_type(type) if type else None, limit)
+
+
 def require_not_source(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
-    """Raise UsageError where a merge would be written over one of its sources."""
+    """Raise UsageError if an output path is a source file of the merge."""
     sources = {path.resolve() for model in models.values() for path in model.paths}
     if taken := next((path for path in paths if path.resolve() in sources), None):
-        raise UsageError(f"{taken} is one of the files that are merged", "write elsewhere")
+        raise UsageError(f"{taken} is a source of this merge", "choose another output file")
 
 
 def public_name(model: Model) -> str:
-    """Return what a source is called in what others may read: no folders of this machine."""
+    """Name of a source for a file that may be shared: without local directories."""
     return model.reference if model.file or model.cached else model.path.name
 
 
 def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Provenance:
-    """Return where a merge of this name comes from."""
+    """Provenance of a merge with this name."""
     tokenizer = models[recipe.tokenizer_model]
     origins = {
         each: Origin(public_name(model), model.cached.repo_id if model.cached else None)
@@ -202,7 +221,7 @@ def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Proven
 
 
 def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]:
-    """Return what `merge --dry-run --json` prints; sizes in bytes."""
+    """Keys of `merge --dry-run --json`; sizes in bytes."""
     header = merge.header
     context = wanted_context(context, header.context_length)
     return {

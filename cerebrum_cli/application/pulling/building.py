@@ -60,7 +60,7 @@ class Building:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if quantization:
-            self.merger.require_room(self.folder, self._room(quantization))
+            self.merger.require_disk_space(self.folder, self._room(quantization))
         references = zip(self.recipe.models, self._references(quantization), strict=True)
         models = {each: self._brought(reference, bring) for each, reference in references}
         told = quantization or models[self.recipe.models[0]].display_name
