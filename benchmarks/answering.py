@@ -121,7 +121,7 @@ def answer(work: Work, watch: Watch = unwatched) -> Answered:
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with closing(open_journal(output, {}, work.questions)) as result:
-            parallel = plan_parallel(work.at_once, len(work.questions) * (manner.votes.most if manner.votes else 1))
+            parallel = plan_parallel(work.at_once, len(work.questions) * (manner.votes.maximum if manner.votes else 1))
             with opened(work.model, settings, parallel) as found:
                 began = time.perf_counter()
                 events = answer_rows(found.responder, work.questions, manner, result, in_order=False)

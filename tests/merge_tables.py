@@ -13,7 +13,7 @@ from cerebrum_cli.gguf.table import Table, Tensor, Value
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target_types import NUMBERS, Target
+from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
 
 OWN_TYPES = Target()
 RECIPE = Path(cerebrum_cli.__file__).with_name("recipes") / "cerebrum-12b.yaml"
@@ -108,7 +108,7 @@ def table(
     }
     tensors = {}
     for offset, (each, sizes) in enumerate(dimensions(shape)):
-        tensors[each] = Tensor(each, sizes, NUMBERS[type_of(each)], Path(f"{name}.gguf"), offset)
+        tensors[each] = Tensor(each, sizes, TYPE_NUMBERS[type_of(each)], Path(f"{name}.gguf"), offset)
     return Table(name, {key: value(content) for key, content in metadata.items() if content is not None}, tensors)
 
 

@@ -13,7 +13,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.adapter import Entry, header, opened, read_table, value_of
+from cerebrum_cli.gguf.adapter import TensorInfo, encode_header, open_reader, read_table, read_value
 from cerebrum_cli.gguf.table import Table, Value
 
 SCALARS: Mapping[str, tuple[Any, ...]] = {
@@ -56,11 +56,11 @@ def of_every_type() -> dict[str, Value]:
 def read(path: Path) -> dict[str, Value]:
     """Return the metadata of a file as the library's own reader has it."""
     fields = GGUFReader(path).fields.items()
-    return {key: value_of({}, field) for key, field in fields if not key.startswith("GGUF.")}
+    return {key: read_value({}, field) for key, field in fields if not key.startswith("GGUF.")}
 
 
-def entries(table: Table) -> Iterable[Entry]:
-    return (Entry(each.name, each.shape, each.type, each.size) for each in table.tensors.values())
+def entries(table: Table) -> Iterable[TensorInfo]:
+    return (TensorInfo(each.name, each.shape, each.type, each.size) for each in table.tensors.values())
 
 
 def same(one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
@@ -93,7 +93,7 @@ def test_an_array_without_items_keeps_its_type_and_what_follows_it(tmp_path: Pat
     found = read_table("empty", [path]).metadata
     assert [found[kind] for kind, _ in items] == [Value("ARRAY", (), kind) for kind, _ in items]
     assert found["last"] == Value("UINT32", 9)
-    begin = header(found, ())  # the library writes none of these
+    begin = encode_header(found, ())  # the library writes none of these
     assert (b"last" in begin, b"FLOAT32" in begin, struct.unpack_from("<QQ", begin, 8)) == (True, False, (0, 2))
 
 
@@ -121,7 +121,7 @@ def test_so_it_is_with_every_type_and_long_vocabularies(tmp_path: Path) -> None:
 def assert_begins(path: Path) -> None:
     """Compare what is written of a file's table with the file."""
     table = read_table("model", [path])
-    made = header(table.metadata, entries(table))
+    made = encode_header(table.metadata, entries(table))
     data = path.read_bytes()
     assert len(made) > 100
     assert made == data[: len(made)] + bytes(max(0, len(made) - len(data)))  # without tensors nothing is aligned
@@ -174,7 +174,7 @@ def test_what_cannot_be_read_is_told_in_one_line(damaged: bytes, tmp_path: Path)
         read_table("damaged", [path])
     assert time.process_time() - begin < 1
     assert str(path) in str(caught.value)
-    assert "damaged, truncated, or of an encoding" in str(caught.value)
+    assert "damaged, truncated, or unsupported" in str(caught.value)
     assert "\n" not in caught.value.message + caught.value.hint
 
 
@@ -199,7 +199,7 @@ def test_a_long_vocabulary_is_read_at_once(tmp_path: Path) -> None:
     }
     path = write(tmp_path / "long.gguf", long)
     begin = time.process_time()
-    reader = opened(path)
-    found = {key: value_of(reader.arrays, field) for key, field in reader.fields.items() if key in long}
+    reader = open_reader(path)
+    found = {key: read_value(reader.arrays, field) for key, field in reader.fields.items() if key in long}
     assert time.process_time() - begin < 2  # the library alone takes several
     assert found == long

@@ -1,4 +1,4 @@
-"""`cerebrum merge` and the pull of a model that is merged: what a user asks for, is told, and has afterwards."""
+"""`cerebrum merge`, and pulling a model that is merged: output, errors and installed models."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_merge_prints_its_digest_as_sha256sum_reads_it(home: Home) -> None:
     done = home.made()
     assert done.out == digests([home.path / "out.gguf"])
     [progress, here] = done.err.splitlines()
-    assert (progress[:7], here) == ("merge: ", "installed out; try cerebrum ask -m out")
+    assert (progress[:7], here) == ("merge: ", "out is installed: cerebrum ask -m out")
     assert_copied(stored([home.path / "out.gguf"]), stored([home.model]), [0, 1, 2, 3] * 2)
     assert home.merge("-o", "other.GGUF", "-q").err == ""
 
@@ -154,7 +154,7 @@ def test_as_json_a_merge_says_what_it_has_planned_and_written(home: Home) -> Non
 
 
 DRY_RUN = """\
-layers  model  its layers
+layers  model  source layers
 0-7     seven  0-7
 8-15    seven  4-11
 16-23   seven  8-15
@@ -165,10 +165,10 @@ layers  model  its layers
 
 parameters  12,476,420,096
 tensors     507 (Q4_K 345, F32 113, Q6_K 49)
-size        7.44 GB (7442684992 bytes), 100% of it copied as it is
-KV cache    229,376 bytes a token
-memory      93 MB to merge, 9.86 GB to run at a context of 8192 tokens
-disk        7.44 GB, and 12.35 GB are free
+size        7.44 GB (7442684992 bytes), 100% copied unchanged
+KV cache    229,376 bytes per token
+memory      93 MB to merge, 9.86 GB to run with a context of 8192 tokens
+disk        7.44 GB needed, 12.35 GB free
 """
 
 
@@ -199,24 +199,24 @@ def write_hollow(path: Path) -> None:
     os.truncate(path, -(-path.stat().st_size // 32) * 32 + sum(tensor.size for tensor in tensors))
 
 
-GIVE = "give NAME=MODEL, where NAME is tiny"
+GIVE = "use NAME=MODEL, where NAME is tiny"
 
 
 @pytest.mark.parametrize(
     ("arguments", "what", "do"),
     [
-        ([], "no output file given (-o)", "name a file: -o OUT.gguf"),
-        (["-o", "out.bin"], "-o out.bin: must end in .gguf", "name it out.bin.gguf"),
+        ([], "no output file given (-o)", "name one: -o OUT.gguf"),
+        (["-o", "out.bin"], "-o out.bin: not a .gguf file name", "use -o out.bin.gguf"),
         (["-o", "no/out.gguf"], "-o no/out.gguf: directory no does not exist", "create it first, or write elsewhere"),
         (["-o", "a.gguf"], "-o a.gguf: is a directory", "name a file"),
-        (["-o", "Tiny-Q4_K_M.gguf"], "Tiny-Q4_K_M.gguf is one of the merge's sources", "write elsewhere"),
-        (["-o", "link.gguf"], "link.gguf is one of the merge's sources", "write elsewhere"),
-        ([*OUT, "--split-size", "4 ells"], "'4 ells' is not a size of at least 1 MB", "write it as 4GB or 500MB"),
-        ([*OUT, "--split-size", "900k"], "'900k' is not a size of at least 1 MB", "write it as 4GB or 500MB"),
-        ([*OUT, "--name", "starter"], "the name starter belongs to another model", "choose another with --name"),
-        ([*OUT, "--name", "SMALL"], "the name SMALL belongs to another model", "choose another with --name"),
-        ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe has no such model", GIVE),
-        ([*OUT, "--source", "tiny"], "--source tiny: the recipe has no such model", GIVE),
+        (["-o", "Tiny-Q4_K_M.gguf"], "Tiny-Q4_K_M.gguf is a source of this merge", "choose another output file"),
+        (["-o", "link.gguf"], "link.gguf is a source of this merge", "choose another output file"),
+        ([*OUT, "--split-size", "4 ells"], "'4 ells' is no size of a file from 1 MB on", "write it as 4GB or 500MB"),
+        ([*OUT, "--split-size", "900k"], "'900k' is no size of a file from 1 MB on", "write it as 4GB or 500MB"),
+        ([*OUT, "--name", "starter"], "the name starter is taken by another model", "choose one with --name"),
+        ([*OUT, "--name", "SMALL"], "the name SMALL is taken by another model", "choose one with --name"),
+        ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe does not name this model", GIVE),
+        ([*OUT, "--source", "tiny"], "--source tiny: the recipe does not name this model", GIVE),
     ],
 )
 def test_what_cannot_be_merged_as_asked_is_told_and_nothing_is_written(
@@ -236,9 +236,9 @@ def test_what_cannot_be_merged_as_asked_is_told_and_nothing_is_written(
         ("none.yaml", "none.yaml: no such recipe"),
         ("starter", "starter: no such recipe"),
         ("a", "a: is a directory"),
-        ("Tiny-Q4_K_M.gguf", "Tiny-Q4_K_M.gguf: too long for a recipe"),
+        ("Tiny-Q4_K_M.gguf", "Tiny-Q4_K_M.gguf: larger than 1048576 bytes"),
         ("short.gguf", "short.gguf: not UTF-8 text"),
-        ("broken.yaml", "broken.yaml: slices[0].sources[0].layer_range: a range of layers is needed"),
+        ("broken.yaml", "broken.yaml: slices[0].sources[0].layer_range: not a range of layers"),
     ],
 )
 def test_what_is_no_recipe_is_told(recipe: str, what: str, home: Home) -> None:
@@ -256,8 +256,8 @@ def test_a_model_that_is_not_here_is_told_with_what_helps(home: Home) -> None:
     for arguments, error, do in (
         (
             ["published.yaml"],
-            "the recipe names a model /home/him/Tiny: /home/him/Tiny: file not found",
-            "choose one: --source /home/him/Tiny=MODEL",
+            "the recipe's model /home/him/Tiny: /home/him/Tiny: there is no such file",
+            "name the model to use: --source /home/him/Tiny=MODEL",
         ),
         (
             ["published.yaml", "--source", "/home/him/Tiny=./no.gguf"],
@@ -287,7 +287,7 @@ def test_what_is_there_is_only_replaced_where_that_is_agreed_to(home: Home) -> N
     out = home.path / "out.gguf"
     out.write_bytes(b"precious")
     done = home.merge(*OUT)
-    said = "error: out.gguf already exists\n  try: write elsewhere, or replace it with -y\n"
+    said = "error: out.gguf already exists\n  try: choose another file, or replace it with -y\n"
     assert (done.code, done.out, done.err, out.read_bytes()) == (2, "", said, b"precious")
     assert home.merge(*OUT, "-y").out == digests([out])
 
@@ -340,7 +340,7 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(
     done = home.merge(*OUT)
     said = "not enough disk space: 60 MB free, 67 MB needed"
     assert (done.code, done.err) == (1, f"error: {home.path.resolve()}: {said}\n  try: free 7 MB, or write elsewhere\n")
-    (home.path / "out.gguf.part").write_bytes(bytes(7_000_000))  # which will be written over
+    (home.path / "out.gguf.part").write_bytes(bytes(7_000_000))  # which will be overwritten
     home.made()
 
 
@@ -352,7 +352,7 @@ def test_an_interrupt_once_the_merge_is_whole_does_not_deny_it(home: Home, monke
     monkeypatch.setattr("cerebrum_cli.merge.output_files.fsync_directory", press_and_sync)
     done = home.merge(*OUT)
     is_there = "out.gguf" in home.files
-    assert ([row["name"] for row in home.rows], "nothing is left" in done.err) == (["out"] * is_there, not is_there)
+    assert ([row["name"] for row in home.rows], "nothing was written" in done.err) == (["out"] * is_there, not is_there)
 
 
 def test_models_that_differ_are_refused_with_what_differs(home: Home) -> None:
@@ -360,7 +360,7 @@ def test_models_that_differ_are_refused_with_what_differs(home: Home) -> None:
     (home.path / "both.yaml").write_text(stack(("tiny", 0, 4), ("other", 0, 2)))
     done = home.run("merge", "both.yaml", *OUT, "--source", "tiny=Tiny-Q4_K_M.gguf", "--source", f"other={other}")
     what = "other.gguf differs from Tiny-Q4_K_M.gguf in llama.attention.head_count: 4 and 8"
-    do = "merge models of one architecture, shape and vocabulary"
+    do = "merge models with the same architecture, shape and vocabulary"
     assert (done.code, done.out, done.err) == (1, "", f"error: {what}\n  try: {do}\n")
 
 
@@ -428,7 +428,7 @@ def test_a_merge_that_is_removed_is_forgotten_and_its_file_stays(home: Home) -> 
 def test_a_name_that_no_model_can_have_is_asked_for_too(home: Home) -> None:
     (home.path / "spaced.yaml").write_text(stack(("my model", 0, 4)))
     done = home.run("merge", "spaced.yaml", *OUT)
-    assert (done.code, done.err.splitlines()[1]) == (3, "  try: choose one: --source my model=MODEL")
+    assert (done.code, done.err.splitlines()[1]) == (3, "  try: name the model to use: --source my model=MODEL")
 
 
 def test_a_file_that_is_called_as_a_row_is_no_recipe_of_it(home: Home) -> None:
@@ -581,7 +581,7 @@ def test_filters_that_match_nothing_are_told_and_the_merge_is_made(home: Home) -
     notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
     assert (done.code, len(notes)) == (0, 2), done.err
     for each, note in zip(("self_atn", "down_prj"), notes, strict=True):
-        assert note.startswith(f"note: the filter {each} of the recipe matches no tensor's name")
+        assert note.startswith(f"note: the recipe's filter {each} matches no tensor and is ignored")
     assert (
         home.run("merge", "twice.yaml", "--source", "tiny=out.gguf", "--dry-run", "--json").object["unmatched_filters"]
         == []
@@ -591,11 +591,11 @@ def test_filters_that_match_nothing_are_told_and_the_merge_is_made(home: Home) -
 @pytest.mark.parametrize(
     ("sources", "what", "do"),
     [
-        (["tiny=x.gguf"], "tiny=x.gguf: given twice", "give --source tiny=MODEL once"),
-        (["tiny=Tiny-Q4_K_M.gguf"], "tiny=Tiny-Q4_K_M.gguf: given twice", None),
-        (["=Tiny-Q4_K_M.gguf"], "=Tiny-Q4_K_M.gguf: the recipe has no such model", GIVE),
-        (["TINY=Tiny-Q4_K_M.gguf"], "TINY=Tiny-Q4_K_M.gguf: the recipe has no such model", GIVE),
-        (["tiny ="], "tiny =: the recipe has no such model", GIVE),
+        (["tiny=x.gguf"], "tiny=x.gguf: a second model for tiny", "give --source tiny=MODEL once"),
+        (["tiny=Tiny-Q4_K_M.gguf"], "tiny=Tiny-Q4_K_M.gguf: a second model for tiny", None),
+        (["=Tiny-Q4_K_M.gguf"], "=Tiny-Q4_K_M.gguf: the recipe does not name this model", GIVE),
+        (["TINY=Tiny-Q4_K_M.gguf"], "TINY=Tiny-Q4_K_M.gguf: the recipe does not name this model", GIVE),
+        (["tiny ="], "tiny =: the recipe does not name this model", GIVE),
     ],
 )
 def test_a_source_that_says_nothing_new_is_refused(sources: list[str], what: str, do: str | None, home: Home) -> None:
@@ -608,7 +608,7 @@ def test_a_source_that_says_nothing_new_is_refused(sources: list[str], what: str
 
 def test_a_source_without_a_model_is_refused(home: Home) -> None:
     done = home.run("merge", "twice.yaml", *OUT, "--source", "tiny=")
-    said = "error: --source tiny=: no model after =\n  try: give --source tiny=MODEL once\n"
+    said = "error: --source tiny=: no model after the =\n  try: give --source tiny=MODEL once\n"
     assert (done.code, done.out, done.err) == (2, "", said)
 
 
@@ -644,7 +644,7 @@ def test_a_recipe_may_come_out_of_a_pipe_and_not_out_of_a_directory(home: Home) 
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--split-size", "1MB"]])
 def test_a_file_that_would_pass_for_a_part_is_refused(name: str, more: list[str], home: Home) -> None:
     done = home.merge("-o", name, *more)
-    said = f"error: -o {name}: the name of a part of a split model\n  try: name the whole; --split-size splits it\n"
+    said = f"error: -o {name}: this is the name of one part of a split model\n  try: name it without the part number\n"
     assert (done.code, done.out, done.err) == (2, "", said)
     assert (home.rows, name in home.files) == ([], False)
 

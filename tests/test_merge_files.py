@@ -24,9 +24,9 @@ from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.gguf.cursor import Cursor
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import TENSOR_TYPES
-from cerebrum_cli.merge.execute import File, execute, files, require_codec
+from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.output_files import Written
+from cerebrum_cli.merge.output_files import WrittenFile
 from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
@@ -88,21 +88,21 @@ def stack(*slices: tuple[str, int, int]) -> str:
 
 def prepared(
     recipe: str, models: Models, out: Path, limit: int | None = None, type: str | None = None
-) -> tuple[File, ...]:
+) -> tuple[OutputFile, ...]:
     """Return the files of a merge that can be written."""
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
     provenance = Provenance("merged", {name: Origin(name) for name in models})
     plan = plan_merge(parsed, tables, Target(type), provenance)
-    require_codec(plan, LlamaCodec)
-    return files(plan, out, limit)
+    require_supported_types(plan, LlamaCodec)
+    return plan_files(plan, out, limit)
 
 
 def quietly(done: int, total: int) -> None:
     """Tell nobody how far it is."""
 
 
-def merged(recipe: str, models: Models, out: Path, told: Told = quietly, **more: Any) -> tuple[Written, ...]:
+def merged(recipe: str, models: Models, out: Path, told: Told = quietly, **more: Any) -> tuple[WrittenFile, ...]:
     """Write a merge."""
     return execute(prepared(recipe, models, out, **more), LlamaCodec, 2, told)
 
@@ -133,7 +133,7 @@ def seven(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def twelve(folder: Path, seven: Path) -> Written:
+def twelve(folder: Path, seven: Path) -> WrittenFile:
     """Return the merge of it by the packaged recipe."""
     [written] = merged(TWELVE_B, {"cerebrum-7b": [seven]}, folder / "twelve.gguf")
     return written
@@ -155,7 +155,7 @@ def assert_copied(made: Mapping[str, Stored], source: Mapping[str, Stored], laye
     assert [name for name in made if made[name] != source[origins[name]]] == []
 
 
-def test_every_tensor_of_the_12b_is_that_of_its_source_block(seven: Path, twelve: Written) -> None:
+def test_every_tensor_of_the_12b_is_that_of_its_source_block(seven: Path, twelve: WrittenFile) -> None:
     made, source = stored([twelve.path]), stored([seven])
     assert len({each.data for each in source.values()}) == len(source)  # or one would pass for another
     assert (len(made), len(LAYERS)) == (507, 56)
@@ -163,7 +163,7 @@ def test_every_tensor_of_the_12b_is_that_of_its_source_block(seven: Path, twelve
     assert_copied(made, source, LAYERS)
 
 
-def test_the_12b_says_what_it_is_and_its_digest_is_that_of_its_bytes(seven: Path, twelve: Written) -> None:
+def test_the_12b_says_what_it_is_and_its_digest_is_that_of_its_bytes(seven: Path, twelve: WrittenFile) -> None:
     header, source = read_header(twelve.path), read_header(seven)
     block = 2 * 256 + 2 * 256 * 256 + 2 * 64 * 256 + 3 * 512 * 256
     assert header.parameters == 56 * block + 2 * 275 * 256 + 256
@@ -176,7 +176,7 @@ def test_the_12b_says_what_it_is_and_its_digest_is_that_of_its_bytes(seven: Path
     assert (file.size, file.header) == (len(data), data[: len(file.header)])
 
 
-def test_the_12b_loads_and_decodes(twelve: Written) -> None:
+def test_the_12b_loads_and_decodes(twelve: WrittenFile) -> None:
     assert len(said(twelve.path)) == 6
 
 
@@ -269,7 +269,7 @@ def parts(first: Path) -> list[Path]:
     return [first.with_name(name) for name in parts_of(first.name)]
 
 
-def test_a_source_in_parts_is_the_same_as_in_one(seven: Path, twelve: Written, tmp_path: Path) -> None:
+def test_a_source_in_parts_is_the_same_as_in_one(seven: Path, twelve: WrittenFile, tmp_path: Path) -> None:
     first = rewritten(seven, tmp_path / "seven.gguf", tensors=97)
     assert [path.name for path in parts(first)] == [f"seven-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
     [written] = merged(TWELVE_B, {"cerebrum-7b": parts(first)}, tmp_path / "twelve.gguf")
@@ -277,7 +277,7 @@ def test_a_source_in_parts_is_the_same_as_in_one(seven: Path, twelve: Written, t
     assert not [name for name in metadata(written.path) if name.startswith("split.")]
 
 
-def test_a_merge_is_split_into_files_that_llama_cpp_joins(seven: Path, twelve: Written, tmp_path: Path) -> None:
+def test_a_merge_is_split_into_files_that_llama_cpp_joins(seven: Path, twelve: WrittenFile, tmp_path: Path) -> None:
     limit = 4_000_000
     written = merged(TWELVE_B, {"cerebrum-7b": [seven]}, tmp_path / "split.gguf", limit=limit)
     paths = [each.path for each in written]
@@ -334,7 +334,7 @@ def test_a_part_that_is_gone_or_damaged_is_named(small: Path, tmp_path: Path, nu
 
 def test_one_part_in_place_of_another_is_told(small: Path, tmp_path: Path) -> None:
     paths = parts(rewritten(small, tmp_path / "parts.gguf", tensors=20))
-    with pytest.raises(ModelFileError, match="is in another part too") as caught:
+    with pytest.raises(ModelFileError, match="is also in another part") as caught:
         merged(stack(("a", 0, 6)), {"a": [paths[0], paths[1], paths[1]]}, tmp_path / "out.gguf")
     assert caught.value.path == paths[1]
 

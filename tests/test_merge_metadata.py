@@ -22,7 +22,7 @@ from merge_tables import (
 )
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.merge.metadata import Origin, Provenance, rounded
+from cerebrum_cli.merge.metadata import Origin, Provenance, format_count
 from cerebrum_cli.merge.methods import Copy
 from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
@@ -63,7 +63,7 @@ def test_what_is_said_of_each_layer_goes_with_it(first: Any, last: Any, stack: A
 def test_a_model_that_does_not_say_what_another_one_says_of_each_layer_is_refused() -> None:
     first, last = table("a", {KV_HEADS: (1, 2, 3, 4)}), table("b", {KV_HEADS: None})
     for recipe in (stacked(("a", 0, 3), ("b", 2, 4)), stacked(("b", 0, 3), ("a", 2, 4))):
-        with pytest.raises(MergeError, match=f"b lacks {KV_HEADS}"):
+        with pytest.raises(MergeError, match=f"b has no {KV_HEADS}, which another model states for each layer"):
             plan(recipe, first, last)
 
 
@@ -76,25 +76,44 @@ GEMMA = {
 }
 
 
-@pytest.mark.parametrize("said", [None, 2])
-def test_windows_of_a_merge_and_of_a_published_model_stay_with_their_layers(said: int | None) -> None:
-    published, before = table("a", {**GEMMA, WINDOWS: said}), table("b", {**GEMMA, WINDOWS: (True, True, False, False)})
-    assert plan(stacked(("a", 0, 3), ("a", 1, 4)), published).metadata[WINDOWS] == value(
-        (True, False, True, False, True, False)
-    )
+def test_windows_stated_per_layer_move_with_their_layers() -> None:
+    first = table("a", {**GEMMA, WINDOWS: (True, False, True, False)})
+    second = table("b", {**GEMMA, WINDOWS: (True, True, False, False)})
     for recipe, pattern in (
         (stacked(("a", 0, 2), ("b", 1, 3)), (True, False, True, False)),
         (stacked(("b", 0, 2), ("a", 1, 4)), (True, True, False, True, False)),
     ):
-        assert plan(recipe, published, before).metadata[WINDOWS] == value(pattern)
+        assert plan(recipe, first, second).metadata[WINDOWS] == value(pattern)
 
 
-# llama.cpp has windows of 4096 for a Gemma 2 whose file does not state it, as the first ones did not.
-@pytest.mark.parametrize(("architecture", "pattern"), [("gemma2", (True, True, False)), ("gemma3", None)])
-def test_windows_that_llama_cpp_takes_by_itself_stay_with_their_layers(architecture: str, pattern: Any) -> None:
-    said = {"general.architecture": architecture, f"{architecture}.block_count": 4}
-    made = contents(plan(stacked(("a", 0, 1), ("a", 2, 4)), table("a", said)))
-    assert made.get(f"{architecture}.attention.sliding_window_pattern") == pattern
+@pytest.mark.parametrize(
+    ("metadata", "period"),
+    [
+        (GEMMA, 2),
+        ({**GEMMA, "gemma2.attention.sliding_window": None}, 2),  # llama.cpp defaults to a window of 4096
+        ({**GEMMA, WINDOWS: 3}, 3),
+    ],
+)
+def test_windows_not_stated_per_layer_allow_moves_by_their_period_only(metadata: dict[str, Any], period: int) -> None:
+    source = table("a", metadata)
+    moved = plan(stacked(("a", 0, period), ("a", 0, 4)), source).metadata
+    assert moved.get(WINDOWS) == source.metadata.get(WINDOWS)
+    with pytest.raises(MergeError) as caught:
+        plan(stacked(("a", 0, 2), ("a", 1, 3)), source)
+    assert caught.value.message == "layer 1 of a would become layer 2, which gemma2 evaluates differently"
+    assert caught.value.hint == f"move layers by multiples of {period}"
+
+
+def test_an_architecture_with_optional_windows_moves_freely_without_one() -> None:
+    source = {"general.architecture": "gemma3", "gemma3.block_count": 4}
+    assert plan(stacked(("a", 0, 1), ("a", 2, 4)), table("a", source)).layers
+
+
+@pytest.mark.parametrize("other", [None, 3])
+def test_models_that_state_their_windows_differently_are_refused(other: int | None) -> None:
+    first, second = table("a", {**GEMMA, WINDOWS: (True, False, True, False)}), table("b", {**GEMMA, WINDOWS: other})
+    with pytest.raises(MergeError, match="the models' layer patterns differ"):
+        plan(mixed("a", "b"), first, second)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +223,7 @@ def test_a_model_without_a_name_is_told_by_what_the_user_calls_it() -> None:
 def test_the_size_of_experts_is_told_as_in_their_models_names() -> None:
     source = table("a", {"llama.expert_count": 8}, MIXTRAL)
     made = plan(stacked(("a", 0, 32)), source)
-    assert made.parameters == 46_702_792_704
+    assert made.n_parameters == 46_702_792_704
     assert contents(made)["general.size_label"] == "8x7.2B"
     assert all(isinstance(work, Copy) for work in works(made).values())
 
@@ -214,7 +233,7 @@ def test_the_size_of_experts_is_told_as_in_their_models_names() -> None:
     [(7_241_732_096, "7.2B"), (12_476_420_096, "12B"), (134_515_008, "135M"), (1_100_000, "1.1M"), (5_000, "5K")],
 )
 def test_a_size_is_told_in_two_digits_or_more(count: int, label: str) -> None:
-    assert rounded(count) == label
+    assert format_count(count) == label
 
 
 def test_a_model_of_two_names_is_told_once() -> None:

@@ -20,12 +20,12 @@ from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.merge import weights as working
-from cerebrum_cli.merge.execute import execute, files, require_codec
+from cerebrum_cli.merge.execute import execute, plan_files, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
 from cerebrum_cli.merge.methods import slerp_coefficients
 from cerebrum_cli.merge.plan import plan_merge
 from cerebrum_cli.merge.recipe import parse_recipe
-from cerebrum_cli.merge.target_types import NUMBERS, Target
+from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
 
 Weights = NDArray[np.float64]
 Model = Mapping[str, Weights]
@@ -86,7 +86,7 @@ def types(path: Path) -> dict[str, str]:
 def encoded(values: Weights, name: str) -> NDArray[np.uint8]:
     """Return rows of weights as a type."""
     rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
-    return np.frombuffer(CODEC.quantize(rows, NUMBERS[name]), np.uint8).reshape(len(rows), -1)
+    return np.frombuffer(CODEC.quantize(rows, TYPE_NUMBERS[name]), np.uint8).reshape(len(rows), -1)
 
 
 def rounded(values: Weights, name: str) -> Weights:
@@ -129,7 +129,7 @@ def unlike(model: dict[str, Weights], first: Model) -> dict[str, Weights]:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the larger tensors worked out in several pieces, the last of them shorter."""
-    monkeypatch.setattr(working, "WORKED", 7_000)
+    monkeypatch.setattr(working, "CHUNK_WEIGHTS", 7_000)
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +153,8 @@ def merge(recipe: Mapping[str, Any], sources: Models, out: Path, target: Target 
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
     tables = {name: read_table(name, [sources[name].path]) for name in parsed.models}
     plan = plan_merge(parsed, tables, target, Provenance("merged", {name: Origin(name) for name in tables}))
-    require_codec(plan, LlamaCodec)
-    [whole] = execute(files(plan, out), LlamaCodec, 2, lambda done, total: None)
+    require_supported_types(plan, LlamaCodec)
+    [whole] = execute(plan_files(plan, out), LlamaCodec, 2, lambda done, total: None)
     return whole.path
 
 
@@ -381,12 +381,12 @@ UNEVEN: list[Any] = [{"filter": "mlp", "value": -0.5}, {"value": 0.5}]
         (each_of(0.5, -0.5, merge_method="linear"), "the weights for token_embd.weight add up to 0"),
         (each_of(0, 0, merge_method="linear"), "the weights for token_embd.weight add up to 0"),
         (each_of(UNEVEN, 0.5, merge_method="linear"), "the weights for blk.0.ffn_gate.weight add up to 0"),
-        (each_of(0.5, ONLY, merge_method="linear"), "the recipe gives no weight of b for token_embd.weight"),
+        (each_of(0.5, ONLY, merge_method="linear"), "the recipe has no weight of b for token_embd.weight"),
         (
             {**SHIFTED, "models": [{"model": "b", "parameters": {"weight": ONLY}}]},
-            "the recipe gives no weight of b for token_embd.weight",
+            "the recipe has no weight of b for token_embd.weight",
         ),
-        ({**TURNED, "parameters": {"t": ONLY}}, "the recipe gives no t for token_embd.weight"),
+        ({**TURNED, "parameters": {"t": ONLY}}, "the recipe has no t for token_embd.weight"),
     ],
 )
 def test_weights_that_are_missing_or_add_up_to_nothing_are_told(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.merge.parameter_lookup import evaluate, parameter, unmatched_filters
-from cerebrum_cli.merge.parameters import Case, Parameters
+from cerebrum_cli.merge.parameter_lookup import evaluate, lookup_parameter, unmatched_filters
+from cerebrum_cli.merge.parameters import ConditionalValue, Parameters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.tensor_names import hugging_face_name
 
@@ -24,7 +24,7 @@ def levels(source: Parameters, part: Parameters, recipe: Parameters) -> tuple[Re
 
 
 def weight(value: float, wanted: str | None = None) -> Parameters:
-    return {"weight": (Case(value, wanted),)}
+    return {"weight": (ConditionalValue(value, wanted),)}
 
 
 @pytest.mark.parametrize(
@@ -62,40 +62,47 @@ def test_a_tensor_without_a_row_keeps_its_name(tensor: str) -> None:
 
 
 def test_the_first_case_that_matches_counts() -> None:
-    cases = (Case(1.0, "self_attn"), Case(2.0, "mlp"), Case(3.0, None), Case(4.0, "norm"))
+    cases = (
+        ConditionalValue(1.0, "self_attn"),
+        ConditionalValue(2.0, "mlp"),
+        ConditionalValue(3.0, None),
+        ConditionalValue(4.0, "norm"),
+    )
     recipe, part, source = levels({"weight": cases}, {}, {})
-    values = [parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
+    values = [lookup_parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
     assert values == [1.0, 2.0, 3.0]
 
 
 def test_filters_that_are_part_of_no_name_are_told_once_each() -> None:
-    mistaken = {"weight": (Case(1.0, "self_atn"), Case(2.0, "mlp"), Case(3.0, None))}
+    mistaken = {
+        "weight": (ConditionalValue(1.0, "self_atn"), ConditionalValue(2.0, "mlp"), ConditionalValue(3.0, None))
+    }
     recipe, _, _ = levels(mistaken, mistaken, weight(1.0, "down_prj"))
     assert unmatched_filters(recipe, [ATTENTION, MLP, NORM]) == ("down_prj", "self_atn")
 
 
 def test_the_source_goes_before_the_slice_and_that_before_the_recipe() -> None:
     every = levels(weight(1.0), weight(2.0), weight(3.0))
-    assert parameter("weight", *every, NORM, 0.0) == 1.0
+    assert lookup_parameter("weight", *every, NORM, 0.0) == 1.0
     recipe, part, _ = every
-    assert parameter("weight", recipe, part, None, NORM, 0.0) == 2.0
-    assert parameter("weight", *levels({}, {}, weight(3.0)), NORM, 0.0) == 3.0
-    assert parameter("scale", *every, NORM, 0.0) is None
+    assert lookup_parameter("weight", recipe, part, None, NORM, 0.0) == 2.0
+    assert lookup_parameter("weight", *levels({}, {}, weight(3.0)), NORM, 0.0) == 3.0
+    assert lookup_parameter("scale", *every, NORM, 0.0) is None
 
 
 def test_a_level_none_of_whose_filters_match_falls_through_to_the_next() -> None:
     recipe, part, source = levels(weight(1.0, "self_attn"), weight(2.0, "mlp"), weight(3.0))
-    values = [parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
+    values = [lookup_parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
     assert values == [1.0, 2.0, 3.0]
 
 
 def test_a_value_of_zero_is_a_value() -> None:
-    assert parameter("weight", *levels(weight(0.0), weight(1.0), {}), NORM, 0.0) == 0.0
+    assert lookup_parameter("weight", *levels(weight(0.0), weight(1.0), {}), NORM, 0.0) == 0.0
 
 
 @pytest.mark.parametrize(("t", "value"), [(0.0, 0.0), (0.125, 0.25), (0.25, 0.5), (0.5, 0.3), (0.75, 0.7), (1.0, 1.0)])
 def test_a_gradient_is_spread_evenly_over_the_layers(t: float, value: float) -> None:
-    assert evaluate((Case((0.0, 0.5, 0.3, 0.7, 1.0), None),), "any", t) == value
+    assert evaluate((ConditionalValue((0.0, 0.5, 0.3, 0.7, 1.0), None),), "any", t) == value
 
 
 @given(
@@ -103,6 +110,6 @@ def test_a_gradient_is_spread_evenly_over_the_layers(t: float, value: float) -> 
     t=st.floats(0.0, 1.0),
 )
 def test_a_gradient_is_interpolated_linearly(gradient: tuple[float, ...], t: float) -> None:
-    value = evaluate((Case(gradient, None),), "", t)
+    value = evaluate((ConditionalValue(gradient, None),), "", t)
     expected = np.interp(t, np.linspace(0.0, 1.0, len(gradient)), gradient)
     assert value == pytest.approx(expected, rel=1e-9, abs=1e-6)

@@ -13,15 +13,15 @@ from merge_tables import KV_HEADS, MISTRAL_7B, Shape, dimensions, mixed, plan, s
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Table, Tensor
 from cerebrum_cli.gguf.types import TENSOR_TYPES
-from cerebrum_cli.merge.execute import files
+from cerebrum_cli.merge.execute import plan_files
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, Term
-from cerebrum_cli.merge.plan import Layer, Output, Plan, parts
-from cerebrum_cli.merge.target_types import NUMBERS
+from cerebrum_cli.merge.plan import Layer, OutputTensor, Plan, split_tensors
+from cerebrum_cli.merge.target_types import TYPE_NUMBERS
 
 
 def test_the_packaged_recipe_stacks_the_seven_slices() -> None:
     made = tower()
-    assert made.parameters == 12_476_420_096
+    assert made.n_parameters == 12_476_420_096
     assert len(made.tensors) == 507
     assert made.layers == tuple(Layer(each, (("cerebrum-7b", 4 * (each // 8) + each % 8),)) for each in range(56))
 
@@ -63,7 +63,7 @@ def test_a_tied_model_behind_another_one_gives_its_embeddings_as_the_head(first_
     made = plan(stacked(("a", 0, 2), ("b", 2, 4)), first, last)
     assert works(made)["output.weight"] == Copy(last.tensors["token_embd.weight"])
     assert works(made)["token_embd.weight"] == Copy(first.tensors["token_embd.weight"])
-    assert [tensor.type for tensor in made.tensors if tensor.name == "output.weight"] == [NUMBERS["Q4_K"]]
+    assert [tensor.type for tensor in made.tensors if tensor.name == "output.weight"] == [TYPE_NUMBERS["Q4_K"]]
 
 
 def test_a_tied_model_is_added_to_the_head_of_another_one_by_its_embeddings() -> None:
@@ -86,7 +86,7 @@ def test_a_layer_range_beyond_the_model_is_refused_with_the_number_of_its_slice(
     with pytest.raises(MergeError) as caught:
         plan(stacked(("a", 0, 4), ("a", 2, 5)), table("a"))
     assert caught.value.message == "slices[1]: layer_range [2, 5] of a, which has 4 layers"
-    assert caught.value.hint == "end it at 4 or less"
+    assert caught.value.hint == "end it at 4 or below"
 
 
 def test_models_of_different_numbers_of_layers_are_no_slice() -> None:
@@ -97,7 +97,7 @@ def test_models_of_different_numbers_of_layers_are_no_slice() -> None:
 
 def test_a_file_that_states_no_layers_is_no_model() -> None:
     for said in ({"llama.block_count": None}, {"llama.block_count": 0}):
-        with pytest.raises(MergeError, match="a: its file states no number of layers"):
+        with pytest.raises(MergeError, match="a: the file does not state a number of layers"):
             plan(stacked(("a", 0, 1)), table("a", said))
 
 
@@ -109,22 +109,22 @@ def unplaced(name: str) -> Table:
 @pytest.mark.parametrize(
     ("ranges", "what"),
     [
-        ([("a", 0, 4), ("a", 2, 6)], "layer 2 of a comes to place 4"),
-        ([("a", 2, 8)], "layer 2 of a comes to place 0"),
-        ([("a", 0, 4), ("b", 7, 8)], "layer 7 of b comes to place 4"),
+        ([("a", 0, 4), ("a", 2, 6)], "layer 2 of a would become layer 4"),
+        ([("a", 2, 8)], "layer 2 of a would become layer 0"),
+        ([("a", 0, 4), ("b", 7, 8)], "layer 7 of b would become layer 4"),
     ],
 )
 def test_a_layer_that_would_change_at_its_new_place_is_told(ranges: list[tuple[str, int, int]], what: str) -> None:
     with pytest.raises(MergeError) as caught:
         plan(stacked(*ranges), unplaced("a"), unplaced("b"))
-    assert caught.value.message == f"{what}, and smollm3 tells layers apart by place"
+    assert caught.value.message == f"{what}, which smollm3 evaluates differently"
     assert caught.value.hint == "move layers by multiples of 4"
 
 
 def test_a_layer_is_not_added_to_one_that_would_change_at_its_place() -> None:
     sources = [{"model": name, "layer_range": [at, at + 4]} for name, at in (("a", 0), ("b", 2))]
     recipe = {"merge_method": "linear", "slices": [{"sources": sources}], "parameters": {"weight": 1.0}}
-    with pytest.raises(MergeError, match="layer 2 of b comes to place 0"):
+    with pytest.raises(MergeError, match="layer 2 of b would become layer 0"):
         plan(recipe, unplaced("a"), unplaced("b"))
 
 
@@ -194,12 +194,12 @@ def test_the_terms_of_the_methods_are_known_before_any_weight_is_read() -> None:
     assert works(plan(turned, first, other))[name] == Slerp(0.25, one, two)
 
 
-def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[Output]:
+def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[OutputTensor]:
     """Return tensors of these types and numbers of blocks."""
     found = []
     for number, (kind, blocks) in enumerate(sizes):
         shape = (TENSOR_TYPES[kind].block_size * blocks,)
-        found.append(Output(f"blk.{number}", shape, kind, Copy(Tensor("", shape, kind, Path(), 0))))
+        found.append(OutputTensor(f"blk.{number}", shape, kind, Copy(Tensor("", shape, kind, Path(), 0))))
     return found
 
 
@@ -212,7 +212,7 @@ def test_parts_are_all_tensors_in_order_none_larger_than_the_limit(
     sizes: list[tuple[int, int]], headers: tuple[int, int], limit: int | None
 ) -> None:
     tensors = tensors_of_sizes(sizes)
-    found = parts(tensors, headers, limit)
+    found = split_tensors(tensors, headers, limit)
     assert [tensor for part in found for tensor in part] == tensors
     assert all(found)
     assert limit or len(found) == 1
@@ -232,7 +232,7 @@ def test_files_are_no_larger_than_the_limit_with_their_headers(
 ) -> None:
     tensors = tensors_of_sizes(sizes)
     metadata = {"general.architecture": value("llama"), "general.name": value(name)}
-    found = files(Plan(metadata, tuple(tensors), ()), Path("merged.gguf"), limit)
+    found = plan_files(Plan(metadata, tuple(tensors), ()), Path("merged.gguf"), limit)
     assert [tensor for file in found for tensor in file.tensors] == tensors
     for file in found:
         assert len(file.tensors) == 1 or file.size <= limit

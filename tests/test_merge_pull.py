@@ -14,8 +14,8 @@ from test_merge import Home
 from test_merge_files import assert_copied, metadata, stack, stored
 from tiny_models import Shape, write_quantized
 
-from cerebrum_cli.application.merging.merge import MARGIN, Merger
-from cerebrum_cli.application.merging.recipes import recipe_of
+from cerebrum_cli.application.merging.merge import DISK_RESERVE, Merger
+from cerebrum_cli.application.merging.recipes import catalogue_recipe
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.pulling.building import CatalogueMerge
 from cerebrum_cli.catalogue.cache import Cache
@@ -184,8 +184,8 @@ def test_merge_pull_uses_a_path_without_listing_it(home: Home, tinies: dict[str,
     assert_copied(stored([Path(made["path"])]), stored([source]), range(4))
 
 
-def test_merge_pull_checks_space_for_downloads(home: Home, tinies: dict[str, Path]) -> None:
-    need = 2_700_000 + SIZES["Q4_K_M"] + MARGIN
+def test_a_disk_must_hold_what_is_downloaded_too(home: Home, tinies: dict[str, Path]) -> None:
+    need = 2_700_000 + SIZES["Q4_K_M"] + DISK_RESERVE
     assert [begins(home, free) for free in (need - 1, need)] == [False, True]
     bring(home, tinies["Q4_K_M"])
     need -= SIZES["Q4_K_M"]
@@ -213,7 +213,7 @@ def own(home: Home, free: int) -> CatalogueMerge:
     library.given_cache = Cache(home.path / "hub")
     spec = library.spec_named("own")
     assert spec
-    return CatalogueMerge(library, Merger(library, LlamaCodec, lambda path: free), spec, recipe_of(spec))
+    return CatalogueMerge(library, Merger(library, LlamaCodec, lambda path: free), spec, catalogue_recipe(spec))
 
 
 def test_merge_pull_is_deleted_behind_a_link(home: Home, tinies: dict[str, Path]) -> None:

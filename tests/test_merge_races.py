@@ -21,8 +21,8 @@ from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.files import fsync_directory, try_lock
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.merge import output_files as writing
-from cerebrum_cli.merge.execute import File, Job, Unwanted, execute
-from cerebrum_cli.merge.output_files import Delivery, HashedFile
+from cerebrum_cli.merge.execute import Cancelled, Job, OutputFile, execute
+from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
 
 WHOLE = stack(("a", 0, 6))
 FULL = Path("/dev/full")
@@ -45,7 +45,7 @@ def written(out: Path) -> list[str]:
     return sorted(path.name for path in out.parent.iterdir())
 
 
-def execution(small: Path, out: Path, limit: int | None = None) -> tuple[File, ...]:
+def execution(small: Path, out: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
     return prepared(WHOLE, {"a": [small]}, out, limit)
 
 
@@ -69,42 +69,42 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 
 @pytest.mark.parametrize("completes", [True, False])
 def test_a_merge_that_ends_just_then_is_not_written_over(out: Path, meanwhile: Meanwhile, completes: bool) -> None:
-    with Delivery() as first:
+    with OutputFiles() as first:
         with first.file(out) as file:
             file.write(b"the first one")
 
         def end() -> None:
             if completes:
-                first.complete()
+                first.commit()
             first.__exit__()
 
         meanwhile(end)
-        with Delivery() as second:
+        with OutputFiles() as second:
             with second.file(out) as file:
                 assert not completes or out.read_bytes() == b"the first one"
                 file.write(b"the second one")
-            second.complete()
+            second.commit()
     assert (out.read_bytes(), written(out)) == (b"the second one", ["out.gguf"])
 
 
 def test_a_merge_whose_place_a_third_one_takes_just_then_says_so(out: Path, meanwhile: Meanwhile) -> None:
-    first, third = Delivery(), Delivery()
+    first, third = OutputFiles(), OutputFiles()
     with third, first:
         with first.file(out) as file:
             file.write(b"the first one")
 
         def end_and_begin() -> None:
-            first.complete()
+            first.commit()
             first.__exit__()
             with third.file(out) as file:
                 file.write(b"the third one")
 
         meanwhile(end_and_begin)
         told = pytest.raises(MergeError, match="another cerebrum merge is writing")
-        with Delivery() as second, told, second.file(out):
+        with OutputFiles() as second, told, second.file(out):
             raise AssertionError("two merges write one file")
         assert written(out) == ["out.gguf", "out.gguf.part"]
-        third.complete()
+        third.commit()
     assert (out.read_bytes(), written(out)) == (b"the third one", ["out.gguf"])
 
 
@@ -113,8 +113,8 @@ def test_where_files_vanish_again_and_again_a_merge_gives_up(out: Path, monkeypa
         out.with_name("out.gguf.part").unlink()
         return try_lock(descriptor)
 
-    monkeypatch.setattr(writing, "try_lock", remove_and_lock)
-    with Delivery() as delivery, pytest.raises(MergeError, match="another cerebrum merge"), delivery.file(out):
+    monkeypatch.setattr(writing, "locked", remove_and_lock)
+    with OutputFiles() as delivery, pytest.raises(MergeError, match="another cerebrum merge"), delivery.file(out):
         raise AssertionError("nobody has a file that is gone")
     assert written(out) == []
 
@@ -175,7 +175,7 @@ class Slowly:
             write(hashed, data)
 
         monkeypatch.setattr(HashedFile, "write", write_when_told)
-        monkeypatch.setattr("cerebrum_cli.merge.execute.TOLD_S", 0.001)
+        monkeypatch.setattr("cerebrum_cli.merge.execute.PROGRESS_INTERVAL_S", 0.001)
 
     def __call__(self, done: int, total: int) -> None:
         self.told += 1
@@ -227,10 +227,10 @@ def test_whoever_leaves_when_all_have_their_names_gets_them(
 
 def test_a_merge_that_nobody_wants_before_it_begins_opens_no_file(small: Path, out: Path) -> None:
     out.with_name("out.gguf.part").write_bytes(b"of another one")
-    job = Job(execution(small, out), LlamaCodec, 2, is_unwanted=True)
+    job = Job(execution(small, out), LlamaCodec, 2, is_cancelled=True)
     job.run()
-    assert (job.is_over, job.is_whole, job.done) == (True, False, 0)
-    with pytest.raises(Unwanted):
+    assert (job.is_finished, job.is_complete, job.done) == (True, False, 0)
+    with pytest.raises(Cancelled):
         job.result()
     assert out.with_name("out.gguf.part").read_bytes() == b"of another one"
 

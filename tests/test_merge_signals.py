@@ -21,7 +21,7 @@ from tiny_models import write_quantized
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.gguf.adapter import read_table
-from cerebrum_cli.merge.output_files import Delivery, HashedFile
+from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
 from cerebrum_cli.terminal.interrupts import interruptible
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -84,7 +84,7 @@ def press_ctrl_c() -> None:
 
 def test_a_source_that_shrinks_meanwhile_is_told(small: Path, out: Path, when: When) -> None:
     when(120_000, lambda: os.truncate(small, 100_000))
-    with pytest.raises(ModelFileError, match="became shorter while it was read"):
+    with pytest.raises(ModelFileError, match="the file was truncated during the merge"):
         merged(WHOLE, {"a": [small]}, out)
 
 
@@ -110,7 +110,7 @@ def test_weights_that_are_no_numbers_are_told_with_their_tensor(small: Path, out
     with small.open("r+b") as file:
         file.seek(place)
         file.write(b"\x00\x7c")  # infinity
-    with pytest.raises(MergeError, match=r"blk\.5\.ffn_down\.weight would get weights that are not finite"):
+    with pytest.raises(MergeError, match=r"blk\.5\.ffn_down\.weight would have infinite or NaN weights"):
         merged(WHOLE, {"a": [small]}, out, type="Q8_0")
 
 
@@ -180,10 +180,10 @@ def test_where_one_of_several_files_cannot_get_its_name_none_is_left(seven: Path
 
 
 def test_what_was_not_said_to_be_whole_is_gone(out: Path) -> None:
-    with Delivery() as delivery, delivery.file(out) as file:
+    with OutputFiles() as delivery, delivery.file(out) as file:
         file.write(b"GGUF")
     nowhere = out.parent / "no" / "folder.gguf"
-    with Delivery() as delivery, pytest.raises(MergeError) as caught, delivery.file(nowhere) as file:
+    with OutputFiles() as delivery, pytest.raises(MergeError) as caught, delivery.file(nowhere) as file:
         pass
     assert caught.value.message == f"{nowhere}: No such file or directory"
 
@@ -215,23 +215,23 @@ def test_a_merge_that_ends_while_another_begins_is_not_written_over(
     completes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.gguf"
-    with Delivery() as first:
+    with OutputFiles() as first:
         with first.file(out) as file:
             file.write(b"the first one")
 
         def end_and_lock(descriptor: int) -> bool:  # what was opened as a part has a name by now, or none
             monkeypatch.undo()
             if completes:
-                first.complete()
+                first.commit()
             first.__exit__()
             return try_lock(descriptor)
 
-        monkeypatch.setattr("cerebrum_cli.merge.output_files.try_lock", end_and_lock)
-        with Delivery() as second:
+        monkeypatch.setattr("cerebrum_cli.merge.output_files.locked", end_and_lock)
+        with OutputFiles() as second:
             with second.file(out) as file:
                 assert not completes or out.read_bytes() == b"the first one"
                 file.write(b"the second one")
-            second.complete()
+            second.commit()
     assert (out.read_bytes(), list(tmp_path.iterdir())) == (b"the second one", [out])
 
 
@@ -380,7 +380,7 @@ def test_while_one_process_writes_another_does_not(job: Job) -> None:
     process.send_signal(signal.SIGSTOP)  # however fast this machine is, the other one comes in the middle
     done = job.command.run(*job.arguments, "-q")
     assert (done.code, done.out) == (1, "")
-    assert done.err == "error: another cerebrum merge is writing out.gguf\n  try: wait until it is done\n"
+    assert done.err == "error: another cerebrum merge is writing out.gguf\n  try: wait until it has finished\n"
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     assert (job.ended(process), job.files) == ((130, LEFT), [])
@@ -414,4 +414,4 @@ def test_a_merge_in_a_terminal_shows_how_far_it_is_and_prints_the_digest(job: Jo
     bar, digest, here = person.screen.lines
     assert bar.startswith("merge ")
     assert "10.8/10.8 MB" in bar
-    assert (len(digest), digest[64:], here) == (64 + 10, "  out.gguf", "installed out; try cerebrum ask -m out")
+    assert (len(digest), digest[64:], here) == (64 + 10, "  out.gguf", "out is installed: cerebrum ask -m out")

@@ -6,11 +6,11 @@ import pytest
 from merge_tables import Shape, contents, floats, mixed, plan, stacked, table, types
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.merge.target_types import WANTED, Target, wanted_type
+from cerebrum_cli.merge.target_types import WRITABLE, Target, parse_type
 
 
 def test_a_type_is_that_of_all_matrices_and_a_better_one_that_of_the_head() -> None:
-    for name in WANTED:
+    for name in WRITABLE:
         made = plan(stacked(("a", 0, 4)), table("a"), target=Target(type=name))
         head = "Q6_K" if name.startswith(("Q2", "Q3", "Q4", "Q5", "IQ")) else name
         matrices = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), name)
@@ -98,23 +98,23 @@ def test_the_file_type_is_that_of_the_base_as_the_tensors_are() -> None:
 
 @pytest.mark.parametrize("text", ["Q4_K", "q4_k", "Q4-K", "bf16", "IQ4_NL"])
 def test_a_type_can_be_written_in_small_letters(text: str) -> None:
-    assert wanted_type(text) == text.upper().replace("-", "_")
+    assert parse_type(text) == text.upper().replace("-", "_")
 
 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("Q4_K_M", "--type Q4_K_M is a mixture of types"),
-        ("q5_k_s", "--type q5_k_s is a mixture of types"),
-        ("Q3_K_L", "--type Q3_K_L is a mixture of types"),
-        ("IQ2_XXS", "--type IQ2_XXS is an unknown weight type"),
-        ("I32", "--type I32 is an unknown weight type"),
-        ("Q9", "--type Q9 is an unknown weight type"),
-        ("", "--type  is an unknown weight type"),
+        ("Q4_K_M", "--type Q4_K_M: mixture of types, not a weight type"),
+        ("q5_k_s", "--type q5_k_s: mixture of types, not a weight type"),
+        ("Q3_K_L", "--type Q3_K_L: mixture of types, not a weight type"),
+        ("IQ2_XXS", "--type IQ2_XXS: unknown weight type"),
+        ("I32", "--type I32: unknown weight type"),
+        ("Q9", "--type Q9: unknown weight type"),
+        ("", "--type : unknown weight type"),
     ],
 )
 def test_a_type_that_cannot_be_written_is_refused_with_those_that_can(text: str, what: str) -> None:
     with pytest.raises(UsageError) as caught:
-        wanted_type(text)
+        parse_type(text)
     assert caught.value.message == what
-    assert ", ".join(WANTED) in caught.value.hint
+    assert ", ".join(WRITABLE) in caught.value.hint

@@ -19,11 +19,11 @@ from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.table import Tensor, Value
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge import weights as working
-from cerebrum_cli.merge.execute import execute, files, require_codec
+from cerebrum_cli.merge.execute import execute, plan_files, require_supported_types
 from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term
-from cerebrum_cli.merge.plan import Output, Plan
-from cerebrum_cli.merge.target_types import NUMBERS
-from cerebrum_cli.merge.weights import AHEAD, SCALES, Codec, Floats, Weights
+from cerebrum_cli.merge.plan import OutputTensor, Plan
+from cerebrum_cli.merge.target_types import TYPE_NUMBERS
+from cerebrum_cli.merge.weights import PENDING_PER_THREAD, SCALE_OFFSETS, Codec, Floats, TensorEvaluator
 
 CODEC = LlamaCodec()
 Bytes = NDArray[np.uint8]
@@ -39,23 +39,23 @@ def stored(path: Path, data: bytes, kind: str, shape: tuple[int, ...], name: str
     with path.open("ab") as file:
         offset = file.tell()
         file.write(data)
-    return Tensor(name, shape, NUMBERS[kind], path, offset)
+    return Tensor(name, shape, TYPE_NUMBERS[kind], path, offset)
 
 
 def normal(path: Path, shape: tuple[int, ...], seed: int, kind: str = "F32", name: str = "blk.0.w.weight") -> Tensor:
     """Return a tensor of normally distributed weights."""
     values = np.random.default_rng(seed).standard_normal((int(np.prod(shape[1:])), shape[0]), np.float32)
-    return stored(path, CODEC.quantize(values, NUMBERS[kind]), kind, shape, name)
+    return stored(path, CODEC.quantize(values, TYPE_NUMBERS[kind]), kind, shape, name)
 
 
-def output(tensor: Tensor, work: TensorOp, kind: str | None = None) -> Output:
-    return Output(tensor.name, tensor.shape, NUMBERS[kind] if kind else tensor.type, work)
+def output(tensor: Tensor, work: TensorOp, kind: str | None = None) -> OutputTensor:
+    return OutputTensor(tensor.name, tensor.shape, TYPE_NUMBERS[kind] if kind else tensor.type, work)
 
 
-def made(tensor: Output, threads: int = 2) -> bytes:
+def made(tensor: OutputTensor, threads: int = 2) -> bytes:
     """Return all the bytes of a tensor."""
-    with Weights(lambda: CODEC, threads) as weights:
-        return b"".join(weights.pieces(tensor))
+    with TensorEvaluator(lambda: CODEC, threads) as weights:
+        return b"".join(weights.chunks(tensor))
 
 
 # Block scales.
@@ -65,9 +65,9 @@ BLOCKS = 24
 
 def random_blocks(name: str) -> Bytes:
     """Return blocks of noise whose scales are such as files have, normal and subnormal numbers of either sign."""
-    random = np.random.default_rng(NUMBERS[name])
-    blocks = random.integers(0, 256, (BLOCKS, TENSOR_TYPES[NUMBERS[name]].block_bytes), np.uint8)
-    for place in SCALES[name]:
+    random = np.random.default_rng(TYPE_NUMBERS[name])
+    blocks = random.integers(0, 256, (BLOCKS, TENSOR_TYPES[TYPE_NUMBERS[name]].block_bytes), np.uint8)
+    for place in SCALE_OFFSETS[name]:
         scales = (random.standard_normal(BLOCKS) * 10.0 ** random.integers(-6, 1, BLOCKS)).astype("<f2")
         blocks[:, place : place + 2] = scales[:, None].view(np.uint8)
     return blocks
@@ -84,22 +84,22 @@ def dequantized(blocks: Bytes, name: str) -> NDArray[np.float64]:
 def with_scales(blocks: Bytes, name: str, one: int) -> Bytes:
     """Return blocks one of whose scales is 1, and the others 0."""
     blocks = blocks.copy()
-    for place in SCALES[name]:
+    for place in SCALE_OFFSETS[name]:
         blocks[:, place : place + 2] = np.array([place == one], "<f2").view(np.uint8)
     return blocks
 
 
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", SCALE_OFFSETS)
 def test_a_scaled_tensor_is_its_weights_times_the_factor(name: str, tmp_path: Path) -> None:
     before = random_blocks(name)
-    weights = BLOCKS * TENSOR_TYPES[NUMBERS[name]].block_size
+    weights = BLOCKS * TENSOR_TYPES[TYPE_NUMBERS[name]].block_size
     tensor = stored(tmp_path / "model", before.tobytes(), name, (weights,))
     for factor in (0.5, -1.25, 3.0, 0.01, 0.0, -0.0, 1 / 3):
-        with Weights(no_codec, 1) as opened:
-            data = b"".join(opened.pieces(output(tensor, Sum((Term(tensor, factor),)))))
+        with TensorEvaluator(no_codec, 1) as opened:
+            data = b"".join(opened.chunks(output(tensor, Sum((Term(tensor, factor),)))))
         after = np.frombuffer(data, np.uint8).reshape(before.shape)
         rounding = np.zeros((BLOCKS, 1))
-        for place in SCALES[name]:
+        for place in SCALE_OFFSETS[name]:
             old, new = scales(before, place), scales(after, place)
             assert (np.abs(new - factor * old) <= np.maximum(2.0**-11 * np.abs(factor * old), 2.0**-25)).all()
             units = np.abs(dequantized(with_scales(before, name, place), name)).max(axis=-1, keepdims=True)
@@ -107,19 +107,21 @@ def test_a_scaled_tensor_is_its_weights_times_the_factor(name: str, tmp_path: Pa
         expected = factor * dequantized(before, name)
         error = np.abs(dequantized(after, name) - expected)
         assert (error <= rounding + 1e-6 * np.abs(expected).max(axis=-1, keepdims=True)).all()
-        kept = [each for each in range(before.shape[1]) if not {each, each - 1} & {*SCALES[name]}]
+        kept = [each for each in range(before.shape[1]) if not {each, each - 1} & {*SCALE_OFFSETS[name]}]
         assert (after[:, kept] == before[:, kept]).all()
 
 
 @pytest.mark.parametrize("factor", [2.0, -2.0])
-@pytest.mark.parametrize(("name", "place"), [(name, place) for name, places in SCALES.items() for place in places])
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name, places in SCALE_OFFSETS.items() for place in places]
+)
 def test_a_factor_that_a_types_scales_cannot_hold_is_told(name: str, place: int, factor: float, tmp_path: Path) -> None:
     blocks = random_blocks(name)
     blocks[BLOCKS // 2, place : place + 2] = np.array([60_000], "<f2").view(np.uint8)
-    tensor = stored(tmp_path / "model", blocks.tobytes(), name, (BLOCKS * TENSOR_TYPES[NUMBERS[name]].block_size,))
+    tensor = stored(tmp_path / "model", blocks.tobytes(), name, (BLOCKS * TENSOR_TYPES[TYPE_NUMBERS[name]].block_size,))
     with pytest.raises(MergeError) as caught:
         made(output(tensor, Sum((Term(tensor, factor),))))
-    assert caught.value.message == f"{tensor.name} times {factor:g} is more than its type can hold"
+    assert caught.value.message == f"{tensor.name} times {factor:g} overflows its type"
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
@@ -156,8 +158,10 @@ def test_numbers_that_are_not_finite_are_told_with_the_tensor(bad: float, method
         "scale": Sum((Term(broken, 0.5),)),
         "type": Copy(broken),
     }
-    target = Output("blk.7.ffn_up.weight", (64, 8), NUMBERS["Q8_0" if method == "type" else "F32"], works[method])
-    with pytest.raises(MergeError, match=r"blk\.7\.ffn_up\.weight would get weights that are not finite"):
+    target = OutputTensor(
+        "blk.7.ffn_up.weight", (64, 8), TYPE_NUMBERS["Q8_0" if method == "type" else "F32"], works[method]
+    )
+    with pytest.raises(MergeError, match=r"blk\.7\.ffn_up\.weight would have infinite or NaN weights"):
         made(target)
 
 
@@ -170,14 +174,14 @@ def test_numbers_that_grow_too_large_are_an_error_and_no_warning(
 ) -> None:
     path = tmp_path / "model"
     tensors = [stored(path, np.full(64, value, np.float32).tobytes(), "F32", (64,)) for value in values]
-    with pytest.raises(MergeError, match="would get weights that are not finite"):
+    with pytest.raises(MergeError, match="would have infinite or NaN weights"):
         made(output(tensors[0], Sum(tuple(Term(*each) for each in zip(tensors, factors, strict=True)))))
 
 
 @pytest.mark.parametrize(("scale", "factor"), [(0.0, 1e39), (np.inf, 0.0), (np.nan, 1.5)])
 def test_scales_that_become_no_number_are_an_error_and_no_warning(scale: float, factor: float, tmp_path: Path) -> None:
     tensor = stored(tmp_path / "model", np.array([scale], "<f2").tobytes() + bytes(32), "Q8_0", (32,))
-    with pytest.raises(MergeError, match="is more than its type can hold"):
+    with pytest.raises(MergeError, match="overflows its type"):
         made(output(tensor, Sum((Term(tensor, factor),))))
 
 
@@ -196,8 +200,8 @@ def test_numbers_that_are_not_finite_are_copied_where_nothing_else_is_asked_for(
 def test_a_source_that_shrinks_while_it_is_read_is_told(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working, "COPIED", 34 * 100)
-    monkeypatch.setattr(working, "WORKED", 3200)
+    monkeypatch.setattr(working, "COPY_BYTES", 34 * 100)
+    monkeypatch.setattr(working, "CHUNK_WEIGHTS", 3200)
     path = tmp_path / "model"
     tensor = normal(path, (64, 2000), 0, "Q8_0")
     other = normal(tmp_path / "other", (64, 2000), 1, "Q8_0")
@@ -207,15 +211,15 @@ def test_a_source_that_shrinks_while_it_is_read_is_told(
         "sum": Sum((Term(other, 0.5), Term(tensor, 0.5))),
         "arc": Slerp(0.5, other, tensor),
     }
-    with Weights(lambda: CODEC, 2) as weights:
-        pieces = weights.pieces(output(tensor, works[method]))
+    with TensorEvaluator(lambda: CODEC, 2) as weights:
+        pieces = weights.chunks(output(tensor, works[method]))
         first = next(pieces)
         with path.open("r+b") as file:
             file.truncate(tensor.size // 2)
         with pytest.raises(ModelFileError) as caught:
             list(pieces)
     assert first
-    assert caught.value.message == f"{path}: became shorter while it was read"
+    assert caught.value.message == f"{path}: the file was truncated during the merge"
 
 
 @pytest.mark.parametrize("method", ["copy", "sum"])
@@ -229,7 +233,7 @@ def test_a_source_that_is_gone_is_told(method: str, tmp_path: Path) -> None:
 # Order, threads and memory.
 
 
-def several(path: Path) -> Iterator[Output]:
+def several(path: Path) -> Iterator[OutputTensor]:
     """Yield tensors of many pieces, by each way they can be made."""
     one, other = normal(path, (256, 300), 1, "Q4_K"), normal(path, (256, 300), 2, "Q6_K")
     row, third = normal(path, (1001,), 3), normal(path, (96, 7, 3), 4, "F16")
@@ -242,14 +246,14 @@ def several(path: Path) -> Iterator[Output]:
     yield output(third, Sum((Term(third, -1.0), Term(third, 0.3))), "F32")
 
 
-def plan_of(tensors: Iterator[Output]) -> Plan:
+def plan_of(tensors: Iterator[OutputTensor]) -> Plan:
     named = (tensor._replace(name=f"tensor {number}") for number, tensor in enumerate(tensors))
     return Plan({"general.architecture": Value("STRING", "llama")}, tuple(named), ())
 
 
 def test_bytes_are_the_same_whatever_the_threads_and_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(several(tmp_path / "model"))
-    whole = files(plan, tmp_path / "made.gguf")
+    whole = plan_files(plan, tmp_path / "made.gguf")
     [first] = execute(whole, lambda: CODEC, 1, lambda done, total: None)
     data = first.path.read_bytes()
     sizes = [tensor.size for tensor in plan.tensors]
@@ -257,8 +261,8 @@ def test_bytes_are_the_same_whatever_the_threads_and_pieces(tmp_path: Path, monk
         assert (there.name, there.data.tobytes()) == (tensor.name, made(tensor))
     assert first.size == len(data) == len(whole[0].header) + sum(-(-size // 32) * 32 for size in sizes)
     for worked, copied in ((1 << 18, 1 << 20), (1, 256), (1000, 5000), (256 * 300, 1 << 14)):
-        monkeypatch.setattr(working, "WORKED", worked)
-        monkeypatch.setattr(working, "COPIED", copied)
+        monkeypatch.setattr(working, "CHUNK_WEIGHTS", worked)
+        monkeypatch.setattr(working, "COPY_BYTES", copied)
         for threads in (1, 2, 8):
             [again] = execute(whole, lambda: CODEC, threads, lambda done, total: None)
             assert again == first
@@ -269,8 +273,8 @@ def test_bytes_are_the_same_whatever_the_threads_and_pieces(tmp_path: Path, monk
 def test_progress_goes_on_from_file_to_file_up_to_all_bytes(
     limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working, "WORKED", 5000)
-    whole = files(plan_of(several(tmp_path / "model")), tmp_path / "made.gguf", limit)
+    monkeypatch.setattr(working, "CHUNK_WEIGHTS", 5000)
+    whole = plan_files(plan_of(several(tmp_path / "model")), tmp_path / "made.gguf", limit)
     told: list[tuple[int, int]] = []
     written = execute(whole, lambda: CODEC, 2, lambda done, total: told.append((done, total)))
     size = sum(each.size for each in written)
@@ -288,7 +292,7 @@ def test_a_source_is_opened_once_however_many_threads_read_it(tmp_path: Path, mo
         time.sleep(0.002)
         return before(path, *args, **more)
 
-    monkeypatch.setattr(working, "WORKED", 64)
+    monkeypatch.setattr(working, "CHUNK_WEIGHTS", 64)
     tensor = normal(tmp_path / "model", (64, 64), 0)
     monkeypatch.setattr(os, "open", slow)
     made(output(tensor, Sum((Term(tensor, 0.5),))), threads=8)
@@ -297,7 +301,7 @@ def test_a_source_is_opened_once_however_many_threads_read_it(tmp_path: Path, mo
 
 @pytest.mark.parametrize("limit", [None, 200_000])
 def test_where_a_file_cannot_get_its_name_none_is_left(limit: int | None, tmp_path: Path) -> None:
-    whole = files(plan_of(several(tmp_path / "model")), tmp_path / "made.gguf", limit)
+    whole = plan_files(plan_of(several(tmp_path / "model")), tmp_path / "made.gguf", limit)
     whole[0].path.mkdir()
     with pytest.raises(MergeError, match="Is a directory"):
         execute(whole, lambda: CODEC, 1, lambda done, total: None)
@@ -338,15 +342,15 @@ class Counting:
 def test_no_more_than_a_few_pieces_wait_for_who_takes_them(
     threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working, "WORKED", 64)
+    monkeypatch.setattr(working, "CHUNK_WEIGHTS", 64)
     tensor = normal(tmp_path / "model", (64, 400), 0)
     codec = Counting()
-    with Weights(lambda: codec, threads) as weights:
-        pieces = weights.pieces(output(tensor, Sum((Term(tensor, 0.5),))))
+    with TensorEvaluator(lambda: codec, threads) as weights:
+        pieces = weights.chunks(output(tensor, Sum((Term(tensor, 0.5),))))
         assert codec.settled() == 0
         for taken in range(1, 5):
             next(pieces)
-            assert taken <= codec.settled() <= taken + AHEAD * threads
+            assert taken <= codec.settled() <= taken + PENDING_PER_THREAD * threads
         assert len(list(pieces)) == 396
     assert codec.read == 400
 
@@ -355,13 +359,13 @@ def test_no_more_than_a_few_pieces_wait_for_who_takes_them(
 def test_whoever_stops_early_waits_for_few_pieces_only(
     threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working, "WORKED", 64)
+    monkeypatch.setattr(working, "CHUNK_WEIGHTS", 64)
     tensor = normal(tmp_path / "model", (64, 4000), 0)
     codec, before = Counting(), threading.active_count()
-    with pytest.raises(KeyboardInterrupt), Weights(lambda: codec, threads) as weights:
-        next(weights.pieces(output(tensor, Slerp(0.5, tensor, tensor))))
+    with pytest.raises(KeyboardInterrupt), TensorEvaluator(lambda: codec, threads) as weights:
+        next(weights.chunks(output(tensor, Slerp(0.5, tensor, tensor))))
         raise KeyboardInterrupt
-    assert codec.read <= 8000 + 2 * (1 + AHEAD * threads)
+    assert codec.read <= 8000 + 2 * (1 + PENDING_PER_THREAD * threads)
     assert threading.active_count() == before
 
 
@@ -378,11 +382,11 @@ class Held(Counting):
 
 
 def test_pieces_that_nobody_takes_any_more_are_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(working, "WORKED", 64)
+    monkeypatch.setattr(working, "CHUNK_WEIGHTS", 64)
     tensor = normal(tmp_path / "model", (64, 400), 0)
     codec = Held()
-    with Weights(lambda: codec, 1) as weights:
-        pieces = weights.pieces(output(tensor, Sum((Term(tensor, 0.5),))))
+    with TensorEvaluator(lambda: codec, 1) as weights:
+        pieces = weights.chunks(output(tensor, Sum((Term(tensor, 0.5),))))
         next(pieces)
         pieces.close()  # type: ignore[attr-defined]
         codec.go.set()
@@ -396,16 +400,16 @@ class Unable(Counting):
     """A codec that cannot read one type and cannot write another."""
 
     def readable(self, type: int) -> bool:
-        return type != NUMBERS["Q4_K"]
+        return type != TYPE_NUMBERS["Q4_K"]
 
     def writable(self, type: int) -> bool:
-        return type != NUMBERS["Q6_K"]
+        return type != TYPE_NUMBERS["Q6_K"]
 
 
 @pytest.mark.parametrize(
     ("source", "target", "what"),
     [
-        ("Q4_K", "Q8_0", "blk.0.w.weight is Q4_K, which cannot be read here"),
+        ("Q4_K", "Q8_0", "blk.0.w.weight is Q4_K, which cannot be dequantized"),
         ("Q8_0", "Q6_K", "blk.9.w.weight is Q6_K, which cannot be written without an importance matrix"),
     ],
 )
@@ -415,21 +419,21 @@ def test_a_type_that_cannot_be_read_or_written_is_told_before_anything_is(
     first, second = normal(tmp_path / "a", (256,), 0, "F32"), normal(tmp_path / "b", (256,), 0, source)
     works: tuple[TensorOp, ...] = (Sum((Term(first, 0.5), Term(second, 0.5))), Slerp(0.5, first, second), Copy(second))
     for work in works:
-        plan = Plan({}, (Output("blk.9.w.weight", (256,), NUMBERS[target], work),), ())
+        plan = Plan({}, (OutputTensor("blk.9.w.weight", (256,), TYPE_NUMBERS[target], work),), ())
         with pytest.raises(MergeError) as caught:
-            require_codec(plan, Unable)
+            require_supported_types(plan, Unable)
         assert caught.value.message == what
 
 
 def test_who_has_everything_that_is_needed_is_content(tmp_path: Path) -> None:
-    require_codec(plan_of(several(tmp_path / "model")), LlamaCodec)
+    require_supported_types(plan_of(several(tmp_path / "model")), LlamaCodec)
 
 
 def test_a_type_of_llama_cpps_that_it_writes_only_with_a_matrix_is_told(tmp_path: Path) -> None:
-    first = Tensor("blk.0.w.weight", (256,), NUMBERS["IQ2_XXS"], tmp_path / "a", 0)
+    first = Tensor("blk.0.w.weight", (256,), TYPE_NUMBERS["IQ2_XXS"], tmp_path / "a", 0)
     plan = Plan({}, (output(first, Sum((Term(first, 0.5), Term(first._replace(offset=66), 0.5)))),), ())
     with pytest.raises(MergeError, match=r"blk\.0\.w\.weight is IQ2_XXS, which cannot be written without"):
-        require_codec(plan, LlamaCodec)
+        require_supported_types(plan, LlamaCodec)
 
 
 @pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=lambda kind: kind.name)
@@ -437,18 +441,18 @@ def test_what_is_copied_needs_nobody_whatever_its_type(kind: Any, tmp_path: Path
     data = np.random.default_rng(0).bytes(10 * kind.block_bytes)
     tensor = stored(tmp_path / "model", b"before" + data, kind.name, (10 * kind.block_size,))._replace(offset=6)
     copy = output(tensor, Copy(tensor))
-    require_codec(Plan({}, (copy,), ()), no_codec)
-    with Weights(no_codec, 1) as weights:
-        assert b"".join(weights.pieces(copy)) == data
+    require_supported_types(Plan({}, (copy,), ()), no_codec)
+    with TensorEvaluator(no_codec, 1) as weights:
+        assert b"".join(weights.chunks(copy)) == data
 
 
 def test_what_only_has_its_scales_multiplied_needs_nobody(tmp_path: Path) -> None:
-    for name in SCALES:
-        tensor = Tensor("blk.0.w.weight", (256,), NUMBERS[name], tmp_path / "model", 0)
-        require_codec(Plan({}, (output(tensor, Sum((Term(tensor, 0.5),))),), ()), no_codec)
-    tensor = Tensor("blk.0.w.weight", (256,), NUMBERS["F16"], tmp_path / "model", 0)
+    for name in SCALE_OFFSETS:
+        tensor = Tensor("blk.0.w.weight", (256,), TYPE_NUMBERS[name], tmp_path / "model", 0)
+        require_supported_types(Plan({}, (output(tensor, Sum((Term(tensor, 0.5),))),), ()), no_codec)
+    tensor = Tensor("blk.0.w.weight", (256,), TYPE_NUMBERS["F16"], tmp_path / "model", 0)
     with pytest.raises(AssertionError, match="need not be worked out"):
-        require_codec(Plan({}, (output(tensor, Sum((Term(tensor, 0.5),))),), ()), no_codec)
+        require_supported_types(Plan({}, (output(tensor, Sum((Term(tensor, 0.5),))),), ()), no_codec)
 
 
 # Experts.
@@ -470,7 +474,7 @@ def arc(t: float, first: NDArray[np.float64], second: NDArray[np.float64]) -> ND
 def test_each_expert_goes_along_an_arc_of_its_own(
     kind: str, worked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working, "WORKED", worked)
+    monkeypatch.setattr(working, "CHUNK_WEIGHTS", worked)
     width, rows, t = 64, 24, 0.3
     random = np.random.default_rng(0)
     first = random.standard_normal((4, rows, width)).astype(np.float32)
@@ -479,11 +483,11 @@ def test_each_expert_goes_along_an_arc_of_its_own(
     values = [first, second]
     tensors = []
     for number, each in enumerate(values):
-        data = CODEC.quantize(each.reshape(-1, width), NUMBERS[kind])
+        data = CODEC.quantize(each.reshape(-1, width), TYPE_NUMBERS[kind])
         tensors.append(stored(tmp_path / f"model{number}", b"before" + data, kind, (width, rows, 4)))
         tensors[-1] = tensors[-1]._replace(offset=6)
         read = np.empty((4 * rows, width), np.float32)
-        CODEC.dequantize(data, NUMBERS[kind], read)
+        CODEC.dequantize(data, TYPE_NUMBERS[kind], read)
         values[number] = read.reshape(first.shape)
     found = np.frombuffer(made(output(tensors[0], Slerp(t, *tensors), "F32")), np.float32).reshape(first.shape)
     one, other = (each.astype(np.float64) for each in values)

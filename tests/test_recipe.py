@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.merge.parameters import Case
+from cerebrum_cli.merge.parameters import ConditionalValue
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source, parse_recipe
 
 
@@ -71,7 +71,7 @@ def test_a_stack_with_scaled_projections_is_read() -> None:
               - value: 1.0
         """)
     model = "meta-llama/Meta-Llama-3-8B-Instruct"
-    scale = (Case(0.0, "o_proj"), Case(0.0, "down_proj"), Case(1.0, None))
+    scale = (ConditionalValue(0.0, "o_proj"), ConditionalValue(0.0, "down_proj"), ConditionalValue(1.0, None))
     assert recipe.slices == (
         Slice((Source(model, (0, 24), {}),), {}, None),
         Slice((Source(model, (8, 24), {"scale": scale}),), {}, None),
@@ -101,7 +101,7 @@ def test_a_slerp_with_gradients_by_kinds_of_tensors_is_read() -> None:
     base = "OpenPipe/mistral-ft-optimized-1218"
     sources = (Source(base, (0, 32), {}), Source("mlabonne/NeuralHermes-2.5-Mistral-7B", (0, 32), {}))
     attention, mlp = (0.0, 0.5, 0.3, 0.7, 1.0), (1.0, 0.5, 0.7, 0.3, 0.0)
-    t = (Case(attention, "self_attn"), Case(mlp, "mlp"), Case(0.5, None))
+    t = (ConditionalValue(attention, "self_attn"), ConditionalValue(mlp, "mlp"), ConditionalValue(0.5, None))
     assert read(text) == Recipe("slerp", (Slice(sources, {}, base),), {"t": t}, base, "BF16", None, None, text)
 
 
@@ -122,10 +122,10 @@ def test_whole_models_with_weights_are_read_as_one_slice_of_all_layers() -> None
           int8_mask: true
         """)
     sources = (
-        Source("flammenai/Mahou-1.3-llama3-8B", None, {"weight": (Case(1.0, None),)}),
-        Source("Weyaxi/Einstein-v6.1-Llama3-8B", None, {"weight": (Case((0.0, 0.001), None),)}),
+        Source("flammenai/Mahou-1.3-llama3-8B", None, {"weight": (ConditionalValue(1.0, None),)}),
+        Source("Weyaxi/Einstein-v6.1-Llama3-8B", None, {"weight": (ConditionalValue((0.0, 0.001), None),)}),
     )
-    normalize = {"normalize": (Case(0.0, None),)}
+    normalize = {"normalize": (ConditionalValue(0.0, None),)}
     assert read(text) == Recipe("linear", (Slice(sources, {}, None),), normalize, None, "F16", "union", None, text)
     assert read(text).models == (sources[0].model, sources[1].model)
 
@@ -149,11 +149,11 @@ def test_a_base_model_that_is_not_listed_becomes_a_source_without_parameters() -
         """)
     base = "unsloth/Meta-Llama-3.1-8B-Instruct"
     sources = (
-        Source("D:/Work/finetuned_models/pt", None, {"weight": (Case(1.0, None),)}),
-        Source("Nos-PT/Llama-Carvalho-PT-GL", None, {"weight": (Case(0.85, None),)}),
+        Source("D:/Work/finetuned_models/pt", None, {"weight": (ConditionalValue(1.0, None),)}),
+        Source("Nos-PT/Llama-Carvalho-PT-GL", None, {"weight": (ConditionalValue(0.85, None),)}),
         Source(base, None, {}),
     )
-    parameters = {"lambda": (Case(1.0, None),)}
+    parameters = {"lambda": (ConditionalValue(1.0, None),)}
     slices = (Slice(sources, {}, base),)
     assert read(text) == Recipe("task_arithmetic", slices, parameters, base, "BF16", None, "both", text)
 
@@ -182,16 +182,21 @@ def test_a_model_is_read_from_a_text_or_a_mapping(written: object, name: str) ->
 @pytest.mark.parametrize(
     ("written", "cases"),
     [
-        (2, (Case(2.0, None),)),
-        (True, (Case(1.0, None),)),
-        ("1e-3", (Case(0.001, None),)),
-        ([0, "1e-1", True], (Case((0.0, 0.1, 1.0), None),)),
-        ({"value": 1, "filter": "mlp"}, (Case(1.0, "mlp"),)),
-        ([{"value": [1], "filter": "mlp"}, {"value": 0, "filter": "*"}], (Case((1.0,), "mlp"), Case(0.0, None))),
-        ([{"value": 1, "filter": None}], (Case(1.0, None),)),
+        (2, (ConditionalValue(2.0, None),)),
+        (True, (ConditionalValue(1.0, None),)),
+        ("1e-3", (ConditionalValue(0.001, None),)),
+        ([0, "1e-1", True], (ConditionalValue((0.0, 0.1, 1.0), None),)),
+        ({"value": 1, "filter": "mlp"}, (ConditionalValue(1.0, "mlp"),)),
+        (
+            [{"value": [1], "filter": "mlp"}, {"value": 0, "filter": "*"}],
+            (ConditionalValue((1.0,), "mlp"), ConditionalValue(0.0, None)),
+        ),
+        ([{"value": 1, "filter": None}], (ConditionalValue(1.0, None),)),
     ],
 )
-def test_a_parameter_is_read_from_a_number_a_gradient_or_cases(written: object, cases: tuple[Case, ...]) -> None:
+def test_a_parameter_is_read_from_a_number_a_gradient_or_cases(
+    written: object, cases: tuple[ConditionalValue, ...]
+) -> None:
     assert read_json({**LINEAR, "parameters": {"weight": written, "density": "none"}}).parameters == {"weight": cases}
 
 
@@ -233,8 +238,8 @@ def test_a_weight_may_stand_at_any_level() -> None:
     first = {"model": "a", "layer_range": [0, 1], "parameters": {"weight": 1}}
     one = {"sources": [first, {"model": "b", "layer_range": [1, 2]}], "parameters": {"weight": 2}}
     [part] = read_json({"merge_method": "linear", "slices": [one]}).slices
-    sources = (Source("a", (0, 1), {"weight": (Case(1.0, None),)}), Source("b", (1, 2), {}))
-    assert part == Slice(sources, {"weight": (Case(2.0, None),)}, None)
+    sources = (Source("a", (0, 1), {"weight": (ConditionalValue(1.0, None),)}), Source("b", (1, 2), {}))
+    assert part == Slice(sources, {"weight": (ConditionalValue(2.0, None),)}, None)
 
 
 def test_anchors_aliases_and_merged_keys_are_followed() -> None:

@@ -1,4 +1,4 @@
-"""A recipe that is wrong is an error of one line that names the file, the place and what to do."""
+"""An invalid recipe raises an error of one line with the file and location, and a hint."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ def whole(method: str = "passthrough", models: object = ({"model": "a"},), **key
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "r.yml: it is empty"),
-        ("# nothing\n---\n", "r.yml: a mapping is needed"),
-        ("- a", "r.yml: a mapping is needed"),
+        ("", "r.yml: empty file"),
+        ("# nothing\n---\n", "r.yml: not a mapping"),
+        ("- a", "r.yml: not a mapping"),
         ("a: [1\nb: 2", "r.yml: not valid YAML at line 2, column 2: while parsing a flow sequence expected"),
         ("a: 1\n\tb: 2", "r.yml: not valid YAML at line 2, column 1: while scanning for the next token found"),
         ("a: 1\n---\nb: 2", "at line 2, column 1: expected a single document"),
         ("a: *b", "at line 1, column 4: found undefined alias 'b'"),
         ("a: !!python/name:os.system x", "at line 1, column 4: could not determine a constructor for the tag"),
         ("a: 1\nb: '\x00'", "at line 2, column 5: special characters are not allowed"),
-        ("a: 1\nname: 2024-99-99", "at line 2, column 7: invalid number, date or tag"),
-        ("name: !!bool x", "at line 1, column 7: invalid number, date or tag"),
-        ("name: !!timestamp {=: a}", "at line 1, column 7: invalid number, date or tag"),
-        (f"name: {'9' * 5000}", "at line 1, column 7: invalid number, date or tag"),
-        ('name: "\\U00999999"', "invalid number, date or tag"),
-        ("&a [*a]", "nested too deeply or too many aliases"),
-        ("a: &a {b: *a}", "nested too deeply or too many aliases"),
-        ("&a {<<: *a}", "nested too deeply or too many aliases"),
-        ("[" * 50 + "]" * 50, "nested too deeply"),
-        ("[" * 5000, "nested too deeply"),
-        ("- " * 5000, "nested too deeply"),
+        ("a: 1\nname: 2024-99-99", "at line 2, column 7: invalid number, date or tagged value"),
+        ("name: !!bool x", "at line 1, column 7: invalid number, date or tagged value"),
+        ("name: !!timestamp {=: a}", "at line 1, column 7: invalid number, date or tagged value"),
+        (f"name: {'9' * 5000}", "at line 1, column 7: invalid number, date or tagged value"),
+        ('name: "\\U00999999"', "invalid number, date or tagged value"),
+        ("&a [*a]", "too many levels or aliases"),
+        ("a: &a {b: *a}", "too many levels or aliases"),
+        ("&a {<<: *a}", "too many levels or aliases"),
+        ("[" * 50 + "]" * 50, "too many levels"),
+        ("[" * 5000, "too many levels"),
+        ("- " * 5000, "too many levels"),
     ],
 )
 def test_what_is_no_yaml_is_told_by_line_and_column(text: str, what: str) -> None:
@@ -76,13 +76,13 @@ def test_what_is_no_yaml_is_told_by_line_and_column(text: str, what: str) -> Non
 def test_aliases_that_stand_for_billions_of_values_are_refused(item: str) -> None:
     names = "abcdefghijklmnop"
     lines = [f"{name}: &{name} {item.format(before)}" for before, name in pairwise(names)]
-    assert "too many aliases" in error("\n".join(["a: &a {x: 1}", *lines])).message
+    assert "too many levels or aliases" in error("\n".join(["a: &a {x: 1}", *lines])).message
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "nan"])
 def test_a_parameter_is_a_finite_number(number: str) -> None:
     told = error(f"{{merge_method: linear, models: [{{model: a}}], parameters: {{weight: [0, {number}]}}}}")
-    assert told.message == "r.yml: parameters.weight[1]: a finite number is needed"
+    assert told.message == "r.yml: parameters.weight[1]: not a finite number"
 
 
 def test_a_name_in_the_error_cannot_break_its_line() -> None:
@@ -96,35 +96,59 @@ def test_a_name_in_the_error_cannot_break_its_line() -> None:
 @pytest.mark.parametrize(
     ("recipe", "what", "do"),
     [
-        ({}, "r.yml: merge_method: it is missing", "passthrough, linear, slerp, task_arithmetic"),
-        (whole("ties"), "r.yml: merge_method ties is not supported", "passthrough, linear, slerp, task_arith"),
-        (whole("task-arithmetic"), "merge_method task-arithmetic is not supported", "did you mean task_arithmetic?"),
-        (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? valid: merge_method, slices"),
-        (whole(modules={}), "r.yml: modules: cerebrum merges models with one module", "the language model only"),
-        (whole(modules={"a": {}, "b": {}}), "r.yml: modules: cerebrum merges models with one module", "language model"),
-        (whole(modules={"a": {"models": []}}), "modules: models is given inside and outside the module", "remove one"),
-        (whole(modules={"a": {"tokens": 1}}), "r.yml: modules.a: unknown key tokens", "valid: slices"),
-        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer.tokens: cerebrum does not support", "remove it"),
-        (whole(tokenizer={}, tokenizer_source="base"), "exclude each other", "remove one of them"),
-        (whole(chat_template="chatml"), "r.yml: chat_template: cerebrum supports only", "remove it"),
-        (whole(slices=[{}]), "slices and models exclude each other", "give slices"),
-        ({"merge_method": "linear"}, "slices or models are missing", "give slices"),
-        (whole(models=[]), "r.yml: models: a list with at least one item", "`- `"),
-        (whole(models={"model": "a"}), "r.yml: models: a list with at least one item", "`- `"),
-        (whole(models=["a"]), "r.yml: models[0]: a mapping is needed", "the keys are model, parameters"),
+        ({}, "r.yml: merge_method: missing", "passthrough, linear, slerp, task_arithmetic"),
+        (whole("ties"), "r.yml: unknown merge_method ties", "passthrough, linear, slerp, task_arith"),
+        (whole("task-arithmetic"), "unknown merge_method task-arithmetic", "did you mean task_arithmetic?"),
+        (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? supported: merge_method, slices"),
+        (whole(modules={}), "r.yml: modules: only one module is supported", "the language model only"),
+        (whole(modules={"a": {}, "b": {}}), "r.yml: modules: only one module is supported", "language model"),
+        (
+            whole(modules={"a": {"models": []}}),
+            "modules: models is given inside and outside of the module",
+            "remove one",
+        ),
+        (whole(modules={"a": {"tokens": 1}}), "r.yml: modules.a: unknown key tokens", "supported: slices"),
+        (whole(tokenizer={"tokens": {}}), "r.yml: tokenizer.tokens: mergekit key not supported", "remove it"),
+        (
+            whole(tokenizer={}, tokenizer_source="base"),
+            "both tokenizer and tokenizer_source are given",
+            "remove one of them",
+        ),
+        (whole(chat_template="chatml"), "r.yml: chat_template: only `auto` is supported", "remove it"),
+        (whole(slices=[{}]), "both slices and models are given", "give slices"),
+        ({"merge_method": "linear"}, "neither slices nor models are given", "give slices"),
+        (whole(models=[]), "r.yml: models: not a list with items", "`- `"),
+        (whole(models={"model": "a"}), "r.yml: models: not a list with items", "`- `"),
+        (whole(models=["a"]), "r.yml: models[0]: not a mapping", "with these keys: model, parameters"),
         (whole(models=[source()]), "r.yml: models[0]: unknown key layer_range", "model, parameters"),
-        (whole(models=[{}]), "r.yml: models[0].model: the name of a model is needed", "quote"),
-        (whole(models=[{"model": 7}]), "r.yml: models[0].model: the name of a model is needed", "quote"),
-        (whole(models=[{"model": " "}]), "r.yml: models[0].model: the name of a model is needed", "quote"),
-        (whole(models=[{"model": "a+b"}]), "r.yml: models[0].model: a+b names a LoRA", "without a `+`"),
-        (whole(base_model={"model": {"path": "a"}, "lora": "b"}), "base_model.lora: cerebrum does not", "remove it"),
-        (whole(base_model={"model": {"revision": "a"}}), "r.yml: base_model.model.path: the name", "quote"),
-        (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: the name of a model is needed", "quote"),
-        (whole(dtype="int8"), "r.yml: dtype: int8 is not a type for a merge", "float32, float16 or bfloat16"),
-        (whole(dtype="int8", out_dtype="float16"), "r.yml: dtype: int8 is not a type", "float32, float16 or bfloat16"),
-        (whole(name=["a"]), "r.yml: name: a name is needed", "quote"),
-        ({"merge_method": "linear", "slices": ["a"]}, "slices[0]: a mapping", "the keys are sources, parameters"),
-        ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: a list with at least one item", "`- `"),
+        (whole(models=[{}]), "r.yml: models[0].model: not a model name", "quoted"),
+        (whole(models=[{"model": 7}]), "r.yml: models[0].model: not a model name", "quoted"),
+        (whole(models=[{"model": " "}]), "r.yml: models[0].model: not a model name", "quoted"),
+        (
+            whole(models=[{"model": "a+b"}]),
+            "r.yml: models[0].model: a+b: LoRA adapters are not supported",
+            "without a `+`",
+        ),
+        (
+            whole(base_model={"model": {"path": "a"}, "lora": "b"}),
+            "base_model.lora: mergekit key not supported",
+            "remove it",
+        ),
+        (whole(base_model={"model": {"revision": "a"}}), "r.yml: base_model.model.path: not a model name", "quoted"),
+        (whole(tokenizer_source=["a"]), "r.yml: tokenizer_source: not a model name", "quoted"),
+        (whole(dtype="int8"), "r.yml: dtype: int8 is not a supported dtype", "float32, float16 or bfloat16"),
+        (
+            whole(dtype="int8", out_dtype="float16"),
+            "r.yml: dtype: int8 is not a supported dtype",
+            "float32, float16 or bfloat16",
+        ),
+        (whole(name=["a"]), "r.yml: name: not a name", "quoted"),
+        (
+            {"merge_method": "linear", "slices": ["a"]},
+            "slices[0]: not a mapping",
+            "with these keys: sources, parameters",
+        ),
+        ({"merge_method": "linear", "slices": [{}]}, "slices[0].sources: not a list with items", "`- `"),
         ({"merge_method": "linear", "slices": [{"residual_weight": 1}]}, "slices[0].residual_weight:", "remove it"),
     ],
 )
@@ -146,19 +170,19 @@ def test_a_range_of_layers_is_two_whole_numbers_that_ascend(layers: object) -> N
 @pytest.mark.parametrize(
     ("parameters", "place"),
     [
-        ([], "parameters: a mapping"),
+        ([], "parameters: not a mapping"),
         ({"wieght": 1}, "parameters: unknown key wieght"),
-        ({"weight": "high"}, "parameters.weight: a finite number"),
-        ({"weight": float("inf")}, "parameters.weight: a finite number"),
-        ({"weight": float("nan")}, "parameters.weight: a finite number"),
-        ({"weight": "1e999"}, "parameters.weight: a finite number"),
-        ({"weight": 10**400}, "parameters.weight: a finite number"),
-        ({"weight": []}, "parameters.weight: a list with at least one item"),
-        ({"weight": [0, [1]]}, "parameters.weight[1]: a finite number"),
-        ({"weight": [{"value": 1}, 2]}, "parameters.weight[1]: a mapping"),
-        ({"weight": {"filter": "mlp"}}, "parameters.weight.value: it is missing"),
-        ({"weight": [{"value": []}]}, "parameters.weight[0].value: a list with at least one item"),
-        ({"weight": {"value": 1, "filter": 3}}, "parameters.weight.filter: a substring of tensor names"),
+        ({"weight": "high"}, "parameters.weight: not a finite number"),
+        ({"weight": float("inf")}, "parameters.weight: not a finite number"),
+        ({"weight": float("nan")}, "parameters.weight: not a finite number"),
+        ({"weight": "1e999"}, "parameters.weight: not a finite number"),
+        ({"weight": 10**400}, "parameters.weight: not a finite number"),
+        ({"weight": []}, "parameters.weight: not a list with items"),
+        ({"weight": [0, [1]]}, "parameters.weight[1]: not a finite number"),
+        ({"weight": [{"value": 1}, 2]}, "parameters.weight[1]: not a mapping"),
+        ({"weight": {"filter": "mlp"}}, "parameters.weight.value: missing"),
+        ({"weight": [{"value": []}]}, "parameters.weight[0].value: not a list with items"),
+        ({"weight": {"value": 1, "filter": 3}}, "parameters.weight.filter: not text"),
         ({"weight": {"value": 1, "pattern": "mlp"}}, "parameters.weight: unknown key pattern"),
     ],
 )
@@ -184,16 +208,19 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
 @pytest.mark.parametrize(
     ("recipe", "what"),
     [
-        (sliced("linear", source(), source("b", 5), parameters=WEIGHT), "slices[0].sources[1].layer_range: it is 5 la"),
+        (
+            sliced("linear", source(), source("b", 5), parameters=WEIGHT),
+            "slices[0].sources[1].layer_range: 5 layers, but 4",
+        ),
         (
             sliced("passthrough", source(), source("b")),
-            "slices[0]: passthrough takes one source a slice",
+            "slices[0]: passthrough takes one source per slice",
         ),
         (
             whole(models=[{"model": "a"}, {"model": "b"}]),
-            "models: passthrough takes one source a slice, and there",
+            "models: passthrough takes one source per slice, not",
         ),
-        (whole(base_model="b"), "models: passthrough takes one source a slice, and there"),
+        (whole(base_model="b"), "models: passthrough takes one source per slice, not"),
         (sliced("linear", source(parameters=WEIGHT), source("b")), "slices[0].sources[1]: b has no weight"),
         (whole("linear", base_model="b", models=[{"model": "a", "parameters": WEIGHT}]), "base_model: b has no weight"),
         (sliced("task_arithmetic", source(), parameters=WEIGHT), "slices[0]: task_arithmetic needs a base_model"),
@@ -204,16 +231,16 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
         (whole("task_arithmetic", base_model="b"), "models[0]: a has no weight"),
         (sliced("slerp", source(), source("b"), parameters=T), "slices[0]: slerp needs a base_model"),
         (sliced("slerp", source(), source("b"), base_model="c", parameters=T), "slices[0]: the base_model c is not"),
-        (sliced("slerp", source(), source("b"), base_model="a"), "slices[0]: slerp needs a t"),
+        (sliced("slerp", source(), source("b"), base_model="a"), "slices[0]: slerp needs t"),
         (sliced("slerp", source(), base_model="a", parameters=T), "slices[0]: slerp takes two sources"),
-        (sliced("slerp", source(), source(), base_model="a", parameters=T), "of two models, and there are 2, of 1"),
+        (sliced("slerp", source(), source(), base_model="a", parameters=T), "of different models, not 2 of 1"),
         (
             sliced("slerp", source(), source("b"), source("c"), base_model="a", parameters=T),
-            "of two models, and there are 3, of 3",
+            "of different models, not 3 of 3",
         ),
         (
             sliced("slerp", source(), source("b", parameters=T), base_model="a", parameters=T),
-            "slices[0].sources[1].parameters.t: slerp has one t for both sources",
+            "slices[0].sources[1].parameters.t: slerp takes one t for both sources",
         ),
     ],
 )

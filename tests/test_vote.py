@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.answers.vote import AUTO, MOST_VOTES, Count, Tally, Votes, is_lead_certain, parse_votes
+from cerebrum_cli.answers.vote import AUTO, MAX_VOTES, Count, Tally, Votes, is_lead_certain, parse_votes
 from cerebrum_cli.core.errors import UsageError
 
 LETTERS = ("5", "7", "9", None)
@@ -52,7 +52,7 @@ def test_other_votes_are_refused_with_what_is_possible(text: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_votes(text)
     assert repr(text) in error.value.message
-    assert f"1 to {MOST_VOTES}" in error.value.hint and "auto:3..16" in error.value.hint
+    assert f"1 to {MAX_VOTES}" in error.value.hint and "auto:3..16" in error.value.hint
 
 
 def test_answers_that_mean_the_same_are_counted_together_and_shown_as_written_most() -> None:
@@ -212,17 +212,17 @@ def test_a_vote_ends_and_never_runs_more_than_its_most(
         wanted = cast.missing_samples(len(running))
         running += range(started, started + wanted)
         started += wanted
-        assert running and started <= votes.most
+        assert running and started <= votes.maximum
         sample = running.pop(data.draw(st.integers(0, len(running) - 1)))
         cast = cast.add(sample, said[sample], 0.5)
     assert cast.missing_samples(len(running)) == 0
-    assert cast.samples >= min(votes.least, votes.most // 2 + 1)
+    assert cast.samples >= min(votes.minimum, votes.maximum // 2 + 1)
 
 
 @given(bounds, st.lists(answers, max_size=24))
 def test_what_is_wanted_is_the_least_that_could_decide_it(votes: Votes, said: list[str | None]) -> None:
-    cast = ballot(*said[: votes.most], votes=votes)
-    if cast.samples < votes.least or cast.is_decided:
+    cast = ballot(*said[: votes.maximum], votes=votes)
+    if cast.samples < votes.minimum or cast.is_decided:
         return
     leader = cast.winner.answer if cast.winner else "5"
     wanted = cast.missing_samples(0)
@@ -232,5 +232,5 @@ def test_what_is_wanted_is_the_least_that_could_decide_it(votes: Votes, said: li
 
 
 def test_the_largest_vote_is_counted_in_a_moment() -> None:
-    cast = ballot(*(("5", "7") * 100), votes=Votes(3, MOST_VOTES))
+    cast = ballot(*(("5", "7") * 100), votes=Votes(3, MAX_VOTES))
     assert 0 < cast.missing_samples(0) < 30

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from cerebrum_cli.answers.amounts import amount, is_unit
-from cerebrum_cli.answers.spelling import respelled
+from cerebrum_cli.answers.spelling import normalize_spelling
 
 _LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
 _ROUNDS = 6
@@ -87,7 +87,7 @@ def _form(answer: str) -> str:
         return answer
     if len(answer) > _LONGEST:
         return " ".join(answer.casefold().split())
-    return _ruled(respelled(answer), 0)
+    return _ruled(normalize_spelling(answer), 0)
 
 
 def _ruled(text: str, depth: int) -> str:

@@ -90,7 +90,7 @@ _LATER_ROWS = tuple(
 _THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ _'])\d{3}(?:\1\d{3})*+(?![\w/]|[ ,_]\d)")
 
 
-def respelled(text: str) -> str:
+def normalize_spelling(text: str) -> str:
     """Normalize the spelling of an answer; words, case and order stay."""
     for characters, script in _SCRIPTS:
         text = characters.sub(script, text)

@@ -12,7 +12,7 @@ from math import comb, fsum
 
 from cerebrum_cli.core.errors import UsageError
 
-MOST_VOTES = 256
+MAX_VOTES = 256
 CONFIDENCE = (9, 10)  # three equal answers reach it, two do not
 
 _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
@@ -22,13 +22,13 @@ _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{
 class Votes:
     """How many samples to take: from `least` to `most`, which may be equal."""
 
-    least: int
-    most: int
+    minimum: int
+    maximum: int
 
     @property
     def is_adaptive(self) -> bool:
         """Whether sampling may stop once the outcome is likely, and not only once it is certain."""
-        return self.least < self.most
+        return self.minimum < self.maximum
 
 
 AUTO = Votes(3, 16)
@@ -39,12 +39,12 @@ def parse_votes(text: str) -> Votes:
     if match := _VOTES.fullmatch(text):
         least, most = match["least"] or match["from"], match["least"] or match["to"]
         votes = Votes(int(least), int(most)) if least and most else AUTO
-        if 1 <= votes.least <= votes.most <= MOST_VOTES:
+        if 1 <= votes.minimum <= votes.maximum <= MAX_VOTES:
             return votes
     raise UsageError(
         f"--votes is {text!r}",
-        f"it must be a number of samples from 1 to {MOST_VOTES}, `auto`, or `auto` with bounds:"
-        f" auto:{AUTO.least}..{AUTO.most}",
+        f"it must be a number of samples from 1 to {MAX_VOTES}, `auto`, or `auto` with bounds:"
+        f" auto:{AUTO.minimum}..{AUTO.maximum}",
     )
 
 
@@ -133,9 +133,9 @@ class Tally:
         """
         if self.is_decided:
             return 0
-        if self.samples < self.votes.least:
-            return max(0, self.votes.least - self.samples - running)
-        out = self.votes.most - self.samples
+        if self.samples < self.votes.minimum:
+            return max(0, self.votes.minimum - self.samples - running)
+        out = self.votes.maximum - self.samples
         enough = next(more for more in range(1, out + 1) if self._is_decided_with(more))
         return max(0, enough - running)
 
@@ -144,9 +144,9 @@ class Tally:
         counted = self.samples + more
         first, second = (*(count.count for count in self.counts[:2]), 0, 0)[:2]
         leader = first + more
-        if counted >= self.votes.most or leader > second + self.votes.most - counted:
+        if counted >= self.votes.maximum or leader > second + self.votes.maximum - counted:
             return True
-        return self.votes.is_adaptive and counted >= self.votes.least and is_lead_certain(leader, second)
+        return self.votes.is_adaptive and counted >= self.votes.minimum and is_lead_certain(leader, second)
 
 
 def is_lead_certain(leader: int, runner_up: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a model's files say of themselves, as values: metadata with its types, and where each tensor's bytes lie."""
+"""Metadata of a model's files with its types, and the location of each tensor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
-# Arrays that may be as long as a model has layers, and are not about layers.
-_OF_NO_LAYER = ("rope.dimension_sections", "rope.scaling.")
+# Arrays that are not per layer, though their length may equal the number of layers.
+_NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 
 class Value(NamedTuple):
-    """A metadata value with the name GGUF gives its type, as "UINT32"; an array is a tuple, its strings are bytes."""
+    """A metadata value with the GGUF name of its type, such as "UINT32"; an array is a tuple, its strings are bytes."""
 
     type: str
     content: Any
@@ -29,12 +29,12 @@ class Value(NamedTuple):
 
     @property
     def is_array(self) -> bool:
-        """Whether it holds several items."""
+        """Whether it is an array."""
         return self.type == "ARRAY"
 
 
 class Tensor(NamedTuple):
-    """A tensor in a file: row length first, as files have it; ggml's number of its type; place and size in bytes."""
+    """A tensor in a file: its shape, row length first; ggml type number; file and offset in bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,93 +44,93 @@ class Tensor(NamedTuple):
 
     @property
     def kind(self) -> TensorType:
-        """Its type."""
+        """Its ggml type."""
         return TENSOR_TYPES[self.type]
 
     @property
-    def weights(self) -> int:
-        """How many weights it has."""
+    def n_elements(self) -> int:
+        """Number of weights."""
         return prod(self.shape)
 
     @property
     def size(self) -> int:
-        """The bytes it takes."""
-        return self.kind.bytes_of(self.weights)
+        """Size in bytes."""
+        return self.kind.bytes_of(self.n_elements)
 
 
-def placed(name: str) -> tuple[int | None, str]:
-    """Return the layer a tensor belongs to, None where it is of no layer, and its name without that."""
-    found = _LAYER.fullmatch(name)
-    return (int(found[1]), found[2]) if found else (None, name)
+def split_layer(name: str) -> tuple[int | None, str]:
+    """Split a tensor name into its layer number, None outside of layers, and the rest of the name."""
+    match = _LAYER.fullmatch(name)
+    return (int(match[1]), match[2]) if match else (None, name)
 
 
 @dataclass(frozen=True)
 class Table:
-    """One model: what the user calls it, its metadata and its tensors, in the order of the file."""
+    """One model: the user's name for it, its metadata, and its tensors in file order."""
 
     name: str
     metadata: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
 
     @property
-    def items(self) -> int:
-        """How many items its arrays have, which is what reading its metadata takes time and memory for."""
+    def array_items(self) -> int:
+        """Number of items in all arrays, which determines the time and memory to read the metadata."""
         return sum(len(value.content) for value in self.metadata.values() if value.is_array)
 
     @property
     def architecture(self) -> str:
-        """The architecture, which its hyperparameters are named by."""
+        """The architecture, which is the prefix of the hyperparameter keys."""
         return str(self.metadata["general.architecture"].content)
 
     @property
-    def layers(self) -> int:
-        """The number of layers."""
+    def n_layers(self) -> int:
+        """Number of layers. Raises MergeError if the file does not state it."""
         count = self.hyperparameter("block_count")
         if not isinstance(count, int) or count < 1:
-            raise MergeError(f"{self.name}: its file states no number of layers", "merge language models only")
+            raise MergeError(f"{self.name}: the file does not state a number of layers", "merge language models only")
         return count
 
     @cached_property
-    def by_layer(self) -> Mapping[int | None, Mapping[str, Tensor]]:
-        """The tensors of each layer by their names without it, and under None those of no layer."""
-        found: dict[int | None, dict[str, Tensor]] = {}
+    def tensors_by_layer(self) -> Mapping[int | None, Mapping[str, Tensor]]:
+        """Tensors by layer number and name without it; under None those outside of layers."""
+        result: dict[int | None, dict[str, Tensor]] = {}
         for name, tensor in self.tensors.items():
-            layer, suffix = placed(name)
-            found.setdefault(layer, {})[suffix] = tensor
-        return found
+            layer, suffix = split_layer(name)
+            result.setdefault(layer, {})[suffix] = tensor
+        return result
 
     @cached_property
-    def outer(self) -> Mapping[str, Tensor]:
-        """The tensors of no layer: embeddings, norms, head."""
-        return self.by_layer.get(None, {})
+    def global_tensors(self) -> Mapping[str, Tensor]:
+        """Tensors outside of layers: embeddings, output norm and head."""
+        return self.tensors_by_layer.get(None, {})
 
-    def layer(self, index: int) -> Mapping[str, Tensor]:
-        """Return the tensors of a layer by their names without it."""
-        return self.by_layer.get(index, {})
+    def layer_tensors(self, index: int) -> Mapping[str, Tensor]:
+        """Tensors of a layer by name without the layer number."""
+        return self.tensors_by_layer.get(index, {})
 
     def text(self, key: str) -> str | None:
-        """Return a text of the metadata."""
+        """A text in the metadata, None if it is missing or empty."""
         value = self.metadata.get(key)
         return str(value.content) if value and value.type == "STRING" and value.content else None
 
     def hyperparameter(self, key: str) -> Any:
-        """Return the content of a hyperparameter, None where the file does not say."""
+        """Content of a hyperparameter, None if the file has none."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value.content if value else None
 
-    def says_per_layer(self, key: str) -> bool:
-        """Return whether a key is that of a hyperparameter which has an item for each layer."""
+    def is_per_layer(self, key: str) -> bool:
+        """Whether a key is a hyperparameter with an item for each layer."""
         value, name = self.metadata.get(key), key.removeprefix(f"{self.architecture}.")
-        if value is None or not value.is_array or name == key or name.startswith(_OF_NO_LAYER):
+        if value is None or not value.is_array or name == key or name.startswith(_NOT_PER_LAYER):
             return False
-        return len(value.content) == self.layers
+        return len(value.content) == self.n_layers
 
-    def of_layer(self, key: str, layer: int) -> Any:
-        """Return what is said of one layer under a key, None where nothing is. MergeError for an array of no layers."""
+    def layer_value(self, key: str, layer: int) -> Any:
+        """Value of a key for one layer, None if it is missing. Raises MergeError for an array of another length."""
         value = self.metadata.get(key)
         if value is None or not value.is_array:
             return value and value.content
-        if len(value.content) != self.layers:
-            what = f"{self.name} has {len(value.content)} items in {key} and {self.layers} layers"
-            raise MergeError(what, "check where the file came from, or pull it again")
+        if len(value.content) != self.n_layers:
+            problem = f"{self.name} has {len(value.content)} items in {key} and {self.n_layers} layers"
+            raise MergeError(problem, "the file is damaged: download it again")
         return value.content[layer]

@@ -1,1 +1,1 @@
-"""GGUF layer merges: recipe, pure plan, streaming I/O."""
+"""Merge GGUF models: parse a recipe, plan the merge (pure), write it in a stream."""

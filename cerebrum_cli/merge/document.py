@@ -1,59 +1,61 @@
-"""YAML read into plain values, with an error that names the place whatever a text holds: the one door to PyYAML."""
+"""Adapter to PyYAML: parse any text into plain values, or raise an error with the line and column."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.merge.location import Place, short
+from cerebrum_cli.merge.location import Location, truncate
 
 if TYPE_CHECKING:
     from yaml.error import Mark
     from yaml.nodes import Node
 
-_LEVELS, _VALUES = 20, 100_000  # aliases followed: far beyond any recipe, and read in no time
+_LEVELS, _VALUES = 20, 100_000  # with aliases expanded: far beyond any recipe, and still fast to check
 
 
-def read_document(top: Place, text: str) -> object:
-    """Return what the only YAML document of a text holds, whatever its types."""
+def read_document(root: Location, text: str) -> object:
+    """Parse a text that holds one YAML document. Raises UsageError if it does not."""
     import yaml
 
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
-            raise top.error("it is empty", "write a recipe: its merge_method, and slices or models")
+            raise root.error("empty file", "write a recipe: a merge_method, and slices or models")
         if not _is_bounded(node):
-            raise top.error("nested too deeply or too many aliases", "write it with fewer levels and aliases")
+            raise root.error("too many levels or aliases", "use fewer levels and aliases")
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         reason = " ".join(filter(None, [error.context, error.problem]))
-        raise top.error(f"not valid YAML{_at(error.problem_mark)}: {short(reason, 200)}", "fix it there") from error
+        raise root.error(
+            f"not valid YAML{_position(error.problem_mark)}: {truncate(reason, 200)}", "correct the syntax there"
+        ) from error
     except yaml.reader.ReaderError as error:
         lines = text[: error.position].split("\n")
         at = f"line {len(lines)}, column {len(lines[-1]) + 1}"
-        raise top.error(f"not valid YAML at {at}: {error.reason}", "remove the character there") from error
+        raise root.error(f"not valid YAML at {at}: {error.reason}", "remove the character there") from error
     except RecursionError as error:
-        raise top.error("nested too deeply", "write it with fewer levels") from error
-    # PyYAML lets through what int(), date(), re and its tables say of numbers, dates and tagged values that are none.
+        raise root.error("too many levels", "use fewer levels") from error
+    # PyYAML does not translate the exceptions of int(), date() and re for invalid numbers, dates and tagged values.
     except (ValueError, LookupError, AttributeError, ArithmeticError, TypeError) as error:
-        begun = list(loader.recursive_objects)  # the nodes it was in the middle of
-        at = _at(begun[-1].start_mark if begun else loader.get_mark())
-        what = f"not valid YAML{at}: invalid number, date or tag"
-        raise top.error(what, "fix it, or quote it if it is text") from error
+        unfinished = list(loader.recursive_objects)
+        at = _position(unfinished[-1].start_mark if unfinished else loader.get_mark())
+        problem = f"not valid YAML{at}: invalid number, date or tagged value"
+        raise root.error(problem, "correct it, or quote it if it is text") from error
 
 
-def _at(mark: Mark | None) -> str:
+def _position(mark: Mark | None) -> str:
     return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
 def _is_bounded(root: Node) -> bool:
-    """Return whether a document is of a size to be read, each alias counted as all it stands for."""
-    count, waiting = 0, [(root, 1)]
-    while waiting:
-        node, level = waiting.pop()
+    """Whether a document is small enough to construct, with its aliases expanded."""
+    count, stack = 0, [(root, 1)]
+    while stack:
+        node, level = stack.pop()
         count += 1
         if level > _LEVELS or count > _VALUES:
             return False
         for child in node.value if not isinstance(node.value, str) else ():
-            waiting.extend((inner, level + 1) for inner in (child if isinstance(child, tuple) else (child,)))
+            stack.extend((inner, level + 1) for inner in (child if isinstance(child, tuple) else (child,)))
     return True

@@ -1,4 +1,4 @@
-"""Carry out a plan: headers and tensors into files, piece by piece; whatever ends this first leaves none."""
+"""Write the files of a plan in chunks; an error or interruption leaves no file."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from pathlib import Path
 from threading import Thread
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.adapter import ARCHITECTURE, Entry, header
+from cerebrum_cli.gguf.adapter import ARCHITECTURE, TensorInfo, encode_header
 from cerebrum_cli.gguf.table import Value
-from cerebrum_cli.merge.methods import tensors_of
-from cerebrum_cli.merge.output_files import Delivery, Written
-from cerebrum_cli.merge.plan import Output, Plan, padded, parts
-from cerebrum_cli.merge.weights import CodecFactory, Weights, block_scale
+from cerebrum_cli.merge.methods import input_tensors
+from cerebrum_cli.merge.output_files import OutputFiles, WrittenFile
+from cerebrum_cli.merge.plan import OutputTensor, Plan, padded_size, split_tensors
+from cerebrum_cli.merge.weights import CodecFactory, TensorEvaluator, block_scale
 
-TOLD_S = 0.02  # how often whoever waits is told how far it is
+PROGRESS_INTERVAL_S = 0.02  # between two progress reports
 
 OnProgress = Callable[[int, int], None]
-"""Told the bytes done and the bytes in all."""
+"""Called with the bytes done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """One file of a merge: all that stands before its tensors, and these."""
+class OutputFile:
+    """One file of a merge: its header and tensors."""
 
     path: Path
     header: bytes
-    tensors: tuple[Output, ...]
+    tensors: tuple[OutputTensor, ...]
 
     @property
     def size(self) -> int:
-        """Its bytes."""
-        return len(self.header) + sum(padded(tensor.size) for tensor in self.tensors)
+        """Size in bytes."""
+        return len(self.header) + sum(padded_size(tensor.size) for tensor in self.tensors)
 
 
-def files(plan: Plan, path: Path, limit: int | None = None) -> tuple[File, ...]:
-    """Return the files of a plan, split where one would be larger than `limit` bytes."""
-    whole = File(path, header(plan.metadata, map(entry, plan.tensors)), plan.tensors)
+def plan_files(plan: Plan, path: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
+    """Divide a plan into files of at most `limit` bytes."""
+    whole = OutputFile(path, encode_header(plan.metadata, map(tensor_info, plan.tensors)), plan.tensors)
     if limit is None or whole.size <= limit:
         return (whole,)
-    headers = [len(header(part_metadata(plan, number, 0), ())) for number in (0, 1)]
-    split = parts(plan.tensors, (headers[0], headers[1]), limit)
-    found = []
+    headers = [len(encode_header(part_metadata(plan, number, 0), ())) for number in (0, 1)]
+    split = split_tensors(plan.tensors, (headers[0], headers[1]), limit)
+    result = []
     for number, tensors in enumerate(split):
         name = f"{path.stem}-{number + 1:05}-of-{len(split):05}{path.suffix}"
         metadata = part_metadata(plan, number, len(split))
-        found.append(File(path.with_name(name), header(metadata, map(entry, tensors)), tensors))
-    return tuple(found)
+        result.append(OutputFile(path.with_name(name), encode_header(metadata, map(tensor_info, tensors)), tensors))
+    return tuple(result)
 
 
 def part_metadata(plan: Plan, number: int, count: int) -> dict[str, Value]:
-    """Return the metadata of one part of so many: only the first has that of the model."""
+    """Metadata of one part of a split model; only the first has the model's own."""
     own = plan.metadata if number == 0 else {ARCHITECTURE: plan.metadata[ARCHITECTURE]}
     return {
         **own,
@@ -62,112 +62,116 @@ def part_metadata(plan: Plan, number: int, count: int) -> dict[str, Value]:
     }
 
 
-def entry(tensor: Output) -> Entry:
-    """Return a tensor as a header tells of it."""
-    return Entry(tensor.name, tensor.shape, tensor.type, tensor.size)
+def tensor_info(tensor: OutputTensor) -> TensorInfo:
+    """Entry of a tensor in the header."""
+    return TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.size)
 
 
-def execute(files: Sequence[File], codec: CodecFactory, threads: int, told: OnProgress) -> tuple[Written, ...]:
-    """Write files, telling the bytes that are written, of how many, every now and then.
+def execute(
+    files: Sequence[OutputFile], codec: CodecFactory, threads: int, on_progress: OnProgress
+) -> tuple[WrittenFile, ...]:
+    """Write files and report progress.
 
-    MergeError where they cannot be written or weights cannot be worked out, ModelFileError for a source that cannot
-    be read. A thread of its own does the work: what a signal raises comes to the one that waits here, where it finds
-    no lock half taken and no file half named.
+    Raises MergeError if they cannot be written or weights cannot be computed, ModelFileError for an unreadable source.
+    A separate thread does the work, so that the exception of a signal handler is raised here, in the waiting thread,
+    and never while a lock is taken or a file is renamed.
     """
     job = Job(files, codec, threads)
     try:
         Thread(target=job.run, name="merge", daemon=True).start()
-        while not job.is_over:
-            time.sleep(TOLD_S)  # and no join: what a signal raises in one makes it forget the thread (Python 3.11)
-            told(job.done, job.total)
+        while not job.is_finished:
+            time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
+            on_progress(job.done, job.total)
     except BaseException:
-        job.is_unwanted = True
-        while job.is_begun and not job.is_over:
-            time.sleep(TOLD_S)
-        if not job.is_whole:  # otherwise the files had their names already
+        job.is_cancelled = True
+        while job.is_started and not job.is_finished:
+            time.sleep(PROGRESS_INTERVAL_S)
+        if not job.is_complete:  # otherwise the files have been renamed already
             raise
     return job.result()
 
 
-class Unwanted(Exception):
-    """Whoever waited for a merge has gone."""
+class Cancelled(Exception):
+    """The merge was cancelled."""
 
 
 @dataclass(slots=True)
 class Job:
-    """A merge that is being written: how many bytes are, of how many, and whether anybody still wants it."""
+    """A merge being written by a thread: its progress, cancellation flag and result."""
 
-    files: Sequence[File]
+    files: Sequence[OutputFile]
     codec: CodecFactory
     threads: int
     done: int = 0
-    is_unwanted: bool = False
-    is_begun: bool = False
-    is_over: bool = False
-    _written: tuple[Written, ...] = ()
+    is_cancelled: bool = False
+    is_started: bool = False
+    is_finished: bool = False
+    _written: tuple[WrittenFile, ...] = ()
     _error: BaseException | None = None
 
     @property
     def total(self) -> int:
-        """The bytes of all files."""
+        """Size of all files in bytes."""
         return sum(file.size for file in self.files)
 
     def run(self) -> None:
-        """Do it to its end, or to its error."""
-        self.is_begun = True
+        """Write all files; store the result or the exception."""
+        self.is_started = True
         try:
             self._written = self._write()
-        except BaseException as error:  # it is raised where it is waited for
+        except BaseException as error:  # raised by result(), in the waiting thread
             self._error = error
         finally:
-            self.is_over = True
+            self.is_finished = True
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all files are there."""
+    def is_complete(self) -> bool:
+        """Whether all files have been written."""
         return bool(self._written)
 
-    def result(self) -> tuple[Written, ...]:
-        """Return what was written, or raise what kept it from that."""
+    def result(self) -> tuple[WrittenFile, ...]:
+        """The written files; raises the exception that prevented it."""
         if self._error is not None:
             raise self._error
         return self._written
 
-    def _write(self) -> tuple[Written, ...]:
-        self._require_wanted()
-        with Delivery() as delivery, Weights(self.codec, self.threads) as weights:
+    def _write(self) -> tuple[WrittenFile, ...]:
+        self._raise_if_cancelled()
+        with OutputFiles() as outputs, TensorEvaluator(self.codec, self.threads) as evaluator:
             for file in self.files:
-                with delivery.file(file.path) as target:
-                    for piece in pieces(file, weights):
-                        self._require_wanted()
-                        target.write(piece)
-                        self.done += len(piece)
-            self._require_wanted()
-            return delivery.complete()
+                with outputs.file(file.path) as target:
+                    for chunk in chunks(file, evaluator):
+                        self._raise_if_cancelled()
+                        target.write(chunk)
+                        self.done += len(chunk)
+            self._raise_if_cancelled()
+            return outputs.commit()
 
-    def _require_wanted(self) -> None:
-        if self.is_unwanted:
-            raise Unwanted
+    def _raise_if_cancelled(self) -> None:
+        if self.is_cancelled:
+            raise Cancelled
 
 
-def pieces(file: File, weights: Weights) -> Iterator[bytes]:
-    """Yield the bytes of a file."""
+def chunks(file: OutputFile, evaluator: TensorEvaluator) -> Iterator[bytes]:
+    """Yield the bytes of a file in chunks."""
     yield file.header
     for tensor in file.tensors:
-        yield from weights.pieces(tensor)
-        yield bytes(padded(tensor.size) - tensor.size)
+        yield from evaluator.chunks(tensor)
+        yield bytes(padded_size(tensor.size) - tensor.size)
 
 
-def require_codec(plan: Plan, codec: CodecFactory) -> None:
-    """Raise MergeError for a type that weights cannot be read from or written in, before anything is."""
-    worked = [each for each in plan.tensors if not (each.is_copy or block_scale(each.op, each))]
-    if not worked:
+def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
+    """Raise MergeError for a type that the codec cannot read or write, before anything is written."""
+    computed = [each for each in plan.tensors if not (each.is_copy or block_scale(each.op, each))]
+    if not computed:
         return
-    able = codec()
-    for tensor in worked:
-        for source in tensors_of(tensor.op):
-            if not able.readable(source.type):
-                raise MergeError(f"{source.name} is {source.kind.name}, which cannot be read here", "merge other files")
-        if not able.writable(tensor.type):
-            what = f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix"
-            raise MergeError(what, "choose another type with --type, such as Q4_K")
+    instance = codec()
+    for tensor in computed:
+        for source in input_tensors(tensor.op):
+            if not instance.readable(source.type):
+                raise MergeError(
+                    f"{source.name} is {source.kind.name}, which cannot be dequantized", "merge other files"
+                )
+        if not instance.writable(tensor.type):
+            problem = f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix"
+            raise MergeError(problem, "choose another type with --type, such as Q4_K")

@@ -1,4 +1,4 @@
-"""Where a value stands in a file, and readers of mappings, lists and texts whose errors name that place."""
+"""Locations in a YAML file, and readers of mappings, lists and texts whose errors name them."""
 
 from __future__ import annotations
 
@@ -10,76 +10,76 @@ from cerebrum_cli.core.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A value's place: the name of the file, and the way to it, as in `slices[2].sources[0]`."""
+class Location:
+    """Location of a value: the file name, and the path to it, such as `slices[2].sources[0]`."""
 
-    where: str
+    file: str
     path: str = ""
 
-    def key(self, key: str) -> Place:
-        """Return the place of a mapping's value."""
-        return Place(self.where, f"{self.path}.{key}" if self.path else key)
+    def key(self, key: str) -> Location:
+        """Location of a value in a mapping."""
+        return Location(self.file, f"{self.path}.{key}" if self.path else key)
 
-    def item(self, index: int) -> Place:
-        """Return the place of a list's item, the first of which is 0."""
-        return Place(self.where, f"{self.path}[{index}]")
+    def item(self, index: int) -> Location:
+        """Location of an item in a list, counted from 0."""
+        return Location(self.file, f"{self.path}[{index}]")
 
-    def error(self, problem: str, do: str) -> UsageError:
-        """Return the error that says what is wrong here, one line each whatever the file holds."""
+    def error(self, problem: str, hint: str) -> UsageError:
+        """Build an error for this location, with control characters escaped."""
         at = f"{self.path}: " if self.path else ""
-        return UsageError(one_line(f"{self.where}: {at}{problem}"), one_line(do))
+        return UsageError(one_line(f"{self.file}: {at}{problem}"), one_line(hint))
 
 
-def read_row(
-    place: Place, value: object, keys: Sequence[str], ignored: Sequence[str] = (), unsupported: Sequence[str] = ()
+def read_mapping(
+    location: Location, value: object, keys: Sequence[str], ignored: Sequence[str] = (), unsupported: Sequence[str] = ()
 ) -> dict[str, object]:
-    """Return a mapping without the keys that are ignored or have no value. UsageError for a key that is none of these.
+    """Read a mapping, without ignored keys and keys without a value. Raises UsageError for an unknown key.
 
-    `unsupported` are keys mergekit knows and a merge here cannot follow.
+    `unsupported` are mergekit keys that change the merge and are not implemented.
     """
     if not isinstance(value, dict):
-        raise place.error("a mapping is needed", f"write lines of `key: value`; the keys are {', '.join(keys)}")
+        raise location.error("not a mapping", f"write lines of `key: value` with these keys: {', '.join(keys)}")
     for key, item in value.items():
         if key in unsupported and item is not None:
-            problem = "cerebrum does not support this mergekit key"
-            raise place.key(key).error(problem, "remove it, if the merge is then still what you want")
+            problem = "mergekit key not supported by cerebrum"
+            raise location.key(key).error(problem, "remove it if the merge does not depend on it")
         if key not in (*keys, *ignored, *unsupported):
-            raise place.error(f"unknown key {quoted(key)}", choices(key, keys))
+            raise location.error(f"unknown key {quoted(key)}", choices(key, keys))
     return {key: item for key, item in value.items() if key in keys and item is not None}
 
 
-def read_items(place: Place, value: object) -> list[tuple[Place, object]]:
-    """Return the items of a list, each with its place."""
+def read_items(location: Location, value: object) -> list[tuple[Location, object]]:
+    """Read a list that is not empty: its items with their locations."""
     if not isinstance(value, list) or not value:
-        raise place.error("a list with at least one item is needed", "start each item with `- `")
-    return [(place.item(index), item) for index, item in enumerate(value)]
+        raise location.error("not a list with items", "begin each item with `- `")
+    return [(location.item(index), item) for index, item in enumerate(value)]
 
 
-def read_text(place: Place, value: object, needed: str) -> str:
-    """Return a text that can be shown as it is."""
+def read_text(location: Location, value: object, needed: str) -> str:
+    """Read a printable text; `needed` describes it in the error."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise place.error(f"{needed} is needed", "write it on one line, quoted if YAML would read it as something else")
+        raise location.error(f"not {needed}", "write it on one line, quoted if YAML reads it as another type")
     return value.strip()
 
 
 def choices(given: object, known: Sequence[str]) -> str:
-    """Return which of what is known is meant, as a guess, and what there is."""
+    """Hint that suggests the known name closest to a given one, and lists all of them."""
     near = get_close_matches(given[:100], known, n=1) if isinstance(given, str) else []
-    return f"{f'did you mean {near[0]}? ' if near else ''}valid: {', '.join(known)}"
+    return f"{f'did you mean {near[0]}? ' if near else ''}supported: {', '.join(known)}"
 
 
 def quoted(value: object) -> str:
-    """Return a text as it is shown within an error, in quotes if it is blank; what is none is told by its type."""
+    """Format a value for an error message: text quoted if blank, anything else as its type."""
     if not isinstance(value, str):
         return f"({type(value).__name__})"
-    return short(value if value.strip() else repr(value), 60)
+    return truncate(value if value.strip() else repr(value), 60)
 
 
-def short(text: str, length: int) -> str:
-    """Return a text, its end left out where it is longer than this."""
+def truncate(text: str, length: int) -> str:
+    """Truncate a text with an ellipsis."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def one_line(text: str) -> str:
-    """Return a text with escapes for what is no character on a line."""
+    """Escape characters that are not printable."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,4 +1,4 @@
-"""What a merge says of itself: its sources' metadata where that is still true, and where it comes from. Pure."""
+"""Metadata of a merged model: what still holds of its sources' metadata, and its provenance. Pure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Table, Value
-from cerebrum_cli.merge.compatibility import ONE_SHAPE
-from cerebrum_cli.merge.layer_pattern import tells_windows, window_pattern
+from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target_types import Target
 
 HUB = "https://huggingface.co"
 
-# What is said of a source and not of what is made of it.
-_OF_SOURCE = "version organization author basename finetune description quantized_by size_label url doi uuid repo_url"
-_GROUPS_OF_SOURCE = ("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix.")
-_DROPPED = frozenset(f"general.{key}" for key in (*_OF_SOURCE.split(), "parameter_count", "alignment"))
+# Keys that describe a source file and do not hold for a merge of it.
+_NOT_INHERITED = (
+    "version organization author basename finetune description quantized_by size_label url doi uuid repo_url"
+)
+_DROPPED_PREFIXES = ("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix.")
+_DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "parameter_count", "alignment"))
 
 
 class Origin(NamedTuple):
-    """What the user calls a source, and its repository on the Hub where it is from there."""
+    """The user's reference to a source, and its Hugging Face repository, if it has one."""
 
     reference: str
     repo_id: str | None = None
@@ -32,112 +33,110 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The name of a merge, its sources by what the recipe calls them, and texts to be kept under keys of ours."""
+    """The name of a merge, its sources by their names in the recipe, and extra metadata texts by key."""
 
     name: str
     origins: Mapping[str, Origin]
-    kept: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
 
 
-class Made(NamedTuple):
-    """What has been planned: the model and layer that each layer is like, and the tensors' names and shapes."""
+class PlannedModel(NamedTuple):
+    """Planned layers, each with the model and layer its metadata comes from, and tensor shapes by name."""
 
     layers: Sequence[tuple[Table, int]]
     shapes: Mapping[str, tuple[int, ...]]
 
 
 def merged_metadata(
-    recipe: Recipe, tables: Mapping[str, Table], made: Made, target: Target, provenance: Provenance
+    recipe: Recipe, tables: Mapping[str, Table], planned: PlannedModel, target: Target, provenance: Provenance
 ) -> dict[str, Value]:
-    """Return the metadata of a merge; tokenizer and template are those of the recipe's `tokenizer_source`."""
+    """Build the metadata of a merge; tokenizer and chat template come from the recipe's `tokenizer_source`."""
     first = tables[recipe.base_model or recipe.models[0]]
-    spoken = tables[recipe.tokenizer_model]
-    found = {key: value for key, value in first.metadata.items() if not key.startswith("tokenizer.")}
-    found |= {key: value for key, value in spoken.metadata.items() if key.startswith("tokenizer.")}
-    found = {key: value for key, value in found.items() if is_still_true(key)}
-    found |= hyperparameters(first, tables.values(), made)
-    found["general.name"] = text(provenance.name)
-    found["general.size_label"] = text(size_label(made.shapes, first.hyperparameter("expert_count") or 0))
-    number = target.file_type(usual_file_type(made))
+    tokenizer = tables[recipe.tokenizer_model]
+    metadata = {key: value for key, value in first.metadata.items() if not key.startswith("tokenizer.")}
+    metadata |= {key: value for key, value in tokenizer.metadata.items() if key.startswith("tokenizer.")}
+    metadata = {key: value for key, value in metadata.items() if is_inherited(key)}
+    metadata |= hyperparameters(first, tables.values(), planned)
+    metadata["general.name"] = string_value(provenance.name)
+    metadata["general.size_label"] = string_value(size_label(planned.shapes, first.hyperparameter("expert_count") or 0))
+    number = target.file_type(dominant_file_type(planned))
     if number is not None:
-        found["general.file_type"] = Value("UINT32", number)
-    licences = {table.text("general.license") for table in tables.values()}
-    if len(licences) > 1:
-        found = {key: value for key, value in found.items() if not key.startswith("general.license")}
-    return found | base_models(recipe, tables, provenance)
+        metadata["general.file_type"] = Value("UINT32", number)
+    licenses = {table.text("general.license") for table in tables.values()}
+    if len(licenses) > 1:
+        metadata = {key: value for key, value in metadata.items() if not key.startswith("general.license")}
+    return metadata | base_models(recipe, tables, provenance)
 
 
-def is_still_true(key: str) -> bool:
-    """Return whether what is said under a key of a source holds for a merge of it."""
-    return key not in _DROPPED and not key.startswith(_GROUPS_OF_SOURCE)
+def is_inherited(key: str) -> bool:
+    """Whether the value of a source's key also holds for a merge of it."""
+    return key not in _DROPPED and not key.startswith(_DROPPED_PREFIXES)
 
 
-def hyperparameters(first: Table, tables: Iterable[Table], made: Made) -> dict[str, Value]:
-    """Return the hyperparameters that differ from those of the first model: what is said of layers, and of contexts."""
+def hyperparameters(first: Table, tables: Iterable[Table], planned: PlannedModel) -> dict[str, Value]:
+    """Hyperparameters that may differ from the first model's: block count, context length and per-layer arrays."""
     prefix = f"{first.architecture}."
-    found = {f"{prefix}block_count": Value("UINT32", len(made.layers))}
-    every = list(tables)
-    for key in {key: None for table in every for key in table.metadata if key.startswith(prefix)}:
-        name = key.removeprefix(prefix)
-        values = [table.metadata[key] for table in every if key in table.metadata]
-        arrays = [table.metadata[key] for table in every if table.says_per_layer(key)]
-        if name == "context_length":
-            found[key] = min(values, key=lambda value: value.content)
-        elif arrays and not tells_windows(first, name):
-            items = tuple(of_layer(table, key, layer) for table, layer in made.layers)
-            found[key] = arrays[0]._replace(content=items)
-    return found | window_pattern(first, made.layers)
+    result = {f"{prefix}block_count": Value("UINT32", len(planned.layers))}
+    models = list(tables)
+    for key in {key: None for table in models for key in table.metadata if key.startswith(prefix)}:
+        values = [table.metadata[key] for table in models if key in table.metadata]
+        arrays = [table.metadata[key] for table in models if table.is_per_layer(key)]
+        if key == f"{prefix}context_length":
+            result[key] = min(values, key=lambda value: value.content)
+        elif arrays:
+            items = tuple(layer_value(table, key, layer) for table, layer in planned.layers)
+            result[key] = arrays[0]._replace(content=items)
+    return result
 
 
-def of_layer(table: Table, key: str, layer: int) -> Any:
-    """Return what a model says of one layer under a key. MergeError where it says nothing."""
-    said = table.of_layer(key, layer)
-    if said is None:
-        what = f"{table.name} lacks {key}, which another model has for each layer"
-        raise MergeError(what, ONE_SHAPE)
-    return said
+def layer_value(table: Table, key: str, layer: int) -> Any:
+    """A model's value of a key for one layer. Raises MergeError if the model has none."""
+    value = table.layer_value(key, layer)
+    if value is None:
+        raise MergeError(f"{table.name} has no {key}, which another model states for each layer", SAME_SHAPE_HINT)
+    return value
 
 
-def usual_file_type(made: Made) -> int | None:
-    """Return the file type of the model that most layers are of, None where it states none."""
-    counted = Counter(table.name for table, _ in made.layers)
-    table = next(table for table, _ in made.layers if table.name == counted.most_common(1)[0][0])
+def dominant_file_type(planned: PlannedModel) -> int | None:
+    """File type of the model that most layers come from, None if it states none."""
+    counts = Counter(table.name for table, _ in planned.layers)
+    table = next(table for table, _ in planned.layers if table.name == counts.most_common(1)[0][0])
     value = table.metadata.get("general.file_type")
     return value.content if value else None
 
 
 def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:
-    """Return what says where a merge comes from: its models as GGUF has them, and what is to be kept beside."""
-    named: dict[str, str] = {}  # each once, whatever the recipe calls it
+    """Provenance keys: GGUF's `general.base_model.*`, and the extra texts."""
+    unique: dict[str, str] = {}  # a recipe may have two names for one model
     for model in recipe.models:
-        named.setdefault(provenance.origins[model].reference, model)
-    models = [*named.values()]
-    found = {"general.base_model.count": Value("UINT32", len(models))}
+        unique.setdefault(provenance.origins[model].reference, model)
+    models = [*unique.values()]
+    result = {"general.base_model.count": Value("UINT32", len(models))}
     for number, model in enumerate(models):
         key, origin = f"general.base_model.{number}", provenance.origins[model]
-        found[f"{key}.name"] = text(tables[model].text("general.name") or origin.reference)
+        result[f"{key}.name"] = string_value(tables[model].text("general.name") or origin.reference)
         if origin.repo_id:
-            found[f"{key}.repo_url"] = text(f"{HUB}/{origin.repo_id}")
-    return found | {key: text(kept) for key, kept in provenance.kept.items()}
+            result[f"{key}.repo_url"] = string_value(f"{HUB}/{origin.repo_id}")
+    return result | {key: string_value(content) for key, content in provenance.extra.items()}
 
 
 def size_label(shapes: Mapping[str, tuple[int, ...]], experts: int) -> str:
-    """Return how large a model is as its name would say it: "12B", or "8x7B" of experts."""
+    """Size of a model as in model names: "12B", or "8x7B" for a mixture of experts."""
     total = sum(map(prod, shapes.values()))
     if not experts:
-        return rounded(total)
+        return format_count(total)
     in_experts = sum(prod(shape) for name, shape in shapes.items() if "_exps" in name)
-    return f"{experts}x{rounded(total - in_experts + in_experts // experts)}"
+    return f"{experts}x{format_count(total - in_experts + in_experts // experts)}"
 
 
-def rounded(count: int) -> str:
-    """Return a number of weights in two digits or more, with its unit."""
+def format_count(count: int) -> str:
+    """Format a parameter count with a unit and at least two significant digits."""
     for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if count >= unit:
             return f"{count / unit:.{1 if count < 9.95 * unit else 0}f}{letter}"
     return f"{count / 1000:.0f}K"
 
 
-def text(content: str) -> Value:
-    """Return a text as a value."""
+def string_value(content: str) -> Value:
+    """Wrap a text as a GGUF string."""
     return Value("STRING", content)

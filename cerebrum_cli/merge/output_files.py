@@ -1,4 +1,4 @@
-"""Files that get their names when all of them are whole, hashed while they are written."""
+"""Write several files atomically together, hashing them on the way."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.files import fsync_directory, try_lock
 
-PART = ".part"
-FULL = (errno.ENOSPC, errno.EDQUOT)
-TRIES = 10  # to open a file that others finish just then
-BEHIND = 4  # pieces that may be written and not hashed yet
+PART_SUFFIX = ".part"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OPEN_ATTEMPTS = 10  # another merge may rename the file in between
+MAX_UNHASHED = 4  # chunks written but not hashed yet
 
 
-class Written(NamedTuple):
-    """A file that is whole, its bytes and their SHA-256."""
+class WrittenFile(NamedTuple):
+    """A complete file: its path, size in bytes, and SHA-256."""
 
     path: Path
     size: int
@@ -33,7 +33,7 @@ class Written(NamedTuple):
 
 @dataclass(slots=True)
 class HashedFile:
-    """A file on its way, whose digest a thread works out while the next bytes are fetched."""
+    """A file being written; a thread hashes each chunk while the next one is produced."""
 
     file: FileIO
     pool: ThreadPoolExecutor
@@ -42,17 +42,17 @@ class HashedFile:
     _hashing: deque[Future[None]] = field(default_factory=deque)
 
     def write(self, data: bytes) -> None:
-        """Put bytes at the end."""
-        if len(self._hashing) >= BEHIND:
+        """Append bytes."""
+        if len(self._hashing) >= MAX_UNHASHED:
             self._hashing.popleft().result()
         self._hashing.append(self.pool.submit(self._digest.update, data))
-        left = memoryview(data)
-        while left:
-            left = left[self.file.write(left) :]
+        remaining = memoryview(data)
+        while remaining:
+            remaining = remaining[self.file.write(remaining) :]
         self.size += len(data)
 
-    def finish(self) -> str:
-        """Have all of it on disk, and return the SHA-256 in hexadecimal."""
+    def sync(self) -> str:
+        """Flush the file to disk and return its SHA-256 in hexadecimal."""
         while self._hashing:
             self._hashing.popleft().result()
         os.fsync(self.file.fileno())
@@ -60,46 +60,46 @@ class HashedFile:
 
 
 @dataclass(slots=True)
-class Delivery:
-    """Files that come to be all together or not at all: until then each has `.part` behind its name."""
+class OutputFiles:
+    """Files that appear together or not at all; until then their names end in `.part`."""
 
-    written: list[Written] = field(default_factory=list)
+    written: list[WrittenFile] = field(default_factory=list)
     _parts: list[Path] = field(default_factory=list)
-    _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _pool: ThreadPoolExecutor = field(init=False)
 
-    def __enter__(self) -> Delivery:
-        self._pool = self._held.enter_context(ThreadPoolExecutor(1))
+    def __enter__(self) -> OutputFiles:
+        self._pool = self._resources.enter_context(ThreadPoolExecutor(1))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for part in self._parts:  # before their locks are given back
+        for part in self._parts:  # while they are still locked
             part.unlink(missing_ok=True)
-        self._held.close()
+        self._resources.close()
 
     @contextlib.contextmanager
     def file(self, path: Path) -> Iterator[HashedFile]:
-        """Write one file. MergeError where another merge writes it, or it cannot be written."""
-        part = path.with_name(path.name + PART)
-        with translated(path):
-            file = self._held.enter_context(alone_with(part, path))  # it stays locked until all are whole
+        """Open one file for writing. Raises MergeError if it cannot be written, or another merge is writing it."""
+        part = path.with_name(path.name + PART_SUFFIX)
+        with translate_os_errors(path):
+            file = self._resources.enter_context(open_locked(part, path))  # locked until all files are complete
             self._parts.append(part)
             file.truncate(0)
             hashed = HashedFile(file, self._pool)
             yield hashed
-            self.written.append(Written(path, hashed.size, hashed.finish()))
+            self.written.append(WrittenFile(path, hashed.size, hashed.sync()))
 
-    def complete(self) -> tuple[Written, ...]:
-        """Give the files their names, the first one's last: without it the others are no model."""
-        named: list[Path] = []
+    def commit(self) -> tuple[WrittenFile, ...]:
+        """Rename all files, the first part last: without it the others do not form a model."""
+        renamed: list[Path] = []
         try:
             for each in reversed(self.written):
-                with translated(each.path):
+                with translate_os_errors(each.path):
                     self._parts[-1].replace(each.path)
                 self._parts.pop()
-                named.append(each.path)
+                renamed.append(each.path)
         except BaseException:
-            for path in named:
+            for path in renamed:
                 path.unlink(missing_ok=True)
             raise
         for folder in {each.path.parent for each in self.written}:
@@ -107,9 +107,9 @@ class Delivery:
         return tuple(self.written)
 
 
-def alone_with(part: Path, path: Path) -> FileIO:
-    """Return the file on its way to a path, opened and locked. MergeError where another merge writes it."""
-    for _ in range(TRIES):
+def open_locked(part: Path, path: Path) -> FileIO:
+    """Open and lock the partial file of a path. Raises MergeError if another merge is writing it."""
+    for _ in range(OPEN_ATTEMPTS):
         file = FileIO(part, "ab")
         if not try_lock(file.fileno()):
             file.close()
@@ -117,15 +117,15 @@ def alone_with(part: Path, path: Path) -> FileIO:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), part.stat()):
                 return file
-        file.close()  # another merge has named it, or removed it, since it was opened
-    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it is done")
+        file.close()  # another merge renamed or removed it after it was opened
+    raise MergeError(f"another cerebrum merge is writing {path}", "wait until it has finished")
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Tell what the system says of a file that cannot be written."""
+def translate_os_errors(path: Path) -> Iterator[None]:
+    """Translate operating system errors about a file."""
     try:
         yield
     except OSError as error:
-        do = "free some space, or write elsewhere" if error.errno in FULL else "write elsewhere"
-        raise MergeError(f"{path}: {error.strerror}", do) from error
+        hint = "free some space, or write elsewhere" if error.errno in DISK_FULL else "write elsewhere"
+        raise MergeError(f"{path}: {error.strerror}", hint) from error

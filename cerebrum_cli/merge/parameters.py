@@ -1,4 +1,4 @@
-"""The parameters of a recipe as they are written: numbers, gradients, and either of them by the names of tensors."""
+"""Parse the parameters of a recipe: numbers and gradients, for all tensors or by name filter."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from cerebrum_cli.merge.location import Place, read_items, read_row
+from cerebrum_cli.merge.location import Location, read_items, read_mapping
 
 
-class Case(NamedTuple):
+class ConditionalValue(NamedTuple):
     """A value for tensors with `filter` in their names, or for all; a tuple is a gradient over a slice's layers."""
 
     value: float | tuple[float, ...]
     filter: str | None
 
 
-Parameters = Mapping[str, tuple[Case, ...]]  # the first case whose filter matches counts
+Parameters = Mapping[str, tuple[ConditionalValue, ...]]  # the first entry whose filter matches is used
 
 _NAMES = ("weight", "normalize", "t", "scale", "lambda")
-# What other methods of mergekit's read, or how its work is done: recipes keep these when their method is changed.
-_MEANINGLESS = (
+# Parameters of other mergekit methods, or of its execution, which published recipes contain without using them.
+_IGNORED = (
     "int8_mask",
     "rescale",
     "density",
@@ -39,42 +39,42 @@ _MEANINGLESS = (
 )
 
 
-def read_parameters(place: Place, value: object) -> Parameters:
-    """Return the parameters of a mapping; those that mean nothing to the methods there are here are left out."""
-    row = read_row(place, value, _NAMES, ignored=_MEANINGLESS)
-    return {name: _cases(place.key(name), item) for name, item in row.items()}
+def read_parameters(location: Location, value: object) -> Parameters:
+    """Parse a mapping of parameters, ignoring those that no method here uses."""
+    row = read_mapping(location, value, _NAMES, ignored=_IGNORED)
+    return {name: _conditional_values(location.key(name), item) for name, item in row.items()}
 
 
-def _cases(place: Place, value: object) -> tuple[Case, ...]:
+def _conditional_values(location: Location, value: object) -> tuple[ConditionalValue, ...]:
     if isinstance(value, dict):
-        return (_case(place, value),)
+        return (_conditional_value(location, value),)
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return tuple(_case(within, item) for within, item in read_items(place, value))
-    return (Case(_value(place, value), None),)
+        return tuple(_conditional_value(item_location, item) for item_location, item in read_items(location, value))
+    return (ConditionalValue(_value(location, value), None),)
 
 
-def _case(place: Place, value: object) -> Case:
-    row = read_row(place, value, Case._fields)
+def _conditional_value(location: Location, value: object) -> ConditionalValue:
+    row = read_mapping(location, value, ConditionalValue._fields)
     if "value" not in row:
-        raise place.key("value").error("it is missing", "give the value for the tensors of this filter")
-    wanted = row.get("filter", "*")
-    if not isinstance(wanted, str):
-        raise place.key("filter").error("a substring of tensor names is needed", "put it in quotes")
-    return Case(_value(place.key("value"), row["value"]), None if wanted == "*" else wanted)
+        raise location.key("value").error("missing", "write the number for tensors that match this filter")
+    filter = row.get("filter", "*")
+    if not isinstance(filter, str):
+        raise location.key("filter").error("not text", "write a part of a tensor name, in quotes")
+    return ConditionalValue(_value(location.key("value"), row["value"]), None if filter == "*" else filter)
 
 
-def _value(place: Place, value: object) -> float | tuple[float, ...]:
+def _value(location: Location, value: object) -> float | tuple[float, ...]:
     if isinstance(value, list):
-        return tuple(_number(within, item) for within, item in read_items(place, value))
-    return _number(place, value)
+        return tuple(_number(item_location, item) for item_location, item in read_items(location, value))
+    return _number(location, value)
 
 
-def _number(place: Place, value: object) -> float:
-    """Return a number; a text is read as one too, since YAML 1.1 has `1e-3` for a text, and true is 1."""
+def _number(location: Location, value: object) -> float:
+    """Parse a number, also from text (YAML 1.1 reads `1e-3` as text) and booleans (true is 1)."""
     number = math.nan
     if isinstance(value, int | float | str):
         with suppress(ValueError, OverflowError):
             number = float(value)
     if not math.isfinite(number):
-        raise place.error("a finite number is needed", "write one such as 0.5, or several in a list for a gradient")
+        raise location.error("not a finite number", "write one such as 0.5, or a list of numbers for a gradient")
     return number

@@ -1,4 +1,4 @@
-"""A recipe and what its models' files say, made into the tensors of the merge and what becomes of each. Pure."""
+"""Plan a merge: from a recipe and tensor tables to the tensors of the result and the operation of each. Pure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import ALIGNMENT, EMBEDDING, HEAD, Table, Tensor, Value
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
-from cerebrum_cli.merge.compatibility import ONE_SHAPE, require_alike
-from cerebrum_cli.merge.layer_pattern import require_phase
-from cerebrum_cli.merge.metadata import Made, Provenance, merged_metadata
-from cerebrum_cli.merge.methods import Copy, Given, Position, TensorOp, base_tensor, tensor_op
+from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible
+from cerebrum_cli.merge.layer_pattern import require_layer_pattern
+from cerebrum_cli.merge.metadata import PlannedModel, Provenance, merged_metadata
+from cerebrum_cli.merge.methods import Copy, Inputs, Position, TensorOp, base_tensor, tensor_op
 from cerebrum_cli.merge.parameter_lookup import unmatched_filters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.merge.tensor_names import hugging_face_name
 
-INFO, INFO_LENGTH = 24, 8  # bytes that a header has for each tensor beside its name, and for each of its dimensions
-HEAD_SIDE = "output"  # how the names of tensors behind the last layer begin
+TENSOR_INFO_BYTES, DIMENSION_BYTES = (
+    24,
+    8,
+)  # of each tensor in the header, besides its name
+HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight
 
 
-class Output(NamedTuple):
-    """A tensor of the merge: row length first, ggml's number of its type, and what becomes it."""
+class OutputTensor(NamedTuple):
+    """A tensor of the merge: its shape, row length first, its ggml type number, and the operation that computes it."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,22 +36,22 @@ class Output(NamedTuple):
 
     @property
     def kind(self) -> TensorType:
-        """Its type."""
+        """Its ggml type."""
         return TENSOR_TYPES[self.type]
 
     @property
     def size(self) -> int:
-        """The bytes it takes."""
+        """Size in bytes."""
         return self.kind.bytes_of(prod(self.shape))
 
     @property
     def is_copy(self) -> bool:
-        """Whether its bytes are those of a source."""
+        """Whether its bytes are copied from a source."""
         return isinstance(self.op, Copy) and self.op.tensor.type == self.type
 
 
 class Layer(NamedTuple):
-    """A layer of the merge, and the layers it is made of: the name of each model, and which layer of it."""
+    """A layer of the merge, with the model name and layer number of each source."""
 
     number: int
     sources: tuple[tuple[str, int], ...]
@@ -56,21 +59,21 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A merge that can be carried out: metadata and tensors in the order of the file, and where its layers are from."""
+    """A planned merge: metadata and tensors in file order, and the sources of each layer."""
 
     metadata: Mapping[str, Value]
-    tensors: tuple[Output, ...]
+    tensors: tuple[OutputTensor, ...]
     layers: tuple[Layer, ...]
     unmatched_filters: tuple[str, ...] = ()
 
     @property
-    def parameters(self) -> int:
-        """The number of weights."""
+    def n_parameters(self) -> int:
+        """Number of weights."""
         return sum(prod(tensor.shape) for tensor in self.tensors)
 
 
 class Step(NamedTuple):
-    """One layer to be made: in which slice, how far through it, and which layer of each source."""
+    """One layer to compute: its slice, relative depth in it, and layer number in each source."""
 
     slice: Slice
     t: float
@@ -79,22 +82,26 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """A recipe and the tables of its models by the names it gives them."""
+    """A recipe, and the tables of its models by their names in it."""
 
     recipe: Recipe
     tables: Mapping[str, Table]
     target: Target
 
     def plan(self, provenance: Provenance) -> Plan:
-        """Return the plan of the merge. MergeError where the models do not fit the recipe or each other."""
-        require_alike([self.tables[model] for model in self.recipe.models])
+        """Plan the merge. Raises MergeError if the models do not fit the recipe or each other."""
+        require_compatible([self.tables[model] for model in self.recipe.models])
         steps = tuple(self._steps())
-        tensors = (*self._outer(steps[0], False), *self._blocks(steps), *self._outer(steps[-1], True))
-        layers = tuple(Layer(index, self._origins(step)) for index, step in enumerate(steps))
-        require_phase(self.tables[self.recipe.models[0]], layers)
+        tensors = (
+            *self._global_tensors(steps[0], False),
+            *self._layer_tensors(steps),
+            *self._global_tensors(steps[-1], True),
+        )
+        layers = tuple(Layer(index, self._source_layers(step)) for index, step in enumerate(steps))
+        require_layer_pattern(self.tables, layers)
         shapes = {tensor.name: tensor.shape for tensor in tensors}
-        made = Made([self._leading(step) for step in steps], shapes)
-        metadata = merged_metadata(self.recipe, self.tables, made, self.target, provenance)
+        planned = PlannedModel([self._base_layer(step) for step in steps], shapes)
+        metadata = merged_metadata(self.recipe, self.tables, planned, self.target, provenance)
         return Plan(metadata, tensors, layers, self._unmatched_filters())
 
     @property
@@ -106,118 +113,123 @@ class Planner:
         return unmatched_filters(self.recipe, [hugging_face_name(name, self._architecture) for name in every])
 
     def _steps(self) -> Iterator[Step]:
-        """Yield the layers of the merge in order. MergeError where a model does not have the layers it should."""
+        """Yield the layers of the merge in order. Raises MergeError if a source lacks a layer."""
         for number, part in enumerate(self.recipe.slices):
             ranges = [self._range(number, source) for source in part.sources]
             lengths = {end - start for start, end in ranges}
             if len(lengths) > 1:
-                said = ", ".join(
+                counts = ", ".join(
                     f"{source.model} {end - start}" for source, (start, end) in zip(part.sources, ranges, strict=True)
                 )
-                raise MergeError(f"slices[{number}]: layer counts differ: {said}", "give layer_range for each")
+                raise MergeError(f"slices[{number}]: layer counts differ: {counts}", "give each source a layer_range")
             [length] = lengths
             for index in range(length):
                 t = index / (length - 1) if length > 1 else 1.0
                 yield Step(part, t, tuple(start + index for start, _ in ranges))
 
     def _range(self, number: int, source: Source) -> tuple[int, int]:
-        layers = self.tables[source.model].layers
+        layers = self.tables[source.model].n_layers
         start, end = source.layer_range or (0, layers)
         if end > layers:
-            what = f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers"
-            raise MergeError(what, f"end it at {layers} or less")
+            problem = f"slices[{number}]: layer_range [{start}, {end}] of {source.model}, which has {layers} layers"
+            raise MergeError(problem, f"end it at {layers} or below")
         return start, end
 
-    def _origins(self, step: Step) -> tuple[tuple[str, int], ...]:
+    def _source_layers(self, step: Step) -> tuple[tuple[str, int], ...]:
         return tuple((source.model, layer) for source, layer in zip(step.slice.sources, step.layers, strict=True))
 
-    def _leading(self, step: Step) -> tuple[Table, int]:
-        """Return the model and layer that a layer has its types of: the base's, else the first."""
-        origins = self._origins(step)
+    def _base_layer(self, step: Step) -> tuple[Table, int]:
+        """Source layer that determines types and metadata: the base model's, otherwise the first."""
+        origins = self._source_layers(step)
         model, layer = next((each for each in origins if each[0] == step.slice.base_model), origins[0])
         return self.tables[model], layer
 
-    def _blocks(self, steps: Sequence[Step]) -> Iterator[Output]:
+    def _layer_tensors(self, steps: Sequence[Step]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):
-            held = [self.tables[model].layer(layer) for model, layer in self._origins(step)]
-            for suffix in held[0]:
+            by_source = [self.tables[model].layer_tensors(layer) for model, layer in self._source_layers(step)]
+            for suffix in by_source[0]:
                 position = Position(self.recipe, step.slice, f"blk.{index}.{suffix}", step.t, self._architecture)
-                yield self._output(position, self._given(step, held, suffix))
-            self._require_same(step, held)
+                yield self._output(position, self._inputs(step, by_source, suffix))
+            self._require_same_tensors(step, by_source)
 
-    def _outer(self, step: Step, behind: bool) -> Iterator[Output]:
-        """Yield the tensors before the first layer, or behind the last one."""
-        held = [self.tables[source.model].outer for source in step.slice.sources]
-        if behind and self._has_head:  # a model without one reads its embeddings, and those here are the first slice's
-            held = [{**outer, HEAD: head_of(outer)} for outer in held]
-        for suffix in held[0]:
-            if suffix.startswith(HEAD_SIDE) == behind:
-                position = Position(self.recipe, step.slice, suffix, float(behind), self._architecture)
-                yield self._output(position, self._given(step, held, suffix))
+    def _global_tensors(self, step: Step, is_after: bool) -> Iterator[OutputTensor]:
+        """Yield the tensors before the first layer, or after the last one."""
+        by_source = [self.tables[source.model].global_tensors for source in step.slice.sources]
+        if is_after and self._has_head:  # without one the embeddings are used, but the merge has the first slice's
+            by_source = [{**outer, HEAD: head_tensor(outer)} for outer in by_source]
+        for suffix in by_source[0]:
+            if suffix.startswith(HEAD_PREFIX) == is_after:
+                position = Position(self.recipe, step.slice, suffix, float(is_after), self._architecture)
+                yield self._output(position, self._inputs(step, by_source, suffix))
 
-    def _outer_models(self, index: int) -> tuple[str, ...]:
+    def _slice_models(self, index: int) -> tuple[str, ...]:
         return tuple(source.model for source in self.recipe.slices[index].sources)
 
-    def _given(self, step: Step, held: Sequence[Mapping[str, Tensor]], suffix: str) -> Given:
-        """Return a tensor of each source. MergeError where one has none of this name, or of another shape."""
-        given = []
-        for source, tensors in zip(step.slice.sources, held, strict=True):
-            tensor, first = tensors.get(suffix), held[0][suffix]
+    def _inputs(self, step: Step, by_source: Sequence[Mapping[str, Tensor]], suffix: str) -> Inputs:
+        """A tensor of each source. Raises MergeError if one is missing or has another shape."""
+        inputs = []
+        for source, tensors in zip(step.slice.sources, by_source, strict=True):
+            tensor, first = tensors.get(suffix), by_source[0][suffix]
             name = self.tables[source.model].name
             if tensor is None:
-                raise MergeError(f"{name} has no {first.name}", ONE_SHAPE)
+                raise MergeError(f"{name} has no {first.name}", SAME_SHAPE_HINT)
             if tensor.shape != first.shape:
                 sizes = f"{list(tensor.shape)} and {list(first.shape)}"
-                raise MergeError(f"{name} differs in the shape of {first.name}: {sizes}", ONE_SHAPE)
-            given.append((source, tensor))
-        return given
+                raise MergeError(f"{name} differs in the shape of {first.name}: {sizes}", SAME_SHAPE_HINT)
+            inputs.append((source, tensor))
+        return inputs
 
-    def _require_same(self, step: Step, held: Sequence[Mapping[str, Tensor]]) -> None:
-        """Raise MergeError where a source has a tensor in its layer that the first one has not."""
-        for source, tensors in zip(step.slice.sources, held, strict=True):
-            if more := sorted(tensors.keys() - held[0].keys()):
+    def _require_same_tensors(self, step: Step, by_source: Sequence[Mapping[str, Tensor]]) -> None:
+        """Raise MergeError if a source's layer has a tensor that the first source's lacks."""
+        for source, tensors in zip(step.slice.sources, by_source, strict=True):
+            if extra := sorted(tensors.keys() - by_source[0].keys()):
                 name, first = self.tables[source.model].name, self.tables[step.slice.sources[0].model].name
-                raise MergeError(f"{first} has no {tensors[more[0]].name}, as {name} has", ONE_SHAPE)
+                raise MergeError(f"{first} has no {tensors[extra[0]].name}, unlike {name}", SAME_SHAPE_HINT)
 
-    def _output(self, position: Position, given: Given) -> Output:
-        first = base_tensor(position, given)
+    def _output(self, position: Position, inputs: Inputs) -> OutputTensor:
+        first = base_tensor(position, inputs)
         is_head = position.name == HEAD or (position.name == EMBEDDING and not self._has_head)
-        return Output(position.name, first.shape, self.target.of(first, is_head), tensor_op(position, given))
+        return OutputTensor(
+            position.name, first.shape, self.target.type_of(first, is_head), tensor_op(position, inputs)
+        )
 
     @property
     def _has_head(self) -> bool:
-        """Whether the merge says tokens by something else than its embeddings."""
-        last = [self.tables[source.model].outer for source in self.recipe.slices[-1].sources]
-        return any(HEAD in outer for outer in last) or self._outer_models(0) != self._outer_models(-1)
+        """Whether the merge has an output head besides its embeddings."""
+        last = [self.tables[source.model].global_tensors for source in self.recipe.slices[-1].sources]
+        return any(HEAD in outer for outer in last) or self._slice_models(0) != self._slice_models(-1)
 
 
-def head_of(outer: Mapping[str, Tensor]) -> Tensor:
-    """Return what a model says tokens by: its head, or its embeddings."""
+def head_tensor(outer: Mapping[str, Tensor]) -> Tensor:
+    """Output head of a model: its own tensor, or the embeddings."""
     return outer.get(HEAD) or outer[EMBEDDING]
 
 
 def plan_merge(recipe: Recipe, tables: Mapping[str, Table], target: Target, provenance: Provenance) -> Plan:
-    """Return how a recipe is carried out on models. MergeError where they do not fit it or each other."""
+    """Plan a recipe for models. Raises MergeError if they do not fit it or each other."""
     return Planner(recipe, tables, target).plan(provenance)
 
 
-def parts(tensors: Iterable[Output], headers: tuple[int, int], limit: int | None) -> list[tuple[Output, ...]]:
-    """Return tensors in files of at most so many bytes each, or one tensor.
+def split_tensors(
+    tensors: Iterable[OutputTensor], headers: tuple[int, int], limit: int | None
+) -> list[tuple[OutputTensor, ...]]:
+    """Divide tensors into files of at most `limit` bytes, or one tensor each.
 
-    `headers` are the bytes of a header without tensors: of the first file, and of each other.
+    `headers` are the sizes of a header without tensors: of the first file, and of the others.
     """
-    found: list[list[Output]] = [[]]
+    result: list[list[OutputTensor]] = [[]]
     size = headers[0] + ALIGNMENT
     for tensor in tensors:
-        taken = padded(tensor.size) + INFO + INFO_LENGTH * len(tensor.shape) + len(tensor.name.encode())
-        if limit and found[-1] and size + taken > limit:
-            found.append([])
+        info = TENSOR_INFO_BYTES + DIMENSION_BYTES * len(tensor.shape) + len(tensor.name.encode())
+        needed = padded_size(tensor.size) + info
+        if limit and result[-1] and size + needed > limit:
+            result.append([])
             size = headers[1] + ALIGNMENT
-        found[-1].append(tensor)
-        size += taken
-    return [tuple(part) for part in found]
+        result[-1].append(tensor)
+        size += needed
+    return [tuple(part) for part in result]
 
 
-def padded(size: int) -> int:
-    """Return bytes with what is left free behind them."""
+def padded_size(size: int) -> int:
+    """Round a size up to the alignment."""
     return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,4 +1,4 @@
-"""In which types the tensors of a merge are written: their own, or a wanted one where a tensor can have it. Pure."""
+"""Choose the type of each tensor of a merge: its own, or the requested one if its shape allows it. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.gguf.table import Tensor
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
-NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
-# What can be asked for: the types llama.cpp writes without being told which weights matter.
-WANTED = (
+TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+# Values of --type: the types llama.cpp can write without an importance matrix.
+WRITABLE = (
     "F32",
     "F16",
     "BF16",
@@ -26,72 +26,85 @@ WANTED = (
     "Q3_K",
     "Q2_K",
 )
-PLAIN = ("F32", "F16", "BF16")
-# For rows that are no whole blocks, and where those are not either, as llama.cpp does it (llama-quant.cpp).
-SMALLER_BLOCKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-NO_BLOCKS = "F16"
-# Small, and read at full precision: llama.cpp quantises none of these.
-KEPT = ("_norm", "ffn_gate_inp", "ssm_conv1d", "shortconv", "time_mix_", "attn_rel_b", "position_embd", "token_types")
-LEAST_HEAD = "Q6_K"  # what a head is written as at least: it says the tokens, and costs little
-FILE_TYPE_WORDS = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the mixtures most like them
+FLOAT_TYPES = ("F32", "F16", "BF16")
+# If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
+FALLBACKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+LAST_FALLBACK = "F16"
+# Small tensors used at full precision, which llama.cpp does not quantize.
+NOT_QUANTIZED = (
+    "_norm",
+    "ffn_gate_inp",
+    "ssm_conv1d",
+    "shortconv",
+    "time_mix_",
+    "attn_rel_b",
+    "position_embd",
+    "token_types",
+)
+MIN_HEAD_TYPE = "Q6_K"  # minimum precision of the output head, which matters most and costs little
+MIXTURES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the closest file types
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The type that is wanted of all weights, None for each tensor's own; `dtype` is that of unquantised ones then.
+    """Type of all weights, or None for each tensor's own; then `dtype` is that of unquantized tensors.
 
-    `quantization` is what sources are known to be whose files do not say it.
+    `quantization` is that of the sources, for files that do not state it.
     """
 
     type: str | None = None
     dtype: str | None = None
     quantization: str | None = None
 
-    def of(self, tensor: Tensor, is_head: bool) -> int:
-        """Return ggml's number of the type of what becomes of a tensor."""
+    def type_of(self, tensor: Tensor, is_head: bool) -> int:
+        """Type number to write a tensor in."""
         name = tensor.kind.name
-        wanted = self.type or (self.dtype if name in PLAIN else None)
-        if wanted is None or not is_matrix(tensor):
+        target = self.type or (self.dtype if name in FLOAT_TYPES else None)
+        if target is None or not is_quantizable(tensor):
             return tensor.type
-        if is_head and bits(wanted) < bits(LEAST_HEAD):
-            wanted = LEAST_HEAD
-        return NUMBERS[fitting(wanted, tensor.shape[0])]
+        if is_head and bits_per_weight(target) < bits_per_weight(MIN_HEAD_TYPE):
+            target = MIN_HEAD_TYPE
+        return TYPE_NUMBERS[with_fallback(target, tensor.shape[0])]
 
     def file_type(self, own: int | None) -> int | None:
-        """Return llama.cpp's number of what most of a file is, given that of the model it is made of."""
-        wanted = self.type or (self.dtype if own is not None and FILE_TYPES.get(own) in PLAIN else None)
-        if wanted is None and own is not None:
+        """File type number (llama.cpp's ftype) of the merge, given that of its main source."""
+        target = self.type or (self.dtype if own is not None and FILE_TYPES.get(own) in FLOAT_TYPES else None)
+        if target is None and own is not None:
             return own
-        wanted = wanted or self.quantization or ""
-        word = FILE_TYPE_WORDS.get(wanted, wanted)
-        return next((number for number, name in FILE_TYPES.items() if name == word), None)
+        target = target or self.quantization or ""
+        file_type = MIXTURES.get(target, target)
+        return next((number for number, name in FILE_TYPES.items() if name == file_type), None)
 
 
-def is_matrix(tensor: Tensor) -> bool:
-    """Return whether a tensor is one of those that are quantised."""
-    return len(tensor.shape) > 1 and tensor.name.endswith(".weight") and not any(part in tensor.name for part in KEPT)
+def is_quantizable(tensor: Tensor) -> bool:
+    """Whether llama.cpp quantizes a tensor."""
+    return (
+        len(tensor.shape) > 1
+        and tensor.name.endswith(".weight")
+        and not any(part in tensor.name for part in NOT_QUANTIZED)
+    )
 
 
-def bits(name: str) -> float:
-    """Return the bits a weight takes in a type."""
-    kind = TENSOR_TYPES[NUMBERS[name]]
+def bits_per_weight(name: str) -> float:
+    """Bits per weight of a type."""
+    kind = TENSOR_TYPES[TYPE_NUMBERS[name]]
     return kind.block_bytes * 8 / kind.block_size
 
 
-def fitting(name: str, row: int) -> str:
-    """Return a type, or another one where rows of so many weights are not whole blocks of it."""
-    for each in (name, SMALLER_BLOCKS.get(name, name)):
-        if row % TENSOR_TYPES[NUMBERS[each]].block_size == 0:
+def with_fallback(name: str, row_length: int) -> str:
+    """The type, or a fallback if rows of this length are not a multiple of its block size."""
+    for each in (name, FALLBACKS.get(name, name)):
+        if row_length % TENSOR_TYPES[TYPE_NUMBERS[each]].block_size == 0:
             return each
-    return NO_BLOCKS
+    return LAST_FALLBACK
 
 
-def wanted_type(text: str) -> str:
-    """Return the type of this name. UsageError where there is none that can be written."""
+def parse_type(text: str) -> str:
+    """Parse a type name. Raises UsageError if it is not a type that can be written."""
     name = text.upper().replace("-", "_")
-    if name in WANTED:
+    if name in WRITABLE:
         return name
-    mixture = name in FILE_TYPES.values() and name.startswith(tuple(FILE_TYPE_WORDS))
-    what = "is a mixture of types" if mixture else "is an unknown weight type"
-    do = f"use one of {', '.join(WANTED)}, or omit --type to keep each tensor's type"
-    raise UsageError(f"--type {text} {what}", do)
+    is_mixture = name in FILE_TYPES.values() and name.startswith(tuple(MIXTURES))
+    problem = "mixture of types, not a weight type" if is_mixture else "unknown weight type"
+    hint = f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
+    raise UsageError(f"--type {text}: {problem}", hint)

@@ -1,4 +1,4 @@
-"""What Hugging Face calls the tensors of a GGUF file: the names that the filters of published recipes mean."""
+"""Hugging Face names of GGUF tensors, which the filters of published recipes match."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
 
-# Each without `.weight` or `.bias`, which stay as they are.
-_OUTSIDE: Mapping[str, str] = {
+# Without the suffix `.weight` or `.bias`, which is the same in both.
+_GLOBAL: Mapping[str, str] = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_IN_A_LAYER: Mapping[str, str] = {
+_PER_LAYER: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -44,8 +44,8 @@ _EXPERTS = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-# What other architectures than Llama's call some of these.
-_OF_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
+# Where an architecture's names differ from Llama's.
+_BY_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
     "gemma2": _NORMS_AROUND,
     "gemma3": _NORMS_AROUND,
     "gemma3n": _NORMS_AROUND,
@@ -59,16 +59,16 @@ _OF_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
 
 
 def hugging_face_name(name: str, architecture: str = "llama") -> str:
-    """Return what Hugging Face calls a tensor of a GGUF file; one it has no row for keeps its name.
+    """Translate a GGUF tensor name to Hugging Face's; an unknown name is unchanged.
 
-    The experts of a layer are one tensor in GGUF and one each at Hugging Face, so theirs is the name without a number.
+    GGUF has one tensor for all experts of a layer, Hugging Face one per expert, so the expert number is left out.
     """
     stem, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return name
-    if stem in _OUTSIDE:
-        return f"{_OUTSIDE[stem]}.{kind}"
-    block, rows = _BLOCK.fullmatch(stem), {**_IN_A_LAYER, **_OF_ARCHITECTURE.get(architecture, {})}
+    if stem in _GLOBAL:
+        return f"{_GLOBAL[stem]}.{kind}"
+    block, rows = _BLOCK.fullmatch(stem), {**_PER_LAYER, **_BY_ARCHITECTURE.get(architecture, {})}
     if block is None or block[2] not in rows:
         return name
     return f"model.layers.{block[1]}.{rows[block[2]]}.{kind}"

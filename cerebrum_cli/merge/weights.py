@@ -1,6 +1,6 @@
-"""The bytes of a merge's tensors, in pieces and in order: copied, or worked out by several threads at once.
+"""Compute the bytes of a merge's tensors in order, in chunks: copied, or computed by several threads.
 
-Never more than a few pieces are in memory: reading waits until what was read before is written.
+Only a few chunks are in memory at a time: reading waits until earlier chunks are written.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.gguf.table import Tensor
-from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, slerp_coefficients, tensors_of
-from cerebrum_cli.merge.plan import Output
+from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, input_tensors, slerp_coefficients
+from cerebrum_cli.merge.plan import OutputTensor
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 
-COPIED = 1 << 20  # bytes of a piece that is copied
-AHEAD = 3  # pieces a thread may be ahead of what is written
-WORKED = 1 << 18  # weights of one that is worked out: 1 MB as floats
-# Where a type's blocks hold the half-precision numbers that all their weights are multiples of, in bytes from their
-# begin (structs of ggml-common.h, llama.cpp 0c1e57098): a tensor times a number is these times that number.
-SCALES: Mapping[str, tuple[int, ...]] = {
+COPY_BYTES = 1 << 20  # size of a copied chunk
+PENDING_PER_THREAD = 3  # chunks computed or queued per thread
+CHUNK_WEIGHTS = 1 << 18  # weights in a computed chunk: 1 MB as floats
+# Byte offsets of the half-precision scales in a type's blocks (structs of ggml-common.h, llama.cpp 0c1e57098). All
+# weights of a block are multiples of them, so multiplying the scales multiplies the tensor.
+SCALE_OFFSETS: Mapping[str, tuple[int, ...]] = {
     "Q4_0": (0,),
     "Q4_1": (0, 2),
     "Q5_0": (0,),
@@ -55,125 +55,125 @@ SCALES: Mapping[str, tuple[int, ...]] = {
 
 
 class Codec(Protocol):
-    """Who reads and writes weights in ggml's types, from several threads at once."""
+    """Convert weights from and to ggml types; thread-safe."""
 
     def readable(self, type: int) -> bool:
-        """Return whether weights of a type can be read."""
+        """Whether a type can be dequantized."""
 
     def writable(self, type: int) -> bool:
-        """Return whether weights can be written in a type."""
+        """Whether a type can be written."""
 
     def dequantize(self, data: bytes, type: int, out: Floats) -> None:
-        """Read as many weights as there is room for."""
+        """Fill `out` with the weights in `data`."""
 
     def quantize(self, values: Floats, type: int) -> bytes:
-        """Return the bytes of rows of weights."""
+        """Bytes of rows of weights in a type."""
 
 
 CodecFactory = Callable[[], Codec]
-"""Return who reads and writes weights; it is only called where weights are to be worked out."""
+"""Load a codec; only called when weights have to be computed."""
 
 
-class Piece(NamedTuple):
-    """Rows of a tensor: from which on, and how many."""
+class RowRange(NamedTuple):
+    """Consecutive rows of a tensor: the first one, and their number."""
 
     first: int
-    rows: int
+    length: int
 
 
 @dataclass(slots=True)
-class Weights:
-    """What makes the bytes of tensors. Entering it starts threads, leaving it ends them and closes the files."""
+class TensorEvaluator:
+    """Compute tensors with a thread pool; the context manager ends the threads and closes the source files."""
 
     codec: CodecFactory
     threads: int
-    _made: Codec | None = field(default=None, init=False)
+    _loaded_codec: Codec | None = field(default=None, init=False)
     _pool: ThreadPoolExecutor = field(init=False)
     _files: dict[Path, int] = field(default_factory=dict, init=False)
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
 
-    def __enter__(self) -> Weights:
+    def __enter__(self) -> TensorEvaluator:
         self._pool = self._open.enter_context(ThreadPoolExecutor(self.threads))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def pieces(self, output: Output) -> Iterator[bytes]:
-        """Yield the bytes of a tensor. ModelFileError for a source that cannot be read, MergeError for no numbers."""
+    def chunks(self, output: OutputTensor) -> Iterator[bytes]:
+        """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
         if isinstance(output.op, Slerp) and len(output.shape) > 2:
-            for expert in experts(output, output.op):
-                yield from self.pieces(expert)
+            for expert in expert_outputs(output, output.op):
+                yield from self.chunks(expert)
             return
-        for tensor in tensors_of(output.op):
-            self._open_file(tensor.path)  # here, and not in two threads at once
-        work = self._straightened(output.op) if isinstance(output.op, Slerp) else output.op
-        if isinstance(work, Copy) and work.tensor.type == output.type:
-            yield from self._copied(work.tensor)
-        elif scale := block_scale(work, output):
-            for data in self._copied(scale.tensor):
-                yield scaled(data, scale)
+        for tensor in input_tensors(output.op):
+            self._open_file(tensor.path)  # here, before threads read it
+        op = self._slerp_as_sum(output.op) if isinstance(output.op, Slerp) else output.op
+        if isinstance(op, Copy) and op.tensor.type == output.type:
+            yield from self._copy(op.tensor)
+        elif scale := block_scale(op, output):
+            for data in self._copy(scale.tensor):
+                yield scale_blocks(data, scale)
         else:
-            terms = work.terms if isinstance(work, Sum) else (Term(work.tensor, 1.0),)
-            task = partial(self._summed, self._codec(), terms, output)
-            yield from self._ordered(partial(task, piece) for piece in cut(output.shape))
+            terms = op.terms if isinstance(op, Sum) else (Term(op.tensor, 1.0),)
+            task = partial(self._sum, self._codec(), terms, output)
+            yield from self._run_in_order(partial(task, rows) for rows in row_ranges(output.shape))
 
-    def _copied(self, tensor: Tensor) -> Iterator[bytes]:
-        whole = COPIED // tensor.kind.block_bytes * tensor.kind.block_bytes
+    def _copy(self, tensor: Tensor) -> Iterator[bytes]:
+        whole = COPY_BYTES // tensor.kind.block_bytes * tensor.kind.block_bytes
         for begin in range(0, tensor.size, whole):
             yield self._read(tensor, begin, min(whole, tensor.size - begin))
 
     def _codec(self) -> Codec:
-        self._made = self._made or self.codec()
-        return self._made
+        self._loaded_codec = self._loaded_codec or self.codec()
+        return self._loaded_codec
 
-    def _summed(self, codec: Codec, terms: Iterable[Term], output: Output, piece: Piece) -> bytes:
-        total = np.zeros((piece.rows, output.shape[0]), np.float32)
+    def _sum(self, codec: Codec, terms: Iterable[Term], output: OutputTensor, rows: RowRange) -> bytes:
+        total = np.zeros((rows.length, output.shape[0]), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for tensor, coefficient in terms:
-                total += np.float32(coefficient) * self._floats(codec, tensor, piece)
+                total += np.float32(coefficient) * self._dequantize(codec, tensor, rows)
         if not np.isfinite(total).all():
-            what = f"{output.name} would get weights that are not finite"
-            raise MergeError(what, "check the recipe's numbers and the models")
+            problem = f"{output.name} would have infinite or NaN weights"
+            raise MergeError(problem, "check the numbers in the recipe, and the source models")
         try:
             return codec.quantize(total, output.type)
         except EngineError as error:
             raise MergeError(f"{output.name}: {error.message}", error.hint) from error
 
-    def _straightened(self, work: Slerp) -> Sum:
-        """Return a point on an arc as a sum: its coefficients hang on all weights of both tensors."""
-        task = partial(self._products, self._codec(), work)
-        measured = self._ordered(partial(task, piece) for piece in cut(work.first.shape))
+    def _slerp_as_sum(self, op: Slerp) -> Sum:
+        """Convert slerp to a weighted sum; its coefficients depend on all weights of both tensors."""
+        task = partial(self._dot_products, self._codec(), op)
+        measured = self._run_in_order(partial(task, rows) for rows in row_ranges(op.first.shape))
         first, second, product = (float(total) for total in np.sum(list(measured), axis=0))
-        coefficients = slerp_coefficients(work.t, sqrt(first), sqrt(second), product)
-        return Sum((Term(work.first, coefficients[0]), Term(work.second, coefficients[1])))
+        coefficients = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
+        return Sum((Term(op.first, coefficients[0]), Term(op.second, coefficients[1])))
 
-    def _products(self, codec: Codec, work: Slerp, piece: Piece) -> tuple[float, float, float]:
-        """Return the sums of squares of a piece of both tensors, and of their products."""
-        tensors = (work.first, work.second)
-        one, other = (self._floats(codec, tensor, piece).ravel().astype(np.float64) for tensor in tensors)
+    def _dot_products(self, codec: Codec, op: Slerp, rows: RowRange) -> tuple[float, float, float]:
+        """Sums of squares of some rows of both tensors, and their dot product."""
+        tensors = (op.first, op.second)
+        one, other = (self._dequantize(codec, tensor, rows).ravel().astype(np.float64) for tensor in tensors)
         pairs = ((one, one), (other, other), (one, other))
         with np.errstate(over="ignore", invalid="ignore"):
             first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
         return first, second, product
 
-    def _floats(self, codec: Codec, tensor: Tensor, piece: Piece) -> Floats:
-        """Return rows of a tensor as floats."""
-        row = tensor.shape[0]
+    def _dequantize(self, codec: Codec, tensor: Tensor, rows: RowRange) -> Floats:
+        """Read rows of a tensor as floats."""
+        row_length = tensor.shape[0]
         bytes_of = tensor.kind.bytes_of
-        out = np.empty((piece.rows, row), np.float32)
-        data = self._read(tensor, bytes_of(piece.first * row), bytes_of(out.size))
+        out = np.empty((rows.length, row_length), np.float32)
+        data = self._read(tensor, bytes_of(rows.first * row_length), bytes_of(out.size))
         codec.dequantize(data, tensor.type, out)
         return out
 
     def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
-        """Return bytes of a tensor."""
+        """Read bytes of a tensor from its file."""
         try:
             data = os.pread(self._files[tensor.path], size, tensor.offset + begin)
         except OSError as error:
             raise ModelFileError(tensor.path, f"cannot be read: {error.strerror}") from error
         if len(data) != size:
-            raise ModelFileError(tensor.path, "became shorter while it was read")
+            raise ModelFileError(tensor.path, "the file was truncated during the merge")
         return data
 
     def _open_file(self, path: Path) -> None:
@@ -184,58 +184,58 @@ class Weights:
                 raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
             self._open.callback(os.close, self._files[path])
 
-    def _ordered(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """Yield what tasks return, in their order, several of them running at once."""
+    def _run_in_order(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Run tasks concurrently and yield their results in order."""
         running: deque[Future[T]] = deque()
         try:
             for task in tasks:
                 running.append(self._pool.submit(task))
-                if len(running) >= AHEAD * self.threads:
+                if len(running) >= PENDING_PER_THREAD * self.threads:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
         finally:
-            for left in running:
-                left.cancel()
+            for future in running:
+                future.cancel()
 
 
-def cut(shape: tuple[int, ...]) -> Iterator[Piece]:
-    """Yield a tensor's rows in pieces."""
+def row_ranges(shape: tuple[int, ...]) -> Iterator[RowRange]:
+    """Divide the rows of a tensor into chunks."""
     rows = prod(shape[1:])
-    step = max(1, WORKED // shape[0])
-    return (Piece(first, min(step, rows - first)) for first in range(0, rows, step))
+    step = max(1, CHUNK_WEIGHTS // shape[0])
+    return (RowRange(first, min(step, rows - first)) for first in range(0, rows, step))
 
 
-def experts(output: Output, work: Slerp) -> Iterator[Output]:
-    """Yield the experts of a tensor that holds several: each has an arc of its own."""
+def expert_outputs(output: OutputTensor, op: Slerp) -> Iterator[OutputTensor]:
+    """Divide a tensor into its experts, each of which is interpolated separately."""
     for number in range(prod(output.shape[2:])):
-        ends = (expert(work.first, number), expert(work.second, number))
-        yield output._replace(shape=output.shape[:2], op=Slerp(work.t, *ends))
+        ends = (expert_tensor(op.first, number), expert_tensor(op.second, number))
+        yield output._replace(shape=output.shape[:2], op=Slerp(op.t, *ends))
 
 
-def expert(tensor: Tensor, number: int) -> Tensor:
-    """Return one expert of a tensor."""
+def expert_tensor(tensor: Tensor, number: int) -> Tensor:
+    """One expert of a tensor."""
     size = tensor.kind.bytes_of(prod(tensor.shape[:2]))
     return tensor._replace(shape=tensor.shape[:2], offset=tensor.offset + number * size)
 
 
-def block_scale(work: TensorOp, output: Output) -> Term | None:
-    """Return the one tensor that only has to be multiplied, where its type allows it without rounding again."""
-    if isinstance(work, Sum) and len(work.terms) == 1 and work.terms[0].tensor.type == output.type:
-        return work.terms[0] if output.kind.name in SCALES else None
+def block_scale(op: TensorOp, output: OutputTensor) -> Term | None:
+    """The only term of a sum that can be computed by multiplying block scales, without quantizing again."""
+    if isinstance(op, Sum) and len(op.terms) == 1 and op.terms[0].tensor.type == output.type:
+        return op.terms[0] if output.kind.name in SCALE_OFFSETS else None
     return None
 
 
-def scaled(data: bytes, scale: Term) -> bytes:
-    """Return whole blocks of a tensor, each of whose scales is multiplied."""
+def scale_blocks(data: bytes, scale: Term) -> bytes:
+    """Multiply the scales of whole blocks."""
     kind = scale.tensor.kind
     blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, kind.block_bytes)
-    for place in SCALES[kind.name]:
-        halves = np.ascontiguousarray(blocks[:, place : place + 2]).view("<f2").astype(np.float32)
+    for offset in SCALE_OFFSETS[kind.name]:
+        halves = np.ascontiguousarray(blocks[:, offset : offset + 2]).view("<f2").astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             halves = (halves * np.float32(scale.coefficient)).astype("<f2")
         if not np.isfinite(halves).all():
-            what = f"{scale.tensor.name} times {scale.coefficient:g} is more than its type can hold"
-            raise MergeError(what, "use a smaller factor, or another --type")
-        blocks[:, place : place + 2] = halves.view(np.uint8)
+            problem = f"{scale.tensor.name} times {scale.coefficient:g} overflows its type"
+            raise MergeError(problem, "use a smaller scale, or another type with --type")
+        blocks[:, offset : offset + 2] = halves.view(np.uint8)
     return blocks.tobytes()

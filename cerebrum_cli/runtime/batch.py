@@ -65,7 +65,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
                 model,
                 settings,
                 template_options=arguments,
-                parallel=plan_parallel(parallel or tuning.slots, left * (votes.most if votes else 1)),
+                parallel=plan_parallel(parallel or tuning.slots, left * (votes.maximum if votes else 1)),
                 file=resolved.model,
                 tuning=tuning,
             )

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.merging.merge import Merge, MergeOptions, merge_object, require_apart
-from cerebrum_cli.application.merging.recipes import meant, read_recipe, resolve_models
+from cerebrum_cli.application.merging.merge import Merge, MergeOptions, merge_object, require_not_source
+from cerebrum_cli.application.merging.recipes import read_recipe, resolve_models, source_references
 from cerebrum_cli.application.models.model import as_path, is_directory, is_file, name_from_stem
 from cerebrum_cli.catalogue.variants import unsplit_name
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import parse_size
-from cerebrum_cli.merge.target_types import wanted_type
+from cerebrum_cli.merge.target_types import parse_type
 from cerebrum_cli.runtime.models import file_progress, find_model
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.merge_report import print_merge
@@ -21,7 +21,7 @@ from cerebrum_cli.terminal.merge_report import print_merge
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Layer
-    from cerebrum_cli.merge.output_files import Written
+    from cerebrum_cli.merge.output_files import WrittenFile
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options.merge import MergeCommandOptions
 
@@ -31,7 +31,7 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
     requested = read_recipe(library, recipe)
     wanted = merge_options(options, Path(recipe).stem)
-    references = meant(library, requested, options.source)
+    references = source_references(library, requested, options.source)
     if not options.dry_run:
         merger.require_name(wanted, requested.spec)
 
@@ -42,7 +42,7 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
 
     models = resolve_models(library, references, find)
     if not options.dry_run:
-        require_apart(models, [wanted.output])
+        require_not_source(models, [wanted.output])
         require_new(runtime, [wanted.output], options.yes)
     with interruptible("nothing was written"):
         plan = merger.prepare(requested.recipe, models, wanted)
@@ -52,7 +52,7 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
     if options.dry_run:
         streams.answer_object(description) if options.json else print_merge(streams, description)
         return
-    merger.require_place(plan)
+    merger.require_writable(plan)
     require_new(runtime, [file.path for file in plan.files if file.path != wanted.output], options.yes)
     written = write(runtime, plan, options)
     if options.json:
@@ -60,9 +60,9 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
         streams.answer_object(description | {"reference": wanted.name, "files": files})
     else:
         streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
-    model = merger.remember(plan, written)
+    model = merger.register(plan, written)
     if not options.quiet:
-        streams.info(f"installed {model.reference}; try cerebrum ask -m {model.reference}")
+        streams.info(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
 
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
@@ -73,15 +73,15 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     if is_directory(path):
         raise UsageError(f"-o {path}: is a directory", "name a file")
     if path.suffix.lower() != ".gguf":
-        raise UsageError(f"-o {path}: must end in .gguf", f"name it {path}.gguf")
+        raise UsageError(f"-o {path}: not a .gguf file name", f"use -o {path}.gguf")
     if unsplit_name(path.name) != path.name:
-        raise UsageError(f"-o {path}: the name of a part of a split model", "name the whole; --split-size splits it")
+        raise UsageError(f"-o {path}: the name of one part of a split model", "name it without the part number")
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
     return MergeOptions(
         path,
         options.name or name_from_stem(path.stem),
-        wanted_type(options.type) if options.type else None,
+        parse_type(options.type) if options.type else None,
         parse_size(options.split_size) if options.split_size else None,
     )
 
@@ -90,17 +90,17 @@ def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:
     """Ask before replacing a file. Raises UsageError if the answer is no."""
     existing = next(filter(is_file, paths), None)
     if existing and not (yes or runtime.streams.confirm(f"{existing} already exists. Replace it?", False)):
-        raise UsageError(f"{existing} already exists", "write elsewhere, or replace it with -y")
+        raise UsageError(f"{existing} already exists", "choose another file, or replace it with -y")
 
 
 def warn(runtime: Runtime, plan: Merge) -> None:
     """Print a notice for each filter of the recipe that has no effect."""
     for each in plan.plan.unmatched_filters:
-        problem = f"the filter {each} of the recipe matches no tensor's name and is ignored"
-        runtime.streams.notice(NoticeEvent(problem, "use Hugging Face's tensor names, such as self_attn.q_proj"))
+        problem = f"the recipe's filter {each} matches no tensor and is ignored"
+        runtime.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
 
 
-def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> tuple[Written, ...]:
+def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> tuple[WrittenFile, ...]:
     """Write the files with a progress bar."""
     with interruptible("nothing was written"), file_progress(runtime, options) as progress:
         return runtime.merger.write(plan, lambda done, total: progress.update("merge", done, total))

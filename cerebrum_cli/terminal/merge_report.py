@@ -1,4 +1,4 @@
-"""What a merge would be, and what it has come to, for people."""
+"""`cerebrum merge` on the terminal: its preview."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 
-LAYERS = ("layers", "model", "its layers")
+COLUMNS = ("layers", "model", "source layers")
 
 
 def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
-    """Print where the layers of a merge come from, and what it takes."""
-    print_table(streams, LAYERS, [row for run in runs(merge["layers"]) for row in rows(run, merge["models"])])
+    """Print the origin of each layer, and the resources a merge needs."""
+    print_table(streams, COLUMNS, [row for run in runs(merge["layers"]) for row in rows(run, merge["models"])])
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
     copied = merge["copied"] / merge["size"]
     facts = {
         "parameters": f"{merge['parameters']:,}",
         "tensors": f"{merge['tensors']} ({types})",
-        "size": f"{format_size(merge['size'])} ({merge['size']} bytes), {copied:.0%} of it copied as it is",
-        "KV cache": f"{merge['kv_bytes_per_token']:,} bytes a token",
+        "size": f"{format_size(merge['size'])} ({merge['size']} bytes), {copied:.0%} copied unchanged",
+        "KV cache": f"{merge['kv_bytes_per_token']:,} bytes per token",
         "memory": f"{format_size(merge['memory_to_merge'])} to merge,"
-        f" {format_size(merge['memory'])} to run at a context of {merge['context']} tokens",
-        "disk": f"{format_size(merge['size'])}, and {format_size(merge['free'])} are free",
+        f" {format_size(merge['memory'])} to run with a context of {merge['context']} tokens",
+        "disk": f"{format_size(merge['size'])} needed, {format_size(merge['free'])} free",
     }
     width = max(map(len, facts))
     streams.answer("\n" + "".join(f"{name:<{width}}  {fact}\n" for name, fact in facts.items()))
 
 
 def runs(layers: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
-    """Yield layers that follow one another both here and in the models they come from."""
+    """Split layers into runs that are consecutive in their source models too."""
     begin = 0
     for before, layer in pairwise(layers):
         following = [{**source, "layer": source["layer"] + 1} for source in before["sources"]]
@@ -43,13 +43,13 @@ def runs(layers: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, 
 
 
 def rows(run: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yield a row for each model that a run of layers comes from; the layers stand in the first one."""
+    """Table rows of a run, one per source model; only the first has the layer numbers of the merge."""
     first, last = run[0], run[-1]
     for number, (begin, end) in enumerate(zip(first["sources"], last["sources"], strict=True)):
-        here = span(first["layer"], last["layer"]) if number == 0 else ""
-        yield here, models[begin["model"]], span(begin["layer"], end["layer"])
+        layers = span(first["layer"], last["layer"]) if number == 0 else ""
+        yield layers, models[begin["model"]], span(begin["layer"], end["layer"])
 
 
 def span(first: int, last: int) -> str:
-    """Return numbers from the first to the last."""
+    """Format a range of layer numbers, such as "0-7"."""
     return str(first) if first == last else f"{first}-{last}"

@@ -41,7 +41,7 @@ class BatchOptions:
 
     def seed(self, position: int) -> int | None:
         """The seed of a row's first sample; no two samples of the batch share a seed."""
-        first, samples = self.settings.seed, self.votes.most if self.votes else 1
+        first, samples = self.settings.seed, self.votes.maximum if self.votes else 1
         return None if first is None else (first + position * samples) % SEEDS
 
 
@@ -127,7 +127,7 @@ def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library:
         "format": choose_format(options.settings.format, model.known_format, model.header.chat_template),
         **{key.replace("_", " "): values[key] for key in FINGERPRINT_SETTINGS},
         "grammar": options.grammar and sha256(options.grammar.encode()).hexdigest(),
-        "votes": votes and f"{votes.least}..{votes.most}",
+        "votes": votes and f"{votes.minimum}..{votes.maximum}",
         "early stop": votes and options.early_stop,
         "ignore eos": options.ignore_eos,
     }

@@ -27,9 +27,9 @@ class MajorityVote:
 
     def __init__(self, votes: Votes, stops_early: bool = True) -> None:
         self._stops_early = stops_early
-        self.tally = Tally(votes if stops_early else Votes(votes.most, votes.most))
+        self.tally = Tally(votes if stops_early else Votes(votes.maximum, votes.maximum))
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
-        self.requested = self.tally.votes.least
+        self.requested = self.tally.votes.minimum
         self._collectors: dict[int, ReplyCollector] = {}
         self._waiting: dict[int, Reply] = {}  # finished, but an earlier sample has not
         self._finished = 0
@@ -60,7 +60,7 @@ class MajorityVote:
     @property
     def max_samples(self) -> int:
         """Maximum number of samples."""
-        return self.tally.votes.most
+        return self.tally.votes.maximum
 
     @property
     def has_long_prompt(self) -> bool:

@@ -1,1 +1,1 @@
-"""From a recipe to a merged model."""
+"""Merge models from recipes."""

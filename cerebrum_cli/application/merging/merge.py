@@ -1,4 +1,4 @@
-"""Merge models that are here into one that is: the recipe read, planned and carried out, and the result remembered."""
+"""Merge installed models: plan a recipe, write the merged files and register the result."""
 
 from __future__ import annotations
 
@@ -30,26 +30,27 @@ from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.adapter import read_table
 from cerebrum_cli.gguf.header import Header, parse_header, read_header
-from cerebrum_cli.merge.execute import File, execute, files, require_codec
+from cerebrum_cli.merge.execute import OutputFile, execute, plan_files, require_supported_types
 from cerebrum_cli.merge.metadata import Origin, Provenance
-from cerebrum_cli.merge.methods import tensors_of
-from cerebrum_cli.merge.output_files import PART, Written
+from cerebrum_cli.merge.methods import input_tensors
+from cerebrum_cli.merge.output_files import PART_SUFFIX, WrittenFile
 from cerebrum_cli.merge.plan import Plan, plan_merge
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target_types import Target
-from cerebrum_cli.merge.weights import AHEAD, WORKED, CodecFactory
+from cerebrum_cli.merge.weights import CHUNK_WEIGHTS, PENDING_PER_THREAD, CodecFactory
 
-# Bytes of memory: of the program with the libraries that files are read with, and while one is of each array's item.
-MEMORY, ITEM = 80_000_000, 200
-MARGIN = 64_000_000  # bytes of the disk left to others
+# Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
+BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
+DISK_RESERVE = 64_000_000  # bytes of the disk left free for other programs
 
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """Where a merge goes, what it is called here, and what its file says it is called unless the recipe does.
+    """Output path and name of a merge.
 
-    `type` is that of all weights, None for each tensor's own; `quantization` is what its sources are known to be where
-    their files do not say; no file is larger than `split_size` bytes.
+    `type` is the type of all weights, None to leave each tensor's type. `split_size` is the maximum size of a file in
+    bytes. `title` is the model name in the file unless the recipe has one. `quantization` is that of the sources, for
+    files that do not state it.
     """
 
     output: Path
@@ -60,107 +61,104 @@ class MergeOptions:
     quantization: str | None = None
 
     def replaces(self, entry: ModelFile) -> bool:
-        """Return whether an entry of the registry is of what the merge is written over, split or not."""
+        """Whether a registry entry is for the file, split or whole, that the merge overwrites."""
         return entry.path.parent == self.output.parent.resolve() and unsplit_name(entry.path.name) == self.output.name
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge that can be carried out: its plan, and the files it comes to.
+    """A merge ready to be written: its plan and files.
 
-    `items` counts those of all arrays of its sources.
+    `array_items` counts the items of all metadata arrays of its sources.
     """
 
     recipe: Recipe
     models: Mapping[str, Model]
     options: MergeOptions
     plan: Plan
-    files: tuple[File, ...]
-    items: int
+    files: tuple[OutputFile, ...]
+    array_items: int
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """Size of all files in bytes."""
         return sum(file.size for file in self.files)
 
     @cached_property
     def header(self) -> Header:
-        """What its first file will say of itself."""
+        """Header of the first file."""
         first = self.files[0]
         return parse_header(first.path, first.header, first.size)
 
     @property
     def memory(self) -> int:
-        """About how many bytes of memory carrying it out takes at most."""
-        most = max(len(tensors_of(tensor.op)) for tensor in self.plan.tensors)
-        return MEMORY + self.items * ITEM + thread_count() * AHEAD * (most + 1) * WORKED * 4
+        """Estimate of the peak memory needed to write it, in bytes."""
+        most = max(len(input_tensors(tensor.op)) for tensor in self.plan.tensors)
+        return (
+            BASE_MEMORY
+            + self.array_items * MEMORY_PER_ITEM
+            + thread_count() * PENDING_PER_THREAD * (most + 1) * CHUNK_WEIGHTS * 4
+        )
 
     @property
-    def copied(self) -> int:
-        """The bytes that are only copied."""
+    def copied_bytes(self) -> int:
+        """Number of bytes copied unchanged."""
         return sum(each.size for each in self.plan.tensors if each.is_copy)
 
 
 @dataclass(frozen=True, slots=True)
 class Merger:
-    """Merges models of a library."""
+    """Merge models of a library."""
 
     library: Library
     codec: CodecFactory
     free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
 
     def prepare(self, recipe: Recipe, models: Mapping[str, Model], options: MergeOptions) -> Merge:
-        """Return a merge of models by the names a recipe gives them.
+        """Plan a merge; `models` maps the recipe's names to models.
 
-        Raises MergeError where they do not fit it or each other, ModelFileError for a file that cannot be read.
+        Raises MergeError if they do not fit the recipe or each other, ModelFileError for an unreadable file.
         """
         tables = {}
         for name, model in models.items():
             require_loadable(model.path, read_header(model.path))
-            tables[name] = read_table(told_name(model), model.paths)
+            tables[name] = read_table(public_name(model), model.paths)
         dtype = None if recipe.method == "passthrough" else recipe.dtype
         target = Target(options.type, dtype, options.quantization)
         title = recipe.name or options.title or options.name
         plan = plan_merge(recipe, tables, target, provenance(recipe, models, title))
-        merge = Merge(
-            recipe,
-            models,
-            options,
-            plan,
-            files(plan, options.output, options.split_size),
-            sum(each.items for each in tables.values()),
-        )
-        require_codec(plan, self.codec)
-        return merge
+        require_supported_types(plan, self.codec)
+        files = plan_files(plan, options.output, options.split_size)
+        return Merge(recipe, models, options, plan, files, sum(each.array_items for each in tables.values()))
 
     def require_name(self, options: MergeOptions, spec: ModelSpec | None) -> None:
-        """Raise UsageError where another model is called what it is to be; `spec` is the row whose recipe it is."""
+        """Raise UsageError if another model has the name; `spec` is the catalog row of the recipe, if it has one."""
         require_free_name(self.library, options.name, lambda row: row is spec, options.replaces)
 
-    def require_place(self, merge: Merge) -> None:
-        """Raise UsageError where a merge would be written over its sources, MergeError where the disk has no room."""
+    def require_writable(self, merge: Merge) -> None:
+        """Raise UsageError if a file is one of the sources, MergeError if the disk has too little space."""
         paths = [file.path for file in merge.files]
-        require_apart(merge.models, paths)
-        parts = [path.with_name(path.name + PART) for path in paths]  # a killed process's are written over
-        left = sum(part.stat().st_size for part in parts if is_file(part))
-        self.require_room(paths[0].parent, merge.size - left)
+        require_not_source(merge.models, paths)
+        parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]  # files of a killed process are overwritten
+        reclaimed = sum(part.stat().st_size for part in parts if is_file(part))
+        self.require_disk_space(paths[0].parent, merge.size - reclaimed)
 
-    def require_room(self, folder: Path, size: int) -> None:
-        """Raise MergeError where a folder's disk has no room for so many bytes."""
-        free, need = self.free_bytes(folder), size + MARGIN
+    def require_disk_space(self, folder: Path, size: int) -> None:
+        """Raise MergeError if the disk of a directory has too little space for `size` bytes."""
+        free, need = self.free_bytes(folder), size + DISK_RESERVE
         if free < need:
-            what = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
-            raise MergeError(f"{folder.resolve()}: {what}", f"free {format_size(need - free)}, or write elsewhere")
+            problem = f"not enough disk space: {format_size(free)} free, {format_size(need)} needed"
+            raise MergeError(f"{folder.resolve()}: {problem}", f"free {format_size(need - free)}, or write elsewhere")
 
-    def write(self, merge: Merge, told: OnProgress) -> tuple[Written, ...]:
-        """Write a merge, telling the bytes that are written, of how many.
+    def write(self, merge: Merge, on_progress: OnProgress) -> tuple[WrittenFile, ...]:
+        """Write the files of a merge, reporting bytes done and total.
 
-        MergeError where it cannot be written; then, and where anything else ends this, nothing is left of it.
+        Raises MergeError if it cannot be written. No partial file remains after an error or an interruption.
         """
-        return execute(merge.files, self.codec, thread_count(), told)
+        return execute(merge.files, self.codec, thread_count(), on_progress)
 
-    def remember(self, merge: Merge, written: Sequence[Written]) -> Model:
-        """Return the model that was written, which is known from now on; what its files were before is not."""
+    def register(self, merge: Merge, written: Sequence[WrittenFile]) -> Model:
+        """Register the written model, and remove entries for the files it replaced."""
         registry, path = self.library.registry, written[0].path.resolve()
         for entry in registry.entries():
             if entry.source == "merge" and entry.name != merge.options.name and merge.options.replaces(entry):
@@ -171,33 +169,34 @@ class Merger:
         return self.library.model_from_entry(model)
 
 
-def require_apart(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
-    """Raise UsageError where a merge would be written over one of its sources."""
+def require_not_source(models: Mapping[str, Model], paths: Iterable[Path]) -> None:
+    """Raise UsageError if an output path is a source file of the merge."""
     sources = {path.resolve() for model in models.values() for path in model.paths}
     if taken := next((path for path in paths if path.resolve() in sources), None):
-        raise UsageError(f"{taken} is one of the merge's sources", "write elsewhere")
+        raise UsageError(f"{taken} is a source of this merge", "choose another output file")
 
 
-def told_name(model: Model) -> str:
-    """Return what a source is called in what others may read: no folders of this machine."""
+def public_name(model: Model) -> str:
+    """Name of a source for a file that may be shared: without local directories."""
     return model.reference if model.file or model.cached else model.path.name
 
 
 def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Provenance:
-    """Return where a merge of this name comes from."""
-    spoken = models[recipe.tokenizer_model]
+    """Provenance of a merge with this name."""
+    tokenizer = models[recipe.tokenizer_model]
     origins = {
-        each: Origin(told_name(model), model.cached.repo_id if model.cached else None) for each, model in models.items()
+        each: Origin(public_name(model), model.cached.repo_id if model.cached else None)
+        for each, model in models.items()
     }
     references = dict.fromkeys(origin.reference for origin in origins.values())
-    kept = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(references)}
-    if spoken.known_format and spoken.known_format != EMBEDDED:
-        kept[MERGE_FORMAT] = spoken.known_format
-    return Provenance(name, origins, kept)
+    extra = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(references)}
+    if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
+        extra[MERGE_FORMAT] = tokenizer.known_format
+    return Provenance(name, origins, extra)
 
 
 def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]:
-    """Return what `merge --dry-run --json` prints; sizes in bytes."""
+    """Keys of `merge --dry-run --json`; sizes in bytes."""
     header = merge.header
     context = planned_context(context, header.context_length)
     return {
@@ -210,10 +209,10 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
         ],
         "tensors": len(merge.plan.tensors),
         "tensor_types": dict(Counter(tensor.kind.name for tensor in merge.plan.tensors)),
-        "parameters": merge.plan.parameters,
+        "parameters": merge.plan.n_parameters,
         "size": merge.size,
         "files": [{"path": str(file.path), "size": file.size} for file in merge.files],
-        "copied": merge.copied,
+        "copied": merge.copied_bytes,
         "unmatched_filters": list(merge.plan.unmatched_filters),
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,

@@ -1,4 +1,4 @@
-"""Recipes of merges as a user names them, and the models that they name."""
+"""Find a recipe by path or catalog name, and the models it names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 
-LONGEST = 1 << 20  # bytes of a recipe
+MAX_RECIPE_BYTES = 1 << 20
 
 
 class RequestedMerge(NamedTuple):
-    """A recipe, and where it is that of a model of the catalogue, the model's row and the quantisation asked for."""
+    """A recipe; for one from the catalog also its row and the requested quantization."""
 
     recipe: Recipe
     spec: ModelSpec | None = None
@@ -25,95 +25,91 @@ class RequestedMerge(NamedTuple):
 
 
 def read_recipe(library: Library, text: str) -> RequestedMerge:
-    """Return the recipe in a file, or that of a model of the catalogue.
-
-    UsageError where there is none, or it cannot be read as one.
-    """
+    """Read a recipe file, or the recipe of a catalog model. Raises UsageError if it is missing or invalid."""
     path, (name, _, quantization) = as_path(text), text.partition(":")
     spec = library.spec_named(name)
     if spec and spec.recipe and (is_missing(path) or is_directory(path)):
-        return RequestedMerge(recipe_of(spec), spec, quantization or None)
+        return RequestedMerge(catalogue_recipe(spec), spec, quantization or None)
     if not is_missing(path):
-        return RequestedMerge(parse_recipe(recipe_text(path), path.name))
+        return RequestedMerge(parse_recipe(read_text(path), path.name))
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
-    do = f"give a mergekit recipe in YAML, or a catalog model with a recipe: {known}"
-    raise UsageError(f"{text}: no such recipe", do)
+    raise UsageError(f"{text}: no such recipe", f"name a mergekit recipe in YAML, or a catalog model with one: {known}")
 
 
-def recipe_of(spec: ModelSpec) -> Recipe:
-    """Return the recipe that a row of the catalogue names, which must have one. UsageError where it cannot be read."""
-    assert spec.recipe is not None, "only models with a recipe can be merged"
-    return parse_recipe(recipe_text(spec.recipe), spec.name)
+def catalogue_recipe(spec: ModelSpec) -> Recipe:
+    """Read the recipe of a catalog row that has one. Raises UsageError if it cannot be read."""
+    assert spec.recipe is not None, "the row has no recipe"
+    return parse_recipe(read_text(spec.recipe), spec.name)
 
 
-def recipe_text(path: Path) -> str:
-    """Return what stands in a recipe's file, or comes out of a pipe. UsageError where it cannot be read."""
-    do = "give a mergekit recipe in YAML"
+def read_text(path: Path) -> str:
+    """Read the text of a recipe file or pipe. Raises UsageError if it cannot be read."""
+    hint = "name a mergekit recipe in YAML"
     if is_directory(path):
-        raise UsageError(f"{path}: is a directory", do)
+        raise UsageError(f"{path}: is a directory", hint)
     try:
         with path.open("rb") as file:
-            data = file.read(LONGEST + 1)
-        if len(data) > LONGEST:
-            raise UsageError(f"{path}: too long for a recipe", do)
+            data = file.read(MAX_RECIPE_BYTES + 1)
+        if len(data) > MAX_RECIPE_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes", hint)
         return data.decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text", do) from error
+        raise UsageError(f"{path}: not UTF-8 text", hint) from error
 
 
-def meant(library: Library, asked: RequestedMerge, sources: Iterable[str]) -> dict[str, str]:
-    """Return which model each name of a recipe means, given NAME=MODEL for some. UsageError for a name it has not."""
-    names, quantization = asked.recipe.models, asked.quantization
-    found = {name: in_quantization(library, name, quantization) if quantization else name for name in names}
+def source_references(library: Library, request: RequestedMerge, sources: Iterable[str]) -> dict[str, str]:
+    """Map the names in a recipe to model references, some given as NAME=MODEL. Raises UsageError for other names."""
+    names, quantization = request.recipe.models, request.quantization
+    references = {name: with_quantization(library, name, quantization) if quantization else name for name in names}
     given: set[str] = set()
     for text in sources:
-        fitting = [name for name in names if text.startswith(f"{name}=")]
-        if not fitting:
-            do = f"give NAME=MODEL, where NAME is {' or '.join(names)}"
-            raise UsageError(f"--source {text}: the recipe has no such model", do)
-        name = max(fitting, key=len)
+        matching = [name for name in names if text.startswith(f"{name}=")]
+        if not matching:
+            hint = f"use NAME=MODEL, where NAME is {' or '.join(names)}"
+            raise UsageError(f"--source {text}: the recipe does not name this model", hint)
+        name = max(matching, key=len)
         reference = text[len(name) + 1 :]
         if name in given or not reference:
-            what = "given twice" if name in given else "no model after ="
-            raise UsageError(f"--source {text}: {what}", f"give --source {name}=MODEL once")
+            problem = f"a second model for {name}" if name in given else "no model after the ="
+            raise UsageError(f"--source {text}: {problem}", f"give --source {name}=MODEL once")
         given.add(name)
-        found[name] = reference
-    return found
+        references[name] = reference
+    return references
 
 
 def resolve_models(library: Library, references: Mapping[str, str], find: Callable[[str], Model]) -> dict[str, Model]:
-    """Return the models that a recipe's names mean. ModelNotFound, or what pulling one says, where one is not here."""
+    """Find the model of each name. Raises ModelNotFound, or the error of pulling it, for a missing one."""
     models = {}
     for name, reference in references.items():
         try:
             models[name] = find(reference)
         except (ModelNotFound, ModelFileError, PullError) as error:
-            if name != reference or is_known(library, name):
+            if name != reference or is_catalogued(library, name):
                 raise
-            raise unmeant(name, error) from error
+            raise unknown_source(name, error) from error
     return models
 
 
-def unmeant(name: str, error: CerebrumError) -> ModelNotFound:
-    """Return the error of a name in a recipe that means no model here: most are those of files that are no GGUF."""
-    do = f"choose one: --source {name}=MODEL"
+def unknown_source(name: str, error: CerebrumError) -> ModelNotFound:
+    """Error for a name in a recipe without an installed model; most names are of repositories without GGUF files."""
+    hint = f"name the model to use: --source {name}=MODEL"
     if isinstance(error, ModelNotFound) and error.pullable:
-        return ModelNotFound(error.message, f"{error.hint}, if that holds GGUF files; or {do}", pullable=error.pullable)
-    return ModelNotFound(f"the recipe names a model {name}: {error.message}", do)
+        return ModelNotFound(error.message, f"{error.hint}, if it has GGUF files; or {hint}", pullable=error.pullable)
+    return ModelNotFound(f"the recipe's model {name}: {error.message}", hint)
 
 
-def is_known(library: Library, text: str) -> bool:
-    """Return whether a reference names a model of the catalogue."""
+def is_catalogued(library: Library, text: str) -> bool:
+    """Whether a reference names a catalog model."""
     try:
         return not is_file(as_path(text)) and library.spec_for(library.parse(text)) is not None
-    except CerebrumError:  # what can be no reference names none
+    except CerebrumError:  # not a valid reference
         return False
 
 
-def in_quantization(library: Library, text: str, quantization: str) -> str:
-    """Return a reference to a model of the catalogue with the quantisation that is meant; any other as it is."""
+def with_quantization(library: Library, text: str, quantization: str) -> str:
+    """Add a quantization to a reference to a catalog model; leave any other reference unchanged."""
     if is_file(as_path(text)):
         return text
     reference = library.parse(text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.application.merging.merge import Merge, MergeOptions, Merger
-from cerebrum_cli.application.merging.recipes import in_quantization
+from cerebrum_cli.application.merging.recipes import with_quantization
 from cerebrum_cli.application.models.availability import DownloadPlan
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
@@ -59,7 +59,7 @@ class CatalogueMerge:
             )
         self.directory.mkdir(parents=True, exist_ok=True)
         if quantization:
-            self.merger.require_room(self.directory, self._needed_space(quantization))
+            self.merger.require_disk_space(self.directory, self._needed_space(quantization))
         references = zip(self.recipe.models, self._references(quantization), strict=True)
         models = {each: self._source_model(reference, pull) for each, reference in references}
         label = quantization or models[self.recipe.models[0]].display_name
@@ -69,7 +69,7 @@ class CatalogueMerge:
         )
         options = MergeOptions(output, model_name, title=self.spec.system, quantization=quantization)
         merge = self.merger.prepare(self.recipe, models, options)
-        self.merger.require_place(merge)
+        self.merger.require_writable(merge)
         return merge
 
     @property
@@ -79,7 +79,9 @@ class CatalogueMerge:
 
     def _references(self, quantization: str | None) -> list[Reference]:
         library, names = self.library, self.recipe.models
-        return [library.parse(in_quantization(library, each, quantization) if quantization else each) for each in names]
+        return [
+            library.parse(with_quantization(library, each, quantization) if quantization else each) for each in names
+        ]
 
     def _source_model(self, reference: Reference, pull: PullReference) -> Model:
         is_path = isinstance(reference, PathReference)  # a file is used as it is, and not registered

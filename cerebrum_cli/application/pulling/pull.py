@@ -98,14 +98,14 @@ class Puller:
     ) -> Model:
         """Merge a catalog model from source models in the planned quantization, which are pulled first."""
         from cerebrum_cli.application.merging.merge import Merger
-        from cerebrum_cli.application.merging.recipes import recipe_of
+        from cerebrum_cli.application.merging.recipes import catalogue_recipe
         from cerebrum_cli.application.pulling.building import CatalogueMerge
 
         if spec.name in self.merge_stack:
             raise ConfigError(f"{spec.name}: circular recipe", "fix its row in models.toml")
         inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
         merger = Merger(self.library, self.codec)
-        catalogue_merge = CatalogueMerge(self.library, merger, spec, recipe_of(spec))
+        catalogue_merge = CatalogueMerge(self.library, merger, spec, catalogue_recipe(spec))
         quantization = reference.quantization
         if spec.quantizations:
             plan = catalogue_merge.plan(self.planner, reference, context)
@@ -115,7 +115,7 @@ class Puller:
             quantization = plan.chosen.quantization
         merge = catalogue_merge.build(quantization, name, lambda each: inner._pull(each, None, context, confirm))
         written = merger.write(merge, lambda done, total: self.progress.update("merge", done, total))
-        return merger.remember(merge, written)
+        return merger.register(merge, written)
 
     def _download(self, planner: DownloadPlanner, plan: DownloadPlan, name: str | None) -> Model:
         library, listing, variant = self.library, plan.availability.listing, plan.variant
