@@ -67,7 +67,6 @@ def placeholder() -> None:
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and exit."""
     if wanted:
         typer.echo(f"cerebrum {__version__}")
         raise typer.Exit
@@ -108,7 +107,6 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
 
 
 def print_error(runtime: Runtime | None, error: CerebrumError) -> None:
-    """Print an error and its hint on standard error."""
     from cerebrum_cli.terminal.streams import standard_streams
 
     (runtime.streams if runtime else standard_streams()).error(error)

@@ -107,7 +107,6 @@ def normalize_spelling(text: str) -> str:
 
 
 def _character(command: re.Match[str]) -> str:
-    """Character of a LaTeX command; its name if there is none."""
     name = command[1]
     try:
         return _COMMANDS.get(name) or unicodedata.lookup(

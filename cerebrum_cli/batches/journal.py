@@ -86,22 +86,18 @@ class Journal:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the result file is complete."""
         return self._is_complete
 
     @property
     def finished(self) -> AbstractSet[int]:
-        """The positions of the finished rows."""
         return frozenset(range(len(self._rows))) if self._is_complete else self._partial.positions
 
     @property
     def done(self) -> int:
-        """Number of finished rows."""
         return len(self._rows) if self._is_complete else len(self._partial.positions)
 
     @property
     def failed(self) -> int:
-        """Number of finished rows with an error."""
         return self._record.failed or 0 if self._is_complete else self._partial.failed
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:

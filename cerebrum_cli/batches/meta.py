@@ -39,7 +39,6 @@ class Record:
 
 
 def encode_record(record: Record) -> bytes:
-    """Encode a record as indented JSON."""
     value = json.loads(to_json({"version": VERSION, **asdict(record)}))
     return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 

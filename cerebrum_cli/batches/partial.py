@@ -21,8 +21,6 @@ _ROW = b', "row": '
 
 
 class _Line(NamedTuple):
-    """A line's place in the file, in bytes."""
-
     offset: int
     length: int
 
@@ -53,12 +51,10 @@ class PartialFile:
 
     @property
     def failed(self) -> int:
-        """Number of rows with an error."""
         return self._failed
 
     @property
     def is_empty(self) -> bool:
-        """Whether the file has no bytes."""
         return os.fstat(self._descriptor).st_size == 0
 
     def clear(self) -> None:

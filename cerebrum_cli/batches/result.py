@@ -51,17 +51,14 @@ class StreamedResult:
 
     @property
     def finished(self) -> AbstractSet[int]:
-        """The positions of the finished rows."""
         return self._finished
 
     @property
     def done(self) -> int:
-        """Number of finished rows."""
         return len(self._finished)
 
     @property
     def failed(self) -> int:
-        """Number of finished rows with an error."""
         return self._failed
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
@@ -75,7 +72,6 @@ class StreamedResult:
             self._emit(line)
 
     def complete(self) -> None:
-        """Raise ValueError while rows are missing."""
         require_all_finished(self._rows, self._finished)
 
     def close(self) -> None:
@@ -112,6 +108,5 @@ def validate_object(rows: Sequence[Row], finished: AbstractSet[int], position: i
 
 
 def require_all_finished(rows: Sequence[Row], finished: AbstractSet[int]) -> None:
-    """Raise ValueError unless all rows are finished."""
     if len(finished) != len(rows):
         raise ValueError(f"{len(rows) - len(finished)} rows are not finished")

@@ -81,12 +81,10 @@ def require_prompt(text: str) -> str:
 
 
 def prompt_row(number: int, id: RowId, prompt: str) -> Row:
-    """Create a row for a prompt without settings."""
     return Row(number, id, prompt, Conversation().user(prompt), {}, None)
 
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow) -> Row:
-    """Create a row with an error."""
     return Row(number, id, prompt, None, {}, invalid.error)
 
 

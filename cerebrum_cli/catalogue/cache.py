@@ -74,7 +74,6 @@ class Cache:
         return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
 
     def repository_directory(self, repo_id: str) -> Path:
-        """Directory of a repository."""
         return self.directory / f"{_FOLDER_PREFIX}{repo_id.replace('/', '--')}"
 
     def commit(self, repo_id: str, revision: str) -> str | None:
@@ -121,7 +120,6 @@ class Cache:
                 tag.write_text(_TAG_CONTENT)
 
     def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
-        """Save which commit a revision is."""
         if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
             reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
             reference.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +182,6 @@ def _repo_id_of(folder: str) -> str | None:
 
 
 def _sorted_entries(directory: Path) -> list[Path]:
-    """Entries of a directory by name; none if it cannot be read."""
     try:
         return sorted(directory.iterdir())
     except OSError:

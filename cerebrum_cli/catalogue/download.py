@@ -153,7 +153,6 @@ class Download:
             progress.download(self._present_bytes(file), file.size)
 
     def _is_valid(self, blob: Path, file: HubFile, progress: _FileProgress) -> bool:
-        """Whether a blob has the right size and digest."""
         return blob.stat().st_size == file.size and self.digest_of(blob, progress.verify) == file.digest
 
     def _has_valid_blob(self, file: HubFile, progress: _FileProgress) -> bool:
@@ -242,7 +241,6 @@ class _Writer:
             on_progress(self.done, existing)
 
     def restart(self) -> None:
-        """Discard the file's content."""
         self.out.truncate(0)
         self.digest, self.done = hashlib.sha256(), 0
 

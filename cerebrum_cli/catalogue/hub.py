@@ -56,7 +56,6 @@ class Listing:
     files: tuple[HubFile, ...]
 
     def file(self, name: str) -> HubFile:
-        """The file with this path."""
         return next(file for file in self.files if file.name == name)
 
 

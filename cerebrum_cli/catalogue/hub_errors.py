@@ -46,11 +46,9 @@ class ErrorResponse:
 
     @property
     def repo_id(self) -> str:
-        """The requested repository."""
         return "/".join(self.subject.split("/")[:2])
 
     def error(self) -> CerebrumError:
-        """The error to raise."""
         status, hint = self.status, "pull again later"
         if self.from_storage and status in (401, 403, 404):
             return HubError(f"the Hub's storage rejected the download URL ({status})", hint, retries=2)
@@ -79,7 +77,6 @@ class ErrorResponse:
         return None
 
     def _from_access(self) -> CerebrumError | None:
-        """Error for missing or insufficient access rights."""
         message, location = self.headers.get("X-Error-Message", ""), self.token.location
         if self.status == 401 and "credentials in Authorization" in message:
             hint = "set it to a valid one, or unset it" if location == "HF_TOKEN" else "replace it: hf auth login"

@@ -206,7 +206,6 @@ def _is_running(pip: subprocess.Popen[bytes]) -> bool:
 
 
 def _stop(pip: subprocess.Popen[bytes]) -> None:
-    """Terminate pip if it is still running."""
     import subprocess
 
     pip.terminate()

@@ -49,8 +49,6 @@ class Digest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """Content of registry.json; changes return a new value."""
-
     models: tuple[ModelFile, ...] = ()
     default: str | None = None
     digests: tuple[Digest, ...] = ()
@@ -81,7 +79,6 @@ class Registry:
 
     @property
     def default(self) -> str | None:
-        """Reference of the default model."""
         return self._read().default
 
     def entries(self) -> tuple[ModelFile, ...]:
@@ -131,7 +128,6 @@ class Registry:
             marker.touch()
 
     def forget_use(self, key: str) -> None:
-        """Delete the record of a model's last use."""
         with contextlib.suppress(OSError):
             self._usage_marker(key).unlink()
 

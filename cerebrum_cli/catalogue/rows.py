@@ -63,8 +63,6 @@ def _read(path: Path) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class _Location:
-    """Location of a value, for error messages."""
-
     path: Path
     row: str
 
@@ -125,7 +123,6 @@ def _aliases(location: _Location, value: object) -> tuple[str, ...]:
 def _tables(
     location: _Location, row: dict[str, object], key: str, parse: Callable[[_Location, object], T]
 ) -> Iterable[T]:
-    """Parse each item of a list of tables."""
     value = row.get(key, [])
     if not isinstance(value, list):
         raise location.error("must be a list of tables", key)

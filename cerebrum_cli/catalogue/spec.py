@@ -117,5 +117,4 @@ class ModelSpec:
         return any(source.matches(filename) for source in (*self.sources, *merged))
 
     def merged_name(self, quantization: str) -> str:
-        """File name of a merge."""
         return (self.file or f"{self.name}-{{quant}}.gguf").replace("{quant}", quantization)

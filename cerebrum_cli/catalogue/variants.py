@@ -37,7 +37,6 @@ class _Split(NamedTuple):
 
     @property
     def is_valid(self) -> bool:
-        """Whether the part number is in range."""
         return 1 <= self.part <= self.total
 
 

@@ -9,7 +9,7 @@ import typer
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
-from cerebrum_cli.runtime.options.ask import AskOptions
+from cerebrum_cli.runtime.options import AskOptions
 
 SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", *SAMPLING_KEYS))
 

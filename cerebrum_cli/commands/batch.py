@@ -10,7 +10,7 @@ import typer
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
-from cerebrum_cli.runtime.options.batch import BatchOptions
+from cerebrum_cli.runtime.options import BatchOptions
 
 SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", *SAMPLING_KEYS))
 SOME_FAILED = 6

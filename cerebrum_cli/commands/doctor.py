@@ -9,7 +9,7 @@ import typer
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
-from cerebrum_cli.runtime.options.models import ReportOptions
+from cerebrum_cli.runtime.options import ReportOptions
 
 
 @composed

@@ -8,7 +8,7 @@ import typer
 
 from cerebrum_cli.commands.context import require_agreement, runtime_of
 from cerebrum_cli.commands.signature import composed
-from cerebrum_cli.runtime.options.shared import DeleteOptions
+from cerebrum_cli.runtime.options import DeleteOptions
 
 
 @composed

@@ -10,7 +10,7 @@ import typer
 
 from cerebrum_cli.commands.context import require_agreement, runtime_of
 from cerebrum_cli.commands.signature import SectionedCommand, composed, parameter
-from cerebrum_cli.runtime.options.shared import DeleteOptions, QuietOptions
+from cerebrum_cli.runtime.options import DeleteOptions, QuietOptions
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -28,11 +28,9 @@ class Conversation:
     system_prompt: str | None = None
 
     def user(self, content: str) -> Conversation:
-        """Append a question."""
         return replace(self, messages=(*self.messages, Message("user", content)))
 
     def assistant(self, content: str, tokens: tuple[int, ...] | None = None) -> Conversation:
-        """Append a reply."""
         return replace(self, messages=(*self.messages, Message("assistant", content, tokens)))
 
 

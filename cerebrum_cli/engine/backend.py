@@ -133,7 +133,6 @@ class StopFlag:
         self.buffer[0] = b"1"
 
     def clear(self) -> None:
-        """Let the next load or decode run."""
         self.buffer[0] = b"0"
 
     def __bool__(self) -> bool:

@@ -11,8 +11,6 @@ from cerebrum_cli.engine.sequence import Failure, Sequence
 
 
 class Submit(NamedTuple):
-    """Queue these sequences."""
-
     sequences: list[Sequence]
 
 

@@ -72,7 +72,6 @@ class Completions:
         return event
 
     def close(self) -> None:
-        """Cancel all samples immediately."""
         command = Cancel(list(self._live.values()), threading.Event())
         if self._live and self._commands.send(command):
             command.done.wait()

@@ -66,7 +66,6 @@ class Engine:
         return self._backend
 
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
-        """Tokenize a prompt."""
         return self.backend.tokenize(parts)
 
     def generate(self, requests: Iterable[Request]) -> Generator[Event, None, None]:

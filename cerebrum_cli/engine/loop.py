@@ -77,7 +77,6 @@ class Loop:
         return sequence.max_length(context_size) if self._reserves_max else sequence.expected_length(context_size)
 
     def _reserve(self, min_length: int) -> None:
-        """Allocate memory for the longest waiting sequence."""
         backend = self._backend
         backend.reserve(max(min_length, *map(self._required_length, self._scheduler.waiting)))
         self._scheduler.reset_slots(backend.slots)

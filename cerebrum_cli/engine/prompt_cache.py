@@ -14,8 +14,6 @@ MAX_READ_RATIO = 16  # tokens read for each token saved: reading takes about a t
 
 
 class PromptCache:
-    """The prompt cache as the engine's thread uses it."""
-
     def __init__(self, backend: Backend, scheduler: Scheduler, store: StateStore) -> None:
         self._backend = backend
         self._scheduler = scheduler

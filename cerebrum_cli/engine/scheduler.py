@@ -45,7 +45,6 @@ class Slot:
         self.tokens, self.cells = source.tokens[:length], source.cells[:length]
 
     def clear(self) -> None:
-        """Record that the slot is empty."""
         self.tokens, self.cells = [], []
 
 
@@ -112,7 +111,6 @@ class Scheduler:
 
     @property
     def free_slot_count(self) -> int:
-        """Number of further sequences that can run."""
         return len(self._free_slots)
 
     @property

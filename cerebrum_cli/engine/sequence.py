@@ -78,7 +78,6 @@ class Sequence:
         return len(self.prompt) + len(self.generated)
 
     def max_length(self, context_size: int) -> int:
-        """Maximum length of the sequence."""
         limit = self.request.params.max_tokens
         return context_size if limit is None else min(context_size, len(self.prompt) + limit)
 
@@ -89,7 +88,6 @@ class Sequence:
         )
 
     def token_at(self, position: int) -> int:
-        """Token of prompt or reply at a position."""
         prompt = self.prompt
         return prompt[position] if position < len(prompt) else self.generated[position - len(prompt)]
 
@@ -108,7 +106,6 @@ class Sequence:
         )
 
     def finish(self, reason: FinishReason, context_size: int, load_s: float, by_stop_string: bool) -> FinishEvent:
-        """Create the sequence's last event."""
         return FinishEvent(
             self.id,
             reason,

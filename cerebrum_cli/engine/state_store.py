@@ -295,5 +295,4 @@ def remove_file(path: Path) -> None:
 
 
 def write_error(directory: Path, reason: str) -> EngineError:
-    """Create the error for a state that cannot be written."""
     return EngineError(f"{directory}: {reason}", "check its permissions and free disk space")

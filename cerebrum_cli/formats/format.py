@@ -19,8 +19,6 @@ class ThoughtMarkup:
 
 
 class PromptFormat(Protocol):
-    """A prompt format."""
-
     @property
     def name(self) -> str:
         """The value of `--format`."""

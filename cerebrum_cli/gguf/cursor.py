@@ -55,16 +55,13 @@ class Cursor:
         self.position = position
 
     def fail(self, problem: str) -> NoReturn:
-        """Raise a ModelFileError for this file."""
         raise ModelFileError(self._path, problem)
 
     def uint32(self) -> int:
-        """Read an unsigned 32-bit integer."""
         value: int = _UINT32.unpack_from(self._data, self._advance(4))[0]
         return value
 
     def uint64(self) -> int:
-        """Read an unsigned 64-bit integer."""
         value: int = _UINT64.unpack_from(self._data, self._advance(8))[0]
         return value
 

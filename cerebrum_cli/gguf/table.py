@@ -29,7 +29,6 @@ class Value(NamedTuple):
 
     @property
     def is_array(self) -> bool:
-        """Whether it is an array."""
         return self.type == "ARRAY"
 
 
@@ -44,12 +43,10 @@ class Tensor(NamedTuple):
 
     @property
     def kind(self) -> TensorType:
-        """Its ggml type."""
         return TENSOR_TYPES[self.type]
 
     @property
     def n_elements(self) -> int:
-        """Number of weights."""
         return prod(self.shape)
 
     @property

@@ -63,7 +63,6 @@ def part_metadata(plan: Plan, number: int, count: int) -> dict[str, Value]:
 
 
 def tensor_info(tensor: OutputTensor) -> TensorInfo:
-    """Entry of a tensor in the header."""
     return TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.size)
 
 
@@ -126,7 +125,6 @@ class Job:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all files have been written."""
         return bool(self._written)
 
     def result(self) -> tuple[WrittenFile, ...]:

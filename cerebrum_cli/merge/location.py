@@ -17,7 +17,6 @@ class Location:
     path: str = ""
 
     def key(self, key: str) -> Location:
-        """Location of a value in a mapping."""
         return Location(self.file, f"{self.path}.{key}" if self.path else key)
 
     def item(self, index: int) -> Location:
@@ -76,7 +75,6 @@ def quoted(value: object) -> str:
 
 
 def truncate(text: str, length: int) -> str:
-    """Truncate a text with an ellipsis."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

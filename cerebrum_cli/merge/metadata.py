@@ -138,5 +138,4 @@ def format_count(count: int) -> str:
 
 
 def string_value(content: str) -> Value:
-    """Wrap a text as a GGUF string."""
     return Value("STRING", content)

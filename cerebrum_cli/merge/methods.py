@@ -51,7 +51,6 @@ TensorOp = Copy | Sum | Slerp
 
 
 def input_tensors(op: TensorOp) -> tuple[Tensor, ...]:
-    """Input tensors of an operation."""
     if isinstance(op, Copy):
         return (op.tensor,)
     return (op.first, op.second) if isinstance(op, Slerp) else tuple(term.tensor for term in op.terms)
@@ -96,7 +95,6 @@ class Position(NamedTuple):
 
     @property
     def base_model(self) -> str | None:
-        """Base model of the slice."""
         return self.slice.base_model
 
 

@@ -42,7 +42,6 @@ class HashedFile:
     _hashing: deque[Future[None]] = field(default_factory=deque)
 
     def write(self, data: bytes) -> None:
-        """Append bytes."""
         if len(self._hashing) >= MAX_UNHASHED:
             self._hashing.popleft().result()
         self._hashing.append(self.pool.submit(self._digest.update, data))

@@ -70,7 +70,6 @@ def _value(location: Location, value: object) -> float | tuple[float, ...]:
 
 
 def _number(location: Location, value: object) -> float:
-    """Parse a number, also from text (YAML 1.1 reads `1e-3` as text) and booleans (true is 1)."""
     number = math.nan
     if isinstance(value, int | float | str):
         with suppress(ValueError, OverflowError):

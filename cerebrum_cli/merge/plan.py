@@ -36,7 +36,6 @@ class OutputTensor(NamedTuple):
 
     @property
     def kind(self) -> TensorType:
-        """Its ggml type."""
         return TENSOR_TYPES[self.type]
 
     @property
@@ -68,7 +67,6 @@ class Plan:
 
     @property
     def n_parameters(self) -> int:
-        """Number of weights."""
         return sum(prod(tensor.shape) for tensor in self.tensors)
 
 

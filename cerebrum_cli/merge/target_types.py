@@ -77,7 +77,6 @@ class Target:
 
 
 def is_quantizable(tensor: Tensor) -> bool:
-    """Whether llama.cpp quantizes a tensor."""
     return (
         len(tensor.shape) > 1
         and tensor.name.endswith(".weight")
@@ -86,7 +85,6 @@ def is_quantizable(tensor: Tensor) -> bool:
 
 
 def bits_per_weight(name: str) -> float:
-    """Bits per weight of a type."""
     kind = TENSOR_TYPES[TYPE_NUMBERS[name]]
     return kind.block_bytes * 8 / kind.block_size
 

@@ -158,7 +158,6 @@ class TensorEvaluator:
         return first, second, product
 
     def _dequantize(self, codec: Codec, tensor: Tensor, rows: RowRange) -> Floats:
-        """Read rows of a tensor as floats."""
         row_length = tensor.shape[0]
         bytes_of = tensor.kind.bytes_of
         out = np.empty((rows.length, row_length), np.float32)
@@ -167,7 +166,6 @@ class TensorEvaluator:
         return out
 
     def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
-        """Read bytes of a tensor from its file."""
         try:
             data = os.pread(self._files[tensor.path], size, tensor.offset + begin)
         except OSError as error:
@@ -214,7 +212,6 @@ def expert_outputs(output: OutputTensor, op: Slerp) -> Iterator[OutputTensor]:
 
 
 def expert_tensor(tensor: Tensor, number: int) -> Tensor:
-    """One expert of a tensor."""
     size = tensor.kind.bytes_of(prod(tensor.shape[:2]))
     return tensor._replace(shape=tensor.shape[:2], offset=tensor.offset + number * size)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.inference.responder import GenerationRequest
     from cerebrum_cli.application.inference.voting import MajorityVote
     from cerebrum_cli.core.conversation import Conversation
-    from cerebrum_cli.runtime.options.ask import AskOptions
+    from cerebrum_cli.runtime.options import AskOptions
     from cerebrum_cli.terminal.streams import Streams
 
 
@@ -61,7 +61,6 @@ class Answer:
             self._show_reply()
 
     def _show_reply(self) -> None:
-        """Stream one reply."""
         request, options, collector = self._request, self._options, ReplyCollector()
         events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
         sinks = [*self._progress_sinks(StatusLine), collector]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.ask import AskOptions
+    from cerebrum_cli.runtime.options import AskOptions
 
 
 def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions) -> None:

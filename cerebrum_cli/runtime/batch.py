@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.batches.rows import Row
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.batch import BatchOptions
+    from cerebrum_cli.runtime.options import BatchOptions
 
 STANDARD = Path("-")  # standard input or output
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -106,7 +106,6 @@ def parse_parallel(text: str | None) -> int | None:
 
 
 def count_unanswered(rows: Sequence[Row], result: Result) -> int:
-    """Number of rows that still need the model."""
     return sum(row.conversation is not None for at, row in enumerate(rows) if at not in result.finished)
 
 
@@ -135,5 +134,4 @@ def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOpt
 
 
 def resume_hint(result: Result, total: int, restart: bool) -> str:
-    """How to continue after an interrupt."""
     return f"{result.done} of {total} rows done; run it again{' without --restart' if restart else ''} to resume"

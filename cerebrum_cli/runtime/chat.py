@@ -21,7 +21,7 @@ from cerebrum_cli.terminal.streams import is_plain_terminal
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.chat import ChatOptions
+    from cerebrum_cli.runtime.options import ChatOptions
     from cerebrum_cli.terminal.repl.completion import Candidates
     from cerebrum_cli.terminal.repl.terminal_io import InputSource
 

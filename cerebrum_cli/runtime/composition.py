@@ -151,14 +151,12 @@ class Runtime:
         return self.cache_directory / "states"
 
     def puller(self, progress: Progress, offline: bool) -> Puller:
-        """Downloads models into the library."""
         from cerebrum_cli.application.pulling.pull import Puller
 
         return Puller(self.library, progress, self.codec, offline)
 
     @property
     def merger(self) -> Merger:
-        """Merges models of the library."""
         from cerebrum_cli.application.merging.merge import Merger
 
         return Merger(self.library, self.codec)
@@ -201,7 +199,6 @@ class Runtime:
 
 
 def real_runtime() -> Runtime:
-    """The runtime of this machine and user."""
     from platformdirs import PlatformDirs
 
     directories = PlatformDirs("cerebrum", appauthor=False)
@@ -233,7 +230,6 @@ def llama_opener(options: LoadOptions, devices: Path) -> OpenBackend:
 
 
 def forward_llama_log(listener: Callable[[str], None]) -> None:
-    """Forward llama.cpp's log lines to a listener."""
     from cerebrum_cli.engine.llama.library import log
 
     log.forward = listener

@@ -12,7 +12,7 @@ from cerebrum_cli.terminal.interrupts import interruptible
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.models import ReportOptions
+    from cerebrum_cli.runtime.options import ReportOptions
 
 
 def doctor(runtime: Runtime, given: Layer, options: ReportOptions) -> bool:

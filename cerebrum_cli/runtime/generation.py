@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.shared import GenerationOptions
+    from cerebrum_cli.runtime.options import GenerationOptions
 
 
 def generation_settings(runtime: Runtime, given: Layer, model: Model, votes: bool) -> Settings:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.catalogue.reference import Reference
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.models import ListOptions, ReportOptions
+    from cerebrum_cli.runtime.options import ListOptions, ReportOptions
 
 
 def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:

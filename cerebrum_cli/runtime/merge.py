@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.merge.output_files import WrittenFile
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.merge import MergeCommandOptions
+    from cerebrum_cli.runtime.options import MergeCommandOptions
 
 
 def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOptions) -> None:
@@ -101,6 +101,5 @@ def warn(runtime: Runtime, plan: Merge) -> None:
 
 
 def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> tuple[WrittenFile, ...]:
-    """Write the files with a progress bar."""
     with interruptible("nothing was written"), file_progress(runtime, options) as progress:
         return runtime.merger.write(plan, lambda done, total: progress.update("merge", done, total))

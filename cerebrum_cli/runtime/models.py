@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.catalogue.reference import Reference
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.models import PullCommandOptions
-    from cerebrum_cli.runtime.options.shared import AnswerOptions, PullOptions, QuietOptions
+    from cerebrum_cli.runtime.options import AnswerOptions, PullCommandOptions, PullOptions, QuietOptions
     from cerebrum_cli.terminal.bars import FileProgress
 
 

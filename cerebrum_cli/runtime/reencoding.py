@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.bench.quantization import Encoding
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.tune import TuneOptions
+    from cerebrum_cli.runtime.options import TuneOptions
 
 
 def reencode(runtime: Runtime, model: Model, settings: Settings, options: TuneOptions) -> None:

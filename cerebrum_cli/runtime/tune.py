@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.engine.plan import Device
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options.tune import TuneOptions
+    from cerebrum_cli.runtime.options import TuneOptions
 
 
 def tune(runtime: Runtime, given: Layer, options: TuneOptions) -> None:
@@ -75,7 +75,6 @@ def profile_key(
 def print_result(
     runtime: Runtime, model: Model, result: TuningResult, settings: Settings, options: TuneOptions
 ) -> None:
-    """Print the profile, and the candidates that were tried."""
     streams = runtime.streams
     if options.json:
         tried = [row for _, row in result.tried]

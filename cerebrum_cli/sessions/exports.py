@@ -28,14 +28,12 @@ def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredM
 
 
 def to_openai_messages(conversation: Conversation) -> list[dict[str, str]]:
-    """Convert a conversation to an OpenAI messages list."""
     system = conversation.system_prompt
     head = [] if system is None else [{"role": "system", "content": system}]
     return head + [{"role": message.role, "content": message.content} for message in conversation.messages]
 
 
 def to_sharegpt(name: str, conversation: Conversation) -> dict[str, Any]:
-    """Convert a conversation to a ShareGPT object."""
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[each["role"]], "value": each["content"]} for each in to_openai_messages(conversation)]
     return {"id": name, "conversations": turns}

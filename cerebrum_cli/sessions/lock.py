@@ -31,7 +31,6 @@ class SessionLock:
         self._held = session.id, connection
 
     def release(self) -> None:
-        """Release the lock, if one is held."""
         if self._held:
             self._held[1].close()
             self._held = None

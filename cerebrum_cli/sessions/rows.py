@@ -107,7 +107,6 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
-    """Convert a row of the messages table."""
     tokens, role = row["tokens"], row["role"]
     ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
     metadata = ReplyMetadata(
@@ -123,6 +122,5 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
 
 
 def session_from_row(row: sqlite3.Row) -> Session:
-    """Convert a row of the sessions table."""
     values = dict(row)
     return Session(**{**values, "params": json.loads(values["params"] or "{}")})

@@ -78,7 +78,6 @@ def migrate(database: sqlite3.Connection) -> int:
 
 
 def schema_version(database: sqlite3.Connection) -> int:
-    """Version of a database's schema; 0 if it has none yet."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return int(version)
 

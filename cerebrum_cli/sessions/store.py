@@ -88,7 +88,6 @@ class Store:
             return session_from_row(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
 
     def find(self, name: str) -> Session | None:
-        """Look up a session by its exact name."""
         with self._read() as database:
             row = database.execute("SELECT * FROM sessions WHERE name = ?", (well_formed(name),)).fetchone()
             return session_from_row(row) if row else None
@@ -131,7 +130,6 @@ class Store:
             return self._branch(database, session.leaf)
 
     def conversation(self, session: Session) -> Conversation:
-        """Build a session's conversation."""
         return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
 
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:

@@ -41,7 +41,6 @@ class BatchProgress:
         self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
-        """Count tokens and rows."""
         if isinstance(event, TokenEvent):
             self._started = self._started or time.monotonic()
             self._tokens += event.token is not None
@@ -52,7 +51,6 @@ class BatchProgress:
             self._update()
 
     def close(self) -> None:
-        """Remove the bar and print the summary."""
         if self._bar:
             self._bar.stop()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
@@ -92,7 +90,6 @@ class StageProgress:
         self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
-        """Show stage events."""
         if self._quiet or not isinstance(event, StageEvent):
             return
         if self._streams.can_redraw:
@@ -102,7 +99,6 @@ class StageProgress:
             self._streams.info(f"{event.done} of {event.total}: {event.stage}")
 
     def close(self) -> None:
-        """Remove the bar."""
         if self._bar:
             self._bar.stop()
             self._bar = self._task = None
@@ -194,7 +190,6 @@ class FileProgress:
             self._bars.start()
 
     def notice(self, event: NoticeEvent) -> None:
-        """Print a notice above the bars."""
         if self._quiet:
             return
         if self._bars:
@@ -205,7 +200,6 @@ class FileProgress:
             self._streams.info(f"note: {event.message}: {event.hint}")
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Show how many bytes of a stage are done."""
         if self._quiet:
             return
         if self._bars:

@@ -35,7 +35,6 @@ class CancelOnInterrupt:
             raise Interrupted(self.signum) from error
 
     def handle(self, signum: int) -> None:
-        """Cancel on a signal."""
         self.signum = signum
         self._cancel()
         if not self.generating:
@@ -90,6 +89,5 @@ def interruptible(hint: str) -> Iterator[None]:
 
 
 def restore_handlers(handlers: dict[int, Any]) -> None:
-    """Restore previous signal handlers."""
     for number, handler in handlers.items():
         signal.signal(number, handler)

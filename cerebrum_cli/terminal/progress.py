@@ -51,7 +51,6 @@ class StatusLine:
             self.close()
 
     def close(self) -> None:
-        """Erase the line."""
         with self._lock:
             if self._timer:
                 self._timer.cancel()
@@ -88,7 +87,6 @@ class LoadLine(StatusLine):
     """A status line for loading only, if another display follows."""
 
     def emit(self, event: Event) -> None:
-        """Update the line while the model loads."""
         if isinstance(event, LoadEvent):
             super().emit(event)
         else:
@@ -104,7 +102,6 @@ class VoteLine(StatusLine):
         self._tokens = 0
 
     def emit(self, event: Event) -> None:
-        """Update the line with the samples' progress."""
         if not isinstance(event, (TokenEvent, TallyEvent, FinishEvent)):
             super().emit(event)
             return

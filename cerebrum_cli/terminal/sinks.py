@@ -37,12 +37,10 @@ class TextSink:
         self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
-        """Write answer text as it arrives."""
         if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
             self._write(self._filter.feed(event.text) if self._filter else event.text)
 
     def close(self) -> None:
-        """End the last line."""
         if self._filter:
             self._write(self._filter.flush())
         if self._last and not self._last.endswith("\n"):
@@ -62,7 +60,6 @@ class MarkdownSink:
         self._stream: MarkdownStream | None = None
 
     def emit(self, event: Event) -> None:
-        """Draw answer text as it arrives."""
         if isinstance(event, TokenEvent) and event.channel == "answer" and event.text:
             if self._stream is None:
                 from rich.console import Console
@@ -74,7 +71,6 @@ class MarkdownSink:
                 self._stream.feed(self._filter.feed(event.text))
 
     def close(self) -> None:
-        """Print the last block."""
         if self._stream:
             with self._streams.writing_answer():
                 self._stream.feed(self._filter.flush())
@@ -101,7 +97,6 @@ class ReasoningSink:
         self._tokens += 1
 
     def close(self) -> None:
-        """Print the summary if there was any reasoning."""
         if self._start is not None:
             seconds = time.monotonic() - self._start
             self._streams.info(f"reasoned for {seconds:.1f} s, {self._tokens} tokens; /think shows it")
@@ -115,7 +110,6 @@ class NoticeSink:
         self._streams = streams
 
     def emit(self, event: Event) -> None:
-        """Print a notice."""
         if isinstance(event, NoticeEvent):
             self._streams.notice(event)
 
@@ -131,7 +125,6 @@ def answer_sink(streams: Streams, markdown: bool) -> Sink:
 
 
 def show_answer(streams: Streams, text: str, markdown: bool) -> None:
-    """Show a finished answer."""
     sink = answer_sink(streams, markdown)
     sink.emit(TokenEvent(SequenceId(0), text))
     sink.close()

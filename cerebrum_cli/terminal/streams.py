@@ -119,7 +119,6 @@ class Streams:
         self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")
 
     def _write_line(self, head: str, text: str) -> None:
-        """Write a line, wrapped on a terminal."""
         width = columns(self.err) - 1
         if self.err_is_terminal and width > 2 * len(head):
             from textwrap import wrap

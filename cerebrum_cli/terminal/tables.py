@@ -85,7 +85,6 @@ def shorten_home(path: str) -> str:
 
 
 def print_models(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print installed models."""
     print_table(
         streams,
         ("", "name", "quant", "size", "format", "context", "last used", "where"),
@@ -134,7 +133,6 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
 
 
 def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print saved sessions."""
     cells = [
         (
             row["name"],
@@ -149,7 +147,6 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> None:
-    """Print search results."""
     for match in matches:
         streams.answer(f"{match['session']}  {match['role']}: {match['excerpt']}\n")
 
@@ -245,7 +242,6 @@ def _wrap(streams: Streams, text: str, indent: int = 0) -> str:
 
 
 def _table_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """Width of a table."""
     from rich.cells import cell_len
 
     widest = [max(map(cell_len, (heading, *(row[index] for row in rows)))) for index, heading in enumerate(headings)]

@@ -52,19 +52,16 @@ class Chat:
 
     @property
     def messages(self) -> list[StoredMessage]:
-        """The session's messages, oldest first."""
         return self.history.store.messages(self.session) if self.session else []
 
     @property
     def conversation(self) -> Conversation:
-        """The conversation in the model's context."""
         if self.session is None:
             return Conversation((), self.settings.system)
         return load_conversation(self.history.store, self.session, self.loaded.model.reference)
 
     @property
     def dropped_count(self) -> int:
-        """Number of oldest messages dropped from the context."""
         return len(self.messages) - len(self.conversation.messages)
 
     @property

@@ -143,7 +143,6 @@ def with_session_defaults(session: Session | None, given: Mapping[str, Any]) -> 
 
 
 def sampling_params(settings: Settings) -> dict[str, Any]:
-    """The sampling settings that are stored with a reply."""
     return {**{key: getattr(settings, key) for key in PARAMS}, "stop": list(settings.stop)}
 
 

@@ -72,7 +72,6 @@ class ReplyRecorder:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether any token has been generated."""
         return bool(self.collector.tokens)
 
     def finish(self) -> Session:

@@ -47,7 +47,6 @@ class SessionRecorder:
         return with_session_defaults(self.session, given)
 
     def prepend(self, conversation: Conversation, model: Model, given: Mapping[str, Any]) -> Conversation:
-        """Put the session's messages before a conversation."""
         if self.session is None:
             return conversation
         from cerebrum_cli.application.chat.history import continue_session
@@ -77,7 +76,6 @@ class SessionRecorder:
             self._notify(notice)
 
     def close(self) -> None:
-        """Release the session's lock and the database."""
         if self._opened:
             self._opened.close()
 

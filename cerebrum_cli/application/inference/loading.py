@@ -64,7 +64,6 @@ class ResolvedModel:
         return self.profile is not None and self.profile.long_from is not None
 
     def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
-        """The tuning for a use."""
         return self.profile.tuning(use, prompt_tokens) if self.profile else DEFAULT
 
 

@@ -18,8 +18,6 @@ BYTES_PER_TOKEN = 4  # an estimate, for English text
 
 
 class Readable(Protocol):
-    """A binary stream."""
-
     def read(self) -> bytes:
         """Read to the end."""
 

@@ -74,7 +74,6 @@ class ReplyCollector:
         self._finish: FinishEvent | None = None
 
     def emit(self, event: Event) -> None:
-        """Add one event."""
         if isinstance(event, TokenEvent):
             self._texts[event.channel].append(event.text)
             if event.token is not None:
@@ -89,7 +88,6 @@ class ReplyCollector:
 
     @property
     def text(self) -> str:
-        """The answer so far."""
         return "".join(self._texts["answer"])
 
     @property
@@ -99,7 +97,6 @@ class ReplyCollector:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens sampled so far."""
         return tuple(self._tokens)
 
     @property

@@ -91,7 +91,6 @@ class ReplyStream:
         self._completions.abort(index)
 
     def close(self) -> None:
-        """Stop everything that runs."""
         self._completions.close()
 
     def _is_verbatim(self, event: TokenEvent | FinishEvent) -> bool:
@@ -197,11 +196,9 @@ class LocalResponder:
                 self._prepare()  # while native code loads the model
 
     def count_tokens(self, conversation: Conversation) -> int:
-        """Number of tokens in the prompt of a conversation."""
         return len(self.tokenize(conversation))
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
-        """Tokenize the prompt of a conversation."""
         return self._engine.tokenize(self._format.render(conversation))
 
     def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
@@ -231,7 +228,6 @@ class LocalResponder:
         return Preview(bos + text if adds_bos else text, ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Decode tokens to text, special tokens spelled out."""
         return detokenize(self._engine.backend, ids)
 
     def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -253,7 +249,6 @@ class LocalResponder:
         )
 
     def cancel(self) -> None:
-        """Stop loading, and stop all replies."""
         self._engine.cancel()
 
     def _decode_prefix(self, tokens: Sequence[int]) -> str:

@@ -59,7 +59,6 @@ class MajorityVote:
 
     @property
     def max_samples(self) -> int:
-        """Maximum number of samples."""
         return self.tally.votes.maximum
 
     @property
@@ -85,7 +84,6 @@ class MajorityVote:
 
     @property
     def tally_event(self) -> TallyEvent:
-        """The current counts."""
         counts = tuple((count.answer, count.count) for count in self.tally.counts)
         return TallyEvent(counts, self.tally.samples, self.running)
 

@@ -86,7 +86,6 @@ class Merge:
 
     @cached_property
     def header(self) -> Header:
-        """Header of the first file."""
         first = self.files[0]
         return parse_header(first.path, first.header, first.size)
 
@@ -102,14 +101,11 @@ class Merge:
 
     @property
     def copied_bytes(self) -> int:
-        """Number of bytes copied unchanged."""
         return sum(each.size for each in self.plan.tensors if each.is_copy)
 
 
 @dataclass(frozen=True, slots=True)
 class Merger:
-    """Merge models of a library."""
-
     library: Library
     codec: CodecFactory
     free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
@@ -182,7 +178,6 @@ def public_name(model: Model) -> str:
 
 
 def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Provenance:
-    """Provenance of a merge with this name."""
     tokenizer = models[recipe.tokenizer_model]
     origins = {
         each: Origin(public_name(model), model.cached.repo_id if model.cached else None)

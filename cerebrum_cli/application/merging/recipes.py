@@ -101,7 +101,6 @@ def unknown_source(name: str, error: CerebrumError) -> ModelNotFound:
 
 
 def is_catalogued(library: Library, text: str) -> bool:
-    """Whether a reference names a catalog model."""
     try:
         return not is_file(as_path(text)) and library.spec_for(library.parse(text)) is not None
     except CerebrumError:  # not a valid reference

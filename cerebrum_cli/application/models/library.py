@@ -41,7 +41,6 @@ class Library:
 
     @property
     def cache(self) -> Cache:
-        """The Hugging Face cache."""
         if self.given_cache is None:
             from cerebrum_cli.catalogue.hub import cache_directory
 
@@ -50,14 +49,12 @@ class Library:
 
     @property
     def specs(self) -> tuple[ModelSpec, ...]:
-        """The catalog's models."""
         if self._specs is None:
             self._specs = load_catalogue(self.catalogue_paths)
         return self._specs
 
     @property
     def merge_directory(self) -> Path:
-        """Directory of merged catalog models."""
         return (self.directory / "merged").resolve()  # as the registry has it
 
     def models(self) -> list[Model]:
@@ -137,7 +134,6 @@ class Library:
         return model
 
     def model_from_entry(self, entry: ModelFile) -> Model:
-        """The model of a registry entry."""
         spec = self._spec_of_entry(entry)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return Model(entry.name, model_paths(entry.path), spec, entry, cached)
@@ -220,7 +216,6 @@ class Library:
         )
 
     def is_default(self, model: Model) -> bool:
-        """Whether this is the default model."""
         return self.registry.default in model.references
 
     def _unknown(self, text: str) -> ModelNotFound:

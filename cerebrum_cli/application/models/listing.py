@@ -98,7 +98,6 @@ def describe_available(
 
 
 def rows(library: Library) -> Iterator[dict[str, Any]]:
-    """Yield the objects of `list --json`."""
     return (row(library, model) for model in library.models())
 
 
@@ -227,7 +226,6 @@ def last_used(library: Library, model: Model) -> str | None:
 
 
 def licence_of(metadata: Mapping[str, Scalar | Array]) -> str | None:
-    """License in a file's metadata."""
     value = metadata.get("general.license")
     return value if isinstance(value, str) else None
 

@@ -22,7 +22,6 @@ class Removal:
 
     @property
     def deletes_files(self) -> bool:
-        """Whether files are deleted."""
         file = self.model.file
         brought = file is None or file.source in ("package", "hub", "derived") or self.is_pulled_merge
         return brought and not self.is_file_missing and not self.other_names
@@ -34,7 +33,6 @@ class Removal:
 
     @property
     def is_file_missing(self) -> bool:
-        """Whether its file no longer exists."""
         return is_missing(self.model.path)
 
     @property
@@ -57,7 +55,6 @@ class Removal:
 
     @property
     def question(self) -> str:
-        """Question for confirmation."""
         model, names = self.model, " and ".join(each.name for each in self.derivatives)
         also = f" and delete {names}, derived from it" if names else ""
         if self.deletes_files:

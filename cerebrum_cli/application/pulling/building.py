@@ -74,7 +74,6 @@ class CatalogueMerge:
 
     @property
     def directory(self) -> Path:
-        """Directory of the output."""
         return self.library.merge_directory
 
     def _references(self, quantization: str | None) -> list[Reference]:

@@ -34,8 +34,6 @@ HEADER_BYTES = tuple(1 << shift for shift in (20, 22, 24, 26))  # tried in turn:
 
 @dataclass(slots=True)
 class DownloadPlanner:
-    """Plans the download of references."""
-
     library: Library
     progress: Progress
     offline: bool = False
@@ -43,7 +41,6 @@ class DownloadPlanner:
 
     @property
     def is_offline(self) -> bool:
-        """Whether requests to the Hub are forbidden."""
         return self.offline or is_offline()
 
     def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:

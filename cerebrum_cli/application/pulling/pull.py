@@ -40,7 +40,6 @@ class Puller:
 
     @property
     def planner(self) -> DownloadPlanner:
-        """Planner of downloads."""
         return DownloadPlanner(self.library, self.progress, self.offline)
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
@@ -181,7 +180,6 @@ class Puller:
             raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
 
     def _fall_back(self, reference: Reference, error: HubError) -> Model:
-        """The installed model, since the Hub cannot be reached."""
         try:
             model = self.library.find(reference)
         except ModelNotFound:

@@ -93,7 +93,6 @@ class LlamaBackend(Vocabulary):
         return batch_invariance.reusable_prefix(length, self._options.batch_size) if self._batch_invariant else length
 
     def decode(self, rows: Sequence[Row]) -> bool:
-        """Evaluate the rows; False if interrupted."""
         if not self._batch_invariant:
             self._batch_indices = None
             return self._open_context.decode(rows)
@@ -106,11 +105,9 @@ class LlamaBackend(Vocabulary):
         return done
 
     def length(self, slot: int) -> int:
-        """Number of tokens in the slot."""
         return self._open_context.length(slot)
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
-        """Create a sampler."""
         is_greedy = params.temperature == 0 and params.repeat_penalty == 1.0
         if grammar is None and is_greedy and self._options.n_streams > 1:
             return GreedySampler(self.logits)
@@ -124,7 +121,6 @@ class LlamaBackend(Vocabulary):
         return self._open_context.handle, index
 
     def logprob(self, row: int, token: int) -> float:
-        """Natural logarithm of a token's probability."""
         return logprob(self.logits(row), token)
 
     def logits(self, row: int) -> NDArray[float32]:
@@ -133,7 +129,6 @@ class LlamaBackend(Vocabulary):
         return row_logits
 
     def copy(self, source: int, target: int) -> None:
-        """Copy the source slot to the target slot."""
         self._open_context.copy(source, target)
 
     def trim(self, slot: int, length: int) -> bool:
@@ -141,7 +136,6 @@ class LlamaBackend(Vocabulary):
         return self._open_context.trim(slot, length)
 
     def clear(self, slot: int) -> None:
-        """Empty the slot."""
         self._open_context.clear(slot)
 
     def is_trimmable(self, held: int, length: int) -> bool:
@@ -157,11 +151,9 @@ class LlamaBackend(Vocabulary):
         return None if self._batch_invariant else state_kind(self._model, context_params(self._options))
 
     def state_size(self, slot: int) -> int:
-        """Size of the slot's state in bytes."""
         return state_size(self._open_context.handle, slot)
 
     def save_state(self, slot: int, path: Path) -> None:
-        """Write the slot to a file."""
         save_state(self._open_context.handle, slot, path)
 
     def load_state(self, slot: int, path: Path) -> bool:
@@ -172,7 +164,6 @@ class LlamaBackend(Vocabulary):
         return loaded
 
     def close(self) -> None:
-        """Free the context and the model."""
         if self._context:
             self._context.close()
         llama.llama_model_free(self._model)

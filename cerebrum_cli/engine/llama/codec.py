@@ -45,7 +45,6 @@ class LlamaCodec:
         self._write = bind(library, "ggml_quantize_chunk", ctypes.c_size_t, chunk) if self._writable else None
 
     def readable(self, type: int) -> bool:
-        """Whether weights of a type can be dequantized."""
         return type in self._readers
 
     def writable(self, type: int) -> bool:

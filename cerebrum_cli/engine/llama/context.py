@@ -113,7 +113,6 @@ class LlamaContext:
         return True
 
     def length(self, slot: int) -> int:
-        """Number of tokens in the slot."""
         return int(llama.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def copy(self, source: int, target: int) -> None:
@@ -131,10 +130,8 @@ class LlamaContext:
         return bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
 
     def clear(self, slot: int) -> None:
-        """Empty the slot."""
         llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
     def close(self) -> None:
-        """Free the context."""
         llama.llama_batch_free(self._batch)
         llama.llama_free(self.handle)

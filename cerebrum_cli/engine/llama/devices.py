@@ -44,7 +44,6 @@ def accelerators() -> tuple[Device, ...]:
 
 
 def free_memory() -> int:
-    """Bytes of free memory, on this machine and its GPUs."""
     return available_memory() + sum(device.free for device in accelerators())
 
 

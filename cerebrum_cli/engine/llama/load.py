@@ -51,7 +51,6 @@ def open_llama(
 
 
 def context_options(options: LoadOptions, context: int, can_unify: bool, offloads: bool) -> ContextOptions:
-    """Choose the context options of a loaded model."""
     slots = 1 if options.kv_unified and not can_unify else options.slots
     return ContextOptions(
         context,

@@ -40,7 +40,6 @@ class LlamaSampler:
         return int(llama.llama_sampler_sample(self._chain, *self._batch_position(row)))
 
     def close(self) -> None:
-        """Free the chain."""
         llama.llama_sampler_free(self._chain)
 
 
@@ -54,7 +53,6 @@ class GreedySampler:
         self._logits = logits
 
     def sample(self, row: int) -> int:
-        """Sample the most likely token of a row of logits."""
         return int(self._logits(row).argmax())
 
     def close(self) -> None:
@@ -109,7 +107,6 @@ class GrammarSampler(LlamaSampler):
         return int(candidates.data[candidates.selected].id)
 
     def close(self) -> None:
-        """Free the chain and the grammar."""
         llama.llama_sampler_free(self._grammar)
         super().close()
 

@@ -82,7 +82,6 @@ class Vocabulary:
         return known
 
     def is_eog(self, token: int) -> bool:
-        """Whether the token ends a generation."""
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:

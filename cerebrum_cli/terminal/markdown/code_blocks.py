@@ -151,7 +151,6 @@ def final_position(tokens: Sequence[Token]) -> Position:
 
 
 def code_lines(token: Token) -> list[str]:
-    """Lines of a code block without trailing empty ones."""
     return token.content.rstrip().split("\n")
 
 

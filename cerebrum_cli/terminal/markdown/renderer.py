@@ -66,7 +66,6 @@ class MarkdownStream:
             )
 
     def close(self) -> None:
-        """Print the rest of the text."""
         options = self._console.options
         with self._console:
             self._erase(options)

@@ -23,7 +23,6 @@ class SlashCompleter(Completer):
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """Yield completions at the cursor."""
         text = document.text_before_cursor
         if not text.startswith("/"):
             return

@@ -28,7 +28,6 @@ class PromptHistory(FileHistory):
         super().__init__(str(path))
 
     def load_history_strings(self) -> Iterable[str]:
-        """Load the history, newest first."""
         try:
             return list(super().load_history_strings())
         except OSError as error:
@@ -36,7 +35,6 @@ class PromptHistory(FileHistory):
             return ()
 
     def store_string(self, string: str) -> None:
-        """Append a question to the file."""
         if self.failure:
             return
         try:

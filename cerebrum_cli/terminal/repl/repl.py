@@ -47,7 +47,6 @@ class Repl:
 
     @property
     def input(self) -> InputSource:
-        """Source of the questions."""
         assert self._input is not None, "run() comes first"
         return self._input
 
@@ -145,7 +144,6 @@ class Repl:
                 self.streams.answer("\n")
 
     def wait_for(self, events: Iterable[Event]) -> None:
-        """Wait for a model to load, with progress."""
         self._render(event for event in events)
 
     def _print_greeting(self) -> None:
@@ -183,7 +181,6 @@ class Repl:
             raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
 
     def _run_line(self, text: str) -> None:
-        """Run a slash command, or ask a question."""
         line = parse_slash(text)
         if line is None:
             self._ask_with_files(text, lambda question: self.render(self.chat.send(question)))
@@ -204,7 +201,6 @@ class Repl:
             self._show_error(error)
 
     def _show_error(self, error: CerebrumError) -> None:
-        """Print an error; raise an Interrupted that ends the chat."""
         if not isinstance(error, Interrupted):
             self.streams.error(error)
         elif not self._continues_after(error):

@@ -110,7 +110,6 @@ def ignore(_: int) -> None:
 
 
 def raise_interrupted(signum: int) -> None:
-    """Raise Interrupted."""
     raise Interrupted(signum)
 
 

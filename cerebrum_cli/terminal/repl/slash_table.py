@@ -34,8 +34,6 @@ class SlashCommand(NamedTuple):
 
 
 class SlashLine(NamedTuple):
-    """A parsed command line."""
-
     name: str
     argument: str
 

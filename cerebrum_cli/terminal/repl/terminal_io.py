@@ -38,13 +38,10 @@ class TerminalIO:
     quiet: bool = False
 
     def edit(self, text: str) -> str:
-        """Edit a text in the user's editor."""
         return edit_text(text, self.keyboard, self.signals)
 
 
 class InputSource(Protocol):
-    """A source of questions."""
-
     def read(self) -> str:
         """Read the next question. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
 

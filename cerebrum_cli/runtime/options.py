@@ -1,0 +1,163 @@
+"""Options of the commands: dataclasses whose fields are command-line options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.options import option
+
+if TYPE_CHECKING:
+    from cerebrum_cli.answers.vote import Votes
+
+
+@dataclass(frozen=True)
+class QuietOptions:
+    """Options of every command that prints notices."""
+
+    quiet: bool = option(False, "No notices or progress on standard error", "Output", short="-q")
+
+
+@dataclass(frozen=True)
+class DeleteOptions(QuietOptions):
+    """Options of commands that delete something."""
+
+    yes: bool = option(False, "Delete without asking", "Output", short="-y")
+
+
+@dataclass(frozen=True)
+class PullOptions(QuietOptions):
+    """Options of commands that download a model which is not installed."""
+
+    offline: bool = option(False, "Do not use the network", "Model")
+    yes: bool = option(False, "Answer yes to every question", "Output", short="-y")
+
+
+@dataclass(frozen=True)
+class AnswerOptions(PullOptions):
+    """Options of commands that generate text."""
+
+    template_arg: tuple[str, ...] = option(
+        (), "Variable for the embedded template (repeatable)", "Model", metavar="KEY=VALUE"
+    )
+    no_profile: bool = option(False, "Ignore the tuning profile and any re-encoded copy", "Speed")
+    verbose: bool = option(False, "Show llama.cpp's log on standard error", "Output", short="-v")
+
+
+@dataclass(frozen=True)
+class GenerationOptions(AnswerOptions):
+    """Options of commands that answer with votes or constraints."""
+
+    votes: str | None = option(
+        None, "Take the majority of K answers; auto samples as few as it needs", "Sampling", metavar="K|auto[:A..B]"
+    )
+    no_early_stop: bool = option(False, "Sample all votes even once the outcome is certain", "Sampling")
+    schema: Path | None = option(None, "Constrain the answer to a JSON Schema", "Output", metavar="FILE")
+    grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
+
+    @property
+    def wanted(self) -> Votes | None:
+        """How many votes to sample; None for a single answer. Raises UsageError."""
+        if self.votes is None:
+            if self.no_early_stop:
+                raise UsageError("--no-early-stop without --votes", "add --votes K")
+            return None
+        from cerebrum_cli.answers.vote import parse_votes
+
+        return parse_votes(self.votes)
+
+
+@dataclass(frozen=True)
+class AskOptions(GenerationOptions):
+    file: tuple[Path, ...] = option(
+        (), "Put a file before the prompt (repeatable)", "Input", short="-f", metavar="FILE"
+    )
+    messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
+    raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
+    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    final: bool = option(False, "Print only the final answer; exit 5 without one", "Output")
+    json: bool = option(False, "Print one JSON object", "Output")
+    stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
+    dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
+    no_markdown: bool = option(False, "Plain text, on a terminal too", "Output")
+    no_log: bool = option(False, "Do not save this exchange as a session", "Output")
+    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed")
+
+
+@dataclass(frozen=True)
+class ChatOptions(AnswerOptions):
+    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
+    vi: bool = option(False, "Edit with vi keys", "Input")
+    no_markdown: bool = option(False, "Plain text, on a terminal too", "Output")
+    no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed")
+
+
+@dataclass(frozen=True)
+class BatchOptions(GenerationOptions):
+    """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
+
+    column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")
+    template: str | None = option(
+        None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
+    )
+    shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
+    ignore_eos: bool = option(False, "Generate up to --max-tokens, for benchmarks", "Sampling")
+    restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
+    parallel: str | None = option(None, "Rows answered at the same time [default: auto]", "Speed", metavar="N|auto")
+
+
+@dataclass(frozen=True)
+class ReportOptions(QuietOptions):
+    """Options of commands that print a report."""
+
+    offline: bool = option(False, "Do not use the network", "Model")
+    json: bool = option(False, "Print JSON", "Output")
+
+
+@dataclass(frozen=True)
+class ListOptions(ReportOptions):
+    available: bool = option(False, "List the whole catalogue and what fits this machine", "Model")
+
+
+@dataclass(frozen=True)
+class PullCommandOptions(PullOptions):
+    name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
+    default: bool = option(False, "Make this the default model", "Model")
+    dry_run: bool = option(False, "Show what is available and fits; download nothing", "Output")
+    json: bool = option(False, "Print JSON", "Output")
+
+
+@dataclass(frozen=True)
+class TuneOptions(PullOptions):
+    quick: bool = option(False, "Measure only what matters most; 30 s on a 7B", "Speed")
+    thorough: bool = option(False, "Try more values, and measure longer", "Speed")
+    reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
+    apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")
+    force: bool = option(False, "With --apply: accept an encoding whose output differs", "Speed")
+    json: bool = option(False, "Print JSON", "Output")
+
+    def validate(self) -> None:
+        """Raise UsageError for options that exclude or require each other."""
+        if self.quick and self.thorough:
+            raise UsageError("--quick and --thorough exclude each other", "give one of them")
+        if self.reencode and (self.quick or self.thorough):
+            other = "quick" if self.quick else "thorough"
+            raise UsageError(f"--reencode and --{other} exclude each other", "give one of them")
+        if self.apply and not self.reencode:
+            raise UsageError("--apply without --reencode", "add --reencode")
+        if self.force and not self.apply:
+            raise UsageError("--force without --apply", "add --reencode --apply TYPE")
+
+
+@dataclass(frozen=True)
+class MergeCommandOptions(PullOptions):
+    source: tuple[str, ...] = option((), "Model for a name in the recipe (repeatable)", "Input", metavar="NAME=MODEL")
+    output: Path | None = option(None, "File for the merged model", "Output", short="-o", metavar="OUT.gguf")
+    type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
+    split_size: str | None = option(None, "Maximum size of a file, such as 4GB", "Output", metavar="SIZE")
+    name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
+    dry_run: bool = option(False, "Show what would be merged, and what it needs", "Output")
+    json: bool = option(False, "Print JSON", "Output")

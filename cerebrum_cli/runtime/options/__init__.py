@@ -1,1 +1,0 @@
-"""Option groups of the commands: dataclasses whose fields are command-line options; one module per command."""
