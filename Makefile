@@ -8,8 +8,8 @@
 #   make picture  docs/chat.svg and vote.svg, from a real chat and a real vote with the starter model
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks
 #   make bench [DATA=DIR] [SHAPE=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside it; DIR holds
-#                 MT-bench's questions and GSM8K's, FILE is a model of Mistral-7B's shape: benchmarks/all.py tells of
-#                 them, and does without
+#                 the questions of MT-bench and GSM8K, FILE is a model of Mistral-7B's shape (see benchmarks/all.py);
+#                 without them, the benchmarks that need them are skipped
 
 PYTHON ?= python3
 ACCEL ?=

@@ -8,7 +8,7 @@ equality is an equivalence by construction. The rules, of which the first that f
     an amount, exactly   4/5   .80   8 \times 10^{-1}   80%   3 1/2       4/5, 4/5, 4/5, 4/5, 7/2
       without its unit   $18   18 apples   5 hours per day   30^\circ     18, 18, 5, 30
       in words           twelve   two dozen   two thirds   5 tenths       12, 24, 2/3, 1/2
-      said twice         25 (twenty-five)   1/2 (50%)                     25, 1/2
+      with alias         25 (twenty-five)   1/2 (50%)                     25, 1/2
     alternatives         x = 2 or x = -2   \pm 2   \{2, -2\}              {-2, 2}: sorted
     a list               1, 2, and 3   x = 1, y = 2                       in its order; names stay where they differ
     brackets             (1,2)   [0, \frac12)   ((x + 1))                 (1, 2), [0, 1/2), x+1
@@ -44,7 +44,7 @@ _CHOICE_AND_TEXT = re.compile(r"\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[A-Z]
 _YES_NO = re.compile(r"(yes|no)(?=[,;:.!(]|\s?-\s|\Z)", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)", re.IGNORECASE)
 _NAME = re.compile(rf"{_LETTER}[\w' ]*+(?:\([^()]*+\))?|\([\w, ]++\)")
-_SAID_TWICE = re.compile(r"([^()]*[^()\s])\s\(([^()]++)\)")
+_WITH_ALIAS = re.compile(r"([^()]*[^()\s])\s\(([^()]++)\)")
 _RELATION = re.compile(r"[<>≤≥≠]")
 _FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim", re.IGNORECASE)
 
@@ -126,8 +126,8 @@ def _yes_no(text: str, _depth: int) -> str | None:
 
 def _amount(text: str, _depth: int) -> str | None:
     value = amount(text)
-    if value is None and (twice := _SAID_TWICE.fullmatch(text)):
-        value, again = amount(twice[1]), amount(twice[2])
+    if value is None and (alias := _WITH_ALIAS.fullmatch(text)):
+        value, again = amount(alias[1]), amount(alias[2])
         value = value if value == again else None
     return None if value is None else str(value)
 
@@ -231,7 +231,7 @@ def _sides(text: str) -> tuple[str | None, str]:
 
 
 def _is_enclosed(text: str) -> bool:
-    """Tell whether the bracket a text opens with is closed by its last character, as in [0, 1) and not in (a)(b)."""
+    """Whether the bracket a text opens with is closed by its last character, as in [0, 1) and not in (a)(b)."""
     if text[:1] not in ("(", "[", "{") or text[-1:] not in ((")", "]") if text[0] != "{" else "}") or len(text) < 3:
         return text == "{}"
     depth = 0

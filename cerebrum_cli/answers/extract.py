@@ -106,7 +106,7 @@ def final_answer(text: str, is_complete: bool = True) -> str | None:
 
 
 def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield what is stated as the answer and whether that is firm, the last statement first.
+    """Yield each statement of an answer and whether it is firm, last first.
 
     A statement ends where the next begins: so no character is read twice, however many statements are empty.
     """
@@ -117,7 +117,7 @@ def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
             answer, rest = _answer(plain(_braced(region))), ""
         else:
             answer, rest = _stated(region)
-        continues = end < len(text) or _says_something(rest)
+        continues = end < len(text) or _has_content(rest)
         if answer and not (kind == "hashes" and continues and _is_heading(answer, rest)):
             opens_chain = kind in ("heading", "label") and continues and _is_prose(answer)
             yield answer, not (opens_chain or _REMARK.fullmatch(answer))
@@ -145,8 +145,8 @@ def _stated(region: str) -> tuple[str, str]:
 
 
 def _is_heading(answer: str, rest: str) -> bool:
-    """Tell a Markdown heading of the fourth level, under which the text goes on, from GSM8K's last line."""
-    return not _AMOUNT.fullmatch(answer) or _says_something(rest.partition("\n")[0])
+    """Whether `####` is a Markdown heading with text below it, rather than GSM8K's last line."""
+    return not _AMOUNT.fullmatch(answer) or _has_content(rest.partition("\n")[0])
 
 
 def _is_prose(answer: str) -> bool:
@@ -154,7 +154,7 @@ def _is_prose(answer: str) -> bool:
     return len(re.findall(r"[^\W\d_]{2,}", answer)) > 3
 
 
-def _says_something(text: str) -> bool:
+def _has_content(text: str) -> bool:
     return re.search(r"[^\W_]", text) is not None
 
 
@@ -229,7 +229,7 @@ def _trimmed(text: str) -> str:
 
 def _last_value(text: str) -> str | None:
     """Value at the end of a chain of thought that states no answer."""
-    line = next(filter(_says_something, reversed(text.split("\n"))), "")
+    line = next(filter(_has_content, reversed(text.split("\n"))), "")
     line = _trimmed(plain(line).strip())
     if re.fullmatch(r"(?i:yes|no)|[A-Z]|\([A-Za-z]\)", line):
         return line.strip("()")

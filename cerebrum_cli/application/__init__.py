@@ -1,1 +1,1 @@
-"""The use cases: they take values, join the rooms below, yield events, and never print."""
+"""Use cases: they take values, combine the packages below, yield events, and never print."""

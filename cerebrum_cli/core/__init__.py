@@ -1,1 +1,1 @@
-"""Plain values that every room may hold; nothing here imports more than the standard library."""
+"""Plain values that every package may use; nothing here imports more than the standard library."""
