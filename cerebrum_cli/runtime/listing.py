@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.inference.profiles import profile_object
 from cerebrum_cli.application.models import listing
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.terminal.bars import FileProgress
 from cerebrum_cli.terminal.tables import print_candidates, print_catalogue, print_description, print_models
-from cerebrum_cli.terminal.tuning_report import print_profile
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.inference.profiles import Profile
@@ -41,6 +38,10 @@ def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
 
 def show(runtime: Runtime, reference: Reference, given: Layer, options: ReportOptions) -> None:
     """Print a model's metadata, prompt format, profile and quantizations."""
+    from cerebrum_cli.application.inference.profiles import profile_object
+    from cerebrum_cli.terminal.bars import FileProgress
+    from cerebrum_cli.terminal.tuning_report import print_profile
+
     profile, settings, library = None, runtime.settings(given), runtime.library
     try:
         model = library.find(reference)
