@@ -122,7 +122,7 @@ def _check_models(context: DoctorContext) -> CheckResult:
 def _check_hugging_face_cache(context: DoctorContext) -> CheckResult:
     directory = inspect_directory("models", context.library.cache.directory)
     if not directory.path.is_dir():
-        problem = (f"{directory.path} does not exist yet", "cerebrum pull MODEL creates it")
+        problem = (f"{directory.path} does not exist yet", "create it with cerebrum pull MODEL")
         if not directory.writable:
             problem = (f"{directory.path} cannot be created", "set HF_HUB_CACHE to a writable directory")
         return check_result("hugging_face_cache", "", problem)
@@ -142,7 +142,7 @@ def _check_token(_: DoctorContext) -> CheckResult:
     found = token()
     if found.is_set:
         return check_result("token", f"found in {found.location}")
-    problem = ("none, so private and gated models are unavailable", "if you need them: hf auth login")
+    problem = ("none, so private and gated models are unavailable", "hf auth login, if you need them")
     return check_result("token", "", problem)
 
 
