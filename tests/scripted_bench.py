@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from cerebrum_cli.application.inference.profiles import Speeds
-from cerebrum_cli.engine.bench.protocol import Closeness, Facts, Job, NoTrial
+from cerebrum_cli.engine.bench.protocol import Closeness, Job, LoadStats, TrialError
 from cerebrum_cli.engine.plan import Device, Tuning
 
 Factors = Mapping[tuple[str, Any], tuple[float, float]]
@@ -57,7 +57,7 @@ class ScriptedBench:
     refused: Callable[[Tuning], str | None] = lambda _: None
     devices: tuple[Device, ...] = ()
     noise: float = 0.0
-    disturbances: int = 0
+    disturbed_jobs: int = 0
     random: Random = field(default_factory=lambda: Random(0))
     now: float = 0.0
     closed: bool = False
@@ -73,23 +73,23 @@ class ScriptedBench:
         """Return the seconds that loading the model once more takes."""
         self.loaded.pop(tuning, None)
         self._open(tuning)
-        return self.facts(tuning).load_s
+        return self.load_stats(tuning).load_s
 
     def speed(self, tuning: Tuning, job: Job) -> float:
         """Return tokens a second."""
         self._open(tuning)
         assert job.tokens > 0
-        assert job.kind == "read" or job.sequences == (tuning.slots or 1)
-        assert job.kind == "say" or job.tokens >= (tuning.n_ubatch or 0)
+        assert job.kind == "prefill" or job.sequences == (tuning.slots or 1)
+        assert job.kind == "decode" or job.tokens >= (tuning.n_ubatch or 0)
         truth = self.truth(tuning)
-        speed = self._noisy(truth.prompt if job.kind == "read" else truth.generate)
-        self.now += job.tokens * (job.sequences if job.kind == "say" else 1) / speed
+        speed = self._noisy(truth.prompt if job.kind == "prefill" else truth.generate)
+        self.now += job.tokens * (job.sequences if job.kind == "decode" else 1) / speed
         self.jobs.append((tuning, job))
         return speed
 
-    def facts(self, tuning: Tuning) -> Facts:
+    def load_stats(self, tuning: Tuning) -> LoadStats:
         """Return what is known of the process this is tried in."""
-        return Facts(self._open(tuning), self.truth(tuning).memory)
+        return LoadStats(self._open(tuning), self.truth(tuning).memory)
 
     def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
         """Compare two ways of evaluating the first tokens of the probe text."""
@@ -110,7 +110,7 @@ class ScriptedBench:
     def _open(self, tuning: Tuning) -> float:
         assert not self.closed
         if why := self.refused(tuning):
-            raise NoTrial(why)
+            raise TrialError(why)
         way = Tuning(
             **{**tuning.overrides, "slots": None, "n_ubatch": None, "flash_attention": None, "cache_type": None}
         )

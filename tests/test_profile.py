@@ -23,14 +23,14 @@ from cerebrum_cli.application.inference.profiles import (
     Profile,
     ProfileStore,
     Speeds,
-    Tuned,
+    TunedUse,
     UseName,
-    given_way,
     profile_object,
+    without_user_settings,
 )
 from cerebrum_cli.application.inference.question import estimate_tokens
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.tuning.tune import BenchFactory, this_machine, trial_options
+from cerebrum_cli.application.tuning.tune import BenchFactory, search_space, trial_options
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
@@ -42,8 +42,8 @@ from cerebrum_cli.terminal.tuning_report import print_profile
 
 USUAL = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
 PLAIN = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
-AS_USUAL = Tuned(Tuning(), USUAL, USUAL)
-LONG = Tuned(Tuning(repack=False), PLAIN, USUAL, 1.31, 0.987)
+AS_USUAL = TunedUse(Tuning(), USUAL, USUAL)
+LONG = TunedUse(Tuning(repack=False), PLAIN, USUAL, 1.31, 0.987)
 KEYS = ["model", "file", "created", "machine", "build", "long_from", "uses", "tried"]
 USE_KEYS = ["settings", "gain", "agreement", "load_s", "prompt_tokens_per_second", "tokens_per_second", "memory"]
 
@@ -53,13 +53,13 @@ def profile(
     machine: str = "here",
     build: str = "b1",
     *,
-    chat: Tuned = AS_USUAL,
-    ask: Tuned = AS_USUAL,
-    long: Tuned = LONG,
-    batch: Tuned = AS_USUAL,
+    chat: TunedUse = AS_USUAL,
+    ask: TunedUse = AS_USUAL,
+    long: TunedUse = LONG,
+    batch: TunedUse = AS_USUAL,
 ) -> Profile:
     """Return a profile where long questions are asked of weights as they are."""
-    uses: dict[UseName, Tuned] = {"chat": chat, "ask": ask, "ask-long": long, "batch": batch}
+    uses: dict[UseName, TunedUse] = {"chat": chat, "ask": ask, "ask-long": long, "batch": batch}
     return Profile(model, machine, build, "2026-11-20T20:58:34+00:00", uses)
 
 
@@ -80,7 +80,7 @@ def profile(
 )
 def test_a_prompt_is_long_from_where_what_is_saved_is_more_than_what_is_lost(long: Speeds, limit: int | None) -> None:
     usual = Speeds(2.0, 30.0, 8.0)
-    measured = profile(ask=Tuned(Tuning(), usual, usual), long=Tuned(Tuning(repack=False), long, usual))
+    measured = profile(ask=TunedUse(Tuning(), usual, usual), long=TunedUse(Tuning(repack=False), long, usual))
     assert measured.long_from == limit
     if limit:
         assert long.seconds(limit, 128) < usual.seconds(limit, 128)
@@ -94,7 +94,7 @@ def test_where_both_are_asked_in_one_way_no_prompt_is_long() -> None:
 
 
 def test_only_a_question_may_be_a_long_one() -> None:
-    chat, batch = (Tuned(Tuning(n_threads=n), USUAL, USUAL) for n in (1, 2))
+    chat, batch = (TunedUse(Tuning(n_threads=n), USUAL, USUAL) for n in (1, 2))
     measured = profile(chat=chat, batch=batch)
     limit = measured.long_from
     assert limit
@@ -131,9 +131,9 @@ OPTIONS = LoadOptions(Path("m.gguf"), SHAPE)
     ],
 )
 def test_what_the_user_has_set_is_not_what_was_measured(settings: Settings, dropped: tuple[str, ...]) -> None:
-    left = given_way(ALL, settings).overrides
+    left = without_user_settings(ALL, settings).overrides
     assert left == {name: value for name, value in ALL.overrides.items() if name not in dropped}
-    assert given_way(Tuning(), settings) == Tuning()
+    assert without_user_settings(Tuning(), settings) == Tuning()
 
 
 def test_a_tuning_stands_in_for_what_is_usual_and_no_more() -> None:
@@ -194,12 +194,12 @@ def test_options_come_from_settings_then_from_the_tuning_then_from_the_use() -> 
 
 def test_a_machine_is_what_memory_and_settings_leave_to_try() -> None:
     model = Model("nano", (NANO,))
-    here = this_machine(model, Settings())
-    assert here.usual.repack is True
-    assert here.usual_many.slots == min(32, here.slots)
+    here = search_space(model, Settings())
+    assert here.baseline.repack is True
+    assert here.batch_baseline.slots == min(32, here.slots)
     assert 1 <= here.slots <= 64
     assert here.layers == model.header.n_layers
-    assert this_machine(model, Settings(threads=3)).threads == ()
+    assert search_space(model, Settings(threads=3)).threads == ()
 
 
 # Kept and found again.
@@ -212,32 +212,32 @@ def store(tmp_path: Path) -> ProfileStore:
 
 
 def test_what_was_measured_is_found_as_it_was(store: ProfileStore) -> None:
-    assert (store.find("sha 1"), store.elsewhere("sha 1")) == (None, None)
-    kept = profile(batch=Tuned(ALL, PLAIN, USUAL, 1.2, None))
+    assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
+    kept = profile(batch=TunedUse(ALL, PLAIN, USUAL, 1.2, None))
     store.save(kept)
     assert store.find("sha 1") == kept
-    assert store.elsewhere("sha 1") is None
+    assert store.find_other("sha 1") is None
     anew = replace(kept, created="2027-01-01T00:00:00+00:00")
     store.save(anew)
     assert store.find("sha 1") == anew
-    store.forget("sha 1")
+    store.delete("sha 1")
     assert store.find("sha 1") is None
 
 
 def test_another_machine_build_or_model_has_none(store: ProfileStore, tmp_path: Path) -> None:
     kept = profile()
     store.save(kept)
-    assert (store.find("sha 2"), store.elsewhere("sha 2")) == (None, None)
+    assert (store.find("sha 2"), store.find_other("sha 2")) == (None, None)
     for machine, build in (("there", "b1"), ("here", "b2"), ("here|b1", ""), ("", "here|b1")):
         other = ProfileStore(tmp_path / "profiles", machine, build)
         assert other.find("sha 1") is None
-        assert other.elsewhere("sha 1") == kept
+        assert other.find_other("sha 1") == kept
     own = profile(machine="there")
     store.save(own)
-    assert (store.find("sha 1"), store.elsewhere("sha 1")) == (kept, own)
+    assert (store.find("sha 1"), store.find_other("sha 1")) == (kept, own)
     store.save(profile("sha 2"))
-    store.forget("sha 1")
-    assert (store.find("sha 1"), store.elsewhere("sha 1"), store.find("sha 2")) == (None, None, profile("sha 2"))
+    store.delete("sha 1")
+    assert (store.find("sha 1"), store.find_other("sha 1"), store.find("sha 2")) == (None, None, profile("sha 2"))
 
 
 def test_a_profile_under_anothers_name_is_not_taken_for_it(store: ProfileStore, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def find(content: bytes, folder: Path) -> Profile | None:
     [path] = folder.iterdir()
     path.write_bytes(content)
     found = store.find("sha 1")
-    store.elsewhere("sha 1")
+    store.find_other("sha 1")
     if found:
         assert all(found.tuning("ask", tokens).validated() for tokens in (0, 10**9))
         json.dumps(profile_object(found), allow_nan=False)
@@ -321,7 +321,7 @@ def changed(value: Any, at: tuple[str, ...], new: Any) -> Any:
         (("uses", "ask", "speeds", "prompt"), -30.0),
         (("uses", "ask", "speeds", "prompt"), math.inf),
         (("uses", "ask", "speeds", "prompt"), 5e-324),
-        pytest.param(("uses", "ask", "speeds", "prompt"), 10**400, id="read-10**400"),
+        pytest.param(("uses", "ask", "speeds", "prompt"), 10**400, id="prompt-10**400"),
         (("uses", "ask", "speeds", "generate"), math.nan),
         (("uses", "ask", "speeds", "generate"), "8"),
         (("uses", "ask", "speeds", "generate"), {}),
@@ -350,7 +350,7 @@ def test_a_folder_in_a_profiles_place_is_none(tmp_path: Path) -> None:
     path.unlink()
     path.mkdir()
     assert store.find("sha 1") is None
-    store.forget("sha 1")
+    store.delete("sha 1")
 
 
 def places(value: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -453,8 +453,8 @@ def desk(tmp_path: Path, chatml_model: Path) -> Desk:
     return Desk(tmp_path, chatml_model)
 
 
-def threads(count: int, speeds: Speeds = USUAL, slots: int | None = None) -> Tuned:
-    return Tuned(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, USUAL, 1.5, 1.0)
+def threads(count: int, speeds: Speeds = USUAL, slots: int | None = None) -> TunedUse:
+    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, USUAL, 1.5, 1.0)
 
 
 @pytest.fixture
@@ -573,9 +573,7 @@ def test_what_tune_finds_is_used_from_then_on(desk: Desk) -> None:
         (True, 1.0),
         (True, 1.0),
     ]
-    assert {tuple(tried) for tried in done.object["tried"]} == {
-        ("settings", "many", "read", "say", "agreement", "dropped")
-    }
+    assert {tuple(tried) for tried in done.object["tried"]} == {("settings", "batch", "ratios", "agreement", "dropped")}
     assert [bench.closed for bench in desk.benches] == [True]
     assert sorted(path.suffix for path in desk.profiles.iterdir()) == ["", ".json"], "a lock and a profile"
     assert desk.opened("ask", "x" * 4000) == replace(usual, repack=False)
@@ -664,7 +662,7 @@ def test_a_profile_that_cannot_be_kept_is_told_in_a_line(desk: Desk) -> None:
 
 
 def test_a_model_nothing_can_be_measured_of_keeps_nothing(desk: Desk) -> None:
-    bench = ScriptedBench(refused=lambda _: "needs 99.0 GB of memory, and 8.0 GB are free")
+    bench = ScriptedBench(refused=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
     runtime = desk.runtime()
     runtime.bench = cast("BenchFactory", lambda *_: bench)
     assert run(["tune", str(desk.model)], runtime) == 1

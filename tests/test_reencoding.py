@@ -26,15 +26,15 @@ from cerebrum_cli.application.models.listing import catalogue_rows, describe, qu
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.removal import plan_removal
 from cerebrum_cli.application.pulling.pull import Puller
-from cerebrum_cli.application.tuning.reencoding import Reencoding, Report, Row, Speeds, encoding_called
+from cerebrum_cli.application.tuning.reencoding import EncodingResult, Reencoding, Report, Throughput, find_encoding
 from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.derivatives import DerivativeStore
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench.protocol import Closeness, Facts, FileBench, Job, NoTrial
-from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encoded, encodings_for
+from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, Job, LoadStats, TrialError
+from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encode_file, fast_encodings
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.quantize import reason
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
@@ -63,8 +63,8 @@ BF16 = next(each for each in ENCODINGS if each.name == "BF16")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cerebrum_cli.engine.bench.quantization import ENCODINGS, encoded
-for done, total in encoded(Path(sys.argv[1]), Path(sys.argv[2]), ENCODINGS[0]):
+from cerebrum_cli.engine.bench.quantization import ENCODINGS, encode_file
+for done, total in encode_file(Path(sys.argv[1]), Path(sys.argv[2]), ENCODINGS[0]):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -105,30 +105,30 @@ class Paper:
     def speed(self, tuning: Tuning, job: Job) -> float:
         self._open()
         speed = 200.0 if self.path.name.endswith(".part") else 100.0
-        return speed / job.sequences if job.kind == "read" else speed
+        return speed / job.sequences if job.kind == "prefill" else speed
 
-    def written(self, tuning: Tuning, tokens: int) -> Path:
+    def write_logits(self, tuning: Tuning, tokens: int) -> Path:
         self._open()
         return self.path
 
-    def compared(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
+    def compare_logits(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
         self._open()
         return self.room.closeness
 
-    def facts(self, tuning: Tuning) -> Facts:
-        return Facts(0.0, 0)
+    def load_stats(self, tuning: Tuning) -> LoadStats:
+        return LoadStats(0.0, 0)
 
-    def free(self) -> None:
+    def release(self) -> None:
         if self.path in self.room.open:
             self.room.open.remove(self.path)
 
-    close = free
+    close = release
 
     def _open(self) -> None:
         self.room.asked += 1
         if self.path not in self.room.open:
             if len(self.room.open) == self.room.holds:
-                raise NoTrial("memory is full")
+                raise TrialError("memory is full")
             self.room.open.append(self.path)
 
 
@@ -142,7 +142,7 @@ class Encoder:
     def __call__(self, source: Path, target: Path, encoding: Encoding) -> Generator[tuple[int, int], None, None]:
         self.sources.append(source)
         if self.real:
-            yield from encoded(source, target, encoding)
+            yield from encode_file(source, target, encoding)
         else:
             yield 1, 2
             shutil.copy(source, target)
@@ -175,7 +175,7 @@ def work_on(library: Library, model: Model, room: Room | None = None, **more: An
     workshop = DerivativeStore(
         library.directory.parent / "encodings", **({"free_bytes": more.pop("free")} if "free" in more else {})
     )
-    given: dict[str, Any] = {"memory": lambda: 2**40, "encode": Encoder(), **more}
+    given: dict[str, Any] = {"free_memory": lambda: 2**40, "encode": Encoder(), **more}
     return Reencoding(library, model, trial_options(model, Settings()), workshop, (room or Room()).bench, **given)
 
 
@@ -217,13 +217,13 @@ def files(library: Library) -> list[str]:
 def test_what_a_processor_is_fast_at_is_tried_and_not_what_the_file_is(
     features: str, original: str | None, names: list[str]
 ) -> None:
-    assert [each.name for each in encodings_for(features.split(), original)] == names
+    assert [each.name for each in fast_encodings(features.split(), original)] == names
 
 
 def test_an_estimate_is_no_smaller_than_the_file(tmp_path: Path) -> None:
     parameters = Model("nano", (NANO,)).header.parameters
     for encoding in ENCODINGS:
-        stages = list(encoded(NANO, tmp_path / "file", encoding))
+        stages = list(encode_file(NANO, tmp_path / "file", encoding))
         assert stages[-1][0] == stages[-1][1] == len(stages)
         assert (tmp_path / "file").stat().st_size <= encoding.size(parameters)
 
@@ -238,9 +238,9 @@ def test_what_is_tried_is_removed_again_and_only_one_file_is_there_at_a_time(lib
     stages, report = told(work_on(library, model, encode=encode).compare([BF16, Q8_0]))
     assert seen == [["Thinker-F16.as-BF16.gguf.part"], ["Thinker-F16.as-Q8_0.gguf.part"]]
     assert files(library) == []
-    assert [row.ratios for row in report.rows] == [Speeds(2, 2, 2)] * 2
-    assert (report.original.type, report.original.speeds) == ("original", Speeds(100, 100, 100))
-    assert [row.verdict for row in report.rows] == ["ok", "ok"]
+    assert [row.ratios for row in report.results] == [Throughput(2, 2, 2)] * 2
+    assert (report.original.type, report.original.throughput) == ("original", Throughput(100, 100, 100))
+    assert [row.verdict for row in report.results] == ["ok", "ok"]
     assert report.applied is None
     assert stages[:3] == [
         StageEvent("writing BF16", 1, 2),
@@ -253,7 +253,7 @@ def test_what_is_tried_is_removed_again_and_only_one_file_is_there_at_a_time(lib
 def test_where_memory_holds_one_file_they_are_opened_in_turn(library: Library, model: Model) -> None:
     room = Room(holds=1)
     _, report = told(work_on(library, model, room).compare([Q8_0]))
-    assert report.rows[0].ratios == Speeds(2, 2, 2)
+    assert report.results[0].ratios == Throughput(2, 2, 2)
     assert room.open == []
     with pytest.raises(EngineError, match="this model cannot be measured here: memory is full"):
         told(work_on(library, model, Room(holds=0)).compare([Q8_0]))
@@ -265,14 +265,14 @@ def test_what_disk_or_memory_does_not_hold_is_left_out_before_anything_is_writte
 ) -> None:
     size = Q8_0.size(model.header.parameters)
     for more, reason_given in (
-        ({"free": lambda _: size + 10**9 - 1}, "of disk space, and 1.02 GB are free"),
-        ({"memory": lambda: size + HEADROOM - 1}, "of memory, and 554 MB are free"),
+        ({"free": lambda _: size + 10**9 - 1}, "of disk space, but only 1.02 GB is free"),
+        ({"free_memory": lambda: size + HEADROOM - 1}, "of memory, but only 554 MB is free"),
     ):
         encoder = Encoder()
         _, report = told(work_on(library, model, encode=encoder, **more).compare([Q8_0]))
-        assert (report.rows[0].state, encoder.sources) == ("left out", [])
-        assert report.rows[0].verdict.startswith("left out: it needs ")
-        assert report.rows[0].verdict.endswith(reason_given)
+        assert (report.results[0].state, encoder.sources) == ("skipped", [])
+        assert report.results[0].verdict.startswith("skipped: needs ")
+        assert report.results[0].verdict.endswith(reason_given)
         _, report = told(work_on(library, model, encode=encoder, **more).apply(Q8_0, force=True))
         assert (report.applied, encoder.sources, files(library)) == (None, [], [])
 
@@ -280,11 +280,11 @@ def test_what_disk_or_memory_does_not_hold_is_left_out_before_anything_is_writte
 def test_what_says_other_things_is_refused_unless_forced(library: Library, model: Model) -> None:
     room = Room(FAR)
     _, report = told(work_on(library, model, room).apply(Q8_0, force=False))
-    assert (report.applied, report.rows[0].verdict, files(library)) == (None, "refused: agreement 0.811", [])
+    assert (report.applied, report.results[0].verdict, files(library)) == (None, "rejected: same top-1 81.1%", [])
     _, report = told(work_on(library, model, room).apply(Q8_0, force=True))
     assert report.applied
     assert library.preferred(model) == report.applied
-    at_least = replace(report.rows[0], closeness=Closeness(0.97, 0.97, 0.1))
+    at_least = replace(report.results[0], closeness=Closeness(0.97, 0.97, 0.1))
     assert at_least.state == "ok"
 
 
@@ -321,11 +321,11 @@ def test_the_derivative_applied_last_is_preferred_and_applying_it_again_measures
     assert library.preferred(model) == second
     room = Room()
     work = work_on(library, model, room)
-    assert work.existing(Q8_0) == first
+    assert work.use_existing(Q8_0) == first
     assert (library.preferred(model), room.asked) == (first, 0)
     assert [each.name for each in library.models()] == ["mine", "mine:BF16", "mine:Q8_0"]
     first.path.write_bytes(b"GGUF")
-    assert work.existing(Q8_0) is None
+    assert work.use_existing(Q8_0) is None
     assert library.preferred(model) == second
     first.path.unlink()
     second.path.unlink()
@@ -413,13 +413,13 @@ def test_a_file_without_a_name_is_re_encoded_under_its_own(library: Library, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("Q9_9", "--apply Q9_9: no such encoding"), ("f16", "nano is already F16")]
+    ("name", "problem"), [("Q9_9", "--apply Q9_9: unknown encoding"), ("f16", "nano is already F16")]
 )
 def test_only_another_encoding_can_be_applied(name: str, problem: str) -> None:
     model = Model("nano", (NANO,))
     with pytest.raises(UsageError, match=problem):
-        encoding_called(name, model)
-    assert encoding_called("q8-0", model) == Q8_0
+        find_encoding(name, model)
+    assert find_encoding("q8-0", model) == Q8_0
 
 
 def test_two_cannot_work_at_the_same_time(library: Library, model: Model) -> None:
@@ -448,7 +448,7 @@ def test_a_killed_run_leaves_what_the_next_one_removes(library: Library, model: 
 
 def test_whoever_stops_asking_ends_the_process_and_its_file(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    stages = encoded(NANO, target, BF16)
+    stages = encode_file(NANO, target, BF16)
     assert next(stages) == (1, 38)
     stages.close()
     assert not target.exists()
@@ -474,23 +474,23 @@ def test_a_process_whose_parent_has_died_ends(tmp_path: Path) -> None:
 
 def test_llama_cpp_says_why_it_cannot_write_a_model(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
-    with pytest.raises(EngineError, match=r"llama\.cpp cannot write it as BF16: ") as caught:
-        list(encoded(tmp_path / "text.gguf", tmp_path / "target", BF16))
-    assert "it gives no reason" not in caught.value.message
-    with pytest.raises(EngineError, match="the file cannot be written to its end") as caught:
-        list(encoded(NANO, tmp_path / "nowhere" / "target", BF16))
+    with pytest.raises(EngineError, match=r"llama\.cpp cannot write BF16: ") as caught:
+        list(encode_file(tmp_path / "text.gguf", tmp_path / "target", BF16))
+    assert "unknown reason" not in caught.value.message
+    with pytest.raises(EngineError, match="the file cannot be written completely") as caught:
+        list(encode_file(NANO, tmp_path / "nowhere" / "target", BF16))
     assert caught.value.hint == "free some disk space"
     assert [path.name for path in tmp_path.iterdir()] == ["text.gguf"]
-    assert reason([]) == ("it gives no reason", "")
+    assert reason([]) == ("unknown reason", "")
 
 
 def test_a_model_llama_cpp_cannot_write_is_left_out(library: Library, model: Model) -> None:
     def encode(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[int, int], None, None]:
         yield 1, 2
-        raise EngineError("llama.cpp cannot write it as Q8_0: why not")
+        raise EngineError("llama.cpp cannot write Q8_0: why not")
 
     _, report = told(work_on(library, model, encode=encode).compare([Q8_0]))
-    assert report.rows[0].verdict == "left out: llama.cpp cannot write it as Q8_0: why not"
+    assert report.results[0].verdict == "skipped: llama.cpp cannot write Q8_0: why not"
     assert files(library) == []
 
 
@@ -525,21 +525,23 @@ def split(path: Path, folder: Path) -> Path:
     return min(folder.iterdir())
 
 
-def report_of(*rows: Row) -> Report:
-    return Report(Row("Q4_1", 98_362_432, Speeds(302.1, 133.4, 612.0)), rows)
+def report_of(*rows: EncodingResult) -> Report:
+    return Report(EncodingResult("Q4_1", 98_362_432, Throughput(302.1, 133.4, 612.0)), rows)
 
 
-BETTER = Row("BF16", 270_885_952, Speeds(766, 133.4, 1469), Speeds(2.536, 1, 2.4), Closeness(0.965, 0.989, 0.002))
-WORSE = Row("Q4_0", 91_726_912, Speeds(810, 203, 900), Speeds(2.68, 1.52, 1.47), FAR)
-TOO_BIG = Row("F16", left_out="it needs 15.90 GB of memory, and 8.10 GB are free")
+BETTER = EncodingResult(
+    "BF16", 270_885_952, Throughput(766, 133.4, 1469), Throughput(2.536, 1, 2.4), Closeness(0.965, 0.989, 0.002)
+)
+WORSE = EncodingResult("Q4_0", 91_726_912, Throughput(810, 203, 900), Throughput(2.68, 1.52, 1.47), FAR)
+TOO_BIG = EncodingResult("F16", skipped="needs 15.90 GB of memory, but only 8.10 GB is free")
 TABLE = """\
-type  size    read/s     say/s      16 say/s    argmax  agree  KL      verdict
-Q4_1  98 MB   302        133        612
-BF16  271 MB  766 x2.54  133 x1.00  1469 x2.40  0.965   0.989  0.0020  ok
-F16                                                                    left out
-Q4_0  92 MB   810 x2.68  203 x1.52  900 x1.47   0.702   0.811  0.2400  refused
-F16 is left out: it needs 15.90 GB of memory, and 8.10 GB are free
-Q4_0 is refused: agreement 0.811
+type  size    prompt t/s  gen t/s    16 gen t/s  same top-1  KL      verdict
+Q4_1  98 MB   302         133        612
+BF16  271 MB  766 x2.54   133 x1.00  1469 x2.40  98.9%       0.0020  ok
+F16                                                                  skipped
+Q4_0  92 MB   810 x2.68   203 x1.52  900 x1.47   81.1%       0.2400  rejected
+F16 was skipped: needs 15.90 GB of memory, but only 8.10 GB is free
+Q4_0 was rejected: same top-1 81.1%
 """
 
 
@@ -553,7 +555,7 @@ def test_the_table_has_a_row_for_each_and_a_line_for_what_may_not_answer() -> No
 def test_the_fastest_that_may_answer_is_recommended() -> None:
     assert report_of(BETTER, TOO_BIG, WORSE).best == BETTER
     assert report_of(TOO_BIG, WORSE).best is None
-    assert report_of(replace(BETTER, ratios=Speeds(1.0, 0.99, 1.1))).best is None
+    assert report_of(replace(BETTER, ratios=Throughput(1.0, 0.99, 1.1))).best is None
 
 
 def test_the_object_has_speeds_ratios_and_verdicts() -> None:
@@ -562,20 +564,26 @@ def test_the_object_has_speeds_ratios_and_verdicts() -> None:
         "type": "Q4_1",
         "path": "/m.gguf",
         "size": 98_362_432,
-        "read": 302.1,
-        "say": 133.4,
-        "together": 612.0,
+        "prompt_tokens_per_second": 302.1,
+        "tokens_per_second": 133.4,
+        "batch_tokens_per_second": 612.0,
     }
-    assert value["encodings"][0]["ratios"] == {"read": 2.536, "say": 1, "together": 2.4}
-    assert value["encodings"][1]["verdict"] == f"left out: {TOO_BIG.left_out}"
+    assert value["encodings"][0]["ratios"] == {
+        "prompt_tokens_per_second": 2.536,
+        "tokens_per_second": 1,
+        "batch_tokens_per_second": 2.4,
+    }
+    keys = ("agreement", "top1_agreement", "mean_kld")
+    assert tuple(value["encodings"][0][key] for key in keys) == (0.989, 0.965, 0.002)
+    assert value["encodings"][1]["verdict"] == f"skipped: {TOO_BIG.skipped}"
     assert (value["encodings"][1]["agreement"], value["applied"]) == (None, None)
 
 
 def test_what_cannot_be_applied_is_an_error_that_says_what_to_do(model: Model) -> None:
-    with pytest.raises(CerebrumError, match=r"the output of Q4_0 differs: agreement 0\.811") as caught:
+    with pytest.raises(CerebrumError, match=r"the output of Q4_0 differs: same top-1 81\.1%, below 97%") as caught:
         conclude(cast("Any", None), model, report_of(WORSE), ENCODINGS[3], quiet=True)
     assert (caught.value.exit_code, "--force" in caught.value.hint) == (1, True)
-    with pytest.raises(CerebrumError, match=r"F16 not applied: it needs") as caught:
+    with pytest.raises(CerebrumError, match=r"F16 not applied: needs") as caught:
         conclude(cast("Any", None), model, report_of(TOO_BIG), ENCODINGS[1], quiet=True)
     assert caught.value.exit_code == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import signal
 import tempfile
@@ -24,15 +25,15 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench.protocol import Job, NoTrial
-from cerebrum_cli.engine.bench.trials import Opening, ProcessBench, Trial
+from cerebrum_cli.engine.bench.protocol import Job, TrialError
+from cerebrum_cli.engine.bench.trials import LoadSettings, ProcessBench, Trial
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning
 from cerebrum_cli.runtime.composition import PROBE
 
 TEXT = PROBE.read_text(encoding="utf-8")
 USUAL, PLAIN = Tuning(repack=True), Tuning(repack=False)
-READ, SAY, MANY = Job("read", 64), Job("say", 4), Job("say", 2, 4)
+READ, SAY, MANY = Job("prefill", 64), Job("decode", 4), Job("decode", 2, 4)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def options() -> LoadOptions:
 def bench(options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessBench]:
     """Return a bench for nano, and see that it leaves nothing behind."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with ProcessBench(options, TEXT) as bench:
+    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
         yield bench
         left = children()
         assert [path.name.startswith("cerebrum-tune-") for path in tmp_path.iterdir()] == [True]
@@ -86,9 +87,9 @@ def until(holds: Callable[[], Any]) -> Any:
 
 def test_speeds_are_measured_and_a_process_knows_its_load_time_and_memory(bench: ProcessBench) -> None:
     assert all(bench.speed(USUAL, job) > 0 for job in (READ, SAY, MANY))
-    facts = bench.facts(USUAL)
+    facts = bench.load_stats(USUAL)
     assert 0 < facts.load_s < 30
-    assert facts.peak > NANO.stat().st_size
+    assert facts.peak_memory > NANO.stat().st_size
     assert isinstance(bench.devices, tuple)
     assert len(children()) == 1, "the rest of a way is arranged in the same process"
 
@@ -100,7 +101,7 @@ def test_what_is_opened_in_another_way_has_a_process_of_its_own(bench: ProcessBe
     for tuning in (Tuning(n_ubatch=32), Tuning(slots=4), Tuning(flash_attention=False)):
         assert bench.speed(replace(PLAIN, **tuning.overrides), MANY if tuning.slots else READ) > 0
     assert len(children()) == 4
-    bench.free()
+    bench.release()
     assert children() == []
     assert bench.speed(USUAL, SAY) > 0
 
@@ -118,7 +119,7 @@ def test_without_flash_attention_a_text_is_evaluated_nearly_the_same(bench: Proc
 
 
 def test_a_cache_of_fewer_bits_says_a_little_else(wide: LoadOptions) -> None:
-    with ProcessBench(wide, TEXT) as bench:
+    with contextlib.closing(ProcessBench(wide, TEXT)) as bench:
         assert bench.closeness(USUAL, USUAL, 96) == (1.0, 1.0, 0.0)
         cache = bench.closeness(USUAL, replace(USUAL, cache_type="q8_0"), 96)
         assert 0 < cache.mean_kld < 0.1
@@ -127,58 +128,58 @@ def test_a_cache_of_fewer_bits_says_a_little_else(wide: LoadOptions) -> None:
 
 def test_a_model_of_random_weights_read_in_other_steps_agrees_with_itself(chatml_model: Path) -> None:
     options = trial_options(Model("tiny", (chatml_model,)), Settings(threads=1))
-    with ProcessBench(options, TEXT) as bench:
+    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
         assert bench.closeness(Tuning(), Tuning(n_ubatch=16), 128).agreement >= 0.97
 
 
 def test_a_text_shorter_than_what_is_to_be_read_is_read_again(options: LoadOptions) -> None:
-    with ProcessBench(options, "What is 3 plus 4?") as bench:
+    with contextlib.closing(ProcessBench(options, "What is 3 plus 4?")) as bench:
         assert bench.speed(USUAL, READ) > 0
 
 
 def test_what_memory_does_not_hold_is_refused_before_anything_is_opened(options: LoadOptions) -> None:
     shape = replace(options.shape, weight_bytes=10**15)
-    with ProcessBench(replace(options, shape=shape), TEXT) as bench:
-        with pytest.raises(NoTrial, match=r"^needs 100000\d\.\d GB of memory, and \d+\.\d GB are free$"):
+    with contextlib.closing(ProcessBench(replace(options, shape=shape), TEXT)) as bench:
+        with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB of memory, but only \d+\.\d GB is free$"):
             bench.speed(USUAL, SAY)
-        with pytest.raises(NoTrial):
-            bench.facts(USUAL)
+        with pytest.raises(TrialError):
+            bench.load_stats(USUAL)
         assert children() == []
 
 
 def test_weights_and_cache_must_fit_together(options: LoadOptions) -> None:
     most = available_memory() - HEADROOM
     shape = replace(options.shape, weight_bytes=most * 6 // 10, kv_bytes_per_token=most * 6 // 10 // 68)
-    with ProcessBench(replace(options, shape=shape), TEXT) as bench:
-        with pytest.raises(NoTrial, match="GB of memory, and"):
+    with contextlib.closing(ProcessBench(replace(options, shape=shape), TEXT)) as bench:
+        with pytest.raises(TrialError, match="GB of memory, but"):
             bench.speed(USUAL, SAY)  # 4 tokens and 64
         assert children() == []
-        assert bench.facts(USUAL).load_s > 0, "the weights alone would fit"
+        assert bench.load_stats(USUAL).load_s > 0, "the weights alone would fit"
 
 
 def test_a_cache_of_half_the_size_needs_half_the_memory(wide: LoadOptions) -> None:
     shape = replace(wide.shape, kv_bytes_per_token=(available_memory() - HEADROOM) * 12 // 10 // 68)
-    with ProcessBench(replace(wide, shape=shape), TEXT) as bench:
-        with pytest.raises(NoTrial):
+    with contextlib.closing(ProcessBench(replace(wide, shape=shape), TEXT)) as bench:
+        with pytest.raises(TrialError):
             bench.speed(USUAL, SAY)
         assert bench.speed(replace(USUAL, cache_type="q8_0"), SAY) > 0
 
 
 def test_where_memory_does_not_hold_two_they_are_opened_in_turn(options: LoadOptions) -> None:
     shape = replace(options.shape, weight_bytes=1)
-    with ProcessBench(replace(options, shape=shape), TEXT) as bench:
+    with contextlib.closing(ProcessBench(replace(options, shape=shape), TEXT)) as bench:
         bench.speed(USUAL, SAY)
         [first] = children()
         bench._options = replace(options, shape=replace(shape, weight_bytes=10**15))
-        with pytest.raises(NoTrial):
+        with pytest.raises(TrialError):
             bench.speed(PLAIN, SAY)
         assert not first.is_running()
 
 
 def test_a_file_that_is_no_model_cannot_be_tried(options: LoadOptions, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
-    with ProcessBench(replace(options, path=tmp_path / "text.gguf"), TEXT) as bench:
-        with pytest.raises(NoTrial, match=r"text\.gguf: llama\.cpp cannot load it: "):
+    with contextlib.closing(ProcessBench(replace(options, path=tmp_path / "text.gguf"), TEXT)) as bench:
+        with pytest.raises(TrialError, match=r"text\.gguf: llama\.cpp cannot load it: "):
             bench.speed(USUAL, SAY)
         with pytest.raises(EngineError):
             bench.closeness(USUAL, PLAIN, 64)
@@ -187,19 +188,19 @@ def test_a_file_that_is_no_model_cannot_be_tried(options: LoadOptions, tmp_path:
 
 def test_a_context_that_cannot_be_made_costs_only_that_way(bench: ProcessBench) -> None:
     [trial] = opened(bench)
-    arranged = {"tuning": {}, "sequences": 1, "text": TEXT, "do": SAY._asdict()}
-    assert trial.ask({**arranged, "length": 128})["speed"] > 0
+    arranged = {"tuning": {}, "sequences": 1, "text": TEXT, "job": SAY._asdict()}
+    assert trial.request({**arranged, "length": 128})["speed"] > 0
     for _ in range(2):
-        with pytest.raises(NoTrial, match="not enough memory for"):
-            trial.ask({**arranged, "length": 2**32})
-    assert trial.ask({**arranged, "length": 128})["speed"] > 0
+        with pytest.raises(TrialError, match="not enough memory for"):
+            trial.request({**arranged, "length": 2**32})
+    assert trial.request({**arranged, "length": 128})["speed"] > 0
     assert bench.speed(USUAL, SAY) > 0
 
 
 def opened(bench: ProcessBench) -> list[Trial]:
     """Return the trials of a bench whose usual way was opened."""
-    bench.facts(USUAL)
-    return list(bench._open.values())
+    bench.load_stats(USUAL)
+    return list(bench._trials.values())
 
 
 def test_a_process_that_is_killed_says_by_what_signal_and_others_go_on(bench: ProcessBench) -> None:
@@ -208,12 +209,12 @@ def test_a_process_that_is_killed_says_by_what_signal_and_others_go_on(bench: Pr
     bench.speed(USUAL, SAY)
     [killed] = [child for child in children() if child != other]
     killed.send_signal(signal.SIGKILL)
-    with pytest.raises(NoTrial, match=r"^llama\.cpp ended with signal 9$"):
+    with pytest.raises(TrialError, match=r"^llama\.cpp ended with signal 9$"):
         bench.speed(USUAL, SAY)
-    with pytest.raises(NoTrial, match="signal 9"):
+    with pytest.raises(TrialError, match="signal 9"):
         bench.closeness(PLAIN, USUAL, 16)
     assert bench.speed(PLAIN, SAY) > 0
-    bench.free()
+    bench.release()
     assert bench.speed(USUAL, SAY) > 0
 
 
@@ -223,7 +224,7 @@ def test_modules_that_lie_where_it_is_run_are_none_of_its_own(
     for name in ("json", "numpy", "cerebrum_cli"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(7)\n")
     monkeypatch.chdir(tmp_path)
-    with ProcessBench(options, TEXT) as bench:
+    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
         assert bench.speed(USUAL, SAY) > 0
 
 
@@ -232,7 +233,8 @@ def test_a_user_tunes_a_model_and_it_is_used_and_shown(tmp_path: Path) -> None:
     done = user.run("tune", NANO, "--quick")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert lines[0].split() == ["use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "agreement"]
+    headings = ["use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"]
+    assert re.split(" {2,}", lines[0]) == headings
     assert [line.split()[0] for line in lines[1:5]] == ["chat", "ask", "ask,", "batch"]
     used = "ask, chat and batch now use this for nano with --threads 1; --no-profile ignores it\n"
     assert done.err.endswith(used), "as the environment says"
@@ -296,29 +298,29 @@ def test_what_there_is_no_model_for_is_told_before_anything_is_measured(tmp_path
 
 def test_a_disturbed_run_is_made_again_and_counted(bench: ProcessBench) -> None:
     shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.99])
-    trial = bench._trial(Opening.of(USUAL))
-    ask = trial.ask
-    trial.ask = lambda question: {**ask(question), "share": next(shares)}  # type: ignore[method-assign]
+    trial = bench._trial(LoadSettings.of(USUAL))
+    request = trial.request
+    trial.request = lambda message: {**request(message), "cpu_share": next(shares)}  # type: ignore[method-assign]
     assert bench.speed(USUAL, SAY) > 0
-    assert bench.disturbances == 0, "the third run had its processors"
+    assert bench.disturbed_jobs == 0, "the third run had its processors"
     assert bench.speed(USUAL, SAY) > 0
-    assert bench.disturbances == 1, "none of three had"
+    assert bench.disturbed_jobs == 1, "none of three had"
     assert bench.speed(USUAL, SAY) > 0
     assert next(shares, None) is None
 
 
 def test_a_child_that_dies_says_its_last_line(bench: ProcessBench) -> None:
     bench.speed(USUAL, SAY)
-    trial = bench._trial(Opening.of(USUAL))
-    with pytest.raises(NoTrial, match=r"ended with exit code 1: KeyError: 'sequences'"):
-        trial.ask({"do": None})
+    trial = bench._trial(LoadSettings.of(USUAL))
+    with pytest.raises(TrialError, match=r"ended with exit code 1: KeyError: 'sequences'"):
+        trial.request({"job": None})
 
 
 def test_a_full_disk_is_told_as_that(bench: ProcessBench) -> None:
-    trial = bench._trial(Opening.of(USUAL))
+    trial = bench._trial(LoadSettings.of(USUAL))
     question = {"write": "/dev/full/logits", "tokens": 8, "text": TEXT, "tuning": {}, "length": 64, "sequences": 1}
-    with pytest.raises(NoTrial, match="/dev/full/logits: Not a directory"):
-        trial.ask(question)
+    with pytest.raises(TrialError, match="/dev/full/logits: Not a directory"):
+        trial.request(question)
 
 
 def test_two_searches_are_not_made_at_once(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scripted_bench import ALONE, MANY, Cost, ScriptedBench
 
-from cerebrum_cli.application.inference.profiles import Speeds, Tuned, UseName
+from cerebrum_cli.application.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.application.tuning.candidates import (
     NORMAL,
     QUICK,
@@ -18,20 +18,20 @@ from cerebrum_cli.application.tuning.candidates import (
     Budget,
     Candidate,
     SearchSpace,
-    other_threads,
+    thread_counts_to_try,
 )
 from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench.protocol import Job
 from cerebrum_cli.engine.plan import Device, Tuning
-from cerebrum_cli.terminal.tuning_report import tried_lines, tuning_text
+from cerebrum_cli.terminal.tuning_report import candidate_lines, tuning_text
 
 USUAL, USUAL_MANY = Tuning(repack=True), Tuning(repack=False, slots=32)
 MACHINE = SearchSpace(USUAL, USUAL_MANY, threads=(1, 4), slots=64, layers=32)
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
 PLAIN = {("repack", False): (1.5, 0.7)}
-PATIENT = NORMAL._replace(budget=1e9)
+PATIENT = NORMAL._replace(search_s=1e9)
 
 
 def searched(
@@ -39,7 +39,7 @@ def searched(
     effort: Budget = PATIENT,
     machine: SearchSpace = MACHINE,
     told: list[StageEvent] | None = None,
-) -> tuple[dict[UseName, Tuned], Search, list[StageEvent]]:
+) -> tuple[dict[UseName, TunedUse], Search, list[StageEvent]]:
     """Return what a search finds, the search, and what it told on the way."""
     search = Search(bench, machine, effort, clock=bench.clock)
     running, events = search.run(), [] if told is None else told
@@ -47,28 +47,28 @@ def searched(
         try:
             events.append(next(running))
         except StopIteration as stopped:
-            found: dict[UseName, Tuned] = stopped.value
+            found: dict[UseName, TunedUse] = stopped.value
             return found, search, events
 
 
-def settings(found: dict[UseName, Tuned]) -> dict[str, dict[str, Any]]:
+def settings(found: dict[UseName, TunedUse]) -> dict[str, dict[str, Any]]:
     """Return what is not as usual, by use; uses that are as usual are left out."""
     return {name: tuned.tuning.overrides for name, tuned in found.items() if tuned.tuning.overrides}
 
 
 def arms(search: Search, **wanted: Any) -> list[Candidate]:
     """Return the ways that were tried with these settings."""
-    return [arm for arm in search.arms if wanted.items() <= arm.tuning.overrides.items()]
+    return [arm for arm in search.candidates if wanted.items() <= arm.tuning.overrides.items()]
 
 
 def is_plain(tuning: Tuning) -> bool:
     return tuning.repack is False and not tuning.slots
 
 
-def true_gain(cost: Cost, found: Tuned, name: UseName) -> float:
+def true_gain(cost: Cost, found: TunedUse, name: UseName) -> float:
     """Return how many times as fast a use truly is as it was found."""
     use = next(use for use in USES if use.name == name)
-    usual = USUAL_MANY if use.many else USUAL
+    usual = USUAL_MANY if use.is_batch else USUAL
     return use.seconds(cost(usual)) / use.seconds(cost(Tuning(**{**usual.overrides, **found.tuning.overrides})))
 
 
@@ -81,16 +81,16 @@ def test_weights_that_read_faster_and_say_slower_are_for_long_questions_alone() 
     assert found["ask-long"].gain == pytest.approx(true_gain(cost, found["ask-long"], "ask-long"))
     assert asdict(found["ask-long"].speeds) == pytest.approx(asdict(cost(Tuning(repack=False))))
     assert (found["ask-long"].baseline, found["ask-long"].agreement) == (ALONE, 1.0)
-    assert found["chat"] == Tuned(Tuning(), ALONE, ALONE)
+    assert found["chat"] == TunedUse(Tuning(), ALONE, ALONE)
 
 
 def test_where_nothing_is_faster_all_stays_as_usual() -> None:
     found, _, _ = searched(ScriptedBench())
     assert found == {
-        "chat": Tuned(Tuning(), ALONE, ALONE),
-        "ask": Tuned(Tuning(), ALONE, ALONE),
-        "ask-long": Tuned(Tuning(), ALONE, ALONE),
-        "batch": Tuned(Tuning(), MANY, MANY),
+        "chat": TunedUse(Tuning(), ALONE, ALONE),
+        "ask": TunedUse(Tuning(), ALONE, ALONE),
+        "ask-long": TunedUse(Tuning(), ALONE, ALONE),
+        "batch": TunedUse(Tuning(), MANY, MANY),
     }
 
 
@@ -137,7 +137,7 @@ def test_a_way_that_chooses_other_tokens_is_dropped_and_the_next_best_taken() ->
     assert {found[name].tuning.cache_type for name in ("chat", "ask", "ask-long")} == {None}
     assert found["chat"].agreement == 1.0, "who computes what is no matter"
     [dropped] = [arm for arm in arms(search, cache_type="q8_0", n_threads=4) if arm.agreement is not None]
-    assert dropped.dropped == "changes the output: agreement 96.99%"
+    assert dropped.dropped == "changes the output: same top-1 96.99%"
     assert len(bench.compared) == len({*bench.compared}), "a way is compared once, whatever it is best for"
 
 
@@ -145,14 +145,14 @@ def test_where_all_that_is_faster_chooses_other_tokens_all_stays_as_usual() -> N
     cost = Cost(alone={("repack", False): (2.0, 2.0)}, many={("repack", True): (2.0, 2.0)})
     found, search, _ = searched(ScriptedBench(cost, agreement=lambda tuning: 0.5))
     assert settings(found) == {}
-    assert all(arm.dropped for arm in search.arms if arm.agreement is not None)
+    assert all(arm.dropped for arm in search.candidates if arm.agreement is not None)
 
 
 def test_ways_that_cannot_be_opened_are_told_and_left_out() -> None:
     cost = Cost(alone={("repack", False): (2.0, 2.0), ("n_threads", 4): (1.0, 1.3)})
     bench = ScriptedBench(cost, refused=lambda tuning: "ended with signal 9" if is_plain(tuning) else None)
     found, search, _ = searched(bench)
-    assert [arm.dropped for arm in arms(search, repack=False) if not arm.many] == ["ended with signal 9"]
+    assert [arm.dropped for arm in arms(search, repack=False) if not arm.is_batch] == ["ended with signal 9"]
     assert {found[name].tuning.repack for name in ("chat", "ask", "ask-long")} == {None}
     assert found["chat"].tuning.n_threads == 4
 
@@ -163,19 +163,19 @@ def test_a_way_that_can_no_longer_be_opened_when_it_is_confirmed_costs_only_itse
 
     def refused(tuning: Tuning) -> str | None:
         gone = bench.compared if when == "measured" else told and "again, against" in told[-1].stage
-        return "needs 9.9 GB of memory, and 1.0 GB are free" if gone and is_plain(tuning) else None
+        return "needs 9.9 GB of memory, but only 1.0 GB is free" if gone and is_plain(tuning) else None
 
     cost = Cost(alone={("repack", False): (2.0, 2.0)}, many={("slots", 64): (1.0, 2.0)})
     bench = ScriptedBench(cost, refused=refused)
-    machine = MACHINE._replace(usual_many=Tuning(repack=True, slots=32))
+    machine = MACHINE._replace(batch_baseline=Tuning(repack=True, slots=32))
     found, search, _ = searched(bench, machine=machine, told=told)
     assert settings(found) == {"batch": {"slots": 64}}
-    [plain] = [arm for arm in search.arms if arm.tuning == Tuning(repack=False)]
-    assert plain.dropped == "needs 9.9 GB of memory, and 1.0 GB are free"
+    [plain] = [arm for arm in search.candidates if arm.tuning == Tuning(repack=False)]
+    assert plain.dropped == "needs 9.9 GB of memory, but only 1.0 GB is free"
 
 
 def test_a_model_that_cannot_be_opened_at_all_is_an_error_that_says_why() -> None:
-    bench = ScriptedBench(refused=lambda _: "needs 99.0 GB of memory, and 8.0 GB are free")
+    bench = ScriptedBench(refused=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
     with pytest.raises(EngineError, match=r"^this model cannot be measured here: needs 99\.0 GB of memory"):
         searched(bench)
 
@@ -186,14 +186,14 @@ def test_what_loses_clearly_is_measured_once_and_not_tried_on_top_of_another() -
     _, search, _ = searched(bench)
     assert search.best["chat"] is not search.best["ask-long"]
     assert len(arms(search, flash_attention=False)) == 1
-    assert [job.kind for job in bench.measured(flash_attention=False)] == ["read", "say"]
+    assert [job.kind for job in bench.measured(flash_attention=False)] == ["prefill", "decode"]
 
 
 def test_what_gains_nothing_on_top_of_one_leader_is_not_tried_on_top_of_another() -> None:
     bench = ScriptedBench(Cost(alone=PLAIN))
     _, search, _ = searched(bench)
     assert [arm.tuning.repack for arm in arms(search, flash_attention=False)] == [True]
-    assert [job.kind for job in bench.measured(flash_attention=False, repack=True)] == 2 * ["read"] + 2 * ["say"]
+    assert [job.kind for job in bench.measured(flash_attention=False, repack=True)] == 2 * ["prefill"] + 2 * ["decode"]
 
 
 def test_what_gains_a_little_is_measured_in_pairs_on_top_of_each_leader() -> None:
@@ -208,7 +208,7 @@ def test_what_can_change_little_is_not_measured() -> None:
     bench = ScriptedBench(cost)
     _, search, _ = searched(bench)
     assert arms(search, n_ubatch=256) == []
-    assert {job.kind for job in bench.measured(flash_attention=False)} == {"say"}
+    assert {job.kind for job in bench.measured(flash_attention=False)} == {"decode"}
 
 
 def test_numbers_of_threads_for_reading_and_saying_are_combined() -> None:
@@ -228,15 +228,15 @@ def test_numbers_of_threads_for_reading_and_saying_are_combined() -> None:
 
 def test_threads_the_user_has_set_are_not_tried() -> None:
     _, search, _ = searched(ScriptedBench(), machine=MACHINE._replace(threads=()))
-    assert [arm for arm in search.arms if arm.tuning.n_threads or arm.tuning.n_threads_batch] == []
+    assert [arm for arm in search.candidates if arm.tuning.n_threads or arm.tuning.n_threads_batch] == []
 
 
 def test_layers_are_only_tried_where_there_is_something_to_offload_them_to() -> None:
     cost = Cost(alone={("gpu_layers", "16"): (2.0, 2.0)})
     _, search, _ = searched(ScriptedBench(cost))
-    assert [arm for arm in search.arms if arm.tuning.gpu_layers is not None] == []
+    assert [arm for arm in search.candidates if arm.tuning.gpu_layers is not None] == []
     found, search, _ = searched(ScriptedBench(cost, devices=(GPU,)))
-    assert {arm.tuning.gpu_layers for arm in search.arms} == {None, "0", "16"}
+    assert {arm.tuning.gpu_layers for arm in search.candidates} == {None, "0", "16"}
     assert found["chat"].tuning == Tuning(gpu_layers="16")
 
 
@@ -251,9 +251,9 @@ def test_layers_are_only_tried_where_there_is_something_to_offload_them_to() -> 
     ],
 )
 def test_no_more_sequences_are_tried_than_memory_holds(effort: Budget, room: int, tried: list[int]) -> None:
-    machine = MACHINE._replace(slots=room, usual_many=replace(USUAL_MANY, slots=min(32, room)))
+    machine = MACHINE._replace(slots=room, batch_baseline=replace(USUAL_MANY, slots=min(32, room)))
     _, search, _ = searched(ScriptedBench(), effort, machine)
-    assert list(dict.fromkeys(arm.tuning.slots for arm in search.arms if arm.many)) == tried
+    assert list(dict.fromkeys(arm.tuning.slots for arm in search.candidates if arm.is_batch)) == tried
 
 
 def test_a_batch_has_its_own_weights_and_as_many_sequences_as_are_fastest() -> None:
@@ -266,10 +266,10 @@ def test_a_batch_has_its_own_weights_and_as_many_sequences_as_are_fastest() -> N
 
 def test_the_budget_ends_the_search_but_what_is_essential_is_always_measured() -> None:
     cost = Cost(alone={**PLAIN, ("flash_attention", False): (9.0, 9.0)}, many={("slots", 64): (1.0, 9.0)})
-    found, search, events = searched(ScriptedBench(cost), NORMAL._replace(budget=0.0))
-    measured = [(arm.tuning, arm.many) for arm in search.arms if arm.speeds]
+    found, search, events = searched(ScriptedBench(cost), NORMAL._replace(search_s=0.0))
+    measured = [(arm.tuning, arm.is_batch) for arm in search.candidates if arm.speeds]
     assert measured == [(USUAL, False), (replace(USUAL, repack=False), False), (USUAL_MANY, True)]
-    late = {arm.dropped for arm in search.arms if not arm.speeds}
+    late = {arm.dropped for arm in search.candidates if not arm.speeds}
     assert late == {"skipped: would take too long"}
     assert settings(found) == {"ask-long": {"repack": False}}
     assert [event.done for event in events[1:]] == list(range(events[-1].total))
@@ -297,8 +297,8 @@ def test_the_more_effort_the_more_is_tried() -> None:
     for effort in (QUICK, NORMAL, THOROUGH):
         bench = ScriptedBench(Cost(alone=PLAIN, usual=Speeds(0.5, 3000.0, 800.0), usual_many=Speeds(0.5, 4500.0, 4e3)))
         _, search, _ = searched(bench, effort)
-        assert all(arm.speeds for arm in search.arms), "nothing ran out of time"
-        tried.append((len(search.arms), len(bench.jobs), bench.now))
+        assert all(arm.speeds for arm in search.candidates), "nothing ran out of time"
+        tried.append((len(search.candidates), len(bench.jobs), bench.now))
     assert tried[0] < tried[1] < tried[2]
     assert sorted(jobs for _, jobs, _ in tried) == [jobs for _, jobs, _ in tried]
 
@@ -358,16 +358,16 @@ def test_where_all_ways_are_alike_noise_finds_next_to_nothing() -> None:
 def test_all_that_can_run_half_as_many_and_one_less_are_tried_beside_the_usual_threads(
     usual: int, usable: int, others: tuple[int, ...]
 ) -> None:
-    assert other_threads(usual, usable) == others
+    assert thread_counts_to_try(usual, usable) == others
 
 
 def test_the_seconds_of_a_use_are_loading_reading_and_saying() -> None:
     chat, ask, long, batch = USES
     speeds = Speeds(3.0, 32.0, 16.0)
     assert [use.seconds(speeds) for use in USES] == [3 + 16 + 96, 3 + 2 + 8, 3 + 64 + 8, 3 + 256 + 512]
-    assert chat.shares(speeds) == {"read": 16 / 115, "say": 96 / 115}
-    assert [use.many for use in USES] == [False, False, False, True]
-    assert long.shares(speeds)["read"] > ask.shares(speeds)["read"]
+    assert chat.shares(speeds) == {"prefill": 16 / 115, "decode": 96 / 115}
+    assert [use.is_batch for use in USES] == [False, False, False, True]
+    assert long.shares(speeds)["prefill"] > ask.shares(speeds)["prefill"]
     assert sum(batch.shares(speeds).values()) == pytest.approx(1 - 3 / 771)
 
 
@@ -401,18 +401,18 @@ def test_a_tuning_in_words_leaves_out_what_is_as_usual(tuning: Tuning, text: str
 
 
 def test_a_line_for_each_way_tells_its_speed_or_why_it_is_not_used() -> None:
-    told = {"read": 1.5, "say": 0.701, "dropped": None}
-    lines = tried_lines(
-        [(Tuning(repack=False), told), (Tuning(slots=64), {**told, "read": None, "dropped": "ended with signal 9"})]
-    )
-    assert list(lines) == ["not repacked: prompt 1.50 x, gen 0.70 x", "64 sequences: ended with signal 9"]
+    ratios = {"prompt_tokens_per_second": 1.5, "tokens_per_second": 0.701}
+    measured = (Tuning(repack=False), {"ratios": ratios, "dropped": None})
+    dropped = (Tuning(slots=64), {"ratios": dict.fromkeys(ratios), "dropped": "ended with signal 9"})
+    lines = list(candidate_lines([measured, dropped]))
+    assert lines == ["not repacked: prompt 1.50 x, gen 0.70 x", "64 sequences: ended with signal 9"]
 
 
 class BusyBench(ScriptedBench):
     """A bench on a machine that does other things all the time."""
 
     def speed(self, tuning: Tuning, job: Job) -> float:
-        self.disturbances += 1
+        self.disturbed_jobs += 1
         return ScriptedBench.speed(self, tuning, job)
 
 
@@ -420,11 +420,11 @@ def test_other_numbers_of_threads_are_not_believed_on_a_busy_machine() -> None:
     cost = Cost(alone={("n_threads", 1): (4.0, 4.0), ("n_threads_batch", 1): (4.0, 4.0)})
     found, search, _ = searched(BusyBench(cost))
     assert all(found[name].tuning.n_threads is None for name in found)
-    assert "inconclusive: the CPU was busy" in {arm.dropped for arm in search.arms}
+    assert "inconclusive: the CPU was busy" in {arm.dropped for arm in search.candidates}
 
 
 def test_what_was_not_measured_of_a_way_is_not_told() -> None:
     bench = ScriptedBench(Cost(alone={("n_ubatch", 256): (1.2, 1.0)}))
     _, search, _ = searched(bench)
     [told] = [arm for arm in arms(search, n_ubatch=256) if arm.speeds]
-    assert told.measured == {"read"}
+    assert told.measured_kinds == {"prefill"}
