@@ -14,7 +14,7 @@ import pytest
 from command_line import Finished
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_bench import Cost, ScriptedBench
+from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import runtime_for
 
 from cerebrum_cli.application.doctor.selftest import NANO
@@ -392,7 +392,7 @@ class Desk:
         self.model = model
         self.loaded: list[LoadOptions] = []
         self.benches: list[ScriptedBench] = []
-        self.cost = Cost(alone={("repack", False): (1.5, 0.7)}, many={("slots", 16): (1.0, 1.5)})
+        self.cost = SpeedModel(single={("repack", False): (1.5, 0.7)}, batch={("slots", 16): (1.0, 1.5)})
         self.devices: tuple[Device, ...] = ()
 
     def runtime(self, piped: bytes | None = None) -> Runtime:
@@ -662,7 +662,7 @@ def test_a_profile_that_cannot_be_kept_is_told_in_a_line(desk: Desk) -> None:
 
 
 def test_a_model_nothing_can_be_measured_of_keeps_nothing(desk: Desk) -> None:
-    bench = ScriptedBench(refused=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
+    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
     runtime = desk.runtime()
     runtime.bench = cast("BenchFactory", lambda *_: bench)
     assert run(["tune", str(desk.model)], runtime) == 1
