@@ -227,8 +227,7 @@ def test_search_combines_thread_counts_for_prefill_and_decode() -> None:
         }
     )
     uses, _, _ = run_search(ScriptedBench(speed_model))
-    assert uses["ask-long"].tuning == Tuning(n_threads=1, n_threads_batch=4)
-    assert uses["chat"].tuning == Tuning(n_threads=1, n_threads_batch=4)
+    assert uses["ask-long"].tuning == uses["chat"].tuning == Tuning(n_threads=1, n_threads_batch=4)
     assert uses["ask-long"].gain == pytest.approx(true_gain(speed_model, uses["ask-long"], "ask-long"))
 
 

@@ -29,10 +29,10 @@ def quantize(source: str, target: str, file_type: int) -> None:
     params.allow_requantize = True
     params.nthread = thread_count()
     if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), params):
-        raise EngineError(*reason(log.problems))
+        raise EngineError(*failure_reason(log.problems))
 
 
-def reason(problems: Iterable[str]) -> tuple[str, str]:
+def failure_reason(problems: Iterable[str]) -> tuple[str, str]:
     """Extract the problem from llama.cpp's log, and a hint if there is one."""
     found = next((line.partition(FAILED)[2] for line in problems if FAILED in line), "")
     if UNWRITTEN in found:
