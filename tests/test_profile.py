@@ -683,10 +683,10 @@ def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: Comman
     open_scripted = runtime.open_backend
 
     def refusing(options: LoadOptions) -> Any:
-        def open_backend(tell: Any, stop: Any) -> Any:
+        def open_backend(on_notice: Any, stop: Any) -> Any:
             if options.n_threads_batch:
                 raise EngineError("no memory on the GPU", "see its log with -v")
-            return open_scripted(options)(tell, stop)
+            return open_scripted(options)(on_notice, stop)
 
         return open_backend
 

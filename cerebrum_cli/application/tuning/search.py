@@ -144,9 +144,8 @@ class Search:
 
         False if they were measured and brought no gain.
         """
-        settings = stage.settings
-        tuning = replace(base.tuning, **settings)
-        kinds = [kind for kind in JOB_KINDS if self._can_matter(base, kind, settings)]
+        tuning = replace(base.tuning, **stage.settings)
+        kinds = [kind for kind in JOB_KINDS if self._can_matter(base, kind, stage.settings)]
         is_known = any(each.tuning == tuning and each.is_batch == base.is_batch for each in self.candidates)
         if not kinds or is_known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
             return True  # llama.cpp requires flash attention for a quantized cache
@@ -161,7 +160,7 @@ class Search:
             candidate.dropped = error.message
             self._update_best()
             return True
-        if "n_threads" in settings and (prefill > 1) != (decode > 1) and not (base.is_batch or candidate.dropped):
+        if "n_threads" in stage.settings and (prefill > 1) != (decode > 1) and not (base.is_batch or candidate.dropped):
             self._split_threads(base, candidate, faster_prefill=prefill > 1)
         return max(prefill, decode) >= MIN_IMPROVEMENT
 
@@ -200,8 +199,7 @@ class Search:
 
     def _can_matter(self, base: Candidate, kind: JobKind, settings: dict[str, Any]) -> bool:
         """Whether settings affect a kind of work that takes a relevant share of a use that the base is best for."""
-        ignored = "n_ubatch" if kind == "decode" else "slots"
-        if base.speeds is None or ignored in settings:
+        if base.speeds is None or ("n_ubatch" if kind == "decode" else "slots") in settings:
             return False
         uses = [use for use in USES if use.is_batch == base.is_batch and self.best[use.name] is base]
         return any(use.shares(base.speeds)[kind] >= MIN_SHARE for use in uses)
@@ -246,7 +244,7 @@ class Search:
     # Confirmation.
 
     def _confirm(self, use: Use) -> TunedUse:
-        """Choose the best candidate that keeps the output and is faster than the defaults in a second comparison."""
+        """Choose the best candidate that does not change the output and beats the defaults a second time."""
         baseline = self._baseline(self.best[use.name])
         while (best := self.best[use.name]) is not baseline and not self._passes_confirmation(best, baseline):
             self._update_best()
