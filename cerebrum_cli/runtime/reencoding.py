@@ -32,11 +32,11 @@ def reencode(runtime: Runtime, model: Model, settings: Settings, options: TuneOp
         raise UsageError(f"{model.reference} was made from {original}", f"cerebrum tune {original} --reencode")
     encoding = find_encoding(options.apply, model) if options.apply else None
     quiet = options.json or options.quiet
-    work = prepare(runtime, model, settings, quiet)
+    reencoding = prepare(runtime, model, settings, quiet)
     report = None
-    if encoding and (existing := work.use_existing(encoding)):
-        report = Report(work.original, (), existing)
-    report = report or measure(runtime, work, encoding, options.force, quiet)
+    if encoding and (existing := reencoding.use_existing(encoding)):
+        report = Report(reencoding.original, (), existing)
+    report = report or measure(runtime, reencoding, encoding, options.force, quiet)
     if options.json:
         runtime.streams.answer_object(report_object(model.reference, str(model.path), report))
     elif report.results:
@@ -56,15 +56,15 @@ def prepare(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> 
     return Reencoding(runtime.library, model, options, DerivativeStore(runtime.cache_directory / "encodings"), bench)
 
 
-def measure(runtime: Runtime, work: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:
+def measure(runtime: Runtime, reencoding: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:
     """Measure one encoding, or all that could be faster, with a progress bar. Raises CerebrumError, Interrupted."""
     if encoding:
-        events = work.apply(encoding, force)
+        events = reencoding.apply(encoding, force)
     else:
-        candidates = fast_encodings(runtime.build().cpu_features, work.model.quantization)
+        candidates = fast_encodings(runtime.build().cpu_features, reencoding.model.quantization)
         if not candidates:
             raise CerebrumError("no other encoding has fast kernels on this processor", "keep this one")
-        events = work.compare(candidates)
+        events = reencoding.compare(candidates)
     with interruptible("nothing was saved"):
         try:
             return render_stages(events, StageProgress(runtime.streams, quiet))
