@@ -205,16 +205,16 @@ GIVE = "use NAME=MODEL, where NAME is tiny"
 @pytest.mark.parametrize(
     ("arguments", "what", "do"),
     [
-        ([], "no output file given (-o)", "name one: -o OUT.gguf"),
+        ([], "no output file given (-o)", "name a file: -o OUT.gguf"),
         (["-o", "out.bin"], "-o out.bin: not a .gguf file name", "use -o out.bin.gguf"),
         (["-o", "no/out.gguf"], "-o no/out.gguf: directory no does not exist", "create it first, or write elsewhere"),
         (["-o", "a.gguf"], "-o a.gguf: is a directory", "name a file"),
         (["-o", "Tiny-Q4_K_M.gguf"], "Tiny-Q4_K_M.gguf is a source of this merge", "choose another output file"),
         (["-o", "link.gguf"], "link.gguf is a source of this merge", "choose another output file"),
-        ([*OUT, "--split-size", "4 ells"], "'4 ells' is no size of a file from 1 MB on", "write it as 4GB or 500MB"),
-        ([*OUT, "--split-size", "900k"], "'900k' is no size of a file from 1 MB on", "write it as 4GB or 500MB"),
-        ([*OUT, "--name", "starter"], "the name starter is taken by another model", "choose one with --name"),
-        ([*OUT, "--name", "SMALL"], "the name SMALL is taken by another model", "choose one with --name"),
+        ([*OUT, "--split-size", "4 ells"], "'4 ells' is not a size of at least 1 MB", "write it as 4GB or 500MB"),
+        ([*OUT, "--split-size", "900k"], "'900k' is not a size of at least 1 MB", "write it as 4GB or 500MB"),
+        ([*OUT, "--name", "starter"], "the name starter belongs to another model", "choose another with --name"),
+        ([*OUT, "--name", "SMALL"], "the name SMALL belongs to another model", "choose another with --name"),
         ([*OUT, "--source", "tidy=b"], "--source tidy=b: the recipe does not name this model", GIVE),
         ([*OUT, "--source", "tiny"], "--source tiny: the recipe does not name this model", GIVE),
     ],
@@ -256,7 +256,7 @@ def test_a_model_that_is_not_here_is_told_with_what_helps(home: Home) -> None:
     for arguments, error, do in (
         (
             ["published.yaml"],
-            "the recipe's model /home/him/Tiny: /home/him/Tiny: there is no such file",
+            "the recipe's model /home/him/Tiny: /home/him/Tiny: file not found",
             "name the model to use: --source /home/him/Tiny=MODEL",
         ),
         (
@@ -637,14 +637,14 @@ def test_a_recipe_may_come_out_of_a_pipe_and_not_out_of_a_directory(home: Home) 
     writer.join(5)
     assert (done.code, home.files) == (0, ["Tiny-Q4_K_M.gguf", "out.gguf", "twice.yaml"])
     done = home.run("merge", ".", *arguments, "other.gguf")
-    assert (done.code, done.err) == (2, "error: .: is a directory\n  try: give a mergekit recipe in YAML\n")
+    assert (done.code, done.err) == (2, "error: .: is a directory\n  try: name a mergekit recipe in YAML\n")
 
 
 @pytest.mark.parametrize("name", ["out-00002-of-00002.gguf", "out-00001-of-00002.GGUF", "out-00009-of-00002.gguf"])
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--split-size", "1MB"]])
 def test_a_file_that_would_pass_for_a_part_is_refused(name: str, more: list[str], home: Home) -> None:
     done = home.merge("-o", name, *more)
-    said = f"error: -o {name}: this is the name of one part of a split model\n  try: name it without the part number\n"
+    said = f"error: -o {name}: is the name of one part of a split model\n  try: omit the part number\n"
     assert (done.code, done.out, done.err) == (2, "", said)
     assert (home.rows, name in home.files) == ([], False)
 

@@ -113,7 +113,7 @@ def test_where_files_vanish_again_and_again_a_merge_gives_up(out: Path, monkeypa
         out.with_name("out.gguf.part").unlink()
         return try_lock(descriptor)
 
-    monkeypatch.setattr(writing, "locked", remove_and_lock)
+    monkeypatch.setattr(writing, "try_lock", remove_and_lock)
     with OutputFiles() as delivery, pytest.raises(MergeError, match="another cerebrum merge"), delivery.file(out):
         raise AssertionError("nobody has a file that is gone")
     assert written(out) == []

@@ -226,7 +226,7 @@ def test_a_merge_that_ends_while_another_begins_is_not_written_over(
             first.__exit__()
             return try_lock(descriptor)
 
-        monkeypatch.setattr("cerebrum_cli.merge.output_files.locked", end_and_lock)
+        monkeypatch.setattr("cerebrum_cli.merge.output_files.try_lock", end_and_lock)
         with OutputFiles() as second:
             with second.file(out) as file:
                 assert not completes or out.read_bytes() == b"the first one"
