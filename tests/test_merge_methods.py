@@ -199,7 +199,7 @@ def by_group(name: str) -> float:
 
 
 Expected = Callable[[str, Sequence[Weights]], Weights]
-TASK_ARITHMETIC = {"merge_method": "task_arithmetic", "base_model": "a"}
+TASK_VECTORS = {"merge_method": "task_arithmetic", "base_model": "a"}
 SLERP = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "a"}, {"model": "b"}]}
 CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
     "linear": (
@@ -231,12 +231,12 @@ CASES: Mapping[str, tuple[dict[str, Any], Expected]] = {
         lambda name, tensors: slerp(tensors, 1.2),
     ),
     "task_arithmetic": (
-        {**TASK_ARITHMETIC, "models": [{"model": "b", "parameters": {"weight": 0.4}}]},
+        {**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": 0.4}}]},
         lambda name, tensors: task_arithmetic(tensors, (0.4,)),
     ),
     "task_arithmetic, by layer and by name": (
         {
-            **TASK_ARITHMETIC,
+            **TASK_VECTORS,
             "models": [{"model": "b", "parameters": {"weight": BY_GROUP}}],
             "parameters": {"lambda": 1.5},
         },
@@ -278,7 +278,7 @@ def test_merge_task_arithmetic_normalizes_its_weights(models: Models, tmp_path: 
     sources = {name: models[f"{name} F16"] for name in "abc"}
     for normalize, shares in ((True, (0.4, 0.9)), (False, (0.4, 0.9)), (True, (0.5, -0.5))):
         rows = weighted(0.0, *shares)["models"][1:]
-        recipe = {**TASK_ARITHMETIC, "models": rows, "parameters": {"normalize": normalize, "lambda": 0.7}}
+        recipe = {**TASK_VECTORS, "models": rows, "parameters": {"normalize": normalize, "lambda": 0.7}}
         made = read(merge(recipe, sources, tmp_path / "made.gguf", Target(type="F32")))
         for name in made:
             tensors = [source.weights[name] for source in sources.values()]
@@ -327,7 +327,7 @@ def test_merge_of_a_model_with_its_copy_differs_by_rounding(kind: TypeMix, model
     path.write_bytes(source.path.read_bytes())  # a merge cannot know that it is the same model
     recipes = [weighted(*shares, merge_method="linear") for shares in SHARES]
     recipes += [{**SLERP, "parameters": {"t": t}} for t in (0.37, 1.5)]
-    recipes.append({**TASK_ARITHMETIC, "models": [{"model": "b", "parameters": {"weight": -3.0}}]})
+    recipes.append({**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": -3.0}}]})
     for recipe in recipes:
         made = merge(recipe, {"a": source, "b": source._replace(path=path)}, tmp_path / "made.gguf")
         for name, values in read(made).items():
@@ -367,7 +367,7 @@ UNEVEN: list[Any] = [{"filter": "mlp", "value": -0.5}, {"value": 0.5}]
         (weighted(UNEVEN, 0.5, merge_method="linear"), "the weights for blk.0.ffn_gate.weight add up to 0"),
         (weighted(0.5, PARTIAL, merge_method="linear"), "the recipe has no weight of b for token_embd.weight"),
         (
-            {**TASK_ARITHMETIC, "models": [{"model": "b", "parameters": {"weight": PARTIAL}}]},
+            {**TASK_VECTORS, "models": [{"model": "b", "parameters": {"weight": PARTIAL}}]},
             "the recipe has no weight of b for token_embd.weight",
         ),
         ({**SLERP, "parameters": {"t": PARTIAL}}, "the recipe has no t for token_embd.weight"),

@@ -122,16 +122,14 @@ def position_dependent(name: str) -> Table:
         ([("a", 0, 4), ("b", 7, 8)], "layer 7 of b would become layer 4"),
     ],
 )
-def test_merge_plan_refuses_to_move_a_position_dependent_layer(
-    ranges: list[tuple[str, int, int]], problem: str
-) -> None:
+def test_merge_plan_refuses_moves_off_the_period(ranges: list[tuple[str, int, int]], problem: str) -> None:
     with pytest.raises(MergeError) as caught:
         plan(stacked(*ranges), position_dependent("a"), position_dependent("b"))
     assert caught.value.message == f"{problem}, which smollm3 evaluates differently"
     assert caught.value.hint == "move layers by multiples of 4"
 
 
-def test_merge_plan_refuses_to_add_a_position_dependent_layer() -> None:
+def test_merge_plan_refuses_to_add_layers_off_the_period() -> None:
     sources = [{"model": name, "layer_range": [at, at + 4]} for name, at in (("a", 0), ("b", 2))]
     recipe = {"merge_method": "linear", "slices": [{"sources": sources}], "parameters": {"weight": 1.0}}
     with pytest.raises(MergeError, match="layer 2 of b would become layer 0"):

@@ -35,9 +35,7 @@ def no_codec() -> Codec:
     raise AssertionError("a codec is not needed here")
 
 
-def append_tensor(
-    path: Path, data: bytes, kind: str, shape: tuple[int, ...], name: str = "blk.0.attn_q.weight"
-) -> Tensor:
+def store(path: Path, data: bytes, kind: str, shape: tuple[int, ...], name: str = "blk.0.attn_q.weight") -> Tensor:
     """Append the bytes of a tensor to a file."""
     with path.open("ab") as file:
         offset = file.tell()
@@ -45,12 +43,12 @@ def append_tensor(
     return Tensor(name, shape, TYPE_NUMBERS[kind], path, offset)
 
 
-def append_normal(
+def store_normal(
     path: Path, shape: tuple[int, ...], seed: int, kind: str = "F32", name: str = "blk.0.w.weight"
 ) -> Tensor:
     """Append a tensor of normally distributed weights to a file."""
     values = np.random.default_rng(seed).standard_normal((int(np.prod(shape[1:])), shape[0]), np.float32)
-    return append_tensor(path, CODEC.quantize(values, TYPE_NUMBERS[kind]), kind, shape, name)
+    return store(path, CODEC.quantize(values, TYPE_NUMBERS[kind]), kind, shape, name)
 
 
 def output(tensor: Tensor, op: TensorOp, kind: str | None = None) -> OutputTensor:
@@ -98,7 +96,7 @@ def with_scales(blocks: Bytes, name: str, one: int) -> Bytes:
 def test_merge_weights_scales_quantized_blocks(name: str, tmp_path: Path) -> None:
     before = random_blocks(name)
     weights = BLOCKS * TENSOR_TYPES[TYPE_NUMBERS[name]].block_size
-    tensor = append_tensor(tmp_path / "model", before.tobytes(), name, (weights,))
+    tensor = store(tmp_path / "model", before.tobytes(), name, (weights,))
     for factor in (0.5, -1.25, 3.0, 0.01, 0.0, -0.0, 1 / 3):
         with TensorEvaluator(no_codec, 1) as opened:
             data = b"".join(opened.chunks(output(tensor, Sum((Term(tensor, factor),)))))
@@ -120,14 +118,10 @@ def test_merge_weights_scales_quantized_blocks(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "offset"), [(name, offset) for name, places in SCALE_OFFSETS.items() for offset in places]
 )
-def test_merge_weights_reports_scales_that_overflow_their_type(
-    name: str, offset: int, factor: float, tmp_path: Path
-) -> None:
+def test_merge_weights_reports_overflowing_scales(name: str, offset: int, factor: float, tmp_path: Path) -> None:
     blocks = random_blocks(name)
     blocks[BLOCKS // 2, offset : offset + 2] = np.array([60_000], "<f2").view(np.uint8)
-    tensor = append_tensor(
-        tmp_path / "model", blocks.tobytes(), name, (BLOCKS * TENSOR_TYPES[TYPE_NUMBERS[name]].block_size,)
-    )
+    tensor = store(tmp_path / "model", blocks.tobytes(), name, (BLOCKS * TENSOR_TYPES[TYPE_NUMBERS[name]].block_size,))
     with pytest.raises(MergeError) as caught:
         evaluate(output(tensor, Sum((Term(tensor, factor),))))
     assert caught.value.message == f"{tensor.name} times {factor:g} overflows its type"
@@ -135,7 +129,7 @@ def test_merge_weights_reports_scales_that_overflow_their_type(
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 def test_merge_weights_scales_unquantized_weights(kind: str, tmp_path: Path) -> None:
-    tensor = append_normal(tmp_path / "model", (64, 10), 0, kind)
+    tensor = store_normal(tmp_path / "model", (64, 10), 0, kind)
     before, after = np.empty((10, 64), np.float32), np.empty((10, 64), np.float32)
     CODEC.dequantize((tmp_path / "model").read_bytes(), tensor.type, before)
     CODEC.dequantize(evaluate(output(tensor, Sum((Term(tensor, -0.75),)))), tensor.type, after)
@@ -143,7 +137,7 @@ def test_merge_weights_scales_unquantized_weights(kind: str, tmp_path: Path) -> 
 
 
 def test_merge_weights_scales_into_another_type(tmp_path: Path) -> None:
-    tensor = append_normal(tmp_path / "model", (64, 10), 0, "Q8_0")
+    tensor = store_normal(tmp_path / "model", (64, 10), 0, "Q8_0")
     before = np.empty((10, 64), np.float32)
     CODEC.dequantize((tmp_path / "model").read_bytes(), tensor.type, before)
     after = np.frombuffer(evaluate(output(tensor, Sum((Term(tensor, 0.5),)), "F32")), np.float32)
@@ -158,8 +152,8 @@ def test_merge_weights_scales_into_another_type(tmp_path: Path) -> None:
 def test_merge_weights_reports_the_tensor_with_infinite_weights(bad: float, method: str, tmp_path: Path) -> None:
     values = np.ones((8, 64), np.float32)
     values[5, 17] = bad
-    broken = append_tensor(tmp_path / "broken", values.tobytes(), "F32", (64, 8))
-    sound = append_normal(tmp_path / "sound", (64, 8), 0)
+    broken = store(tmp_path / "broken", values.tobytes(), "F32", (64, 8))
+    sound = store_normal(tmp_path / "sound", (64, 8), 0)
     operations: dict[str, TensorOp] = {
         "sum": Sum((Term(sound, 0.5), Term(broken, 0.5))),
         "slerp": Slerp(0.5, sound, broken),
@@ -178,26 +172,24 @@ def test_merge_weights_reports_the_tensor_with_infinite_weights(bad: float, meth
     ("values", "factors"),
     [((np.inf, -np.inf), (0.5, 0.5)), ((3e38, 3e38), (1.0, 1.0)), ((3e38,), (10.0,)), ((1.0,), (1e300,))],
 )
-def test_merge_weights_overflow_is_an_error_without_warnings(
+def test_merge_weights_overflow_raises_without_warnings(
     values: tuple[float, ...], factors: tuple[float, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "model"
-    tensors = [append_tensor(path, np.full(64, value, np.float32).tobytes(), "F32", (64,)) for value in values]
+    tensors = [store(path, np.full(64, value, np.float32).tobytes(), "F32", (64,)) for value in values]
     with pytest.raises(MergeError, match="would have infinite or NaN weights"):
         evaluate(output(tensors[0], Sum(tuple(Term(*each) for each in zip(tensors, factors, strict=True)))))
 
 
 @pytest.mark.parametrize(("scale", "factor"), [(0.0, 1e39), (np.inf, 0.0), (np.nan, 1.5)])
-def test_merge_weights_invalid_scales_are_an_error_without_warnings(
-    scale: float, factor: float, tmp_path: Path
-) -> None:
-    tensor = append_tensor(tmp_path / "model", np.array([scale], "<f2").tobytes() + bytes(32), "Q8_0", (32,))
+def test_merge_weights_invalid_scales_raise_without_warnings(scale: float, factor: float, tmp_path: Path) -> None:
+    tensor = store(tmp_path / "model", np.array([scale], "<f2").tobytes() + bytes(32), "Q8_0", (32,))
     with pytest.raises(MergeError, match="overflows its type"):
         evaluate(output(tensor, Sum((Term(tensor, factor),))))
 
 
 def test_merge_weights_reports_the_tensor_too_large_for_its_type(tmp_path: Path) -> None:
-    tensor = append_tensor(tmp_path / "model", np.full(64, 70_000, np.float32).tobytes(), "F32", (64,))
+    tensor = store(tmp_path / "model", np.full(64, 70_000, np.float32).tobytes(), "F32", (64,))
     with pytest.raises(
         MergeError, match=rf"{tensor.name}: cannot write weights that are not finite or exceed 65504 as F16"
     ):
@@ -205,7 +197,7 @@ def test_merge_weights_reports_the_tensor_too_large_for_its_type(tmp_path: Path)
 
 
 def test_merge_weights_copies_infinite_weights_unchanged(tmp_path: Path) -> None:
-    tensor = append_tensor(tmp_path / "broken", np.full(64, np.nan, np.float32).tobytes(), "F32", (64,))
+    tensor = store(tmp_path / "broken", np.full(64, np.nan, np.float32).tobytes(), "F32", (64,))
     assert evaluate(output(tensor, Copy(tensor))) == (tmp_path / "broken").read_bytes()
 
 
@@ -214,8 +206,8 @@ def test_merge_weights_reports_a_truncated_source(method: str, tmp_path: Path, m
     monkeypatch.setattr(weights_module, "COPY_BYTES", 34 * 100)
     monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", 3200)
     path = tmp_path / "model"
-    tensor = append_normal(path, (64, 2000), 0, "Q8_0")
-    other = append_normal(tmp_path / "other", (64, 2000), 1, "Q8_0")
+    tensor = store_normal(path, (64, 2000), 0, "Q8_0")
+    other = store_normal(tmp_path / "other", (64, 2000), 1, "Q8_0")
     operations: dict[str, TensorOp] = {
         "copy": Copy(tensor),
         "scale": Sum((Term(tensor, 0.5),)),
@@ -235,7 +227,7 @@ def test_merge_weights_reports_a_truncated_source(method: str, tmp_path: Path, m
 
 @pytest.mark.parametrize("method", ["copy", "sum"])
 def test_merge_weights_reports_a_missing_source(method: str, tmp_path: Path) -> None:
-    tensor = append_normal(tmp_path / "model", (64, 8), 0)
+    tensor = store_normal(tmp_path / "model", (64, 8), 0)
     (tmp_path / "model").unlink()
     with pytest.raises(ModelFileError, match="model: cannot be read: No such file or directory"):
         evaluate(output(tensor, Copy(tensor) if method == "copy" else Sum((Term(tensor, 0.5),))))
@@ -246,8 +238,8 @@ def test_merge_weights_reports_a_missing_source(method: str, tmp_path: Path) -> 
 
 def sample_tensors(path: Path) -> Iterator[OutputTensor]:
     """Yield tensors of several chunks, one for each operation."""
-    one, other = append_normal(path, (256, 300), 1, "Q4_K"), append_normal(path, (256, 300), 2, "Q6_K")
-    row, third = append_normal(path, (1001,), 3), append_normal(path, (96, 7, 3), 4, "F16")
+    one, other = store_normal(path, (256, 300), 1, "Q4_K"), store_normal(path, (256, 300), 2, "Q6_K")
+    row, third = store_normal(path, (1001,), 3), store_normal(path, (96, 7, 3), 4, "F16")
     yield output(one, Copy(one))
     yield output(one, Copy(one), "Q8_0")
     yield output(one, Sum((Term(one, 0.5),)))
@@ -302,7 +294,7 @@ def test_merge_weights_opens_a_source_once(tmp_path: Path, monkeypatch: pytest.M
         return before(path, *args, **more)
 
     monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", 64)
-    tensor = append_normal(tmp_path / "model", (64, 64), 0)
+    tensor = store_normal(tmp_path / "model", (64, 64), 0)
     monkeypatch.setattr(os, "open", slow)
     evaluate(output(tensor, Sum((Term(tensor, 0.5),))), threads=8)
     assert opened == [tmp_path / "model"]
@@ -350,7 +342,7 @@ class CountingCodec:
 @pytest.mark.parametrize("threads", [1, 2, 8])
 def test_merge_weights_limits_pending_chunks(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", 64)
-    tensor = append_normal(tmp_path / "model", (64, 400), 0)
+    tensor = store_normal(tmp_path / "model", (64, 400), 0)
     codec = CountingCodec()
     with TensorEvaluator(lambda: codec, threads) as weights:
         chunks = weights.chunks(output(tensor, Sum((Term(tensor, 0.5),))))
@@ -367,7 +359,7 @@ def test_merge_weights_interrupt_waits_for_few_chunks(
     threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", 64)
-    tensor = append_normal(tmp_path / "model", (64, 4000), 0)
+    tensor = store_normal(tmp_path / "model", (64, 4000), 0)
     codec, before = CountingCodec(), threading.active_count()
     with pytest.raises(KeyboardInterrupt), TensorEvaluator(lambda: codec, threads) as weights:
         next(weights.chunks(output(tensor, Slerp(0.5, tensor, tensor))))
@@ -390,7 +382,7 @@ class BlockedCodec(CountingCodec):
 
 def test_merge_weights_closed_iterator_starts_no_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", 64)
-    tensor = append_normal(tmp_path / "model", (64, 400), 0)
+    tensor = store_normal(tmp_path / "model", (64, 400), 0)
     codec = BlockedCodec()
     with TensorEvaluator(lambda: codec, 1) as weights:
         chunks = weights.chunks(output(tensor, Sum((Term(tensor, 0.5),))))
@@ -421,13 +413,8 @@ class LimitedCodec(CountingCodec):
     ],
 )
 def test_merge_refuses_unsupported_types_before_writing(source: str, target: str, problem: str, tmp_path: Path) -> None:
-    first, second = append_normal(tmp_path / "a", (256,), 0, "F32"), append_normal(tmp_path / "b", (256,), 0, source)
-    operations: tuple[TensorOp, ...] = (
-        Sum((Term(first, 0.5), Term(second, 0.5))),
-        Slerp(0.5, first, second),
-        Copy(second),
-    )
-    for op in operations:
+    first, second = store_normal(tmp_path / "a", (256,), 0, "F32"), store_normal(tmp_path / "b", (256,), 0, source)
+    for op in (Sum((Term(first, 0.5), Term(second, 0.5))), Slerp(0.5, first, second), Copy(second)):
         plan = Plan({}, (OutputTensor("blk.9.w.weight", (256,), TYPE_NUMBERS[target], op),), ())
         with pytest.raises(MergeError) as caught:
             require_supported_types(plan, LimitedCodec)
@@ -444,7 +431,7 @@ def test_merge_refuses_a_type_that_needs_an_importance_matrix(tmp_path: Path) ->
 @pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=lambda kind: kind.name)
 def test_merge_weights_copies_any_type_without_a_codec(kind: Any, tmp_path: Path) -> None:
     data = np.random.default_rng(0).bytes(10 * kind.block_bytes)
-    tensor = append_tensor(tmp_path / "model", b"before" + data, kind.name, (10 * kind.block_size,))._replace(offset=6)
+    tensor = store(tmp_path / "model", b"before" + data, kind.name, (10 * kind.block_size,))._replace(offset=6)
     copy = output(tensor, Copy(tensor))
     require_supported_types(Plan({}, (copy,), ()), no_codec)
     with TensorEvaluator(no_codec, 1) as weights:
@@ -478,7 +465,7 @@ def test_merge_weights_slerp_interpolates_each_expert_separately(
     tensors = []
     for number, each in enumerate(values):
         data = CODEC.quantize(each.reshape(-1, width), TYPE_NUMBERS[kind])
-        tensors.append(append_tensor(tmp_path / f"model{number}", b"before" + data, kind, (width, rows, 4)))
+        tensors.append(store(tmp_path / f"model{number}", b"before" + data, kind, (width, rows, 4)))
         tensors[-1] = tensors[-1]._replace(offset=6)
         read = np.empty((4 * rows, width), np.float32)
         CODEC.dequantize(data, TYPE_NUMBERS[kind], read)
