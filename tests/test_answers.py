@@ -66,6 +66,7 @@ def test_final_answer_keeps_the_value_of_a_latex_fraction(fraction: Fraction) ->
     assert Fraction(final_answer(f"The answer is ${written}$.") or "") == fraction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [*MARKUP, "\\frac{1}{", "\\boxed{\\boxed{", "\\frac{\\frac{1}{2}}{", "\n#### ", '."'])
 @pytest.mark.parametrize("opening", ["", "The answer is ", "\\boxed{"])
 def test_final_answer_takes_linear_time(unit: str, opening: str) -> None:

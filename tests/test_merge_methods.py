@@ -23,6 +23,8 @@ from cerebrum_cli.merge import weights as working
 from cerebrum_cli.merge.methods import slerp_coefficients
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS, Target
 
+pytestmark = pytest.mark.slow
+
 Weights = NDArray[np.float64]
 Model = Mapping[str, Weights]
 Models = Mapping[str, "Source"]

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from cerebrum_cli.commands import COMMANDS
 from cerebrum_cli.main import assembled
 
+pytestmark = pytest.mark.slow
+
 HEAVY = (
     "llama_cpp",
     "numpy",
