@@ -1,54 +1,147 @@
-"""Tiny real models that several test files share, each written once a session, and two of their vocabularies."""
+"""Fixtures of several test modules: tiny real models, users, terminals, chats and stores."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command_line import TERMINAL_VARIABLES, CommandLine
+from hub_server import HubServer
+from hub_user import OTHER, READER, HubUser
 from hypothesis import settings
-from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
+from merges import FOUR_LAYERS, Home
+from person import OpenTerminal, Person
+from scripted_command import SCRIPTED, install
+from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.sessions.store import Store
+from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("suite", derandomize=True, deadline=None)  # the same cases everywhere, on slow machines too
 settings.load_profile("suite")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
+for variable in TERMINAL_VARIABLES:
+    os.environ.pop(variable, None)
+os.environ["TERM"] = "xterm-256color"
+
 
 @pytest.fixture(scope="session")
 def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a Llama with Mistral's vocabulary."""
+    """A Llama with Mistral's vocabulary."""
     return write_mistral(tmp_path_factory.mktemp("models") / "mistral.gguf")
 
 
 @pytest.fixture(scope="session")
 def chatml_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a Llama with a small byte-level vocabulary and ChatML's tokens."""
+    """A Llama with a small byte-level vocabulary and ChatML's tokens."""
     return write_chatml(tmp_path_factory.mktemp("models") / "chatml.gguf")
 
 
 @pytest.fixture(scope="session")
 def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a Mamba, which cannot forget the last tokens alone."""
+    """A Mamba, which cannot forget the last tokens alone."""
     return write_recurrent(tmp_path_factory.mktemp("models") / "recurrent.gguf")
 
 
 @pytest.fixture(scope="session")
 def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a Gemma 2, whose first layer sees the last 32 tokens only."""
+    """A Gemma 2, whose first layer sees the last 32 tokens only."""
     return write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf")
 
 
 @pytest.fixture(scope="session")
 def mistral(mistral_model: Path) -> Iterator[LlamaBackend]:
-    """Return Mistral's vocabulary, opened by llama.cpp."""
+    """Mistral's vocabulary, opened by llama.cpp."""
     with open_vocabulary(mistral_model) as backend:
         yield backend
 
 
 @pytest.fixture(scope="session")
 def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
-    """Return the small byte-level vocabulary, opened by llama.cpp."""
+    """The small byte-level vocabulary, opened by llama.cpp."""
     with open_vocabulary(chatml_model) as backend:
         yield backend
+
+
+@pytest.fixture
+def new_user(tmp_path: Path) -> CommandLine:
+    """A user without models."""
+    return CommandLine(tmp_path)
+
+
+@pytest.fixture
+def user(new_user: CommandLine, chatml_model: Path) -> CommandLine:
+    """A user with one model, `small`."""
+    install(new_user.home, chatml_model, "small")
+    return new_user
+
+
+@pytest.fixture
+def hub_user(new_user: CommandLine) -> Iterator[HubUser]:
+    """A user with an empty Hub."""
+    with HubServer(tokens=(READER, OTHER)) as hub:
+        yield HubUser(hub, new_user)
+
+
+@pytest.fixture(scope="session")
+def four_layer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quantized model of four layers."""
+    return write_quantized(tmp_path_factory.mktemp("models") / "tiny.gguf", shape=FOUR_LAYERS)
+
+
+@pytest.fixture
+def home(tmp_path: Path, four_layer_model: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home directory with a model and a recipe, which is the working directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    return Home(tmp_path, four_layer_model)
+
+
+@pytest.fixture
+def open_terminal(new_user: CommandLine) -> Iterator[OpenTerminal]:
+    """A function that runs a program in a terminal."""
+    opened: list[Person] = []
+
+    def start(*argv: str | Path, size: tuple[int, int] = (80, 24), **env: str) -> Person:
+        opened.append(Person([str(part) for part in argv], new_user.environment(env), new_user.home, *size))
+        return opened[-1]
+
+    yield start
+    for person in opened:
+        person.close()
+
+
+@pytest.fixture
+def open_chat(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
+    """A function that starts a chat with a scripted reply in a terminal."""
+
+    def start(reply: str = "Yes.", *arguments: str, shell: tuple[str, ...] = (), **script: Any) -> Person:
+        command = (sys.executable, SCRIPTED, json.dumps({"reply": reply, **script}), "chat", "-m", chatml_model)
+        person = open_terminal(*shell, *command, *arguments)
+        person.wait_for(">")
+        return person
+
+    return start
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty session database."""
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
+        yield store
+
+
+@pytest.fixture
+def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redraw streamed Markdown at every chunk of text."""
+    monkeypatch.setattr(renderer, "MIN_REDRAW_INTERVAL_S", 0.0)
+    monkeypatch.setattr(renderer, "MAX_DRAWING_SHARE", 1e9)

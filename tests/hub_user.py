@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,13 +110,6 @@ class HubUser:
     def downloads(self) -> list[Request]:
         """Return the requests for files themselves; those for a header end somewhere."""
         return [each for each in self.hub.log.requests("cdn") if each.range is None or each.range.endswith("-")]
-
-
-@contextmanager
-def hub_user(home: Path) -> Iterator[HubUser]:
-    """Open a Hub for one user."""
-    with HubServer(tokens=(READER, OTHER)) as hub:
-        yield HubUser(hub, CommandLine(home))
 
 
 def cleaned(done: Finished) -> str:

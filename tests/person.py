@@ -97,3 +97,6 @@ class Person:
 
     def close(self) -> None:
         self._pty.close(force=True)
+
+
+OpenTerminal = Callable[..., Person]

@@ -31,6 +31,7 @@ from cerebrum_cli.runtime.composition import Runtime
 from cerebrum_cli.terminal import progress
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
+SCRIPTED = str(Path(__file__))
 ENDS = (b"\nAI:", b"<|im_end|>\n<|im_start|>assistant\n")  # of prompts
 
 
@@ -114,6 +115,11 @@ def run_here(script: dict[str, Any], home: Path, *arguments: str | Path, piped: 
     streams = Streams(out, err, None if piped is None else BytesIO(piped), False, False, False)
     code = run([str(argument) for argument in arguments], runtime_for(script, home, streams))
     return Finished(code, out.getvalue(), err.getvalue())
+
+
+def install(home: Path, model: Path, name: str) -> None:
+    """Install a model file for the user with this home directory."""
+    assert run_here({}, home, "pull", model, "--name", name).code == 0
 
 
 def main() -> None:

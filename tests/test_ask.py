@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
+from templates import chatml_prompt
 from tiny_models import write_chatml
 
 from cerebrum_cli import __version__
@@ -42,25 +43,6 @@ ANSWER_KEYS = [
 TIMING_KEYS = ["load_s", "prefill_s", "ttft_s", "decode_s", "prompt_tokens_per_second", "tokens_per_second"]
 
 
-@pytest.fixture
-def cerebrum(tmp_path: Path) -> CommandLine:
-    """The command line of a new user."""
-    return CommandLine(tmp_path)
-
-
-@pytest.fixture
-def user(cerebrum: CommandLine, chatml_model: Path) -> CommandLine:
-    """The command line of a user with a default model."""
-    (cerebrum.config / "config.toml").write_text(f"model = {json.dumps(str(chatml_model))}\n")
-    return cerebrum
-
-
-def chatml(question: str, system: str | None = None) -> str:
-    """The prompt of the tiny model's template."""
-    before = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
-    return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-
-
 # Inputs.
 
 
@@ -80,7 +62,7 @@ def test_ask_joins_the_argument_and_piped_input(
     user: CommandLine, arguments: list[str], stdin: str | None, question: str
 ) -> None:
     done = user.run("ask", "--dry-run", *arguments, stdin=stdin)
-    assert (done.code, done.out) == (0, chatml(question))
+    assert (done.code, done.out) == (0, chatml_prompt(question))
 
 
 def test_ask_puts_fenced_files_before_the_prompt(user: CommandLine) -> None:
@@ -88,7 +70,7 @@ def test_ask_puts_fenced_files_before_the_prompt(user: CommandLine) -> None:
     (user.home / "a.md").write_text("```\ncode\n```\n")
     done = user.run("ask", "--dry-run", "-f", "b.py", "--file", "a.md", "compare", stdin="and this")
     files = "b.py:\n```py\nx = 1\n```\n\na.md:\n````md\n```\ncode\n```\n````"
-    assert done.out == chatml(f"{files}\n\ncompare\n\nand this")
+    assert done.out == chatml_prompt(f"{files}\n\ncompare\n\nand this")
 
 
 @pytest.mark.parametrize("name", ["list.json", "-"])
@@ -102,7 +84,7 @@ def test_ask_reads_a_conversation_from_a_messages_list(user: CommandLine, name: 
 
 
 def test_ask_uses_the_given_or_the_formats_system_prompt(user: CommandLine, mistral_model: Path) -> None:
-    assert user.run("ask", "--dry-run", "-s", "be brief", "hi").out == chatml("hi", "be brief")
+    assert user.run("ask", "--dry-run", "-s", "be brief", "hi").out == chatml_prompt("hi", "be brief")
     done = user.run("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi")
     assert done.out == f"<s>{CEREBRUM.default_system}\nUser: hi\nAI:"
 
@@ -111,13 +93,13 @@ def test_raw_prompt_is_unchanged(user: CommandLine) -> None:
     assert user.run("ask", "--dry-run", "--raw", "  The capital\n").out == "  The capital\n"
 
 
-def test_template_arg_values_are_json_or_text(cerebrum: CommandLine) -> None:
+def test_template_arg_values_are_json_or_text(new_user: CommandLine) -> None:
     template = "{{ mood }}/{{ fast is true }}: {{ messages[0]['content'] }}"
-    model = write_chatml(cerebrum.home / "moody.gguf", chat_template=template)
+    model = write_chatml(new_user.home / "moody.gguf", chat_template=template)
     given = ("--template-arg", "mood=grim and old", "--template-arg", "fast=true")
-    assert cerebrum.run("ask", "--dry-run", "-m", model, *given, "hi").out == "grim and old/True: hi"
+    assert new_user.run("ask", "--dry-run", "-m", model, *given, "hi").out == "grim and old/True: hi"
     variable = {"CEREBRUM_TEMPLATE_ARG": "mood=grim and old"}
-    assert cerebrum.run("ask", "--dry-run", "-m", model, "hi", env=variable).out == "grim and old/False: hi"
+    assert new_user.run("ask", "--dry-run", "-m", model, "hi", env=variable).out == "grim and old/False: hi"
 
 
 # Dry run.
@@ -241,7 +223,7 @@ def test_gpu_layers_without_gpu_support_give_a_note_and_a_hint(user: CommandLine
 
 def test_ask_accepts_options_without_effect_on_a_dry_run(user: CommandLine) -> None:
     done = user.run("ask", "--no-log", "--offline", "--yes", "--no-markdown", "--dry-run", "hi")
-    assert (done.code, done.out) == (0, chatml("hi"))
+    assert (done.code, done.out) == (0, chatml_prompt("hi"))
 
 
 def test_version_is_printed() -> None:
@@ -398,16 +380,16 @@ def test_unknown_option_exits_2_and_names_the_help(user: CommandLine, arguments:
     assert "Try 'cerebrum ask -h' for help" in done.err
 
 
-def test_unknown_model_exits_3_with_suggestions(cerebrum: CommandLine) -> None:
-    done = cerebrum.run("ask", "-m", "startr", "hi")
+def test_unknown_model_exits_3_with_suggestions(new_user: CommandLine) -> None:
+    done = new_user.run("ask", "-m", "startr", "hi")
     assert (done.code, done.out) == (3, "")
     assert_two_lines(done.err, "error: unknown model 'startr'")
     assert "did you mean starter? cerebrum list --available" in done.err
 
 
 @pytest.mark.parametrize("more", [(), ("--yes", "--offline")])
-def test_without_a_model_ask_exits_3_and_suggests_pulls(cerebrum: CommandLine, more: tuple[str, ...]) -> None:
-    done = cerebrum.run("ask", *more, "hi", stdin="piped")
+def test_without_a_model_ask_exits_3_and_suggests_pulls(new_user: CommandLine, more: tuple[str, ...]) -> None:
+    done = new_user.run("ask", *more, "hi", stdin="piped")
     assert (done.code, done.out) == (3, "")
     assert_two_lines(done.err, "error: no model is installed")
     assert "cerebrum pull cerebrum-7b" in done.err
@@ -415,8 +397,8 @@ def test_without_a_model_ask_exits_3_and_suggests_pulls(cerebrum: CommandLine, m
 
 
 @pytest.mark.parametrize("reference", ["./nowhere.gguf", "~nobody-of-that-name/model.gguf", "m" * 400])
-def test_missing_model_file_exits_3(cerebrum: CommandLine, reference: str) -> None:
-    done = cerebrum.run("ask", "-m", reference, "hi")
+def test_missing_model_file_exits_3(new_user: CommandLine, reference: str) -> None:
+    done = new_user.run("ask", "-m", reference, "hi")
     assert (done.code, done.out) == (3, "")
     assert_two_lines(done.err, "error: ")
 
@@ -455,9 +437,9 @@ def broken_files(directory: Path, good: Path) -> Iterator[tuple[Path, str]]:
         yield directory / "secret.gguf", "Permission denied"
 
 
-def test_invalid_model_file_exits_1_with_one_error(cerebrum: CommandLine, chatml_model: Path) -> None:
-    for path, error in broken_files(cerebrum.home, chatml_model):
-        done = cerebrum.run("ask", "-m", path, "hi")
+def test_invalid_model_file_exits_1_with_one_error(new_user: CommandLine, chatml_model: Path) -> None:
+    for path, error in broken_files(new_user.home, chatml_model):
+        done = new_user.run("ask", "-m", path, "hi")
         assert (done.code, done.out) == (1, ""), path
         assert_two_lines(done.err, f"error: {path}: ")
         assert error in done.err
@@ -497,10 +479,10 @@ def test_environment_overrides_config_and_argv_overrides_both(user: CommandLine)
     assert user.run(*command, env={"CEREBRUM_MAX_TOKENS": ""}).object["completion_tokens"] == 3
 
 
-def test_environment_sets_switches_files_and_the_model(cerebrum: CommandLine, chatml_model: Path) -> None:
-    (cerebrum.home / "a.txt").write_text("x")
-    (cerebrum.home / "b.txt").write_text("y")
-    done = cerebrum.run(
+def test_environment_sets_switches_files_and_the_model(new_user: CommandLine, chatml_model: Path) -> None:
+    (new_user.home / "a.txt").write_text("x")
+    (new_user.home / "b.txt").write_text("y")
+    done = new_user.run(
         "ask",
         "hi",
         env={
@@ -510,7 +492,7 @@ def test_environment_sets_switches_files_and_the_model(cerebrum: CommandLine, ch
             "CEREBRUM_FILE": os.pathsep.join(("a.txt", "b.txt")),
         },
     )
-    assert done.out == chatml("a.txt:\n```txt\nx\n```\n\nb.txt:\n```txt\ny\n```\n\nhi")
+    assert done.out == chatml_prompt("a.txt:\n```txt\nx\n```\n\nb.txt:\n```txt\ny\n```\n\nhi")
 
 
 def test_invalid_environment_value_exits_2(user: CommandLine) -> None:
@@ -527,10 +509,10 @@ def test_invalid_environment_value_exits_2(user: CommandLine) -> None:
         (b"\xff", "invalid start byte"),
     ],
 )
-def test_invalid_config_file_exits_1_and_is_named(cerebrum: CommandLine, content: str | bytes, error: str) -> None:
-    path = cerebrum.config / "config.toml"
+def test_invalid_config_file_exits_1_and_is_named(new_user: CommandLine, content: str | bytes, error: str) -> None:
+    path = new_user.config / "config.toml"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    done = cerebrum.run("ask", "hi")
+    done = new_user.run("ask", "hi")
     assert (done.code, done.out) == (1, "")
     assert_two_lines(done.err, f"error: {path}: ")
     assert error in done.err

@@ -11,6 +11,7 @@ import pytest
 from command_line import CommandLine, Finished, fixed_reply_grammar
 from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, run_here
+from templates import chatml_prompt
 
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
 from cerebrum_cli.application.inference.responder import GenerationRequest, TokenizedRequest
@@ -78,12 +79,6 @@ def runner(tmp_path: Path, chatml_model: Path) -> BatchRunner:
     return BatchRunner(tmp_path, chatml_model)
 
 
-def chatml(question: str, system: str | None = None) -> str:
-    """The prompt of the tiny model's template."""
-    before = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
-    return f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-
-
 def sequences(backend: RecordingBackend) -> list[str]:
     """The prompts with their replies, in the order of evaluation, of a model with one slot."""
     read: list[bytearray] = []
@@ -142,8 +137,12 @@ def test_row_system_prompt_overrides_option_overrides_format(runner: BatchRunner
     messages = [{"role": "system", "content": "LLL"}, {"role": "user", "content": "q"}]
     rows: list[Any] = [{"prompt": "q"}, {"prompt": "q", "system": "RR"}, {"messages": messages}]
     plain, given = runner.answer(rows), runner.answer(rows, "-s", "S")
-    assert [each["prompt_tokens"] for each in plain] == [len(chatml("q", system)) for system in (None, "RR", "LLL")]
-    assert [each["prompt_tokens"] for each in given] == [len(chatml("q", system)) for system in ("S", "RR", "LLL")]
+    assert [each["prompt_tokens"] for each in plain] == [
+        len(chatml_prompt("q", system)) for system in (None, "RR", "LLL")
+    ]
+    assert [each["prompt_tokens"] for each in given] == [
+        len(chatml_prompt("q", system)) for system in ("S", "RR", "LLL")
+    ]
     assert CEREBRUM.default_system
     own, rows_own, _ = runner.answer(rows, "--format", "cerebrum")
     assert own["prompt_tokens"] - rows_own["prompt_tokens"] == len(CEREBRUM.default_system) - len("RR")
@@ -155,7 +154,7 @@ def test_row_of_messages_reports_its_last_question_as_prompt(runner: BatchRunner
     ]
     [row] = runner.answer([{"messages": messages}])
     before = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-    assert (row["prompt"], row["prompt_tokens"]) == ("c", len(before + chatml("c")))
+    assert (row["prompt"], row["prompt_tokens"]) == ("c", len(before + chatml_prompt("c")))
 
 
 def test_row_settings_override_the_options(runner: BatchRunner) -> None:
@@ -198,7 +197,7 @@ def test_output_row_has_every_key_in_order(runner: BatchRunner) -> None:
         "The answer is 4.",
         "4",
         "stop",
-        len(chatml("p")),
+        len(chatml_prompt("p")),
         len("<think>hm</think>The answer is 4."),
         3,
         "hm",
@@ -214,10 +213,10 @@ def test_batch_sorts_by_prefix_but_writes_in_input_order(runner: BatchRunner) ->
     source = runner.write("in.txt", "b2\na1\nb1\na2\n")
     runner.run(source, "-o", runner.home / "out", "--parallel", "1")
     assert [each["prompt"] for each in parse_lines((runner.home / "out").read_text())] == ["b2", "a1", "b1", "a2"]
-    assert sequences(runner.backends[0]) == [chatml(each) + "ok" for each in ("a1", "a2", "b1", "b2")]
+    assert sequences(runner.backends[0]) == [chatml_prompt(each) + "ok" for each in ("a1", "a2", "b1", "b2")]
     runner.run(source, "-o", "-", "--parallel", "1")
     assert sequences(runner.backends[1]) == [
-        chatml(each) + "ok" for each in ("b2", "a1", "b1", "a2")
+        chatml_prompt(each) + "ok" for each in ("b2", "a1", "b1", "a2")
     ]  # streamed, so in input order
 
 
@@ -226,8 +225,8 @@ def test_shared_prefix_of_rows_is_evaluated_once(runner: BatchRunner) -> None:
     runner.answer(
         "".join(f"question {number}\n" for number in range(10)), "-s", system, "--parallel", "4", name="in.txt"
     )
-    alone = len(chatml("question 0", system))
-    assert runner.backends[0].evaluated < alone + 10 * (len(chatml("question 0")) + len("ok"))
+    alone = len(chatml_prompt("question 0", system))
+    assert runner.backends[0].evaluated < alone + 10 * (len(chatml_prompt("question 0")) + len("ok"))
 
 
 @pytest.mark.parametrize("parallel", ["1", "4", "auto", "256"])
@@ -262,7 +261,7 @@ def test_invalid_rows_get_errors_and_others_are_answered(runner: BatchRunner) ->
     types = [each["error"] and each["error"]["type"] for each in answers]
     expected = ["invalid_json", "no_prompt", "context_length_exceeded", "invalid_setting", None, "invalid_utf8"]
     assert (done.code, types) == (6, expected)
-    size = len(chatml("x" * 300))
+    size = len(chatml_prompt("x" * 300))
     assert answers[2]["error"]["message"].startswith(f"the prompt has {size} tokens, but the context has 300: shorten")
     assert (answers[2]["id"], answers[2]["prompt"], answers[2]["text"]) == ("long", "x" * 300, None)
     assert done.err.startswith("6 of 6 done, 5 failed, 2 tokens in ")
@@ -468,11 +467,10 @@ def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
 
 
 @pytest.fixture
-def cerebrum(tmp_path: Path, mistral_model: Path) -> CommandLine:
+def mistral_user(new_user: CommandLine, mistral_model: Path) -> CommandLine:
     """The command line of a user with a tiny model with Mistral's vocabulary."""
-    user = CommandLine(tmp_path)
-    (user.config / "config.toml").write_text(f'model = {json.dumps(str(mistral_model))}\nformat = "cerebrum"\n')
-    return user
+    (new_user.config / "config.toml").write_text(f'model = {json.dumps(str(mistral_model))}\nformat = "cerebrum"\n')
+    return new_user
 
 
 ROWS = [
@@ -486,13 +484,13 @@ ROWS = [
 ]
 
 
-def test_real_model_answers_do_not_depend_on_parallel(cerebrum: CommandLine) -> None:
-    (cerebrum.home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+def test_real_model_answers_do_not_depend_on_parallel(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     command = ("batch", "in.jsonl", "--seed", "7", "-n", "20", "--ctx", "180")
     for parallel in ("1", "4", "auto"):
-        done = cerebrum.run(*command, "--parallel", parallel, "-o", f"{parallel}.out")
+        done = mistral_user.run(*command, "--parallel", parallel, "-o", f"{parallel}.out")
         assert done.code == 6, done.err
-    texts = [(cerebrum.home / f"{parallel}.out").read_bytes() for parallel in ("1", "4", "auto")]
+    texts = [(mistral_user.home / f"{parallel}.out").read_bytes() for parallel in ("1", "4", "auto")]
     assert texts[0] == texts[1] == texts[2]
     answers = parse_lines(texts[0].decode())
     assert answers[1]["completion_tokens"] == 5
@@ -502,25 +500,25 @@ def test_real_model_answers_do_not_depend_on_parallel(cerebrum: CommandLine) -> 
     assert "raise --ctx (trained context: 2048)" in answers[6]["error"]["message"]
 
 
-def test_real_model_repeats_sampled_answers_by_seed(cerebrum: CommandLine) -> None:
-    (cerebrum.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(12)))
+def test_real_model_repeats_sampled_answers_by_seed(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(12)))
     command = ("batch", "in.txt", "--seed", "7", "-n", "24", "--temperature", "0.8", "--parallel", "4")
     for name in ("a.out", "b.out"):
-        assert cerebrum.run(*command, "-o", name).code == 0
-    first = (cerebrum.home / "a.out").read_bytes()
-    assert first == (cerebrum.home / "b.out").read_bytes()
+        assert mistral_user.run(*command, "-o", name).code == 0
+    first = (mistral_user.home / "a.out").read_bytes()
+    assert first == (mistral_user.home / "b.out").read_bytes()
     assert len({each["text"] for each in parse_lines(first.decode())}) == 12
 
 
-def test_ignore_eos_generates_up_to_max_tokens(cerebrum: CommandLine) -> None:
-    command = ("batch", "-", "-o", "-", "-n", "16", "--grammar", fixed_reply_grammar("ok", cerebrum.home))
-    [row] = parse_lines(cerebrum.run(*command, "--ignore-eos", stdin="hi\n").out)
+def test_ignore_eos_generates_up_to_max_tokens(mistral_user: CommandLine) -> None:
+    command = ("batch", "-", "-o", "-", "-n", "16", "--grammar", fixed_reply_grammar("ok", mistral_user.home))
+    [row] = parse_lines(mistral_user.run(*command, "--ignore-eos", stdin="hi\n").out)
     assert row["text"].startswith("ok")
     assert (row["completion_tokens"], row["finish_reason"]) == (16, "length")
 
 
-def test_batch_help_fits_80_columns_and_lists_options(cerebrum: CommandLine) -> None:
-    lines = cerebrum.run("batch", "--help").out.splitlines()
+def test_batch_help_fits_80_columns_and_lists_options(mistral_user: CommandLine) -> None:
+    lines = mistral_user.run("batch", "--help").out.splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     for option in ("--column", "--template", "--shape", "--votes", "--no-early-stop", "--parallel", "--restart"):
@@ -529,9 +527,9 @@ def test_batch_help_fits_80_columns_and_lists_options(cerebrum: CommandLine) -> 
     assert "--ignore-eos" in text
 
 
-def test_closed_pipe_ends_without_an_error(cerebrum: CommandLine) -> None:
-    (cerebrum.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(300)))
-    process = cerebrum.start("batch", "in.txt", "-o", "-", "-n", "50", "--parallel", "2")
+def test_closed_pipe_ends_without_an_error(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "in.txt").write_text("".join(f"question {number}\n" for number in range(300)))
+    process = mistral_user.start("batch", "in.txt", "-o", "-", "-n", "50", "--parallel", "2")
     assert process.stdout and process.stderr
     assert json.loads(process.stdout.readline())["id"] == 1
     process.stdout.close()
@@ -540,9 +538,9 @@ def test_closed_pipe_ends_without_an_error(cerebrum: CommandLine) -> None:
     assert process.wait(60) == 0
 
 
-def test_answers_are_streamed_while_later_rows_run(cerebrum: CommandLine) -> None:
-    (cerebrum.home / "in.jsonl").write_text('{"prompt": "a", "max_tokens": 1}\n{"prompt": "b"}\n')
-    process = cerebrum.start("batch", "in.jsonl", "-o", "-", "--ignore-eos")
+def test_answers_are_streamed_while_later_rows_run(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "in.jsonl").write_text('{"prompt": "a", "max_tokens": 1}\n{"prompt": "b"}\n')
+    process = mistral_user.start("batch", "in.jsonl", "-o", "-", "--ignore-eos")
     assert process.stdout
     assert json.loads(process.stdout.readline())["id"] == 1
     assert process.poll() is None

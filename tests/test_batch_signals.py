@@ -7,20 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CommandLine
-from scripted_command import RecordingBackend, run_here
+from scripted_command import SCRIPTED, RecordingBackend, run_here
 from tiny_models import write_chatml
+from waiting import TIMEOUT_S, wait_until
 
 pytestmark = pytest.mark.slow
 
-SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 ROWS = 12
-TIMEOUT_S = 30
 
 
 class Job:
@@ -52,13 +51,6 @@ class Job:
         )
         self.processes.append(process)
         return process
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
 
     def finish(self) -> int:
         """Run the same command in this process, and return how many rows it answered."""
@@ -95,7 +87,7 @@ def job(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_batch_interrupted_prints_how_to_resume_and_resumes(job: Job, number: signal.Signals, code: int) -> None:
     process = job.start()
-    job.until(lambda: len(job.partial) >= 2)
+    wait_until(lambda: len(job.partial) >= 2)
     process.send_signal(number)
     out, err = process.communicate(timeout=TIMEOUT_S)
     done = len(job.partial)
@@ -116,7 +108,7 @@ def test_batch_interrupted_restart_resumes_without_restart(job: Job) -> None:
     job.finish()
     before = job.result
     process = job.start("--restart")
-    job.until(lambda: len(job.partial) >= 1)
+    wait_until(lambda: len(job.partial) >= 1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT_S)
     assert "run it again without --restart to resume" in err.decode()
@@ -129,7 +121,7 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
     answered = 0
     for more in (2, 6):
         process = job.start()
-        job.until(lambda least=more: len(job.partial) >= least)  # type: ignore[misc]
+        wait_until(lambda least=more: len(job.partial) >= least)  # type: ignore[misc]
         process.send_signal(signal.SIGKILL)
         process.wait()
         partial = job.partial
@@ -142,7 +134,7 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
 
 def test_batch_output_has_one_writer(job: Job) -> None:
     job.start()
-    job.until(lambda: len(job.partial) >= 1)
+    wait_until(lambda: len(job.partial) >= 1)
     other = run_here(job.script, job.home, *job.arguments)
     assert other.code == 1
     assert other.err == "error: another process is writing out\n  try: wait for it, or choose another -o\n"

@@ -6,19 +6,16 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine
-from person import Person
+from person import OpenTerminal, Person
 from rich.cells import cell_len
+from scripted_command import SCRIPTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
-Open = Callable[..., Person]
 SAMPLES = [
     "The answer is 日本語の答え.",
     "Well, the answer is 日本語の答え.",
@@ -29,28 +26,23 @@ SAMPLES = [
 
 
 @pytest.fixture
-def terminal(tmp_path: Path, chatml_model: Path) -> Iterator[Open]:
+def start(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
     """A function that runs a command with a scripted model at a terminal."""
-    people: list[Person] = []
 
-    def open_terminal(
+    def start(
         script: dict[str, Any],
+        command: str,
         *arguments: str,
         size: tuple[int, int] = (80, 24),
         before: str = "exec",
         after: str = "",
         **env: str,
     ) -> Person:
-        environment = CommandLine(tmp_path).environment({"TERM": "xterm-256color", **env})
         script = {"rows": {}, "pause": 0.002, **script}
-        command, *rest = arguments
-        argv = [sys.executable, SCRIPTED, json.dumps(script), command, "-m", str(chatml_model), *rest]
-        people.append(Person(["sh", "-c", f'{before} "$0" "$@" {after}', *argv], environment, tmp_path, *size))
-        return people[-1]
+        argv = [sys.executable, SCRIPTED, json.dumps(script), command, "-m", chatml_model, *arguments]
+        return open_terminal("sh", "-c", f'{before} "$0" "$@" {after}', *argv, size=size, **env)
 
-    yield open_terminal
-    for one in people:
-        one.close()
+    return start
 
 
 def rows(home: Path, count: int = 40) -> tuple[str, ...]:
@@ -67,8 +59,8 @@ INSTANT = {**REPLY, "pause": 0.0}
 # A batch.
 
 
-def test_batch_bar_shows_progress_and_is_erased(terminal: Open, tmp_path: Path) -> None:
-    person = terminal({**REPLY, "load": 0.15}, *rows(tmp_path, 30))
+def test_batch_bar_shows_progress_and_is_erased(start: OpenTerminal, tmp_path: Path) -> None:
+    person = start({**REPLY, "load": 0.15}, *rows(tmp_path, 30))
     person.wait_for("loading chatml 50%")
     person.wait_for("/30 ━")
     person.wait_for("1 failed")
@@ -81,9 +73,9 @@ def test_batch_bar_shows_progress_and_is_erased(terminal: Open, tmp_path: Path) 
     assert not person.screen.cursor_hidden
 
 
-def test_batch_bar_truncates_no_number_in_a_narrow_window(terminal: Open, tmp_path: Path) -> None:
+def test_batch_bar_truncates_no_number_in_a_narrow_window(start: OpenTerminal, tmp_path: Path) -> None:
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path)]
-    person = terminal(QUICK, *arguments, size=(30, 8), after="> answers")
+    person = start(QUICK, *arguments, size=(30, 8), after="> answers")
     person.wait_for("/40 1 failed 0:00:0")
     assert len(person.screen.lines) == 1
     assert person.end() == 6
@@ -92,9 +84,9 @@ def test_batch_bar_truncates_no_number_in_a_narrow_window(terminal: Open, tmp_pa
     assert [json.loads(line)["id"] for line in (tmp_path / "answers").read_text().splitlines()] == list(range(1, 41))
 
 
-def test_batch_answers_streamed_to_a_terminal_have_no_bar(terminal: Open, tmp_path: Path) -> None:
+def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, tmp_path: Path) -> None:
     arguments = [argument if argument != "out" else "-" for argument in rows(tmp_path, 12)]
-    person = terminal(INSTANT, *arguments)
+    person = start(INSTANT, *arguments)
     assert person.end() == 6
     output = person.output.rpartition("\r\x1b[K")[2]  # after a slow load's status line
     assert "\x1b" not in output
@@ -103,30 +95,30 @@ def test_batch_answers_streamed_to_a_terminal_have_no_bar(terminal: Open, tmp_pa
     assert last.startswith("12 of 12 done, 1 failed, ")
 
 
-def test_batch_on_a_dumb_terminal_prints_one_line(terminal: Open, tmp_path: Path) -> None:
-    person = terminal({**INSTANT, "load": 0.1}, *rows(tmp_path, 9), TERM="dumb")
+def test_batch_on_a_dumb_terminal_prints_one_line(start: OpenTerminal, tmp_path: Path) -> None:
+    person = start({**INSTANT, "load": 0.1}, *rows(tmp_path, 9), TERM="dumb")
     assert person.end() == 6
     assert "\x1b" not in person.output
     assert "\r" not in person.output.replace("\r\n", "")
     assert len(person.screen.lines) == 1
 
 
-def test_batch_reasoning_does_not_overwrite_the_bar(terminal: Open, tmp_path: Path) -> None:
+def test_batch_reasoning_does_not_overwrite_the_bar(start: OpenTerminal, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("p\nq\n")
     script = {"seeds": ["<think>" + "hm " * 20 + "</think>yes"], "pause": 0.0025}
-    person = terminal(script, "batch", "in.txt", "-o", "out")
+    person = start(script, "batch", "in.txt", "-o", "out")
     person.wait_for("0/2 ━")
     assert person.end() == 0
     assert "reasoning" not in person.output
 
 
-def test_batch_quiet_prints_nothing(terminal: Open, tmp_path: Path) -> None:
-    person = terminal({**INSTANT, "load": 0.1}, *rows(tmp_path, 9), "-q")
+def test_batch_quiet_prints_nothing(start: OpenTerminal, tmp_path: Path) -> None:
+    person = start({**INSTANT, "load": 0.1}, *rows(tmp_path, 9), "-q")
     assert (person.end(), person.output) == (6, "")
 
 
-def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(terminal: Open, tmp_path: Path) -> None:
-    person = terminal(REPLY, *rows(tmp_path))
+def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTerminal, tmp_path: Path) -> None:
+    person = start(REPLY, *rows(tmp_path))
     person.wait_for("/40 ━")
     for _ in range(1000):
         if (tmp_path / "out.partial").stat().st_size:
@@ -143,8 +135,8 @@ def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(terminal: Open, tm
     assert not any("━" in line for line in person.screen.lines)
 
 
-def test_batch_ctrl_c_during_loading_leaves_no_files(terminal: Open, tmp_path: Path) -> None:
-    person = terminal({**REPLY, "load": 20}, *rows(tmp_path))
+def test_batch_ctrl_c_during_loading_leaves_no_files(start: OpenTerminal, tmp_path: Path) -> None:
+    person = start({**REPLY, "load": 20}, *rows(tmp_path))
     person.wait_for("loading chatml 50%")
     person.type("\x03")
     assert person.end() == 130
@@ -155,8 +147,8 @@ def test_batch_ctrl_c_during_loading_leaves_no_files(terminal: Open, tmp_path: P
 # A vote.
 
 
-def test_vote_shows_its_tally_and_then_the_winning_sample(terminal: Open) -> None:
-    person = terminal({"seeds": SAMPLES, "pause": 0.002}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
+def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -> None:
+    person = start({"seeds": SAMPLES, "pause": 0.002}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
     person.wait_for("no sample finished | ")
     person.wait_for("日本語の答え: 1 of 1 | ")
     person.wait_for("日本語の答え: 2 of 3, 5: 1 of 3 | ")
@@ -165,9 +157,9 @@ def test_vote_shows_its_tally_and_then_the_winning_sample(terminal: Open) -> Non
     assert person.screen.lines == ["Well, the answer is 日本語の答え.", "日本語の答え: 3 of 5, 5: 1 of 5"]
 
 
-def test_vote_tally_fits_one_line_of_a_narrow_window(terminal: Open) -> None:
+def test_vote_tally_fits_one_line_of_a_narrow_window(start: OpenTerminal) -> None:
     script = {"seeds": SAMPLES, "pause": 0.001}
-    person = terminal(script, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0", size=(20, 8))
+    person = start(script, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0", size=(20, 8))
     person.wait_for("日本語の答え: 2")
     assert len(person.screen.lines) == 1
     drawn = re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", person.output)
@@ -176,15 +168,15 @@ def test_vote_tally_fits_one_line_of_a_narrow_window(terminal: Open) -> None:
     assert person.end() == 0
 
 
-def test_vote_draws_nothing_for_a_screen_reader(terminal: Open) -> None:
+def test_vote_draws_nothing_for_a_screen_reader(start: OpenTerminal) -> None:
     arguments = ("ask", "q", "--votes", "3", "--final", "--seed", "0", "--no-early-stop")
-    person = terminal({"seeds": SAMPLES, "load": 0.1, "pause": 0.0}, *arguments, ACCESSIBLE="1")
+    person = start({"seeds": SAMPLES, "load": 0.1, "pause": 0.0}, *arguments, ACCESSIBLE="1")
     assert person.end() == 0
     assert person.output == "日本語の答え\r\n日本語の答え: 2 of 3, 5: 1 of 3\r\n"
 
 
-def test_vote_ctrl_c_shows_the_leading_answer(terminal: Open) -> None:
-    person = terminal({"seeds": SAMPLES, "pause": 0.0025}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
+def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
+    person = start({"seeds": SAMPLES, "pause": 0.0025}, "ask", "q", "--votes", "5", "--no-early-stop", "--seed", "0")
     person.wait_for("日本語の答え: 1 of 1 | ")
     person.type("\x03")
     assert person.end() == 130
@@ -194,8 +186,8 @@ def test_vote_ctrl_c_shows_the_leading_answer(terminal: Open) -> None:
     assert "Traceback" not in person.output
 
 
-def test_vote_ctrl_c_before_any_sample_finishes_shows_nothing(terminal: Open) -> None:
-    person = terminal({"seeds": ["y" * 2000], "pause": 0.01}, "ask", "q", "--votes", "3")
+def test_vote_ctrl_c_before_any_sample_finishes_shows_nothing(start: OpenTerminal) -> None:
+    person = start({"seeds": ["y" * 2000], "pause": 0.01}, "ask", "q", "--votes", "3")
     person.wait_for("no sample finished | ")
     person.type("\x03")
     assert person.end() == 130

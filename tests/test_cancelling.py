@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from asking import ask, collect_replies, running_engine
 from scripted_backend import BAD_GRAMMAR, FIRST_SHARED_STEP, ScriptedBackend, endless, replies, tokens
+from waiting import assert_returns
 
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
@@ -30,14 +31,6 @@ ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})
 COUNT, NAME, PROMPT = (Request(tokens(prompt)) for prompt in ("count: ", "name: ", "x" * 50))
 
 
-def finishes(call: Callable[[], object]) -> None:
-    """Make a call on another thread; fail if it does not return in time."""
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(20)
-    assert not thread.is_alive(), "it hangs"
-
-
 def when_held(backend: ScriptedBackend, act: Callable[[], object]) -> threading.Thread:
     """Act on another thread as soon as a step is held."""
     thread = threading.Thread(target=lambda: backend.is_held.wait(20) and act())
@@ -51,7 +44,7 @@ def test_closed_stream_frees_its_slot_for_a_new_reply() -> None:
         events = engine.generate([COUNT])
         for _ in range(5):
             next(events)
-        finishes(events.close)
+        assert_returns(events.close)
         assert backend.samplers == []
         assert [reply.text for reply in ask(engine, "name: ")] == ["abcdefghij" * 5]
         assert [reply.text for reply in ask(engine, "count: ")] == ["0123456789" * 5]
@@ -64,7 +57,7 @@ def test_closed_stream_keeps_its_partial_prefill(kept: int) -> None:
         events = engine.generate([PROMPT])
         next(events)
         assert backend.is_held.wait(20)
-        finishes(events.close)
+        assert_returns(events.close)
         [reply] = ask(engine, "x" * 50)
     assert (reply.text, reply.cached) == ("y", 16 + kept)
 
@@ -151,10 +144,10 @@ def test_closed_stream_leaves_its_neighbor_unaffected(
         for stream in streams:
             next(stream)
         assert backend.is_held.wait(20)
-        finishes(closed.close)
+        assert_returns(closed.close)
         told = backend.evaluated + 50  # more than was generated so far
         said = "".join(event.text for event in islice(kept_on, told) if isinstance(event, TokenEvent))
-        finishes(kept_on.close)
+        assert_returns(kept_on.close)
     assert said == (text * told)[: len(said)] != ""
 
 
@@ -182,7 +175,7 @@ def test_invalid_grammar_ends_only_its_own_stream() -> None:
         assert len(backend.samplers) == 1
         told = backend.evaluated + 50  # more than was generated so far
         said = "".join(event.text for event in islice(good, told) if isinstance(event, TokenEvent))
-        finishes(good.close)
+        assert_returns(good.close)
     assert said == ("0123456789" * told)[: len(said)] != ""
 
 
@@ -192,7 +185,7 @@ def test_load_events_are_kept_for_late_callers_and_delivered_once() -> None:
     assert next(engine.generate([COUNT])) == PromptEvent(SequenceId(0), 0, 7)
     assert list(engine.load()) == [*told]
     assert list(engine.load()) == []
-    finishes(lambda: list(engine.load()))
+    assert_returns(lambda: list(engine.load()))
     engine.close()
 
 
@@ -213,7 +206,7 @@ def test_load_error_is_raised_by_every_call() -> None:
     with pytest.raises(EngineError, match="not loaded"):
         _ = engine.backend
     engine.cancel()
-    finishes(engine.close)
+    assert_returns(engine.close)
 
 
 @pytest.mark.parametrize("end", [Engine.cancel, Engine.close])
@@ -227,10 +220,10 @@ def test_loading_can_be_interrupted(end: Callable[[Engine], None]) -> None:
     engine = Engine(slow)
     events = engine.load()
     assert next(events) == LoadEvent(0.0)
-    finishes(lambda: end(engine))
+    assert_returns(lambda: end(engine))
     with pytest.raises(EngineError, match="interrupted"):
         list(events)
-    finishes(engine.close)
+    assert_returns(engine.close)
 
 
 def test_close_ends_streams_and_joins_the_thread() -> None:
@@ -239,7 +232,7 @@ def test_close_ends_streams_and_joins_the_thread() -> None:
     events = engine.generate([COUNT])
     next(events)
     assert backend.is_held.wait(20)
-    finishes(engine.close)
+    assert_returns(engine.close)
     assert backend.closed
     [reply] = collect_replies(events).values()
     assert (reply.text, reply.reason) == ("0123", "cancelled")
@@ -250,14 +243,14 @@ def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
     engine = Engine(backend.open)
     events = engine.generate([COUNT])
     next(events)
-    finishes(engine.close)
-    finishes(events.close)
+    assert_returns(engine.close)
+    assert_returns(events.close)
     with pytest.raises(EngineError, match="closed"):
         next(engine.generate([COUNT]))
     with pytest.raises(EngineError, match="not loaded"):
         engine.tokenize([Text("a")])
     engine.cancel()
-    finishes(engine.close)
+    assert_returns(engine.close)
 
 
 def test_process_failing_with_an_open_stream_exits() -> None:

@@ -23,13 +23,6 @@ LONG = {FIRST_PROMPT: " and so on"}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "sessions.db")
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
     """A chat with a model that gives scripted replies."""
     yield from open_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))

@@ -34,11 +34,10 @@ class BrokenModel:
         raise EngineError("loading was interrupted")
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+@pytest.fixture(autouse=True)
+def short_busy_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait briefly for a locked session database."""
     monkeypatch.setattr("cerebrum_cli.sessions.store.BUSY_TIMEOUT_S", 0.05)
-    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
-        yield store
 
 
 @pytest.fixture

@@ -8,50 +8,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CommandLine
-from person import Person
+from person import OpenTerminal, Person
+from scripted_command import SCRIPTED
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 WORDS = " ".join(f"word{number}" for number in range(400))
 ENDINGS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
-OpenChat = Callable[..., Person]
 
-
-@pytest.fixture
-def user(tmp_path: Path) -> CommandLine:
-    """A user with temporary files in `tmp`, and an editor that stays open until it is killed."""
+@pytest.fixture(autouse=True)
+def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write temporary files to `tmp`, and edit with a program that runs until it is killed."""
     (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     editor = tmp_path / "editor"
+    monkeypatch.setenv("VISUAL", str(editor))
     editor.write_text("#!/bin/sh\nstty -a > modes\necho $$ > editing\nexec sleep 60\n")
     editor.chmod(0o755)
-    return CommandLine(tmp_path)
-
-
-@pytest.fixture
-def open_chat(user: CommandLine, tmp_path: Path, chatml_model: Path) -> Iterator[OpenChat]:
-    """A function that starts a chat with a scripted reply at a terminal."""
-    people: list[Person] = []
-
-    def start(reply: str = "Yes.", *arguments: str, shell: tuple[str, ...] = (), **script: Any) -> Person:
-        env = user.environment(
-            {"TERM": "xterm-256color", "TMPDIR": str(tmp_path / "tmp"), "VISUAL": str(tmp_path / "editor")}
-        )
-        argv = [*shell, sys.executable, SCRIPTED, json.dumps({"reply": reply, **script}), "chat"]
-        people.append(Person([*argv, "-m", str(chatml_model), "--no-markdown", *arguments], env, tmp_path))
-        people[-1].wait_for(">")
-        return people[-1]
-
-    yield start
-    for person in people:
-        person.close()
 
 
 def messages(user: CommandLine, name: str) -> list[dict[str, Any]]:
@@ -59,18 +39,10 @@ def messages(user: CommandLine, name: str) -> list[dict[str, Any]]:
     return list(done.object["messages"]) if done.code == 0 else []
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
-
-
 def wait_for_editor(tmp_path: Path) -> int:
     """Wait for the editor and return its process id."""
     started = tmp_path / "editing"
-    until(lambda: started.exists() and started.read_text().endswith("\n"))
+    wait_until(lambda: started.exists() and started.read_text().endswith("\n"))
     return int(started.read_text())
 
 
@@ -96,7 +68,7 @@ def assert_restored(person: Person, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_chat_ignores_further_signals_while_it_saves_a_reply(
-    open_chat: OpenChat, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+    open_chat: OpenTerminal, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     person = open_chat(WORDS, pause=0.02)
     person.type("Talk!\r")
@@ -112,7 +84,7 @@ def test_chat_ignores_further_signals_while_it_saves_a_reply(
 @pytest.mark.parametrize("pause", [0.0, 0.001, 0.01])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_chat_ignores_further_signals_at_the_prompt(
-    open_chat: OpenChat, tmp_path: Path, number: signal.Signals, code: int, pause: float
+    open_chat: OpenTerminal, tmp_path: Path, number: signal.Signals, code: int, pause: float
 ) -> None:
     person = open_chat()
     person.wait_for("context ")
@@ -128,7 +100,7 @@ def test_chat_ignores_further_signals_at_the_prompt(
 @pytest.mark.parametrize("keys", ["/edit\r", "/edit answer\r", "more\x18\x05"])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_chat_signal_ends_the_editor(
-    open_chat: OpenChat, tmp_path: Path, keys: str, number: signal.Signals, code: int
+    open_chat: OpenTerminal, tmp_path: Path, keys: str, number: signal.Signals, code: int
 ) -> None:
     person = open_chat()
     person.type("One?\r")
@@ -138,12 +110,12 @@ def test_chat_signal_ends_the_editor(
     person.kill(number)
     person.kill(number)
     assert person.end() == code
-    until(lambda: not is_running(editor))
+    wait_until(lambda: not is_running(editor))
     assert_restored(person, tmp_path)
 
 
 @pytest.mark.parametrize("loads", ["One?\r", "/prompt\r", "/tokens\r"])
-def test_chat_signal_cancels_loading(open_chat: OpenChat, tmp_path: Path, loads: str) -> None:
+def test_chat_signal_cancels_loading(open_chat: OpenTerminal, tmp_path: Path, loads: str) -> None:
     person = open_chat(load=60)
     person.type(loads)
     person.wait_for("loading chatml")
@@ -152,7 +124,7 @@ def test_chat_signal_cancels_loading(open_chat: OpenChat, tmp_path: Path, loads:
     assert_restored(person, tmp_path)
 
 
-def test_chat_signal_ends_a_slash_command(open_chat: OpenChat, tmp_path: Path) -> None:
+def test_chat_signal_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     person = open_chat()
     person.wait_for("context ")
@@ -166,22 +138,22 @@ def test_chat_signal_ends_a_slash_command(open_chat: OpenChat, tmp_path: Path) -
 
 @pytest.mark.parametrize("shell", [(), ("bash", "-c", '"$0" "$@"; true')])
 def test_chat_saves_the_reply_when_its_terminal_closes(
-    open_chat: OpenChat, user: CommandLine, shell: tuple[str, ...]
+    open_chat: OpenTerminal, user: CommandLine, shell: tuple[str, ...]
 ) -> None:
     person = open_chat(WORDS, pause=0.02, shell=shell)
     person.type("Talk!\r")
     person.wait_for("word5 ")
     person.hang_up()
-    until(lambda: messages(user, "talk")[-1]["finish_reason"] == "cancelled")
+    wait_until(lambda: messages(user, "talk")[-1]["finish_reason"] == "cancelled")
     assert messages(user, "talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
 
 
-def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenChat, tmp_path: Path) -> None:
+def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenTerminal, tmp_path: Path) -> None:
     person = open_chat(shell=("bash", "-c", 'trap : HUP; "$0" "$@" 2> err; echo $? > code'))
     person.wait_for("context ")
     person.hang_up()
     code = tmp_path / "code"
-    until(lambda: code.exists() and code.read_text().endswith("\n"))
+    wait_until(lambda: code.exists() and code.read_text().endswith("\n"))
     assert code.read_text() in ("0\n", "129\n")
     assert "Traceback" not in (tmp_path / "err").read_text()
 
@@ -189,7 +161,7 @@ def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenChat, 
 # Ctrl-C.
 
 
-def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenChat, tmp_path: Path) -> None:
+def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTerminal, tmp_path: Path) -> None:
     person = open_chat(WORDS, stuck=20)
     person.type("Talk!\r")
     person.wait_for("word1 ")
@@ -202,7 +174,9 @@ def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenChat,
 
 
 @pytest.mark.parametrize("loads", ["/prompt", "/tokens", "/export talk.txt"])
-def test_chat_ctrl_c_cancels_loading_for_a_slash_command(open_chat: OpenChat, user: CommandLine, loads: str) -> None:
+def test_chat_ctrl_c_cancels_loading_for_a_slash_command(
+    open_chat: OpenTerminal, user: CommandLine, loads: str
+) -> None:
     before = open_chat()
     before.type("One?\r")
     before.wait_for("Yes.")
@@ -217,7 +191,7 @@ def test_chat_ctrl_c_cancels_loading_for_a_slash_command(open_chat: OpenChat, us
     assert person.end() == 0
 
 
-def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenChat, user: CommandLine) -> None:
+def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(load=2)
     person.type("One?\r")
     person.wait_for("loading chatml")
@@ -230,7 +204,7 @@ def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenChat, user:
     assert [each["content"] for each in messages(user, "one")] == ["One?", "Yes."]
 
 
-def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenChat, tmp_path: Path) -> None:
+def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     person = open_chat()
     for _ in range(2):
@@ -253,7 +227,7 @@ def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenChat, tmp_path: Path) -
     ],
 )
 def test_slash_set_interrupted_reports_what_is_unchanged(
-    open_chat: OpenChat, tmp_path: Path, chatml_model: Path, line: str, message: str
+    open_chat: OpenTerminal, tmp_path: Path, chatml_model: Path, line: str, message: str
 ) -> None:
     (tmp_path / "other.gguf").write_bytes(chatml_model.read_bytes())
     person = open_chat(reload=2)
@@ -270,7 +244,7 @@ def test_slash_set_interrupted_reports_what_is_unchanged(
 
 
 @pytest.mark.parametrize("keys", ["/edit\r", "more\x18\x05"])
-def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenChat, tmp_path: Path, keys: str) -> None:
+def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenTerminal, tmp_path: Path, keys: str) -> None:
     person = open_chat()
     person.type("One?\r")
     person.wait_for("Yes.")

@@ -5,42 +5,29 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from command_line import COMMAND, CommandLine
-from person import Person
+from person import OpenTerminal, Person
+from scripted_command import install
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-OpenChat = Callable[..., Person]
 LOADED = re.compile(r"context \d+/2048")
 
 
-@pytest.fixture
-def user(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> CommandLine:
-    """A user with two small models, `small` and `other`."""
-    command = CommandLine(tmp_path)
-    assert command.run("pull", chatml_model, "--name", "small").code == 0
-    assert command.run("pull", mistral_model, "--name", "other").code == 0
-    return command
+@pytest.fixture(autouse=True)
+def other_model(user: CommandLine, mistral_model: Path) -> None:
+    """Install a second model, `other`."""
+    install(user.home, mistral_model, "other")
 
 
 @pytest.fixture
-def open_chat(user: CommandLine, tmp_path: Path) -> Iterator[OpenChat]:
-    """A function that starts a chat at a terminal."""
-    people: list[Person] = []
-
-    def start(*arguments: str, columns: int = 80, rows: int = 24, **more: str) -> Person:
-        env = user.environment({"TERM": "xterm-256color", **more})
-        argv = [COMMAND, "chat", "-m", "small", "-n", "4", *arguments]
-        people.append(Person(argv, env, tmp_path, columns, rows))
-        return people[-1]
-
-    yield start
-    for person in people:
-        person.close()
+def open_small_chat(open_terminal: OpenTerminal) -> OpenTerminal:
+    """A function that starts a chat with the small model."""
+    return partial(open_terminal, COMMAND, "chat", "-m", "small", "-n", "4")
 
 
 def contents_of(user: CommandLine, name: str) -> list[str]:
@@ -54,8 +41,8 @@ def turn(person: Person, question: str) -> None:
     person.wait_for("/2048 (")
 
 
-def test_toolbar_shows_session_model_format_context_and_speed(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat()
+def test_toolbar_shows_session_model_format_context_and_speed(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_small_chat()
     person.wait_for("small | embedded | context ")
     person.type("How are you?\r")
     person.wait_for("how-are-you | small | embedded | context ")
@@ -64,8 +51,8 @@ def test_toolbar_shows_session_model_format_context_and_speed(open_chat: OpenCha
     assert person.end() == 0
 
 
-def test_chat_continue_resumes_the_latest_session(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat()
+def test_chat_continue_resumes_the_latest_session(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_small_chat()
     person.wait_for("context ")
     turn(person, "One?")
     turn(person, "Two?")
@@ -76,7 +63,7 @@ def test_chat_continue_resumes_the_latest_session(open_chat: OpenChat, user: Com
     person.wait_for("temperature     0")
     person.type("/exit\r")
     assert person.end() == 0
-    again = open_chat("-c")
+    again = open_small_chat("-c")
     again.wait_for("Continuing 'one'. Last exchange:")
     again.wait_for("> One?")
     turn(again, "Three?")
@@ -85,15 +72,15 @@ def test_chat_continue_resumes_the_latest_session(open_chat: OpenChat, user: Com
     assert contents_of(user, "one")[::2] == ["One?", "Three?"]
 
 
-def test_chat_session_is_locked_against_a_second_process(open_chat: OpenChat, user: CommandLine) -> None:
-    first = open_chat("--session", "tea")
+def test_chat_session_is_locked_against_a_second_process(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    first = open_small_chat("--session", "tea")
     first.wait_for("context ")
     turn(first, "One?")
     second = user.run("chat", "--session", "tea", stdin="Two?\n")
     assert second.code == 1
     assert second.err.splitlines()[0] == 'error: session "tea" is open in another process'
     assert user.run("ask", "-c", "Two?").code == 1
-    other = open_chat("--session", "coffee")
+    other = open_small_chat("--session", "coffee")
     other.wait_for("context ")
     turn(other, "Black?")
     other.type("/load tea\r")
@@ -106,8 +93,8 @@ def test_chat_session_is_locked_against_a_second_process(open_chat: OpenChat, us
     assert other.end() == 0
 
 
-def test_chat_killed_leaves_its_session_unlocked_and_intact(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat("--session", "tea")
+def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_small_chat("--session", "tea")
     person.wait_for("context ")
     turn(person, "One?")
     person.type("/set max_tokens\r")
@@ -117,7 +104,7 @@ def test_chat_killed_leaves_its_session_unlocked_and_intact(open_chat: OpenChat,
     time.sleep(0.3)
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
-    again = open_chat("-c")
+    again = open_small_chat("-c")
     again.wait_for("Continuing 'tea'")
     turn(again, "Three?")
     again.type("\x04")
@@ -129,9 +116,9 @@ def test_chat_killed_leaves_its_session_unlocked_and_intact(open_chat: OpenChat,
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_chat_signal_at_the_prompt_saves_the_prompt_cache(
-    open_chat: OpenChat, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    person = open_chat("--session", "tea")
+    person = open_small_chat("--session", "tea")
     person.wait_for("context ")
     person.type(f"{'word ' * 60}\r")
     person.wait_for("tea | small")
@@ -141,18 +128,20 @@ def test_chat_signal_at_the_prompt_saves_the_prompt_cache(
     assert list((tmp_path / ".cache" / "cerebrum" / "states").glob("*.state"))
 
 
-def test_chat_saves_the_prompt_cache_unless_no_cache(open_chat: OpenChat, user: CommandLine, tmp_path: Path) -> None:
+def test_chat_saves_the_prompt_cache_unless_no_cache(
+    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
     question = "word " * 60
     states = tmp_path / ".cache" / "cerebrum" / "states"
     for cached in (False, True):
-        person = open_chat("--session", f"cached-{cached}", *([] if cached else ["--no-cache"]))
+        person = open_small_chat("--session", f"cached-{cached}", *([] if cached else ["--no-cache"]))
         person.wait_for("context ")
         person.type(f"{question}\r")
         person.wait_for("truncated at 4 tokens")
         person.type("\x04")
         assert person.end() == 0
         assert len(list(states.glob("*.state"))) == cached
-    again = open_chat("--session", "cached-True")
+    again = open_small_chat("--session", "cached-True")
     again.wait_for("context ")
     turn(again, "And?")
     again.type("/stats\r")
@@ -163,8 +152,8 @@ def test_chat_saves_the_prompt_cache_unless_no_cache(open_chat: OpenChat, user: 
     assert not list(states.glob("*.state"))
 
 
-def test_slash_model_switches_the_model_within_a_chat(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat()
+def test_slash_model_switches_the_model_within_a_chat(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_small_chat()
     person.wait_for("context ")
     turn(person, "One?")
     person.type("/model nothing\r")
@@ -180,11 +169,13 @@ def test_slash_model_switches_the_model_within_a_chat(open_chat: OpenChat, user:
     assert person.end() == 0
 
 
-def test_slash_edit_changes_the_last_question_or_reply(open_chat: OpenChat, user: CommandLine, tmp_path: Path) -> None:
+def test_slash_edit_changes_the_last_question_or_reply(
+    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
     editor = tmp_path / "my editor"
     editor.write_text('#!/bin/sh\nsed -i "s/One/Two/; s/^/So: /" "$1"\n')
     editor.chmod(0o755)
-    person = open_chat(EDITOR=f"'{editor}'")
+    person = open_small_chat(EDITOR=f"'{editor}'")
     person.wait_for("context ")
     turn(person, "One?")
     turn(person, "/edit")
@@ -205,8 +196,8 @@ def test_slash_edit_changes_the_last_question_or_reply(open_chat: OpenChat, user
 
 
 @pytest.mark.parametrize("columns", [20, 40, 200])
-def test_chat_works_in_narrow_and_resized_windows(open_chat: OpenChat, columns: int) -> None:
-    person = open_chat(columns=60)
+def test_chat_works_in_narrow_and_resized_windows(open_small_chat: OpenTerminal, columns: int) -> None:
+    person = open_small_chat(size=(60, 24))
     person.wait_for("context ")
     person.type("Who are you, and what can you tell me of yourself in many words?")
     person.resize(columns, 12)
@@ -218,8 +209,8 @@ def test_chat_works_in_narrow_and_resized_windows(open_chat: OpenChat, columns: 
     assert person.end() == 0
 
 
-def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_chat: OpenChat) -> None:
-    person = open_chat(TERM="dumb")
+def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_small_chat: OpenTerminal) -> None:
+    person = open_small_chat(TERM="dumb")
     person.wait_for(">")
     person.type("One")
     person.wait_for("> One")
@@ -232,8 +223,8 @@ def test_chat_on_a_dumb_terminal_prints_no_control_sequences(open_chat: OpenChat
     assert "\x1b" not in person.output
 
 
-def test_chat_for_a_screen_reader_uses_the_plain_prompt(open_chat: OpenChat) -> None:
-    person = open_chat(ACCESSIBLE="1")
+def test_chat_for_a_screen_reader_uses_the_plain_prompt(open_small_chat: OpenTerminal) -> None:
+    person = open_small_chat(ACCESSIBLE="1")
     person.wait_for(">")
     person.type("One?")
     person.wait_for("> One?")
@@ -243,7 +234,9 @@ def test_chat_for_a_screen_reader_uses_the_plain_prompt(open_chat: OpenChat) -> 
     assert person.end() == 0
 
 
-def test_chat_output_can_be_piped_from_a_terminal(open_chat: OpenChat, user: CommandLine, tmp_path: Path) -> None:
+def test_chat_output_can_be_piped_from_a_terminal(
+    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
     env = user.environment({"TERM": "xterm-256color"})
     person = Person(["sh", "-c", f"{COMMAND} chat -m small -n 4 | tee log"], env, tmp_path)
     person.wait_for(">")
@@ -256,8 +249,8 @@ def test_chat_output_can_be_piped_from_a_terminal(open_chat: OpenChat, user: Com
     assert contents_of(user, "one")[1] in (tmp_path / "log").read_text()
 
 
-def test_chat_accepts_a_line_that_is_not_utf_8(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat("--session", "tea")
+def test_chat_accepts_a_line_that_is_not_utf_8(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_small_chat("--session", "tea")
     person.wait_for("context ")
     person.type(b"What is \xff?\r")
     person.wait_for("truncated at 4 tokens")
@@ -266,9 +259,9 @@ def test_chat_accepts_a_line_that_is_not_utf_8(open_chat: OpenChat, user: Comman
     assert contents_of(user, "tea")[0] == "What is \ufffd?"
 
 
-def test_prompt_history_failure_is_reported_once(open_chat: OpenChat, tmp_path: Path) -> None:
+def test_prompt_history_failure_is_reported_once(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
     (tmp_path / "data" / "cerebrum" / "history").mkdir()
-    person = open_chat()
+    person = open_small_chat()
     person.wait_for("context ")
     turn(person, "One?")
     person.type("\x1b[A\x1b[A\r")  # Up, Up: the in-memory history still works
@@ -279,11 +272,11 @@ def test_prompt_history_failure_is_reported_once(open_chat: OpenChat, tmp_path: 
     assert "Traceback" not in person.output
 
 
-def test_prompt_history_is_readable_only_by_its_user(open_chat: OpenChat, tmp_path: Path) -> None:
+def test_prompt_history_is_readable_only_by_its_user(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
     history = tmp_path / "data" / "cerebrum" / "history"
     history.write_text("\n# now\n+before\n")
     history.chmod(0o644)
-    person = open_chat()
+    person = open_small_chat()
     person.wait_for("context ")
     person.type("\x1b[A")
     person.wait_for("> before")
@@ -292,8 +285,8 @@ def test_prompt_history_is_readable_only_by_its_user(open_chat: OpenChat, tmp_pa
     assert history.stat().st_mode & 0o777 == 0o600
 
 
-def test_toolbar_keeps_the_context_usage_in_a_narrow_window(open_chat: OpenChat) -> None:
-    person = open_chat("--session", "a-name-of-some-length", columns=30)
+def test_toolbar_keeps_the_context_usage_in_a_narrow_window(open_small_chat: OpenTerminal) -> None:
+    person = open_small_chat("--session", "a-name-of-some-length", size=(30, 24))
     person.wait_for("small | context ")
     person.type("One?\r")
     person.wait_for("small | context 37/2048 (2%)")
@@ -301,8 +294,8 @@ def test_toolbar_keeps_the_context_usage_in_a_narrow_window(open_chat: OpenChat)
     assert person.end() == 0
 
 
-def test_prompt_sends_a_line_that_only_starts_with_a_fence(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat("--session", "tea")
+def test_prompt_sends_a_line_that_only_starts_with_a_fence(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_small_chat("--session", "tea")
     person.wait_for("context ")
     person.type('"""doc""" is what?\r')
     person.wait_for("truncated at 4 tokens")
@@ -311,8 +304,8 @@ def test_prompt_sends_a_line_that_only_starts_with_a_fence(open_chat: OpenChat, 
     assert contents_of(user, "tea")[0] == '"""doc""" is what?'
 
 
-def test_prompt_keeps_the_text_if_the_editor_fails(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat("--session", "tea", VISUAL="false")
+def test_prompt_keeps_the_text_if_the_editor_fails(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_small_chat("--session", "tea", VISUAL="false")
     person.wait_for("context ")
     person.type("One?\x18\x05")
     person.wait_for("the editor false failed")
@@ -322,13 +315,13 @@ def test_prompt_keeps_the_text_if_the_editor_fails(open_chat: OpenChat, user: Co
     assert contents_of(user, "tea")[0] == "One? Or two?"
 
 
-def test_prompt_history_is_searched_with_ctrl_r(open_chat: OpenChat) -> None:
-    first = open_chat()
+def test_prompt_history_is_searched_with_ctrl_r(open_small_chat: OpenTerminal) -> None:
+    first = open_small_chat()
     first.wait_for("context ")
     turn(first, "What is a monad?")
     first.type("\x04")
     assert first.end() == 0
-    second = open_chat()
+    second = open_small_chat()
     second.wait_for("context ")
     second.type("\x12mon")  # Ctrl-R
     second.wait_for("What is a monad?")
@@ -338,8 +331,10 @@ def test_prompt_history_is_searched_with_ctrl_r(open_chat: OpenChat) -> None:
     assert second.end() == 0
 
 
-def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat()
+def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(
+    open_small_chat: OpenTerminal, user: CommandLine
+) -> None:
+    person = open_small_chat()
     person.wait_for("context ")
     for _ in range(3):
         person.type("not sent")
@@ -356,11 +351,11 @@ def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(open_chat:
     assert contents_of(user, "one")[0] == "One?"
 
 
-def test_prompt_opens_the_editor(open_chat: OpenChat, user: CommandLine, tmp_path: Path) -> None:
+def test_prompt_opens_the_editor(open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nsed -i "s/one/two/" "$1"\n')
     editor.chmod(0o755)
-    person = open_chat(VISUAL=str(editor))
+    person = open_small_chat(VISUAL=str(editor))
     person.wait_for("context ")
     person.type("one or none?\x18\x05")  # Ctrl-X Ctrl-E
     person.wait_for("two or none?")
@@ -370,8 +365,8 @@ def test_prompt_opens_the_editor(open_chat: OpenChat, user: CommandLine, tmp_pat
     assert contents_of(user, "two-or-none")[0] == "two or none?"
 
 
-def test_prompt_vi_keys(open_chat: OpenChat, user: CommandLine) -> None:
-    person = open_chat("--vi")
+def test_prompt_vi_keys(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_small_chat("--vi")
     person.wait_for("context ")
     person.type("not sent\x1bccOne?")
     person.wait_for("> One?")

@@ -75,19 +75,6 @@ def streamed(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
     return file
 
 
-@pytest.fixture(autouse=True)
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use a terminal that can be redrawn."""
-    monkeypatch.setenv("TERM", "xterm-256color")
-
-
-@pytest.fixture
-def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redraw at every chunk of text."""
-    monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
-    monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
-
-
 @pytest.mark.usefixtures("redraw_always")
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
 @pytest.mark.parametrize(("text", "step"), [(DOCUMENT, 1), (TALL, 3)])

@@ -8,18 +8,10 @@ import pytest
 from rich.console import Console
 from screen import ScreenFile, render_whole, rendered_lines
 
-from cerebrum_cli.terminal.markdown import renderer as markdown
 from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
-
-@pytest.fixture(autouse=True)
-def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redraw at every chunk, on a terminal that can be redrawn."""
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
-    monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
-
+pytestmark = pytest.mark.usefixtures("redraw_always")
 
 NESTED = """1. Install it:
 

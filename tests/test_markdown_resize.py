@@ -7,11 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")]
 
@@ -71,10 +71,7 @@ class Window:
 
     def wait_for_size(self, columns: int, rows: int) -> None:
         """Wait until the window's terminal has this size, which tmux delays."""
-        until = time.monotonic() + 20
-        while os.get_terminal_size(self._terminal) != (columns, rows):
-            assert time.monotonic() < until
-            time.sleep(0.002)
+        wait_until(lambda: os.get_terminal_size(self._terminal) == (columns, rows))
 
     def end(self) -> str:
         """End the reply and return the final contents."""
@@ -94,10 +91,7 @@ class Window:
         unseen = self._directory / "unseen"
         unseen.write_text(text, encoding="utf-8")
         unseen.rename(self._directory / f"{self._chunk_count}.chunk")
-        until = time.monotonic() + 20
-        while not (self._directory / f"{self._chunk_count}.done").exists():
-            assert time.monotonic() < until, self.shown()
-            time.sleep(0.002)
+        wait_until((self._directory / f"{self._chunk_count}.done").exists)
         self._chunk_count += 1
 
     def _tmux(self, *arguments: str) -> str:

@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 from screen import Screen, ScreenFile, render_whole
 
-from cerebrum_cli.terminal.markdown import renderer as markdown
 from cerebrum_cli.terminal.markdown.code_blocks import (
     CLOSINGS,
     CODE,
@@ -29,7 +28,7 @@ from cerebrum_cli.terminal.markdown.code_blocks import (
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 from cerebrum_cli.terminal.markdown.rows import render_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("redraw_always")]
 
 STREAMS = {path.stem: path for path in sorted((Path(__file__).parent / "data" / "streams").glob("*.json"))}
 SIZES = [(80, 24), (20, 6), (33, 12)]
@@ -57,14 +56,6 @@ def screen(of: Console) -> Screen:
     """Screen of a console."""
     assert isinstance(of.file, ScreenFile)
     return of.file.screen
-
-
-@pytest.fixture(autouse=True)
-def redraw_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redraw at every chunk, on a terminal that can be redrawn."""
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(markdown, "MIN_REDRAW_INTERVAL_S", 0.0)
-    monkeypatch.setattr(markdown, "MAX_DRAWING_SHARE", 1e9)
 
 
 @pytest.mark.parametrize(("columns", "height"), SIZES)

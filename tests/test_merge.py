@@ -33,19 +33,6 @@ from cerebrum_cli.core.files import fsync_directory
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quantized model of four layers."""
-    return write_quantized(tmp_path_factory.mktemp("tiny") / "tiny.gguf", shape=FOUR_LAYERS)
-
-
-@pytest.fixture
-def home(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A home directory, which is the working directory of the test."""
-    monkeypatch.chdir(tmp_path)
-    return Home(tmp_path, tiny)
-
-
 def digests(paths: Sequence[Path]) -> str:
     """Output of sha256sum for these files."""
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)

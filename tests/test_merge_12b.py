@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hub_user import CATALOGUED, HubUser, hub_user, named
+from hub_user import CATALOGUED, HubUser, named
 from merges import LAYERS_12B, Home, assert_layers_copied
 from mistral_shape import METADATA, model_tensors
 from tiny_models import write_quantized
@@ -70,69 +69,67 @@ SMALL_12B = "[models.cerebrum-12b]\nquantizations = {Q4_K_M = 19000000}\n"
 TWELVE = "Cerebrum-1.0-12.25B-Q4_K_M.gguf"
 
 
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[HubUser]:
-    """A user with a Hub that has a tiny 7B in one quantization."""
-    with hub_user(tmp_path) as each:
-        (each.command.config / "models.toml").write_text(SMALL_12B)
-        each.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantized(tmp_path / "seven.gguf")})
-        yield each
+@pytest.fixture(autouse=True)
+def catalog_7b(hub_user: HubUser, tmp_path: Path) -> None:
+    """Upload a tiny 7B in one quantization."""
+    (hub_user.command.config / "models.toml").write_text(SMALL_12B)
+    hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantized(tmp_path / "seven.gguf")})
 
 
-def test_merge_12b_pull_downloads_the_7b_and_merges_it(user: HubUser) -> None:
-    done = user.pull("cerebrum-12b:Q4_K_M", "-y")
-    path = user.command.home / "data/cerebrum/models/merged" / TWELVE
+def test_merge_12b_pull_downloads_the_7b_and_merges_it(hub_user: HubUser) -> None:
+    done = hub_user.pull("cerebrum-12b:Q4_K_M", "-y")
+    path = hub_user.command.home / "data/cerebrum/models/merged" / TWELVE
     stages = [line.split(":")[0] for line in done.err.splitlines()]
     assert (stages, done.err.splitlines()[-1]) == (
         ["download", "merge", "installed cerebrum-12b"],
         f"installed cerebrum-12b:Q4_K_M: {path}",
     )
-    assert_layers_copied([path], [user.path(named("Q4_K_M"))], LAYERS_12B)
-    twelve, seven = user.listed()
+    assert_layers_copied([path], [hub_user.path(named("Q4_K_M"))], LAYERS_12B)
+    twelve, seven = hub_user.listed()
     assert (twelve["reference"], twelve["path"], twelve["default"]) == ("cerebrum-12b:Q4_K_M", str(path), True)
     assert (twelve["merged_from"], twelve["format"], twelve["error"]) == (["cerebrum-7b:Q4_K_M"], "cerebrum", None)
     assert (seven["reference"], seven["default"]) == ("cerebrum-7b:Q4_K_M", False)
-    shown = user.run("show", "cerebrum-12b", "--json").object
+    shown = hub_user.run("show", "cerebrum-12b", "--json").object
     assert (shown["layers"], shown["sha256"]) == (56, hashlib.sha256(path.read_bytes()).hexdigest())
     assert shown["metadata"]["general.name"] == "Cerebrum-1.0-12.25B"
     assert shown["metadata"]["general.base_model.0.repo_url"] == f"https://huggingface.co/{CATALOGUED}"
-    assert user.ask("-m", "cerebrum-12b") == user.ask() == user.ask("-m", path)
+    assert hub_user.ask("-m", "cerebrum-12b") == hub_user.ask() == hub_user.ask("-m", path)
 
-    user.hub.log.clear()
+    hub_user.hub.log.clear()
     before = path.stat()
-    assert user.pull("cerebrum-12b:q4_k_m").err == f"installed cerebrum-12b:Q4_K_M: {path}\n"
+    assert hub_user.pull("cerebrum-12b:q4_k_m").err == f"installed cerebrum-12b:Q4_K_M: {path}\n"
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
-    removed = user.run("rm", "-y", "cerebrum-12b:Q4_K_M")
+    removed = hub_user.run("rm", "-y", "cerebrum-12b:Q4_K_M")
     assert removed.err == ("deleted cerebrum-12b:Q4_K_M, freed 19 MB; the default model is now cerebrum-7b:Q4_K_M\n")
     assert (path.parent.exists(), path.exists()) == (True, False)
-    assert [row["reference"] for row in user.listed()] == ["cerebrum-7b:Q4_K_M"]
-    assert not user.hub.log.requests()
+    assert [row["reference"] for row in hub_user.listed()] == ["cerebrum-7b:Q4_K_M"]
+    assert not hub_user.hub.log.requests()
 
 
-def test_merge_12b_pull_offline_uses_an_installed_7b(user: HubUser) -> None:
-    user.pull("cerebrum-7b:Q4_K_M")
-    user.hub.log.clear()
-    done = user.run("pull", "cerebrum-12b:Q4_K_M", "--offline", "-y", "--name", "mine", "--json")
+def test_merge_12b_pull_offline_uses_an_installed_7b(hub_user: HubUser) -> None:
+    hub_user.pull("cerebrum-7b:Q4_K_M")
+    hub_user.hub.log.clear()
+    done = hub_user.run("pull", "cerebrum-12b:Q4_K_M", "--offline", "-y", "--name", "mine", "--json")
     assert (done.code, done.object["reference"], done.object["default"]) == (0, "mine", False)
-    assert user.run("pull", "--offline", "cerebrum-12b:Q4_K_M").err.startswith("installed mine: ")
-    assert user.ask("-m", "mine", "--offline") == user.ask("-m", "cerebrum-12b", "--offline")
-    assert not user.hub.log.requests()
-    assert user.run("rm", "-y", "mine").err.startswith("deleted mine, ")
+    assert hub_user.run("pull", "--offline", "cerebrum-12b:Q4_K_M").err.startswith("installed mine: ")
+    assert hub_user.ask("-m", "mine", "--offline") == hub_user.ask("-m", "cerebrum-12b", "--offline")
+    assert not hub_user.hub.log.requests()
+    assert hub_user.run("rm", "-y", "mine").err.startswith("deleted mine, ")
 
 
-def test_merge_12b_pull_refuses_a_taken_name_before_downloading(user: HubUser) -> None:
-    done = user.run("pull", "cerebrum-12b:Q4_K_M", "-y", "--name", "starter")
+def test_merge_12b_pull_refuses_a_taken_name_before_downloading(hub_user: HubUser) -> None:
+    done = hub_user.run("pull", "cerebrum-12b:Q4_K_M", "-y", "--name", "starter")
     assert (done.code, done.err.splitlines()[0]) == (2, "error: the name starter belongs to another model")
-    assert not user.hub.log.requests()
+    assert not hub_user.hub.log.requests()
 
 
-def test_merge_12b_pull_dry_run_lists_its_quantizations(user: HubUser) -> None:
-    (user.command.config / "models.toml").unlink()
-    done = user.run("pull", "--dry-run", "cerebrum-12b:q4_k_m")
+def test_merge_12b_pull_dry_run_lists_its_quantizations(hub_user: HubUser) -> None:
+    (hub_user.command.config / "models.toml").unlink()
+    done = hub_user.run("pull", "--dry-run", "cerebrum-12b:q4_k_m")
     assert (done.code, done.err) == (0, "cerebrum pull cerebrum-12b:q4_k_m would download cerebrum-12b:Q4_K_M\n")
     assert done.out.startswith("\ncerebrum-12b at a context of 8192 tokens; this machine has ")
     table = [line.removeprefix("*").split() for line in done.out.splitlines()[3:]]
     assert [*table[0][:2], len(table[1:])] == ["quant", "size", 14]
     assert ["Q4_K_M", "7.44", "GB"] in [row[:3] for row in table]
-    assert not user.hub.log.requests()
-    assert not (user.command.home / "data").exists()
+    assert not hub_user.hub.log.requests()
+    assert not (hub_user.command.home / "data").exists()

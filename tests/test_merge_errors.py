@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from merges import FOUR_LAYERS, OUT, TWICE, Home, stack
-from tiny_models import write_chatml, write_quantized
+from merges import OUT, TWICE, Home, stack
+from tiny_models import write_chatml
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quantized model of four layers."""
-    return write_quantized(tmp_path_factory.mktemp("tiny") / "tiny.gguf", shape=FOUR_LAYERS)
-
-
-@pytest.fixture
-def home(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A home directory, which is the working directory of the test."""
-    monkeypatch.chdir(tmp_path)
-    return Home(tmp_path, tiny)
 
 
 MODEL = "Tiny-Q4_K_M.gguf"

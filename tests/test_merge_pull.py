@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from hub_user import HubUser, cleaned, hub_user
+from hub_user import HubUser, cleaned
 from merges import FOUR_LAYERS, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
 from scripted_command import runtime_for
 from tiny_models import write_quantized
@@ -91,30 +90,29 @@ def merged_path(home: Home, file: str) -> Path:
 
 
 @pytest.fixture
-def user(tmp_path: Path, tinies: dict[str, Path]) -> Iterator[HubUser]:
+def tiny_user(hub_user: HubUser, tinies: dict[str, Path]) -> HubUser:
     """A user with a Hub that has `tiny`, and the same catalog."""
-    with hub_user(tmp_path) as each:
-        (each.command.config / "models.toml").write_text(TINY + row("own", "own.yaml"))
-        (each.command.config / "own.yaml").write_text(TWICE)
-        each.hub.repository(REPOSITORY, {path.name: path for path in tinies.values()})
-        yield each
+    (hub_user.command.config / "models.toml").write_text(TINY + row("own", "own.yaml"))
+    (hub_user.command.config / "own.yaml").write_text(TWICE)
+    hub_user.hub.repository(REPOSITORY, {path.name: path for path in tinies.values()})
+    return hub_user
 
 
-def test_merge_pull_prefers_installed_source_models(user: HubUser) -> None:
-    recommended = user.run("pull", "--dry-run", "--json", "own").object["chosen"]
+def test_merge_pull_prefers_installed_source_models(tiny_user: HubUser) -> None:
+    recommended = tiny_user.run("pull", "--dry-run", "--json", "own").object["chosen"]
     [other] = SIZES.keys() - {recommended}
-    user.pull(f"tiny:{other}")
-    user.hub.log.clear()
-    done = user.pull("own")
-    path = user.command.home / f"data/cerebrum/models/merged/Own-{other}.gguf"
+    tiny_user.pull(f"tiny:{other}")
+    tiny_user.hub.log.clear()
+    done = tiny_user.pull("own")
+    path = tiny_user.command.home / f"data/cerebrum/models/merged/Own-{other}.gguf"
     assert done.err.splitlines()[-1] == f"installed own:{other}: {path}"
-    assert not user.hub.log.requests("cdn")
-    assert_layers_copied([path], [user.path(f"Tiny-{other}.gguf", REPOSITORY)], TWO_TIMES)
+    assert not tiny_user.hub.log.requests("cdn")
+    assert_layers_copied([path], [tiny_user.path(f"Tiny-{other}.gguf", REPOSITORY)], TWO_TIMES)
 
-    named = user.pull(f"own:{recommended.lower()}")
+    named = tiny_user.pull(f"own:{recommended.lower()}")
     assert named.err.splitlines()[-1] == f"installed own:{recommended}: {path.with_name(f'Own-{recommended}.gguf')}"
-    assert len(user.downloads()) == 1
-    assert {each["reference"]: each["merged_from"] for each in user.listed() if each["source"] == "merge"} == {
+    assert len(tiny_user.downloads()) == 1
+    assert {each["reference"]: each["merged_from"] for each in tiny_user.listed() if each["source"] == "merge"} == {
         f"own:{each}": [f"tiny:{each}"] for each in SIZES
     }
 
@@ -236,19 +234,19 @@ def test_merge_pull_builds_and_deletes_a_models_toml_row(is_link: bool, home: Ho
     )
 
 
-def test_merge_pull_sets_a_missing_file_type(user: HubUser, tmp_path: Path) -> None:
+def test_merge_pull_sets_a_missing_file_type(tiny_user: HubUser, tmp_path: Path) -> None:
     silent = write_quantized(tmp_path / "silent.gguf", shape=FOUR_LAYERS)
     silent.write_bytes(silent.read_bytes().replace(b"general.file_type", b"general.file_tipo"))
-    user.hub.repositories[REPOSITORY].commit({"Tiny-Q4_K_M.gguf": silent})
-    path = user.command.home / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"
+    tiny_user.hub.repositories[REPOSITORY].commit({"Tiny-Q4_K_M.gguf": silent})
+    path = tiny_user.command.home / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"
     installed = f"installed own:Q4_K_M: {path}"
-    assert user.pull("own:Q4_K_M").err.splitlines()[-1] == installed
+    assert tiny_user.pull("own:Q4_K_M").err.splitlines()[-1] == installed
     assert metadata_bytes(path)["general.file_type"].endswith((15).to_bytes(4, "little"))
     before = path.stat().st_mtime_ns
     for arguments in (["own:Q4_K_M"], ["own", "--offline"]):
-        assert user.pull(*arguments).err == f"{installed}\n"
+        assert tiny_user.pull(*arguments).err == f"{installed}\n"
     assert path.stat().st_mtime_ns == before
-    [made] = [each for each in user.listed() if each["source"] == "merge"]
+    [made] = [each for each in tiny_user.listed() if each["source"] == "merge"]
     assert (made["reference"], made["quantization"]) == ("own:Q4_K_M", "Q4_K_M")
 
 

@@ -52,7 +52,7 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(home: Path) -> Iterator[Store]:
+def old_store(home: Path) -> Iterator[Store]:
     """Open a session database of version 1."""
     directory = home / "data" / "cerebrum" / "sessions"
     directory.mkdir()
@@ -145,8 +145,8 @@ def test_registry_of_version_1_is_listed_by_the_command(home: Path) -> None:
 # Sessions
 
 
-def test_sessions_of_version_1_have_their_messages(store: Store) -> None:
-    assert [(summary.session.name, summary.session.origin, summary.messages) for summary in store.summaries()] == [
+def test_sessions_of_version_1_have_their_messages(old_store: Store) -> None:
+    assert [(summary.session.name, summary.session.origin, summary.messages) for summary in old_store.summaries()] == [
         ("nano-talk", "chat", 6),
         ("story", "chat", 2),
         ("sums", "chat", 12),
@@ -156,16 +156,16 @@ def test_sessions_of_version_1_have_their_messages(store: Store) -> None:
         ("add-three-and-four", "ask", 2),
         ("what-is-3-4", "ask", 2),
     ]
-    assert texts(store, "france") == [
+    assert texts(old_store, "france") == [
         "What is the capital of France?",
         "The capital of France is Paris.",
         "Name one French painter.",
         "One French painter I'm most proud of is Vincent van Gogh. He's a legendary artist known for his bold and"
         " expressive brushwork and innovative use of color.",
     ]
-    assert texts(store, "france-2")[:5] == [*texts(store, "france"), "And one composer."]
-    assert texts(store, "capitals") == ["What is the capital of Japan?", "東京 (Tokyo).", "And of Peru?", "Lima."]
-    assert texts(store, "nano-talk") == [
+    assert texts(old_store, "france-2")[:5] == [*texts(old_store, "france"), "And one composer."]
+    assert texts(old_store, "capitals") == ["What is the capital of Japan?", "東京 (Tokyo).", "And of Peru?", "Lima."]
+    assert texts(old_store, "nano-talk") == [
         "What is 12 plus 30?",
         "22 plus 30 makes 52. The answer is 62.",
         "Say hello.",
@@ -175,7 +175,7 @@ def test_sessions_of_version_1_have_their_messages(store: Store) -> None:
     ]
 
 
-def test_session_of_version_1_has_the_settings_of_each_reply(home: Path, store: Store) -> None:
+def test_session_of_version_1_has_the_settings_of_each_reply(home: Path, old_store: Store) -> None:
     shown = run_here({}, home, "sessions", "show", "add-three-and-four", "--json").object
     sampled = {**DEFAULTS, "temperature": 0.6, "max_tokens": None, "stop": ["END"]}
     assert (shown["model"], shown["format"], shown["system_prompt"]) == ("starter", "embedded", "Think first.")
@@ -191,35 +191,35 @@ def test_session_of_version_1_has_the_settings_of_each_reply(home: Path, store: 
     assert shown["created"] == reply["created"] == "2026-11-21T05:14:14+00:00"
 
 
-def test_session_of_version_1_has_tokens_and_dropped_messages(store: Store) -> None:
-    sums, story = store.find("sums"), store.find("story")
+def test_session_of_version_1_has_tokens_and_dropped_messages(old_store: Store) -> None:
+    sums, story = old_store.find("sums"), old_store.find("story")
     assert sums and story
-    messages = store.messages(sums)
+    messages = old_store.messages(sums)
     assert messages[1].message.tokens is not None
     assert len(messages[1].message.tokens) == 15
     assert messages[0].message.tokens is None
     assert [stored.message.content for stored in messages if stored.id == sums.first] == ["What is 5 + 5?"]
-    interrupted = store.messages(story)[1]  # the process was killed during this reply
+    interrupted = old_store.messages(story)[1]  # the process was killed during this reply
     assert interrupted.message.content.startswith("Once upon a time, in a land far away")
     assert interrupted.metadata.finish_reason is None
     assert interrupted.message.tokens
 
 
-def test_session_of_version_1_is_searched_and_continued(store: Store) -> None:
-    assert {hit.session.name for hit in store.search("French painter")} == {"france-2"}
-    assert [hit.session.name for hit in store.search("東京")] == ["capitals"]
-    session = store.find("capitals")
+def test_session_of_version_1_is_searched_and_continued(old_store: Store) -> None:
+    assert {hit.session.name for hit in old_store.search("French painter")} == {"france-2"}
+    assert [hit.session.name for hit in old_store.search("東京")] == ["capitals"]
+    session = old_store.find("capitals")
     assert session
-    store.add_message(session, Message("user", "And of Chile?"))
-    latest = store.latest()
+    old_store.add_message(session, Message("user", "And of Chile?"))
+    latest = old_store.latest()
     assert latest and latest.name == "capitals"
-    assert texts(store, "capitals")[3:] == ["Lima.", "And of Chile?"]
+    assert texts(old_store, "capitals")[3:] == ["Lima.", "And of Chile?"]
 
 
 # The prompt cache on disk
 
 
-def test_saved_state_of_version_1_is_loaded(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_state_of_version_1_is_loaded(home: Path, old_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Restore a saved state.
 
     Its key contains the build of llama.cpp that wrote it, so the test reports that build as the installed one. The
@@ -244,7 +244,7 @@ def test_saved_state_of_version_1_is_loaded(home: Path, store: Store, monkeypatc
     assert (evaluated["model"], evaluated["prompt_tokens"], evaluated["cached_tokens"]) == ("nano", 113, 0)
     assert (restored["prompt_tokens"], restored["cached_tokens"]) == (113, 99)
     assert restored["text"] == evaluated["text"]
-    assert texts(store, "nano-talk")[6:] == [QUESTION, restored["text"]]
+    assert texts(old_store, "nano-talk")[6:] == [QUESTION, restored["text"]]
 
 
 # Profiles

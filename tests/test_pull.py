@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
 import pytest
 from hub_exchange import Fault
-from hub_user import CATALOGUED, READER, HubUser, cleaned, hub_user, named
+from hub_user import CATALOGUED, READER, HubUser, cleaned, named
 from tiny_models import write_chatml
 
 pytestmark = pytest.mark.slow
@@ -20,22 +19,20 @@ pytestmark = pytest.mark.slow
 OWNED = "someone/tiny-GGUF"
 
 
-@pytest.fixture
-def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
-    """Return a user for whom cerebrum-7b can be had in two quantisations, and another model in one."""
+@pytest.fixture(autouse=True)
+def repositories(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+    """Upload cerebrum-7b in two quantizations, and another model in one."""
     other = write_chatml(tmp_path / "other.gguf", seed=1)
-    with hub_user(tmp_path) as each:
-        each.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): other})
-        each.hub.repository(OWNED, {"tiny-Q8_0.gguf": chatml_model, "README.md": b"# Tiny\n"})
-        yield each
+    hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): other})
+    hub_user.hub.repository(OWNED, {"tiny-Q8_0.gguf": chatml_model, "README.md": b"# Tiny\n"})
 
 
-def test_pull_downloads_the_best_fit_and_answers(user: HubUser, chatml_model: Path) -> None:
-    path = user.path(named("Q4_K_M"))
-    assert user.pull("cerebrum-7b").err == f"download: 0 kB of 225 kB\ninstalled cerebrum-7b:Q4_K_M: {path}\n"
+def test_pull_downloads_the_best_fit_and_answers(hub_user: HubUser, chatml_model: Path) -> None:
+    path = hub_user.path(named("Q4_K_M"))
+    assert hub_user.pull("cerebrum-7b").err == f"download: 0 kB of 225 kB\ninstalled cerebrum-7b:Q4_K_M: {path}\n"
     assert path.read_bytes() == chatml_model.read_bytes()
-    assert path.resolve() == user.folder() / "blobs" / user.digest(named("Q4_K_M"))
-    assert user.ask("-m", "cerebrum-7b") == user.ask()
+    assert path.resolve() == hub_user.folder() / "blobs" / hub_user.digest(named("Q4_K_M"))
+    assert hub_user.ask("-m", "cerebrum-7b") == hub_user.ask()
 
 
 # HUB is the address of the Hub, COMMIT what `main` is.
@@ -50,62 +47,66 @@ REFERENCES = [
 
 
 @pytest.mark.parametrize(("reference", "quantization"), REFERENCES)
-def test_pull_accepts_any_name_of_a_model(user: HubUser, reference: str, quantization: str) -> None:
-    reference = reference.replace("HUB", user.hub.url).replace("COMMIT", user.commit())
-    path = user.path(named(quantization))
-    assert cleaned(user.pull(reference)) == f"installed cerebrum-7b:{quantization}: {path}\n"
-    assert list(user.blobs()) == [user.digest(named(quantization))]
+def test_pull_accepts_any_name_of_a_model(hub_user: HubUser, reference: str, quantization: str) -> None:
+    reference = reference.replace("HUB", hub_user.hub.url).replace("COMMIT", hub_user.commit())
+    path = hub_user.path(named(quantization))
+    assert cleaned(hub_user.pull(reference)) == f"installed cerebrum-7b:{quantization}: {path}\n"
+    assert list(hub_user.blobs()) == [hub_user.digest(named(quantization))]
 
 
-def test_ask_accepts_any_name_of_a_model(user: HubUser) -> None:
+def test_ask_accepts_any_name_of_a_model(hub_user: HubUser) -> None:
     for quantization in ("Q4_K_M", "Q2_K"):
-        user.pull(f"cerebrum-7b:{quantization}")
-    answers = {quantization: user.ask("-m", user.path(named(quantization))) for quantization in ("Q4_K_M", "Q2_K")}
+        hub_user.pull(f"cerebrum-7b:{quantization}")
+    answers = {
+        quantization: hub_user.ask("-m", hub_user.path(named(quantization))) for quantization in ("Q4_K_M", "Q2_K")
+    }
     assert answers["Q4_K_M"] != answers["Q2_K"]
-    user.hub.log.clear()
+    hub_user.hub.log.clear()
     for reference, quantization in [*REFERENCES, ("cerebrum-7b", "Q4_K_M")]:
-        reference = reference.replace("HUB", user.hub.url).replace("COMMIT", user.commit())
-        assert user.ask("-m", reference) == answers[quantization], reference
-    assert not user.hub.log.requests()
+        reference = reference.replace("HUB", hub_user.hub.url).replace("COMMIT", hub_user.commit())
+        assert hub_user.ask("-m", reference) == answers[quantization], reference
+    assert not hub_user.hub.log.requests()
 
 
-def test_pull_downloads_an_old_commit_by_url(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
-    old, path = user.commit(), user.path(named("Q2_K"))
-    user.hub.repositories[CATALOGUED].commit({named("Q2_K"): chatml_model})
+def test_pull_downloads_an_old_commit_by_url(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+    old, path = hub_user.commit(), hub_user.path(named("Q2_K"))
+    hub_user.hub.repositories[CATALOGUED].commit({named("Q2_K"): chatml_model})
     address = f"https://huggingface.co/{CATALOGUED}/resolve/{old}/{named('Q2_K')}"
-    assert cleaned(user.pull(address)) == f"installed cerebrum-7b:Q2_K: {path}\n"
+    assert cleaned(hub_user.pull(address)) == f"installed cerebrum-7b:Q2_K: {path}\n"
     assert path.read_bytes() == (tmp_path / "other.gguf").read_bytes()
-    assert user.ask("-m", address)
+    assert hub_user.ask("-m", address)
 
 
-def test_pull_names_other_models_by_repository(user: HubUser) -> None:
-    done = user.pull(OWNED)
-    assert cleaned(done) == f"installed {OWNED}:Q8_0: {user.path('tiny-Q8_0.gguf', OWNED)}\n"
-    assert user.ask("-m", f"hf.co/{OWNED}:q8_0")
+def test_pull_names_other_models_by_repository(hub_user: HubUser) -> None:
+    done = hub_user.pull(OWNED)
+    assert cleaned(done) == f"installed {OWNED}:Q8_0: {hub_user.path('tiny-Q8_0.gguf', OWNED)}\n"
+    assert hub_user.ask("-m", f"hf.co/{OWNED}:q8_0")
 
 
 @pytest.mark.parametrize("reference", ["cerebrum-7b", OWNED])
-def test_pull_does_not_download_an_installed_model(user: HubUser, reference: str) -> None:
-    first = user.pull(reference)
-    user.hub.log.clear()
-    assert user.pull(reference).err == cleaned(first)
-    assert [each.part for each in user.hub.log.requests()] == ["api"]
+def test_pull_does_not_download_an_installed_model(hub_user: HubUser, reference: str) -> None:
+    first = hub_user.pull(reference)
+    hub_user.hub.log.clear()
+    assert hub_user.pull(reference).err == cleaned(first)
+    assert [each.part for each in hub_user.hub.log.requests()] == ["api"]
 
 
-def test_pull_stores_files_where_huggingface_hub_finds_them(user: HubUser) -> None:
-    user.pull("cerebrum-7b")
-    user.hub.log.clear()
-    path, file = str(user.path(named("Q4_K_M"))), f"'{CATALOGUED}', '{named('Q4_K_M')}'"
-    assert user.hugging_face(f"hf_hub_download({file}, local_files_only=True)", f"try_to_load_from_cache({file})") == [
+def test_pull_stores_files_where_huggingface_hub_finds_them(hub_user: HubUser) -> None:
+    hub_user.pull("cerebrum-7b")
+    hub_user.hub.log.clear()
+    path, file = str(hub_user.path(named("Q4_K_M"))), f"'{CATALOGUED}', '{named('Q4_K_M')}'"
+    assert hub_user.hugging_face(
+        f"hf_hub_download({file}, local_files_only=True)", f"try_to_load_from_cache({file})"
+    ) == [
         path,
         path,
     ]
-    assert not user.hub.log.requests("resolve")
+    assert not hub_user.hub.log.requests("resolve")
     command = [str(Path(sys.executable).with_name("hf")), "download", CATALOGUED, named("Q4_K_M")]
-    environment = user.command.environment(user.environment({}))
+    environment = hub_user.command.environment(hub_user.environment({}))
     subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
-    assert [each.method for each in user.hub.log.requests("resolve")] == ["HEAD"]
-    assert not user.hub.log.requests("cdn")
+    assert [each.method for each in hub_user.hub.log.requests("resolve")] == ["HEAD"]
+    assert not hub_user.hub.log.requests("cdn")
 
 
 SCANNED = """[
@@ -115,53 +116,53 @@ SCANNED = """[
 ]"""
 
 
-def test_pull_reuses_files_of_huggingface_hub(user: HubUser) -> None:
-    user.pull("cerebrum-7b:Q4_K_M")
-    assert user.hugging_face(f"hf_hub_download('{CATALOGUED}', '{named('Q2_K')}')", SCANNED) == [
-        str(user.path(named("Q2_K"))),
-        [[[CATALOGUED, 2, [[user.commit(), ["main"]]]]], []],
+def test_pull_reuses_files_of_huggingface_hub(hub_user: HubUser) -> None:
+    hub_user.pull("cerebrum-7b:Q4_K_M")
+    assert hub_user.hugging_face(f"hf_hub_download('{CATALOGUED}', '{named('Q2_K')}')", SCANNED) == [
+        str(hub_user.path(named("Q2_K"))),
+        [[[CATALOGUED, 2, [[hub_user.commit(), ["main"]]]]], []],
     ]
-    assert [row["reference"] for row in user.listed()] == ["cerebrum-7b:Q2_K", "cerebrum-7b:Q4_K_M"]
-    assert user.ask("-m", "cerebrum-7b:Q2_K")
-    user.hub.log.clear()
-    assert cleaned(user.pull("cerebrum-7b:Q2_K")) == f"installed cerebrum-7b:Q2_K: {user.path(named('Q2_K'))}\n"
-    assert not user.hub.log.requests("cdn")
-    assert (user.cache / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    assert [row["reference"] for row in hub_user.listed()] == ["cerebrum-7b:Q2_K", "cerebrum-7b:Q4_K_M"]
+    assert hub_user.ask("-m", "cerebrum-7b:Q2_K")
+    hub_user.hub.log.clear()
+    assert cleaned(hub_user.pull("cerebrum-7b:Q2_K")) == f"installed cerebrum-7b:Q2_K: {hub_user.path(named('Q2_K'))}\n"
+    assert not hub_user.hub.log.requests("cdn")
+    assert (hub_user.cache / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
 
 @pytest.mark.parametrize("access", ["private", "gated"])
-def test_pull_sends_the_token_to_the_hub_only(user: HubUser, chatml_model: Path, access: str) -> None:
-    repository = user.hub.repository("owner/own", {"own-Q8_0.gguf": chatml_model}, readers=(READER,))
+def test_pull_sends_the_token_to_the_hub_only(hub_user: HubUser, chatml_model: Path, access: str) -> None:
+    repository = hub_user.hub.repository("owner/own", {"own-Q8_0.gguf": chatml_model}, readers=(READER,))
     if access == "private":
         repository.private = True
-        user.pull("owner/own", HF_TOKEN=READER)
+        hub_user.pull("owner/own", HF_TOKEN=READER)
     else:
         repository.gated = "manual"
-        user.token.write_text(f"{READER}\n")
-        user.pull("owner/own")
-    requests = user.hub.log.requests()
+        hub_user.token.write_text(f"{READER}\n")
+        hub_user.pull("owner/own")
+    requests = hub_user.hub.log.requests()
     assert {each.token for each in requests if each.part != "cdn"} == {READER}
     assert {each.authorization for each in requests if each.part == "cdn"} == {None}
 
 
-def test_pull_concurrent_pulls_download_once(user: HubUser, mistral_model: Path) -> None:
-    user.hub.repository("owner/large", {"large-Q4_K_M.gguf": mistral_model})
-    armed = user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
-    with user.start("pull", "owner/large") as first, contextlib.ExitStack() as stack:
-        user.hub.log.wait_for(lambda request: request in user.downloads() and request.sent > 0)
-        second = stack.enter_context(user.start("pull", "owner/large"))
+def test_pull_concurrent_pulls_download_once(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.hub.repository("owner/large", {"large-Q4_K_M.gguf": mistral_model})
+    armed = hub_user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
+    with hub_user.start("pull", "owner/large") as first, contextlib.ExitStack() as stack:
+        hub_user.hub.log.wait_for(lambda request: request in hub_user.downloads() and request.sent > 0)
+        second = stack.enter_context(hub_user.start("pull", "owner/large"))
         assert second.stderr
         waiting = second.stderr.readline().decode()
         armed.release()
         said = [process.communicate(timeout=30)[1].decode() for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
-    here = f"installed owner/large:Q4_K_M: {user.path('large-Q4_K_M.gguf', 'owner/large')}\n"
+    here = f"installed owner/large:Q4_K_M: {hub_user.path('large-Q4_K_M.gguf', 'owner/large')}\n"
     assert said[0] == f"download: 0 kB of 9 MB\n{here}"
     assert waiting == "note: another process is downloading large-Q4_K_M.gguf: waiting for it\n"
     assert said[1].endswith(here)
-    [download] = user.downloads()
+    [download] = hub_user.downloads()
     assert download.sent == mistral_model.stat().st_size
-    assert list(user.blobs("owner/large")) == [hashlib.sha256(mistral_model.read_bytes()).hexdigest()]
+    assert list(hub_user.blobs("owner/large")) == [hashlib.sha256(mistral_model.read_bytes()).hexdigest()]
 
 
 @pytest.fixture(scope="module")
@@ -183,22 +184,24 @@ def parts(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {path.name: path for path in sorted(directory.iterdir())}
 
 
-def test_pull_downloads_all_parts_of_a_split_model(user: HubUser, parts: dict[str, Path], chatml_model: Path) -> None:
+def test_pull_downloads_all_parts_of_a_split_model(
+    hub_user: HubUser, parts: dict[str, Path], chatml_model: Path
+) -> None:
     assert list(parts) == [f"tiny-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
-    user.hub.repository("owner/split", {f"Q8_0/{name}": path for name, path in parts.items()})
-    first = user.path("Q8_0/tiny-Q8_0-00001-of-00003.gguf", "owner/split")
-    assert cleaned(user.pull("owner/split")) == f"installed owner/split:Q8_0: {first}\n"
-    assert sum(user.blobs("owner/split").values()) == sum(path.stat().st_size for path in parts.values())
-    [row] = user.listed()
-    assert (row["reference"], row["size"]) == ("owner/split:Q8_0", sum(user.blobs("owner/split").values()))
-    answer = user.ask("-m", "owner/split")
-    assert answer == user.ask("-m", chatml_model) == user.ask("-m", first)
+    hub_user.hub.repository("owner/split", {f"Q8_0/{name}": path for name, path in parts.items()})
+    first = hub_user.path("Q8_0/tiny-Q8_0-00001-of-00003.gguf", "owner/split")
+    assert cleaned(hub_user.pull("owner/split")) == f"installed owner/split:Q8_0: {first}\n"
+    assert sum(hub_user.blobs("owner/split").values()) == sum(path.stat().st_size for path in parts.values())
+    [row] = hub_user.listed()
+    assert (row["reference"], row["size"]) == ("owner/split:Q8_0", sum(hub_user.blobs("owner/split").values()))
+    answer = hub_user.ask("-m", "owner/split")
+    assert answer == hub_user.ask("-m", chatml_model) == hub_user.ask("-m", first)
 
 
-def test_pull_ignores_incomplete_split_models(user: HubUser, parts: dict[str, Path]) -> None:
+def test_pull_ignores_incomplete_split_models(hub_user: HubUser, parts: dict[str, Path]) -> None:
     last = list(parts)[-1]
-    user.hub.repository("owner/split", {name: path for name, path in parts.items() if name != last})
-    done = user.run("pull", "owner/split")
+    hub_user.hub.repository("owner/split", {name: path for name, path in parts.items() if name != last})
+    done = hub_user.run("pull", "owner/split")
     assert (done.code, done.out, done.err) == (
         3,
         "",
@@ -206,8 +209,8 @@ def test_pull_ignores_incomplete_split_models(user: HubUser, parts: dict[str, Pa
     )
 
 
-def test_pull_of_one_part_downloads_all_parts(user: HubUser, parts: dict[str, Path]) -> None:
-    user.hub.repository("owner/split", dict(parts))
-    user.pull(f"https://huggingface.co/owner/split/resolve/main/{list(parts)[1]}")
-    assert len(user.blobs("owner/split")) == 3
-    assert user.ask("-m", "owner/split")
+def test_pull_of_one_part_downloads_all_parts(hub_user: HubUser, parts: dict[str, Path]) -> None:
+    hub_user.hub.repository("owner/split", dict(parts))
+    hub_user.pull(f"https://huggingface.co/owner/split/resolve/main/{list(parts)[1]}")
+    assert len(hub_user.blobs("owner/split")) == 3
+    assert hub_user.ask("-m", "owner/split")

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -19,7 +19,8 @@ import pytest
 from command_line import COMMAND
 from hub_exchange import Fault, Part
 from hub_server import RATE_LIMITED, SERVER_ERROR, UNAVAILABLE
-from hub_user import HubUser, cleaned, hub_user
+from hub_user import HubUser, cleaned
+from waiting import wait_until
 
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.download import Download, RetryPolicy
@@ -34,158 +35,149 @@ REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
 
 
-@pytest.fixture
-def user(tmp_path: Path, mistral_model: Path) -> Iterator[HubUser]:
-    """Return a user for whom there is a model of 9 MB."""
-    with hub_user(tmp_path) as each:
-        each.hub.repository(REPO, {FILE: mistral_model})
-        yield each
+@pytest.fixture(autouse=True)
+def repository(hub_user: HubUser, mistral_model: Path) -> None:
+    """Upload a model of 9 MB."""
+    hub_user.hub.repository(REPO, {FILE: mistral_model})
 
 
-def here(user: HubUser) -> str:
+def here(hub_user: HubUser) -> str:
     """Return what a pull that succeeds says last; the file must be right."""
-    path = user.path(FILE, REPO)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == user.digest(FILE, REPO)
-    assert user.blobs(REPO) == {user.digest(FILE, REPO): path.stat().st_size}
+    path = hub_user.path(FILE, REPO)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == hub_user.digest(FILE, REPO)
+    assert hub_user.blobs(REPO) == {hub_user.digest(FILE, REPO): path.stat().st_size}
     return f"installed {REPO}:Q4_K_M: {path}\n"
 
 
-def partial(user: HubUser) -> Path:
+def partial(hub_user: HubUser) -> Path:
     """Return where the file lies while it comes."""
-    path = user.folder(REPO) / "blobs" / f"{user.digest(FILE, REPO)}.incomplete"
+    path = hub_user.folder(REPO) / "blobs" / f"{hub_user.digest(FILE, REPO)}.incomplete"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def begun(user: HubUser) -> subprocess.Popen[bytes]:
-    """Start a pull, and wait until a part of the file is there."""
-    user.hub.arm(SLOW)
-    process = user.start("pull", REPO)
-    until(lambda: partial(user).exists() and partial(user).stat().st_size >= 1_000_000)
+def begun(hub_user: HubUser) -> subprocess.Popen[bytes]:
+    """Start a pull, and wait wait_until a part of the file is there."""
+    hub_user.hub.arm(SLOW)
+    process = hub_user.start("pull", REPO)
+    wait_until(lambda: partial(hub_user).exists() and partial(hub_user).stat().st_size >= 1_000_000)
     return process
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
-
-
-def went_on(user: HubUser, left: int) -> None:
+def went_on(hub_user: HubUser, left: int) -> None:
     """Pull to the end; of the file only what follows the bytes that were left is asked for."""
-    user.hub.log.clear()
-    assert cleaned(user.pull(REPO)) == here(user)
-    [download] = user.downloads()
-    assert (download.range, download.sent) == (f"bytes={left}-", user.path(FILE, REPO).stat().st_size - left)
+    hub_user.hub.log.clear()
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+    [download] = hub_user.downloads()
+    assert (download.range, download.sent) == (f"bytes={left}-", hub_user.path(FILE, REPO).stat().st_size - left)
 
 
-def test_pull_resumes_after_a_kill(user: HubUser) -> None:
-    with begun(user) as process:
+def test_pull_resumes_after_a_kill(hub_user: HubUser) -> None:
+    with begun(hub_user) as process:
         process.kill()
-    left = partial(user).stat().st_size
+    left = partial(hub_user).stat().st_size
     assert 1_000_000 <= left < 9_000_000
-    assert user.listed() == []
-    went_on(user, left)
+    assert hub_user.listed() == []
+    went_on(hub_user, left)
 
 
-def test_pull_interrupt_prints_how_to_resume(user: HubUser) -> None:
-    with begun(user) as process:
+def test_pull_interrupt_prints_how_to_resume(hub_user: HubUser) -> None:
+    with begun(hub_user) as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
     said = "download: 0 kB of 9 MB\nerror: interrupted\n  try: run it again to resume\n"
     assert (process.returncode, out, err.decode()) == (130, b"", said)
-    left = partial(user).stat().st_size
+    left = partial(hub_user).stat().st_size
     assert left > 500_000
-    went_on(user, left)
+    went_on(hub_user, left)
 
 
-def lost(user: HubUser, how: str = "connection lost") -> str:
+def lost(hub_user: HubUser, how: str = "connection lost") -> str:
     """Return what is said when the CDN is not heard any more."""
-    return f"note: {urlsplit(user.hub.cdn_url).netloc}: {how}: retrying in 1 s\n"
+    return f"note: {urlsplit(hub_user.hub.cdn_url).netloc}: {how}: retrying in 1 s\n"
 
 
-def test_pull_resumes_lost_connections(user: HubUser) -> None:
-    user.hub.arm(Fault(part="cdn", let_through=1, times=2, cut_after=3_000_000))
-    assert cleaned(user.pull(REPO)) == lost(user) * 2 + here(user)
-    assert [each.range for each in user.downloads()] == [None, "bytes=3000000-", "bytes=6000000-"]
+def test_pull_resumes_lost_connections(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, times=2, cut_after=3_000_000))
+    assert cleaned(hub_user.pull(REPO)) == lost(hub_user) * 2 + here(hub_user)
+    assert [each.range for each in hub_user.downloads()] == [None, "bytes=3000000-", "bytes=6000000-"]
 
 
-def test_pull_resumes_a_reset_connection(user: HubUser) -> None:
-    user.hub.arm(Fault(part="cdn", let_through=1, cut_after=3_000_000, reset=True))
-    assert cleaned(user.pull(REPO)) == lost(user) + here(user)
-    assert len(user.downloads()) == 2
+def test_pull_resumes_a_reset_connection(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, cut_after=3_000_000, reset=True))
+    assert cleaned(hub_user.pull(REPO)) == lost(hub_user) + here(hub_user)
+    assert len(hub_user.downloads()) == 2
 
 
-def test_pull_restarts_without_range_support(user: HubUser, mistral_model: Path) -> None:
-    partial(user).write_bytes(mistral_model.read_bytes()[:1_000_000])
-    user.hub.arm(Fault(part="cdn", times=None, ignore_range=True))
-    assert cleaned(user.pull(REPO)) == here(user)
-    [download] = user.downloads()
+def test_pull_restarts_without_range_support(hub_user: HubUser, mistral_model: Path) -> None:
+    partial(hub_user).write_bytes(mistral_model.read_bytes()[:1_000_000])
+    hub_user.hub.arm(Fault(part="cdn", times=None, ignore_range=True))
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+    [download] = hub_user.downloads()
     assert (download.range, download.status) == ("bytes=1000000-", 200)
 
 
-def test_pull_rejects_and_deletes_altered_bytes(user: HubUser, mistral_model: Path) -> None:
-    user.hub.arm(Fault(part="cdn", let_through=1, flip_at=5_000_000))
+def test_pull_rejects_and_deletes_altered_bytes(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, flip_at=5_000_000))
     altered = bytearray(mistral_model.read_bytes())
     altered[5_000_000] ^= 0xFF
-    done = user.run("pull", REPO)
+    done = hub_user.run("pull", REPO)
     assert (done.code, done.out, cleaned(done)) == (
         1,
         "",
         f"error: {FILE} was not downloaded correctly: its SHA-256 is {hashlib.sha256(altered).hexdigest()}, "
-        f"not {user.digest(FILE, REPO)}\n"
+        f"not {hub_user.digest(FILE, REPO)}\n"
         "  try: the download was deleted; pull again, or report it to the repository's owner\n",
     )
-    assert user.blobs(REPO) == {}
-    assert cleaned(user.pull(REPO)) == here(user)
+    assert hub_user.blobs(REPO) == {}
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
 
 
-def test_pull_rejects_a_damaged_partial_file_once(user: HubUser) -> None:
-    partial(user).write_bytes(bytes(1_000_000))
-    done = user.run("pull", REPO)
+def test_pull_rejects_a_damaged_partial_file_once(hub_user: HubUser) -> None:
+    partial(hub_user).write_bytes(bytes(1_000_000))
+    done = hub_user.run("pull", REPO)
     assert (done.code, done.out) == (1, "")
+    digest = hub_user.digest(FILE, REPO)
     assert re.fullmatch(
-        rf"error: {FILE} was not downloaded correctly: its SHA-256 is [0-9a-f]{{64}}, not {user.digest(FILE, REPO)}\n"
+        rf"error: {FILE} was not downloaded correctly: its SHA-256 is [0-9a-f]{{64}}, not {digest}\n"
         r"  try: the download was deleted; pull again, [^\n]*\n",
         cleaned(done),
     )
-    assert user.blobs(REPO) == {}
-    assert cleaned(user.pull(REPO)) == here(user)
+    assert hub_user.blobs(REPO) == {}
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
 
 
 @pytest.mark.parametrize("more", [0, 5_000_000])
-def test_pull_accepts_a_complete_or_oversized_partial_file(user: HubUser, mistral_model: Path, more: int) -> None:
-    partial(user).write_bytes(mistral_model.read_bytes() + bytes(more))
-    assert cleaned(user.pull(REPO)) == here(user)
-    assert len(user.downloads()) == (1 if more else 0)
+def test_pull_accepts_a_complete_or_oversized_partial_file(hub_user: HubUser, mistral_model: Path, more: int) -> None:
+    partial(hub_user).write_bytes(mistral_model.read_bytes() + bytes(more))
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+    assert len(hub_user.downloads()) == (1 if more else 0)
 
 
-def test_pull_replaces_a_damaged_blob(user: HubUser) -> None:
-    user.pull(REPO)
-    blob = user.folder(REPO) / "blobs" / user.digest(FILE, REPO)
+def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
+    hub_user.pull(REPO)
+    blob = hub_user.folder(REPO) / "blobs" / hub_user.digest(FILE, REPO)
     data = bytearray(blob.read_bytes())
     data[5_000_000] ^= 0xFF
     blob.write_bytes(data)
     os.utime(blob, ns=(1, 1))
     damaged = f"note: {FILE} in the cache is damaged: downloading it again\n"
-    assert cleaned(user.pull(REPO)) == f"{damaged}{here(user)}"
+    assert cleaned(hub_user.pull(REPO)) == f"{damaged}{here(hub_user)}"
 
 
-def test_pull_waits_for_the_rate_limit(user: HubUser) -> None:
-    user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header("Retry-After", "1")))
+def test_pull_waits_for_the_rate_limit(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header("Retry-After", "1")))
     began = time.monotonic()
     limited = "note: the Hub limits the rate of requests (429): retrying in 1 s\n"
-    assert cleaned(user.pull(REPO)) == f"{limited}{here(user)}"
+    assert cleaned(hub_user.pull(REPO)) == f"{limited}{here(hub_user)}"
     assert time.monotonic() - began > 1
 
 
 @pytest.mark.parametrize(("header", "value"), [("Retry-After", "DATE"), ("RateLimit", '"api";r=0;t=3600')])
-def test_pull_fails_if_the_rate_limit_is_too_long(user: HubUser, header: str, value: str) -> None:
+def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str, value: str) -> None:
     value = value.replace("DATE", formatdate(time.time() + 3600, usegmt=True))
-    user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
-    done = user.run("pull", REPO)
+    hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
+    done = hub_user.run("pull", REPO)
     said = (
         "error: the Hub limits the rate of requests (429) and asks to wait 60 minutes\n  try: pull again after that\n"
     )
@@ -193,26 +185,26 @@ def test_pull_fails_if_the_rate_limit_is_too_long(user: HubUser, header: str, va
 
 
 @pytest.mark.parametrize("part", ["api", "cdn"])
-def test_pull_retries_server_errors(user: HubUser, part: Part) -> None:
+def test_pull_retries_server_errors(hub_user: HubUser, part: Part) -> None:
     refusal = SERVER_ERROR.with_header("Retry-After", "0")
-    user.hub.arm(Fault(part=part, let_through=0 if part == "api" else 1, refusal=refusal))
+    hub_user.hub.arm(Fault(part=part, let_through=0 if part == "api" else 1, refusal=refusal))
     trouble = "note: the Hub has a problem (500): retrying in 0 s\n"
-    assert cleaned(user.pull(REPO)) == f"{trouble}{here(user)}"
+    assert cleaned(hub_user.pull(REPO)) == f"{trouble}{here(hub_user)}"
 
 
-def test_pull_gives_up_after_repeated_server_errors(user: HubUser) -> None:
-    user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
-    done = user.run("pull", REPO)
+def test_pull_gives_up_after_repeated_server_errors(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
+    done = hub_user.run("pull", REPO)
     tried = "note: the Hub has a problem (503): retrying in 0 s\n" * 5
     given_up = "error: the Hub has a problem (503)\n  try: pull again later\n"
     assert (done.code, done.out, done.err) == (1, "", tried + given_up)
 
 
-def test_pull_retries_a_timeout(user: HubUser) -> None:
-    user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
-    said = cleaned(user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1"))
-    assert said == lost(user, "timed out") + here(user)
-    assert user.downloads()[1].range == "bytes=1000000-"
+def test_pull_retries_a_timeout(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=1, hang_after=1_000_000))
+    said = cleaned(hub_user.pull(REPO, HF_HUB_DOWNLOAD_TIMEOUT="1"))
+    assert said == lost(hub_user, "timed out") + here(hub_user)
+    assert hub_user.downloads()[1].range == "bytes=1000000-"
 
 
 class Told:
@@ -229,7 +221,7 @@ class Told:
         self.notices.append(event)
 
 
-def test_retry_policy_backs_off_until_reset() -> None:
+def test_retry_policy_backs_off_wait_until_reset() -> None:
     told = Told()
     patience = RetryPolicy(told, told.slept.append)
     lost = HubError("connection lost", "check the network", retries=6)
@@ -262,17 +254,19 @@ def test_download_checks_disk_space_first(tmp_path: Path) -> None:
 class SmallDisk:
     """A shell in which `disk` is a file system of its own; everything is gone with it."""
 
-    def __init__(self, user: HubUser, megabytes: int) -> None:
+    def __init__(self, hub_user: HubUser, megabytes: int) -> None:
         self.shell = subprocess.Popen(
             ["unshare", "--mount", "sh"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=user.command.home,
-            env=user.command.environment(user.environment({"HF_HUB_CACHE": str(user.command.home / "disk" / "hub")})),
+            cwd=hub_user.command.home,
+            env=hub_user.command.environment(
+                hub_user.environment({"HF_HUB_CACHE": str(hub_user.command.home / "disk" / "hub")})
+            ),
         )
-        self.directory = Path(f"/proc/{self.shell.pid}/root{user.command.home}/disk")
+        self.directory = Path(f"/proc/{self.shell.pid}/root{hub_user.command.home}/disk")
         self.begin(f"mkdir disk && mount -t tmpfs -o size={megabytes}m none disk")
         self.is_mounted = self.finish()[0] == 0
 
@@ -302,14 +296,14 @@ class SmallDisk:
 
 
 @contextmanager
-def small_disk(user: HubUser, megabytes: int) -> Iterator[SmallDisk]:
+def small_disk(hub_user: HubUser, megabytes: int) -> Iterator[SmallDisk]:
     """Open a small disk, where such a thing can be had."""
     if (
         shutil.which("unshare") is None
         or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode
     ):
         pytest.skip("no file system of one's own can be had here")
-    disk = SmallDisk(user, megabytes)
+    disk = SmallDisk(hub_user, megabytes)
     try:
         if not disk.is_mounted:
             pytest.skip("nothing may be mounted here")
@@ -318,34 +312,34 @@ def small_disk(user: HubUser, megabytes: int) -> Iterator[SmallDisk]:
         disk.shell.communicate()
 
 
-def test_pull_writes_nothing_to_a_full_disk(user: HubUser) -> None:
-    with small_disk(user, 20) as disk:
+def test_pull_writes_nothing_to_a_full_disk(hub_user: HubUser) -> None:
+    with small_disk(hub_user, 20) as disk:
         disk.begin(f"{COMMAND} pull {REPO}")
         code, said = disk.finish()
         assert (code, list(disk.directory.iterdir())) == (1, [])
     assert said == (
-        f"error: {user.command.home}/disk: not enough disk space: 21 MB free, 73 MB needed\n"
+        f"error: {hub_user.command.home}/disk: not enough disk space: 21 MB free, 73 MB needed\n"
         "  try: free 52 MB, or set HF_HUB_CACHE to a directory on another disk\n"
     )
-    assert not user.downloads()
+    assert not hub_user.downloads()
 
 
-def test_pull_keeps_the_partial_file_when_the_disk_fills_up(user: HubUser) -> None:
-    user.hub.arm(SLOW)
-    with small_disk(user, 80) as disk:
+def test_pull_keeps_the_partial_file_when_the_disk_fills_up(hub_user: HubUser) -> None:
+    hub_user.hub.arm(SLOW)
+    with small_disk(hub_user, 80) as disk:
         disk.begin(f"{COMMAND} pull {REPO}")
-        user.hub.log.wait_for(lambda request: request in user.downloads() and request.sent >= 1_000_000)
+        hub_user.hub.log.wait_for(lambda request: request in hub_user.downloads() and request.sent >= 1_000_000)
         filler = disk.fill()
         code, said = disk.finish()
-        part = f"disk/hub/models--owner--large/blobs/{user.digest(FILE, REPO)}.incomplete"
+        part = f"disk/hub/models--owner--large/blobs/{hub_user.digest(FILE, REPO)}.incomplete"
         left = (disk.directory.parent / part).stat().st_size
         assert (code, 500_000 < left < 9_000_000) == (1, True)
         assert said.replace("download: 0 kB of 9 MB\n", "") == (
             f"error: {FILE}: No space left on device\n  try: free some disk space, then pull again to resume\n"
         )
         filler.unlink()
-        user.hub.log.clear()
+        hub_user.hub.log.clear()
         disk.begin(f"{COMMAND} pull {REPO}")
         assert disk.finish()[0] == 0
-        [download] = user.downloads()
+        [download] = hub_user.downloads()
         assert download.range == f"bytes={left}-"

@@ -5,39 +5,36 @@ from __future__ import annotations
 import re
 import struct
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from hub_exchange import Fault
 from hub_server import FORBIDDEN
-from hub_user import CATALOGUED, OTHER, READER, HubUser, hub_user, named
+from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
 pytestmark = pytest.mark.slow
 
 PAGE = f"https://huggingface.co/{CATALOGUED}"
 
 
-@pytest.fixture
-def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
-    """Return a user for whom there are repositories of several kinds."""
+@pytest.fixture(autouse=True)
+def repositories(hub_user: HubUser, chatml_model: Path) -> None:
+    """Upload repositories of several kinds."""
     model = {"own-Q8_0.gguf": chatml_model}
-    with hub_user(tmp_path) as each:
-        each.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): chatml_model})
-        each.hub.repository("owner/bare", {"README.md": b"# Bare\n", "mmproj-F16.gguf": chatml_model})
-        each.hub.repository("owner/private", model, private=True, readers=(READER,))
-        each.hub.repository("owner/gated", model, gated="manual", readers=(READER,))
-        yield each
+    hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): chatml_model})
+    hub_user.hub.repository("owner/bare", {"README.md": b"# Bare\n", "mmproj-F16.gguf": chatml_model})
+    hub_user.hub.repository("owner/private", model, private=True, readers=(READER,))
+    hub_user.hub.repository("owner/gated", model, gated="manual", readers=(READER,))
 
 
-def refused(user: HubUser, *arguments: str, **more: str) -> tuple[int, str, str]:
+def refused(hub_user: HubUser, *arguments: str, **more: str) -> tuple[int, str, str]:
     """Return the exit code of a pull and its two lines; nothing else may be said, and nothing come."""
-    done = user.run("pull", *arguments, **more)
+    done = hub_user.run("pull", *arguments, **more)
     assert done.out == ""
     error, do = done.err.splitlines()
     assert (error[:7], do[:7]) == ("error: ", "  try: ")
-    assert not user.cache.exists()
+    assert not hub_user.cache.exists()
     return done.code, error[7:], do[7:]
 
 
@@ -47,37 +44,37 @@ UNKNOWN = (
 )
 
 
-def test_pull_unknown_repository_may_be_private(user: HubUser) -> None:
-    assert refused(user, "nobody/nothing") == (3, f"nobody/nothing: {UNKNOWN[0]}", UNKNOWN[1])
-    assert refused(user, "owner/private") == (3, f"owner/private: {UNKNOWN[0]}", UNKNOWN[1])
-    with_token = refused(user, "owner/private", HF_TOKEN=OTHER)
+def test_pull_unknown_repository_may_be_private(hub_user: HubUser) -> None:
+    assert refused(hub_user, "nobody/nothing") == (3, f"nobody/nothing: {UNKNOWN[0]}", UNKNOWN[1])
+    assert refused(hub_user, "owner/private") == (3, f"owner/private: {UNKNOWN[0]}", UNKNOWN[1])
+    with_token = refused(hub_user, "owner/private", HF_TOKEN=OTHER)
     assert with_token == (3, f"owner/private: {UNKNOWN[0]}", "check the spelling")
 
 
-def test_pull_gated_repository_names_its_page(user: HubUser) -> None:
+def test_pull_gated_repository_names_its_page(hub_user: HubUser) -> None:
     gated = "owner/gated is gated: you must accept its terms first"
-    accept = f"accept them at {user.hub.url}/owner/gated"
+    accept = f"accept them at {hub_user.hub.url}/owner/gated"
     login = f"{accept}, then set HF_TOKEN, or run: hf auth login"
-    assert refused(user, "owner/gated") == (1, gated, login)
-    user.token.write_text(OTHER)
-    account = f"{accept} with the account of the token in {user.token}"
-    assert refused(user, "owner/gated") == (1, gated, account)
+    assert refused(hub_user, "owner/gated") == (1, gated, login)
+    hub_user.token.write_text(OTHER)
+    account = f"{accept} with the account of the token in {hub_user.token}"
+    assert refused(hub_user, "owner/gated") == (1, gated, account)
 
 
-def test_pull_rejected_token_names_its_location(user: HubUser) -> None:
-    user.token.write_text("hf_unknown")
+def test_pull_rejected_token_names_its_location(hub_user: HubUser) -> None:
+    hub_user.token.write_text("hf_unknown")
     unknown = "the Hub rejected the token in"
-    assert refused(user, CATALOGUED) == (1, f"{unknown} {user.token}", "replace it: hf auth login")
-    code, error, do = refused(user, CATALOGUED, HF_TOKEN="hf_unknown")
+    assert refused(hub_user, CATALOGUED) == (1, f"{unknown} {hub_user.token}", "replace it: hf auth login")
+    code, error, do = refused(hub_user, CATALOGUED, HF_TOKEN="hf_unknown")
     assert (code, error) == (1, f"{unknown} HF_TOKEN")
     assert "hf auth login" not in do  # a variable outweighs what that command writes
 
 
-def test_pull_token_without_access_names_what_is_missing(user: HubUser) -> None:
-    user.hub.arm(Fault(part="api", times=None, refusal=FORBIDDEN))
+def test_pull_token_without_access_names_what_is_missing(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="api", times=None, refusal=FORBIDDEN))
     said = f"the Hub denied access to {CATALOGUED}: This token has no access to this resource"
-    assert refused(user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "allow the token in HF_TOKEN to read it")
-    code, error, do = refused(user, CATALOGUED)
+    assert refused(hub_user, CATALOGUED, HF_TOKEN=OTHER) == (1, said, "allow the token in HF_TOKEN to read it")
+    code, error, do = refused(hub_user, CATALOGUED)
     assert (code, error) == (1, said)
     assert not do.startswith("give the token in")  # there is none
 
@@ -104,16 +101,16 @@ NO_SUCH_REVISION = f"{CATALOGUED} has no such revision", f"see its branches at H
         ("./nowhere.gguf", "nowhere.gguf: file not found", "check the path; cerebrum list lists installed models"),
     ],
 )
-def test_pull_reports_missing_models_and_files(user: HubUser, reference: str, error: str, do: str) -> None:
-    assert refused(user, reference) == (3, error, do.replace("HUB", user.hub.url))
+def test_pull_reports_missing_models_and_files(hub_user: HubUser, reference: str, error: str, do: str) -> None:
+    assert refused(hub_user, reference) == (3, error, do.replace("HUB", hub_user.hub.url))
 
 
 @pytest.mark.parametrize(
     "reference", [f"{PAGE}/blob/main/README.md", f"https://example.org/{CATALOGUED}", "https://huggingface.co/"]
 )
-def test_pull_rejects_other_urls(user: HubUser, reference: str) -> None:
-    assert refused(user, reference)[0] == 2
-    assert not user.hub.log.requests()
+def test_pull_rejects_other_urls(hub_user: HubUser, reference: str) -> None:
+    assert refused(hub_user, reference)[0] == 2
+    assert not hub_user.hub.log.requests()
 
 
 @pytest.mark.parametrize(
@@ -123,8 +120,8 @@ def test_pull_rejects_other_urls(user: HubUser, reference: str) -> None:
         ("http://no-such-host.invalid", "no-such-host.invalid: cannot resolve the host name"),
     ],
 )
-def test_pull_gives_up_soon_on_an_unreachable_hub(user: HubUser, endpoint: str, error: str) -> None:
-    done = user.run("pull", CATALOGUED, HF_ENDPOINT=endpoint)
+def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, endpoint: str, error: str) -> None:
+    done = hub_user.run("pull", CATALOGUED, HF_ENDPOINT=endpoint)
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"note: {error}: retrying in 1 s\n"
@@ -133,12 +130,12 @@ def test_pull_gives_up_soon_on_an_unreachable_hub(user: HubUser, endpoint: str, 
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "ftp://127.0.0.1", "http://[::1", "http://127.0.0.1:99999"])
-def test_pull_reports_an_invalid_endpoint(user: HubUser, endpoint: str) -> None:
-    code, _, do = refused(user, CATALOGUED, HF_ENDPOINT=endpoint)
+def test_pull_reports_an_invalid_endpoint(hub_user: HubUser, endpoint: str) -> None:
+    code, _, do = refused(hub_user, CATALOGUED, HF_ENDPOINT=endpoint)
     assert (code, "HF_ENDPOINT" in do) == (1, True)
 
 
-def test_pull_refuses_a_broken_repository_without_a_request(user: HubUser) -> None:
+def test_pull_refuses_a_broken_repository_without_a_request(hub_user: HubUser) -> None:
     said = (
         1,
         "bartowski/Cerebrum-1.0-8x7b-GGUF-old: its files are broken, according to its own page",
@@ -148,11 +145,11 @@ def test_pull_refuses_a_broken_repository_without_a_request(user: HubUser) -> No
         "bartowski/Cerebrum-1.0-8x7b-GGUF-old",
         "https://huggingface.co/bartowski/Cerebrum-1.0-8x7b-GGUF-old/blob/main/Cerebrum-1.0-8x7b-Q4_K_M.gguf",
     ):
-        assert refused(user, reference) == said
-    assert not user.hub.log.requests()
+        assert refused(hub_user, reference) == said
+    assert not hub_user.hub.log.requests()
 
 
-def test_pull_refuses_old_mixtral_files_by_their_header(user: HubUser, tmp_path: Path) -> None:
+def test_pull_refuses_old_mixtral_files_by_their_header(hub_user: HubUser, tmp_path: Path) -> None:
     def text(said: bytes) -> bytes:
         return struct.pack("<Q", len(said)) + said
 
@@ -162,14 +159,14 @@ def test_pull_refuses_old_mixtral_files_by_their_header(user: HubUser, tmp_path:
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + tensor
     old = tmp_path / "old-Q4_K_M.gguf"
     old.write_bytes(head + bytes(-len(head) % 32) + bytes(size))
-    user.hub.repository("owner/old", {old.name: old})
+    hub_user.hub.repository("owner/old", {old.name: old})
     what = "made before April 2024 with one tensor per expert, which llama.cpp no longer loads"
     do = "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b"
-    assert refused(user, "owner/old") == (1, f"owner/old/{old.name}: {what}", do)
-    [header] = user.hub.log.requests("cdn")
+    assert refused(hub_user, "owner/old") == (1, f"owner/old/{old.name}: {what}", do)
+    [header] = hub_user.hub.log.requests("cdn")
     assert header.sent == 2**20
-    assert refused(user, str(old)) == (1, f"{old}: {what}", do)
-    done = user.run("ask", "-m", old, "Why?")
+    assert refused(hub_user, str(old)) == (1, f"{old}: {what}", do)
+    done = hub_user.run("ask", "-m", old, "Why?")
     assert (done.code, done.out, done.err) == (1, "", f"error: {old}: {what}\n  try: {do}\n")
 
 
@@ -183,16 +180,16 @@ kv_bytes_per_token = 1_000_000_000
 """
 
 
-def test_pull_of_a_model_that_does_not_fit_needs_yes(user: HubUser, chatml_model: Path) -> None:
-    (user.command.config / "models.toml").write_text(MODEL_THAT_IS_TOO_BIG)
-    user.hub.repository("owner/huge", {"huge-Q4_K_M.gguf": chatml_model})
-    code, error, do = refused(user, "huge")
+def test_pull_of_a_model_that_does_not_fit_needs_yes(hub_user: HubUser, chatml_model: Path) -> None:
+    (hub_user.command.config / "models.toml").write_text(MODEL_THAT_IS_TOO_BIG)
+    hub_user.hub.repository("owner/huge", {"huge-Q4_K_M.gguf": chatml_model})
+    code, error, do = refused(hub_user, "huge")
     assert (code, do) == (1, "choose a smaller quantization, or force it with -y")
     needed = r"huge:Q4_K_M needs {}\d\.\d\d GB of memory at {} tokens of context; [\d,]+\.\d\d GB are available"
     assert re.fullmatch(needed.format("8,19", 8192), error)
-    assert re.fullmatch(needed.format("4,09", 4096), refused(user, "huge", CEREBRUM_CTX="4096")[1])
-    assert not user.hub.log.requests("cdn")
-    user.pull("huge", "-y")
+    assert re.fullmatch(needed.format("4,09", 4096), refused(hub_user, "huge", CEREBRUM_CTX="4096")[1])
+    assert not hub_user.hub.log.requests("cdn")
+    hub_user.pull("huge", "-y")
 
 
 @pytest.mark.parametrize(
@@ -203,13 +200,13 @@ def test_pull_of_a_model_that_does_not_fit_needs_yes(user: HubUser, chatml_model
         ({"ALL_PROXY": "socks5://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}, "cannot use the network"),
     ],
 )
-def test_pull_reports_invalid_variables(user: HubUser, more: dict[str, str], error: str) -> None:
-    code, said, _ = refused(user, CATALOGUED, **more)
+def test_pull_reports_invalid_variables(hub_user: HubUser, more: dict[str, str], error: str) -> None:
+    code, said, _ = refused(hub_user, CATALOGUED, **more)
     assert (code, said.partition(":")[0]) == (1, error)
 
 
 @pytest.mark.parametrize("body", [b"<html>sign in</html>", b"{}", b"[]"])
-def test_pull_reports_an_endpoint_that_is_not_a_hub(user: HubUser, body: bytes) -> None:
+def test_pull_reports_an_endpoint_that_is_not_a_hub(hub_user: HubUser, body: bytes) -> None:
     class Portal(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -225,7 +222,7 @@ def test_pull_reports_an_endpoint_that_is_not_a_hub(user: HubUser, body: bytes) 
         thread.start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
         try:
-            code, error, _ = refused(user, CATALOGUED, HF_ENDPOINT=endpoint)
+            code, error, _ = refused(hub_user, CATALOGUED, HF_ENDPOINT=endpoint)
         finally:
             server.shutdown()
             thread.join()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hub_exchange import Fault, Refusal
 from hub_server import UNAVAILABLE
-from hub_user import CATALOGUED, HubUser, cleaned, hub_user, named
+from hub_user import CATALOGUED, HubUser, cleaned, named
 from tiny_models import write_chatml
 
 pytestmark = pytest.mark.slow
@@ -19,19 +18,17 @@ pytestmark = pytest.mark.slow
 OWNED = "someone/tiny-GGUF"
 
 
-@pytest.fixture
-def user(tmp_path: Path, chatml_model: Path) -> Iterator[HubUser]:
-    """Return a user for whom cerebrum-7b can be had in two quantisations, and another model in one."""
-    with hub_user(tmp_path) as each:
-        other = write_chatml(tmp_path / "other.gguf", seed=1)
-        each.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): other})
-        each.hub.repository(OWNED, {"tiny-Q8_0.gguf": other})
-        yield each
+@pytest.fixture(autouse=True)
+def repositories(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+    """Upload cerebrum-7b in two quantizations, and another model in one."""
+    other = write_chatml(tmp_path / "other.gguf", seed=1)
+    hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): other})
+    hub_user.hub.repository(OWNED, {"tiny-Q8_0.gguf": other})
 
 
-def offline_error(user: HubUser, *arguments: str, **more: str) -> str:
+def offline_error(hub_user: HubUser, *arguments: str, **more: str) -> str:
     """Return the one line a command says in vain, offline; what to do stands below it."""
-    done = user.run(*arguments, **more)
+    done = hub_user.run(*arguments, **more)
     assert (done.code, done.out) == (3, "")
     error, do = done.err.splitlines()
     assert do.startswith("  try: ")
@@ -39,63 +36,63 @@ def offline_error(user: HubUser, *arguments: str, **more: str) -> str:
 
 
 @pytest.mark.parametrize("variable", [False, True])
-def test_offline_installed_models_work(user: HubUser, variable: bool) -> None:
-    path = user.path(named("Q4_K_M"))
-    user.pull("cerebrum-7b")
-    user.hub.log.clear()
+def test_offline_installed_models_work(hub_user: HubUser, variable: bool) -> None:
+    path = hub_user.path(named("Q4_K_M"))
+    hub_user.pull("cerebrum-7b")
+    hub_user.hub.log.clear()
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}
     offline = [] if variable else ["--offline"]
-    assert user.pull(CATALOGUED, *offline, **more).err == f"installed cerebrum-7b:Q4_K_M: {path}\n"
-    assert user.ask("-m", "cerebrum-7b", *offline, **more)
-    assert user.run("list", **more).code == user.run("show", "cerebrum-7b", **more).code == 0
-    assert not user.hub.log.requests()
+    assert hub_user.pull(CATALOGUED, *offline, **more).err == f"installed cerebrum-7b:Q4_K_M: {path}\n"
+    assert hub_user.ask("-m", "cerebrum-7b", *offline, **more)
+    assert hub_user.run("list", **more).code == hub_user.run("show", "cerebrum-7b", **more).code == 0
+    assert not hub_user.hub.log.requests()
 
 
 @pytest.mark.parametrize(
     ("reference", "variable"),
     [("cerebrum-7b:Q2_K", False), (OWNED, True), ("starter", False)],  # pip knows no HF_*
 )
-def test_offline_other_models_are_missing(user: HubUser, reference: str, variable: bool) -> None:
+def test_offline_other_models_are_missing(hub_user: HubUser, reference: str, variable: bool) -> None:
     more = {"HF_HUB_OFFLINE": "1"} if variable else {}
     offline = [] if variable else ["--offline"]
     said = f"error: {reference} is not downloaded, and the network is disabled"
-    assert offline_error(user, "pull", reference, *offline, **more) == said
-    assert not user.hub.log.requests()
+    assert offline_error(hub_user, "pull", reference, *offline, **more) == said
+    assert not hub_user.hub.log.requests()
 
 
-def test_offline_dry_run_shows_the_catalogue(user: HubUser) -> None:
-    done = user.run("pull", "--dry-run", "--json", "--offline", "cerebrum-7b")
+def test_offline_dry_run_shows_the_catalogue(hub_user: HubUser) -> None:
+    done = hub_user.run("pull", "--dry-run", "--json", "--offline", "cerebrum-7b")
     assert (done.code, done.object["revision"], done.object["repo_id"]) == (0, None, CATALOGUED)
     assert "Q8_0" in {each["quantization"] for each in done.object["quantizations"]}
     said = f"error: {OWNED} is not downloaded"
-    assert offline_error(user, "pull", "--dry-run", "--offline", OWNED) == said
-    assert not user.hub.log.requests()
+    assert offline_error(hub_user, "pull", "--dry-run", "--offline", OWNED) == said
+    assert not hub_user.hub.log.requests()
 
 
-def test_pull_uses_the_installed_model_if_the_hub_fails(user: HubUser) -> None:
-    user.pull("cerebrum-7b")
-    user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "7000")))
-    done = user.pull("cerebrum-7b")
+def test_pull_uses_the_installed_model_if_the_hub_fails(hub_user: HubUser) -> None:
+    hub_user.pull("cerebrum-7b")
+    hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "7000")))
+    done = hub_user.pull("cerebrum-7b")
     assert done.err == (
         "note: the Hub has a problem (503) and asks to wait 117 minutes: "
         "using the installed cerebrum-7b:Q4_K_M\n"
-        f"installed cerebrum-7b:Q4_K_M: {user.path(named('Q4_K_M'))}\n"
+        f"installed cerebrum-7b:Q4_K_M: {hub_user.path(named('Q4_K_M'))}\n"
     )
-    assert user.run("pull", "cerebrum-7b:Q2_K").code == 1
+    assert hub_user.run("pull", "cerebrum-7b:Q2_K").code == 1
 
 
-def test_list_shows_installed_models(user: HubUser, chatml_model: Path) -> None:
-    assert (user.run("list").out, user.listed()) == ("", [])
-    user.pull("cerebrum-7b")
-    user.pull(OWNED)
+def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> None:
+    assert (hub_user.run("list").out, hub_user.listed()) == ("", [])
+    hub_user.pull("cerebrum-7b")
+    hub_user.pull(OWNED)
     before = datetime.now(UTC).replace(microsecond=0)
-    user.ask("-m", OWNED)
-    first, second = user.listed()
-    size, commit = chatml_model.stat().st_size, user.commit()
+    hub_user.ask("-m", OWNED)
+    first, second = hub_user.listed()
+    size, commit = chatml_model.stat().st_size, hub_user.commit()
     assert first == {
         "name": "cerebrum-7b",
         "reference": "cerebrum-7b:Q4_K_M",
-        "path": str(user.path(named("Q4_K_M"))),
+        "path": str(hub_user.path(named("Q4_K_M"))),
         "default": True,
         "source": "hub",
         "derived_from": None,
@@ -112,7 +109,7 @@ def test_list_shows_installed_models(user: HubUser, chatml_model: Path) -> None:
     assert (second["reference"], second["default"], second["format"]) == (f"{OWNED}:Q8_0", False, "embedded")
     used = datetime.fromisoformat(second["last_used"])
     assert timedelta(0) <= used - before < timedelta(minutes=1)
-    done = user.run("list")
+    done = hub_user.run("list")
     assert [line.split() for line in done.out.splitlines()] == [
         ["name", "quant", "size", "format", "context", "last", "used", "where"],
         ["*", "cerebrum-7b", "Q4_K_M", "225", "kB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
@@ -121,172 +118,172 @@ def test_list_shows_installed_models(user: HubUser, chatml_model: Path) -> None:
     assert done.err == "* default model\n"
 
 
-def test_show_describes_an_installed_model(user: HubUser) -> None:
-    user.pull("cerebrum-7b")
-    done = user.run("show", "cerebrum-7b", "--json")
+def test_show_describes_an_installed_model(hub_user: HubUser) -> None:
+    hub_user.pull("cerebrum-7b")
+    done = hub_user.run("show", "cerebrum-7b", "--json")
     assert (done.code, done.err) == (0, "")
-    [row] = user.listed()
+    [row] = hub_user.listed()
     row.pop("error")
     shown = done.object
     assert {key: shown[key] for key in row} == row
-    assert shown["sha256"] == user.digest(named("Q4_K_M"))
+    assert shown["sha256"] == hub_user.digest(named("Q4_K_M"))
     assert (shown["licence"], shown["files"]) == ("apache-2.0", [row["path"]])
     assert shown["metadata"]["general.name"] == "tiny chatml"
     installed = {each["quantization"]: each["installed"] for each in shown["quantizations"]}
     assert (installed["Q4_K_M"], installed["Q2_K"]) == (True, False)
-    lines = user.run("show", "cerebrum-7b").out.splitlines()
+    lines = hub_user.run("show", "cerebrum-7b").out.splitlines()
     described = dict(line.split(maxsplit=1) for line in lines[: lines.index("")])
     assert described["path"] == row["path"]
     assert described["sha256"] == shown["sha256"]
     assert described["licence"] == "apache-2.0"
 
 
-def test_list_available_shows_the_catalogue(user: HubUser) -> None:
-    user.pull("cerebrum-7b:Q2_K")
-    done = user.run("list", "--available", "--json")
+def test_list_available_shows_the_catalogue(hub_user: HubUser) -> None:
+    hub_user.pull("cerebrum-7b:Q2_K")
+    done = hub_user.run("list", "--available", "--json")
     assert (done.code, done.err) == (0, "")
     rows = {row["name"]: row for row in done.object}
     assert {name for name, row in rows.items() if row["here"]} == {"cerebrum-7b"}
     installed = [each["quantization"] for each in rows["cerebrum-7b"]["quantizations"] if each["installed"]]
     assert installed == ["Q2_K"]
     assert [rows[name]["recommended"] for name in ("cerebrum-12b", "starter")] == ["Q4_K_M", "Q4_1"]
-    lines = user.run("list", "--available").out.splitlines()
+    lines = hub_user.run("list", "--available").out.splitlines()
     assert lines[0].split()[:4] == ["name", "installed", "best", "fit"]
     assert next(line for line in lines if line.startswith("cerebrum-7b")).split()[1] == "yes"
 
 
-def test_pull_dry_run_downloads_nothing(user: HubUser) -> None:
-    done = user.run("pull", "--dry-run", "--json", "cerebrum-7b:q2_k")
+def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
+    done = hub_user.run("pull", "--dry-run", "--json", "cerebrum-7b:q2_k")
     assert (done.code, done.err) == (0, "")
     found = done.object
-    assert (found["name"], found["repo_id"], found["revision"]) == ("cerebrum-7b", CATALOGUED, user.commit())
+    assert (found["name"], found["repo_id"], found["revision"]) == ("cerebrum-7b", CATALOGUED, hub_user.commit())
     assert (found["chosen"], found["context"]) == ("Q2_K", 8192)
     sizes = [(each["quantization"], each["size"]) for each in found["quantizations"]]
     assert sizes == [("Q2_K", 225_440), ("Q4_K_M", 225_440)]
     assert list(found["quantizations"][0]) == ["quantization", "size", "needed", "verdict", "installed", "recommended"]
-    smaller = user.run("pull", "--dry-run", "--json", "cerebrum-7b", "--ctx", "1024").object
+    smaller = hub_user.run("pull", "--dry-run", "--json", "cerebrum-7b", "--ctx", "1024").object
     needed = [each["quantizations"][1]["needed"] for each in (found, smaller)]
     assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * 131_072)
-    done = user.run("pull", "--dry-run", "cerebrum-7b:q2_k", CEREBRUM_CTX="1024")
+    done = hub_user.run("pull", "--dry-run", "cerebrum-7b:q2_k", CEREBRUM_CTX="1024")
     assert done.code == 0
     assert done.err == "cerebrum pull cerebrum-7b:q2_k would download cerebrum-7b:Q2_K\n"
     assert done.out.startswith("\ncerebrum-7b at a context of 1024 tokens; this machine has ")
     table = [line.split() for line in done.out.splitlines()[3:6]]
     assert [row[:1] for row in table] == [["quant"], ["Q2_K"], ["*"]]
-    assert not user.hub.log.requests("cdn")
-    assert not user.cache.exists()
+    assert not hub_user.hub.log.requests("cdn")
+    assert not hub_user.cache.exists()
 
 
-def test_default_model_is_the_first_until_another_is_set(user: HubUser) -> None:
-    user.pull("cerebrum-7b:Q2_K")
-    user.pull("cerebrum-7b:Q4_K_M")
-    first = user.ask()
-    user.pull("cerebrum-7b:Q4_K_M", "--default")
-    assert user.ask() == user.ask("-m", user.path(named("Q4_K_M"))) != first
-    defaults = {row["reference"]: row["default"] for row in user.listed()}
+def test_default_model_is_the_first_until_another_is_set(hub_user: HubUser) -> None:
+    hub_user.pull("cerebrum-7b:Q2_K")
+    hub_user.pull("cerebrum-7b:Q4_K_M")
+    first = hub_user.ask()
+    hub_user.pull("cerebrum-7b:Q4_K_M", "--default")
+    assert hub_user.ask() == hub_user.ask("-m", hub_user.path(named("Q4_K_M"))) != first
+    defaults = {row["reference"]: row["default"] for row in hub_user.listed()}
     assert defaults == {"cerebrum-7b:Q2_K": False, "cerebrum-7b:Q4_K_M": True}
 
 
-def test_pull_registers_a_name(user: HubUser) -> None:
-    done = user.run("pull", OWNED, "--name", "mine", "--json")
+def test_pull_registers_a_name(hub_user: HubUser) -> None:
+    done = hub_user.run("pull", OWNED, "--name", "mine", "--json")
     assert (done.code, done.object["name"], done.object["reference"]) == (0, "mine", "mine")
-    assert [row["name"] for row in user.listed()] == ["mine"]
-    assert user.ask("-m", "mine")
-    done = user.run("pull", CATALOGUED, "--name", "mine")
+    assert [row["name"] for row in hub_user.listed()] == ["mine"]
+    assert hub_user.ask("-m", "mine")
+    done = hub_user.run("pull", CATALOGUED, "--name", "mine")
     assert (done.code, done.err) == (
         2,
         "error: the name mine belongs to another model\n  try: choose another with --name\n",
     )
 
 
-def test_pull_json_equals_the_row_of_list(user: HubUser) -> None:
-    done = user.run("pull", "cerebrum-7b", "--json", "--quiet")
+def test_pull_json_equals_the_row_of_list(hub_user: HubUser) -> None:
+    done = hub_user.run("pull", "cerebrum-7b", "--json", "--quiet")
     assert (done.code, done.err) == (0, "")
-    assert [done.object] == user.listed()
+    assert [done.object] == hub_user.listed()
     assert json.dumps(done.object, ensure_ascii=False) == done.out.strip()
 
 
-def test_pull_downloads_a_new_commit_and_keeps_the_old(user: HubUser, tmp_path: Path) -> None:
-    user.pull("cerebrum-7b")
-    old = user.path(named("Q4_K_M"))
+def test_pull_downloads_a_new_commit_and_keeps_the_old(hub_user: HubUser, tmp_path: Path) -> None:
+    hub_user.pull("cerebrum-7b")
+    old = hub_user.path(named("Q4_K_M"))
     newer = write_chatml(tmp_path / "newer.gguf", seed=7)
-    user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): newer})
-    new = user.path(named("Q4_K_M"))
-    assert cleaned(user.pull("cerebrum-7b")) == f"installed cerebrum-7b:Q4_K_M: {new}\n"
+    hub_user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): newer})
+    new = hub_user.path(named("Q4_K_M"))
+    assert cleaned(hub_user.pull("cerebrum-7b")) == f"installed cerebrum-7b:Q4_K_M: {new}\n"
     assert new.read_bytes() == newer.read_bytes()
-    assert user.ask() == user.ask("-m", new) != user.ask("-m", old)
-    assert len(user.blobs()) == 2
+    assert hub_user.ask() == hub_user.ask("-m", new) != hub_user.ask("-m", old)
+    assert len(hub_user.blobs()) == 2
 
 
-def test_pull_reuses_unchanged_files_of_a_new_commit(user: HubUser) -> None:
-    user.pull("cerebrum-7b")
-    user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
-    user.hub.log.clear()
-    new = user.path(named("Q4_K_M"))
-    assert cleaned(user.pull("cerebrum-7b")) == f"installed cerebrum-7b:Q4_K_M: {new}\n"
-    assert not user.downloads()
-    assert [row["path"] for row in user.listed()] == [str(new)]
+def test_pull_reuses_unchanged_files_of_a_new_commit(hub_user: HubUser) -> None:
+    hub_user.pull("cerebrum-7b")
+    hub_user.hub.repositories[CATALOGUED].commit({"README.md": b"# Better\n"})
+    hub_user.hub.log.clear()
+    new = hub_user.path(named("Q4_K_M"))
+    assert cleaned(hub_user.pull("cerebrum-7b")) == f"installed cerebrum-7b:Q4_K_M: {new}\n"
+    assert not hub_user.downloads()
+    assert [row["path"] for row in hub_user.listed()] == [str(new)]
 
 
-def test_show_accepts_a_path(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+def test_show_accepts_a_path(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     for name in ("plain.gguf", named("Q4_K_M")):
         path = shutil.copy(chatml_model, tmp_path / name)
-        done = user.run("show", path, "--json")
+        done = hub_user.run("show", path, "--json")
         assert (done.code, done.object["path"]) == (0, str(path))
         [candidate] = [each for each in done.object["quantizations"] if each["installed"]]
         assert candidate["size"] == chatml_model.stat().st_size
 
 
-def test_list_survives_a_missing_or_damaged_file(user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
+def test_list_survives_a_missing_or_damaged_file(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     gone = Path(shutil.copy(chatml_model, tmp_path / named("Q5_0")))
-    user.pull(gone)
+    hub_user.pull(gone)
     gone.unlink()
-    user.pull("cerebrum-7b:Q4_K_M")
-    user.pull("cerebrum-7b:Q2_K")
-    blob = user.path(named("Q2_K")).resolve()
+    hub_user.pull("cerebrum-7b:Q4_K_M")
+    hub_user.pull("cerebrum-7b:Q2_K")
+    blob = hub_user.path(named("Q2_K")).resolve()
     blob.write_bytes(b"GGUF" + bytes(100))
     for arguments in (
         ["list", "--available"],
         ["show", "cerebrum-7b"],
         ["pull", "--dry-run", "--offline", "cerebrum-7b"],
     ):
-        done = user.run(*arguments)
+        done = hub_user.run(*arguments)
         assert (done.code, "Traceback" in done.err) == (0, False), done.err
-    assert user.ask("-m", "cerebrum-7b")
-    errors = [line for line in user.run("list").err.splitlines() if line.startswith("error: ")]
+    assert hub_user.ask("-m", "cerebrum-7b")
+    errors = [line for line in hub_user.run("list").err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
 
 
-def test_pull_replaces_a_damaged_file(user: HubUser) -> None:
-    user.pull(OWNED)
-    blob = user.path("tiny-Q8_0.gguf", OWNED).resolve()
+def test_pull_replaces_a_damaged_file(hub_user: HubUser) -> None:
+    hub_user.pull(OWNED)
+    blob = hub_user.path("tiny-Q8_0.gguf", OWNED).resolve()
     content = bytearray(blob.read_bytes())
     content[100] ^= 255
     blob.write_bytes(content)
-    said = user.pull(OWNED).err
+    said = hub_user.pull(OWNED).err
     assert "note: tiny-Q8_0.gguf in the cache is damaged: downloading it again\n" in said
-    assert user.ask("-m", OWNED)
+    assert hub_user.ask("-m", OWNED)
 
 
-def test_offline_pull_names_an_installed_model(user: HubUser) -> None:
-    user.pull(OWNED)
-    user.pull("--offline", "--name", "mine", OWNED)
-    assert user.ask("-m", "MINE", "--offline")
-    assert [row["name"] for row in user.listed()] == ["mine"]
+def test_offline_pull_names_an_installed_model(hub_user: HubUser) -> None:
+    hub_user.pull(OWNED)
+    hub_user.pull("--offline", "--name", "mine", OWNED)
+    assert hub_user.ask("-m", "MINE", "--offline")
+    assert [row["name"] for row in hub_user.listed()] == ["mine"]
 
 
-def test_interrupted_update_keeps_the_installed_model(user: HubUser, mistral_model: Path) -> None:
-    user.pull("cerebrum-7b:Q4_K_M")
-    user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): mistral_model})
-    user.hub.arm(Fault(part="cdn", times=None, refusal=Refusal(403, "Not you.")))
-    assert user.run("pull", "cerebrum-7b:Q4_K_M").code == 1
+def test_interrupted_update_keeps_the_installed_model(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.pull("cerebrum-7b:Q4_K_M")
+    hub_user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): mistral_model})
+    hub_user.hub.arm(Fault(part="cdn", times=None, refusal=Refusal(403, "Not you.")))
+    assert hub_user.run("pull", "cerebrum-7b:Q4_K_M").code == 1
     address = f"https://huggingface.co/{CATALOGUED}/resolve/main/{named('Q4_K_M')}"
-    assert user.ask("-m", address, "--offline")
+    assert hub_user.ask("-m", address, "--offline")
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
-def test_pull_treats_empty_variables_as_unset(user: HubUser, variable: str) -> None:
-    more = {"HF_HUB_CACHE": "", variable: "", "XDG_CACHE_HOME": str(user.command.home / "caches")}
-    user.pull(OWNED, **more)
+def test_pull_treats_empty_variables_as_unset(hub_user: HubUser, variable: str) -> None:
+    more = {"HF_HUB_CACHE": "", variable: "", "XDG_CACHE_HOME": str(hub_user.command.home / "caches")}
+    hub_user.pull(OWNED, **more)
     where = "caches/huggingface/hub" if variable == "HF_HOME" else "hf/hub"
-    assert (user.command.home / where / f"models--{OWNED.replace('/', '--')}").exists()
+    assert (hub_user.command.home / where / f"models--{OWNED.replace('/', '--')}").exists()

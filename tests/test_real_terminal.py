@@ -7,37 +7,18 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
-from person import Person
+from command_line import COMMAND, endless_reply_grammar, fixed_reply_grammar
+from person import OpenTerminal
 from screen import rendered_lines
+from scripted_command import SCRIPTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 DRAWING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-Open = Callable[..., Person]
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Open]:
-    """A function that runs a program in a terminal."""
-    opened: list[Person] = []
-
-    def open_terminal(*argv: str | Path, size: tuple[int, int] = (80, 24), **env: str) -> Person:
-        environment = CommandLine(tmp_path).environment({"TERM": "xterm-256color", **env})
-        opened.append(Person([str(part) for part in argv], environment, tmp_path, *size))
-        return opened[-1]
-
-    yield open_terminal
-    for one in opened:
-        one.close()
 
 
 def scripted(script: dict[str, Any], model: Path, *arguments: str) -> tuple[str, ...]:
@@ -60,9 +41,9 @@ print("\x1b[31mhello\x1b]0;title\x07")
 
 @pytest.mark.parametrize("size", [(80, 24), (20, 8)])
 def test_ask_renders_markdown_without_the_models_control_sequences(
-    terminal: Open, chatml_model: Path, size: tuple[int, int]
+    open_terminal: OpenTerminal, chatml_model: Path, size: tuple[int, int]
 ) -> None:
-    window = terminal(*scripted({"reply": REPLY, "pause": 0.0005}, chatml_model), size=size)
+    window = open_terminal(*scripted({"reply": REPLY, "pause": 0.0005}, chatml_model), size=size)
     assert window.end() == 0
     clean = REPLY.replace("\x1b[31m", "").replace("\x1b]0;title\x07", "")
     assert window.screen.lines == rendered_lines(clean, *size)
@@ -71,49 +52,51 @@ def test_ask_renders_markdown_without_the_models_control_sequences(
     assert not window.screen.cursor_hidden
 
 
-def test_ask_strips_controls_from_random_text(terminal: Open, chatml_model: Path) -> None:
+def test_ask_strips_controls_from_random_text(open_terminal: OpenTerminal, chatml_model: Path) -> None:
     options = ("-n", "60", "--temperature", "3", "--min-p", "0", "--top-k", "0", "--seed", "5")
-    window = terminal(COMMAND, "ask", "-m", chatml_model, *options, "hi")
+    window = open_terminal(COMMAND, "ask", "-m", chatml_model, *options, "hi")
     assert window.end() == 0
     assert "\x1b[" in window.output
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", DRAWING.sub("", window.output))
 
 
-def test_ask_strips_controls_from_plain_answers_and_prompts(terminal: Open, chatml_model: Path, tmp_path: Path) -> None:
+def test_ask_strips_controls_from_plain_answers_and_prompts(
+    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
+) -> None:
     text = "a\x1b[31mb\x1b]0;title\x07c"
-    window = terminal(COMMAND, "ask", "-m", chatml_model, "--grammar", fixed_reply_grammar(text, tmp_path), "hi")
+    window = open_terminal(COMMAND, "ask", "-m", chatml_model, "--grammar", fixed_reply_grammar(text, tmp_path), "hi")
     assert (window.end(), window.output) == (0, "abc\r\n")
-    window = terminal(COMMAND, "ask", "-m", chatml_model, "--raw", "--dry-run", "-q", text)
+    window = open_terminal(COMMAND, "ask", "-m", chatml_model, "--raw", "--dry-run", "-q", text)
     assert (window.end(), window.output) == (0, "abc\r\n")
 
 
 @pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"TERM": "unknown"}, {"ACCESSIBLE": "1"}])
 def test_ask_prints_plain_lines_on_dumb_and_accessible_terminals(
-    terminal: Open, chatml_model: Path, env: dict[str, str]
+    open_terminal: OpenTerminal, chatml_model: Path, env: dict[str, str]
 ) -> None:
-    window = terminal(*scripted({"reply": REPLY, "load": 0.2}, chatml_model), **env)
+    window = open_terminal(*scripted({"reply": REPLY, "load": 0.2}, chatml_model), **env)
     assert window.end() == 0
     assert "\x1b" not in window.output
     assert window.screen.lines[0] == "# Title"
 
 
 def test_ask_redirects_plain_text_and_keeps_the_status_line_on_screen(
-    terminal: Open, chatml_model: Path, tmp_path: Path
+    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
 ) -> None:
     command = scripted({"reply": "# Title\n\n" + "word " * 40 + "end", "load": 0.2}, chatml_model)
-    window = terminal("sh", "-c", f'"$0" "$@" > {tmp_path}/out', *command)
+    window = open_terminal("sh", "-c", f'"$0" "$@" > {tmp_path}/out', *command)
     assert window.end() == 0
     assert (tmp_path / "out").read_text() == "# Title\n\n" + "word " * 40 + "end\n"
     assert "loading chatml 50%" in window.output
     assert window.screen.lines == []
 
 
-def test_ask_erases_its_status_line(terminal: Open, chatml_model: Path) -> None:
-    window = terminal(*scripted({"reply": "yes", "load": 0.3}, chatml_model))
+def test_ask_erases_its_status_line(open_terminal: OpenTerminal, chatml_model: Path) -> None:
+    window = open_terminal(*scripted({"reply": "yes", "load": 0.3}, chatml_model))
     window.wait_for_output("loading chatml 50%")
     assert window.end() == 0
     assert window.screen.lines == ["yes"]
-    window = terminal(*scripted({"reply": "yes", "load": 0.3}, chatml_model, "-q"))
+    window = open_terminal(*scripted({"reply": "yes", "load": 0.3}, chatml_model, "-q"))
     assert window.end() == 0
     assert "loading" not in window.output
 
@@ -123,9 +106,9 @@ WORDS = "".join(f"word{number} " for number in range(10_000))
 
 @pytest.mark.parametrize("arguments", [(), ("--no-markdown",)])
 def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(
-    terminal: Open, chatml_model: Path, arguments: tuple[str, ...]
+    open_terminal: OpenTerminal, chatml_model: Path, arguments: tuple[str, ...]
 ) -> None:
-    window = terminal(*scripted({"reply": WORDS, "pause": 0.002}, chatml_model, *arguments))
+    window = open_terminal(*scripted({"reply": WORDS, "pause": 0.002}, chatml_model, *arguments))
     window.wait_for_output("word9 ")
     window.type("\x03")
     assert window.end() == 130
@@ -139,9 +122,11 @@ def test_ask_ctrl_c_keeps_the_partial_answer_on_screen(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ask_signal_cancels_a_real_model(
-    terminal: Open, chatml_model: Path, tmp_path: Path, number: signal.Signals, code: int
+    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    window = terminal(COMMAND, "ask", "-m", chatml_model, "--stats", "--grammar", endless_reply_grammar(tmp_path), "hi")
+    window = open_terminal(
+        COMMAND, "ask", "-m", chatml_model, "--stats", "--grammar", endless_reply_grammar(tmp_path), "hi"
+    )
     window.wait_for_output(" ")
     window.kill(number)
     assert window.end() == code
@@ -149,8 +134,8 @@ def test_ask_signal_cancels_a_real_model(
     assert window.screen.cursor[0] == 0
 
 
-def test_ask_second_ctrl_c_exits_although_the_model_hangs(terminal: Open, chatml_model: Path) -> None:
-    window = terminal(*scripted({"reply": WORDS, "stuck": 60}, chatml_model, "--no-markdown"))
+def test_ask_second_ctrl_c_exits_although_the_model_hangs(open_terminal: OpenTerminal, chatml_model: Path) -> None:
+    window = open_terminal(*scripted({"reply": WORDS, "stuck": 60}, chatml_model, "--no-markdown"))
     window.wait_for_output("word2 ")
     window.type("\x03")
     window.wait_for_output("^C")
@@ -159,8 +144,8 @@ def test_ask_second_ctrl_c_exits_although_the_model_hangs(terminal: Open, chatml
     assert window.end() == 130
 
 
-def test_ask_ctrl_c_cancels_loading(terminal: Open, chatml_model: Path) -> None:
-    window = terminal(*scripted({"reply": "yes", "load": 1.0}, chatml_model))
+def test_ask_ctrl_c_cancels_loading(open_terminal: OpenTerminal, chatml_model: Path) -> None:
+    window = open_terminal(*scripted({"reply": "yes", "load": 1.0}, chatml_model))
     window.wait_for_output("loading chatml")
     window.type("\x03")
     assert window.end() == 130
@@ -169,8 +154,8 @@ def test_ask_ctrl_c_cancels_loading(terminal: Open, chatml_model: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "code"), [("n\r", 3), ("\x04", 3), ("\x03", 130)])
-def test_ask_without_a_model_offers_one(terminal: Open, key: str, code: int) -> None:
-    window = terminal(COMMAND, "ask", "hi")
+def test_ask_without_a_model_offers_one(open_terminal: OpenTerminal, key: str, code: int) -> None:
+    window = open_terminal(COMMAND, "ask", "hi")
     window.wait_for_output("no model is installed. Pull starter (Q4_1, 98 MB) now? [Y/n] ")
     window.type(key)
     assert window.end() == code
@@ -179,16 +164,16 @@ def test_ask_without_a_model_offers_one(terminal: Open, key: str, code: int) -> 
         assert any(line.startswith("  try: cerebrum pull cerebrum-7b") for line in window.screen.lines)
 
 
-def test_ask_quiet_without_color_renders_the_same_markdown(terminal: Open, chatml_model: Path) -> None:
-    window = terminal(*scripted({"reply": REPLY}, chatml_model, "-q"), NO_COLOR="1")
+def test_ask_quiet_without_color_renders_the_same_markdown(open_terminal: OpenTerminal, chatml_model: Path) -> None:
+    window = open_terminal(*scripted({"reply": REPLY}, chatml_model, "-q"), NO_COLOR="1")
     assert window.end() == 0
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", window.output)
     title = rendered_lines("# Title", 80, 24)
     assert window.screen.lines[: len(title)] == title
 
 
-def test_ask_notes_that_it_waits_for_standard_input(terminal: Open, chatml_model: Path) -> None:
-    window = terminal("sh", "-c", f"sleep 30 | {COMMAND} ask hi -n 1 --model {chatml_model}")
+def test_ask_notes_that_it_waits_for_standard_input(open_terminal: OpenTerminal, chatml_model: Path) -> None:
+    window = open_terminal("sh", "-c", f"sleep 30 | {COMMAND} ask hi -n 1 --model {chatml_model}")
     window.wait_for_output("note: reading standard input")
     window.type("\x03")
     assert window.end() != 0

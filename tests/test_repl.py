@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import COMMAND, CommandLine, Finished
-from person import Person
+from person import OpenTerminal
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.repl.repl import fit_segments
@@ -20,8 +17,6 @@ from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, cl
 from cerebrum_cli.terminal.repl.terminal_io import ScriptInput, is_complete, split_questions, strip_fences
 
 pytestmark = pytest.mark.slow
-
-SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 
 
 # Reading questions.
@@ -103,14 +98,6 @@ def test_parse_slash_suggests_a_close_command(line: str, near: str | None) -> No
 
 
 # Piped scripts.
-
-
-@pytest.fixture
-def user(tmp_path: Path, chatml_model: Path) -> CommandLine:
-    """A user with the small model installed."""
-    command = CommandLine(tmp_path)
-    assert command.run("pull", chatml_model, "--name", "small").code == 0
-    return command
 
 
 def chat(user: CommandLine, script: str, *arguments: str) -> Finished:
@@ -284,37 +271,11 @@ def test_chat_rejects_continue_with_session(user: CommandLine) -> None:
 # A user at a terminal.
 
 
-OpenChat = Callable[..., Person]
-
-
-@pytest.fixture
-def open_chat(tmp_path: Path, chatml_model: Path) -> Iterator[OpenChat]:
-    """A function that starts a chat with a scripted reply at a terminal."""
-    people: list[Person] = []
-
-    def start(reply: str, *arguments: str, pause: float = 0.0) -> Person:
-        script = json.dumps({"reply": reply, "pause": pause})
-        env = CommandLine(tmp_path).environment(
-            {
-                "TERM": "xterm-256color",
-            }
-        )
-        people.append(
-            Person([sys.executable, SCRIPTED, script, "chat", "-m", str(chatml_model), *arguments], env, tmp_path)
-        )
-        people[-1].wait_for(">")
-        return people[-1]
-
-    yield start
-    for person in people:
-        person.close()
-
-
 WORDS = " ".join(f"word{number}" for number in range(400))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenChat, user: CommandLine) -> None:
+def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.01)
     person.type("Talk!\r")
     person.wait_for("word3 ")
@@ -331,7 +292,7 @@ def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenChat, user: Comma
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_chat_killed_keeps_its_turns(open_chat: OpenChat, user: CommandLine) -> None:
+def test_chat_killed_keeps_its_turns(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.02)
     person.type("Talk!\r")
     person.wait_for("word20 ")
@@ -346,7 +307,7 @@ def test_chat_killed_keeps_its_turns(open_chat: OpenChat, user: CommandLine) -> 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_chat_signal_saves_the_reply_and_exits(
-    open_chat: OpenChat, user: CommandLine, number: signal.Signals, code: int
+    open_chat: OpenTerminal, user: CommandLine, number: signal.Signals, code: int
 ) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.02)
     person.type("Talk!\r")
@@ -358,7 +319,7 @@ def test_chat_signal_saves_the_reply_and_exits(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_prompt_takes_multi_line_questions(open_chat: OpenChat, user: CommandLine) -> None:
+def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat("Yes.")
     person.type("one\x0atwo\x1b\rthree\r")  # Ctrl-J, then Alt-Enter
     person.wait_for("Yes.")
@@ -375,7 +336,7 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenChat, user: CommandLin
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_prompt_completes_commands_and_file_names(open_chat: OpenChat, user: CommandLine, tmp_path: Path) -> None:
+def test_prompt_completes_commands_and_file_names(open_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "my notes.txt").write_text("Cats sleep.")
     person = open_chat("Yes.")
     person.type("/sess\t")
@@ -395,7 +356,7 @@ def test_prompt_completes_commands_and_file_names(open_chat: OpenChat, user: Com
 THOUGHT = "<think>Let me see.</think>Yes."
 
 
-def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenChat) -> None:
+def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
     person = open_chat(THOUGHT, pause=0.01)
     person.type("Is it?\r")
     person.wait_for("tokens; /think shows it")
@@ -409,7 +370,7 @@ def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenChat) -> None:
     assert person.end() == 0
 
 
-def test_prompt_receives_text_typed_during_a_reply(open_chat: OpenChat, user: CommandLine) -> None:
+def test_prompt_receives_text_typed_during_a_reply(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat(WORDS, "--no-markdown", "-n", "200", pause=0.01)
     person.type("Talk!\r")
     person.wait_for("word3 ")

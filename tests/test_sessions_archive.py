@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +22,6 @@ from cerebrum_cli.sessions.store import Store
 FIRST_PROMPT = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
 SECOND_PROMPT = "<|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
 OWN, OTHER = ReplyMetadata(model="small", finish_reason="stop"), ReplyMetadata(model="other", finish_reason="stop")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with contextlib.closing(Store(tmp_path / "sessions.db")) as store:
-        yield store
 
 
 @pytest.fixture

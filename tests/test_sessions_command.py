@@ -19,14 +19,6 @@ from cerebrum_cli.sessions.store import Store
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def user(tmp_path: Path, chatml_model: Path) -> CommandLine:
-    """A user who has installed the small model."""
-    command = CommandLine(tmp_path)
-    assert command.run("pull", chatml_model, "--name", "small").code == 0
-    return command
-
-
 def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
     """Ask with a grammar that allows only `reply`, and return standard error."""
     done = user.run("ask", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)

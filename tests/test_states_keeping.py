@@ -10,6 +10,7 @@ import pytest
 from asking import collect_replies
 from scripted_backend import ScriptedBackend, replies, tokens
 from test_states_engine import FIRST, GOES_ON, SECOND, ask_once, caching_engine, file_count, fill_cache, scripted, store
+from waiting import assert_returns
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, TokenEvent
@@ -95,14 +96,6 @@ def test_saving_skips_a_slot_with_unexpected_contents(tmp_path: Path) -> None:
     assert file_count(tmp_path) == 0
 
 
-def finishes(call: Callable[[], object]) -> None:
-    """Make a call on another thread; fail if it does not return in time."""
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(20)
-    assert not thread.is_alive(), "it hangs"
-
-
 def test_saving_without_a_loaded_model_does_nothing(tmp_path: Path) -> None:
     go = threading.Event()
 
@@ -111,13 +104,13 @@ def test_saving_without_a_loaded_model_does_nothing(tmp_path: Path) -> None:
         raise EngineError("no model")
 
     loads = Engine(slow, store(tmp_path))
-    finishes(lambda: loads.save_prompt_cache(1))
+    assert_returns(lambda: loads.save_prompt_cache(1))
     go.set()
     with pytest.raises(EngineError, match="no model"):
         list(loads.load())
-    finishes(lambda: loads.save_prompt_cache(1))
+    assert_returns(lambda: loads.save_prompt_cache(1))
     loads.close()
-    finishes(lambda: loads.save_prompt_cache(1))
+    assert_returns(lambda: loads.save_prompt_cache(1))
     assert file_count(tmp_path) == 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from screen import ScreenFile
+from waiting import wait_until
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (
@@ -34,14 +35,6 @@ from cerebrum_cli.terminal.tables import print_catalogue, print_description, pri
 
 ONE = SequenceId(0)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))
-
-
-@pytest.fixture(autouse=True)
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use a standard terminal environment."""
-    monkeypatch.setenv("TERM", "xterm-256color")
-    for name in ("ACCESSIBLE", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def piped() -> Streams:
@@ -206,7 +199,7 @@ def test_status_line_shows_a_long_wait_and_is_erased(monkeypatch: pytest.MonkeyP
     streams = shown()
     line = StatusLine(streams, "a \x1b[31mmodel")
     line.emit(LoadEvent(0.25))
-    until(lambda: lines(streams.err) == ["loading a model 25%"])
+    wait_until(lambda: lines(streams.err) == ["loading a model 25%"])
     assert "\x1b[31m" not in written(streams.err)
     line.emit(LoadEvent(0.75))
     assert lines(streams.err) == ["loading a model 75%"]
@@ -223,18 +216,9 @@ def test_status_line_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPat
     streams = shown()
     line = StatusLine(streams, "m" * 200)
     line.emit(LoadEvent(0.5))
-    until(lambda: len(lines(streams.err)) == 1)
+    wait_until(lambda: len(lines(streams.err)) == 1)
     line.close()
     assert lines(streams.err) == []
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    for _ in range(500):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("timed out")
 
 
 @pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("ACCESSIBLE", "1"), ("TERM", "xterm")])
