@@ -73,6 +73,16 @@ def chatml(chatml_model: Path) -> Iterator[LlamaBackend]:
         yield backend
 
 
+@pytest.fixture(scope="session")
+def starter(pytestconfig: pytest.Config) -> Path:
+    """The starter model, downloaded once for all runs of the suite."""
+    assert pytestconfig.cache
+    owner = CommandLine(Path(pytestconfig.cache.mkdir("starter")))
+    pulled = owner.run("pull", "starter", "--quiet")
+    assert pulled.code == 0, pulled.err
+    return Path(owner.run("show", "starter", "--json").object["path"])
+
+
 @pytest.fixture
 def new_user(tmp_path: Path) -> CommandLine:
     """A user without models."""

@@ -111,7 +111,7 @@ def test_dry_run_prints_the_prompt_and_its_token_count(user: CommandLine) -> Non
     assert list(described.object) == ["prompt", "prompt_tokens", "token_ids", "format", "model"]
     assert described.object["prompt"] == done.out
     assert described.object["prompt_tokens"] == len(described.object["token_ids"])
-    assert (described.object["format"], described.object["model"]) == ("embedded", "chatml")
+    assert (described.object["format"], described.object["model"]) == ("embedded", "small")
     assert (done.err, described.err) == (f"{described.object['prompt_tokens']} tokens\n", "")
     assert user.run("ask", "--dry-run", "-q", "hi").err == ""
 
@@ -131,7 +131,7 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     answer = user.run(*command, "--json").object
     assert list(answer) == ANSWER_KEYS
     assert list(answer["timings"]) == TIMING_KEYS
-    assert (answer["model"], answer["format"], answer["seed"]) == ("chatml", "embedded", 7)
+    assert (answer["model"], answer["format"], answer["seed"]) == ("small", "embedded", 7)
     assert answer["finish_reason"] in ("stop", "length")
     assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
     assert (answer["cached_tokens"], answer["reasoning"], answer["votes"]) == (0, None, None)

@@ -34,8 +34,8 @@ def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor.chmod(0o755)
 
 
-def messages(user: CommandLine, name: str) -> list[dict[str, Any]]:
-    done = user.run("sessions", "show", name, "--json")
+def messages(new_user: CommandLine, name: str) -> list[dict[str, Any]]:
+    done = new_user.run("sessions", "show", name, "--json")
     return list(done.object["messages"]) if done.code == 0 else []
 
 
@@ -68,7 +68,7 @@ def assert_restored(person: Person, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_chat_ignores_further_signals_while_it_saves_a_reply(
-    open_chat: OpenTerminal, user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+    open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     person = open_chat(WORDS, pause=0.02)
     person.type("Talk!\r")
@@ -78,7 +78,7 @@ def test_chat_ignores_further_signals_while_it_saves_a_reply(
         time.sleep(0.002)
     assert person.end() == code
     assert_restored(person, tmp_path)
-    assert messages(user, "talk")[-1]["finish_reason"] == "cancelled"
+    assert messages(new_user, "talk")[-1]["finish_reason"] == "cancelled"
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.001, 0.01])
@@ -138,14 +138,14 @@ def test_chat_signal_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Pat
 
 @pytest.mark.parametrize("shell", [(), ("bash", "-c", '"$0" "$@"; true')])
 def test_chat_saves_the_reply_when_its_terminal_closes(
-    open_chat: OpenTerminal, user: CommandLine, shell: tuple[str, ...]
+    open_chat: OpenTerminal, new_user: CommandLine, shell: tuple[str, ...]
 ) -> None:
     person = open_chat(WORDS, pause=0.02, shell=shell)
     person.type("Talk!\r")
     person.wait_for("word5 ")
     person.hang_up()
-    wait_until(lambda: messages(user, "talk")[-1]["finish_reason"] == "cancelled")
-    assert messages(user, "talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
+    wait_until(lambda: messages(new_user, "talk")[-1]["finish_reason"] == "cancelled")
+    assert messages(new_user, "talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
 
 
 def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTermi
 
 @pytest.mark.parametrize("loads", ["/prompt", "/tokens", "/export talk.txt"])
 def test_chat_ctrl_c_cancels_loading_for_a_slash_command(
-    open_chat: OpenTerminal, user: CommandLine, loads: str
+    open_chat: OpenTerminal, new_user: CommandLine, loads: str
 ) -> None:
     before = open_chat()
     before.type("One?\r")
@@ -191,7 +191,7 @@ def test_chat_ctrl_c_cancels_loading_for_a_slash_command(
     assert person.end() == 0
 
 
-def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, user: CommandLine) -> None:
+def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, new_user: CommandLine) -> None:
     person = open_chat(load=2)
     person.type("One?\r")
     person.wait_for("loading chatml")
@@ -201,7 +201,7 @@ def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, u
     person.wait_for("Yes.")
     person.type("\x04")
     assert person.end() == 0
-    assert [each["content"] for each in messages(user, "one")] == ["One?", "Yes."]
+    assert [each["content"] for each in messages(new_user, "one")] == ["One?", "Yes."]
 
 
 def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -261,12 +261,12 @@ def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenTermin
     assert_restored(person, tmp_path)
 
 
-def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(user: CommandLine, tmp_path: Path, chatml_model: Path) -> None:
+def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(new_user: CommandLine, tmp_path: Path, chatml_model: Path) -> None:
     script = tmp_path / "script"
     script.write_text("Talk!\nAnd then?\n")
     argv = [sys.executable, SCRIPTED, json.dumps({"reply": WORDS, "pause": 0.02}), "chat", "-m", str(chatml_model)]
     with script.open() as stdin:
-        talk = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, env=user.environment(), cwd=tmp_path)
+        talk = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, env=new_user.environment(), cwd=tmp_path)
     assert talk.stdout
     with talk, talk.stdout:
         written = b""
@@ -276,6 +276,6 @@ def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(user: CommandLine, tmp_pa
         written += talk.stdout.read()
         assert talk.wait(30) == 130
     assert b"And then?" not in written
-    question, reply = messages(user, "talk")
+    question, reply = messages(new_user, "talk")
     assert question["content"] == "Talk!"
     assert reply["finish_reason"] == "cancelled"

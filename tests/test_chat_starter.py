@@ -16,17 +16,6 @@ from scripted_command import install
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 
-@pytest.fixture(scope="session")
-def starter(pytestconfig: pytest.Config) -> Path:
-    """Path of the starter model, downloaded once for all runs of the suite."""
-    assert pytestconfig.cache
-    home = Path(pytestconfig.cache.mkdir("starter"))
-    user = CommandLine(home)
-    pulled = user.run("pull", "starter", "--quiet")
-    assert pulled.code == 0, pulled.err
-    return Path(user.run("show", "starter", "--json").object["path"])
-
-
 @pytest.fixture(autouse=True)
 def installed_starter(new_user: CommandLine, starter: Path) -> None:
     """Install the starter."""
