@@ -13,6 +13,7 @@ from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.state_store import StateStore
 
 
 @dataclass(slots=True)
@@ -58,14 +59,20 @@ def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:
 
 
 @contextmanager
-def running_engine(backend: ScriptedBackend) -> Iterator[Engine]:
-    """Start an engine; check that it frees everything."""
-    engine = Engine(backend.open)
+def loaded(engine: Engine) -> Iterator[Engine]:
+    """Load the model of an engine, and close the engine at the end."""
     try:
         list(engine.load())
         yield engine
     finally:
         engine.close()
+
+
+@contextmanager
+def running_engine(backend: ScriptedBackend, states: StateStore | None = None) -> Iterator[Engine]:
+    """Start an engine; check that it frees everything."""
+    with loaded(Engine(backend.open, states)) as engine:
+        yield engine
     assert backend.closed
 
 

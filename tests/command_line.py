@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 COMMAND = str(Path(sys.executable).with_name("cerebrum"))
 USER_PREFIXES = ("CEREBRUM_", "XDG_", "HF_")
 TERMINAL_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "ACCESSIBLE")
@@ -100,3 +101,16 @@ def endless_reply_grammar(directory: Path) -> Path:
     path = directory / "endless.gbnf"
     path.write_text("root ::= [a-z ] root\n", encoding="utf-8")
     return path
+
+
+def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Run Python code in a child process, which can import the helpers of the tests."""
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "benchmarks"))
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -16,6 +16,7 @@ from command_line import TERMINAL_VARIABLES, CommandLine
 from hub_server import HubServer
 from hub_user import OTHER, READER, HubUser
 from hypothesis import settings
+from llama_engines import MODELS
 from merges import FOUR_LAYERS, Home
 from person import OpenTerminal, Person
 from scripted_command import SCRIPTED, install
@@ -57,6 +58,14 @@ def recurrent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sliding_window_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Gemma 2, whose first layer sees the last 32 tokens only."""
     return write_sliding_window(tmp_path_factory.mktemp("models") / "sliding_window.gguf")
+
+
+@pytest.fixture(params=MODELS)
+def tiny_model(request: pytest.FixtureRequest) -> Path:
+    """Each of these models."""
+    path = request.getfixturevalue(request.param)
+    assert isinstance(path, Path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event
@@ -276,3 +277,26 @@ class ScriptedBackend:
                 return
             time.sleep(0.001)
         raise AssertionError("this step was not interrupted")
+
+
+ALPHABET = tuple(b"abc")
+
+
+def random_model(held: tuple[int, ...], seed: int) -> int:
+    """Generate one of three letters or end, depending on all previous tokens and the seed, as a real model does."""
+    drawn = crc32(repr((held, seed)).encode()) % 13
+    return END if drawn == 12 else ALPHABET[drawn % 3]
+
+
+def expected_reply(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:
+    """The correct reply to a prompt, and its finish reason."""
+    said: list[int] = []
+    while True:
+        token = random_model((*prompt, *said), seed)
+        if token == END:
+            return said, "stop"
+        said.append(token)
+        if len(said) == limit:
+            return said, "length"
+        if len(prompt) + len(said) == context:
+            return said, "context"

@@ -10,63 +10,21 @@ import os
 import random
 import signal
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from batch_files import FINGERPRINT, ORDER, ROWS, answer, complete_result, open_batch, run, run_some
+from command_line import start_python
 
 from cerebrum_cli.batches import files
 from cerebrum_cli.batches.files import output_paths
-from cerebrum_cli.batches.journal import Journal, open_journal
 from cerebrum_cli.batches.readers import read_rows
 from cerebrum_cli.batches.result import Result, StreamedResult
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
+from cerebrum_cli.batches.rows import OUTPUT_KEYS
 from cerebrum_cli.core.errors import BatchError, UsageError
-
-ROOT = Path(__file__).parents[1]
-FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
-ROWS = read_rows("Why?\nHow?\n\nWhé\u2028n?\nWho?\n".encode(), "txt")
-ORDER = (2, 0, 3, 1)  # in which the rows finish
-
-
-def answer(row: Row, text: str = "So.") -> dict[str, Any]:
-    """The output object of a row; the row "Who?" has an error."""
-    if row.prompt == "Who?":
-        return failed_object(row, RowError("prompt_too_long", "it is"))
-    return {**failed_object(row, RowError("", "")), "text": f"{text} {row.prompt}", "seed": 1, "error": None}
-
-
-def complete_result(text: str = "So.") -> bytes:
-    """The expected result file."""
-    lines = [json.dumps(answer(row, text), ensure_ascii=False).replace("\u2028", "\\u2028") for row in ROWS]
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, **changed: Any) -> Journal:
-    return open_journal(output, {**FINGERPRINT, **changed}, rows, restart)
-
-
-def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:
-    """Complete a batch, and return the positions it answered."""
-    answered = []
-    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
-        for position in ORDER:
-            if position not in journal.finished:
-                journal.write(position, answer(ROWS[position], text))
-                answered.append(position)
-        journal.complete()
-    return answered
-
-
-def run_some(output: Path, *positions: int, restart: bool = False, text: str = "So.", **changed: Any) -> None:
-    """Answer some rows of a batch, and close it."""
-    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
-        for position in positions:
-            journal.write(position, answer(ROWS[position], text))
 
 
 def batch_error(action: Callable[[], object]) -> tuple[str, str]:
@@ -601,17 +559,6 @@ journal.complete()
 """
 
 
-def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Run code in a child process that can import this module."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT / "tests",
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_repeatedly_killed_batch_repeats_at_most_one_row_each(output: Path, tmp_path: Path) -> None:
     log, draw, kills = tmp_path / "log", random.Random(5), 0
     log.touch()
@@ -637,7 +584,7 @@ def test_repeatedly_killed_batch_repeats_at_most_one_row_each(output: Path, tmp_
 HOLD = """
 import sys
 from pathlib import Path
-from test_batches_journal import open_batch
+from batch_files import open_batch
 journal = open_batch(Path(sys.argv[1]))
 sys.stdout.write("held\\n")
 sys.stdout.flush()
@@ -646,15 +593,7 @@ sys.stdin.read()
 
 
 def test_result_locked_by_another_process_is_refused(output: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(output)],
-        cwd=ROOT / "tests",
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    with start_python(HOLD, output) as process:
         assert process.stdout and process.stdout.readline() == "held\n"
         assert batch_error(lambda: open_batch(output))[0] == "another process is writing out.jsonl"
         process.kill()
@@ -664,9 +603,10 @@ def test_result_locked_by_another_process_is_refused(output: Path) -> None:
 # Full disks.
 
 FULL = """
-import resource, sys
+import resource, signal, sys
 from pathlib import Path
-from test_batches_journal import *
+from batch_files import run
+from cerebrum_cli.core.errors import BatchError
 output, room = Path(sys.argv[1]), int(sys.argv[2])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from asking import ask, collect_replies, running_engine
+from command_line import start_python
 from scripted_backend import BAD_GRAMMAR, FIRST_SHARED_STEP, ScriptedBackend, endless, replies, tokens
 from waiting import assert_returns
 
@@ -25,7 +23,6 @@ from cerebrum_cli.engine.sequence import Request
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 LONG = replies({"count: ": "0123456789" * 5, "name: ": "abcdefghij" * 5, "x" * 50: "y"})
 ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})
 COUNT, NAME, PROMPT = (Request(tokens(prompt)) for prompt in ("count: ", "name: ", "x" * 50))
@@ -263,8 +260,6 @@ def test_process_failing_with_an_open_stream_exits() -> None:
         "next(events)\n"
         "raise RuntimeError('a bug')\n"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, timeout=20, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "RuntimeError: a bug")
+    process = start_python(script)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error.splitlines()[-1]) == (1, "RuntimeError: a bug")

@@ -261,7 +261,9 @@ def test_editor_gets_the_initial_terminal_modes_and_ctrl_c(open_chat: OpenTermin
     assert_restored(person, tmp_path)
 
 
-def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(new_user: CommandLine, tmp_path: Path, chatml_model: Path) -> None:
+def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(
+    new_user: CommandLine, tmp_path: Path, chatml_model: Path
+) -> None:
     script = tmp_path / "script"
     script.write_text("Talk!\nAnd then?\n")
     argv = [sys.executable, SCRIPTED, json.dumps({"reply": WORDS, "pause": 0.02}), "chat", "-m", str(chatml_model)]

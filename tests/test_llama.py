@@ -12,50 +12,20 @@ from pathlib import Path
 
 import pytest
 from asking import Reply, ask, collect_replies
+from llama_engines import STORY, assert_matches_single_run, greedy, open_engine, options
 
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import PromptEvent, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.grammar import schema_to_grammar
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.plan import LoadOptions, Shape
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 
-MODELS = ("mistral_model", "chatml_model", "recurrent_model", "sliding_window_model")
 KINDS = ["fox", 'wolf "grey"', "back\\slash\n", None]
-STORY = "Once upon a time, in a land far away, there lived a fox who could count to a hundred and no further. "
-
-
-def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOptions:
-    """Load on one thread: tiny models need no more."""
-    shape = Shape(trained_context=2048, weight_bytes=1_000_000, layers=2, kv_bytes_per_token=256)
-    return LoadOptions(path, shape, context_size=context_size, n_threads=1, slots=slots)
-
-
-@contextmanager
-def open_engine(model_path: Path, *, slots: int = 1, context_size: int = 2048) -> Iterator[Engine]:
-    """Start an engine on a real model."""
-    engine = Engine(
-        lambda tell, stop: open_llama(options(model_path, slots=slots, context_size=context_size), tell, stop)
-    )
-    try:
-        list(engine.load())
-        yield engine
-    finally:
-        engine.close()
-
-
-@pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest) -> Path:
-    """Each of the tiny models."""
-    path = request.getfixturevalue(request.param)
-    assert isinstance(path, Path)
-    return path
 
 
 def single_run(path: Path, prompt: str, **params: object) -> Reply:
@@ -64,42 +34,24 @@ def single_run(path: Path, prompt: str, **params: object) -> Reply:
         return ask(engine, prompt, **params)[0]  # type: ignore[arg-type]
 
 
-def greedy(engine: Engine, prompt: tuple[int, ...], limit: int) -> Reply:
-    """Greedy reply to a prompt."""
-    [reply] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=limit))])).values()
-    return reply
-
-
-def assert_matches_single_run(path: Path, prompt: tuple[int, ...], said: list[int]) -> None:
-    """Check that a new engine generates each token of a reply after the tokens before it, in 80 % of cases.
-
-    The division of a prompt into steps changes the last bits of its logits, and with random weights the two most likely
-    tokens are often that close. With a wrong KV cache nearly all tokens differ.
-    """
-    with open_engine(path) as engine:
-        again = [greedy(engine, (*prompt, *said[:count]), 1).ids for count in range(len(said))]
-    same = sum(one == [token] for one, token in zip(again, said, strict=True))
-    assert same >= 0.8 * len(said), (again, said)
-
-
-def test_llama_greedy_reply_is_deterministic_and_matches_its_tokens(model: Path) -> None:
-    first, second = single_run(model, STORY, max_tokens=40), single_run(model, STORY, max_tokens=40)
+def test_llama_greedy_reply_is_deterministic_and_matches_its_tokens(tiny_model: Path) -> None:
+    first, second = single_run(tiny_model, STORY, max_tokens=40), single_run(tiny_model, STORY, max_tokens=40)
     assert (first.ids, first.text, first.seed != second.seed) == (second.ids, second.text, True)
-    with open_engine(model) as engine:
+    with open_engine(tiny_model) as engine:
         assert first.text == b"".join(map(engine.backend.piece, first.ids)).decode("utf-8", "replace")
 
 
-def test_llama_sampled_replies_follow_their_seeds(model: Path) -> None:
-    replies = [single_run(model, STORY, temperature=1.0, seed=seed, max_tokens=20).ids for seed in (1, 1, 2)]
+def test_llama_sampled_replies_follow_their_seeds(tiny_model: Path) -> None:
+    replies = [single_run(tiny_model, STORY, temperature=1.0, seed=seed, max_tokens=20).ids for seed in (1, 1, 2)]
     assert replies[0] == replies[1] != replies[2]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
-def test_llama_samples_of_one_prompt_match_single_runs(model: Path, slots: int) -> None:
-    with open_engine(model, slots=slots) as engine:
+def test_llama_samples_of_one_prompt_match_single_runs(tiny_model: Path, slots: int) -> None:
+    with open_engine(tiny_model, slots=slots) as engine:
         said = ask(engine, STORY, n=5, temperature=1.0, seed=7, max_tokens=12)
     assert [reply.seed for reply in said] == [7, 8, 9, 10, 11]
-    lone = [single_run(model, STORY, temperature=1.0, seed=reply.seed, max_tokens=12).ids for reply in said]
+    lone = [single_run(tiny_model, STORY, temperature=1.0, seed=reply.seed, max_tokens=12).ids for reply in said]
     alike = sum(common_prefix(reply.ids, ids) for reply, ids in zip(said, lone, strict=True))
     assert alike > 0.5 * sum(map(len, lone))  # last bits may differ, see above; with other seeds none match
 
@@ -110,23 +62,23 @@ def test_llama_decodes_more_samples_than_a_prefill_chunk(chatml_model: Path) -> 
     assert {tuple(reply.ids) for reply in said} == {tuple(said[0].ids)}
 
 
-def test_llama_next_turn_reuses_the_cache_and_matches_a_single_run(model: Path) -> None:
-    with open_engine(model) as engine:
+def test_llama_next_turn_reuses_the_cache_and_matches_a_single_run(tiny_model: Path) -> None:
+    with open_engine(tiny_model) as engine:
         prompt, held = engine.tokenize([Text(STORY)]), 0
         for _ in range(4):
             reply = greedy(engine, prompt, 30)
             assert reply.cached == held
-            assert_matches_single_run(model, prompt, reply.ids)
+            assert_matches_single_run(tiny_model, prompt, reply.ids)
             held = len(prompt) + len(reply.ids) - (reply.reason == "length")  # the last token is not evaluated
             prompt = (*prompt, *reply.ids, *engine.tokenize([Text(" And then? ")]))
 
 
-def test_llama_diverging_prompt_matches_a_single_run(model: Path) -> None:
+def test_llama_diverging_prompt_matches_a_single_run(tiny_model: Path) -> None:
     prompts = [STORY * 6, STORY * 3 + "But wolves count better. " * 3, STORY[:40], STORY * 6 + "The end."]
-    with open_engine(model, slots=2) as engine:
+    with open_engine(tiny_model, slots=2) as engine:
         for prompt in prompts:
             [reply] = ask(engine, prompt, max_tokens=40)
-            assert_matches_single_run(model, engine.tokenize([Text(prompt)]), reply.ids)
+            assert_matches_single_run(tiny_model, engine.tokenize([Text(prompt)]), reply.ids)
 
 
 def test_llama_recurrent_model_evaluates_a_diverging_prompt_again(recurrent_model: Path) -> None:
@@ -145,11 +97,15 @@ def test_llama_refills_a_sliding_window(sliding_window_model: Path) -> None:
             assert_matches_single_run(sliding_window_model, engine.tokenize([Text((STORY * 5)[:length])]), reply.ids)
 
 
-def test_llama_sampling_from_one_candidate_is_greedy(model: Path) -> None:
-    greedy = single_run(model, STORY, max_tokens=20)
-    assert single_run(model, STORY, temperature=1.0, top_k=1, max_tokens=20).ids == greedy.ids
-    assert single_run(model, STORY, temperature=1.0, top_k=0, top_p=1e-6, min_p=0.0, max_tokens=20).ids == greedy.ids
-    assert single_run(model, STORY, temperature=1.0, top_k=0, top_p=1.0, min_p=1.0, max_tokens=20).ids == greedy.ids
+def test_llama_sampling_from_one_candidate_is_greedy(tiny_model: Path) -> None:
+    greedy = single_run(tiny_model, STORY, max_tokens=20)
+    assert single_run(tiny_model, STORY, temperature=1.0, top_k=1, max_tokens=20).ids == greedy.ids
+    assert (
+        single_run(tiny_model, STORY, temperature=1.0, top_k=0, top_p=1e-6, min_p=0.0, max_tokens=20).ids == greedy.ids
+    )
+    assert (
+        single_run(tiny_model, STORY, temperature=1.0, top_k=0, top_p=1.0, min_p=1.0, max_tokens=20).ids == greedy.ids
+    )
 
 
 def test_llama_repeat_penalty_covers_prompt_and_reply(chatml_model: Path) -> None:
@@ -164,8 +120,8 @@ def test_llama_repeat_penalty_covers_prompt_and_reply(chatml_model: Path) -> Non
     assert said.ids != [first]
 
 
-def test_llama_full_context_ends_the_reply(model: Path) -> None:
-    with open_engine(model, context_size=300) as engine:
+def test_llama_full_context_ends_the_reply(tiny_model: Path) -> None:
+    with open_engine(tiny_model, context_size=300) as engine:
         [reply] = ask(engine, "the answer", seed=3, temperature=1.0)
     assert reply.finish
     total = reply.finish.prompt_tokens + reply.finish.completion_tokens
@@ -173,8 +129,8 @@ def test_llama_full_context_ends_the_reply(model: Path) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
-def test_llama_reply_matches_its_grammar(model: Path, temperature: float) -> None:
-    with open_engine(model, slots=4) as engine:
+def test_llama_reply_matches_its_grammar(tiny_model: Path, temperature: float) -> None:
+    with open_engine(tiny_model, slots=4) as engine:
         said = ask(
             engine,
             STORY,
@@ -188,7 +144,7 @@ def test_llama_reply_matches_its_grammar(model: Path, temperature: float) -> Non
         assert re.fullmatch("abc[0-9]{2,5}[é🙂]", reply.text) and reply.reason == "stop"
 
 
-def test_llama_reply_matches_its_json_schema(model: Path) -> None:
+def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
     schema = {
         "type": "object",
         "properties": {
@@ -201,7 +157,7 @@ def test_llama_reply_matches_its_json_schema(model: Path) -> None:
     }
     grammar, ignored = schema_to_grammar(json.dumps(schema))
     assert ignored == ()
-    with open_engine(model, slots=4) as engine:
+    with open_engine(tiny_model, slots=4) as engine:
         said = ask(engine, STORY, n=8, grammar=grammar, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
     for reply in said:
         value = json.loads(reply.text)
@@ -272,8 +228,8 @@ def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:
     assert again.cached == len(short) - 1
 
 
-def test_llama_stream_is_unaffected_by_closed_neighbors(model: Path) -> None:
-    with open_engine(model, slots=3) as engine:
+def test_llama_stream_is_unaffected_by_closed_neighbors(tiny_model: Path) -> None:
+    with open_engine(tiny_model, slots=3) as engine:
         kept_on = engine.generate([Request(engine.tokenize([Text(STORY)]), SamplingParams(max_tokens=500))])
         ids: list[int] = []
         for event in kept_on:
@@ -283,7 +239,7 @@ def test_llama_stream_is_unaffected_by_closed_neighbors(model: Path) -> None:
                     other = engine.generate([Request(engine.tokenize([Text(f"{len(ids)} {STORY}")]), n=2)])
                     next(event for event in other if isinstance(event, TokenEvent))
                     other.close()
-        assert_matches_single_run(model, engine.tokenize([Text(STORY)]), ids)
+        assert_matches_single_run(tiny_model, engine.tokenize([Text(STORY)]), ids)
 
 
 @contextmanager
@@ -296,9 +252,9 @@ def open_backend(path: Path, *, slots: int) -> Iterator[tuple[LlamaBackend, Stop
     backend.close()
 
 
-def test_llama_resumes_after_an_interrupted_step(model: Path) -> None:
+def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
     """A partly updated state must count as neither the old nor the new one."""
-    with open_backend(model, slots=2) as (backend, stop):
+    with open_backend(tiny_model, slots=2) as (backend, stop):
         story = backend.tokenize([Text(STORY * 3)])
         rows = [[Row(slot, at, token, at == 39) for at, token in enumerate(story[:40])] for slot in (0, 1)]
         assert backend.decode(rows[0]) and backend.decode(rows[1][:30])

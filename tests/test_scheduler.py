@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from functools import partial
-from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from scripted_backend import END, ScriptedBackend, tokens
+from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_model, tokens
 
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
@@ -204,28 +203,6 @@ def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
 
 
 # Random requests, cancellations and interruptions, against a backend that checks every call.
-
-ALPHABET = tuple(b"abc")
-
-
-def random_model(held: tuple[int, ...], seed: int) -> int:
-    """Generate one of three letters or end, depending on all previous tokens and the seed, as a real model does."""
-    drawn = crc32(repr((held, seed)).encode()) % 13
-    return END if drawn == 12 else ALPHABET[drawn % 3]
-
-
-def expected_reply(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:
-    """The correct reply to a prompt, and its finish reason."""
-    said: list[int] = []
-    while True:
-        token = random_model((*prompt, *said), seed)
-        if token == END:
-            return said, "stop"
-        said.append(token)
-        if len(said) == limit:
-            return said, "length"
-        if len(prompt) + len(said) == context:
-            return said, "context"
 
 
 @dataclass(slots=True)

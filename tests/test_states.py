@@ -5,40 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from state_files import BODY, TOKENS, find, open_store, put
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.state_store import DAMAGED, State, StateStore
-
-BODY = bytes(range(64))
-TOKENS = (1, 2, 3, 70_000)
-
-
-def store(directory: Path, *, limit: int = 10**9, model: str = "digest", format: str = "chatml") -> StateStore:
-    """Open a state directory, as a new process does."""
-    return StateStore(directory, limit, model, format)
-
-
-def put(states: StateStore, tokens: Sequence[int], *, body: bytes = BODY, kind: str = "kind") -> None:
-    """Write a state."""
-
-    def save(path: Path) -> None:
-        path.write_bytes(body)
-
-    states.write(tokens, kind, len(body), save)
-
-
-def find(states: StateStore, prompt: Sequence[int], *, kind: str = "kind") -> tuple[State | None, list[NoticeEvent]]:
-    """Find the state for a prompt; also return the notices."""
-    told: list[NoticeEvent] = []
-    return states.find_longest(prompt, kind, lambda length, shared: True, told.append), told
+from cerebrum_cli.engine.state_store import DAMAGED
 
 
 def only_file(directory: Path) -> Path:
@@ -49,18 +26,18 @@ def only_file(directory: Path) -> Path:
 
 def held(directory: Path) -> list[tuple[int, ...]]:
     """Tokens of all states for the default model, as another process finds them."""
-    states = store(directory)
+    states = open_store(directory)
     found = {state.tokens for token in range(10) if (state := find(states, [token])[0])}
     return sorted(found)
 
 
 def test_store_finds_a_state_by_its_prefix(tmp_path: Path) -> None:
-    put(store(tmp_path), TOKENS)
+    put(open_store(tmp_path), TOKENS)
     for prompt in (TOKENS, (*TOKENS, 5), TOKENS[:2], (1, 9, 9)):
-        found, told = find(store(tmp_path), prompt)
+        found, told = find(open_store(tmp_path), prompt)
         assert found and (found.tokens, told) == (TOKENS, [])
         assert found.path.read_bytes().startswith(BODY)
-    assert find(store(tmp_path), (9, *TOKENS)) == (None, [])
+    assert find(open_store(tmp_path), (9, *TOKENS)) == (None, [])
 
 
 @given(
@@ -69,18 +46,18 @@ def test_store_finds_a_state_by_its_prefix(tmp_path: Path) -> None:
 )
 def test_store_finds_the_state_with_the_longest_prefix(kept: list[tuple[int, ...]], prompt: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        states = store(Path(folder))
+        states = open_store(Path(folder))
         for tokens in kept:
             put(states, tokens)
         best = max((common_prefix(tokens, prompt) for tokens in kept), default=0)
-        for reader in (states, store(Path(folder))):
+        for reader in (states, open_store(Path(folder))):
             found, told = find(reader, prompt)
             assert (common_prefix(found.tokens, prompt) if found else 0, told) == (best, [])
             assert reader.stored_prefix(prompt, "kind", lambda length, shared: True) == best
 
 
 def test_store_skips_unusable_states(tmp_path: Path) -> None:
-    states = store(tmp_path)
+    states = open_store(tmp_path)
     put(states, (1, 2, 3, 4))
     put(states, (1, 2, 9))
     told: list[NoticeEvent] = []
@@ -90,36 +67,36 @@ def test_store_skips_unusable_states(tmp_path: Path) -> None:
 
 
 def test_store_reports_and_removes_a_file_with_a_flipped_bit(tmp_path: Path) -> None:
-    put(store(tmp_path), TOKENS)
+    put(open_store(tmp_path), TOKENS)
     path = only_file(tmp_path)
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
-        assert find(store(tmp_path), TOKENS) == (None, [DAMAGED])
+        assert find(open_store(tmp_path), TOKENS) == (None, [DAMAGED])
         assert not path.exists()
 
 
 def test_store_reports_and_removes_a_truncated_or_extended_file(tmp_path: Path) -> None:
-    put(store(tmp_path), TOKENS)
+    put(open_store(tmp_path), TOKENS)
     path = only_file(tmp_path)
     whole = path.read_bytes()
     for damaged in (*(whole[:end] for end in range(len(whole))), whole + b"\0", whole + whole, whole[1:]):
         path.write_bytes(damaged)
-        assert find(store(tmp_path), TOKENS) == (None, [DAMAGED])
+        assert find(open_store(tmp_path), TOKENS) == (None, [DAMAGED])
         assert not path.exists()
 
 
 @given(content=st.binary(max_size=200))
 def test_store_reports_and_removes_arbitrary_content(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        put(store(Path(folder)), TOKENS)
+        put(open_store(Path(folder)), TOKENS)
         only_file(Path(folder)).write_bytes(content)
-        assert find(store(Path(folder)), TOKENS) == (None, [DAMAGED])
+        assert find(open_store(Path(folder)), TOKENS) == (None, [DAMAGED])
         assert not os.listdir(folder)
 
 
 def test_store_reports_damage_once_and_finds_the_next_best(tmp_path: Path) -> None:
-    states = store(tmp_path)
+    states = open_store(tmp_path)
     put(states, (1, 2, 9))
     put(states, (1, 2, 3))
     found, _ = find(states, (1, 2, 3, 4))
@@ -135,29 +112,29 @@ def test_store_reports_damage_once_and_finds_the_next_best(tmp_path: Path) -> No
 @pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}])
 def test_store_ignores_states_of_another_model_format_or_build(tmp_path: Path, other: dict[str, str]) -> None:
     kind = other.pop("kind", "kind")
-    put(store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
-    assert find(store(tmp_path), TOKENS) == (None, [])
-    assert find(store(tmp_path, **other), TOKENS, kind=kind)[0]  # type: ignore[arg-type]
+    put(open_store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
+    assert find(open_store(tmp_path), TOKENS) == (None, [])
+    assert find(open_store(tmp_path, **other), TOKENS, kind=kind)[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("other", [{"model": "another"}, {"format": "plain"}, {"kind": "another"}])
 def test_store_rejects_a_renamed_state_of_another_identity(tmp_path: Path, other: dict[str, str]) -> None:
-    put(store(tmp_path), TOKENS)
+    put(open_store(tmp_path), TOKENS)
     mine = only_file(tmp_path)
     mine.unlink()
     kind = other.pop("kind", "kind")
-    put(store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
+    put(open_store(tmp_path, **other), TOKENS, kind=kind)  # type: ignore[arg-type]
     only_file(tmp_path).rename(mine)
-    assert find(store(tmp_path), TOKENS) == (None, [DAMAGED])
+    assert find(open_store(tmp_path), TOKENS) == (None, [DAMAGED])
     assert not mine.exists()
 
 
 def test_store_leaves_other_files_alone(tmp_path: Path) -> None:
-    put(store(tmp_path), TOKENS)
+    put(open_store(tmp_path), TOKENS)
     name = only_file(tmp_path).name
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / f"{name[:40]}.state").mkdir()
-    states = store(tmp_path, limit=1000)
+    states = open_store(tmp_path, limit=1000)
     put(states, (5, 6), body=bytes(900))
     assert {path.name for path in tmp_path.iterdir()} >= {"notes.txt", f"{name[:40]}.state"}
     found, told = find(states, (5, 6))
@@ -166,8 +143,8 @@ def test_store_leaves_other_files_alone(tmp_path: Path) -> None:
 
 def test_store_evicts_least_recently_used_states(tmp_path: Path) -> None:
     size = 10_000
-    states = store(tmp_path, limit=3 * size + 3000)
-    other = store(tmp_path, limit=3 * size + 3000, model="another")
+    states = open_store(tmp_path, limit=3 * size + 3000)
+    other = open_store(tmp_path, limit=3 * size + 3000, model="another")
     put(other, (7,), body=bytes(size))
     put(states, (1,), body=bytes(size))
     put(states, (2,), body=bytes(size))
@@ -186,18 +163,18 @@ def test_store_evicts_least_recently_used_states(tmp_path: Path) -> None:
 
 
 def test_store_skips_a_state_larger_than_the_limit(tmp_path: Path) -> None:
-    states = store(tmp_path, limit=1000)
+    states = open_store(tmp_path, limit=1000)
     put(states, (1,))
     states.write((2,), "kind", 1001, lambda path: pytest.fail("it was written"))
     assert held(tmp_path) == [(1,)]
 
 
 def test_store_replaces_states_by_their_extension(tmp_path: Path) -> None:
-    states = store(tmp_path)
+    states = open_store(tmp_path)
     for tokens in ((1, 2), (1, 3), (1, 2), (1, 2, 4)):
         put(states, tokens)
     put(states, (1,), kind="another")
-    put(store(tmp_path), (1, 3, 5))
+    put(open_store(tmp_path), (1, 3, 5))
     assert len(list(tmp_path.iterdir())) == 3
     assert [find(states, (1, end))[0].tokens for end in (2, 3)] == [(1, 2, 4), (1, 3, 5)]  # type: ignore[union-attr]
     assert find(states, (1,), kind="another")[0]
@@ -208,12 +185,12 @@ def test_store_removes_stale_unfinished_files(tmp_path: Path) -> None:
     for path, age in ((old, 3700), (new, 3000)):
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
-    put(store(tmp_path), TOKENS)
+    put(open_store(tmp_path), TOKENS)
     assert not old.exists() and new.exists()
 
 
 def test_store_tolerates_removal_by_another_process(tmp_path: Path) -> None:
-    states = store(tmp_path)
+    states = open_store(tmp_path)
     put(states, TOKENS)
     found, _ = find(states, TOKENS)
     assert found
@@ -222,12 +199,12 @@ def test_store_tolerates_removal_by_another_process(tmp_path: Path) -> None:
     told: list[NoticeEvent] = []
     states.discard(found, told.append)
     assert told == []
-    put(store(tmp_path), TOKENS)
+    put(open_store(tmp_path), TOKENS)
     assert find(states, TOKENS) == (found, [])
 
 
 def test_store_reports_and_removes_a_rejected_state(tmp_path: Path) -> None:
-    states, told = store(tmp_path), list[NoticeEvent]()
+    states, told = open_store(tmp_path), list[NoticeEvent]()
     put(states, TOKENS)
     found, _ = find(states, TOKENS)
     assert found
@@ -238,7 +215,7 @@ def test_store_reports_and_removes_a_rejected_state(tmp_path: Path) -> None:
 def test_store_files_are_readable_by_the_owner_only(tmp_path: Path) -> None:
     directory, mask = tmp_path / "states", os.umask(0)
     try:
-        put(store(directory), TOKENS)
+        put(open_store(directory), TOKENS)
     finally:
         os.umask(mask)
     assert (directory.stat().st_mode & 0o777, only_file(directory).stat().st_mode & 0o777) == (0o700, 0o600)
@@ -247,7 +224,7 @@ def test_store_files_are_readable_by_the_owner_only(tmp_path: Path) -> None:
 def test_store_without_a_usable_directory_is_empty_and_fails_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
-        states = store(directory)
+        states = open_store(directory)
         assert find(states, TOKENS) == (None, [])
         with pytest.raises(EngineError) as caught:
             put(states, TOKENS)
@@ -259,7 +236,7 @@ def test_store_keeps_the_old_state_after_a_failed_save(tmp_path: Path) -> None:
         path.write_bytes(b"half")
         raise EngineError("no room")
 
-    states = store(tmp_path)
+    states = open_store(tmp_path)
     put(states, TOKENS)
     with pytest.raises(EngineError, match="no room"):
         states.write((*TOKENS, 5), "kind", 100, fail)

@@ -3,69 +3,30 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from asking import Reply, collect_replies
+from asking import collect_replies
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_backend import ScriptedBackend, replies, tokens
-from test_scheduler import expected_reply, random_model
+from prompt_caching import (
+    FILE,
+    FIRST,
+    GOES_ON,
+    SCRIPT,
+    SECOND,
+    ask_once,
+    caching_engine,
+    file_count,
+    fill_cache,
+    scripted,
+)
+from scripted_backend import ScriptedBackend, expected_reply, random_model, replies, tokens
 
-from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.prompt_cache import MIN_SAVED_TOKENS
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.state_store import DAMAGED, StateStore
-
-FILE = "a long file, " * 10  # 130 tokens
-FIRST, SECOND = FILE + "first?", FILE + "second?"
-GOES_ON = FIRST + "one. and then?"
-SCRIPT = {FIRST: "one. ", SECOND: "two. ", FIRST + "one. and then?": "three. ", "x" * 100: "y", "short": "brief"}
-
-
-def store(directory: Path, limit: int = 10**6) -> StateStore:
-    """Open a state directory, as each process does."""
-    return StateStore(directory, limit, "digest", "plain")
-
-
-def scripted(**fields: object) -> ScriptedBackend:
-    """A backend with the default script, and a context for it."""
-    return ScriptedBackend(replies(SCRIPT), **{"context_size": 300, **fields})  # type: ignore[arg-type]
-
-
-@contextmanager
-def caching_engine(backend: ScriptedBackend, directory: Path, limit: int = 10**6) -> Iterator[Engine]:
-    """Start an engine with a prompt cache; check that it frees everything."""
-    engine = Engine(backend.open, store(directory, limit))
-    try:
-        list(engine.load())
-        yield engine
-    finally:
-        engine.close()
-    assert backend.closed
-
-
-def ask_once(engine: Engine, prompt: str, *, n: int = 1, limit: int | None = None) -> tuple[Reply, list[NoticeEvent]]:
-    """The first reply to a prompt, and the notices."""
-    events: list[Event] = list(engine.generate([Request(tokens(prompt), SamplingParams(max_tokens=limit), n=n)]))
-    said = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
-    return said[SequenceId(0)], [event for event in events if isinstance(event, NoticeEvent)]
-
-
-def fill_cache(directory: Path, prompt: str = FIRST, least: int = 1, **fields: object) -> None:
-    """Save a prompt and its reply with one engine."""
-    with caching_engine(scripted(**fields), directory) as engine:
-        ask_once(engine, prompt)
-        engine.save_prompt_cache(least)
-
-
-def file_count(directory: Path) -> int:
-    """Number of files in a directory, finished or not."""
-    return len(list(directory.iterdir())) if directory.exists() else 0
+from cerebrum_cli.engine.state_store import DAMAGED
 
 
 @pytest.mark.parametrize("slots", [1, 3])

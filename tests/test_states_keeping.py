@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 from asking import collect_replies
+from prompt_caching import (
+    FIRST,
+    GOES_ON,
+    SECOND,
+    ask_once,
+    caching_engine,
+    file_count,
+    fill_cache,
+    scripted,
+)
 from scripted_backend import ScriptedBackend, replies, tokens
-from test_states_engine import FIRST, GOES_ON, SECOND, ask_once, caching_engine, file_count, fill_cache, scripted, store
+from state_files import open_store
 from waiting import assert_returns
 
 from cerebrum_cli.core.errors import EngineError
@@ -75,7 +85,7 @@ def test_saving_leaves_running_sequences_alone(tmp_path: Path) -> None:
         thread.join(20)
         assert file_count(tmp_path) == 1
         assert [reply.reason for reply in collect_replies(events).values()] == ["cancelled"]
-    assert store(tmp_path).stored_prefix(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
+    assert open_store(tmp_path).stored_prefix(tokens("c" * 80), "scripted", lambda length, shared: True) == 80
 
 
 def test_saving_skips_slots_of_a_failed_step(tmp_path: Path) -> None:
@@ -103,7 +113,7 @@ def test_saving_without_a_loaded_model_does_nothing(tmp_path: Path) -> None:
         go.wait(20)
         raise EngineError("no model")
 
-    loads = Engine(slow, store(tmp_path))
+    loads = Engine(slow, open_store(tmp_path))
     assert_returns(lambda: loads.save_prompt_cache(1))
     go.set()
     with pytest.raises(EngineError, match="no model"):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from asking import Reply, collect_replies
+from asking import Reply, collect_replies, loaded
 
 import cerebrum_cli
 from cerebrum_cli.core.conversation import Conversation
@@ -31,7 +30,6 @@ SUMS = [f"What is {a} plus {b}?" for a, b in ((17, 25), (3, 4), (60, 31), (8, 8)
 LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + ". "
 
 
-@contextmanager
 def open_engine(
     slots: int,
     *,
@@ -39,7 +37,7 @@ def open_engine(
     batch_invariant: bool = True,
     kv_unified: bool = False,
     states: StateStore | None = None,
-) -> Iterator[Engine]:
+) -> AbstractContextManager[Engine]:
     """Start an engine with so many slots."""
     options = LoadOptions(
         NANO,
@@ -51,12 +49,7 @@ def open_engine(
         whole_context=kv_unified,
         batch_invariant=batch_invariant and not kv_unified,
     )
-    engine = Engine(lambda tell, stop: open_llama(options, tell, stop), states)
-    try:
-        list(engine.load())
-        yield engine
-    finally:
-        engine.close()
+    return loaded(Engine(lambda tell, stop: open_llama(options, tell, stop), states))
 
 
 def prompt_of(engine: Engine, question: str) -> tuple[int, ...]:

@@ -1,0 +1,52 @@
+"""A small batch and its journal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from cerebrum_cli.batches.journal import Journal, open_journal
+from cerebrum_cli.batches.readers import read_rows
+from cerebrum_cli.batches.rows import Row, RowError, failed_object
+
+FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
+ROWS = read_rows("Why?\nHow?\n\nWhé\u2028n?\nWho?\n".encode(), "txt")
+ORDER = (2, 0, 3, 1)  # in which the rows finish
+
+
+def answer(row: Row, text: str = "So.") -> dict[str, Any]:
+    """The output object of a row; the row "Who?" has an error."""
+    if row.prompt == "Who?":
+        return failed_object(row, RowError("prompt_too_long", "it is"))
+    return {**failed_object(row, RowError("", "")), "text": f"{text} {row.prompt}", "seed": 1, "error": None}
+
+
+def complete_result(text: str = "So.") -> bytes:
+    """The expected result file."""
+    lines = [json.dumps(answer(row, text), ensure_ascii=False).replace("\u2028", "\\u2028") for row in ROWS]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, **changed: Any) -> Journal:
+    return open_journal(output, {**FINGERPRINT, **changed}, rows, restart)
+
+
+def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:
+    """Complete a batch, and return the positions it answered."""
+    answered = []
+    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
+        for position in ORDER:
+            if position not in journal.finished:
+                journal.write(position, answer(ROWS[position], text))
+                answered.append(position)
+        journal.complete()
+    return answered
+
+
+def run_some(output: Path, *positions: int, restart: bool = False, text: str = "So.", **changed: Any) -> None:
+    """Answer some rows of a batch, and close it."""
+    with contextlib.closing(open_batch(output, restart, **changed)) as journal:
+        for position in positions:
+            journal.write(position, answer(ROWS[position], text))
