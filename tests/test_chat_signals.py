@@ -70,7 +70,7 @@ def assert_restored(person: Person, tmp_path: Path) -> None:
 def test_chat_ignores_further_signals_while_it_saves_a_reply(
     open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    person = open_chat(WORDS, pause=0.02)
+    person = open_chat(WORDS, "--no-markdown", pause=0.02)
     person.type("Talk!\r")
     person.wait_for("word5 ")
     for _ in range(3):
@@ -140,7 +140,7 @@ def test_chat_signal_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Pat
 def test_chat_saves_the_reply_when_its_terminal_closes(
     open_chat: OpenTerminal, new_user: CommandLine, shell: tuple[str, ...]
 ) -> None:
-    person = open_chat(WORDS, pause=0.02, shell=shell)
+    person = open_chat(WORDS, "--no-markdown", pause=0.02, shell=shell)
     person.type("Talk!\r")
     person.wait_for("word5 ")
     person.hang_up()
@@ -162,7 +162,7 @@ def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenTermin
 
 
 def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTerminal, tmp_path: Path) -> None:
-    person = open_chat(WORDS, stuck=20)
+    person = open_chat(WORDS, "--no-markdown", stuck=20)
     person.type("Talk!\r")
     person.wait_for("word1 ")
     assert not person.has_echo
