@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import PEERS, RESULTS, ROOT
+from harness import PEER_PROGRAMS, RESULTS, ROOT
 
 from cerebrum_cli.engine.machine import available_memory
 
@@ -28,7 +28,7 @@ PUBLISHED = {
     MT_BENCH: "fastchat/llm_judge/data/mt_bench/question.jsonl in github.com/lm-sys/FastChat",
     GSM8K: "the first 200 lines of grade_school_math/data/test.jsonl in github.com/openai/grade-school-math",
 }
-SHAPE = PEERS.parent.parent / "mistral-7b-shape.gguf"
+SHAPE = PEER_PROGRAMS.parent.parent / "mistral-7b-shape.gguf"
 SHAPE_DISK, SHAPE_MEMORY = 5 * 10**9, 10 * 10**9  # bytes of the file and some more, and of it laid out anew and asked
 
 
@@ -84,7 +84,7 @@ def parsed() -> argparse.Namespace:
         parser.error(f"--data: {given.data} is no folder")
     if given.shape and not given.shape.is_file():
         parser.error(f"--shape: {given.shape} is no file")
-    if not PEERS.is_dir():
+    if not PEER_PROGRAMS.is_dir():
         parser.error("`make peers` first")
     return given
 

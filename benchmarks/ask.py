@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from harness import PEERS, ROOT, SCRIPT, Row, in_turn, record, run
+from harness import PEER_PROGRAMS, ROOT, SCRIPT, Row, alternate, record, run
 
 QUESTION = "Out of six apples three are bad. What is the probability of picking a good one?"
 SHORT = "What is the capital of France, and what is it known for? Answer in one short sentence."
@@ -46,7 +46,7 @@ def decode(model: str, threads: str, runs: int) -> Row:
 
     def peer() -> float:
         command = [
-            PEERS / "llama-bench",
+            PEER_PROGRAMS / "llama-bench",
             "-m",
             model,
             "-p",
@@ -62,7 +62,7 @@ def decode(model: str, threads: str, runs: int) -> Row:
         ]
         return float(json.loads(run([str(part) for part in command]).output)[0]["avg_ts"])
 
-    mine, other, ratio = in_turn(ours, peer, 3 * runs)  # the two are close, and one run varies by some per cent
+    mine, other, ratio = alternate(ours, peer, 3 * runs)  # the two are close, and one run varies by some per cent
     return Row(
         "single-stream decode, starter, llama-bench -p 0 -n 128",
         f"{mine:.1f} tok/s",
@@ -75,10 +75,10 @@ def decode(model: str, threads: str, runs: int) -> Row:
 def one_liner(model: str, threads: str, runs: int) -> list[Row]:
     """Compare a whole question of 16 answer tokens with llama-completion: wall time and peak memory."""
     mine = [SCRIPT, "ask", QUESTION, "-m", "starter", "-n", "16", "--threads", threads]
-    peer = [str(PEERS / "llama-completion"), "--no-warmup", "-m", model, "-p", QUESTION, "-n", "16"]
+    peer = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", QUESTION, "-n", "16"]
     peer += ["--temp", "0", "-t", threads, "--single-turn", "--no-display-prompt"]
-    a, b, ratio = in_turn(lambda: run(mine).seconds, lambda: run(peer).seconds, runs)
-    c, d, memory = in_turn(lambda: run(mine).peak, lambda: run(peer).peak, runs)
+    a, b, ratio = alternate(lambda: run(mine).seconds, lambda: run(peer).seconds, runs)
+    c, d, memory = alternate(lambda: run(mine).peak_mib, lambda: run(peer).peak_mib, runs)
     return [
         Row("ask, 16 tokens, whole process, llama-completion --no-warmup", f"{a:.3f} s", f"{b:.3f} s", ratio, "<= 1.6"),
         Row("ask, 16 tokens, peak memory, llama-completion", f"{c:.0f} MiB", f"{d:.0f} MiB", memory, "<= 1.3"),
@@ -99,14 +99,14 @@ def against_llm(runs: int) -> Row:
     def ours() -> float:
         return run([SCRIPT, "ask", SHORT, "-m", "starter", "-n", str(said[-1])]).seconds
 
-    other, mine, ratio = in_turn(peer, ours, runs)
+    other, mine, ratio = alternate(peer, ours, runs)
     tokens = f"{min(said)} to {max(said)} tokens"
     return Row("ask, whole process, llm -m SmolLM2", f"{mine:.3f} s", f"{other:.3f} s ({tokens})", 1 / ratio, "<= 0.65")
 
 
 def start_up(runs: int) -> Row:
     """Compare `cerebrum --help` with an interpreter that does nothing."""
-    mine, other, ratio = in_turn(
+    mine, other, ratio = alternate(
         lambda: run([SCRIPT, "--help"]).seconds,
         lambda: run([sys.executable, "-c", "pass"]).seconds,
         3 * runs,
@@ -115,6 +115,6 @@ def start_up(runs: int) -> Row:
 
 
 if __name__ == "__main__":
-    if not Path(PEERS).is_dir():
+    if not Path(PEER_PROGRAMS).is_dir():
         sys.exit("make peers first")
     main()

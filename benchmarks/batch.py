@@ -37,9 +37,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from answering import THREADS, Answered, Work, answer, gsm8k, path_of, prompts_of, show
-from harness import PEERS, Row, alone, in_turn, medians
-from server import batched_bench, serve
+from answering import THREADS, BatchJob, BatchResult, gsm8k, model_path, run_batch, tokenized_prompts
+from harness import PEER_PROGRAMS, Row, alternate, in_subprocess, medians, record
+from server import batched_bench, time_server
 
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.core.events import Event, TokenEvent
@@ -60,56 +60,58 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="[default: 3, of `shape` 1]")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="[default: 64]")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a reply [default: 64]")
-    parser.add_argument("--dry", action="store_true", help="do not touch the table of results")
+    parser.add_argument("--dry-run", action="store_true", help="do not touch the table of results")
     given = parser.parse_args()
     if not given.data:
         return print("without --data, batches are not measured")
     parts = [given.only] if given.only else PARTS
     runs, questions = given.runs or 3, gsm8k(given.data, given.questions)
     if "server" in parts:
-        show([against_server("starter", "starter", questions, given.tokens, runs, ">= 1.05")], given.dry)
-        encoded = alone(as_bf16, path_of("starter"))
-        show([against_server("starter as BF16", str(encoded), questions, given.tokens, runs, ">= 1.3")], given.dry)
+        record([against_server("starter", "starter", questions, given.tokens, runs, ">= 1.05")], given.dry_run)
+        encoded = in_subprocess(as_bf16, model_path("starter"))
+        record(
+            [against_server("starter as BF16", str(encoded), questions, given.tokens, runs, ">= 1.3")], given.dry_run
+        )
     if "alone" in parts:
-        show([against_one_by_one(questions, given.tokens, runs)], given.dry)
+        record([against_one_by_one(questions, given.tokens, runs)], given.dry_run)
     if "share" in parts:
-        show([python_share(questions[:SLOTS], given.tokens, runs)], given.dry)
+        record([python_share(questions[:SLOTS], given.tokens, runs)], given.dry_run)
     if "shape" in parts and given.shape:
         few, tokens = questions[:SHAPE_QUESTIONS], min(SHAPE_TOKENS, given.tokens)
-        show([against_server("7B shape", str(given.shape), few, tokens, given.runs or 1, ">= 1.0")], given.dry)
+        record([against_server("7B shape", str(given.shape), few, tokens, given.runs or 1, ">= 1.0")], given.dry_run)
     return None
 
 
-def rate(work: Work, prompts: Sequence[Sequence[int]]) -> float:
+def rate(work: BatchJob, prompts: Sequence[Sequence[int]]) -> float:
     """Answer a batch in a process of its own; return tokens a second, RuntimeError where other work was done."""
-    return checked_rate(alone(answer, work), prompts, int(work.given["max_tokens"]))
+    return checked_rate(in_subprocess(run_batch, work), prompts, int(work.settings["max_tokens"]))
 
 
-def checked_rate(answered: Answered, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+def checked_rate(answered: BatchResult, prompts: Sequence[Sequence[int]], tokens: int) -> float:
     """Return the tokens a second of a batch whose replies all have as many tokens as they should."""
-    done = [(each["prompt_tokens"], each["completion_tokens"]) for each in answered.objects]
+    done = [(each["prompt_tokens"], each["completion_tokens"]) for each in answered.rows]
     if done != [(len(prompt), tokens) for prompt in prompts]:
         raise RuntimeError(f"other work was done than was asked for: {done}")
     return tokens * len(prompts) / answered.seconds
 
 
-def work_of(model: str, questions: Sequence[Question], tokens: int, at_once: int | None) -> Work:
+def work_of(model: str, questions: Sequence[Question], tokens: int, at_once: int | None) -> BatchJob:
     """Return questions as they are asked here."""
-    return Work(model, questions, {"max_tokens": tokens, "temperature": 0.0}, at_once, endless=True)
+    return BatchJob(model, questions, {"max_tokens": tokens, "temperature": 0.0}, at_once, ignore_eos=True)
 
 
 def against_server(name: str, model: str, questions: Sequence[Question], tokens: int, runs: int, bar: str) -> Row:
     """Compare a batch with llama-server, in tokens a second; a single run has no warm-up."""
-    path, prompts = path_of(model), alone(prompts_of, model, questions)
+    path, prompts = model_path(model), in_subprocess(tokenized_prompts, model, questions)
     work = work_of(model, questions, tokens, None)
 
     def ours() -> float:
         return rate(work, prompts)
 
     def peer() -> float:
-        return len(prompts) * tokens / serve(path, prompts, tokens, THREADS)
+        return len(prompts) * tokens / time_server(path, prompts, tokens, THREADS)
 
-    mine, other, ratio = in_turn(ours, peer, runs) if runs > 1 else medians([(ours(), peer())])
+    mine, other, ratio = alternate(ours, peer, runs) if runs > 1 else medians([(ours(), peer())])
     if runs > 1:
         length = round(statistics.mean(map(len, prompts)))
         bench = len(prompts) * tokens / sum(batched_bench(path, length, tokens, len(prompts), THREADS))
@@ -122,7 +124,7 @@ def as_bf16(source: Path) -> Path:
     """Return a model's file with its weights as BF16, written once; to be called in a process of its own."""
     from cerebrum_cli.engine.llama.library import llama
 
-    target = PEERS.parent.parent / f"{source.stem}.as-BF16.gguf"
+    target = PEER_PROGRAMS.parent.parent / f"{source.stem}.as-BF16.gguf"
     if not target.exists() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
         params = llama.llama_model_quantize_default_params()
         params.ftype, params.allow_requantize = BF16, True
@@ -135,8 +137,8 @@ def as_bf16(source: Path) -> Path:
 
 def against_one_by_one(questions: Sequence[Question], tokens: int, runs: int) -> Row:
     """Compare `--parallel auto` with `--parallel 1`, in tokens a second."""
-    prompts = alone(prompts_of, "starter", questions)
-    mine, other, ratio = in_turn(
+    prompts = in_subprocess(tokenized_prompts, "starter", questions)
+    mine, other, ratio = alternate(
         lambda: rate(work_of("starter", questions, tokens, None), prompts),
         lambda: rate(work_of("starter", questions, tokens, 1), prompts),
         runs,
@@ -160,7 +162,7 @@ class Share(NamedTuple):
 def python_share(questions: Sequence[Question], tokens: int, runs: int) -> Row:
     """Compare what Python takes of a step with the step."""
     work = work_of("starter", questions, tokens, len(questions))
-    shares = [alone(share, work) for _ in range(runs)]
+    shares = [in_subprocess(share, work) for _ in range(runs)]
     for found in shares:
         print(
             f"{found.steps} steps of {found.step * 1e3:.1f} ms: Python takes {found.engine * 1e3:.3f} ms"
@@ -218,11 +220,11 @@ class Clock:
             events.close()
 
 
-def share(work: Work) -> Share:
+def share(work: BatchJob) -> Share:
     """Return what Python takes of the steps in which all sequences talk; to be called in a process of its own."""
     slots = len(work.questions)
     clock = Clock(slots)
-    answer(work, clock.watch)
+    run_batch(work, clock.watch)
     if not clock.steps:
         raise RuntimeError(f"there was no step of {slots} sequences")
     step = statistics.mean(whole for whole, _ in clock.steps)

@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import Row, alone, in_turn, record
+from harness import Row, alternate, in_subprocess, record
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.inference.loading import ModelLoader
@@ -60,7 +60,7 @@ def main() -> None:
             record([resuming(str(model), given.runs)])
 
 
-def led(directory: Path, **given: Any) -> Chat:
+def open_chat(directory: Path, **given: Any) -> Chat:
     """Return a chat as the command leads it, with the models of this machine, and all that it keeps in a folder."""
     real = real_runtime()
     runtime = replace(real, config_directory=directory, data_directory=directory, cache_directory=directory)
@@ -70,7 +70,7 @@ def led(directory: Path, **given: Any) -> Chat:
     return Chat(runtime.history, opener, given, opener.open(model, settings), settings)
 
 
-def leave(chat: Chat) -> None:
+def close_chat(chat: Chat) -> None:
     """Let go of a chat, and keep nothing more of it."""
     chat.loaded.engine.close()
     chat.history.close()
@@ -114,7 +114,7 @@ def evaluated(questions: Sequence[Sequence[str]], form: str, limit: int) -> Row:
 
 def turns(directory: Path, questions: Sequence[str], form: str, limit: int) -> Iterator[Turn]:
     """Lead one chat, and yield its turns."""
-    chat = led(directory, model="starter", format=form, max_tokens=limit, cache_gb=0)
+    chat = open_chat(directory, model="starter", format=form, max_tokens=limit, cache_gb=0)
     known = 0
     try:
         for question in questions:
@@ -124,7 +124,7 @@ def turns(directory: Path, questions: Sequence[str], form: str, limit: int) -> I
             yield Turn(finish.prompt_tokens - finish.cached_tokens, finish.prompt_tokens - known)
             known = finish.prompt_tokens + tokens_of_reply(chat)
     finally:
-        leave(chat)
+        close_chat(chat)
 
 
 def tokens_of_reply(chat: Chat) -> int:
@@ -144,20 +144,20 @@ def resuming(model: str, runs: int) -> Row:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         finishes: list[FinishEvent] = []
-        alone(keep_session, directory, model)
+        in_subprocess(keep_session, directory, model)
 
         def seconds(keeps: bool) -> float:
-            finish = alone(resumed, directory, model, keeps)
+            finish = in_subprocess(resumed, directory, model, keeps)
             if (finish.cached_tokens > SESSION // 2) is not keeps:
                 raise RuntimeError(f"{finish.cached_tokens} of {finish.prompt_tokens} tokens were not evaluated")
             finishes.append(finish)
             return finish.timings.ttft_s
 
-        kept, read, ratio = in_turn(lambda: seconds(True), lambda: seconds(False), runs)
+        kept, read, ratio = alternate(lambda: seconds(True), lambda: seconds(False), runs)
         size = sum(path.stat().st_size for path in (directory / "states").iterdir())
     cached, prompt = finishes[0].cached_tokens, finishes[0].prompt_tokens
     return Row(
-        f"first token after load, {Path(model).stem}, session of {SESSION} tokens resumed / evaluated",
+        f"first token after load, {Path(model).stem}, session of {SESSION} tokens restored / evaluated",
         f"{kept * 1e3:.1f} ms ({cached} tokens of {prompt}, {size / 1e6:.0f} MB)",
         f"{read * 1e3:.0f} ms",
         ratio,
@@ -167,7 +167,7 @@ def resuming(model: str, runs: int) -> Row:
 
 def keep_session(directory: Path, model: str) -> None:
     """Lead a chat until it has SESSION tokens, and leave it as the command does."""
-    chat = led(directory, model=model, format="cerebrum", max_tokens=64)
+    chat = open_chat(directory, model=model, format="cerebrum", max_tokens=64)
     size = 0
     while size < SESSION:
         finish = finish_of(chat.send(TOLD))
@@ -178,14 +178,14 @@ def keep_session(directory: Path, model: str) -> None:
 
 def resumed(directory: Path, model: str, keeps: bool) -> FinishEvent:
     """Ask for one token more, with the room a chat's reply has, and take the question back."""
-    chat = led(directory, model=model, format="cerebrum", **({} if keeps else {"cache_gb": 0}))
+    chat = open_chat(directory, model=model, format="cerebrum", **({} if keeps else {"cache_gb": 0}))
     chat.session = chat.history.acquire_latest()
     try:
         finish = finish_of(until_first_token(chat))
         chat.undo()
         return finish
     finally:
-        leave(chat)
+        close_chat(chat)
 
 
 def until_first_token(chat: Chat) -> Iterator[Event]:

@@ -33,11 +33,11 @@ def main() -> None:
     given = parser.parse_args()
     for model in ("starter", *filter(None, [given.shape])):
         rows = []
-        for where, prompt in (("prompt", PROMPT), ("answer", "Tell me a long story about apples.")):
+        for phase, prompt in (("prefill", PROMPT), ("decode", "Tell me a long story about apples.")):
             both = [interrupted(model, prompt, WAIT) for _ in range(RUNS)]
             streams, processes = ([seconds * 1e3 for seconds in side] for side in zip(*both, strict=True))
             median, allowed = statistics.median(streams), ALLOWED_MS.get(model, ALLOWED_MS["7B"])
-            what = f"Ctrl-C in the {where}, {'starter' if model == 'starter' else '7B shape'}, to the end of the stream"
+            what = f"Ctrl-C during {phase}, {'starter' if model == 'starter' else '7B shape'}, to the end of the stream"
             rows.append(Row(what, f"{median:.0f} ms", f"{allowed} ms allowed", median / allowed, "<= 1"))
             print(f"{what}: max {max(streams):.0f} ms; process gone after {statistics.median(processes):.0f} ms")
         record(rows)

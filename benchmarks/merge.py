@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from gguf import GGUFReader
-from harness import SCRIPT, Row, alone, medians, private, record, run
+from harness import SCRIPT, Row, in_subprocess, isolated_environment, medians, record, run
 
 RECIPE = "cerebrum-12b"
 PARAMETERS, TENSORS = 12_476_420_096, 507
@@ -41,9 +41,11 @@ def main() -> None:
         sys.exit("left out: stacking layers takes a model of Mistral-7B's shape, --shape FILE")
     with tempfile.TemporaryDirectory(dir=given.on or given.shape.parent) as name:
         folder = Path(name)
-        os.environ.update(private(folder))
+        os.environ.update(isolated_environment(folder))
         rows = stacking(given.shape, folder, given.runs)
-        alone(check, given.shape, folder / "merged.gguf")  # what it maps would count as memory of what is started next
+        in_subprocess(
+            check, given.shape, folder / "merged.gguf"
+        )  # what it maps would count as memory of what is started next
         record([*rows, combining(given.shape, folder)])
 
 
@@ -62,14 +64,14 @@ def stacking(shape: Path, folder: Path, runs: int) -> list[Row]:
         copied.unlink()
         if number:  # the first pair warms up
             pairs.append((peer.seconds, ours.seconds))
-            peaks.append(ours.peak * 2**20 / 1e6)
-        print(f"merge {ours.seconds:.1f} s, cp {peer.seconds:.1f} s, peak {ours.peak:.0f} MiB", flush=True)
+            peaks.append(ours.peak_mib * 2**20 / 1e6)
+        print(f"merge {ours.seconds:.1f} s, cp {peer.seconds:.1f} s, peak {ours.peak_mib:.0f} MiB", flush=True)
     peer_s, ours_s, ratio = medians(pairs)
     size = merged.stat().st_size / 1e9
     peak = median(peaks)
     return [
         Row(
-            f"7B shape stacked to 56 layers, {size:.2f} GB with SHA-256, against cp: speed",
+            f"7B shape stacked to 56 layers, {size:.2f} GB with SHA-256 / cp: speed",
             f"{size / ours_s:.2f} GB/s",
             f"{size / peer_s:.2f} GB/s",
             ratio,
@@ -115,10 +117,10 @@ def combining(shape: Path, folder: Path) -> Row:
     recipe = folder / "linear.yaml"
     recipe.write_text(LINEAR.format(shape, other))
     done = run([SCRIPT, "merge", str(recipe), "-o", str(folder / "linear.gguf"), "--type", "Q8_0", "-q"])
-    peak = done.peak * 2**20 / 1e6
+    peak = done.peak_mib * 2**20 / 1e6
     speed = 2 * shape.stat().st_size / 1e9 / done.seconds
     print(f"linear of two models of the 7B's shape to Q8_0: {done.seconds:.0f} s, {speed:.2f} GB/s read")
-    what = "two of the 7B shape combined to Q8_0: peak memory"
+    what = "linear merge of two 7B shapes to Q8_0: peak memory"
     return Row(what, f"{peak:.0f} MB", f"{MEMORY:.0f} MB", peak / MEMORY, "<= 1")
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import ROOT, SCRIPT, Row, in_turn, record, run
+from harness import ROOT, SCRIPT, Row, alternate, record, run
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -63,7 +63,7 @@ def downloading(directory: Path, arguments: argparse.Namespace) -> Row:
 
         return measure
 
-    ours, peer, ratio = in_turn(
+    ours, peer, ratio = alternate(
         timed([SCRIPT, "pull", "--quiet", REPOSITORY]), timed([PEER, "download", REPOSITORY, FILE]), arguments.runs
     )
     what = f"pull {arguments.gigabytes:g} GB from loopback, checksum included / hf download"
@@ -79,7 +79,7 @@ def listing(runs: int) -> list[Row]:
         ("list --available", ["list", "--available"]),
         ("show", ["show", REPOSITORY]),
     ):
-        ours, peer, ratio = in_turn(
+        ours, peer, ratio = alternate(
             lambda: run([SCRIPT, *command]).seconds,  # noqa: B023
             lambda: run(INTERPRETER).seconds,
             3 * runs,

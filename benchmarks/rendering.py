@@ -20,8 +20,8 @@ from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from chat import leave, led
-from harness import Row, alone, medians, record, sit_at, terminal
+from chat import close_chat, open_chat
+from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, record
 
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
@@ -60,8 +60,10 @@ def rendering(tokens: int, runs: int) -> list[Row]:
     """Compare a long reply drawn and discarded, then measure drawing other kinds of text."""
 
     def pair() -> tuple[ReplyTimes, ReplyTimes]:
-        with tempfile.TemporaryDirectory() as name, terminal(COLUMNS, ROWS) as device:
-            return alone(draw_reply, Path(name), tokens, device), alone(draw_reply, Path(name), tokens, os.devnull)
+        with tempfile.TemporaryDirectory() as name, pseudo_terminal(COLUMNS, ROWS) as device:
+            return in_subprocess(draw_reply, Path(name), tokens, device), in_subprocess(
+                draw_reply, Path(name), tokens, os.devnull
+            )
 
     pair()
     pairs = [pair() for _ in range(runs)]
@@ -71,7 +73,7 @@ def rendering(tokens: int, runs: int) -> list[Row]:
     flat = f"time of tokens {3 * quarter} to {4 * quarter} over {quarter} to {2 * quarter}, Markdown / --no-markdown"
     return [
         Row(
-            f"decode of {tokens} tokens, Markdown on a terminal / --no-markdown to nowhere",
+            f"decode of {tokens} tokens, Markdown on a terminal / --no-markdown to the null device",
             f"{shown:.1f} tok/s",
             f"{plain:.1f} tok/s",
             ratio,
@@ -91,8 +93,8 @@ class ReplyTimes(NamedTuple):
 
 def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     """Draw a long reply of the starter model on a device. Raises RuntimeError if the reply ends early."""
-    sit_at(device)
-    chat = led(directory, model="starter", max_tokens=tokens, cache_gb=0)
+    attach_to(device)
+    chat = open_chat(directory, model="starter", max_tokens=tokens, cache_gb=0)
     stamps: list[float] = []
     try:
         streams = standard_streams()
@@ -100,7 +102,7 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
         repl.render(stamped(chat.send(GUIDE), stamps))
         ended = time.perf_counter()
     finally:
-        leave(chat)
+        close_chat(chat)
     if len(stamps) != tokens:
         raise RuntimeError(f"the model stopped after {len(stamps)} tokens")
     quarter = tokens // 4
@@ -121,19 +123,19 @@ def stamped(events: Generator[Event, None, None], stamps: list[float]) -> Genera
 
 def drawing(kind: str, tokens: int, seconds: float, runs: int) -> Row:
     """Compare the CPU seconds of drawing a text with the seconds of decoding as many tokens."""
-    pieces = alone(pieces_of, kind, tokens)
-    with terminal(COLUMNS, ROWS) as device:
-        unpaced = alone(drawn, pieces, 0.0, device)
-        spent = statistics.median(alone(drawn, pieces, seconds / tokens, device) for _ in range(runs))
+    pieces = in_subprocess(pieces_of, kind, tokens)
+    with pseudo_terminal(COLUMNS, ROWS) as device:
+        unpaced = in_subprocess(drawn, pieces, 0.0, device)
+        spent = statistics.median(in_subprocess(drawn, pieces, seconds / tokens, device) for _ in range(runs))
     print(f"{kind}, {tokens} tokens without pauses: {unpaced:.3f} s")
-    what = f"drawing {tokens} tokens of {kind} / decoding as many"
+    what = f"drawing {tokens} tokens of {kind} / decoding them"
     return Row(what, f"{spent:.3f} s of CPU", f"{seconds:.2f} s", spent / seconds, "<= 0.05")
 
 
 def pieces_of(kind: str, tokens: int) -> list[str]:
     """Text of one kind, split into tokens of the starter model."""
     with tempfile.TemporaryDirectory() as name:
-        chat = led(Path(name), model="starter", cache_gb=0)
+        chat = open_chat(Path(name), model="starter", cache_gb=0)
         try:
             for _ in chat.loaded.responder.load():
                 pass
@@ -142,12 +144,12 @@ def pieces_of(kind: str, tokens: int) -> list[str]:
             ids = backend.tokenize((Text(text),))[:tokens]
             return [detokenizer.feed(backend.piece(token))[0] for token in ids]
         finally:
-            leave(chat)
+            close_chat(chat)
 
 
 def drawn(pieces: Sequence[str], interval: float, device: str) -> float:
     """Draw a text on a terminal, one piece per `interval` seconds; return the CPU seconds spent."""
-    sit_at(device)
+    attach_to(device)
     sink = MarkdownSink(standard_streams())
     start, spent = time.perf_counter(), 0.0
     for at, piece in enumerate(pieces):

@@ -30,8 +30,21 @@ from pathlib import Path
 from typing import Any
 
 import traced
-from answering import THREADS, path_of, show
-from harness import PEERS, ROOT, SCRIPT, Row, first_byte, in_turn, machine, medians, private, record_section, run
+from answering import THREADS, model_path
+from harness import (
+    PEER_PROGRAMS,
+    ROOT,
+    SCRIPT,
+    Row,
+    alternate,
+    isolated_environment,
+    machine,
+    medians,
+    record,
+    record_section,
+    run,
+    time_to_first_byte,
+)
 
 QUESTION = "What is the capital of France?"
 FIRST, SECOND = "How many legs do seven spiders have?", "How many wheels do nine cars have?"
@@ -46,16 +59,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", metavar="FILE", help="a model of Mistral-7B's shape")
     parser.add_argument("--runs", type=int, help=f"[default: {RUNS}, with FILE {SHAPE_RUNS}]")
-    parser.add_argument("--dry", action="store_true", help="do not touch the results")
+    parser.add_argument("--dry-run", action="store_true", help="do not touch the results")
     given = parser.parse_args()
-    runs, model = given.runs or RUNS, str(path_of("starter"))
+    runs, model = given.runs or RUNS, str(model_path("starter"))
     with tempfile.TemporaryDirectory() as name:
         ask = [*asking(model), "--threads", str(THREADS), "--no-log", QUESTION]
-        show([cold_start(ask, private(Path(name)), runs, given.dry)], given.dry)
-        show([first_token(model, ask, private(Path(name)), runs)], given.dry)
+        record([cold_start(ask, isolated_environment(Path(name)), runs, given.dry_run)], given.dry_run)
+        record([first_token(model, ask, isolated_environment(Path(name)), runs)], given.dry_run)
     if given.shape:
         for system in (None, SYSTEM):
-            show([second_question(given.shape, system, given.runs or SHAPE_RUNS)], given.dry)
+            record([second_question(given.shape, system, given.runs or SHAPE_RUNS)], given.dry_run)
 
 
 def asking(model: str) -> list[str]:
@@ -74,7 +87,7 @@ def cold_start(ask: Sequence[str], environment: Environment, runs: int, dry: boo
         found.append(passed(ask, environment))
         return found[-1][traced.PLANNED]
 
-    mine, other, ratio = in_turn(ours, lambda: run([sys.executable, "-c", "pass"]).seconds, runs)
+    mine, other, ratio = alternate(ours, lambda: run([sys.executable, "-c", "pass"]).seconds, runs)
     prompt = prompt_of(ask, environment)["prompt_tokens"]
     text = section(durations(found[1:]), prompt, runs)
     print(text)
@@ -115,8 +128,8 @@ def section(phases: Mapping[str, Sequence[float]], prompt: int, runs: int) -> st
         [
             "`cerebrum ask` from the start of its process to the first token on standard output: the starter, its file",
             f"in the page cache, {THREADS} threads, a prompt of {prompt} tokens; medians of {runs} runs of",
-            f"`benchmarks/start.py` on {date.today()}, {machine()}. While the engine is at work, another",
-            "thread imports what the answer takes.",
+            f"`benchmarks/start.py` on {date.today()}, {machine()}. While the engine loads, another",
+            "thread imports the modules that the answer needs.",
             "",
             "| phase | ms | share |",
             "|---|---|---|",
@@ -132,12 +145,12 @@ def section(phases: Mapping[str, Sequence[float]], prompt: int, runs: int) -> st
 def first_token(model: str, ask: Sequence[str], environment: Environment, runs: int) -> Row:
     """Compare the first token with llama-completion's, which reads the same prompt."""
     asked = prompt_of(ask, environment)
-    peer = [str(PEERS / "llama-completion"), "--no-warmup", "-m", model, "-p", asked["prompt"], "-n", "1"]
+    peer = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", asked["prompt"], "-n", "1"]
     peer += ["--temp", "0", "-t", str(THREADS), "-no-cnv", "--no-display-prompt"]
     read = re.search(r"prompt eval time =.*/ *(\d+) tokens", run(peer).errors)
     if read is None or int(read[1]) != asked["prompt_tokens"]:
         raise RuntimeError(f"llama-completion reads {read and read[1]} tokens, and not {asked['prompt_tokens']}")
-    mine, other, ratio = in_turn(lambda: first_byte(ask, environment), lambda: first_byte(peer), runs)
+    mine, other, ratio = alternate(lambda: time_to_first_byte(ask, environment), lambda: time_to_first_byte(peer), runs)
     what = "first token from exec, starter: cerebrum ask / llama-completion"
     return Row(what, f"{mine * 1e3:.0f} ms", f"{other * 1e3:.0f} ms", ratio, "<= 1.6")
 
@@ -157,7 +170,7 @@ def second_question(model: str, system: str | None, runs: int) -> Row:
     Loading takes 5 to 9 s from one process to the next, so both sides of a pair have that of the second question.
     """
     with tempfile.TemporaryDirectory() as name:
-        environment = private(Path(name))
+        environment = isolated_environment(Path(name))
         ask = [*asking(model), "--no-profile"]
         led = [*ask, "--format", "cerebrum", *(["-s", system] if system else [])]
         run([*led, FIRST], environment=environment)
@@ -173,8 +186,8 @@ def second_question(model: str, system: str | None, runs: int) -> Row:
             pairs.append((ours["load_s"] + ours["ttft_s"], ours["load_s"] + own_tokens["ttft_s"]))
     mine, other, ratio = medians(pairs)
     prompt = f"a system prompt of {seen['cached_tokens']} tokens" if system else "the same system prompt"
-    what = f"second question with {prompt}, 7B shape: first token / load + its own tokens"
-    kept = f"{seen['cached_tokens']} tokens kept, {own} its own"
+    what = f"second question with {prompt}, 7B shape: first token / load + prefill of its own tokens"
+    kept = f"{seen['cached_tokens']} tokens cached, {own} evaluated"
     return Row(what, f"{mine:.2f} s ({kept})", f"{other:.2f} s", ratio, "<= 1.1")
 
 
@@ -197,6 +210,6 @@ def text_of(tokens: int, ask: Sequence[str], environment: Environment) -> str:
 
 
 if __name__ == "__main__":
-    if not PEERS.is_dir():
+    if not PEER_PROGRAMS.is_dir():
         sys.exit("make peers first")
     main()

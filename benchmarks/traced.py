@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 INTERPRETER = "interpreter"
 COMMANDS = "imports of the command line: typer, the command"
-USE_CASE = "command line read, imports of the use case"
-FOUND = "model found, settings, format chosen"
+USE_CASE = "command line parsed, imports of the use case"
+FOUND = "model, settings and format resolved"
 BINDINGS = "engine: bindings of llama.cpp imported"
-PLANNED = "engine: devices and memory seen, load planned"
+PLANNED = "engine: devices and memory detected, load planned"
 LOADED = "model loaded, in native code"
-PROMPT = "format built, prompt rendered and tokenised"
-CONTEXT = "context made"
+PROMPT = "format built, prompt rendered and tokenized"
+CONTEXT = "context created"
 EVALUATED = "prompt evaluated"
-SHOWN = "first token chosen, on standard output"
+SHOWN = "first token sampled, on standard output"
 
 passed: dict[str, float] = {}
 

@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from answering import path_of, show
-from harness import ROOT, SCRIPT, Row, Run, medians, private, run
+from answering import model_path
+from harness import ROOT, SCRIPT, Row, Run, isolated_environment, medians, record, run
 
 ALLOWED_S = 120
 USUAL = "--no-profile"
@@ -71,41 +71,41 @@ def main() -> None:
     parser.add_argument("--only", choices=("starter", "shape"), metavar="MODEL", help="starter or shape")
     parser.add_argument("--runs", type=int, help="pairs [default: 3, of FILE 2]")
     parser.add_argument("--quick", action="store_true", help="tune --quick, and do not touch the table of results")
-    parser.add_argument("--dry", action="store_true", help="do not touch the table of results")
+    parser.add_argument("--dry-run", action="store_true", help="do not touch the table of results")
     given = parser.parse_args()
     subjects = []
     if given.only != "shape":
-        starter = str(path_of("starter"))
+        starter = str(model_path("starter"))
         subjects.append(Subject("starter", starter, (), given.runs or 3, 7000, 48, 4, 64, warms_up=True))
     if given.shape and given.only != "starter":
         form = ("--format", "cerebrum")
         subjects.append(Subject("7B shape", given.shape, form, given.runs or 2, 1600, 48, 3, 16, warms_up=False))
     for subject in subjects:
         with tempfile.TemporaryDirectory() as name:
-            compare(subject, Path(name), given.quick, given.dry or given.quick)
+            compare(subject, Path(name), given.quick, given.dry_run or given.quick)
 
 
 def compare(subject: Subject, directory: Path, quick: bool, dry: bool) -> None:
     """Tune a model, and compare each use of it as it was tuned with the usual settings."""
-    environment = private(directory)
+    environment = isolated_environment(directory)
     tuned = run([SCRIPT, "tune", subject.path, "--json", *(["--quick"] if quick else [])], environment=environment)
     profile = json.loads(tuned.output)
     took = tuned.seconds / ALLOWED_S
     row = Row(f"cerebrum tune, {subject.name}", f"{tuned.seconds:.0f} s", f"{ALLOWED_S} s allowed", took, "<= 1.25")
-    show([row], dry)
+    record([row], dry)
     for name, use in profile["uses"].items():
         print(f"{name}: {settings_text(use['settings'])}, gain {use['gain']}, agreement {use['agreement']}")
     print(f"a prompt is long from {profile['long_from']} tokens on", flush=True)
     uses = Uses(subject, directory, environment)
     for use_name in ("ask", "chat", "batch"):
         found = measured(getattr(uses, use_name), subject, profile["uses"][use_name]["settings"])
-        show([whole_row(use_name, subject, profile["uses"][use_name]["settings"], found)], dry)
-    show(long_rows(uses, subject, profile), dry)
+        record([whole_row(use_name, subject, profile["uses"][use_name]["settings"], found)], dry)
+    record(long_rows(uses, subject, profile), dry)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
     """Return settings as a table shows them."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "as usual"
+    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "default settings"
 
 
 def measured(use: Measure, subject: Subject, settings: Mapping[str, Any]) -> list[tuple[Measured, Measured]]:
@@ -123,7 +123,7 @@ def whole_row(
     """Return how many times as fast a whole process is as it was tuned."""
     what = f"tuned for {use}: default settings / profile, {subject.name}"
     if not found:
-        return Row(what, "as usual", "not measured", 1.0, LEAST)
+        return Row(what, "default settings", "not measured", 1.0, LEAST)
     usual, tuned, ratio = medians([(usual.seconds, tuned.seconds) for usual, tuned in found])
     return Row(what, f"{tuned:.2f} s ({settings_text(settings)})", f"{usual:.2f} s", ratio, LEAST)
 
@@ -141,9 +141,9 @@ def long_rows(uses: Uses, subject: Subject, profile: Mapping[str, Any]) -> list[
     rows = [whole_row("ask-long", subject, settings, found)]
     if subject.name == "starter":
         return rows
-    what = f"prompt of {uses.prompt_tokens} tokens read, {subject.name}, profile / default settings"
+    what = f"prefill of {uses.prompt_tokens} tokens, {subject.name}, profile / default settings"
     if not found:
-        return [*rows, Row(what, "as usual", "not measured", 1.0, ">= 1.3")]
+        return [*rows, Row(what, "default settings", "not measured", 1.0, ">= 1.3")]
     tuned, usual, ratio = medians([(tuned.read, usual.read) for usual, tuned in found])
     return [*rows, Row(what, f"{tuned:.1f} tok/s", f"{usual:.1f} tok/s", ratio, ">= 1.3")]
 
