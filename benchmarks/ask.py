@@ -1,4 +1,4 @@
-"""`cerebrum ask` beside its peers: decode speed, a whole question, start-up, and peak memory.
+"""Compare `cerebrum ask` with its peers: decode speed, whole process, start-up and peak memory.
 
 Needs `make peers` and `cerebrum pull starter`. Usage: python benchmarks/ask.py [--runs N]
 """
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def decode(model: str, threads: str, runs: int) -> Row:
-    """Compare single-stream decoding, 128 tokens from the beginning of a text, in tokens a second."""
+    """Compare the speed of single-stream decode, STEPS tokens from the start of a text, in tokens per second."""
 
     def ours() -> float:
         command = [SCRIPT, "ask", "-m", "starter", "--raw", "The", "-n", str(STEPS + 1), "--threads", threads, "--json"]
@@ -62,7 +62,7 @@ def decode(model: str, threads: str, runs: int) -> Row:
         ]
         return float(json.loads(run([str(part) for part in command]).output)[0]["avg_ts"])
 
-    mine, other, ratio = alternate(ours, peer, 3 * runs)  # the two are close, and one run varies by some per cent
+    mine, other, ratio = alternate(ours, peer, 3 * runs)  # the two are close, and single runs vary by a few percent
     return Row(
         "single-stream decode, starter, llama-bench -p 0 -n 128",
         f"{mine:.1f} tok/s",
@@ -73,7 +73,7 @@ def decode(model: str, threads: str, runs: int) -> Row:
 
 
 def one_liner(model: str, threads: str, runs: int) -> list[Row]:
-    """Compare a whole question of 16 answer tokens with llama-completion: wall time and peak memory."""
+    """Compare a whole process that generates 16 tokens with llama-completion: wall time and peak memory."""
     mine = [SCRIPT, "ask", QUESTION, "-m", "starter", "-n", "16", "--threads", threads]
     peer = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", QUESTION, "-n", "16"]
     peer += ["--temp", "0", "-t", threads, "--single-turn", "--no-display-prompt"]
@@ -86,26 +86,26 @@ def one_liner(model: str, threads: str, runs: int) -> list[Row]:
 
 
 def against_llm(runs: int) -> Row:
-    """Compare a whole question with llm and its SmolLM2 plugin, which has no limit: each time as long as it was."""
+    """Compare a whole process with llm and its SmolLM2 plugin, which has no token limit: ours generates as many."""
     llm = [str(ROOT / ".peers" / "llm" / "bin" / "llm"), "-m", "SmolLM2", "--no-log", SHORT]
-    said: list[int] = []
+    token_counts: list[int] = []
 
     def peer() -> float:
-        finished = run(llm)
-        counted = run([SCRIPT, "ask", "-m", "starter", "--raw", finished.output.strip(), "--dry-run", "--json"])
-        said.append(json.loads(counted.output)["prompt_tokens"])
-        return finished.seconds
+        reply = run(llm)
+        counted = run([SCRIPT, "ask", "-m", "starter", "--raw", reply.output.strip(), "--dry-run", "--json"])
+        token_counts.append(json.loads(counted.output)["prompt_tokens"])
+        return reply.seconds
 
     def ours() -> float:
-        return run([SCRIPT, "ask", SHORT, "-m", "starter", "-n", str(said[-1])]).seconds
+        return run([SCRIPT, "ask", SHORT, "-m", "starter", "-n", str(token_counts[-1])]).seconds
 
     other, mine, ratio = alternate(peer, ours, runs)
-    tokens = f"{min(said)} to {max(said)} tokens"
+    tokens = f"{min(token_counts)} to {max(token_counts)} tokens"
     return Row("ask, whole process, llm -m SmolLM2", f"{mine:.3f} s", f"{other:.3f} s ({tokens})", 1 / ratio, "<= 0.65")
 
 
 def start_up(runs: int) -> Row:
-    """Compare `cerebrum --help` with an interpreter that does nothing."""
+    """Compare `cerebrum --help` with the start of a bare Python interpreter."""
     mine, other, ratio = alternate(
         lambda: run([SCRIPT, "--help"]).seconds,
         lambda: run([sys.executable, "-c", "pass"]).seconds,
@@ -116,5 +116,5 @@ def start_up(runs: int) -> Row:
 
 if __name__ == "__main__":
     if not Path(PEER_PROGRAMS).is_dir():
-        sys.exit("make peers first")
+        sys.exit("run `make peers` first")
     main()

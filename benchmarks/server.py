@@ -1,4 +1,4 @@
-"""llama.cpp's programs for many sequences as peers: llama-server, asked by many clients, and llama-batched-bench."""
+"""Peers for parallel decoding: llama-server with concurrent clients, and llama-batched-bench."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from harness import PEER_PROGRAMS, run
 
 SLOTS = 16
 HOST = "127.0.0.1"
-PADDING = 256  # llama.cpp rounds the context of a slot up to it
-STARTUP_TIMEOUT_S = 300.0  # seconds until it must have loaded a model
+PADDING = 256  # llama.cpp rounds a slot's context up to a multiple of it
+STARTUP_TIMEOUT_S = 300.0
 
 
 def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, threads: int) -> float:
-    """Return the seconds from the first request to the last reply, the model being loaded.
+    """Seconds that a running llama-server takes from the first request to the last reply.
 
-    Each prompt is one request, by token ids, for as many tokens at temperature 0, whatever the model would end.
-    RuntimeError where other work was done than that.
+    Each prompt is one request of token ids, for exactly `tokens` tokens at temperature 0. RuntimeError if a reply has
+    other token counts.
     """
     slot_context = -(-(max(map(len, prompts)) + tokens) // PADDING) * PADDING
     options = {"n_predict": tokens, "temperature": 0, "ignore_eos": True}
@@ -37,13 +37,13 @@ def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, thre
         seconds = time.perf_counter() - start
     for prompt, reply in zip(prompts, replies, strict=True):
         if (reply["tokens_evaluated"], reply["tokens_predicted"]) != (len(prompt), tokens):
-            raise RuntimeError(f"llama-server has done other work: {json.dumps(reply)[:2000]}")
+            raise RuntimeError(f"unexpected token counts from llama-server: {json.dumps(reply)[:2000]}")
     return seconds
 
 
 @contextmanager
 def running_server(model: Path, context: int, threads: int) -> Iterator[int]:
-    """Start llama-server, and yield its port once it can be asked."""
+    """Run llama-server, and yield its port once it is healthy."""
     port = free_port()
     command = [PEER_PROGRAMS / "llama-server", "-m", model, "-np", SLOTS, "-c", context, "-t", threads]
     command += ["--host", HOST, "--port", port, "--no-webui"]
@@ -54,7 +54,7 @@ def running_server(model: Path, context: int, threads: int) -> Iterator[int]:
         try:
             if not wait_until_healthy(process, port):
                 log.seek(0)
-                raise RuntimeError(f"llama-server does not answer: {log.read()[-2000:].decode(errors='replace')}")
+                raise RuntimeError(f"llama-server did not start: {log.read()[-2000:].decode(errors='replace')}")
             yield port
         finally:
             process.terminate()
@@ -62,7 +62,7 @@ def running_server(model: Path, context: int, threads: int) -> Iterator[int]:
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until a server has loaded its model; False where it ends, or takes too long."""
+    """Wait until a server has loaded its model; False if it exits or takes too long."""
     deadline = time.monotonic() + STARTUP_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -75,16 +75,16 @@ def wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
 
 
 def completion(port: int, body: bytes) -> dict[str, Any]:
-    """Return what the server says to one request."""
+    """Request one completion from the server; RuntimeError if it fails."""
     status, data = send(port, "POST", "/completion", body)
     if status != 200:
-        raise RuntimeError(f"llama-server answers {status}: {data.decode(errors='replace')[:2000]}")
+        raise RuntimeError(f"llama-server returned HTTP {status}: {data.decode(errors='replace')[:2000]}")
     reply: dict[str, Any] = json.loads(data)
     return reply
 
 
 def send(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """Send one request, and return its status and content."""
+    """Send one request; return the response's status and content."""
     connection = HTTPConnection(HOST, port)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
@@ -95,15 +95,15 @@ def send(port: int, method: str, path: str, body: bytes | None = None) -> tuple[
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        port: int = found.getsockname()[1]
+    """A TCP port on loopback that is free now."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
 class BatchedBenchTimes(NamedTuple):
-    """The seconds llama-batched-bench takes to read prompts, and to say tokens of all sequences."""
+    """Seconds that llama-batched-bench takes to evaluate the prompts and to decode all sequences."""
 
     prefill_s: float
     decode_s: float
@@ -112,9 +112,9 @@ class BatchedBenchTimes(NamedTuple):
 def batched_bench(
     model: Path, prompt: int, tokens: int, count: int, threads: int, *, shared_prompt: bool = False
 ) -> BatchedBenchTimes:
-    """Read prompts of equal length, or one for all, and say so many tokens of each of `count` sequences.
+    """Evaluate prompts of equal length, or a shared one, and decode `tokens` tokens of each of `count` sequences.
 
-    Each sequence has a cache of its own, no longer than it becomes. RuntimeError where other work was done.
+    Each sequence has its own KV cache, just long enough. RuntimeError if the program ran another configuration.
     """
     context = -(-(prompt + tokens) // PADDING) * PADDING * count
     command = [
@@ -134,5 +134,5 @@ def batched_bench(
     output = run([str(part) for part in command]).output
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     if [(each["pp"], each["tg"], each["pl"]) for each in rows] != [(prompt, tokens, count)]:
-        raise RuntimeError(f"llama-batched-bench has done other work: {output[-2000:]}")
+        raise RuntimeError(f"unexpected results from llama-batched-bench: {output[-2000:]}")
     return BatchedBenchTimes(rows[0]["t_pp"], rows[0]["t_tg"])
