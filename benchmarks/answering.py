@@ -94,7 +94,7 @@ def without_prefix_reuse(factory: BackendFactory) -> BackendFactory:
     def wrapped(options: LoadOptions) -> OpenBackend:
         def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
             backend = factory(options)(emit, stop)
-            backend.reusable_prefix = lambda _: 0  # type: ignore[method-assign]
+            backend.reusable_prefix = lambda _: 0  # type: ignore[method-assign, assignment]
             return backend
 
         return open_backend

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from harness import PEER_PROGRAMS, ROOT, SCRIPT, Row, alternate, record, run
 
@@ -22,6 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
+    if not PEER_PROGRAMS.is_dir():
+        parser.error("run `make peers` first")
     model = json.loads(run([SCRIPT, "show", "starter", "--json"]).output)["path"]
     threads = "2"
     record(
@@ -115,6 +116,4 @@ def start_up(runs: int) -> Row:
 
 
 if __name__ == "__main__":
-    if not Path(PEER_PROGRAMS).is_dir():
-        sys.exit("run `make peers` first")
     main()

@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help=f"[default: {RUNS}, with FILE {SHAPE_RUNS}]")
     parser.add_argument("--dry-run", action="store_true", help="do not touch the results")
     given = parser.parse_args()
+    if not PEER_PROGRAMS.is_dir():
+        parser.error("run `make peers` first")
     runs, model = given.runs or RUNS, str(model_path("starter"))
     with tempfile.TemporaryDirectory() as name:
         ask = [*asking(model), "--threads", str(THREADS), "--no-log", QUESTION]
@@ -210,6 +212,4 @@ def text_of(tokens: int, ask: Sequence[str], environment: Environment) -> str:
 
 
 if __name__ == "__main__":
-    if not PEER_PROGRAMS.is_dir():
-        sys.exit("make peers first")
     main()
