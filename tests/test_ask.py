@@ -152,7 +152,8 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
     assert (answer["cached_tokens"], answer["reasoning"], answer["votes"]) == (0, None, None)
     plain = user.run(*command)
-    assert (plain.code, plain.err) == (0, "")
+    notice = "note: answer truncated at 12 tokens\n      raise --max-tokens\n"
+    assert (plain.code, plain.err) == (0, notice if answer["finish_reason"] == "length" else "")
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
 
@@ -179,7 +180,9 @@ def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
     command = ("ask", "--final", "--grammar", fixed_reply_grammar("so it goes", user.home), "hi")
     done = user.run(*command)
     assert (done.code, done.out) == (5, "")
-    assert [line[:7] for line in done.err.splitlines()] == ["error: ", "  try: "]
+    assert done.err == ("error: the reply states no final answer\n  try: read the reply: cerebrum sessions show hi\n")
+    assert user.run(*command, "--no-log").err.startswith("so it goes\nerror: the reply states no final answer\n")
+    assert "so it goes" in user.run("sessions", "show", "hi").out
     described = user.run(*command, "--json")
     assert (described.code, described.object["text"], described.object["final_answer"]) == (5, "so it goes", None)
 
@@ -214,6 +217,12 @@ def test_schema_constrains_the_answer_to_json(user: CommandLine) -> None:
     schema.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
     done = user.run("ask", "--schema", schema, "hi")
     assert json.loads(done.out)["ok"] in (True, False)
+    assert user.run("ask", "--json", "--schema", schema, "hi").object["final_answer"] is None
+    truncated = user.run("ask", "-n", "2", "--schema", schema, "hi")
+    assert truncated.code == 5
+    assert truncated.err == (
+        "error: answer truncated at 2 tokens, so it does not match the schema\n  try: raise --max-tokens\n"
+    )
 
 
 def test_verbose_writes_the_llama_cpp_log_to_stderr_only(user: CommandLine) -> None:
@@ -359,6 +368,7 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
+        (["--schema", "a", "--final", "hi"], "error: --final and --schema exclude each other"),
         (["--schema", "bad.json", "hi"], "error: cannot use the JSON schema"),
         (["--grammar", "bad.gbnf", "hi"], "error: cannot parse the grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),

@@ -101,6 +101,13 @@ def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
     assert answer["completion_tokens"] == len("The answer is 4.")
 
 
+def test_vote_warns_of_a_winner_without_a_majority(runner: VoteRunner) -> None:
+    replies = [f"The answer is {number}." for number in (4, 5, 4, 6, 7)]
+    done = runner.run("q", "--votes", "5", "--final", replies=replies)
+    assert (done.code, done.out) == (0, "4\n")
+    assert "the winner has only 2 of 5 votes" in done.err
+
+
 def test_json_without_votes_has_null(runner: VoteRunner) -> None:
     assert runner.run("q", "--json", replies=["ok"]).object["votes"] is None
 
@@ -109,7 +116,10 @@ def test_json_without_votes_has_null(runner: VoteRunner) -> None:
 def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tuple[str, ...]) -> None:
     done = runner.run("q", "--votes", "3", *arguments, replies=["I went on and on. " * 3, "so it goes on, and"])
     assert done.code == 5
-    assert done.err == "error: no final answer in 3 samples\n  try: --json shows all of them\n"
+    hint = (
+        "read the reply: cerebrum sessions show q" if "--final" in arguments else "ask for a final answer in the prompt"
+    )
+    assert done.err == f"error: no final answer in 3 samples\n  try: {hint}\n"
     if "--json" in arguments:
         votes = done.object["votes"]
         assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)

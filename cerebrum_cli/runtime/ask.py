@@ -29,6 +29,8 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
     recorder = SessionRecorder(
         lambda: runtime.history, runtime.streams.notice, continues=options.continue_, saves=saves
     )
+    if options.final and options.schema:
+        raise UsageError("--final and --schema exclude each other", "omit --final: the whole answer is JSON")
     if options.continue_ and (options.raw or options.messages):
         raise UsageError("-c continues a session", f"leave out {'--raw' if options.raw else '--messages'}")
     given = recorder.with_defaults({**given, "cache_gb": 0} if options.no_cache else given)

@@ -9,7 +9,7 @@ from functools import partial
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.inference.question import compose_prompt
-from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, truncation_notice
+from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
@@ -112,7 +112,7 @@ class Repl:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
         finally:
             reply = collector.reply
-            if reply and not self.quiet and (notice := reply_notice(reply, self.streams.in_is_terminal)):
+            if reply and not self.quiet and (notice := chat_notice(reply, self.streams.in_is_terminal)):
                 self.streams.notice(notice)
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
@@ -225,11 +225,11 @@ def fit_segments(segments: dict[str, str], width: int) -> str:
     return SEPARATOR.join(segments.values())
 
 
-def reply_notice(reply: Reply, is_interactive: bool) -> NoticeEvent | None:
-    """Notice about a reply that did not end by itself; a script knows its own --max-tokens."""
+def chat_notice(reply: Reply, is_interactive: bool) -> NoticeEvent | None:
+    """Notice about a reply that is not complete, with the slash command that continues it."""
     reason = reply.finish.reason
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", "/continue resumes it")
     if reason == "length" and reply.text and is_interactive:
         return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", "/continue resumes it")
-    return truncation_notice(reply)
+    return reply_notice(reply)
