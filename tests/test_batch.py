@@ -239,6 +239,25 @@ def test_parallel_does_not_change_answers(runner: BatchRunner, parallel: str) ->
     assert runner.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
 
 
+def test_truncated_rows_are_counted_also_when_complete(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
+    runner.script["rows"] = {"a": "yes", "b": "a long reply"}
+    for _ in range(2):
+        done = runner.run(source, "-o", output, "-n", "5")
+        assert (done.code, done.err.splitlines()[-1].startswith("2 of 2 done, 1 truncated")) == (0, True)
+    assert [row["finish_reason"] for row in parse_lines(output.read_text())] == ["stop", "length"]
+
+
+def test_row_truncated_within_its_grammar_is_an_error(runner: BatchRunner) -> None:
+    grammar = fixed_reply_grammar("a long reply", runner.home)
+    runner.script["rows"] = {"a": "a long reply"}
+    done = runner.run(runner.write("in.txt", "a\n"), "-o", "-", "-n", "6", "--grammar", grammar)
+    [row] = parse_lines(done.out)
+    assert (done.code, row["text"], row["finish_reason"]) == (6, "a long", "length")
+    message = "answer truncated at 6 tokens: raise --max-tokens"
+    assert row["error"] == {"type": "incomplete_output", "message": message}
+
+
 @pytest.mark.parametrize("parallel", ["0", "257", "x", "-1", "", "1.5"])
 def test_parallel_must_be_1_to_256_or_auto(runner: BatchRunner, parallel: str) -> None:
     done = runner.run(runner.write("in.txt", "a"), "-o", "-", "--parallel", parallel)

@@ -290,10 +290,11 @@ def test_batch_samples_have_distinct_seeds(runner: VoteRunner) -> None:
     assert seeds == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_batch_row_without_a_final_answer_is_not_an_error(runner: VoteRunner) -> None:
+def test_batch_counts_votes_without_a_winner(runner: VoteRunner) -> None:
     (runner.home / "in.txt").write_text("a\nb\n")
     done = runner.run(runner.home / "in.txt", "-o", "-", "--votes", "auto", replies=["no idea"], command="batch")
-    assert done.code == 0
+    assert done.code == 6
+    assert "2 of 2 done, 2 without a winner" in done.err
     for line in done.out.splitlines():
         row = json.loads(line)
         assert (row["final_answer"], row["votes"]["winner"], row["votes"]["samples"], row["error"]) == (

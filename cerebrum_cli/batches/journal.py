@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from cerebrum_cli.batches.meta import Record, encode_record, normalize, read_rec
 from cerebrum_cli.batches.partial import PartialFile
 from cerebrum_cli.batches.result import require_all_finished, to_json_line, validate_object
 from cerebrum_cli.batches.resume_state import ResumeState, decide
-from cerebrum_cli.batches.rows import Row
+from cerebrum_cli.batches.rows import Row, count_row
 from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.files import fsync_directory
 
 
@@ -97,8 +98,8 @@ class Journal:
         return len(self._rows) if self._is_complete else len(self._partial.positions)
 
     @property
-    def failed(self) -> int:
-        return self._record.failed or 0 if self._is_complete else self._partial.failed
+    def counts(self) -> RowCounts:
+        return self._record.counts if self._is_complete else self._partial.counts
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Append the object of a row to the partial file, and sync it.
@@ -107,7 +108,7 @@ class Journal:
         """
         validate_object(self._rows, self.finished, position, object)
         with translate_os_errors(self._paths.partial):
-            self._partial.append(position, to_json_line(object).encode(), object["error"] is not None)
+            self._partial.append(position, to_json_line(object).encode(), count_row(object))
 
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
@@ -122,7 +123,7 @@ class Journal:
         with translate_os_errors(paths.output):
             result = write_temporary(paths.output, self._partial.lines_in_order())
             try:
-                record = replace(self._record, failed=self._partial.failed, result=result)
+                record = replace(self._record, **asdict(self._partial.counts), result=result)
                 write_temporary(paths.meta, [encode_record(record)])
                 rename_into_place(paths.meta)
                 self._require_unchanged_output()

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.batches.files import open_locked, write_all
 from cerebrum_cli.batches.result import to_json
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowId
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowId, count_row
 from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.events import RowCounts
 
 ROW = "row"  # the key of a row's position, in this file only
 _ROW = b', "row": '
@@ -42,7 +43,7 @@ class PartialFile:
         self._descriptor = open_locked(path)
         self._lines: dict[int, _Line] = {}
         self._end = 0
-        self._failed = 0
+        self._counts = RowCounts()
 
     @property
     def positions(self) -> AbstractSet[int]:
@@ -50,8 +51,8 @@ class PartialFile:
         return self._lines.keys()
 
     @property
-    def failed(self) -> int:
-        return self._failed
+    def counts(self) -> RowCounts:
+        return self._counts
 
     @property
     def is_empty(self) -> bool:
@@ -77,12 +78,12 @@ class PartialFile:
                 if object is None or position is None or position in self._lines:
                     message = f"{self._path} is damaged: line {number} matches no row of the input"
                     raise BatchError(message, "move it away, choose another -o, or use --restart to start over")
-                self._add_line(position, line, object["error"] is not None)
+                self._add_line(position, line, count_row(object))
         self.clear()
 
-    def append(self, position: int, line: bytes, failed: bool) -> None:
+    def append(self, position: int, line: bytes, counts: RowCounts) -> None:
         """Append the line of a row and sync it; on failure, remove it again."""
-        end, failures = self._end, self._failed
+        end, before = self._end, self._counts
         try:
             os.ftruncate(self._descriptor, end)  # an earlier failure may have left part of a line
             os.lseek(self._descriptor, end, os.SEEK_SET)
@@ -90,9 +91,9 @@ class PartialFile:
                 line = line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
             write_all(self._descriptor, line)
             os.fsync(self._descriptor)
-            self._add_line(position, line, failed)
+            self._add_line(position, line, counts)
         except BaseException:
-            self._end, self._failed = end, failures
+            self._end, self._counts = end, before
             self._lines.pop(position, None)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, end)
@@ -125,10 +126,10 @@ class PartialFile:
         """Close the file, which releases the lock."""
         os.close(self._descriptor)
 
-    def _add_line(self, position: int, line: bytes, failed: bool) -> None:
+    def _add_line(self, position: int, line: bytes, counts: RowCounts) -> None:
         self._lines[position] = _Line(self._end, len(line))
         self._end += len(line)
-        self._failed += failed
+        self._counts += counts
 
 
 def _without_position(line: bytes) -> bytes:

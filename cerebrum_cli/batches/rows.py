@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
 OUTPUT_KEYS = (
@@ -86,6 +87,14 @@ def prompt_row(number: int, id: RowId, prompt: str) -> Row:
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow) -> Row:
     return Row(number, id, prompt, None, {}, invalid.error)
+
+
+def count_row(object: Mapping[str, Any]) -> RowCounts:
+    """Counts of one output object."""
+    if object["error"] is not None:
+        return RowCounts(failed=1)
+    is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
+    return RowCounts(truncated=object["finish_reason"] in ("length", "context"), undecided=is_undecided)
 
 
 def failed_object(row: Row, error: RowError) -> dict[str, Any]:

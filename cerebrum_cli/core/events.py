@@ -75,12 +75,24 @@ class TallyEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Finished rows of a batch with an error, with a truncated answer, and with a vote that nobody won."""
+
+    failed: int = 0
+    truncated: int = 0
+    undecided: int = 0
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(self.failed + other.failed, self.truncated + other.truncated, self.undecided + other.undecided)
+
+
+@dataclass(frozen=True, slots=True)
 class RowEvent:
-    """Progress of a batch: `done` of `total` rows are finished, and `failed` of these have an error."""
+    """Progress of a batch: `done` of `total` rows are finished; `counts` are the exceptions among these."""
 
     done: int
     total: int
-    failed: int
+    counts: RowCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Answer:
         self._markdown = not (options.no_markdown or options.raw or request.grammar)
 
     def show(self, vote: MajorityVote | None) -> None:
-        """Generate and print the answer. Raises NoAnswer for a missing final answer or an incomplete constrained one."""
+        """Generate and print the answer. Raises NoAnswer if it has no final answer, or does not match its grammar."""
         if vote:
             self._show_vote(vote)
         else:

@@ -37,7 +37,10 @@ AUTO_PARALLEL = 64  # more than this was nowhere faster
 
 
 def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions) -> int:
-    """Answer the rows that have no answer yet; return how many rows failed. Raises Interrupted with how to resume."""
+    """Answer the rows that have no answer yet; return how many failed or have no winner.
+
+    Raises Interrupted with how to resume.
+    """
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     data = read(runtime, source)
@@ -47,7 +50,9 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     settings = generation_settings(runtime, given, model, votes is not None)
     grammar = read_grammar(runtime, options, options.quiet)
     arguments = template_options(options.template_arg)
-    asked = batches.BatchOptions(settings, grammar, votes, not options.no_early_stop, options.ignore_eos)
+    asked = batches.BatchOptions(
+        settings, grammar, options.schema is not None, votes, not options.no_early_stop, options.ignore_eos
+    )
     resolved = resolve_encoding(runtime, model, settings, options)
     record = {
         "input": sha256(data).hexdigest(),
@@ -77,14 +82,14 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
         else:
             batches.write_row_errors(rows, result)
             if not options.quiet:
-                runtime.streams.info(batch_text(RowEvent(result.done, result.done, result.failed), 0, 0.0))
+                runtime.streams.info(batch_text(RowEvent(result.done, result.done, result.counts), 0, 0.0))
         result.complete()
     except Interrupted as error:
         hint = "" if output == STANDARD else resume_hint(result, len(rows), options.restart)
         raise Interrupted(error.exit_code - 128, hint) from error
     finally:
         result.close()
-    return result.failed
+    return result.counts.failed + result.counts.undecided
 
 
 def read(runtime: Runtime, source: Path) -> bytes:

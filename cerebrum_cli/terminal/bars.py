@@ -14,7 +14,7 @@ from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import batch_text
+from cerebrum_cli.terminal.tables import batch_text, counts_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -70,10 +70,10 @@ class BatchProgress:
                 self._bar.start()
             self._bar.console.width = columns(self._streams.err) - ECHO_COLUMNS
             if self._task is None:
-                self._task = self._bar.add_task("", total=rows.total, completed=rows.done, speed="", failed="")
+                self._task = self._bar.add_task("", total=rows.total, completed=rows.done, speed="", exceptions="")
             speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
-            failed = f"{rows.failed} failed" if rows.failed else ""
-            self._bar.update(self._task, completed=rows.done, speed=speed, failed=failed)
+            exceptions = ", ".join(counts_text(rows.counts))
+            self._bar.update(self._task, completed=rows.done, speed=speed, exceptions=exceptions)
         elif time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
             self._streams.info(batch_text(rows, self._tokens, self._seconds))
@@ -133,7 +133,7 @@ def batch_bar(streams: Streams) -> Progress:
     shown: list[ProgressColumn] = [
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[failed]}", style="red"),
+        TextColumn("{task.fields[exceptions]}", style="red"),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.events import FinishEvent, RowEvent, TallyEvent
+from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, TallyEvent
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns
@@ -51,9 +51,19 @@ def tally_text(event: TallyEvent) -> str:
 
 def batch_text(event: RowEvent, tokens: int, seconds: float) -> str:
     """Progress of a batch and its throughput."""
-    failed = f", {event.failed} failed" if event.failed else ""
+    exceptions = "".join(f", {text}" for text in counts_text(event.counts))
     speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
-    return f"{event.done} of {event.total} done{failed}{speed}"
+    return f"{event.done} of {event.total} done{exceptions}{speed}"
+
+
+def counts_text(counts: RowCounts) -> Iterator[str]:
+    """Clauses such as "2 failed", for counts that are not 0."""
+    if counts.failed:
+        yield f"{counts.failed} failed"
+    if counts.truncated:
+        yield f"{counts.truncated} truncated"
+    if counts.undecided:
+        yield f"{counts.undecided} without a winner"
 
 
 def context_text(used: int, size: int) -> str:
