@@ -10,7 +10,7 @@ from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.application.inference.question import decode_text, template_options
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
@@ -47,7 +47,7 @@ def chat(runtime: Runtime, given: Layer, options: ChatOptions) -> None:
     settings = runtime.settings(given, model)
     conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
     keyboard = Keyboard()
-    with Signals(runtime.streams, keyboard) as signals:
+    with Signals(runtime.streams) as signals:
         try:
             if session and system is not None:
                 conversation.set_system_prompt(system)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.settings import environment
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.signals import Signals
 
 DEFAULT_EDITORS = ("nano", "vi", "notepad")

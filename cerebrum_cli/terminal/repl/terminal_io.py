@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.editor import edit_text
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
@@ -208,7 +208,7 @@ class Prompt:
         app = self._session.app
         app.erase_when_done = False
         try:
-            with self._terminal.signals.acting(self._exit_on_signal):
+            with self._terminal.signals.acting(self._exit_on_signal), self._terminal.keyboard.prompting():
                 return self._session.prompt(PROMPT, default=draft, accept_default=accept_draft, pre_run=self._on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
@@ -246,7 +246,7 @@ class Prompt:
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Turn off echo: text typed ahead waits for the prompt."""
-        return self._terminal.keyboard.without_echo()
+        return self._terminal.keyboard.typing_ahead()
 
 
 class OpenInEditor(NamedTuple):
