@@ -65,8 +65,9 @@ class MarkdownSink:
                 from rich.console import Console
 
                 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
+                from cerebrum_cli.terminal.markdown.rows import STYLES
 
-                self._stream = MarkdownStream(Console(file=self._streams.out))
+                self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES))
             with self._streams.writing_answer():
                 self._stream.feed(self._filter.feed(event.text))
 

@@ -168,6 +168,7 @@ class Prompt:
         vi: bool,
     ) -> None:
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.layout.processors import TabsProcessor
 
         from cerebrum_cli.terminal.repl.prompt_history import PromptHistory
 
@@ -186,6 +187,7 @@ class Prompt:
             vi_mode=vi,
             bottom_toolbar=lambda: toolbar(self._session.app.output.get_size().columns) or None,
             prompt_continuation=CONTINUATION,
+            input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
 
     def read(self) -> str:
