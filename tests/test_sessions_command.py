@@ -289,4 +289,4 @@ def test_sessions_list_prints_a_table_in_a_pipe(user: CommandLine) -> None:
     head, row = done.out.splitlines()
     assert head.split() == ["name", "messages", "updated", "model", "first", "message"]
     assert row.split()[0] == "why-is-the-sky-blue"
-    assert row.endswith("Why is the sky blue, and why is it red in the ...")
+    assert row.endswith("Why is the sky blue, and why is it red in the evening, and why at all?")

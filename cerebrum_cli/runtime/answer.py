@@ -148,4 +148,4 @@ class Answer:
         elif options.final and final_answer is not None:
             streams.answer(final_answer + "\n")
         if options.stats:
-            streams.info(stats_line(reply.finish, loaded.model.name, loaded.format_name))
+            streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name))

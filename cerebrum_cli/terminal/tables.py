@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 10_000  # columns of a table in a pipe, where nothing is truncated or wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
-EXCERPT_LENGTH = 50  # characters
+MIN_SHORTENED = 16  # columns of the terminal
+EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
 
 
@@ -139,6 +140,7 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
             for row in rows
             for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
         ],
+        drop=("system", "license", "installed", "best fit"),
     )
 
 
@@ -153,7 +155,13 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
         )
         for row in rows
     ]
-    print_table(streams, ("name", "messages", "updated", "model", "first message"), cells)
+    print_table(
+        streams,
+        ("name", "messages", "updated", "model", "first message"),
+        cells,
+        "first message",
+        ("model", "messages", "updated"),
+    )
 
 
 def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> None:
@@ -220,25 +228,39 @@ def _describe(key: str, value: Any) -> str:
     return _cell(value)
 
 
-def print_table(streams: Streams, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; a terminal too narrow for it gets fewer columns, none of them truncated."""
+def print_table(
+    streams: Streams,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    shorten: str = "",
+    drop: Sequence[str] = (),
+) -> None:
+    """Print a table as wide as the terminal allows: first the column `shorten` is truncated, then columns are left out.
+
+    Columns are left out in the order of `drop`, and after these from the last on.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[_cell(value) for value in row] for row in rows]
+    table = {heading: [heading, *(_cell(row[index]) for row in rows)] for index, heading in enumerate(headings)}
     buffer = StringIO()
     console = Console(file=streams.out) if streams.out_is_terminal else Console(file=buffer, width=PIPE_WIDTH)
-    shown = len(headings)
-    while shown > MIN_COLUMNS and _table_width(headings[:shown], cells) > console.width:
-        shown -= 1
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings[:shown]:
-        table.add_column(heading, no_wrap=True)
-    for row in cells:
-        table.add_row(*map(Text, row[:shown]))
-    console.width = max(console.width, _table_width(headings[:shown], cells))
-    console.print(table)
+    order = [*drop, *(heading for heading in reversed(headings) if heading not in (*drop, shorten))]
+    widths = {heading: max(map(cell_len, cells)) for heading, cells in table.items()}
+    excess = sum(widths.values()) + 2 * (len(widths) - 1) - console.width
+    while excess > max(0, widths.get(shorten, 0) - MIN_SHORTENED) and len(widths) > MIN_COLUMNS and order:
+        excess -= widths.pop(order.pop(0)) + 2
+    if shorten in widths and excess > 0:
+        widths[shorten] = max(MIN_SHORTENED, widths[shorten] - excess)
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, width in widths.items():
+        shown.add_column(heading, no_wrap=True, width=width)
+    for row in zip(*(table[heading][1:] for heading in widths), strict=True):
+        shown.add_row(*map(Text, row))
+    console.width = max(console.width, sum(widths.values()) + 2 * (len(widths) - 1))
+    console.print(shown)
     if not streams.out_is_terminal:
         streams.answer("".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines()))
 
@@ -249,13 +271,6 @@ def _wrap(streams: Streams, text: str, indent: int = 0) -> str:
         return text
     lines = textwrap.wrap(text, max(MIN_NOTE_WIDTH, columns(streams.out) - indent))
     return ("\n" + " " * indent).join(lines)
-
-
-def _table_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    from rich.cells import cell_len
-
-    widest = [max(map(cell_len, (heading, *(row[index] for row in rows)))) for index, heading in enumerate(headings)]
-    return sum(widest) + 2 * (len(headings) - 1)
 
 
 def _cell(value: Any) -> str:

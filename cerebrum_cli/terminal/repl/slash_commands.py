@@ -208,7 +208,7 @@ def show_stats(repl: Repl, _: SlashLine) -> None:
     if repl.last_collector is None or repl.last_collector.reply is None:
         raise UsageError("the conversation is empty", "ask something first")
     loaded = repl.chat.loaded
-    repl.streams.info(stats_line(repl.last_collector.reply.finish, loaded.model.name, loaded.format_name))
+    repl.streams.write_line("", stats_line(repl.last_collector.reply.finish, loaded.model.name, loaded.format_name))
 
 
 def copy_reply(repl: Repl, line: SlashLine) -> None:

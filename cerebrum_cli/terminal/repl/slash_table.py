@@ -12,8 +12,6 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import KEYS as SETTINGS
 from cerebrum_cli.core.settings import OPTIONS
 
-CALL_WIDTH = 22  # width of the first column of the help
-
 DEFAULT_SYSTEM = "default"  # argument of /system for the format's own prompt
 
 OWN_COMMANDS = {"model": "/model", "system": "/system"}  # settings that have their own command
@@ -115,13 +113,12 @@ def closest_setting(key: str) -> str | None:
 def help_text(width: int) -> str:
     """Commands and keys, wrapped to a width in columns."""
     commands = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS]
-    return f"{_format_rows(commands, width)}\n{_format_rows(KEYS, width)}"
+    indent = max(len(call) for call, _ in (*commands, *KEYS)) + 2
+    return f"{_format_rows(commands, indent, width)}\n{_format_rows(KEYS, indent, width)}"
 
 
-def _format_rows(rows: Iterable[tuple[str, str]], width: int) -> str:
+def _format_rows(rows: Iterable[tuple[str, str]], indent: int, width: int) -> str:
     lines = []
     for call, summary in rows:
-        indent = " " * CALL_WIDTH
-        start = f"{call:<{CALL_WIDTH - 1}} " if len(call) < CALL_WIDTH else f"{call}  "
-        lines += wrap(start + summary, max(width, 2 * CALL_WIDTH), subsequent_indent=indent, drop_whitespace=True)
+        lines += wrap(f"{call:<{indent}}{summary}", max(width, 2 * indent), subsequent_indent=" " * indent)
     return "".join(f"{line}\n" for line in lines)
