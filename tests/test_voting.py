@@ -79,7 +79,7 @@ def test_vote_with_final_and_stats_prints_answer_and_tally(runner: VoteRunner) -
     assert (done.code, done.out) == (0, "4\n")
     stats, tally = done.err.splitlines()
     assert "| seed 4 |" in stats
-    assert tally == "4: 3 of 5, 5: 1 of 5"
+    assert tally == "4: 3 of 5 votes (60%); runner-up 5: 1"
     assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
 
 
@@ -334,9 +334,9 @@ def test_vote_yields_a_tally_event_per_change() -> None:
     events_of([reply(4), reply(5, "zzz "), "no idea", reply(5, LONG)], "4", seen)
     tallies = [event for event in seen if isinstance(event, TallyEvent)]
     assert tallies == [
-        TallyEvent((("4", 1),), 1, 2),  # "no idea" finishes first, and waits for the samples before it
-        TallyEvent((("4", 1), ("5", 1)), 3, 1),
-        TallyEvent((("5", 2), ("4", 1)), 4, 0),
+        TallyEvent((("4", 1),), 1, 4, 4),  # "no idea" finishes first, and waits for the samples before it
+        TallyEvent((("4", 1), ("5", 1)), 3, 4, 4),
+        TallyEvent((("5", 2), ("4", 1)), 4, 4, 4),
     ]
     finished = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
     assert sorted(finished) == [0, 1, 2, 3]

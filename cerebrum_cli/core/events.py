@@ -67,11 +67,15 @@ class RefusedEvent:
 
 @dataclass(frozen=True, slots=True)
 class TallyEvent:
-    """The tally of a vote has changed: the answers with their counts, best first; samples finished and running."""
+    """The tally of a vote has changed: the answers with their counts, best first, and the number of samples counted.
+
+    `minimum` and `maximum` bound that number.
+    """
 
     tally: tuple[tuple[str, int], ...]
-    finished: int
-    running: int
+    samples: int
+    minimum: int
+    maximum: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from cerebrum_cli.core.errors import NoAnswer
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
-from cerebrum_cli.terminal.tables import stats_line, tally_text
+from cerebrum_cli.terminal.tables import result_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.session_recorder import SessionRecorder
@@ -67,7 +67,7 @@ class Answer:
     def _show_reply(self) -> None:
         request, options, collector = self._request, self._options, ReplyCollector()
         events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
-        sinks = [*self._progress_sinks(StatusLine), collector]
+        sinks = [*self._progress_sinks(StatusLine(self._streams, self._loaded.model.name)), collector]
         if not options.final and not options.json:
             sinks.append(answer_sink(self._streams, self._markdown))
         try:
@@ -91,7 +91,11 @@ class Answer:
         options = self._options
         events = voting.run_vote(self._loaded.responder, self._request, vote)
         try:
-            render(events, self._loaded.responder.cancel, self._progress_sinks(VoteLine))
+            render(
+                events,
+                self._loaded.responder.cancel,
+                self._progress_sinks(VoteLine(self._streams, self._loaded.model.name, vote.bounds)),
+            )
         finally:
             reply = vote.reply
             if reply:
@@ -100,7 +104,7 @@ class Answer:
                     show_answer(self._streams, reply.text, self._markdown)
                 self._print_rest(reply, vote.final_answer, voting.votes_object(vote))
                 if options.stats or (self._streams.err_is_terminal and not options.quiet):
-                    self._streams.info(tally_text(vote.tally_event))
+                    self._streams.info(result_text(vote.tally_event))
                 self._recorder.save_prompt_cache(self._loaded, self._request.conversation, vote)
         if reply:
             self._require_complete(reply)
@@ -128,12 +132,12 @@ class Answer:
             return "drop --final, or ask for a final answer in the prompt"
         return f"read the reply: cerebrum sessions show {quote(self._recorder.saved_as)}"
 
-    def _progress_sinks(self, line: type[StatusLine]) -> list[Sink]:
+    def _progress_sinks(self, line: StatusLine) -> list[Sink]:
         """What standard error shows while the answer is generated; the line erases itself before others write."""
         if self._options.quiet:
             return []
         notices = NoticeSink(self._streams)
-        return [notices] if self._options.verbose else [line(self._streams, self._loaded.model.name), notices]
+        return [notices] if self._options.verbose else [line, notices]
 
     def _save(self, reply: Reply) -> None:
         self._recorder.save(self._request.conversation, self._loaded, self._request.settings, reply)

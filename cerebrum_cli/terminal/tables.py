@@ -44,10 +44,25 @@ def stats_line(finish: FinishEvent, model: str, format_name: str) -> str:
     )
 
 
-def tally_text(event: TallyEvent) -> str:
-    """Tally of a vote over its finished samples: "4/5: 5 of 8, 0.9: 1 of 8"."""
-    answers = [f"{' '.join(answer.split())}: {count} of {event.finished}" for answer, count in event.tally]
-    return ", ".join(answers) or f"no final answer in {event.finished} samples"
+def tally_text(event: TallyEvent, tokens: int) -> str:
+    """Tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
+    answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in event.tally) or "no answer yet"
+    planned = f"{event.minimum}-{event.maximum}" if event.minimum < event.maximum else event.maximum
+    return f"{answers} ({event.samples} of {planned} samples, {tokens} tokens)"
+
+
+def result_text(event: TallyEvent) -> str:
+    """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
+    if not event.tally:
+        return f"no final answer in {event.samples} samples"
+    (winner, count), *others = event.tally
+    runner_up = f"; runner-up {one_line(others[0][0])}: {others[0][1]}" if others else ""
+    return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"
+
+
+def one_line(text: str) -> str:
+    """A text without its line breaks."""
+    return " ".join(text.split())
 
 
 def batch_text(event: RowEvent, tokens: int, seconds: float) -> str:

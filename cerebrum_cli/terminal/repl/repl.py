@@ -20,7 +20,7 @@ from cerebrum_cli.terminal.repl.slash_table import SlashLine, parse_slash
 from cerebrum_cli.terminal.repl.terminal_io import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.sinks import NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import context_text, tally_text
+from cerebrum_cli.terminal.tables import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
@@ -130,7 +130,7 @@ class Repl:
         """Run a vote and show the winning sample; Ctrl-C shows the leader. Raises Interrupted if there is none."""
         self.last_collector = None
         try:
-            self._render(events, line=VoteLine(self.streams, self.chat.loaded.model.name))
+            self._render(events, line=VoteLine(self.streams, self.chat.loaded.model.name, majority_vote.bounds))
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
@@ -139,7 +139,7 @@ class Repl:
             if majority_vote.reply:
                 show_answer(self.streams, majority_vote.reply.text, not self.no_markdown)
                 if not self.quiet:
-                    self.streams.info(tally_text(majority_vote.tally_event))
+                    self.streams.info(result_text(majority_vote.tally_event))
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
