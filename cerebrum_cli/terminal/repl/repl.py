@@ -16,7 +16,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.repl.signals import Signals
-from cerebrum_cli.terminal.repl.slash_table import SlashLine, parse_slash
+from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_slash
 from cerebrum_cli.terminal.repl.terminal_io import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.sinks import NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
@@ -50,12 +50,18 @@ class Repl:
         assert self._input is not None, "run() comes first"
         return self._input
 
-    def run(self, source: InputSource) -> None:
-        """Run until the user exits. Raises Interrupted if Ctrl-C ends a script, or another signal the chat."""
+    def run(self, source: InputSource, first: str | None = None) -> None:
+        """Ask the `first` question, and run until the user exits.
+
+        Raises Interrupted if Ctrl-C ends a script, or another signal the chat.
+        """
         self._input = source
         with source.while_busy():
             if self.streams.in_is_terminal and not self.quiet:
                 self._reporting_errors(self._print_greeting)
+            if first is not None:
+                self.streams.answer(prompt_text(shorten_question(first)) + "\n")
+                self._reporting_errors(partial(self._ask, first))
             while not self.is_done and (text := self._read()) is not None:
                 if text.strip():
                     self._reporting_errors(partial(self._run_line, text))
@@ -153,12 +159,15 @@ class Repl:
         self.streams.info(
             f"{loaded.model.reference}, prompt format: {loaded.format_name}; /help lists commands and keys\n"
         )
-        path = chat.messages[-2:]
-        if chat.session is None or not path:
+        if chat.session is None or not chat.messages:
             return
         dropped = f" (the {chat.dropped_count} oldest messages no longer fit the context)" if chat.dropped_count else ""
         self.streams.info(f"Continuing {chat.session.name!r}{dropped}. Last exchange:\n")
-        for stored in path:
+        self.show_last_exchange()
+
+    def show_last_exchange(self) -> None:
+        """Print the last question and its reply."""
+        for stored in self.chat.messages[-2:]:
             if stored.message.role == "user":
                 self.streams.answer(prompt_text(shorten_question(stored.message.content)) + "\n")
             else:
@@ -180,10 +189,16 @@ class Repl:
             self.pending_files = files
             raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
 
+    def _ask(self, text: str) -> None:
+        self._ask_with_files(text, lambda question: self.render(self.chat.send(question)))
+
     def _run_line(self, text: str) -> None:
         line = parse_slash(text)
         if line is None:
-            self._ask_with_files(text, lambda question: self.render(self.chat.send(question)))
+            if text.strip() in BARE_EXITS and self.input.confirm("Leave the chat?"):
+                self.is_done = True
+            else:
+                self._ask(text)
             return
         try:
             self.commands[line.name](self, line)

@@ -6,7 +6,6 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
@@ -26,6 +25,7 @@ from cerebrum_cli.terminal.repl.slash_table import (
     SlashLine,
     closest_setting,
     help_text,
+    parse_path,
     setting_key,
 )
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
@@ -56,8 +56,11 @@ def start_new(repl: Repl, _: SlashLine) -> None:
 def set_system_prompt(repl: Repl, line: SlashLine) -> None:
     if line.argument:
         repl.chat.set_system_prompt(None if line.argument == DEFAULT_SYSTEM else line.argument)
+    repl.wait_for(repl.chat.load())
     shown = repl.chat.conversation.system_prompt
-    repl.streams.info(f"system prompt: {shown}" if shown else "default system prompt")
+    if shown is None:
+        shown = repl.chat.loaded.responder.default_system
+    repl.streams.info(f"system prompt: {shown}" if shown else "no system prompt")
 
 
 def change_model(repl: Repl, line: SlashLine) -> None:
@@ -171,6 +174,7 @@ def load_session(repl: Repl, line: SlashLine) -> None:
     chat.switch_session(session)
     repl.last_collector = None
     repl.streams.info(f"Now in session {session.name!r}")
+    repl.show_last_exchange()
     if session.model and session.model != chat.loaded.model.reference:
         repl.streams.notice(NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}"))
 
@@ -182,7 +186,7 @@ def rename_session(repl: Repl, line: SlashLine) -> None:
 
 
 def export_session(repl: Repl, line: SlashLine) -> None:
-    path = Path(_required(line, "a file", "for example /export talk.md")).expanduser()
+    path = parse_path(_required(line, "a file", "for example /export talk.md"))
     chat = repl.chat
     if chat.session is None:
         raise UsageError("the conversation is empty", "ask something first")
@@ -193,7 +197,7 @@ def export_session(repl: Repl, line: SlashLine) -> None:
 
 
 def attach_file(repl: Repl, line: SlashLine) -> None:
-    path = Path(_required(line, "a file", "for example /file notes.txt")).expanduser()
+    path = parse_path(_required(line, "a file", "for example /file notes.txt"))
     repl.pending_files.append((str(path), read_text(path)))
     repl.streams.info(f"{path} will be prepended to your next question")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from textwrap import wrap
 from typing import Literal, NamedTuple
 
@@ -29,6 +32,7 @@ class SlashCommand(NamedTuple):
     argument: str
     help: str
     argument_kind: ArgumentKind = ""
+    aliases: tuple[str, ...] = ()
 
 
 class SlashLine(NamedTuple):
@@ -38,7 +42,7 @@ class SlashLine(NamedTuple):
 
 SLASH_COMMANDS = (
     SlashCommand("help", "", "show the commands and the keys"),
-    SlashCommand("exit", "", "exit; so does Ctrl-D"),
+    SlashCommand("exit", "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
     SlashCommand("clear", "", "start a new conversation; this one stays saved"),
     SlashCommand(
         "system",
@@ -81,14 +85,25 @@ KEYS = (
 )
 
 
+BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
+
+
+def parse_path(argument: str) -> Path:
+    """Path in an argument, which may be quoted or have escaped spaces, as terminals paste dropped files."""
+    if not Path(argument).expanduser().exists():
+        with contextlib.suppress(ValueError):
+            [argument] = shlex.split(argument)
+    return Path(argument).expanduser()
+
+
 def parse_slash(line: str) -> SlashLine | None:
     """Parse a line; None if it is not a command. Raises UsageError for an unknown command."""
     if not line.startswith("/"):
         return None
     name, *rest = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
-    names = [slash.name for slash in SLASH_COMMANDS]
+    names = {name: slash.name for slash in SLASH_COMMANDS for name in (slash.name, *slash.aliases)}
     if name in names:
-        return SlashLine(name, rest[0].strip() if rest else "")
+        return SlashLine(names[name], rest[0].strip() if rest else "")
     matches = get_close_matches(name, names, n=1, cutoff=0.5)
     suggestion = f"did you mean /{matches[0]}? " if matches else ""
     raise UsageError(

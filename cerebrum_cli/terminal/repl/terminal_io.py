@@ -40,6 +40,11 @@ class TerminalIO:
     def edit(self, text: str) -> str:
         return edit_text(text, self.keyboard, self.signals)
 
+    def confirm(self, question: str) -> bool:
+        """Ask a yes-or-no question; Ctrl-C raises Interrupted."""
+        with self.keyboard.released():
+            return self.streams.confirm(question)
+
 
 class InputSource(Protocol):
     def read(self) -> str:
@@ -47,6 +52,9 @@ class InputSource(Protocol):
 
     def edit(self, text: str, /) -> str:
         """Let the user edit a text. Raises UsageError if that is impossible."""
+
+    def confirm(self, question: str, /) -> bool:
+        """Ask a yes-or-no question; without a terminal the answer is no."""
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Set the terminal's modes for a chat, whenever no question is being read."""
@@ -69,6 +77,10 @@ class ScriptInput:
     def edit(self, _: str) -> str:
         """Raise UsageError: a pipe has no editor."""
         raise UsageError("cannot edit while questions are piped in", "ask again instead")
+
+    def confirm(self, _: str) -> bool:
+        """Answer no: a script means what it says."""
+        return False
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Change nothing: there may be no terminal."""
@@ -133,7 +145,7 @@ class PlainPrompt:
 
     def __init__(self, terminal: TerminalIO) -> None:
         self._terminal = terminal
-        self.edit = terminal.edit
+        self.edit, self.confirm = terminal.edit, terminal.confirm
 
     def read(self) -> str:
         """Read the next question. Raises Interrupted on SIGTERM or SIGHUP."""
@@ -174,7 +186,7 @@ class Prompt:
 
         self._is_ready = is_ready
         self._terminal = terminal
-        self.edit = terminal.edit
+        self.edit, self.confirm = terminal.edit, terminal.confirm
         self._history = PromptHistory(history)
         self._failure_reported = terminal.quiet
         self._draft = ""  # initial text of the prompt
