@@ -13,14 +13,13 @@ import typer
 
 from cerebrum_cli import __version__
 from cerebrum_cli.commands import COMMANDS, Command
+from cerebrum_cli.commands.completion import COMPLETION, completed_command
 from cerebrum_cli.commands.signature import SectionedCommand
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError
 from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
-
-COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 
 
 def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
@@ -85,7 +84,8 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
     try:
         given = sys.argv[1:] if arguments is None else arguments
         names = [command.name for command in COMMANDS]
-        only = given[0] if given and given[0] in names else None
+        first = completed_command() if environment(COMPLETION) else next(iter(given), None)
+        only = first if first in names else None
         overview = given in ([], ["-h"], ["--help"]) and environment(COMPLETION) is None
         assembled(only, overview)(args=arguments, obj=runtime)
     except SystemExit as exit:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, sessions
 from cerebrum_cli.commands.context import require_agreement, runtime_of
 from cerebrum_cli.commands.signature import SectionedCommand, composed, parameter
 from cerebrum_cli.runtime.options import DeleteOptions, QuietOptions
@@ -16,7 +17,12 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A session's name, as in `cerebrum sessions list`.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A session's name, as in `cerebrum sessions list`.", autocompletion=completing(sessions)
+    ),
+]
 Json = Annotated[bool, parameter("json", "Print JSON", "Output")]
 
 

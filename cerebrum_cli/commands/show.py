@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, installed_models
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
@@ -15,7 +16,12 @@ from cerebrum_cli.runtime.options import ReportOptions
 @composed
 def show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, named as for `cerebrum pull`.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model, named as for `cerebrum pull`.", autocompletion=completing(installed_models)
+        ),
+    ],
     given: Annotated[Layer, SettingKeys(("ctx", "threads", "gpu_layers"))],
     options: ReportOptions,
 ) -> None:

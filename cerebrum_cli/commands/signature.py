@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 from typer.core import TyperCommand
 
+from cerebrum_cli.commands.completion import COMPLETIONS, completing
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
 from cerebrum_cli.core.settings import OPTIONS, Settings, environment
 
@@ -101,6 +102,7 @@ def typer_option(name: str, declared: Option, callback: Callable[..., Any] | Non
         help=f"{declared.help}.",
         metavar=declared.metavar,
         callback=callback,
+        autocompletion=completing(COMPLETIONS[name]) if name in COMPLETIONS else None,
         envvar=variable(name),
         show_envvar=False,
         show_default=False,
