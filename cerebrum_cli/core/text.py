@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from cerebrum_cli.core.errors import UsageError
 
+MATCH_BEGIN, MATCH_END = "\x02", "\x03"  # around the words found in an excerpt of a message
+
 
 def partial_marker_length(text: str, markers: Iterable[str]) -> int:
     """Length of the longest end of `text` that may be the start of one of `markers`."""

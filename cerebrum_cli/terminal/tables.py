@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, TallyEvent
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size
 from cerebrum_cli.terminal.control import strip_controls
-from cerebrum_cli.terminal.streams import Streams, columns
+from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.availability import DownloadPlan
@@ -180,8 +181,14 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> None:
+    """Print search results; on a terminal the words found are bold."""
+    is_styled = streams.out_is_terminal and not is_plain_terminal()
+    on, off = ("\x1b[1m", "\x1b[0m") if is_styled else ("", "")
     for match in matches:
-        streams.answer(f"{match['session']}  {match['role']}: {match['excerpt']}\n")
+        pieces = [strip_controls(piece) for piece in re.split(f"[{MATCH_BEGIN}{MATCH_END}]", match["excerpt"])]
+        pieces[1::2] = [f"{on}{found}{off}" for found in pieces[1::2]]
+        with streams.writing_answer():
+            streams.out.write(f"{strip_controls(match['session'])}  {match['role']}: {''.join(pieces)}\n")
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:

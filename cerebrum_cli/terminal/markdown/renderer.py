@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, get_character_cell_size
@@ -24,7 +25,7 @@ from cerebrum_cli.terminal.markdown.code_blocks import (
     slice_tokens,
     split_point,
 )
-from cerebrum_cli.terminal.markdown.rows import Row, limit_redraw, render_rows
+from cerebrum_cli.terminal.markdown.rows import STYLES, Row, limit_redraw, render_rows
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -114,6 +115,17 @@ class MarkdownStream:
         if up := min(row_count, options.size.height - 1):
             self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.CURSOR_UP, up)))
             self._console.print(Segments([ERASE_BELOW]), end="")
+
+
+def rendered(text: str, width: int) -> str:
+    """A complete document as a terminal shows it, with its styles as control sequences."""
+    from rich.console import Console
+
+    file = StringIO()
+    console = Console(file=file, width=width, force_terminal=True, theme=STYLES)
+    rows = render_rows(console, console.options, slice_tokens(parse(text), Position(), END))
+    console.print(Segments([segment for row in rows for segment in (*row, Segment.line())]), end="")
+    return file.getvalue()
 
 
 def _mode(code: str) -> Segment:
