@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,16 @@ from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.files import fsync_directory
 
 
-def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool = False) -> Journal:
+def open_journal(
+    output: Path,
+    fingerprint: Mapping[str, Any],
+    rows: Sequence[Row],
+    restart: bool = False,
+    retry_failed: bool = False,
+) -> Journal:
     """Open the journal of a result: new, resumed, or already complete.
+
+    `retry_failed` resumes also a complete one, for its rows with an error or without a winner.
 
     `fingerprint` holds everything the answers depend on, as JSON values by readable names; only a batch with the same
     fingerprint is resumed. `restart` discards finished rows, and replaces an existing result on completion. Raises
@@ -45,7 +53,7 @@ def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Ro
         partial = PartialFile(paths.partial, rows)
     try:
         with translate_os_errors(output):
-            return _open(paths, partial, normalize(fingerprint), rows, restart)
+            return _open(paths, partial, normalize(fingerprint), rows, restart, retry_failed)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
             if partial.is_empty:
@@ -54,7 +62,12 @@ def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Ro
 
 
 def _open(
-    paths: OutputPaths, partial: PartialFile, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool
+    paths: OutputPaths,
+    partial: PartialFile,
+    fingerprint: Mapping[str, Any],
+    rows: Sequence[Row],
+    restart: bool,
+    retry_failed: bool,
 ) -> Journal:
     record = None if restart else read_record(paths.meta)
     state = ResumeState(not partial.is_empty, record, identify(paths.output))
@@ -66,8 +79,16 @@ def _open(
         rename_into_place(paths.meta)
     elif step == "resume":
         partial.load()
+    elif retry_failed and (record.counts.failed or record.counts.undecided):
+        partial.clear()
+        partial.copy(paths.output)  # before the record, so that no answer is lost
+        step, record = "resume", Record(fingerprint, len(rows), replaces=state.output)
+        write_temporary(paths.meta, [encode_record(record)])
+        rename_into_place(paths.meta)
     else:
         partial.remove()
+    if retry_failed and step == "resume":
+        partial.forget_failed()
     return Journal(paths, partial, rows, record, step == "complete")
 
 
@@ -123,7 +144,7 @@ class Journal:
         with translate_os_errors(paths.output):
             result = write_temporary(paths.output, self._partial.lines_in_order())
             try:
-                record = replace(self._record, **asdict(self._partial.counts), result=result)
+                record = replace(self._record, result=result, **self._partial.counts.recorded)
                 write_temporary(paths.meta, [encode_record(record)])
                 rename_into_place(paths.meta)
                 self._require_unchanged_output()

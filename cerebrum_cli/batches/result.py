@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, count_row
+from cerebrum_cli.batches.rows import INPUT, OUTPUT_KEYS, Row, count_row
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
@@ -104,7 +104,8 @@ def validate_object(rows: Sequence[Row], finished: AbstractSet[int], position: i
     if position in finished or not 0 <= position < len(rows):
         raise ValueError(f"no unfinished row at position {position}")
     row = rows[position]
-    if tuple(object) != OUTPUT_KEYS or (object["id"], object["prompt"]) != (row.id, row.prompt):
+    keys = OUTPUT_KEYS if row.input is None else (*OUTPUT_KEYS, INPUT)
+    if tuple(object) != keys or (object["id"], object["prompt"]) != (row.id, row.prompt):
         raise ValueError(f"not an object of row {row.number}: {list(object)}")
 
 

@@ -48,3 +48,10 @@ def format_utc(seconds: float) -> str:
 def well_formed(text: str) -> str:
     """Replace lone surrogates, which come from arguments that are not UTF-8 and from truncated JSON, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration like "1:05" or "2:10:00"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -44,7 +44,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     data = read(runtime, source)
-    rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template)
+    rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template, options.carry)
     parallel, votes = parse_parallel(options.parallel), options.wanted
     model = find_model(runtime, given, options)
     settings = generation_settings(runtime, given, model, votes is not None)
@@ -58,10 +58,11 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
         "input": sha256(data).hexdigest(),
         "column": options.column,
         "template": options.template,
+        **({"carry": True} if options.carry else {}),
         "template arguments": arguments or None,
         **batches.batch_fingerprint(asked, model, resolved.model, runtime.library),
     }
-    result = open_result(runtime, output, record, rows, options.restart)
+    result = open_result(runtime, output, record, rows, options)
     try:
         if left := count_unanswered(rows, result):
             tuning = resolved.tuning("batch")
@@ -120,12 +121,14 @@ def plan_parallel(wanted: int | None, samples: int) -> Parallel:
 
 
 def open_result(
-    runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Sequence[Row], restart: bool
+    runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Sequence[Row], options: BatchOptions
 ) -> Result:
     """Where the answers go: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
+        if options.retry_failed:
+            raise UsageError("--retry-failed needs a file with the earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
-    return open_journal(output, record, rows, restart)
+    return open_journal(output, record, rows, options.restart, options.retry_failed)
 
 
 def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:

@@ -105,7 +105,9 @@ class BatchOptions(GenerationOptions):
     )
     shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
     ignore_eos: bool = option(False, "Generate up to --max-tokens, for benchmarks", "Sampling")
+    carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
+    retry_failed: bool = option(False, "Answer rows again that failed or have no winner", "Output")
     parallel: str | None = option(None, "Rows answered at the same time [default: auto]", "Speed", metavar="N|auto")
 
 

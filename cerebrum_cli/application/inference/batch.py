@@ -16,7 +16,7 @@ from cerebrum_cli.application.inference.voting import MajorityVote, require_samp
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object, output_object
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
@@ -95,7 +95,7 @@ class PendingRow:
             self.vote and votes_object(self.vote),
             error and asdict(error),
         )
-        return dict(zip(OUTPUT_KEYS, values, strict=True))
+        return output_object(self.row, dict(zip(OUTPUT_KEYS, values, strict=True)))
 
 
 def answer_rows(
