@@ -1,4 +1,4 @@
-"""GGUF files as merges read and begin them: values as the library has them, and headers byte for byte."""
+"""Metadata and headers of GGUF files: read like the `gguf` package reads them, written byte for byte."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from gguf_files import LLAMA, entry, handmade, string, tensor
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
@@ -29,12 +30,12 @@ SCALARS: Mapping[str, tuple[Any, ...]] = {
     "INT64": (-(2**63), 2**63 - 1),
     "FLOAT64": (0.1, -5e-324),
 }
-STRINGS = (b"plain", "naïve ▁".encode(), b"", b"\xff\xfe\x00", b"\xf0\x9f")  # the last two are no UTF-8
+STRINGS = (b"plain", "naïve ▁".encode(), b"", b"\xff\xfe\x00", b"\xf0\x9f")  # the last two are not UTF-8
 KINDS = {kind.name: int(kind) for kind in GGUFValueType}
 
 
 def write(path: Path, values: Mapping[str, Value]) -> Path:
-    """Write a file without tensors, by the library."""
+    """Write a file without tensors with the `gguf` package."""
     writer = GGUFWriter(path, "llama")
     for key, value in values.items():
         sub_type = GGUFValueType[value.item_type] if value.is_array else None
@@ -45,8 +46,8 @@ def write(path: Path, values: Mapping[str, Value]) -> Path:
     return path
 
 
-def of_every_type() -> dict[str, Value]:
-    """Return values of all types, alone and in arrays, under keys of their own."""
+def values_of_every_type() -> dict[str, Value]:
+    """Values of all types, alone and in arrays."""
     found = {f"{kind}.{at}": Value(kind, each) for kind, every in SCALARS.items() for at, each in enumerate(every)}
     found |= {f"{kind}.array": Value("ARRAY", every * 3, kind) for kind, every in SCALARS.items()}
     found |= {f"STRING.{at}": Value("STRING", each) for at, each in enumerate(STRINGS)}
@@ -54,7 +55,7 @@ def of_every_type() -> dict[str, Value]:
 
 
 def read(path: Path) -> dict[str, Value]:
-    """Return the metadata of a file as the library's own reader has it."""
+    """Read the metadata of a file with the `gguf` package."""
     fields = GGUFReader(path).fields.items()
     return {key: read_value({}, field) for key, field in fields if not key.startswith("GGUF.")}
 
@@ -64,12 +65,12 @@ def entries(table: Table) -> Iterable[TensorInfo]:
 
 
 def same(one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
-    """Return whether values are the same and of the same types: True is no 1 here, and 1 no 1.0."""
+    """Whether values and their types are equal: True differs from 1, and 1 from 1.0."""
     return repr(list(one.items())) == repr(list(other.items()))
 
 
-def test_values_are_those_the_library_reads(tmp_path: Path) -> None:
-    values = of_every_type()
+def test_table_reads_the_values_the_gguf_package_reads(tmp_path: Path) -> None:
+    values = values_of_every_type()
     path = write(tmp_path / "values.gguf", values)
     found = dict(read_table("values", [path]).metadata)
     assert same(found, read(path))
@@ -81,70 +82,63 @@ def test_values_are_those_the_library_reads(tmp_path: Path) -> None:
     assert found.keys() == values.keys()
 
 
-def test_an_array_is_kept_whole_whose_strings_are_all_empty(tmp_path: Path) -> None:
+def test_table_reads_an_array_of_empty_strings(tmp_path: Path) -> None:
     path = write(tmp_path / "empty.gguf", {"none": Value("ARRAY", (b"",) * 5, "STRING"), "last": Value("UINT8", 1)})
     assert same(read_table("empty", [path]).metadata, read(path))
 
 
-def test_an_array_without_items_keeps_its_type_and_what_follows_it(tmp_path: Path) -> None:
+def test_table_reads_an_empty_array_with_its_type(tmp_path: Path) -> None:
     items = [(kind, KINDS[kind]) for kind in (*SCALARS, "STRING")]
-    empty = b"".join(pair(kind, KINDS["ARRAY"], struct.pack("<IQ", number, 0)) for kind, number in items)
-    path = raw(tmp_path / "empty.gguf", empty + pair("last", KINDS["UINT32"], struct.pack("<I", 9)), len(items) + 1, 0)
+    empty = (entry(kind.encode(), KINDS["ARRAY"], struct.pack("<IQ", number, 0)) for kind, number in items)
+    path = tmp_path / "empty.gguf"
+    path.write_bytes(handmade(LLAMA, *empty, entry(b"last", KINDS["UINT32"], struct.pack("<I", 9))))
     found = read_table("empty", [path]).metadata
     assert [found[kind] for kind, _ in items] == [Value("ARRAY", (), kind) for kind, _ in items]
     assert found["last"] == Value("UINT32", 9)
-    begin = encode_header(found, ())  # the library writes none of these
+    begin = encode_header(found, ())  # the package cannot write empty arrays
     assert (b"last" in begin, b"FLOAT32" in begin, struct.unpack_from("<QQ", begin, 8)) == (True, False, (0, 2))
 
 
 @pytest.mark.parametrize("model", ["mistral_model", "chatml_model", "recurrent_model", "sliding_window_model"])
-def test_a_header_is_the_beginning_of_the_file_that_was_read(model: str, request: pytest.FixtureRequest) -> None:
-    assert_begins(request.getfixturevalue(model))
+def test_encoded_header_equals_the_header_of_its_file(model: str, request: pytest.FixtureRequest) -> None:
+    assert_header_encoded(request.getfixturevalue(model))
 
 
 @pytest.mark.parametrize(("experts", "encoding"), [(0, "Q4_K_M"), (4, "Q8_0")])
-def test_so_it_is_of_a_quantised_file(experts: int, encoding: str, tmp_path: Path) -> None:
+def test_encoded_header_equals_the_header_of_a_quantized_file(experts: int, encoding: str, tmp_path: Path) -> None:
     shape = Shape(layers=2, width=256, ffn=256)
-    assert_begins(write_quantized(tmp_path / "model.gguf", shape=shape, experts=experts, encoding=encoding))
+    assert_header_encoded(write_quantized(tmp_path / "model.gguf", shape=shape, experts=experts, encoding=encoding))
 
 
-def test_so_it_is_with_every_type_and_long_vocabularies(tmp_path: Path) -> None:
+def test_encoded_header_has_every_type_and_long_vocabularies(tmp_path: Path) -> None:
     tokens = tuple(b"token \xff %d" % number for number in range(20_000))
     more = {
         "tokenizer.ggml.tokens": Value("ARRAY", tokens, "STRING"),
         "tokenizer.ggml.scores": Value("ARRAY", tuple(number / 3 for number in range(20_000)), "FLOAT32"),
         "tokenizer.ggml.token_type": Value("ARRAY", (1, -1) * 10_000, "INT32"),
     }
-    assert_begins(write(tmp_path / "long.gguf", {**of_every_type(), **more}))
+    assert_header_encoded(write(tmp_path / "long.gguf", {**values_of_every_type(), **more}))
 
 
-def assert_begins(path: Path) -> None:
-    """Compare what is written of a file's table with the file."""
+def assert_header_encoded(path: Path) -> None:
+    """Check that the header encoded from a file's table is the beginning of the file."""
     table = read_table("model", [path])
     made = encode_header(table.metadata, entries(table))
     data = path.read_bytes()
     assert len(made) > 100
-    assert made == data[: len(made)] + bytes(max(0, len(made) - len(data)))  # without tensors nothing is aligned
+    assert made == data[: len(made)] + bytes(max(0, len(made) - len(data)))  # files without tensors are not padded
     begin = min((tensor.offset for tensor in table.tensors.values()), default=len(made))
     assert begin == len(made)
 
 
-def pair(key: str, kind: int, content: bytes) -> bytes:
-    """Return a key with its value, as a file has them."""
-    return struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + content
-
-
-def raw(path: Path, pairs: bytes, count: int, tensors: int = 1) -> Path:
-    """Write a file of these metadata, behind the architecture, and of a tensor of four floats."""
-    architecture = pair("general.architecture", KINDS["STRING"], struct.pack("<Q", 5) + b"llama")
-    info = struct.pack("<Q", 1) + b"w" + struct.pack("<IQIQ", 1, 4, 0, 0)
-    data = b"GGUF" + struct.pack("<IQQ", 3, tensors, count + 1) + architecture + pairs + info * tensors
-    path.write_bytes(data + bytes(-len(data) % 32) + bytes(16 * tensors))
+def write_with(path: Path, *metadata: bytes) -> Path:
+    """Write a file with this metadata and a tensor of four floats."""
+    path.write_bytes(handmade(LLAMA, *metadata, tensors=(tensor(b"w", (4,), 0, 0),), data=bytes(16)))
     return path
 
 
 def array(kind: int, length: int, content: bytes = b"") -> bytes:
-    return pair("some.array", KINDS["ARRAY"], struct.pack("<IQ", kind, length) + content)
+    return entry(b"some.array", KINDS["ARRAY"], struct.pack("<IQ", kind, length) + content)
 
 
 STRING = KINDS["STRING"]
@@ -163,12 +157,12 @@ STRING = KINDS["STRING"]
         array(99, 1, bytes(8)),
         array(KINDS["ARRAY"], 1, struct.pack("<IQI", KINDS["UINT32"], 1, 7)),
         array(KINDS["ARRAY"], 0),
-        pair("some.value", 99, bytes(8)),
-        pair("some.text", STRING, struct.pack("<Q", 1 << 50)),
+        entry(b"some.value", 99, bytes(8)),
+        entry(b"some.text", STRING, struct.pack("<Q", 1 << 50)),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(damaged: bytes, tmp_path: Path) -> None:
-    path = raw(tmp_path / "damaged.gguf", damaged, 1)
+def test_table_reports_damage_in_one_line(damaged: bytes, tmp_path: Path) -> None:
+    path = write_with(tmp_path / "damaged.gguf", damaged)
     begin = time.process_time()
     with pytest.raises(ModelFileError) as caught:
         read_table("damaged", [path])
@@ -178,8 +172,8 @@ def test_what_cannot_be_read_is_told_in_one_line(damaged: bytes, tmp_path: Path)
     assert "\n" not in caught.value.message + caught.value.hint
 
 
-def test_wherever_a_file_ends_too_early_it_is_told_in_one_line(tmp_path: Path) -> None:
-    whole = raw(tmp_path / "whole.gguf", array(STRING, 2, (struct.pack("<Q", 1) + b"a") * 2), 1)
+def test_table_reports_a_truncated_file_in_one_line(tmp_path: Path) -> None:
+    whole = write_with(tmp_path / "whole.gguf", array(STRING, 2, string(b"a") * 2))
     assert read_table("whole", [whole]).metadata["some.array"].content == (b"a", b"a")
     data = whole.read_bytes()
     for end in range(len(data)):
@@ -190,7 +184,7 @@ def test_wherever_a_file_ends_too_early_it_is_told_in_one_line(tmp_path: Path) -
         assert "\n" not in caught.value.message + caught.value.hint
 
 
-def test_a_long_vocabulary_is_read_at_once(tmp_path: Path) -> None:
+def test_table_reads_a_long_vocabulary_quickly(tmp_path: Path) -> None:
     count = 100_000
     long = {
         "tokens": Value("ARRAY", tuple(b"token %d" % number for number in range(count)), "STRING"),
@@ -201,5 +195,5 @@ def test_a_long_vocabulary_is_read_at_once(tmp_path: Path) -> None:
     begin = time.process_time()
     reader = open_reader(path)
     found = {key: read_value(reader.arrays, field) for key, field in reader.fields.items() if key in long}
-    assert time.process_time() - begin < 2  # the library alone takes several
+    assert time.process_time() - begin < 2  # the package alone takes several
     assert found == long

@@ -5,54 +5,16 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import gguf
-import numpy as np
 import pytest
+from gguf_files import LLAMA, entry, handmade, string, tensor, write_model
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.cursor import Array
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
-
-
-def write_model(path: Path, fill: Callable[[gguf.GGUFWriter], None] | None = None, architecture: str = "llama") -> Path:
-    """Write a model of two layers and one tensor, with whatever `fill` adds."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(2)
-    writer.add_embedding_length(64)
-    writer.add_head_count(8)
-    if fill:
-        fill(writer)
-    writer.add_tensor("token_embd.weight", np.zeros((8, 64), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def string(text: bytes) -> bytes:
-    return struct.pack("<Q", len(text)) + text
-
-
-def handmade(*metadata: bytes, tensors: tuple[bytes, ...] = (), version: int = 3, data: bytes = b"") -> bytes:
-    """Write a GGUF file by hand, so that it may be wrong in any way."""
-    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata)) + b"".join(metadata) + b"".join(tensors)
-    return head + (bytes(-len(head) % 32) + data if tensors else b"")
-
-
-def entry(key: bytes, kind: int, value: bytes) -> bytes:
-    return string(key) + struct.pack("<I", kind) + value
-
-
-def tensor(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
-    return string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
-
-
-LLAMA = entry(b"general.architecture", 8, string(b"llama"))
 
 
 def problem_of(path: Path) -> str:

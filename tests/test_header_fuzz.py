@@ -1,4 +1,4 @@
-"""Whatever bytes a GGUF file is made of, reading its header ends with a header or a ModelFileError."""
+"""Header reader on mutated GGUF files: it returns a header or raises ModelFileError."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import gguf
 import pytest
+from gguf_files import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_header import write_model
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.header import read_header

@@ -1,74 +1,72 @@
-"""What comes in between: other merges, full disks, errors in the thread that writes, and signals at any moment."""
+"""Races of a merge: with other merges of the same file, with its writing thread, and with signals at any moment."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import CommandLine
-from test_merge_files import SMALL, prepared, quietly, stack, stored
-from tiny_models import Shape, write_quantized
+from merges import FOUR_LAYERS, SIX_LAYERS, planned_files, read_tensors, stack
+from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.files import fsync_directory, try_lock
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge import output_files as writing
+from cerebrum_cli.merge import output_files
 from cerebrum_cli.merge.execute import Cancelled, Job, OutputFile, execute
 from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
 
 WHOLE = stack(("a", 0, 6))
-FULL = Path("/dev/full")
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model of six layers, most of whose tensors are of a few kilobytes."""
-    return write_quantized(tmp_path_factory.mktemp("races") / "small.gguf", shape=SMALL, encoding="F16")
+    """A model of six layers; most of its tensors have a few kilobytes."""
+    return write_quantized(tmp_path_factory.mktemp("races") / "small.gguf", shape=SIX_LAYERS, encoding="F16")
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """Return where a merge goes, alone in its folder."""
+    """Output path of a merge, in an empty directory."""
     return tmp_path / "out.gguf"
 
 
-def written(out: Path) -> list[str]:
-    """Return the names of all that lies where a merge goes."""
+def file_names(out: Path) -> list[str]:
+    """Names of the files in the output directory."""
     return sorted(path.name for path in out.parent.iterdir())
 
 
-def execution(small: Path, out: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
-    return prepared(WHOLE, {"a": [small]}, out, limit)
+def plan(small: Path, out: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
+    return planned_files(WHOLE, {"a": [small]}, out, limit)
 
 
-Meanwhile = Callable[[Callable[[], object]], None]
+BeforeLock = Callable[[Callable[[], object]], None]
 
 
 @pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
-    """Return what has something done once, between the opening of a file on its way and its locking."""
+def before_lock(monkeypatch: pytest.MonkeyPatch) -> BeforeLock:
+    """Run an action once, between opening a partial file and locking it."""
 
     def set_up(act: Callable[[], object]) -> None:
         def act_and_lock(descriptor: int) -> bool:
-            monkeypatch.setattr(writing, "try_lock", try_lock)
+            monkeypatch.setattr(output_files, "try_lock", try_lock)
             act()
             return try_lock(descriptor)
 
-        monkeypatch.setattr(writing, "try_lock", act_and_lock)
+        monkeypatch.setattr(output_files, "try_lock", act_and_lock)
 
     return set_up
 
 
 @pytest.mark.parametrize("completes", [True, False])
-def test_a_merge_that_ends_just_then_is_not_written_over(out: Path, meanwhile: Meanwhile, completes: bool) -> None:
+def test_merge_does_not_overwrite_one_that_ends_before_its_lock(
+    out: Path, before_lock: BeforeLock, completes: bool
+) -> None:
     with OutputFiles() as first:
         with first.file(out) as file:
             file.write(b"the first one")
@@ -78,16 +76,16 @@ def test_a_merge_that_ends_just_then_is_not_written_over(out: Path, meanwhile: M
                 first.commit()
             first.__exit__()
 
-        meanwhile(end)
+        before_lock(end)
         with OutputFiles() as second:
             with second.file(out) as file:
                 assert not completes or out.read_bytes() == b"the first one"
                 file.write(b"the second one")
             second.commit()
-    assert (out.read_bytes(), written(out)) == (b"the second one", ["out.gguf"])
+    assert (out.read_bytes(), file_names(out)) == (b"the second one", ["out.gguf"])
 
 
-def test_a_merge_whose_place_a_third_one_takes_just_then_says_so(out: Path, meanwhile: Meanwhile) -> None:
+def test_merge_reports_a_third_one_that_locks_first(out: Path, before_lock: BeforeLock) -> None:
     first, third = OutputFiles(), OutputFiles()
     with third, first:
         with first.file(out) as file:
@@ -99,189 +97,129 @@ def test_a_merge_whose_place_a_third_one_takes_just_then_says_so(out: Path, mean
             with third.file(out) as file:
                 file.write(b"the third one")
 
-        meanwhile(end_and_begin)
-        told = pytest.raises(MergeError, match="another cerebrum merge is writing")
-        with OutputFiles() as second, told, second.file(out):
-            raise AssertionError("two merges write one file")
-        assert written(out) == ["out.gguf", "out.gguf.part"]
+        before_lock(end_and_begin)
+        refused = pytest.raises(MergeError, match="another cerebrum merge is writing")
+        with OutputFiles() as second, refused, second.file(out):
+            pytest.fail("two merges write one file")
+        assert file_names(out) == ["out.gguf", "out.gguf.part"]
         third.commit()
-    assert (out.read_bytes(), written(out)) == (b"the third one", ["out.gguf"])
+    assert (out.read_bytes(), file_names(out)) == (b"the third one", ["out.gguf"])
 
 
-def test_where_files_vanish_again_and_again_a_merge_gives_up(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_gives_up_when_its_partial_file_keeps_vanishing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def remove_and_lock(descriptor: int) -> bool:
         out.with_name("out.gguf.part").unlink()
         return try_lock(descriptor)
 
-    monkeypatch.setattr(writing, "locked", remove_and_lock)
-    with OutputFiles() as delivery, pytest.raises(MergeError, match="another cerebrum merge"), delivery.file(out):
-        raise AssertionError("nobody has a file that is gone")
-    assert written(out) == []
+    monkeypatch.setattr(output_files, "try_lock", remove_and_lock)
+    with OutputFiles() as files, pytest.raises(MergeError, match="another cerebrum merge"), files.file(out):
+        pytest.fail("the file does not exist")
+    assert file_names(out) == []
 
 
-def fill_up() -> None:
-    """Let every further byte of a merge go to a disk that is full."""
-    with FULL.open("wb") as full:
-        for number in os.listdir("/proc/self/fd"):
-            link = f"/proc/self/fd/{number}"
-            if os.path.exists(link) and os.readlink(link).endswith(".gguf.part"):
-                os.dup2(full.fileno(), int(number))
+class InterruptAt:
+    """Progress callback that lets a merge write chunk by chunk, and interrupts it at a share of its bytes."""
 
-
-@pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
-@pytest.mark.parametrize("limit", [None, 150_000])
-@pytest.mark.parametrize("at", [0, 100_000, 150_000, 200_000, 220_000])
-def test_a_full_disk_is_told(
-    small: Path, out: Path, monkeypatch: pytest.MonkeyPatch, at: int, limit: int | None
-) -> None:
-    write, sizes, acts = HashedFile.write, [0], [fill_up]
-
-    def write_and_fill(self: HashedFile, data: bytes) -> None:
-        write(self, data)
-        sizes[0] += len(data)
-        if acts and sizes[0] > at:
-            acts.pop()()
-
-    monkeypatch.setattr(HashedFile, "write", write_and_fill)
-    with pytest.raises(MergeError) as caught:
-        execute(execution(small, out, limit), LlamaCodec, 2, quietly)
-    assert caught.value.message.endswith(": No space left on device")
-    assert (caught.value.hint, written(out)) == ("free some space, or write elsewhere", [])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.5, 0.77, 0.999])
-def test_where_no_file_may_be_that_large_the_system_is_quoted(small: Path, out: Path, share: float) -> None:
-    made = execution(small, out)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(made[0].size * share), limits[1]))
-    try:
-        with pytest.raises(MergeError) as caught:
-            execute(made, LlamaCodec, 2, quietly)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (caught.value.message, written(out)) == (f"{out}: File too large", [])
-
-
-class Slowly:
-    """Somebody who is told how far a merge is, while which it goes on step by step, and who leaves at a moment."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, leaves_at: float) -> None:
-        self.leaves_at, self.told = leaves_at, 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+        self.share, self.reports = share, 0
         self._step = threading.Semaphore(0)
         write = HashedFile.write
 
-        def write_when_told(hashed: HashedFile, data: bytes) -> None:
+        def write_when_released(hashed: HashedFile, data: bytes) -> None:
             self._step.acquire(timeout=0.005)
             write(hashed, data)
 
-        monkeypatch.setattr(HashedFile, "write", write_when_told)
+        monkeypatch.setattr(HashedFile, "write", write_when_released)
         monkeypatch.setattr("cerebrum_cli.merge.execute.PROGRESS_INTERVAL_S", 0.001)
 
     def __call__(self, done: int, total: int) -> None:
-        self.told += 1
+        self.reports += 1
         self._step.release()
-        if done >= total * self.leaves_at:
+        if done >= total * self.share:
             raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("limit", [None, 150_000])
-@pytest.mark.parametrize("leaves_at", [0.0, 0.5, 1.0])
-def test_whoever_leaves_leaves_nothing_or_all(
-    small: Path, out: Path, monkeypatch: pytest.MonkeyPatch, leaves_at: float, limit: int | None
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_merge_interrupt_leaves_all_files_or_none(
+    small: Path, out: Path, monkeypatch: pytest.MonkeyPatch, share: float, limit: int | None
 ) -> None:
-    made = execution(small, out, limit)
-    told = Slowly(monkeypatch, leaves_at)
+    files = plan(small, out, limit)
+    on_progress = InterruptAt(monkeypatch, share)
     try:
-        paths = [each.path for each in execute(made, LlamaCodec, 2, told)]
+        paths = [each.path for each in execute(files, LlamaCodec, 2, on_progress)]
     except KeyboardInterrupt:
-        assert written(out) == []
+        assert file_names(out) == []
     else:
-        assert leaves_at == 1.0
-        assert [path.name for path in paths] == written(out) == [file.path.name for file in made]
-        assert stored(paths) == stored([small])
-    assert (told.told == 1) == (leaves_at == 0)
+        assert share == 1.0
+        assert [path.name for path in paths] == file_names(out) == [file.path.name for file in files]
+        assert read_tensors(paths) == read_tensors([small])
+    assert (on_progress.reports == 1) == (share == 0)
 
 
-def test_whoever_leaves_when_all_have_their_names_gets_them(
+def test_merge_interrupt_after_the_renames_completes_it(
     small: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named, left = threading.Event(), threading.Event()
+    renamed, interrupted = threading.Event(), threading.Event()
 
     def sync_and_wait(folder: Path) -> None:
-        named.set()
-        left.wait(5)
+        renamed.set()
+        interrupted.wait(5)
         fsync_directory(folder)
 
-    def leave(done: int, total: int) -> None:
-        if named.is_set():
-            left.set()
+    def interrupt(done: int, total: int) -> None:
+        if renamed.is_set():
+            interrupted.set()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "fsync_directory", sync_and_wait)
+    monkeypatch.setattr(output_files, "fsync_directory", sync_and_wait)
     try:
-        [file] = execute(execution(small, out), LlamaCodec, 2, leave)
+        [file] = execute(plan(small, out), LlamaCodec, 2, interrupt)
     except KeyboardInterrupt:
-        raise AssertionError("it is denied though it is there") from None
-    assert (stored([file.path]), written(out)) == (stored([small]), ["out.gguf"])
+        pytest.fail("the files are complete")
+    assert (read_tensors([file.path]), file_names(out)) == (read_tensors([small]), ["out.gguf"])
 
 
-def test_a_merge_that_nobody_wants_before_it_begins_opens_no_file(small: Path, out: Path) -> None:
-    out.with_name("out.gguf.part").write_bytes(b"of another one")
-    job = Job(execution(small, out), LlamaCodec, 2, is_cancelled=True)
+def test_merge_cancelled_before_it_starts_opens_no_file(small: Path, out: Path) -> None:
+    out.with_name("out.gguf.part").write_bytes(b"of another merge")
+    job = Job(plan(small, out), LlamaCodec, 2, is_cancelled=True)
     job.run()
     assert (job.is_finished, job.is_complete, job.done) == (True, False, 0)
     with pytest.raises(Cancelled):
         job.result()
-    assert out.with_name("out.gguf.part").read_bytes() == b"of another one"
+    assert out.with_name("out.gguf.part").read_bytes() == b"of another merge"
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, MergeError, KeyError, MemoryError, SystemExit])
-def test_an_error_of_the_thread_that_writes_is_raised_where_it_is_waited_for(
-    small: Path, out: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    given: tuple[Any, ...] = ("what", "do") if error is MergeError else ("what",)
-    raised = error(*given)
-
-    def fail(self: HashedFile, data: bytes) -> None:
-        raise raised
-
-    monkeypatch.setattr(HashedFile, "write", fail)
-    with pytest.raises(error) as caught:
-        execute(execution(small, out), LlamaCodec, 2, quietly)
-    assert caught.value is raised
-    assert written(out) == []
-
-
-def test_no_thread_is_left_of_a_merge_however_it_ends(small: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_leaves_no_thread_however_it_ends(small: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = threading.active_count()
-    for leaves_at in (0.0, 0.5, 2.0):
+    for share in (0.0, 0.5, 2.0):
         with contextlib.suppress(KeyboardInterrupt):
-            execute(execution(small, out), LlamaCodec, 2, Slowly(monkeypatch, leaves_at))
+            execute(plan(small, out), LlamaCodec, 2, InterruptAt(monkeypatch, share))
     for each in threading.enumerate():
         if each.name == "merge":
             each.join(5)
     assert threading.active_count() == before
 
 
-# Merges in processes of their own, all of one that has everything imported, each sent two signals at some moment after
-# it has begun to write: RUNS, and what a merge takes if nobody interrupts it, in seconds.
-INTERRUPTED = """
+# Merges in forked processes that have everything imported. Each is sent two interrupts at a random moment of its
+# writing; the first is not interrupted, to measure how long a merge takes.
+INTERRUPT_TWICE = """
 import os, random, signal, sys, time
 from cerebrum_cli.main import main
 import cerebrum_cli.application.merging.merge, cerebrum_cli.runtime.merge, cerebrum_cli.engine.llama.codec
 
-def begin(number):
+def start(number):
     pid = os.fork()
     if pid:
         return pid
-    for descriptor, name in ((1, "said"), (2, "err")):
+    for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}.{number:03}", os.O_WRONLY | os.O_CREAT), descriptor)
     sys.argv = ["cerebrum", *sys.argv[2:], "-o", f"out{number:03}.gguf"]
     main()
     os._exit(99)
 
-def ended(pid, patience):
-    deadline = time.monotonic() + patience
+def wait(pid, timeout):
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
@@ -291,44 +229,43 @@ def ended(pid, patience):
     os.waitpid(pid, 0)
     return "hangs"
 
-def until_it_writes(number):
+def wait_until_writing(number):
     deadline = time.monotonic() + 20
     while not any(os.path.exists(f"out{number:03}.gguf{end}") for end in (".part", "")) and time.monotonic() < deadline:
         time.sleep(0.0005)
 
 random.seed(7)
-pid = begin(0)
-until_it_writes(0)
-begun = time.monotonic()
-print("000", ended(pid, 20), flush=True)
-takes = time.monotonic() - begun
+pid = start(0)
+wait_until_writing(0)
+started = time.monotonic()
+print("000", wait(pid, 20), flush=True)
+duration = time.monotonic() - started
 for number in range(1, int(sys.argv[1]) + 1):
-    pid = begin(number)
-    until_it_writes(number)
-    time.sleep(random.uniform(0, takes))
+    pid = start(number)
+    wait_until_writing(number)
+    time.sleep(random.uniform(0, duration))
     os.kill(pid, signal.SIGINT)
     time.sleep(random.uniform(0, 0.003))
-    os.kill(pid, signal.SIGINT)  # it is not waited for yet, so nobody else has its number
-    print(f"{number:03}", ended(pid, 20), flush=True)
+    os.kill(pid, signal.SIGINT)  # not waited for yet, so the number is not reused
+    print(f"{number:03}", wait(pid, 20), flush=True)
 """
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[CommandLine]:
-    """Return a user who has a recipe for a model that takes a while to be merged."""
-    shape = Shape(layers=4, width=256, heads=8, kv_heads=2, ffn=512)
-    write_quantized(tmp_path / "source.gguf", shape=shape)
+def home(tmp_path: Path) -> CommandLine:
+    """A user with a recipe whose merge takes a while."""
+    write_quantized(tmp_path / "source.gguf", shape=FOUR_LAYERS)
     (tmp_path / "recipe.yaml").write_text(stack(*[("source.gguf", 0, 4)] * 2))
-    yield CommandLine(tmp_path)
+    return CommandLine(tmp_path)
 
 
 RUNS = 10
 
 
-def test_two_interrupts_at_any_moment_end_a_merge_in_good_order(home: CommandLine) -> None:
+def test_merge_command_two_interrupts_leave_all_or_nothing(home: CommandLine) -> None:
     arguments = [str(RUNS), "merge", "recipe.yaml", "-q", "-y", "--type", "Q3_K"]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", INTERRUPTED, *arguments],
+        [sys.executable, "-W", "ignore", "-c", INTERRUPT_TWICE, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=home.environment(),
@@ -346,6 +283,6 @@ def test_two_interrupts_at_any_moment_end_a_merge_in_good_order(home: CommandLin
         assert files.keys() <= {f"out{number}.gguf"}
         assert code == "130" or files
         for path in files.values():
-            assert path.read_bytes() == whole.replace(b"out000", path.stem.encode())  # what it says it is called
+            assert path.read_bytes() == whole.replace(b"out000", path.stem.encode())  # the merge's name
         assert not (files and err)
     assert "130" in codes.values()

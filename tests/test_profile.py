@@ -1,4 +1,4 @@
-"""What was measured of a model: kept and found again, used from then on wherever nothing else is said, and shown."""
+"""Tuning profiles: saved, loaded, used by commands, and printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from command_line import Finished
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_bench import Cost, ScriptedBench
+from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import runtime_for
 
 from cerebrum_cli.application.doctor.selftest import NANO
@@ -23,14 +23,14 @@ from cerebrum_cli.application.inference.profiles import (
     Profile,
     ProfileStore,
     Speeds,
-    Tuned,
+    TunedUse,
     UseName,
-    given_way,
     profile_object,
+    without_user_settings,
 )
 from cerebrum_cli.application.inference.question import estimate_tokens
 from cerebrum_cli.application.models.model import Model
-from cerebrum_cli.application.tuning.tune import BenchFactory, this_machine, trial_options
+from cerebrum_cli.application.tuning.tune import BenchFactory, search_space, trial_options
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
@@ -40,10 +40,10 @@ from cerebrum_cli.runtime.composition import Runtime
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tuning_report import print_profile
 
-USUAL = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
-PLAIN = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
-AS_USUAL = Tuned(Tuning(), USUAL, USUAL)
-LONG = Tuned(Tuning(repack=False), PLAIN, USUAL, 1.31, 0.987)
+DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
+LONG_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
+DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS, DEFAULT_SPEEDS)
+LONG_USE = TunedUse(Tuning(repack=False), LONG_SPEEDS, DEFAULT_SPEEDS, 1.31, 0.987)
 KEYS = ["model", "file", "created", "machine", "build", "long_from", "uses", "tried"]
 USE_KEYS = ["settings", "gain", "agreement", "load_s", "prompt_tokens_per_second", "tokens_per_second", "memory"]
 
@@ -53,48 +53,48 @@ def profile(
     machine: str = "here",
     build: str = "b1",
     *,
-    chat: Tuned = AS_USUAL,
-    ask: Tuned = AS_USUAL,
-    long: Tuned = LONG,
-    batch: Tuned = AS_USUAL,
+    chat: TunedUse = DEFAULT_USE,
+    ask: TunedUse = DEFAULT_USE,
+    long: TunedUse = LONG_USE,
+    batch: TunedUse = DEFAULT_USE,
 ) -> Profile:
-    """Return a profile where long questions are asked of weights as they are."""
-    uses: dict[UseName, Tuned] = {"chat": chat, "ask": ask, "ask-long": long, "batch": batch}
+    """A profile that differs from the defaults only for long prompts."""
+    uses: dict[UseName, TunedUse] = {"chat": chat, "ask": ask, "ask-long": long, "batch": batch}
     return Profile(model, machine, build, "2026-11-20T20:58:34+00:00", uses)
 
 
-# Which way a question is asked.
+# Choosing settings.
 
 
 @pytest.mark.parametrize(
     ("long", "limit"),
     [
-        (Speeds(2.0, 45.0, 5.6), 618),  # 128 / 5.6 - 128 / 8 seconds are lost, 1 / 30 - 1 / 45 a token saved
+        (Speeds(2.0, 45.0, 5.6), 618),  # costs 128 / 5.6 - 128 / 8 seconds, saves 1 / 30 - 1 / 45 per prompt token
         (Speeds(3.0, 45.0, 8.0), 91),
-        (Speeds(2.0, 31.0, 8.0), 65),  # a question of which nothing is known is not a long one
+        (Speeds(2.0, 31.0, 8.0), 65),  # 64 tokens never count as long
         (Speeds(1.0, 45.0, 5.6), 528),
         (Speeds(0.5, 45.0, 8.0), 65),
         (Speeds(2.0, 30.0, 9.0), None),
         (Speeds(0.1, 29.9, 5.0), None),
     ],
 )
-def test_a_prompt_is_long_from_where_what_is_saved_is_more_than_what_is_lost(long: Speeds, limit: int | None) -> None:
-    usual = Speeds(2.0, 30.0, 8.0)
-    measured = profile(ask=Tuned(Tuning(), usual, usual), long=Tuned(Tuning(repack=False), long, usual))
+def test_profile_computes_the_length_of_long_prompts(long: Speeds, limit: int | None) -> None:
+    default = Speeds(2.0, 30.0, 8.0)
+    measured = profile(ask=TunedUse(Tuning(), default, default), long=TunedUse(Tuning(repack=False), long, default))
     assert measured.long_from == limit
     if limit:
-        assert long.seconds(limit, 128) < usual.seconds(limit, 128)
-        assert limit == 65 or long.seconds(limit - 1, 128) >= usual.seconds(limit - 1, 128)
+        assert long.seconds(limit, 128) < default.seconds(limit, 128)
+        assert limit == 65 or long.seconds(limit - 1, 128) >= default.seconds(limit - 1, 128)
 
 
-def test_where_both_are_asked_in_one_way_no_prompt_is_long() -> None:
-    same = profile(ask=LONG, long=replace(LONG, speeds=replace(PLAIN, prompt=99.0)))
+def test_profile_without_different_settings_has_no_long_prompts() -> None:
+    same = profile(ask=LONG_USE, long=replace(LONG_USE, speeds=replace(LONG_SPEEDS, prompt=99.0)))
     assert same.long_from is None
-    assert same.tuning("ask", 10**9) == LONG.tuning
+    assert same.tuning("ask", 10**9) == LONG_USE.tuning
 
 
-def test_only_a_question_may_be_a_long_one() -> None:
-    chat, batch = (Tuned(Tuning(n_threads=n), USUAL, USUAL) for n in (1, 2))
+def test_profile_chooses_settings_by_length_only_for_ask() -> None:
+    chat, batch = (TunedUse(Tuning(n_threads=n), DEFAULT_SPEEDS, DEFAULT_SPEEDS) for n in (1, 2))
     measured = profile(chat=chat, batch=batch)
     limit = measured.long_from
     assert limit
@@ -104,18 +104,18 @@ def test_only_a_question_may_be_a_long_one() -> None:
     assert measured.tuning("ask-long") == Tuning(repack=False)
 
 
-def test_about_four_bytes_are_a_token_and_what_was_answered_is_kept() -> None:
+def test_estimate_tokens_counts_what_is_not_answered_yet() -> None:
     assert estimate_tokens(None) == estimate_tokens(Conversation()) == 0
     assert estimate_tokens(Conversation(system_prompt="x" * 97).user("x" * 303)) == 100
     assert estimate_tokens(Conversation().user("東京" * 2)) == 3
-    talk = Conversation().user("x" * 4000).assistant("y" * 4000)
-    assert estimate_tokens(talk) == 0
-    assert estimate_tokens(talk.user("z" * 40)) == 10
+    conversation = Conversation().user("x" * 4000).assistant("y" * 4000)
+    assert estimate_tokens(conversation) == 0
+    assert estimate_tokens(conversation.user("z" * 40)) == 10
 
 
-# What is said wins over what was measured.
+# Load options.
 
-ALL = Tuning(False, 4, 6, 64, True, "q8_0", "12", 16)
+ALL_SETTINGS = Tuning(False, 4, 6, 64, True, "q8_0", "12", 16)
 SHAPE = Shape(2048, 10**9, 32, 1000)
 OPTIONS = LoadOptions(Path("m.gguf"), SHAPE)
 
@@ -130,18 +130,18 @@ OPTIONS = LoadOptions(Path("m.gguf"), SHAPE)
         (Settings(threads=1, gpu_layers="3"), ("n_threads", "n_threads_batch", "gpu_layers")),
     ],
 )
-def test_what_the_user_has_set_is_not_what_was_measured(settings: Settings, dropped: tuple[str, ...]) -> None:
-    left = given_way(ALL, settings).overrides
-    assert left == {name: value for name, value in ALL.overrides.items() if name not in dropped}
-    assert given_way(Tuning(), settings) == Tuning()
+def test_without_user_settings_removes_what_the_user_has_set(settings: Settings, dropped: tuple[str, ...]) -> None:
+    remaining = without_user_settings(ALL_SETTINGS, settings).overrides
+    assert remaining == {name: value for name, value in ALL_SETTINGS.overrides.items() if name not in dropped}
+    assert without_user_settings(Tuning(), settings) == Tuning()
 
 
-def test_a_tuning_stands_in_for_what_is_usual_and_no_more() -> None:
+def test_load_options_with_tuning_change_only_its_overrides() -> None:
     assert OPTIONS.with_tuning(Tuning()) == OPTIONS
-    tuned = OPTIONS.with_tuning(ALL)
-    assert {name: getattr(tuned, name) for name in ALL.overrides} == ALL.overrides
-    assert replace(tuned, **{name: getattr(OPTIONS, name) for name in ALL.overrides}) == OPTIONS
-    assert ALL.validated() is ALL
+    tuned = OPTIONS.with_tuning(ALL_SETTINGS)
+    assert {name: getattr(tuned, name) for name in ALL_SETTINGS.overrides} == ALL_SETTINGS.overrides
+    assert replace(tuned, **{name: getattr(OPTIONS, name) for name in ALL_SETTINGS.overrides}) == OPTIONS
+    assert ALL_SETTINGS.validated() is ALL_SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -170,21 +170,26 @@ def test_a_tuning_stands_in_for_what_is_usual_and_no_more() -> None:
     ],
     ids=lambda wrong: repr(wrong)[:30],
 )
-def test_a_tuning_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+def test_tuning_rejects_invalid_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is "):
         Tuning(**wrong).validated()
 
 
-def test_options_come_from_settings_then_from_the_tuning_then_from_the_use() -> None:
+def test_load_options_prefer_user_settings_over_the_tuning() -> None:
     model = Model("nano", (NANO,))
-    tuned = load_options(model, Settings(), tuning=ALL)
+    tuned = load_options(model, Settings(), tuning=ALL_SETTINGS)
     assert (tuned.repack, tuned.n_threads, tuned.n_threads_batch, tuned.gpu_layers) == (False, 4, 6, "12")
     assert (tuned.n_ubatch, tuned.flash_attention, tuned.cache_type, tuned.slots) == (64, True, "q8_0", 1)
-    said = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL)
-    assert (said.n_threads, said.n_threads_batch, said.gpu_layers, said.context_size) == (2, None, "0", 512)
-    assert said.cache_type == "q8_0"
+    user_set = load_options(model, Settings(threads=2, gpu_layers="0", ctx=512), tuning=ALL_SETTINGS)
+    assert (user_set.n_threads, user_set.n_threads_batch, user_set.gpu_layers, user_set.context_size) == (
+        2,
+        None,
+        "0",
+        512,
+    )
+    assert user_set.cache_type == "q8_0"
     for parallel in (CHAT_PARALLEL, Parallel(8, batch_invariant=True)):
-        assert load_options(model, Settings(), parallel, tuning=ALL).slots == parallel.slots
+        assert load_options(model, Settings(), parallel, tuning=ALL_SETTINGS).slots == parallel.slots
     assert (
         trial_options(model, Settings())
         == load_options(model, Settings())
@@ -192,55 +197,55 @@ def test_options_come_from_settings_then_from_the_tuning_then_from_the_use() -> 
     )
 
 
-def test_a_machine_is_what_memory_and_settings_leave_to_try() -> None:
+def test_search_space_depends_on_memory_and_settings() -> None:
     model = Model("nano", (NANO,))
-    here = this_machine(model, Settings())
-    assert here.usual.repack is True
-    assert here.usual_many.slots == min(32, here.slots)
-    assert 1 <= here.slots <= 64
-    assert here.layers == model.header.n_layers
-    assert this_machine(model, Settings(threads=3)).threads == ()
+    space = search_space(model, Settings())
+    assert space.baseline.repack is True
+    assert space.batch_baseline.slots == min(32, space.slots)
+    assert 1 <= space.slots <= 64
+    assert space.layers == model.header.n_layers
+    assert search_space(model, Settings(threads=3)).threads == ()
 
 
-# Kept and found again.
+# The store.
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ProfileStore:
-    """Return a store on a machine called `here`, with build b1."""
+    """A store on a machine called `here`, with build b1."""
     return ProfileStore(tmp_path / "profiles", "here", "b1")
 
 
-def test_what_was_measured_is_found_as_it_was(store: ProfileStore) -> None:
-    assert (store.find("sha 1"), store.elsewhere("sha 1")) == (None, None)
-    kept = profile(batch=Tuned(ALL, PLAIN, USUAL, 1.2, None))
-    store.save(kept)
-    assert store.find("sha 1") == kept
-    assert store.elsewhere("sha 1") is None
-    anew = replace(kept, created="2027-01-01T00:00:00+00:00")
-    store.save(anew)
-    assert store.find("sha 1") == anew
-    store.forget("sha 1")
+def test_profile_store_saves_replaces_and_deletes(store: ProfileStore) -> None:
+    assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
+    saved = profile(batch=TunedUse(ALL_SETTINGS, LONG_SPEEDS, DEFAULT_SPEEDS, 1.2, None))
+    store.save(saved)
+    assert store.find("sha 1") == saved
+    assert store.find_other("sha 1") is None
+    newer = replace(saved, created="2027-01-01T00:00:00+00:00")
+    store.save(newer)
+    assert store.find("sha 1") == newer
+    store.delete("sha 1")
     assert store.find("sha 1") is None
 
 
-def test_another_machine_build_or_model_has_none(store: ProfileStore, tmp_path: Path) -> None:
-    kept = profile()
-    store.save(kept)
-    assert (store.find("sha 2"), store.elsewhere("sha 2")) == (None, None)
+def test_profile_store_separates_machines_builds_and_models(store: ProfileStore, tmp_path: Path) -> None:
+    saved = profile()
+    store.save(saved)
+    assert (store.find("sha 2"), store.find_other("sha 2")) == (None, None)
     for machine, build in (("there", "b1"), ("here", "b2"), ("here|b1", ""), ("", "here|b1")):
         other = ProfileStore(tmp_path / "profiles", machine, build)
         assert other.find("sha 1") is None
-        assert other.elsewhere("sha 1") == kept
+        assert other.find_other("sha 1") == saved
     own = profile(machine="there")
     store.save(own)
-    assert (store.find("sha 1"), store.elsewhere("sha 1")) == (kept, own)
+    assert (store.find("sha 1"), store.find_other("sha 1")) == (saved, own)
     store.save(profile("sha 2"))
-    store.forget("sha 1")
-    assert (store.find("sha 1"), store.elsewhere("sha 1"), store.find("sha 2")) == (None, None, profile("sha 2"))
+    store.delete("sha 1")
+    assert (store.find("sha 1"), store.find_other("sha 1"), store.find("sha 2")) == (None, None, profile("sha 2"))
 
 
-def test_a_profile_under_anothers_name_is_not_taken_for_it(store: ProfileStore, tmp_path: Path) -> None:
+def test_profile_store_ignores_a_file_with_the_name_of_another(store: ProfileStore, tmp_path: Path) -> None:
     store.save(profile())
     [path] = (tmp_path / "profiles").iterdir()
     store.save(profile("sha 2"))
@@ -249,38 +254,38 @@ def test_a_profile_under_anothers_name_is_not_taken_for_it(store: ProfileStore, 
     assert store.find("sha 2") is None
 
 
-def test_a_name_of_any_bytes_can_be_kept(store: ProfileStore) -> None:
-    kept = profile("/m\udcff.gguf 1 2")
-    store.save(kept)
-    assert store.find(kept.model) == kept
+def test_profile_store_accepts_a_model_name_of_any_bytes(store: ProfileStore) -> None:
+    saved = profile("/m\udcff.gguf 1 2")
+    store.save(saved)
+    assert store.find(saved.model) == saved
 
 
-def test_a_profile_is_there_whole_or_not_at_all(store: ProfileStore, tmp_path: Path) -> None:
-    kept = profile()
-    store.save(kept)
+def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> None:
+    saved = profile()
+    store.save(saved)
     [path] = (tmp_path / "profiles").iterdir()
-    store.save(replace(kept, created="later"))
+    store.save(replace(saved, created="later"))
     assert [each.name for each in (tmp_path / "profiles").iterdir()] == [path.name]
-    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 2,')  # of one that was killed
-    assert store.find("sha 1") == replace(kept, created="later")
+    (tmp_path / "profiles" / "tmp123.part").write_text('{"version": 2,')  # of a process that was killed
+    assert store.find("sha 1") == replace(saved, created="later")
     path.unlink()
     path.mkdir()
     with pytest.raises(OSError, match="directory"):
-        store.save(kept)
+        store.save(saved)
     assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
 
 
-WHOLE: dict[str, Any] = {"version": 2, **asdict(profile())}
+VALID: dict[str, Any] = {"version": 2, **asdict(profile())}
 
 
-def find(content: bytes, folder: Path) -> Profile | None:
-    """Return what is found where this was kept; whatever it is, it can be used and shown."""
+def find_content(content: bytes, folder: Path) -> Profile | None:
+    """Load a profile file with this content; if it is valid, it can also be used and printed."""
     store = ProfileStore(folder, "here", "b1")
     store.save(profile())
     [path] = folder.iterdir()
     path.write_bytes(content)
     found = store.find("sha 1")
-    store.elsewhere("sha 1")
+    store.find_other("sha 1")
     if found:
         assert all(found.tuning("ask", tokens).validated() for tokens in (0, 10**9))
         json.dumps(profile_object(found), allow_nan=False)
@@ -288,9 +293,9 @@ def find(content: bytes, folder: Path) -> Profile | None:
     return found
 
 
-def changed(value: Any, at: tuple[str, ...], new: Any) -> Any:
-    """Return an object with another value at a place."""
-    return {**value, at[0]: changed(value[at[0]], at[1:], new) if len(at) > 1 else new}
+def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
+    """Copy an object with the value at a path replaced."""
+    return {**value, path[0]: replaced(value[path[0]], path[1:], new) if len(path) > 1 else new}
 
 
 @pytest.mark.parametrize(
@@ -303,7 +308,7 @@ def changed(value: Any, at: tuple[str, ...], new: Any) -> Any:
         (("created",), None),
         (("machine",), ["here"]),
         (("uses",), []),
-        (("uses",), {"chat": WHOLE["uses"]["chat"]}),
+        (("uses",), {"chat": VALID["uses"]["chat"]}),
         (("uses", "chat"), None),
         (("uses", "chat", "tuning"), None),
         (("uses", "chat", "tuning"), {"colour": "red"}),
@@ -321,7 +326,7 @@ def changed(value: Any, at: tuple[str, ...], new: Any) -> Any:
         (("uses", "ask", "speeds", "prompt"), -30.0),
         (("uses", "ask", "speeds", "prompt"), math.inf),
         (("uses", "ask", "speeds", "prompt"), 5e-324),
-        pytest.param(("uses", "ask", "speeds", "prompt"), 10**400, id="read-10**400"),
+        pytest.param(("uses", "ask", "speeds", "prompt"), 10**400, id="prompt-10**400"),
         (("uses", "ask", "speeds", "generate"), math.nan),
         (("uses", "ask", "speeds", "generate"), "8"),
         (("uses", "ask", "speeds", "generate"), {}),
@@ -333,32 +338,32 @@ def changed(value: Any, at: tuple[str, ...], new: Any) -> Any:
         (("uses", "ask", "baseline", "colour"), 1),
     ],
 )
-def test_what_cannot_have_been_measured_is_as_if_nothing_was(tmp_path: Path, at: tuple[str, ...], new: Any) -> None:
-    assert find(json.dumps(WHOLE).encode(), tmp_path) == profile()
-    assert find(json.dumps(changed(WHOLE, at, new)).encode(), tmp_path) is None
+def test_profile_store_ignores_impossible_values(tmp_path: Path, at: tuple[str, ...], new: Any) -> None:
+    assert find_content(json.dumps(VALID).encode(), tmp_path) == profile()
+    assert find_content(json.dumps(replaced(VALID, at, new)).encode(), tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"7", b'"x"', b"{}", b"\xff\xfe", b"[" * 100_000, b"{" * 9])
-def test_what_is_no_profile_is_none(tmp_path: Path, content: bytes) -> None:
-    assert find(content, tmp_path) is None
+def test_profile_store_ignores_a_file_that_is_not_a_profile(tmp_path: Path, content: bytes) -> None:
+    assert find_content(content, tmp_path) is None
 
 
-def test_a_folder_in_a_profiles_place_is_none(tmp_path: Path) -> None:
+def test_profile_store_ignores_a_directory_with_the_name_of_a_profile(tmp_path: Path) -> None:
     store = ProfileStore(tmp_path / "profiles", "here", "b1")
     store.save(profile())
     [path] = (tmp_path / "profiles").iterdir()
     path.unlink()
     path.mkdir()
     assert store.find("sha 1") is None
-    store.forget("sha 1")
+    store.delete("sha 1")
 
 
-def places(value: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Return all places in an object."""
+def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of all values in an object."""
     inner = (
-        [place for key, each in value.items() for place in places(each, (*at, key))] if isinstance(value, dict) else []
+        [place for key, each in value.items() for place in paths(each, (*path, key))] if isinstance(value, dict) else []
     )
-    return [*([at] if at else []), *inner]
+    return [*([path] if path else []), *inner]
 
 
 ANYTHING = st.recursive(
@@ -368,46 +373,46 @@ ANYTHING = st.recursive(
 )
 
 
-@given(at=st.sampled_from(places(WHOLE)), new=ANYTHING)
-def test_a_profile_with_anything_in_any_place_is_used_or_none(tmp_path_factory: Any, at: Any, new: Any) -> None:
-    find(json.dumps(changed(WHOLE, at, new)).encode("utf-8", "surrogatepass"), tmp_path_factory.mktemp("p"))
+@given(at=st.sampled_from(paths(VALID)), new=ANYTHING)
+def test_profile_store_loads_or_ignores_any_value(tmp_path_factory: Any, at: Any, new: Any) -> None:
+    find_content(json.dumps(replaced(VALID, at, new)).encode("utf-8", "surrogatepass"), tmp_path_factory.mktemp("p"))
 
 
-@given(cut=st.integers(0, len(json.dumps(WHOLE)) - 1), byte=st.integers(0, 255), is_cut=st.booleans())
-def test_a_damaged_profile_is_used_or_none(tmp_path_factory: Any, cut: int, byte: int, is_cut: bool) -> None:
-    whole = json.dumps(WHOLE).encode()
+@given(cut=st.integers(0, len(json.dumps(VALID)) - 1), byte=st.integers(0, 255), is_cut=st.booleans())
+def test_profile_store_loads_or_ignores_damaged_files(tmp_path_factory: Any, cut: int, byte: int, is_cut: bool) -> None:
+    whole = json.dumps(VALID).encode()
     content = whole[:cut] if is_cut else whole[:cut] + bytes([byte]) + whole[cut + 1 :]
-    found = find(content, tmp_path_factory.mktemp("p"))
+    found = find_content(content, tmp_path_factory.mktemp("p"))
     assert not (found and is_cut)
 
 
-# Used from then on.
+# Use by commands.
 
 
-class Desk:
-    """Commands on a scripted model and a scripted bench, in one home; `loaded` is how models were opened."""
+class CommandRunner:
+    """Runs commands in one home, with a scripted model and bench; `loaded` lists the load options of models."""
 
     def __init__(self, home: Path, model: Path) -> None:
         self.home = home
         self.model = model
         self.loaded: list[LoadOptions] = []
         self.benches: list[ScriptedBench] = []
-        self.cost = Cost(alone={("repack", False): (1.5, 0.7)}, many={("slots", 16): (1.0, 1.5)})
+        self.speed_model = SpeedModel(single={("repack", False): (1.5, 0.7)}, batch={("slots", 16): (1.0, 1.5)})
         self.devices: tuple[Device, ...] = ()
 
     def runtime(self, piped: bytes | None = None) -> Runtime:
-        """Return a runtime that remembers what it opens."""
+        """Create a runtime that records the load options of models."""
         streams = Streams(StringIO(), StringIO(), None if piped is None else BytesIO(piped), False, False, False)
         runtime = runtime_for({"rows": {}, "seeds": ["The answer is 7."]}, self.home, streams)
-        opener = runtime.open_backend
+        open_scripted = runtime.open_backend
 
         def open_backend(options: LoadOptions) -> Any:
             self.loaded.append(options)
-            return opener(options)
+            return open_scripted(options)
 
         def bench(options: LoadOptions, model: Model, directory: Path, offloadable: int) -> Any:
             assert options.path == model.path == self.model
-            self.benches.append(ScriptedBench(self.cost, devices=self.devices))
+            self.benches.append(ScriptedBench(self.speed_model, devices=self.devices))
             return self.benches[-1]
 
         runtime.open_backend, runtime.bench = open_backend, bench
@@ -421,21 +426,21 @@ class Desk:
         assert isinstance(out, StringIO) and isinstance(err, StringIO)
         return Finished(code, out.getvalue(), err.getvalue())
 
-    def opened(self, *arguments: str | Path, piped: bytes | None = None) -> LoadOptions:
-        """Return how a command opened its model, the only one."""
+    def load_options(self, *arguments: str | Path, piped: bytes | None = None) -> LoadOptions:
+        """Run a command that loads one model, and get its load options."""
         self.loaded.clear()
         done = self.run(*arguments, "-m", self.model, piped=piped)
         assert done.code == 0, done.err
         [options] = self.loaded
         return options
 
-    def keep(self, measured: Profile) -> None:
-        """Keep a profile of the model, as measured here."""
+    def save_profile(self, measured: Profile) -> None:
+        """Save a profile of the model, as measured on this machine."""
         store = self.runtime().profiles()
         store.save(replace(measured, model=self.identity(), machine=store.machine, build=store.build))
 
     def identity(self) -> str:
-        """Return the model's identity, its digest known."""
+        """Identity of the model, after computing its digest."""
         library = self.runtime().library
         model = library.resolve(str(self.model))
         library.digest(model, lambda *_: None)
@@ -443,72 +448,74 @@ class Desk:
 
     @property
     def profiles(self) -> Path:
-        """The folder of profiles."""
+        """Directory of profiles."""
         return self.home / "data" / "cerebrum" / "profiles"
 
 
 @pytest.fixture
-def desk(tmp_path: Path, chatml_model: Path) -> Desk:
-    """Return where commands are run."""
-    return Desk(tmp_path, chatml_model)
+def runner(tmp_path: Path, chatml_model: Path) -> CommandRunner:
+    """A runner without profiles."""
+    return CommandRunner(tmp_path, chatml_model)
 
 
-def threads(count: int, speeds: Speeds = USUAL, slots: int | None = None) -> Tuned:
-    return Tuned(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, USUAL, 1.5, 1.0)
+def tuned_use(count: int, speeds: Speeds = DEFAULT_SPEEDS, slots: int | None = None) -> TunedUse:
+    return TunedUse(Tuning(n_threads=count, n_threads_batch=count + 100, slots=slots), speeds, DEFAULT_SPEEDS, 1.5, 1.0)
 
 
 @pytest.fixture
-def tuned(desk: Desk) -> Desk:
-    """Return where commands are run on a model whose every use is opened on another number of threads."""
-    desk.keep(profile(chat=threads(11), ask=threads(12), long=threads(13, PLAIN), batch=threads(14, slots=5)))
-    return desk
+def tuned(runner: CommandRunner) -> CommandRunner:
+    """A runner with a profile that has a different number of threads for each use."""
+    runner.save_profile(
+        profile(chat=tuned_use(11), ask=tuned_use(12), long=tuned_use(13, LONG_SPEEDS), batch=tuned_use(14, slots=5))
+    )
+    return runner
 
 
-LIMIT = profile().long_from or 0
+LONG_FROM = profile().long_from or 0
 
 
-def test_a_question_is_asked_as_questions_of_its_length_are_fastest(tuned: Desk) -> None:
-    short = "x" * (4 * LIMIT - 1)
-    assert tuned.opened("ask", short).n_threads == 12
-    assert tuned.opened("ask", short + "x").n_threads == 13
-    assert tuned.opened("ask", piped=short.encode()).n_threads == 12
-    assert tuned.opened("ask", "What is this?", piped=short.encode()).n_threads == 13
+def test_ask_uses_the_settings_for_its_prompt_length(tuned: CommandRunner) -> None:
+    short = "x" * (4 * LONG_FROM - 1)
+    assert tuned.load_options("ask", short).n_threads == 12
+    assert tuned.load_options("ask", short + "x").n_threads == 13
+    assert tuned.load_options("ask", piped=short.encode()).n_threads == 12
+    assert tuned.load_options("ask", "What is this?", piped=short.encode()).n_threads == 13
     (tuned.home / "long.txt").write_text(short)
-    assert tuned.opened("ask", "Sum up:", "-f", tuned.home / "long.txt").n_threads == 13
-    assert tuned.opened("ask", "-", "--raw", piped=short.encode() + b"x").n_threads == 13
-    assert tuned.opened("ask", "--dry-run", "hello").n_threads == 12
+    assert tuned.load_options("ask", "Sum up:", "-f", tuned.home / "long.txt").n_threads == 13
+    assert tuned.load_options("ask", "-", "--raw", piped=short.encode() + b"x").n_threads == 13
+    assert tuned.load_options("ask", "--dry-run", "hello").n_threads == 12
 
 
-def test_what_was_answered_makes_no_question_long(tuned: Desk) -> None:
-    assert tuned.opened("ask", "x" * 4 * LIMIT).n_threads == 13
-    assert tuned.opened("ask", "-c", "And so?").n_threads == 12
+def test_ask_does_not_count_answered_messages_as_prompt(tuned: CommandRunner) -> None:
+    assert tuned.load_options("ask", "x" * 4 * LONG_FROM).n_threads == 13
+    assert tuned.load_options("ask", "-c", "And so?").n_threads == 12
 
 
-def test_a_messages_list_is_as_long_as_what_nobody_has_answered(tuned: Desk) -> None:
-    old = [{"role": "user", "content": "x" * 4 * LIMIT}, {"role": "assistant", "content": "y"}]
+def test_ask_counts_only_unanswered_messages_of_a_list(tuned: CommandRunner) -> None:
+    old = [{"role": "user", "content": "x" * 4 * LONG_FROM}, {"role": "assistant", "content": "y"}]
     for messages, count in ((old[:1], 13), ([*old, {"role": "user", "content": "z"}], 12)):
-        assert tuned.opened("ask", "--messages", "-", piped=json.dumps(messages).encode()).n_threads == count
+        assert tuned.load_options("ask", "--messages", "-", piped=json.dumps(messages).encode()).n_threads == count
 
 
-def test_a_vote_a_batch_and_a_chat_have_ways_of_their_own(tuned: Desk) -> None:
-    vote = tuned.opened("ask", "--votes", "3", "hello")
+def test_commands_use_the_settings_of_their_use(tuned: CommandRunner) -> None:
+    vote = tuned.load_options("ask", "--votes", "3", "hello")
     assert (vote.n_threads, vote.n_threads_batch, vote.slots) == (14, 114, 3)
-    chat = tuned.opened("chat", piped=b"hello\n")
+    chat = tuned.load_options("chat", piped=b"hello\n")
     assert (chat.n_threads, chat.n_threads_batch, chat.slots, chat.kv_unified) == (11, 111, CHAT_PARALLEL.slots, True)
     rows = "".join(f"question {n}\n" for n in range(9)).encode()
-    batch = tuned.opened("batch", "-", "-o", "-", piped=rows)
+    batch = tuned.load_options("batch", "-", "-o", "-", piped=rows)
     assert (batch.n_threads, batch.slots, batch.batch_invariant) == (14, 5, True)
-    assert tuned.opened("batch", "-", "-o", "-", piped=b"one\ntwo\n").slots == 2
+    assert tuned.load_options("batch", "-", "-o", "-", piped=b"one\ntwo\n").slots == 2
     for parallel, slots in (("8", 8), ("2", 2)):
-        assert tuned.opened("batch", "-", "-o", "-", "--parallel", parallel, piped=rows).slots == slots
+        assert tuned.load_options("batch", "-", "-o", "-", "--parallel", parallel, piped=rows).slots == slots
 
 
-def test_what_is_given_wins_over_what_was_measured(tuned: Desk) -> None:
-    given = tuned.opened("ask", "--threads", "2", "hello")
+def test_user_settings_take_precedence_over_the_profile(tuned: CommandRunner) -> None:
+    given = tuned.load_options("ask", "--threads", "2", "hello")
     assert (given.n_threads, given.n_threads_batch) == (2, None)
     (tuned.home / "config" / "cerebrum").mkdir(parents=True)
     (tuned.home / "config" / "cerebrum" / "config.toml").write_text("threads = 3\n")
-    configured = tuned.opened("chat", piped=b"hello\n")
+    configured = tuned.load_options("chat", piped=b"hello\n")
     assert (configured.n_threads, configured.n_threads_batch) == (3, None)
 
 
@@ -521,44 +528,44 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_without_the_profile_all_is_as_if_it_had_never_been(
-    tuned: Desk, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+def test_no_profile_option_gives_default_settings(
+    tuned: CommandRunner, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     arguments = COMMANDS[command]
     piped = None if "hello" in arguments else b"hello\n"
-    untuned = Desk(tmp_path_factory.mktemp("home"), tuned.model).opened(*arguments, piped=piped)
+    untuned = CommandRunner(tmp_path_factory.mktemp("home"), tuned.model).load_options(*arguments, piped=piped)
     assert untuned.n_threads is None
-    assert tuned.opened(*arguments, "--no-profile", piped=piped) == untuned
-    assert tuned.opened(*arguments, piped=piped) != untuned
+    assert tuned.load_options(*arguments, "--no-profile", piped=piped) == untuned
+    assert tuned.load_options(*arguments, piped=piped) != untuned
     monkeypatch.setenv("CEREBRUM_NO_PROFILE", "1")
-    assert tuned.opened(*arguments, piped=piped) == untuned
+    assert tuned.load_options(*arguments, piped=piped) == untuned
 
 
-def test_a_damaged_profile_is_as_if_it_had_never_been(tuned: Desk) -> None:
+def test_damaged_profile_gives_default_settings(tuned: CommandRunner) -> None:
     [path] = tuned.profiles.iterdir()
     path.write_text(path.read_text().replace("30.0", "Infinity"))
-    assert tuned.opened("ask", "hello").n_threads is None
+    assert tuned.load_options("ask", "hello").n_threads is None
     assert tuned.run("show", tuned.model, "--json").object["profile"] is None
     path.write_bytes(b"\x00")
-    assert tuned.opened("chat", piped=b"hello\n").n_threads is None
+    assert tuned.load_options("chat", piped=b"hello\n").n_threads is None
 
 
-def test_a_model_file_that_has_changed_has_no_profile(tuned: Desk) -> None:
+def test_changed_model_file_has_no_profile(tuned: CommandRunner) -> None:
     copy = tuned.home / "copy.gguf"
     copy.write_bytes(tuned.model.read_bytes())
     tuned.model = copy
-    assert tuned.opened("ask", "hello").n_threads is None
+    assert tuned.load_options("ask", "hello").n_threads is None
 
 
-# Measured by the command.
+# The command.
 
 
-def test_what_tune_finds_is_used_from_then_on(desk: Desk) -> None:
-    usual = desk.opened("ask", "x" * 4000)
-    done = desk.run("tune", desk.model, "--quick", "--json")
+def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> None:
+    default = runner.load_options("ask", "x" * 4000)
+    done = runner.run("tune", runner.model, "--quick", "--json")
     assert (done.code, done.err) == (0, "")
     assert list(done.object) == KEYS
-    assert (done.object["model"], done.object["long_from"]) == (desk.model.stem, 618)
+    assert (done.object["model"], done.object["long_from"]) == (runner.model.stem, 618)
     uses = done.object["uses"]
     assert {name: use["settings"] for name, use in uses.items()} == {
         "chat": {},
@@ -573,19 +580,17 @@ def test_what_tune_finds_is_used_from_then_on(desk: Desk) -> None:
         (True, 1.0),
         (True, 1.0),
     ]
-    assert {tuple(tried) for tried in done.object["tried"]} == {
-        ("settings", "many", "read", "say", "agreement", "dropped")
-    }
-    assert [bench.closed for bench in desk.benches] == [True]
-    assert sorted(path.suffix for path in desk.profiles.iterdir()) == ["", ".json"], "a lock and a profile"
-    assert desk.opened("ask", "x" * 4000) == replace(usual, repack=False)
-    assert desk.opened("ask", "hello") == usual
-    shown = desk.run("show", desk.model, "--json").object["profile"]
+    assert {tuple(tried) for tried in done.object["tried"]} == {("settings", "batch", "ratios", "agreement", "dropped")}
+    assert [bench.closed for bench in runner.benches] == [True]
+    assert sorted(path.suffix for path in runner.profiles.iterdir()) == ["", ".json"], "a lock and a profile"
+    assert runner.load_options("ask", "x" * 4000) == replace(default, repack=False)
+    assert runner.load_options("ask", "hello") == default
+    shown = runner.run("show", runner.model, "--json").object["profile"]
     assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
 
 
-def test_the_table_has_a_row_for_each_use_and_a_line_for_each_way(desk: Desk) -> None:
-    done = desk.run("tune", desk.model, "--quick")
+def test_tune_prints_a_row_per_use_and_a_line_per_candidate(runner: CommandRunner) -> None:
+    done = runner.run("tune", runner.model, "--quick")
     assert done.code == 0
     rows = [line.split("  ") for line in done.out.splitlines()]
     assert [row[0] for row in rows] == [
@@ -602,33 +607,33 @@ def test_the_table_has_a_row_for_each_use_and_a_line_for_each_way(desk: Desk) ->
     assert "not repacked: prompt 1.50 x, gen 0.70 x" in lines
     assert lines[-1].endswith("--no-profile ignores it")
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
-    assert desk.run("tune", desk.model, "--quick", "--quiet") == Finished(0, done.out, "")
-    assert done.out in desk.run("show", desk.model).out
+    assert runner.run("tune", runner.model, "--quick", "--quiet") == Finished(0, done.out, "")
+    assert done.out in runner.run("show", runner.model).out
 
 
-def test_a_model_that_was_never_measured_shows_none(desk: Desk) -> None:
-    assert desk.run("show", desk.model, "--json").object["profile"] is None
-    assert "reads/s" not in desk.run("show", desk.model).out
+def test_show_prints_no_profile_for_an_untuned_model(runner: CommandRunner) -> None:
+    assert runner.run("show", runner.model, "--json").object["profile"] is None
+    assert "prompt t/s" not in runner.run("show", runner.model).out
 
 
-def test_a_profile_of_another_machine_is_told_and_not_used(desk: Desk) -> None:
-    desk.runtime().profiles().save(profile(desk.identity(), ask=threads(12)))
-    assert desk.opened("ask", "hello").n_threads is None
-    done = desk.run("show", desk.model)
+def test_profile_of_another_machine_is_reported_and_not_used(runner: CommandRunner) -> None:
+    runner.runtime().profiles().save(profile(runner.identity(), ask=tuned_use(12)))
+    assert runner.load_options("ask", "hello").n_threads is None
+    done = runner.run("show", runner.model)
     assert "another machine" in done.err
-    assert "reads/s" not in done.out
+    assert "prompt t/s" not in done.out
 
 
-def test_accelerators_nobody_had_seen_before_do_not_make_it_another_machine(desk: Desk) -> None:
-    desk.devices = (Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000),)
-    done = desk.run("tune", desk.model, "--quick", "--json")
+def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> None:
+    runner.devices = (Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000),)
+    done = runner.run("tune", runner.model, "--quick", "--json")
     assert done.object["machine"].endswith(", NVIDIA H200")
     assert {tried["settings"].get("gpu_layers") for tried in done.object["tried"]} >= {"0", "1"}
-    assert desk.opened("ask", "x" * 4000).repack is False
+    assert runner.load_options("ask", "x" * 4000).repack is False
 
 
 @pytest.mark.parametrize(
-    ("arguments", "what"),
+    ("arguments", "problem"),
     [
         (("--quick", "--thorough"), "--quick and --thorough exclude each other"),
         (("--reencode", "--quick"), "--reencode and --quick exclude each other"),
@@ -639,49 +644,49 @@ def test_accelerators_nobody_had_seen_before_do_not_make_it_another_machine(desk
         (("--threads", "0"), "--threads is 0"),
     ],
 )
-def test_options_that_do_not_go_together_are_told_before_anything_is_measured(
-    desk: Desk, arguments: tuple[str, ...], what: str
+def test_tune_rejects_conflicting_options_before_measuring(
+    runner: CommandRunner, arguments: tuple[str, ...], problem: str
 ) -> None:
-    done = desk.run("tune", desk.model, *arguments)
-    assert (done.code, done.out, done.err.splitlines()[0]) == (2, "", f"error: {what}")
-    assert desk.benches == []
+    done = runner.run("tune", runner.model, *arguments)
+    assert (done.code, done.out, done.err.splitlines()[0]) == (2, "", f"error: {problem}")
+    assert runner.benches == []
 
 
-def test_a_model_that_is_not_here_is_told(desk: Desk) -> None:
-    done = desk.run("tune", "nobody/knows-this", "--offline")
-    assert (done.code, done.out, desk.benches) == (3, "", [])
+def test_tune_reports_a_model_that_is_not_installed(runner: CommandRunner) -> None:
+    done = runner.run("tune", "nobody/knows-this", "--offline")
+    assert (done.code, done.out, runner.benches) == (3, "", [])
 
 
-def test_a_profile_that_cannot_be_kept_is_told_in_a_line(desk: Desk) -> None:
-    desk.profiles.parent.mkdir(parents=True)
-    desk.profiles.write_text("a file in its place")
-    done = desk.run("tune", desk.model, "--quick", "--json")
+def test_tune_reports_a_profile_that_cannot_be_saved(runner: CommandRunner) -> None:
+    runner.profiles.parent.mkdir(parents=True)
+    runner.profiles.write_text("a file in its place")
+    done = runner.run("tune", runner.model, "--quick", "--json")
     assert (done.code, done.out) == (1, "")
-    what, do = done.err.splitlines()
-    assert what == f"error: cannot save the profile: {desk.profiles}: File exists"
-    assert "check its permissions and free space" in do
-    assert desk.opened("ask", "hello").n_threads is None
+    problem, hint = done.err.splitlines()
+    assert problem == f"error: cannot save the profile: {runner.profiles}: File exists"
+    assert "check its permissions and free space" in hint
+    assert runner.load_options("ask", "hello").n_threads is None
 
 
-def test_a_model_nothing_can_be_measured_of_keeps_nothing(desk: Desk) -> None:
-    bench = ScriptedBench(refused=lambda _: "needs 99.0 GB of memory, and 8.0 GB are free")
-    runtime = desk.runtime()
+def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunner) -> None:
+    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
+    runtime = runner.runtime()
     runtime.bench = cast("BenchFactory", lambda *_: bench)
-    assert run(["tune", str(desk.model)], runtime) == 1
+    assert run(["tune", str(runner.model)], runtime) == 1
     assert isinstance(runtime.streams.err, StringIO)
     assert "error: this model cannot be measured here: needs 99.0 GB" in runtime.streams.err.getvalue()
-    assert (bench.closed, list(desk.profiles.glob("*.json"))) == (True, [])
+    assert (bench.closed, list(runner.profiles.glob("*.json"))) == (True, [])
 
 
-def test_what_cannot_be_opened_as_tuned_is_opened_as_usual(tuned: Desk) -> None:
+def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: CommandRunner) -> None:
     runtime = tuned.runtime()
-    opener = runtime.open_backend
+    open_scripted = runtime.open_backend
 
     def refusing(options: LoadOptions) -> Any:
-        def open_backend(tell: Any, stop: Any) -> Any:
+        def open_backend(on_notice: Any, stop: Any) -> Any:
             if options.n_threads_batch:
                 raise EngineError("no memory on the GPU", "see its log with -v")
-            return opener(options)(tell, stop)
+            return open_scripted(options)(on_notice, stop)
 
         return open_backend
 

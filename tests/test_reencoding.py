@@ -1,4 +1,4 @@
-"""Other encodings of the same weights: what is tried is gone again, what is kept is known as what it is."""
+"""Re-encoding of weights: comparing and applying encodings, and how the library treats derivatives."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from cerebrum_cli.application.models.listing import catalogue_rows, describe, qu
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.removal import plan_removal
 from cerebrum_cli.application.pulling.pull import Puller
-from cerebrum_cli.application.tuning.reencoding import Reencoding, Report, Row, Speeds, encoding_called
+from cerebrum_cli.application.tuning.reencoding import EncodingResult, Reencoding, Report, Throughput, find_encoding
 from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.derivatives import DerivativeStore
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent, StageEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.bench.protocol import Closeness, Facts, FileBench, Job, NoTrial
-from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encoded, encodings_for
+from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, Job, LoadStats, TrialError
+from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encode_file, fast_encodings
 from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.engine.llama.quantize import reason
+from cerebrum_cli.engine.llama.quantize import failure_reason
 from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
 from cerebrum_cli.runtime.reencoding import conclude
 from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
@@ -55,86 +55,86 @@ context_size = 512
 quantizations = {F16 = 3000000}
 """
 ROOT = Path(__file__).parents[1]
-NEAR, FAR = Closeness(0.96, 0.99, 0.002), Closeness(0.702, 0.811, 0.24)
+SIMILAR, DIFFERENT = Closeness(0.96, 0.99, 0.002), Closeness(0.702, 0.811, 0.24)
 Q8_0 = next(each for each in ENCODINGS if each.name == "Q8_0")
 BF16 = next(each for each in ENCODINGS if each.name == "BF16")
 
-# Begins to re-encode and is killed as soon as llama.cpp tells of the first tensor.
-KILLED = """
+# Starts re-encoding and kills itself when llama.cpp reports the first tensor.
+KILLED_SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from cerebrum_cli.engine.bench.quantization import ENCODINGS, encoded
-for done, total in encoded(Path(sys.argv[1]), Path(sys.argv[2]), ENCODINGS[0]):
+from cerebrum_cli.engine.bench.quantization import ENCODINGS, encode_file
+for done, total in encode_file(Path(sys.argv[1]), Path(sys.argv[2]), ENCODINGS[0]):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-class Quiet:
-    """Watches a pull and tells nobody."""
+class SilentProgress:
+    """Ignores the progress of a pull."""
 
     def update(self, stage: str, done: int, total: int) -> None:
-        """Tell nobody how far it is."""
+        """Ignore progress."""
 
     def notice(self, event: NoticeEvent) -> None:
-        """Tell nobody what is."""
+        """Ignore a notice."""
 
 
 @dataclass
-class Room:
-    """The benches of a test: how alike new files are, how many files memory holds, and which are open."""
+class Memory:
+    """Benches that share a memory: its capacity in files, the open ones, and the closeness of new files."""
 
-    closeness: Closeness = NEAR
-    holds: int = 2
+    closeness: Closeness = SIMILAR
+    capacity: int = 2
     open: list[Path] = field(default_factory=list)
-    asked: int = 0
+    measurements: int = 0
 
     def bench(self, options: LoadOptions, model: Model) -> FileBench:
-        """Return a bench for one file."""
+        """Create a bench for one file."""
         assert options.path == model.path
-        return cast("FileBench", Paper(self, options.path))
+        return cast("FileBench", FileBenchFake(self, options.path))
 
 
 @dataclass
-class Paper:
-    """A bench that measures nothing: the original reads 100 tokens a second, others 200."""
+class FileBenchFake:
+    """A bench that measures nothing: the original has 100 tokens per second, other files 200."""
 
-    room: Room
+    memory: Memory
     path: Path
     devices: tuple[Device, ...] = ()
 
     def speed(self, tuning: Tuning, job: Job) -> float:
         self._open()
         speed = 200.0 if self.path.name.endswith(".part") else 100.0
-        return speed / job.sequences if job.kind == "read" else speed
+        return speed / job.sequences if job.kind == "prefill" else speed
 
-    def written(self, tuning: Tuning, tokens: int) -> Path:
+    def write_logits(self, tuning: Tuning, tokens: int) -> Path:
         self._open()
         return self.path
 
-    def compared(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
+    def compare_logits(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
         self._open()
-        return self.room.closeness
+        return self.memory.closeness
 
-    def facts(self, tuning: Tuning) -> Facts:
-        return Facts(0.0, 0)
+    def load_stats(self, tuning: Tuning) -> LoadStats:
+        return LoadStats(0.0, 0)
 
-    def free(self) -> None:
-        if self.path in self.room.open:
-            self.room.open.remove(self.path)
+    def release(self) -> None:
+        if self.path in self.memory.open:
+            self.memory.open.remove(self.path)
 
-    close = free
+    close = release
 
     def _open(self) -> None:
-        self.room.asked += 1
-        if self.path not in self.room.open:
-            if len(self.room.open) == self.room.holds:
-                raise NoTrial("memory is full")
-            self.room.open.append(self.path)
+        self.memory.measurements += 1
+        if self.path not in self.memory.open:
+            if len(self.memory.open) == self.memory.capacity:
+                raise TrialError("memory is full")
+            self.memory.open.append(self.path)
 
 
 @dataclass
-class Encoder:
-    """Writes a file as llama.cpp would, or a copy in no time, and counts."""
+class FakeEncoder:
+    """Encodes with llama.cpp if `real`, or just copies the file; records its sources."""
 
     real: bool = False
     sources: list[Path] = field(default_factory=list)
@@ -142,7 +142,7 @@ class Encoder:
     def __call__(self, source: Path, target: Path, encoding: Encoding) -> Generator[tuple[int, int], None, None]:
         self.sources.append(source)
         if self.real:
-            yield from encoded(source, target, encoding)
+            yield from encode_file(source, target, encoding)
         else:
             yield 1, 2
             shutil.copy(source, target)
@@ -150,7 +150,7 @@ class Encoder:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Library:
-    """Return a library whose catalogue knows a thinker."""
+    """A library whose catalogue contains the model thinker."""
     (tmp_path / "models.toml").write_text(CATALOGUE)
     return Library(
         catalogue_paths=(tmp_path / "models.toml",),
@@ -162,42 +162,42 @@ def library(tmp_path: Path) -> Library:
 
 @pytest.fixture
 def model(library: Library, tmp_path: Path) -> Model:
-    """Return a file of the user's, pulled as `mine`."""
-    return pulled(library, write_chatml(tmp_path / "Thinker-F16.gguf"), "mine")
+    """A local file, pulled as `mine`."""
+    return pull(library, write_chatml(tmp_path / "Thinker-F16.gguf"), "mine")
 
 
-def pulled(library: Library, path: Path, name: str | None = None) -> Model:
-    return Puller(library, Quiet(), LlamaCodec, offline=True).pull(library.parse(str(path)), name)
+def pull(library: Library, path: Path, name: str | None = None) -> Model:
+    return Puller(library, SilentProgress(), LlamaCodec, offline=True).pull(library.parse(str(path)), name)
 
 
-def work_on(library: Library, model: Model, room: Room | None = None, **more: Any) -> Reencoding:
-    """Return the work of re-encoding, with nothing measured and files only copied."""
-    workshop = DerivativeStore(
+def reencoding_of(library: Library, model: Model, memory: Memory | None = None, **more: Any) -> Reencoding:
+    """A re-encoding that measures nothing and only copies files."""
+    store = DerivativeStore(
         library.directory.parent / "encodings", **({"free_bytes": more.pop("free")} if "free" in more else {})
     )
-    given: dict[str, Any] = {"memory": lambda: 2**40, "encode": Encoder(), **more}
-    return Reencoding(library, model, trial_options(model, Settings()), workshop, (room or Room()).bench, **given)
+    given: dict[str, Any] = {"free_memory": lambda: 2**40, "encode": FakeEncoder(), **more}
+    return Reencoding(library, model, trial_options(model, Settings()), store, (memory or Memory()).bench, **given)
 
 
-def told(work: Generator[StageEvent, None, T]) -> tuple[list[StageEvent], T]:
-    """Return the stages a piece of work tells of, and what it comes to."""
+def run_stages(events: Generator[StageEvent, None, T]) -> tuple[list[StageEvent], T]:
+    """Collect the events and the result of a generator."""
     stages: list[StageEvent] = []
     while True:
         try:
-            stages.append(next(work))
+            stages.append(next(events))
         except StopIteration as stopped:
             return stages, cast("T", stopped.value)
 
 
-def applied(library: Library, model: Model, encoding: Encoding = Q8_0, **more: Any) -> Model:
-    """Return a derivative, applied."""
-    _, report = told(work_on(library, model, **more).apply(encoding, force=False))
+def apply(library: Library, model: Model, encoding: Encoding = Q8_0, **more: Any) -> Model:
+    """Apply an encoding, and get the derivative."""
+    _, report = run_stages(reencoding_of(library, model, **more).apply(encoding, force=False))
     assert report.applied
     return report.applied
 
 
-def files(library: Library) -> list[str]:
-    """Return the names of all files and folders in the folder of derivatives, but its lock."""
+def encoding_files(library: Library) -> list[str]:
+    """Paths in the directory of derivatives, except its lock."""
     root = library.directory.parent / "encodings"
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name != "lock")
 
@@ -214,33 +214,33 @@ def files(library: Library) -> list[str]:
         ("SSE3", "Q4_1", []),
     ],
 )
-def test_what_a_processor_is_fast_at_is_tried_and_not_what_the_file_is(
+def test_fast_encodings_depend_on_the_processor_and_the_original(
     features: str, original: str | None, names: list[str]
 ) -> None:
-    assert [each.name for each in encodings_for(features.split(), original)] == names
+    assert [each.name for each in fast_encodings(features.split(), original)] == names
 
 
-def test_an_estimate_is_no_smaller_than_the_file(tmp_path: Path) -> None:
+def test_encoding_size_is_never_underestimated(tmp_path: Path) -> None:
     parameters = Model("nano", (NANO,)).header.parameters
     for encoding in ENCODINGS:
-        stages = list(encoded(NANO, tmp_path / "file", encoding))
+        stages = list(encode_file(NANO, tmp_path / "file", encoding))
         assert stages[-1][0] == stages[-1][1] == len(stages)
         assert (tmp_path / "file").stat().st_size <= encoding.size(parameters)
 
 
-def test_what_is_tried_is_removed_again_and_only_one_file_is_there_at_a_time(library: Library, model: Model) -> None:
+def test_compare_deletes_each_file_after_its_measurement(library: Library, model: Model) -> None:
     seen = []
 
     def encode(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[int, int], None, None]:
-        yield from Encoder()(source, target, encoding)
-        seen.append([name.rpartition("/")[2] for name in files(library) if "/" in name])
+        yield from FakeEncoder()(source, target, encoding)
+        seen.append([name.rpartition("/")[2] for name in encoding_files(library) if "/" in name])
 
-    stages, report = told(work_on(library, model, encode=encode).compare([BF16, Q8_0]))
+    stages, report = run_stages(reencoding_of(library, model, encode=encode).compare([BF16, Q8_0]))
     assert seen == [["Thinker-F16.as-BF16.gguf.part"], ["Thinker-F16.as-Q8_0.gguf.part"]]
-    assert files(library) == []
-    assert [row.ratios for row in report.rows] == [Speeds(2, 2, 2)] * 2
-    assert (report.original.type, report.original.speeds) == ("original", Speeds(100, 100, 100))
-    assert [row.verdict for row in report.rows] == ["ok", "ok"]
+    assert encoding_files(library) == []
+    assert [row.ratios for row in report.results] == [Throughput(2, 2, 2)] * 2
+    assert (report.original.type, report.original.throughput) == ("original", Throughput(100, 100, 100))
+    assert [row.verdict for row in report.results] == ["ok", "ok"]
     assert report.applied is None
     assert stages[:3] == [
         StageEvent("writing BF16", 1, 2),
@@ -250,82 +250,88 @@ def test_what_is_tried_is_removed_again_and_only_one_file_is_there_at_a_time(lib
     assert [entry.name for entry in library.registry.entries()] == ["mine"]
 
 
-def test_where_memory_holds_one_file_they_are_opened_in_turn(library: Library, model: Model) -> None:
-    room = Room(holds=1)
-    _, report = told(work_on(library, model, room).compare([Q8_0]))
-    assert report.rows[0].ratios == Speeds(2, 2, 2)
-    assert room.open == []
+def test_compare_loads_files_in_turn_if_memory_holds_one(library: Library, model: Model) -> None:
+    memory = Memory(capacity=1)
+    _, report = run_stages(reencoding_of(library, model, memory).compare([Q8_0]))
+    assert report.results[0].ratios == Throughput(2, 2, 2)
+    assert memory.open == []
     with pytest.raises(EngineError, match="this model cannot be measured here: memory is full"):
-        told(work_on(library, model, Room(holds=0)).compare([Q8_0]))
-    assert files(library) == []
+        run_stages(reencoding_of(library, model, Memory(capacity=0)).compare([Q8_0]))
+    assert encoding_files(library) == []
 
 
-def test_what_disk_or_memory_does_not_hold_is_left_out_before_anything_is_written(
-    library: Library, model: Model
-) -> None:
+def test_compare_skips_encodings_that_do_not_fit(library: Library, model: Model) -> None:
     size = Q8_0.size(model.header.parameters)
-    for more, reason_given in (
-        ({"free": lambda _: size + 10**9 - 1}, "of disk space, and 1.02 GB are free"),
-        ({"memory": lambda: size + HEADROOM - 1}, "of memory, and 554 MB are free"),
+    for more, reason in (
+        ({"free": lambda _: size + 10**9 - 1}, "of disk space, but only 1.02 GB is free"),
+        ({"free_memory": lambda: size + HEADROOM - 1}, "of memory, but only 554 MB is free"),
     ):
-        encoder = Encoder()
-        _, report = told(work_on(library, model, encode=encoder, **more).compare([Q8_0]))
-        assert (report.rows[0].state, encoder.sources) == ("left out", [])
-        assert report.rows[0].verdict.startswith("left out: it needs ")
-        assert report.rows[0].verdict.endswith(reason_given)
-        _, report = told(work_on(library, model, encode=encoder, **more).apply(Q8_0, force=True))
-        assert (report.applied, encoder.sources, files(library)) == (None, [], [])
+        encoder = FakeEncoder()
+        _, report = run_stages(reencoding_of(library, model, encode=encoder, **more).compare([Q8_0]))
+        assert (report.results[0].state, encoder.sources) == ("skipped", [])
+        assert report.results[0].verdict.startswith("skipped: needs ")
+        assert report.results[0].verdict.endswith(reason)
+        _, report = run_stages(reencoding_of(library, model, encode=encoder, **more).apply(Q8_0, force=True))
+        assert (report.applied, encoder.sources, encoding_files(library)) == (None, [], [])
 
 
-def test_what_says_other_things_is_refused_unless_forced(library: Library, model: Model) -> None:
-    room = Room(FAR)
-    _, report = told(work_on(library, model, room).apply(Q8_0, force=False))
-    assert (report.applied, report.rows[0].verdict, files(library)) == (None, "refused: agreement 0.811", [])
-    _, report = told(work_on(library, model, room).apply(Q8_0, force=True))
+def test_apply_rejects_changed_output_unless_forced(library: Library, model: Model) -> None:
+    memory = Memory(DIFFERENT)
+    _, report = run_stages(reencoding_of(library, model, memory).apply(Q8_0, force=False))
+    assert (report.applied, report.results[0].verdict, encoding_files(library)) == (
+        None,
+        "rejected: same top-1 81.1%",
+        [],
+    )
+    _, report = run_stages(reencoding_of(library, model, memory).apply(Q8_0, force=True))
     assert report.applied
     assert library.preferred(model) == report.applied
-    at_least = replace(report.rows[0], closeness=Closeness(0.97, 0.97, 0.1))
+    at_least = replace(report.results[0], closeness=Closeness(0.97, 0.97, 0.1))
     assert at_least.state == "ok"
 
 
-def test_what_is_applied_answers_for_its_original_and_has_its_format(library: Library, model: Model) -> None:
-    made = applied(library, model, encode=Encoder(real=True))
-    assert (made.name, made.reference, made.quantization) == ("mine:Q8_0", "mine:Q8_0", "Q8_0")
-    assert made.known_format == model.known_format == "cerebrum"
-    assert made.file
-    assert made.file.original == library.identity(model)
-    assert made.file.sha256 == library.digest(made, lambda *_: None)
-    assert files(library) == [made.path.parent.name, f"{made.path.parent.name}/Thinker-F16.as-Q8_0.gguf"]
-    assert library.preferred(model) == made
-    assert library.preferred(made) == made
-    assert library.resolve("mine:Q8_0") == library.resolve("MINE:q8_0") == library.resolve(str(made.path)) == made
+def test_applied_encoding_is_preferred_and_has_the_format(library: Library, model: Model) -> None:
+    derivative = apply(library, model, encode=FakeEncoder(real=True))
+    assert (derivative.name, derivative.reference, derivative.quantization) == ("mine:Q8_0", "mine:Q8_0", "Q8_0")
+    assert derivative.known_format == model.known_format == "cerebrum"
+    digest = library.digest(derivative, lambda *_: None)
+    assert derivative.file and (derivative.file.original, derivative.file.sha256) == (library.identity(model), digest)
+    assert encoding_files(library) == [
+        derivative.path.parent.name,
+        f"{derivative.path.parent.name}/Thinker-F16.as-Q8_0.gguf",
+    ]
+    assert library.preferred(model) == library.preferred(derivative) == derivative
+    assert (
+        library.resolve("mine:Q8_0")
+        == library.resolve("MINE:q8_0")
+        == library.resolve(str(derivative.path))
+        == derivative
+    )
 
 
-def test_a_plain_name_never_means_a_derivative(library: Library, tmp_path: Path) -> None:
-    original = pulled(library, write_chatml(tmp_path / "Thinker-F16.gguf"))
-    made = applied(library, original, encode=Encoder(real=True))
+def test_library_never_resolves_a_plain_name_to_a_derivative(library: Library, tmp_path: Path) -> None:
+    original = pull(library, write_chatml(tmp_path / "Thinker-F16.gguf"))
+    derivative = apply(library, original, encode=FakeEncoder(real=True))
     for name in (None, "thinker", "Thinker-F16"):
         assert library.resolve(name) == original
     with pytest.raises(ModelNotFound):
         library.resolve("thinker:Q8_0")
-    assert library.models() == [original, made]
+    assert library.models() == [original, derivative]
     [row] = catalogue_rows(library, None)
     assert "Q8_0" not in [each["quantization"] for each in row["quantizations"]]
-    assert [each.quantization for each in quantization_plan(library, made, None).candidates] == ["Q8_0"]
+    assert [each.quantization for each in quantization_plan(library, derivative, None).candidates] == ["Q8_0"]
 
 
-def test_the_derivative_applied_last_is_preferred_and_applying_it_again_measures_nothing(
-    library: Library, model: Model
-) -> None:
-    first, second = applied(library, model, Q8_0), applied(library, model, BF16)
+def test_encoding_applied_last_is_preferred(library: Library, model: Model) -> None:
+    first, second = apply(library, model, Q8_0), apply(library, model, BF16)
     assert library.preferred(model) == second
-    room = Room()
-    work = work_on(library, model, room)
-    assert work.existing(Q8_0) == first
-    assert (library.preferred(model), room.asked) == (first, 0)
+    memory = Memory()
+    reencoding = reencoding_of(library, model, memory)
+    assert reencoding.use_existing(Q8_0) == first
+    assert (library.preferred(model), memory.measurements) == (first, 0)
     assert [each.name for each in library.models()] == ["mine", "mine:BF16", "mine:Q8_0"]
     first.path.write_bytes(b"GGUF")
-    assert work.existing(Q8_0) is None
+    assert reencoding.use_existing(Q8_0) is None
     assert library.preferred(model) == second
     first.path.unlink()
     second.path.unlink()
@@ -335,8 +341,8 @@ def test_the_derivative_applied_last_is_preferred_and_applying_it_again_measures
     assert caught.value.hint == "cerebrum tune mine --reencode --apply Q8_0"
 
 
-def test_a_derivative_of_an_original_that_has_changed_answers_no_more(library: Library, model: Model) -> None:
-    made = applied(library, model)
+def test_derivative_of_a_changed_original_is_not_used(library: Library, model: Model) -> None:
+    derivative = apply(library, model)
     write_chatml(model.path, seed=1)
     os.utime(model.path, ns=(1, 1))
     changed = library.resolve("mine")
@@ -344,14 +350,14 @@ def test_a_derivative_of_an_original_that_has_changed_answers_no_more(library: L
     library.digest(changed, lambda *_: None)
     assert library.preferred(library.resolve("mine")).path == model.path
     with pytest.raises(UsageError, match="mine:Q8_0 already exists and was made from another file") as caught:
-        told(work_on(library, library.resolve("mine")).apply(Q8_0, force=False))
+        run_stages(reencoding_of(library, library.resolve("mine")).apply(Q8_0, force=False))
     assert caught.value.hint == "cerebrum rm mine:Q8_0"
     assert plan_removal(library, library.parse("mine")).execute().startswith("removed mine from the list; ")
-    assert (made.path.exists(), library.models()) == (False, [])
+    assert (derivative.path.exists(), library.models()) == (False, [])
 
 
-def test_a_derivative_is_listed_and_shown_with_its_original(library: Library, model: Model) -> None:
-    made = applied(library, model)
+def test_derivative_is_listed_and_shown_with_its_original(library: Library, model: Model) -> None:
+    derivative = apply(library, model)
     listed = list(rows(library))
     assert [(row["name"], row["source"], row["derived_from"]) for row in listed] == [
         ("mine", "local", None),
@@ -360,95 +366,100 @@ def test_a_derivative_is_listed_and_shown_with_its_original(library: Library, mo
     out = StringIO()
     print_models(Streams(out, StringIO(), None, False, False, False), listed)
     assert out.getvalue().splitlines()[2].endswith("  as Q8_0 of mine")
-    assert describe(library, made, lambda *_: None)["derived_from"] == "mine"
+    assert describe(library, derivative, lambda *_: None)["derived_from"] == "mine"
     assert describe(library, model, lambda *_: None)["encodings"] == [
         {
             "name": "mine:Q8_0",
             "type": "Q8_0",
-            "path": str(made.path),
-            "size": made.path.stat().st_size,
+            "path": str(derivative.path),
+            "size": derivative.path.stat().st_size,
             "preferred": True,
         }
     ]
 
 
-def test_removing_a_derivative_leaves_its_original_and_not_the_other_way_round(library: Library, model: Model) -> None:
-    made = applied(library, model)
+def test_removing_an_original_deletes_its_derivatives(library: Library, model: Model) -> None:
+    derivative = apply(library, model)
     planned = plan_removal(library, library.parse("mine:Q8_0"))
     assert planned.question.startswith("Delete mine:Q8_0, ")
     assert planned.execute() == "deleted mine:Q8_0, freed 225 kB"
-    assert (files(library), model.path.exists(), library.preferred(model)) == ([], True, model)
-    made = applied(library, model)
+    assert (encoding_files(library), model.path.exists(), library.preferred(model)) == ([], True, model)
+    derivative = apply(library, model)
     library.registry.set_default("mine:Q8_0")
     planned = plan_removal(library, library.parse("mine"))
     assert (
         planned.question
         == f"Remove mine from the list (its file {model.path} is kept) and delete mine:Q8_0, derived from it?"
     )
-    said = planned.execute()
-    assert said == f"removed mine from the list; kept {model.path}; deleted mine:Q8_0, freed 225 kB"
-    assert (library.models(), files(library), made.path.exists(), library.registry.default) == ([], [], False, None)
+    message = planned.execute()
+    assert message == f"removed mine from the list; kept {model.path}; deleted mine:Q8_0, freed 225 kB"
+    assert (library.models(), encoding_files(library), derivative.path.exists(), library.registry.default) == (
+        [],
+        [],
+        False,
+        None,
+    )
 
 
-def test_a_derivative_stays_while_another_name_has_its_original(library: Library, model: Model) -> None:
-    made = applied(library, model)
-    again = pulled(library, model.path, "again")
-    assert library.preferred(again) == made
+def test_derivative_is_kept_while_another_name_has_its_original(library: Library, model: Model) -> None:
+    derivative = apply(library, model)
+    again = pull(library, model.path, "again")
+    assert library.preferred(again) == derivative
     assert (
         plan_removal(library, library.parse("again")).execute()
         == f"removed again from the list; kept {model.path}, mine uses it"
     )
-    assert made.path.exists()
+    assert derivative.path.exists()
 
 
-def test_a_file_without_a_name_is_re_encoded_under_its_own(library: Library, tmp_path: Path) -> None:
+def test_derivative_of_an_unnamed_file_is_named_after_the_file(library: Library, tmp_path: Path) -> None:
     path = write_chatml(tmp_path / "my own (model).gguf")
-    made = applied(library, library.model_at(path))
-    assert made.name == "my-own-model:Q8_0"
-    assert library.preferred(library.model_at(path)) == made
+    derivative = apply(library, library.model_at(path))
+    assert derivative.name == "my-own-model:Q8_0"
+    assert library.preferred(library.model_at(path)) == derivative
     other = library.model_at(write_chatml(tmp_path / "my-own-model.gguf", seed=1))
     assert library.preferred(other) == other
     with pytest.raises(UsageError, match="my-own-model:Q8_0 already exists"):
-        told(work_on(library, other).apply(Q8_0, force=False))
+        run_stages(reencoding_of(library, other).apply(Q8_0, force=False))
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("Q9_9", "--apply Q9_9: no such encoding"), ("f16", "nano is already F16")]
+    ("name", "problem"), [("Q9_9", "--apply Q9_9: unknown encoding"), ("f16", "nano is already F16")]
 )
-def test_only_another_encoding_can_be_applied(name: str, problem: str) -> None:
+def test_find_encoding_rejects_unknown_and_current_encodings(name: str, problem: str) -> None:
     model = Model("nano", (NANO,))
     with pytest.raises(UsageError, match=problem):
-        encoding_called(name, model)
-    assert encoding_called("q8-0", model) == Q8_0
+        find_encoding(name, model)
+    assert find_encoding("q8-0", model) == Q8_0
 
 
-def test_two_cannot_work_at_the_same_time(library: Library, model: Model) -> None:
-    first = work_on(library, model).compare([Q8_0])
+def test_reencoding_runs_only_once_at_a_time(library: Library, model: Model) -> None:
+    first = reencoding_of(library, model).compare([Q8_0])
     next(first)
     with pytest.raises(CerebrumError, match="another cerebrum tune --reencode is running"):
-        told(work_on(library, model).compare([Q8_0]))
+        run_stages(reencoding_of(library, model).compare([Q8_0]))
     first.close()
-    assert files(library) == []
-    applied(library, model)
+    assert encoding_files(library) == []
+    apply(library, model)
 
 
-def test_a_killed_run_leaves_what_the_next_one_removes(library: Library, model: Model) -> None:
+def test_reencoding_deletes_files_of_a_killed_run(library: Library, model: Model) -> None:
     digest = library.digest(model, lambda *_: None)
     part = library.directory.parent / "encodings" / digest[:16] / "Thinker-F16.as-BF16.gguf.part"
     part.parent.mkdir(parents=True)
-    done = subprocess.run([sys.executable, "-c", KILLED, NANO, part], cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED_SCRIPT, NANO, part], cwd=ROOT, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
-    part.touch()  # where llama.cpp was too quick to be killed, or too slow to begin
-    part.with_name("Thinker-F16.as-F16.gguf").touch()  # renamed, and not remembered any more
+    part.touch()  # in case llama.cpp finished before it was killed, or had not started
+    part.with_name("Thinker-F16.as-F16.gguf").touch()  # renamed, but not registered
     assert library.preferred(model) == model
     assert library.models() == [model]
-    made = applied(library, model)
-    assert files(library) == [part.parent.name, f"{part.parent.name}/{made.path.name}"]
+    derivative = apply(library, model)
+    assert encoding_files(library) == [part.parent.name, f"{part.parent.name}/{derivative.path.name}"]
 
 
-def test_whoever_stops_asking_ends_the_process_and_its_file(tmp_path: Path) -> None:
+def test_encode_file_stopped_early_kills_the_process(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    stages = encoded(NANO, target, BF16)
+    stages = encode_file(NANO, target, BF16)
     assert next(stages) == (1, 38)
     stages.close()
     assert not target.exists()
@@ -459,7 +470,7 @@ def test_whoever_stops_asking_ends_the_process_and_its_file(tmp_path: Path) -> N
         )
 
 
-def test_a_process_whose_parent_has_died_ends(tmp_path: Path) -> None:
+def test_encoding_process_exits_with_its_parent(tmp_path: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "cerebrum_cli.engine.llama.quantize"],
         stdin=subprocess.PIPE,
@@ -472,41 +483,41 @@ def test_a_process_whose_parent_has_died_ends(tmp_path: Path) -> None:
     assert child.wait(30) in (0, 1)
 
 
-def test_llama_cpp_says_why_it_cannot_write_a_model(tmp_path: Path) -> None:
+def test_encode_file_reports_the_reason_of_llama_cpp(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
-    with pytest.raises(EngineError, match=r"llama\.cpp cannot write it as BF16: ") as caught:
-        list(encoded(tmp_path / "text.gguf", tmp_path / "target", BF16))
-    assert "it gives no reason" not in caught.value.message
-    with pytest.raises(EngineError, match="the file cannot be written to its end") as caught:
-        list(encoded(NANO, tmp_path / "nowhere" / "target", BF16))
+    with pytest.raises(EngineError, match=r"llama\.cpp cannot write BF16: ") as caught:
+        list(encode_file(tmp_path / "text.gguf", tmp_path / "target", BF16))
+    assert "unknown reason" not in caught.value.message
+    with pytest.raises(EngineError, match="the file cannot be written completely") as caught:
+        list(encode_file(NANO, tmp_path / "nowhere" / "target", BF16))
     assert caught.value.hint == "free some disk space"
     assert [path.name for path in tmp_path.iterdir()] == ["text.gguf"]
-    assert reason([]) == ("it gives no reason", "")
+    assert failure_reason([]) == ("unknown reason", "")
 
 
-def test_a_model_llama_cpp_cannot_write_is_left_out(library: Library, model: Model) -> None:
+def test_compare_skips_an_encoding_that_cannot_be_written(library: Library, model: Model) -> None:
     def encode(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[int, int], None, None]:
         yield 1, 2
-        raise EngineError("llama.cpp cannot write it as Q8_0: why not")
+        raise EngineError("llama.cpp cannot write Q8_0: why not")
 
-    _, report = told(work_on(library, model, encode=encode).compare([Q8_0]))
-    assert report.rows[0].verdict == "left out: llama.cpp cannot write it as Q8_0: why not"
-    assert files(library) == []
+    _, report = run_stages(reencoding_of(library, model, encode=encode).compare([Q8_0]))
+    assert report.results[0].verdict == "skipped: llama.cpp cannot write Q8_0: why not"
+    assert encoding_files(library) == []
 
 
-def test_a_split_model_becomes_one_file(library: Library, tmp_path: Path) -> None:
+def test_split_model_is_encoded_into_one_file(library: Library, tmp_path: Path) -> None:
     first = split(write_chatml(tmp_path / "whole.gguf"), tmp_path / "parts")
     model = library.model_at(first)
     assert len(model.paths) > 1
-    made = applied(library, model, encode=Encoder(real=True))
-    assert made.path.name == f"{first.stem}.as-Q8_0.gguf"
-    assert (made.paths, made.header.split_count) == ((made.path,), 1)
-    assert made.header.tensor_count == Model("whole", (tmp_path / "whole.gguf",)).header.tensor_count
-    assert library.preferred(model) == made
+    derivative = apply(library, model, encode=FakeEncoder(real=True))
+    assert derivative.path.name == f"{first.stem}.as-Q8_0.gguf"
+    assert (derivative.paths, derivative.header.split_count) == ((derivative.path,), 1)
+    assert derivative.header.tensor_count == Model("whole", (tmp_path / "whole.gguf",)).header.tensor_count
+    assert library.preferred(model) == derivative
 
 
 def split(path: Path, folder: Path) -> Path:
-    """Return the first of several files that hold a model of `write_chatml` in parts."""
+    """Split a model of `write_chatml` into several files, and get the first."""
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
     folder.mkdir()
@@ -525,62 +536,70 @@ def split(path: Path, folder: Path) -> Path:
     return min(folder.iterdir())
 
 
-def report_of(*rows: Row) -> Report:
-    return Report(Row("Q4_1", 98_362_432, Speeds(302.1, 133.4, 612.0)), rows)
+def report_of(*rows: EncodingResult) -> Report:
+    return Report(EncodingResult("Q4_1", 98_362_432, Throughput(302.1, 133.4, 612.0)), rows)
 
 
-BETTER = Row("BF16", 270_885_952, Speeds(766, 133.4, 1469), Speeds(2.536, 1, 2.4), Closeness(0.965, 0.989, 0.002))
-WORSE = Row("Q4_0", 91_726_912, Speeds(810, 203, 900), Speeds(2.68, 1.52, 1.47), FAR)
-TOO_BIG = Row("F16", left_out="it needs 15.90 GB of memory, and 8.10 GB are free")
+BETTER = EncodingResult(
+    "BF16", 270_885_952, Throughput(766, 133.4, 1469), Throughput(2.536, 1, 2.4), Closeness(0.965, 0.989, 0.002)
+)
+WORSE = EncodingResult("Q4_0", 91_726_912, Throughput(810, 203, 900), Throughput(2.68, 1.52, 1.47), DIFFERENT)
+TOO_BIG = EncodingResult("F16", skipped="needs 15.90 GB of memory, but only 8.10 GB is free")
 TABLE = """\
-type  size    read/s     say/s      16 say/s    argmax  agree  KL      verdict
-Q4_1  98 MB   302        133        612
-BF16  271 MB  766 x2.54  133 x1.00  1469 x2.40  0.965   0.989  0.0020  ok
-F16                                                                    left out
-Q4_0  92 MB   810 x2.68  203 x1.52  900 x1.47   0.702   0.811  0.2400  refused
-F16 is left out: it needs 15.90 GB of memory, and 8.10 GB are free
-Q4_0 is refused: agreement 0.811
+type  size    prompt t/s  gen t/s    16 gen t/s  same top-1  KL      verdict
+Q4_1  98 MB   302         133        612
+BF16  271 MB  766 x2.54   133 x1.00  1469 x2.40  98.9%       0.0020  ok
+F16                                                                  skipped
+Q4_0  92 MB   810 x2.68   203 x1.52  900 x1.47   81.1%       0.2400  rejected
+F16 was skipped: needs 15.90 GB of memory, but only 8.10 GB is free
+Q4_0 was rejected: same top-1 81.1%
 """
 
 
-def test_the_table_has_a_row_for_each_and_a_line_for_what_may_not_answer() -> None:
+def test_encodings_table_explains_rejected_and_skipped_rows() -> None:
     out = StringIO()
     print_encodings(Streams(out, StringIO(), None, False, False, False), report_of(BETTER, TOO_BIG, WORSE))
     assert out.getvalue() == TABLE
     assert max(map(len, out.getvalue().splitlines()[:5])) <= 80
 
 
-def test_the_fastest_that_may_answer_is_recommended() -> None:
+def test_report_recommends_the_fastest_accepted_encoding() -> None:
     assert report_of(BETTER, TOO_BIG, WORSE).best == BETTER
     assert report_of(TOO_BIG, WORSE).best is None
-    assert report_of(replace(BETTER, ratios=Speeds(1.0, 0.99, 1.1))).best is None
+    assert report_of(replace(BETTER, ratios=Throughput(1.0, 0.99, 1.1))).best is None
 
 
-def test_the_object_has_speeds_ratios_and_verdicts() -> None:
+def test_report_object_has_speeds_ratios_and_verdicts() -> None:
     value = report_object("starter", "/m.gguf", report_of(BETTER, TOO_BIG))
     assert value["original"] == {
         "type": "Q4_1",
         "path": "/m.gguf",
         "size": 98_362_432,
-        "read": 302.1,
-        "say": 133.4,
-        "together": 612.0,
+        "prompt_tokens_per_second": 302.1,
+        "tokens_per_second": 133.4,
+        "batch_tokens_per_second": 612.0,
     }
-    assert value["encodings"][0]["ratios"] == {"read": 2.536, "say": 1, "together": 2.4}
-    assert value["encodings"][1]["verdict"] == f"left out: {TOO_BIG.left_out}"
+    assert value["encodings"][0]["ratios"] == {
+        "prompt_tokens_per_second": 2.536,
+        "tokens_per_second": 1,
+        "batch_tokens_per_second": 2.4,
+    }
+    keys = ("agreement", "top1_agreement", "mean_kld")
+    assert tuple(value["encodings"][0][key] for key in keys) == (0.989, 0.965, 0.002)
+    assert value["encodings"][1]["verdict"] == f"skipped: {TOO_BIG.skipped}"
     assert (value["encodings"][1]["agreement"], value["applied"]) == (None, None)
 
 
-def test_what_cannot_be_applied_is_an_error_that_says_what_to_do(model: Model) -> None:
-    with pytest.raises(CerebrumError, match=r"the output of Q4_0 differs: agreement 0\.811") as caught:
+def test_conclude_reports_why_an_encoding_was_not_applied(model: Model) -> None:
+    with pytest.raises(CerebrumError, match=r"the output of Q4_0 differs: same top-1 81\.1%, below 97%") as caught:
         conclude(cast("Any", None), model, report_of(WORSE), ENCODINGS[3], quiet=True)
     assert (caught.value.exit_code, "--force" in caught.value.hint) == (1, True)
-    with pytest.raises(CerebrumError, match=r"F16 not applied: it needs") as caught:
+    with pytest.raises(CerebrumError, match=r"F16 not applied: needs") as caught:
         conclude(cast("Any", None), model, report_of(TOO_BIG), ENCODINGS[1], quiet=True)
     assert caught.value.exit_code == 1
 
 
-def test_a_user_applies_asks_and_removes_an_encoding(tmp_path: Path) -> None:
+def test_tune_reencode_applies_and_rm_removes_an_encoding(tmp_path: Path) -> None:
     user = CommandLine(tmp_path)
     shutil.copy(NANO, tmp_path / "nano.gguf")
     assert user.run("pull", tmp_path / "nano.gguf").code == 0
@@ -593,11 +612,11 @@ def test_a_user_applies_asks_and_removes_an_encoding(tmp_path: Path) -> None:
     reply = user.run("ask", "-m", "nano:Q8_0", "--format", "cerebrum", "--json", "What is 3 plus 4?")
     assert reply.object["final_answer"] == "7"
     again = user.run("tune", "nano", "--reencode", "--apply", "Q8_0")
-    said = "nano:Q8_0 already exists and is now used for nano; tune it with cerebrum tune nano, "
-    said += "delete it with cerebrum rm nano:Q8_0\n"
-    assert (again.code, again.out, again.err) == (0, "", said)
-    refused = user.run("tune", "nano:Q8_0", "--reencode")
-    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: nano:Q8_0 was made from nano")
+    message = "nano:Q8_0 already exists and is now used for nano; tune it with cerebrum tune nano, "
+    message += "delete it with cerebrum rm nano:Q8_0\n"
+    assert (again.code, again.out, again.err) == (0, "", message)
+    rejected = user.run("tune", "nano:Q8_0", "--reencode")
+    assert (rejected.code, rejected.err.splitlines()[0]) == (2, "error: nano:Q8_0 was made from nano")
     assert [row["name"] for row in json.loads(user.run("list", "--json").out)] == ["nano", "nano:Q8_0"]
     assert user.run("rm", "-y", "nano").code == 0
     assert list((tmp_path / ".cache").rglob("*.gguf*")) == []

@@ -1,4 +1,4 @@
-"""The search for the fastest way of each use, on machines whose speeds are scripted; and what people read of it."""
+"""The search for the fastest settings, on scripted speeds, and the text it prints."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from scripted_bench import ALONE, MANY, Cost, ScriptedBench
+from scripted_bench import BATCH_SPEEDS, SINGLE_SPEEDS, ScriptedBench, SpeedModel
 
-from cerebrum_cli.application.inference.profiles import Speeds, Tuned, UseName
+from cerebrum_cli.application.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.application.tuning.candidates import (
     NORMAL,
     QUICK,
@@ -18,99 +18,101 @@ from cerebrum_cli.application.tuning.candidates import (
     Budget,
     Candidate,
     SearchSpace,
-    other_threads,
+    thread_counts_to_try,
 )
 from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench.protocol import Job
 from cerebrum_cli.engine.plan import Device, Tuning
-from cerebrum_cli.terminal.tuning_report import tried_lines, tuning_text
+from cerebrum_cli.terminal.tuning_report import candidate_lines, tuning_text
 
-USUAL, USUAL_MANY = Tuning(repack=True), Tuning(repack=False, slots=32)
-MACHINE = SearchSpace(USUAL, USUAL_MANY, threads=(1, 4), slots=64, layers=32)
+BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=32)
+SPACE = SearchSpace(BASELINE, BATCH_BASELINE, threads=(1, 4), slots=64, layers=32)
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
-PLAIN = {("repack", False): (1.5, 0.7)}
-PATIENT = NORMAL._replace(budget=1e9)
+NOT_REPACKED = {("repack", False): (1.5, 0.7)}
+UNLIMITED = NORMAL._replace(search_s=1e9)
 
 
-def searched(
+def run_search(
     bench: ScriptedBench,
-    effort: Budget = PATIENT,
-    machine: SearchSpace = MACHINE,
-    told: list[StageEvent] | None = None,
-) -> tuple[dict[UseName, Tuned], Search, list[StageEvent]]:
-    """Return what a search finds, the search, and what it told on the way."""
-    search = Search(bench, machine, effort, clock=bench.clock)
-    running, events = search.run(), [] if told is None else told
+    budget: Budget = UNLIMITED,
+    space: SearchSpace = SPACE,
+    events: list[StageEvent] | None = None,
+) -> tuple[dict[UseName, TunedUse], Search, list[StageEvent]]:
+    """Run a search: the settings per use, the search itself, and its events."""
+    search = Search(bench, space, budget, clock=bench.clock)
+    running, events = search.run(), [] if events is None else events
     while True:
         try:
             events.append(next(running))
         except StopIteration as stopped:
-            found: dict[UseName, Tuned] = stopped.value
-            return found, search, events
+            uses: dict[UseName, TunedUse] = stopped.value
+            return uses, search, events
 
 
-def settings(found: dict[UseName, Tuned]) -> dict[str, dict[str, Any]]:
-    """Return what is not as usual, by use; uses that are as usual are left out."""
-    return {name: tuned.tuning.overrides for name, tuned in found.items() if tuned.tuning.overrides}
+def overrides_by_use(uses: dict[UseName, TunedUse]) -> dict[str, dict[str, Any]]:
+    """Settings other than the defaults, by use; uses with default settings are omitted."""
+    return {name: tuned.tuning.overrides for name, tuned in uses.items() if tuned.tuning.overrides}
 
 
-def arms(search: Search, **wanted: Any) -> list[Candidate]:
-    """Return the ways that were tried with these settings."""
-    return [arm for arm in search.arms if wanted.items() <= arm.tuning.overrides.items()]
+def candidates_with(search: Search, **settings: Any) -> list[Candidate]:
+    """Candidates that have these settings."""
+    return [each for each in search.candidates if settings.items() <= each.tuning.overrides.items()]
 
 
-def is_plain(tuning: Tuning) -> bool:
+def is_not_repacked(tuning: Tuning) -> bool:
     return tuning.repack is False and not tuning.slots
 
 
-def true_gain(cost: Cost, found: Tuned, name: UseName) -> float:
-    """Return how many times as fast a use truly is as it was found."""
+def true_gain(speed_model: SpeedModel, tuned: TunedUse, name: UseName) -> float:
+    """Speedup of a use without measurement noise."""
     use = next(use for use in USES if use.name == name)
-    usual = USUAL_MANY if use.many else USUAL
-    return use.seconds(cost(usual)) / use.seconds(cost(Tuning(**{**usual.overrides, **found.tuning.overrides})))
+    baseline = BATCH_BASELINE if use.is_batch else BASELINE
+    return use.seconds(speed_model(baseline)) / use.seconds(
+        speed_model(Tuning(**{**baseline.overrides, **tuned.tuning.overrides}))
+    )
 
 
-def test_weights_that_read_faster_and_say_slower_are_for_long_questions_alone() -> None:
-    cost = Cost(alone=PLAIN)
-    found, _, _ = searched(ScriptedBench(cost))
-    assert settings(found) == {"ask-long": {"repack": False}}
+def test_search_chooses_faster_prefill_only_for_long_prompts() -> None:
+    speed_model = SpeedModel(single=NOT_REPACKED)
+    uses, _, _ = run_search(ScriptedBench(speed_model))
+    assert overrides_by_use(uses) == {"ask-long": {"repack": False}}
     gain = (2 + 2048 / 30 + 128 / 8) / (2 + 2048 / 45 + 128 / 5.6)
-    assert found["ask-long"].gain == pytest.approx(gain)
-    assert found["ask-long"].gain == pytest.approx(true_gain(cost, found["ask-long"], "ask-long"))
-    assert asdict(found["ask-long"].speeds) == pytest.approx(asdict(cost(Tuning(repack=False))))
-    assert (found["ask-long"].baseline, found["ask-long"].agreement) == (ALONE, 1.0)
-    assert found["chat"] == Tuned(Tuning(), ALONE, ALONE)
+    assert uses["ask-long"].gain == pytest.approx(gain)
+    assert uses["ask-long"].gain == pytest.approx(true_gain(speed_model, uses["ask-long"], "ask-long"))
+    assert asdict(uses["ask-long"].speeds) == pytest.approx(asdict(speed_model(Tuning(repack=False))))
+    assert (uses["ask-long"].baseline, uses["ask-long"].agreement) == (SINGLE_SPEEDS, 1.0)
+    assert uses["chat"] == TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS)
 
 
-def test_where_nothing_is_faster_all_stays_as_usual() -> None:
-    found, _, _ = searched(ScriptedBench())
-    assert found == {
-        "chat": Tuned(Tuning(), ALONE, ALONE),
-        "ask": Tuned(Tuning(), ALONE, ALONE),
-        "ask-long": Tuned(Tuning(), ALONE, ALONE),
-        "batch": Tuned(Tuning(), MANY, MANY),
+def test_search_chooses_the_defaults_if_nothing_is_faster() -> None:
+    uses, _, _ = run_search(ScriptedBench())
+    assert uses == {
+        "chat": TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS),
+        "ask": TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS),
+        "ask-long": TunedUse(Tuning(), SINGLE_SPEEDS, SINGLE_SPEEDS),
+        "batch": TunedUse(Tuning(), BATCH_SPEEDS, BATCH_SPEEDS),
     }
 
 
-def test_a_gain_that_another_program_could_have_made_is_none() -> None:
-    found, search, _ = searched(ScriptedBench(Cost(alone={("flash_attention", False): (1.04, 1.04)})))
+def test_search_ignores_gains_below_the_minimum() -> None:
+    uses, search, _ = run_search(ScriptedBench(SpeedModel(single={("flash_attention", False): (1.04, 1.04)})))
     assert search.best["chat"].tuning.flash_attention is False
-    assert settings(found) == {}
+    assert overrides_by_use(uses) == {}
 
 
-def test_a_model_that_loads_faster_is_better_for_one_short_answer() -> None:
-    cost = Cost(alone={("repack", False): (1.0, 0.9)}, loads={True: 12.0, False: 1.0})
-    found, _, _ = searched(ScriptedBench(cost))
-    assert found["ask"].tuning == Tuning(repack=False)
-    assert found["ask"].speeds.load_s == 1.0
-    assert found["chat"].tuning == Tuning()
+def test_search_counts_load_time_for_a_single_short_answer() -> None:
+    speed_model = SpeedModel(single={("repack", False): (1.0, 0.9)}, load_s={True: 12.0, False: 1.0})
+    uses, _, _ = run_search(ScriptedBench(speed_model))
+    assert uses["ask"].tuning == Tuning(repack=False)
+    assert uses["ask"].speeds.load_s == 1.0
+    assert uses["chat"].tuning == Tuning()
 
 
-def test_settings_are_found_on_top_of_one_another() -> None:
-    cost = Cost(
-        alone={
+def test_search_combines_settings() -> None:
+    speed_model = SpeedModel(
+        single={
             ("repack", False): (1.3, 1.3),
             ("n_threads", 4): (1.0, 1.2),
             ("n_threads_batch", 4): (1.2, 1.0),
@@ -118,130 +120,133 @@ def test_settings_are_found_on_top_of_one_another() -> None:
             ("flash_attention", False): (1.1, 1.1),
         }
     )
-    found, _, _ = searched(ScriptedBench(cost))
-    alike = {"repack": False, "n_threads": 4, "n_threads_batch": 4, "flash_attention": False}
-    assert found["ask"].tuning.overrides == alike
-    del alike["flash_attention"]  # of which so few tokens tell nothing where there are many
-    assert found["ask-long"].tuning.overrides == {**alike, "n_ubatch": 256}
+    uses, _, _ = run_search(ScriptedBench(speed_model))
+    expected = {"repack": False, "n_threads": 4, "n_threads_batch": 4, "flash_attention": False}
+    assert uses["ask"].tuning.overrides == expected
+    del expected["flash_attention"]  # not judged for long prompts after so few tokens
+    assert uses["ask-long"].tuning.overrides == {**expected, "n_ubatch": 256}
     for name in ("chat", "ask", "ask-long"):
-        assert found[name].gain == pytest.approx(true_gain(cost, found[name], name))
+        assert uses[name].gain == pytest.approx(true_gain(speed_model, uses[name], name))
 
 
-def test_a_way_that_chooses_other_tokens_is_dropped_and_the_next_best_taken() -> None:
-    cost = Cost(
-        alone={("cache_type", "q8_0"): (1.0, 2.0), ("n_threads", 4): (1.0, 1.5), ("n_threads_batch", 4): (1, 1)}
+def test_search_drops_settings_that_change_the_output() -> None:
+    speed_model = SpeedModel(
+        single={("cache_type", "q8_0"): (1.0, 2.0), ("n_threads", 4): (1.0, 1.5), ("n_threads_batch", 4): (1, 1)}
     )
-    bench = ScriptedBench(cost, agreement=lambda tuning: 0.9699 if tuning.cache_type else 0.9701)
-    found, search, _ = searched(bench)
-    assert {found[name].tuning.n_threads for name in ("chat", "ask")} == {4}
-    assert {found[name].tuning.cache_type for name in ("chat", "ask", "ask-long")} == {None}
-    assert found["chat"].agreement == 1.0, "who computes what is no matter"
-    [dropped] = [arm for arm in arms(search, cache_type="q8_0", n_threads=4) if arm.agreement is not None]
-    assert dropped.dropped == "changes the output: agreement 96.99%"
-    assert len(bench.compared) == len({*bench.compared}), "a way is compared once, whatever it is best for"
+    bench = ScriptedBench(speed_model, agreement=lambda tuning: 0.9699 if tuning.cache_type else 0.9701)
+    uses, search, _ = run_search(bench)
+    assert {uses[name].tuning.n_threads for name in ("chat", "ask")} == {4}
+    assert {uses[name].tuning.cache_type for name in ("chat", "ask", "ask-long")} == {None}
+    assert uses["chat"].agreement == 1.0, "thread counts do not change the output"
+    [dropped] = [each for each in candidates_with(search, cache_type="q8_0", n_threads=4) if each.agreement is not None]
+    assert dropped.dropped == "changes the output: same top-1 96.99%"
+    assert len(bench.compared) == len({*bench.compared}), "each candidate is compared only once"
 
 
-def test_where_all_that_is_faster_chooses_other_tokens_all_stays_as_usual() -> None:
-    cost = Cost(alone={("repack", False): (2.0, 2.0)}, many={("repack", True): (2.0, 2.0)})
-    found, search, _ = searched(ScriptedBench(cost, agreement=lambda tuning: 0.5))
-    assert settings(found) == {}
-    assert all(arm.dropped for arm in search.arms if arm.agreement is not None)
+def test_search_chooses_the_defaults_if_all_else_changes_the_output() -> None:
+    speed_model = SpeedModel(single={("repack", False): (2.0, 2.0)}, batch={("repack", True): (2.0, 2.0)})
+    uses, search, _ = run_search(ScriptedBench(speed_model, agreement=lambda tuning: 0.5))
+    assert overrides_by_use(uses) == {}
+    assert all(each.dropped for each in search.candidates if each.agreement is not None)
 
 
-def test_ways_that_cannot_be_opened_are_told_and_left_out() -> None:
-    cost = Cost(alone={("repack", False): (2.0, 2.0), ("n_threads", 4): (1.0, 1.3)})
-    bench = ScriptedBench(cost, refused=lambda tuning: "ended with signal 9" if is_plain(tuning) else None)
-    found, search, _ = searched(bench)
-    assert [arm.dropped for arm in arms(search, repack=False) if not arm.many] == ["ended with signal 9"]
-    assert {found[name].tuning.repack for name in ("chat", "ask", "ask-long")} == {None}
-    assert found["chat"].tuning.n_threads == 4
+def test_search_drops_settings_that_cannot_be_loaded() -> None:
+    speed_model = SpeedModel(single={("repack", False): (2.0, 2.0), ("n_threads", 4): (1.0, 1.3)})
+    bench = ScriptedBench(
+        speed_model, refusal=lambda tuning: "ended with signal 9" if is_not_repacked(tuning) else None
+    )
+    uses, search, _ = run_search(bench)
+    assert [each.dropped for each in candidates_with(search, repack=False) if not each.is_batch] == [
+        "ended with signal 9"
+    ]
+    assert {uses[name].tuning.repack for name in ("chat", "ask", "ask-long")} == {None}
+    assert uses["chat"].tuning.n_threads == 4
 
 
 @pytest.mark.parametrize("when", ["compared", "measured"])
-def test_a_way_that_can_no_longer_be_opened_when_it_is_confirmed_costs_only_itself(when: str) -> None:
-    told: list[StageEvent] = []
+def test_search_drops_settings_that_fail_during_confirmation(when: str) -> None:
+    events: list[StageEvent] = []
 
-    def refused(tuning: Tuning) -> str | None:
-        gone = bench.compared if when == "measured" else told and "again, against" in told[-1].stage
-        return "needs 9.9 GB of memory, and 1.0 GB are free" if gone and is_plain(tuning) else None
+    def refusal(tuning: Tuning) -> str | None:
+        is_full = bench.compared if when == "measured" else events and "again, against" in events[-1].stage
+        return "needs 9.9 GB of memory, but only 1.0 GB is free" if is_full and is_not_repacked(tuning) else None
 
-    cost = Cost(alone={("repack", False): (2.0, 2.0)}, many={("slots", 64): (1.0, 2.0)})
-    bench = ScriptedBench(cost, refused=refused)
-    machine = MACHINE._replace(usual_many=Tuning(repack=True, slots=32))
-    found, search, _ = searched(bench, machine=machine, told=told)
-    assert settings(found) == {"batch": {"slots": 64}}
-    [plain] = [arm for arm in search.arms if arm.tuning == Tuning(repack=False)]
-    assert plain.dropped == "needs 9.9 GB of memory, and 1.0 GB are free"
+    speed_model = SpeedModel(single={("repack", False): (2.0, 2.0)}, batch={("slots", 64): (1.0, 2.0)})
+    bench = ScriptedBench(speed_model, refusal=refusal)
+    space = SPACE._replace(batch_baseline=Tuning(repack=True, slots=32))
+    uses, search, _ = run_search(bench, space=space, events=events)
+    assert overrides_by_use(uses) == {"batch": {"slots": 64}}
+    [dropped] = [each for each in search.candidates if each.tuning == Tuning(repack=False)]
+    assert dropped.dropped == "needs 9.9 GB of memory, but only 1.0 GB is free"
 
 
-def test_a_model_that_cannot_be_opened_at_all_is_an_error_that_says_why() -> None:
-    bench = ScriptedBench(refused=lambda _: "needs 99.0 GB of memory, and 8.0 GB are free")
+def test_search_reports_a_model_that_cannot_be_loaded() -> None:
+    bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
     with pytest.raises(EngineError, match=r"^this model cannot be measured here: needs 99\.0 GB of memory"):
-        searched(bench)
+        run_search(bench)
 
 
-def test_what_loses_clearly_is_measured_once_and_not_tried_on_top_of_another() -> None:
-    cost = Cost(alone={**PLAIN, ("flash_attention", False): (0.5, 0.5)})
-    bench = ScriptedBench(cost)
-    _, search, _ = searched(bench)
+def test_search_measures_a_clear_loss_once() -> None:
+    speed_model = SpeedModel(single={**NOT_REPACKED, ("flash_attention", False): (0.5, 0.5)})
+    bench = ScriptedBench(speed_model)
+    _, search, _ = run_search(bench)
     assert search.best["chat"] is not search.best["ask-long"]
-    assert len(arms(search, flash_attention=False)) == 1
-    assert [job.kind for job in bench.measured(flash_attention=False)] == ["read", "say"]
+    assert len(candidates_with(search, flash_attention=False)) == 1
+    assert [job.kind for job in bench.jobs_with(flash_attention=False)] == ["prefill", "decode"]
 
 
-def test_what_gains_nothing_on_top_of_one_leader_is_not_tried_on_top_of_another() -> None:
-    bench = ScriptedBench(Cost(alone=PLAIN))
-    _, search, _ = searched(bench)
-    assert [arm.tuning.repack for arm in arms(search, flash_attention=False)] == [True]
-    assert [job.kind for job in bench.measured(flash_attention=False, repack=True)] == 2 * ["read"] + 2 * ["say"]
+def test_search_skips_other_leaders_without_a_gain_on_the_first() -> None:
+    bench = ScriptedBench(SpeedModel(single=NOT_REPACKED))
+    _, search, _ = run_search(bench)
+    assert [each.tuning.repack for each in candidates_with(search, flash_attention=False)] == [True]
+    assert [job.kind for job in bench.jobs_with(flash_attention=False, repack=True)] == 2 * ["prefill"] + 2 * ["decode"]
 
 
-def test_what_gains_a_little_is_measured_in_pairs_on_top_of_each_leader() -> None:
-    bench = ScriptedBench(Cost(alone={**PLAIN, ("flash_attention", False): (1.1, 1.1)}))
-    _, search, _ = searched(bench)
-    tried = [arm for arm in arms(search, flash_attention=False) if len(arm.tuning.overrides) == 2]
-    assert [arm.tuning.repack for arm in tried] == [True, False]
+def test_search_tries_a_small_gain_on_each_leader() -> None:
+    bench = ScriptedBench(SpeedModel(single={**NOT_REPACKED, ("flash_attention", False): (1.1, 1.1)}))
+    _, search, _ = run_search(bench)
+    tried = [each for each in candidates_with(search, flash_attention=False) if len(each.tuning.overrides) == 2]
+    assert [each.tuning.repack for each in tried] == [True, False]
 
 
-def test_what_can_change_little_is_not_measured() -> None:
-    cost = Cost(usual=Speeds(2.0, 30_000.0, 8.0))  # reading is no time at all
-    bench = ScriptedBench(cost)
-    _, search, _ = searched(bench)
-    assert arms(search, n_ubatch=256) == []
-    assert {job.kind for job in bench.measured(flash_attention=False)} == {"say"}
+def test_search_skips_settings_that_affect_little() -> None:
+    speed_model = SpeedModel(baseline=Speeds(2.0, 30_000.0, 8.0))  # prefill takes almost no time
+    bench = ScriptedBench(speed_model)
+    _, search, _ = run_search(bench)
+    assert candidates_with(search, n_ubatch=256) == []
+    assert {job.kind for job in bench.jobs_with(flash_attention=False)} == {"decode"}
 
 
-def test_numbers_of_threads_for_reading_and_saying_are_combined() -> None:
-    cost = Cost(
-        alone={
+def test_search_combines_thread_counts_for_prefill_and_decode() -> None:
+    speed_model = SpeedModel(
+        single={
             ("n_threads_batch", 4): (1.4, 1.0),
             ("n_threads", 4): (1.0, 0.6),
             ("n_threads_batch", 1): (0.5, 1.0),
             ("n_threads", 1): (1.0, 1.3),
         }
     )
-    found, _, _ = searched(ScriptedBench(cost))
-    assert found["ask-long"].tuning == Tuning(n_threads=1, n_threads_batch=4)
-    assert found["chat"].tuning == Tuning(n_threads=1, n_threads_batch=4)
-    assert found["ask-long"].gain == pytest.approx(true_gain(cost, found["ask-long"], "ask-long"))
+    uses, _, _ = run_search(ScriptedBench(speed_model))
+    assert uses["ask-long"].tuning == uses["chat"].tuning == Tuning(n_threads=1, n_threads_batch=4)
+    assert uses["ask-long"].gain == pytest.approx(true_gain(speed_model, uses["ask-long"], "ask-long"))
 
 
-def test_threads_the_user_has_set_are_not_tried() -> None:
-    _, search, _ = searched(ScriptedBench(), machine=MACHINE._replace(threads=()))
-    assert [arm for arm in search.arms if arm.tuning.n_threads or arm.tuning.n_threads_batch] == []
+def test_search_keeps_thread_counts_of_the_user() -> None:
+    _, search, _ = run_search(ScriptedBench(), space=SPACE._replace(threads=()))
+    assert [each for each in search.candidates if each.tuning.n_threads or each.tuning.n_threads_batch] == []
 
 
-def test_layers_are_only_tried_where_there_is_something_to_offload_them_to() -> None:
-    cost = Cost(alone={("gpu_layers", "16"): (2.0, 2.0)})
-    _, search, _ = searched(ScriptedBench(cost))
-    assert [arm for arm in search.arms if arm.tuning.gpu_layers is not None] == []
-    found, search, _ = searched(ScriptedBench(cost, devices=(GPU,)))
-    assert {arm.tuning.gpu_layers for arm in search.arms} == {None, "0", "16"}
-    assert found["chat"].tuning == Tuning(gpu_layers="16")
+def test_search_tries_gpu_layers_only_with_a_gpu() -> None:
+    speed_model = SpeedModel(single={("gpu_layers", "16"): (2.0, 2.0)})
+    _, search, _ = run_search(ScriptedBench(speed_model))
+    assert [each for each in search.candidates if each.tuning.gpu_layers is not None] == []
+    uses, search, _ = run_search(ScriptedBench(speed_model, devices=(GPU,)))
+    assert {each.tuning.gpu_layers for each in search.candidates} == {None, "0", "16"}
+    assert uses["chat"].tuning == Tuning(gpu_layers="16")
 
 
 @pytest.mark.parametrize(
-    ("effort", "room", "tried"),
+    ("budget", "slots", "tried"),
     [
         (NORMAL, 64, [32, 16, 64]),
         (NORMAL, 63, [32, 16]),
@@ -250,60 +255,66 @@ def test_layers_are_only_tried_where_there_is_something_to_offload_them_to() -> 
         (THOROUGH, 50, [32, 4, 8, 16, 24, 48]),
     ],
 )
-def test_no_more_sequences_are_tried_than_memory_holds(effort: Budget, room: int, tried: list[int]) -> None:
-    machine = MACHINE._replace(slots=room, usual_many=replace(USUAL_MANY, slots=min(32, room)))
-    _, search, _ = searched(ScriptedBench(), effort, machine)
-    assert list(dict.fromkeys(arm.tuning.slots for arm in search.arms if arm.many)) == tried
+def test_search_tries_only_sequences_that_fit_in_memory(budget: Budget, slots: int, tried: list[int]) -> None:
+    space = SPACE._replace(slots=slots, batch_baseline=replace(BATCH_BASELINE, slots=min(32, slots)))
+    _, search, _ = run_search(ScriptedBench(), budget, space)
+    assert list(dict.fromkeys(each.tuning.slots for each in search.candidates if each.is_batch)) == tried
 
 
-def test_a_batch_has_its_own_weights_and_as_many_sequences_as_are_fastest() -> None:
-    cost = Cost(many={("repack", True): (1.2, 1.3), ("slots", 64): (1.0, 1.4), ("slots", 16): (1.0, 0.8)})
-    found, _, _ = searched(ScriptedBench(cost))
-    assert settings(found) == {"batch": {"repack": True, "slots": 64}}
-    assert found["batch"].gain == pytest.approx(true_gain(cost, found["batch"], "batch"))
-    assert found["batch"].baseline == MANY
+def test_search_chooses_settings_of_a_batch_separately() -> None:
+    speed_model = SpeedModel(batch={("repack", True): (1.2, 1.3), ("slots", 64): (1.0, 1.4), ("slots", 16): (1.0, 0.8)})
+    uses, _, _ = run_search(ScriptedBench(speed_model))
+    assert overrides_by_use(uses) == {"batch": {"repack": True, "slots": 64}}
+    assert uses["batch"].gain == pytest.approx(true_gain(speed_model, uses["batch"], "batch"))
+    assert uses["batch"].baseline == BATCH_SPEEDS
 
 
-def test_the_budget_ends_the_search_but_what_is_essential_is_always_measured() -> None:
-    cost = Cost(alone={**PLAIN, ("flash_attention", False): (9.0, 9.0)}, many={("slots", 64): (1.0, 9.0)})
-    found, search, events = searched(ScriptedBench(cost), NORMAL._replace(budget=0.0))
-    measured = [(arm.tuning, arm.many) for arm in search.arms if arm.speeds]
-    assert measured == [(USUAL, False), (replace(USUAL, repack=False), False), (USUAL_MANY, True)]
-    late = {arm.dropped for arm in search.arms if not arm.speeds}
-    assert late == {"skipped: would take too long"}
-    assert settings(found) == {"ask-long": {"repack": False}}
+def test_search_runs_essential_stages_after_the_deadline() -> None:
+    speed_model = SpeedModel(
+        single={**NOT_REPACKED, ("flash_attention", False): (9.0, 9.0)}, batch={("slots", 64): (1.0, 9.0)}
+    )
+    uses, search, events = run_search(ScriptedBench(speed_model), NORMAL._replace(search_s=0.0))
+    measured = [(each.tuning, each.is_batch) for each in search.candidates if each.speeds]
+    assert measured == [(BASELINE, False), (replace(BASELINE, repack=False), False), (BATCH_BASELINE, True)]
+    skipped = {each.dropped for each in search.candidates if not each.speeds}
+    assert skipped == {"skipped: would take too long"}
+    assert overrides_by_use(uses) == {"ask-long": {"repack": False}}
     assert [event.done for event in events[1:]] == list(range(events[-1].total))
 
 
-def test_a_search_takes_little_longer_than_its_budget() -> None:
-    cost = Cost(alone=PLAIN)
-    for effort, most in ((QUICK, 55), (NORMAL, 140)):  # with what is measured once more
-        bench = ScriptedBench(cost)
-        searched(bench, effort)
-        assert bench.now < most, "about two minutes for a 7B"
+def test_search_takes_little_longer_than_its_budget() -> None:
+    speed_model = SpeedModel(single=NOT_REPACKED)
+    for budget, seconds in ((QUICK, 55), (NORMAL, 140)):  # including the confirmation
+        bench = ScriptedBench(speed_model)
+        run_search(bench, budget)
+        assert bench.now < seconds, "about two minutes for a 7B"
 
 
-def test_the_stages_count_up_to_their_number_and_never_beyond() -> None:
-    for effort in (QUICK, NORMAL, THOROUGH):
-        _, _, events = searched(ScriptedBench(Cost(alone=PLAIN), devices=(GPU,)), effort)
+def test_search_counts_its_stages() -> None:
+    for budget in (QUICK, NORMAL, THOROUGH):
+        _, _, events = run_search(ScriptedBench(SpeedModel(single=NOT_REPACKED), devices=(GPU,)), budget)
         assert events[0] == StageEvent("defaults", 0, 1)
         total = events[1].total
         assert [(event.done, event.total) for event in events[1:]] == [(done, total) for done in range(total)]
         assert [event.stage for event in events[-4:]] == [f"{use.name} again, against defaults" for use in USES]
 
 
-def test_the_more_effort_the_more_is_tried() -> None:
+def test_search_tries_more_with_a_larger_budget() -> None:
     tried = []
-    for effort in (QUICK, NORMAL, THOROUGH):
-        bench = ScriptedBench(Cost(alone=PLAIN, usual=Speeds(0.5, 3000.0, 800.0), usual_many=Speeds(0.5, 4500.0, 4e3)))
-        _, search, _ = searched(bench, effort)
-        assert all(arm.speeds for arm in search.arms), "nothing ran out of time"
-        tried.append((len(search.arms), len(bench.jobs), bench.now))
+    for budget in (QUICK, NORMAL, THOROUGH):
+        bench = ScriptedBench(
+            SpeedModel(
+                single=NOT_REPACKED, baseline=Speeds(0.5, 3000.0, 800.0), batch_baseline=Speeds(0.5, 4500.0, 4e3)
+            )
+        )
+        _, search, _ = run_search(bench, budget)
+        assert all(each.speeds for each in search.candidates), "no candidate was skipped"
+        tried.append((len(search.candidates), len(bench.jobs), bench.now))
     assert tried[0] < tried[1] < tried[2]
     assert sorted(jobs for _, jobs, _ in tried) == [jobs for _, jobs, _ in tried]
 
 
-SMALL, SMALL_MANY = Speeds(0.07, 40_000.0, 4_500.0), Speeds(0.07, 5_000.0, 10_000.0)  # mostly it is loaded
+SMALL, SMALL_BATCH = Speeds(0.07, 40_000.0, 4_500.0), Speeds(0.07, 5_000.0, 10_000.0)  # dominated by load time
 SPREAD = (0.6, 0.8, 0.9, 0.96, 1.0, 1.0, 1.04, 1.1, 1.3)
 VARIED = (
     *(("repack", value) for value in (False, True)),
@@ -316,34 +327,39 @@ VARIED = (
 
 
 @pytest.mark.parametrize(
-    ("effort", "usual", "usual_many"),
-    [(QUICK, ALONE, MANY), (PATIENT, ALONE, MANY), (QUICK, SMALL, SMALL_MANY), (NORMAL, SMALL, SMALL_MANY)],
+    ("budget", "baseline", "batch_baseline"),
+    [
+        (QUICK, SINGLE_SPEEDS, BATCH_SPEEDS),
+        (UNLIMITED, SINGLE_SPEEDS, BATCH_SPEEDS),
+        (QUICK, SMALL, SMALL_BATCH),
+        (NORMAL, SMALL, SMALL_BATCH),
+    ],
     ids=["quick", "all", "quick, small", "small"],
 )
-def test_noise_makes_no_use_slower_than_usual_by_more_than_itself(
-    effort: Budget, usual: Speeds, usual_many: Speeds
+def test_search_never_chooses_much_slower_settings_despite_noise(
+    budget: Budget, baseline: Speeds, batch_baseline: Speeds
 ) -> None:
     chosen = 0
     for seed in range(150):
         random = Random(seed)
-        alone = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", True)}
-        many = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", False)}
-        cost = Cost(alone, many, usual=usual, usual_many=usual_many)
-        found, _, _ = searched(ScriptedBench(cost, noise=0.04, random=random), effort)
-        for name, tuned in found.items():
+        single = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", True)}
+        batch = {key: (random.choice(SPREAD), random.choice(SPREAD)) for key in VARIED if key != ("repack", False)}
+        speed_model = SpeedModel(single, batch, baseline=baseline, batch_baseline=batch_baseline)
+        uses, _, _ = run_search(ScriptedBench(speed_model, noise=0.04, random=random), budget)
+        for name, tuned in uses.items():
             chosen += bool(tuned.tuning.overrides)
-            assert true_gain(cost, tuned, name) >= 0.97, (seed, name, tuned.tuning.overrides)
+            assert true_gain(speed_model, tuned, name) >= 0.97, (seed, name, tuned.tuning.overrides)
             assert tuned.gain >= 1.05 or not tuned.tuning.overrides
-    assert chosen > 150, "it would be easy to choose nothing"
+    assert chosen > 150, "otherwise the test would prove nothing"
 
 
-def test_where_all_ways_are_alike_noise_finds_next_to_nothing() -> None:
-    found = [searched(ScriptedBench(noise=0.02, random=Random(seed)))[0] for seed in range(50)]
-    assert sum(len(settings(each)) for each in found) <= 4
+def test_search_finds_almost_nothing_in_pure_noise() -> None:
+    uses = [run_search(ScriptedBench(noise=0.02, random=Random(seed)))[0] for seed in range(50)]
+    assert sum(len(overrides_by_use(each)) for each in uses) <= 4
 
 
 @pytest.mark.parametrize(
-    ("usual", "usable", "others"),
+    ("default", "usable", "others"),
     [
         (1, 1, ()),
         (1, 2, (2,)),
@@ -355,19 +371,17 @@ def test_where_all_ways_are_alike_noise_finds_next_to_nothing() -> None:
         (64, 128, (32, 63, 128)),
     ],
 )
-def test_all_that_can_run_half_as_many_and_one_less_are_tried_beside_the_usual_threads(
-    usual: int, usable: int, others: tuple[int, ...]
-) -> None:
-    assert other_threads(usual, usable) == others
+def test_thread_counts_to_try(default: int, usable: int, others: tuple[int, ...]) -> None:
+    assert thread_counts_to_try(default, usable) == others
 
 
-def test_the_seconds_of_a_use_are_loading_reading_and_saying() -> None:
+def test_use_seconds_are_load_prefill_and_decode() -> None:
     chat, ask, long, batch = USES
     speeds = Speeds(3.0, 32.0, 16.0)
     assert [use.seconds(speeds) for use in USES] == [3 + 16 + 96, 3 + 2 + 8, 3 + 64 + 8, 3 + 256 + 512]
-    assert chat.shares(speeds) == {"read": 16 / 115, "say": 96 / 115}
-    assert [use.many for use in USES] == [False, False, False, True]
-    assert long.shares(speeds)["read"] > ask.shares(speeds)["read"]
+    assert chat.shares(speeds) == {"prefill": 16 / 115, "decode": 96 / 115}
+    assert [use.is_batch for use in USES] == [False, False, False, True]
+    assert long.shares(speeds)["prefill"] > ask.shares(speeds)["prefill"]
     assert sum(batch.shares(speeds).values()) == pytest.approx(1 - 3 / 771)
 
 
@@ -396,35 +410,35 @@ def test_the_seconds_of_a_use_are_loading_reading_and_saying() -> None:
         ),
     ],
 )
-def test_a_tuning_in_words_leaves_out_what_is_as_usual(tuning: Tuning, text: str) -> None:
+def test_tuning_text_omits_defaults(tuning: Tuning, text: str) -> None:
     assert tuning_text(tuning) == text
 
 
-def test_a_line_for_each_way_tells_its_speed_or_why_it_is_not_used() -> None:
-    told = {"read": 1.5, "say": 0.701, "dropped": None}
-    lines = tried_lines(
-        [(Tuning(repack=False), told), (Tuning(slots=64), {**told, "read": None, "dropped": "ended with signal 9"})]
-    )
-    assert list(lines) == ["not repacked: prompt 1.50 x, gen 0.70 x", "64 sequences: ended with signal 9"]
+def test_candidate_lines_show_speeds_or_the_reason_for_dropping() -> None:
+    ratios = {"prompt_tokens_per_second": 1.5, "tokens_per_second": 0.701}
+    measured = (Tuning(repack=False), {"ratios": ratios, "dropped": None})
+    dropped = (Tuning(slots=64), {"ratios": dict.fromkeys(ratios), "dropped": "ended with signal 9"})
+    lines = list(candidate_lines([measured, dropped]))
+    assert lines == ["not repacked: prompt 1.50 x, gen 0.70 x", "64 sequences: ended with signal 9"]
 
 
 class BusyBench(ScriptedBench):
-    """A bench on a machine that does other things all the time."""
+    """A bench on a machine where other programs always use the CPU."""
 
     def speed(self, tuning: Tuning, job: Job) -> float:
-        self.disturbances += 1
+        self.disturbed_jobs += 1
         return ScriptedBench.speed(self, tuning, job)
 
 
-def test_other_numbers_of_threads_are_not_believed_on_a_busy_machine() -> None:
-    cost = Cost(alone={("n_threads", 1): (4.0, 4.0), ("n_threads_batch", 1): (4.0, 4.0)})
-    found, search, _ = searched(BusyBench(cost))
-    assert all(found[name].tuning.n_threads is None for name in found)
-    assert "inconclusive: the CPU was busy" in {arm.dropped for arm in search.arms}
+def test_search_rejects_thread_counts_on_a_busy_machine() -> None:
+    speed_model = SpeedModel(single={("n_threads", 1): (4.0, 4.0), ("n_threads_batch", 1): (4.0, 4.0)})
+    uses, search, _ = run_search(BusyBench(speed_model))
+    assert all(uses[name].tuning.n_threads is None for name in uses)
+    assert "inconclusive: the CPU was busy" in {each.dropped for each in search.candidates}
 
 
-def test_what_was_not_measured_of_a_way_is_not_told() -> None:
-    bench = ScriptedBench(Cost(alone={("n_ubatch", 256): (1.2, 1.0)}))
-    _, search, _ = searched(bench)
-    [told] = [arm for arm in arms(search, n_ubatch=256) if arm.speeds]
-    assert told.measured == {"read"}
+def test_candidate_lists_only_measured_kinds() -> None:
+    bench = ScriptedBench(SpeedModel(single={("n_ubatch", 256): (1.2, 1.0)}))
+    _, search, _ = run_search(bench)
+    [candidate] = [each for each in candidates_with(search, n_ubatch=256) if each.speeds]
+    assert candidate.measured_kinds == {"prefill"}

@@ -16,7 +16,7 @@ from cerebrum_cli.runtime.options import ReportOptions
 def doctor(
     context: typer.Context, given: Annotated[Layer, SettingKeys(("model", "threads"))], options: ReportOptions
 ) -> None:
-    """Each line is ok, a warning or a failure, with what to do. A small bundled model answers a known question.
+    """Each line is ok, a warning or a failure, with a hint. A small bundled model answers a known question.
 
     Exit code 1 if anything fails.
     """

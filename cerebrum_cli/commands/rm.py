@@ -37,6 +37,6 @@ def rm(
     identity = None if removal.is_file_missing else runtime.library.identity(removal.model)
     report = removal.execute()
     if identity:
-        runtime.profiles().forget(identity)
+        runtime.profiles().delete(identity)
     if not options.quiet:
         runtime.streams.info(report)

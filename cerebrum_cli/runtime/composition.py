@@ -109,12 +109,12 @@ class Runtime:
     def profiles(self, settings: Settings | None = None) -> ProfileStore:
         """Profiles measured on this machine, with this build of llama.cpp and these settings."""
         from cerebrum_cli.application.inference.profiles import ProfileStore, settings_text
-        from cerebrum_cli.engine.bench.fingerprint import build_text, machine_text
+        from cerebrum_cli.engine.bench.fingerprint import build_fingerprint, machine_fingerprint
         from cerebrum_cli.engine.machine import load_devices
 
-        machine = machine_text(load_devices(devices_file(self.data_directory)))
+        machine = machine_fingerprint(load_devices(devices_file(self.data_directory)))
         machine += settings_text(settings) if settings else ""
-        return ProfileStore(self._profiles, machine, build_text())
+        return ProfileStore(self._profiles, machine, build_fingerprint())
 
     def resolved_model(self, model: Model, settings: Settings) -> ResolvedModel:
         """The file that answers for a model, its encoding applied last, with its profile."""

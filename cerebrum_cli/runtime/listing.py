@@ -74,7 +74,7 @@ def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Prof
     """Profile of the file that answers for a model, and a note if it was measured elsewhere."""
     preferred = runtime.library.preferred(model)
     profile = runtime.profile(preferred, settings)
-    if profile is None and runtime.profiles().elsewhere(runtime.library.identity(preferred)):
+    if profile is None and runtime.profiles().find_other(runtime.library.identity(preferred)):
         command = f"cerebrum tune {model.reference}"
         return None, f"its profile is from another machine or build of llama.cpp; {command} measures it here"
     return profile, ""

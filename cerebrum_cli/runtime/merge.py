@@ -75,7 +75,7 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     if path.suffix.lower() != ".gguf":
         raise UsageError(f"-o {path}: not a .gguf file name", f"use -o {path}.gguf")
     if unsplit_name(path.name) != path.name:
-        raise UsageError(f"-o {path}: the name of one part of a split model", "name it without the part number")
+        raise UsageError(f"-o {path}: is the name of one part of a split model", "omit the part number")
     if not is_directory(path.parent):
         raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
     return MergeOptions(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.application.tuning.reencoding import Reencoding, Report, encoding_called
+from cerebrum_cli.application.tuning.reencoding import Reencoding, Report, find_encoding
 from cerebrum_cli.application.tuning.tune import trial_options
 from cerebrum_cli.catalogue.derivatives import Derivative, DerivativeStore
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.engine.bench.protocol import LEAST_AGREEMENT
-from cerebrum_cli.engine.bench.quantization import encodings_for
+from cerebrum_cli.engine.bench.protocol import MIN_AGREEMENT
+from cerebrum_cli.engine.bench.quantization import fast_encodings
 from cerebrum_cli.terminal.bars import FileProgress, StageProgress
 from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -30,16 +30,16 @@ def reencode(runtime: Runtime, model: Model, settings: Settings, options: TuneOp
     if model.is_derived:
         original = Derivative.parse(model.name).original
         raise UsageError(f"{model.reference} was made from {original}", f"cerebrum tune {original} --reencode")
-    encoding = encoding_called(options.apply, model) if options.apply else None
+    encoding = find_encoding(options.apply, model) if options.apply else None
     quiet = options.json or options.quiet
-    work = prepare(runtime, model, settings, quiet)
+    reencoding = prepare(runtime, model, settings, quiet)
     report = None
-    if encoding and (existing := work.existing(encoding)):
-        report = Report(work.original, (), existing)
-    report = report or measure(runtime, work, encoding, options.force, quiet)
+    if encoding and (existing := reencoding.use_existing(encoding)):
+        report = Report(reencoding.original, (), existing)
+    report = report or measure(runtime, reencoding, encoding, options.force, quiet)
     if options.json:
         runtime.streams.answer_object(report_object(model.reference, str(model.path), report))
-    elif report.rows:
+    elif report.results:
         print_encodings(runtime.streams, report)
     conclude(runtime, model, report, encoding, options.quiet)
 
@@ -56,15 +56,15 @@ def prepare(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> 
     return Reencoding(runtime.library, model, options, DerivativeStore(runtime.cache_directory / "encodings"), bench)
 
 
-def measure(runtime: Runtime, work: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:
+def measure(runtime: Runtime, reencoding: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:
     """Measure one encoding, or all that could be faster, with a progress bar. Raises CerebrumError, Interrupted."""
     if encoding:
-        events = work.apply(encoding, force)
+        events = reencoding.apply(encoding, force)
     else:
-        candidates = encodings_for(runtime.build().cpu_features, work.model.quantization)
+        candidates = fast_encodings(runtime.build().cpu_features, reencoding.model.quantization)
         if not candidates:
             raise CerebrumError("no other encoding has fast kernels on this processor", "keep this one")
-        events = work.compare(candidates)
+        events = reencoding.compare(candidates)
     with interruptible("nothing was saved"):
         try:
             return render_stages(events, StageProgress(runtime.streams, quiet))
@@ -78,17 +78,17 @@ def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding 
         name = report.applied.reference
         if not quiet:
             runtime.streams.info(
-                f"{name}{'' if report.rows else ' already exists and'} is now used for {model.reference};"
+                f"{name}{'' if report.results else ' already exists and'} is now used for {model.reference};"
                 f" tune it with cerebrum tune {model.reference}, delete it with cerebrum rm {name}"
             )
     elif encoding:
-        row = report.rows[0]
-        if row.state == "refused" and row.closeness:
-            problem = (
-                f"the output of {row.type} differs: agreement {row.closeness.agreement:.3f} is below {LEAST_AGREEMENT}"
+        result = report.results[0]
+        if result.state == "rejected" and result.closeness:
+            agreement = f"same top-1 {result.closeness.agreement:.1%}, below {MIN_AGREEMENT:.0%}"
+            raise CerebrumError(
+                f"the output of {result.type} differs: {agreement}", "keep the original, or accept it with --force"
             )
-            raise CerebrumError(problem, "keep the original, or accept it with --force")
-        raise CerebrumError(f"{row.type} not applied: {row.left_out}")
+        raise CerebrumError(f"{result.type} not applied: {result.skipped}")
     elif not quiet:
         best = report.best
         advice = (

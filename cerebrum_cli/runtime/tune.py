@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.application.inference.profiles import profile_object, settings_text
 from cerebrum_cli.application.models.model import is_missing
 from cerebrum_cli.application.tuning.candidates import NORMAL, QUICK, THOROUGH
-from cerebrum_cli.application.tuning.tune import alone, trial_options, tune_model, writing
+from cerebrum_cli.application.tuning.tune import translate_write_errors, trial_options, tune_model, tuning_lock
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.machine import save_devices
@@ -18,7 +18,7 @@ from cerebrum_cli.runtime.reencoding import reencode
 from cerebrum_cli.terminal.bars import FileProgress, StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.sinks import render_stages
-from cerebrum_cli.terminal.tuning_report import print_profile, tried_lines
+from cerebrum_cli.terminal.tuning_report import candidate_lines, print_profile
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
@@ -46,7 +46,7 @@ def tune(runtime: Runtime, given: Layer, options: TuneOptions) -> None:
 
 def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, quiet: bool) -> TuningResult:
     """Search for the fastest settings with a progress bar, and save the profile. Raises ModelFileError, Interrupted."""
-    with interruptible("nothing was saved"), alone(runtime.profiles().directory):
+    with interruptible("nothing was saved"), tuning_lock(runtime.profiles().directory):
         with FileProgress(runtime.streams, quiet) as progress:
             runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
         identity = runtime.library.identity(model)
@@ -58,7 +58,7 @@ def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, 
             bench.close()
         if any(map(is_missing, model.paths)) or runtime.library.identity(model) != identity:
             raise ModelFileError(model.path, "changed while it was measured", "tune it again")
-        with writing():
+        with translate_write_errors():
             runtime.profiles(settings).save(result.profile)
     return result
 
@@ -82,7 +82,7 @@ def print_result(
         streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
         return
     if not options.quiet:
-        for line in tried_lines(result.tried):
+        for line in candidate_lines(result.tried):
             streams.info(line)
     print_profile(streams, result.profile)
     if result.is_disturbed:

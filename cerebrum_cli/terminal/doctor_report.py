@@ -1,4 +1,4 @@
-"""What `doctor` found, as lines, and what it finds of the terminal they are written to."""
+"""Print the results of `cerebrum doctor`, and check the terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, is_p
 STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
-LEAST_TEXT = 30  # columns; where there are fewer beside the names, what is told stands below them
-TRY = "try: "
+MIN_TEXT_WIDTH = 30  # columns; on a narrower terminal the text is below the name, not beside it
+HINT_PREFIX = "try: "
 
 
 @dataclass(frozen=True, slots=True)
-class Screen:
-    """What standard output is written to; `encoding` is the user's, whatever we write."""
+class TerminalInfo:
+    """Standard output, and the environment that programs adapt to; `encoding` is the locale's."""
 
     is_terminal: bool
     columns: int
@@ -31,11 +31,11 @@ class Screen:
 
 
 def check_terminal(streams: Streams) -> CheckResult:
-    """Return what there is to say of the terminal."""
+    """Check what the terminal can display."""
     import locale
 
-    return judged_screen(
-        Screen(
+    return assess_terminal(
+        TerminalInfo(
             streams.out_is_terminal,
             columns(streams.out),
             locale.getencoding(),
@@ -47,70 +47,61 @@ def check_terminal(streams: Streams) -> CheckResult:
     )
 
 
-def judged_screen(screen: Screen) -> CheckResult:
-    """Judge a terminal by what it can show."""
-    if not screen.is_terminal:
+def assess_terminal(terminal: TerminalInfo) -> CheckResult:
+    """Warn if the terminal cannot be redrawn or does not use UTF-8."""
+    if not terminal.is_terminal:
         return check_result("terminal", "none: standard output is a pipe or a file; it gets UTF-8 without colors")
-    reader = ", for a screen reader (ACCESSIBLE)" if screen.accessible else ""
-    detail = f"{screen.term or 'TERM is not set'}, {screen.columns} columns, {_colors(screen)}, {screen.encoding}"
+    mode = ", screen reader mode (ACCESSIBLE)" if terminal.accessible else ""
+    name = terminal.term or "TERM is not set"
+    detail = f"{name}, {terminal.columns} columns, {_colors(terminal)}, {terminal.encoding}{mode}"
     problems = []
-    if screen.term is None or screen.term in DUMB_TERMINALS:
+    if terminal.term is None or terminal.term in DUMB_TERMINALS:
         problems.append(("no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"))
-    if screen.encoding.lower().replace("-", "") != "utf8":
-        problems.append(("some characters may be shown wrongly", "choose a UTF-8 locale: export LANG=C.UTF-8"))
-    return check_result("terminal", detail + reader, *problems)
+    if terminal.encoding.lower().replace("-", "") != "utf8":
+        problems.append(("some characters may be displayed incorrectly", "use a UTF-8 locale: export LANG=C.UTF-8"))
+    return check_result("terminal", detail, *problems)
 
 
-def _colors(screen: Screen) -> str:
-    if screen.no_color:
+def _colors(terminal: TerminalInfo) -> str:
+    if terminal.no_color:
         return "no colors (NO_COLOR)"
-    if screen.term is None or screen.term in DUMB_TERMINALS:
+    if terminal.term is None or terminal.term in DUMB_TERMINALS:
         return "no colors"
-    if screen.colorterm in ("truecolor", "24bit"):
+    if terminal.colorterm in ("truecolor", "24bit"):
         return "24-bit color"
-    return "256 colors" if "256color" in screen.term else "colors"
+    return "256 colors" if "256color" in terminal.term else "colors"
 
 
-def print_check_result(streams: Streams, finding: CheckResult) -> None:
-    """Print a finding: in a pipe a line, and one for what to do; on a terminal in as many as it takes."""
-    width = columns(streams.out) - 1 if streams.out_is_terminal else None
-    text = finding_text(finding, width)
+def print_check_result(streams: Streams, result: CheckResult) -> None:
+    """Print a result: wrapped and colored on a terminal; in a pipe, one line and one for the hint."""
+    text = format_check_result(result, columns(streams.out) - 1 if streams.out_is_terminal else None)
     if not streams.out_is_terminal or is_plain_terminal():
         streams.answer(text)
         return
     from rich.console import Console
     from rich.text import Text
 
-    shown = Text(strip_controls(text))
-    shown.stylize(STYLES[finding.status], 0, len(finding.status))
+    styled = Text(strip_controls(text))
+    styled.stylize(STYLES[result.status], 0, len(result.status))
     with streams.writing_answer():
-        Console(file=streams.out).print(shown, soft_wrap=True, end="")
+        Console(file=streams.out).print(styled, soft_wrap=True, end="")
         streams.out.flush()
 
 
-def finding_text(finding: CheckResult, width: int | None) -> str:
-    """Return the lines of a finding, no word broken; without a width, what is told is one line however long."""
-    status, name = finding.status.ljust(STATUS_WIDTH), finding.name
-    told = [finding.detail, *([TRY + finding.hint] if finding.hint else [])]
-    indent = STATUS_WIDTH + NAME_WIDTH
+def format_check_result(result: CheckResult, width: int | None) -> str:
+    """Format a result, wrapped between words to a width; without a width nothing is wrapped."""
+    head = result.status.ljust(STATUS_WIDTH) + result.name.ljust(NAME_WIDTH)
+    texts = [result.detail, *([HINT_PREFIX + result.hint] if result.hint else [])]
     if width is None:
-        first, *more = told
-        return "".join(
-            f"{line}\n" for line in [status + name.ljust(NAME_WIDTH) + first, *(" " * indent + m for m in more)]
-        )
-    beside = width - indent >= LEAST_TEXT
-    margin = " " * (indent if beside else 2)
-    lines = [line for text in told for line in _wrapped(text, width, margin)]
-    head = status + name.ljust(NAME_WIDTH)
-    if beside:
-        lines[0] = head + lines[0].lstrip()
-    else:
-        lines.insert(0, head.rstrip())
-    return "".join(f"{line}\n" for line in lines)
+        return head + f"\n{' ' * len(head)}".join(texts) + "\n"
+    is_beside = width - len(head) >= MIN_TEXT_WIDTH
+    margin = " " * (len(head) if is_beside else 2)
+    wrapped = "\n".join(line for text in texts for line in _wrap(text, width, margin))
+    return (head + wrapped.removeprefix(margin) if is_beside else f"{head.rstrip()}\n{wrapped}") + "\n"
 
 
-def _wrapped(text: str, width: int, margin: str) -> list[str]:
-    deeper = margin + " " * (len(TRY) if text.startswith(TRY) else 0)
+def _wrap(text: str, width: int, margin: str) -> list[str]:
+    indent = margin + " " * (len(HINT_PREFIX) if text.startswith(HINT_PREFIX) else 0)
     return textwrap.wrap(
-        text, width, initial_indent=margin, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False
+        text, width, initial_indent=margin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     ) or [margin]

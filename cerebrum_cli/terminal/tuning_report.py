@@ -1,4 +1,4 @@
-"""What tuning came to, as lines and a table for people."""
+"""Results of `cerebrum tune`, as a table and lines of text."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 
 if TYPE_CHECKING:
-    from cerebrum_cli.application.inference.profiles import Profile, Tuned
+    from cerebrum_cli.application.inference.profiles import Profile, TunedUse
     from cerebrum_cli.engine.plan import Tuning
 
 TITLES = {"chat": "chat", "ask": "ask", "ask-long": "ask, long prompt", "batch": "batch"}
 
 
 def tuning_text(tuning: Tuning) -> str:
-    """Return a tuning in words: "weights as they are, 6 threads (4 to say)"; what is as usual is left out."""
-    return ", ".join(_words(tuning)) or "defaults"
+    """Settings other than the defaults: "not repacked, 4 threads to decode"."""
+    return ", ".join(_descriptions(tuning)) or "defaults"
 
 
-def _words(tuning: Tuning) -> Iterator[str]:
+def _descriptions(tuning: Tuning) -> Iterator[str]:
     if tuning.repack is not None:
         yield "repacked" if tuning.repack else "not repacked"
     if tuning.gpu_layers is not None:
         yield f"{tuning.gpu_layers} layers offloaded"
-    say, read = tuning.n_threads, tuning.n_threads_batch
-    if say is not None and say == read:
-        yield _counted(say, "thread")
+    decode, prefill = tuning.n_threads, tuning.n_threads_batch
+    if decode is not None and decode == prefill:
+        yield _thread_text(decode)
     else:
-        if say is not None:
-            yield f"{_counted(say, 'thread')} to decode"
-        if read is not None:
-            yield f"{_counted(read, 'thread')} to prefill"
+        if decode is not None:
+            yield f"{_thread_text(decode)} to decode"
+        if prefill is not None:
+            yield f"{_thread_text(prefill)} to prefill"
     if tuning.n_ubatch is not None:
         yield f"n_ubatch {tuning.n_ubatch}"
     if tuning.flash_attention is not None:
@@ -44,19 +44,19 @@ def _words(tuning: Tuning) -> Iterator[str]:
         yield f"{tuning.slots} sequences"
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+def _thread_text(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def print_profile(streams: Streams, profile: Profile) -> None:
-    """Print the way to open a model for each use, and what it gains."""
+    """Print the settings of each use, their gain and their speeds."""
     rows = [_row(TITLES[name], tuned) for name, tuned in profile.uses.items()]
-    print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "agreement"), rows)
+    print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
     if (limit := profile.long_from) is not None:
         streams.answer(f"prompts of {limit} tokens or more count as long\n")
 
 
-def _row(title: str, tuned: Tuned) -> tuple[Any, ...]:
+def _row(title: str, tuned: TunedUse) -> tuple[Any, ...]:
     speeds = tuned.speeds
     return (
         title,
@@ -70,12 +70,12 @@ def _row(title: str, tuned: Tuned) -> tuple[Any, ...]:
     )
 
 
-def tried_lines(tried: Iterable[tuple[Tuning, Mapping[str, Any]]]) -> Iterator[str]:
-    """Yield a line for each way that was tried: how fast it was beside the usual one, or why it cannot be used."""
-    for tuning, told in tried:
-        if told["dropped"]:
-            yield f"{tuning_text(tuning)}: {told['dropped']}"
+def candidate_lines(candidates: Iterable[tuple[Tuning, Mapping[str, Any]]]) -> Iterator[str]:
+    """One line per candidate: its speeds relative to the defaults, or why it was dropped."""
+    for tuning, candidate in candidates:
+        if candidate["dropped"]:
+            yield f"{tuning_text(tuning)}: {candidate['dropped']}"
         else:
-            ratios = (("prompt", told["read"]), ("gen", told["say"]))
-            said = (f"{what} {ratio:.2f} x" for what, ratio in ratios if ratio is not None)
-            yield f"{tuning_text(tuning)}: {', '.join(said)}"
+            ratios = zip(("prompt", "gen"), candidate["ratios"].values(), strict=True)
+            speeds = (f"{kind} {ratio:.2f} x" for kind, ratio in ratios if ratio is not None)
+            yield f"{tuning_text(tuning)}: {', '.join(speeds)}"

@@ -1,4 +1,4 @@
-"""What `doctor` makes of facts: each is well, or could be better, and what to do. Pure."""
+"""Assess what the checks found: whether it is a problem, and how to fix it. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.build import Build
 from cerebrum_cli.engine.machine import Processors
 
-LEAST_MEMORY = 2 * 10**9  # bytes; a small model, its cache and the rest of the machine
-LEAST_DISK = 5 * 10**9  # bytes; the model that is usually pulled takes 4.4 GB
-ON_A_CPU = "small models are fastest on a CPU: cerebrum list --available"
+MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
+MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A folder that is written to, or will be made: what for, its disk's number, and the bytes free there."""
+class Directory:
+    """A directory that is written to, or will be created: its use, the device number of its disk, and free bytes."""
 
     use: str
     path: Path
@@ -28,101 +27,100 @@ class Place:
     free: int
 
 
-def rebuilt(option: str) -> str:
-    """Return how to have llama.cpp built here with an option of CMake's."""
-    arguments = f'CMAKE_ARGS="{option}" ' if option else ""
-    return f"{arguments}pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
-
-
-def judged_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
-    """Judge llama.cpp by what it was built for, and by a processor with these flags."""
+def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
+    """Compare the features llama.cpp was built with to the flags of this machine's CPU."""
     features = ", ".join(build.cpu_features) or "no features reported"
     offload = "offload" if build.offloads else "no offload"
     backends = ", ".join(build.backends) or "none"
     detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
-    if foreign := build.unsupported_features(flags):
-        what = f"{detail}; built for another processor: this one lacks {', '.join(foreign)}"
-        return CheckResult("llama_cpp", "failure", what, f"build it on this machine: {rebuilt('')}")
+    if unsupported := build.unsupported_features(flags):
+        problem = f"{detail}; built for another CPU: this one lacks {', '.join(unsupported)}"
+        return CheckResult("llama_cpp", "failure", problem, f"rebuild it on this machine: {rebuild_command('')}")
     if unused := build.unused_features(flags):
-        slow = (f"it leaves {', '.join(unused)} of this processor unused and is slow", rebuilt("-DGGML_NATIVE=on"))
-        return check_result("llama_cpp", detail, slow)
+        problem = f"slow: it does not use this CPU's {', '.join(unused)}"
+        return check_result("llama_cpp", detail, (problem, f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"))
     return check_result("llama_cpp", detail)
 
 
-def judged_devices(build: Build, likely: str | None) -> CheckResult:
-    """Judge the accelerators llama.cpp finds, beside what the machine seems to have."""
+def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
+    """List the GPUs that llama.cpp finds, or explain why there are none."""
     if build.devices:
-        told = (
+        devices = (
             f"{device.name} {device.description}: {format_size(device.free)} of {format_size(device.total)} free"
             for device in build.devices
         )
-        return check_result("devices", "; ".join(told))
+        return check_result("devices", "; ".join(devices))
     if build.offloads:
-        do = "check its driver; for NVIDIA's: nvidia-smi"
-        return check_result("devices", "", (f"llama.cpp, with {', '.join(build.backends)}, finds no GPU", do))
-    if likely:
-        do = f"{rebuilt(f'-DGGML_{likely.upper()}=on')}  (in a checkout: make setup ACCEL={likely})"
-        return check_result(
-            "devices", "", ("there seems to be a GPU, but this llama.cpp was built without GPU support", do)
-        )
-    return check_result("devices", "", ("no GPU: everything runs on the CPU", ON_A_CPU))
+        problem = f"llama.cpp (backends {', '.join(build.backends)}) finds no GPU"
+        hint = "check the GPU's driver; for NVIDIA, run nvidia-smi"
+    elif likely_accelerator:
+        problem = "this machine seems to have a GPU, but llama.cpp was built without GPU support"
+        command = rebuild_command(f"-DGGML_{likely_accelerator.upper()}=on")
+        hint = f"rebuild it: {command}  (in a checkout: make setup ACCEL={likely_accelerator})"
+    else:
+        problem, hint = "no GPU: everything runs on the CPU", "choose a small model: cerebrum list --available"
+    return check_result("devices", "", (problem, hint))
 
 
-def judged_threads(here: Processors, asked: int | None) -> CheckResult:
-    """Judge how many threads would be used."""
-    quota = "no limit" if here.quota == inf else f"{here.quota:g}"
+def rebuild_command(option: str) -> str:
+    """Command that builds llama.cpp on this machine, with a CMake option."""
+    arguments = f'CMAKE_ARGS="{option}" ' if option else ""
+    return f"{arguments}pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
+
+
+def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
+    """Compare the number of threads to the CPUs this process may use."""
+    quota = "no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}"
     detail = (
-        f"{asked or here.threads} used; {here.logical} processors in {here.cores} cores,"
-        f" affinity {here.allowed}, cgroup {quota}"
+        f"{requested or processors.threads} used; {processors.logical} logical CPUs, {processors.cores} cores,"
+        f" affinity {processors.allowed}, {quota}"
     )
-    if asked and asked > here.usable:
-        what = f"{asked} requested, but only {here.usable} can run at the same time"
-        return check_result("threads", detail, (what, "remove --threads, CEREBRUM_THREADS, and threads in config.toml"))
+    if requested and requested > processors.usable:
+        problem = f"{requested} requested, but only {processors.usable} can run concurrently"
+        return check_result("threads", detail, (problem, "lower --threads, CEREBRUM_THREADS or threads in config.toml"))
     return check_result("threads", detail)
 
 
-def judged_memory(free: int, allowed: int, machine: int) -> CheckResult:
-    """Judge memory, in bytes: what is free, what this process may have, and what the machine has."""
-    limit = (
-        f"; a cgroup allows {format_size(allowed)} of the machine's {format_size(machine)}" if allowed < machine else ""
-    )
-    detail = f"{format_size(free)} of {format_size(allowed)} free{limit}"
-    if free < LEAST_MEMORY:
-        return check_result(
-            "memory", detail, ("very little memory is free", "close other programs, or choose a smaller quantization")
-        )
+def assess_memory(free: int, total: int, machine: int) -> CheckResult:
+    """Assess the free bytes of memory; `total` is within this process's cgroups, `machine` is without."""
+    limit = f"; a cgroup allows {format_size(total)} of the machine's {format_size(machine)}" if total < machine else ""
+    detail = f"{format_size(free)} of {format_size(total)} free{limit}"
+    if free < MIN_MEMORY:
+        problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
+        return check_result("memory", detail, (problem, "close other programs, or choose a smaller quantization"))
     return check_result("memory", detail)
 
 
-def judged_disk(places: Sequence[Place]) -> CheckResult:
-    """Judge the folders that are written to: the user's data must be kept, of the rest one can do without."""
-    disks = dict.fromkeys(place.disk for place in places)
-    free = {place.disk: place.free for place in places}
-    uses = {disk: in_words([place.use for place in places if place.disk == disk]) for disk in disks}
-    detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in disks)
-    if lost := next((place for place in places if place.use == "data" and not place.writable), None):
-        do = "make the directory writable, or set XDG_DATA_HOME to one that is"
-        return CheckResult("disk", "failure", f"{detail}; {lost.path} is not writable", do)
-    if any(free[disk] < LEAST_DISK for disk in disks):
-        do = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
-        return check_result("disk", detail, ("a model may not fit", do))
+def assess_disk(directories: Sequence[Directory]) -> CheckResult:
+    """Assess free space by disk. Only a data directory that is not writable fails: chats could not be saved."""
+    free = {directory.disk: directory.free for directory in directories}
+    uses = {disk: _enumerate([each.use for each in directories if each.disk == disk]) for disk in free}
+    detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in free)
+    if data := next((each for each in directories if each.use == "data" and not each.writable), None):
+        hint = "make it writable, or set XDG_DATA_HOME to a writable directory"
+        return CheckResult("disk", "failure", f"{detail}; {data.path} is not writable", hint)
+    if any(size < MIN_DISK for size in free.values()):
+        hint = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
+        return check_result("disk", detail, (f"less than {format_size(MIN_DISK)} free: a model may not fit", hint))
     return check_result("disk", detail)
 
 
-def judged_states(place: Place, files: int, size: int, limit: float) -> CheckResult:
-    """Judge what is kept of what models have read, in bytes; a limit of 0 keeps nothing."""
+def assess_prompt_cache(directory: Directory, files: int, size: int, limit: float) -> CheckResult:
+    """Assess the prompt cache on disk; sizes are in bytes, and a limit of 0 turns it off."""
     if not limit:
         return check_result("prompt_cache", f"off (cache_gb is 0); {format_size(size)} still on disk")
-    detail = f"{files or 'no'} files, {format_size(size)} of at most {format_size(int(limit))}"
-    if not place.writable:
-        do = "make it writable, or set cache_gb to 0"
-        return check_result(
-            "prompt_cache", detail, (f"{place.path} is not writable, so every prompt is evaluated again", do)
-        )
+    detail = f"{format_count(files, 'file')}, {format_size(size)} of at most {format_size(int(limit))}"
+    if not directory.writable:
+        problem = f"{directory.path} is not writable, so no prompt can be cached"
+        return check_result("prompt_cache", detail, (problem, "make it writable, or set cache_gb to 0"))
     return check_result("prompt_cache", detail)
 
 
-def in_words(names: Sequence[str]) -> str:
-    """Return names as a sentence has them: "a, b and c"."""
+def format_count(count: int, noun: str) -> str:
+    """Format a count with its noun, like "1 file" or "2 files"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _enumerate(names: Sequence[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last

@@ -1,4 +1,4 @@
-"""What `doctor` tells of one thing: that it is well, or what is not and what to do."""
+"""The result of a check: its status, what was found, and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Status = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One thing that was looked at. A warning is what works less well than it could, or is not there yet."""
+    """The result of one check. A warning means that something is slow, limited or not set up yet."""
 
     name: str
     status: Status
@@ -19,8 +19,8 @@ class CheckResult:
 
 
 def check_result(name: str, detail: str, *problems: tuple[str, str]) -> CheckResult:
-    """Return what is, as a warning where there are problems: of each what it is, and what to do."""
+    """Result of a check: ok, or a warning if there are problems, each with its hint."""
     if not problems:
         return CheckResult(name, "ok", detail)
-    told = "; ".join(filter(None, [detail, *(problem for problem, _ in problems)]))
-    return CheckResult(name, "warning", told, "; ".join(do for _, do in problems))
+    details = "; ".join(filter(None, [detail, *(problem for problem, _ in problems)]))
+    return CheckResult(name, "warning", details, "; ".join(hint for _, hint in problems))

@@ -1,4 +1,4 @@
-"""What `doctor` looks at, one thing after the other: each is a finding of its own, whatever becomes of the others."""
+"""The checks of `cerebrum doctor`, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from shutil import disk_usage
 from typing import TypeVar
 
 from cerebrum_cli import __version__
-from cerebrum_cli.application.doctor import assessment as judgement
-from cerebrum_cli.application.doctor import selftest
-from cerebrum_cli.application.doctor.assessment import Place
+from cerebrum_cli.application.doctor import assessment, selftest
+from cerebrum_cli.application.doctor.assessment import Directory, format_count
 from cerebrum_cli.application.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.application.inference.loading import BackendFactory
 from cerebrum_cli.application.models import listing
@@ -25,14 +24,14 @@ from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.build import Build
 from cerebrum_cli.engine.state_store import STATE, list_names
 
-NETWORK_S = 3.0  # how long the Hub is waited for, in all
+NETWORK_TIMEOUT_S = 3.0
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class DoctorContext:
-    """What is looked at: where things lie, what is set, and how llama.cpp is asked of itself and for answers."""
+    """What the checks inspect: directories, settings, llama.cpp and the terminal."""
 
     config_directory: Path
     data_directory: Path
@@ -45,219 +44,213 @@ class DoctorContext:
     terminal: Callable[[], CheckResult]
 
 
-def run_checks(here: DoctorContext) -> Iterator[CheckResult]:
-    """Yield what is found, as it is found. A bug keeps its traceback."""
-    for name, look in CHECKS.items():
+def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
+    """Run all checks, each independently of the others. A bug keeps its traceback."""
+    for name, check in CHECKS.items():
         try:
-            finding = look(here)
+            result = check(context)
         except CerebrumError as error:
-            finding = CheckResult(name, "failure", error.message, error.hint)
+            result = CheckResult(name, "failure", error.message, error.hint)
         except OSError as error:
-            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            finding = CheckResult(name, "failure", what, "make it readable")
-        if finding:
-            yield finding
+            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            result = CheckResult(name, "failure", problem, "check its permissions")
+        if result:
+            yield result
 
 
-def _program(_: DoctorContext) -> CheckResult:
+def _check_version(_: DoctorContext) -> CheckResult:
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return check_result("cerebrum", f"cerebrum {__version__}, {python}, {platform.platform()}")
 
 
-def _llama_cpp(here: DoctorContext) -> CheckResult:
-    return judgement.judged_build(here.build(), machine.processor_flags())
+def _check_llama_cpp(context: DoctorContext) -> CheckResult:
+    return assessment.assess_build(context.build(), machine.processor_flags())
 
 
-def _devices(here: DoctorContext) -> CheckResult:
+def _check_devices(context: DoctorContext) -> CheckResult:
     try:
-        build = here.build()
+        build = context.build()
     except EngineError:
-        return check_result("devices", "", ("unknown: llama.cpp cannot be loaded", "fix llama_cpp first"))
-    return judgement.judged_devices(build, machine.likely_accelerator())
+        return check_result("devices", "", ("unknown: llama.cpp cannot be loaded", "fix the llama_cpp check first"))
+    return assessment.assess_devices(build, machine.likely_accelerator())
 
 
-def _threads(here: DoctorContext) -> CheckResult:
-    return judgement.judged_threads(machine.processors(), here.settings.threads)
+def _check_threads(context: DoctorContext) -> CheckResult:
+    return assessment.assess_threads(machine.processors(), context.settings.threads)
 
 
-def _memory(_: DoctorContext) -> CheckResult:
-    return judgement.judged_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory())
+def _check_memory(_: DoctorContext) -> CheckResult:
+    return assessment.assess_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory())
 
 
-def _disk(here: DoctorContext) -> CheckResult:
+def _check_disk(context: DoctorContext) -> CheckResult:
     uses = (
-        ("models", here.library.cache.directory),
-        ("kept states", here.cache_directory),
-        ("data", here.data_directory),
+        ("models", context.library.cache.directory),
+        ("prompt cache", context.cache_directory),
+        ("data", context.data_directory),
     )
-    return judgement.judged_disk([place(use, path) for use, path in uses])
+    return assessment.assess_disk([inspect_directory(use, path) for use, path in uses])
 
 
-def _config(here: DoctorContext) -> CheckResult:
-    path = here.config_directory / "config.toml"
+def _check_config(context: DoctorContext) -> CheckResult:
+    path = context.config_directory / "config.toml"
     keys = read_config(path)
     if not path.exists():
-        return check_result("config", f"no {path}: using default settings")
+        return check_result("config", f"{path} does not exist: using default settings")
     return check_result("config", f"{path} sets {', '.join(keys) or 'nothing'}")
 
 
-def _catalogue(here: DoctorContext) -> CheckResult:
-    *_, own = here.library.catalogue_paths
-    return check_result(
-        "catalogue", f"{len(here.library.specs)} models" + (f", with those of {own}" if own.exists() else "")
-    )
+def _check_catalogue(context: DoctorContext) -> CheckResult:
+    *_, own = context.library.catalogue_paths
+    source = f", including those of {own}" if own.exists() else ""
+    return check_result("catalogue", format_count(len(context.library.specs), "model") + source)
 
 
-def _models(here: DoctorContext) -> CheckResult:
-    library, wanted = here.library, here.settings.model
-    rows = list(listing.rows(library))
-    errors = [row for row in rows if row["error"]]
-    problems = [(row["error"], f"cerebrum rm {row['reference']}, or pull it again") for row in errors]
-    told = [f"{len(rows) - len(errors)} installed"] if rows else []
+def _check_models(context: DoctorContext) -> CheckResult:
+    rows = list(listing.rows(context.library))
+    unreadable = [row for row in rows if row["error"]]
+    problems = [(row["error"], f"cerebrum rm {row['reference']}, or pull it again") for row in unreadable]
+    details = [f"{len(rows) - len(unreadable)} installed"] if rows else []
     try:
-        told.append(f"default: {library.resolve(wanted).reference}")
+        details.append(f"default: {context.library.resolve(context.settings.model).reference}")
     except ModelNotFound as error:
         if error.message not in (problem for problem, _ in problems):
             problems.append((error.message, error.hint))
-    return check_result("models", "; ".join(told), *problems)
+    return check_result("models", "; ".join(details), *problems)
 
 
-def _hugging_face_cache(here: DoctorContext) -> CheckResult:
-    folder = place("models", here.library.cache.directory)
-    if not folder.path.is_dir():
-        problem = (f"{folder.path} does not exist yet", "cerebrum pull MODEL creates it")
-        if not folder.writable:
-            problem = (f"{folder.path} cannot be created", "set HF_HUB_CACHE to a directory that can")
+def _check_hugging_face_cache(context: DoctorContext) -> CheckResult:
+    directory = inspect_directory("models", context.library.cache.directory)
+    if not directory.path.is_dir():
+        problem = (f"{directory.path} does not exist yet", "create it with cerebrum pull MODEL")
+        if not directory.writable:
+            problem = (f"{directory.path} cannot be created", "set HF_HUB_CACHE to a writable directory")
         return check_result("hugging_face_cache", "", problem)
-    models = list(here.library.cache.models())
+    models = list(context.library.cache.models())
     blobs = {blob for model in models for blob in model.blobs}
-    detail = f"{folder.path}: {len(models)} GGUF models, {format_size(sum(blob.stat().st_size for blob in blobs))}"
-    if folder.writable:
+    size = format_size(sum(blob.stat().st_size for blob in blobs))
+    detail = f"{directory.path}: {format_count(len(models), 'GGUF model')}, {size}"
+    if directory.writable:
         return check_result("hugging_face_cache", detail)
-    problem = ("it is not writable, so nothing can be pulled", "fix its permissions, or set HF_HUB_CACHE")
+    problem = ("not writable, so nothing can be pulled", "fix its permissions, or set HF_HUB_CACHE")
     return check_result("hugging_face_cache", detail, problem)
 
 
-def _token(_: DoctorContext) -> CheckResult:
+def _check_token(_: DoctorContext) -> CheckResult:
     from cerebrum_cli.catalogue.hub import token
 
-    kept = token()
-    if kept.is_set:
-        return check_result("token", f"found in {kept.location}")
-    return check_result(
-        "token", "", ("none, so private and gated models are unavailable", "if you need them: hf auth login")
-    )
+    found = token()
+    if found.is_set:
+        return check_result("token", f"found in {found.location}")
+    problem = ("none, so private and gated models are unavailable", "hf auth login, if you need them")
+    return check_result("token", "", problem)
 
 
-def _network(here: DoctorContext) -> CheckResult:
+def _check_network(context: DoctorContext) -> CheckResult:
     from cerebrum_cli.catalogue import hub
 
-    if here.offline:
+    if context.offline:
         return check_result("network", "skipped: --offline")
     if hub.is_offline():
-        return check_result("network", "", ("HF_HUB_OFFLINE is set", "to pull models, unset it"))
+        return check_result("network", "", ("HF_HUB_OFFLINE is set", "unset it to pull models"))
     try:
-        return check_result("network", f"{in_time(lambda: hub.check_reachable(NETWORK_S), NETWORK_S)} answers")
+        address = run_with_timeout(lambda: hub.check_reachable(NETWORK_TIMEOUT_S), NETWORK_TIMEOUT_S)
     except PullError as error:
-        do = f"{error.hint.removesuffix(', then pull again')}; installed models need no network"
-        return check_result("network", "", (error.message, do))
+        hint = f"{error.hint.removesuffix(', then pull again')}; installed models need no network"
+        return check_result("network", "", (error.message, hint))
     except TimeoutError:
-        do = "check the network; installed models need none"
-        return check_result("network", "", (f"the Hub does not answer in {NETWORK_S:g} s", do))
+        hint = "check the network; installed models need none"
+        return check_result("network", "", (f"no reply from the Hub within {NETWORK_TIMEOUT_S:g} s", hint))
+    return check_result("network", f"{address} is reachable")
 
 
-def _prompt_cache(here: DoctorContext) -> CheckResult:
-    folder = place("kept states", here.cache_directory / "states")
-    paths = [folder.path / name for name in list_names(folder.path) if name.endswith(STATE)]
+def _check_prompt_cache(context: DoctorContext) -> CheckResult:
+    directory = inspect_directory("prompt cache", context.cache_directory / "states")
+    paths = [directory.path / name for name in list_names(directory.path) if name.endswith(STATE)]
     size = sum(path.stat().st_size for path in paths)
-    return judgement.judged_states(folder, len(paths), size, here.settings.cache_gb * 1e9)
+    return assessment.assess_prompt_cache(directory, len(paths), size, context.settings.cache_gb * 1e9)
 
 
-def _sessions(here: DoctorContext) -> CheckResult:
+def _check_sessions(context: DoctorContext) -> CheckResult:
     from cerebrum_cli.sessions.integrity import check_integrity
 
-    path = here.data_directory / "sessions" / "sessions.db"
-    held = check_integrity(path)
-    if held is None:
+    path = context.data_directory / "sessions" / "sessions.db"
+    summary = check_integrity(path)
+    if summary is None:
         return check_result("sessions", "none yet")
     if not os.access(path, os.W_OK):
         return CheckResult("sessions", "failure", f"{path} is not writable", "fix its permissions, or use --no-log")
-    size = format_size(path.stat().st_size)
-    return check_result(
-        "sessions", f"{held.sessions}, of {held.messages} messages, whole; {size}, version {held.version}"
-    )
+    counts = f"{format_count(summary.sessions, 'session')}, {format_count(summary.messages, 'message')}, undamaged"
+    return check_result("sessions", f"{counts}; {format_size(path.stat().st_size)}, version {summary.version}")
 
 
-def _terminal(here: DoctorContext) -> CheckResult:
-    return here.terminal()
+def _check_terminal(context: DoctorContext) -> CheckResult:
+    return context.terminal()
 
 
-def _self_test(here: DoctorContext) -> CheckResult:
-    if foreign := here.build().unsupported_features(machine.processor_flags()):
-        what = f"skipped: this processor lacks {', '.join(foreign)}"
-        return CheckResult("self_test", "failure", what, "fix llama_cpp first")
-    return selftest.run_selftest(here.open_backend, here.settings.threads)
+def _check_self_test(context: DoctorContext) -> CheckResult:
+    if unsupported := context.build().unsupported_features(machine.processor_flags()):
+        problem = f"skipped: this CPU lacks {', '.join(unsupported)}"
+        return CheckResult("self_test", "failure", problem, "fix the llama_cpp check first")
+    return selftest.run_selftest(context.open_backend, context.settings.threads)
 
 
-def _self_test_gpu(here: DoctorContext) -> CheckResult | None:
+def _check_self_test_gpu(context: DoctorContext) -> CheckResult | None:
     try:
-        build = here.build()
+        build = context.build()
     except EngineError:
         return None
     if not build.devices or build.unsupported_features(machine.processor_flags()):
         return None
-    return selftest.tested_on_gpu(here.open_backend, here.settings.threads)
+    return selftest.run_gpu_selftest(context.open_backend, context.settings.threads)
 
 
 CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
-    "cerebrum": _program,
-    "llama_cpp": _llama_cpp,
-    "devices": _devices,
-    "threads": _threads,
-    "memory": _memory,
-    "disk": _disk,
-    "config": _config,
-    "catalogue": _catalogue,
-    "models": _models,
-    "hugging_face_cache": _hugging_face_cache,
-    "token": _token,
-    "network": _network,
-    "prompt_cache": _prompt_cache,
-    "sessions": _sessions,
-    "terminal": _terminal,
-    "self_test": _self_test,
-    "self_test_gpu": _self_test_gpu,
+    "cerebrum": _check_version,
+    "llama_cpp": _check_llama_cpp,
+    "devices": _check_devices,
+    "threads": _check_threads,
+    "memory": _check_memory,
+    "disk": _check_disk,
+    "config": _check_config,
+    "catalogue": _check_catalogue,
+    "models": _check_models,
+    "hugging_face_cache": _check_hugging_face_cache,
+    "token": _check_token,
+    "network": _check_network,
+    "prompt_cache": _check_prompt_cache,
+    "sessions": _check_sessions,
+    "terminal": _check_terminal,
+    "self_test": _check_self_test,
+    "self_test_gpu": _check_self_test_gpu,
 }
 
 
-def place(use: str, path: Path) -> Place:
-    """Look at a folder, or at the nearest one above it that there is: it will be made there. Nothing is written."""
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    return Place(use, path, writable, there.stat().st_dev, disk_usage(there).free)
+def inspect_directory(use: str, path: Path) -> Directory:
+    """Disk and permissions of a directory, or of its nearest existing ancestor, where it would be created.
 
-
-def in_time(work: Callable[[], T], seconds: float) -> T:
-    """Return what work comes to, or raise what it raises; TimeoutError where it takes longer, and it is left to itself.
-
-    To look a name up takes as long as the system likes, and cannot be ended.
+    Writes nothing.
     """
+    existing = next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    return Directory(use, path, writable, existing.stat().st_dev, disk_usage(existing).free)
+
+
+def run_with_timeout(function: Callable[[], T], seconds: float) -> T:
+    """Result of a function. Raises TimeoutError if it takes longer; its thread is then abandoned.
+
+    Name resolution takes as long as the system allows, and cannot be canceled.
+    """
+    from concurrent.futures import Future
     from threading import Thread
 
-    results: list[T] = []
-    errors: list[BaseException] = []
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            future.set_result(function())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError
-    return results[0]
+    Thread(target=run, daemon=True).start()
+    return future.result(seconds)

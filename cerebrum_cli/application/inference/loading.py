@@ -9,7 +9,7 @@ from platform import machine
 from typing import Any
 
 from cerebrum_cli.application.inference.format_choice import choose_format, format_builder, prepare_format
-from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName, given_way
+from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName, without_user_settings
 from cerebrum_cli.application.inference.responder import LocalResponder
 from cerebrum_cli.application.models.model import Model, require_loadable
 from cerebrum_cli.core.conversation import Conversation
@@ -223,7 +223,7 @@ def load_options(
         kv_unified=parallel.kv_unified,
         batch_invariant=parallel.batch_invariant,
     )
-    return options.with_tuning(given_way(replace(tuning, slots=None), settings))
+    return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
 
 
 def reload_key(settings: Settings) -> tuple[object, ...]:

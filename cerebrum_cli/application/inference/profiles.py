@@ -1,4 +1,4 @@
-"""What was measured of a model on this machine, and kept: the fastest way to open it for each use."""
+"""Tuning profiles: the fastest settings for each use of a model, as measured on this machine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cerebrum_cli.engine.plan import Tuning
 
 UseName = Literal["chat", "ask", "ask-long", "batch"]
 VERSION = 2
-MOST = 1e12  # seconds and tokens a second: what is more was never measured
-SHORT = 64  # tokens of a question that is not a long one, whatever was measured of long ones
-REPLY = 128  # tokens an answer is taken to have where it is to be told whether a prompt is long
+MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
+SHORT_PROMPT_TOKENS = 64  # never counts as long
+TYPICAL_REPLY_TOKENS = 128  # assumed to decide whether a prompt is long
 DEFAULT = Tuning()
 VERSION_1_NAMES = {
     "made": "created",
@@ -33,7 +33,7 @@ VERSION_1_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Seconds a model takes to load, and tokens a second: of prompts read, and said; bytes of memory at most."""
+    """Load time in seconds, tokens per second of prefill and of decode, and peak memory in bytes."""
 
     load_s: float
     prompt: float
@@ -41,16 +41,15 @@ class Speeds:
     memory: int = 0
 
     def seconds(self, prompt: int, reply: int) -> float:
-        """Return the seconds that loading, reading and saying so many tokens take."""
+        """Duration of loading, and of evaluating and generating these numbers of tokens."""
         return self.load_s + prompt / self.prompt + reply / self.generate
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
-    """The way to open a model for one use, how fast it is, how fast the usual one was beside it, and what is gained.
+class TunedUse:
+    """Settings for one use, and their speeds and those of the defaults, measured together.
 
-    `gain` is how many times as fast the use was; `agreement` the share of next tokens chosen alike, where that was
-    measured.
+    `gain` is the speedup of the whole use; `agreement` is the share of equal next tokens, if it was measured.
     """
 
     tuning: Tuning
@@ -62,33 +61,33 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was measured of one model file, on one machine with one build of llama.cpp; `made` is in UTC."""
+    """Settings for one model file, on one machine, with one build of llama.cpp; `created` is in UTC."""
 
     model: str
     machine: str
     build: str
     created: str
-    uses: Mapping[UseName, Tuned]
+    uses: Mapping[UseName, TunedUse]
 
     @property
     def long_from(self) -> int | None:
-        """Tokens from which a prompt is better asked as a long one; None where there is no difference, or never."""
+        """Prompt length from which the settings for long prompts are faster; None if never, or if they are the same."""
         short, long = self.uses["ask"], self.uses["ask-long"]
         if short.tuning == long.tuning:
             return None
         saved = 1 / short.speeds.prompt - 1 / long.speeds.prompt
-        lost = long.speeds.seconds(0, REPLY) - short.speeds.seconds(0, REPLY)
-        return max(SHORT + 1, int(lost / saved) + 1) if saved > 0 else None
+        lost = long.speeds.seconds(0, TYPICAL_REPLY_TOKENS) - short.speeds.seconds(0, TYPICAL_REPLY_TOKENS)
+        return max(SHORT_PROMPT_TOKENS + 1, int(lost / saved) + 1) if saved > 0 else None
 
     def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
-        """Return how to open the model for a use; a question of so many tokens may be a long one."""
+        """Settings for a use; for `ask` they depend on the length of the prompt."""
         if use == "ask" and (limit := self.long_from) is not None and prompt_tokens >= limit:
             use = "ask-long"
         return self.uses[use].tuning
 
 
 class ProfileStore:
-    """Profiles in a folder, a file each, named by what they hold for; `machine` and `build` are this one's."""
+    """Directory of profiles, one file per model, machine and build; `machine` and `build` are the current ones."""
 
     def __init__(self, directory: Path, machine: str, build: str) -> None:
         self.machine = machine
@@ -96,23 +95,23 @@ class ProfileStore:
         self.directory = directory
 
     def find(self, model: str) -> Profile | None:
-        """Return what was measured of a model here; None where nothing was, or what is kept cannot be read."""
+        """Load the profile of a model; None if there is none, or it is damaged."""
         profile = self._read(self._path(model))
         return profile if profile and (profile.model, profile.machine, profile.build) == self._key(model) else None
 
-    def elsewhere(self, model: str) -> Profile | None:
-        """Return what was measured of it with another build of llama.cpp or on another machine."""
-        found = (self._read(path) for path in sorted(self.directory.glob(f"{_digest(model)}-*.json")))
-        return next((each for each in found if each and self._path(model) != self._path_of(each)), None)
+    def find_other(self, model: str) -> Profile | None:
+        """Load a profile of the model from another machine or another build of llama.cpp."""
+        profiles = (self._read(path) for path in sorted(self.directory.glob(f"{_digest(model)}-*.json")))
+        return next((each for each in profiles if each and self._path(model) != self._path_of(each)), None)
 
     def save(self, profile: Profile) -> None:
-        """Keep what was measured, in place of what was before. Raises OSError where it cannot be written."""
+        """Save a profile, replacing the previous one. Raises OSError."""
         path = self._path_of(profile)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"version": VERSION, **asdict(profile)}, indent=2).encode())
 
-    def forget(self, model: str) -> None:
-        """Forget what was measured of a model, anywhere."""
+    def delete(self, model: str) -> None:
+        """Delete all profiles of a model."""
         for path in self.directory.glob(f"{_digest(model)}-*.json"):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -130,37 +129,37 @@ class ProfileStore:
     @staticmethod
     def _read(path: Path) -> Profile | None:
         try:
-            return _decoded(json.loads(path.read_bytes()))
+            return _parse(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
 
 def settings_text(settings: Settings) -> str:
-    """Return what the user has said of how a model is opened, in words; a profile was measured with that."""
+    """The `--threads` and `--gpu-layers` that a profile was measured with, as text."""
     threads = f", --threads {settings.threads}" if settings.threads is not None else ""
     return threads + (f", --gpu-layers {settings.gpu_layers}" if settings.gpu_layers != "auto" else "")
 
 
-def given_way(tuning: Tuning, settings: Settings) -> Tuning:
-    """Return a tuning without what the user has said otherwise."""
+def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
+    """Remove what the user has set from a tuning."""
     if settings.threads is not None:
         tuning = replace(tuning, n_threads=None, n_threads_batch=None)
     return replace(tuning, gpu_layers=None) if settings.gpu_layers != "auto" else tuning
 
 
 def profile_object(profile: Profile) -> dict[str, Any]:
-    """Return what `--json` prints of a profile."""
+    """Object that `--json` prints for a profile."""
     return {
         "created": profile.created,
         "machine": profile.machine,
         "build": profile.build,
         "long_from": profile.long_from,
-        "uses": {name: used_object(tuned) for name, tuned in profile.uses.items()},
+        "uses": {name: use_object(tuned) for name, tuned in profile.uses.items()},
     }
 
 
-def used_object(tuned: Tuned) -> dict[str, Any]:
-    """Return what `--json` prints of one use; settings that are as usual are left out."""
+def use_object(tuned: TunedUse) -> dict[str, Any]:
+    """Object that `--json` prints for one use, with only the settings that differ from the defaults."""
     return {
         "settings": tuned.tuning.overrides,
         "gain": round(tuned.gain, 3),
@@ -176,39 +175,46 @@ def _digest(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _decoded(value: Mapping[str, Any]) -> Profile:
-    """Read a profile; any of the usual errors of a lookup or conversion means that it is damaged."""
+def _parse(value: Mapping[str, Any]) -> Profile:
+    """Validate a profile; any lookup or conversion error means that it is damaged."""
     if value["version"] == 1:
-        value = _renamed(value)
+        value = _upgrade_keys(value)
     elif value["version"] != VERSION:
         raise ValueError(f"version {value['version']!r}, not {VERSION}")
-    uses: dict[UseName, Tuned] = {name: _tuned(**value["uses"][name]) for name in get_args(UseName)}
+    uses: dict[UseName, TunedUse] = {name: _parse_use(**value["uses"][name]) for name in get_args(UseName)}
     model, machine, build, created = (value[key] for key in ("model", "machine", "build", "created"))
     if not all(isinstance(text, str) for text in (model, machine, build, created)):
-        raise TypeError("a text of the wrong kind")
+        raise TypeError("not a string")
     return Profile(model, machine, build, created, uses)
 
 
-def _renamed(value: Any) -> Any:
+def _upgrade_keys(value: Any) -> Any:
     """Give the keys of a version 1 profile their version 2 names, at every level."""
     if not isinstance(value, Mapping):
         return value
-    return {VERSION_1_NAMES.get(key, key): _renamed(item) for key, item in value.items()}
+    return {VERSION_1_NAMES.get(key, key): _upgrade_keys(item) for key, item in value.items()}
 
 
-def _tuned(
+def _parse_use(
     tuning: Mapping[str, Any],
     speeds: Mapping[str, Any],
     baseline: Mapping[str, Any],
     gain: float,
     agreement: float | None,
-) -> Tuned:
-    if not (0 < gain < MOST and (agreement is None or 0 <= agreement <= 1)):
-        raise ValueError("a gain or an agreement that cannot be")
-    return Tuned(Tuning(**tuning).validated(), _speeds(**speeds), _speeds(**baseline), float(gain), agreement)
+) -> TunedUse:
+    if not (0 < gain < MAX_VALUE and (agreement is None or 0 <= agreement <= 1)):
+        raise ValueError("gain or agreement out of range")
+    return TunedUse(
+        Tuning(**tuning).validated(), _parse_speeds(**speeds), _parse_speeds(**baseline), float(gain), agreement
+    )
 
 
-def _speeds(load_s: float, prompt: float, generate: float, memory: int) -> Speeds:
-    if not (1 / MOST < prompt < MOST and 1 / MOST < generate < MOST and 0 <= load_s < MOST and 0 <= memory < 2**63):
-        raise ValueError("a speed that cannot be")
+def _parse_speeds(load_s: float, prompt: float, generate: float, memory: int) -> Speeds:
+    if not (
+        1 / MAX_VALUE < prompt < MAX_VALUE
+        and 1 / MAX_VALUE < generate < MAX_VALUE
+        and 0 <= load_s < MAX_VALUE
+        and 0 <= memory < 2**63
+    ):
+        raise ValueError("speed out of range")
     return Speeds(float(load_s), float(prompt), float(generate), int(memory))

@@ -1,4 +1,4 @@
-"""Write a model in other encodings, measure each beside it, and keep the one that is asked for."""
+"""Write a model in other encodings, measure each against the original, and save the one requested."""
 
 from __future__ import annotations
 
@@ -18,125 +18,124 @@ from cerebrum_cli.catalogue.registry import ModelFile, sha256_of
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.engine.bench.protocol import LEAST_AGREEMENT, Closeness, FileBench, Job, NoTrial
-from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encoded
+from cerebrum_cli.engine.bench.protocol import MIN_AGREEMENT, Closeness, FileBench, Job, TrialError
+from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encode_file
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning, plan_repacking
 
 T = TypeVar("T")
 
-MARGIN = 10**9  # bytes of the disk that are left alone
-WORTH = 1.05  # times as fast as the original, to be recommended
+DISK_MARGIN = 10**9  # bytes to leave free on the disk
+MIN_GAIN = 1.05  # over the original, to be recommended
 PAIRS = 3
-PROBE = 256  # tokens of text
-WARMING, READ, SAY, TOGETHER = Job("say", 2), Job("read", 128), Job("say", 16), Job("say", 4, 16)
+PROBE_TOKENS = 256
+WARM_UP, PREFILL, DECODE, BATCH_DECODE = Job("decode", 2), Job("prefill", 128), Job("decode", 16), Job("decode", 4, 16)
 
 FileBenchFactory = Callable[[LoadOptions, Model], FileBench]
-"""Return where a file is tried."""
+"""Create the bench of a model file."""
 
 
-class Speeds(NamedTuple):
-    """Tokens a second: of a prompt read, said by one sequence, and said by 16 together; or ratios of such."""
+class Throughput(NamedTuple):
+    """Tokens per second of a prompt, of one generated sequence, and of 16 concurrent ones; or ratios of these."""
 
-    read: float
-    say: float
-    together: float
+    prompt_tokens_per_second: float
+    tokens_per_second: float
+    batch_tokens_per_second: float
 
-    def over(self, other: Speeds) -> Speeds:
-        """Return how many times as fast these are."""
-        return Speeds(self.read / other.read, self.say / other.say, self.together / other.together)
+    def relative_to(self, other: Throughput) -> Throughput:
+        """Ratios to another throughput."""
+        return Throughput(*(mine / base for mine, base in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """An encoding, and what came of it; `size` is in bytes, `ratios` are to the original, `left_out` says why."""
+class EncodingResult:
+    """Measurements of an encoding: `size` in bytes, `ratios` to the original, or why it was `skipped`."""
 
     type: str
     size: int | None = None
-    speeds: Speeds | None = None
-    ratios: Speeds | None = None
+    throughput: Throughput | None = None
+    ratios: Throughput | None = None
     closeness: Closeness | None = None
-    left_out: str | None = None
+    skipped: str | None = None
 
     @property
-    def state(self) -> Literal["ok", "refused", "left out"]:
-        """Whether it may answer for the original."""
+    def state(self) -> Literal["ok", "rejected", "skipped"]:
+        """Whether it may replace the original."""
         if self.closeness is None:
-            return "left out"
-        return "ok" if self.closeness.agreement >= LEAST_AGREEMENT else "refused"
+            return "skipped"
+        return "ok" if self.closeness.agreement >= MIN_AGREEMENT else "rejected"
 
     @property
     def gain(self) -> float:
-        """How many times as fast it is, reading, saying and saying together counting alike; 0 if it may not answer."""
+        """Geometric mean of the ratios; 0 if it may not replace the original."""
         return prod(self.ratios) ** (1 / len(self.ratios)) if self.ratios and self.state == "ok" else 0.0
 
     @property
     def verdict(self) -> str:
-        """The same, with the reason."""
-        if self.state == "refused" and self.closeness:
-            return f"refused: agreement {self.closeness.agreement:.3f}"
-        return f"left out: {self.left_out}" if self.left_out else self.state
+        """The state, with its reason."""
+        if self.state == "rejected" and self.closeness:
+            return f"rejected: same top-1 {self.closeness.agreement:.1%}"
+        return f"skipped: {self.skipped}" if self.skipped else self.state
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The original's speeds, what came of each encoding, and the derivative that answers from now on, if one does."""
+    """Throughput of the original, the result of each encoding, and the encoding applied, if any."""
 
-    original: Row
-    rows: tuple[Row, ...]
+    original: EncodingResult
+    results: tuple[EncodingResult, ...]
     applied: Model | None = None
 
     @property
-    def best(self) -> Row | None:
-        """The encoding that could well answer for the original: the fastest, if it is faster than that."""
-        row = max(self.rows, key=lambda row: row.gain, default=None)
-        return row if row and row.gain >= WORTH else None
+    def best(self) -> EncodingResult | None:
+        """The encoding to recommend: the fastest, if it is faster than the original."""
+        best = max(self.results, key=lambda result: result.gain, default=None)
+        return best if best and best.gain >= MIN_GAIN else None
 
 
 @dataclass(slots=True)
 class Contender:
-    """One of two files that are compared; `many` is how it is opened for many sequences."""
+    """One of two files to compare; `batch_tuning` is used for concurrent sequences."""
 
     bench: FileBench
-    many: Tuning
-    rounds: list[Speeds] = field(default_factory=list)
+    batch_tuning: Tuning
+    rounds: list[Throughput] = field(default_factory=list)
 
     def run(self, other: Contender) -> None:
-        """Measure once."""
-        self.rounds.append(beside(other, self._measured))
+        """Measure one round."""
+        self.rounds.append(retry_alone(other, self._measure))
 
-    def medians(self) -> Speeds:
-        """Return the usual one of all that was measured."""
-        return middle(self.rounds)
+    def medians(self) -> Throughput:
+        """Medians of all rounds."""
+        return medians_of(self.rounds)
 
-    def _measured(self) -> Speeds:
-        speed, one = self.bench.speed, Tuning()
+    def _measure(self) -> Throughput:
+        speed, default = self.bench.speed, Tuning()
         if not self.rounds:
-            speed(one, WARMING)
-        return Speeds(speed(one, READ), speed(one, SAY), speed(self.many, TOGETHER))
+            speed(default, WARM_UP)
+        return Throughput(speed(default, PREFILL), speed(default, DECODE), speed(self.batch_tuning, BATCH_DECODE))
 
 
-def beside(other: Contender, work: Callable[[], T]) -> T:
-    """Do some work; where memory does not hold both files, the other one goes first."""
+def retry_alone(other: Contender, work: Callable[[], T]) -> T:
+    """Do some work; if memory cannot hold both files, unload the other one and try again."""
     try:
         return work()
-    except NoTrial:
-        other.bench.free()
+    except TrialError:
+        other.bench.release()
         return work()
 
 
-def middle(rounds: Iterable[Speeds]) -> Speeds:
-    """Return the medians of speeds, each by itself."""
-    return Speeds(*map(median, zip(*rounds, strict=True)))
+def medians_of(rounds: Iterable[Throughput]) -> Throughput:
+    """Median of each speed."""
+    return Throughput(*map(median, zip(*rounds, strict=True)))
 
 
-def encoding_called(name: str, model: Model) -> Encoding:
-    """Return the encoding of a name. UsageError where there is none, or the model is written in it already."""
+def find_encoding(name: str, model: Model) -> Encoding:
+    """Find an encoding by name. UsageError if it is unknown, or that of the model itself."""
     found = next((each for each in ENCODINGS if each.name == name.upper().replace("-", "_")), None)
     if found is None:
-        raise UsageError(
-            f"--apply {name}: no such encoding", f"encodings: {', '.join(each.name for each in ENCODINGS)}"
-        )
+        names = ", ".join(each.name for each in ENCODINGS)
+        raise UsageError(f"--apply {name}: unknown encoding", f"use one of {names}")
     if found.name == model.quantization:
         raise UsageError(f"{model.reference} is already {found.name}", "choose another encoding")
     return found
@@ -144,52 +143,52 @@ def encoding_called(name: str, model: Model) -> Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Reencoding:
-    """A model to be written in other encodings. What is tried is removed again, one file at a time."""
+    """Re-encoding of a model. Only one temporary file exists at a time, and each is deleted after its measurement."""
 
     library: Library
     model: Model
     options: LoadOptions
     derivatives: DerivativeStore
-    benches: FileBenchFactory
-    memory: Callable[[], int] = available_memory
-    encode: Callable[[Path, Path, Encoding], Generator[tuple[int, int], None, None]] = encoded
+    open_bench: FileBenchFactory
+    free_memory: Callable[[], int] = available_memory
+    encode: Callable[[Path, Path, Encoding], Generator[tuple[int, int], None, None]] = encode_file
 
     @property
-    def original(self) -> Row:
-        """The model as it is, with nothing measured yet."""
-        return Row(self.model.quantization or "original", self.model.size)
+    def original(self) -> EncodingResult:
+        """The original, not yet measured."""
+        return EncodingResult(self.model.quantization or "original", self.model.size)
 
     def compare(self, encodings: Iterable[Encoding]) -> Generator[StageEvent, None, Report]:
-        """Try encodings. EngineError where the model itself cannot be measured."""
-        rows = []
-        with self._begun() as original:
+        """Measure encodings. EngineError if the model itself cannot be measured."""
+        results = []
+        with self._original() as original:
             for encoding in encodings:
-                with self._part(encoding) as part:
-                    rows.append((yield from self._tried(encoding, part, original)))
-            return self._report(original, *rows)
+                with self._temporary_file(encoding) as part:
+                    results.append((yield from self._try_encoding(encoding, part, original)))
+            return self._report(original, *results)
 
     def apply(self, encoding: Encoding, force: bool) -> Generator[StageEvent, None, Report]:
-        """Try one encoding and keep it, unless it says other things than the original and is not forced."""
-        self._require_name(encoding)
-        with self._begun() as original, self._part(encoding) as part:
-            row = yield from self._tried(encoding, part, original)
-            original.bench.free()
-            report = self._report(original, row)
-            if row.state == "ok" or (row.state == "refused" and force):
-                yield StageEvent(f"keeping {encoding.name}", 0, 1)
-                return replace(report, applied=self._kept(encoding, part))
+        """Measure one encoding and save it, unless its output differs and `force` is not set."""
+        self._require_free_name(encoding)
+        with self._original() as original, self._temporary_file(encoding) as part:
+            result = yield from self._try_encoding(encoding, part, original)
+            original.bench.release()
+            report = self._report(original, result)
+            if result.state == "ok" or (result.state == "rejected" and force):
+                yield StageEvent(f"saving {encoding.name}", 0, 1)
+                return replace(report, applied=self._commit(encoding, part))
             return report
 
-    def existing(self, encoding: Encoding) -> Model | None:
-        """Return the derivative that is here already, preferred from now on."""
+    def use_existing(self, encoding: Encoding) -> Model | None:
+        """Find a derivative that exists already, and make it the preferred one."""
         name = str(self._name(encoding))
-        made = [each for each in self.library.derivatives(self.model) if each.file and each.file.name == name]
-        if not made or not made[0].file or is_missing(made[0].path) or made[0].size != made[0].file.size:
-            return None
-        self.library.registry.add(made[0].file)
-        return made[0]
+        for made in self.library.derivatives(self.model):
+            if made.file and made.file.name == name and not is_missing(made.path) and made.size == made.file.size:
+                self.library.registry.add(made.file)
+                return made
+        return None
 
-    # The files.
+    # Files.
 
     def _name(self, encoding: Encoding) -> Derivative:
         model = self.model
@@ -201,8 +200,8 @@ class Reencoding:
         return self.derivatives.path(self.model.path, digest, encoding.name)
 
     @contextlib.contextmanager
-    def _part(self, encoding: Encoding) -> Iterator[Path]:
-        """Have a place for a file, and remove what is there in the end."""
+    def _temporary_file(self, encoding: Encoding) -> Iterator[Path]:
+        """Path of a temporary file, which is deleted at the end."""
         path = self._path(encoding)
         part = path.with_name(path.name + PART_SUFFIX)
         part.parent.mkdir(exist_ok=True)
@@ -211,15 +210,15 @@ class Reencoding:
         finally:
             delete_file(part)
 
-    def _require_name(self, encoding: Encoding) -> None:
-        """Raise UsageError where a derivative of another file has the name."""
+    def _require_free_name(self, encoding: Encoding) -> None:
+        """Raise UsageError if a derivative of another file has the name."""
         name = str(self._name(encoding))
         entry = self.library.registry.find(name)
         if entry and entry.original != self.library.identity(self.model) and not is_missing(entry.path):
             raise UsageError(f"{name} already exists and was made from another file", f"cerebrum rm {name}")
 
-    def _kept(self, encoding: Encoding, part: Path) -> Model:
-        """Give a file its name and remember it, in this order: what nobody remembers is removed the next time."""
+    def _commit(self, encoding: Encoding, part: Path) -> Model:
+        """Rename a file and register it, in this order: the next run deletes files that are not registered."""
         path, digest = self._path(encoding), sha256_of(part)
         commit_file(part, path)
         stat, original = path.stat(), self.library.identity(self.model)
@@ -228,33 +227,35 @@ class Reencoding:
         self.library.registry.add(entry)
         return self.library.model_from_entry(entry)
 
-    # How they are measured.
+    # Measurements.
 
     @contextlib.contextmanager
-    def _begun(self) -> Iterator[Contender]:
-        """Work alone, with the original opened."""
+    def _original(self) -> Iterator[Contender]:
+        """Lock out other runs, and load the original."""
         known = [entry.path for entry in self.library.registry.entries()]
-        with self.derivatives.locked(known), self._side(self.model, self.options) as original:
+        with self.derivatives.locked(known), self._contender(self.model, self.options) as original:
             try:
-                original.bench.speed(Tuning(), WARMING)
-            except NoTrial as error:
+                original.bench.speed(Tuning(), WARM_UP)
+            except TrialError as error:
                 raise EngineError(f"this model cannot be measured here: {error.message}", error.hint) from error
             yield original
 
     @contextlib.contextmanager
-    def _side(self, model: Model, options: LoadOptions) -> Iterator[Contender]:
-        many = plan_repacking(model.quantization, True, machine())
-        bench = self.benches(options, model)
+    def _contender(self, model: Model, options: LoadOptions) -> Iterator[Contender]:
+        batch_repack = plan_repacking(model.quantization, True, machine())
+        bench = self.open_bench(options, model)
         try:
-            yield Contender(bench, Tuning() if many == options.repack else Tuning(repack=many))
+            yield Contender(bench, Tuning() if batch_repack == options.repack else Tuning(repack=batch_repack))
         finally:
             bench.close()
 
-    def _tried(self, encoding: Encoding, part: Path, original: Contender) -> Generator[StageEvent, None, Row]:
+    def _try_encoding(
+        self, encoding: Encoding, part: Path, original: Contender
+    ) -> Generator[StageEvent, None, EncodingResult]:
         """Write one encoding and measure it."""
         name = encoding.name
-        if lacking := self._lacking(encoding.size(self.model.header.parameters), original):
-            return Row(name, left_out=lacking)
+        if reason := self._lack_of_space(encoding.size(self.model.header.parameters), original):
+            return EncodingResult(name, skipped=reason)
         try:
             with contextlib.closing(self.encode(self.model.path, part, encoding)) as progress:
                 for done, total in progress:
@@ -262,36 +263,38 @@ class Reencoding:
             model = Model(name, (part,))
             shape = replace(self.options.shape, weight_bytes=model.size)
             repack = plan_repacking(name, False, machine())
-            with self._side(model, replace(self.options, path=part, shape=shape, repack=repack)) as new:
-                return (yield from self._compared(name, model.size, original, new))
+            with self._contender(model, replace(self.options, path=part, shape=shape, repack=repack)) as new:
+                return (yield from self._compare(name, model.size, original, new))
         except EngineError as error:
-            return Row(name, left_out=error.message)
+            return EncodingResult(name, skipped=error.message)
 
-    def _compared(self, name: str, size: int, original: Contender, new: Contender) -> Generator[StageEvent, None, Row]:
-        """Measure two files in turn, and how alike they are."""
+    def _compare(
+        self, name: str, size: int, original: Contender, new: Contender
+    ) -> Generator[StageEvent, None, EncodingResult]:
+        """Measure two files in turn, and compare their output."""
         for turn in range(PAIRS):
             yield StageEvent(f"measuring {name}", turn, PAIRS + 1)
             first, second = (new, original) if turn % 2 else (original, new)
             first.run(second)
             second.run(first)
         yield StageEvent(f"comparing {name}", PAIRS, PAIRS + 1)
-        ratios = [mine.over(its) for mine, its in zip(new.rounds, original.rounds[-PAIRS:], strict=True)]
-        return Row(name, size, new.medians(), middle(ratios), self._closeness(original, new))
+        ratios = [mine.relative_to(base) for mine, base in zip(new.rounds, original.rounds[-PAIRS:], strict=True)]
+        return EncodingResult(name, size, new.medians(), medians_of(ratios), self._closeness(original, new))
 
     def _closeness(self, original: Contender, new: Contender) -> Closeness:
-        count, one = min(PROBE, self.model.trained_context), Tuning()
-        logits = beside(new, lambda: original.bench.written(one, count))
-        return beside(original, lambda: new.bench.compared(logits, one, count))
+        count, default = min(PROBE_TOKENS, self.model.trained_context), Tuning()
+        logits = retry_alone(new, lambda: original.bench.write_logits(default, count))
+        return retry_alone(original, lambda: new.bench.compare_logits(logits, default, count))
 
-    def _lacking(self, size: int, original: Contender) -> str | None:
-        """Return what a file of this size would lack: room on the disk, or in memory."""
-        if (free := self.derivatives.free_space()) < size + MARGIN:
-            return f"it needs {format_size(size + MARGIN)} of disk space, and {format_size(free)} are free"
-        if size + HEADROOM > self.memory():
-            original.bench.free()
-        if size + HEADROOM > (free := self.memory()):
-            return f"it needs {format_size(size + HEADROOM)} of memory, and {format_size(free)} are free"
+    def _lack_of_space(self, size: int, original: Contender) -> str | None:
+        """Reason why the disk or memory cannot hold a file of this size."""
+        if (free := self.derivatives.free_space()) < size + DISK_MARGIN:
+            return f"needs {format_size(size + DISK_MARGIN)} of disk space, but only {format_size(free)} is free"
+        if size + HEADROOM > self.free_memory():
+            original.bench.release()
+        if size + HEADROOM > (free := self.free_memory()):
+            return f"needs {format_size(size + HEADROOM)} of memory, but only {format_size(free)} is free"
         return None
 
-    def _report(self, side: Contender, *rows: Row) -> Report:
-        return Report(replace(self.original, speeds=side.medians() if side.rounds else None), rows)
+    def _report(self, original: Contender, *results: EncodingResult) -> Report:
+        return Report(replace(self.original, throughput=original.medians() if original.rounds else None), results)

@@ -1,8 +1,8 @@
-"""Find the fastest way to open a model for each use of it: one setting after another, in pairs, losers dropped early.
+"""Search for the fastest settings for each use of a model: one setting after another, with early stopping.
 
-Nothing is known of how the settings work together, so each is tried on top of the best so far. Speeds are only compared
-with what was measured right before and after, as machines are busy with other things at times; what has won is compared
-with the usual way once more, and stays only where it wins again.
+How settings interact is unknown, so each is tried on top of the best so far. Other programs may slow the machine down
+at any time, so speeds are compared only with a measurement made right before or after. The winner is finally measured
+against the defaults again, and used only if it wins again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from cerebrum_cli.application.inference.profiles import Speeds, Tuned, UseName
+from cerebrum_cli.application.inference.profiles import Speeds, TunedUse, UseName
 from cerebrum_cli.application.tuning.candidates import (
     USES,
     Budget,
@@ -21,280 +21,280 @@ from cerebrum_cli.application.tuning.candidates import (
     SearchSpace,
     Stage,
     Use,
-    loads_otherwise,
-    numeric,
-    threads_of,
-    unusual,
+    differences,
+    loads_differently,
+    numeric_settings,
+    thread_counts,
 )
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
-from cerebrum_cli.engine.bench.protocol import LEAST_AGREEMENT, Bench, Job, NoTrial
+from cerebrum_cli.engine.bench.protocol import JOB_KINDS, MIN_AGREEMENT, Bench, Job, JobKind, TrialError
 from cerebrum_cli.engine.plan import Tuning
 
-WORTH = 1.05  # how many times as fast as the usual way it must be to be used: less may be another program's doing
-BETTER = 1.02  # how many times as fast as the best so far it must be for others to be tried on top of it
-PROMISING, WON = 1.0, 1.15  # of the other's speed: what is not between in the first pair is not measured again
-SURE = 3  # pairs in which what is best is measured once more
-DISTURBED = "inconclusive: the CPU was busy"
-DEEP = 512  # tokens that must have been read for a setting that only matters behind many to be judged for long prompts
-LITTLE = 0.1  # of a use's time: what can only change so much of it is not tried
+MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
+MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
+MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
+CONFIRMATION_PAIRS = 3
+CPU_BUSY = "inconclusive: the CPU was busy"
+MIN_DEPTH = 512  # prompt tokens a run must have to judge, for long prompts, a setting that matters at depth only
+MIN_SHARE = 0.1  # of a use's duration: what affects less is not tried
 
 
 @dataclass(slots=True)
 class Search:
-    """All that was measured, and the best so far for each use."""
+    """Candidates measured so far, and the best for each use."""
 
     bench: Bench
-    machine: SearchSpace
-    effort: Budget
-    arms: list[Candidate] = field(default_factory=list)
+    space: SearchSpace
+    budget: Budget
+    candidates: list[Candidate] = field(default_factory=list)
     best: dict[UseName, Candidate] = field(default_factory=dict)
-    jobs: dict[tuple[bool, str], Job] = field(default_factory=dict)
+    jobs: dict[tuple[bool, JobKind], Job] = field(default_factory=dict)
     clock: Callable[[], float] = perf_counter
-    until: float = 0.0
-    again: dict[int, list[Speeds]] = field(default_factory=dict)
+    deadline: float = 0.0
+    confirmations: dict[int, list[Speeds]] = field(default_factory=dict)
 
-    def run(self) -> Generator[StageEvent, None, dict[UseName, Tuned]]:
-        """Measure, telling what is being measured; return what to use. EngineError where nothing can be measured."""
+    def run(self) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
+        """Yield each stage before it is measured. EngineError if the defaults cannot be measured."""
         yield StageEvent("defaults", 0, 1)
-        self._begin(many=False)
-        self.until = (
-            self.clock() + self.effort.budget
-        )  # a file that is read from the disk first takes as long as it does
+        self._measure_baseline(is_batch=False)
+        self.deadline = self.clock() + self.budget.search_s  # excludes the first load, which reads from the disk
         stages = [*self._stages()]
         total = len(stages) + len(USES)
         for done, stage in enumerate(stages):
-            yield StageEvent(stage.what, done, total)
-            self._pass(stage)
-        found: dict[UseName, Tuned] = {}
+            yield StageEvent(stage.label, done, total)
+            self._try_stage(stage)
+        confirmed: dict[UseName, TunedUse] = {}
         for done, use in enumerate(USES, len(stages)):
             yield StageEvent(f"{use.name} again, against defaults", done, total)
-            found[use.name] = self._confirmed(use)
-        return found
+            confirmed[use.name] = self._confirm(use)
+        return confirmed
 
-    # What is tried.
+    # Stages.
 
     def _stages(self) -> Iterator[Stage]:
-        """Yield what is tried, in this order: what matters most comes first, as time may run out."""
-        yield from self._loading(False, self.machine.usual)
+        """Stages in order of importance, since time may run out."""
+        yield from self._load_stages(False, self.space.baseline)
         yield Stage("defaults for many sequences", True, {}, is_essential=True)
-        yield from self._loading(True, self.machine.usual_many)
+        yield from self._load_stages(True, self.space.batch_baseline)
         yield Stage("no flash attention", False, {"flash_attention": False})
-        if self.effort.tries_cache:
+        if self.budget.tries_cache_types:
             yield Stage("KV cache q8_0", False, {"cache_type": "q8_0"})
-        for slots in self.effort.slots:
-            if slots <= self.machine.slots:
+        for slots in self.budget.slots:
+            if slots <= self.space.slots:
                 yield Stage(f"{slots} sequences", True, {"slots": slots})
-        for size in self.effort.micro_batches:
+        for size in self.budget.n_ubatch:
             yield Stage(f"n_ubatch {size}", False, {"n_ubatch": size})
 
-    def _loading(self, many: bool, usual: Tuning) -> Iterator[Stage]:
-        name = "not repacked" if usual.repack else "weights repacked"
-        yield Stage(f"{name}{', many' * many}", many, {"repack": not usual.repack}, is_essential=not many)
-        for layers in self._offloads():
-            yield Stage(f"{layers} layers offloaded{', many' * many}", many, {"gpu_layers": layers})
-        for count in self.machine.threads:
+    def _load_stages(self, is_batch: bool, baseline: Tuning) -> Iterator[Stage]:
+        """Stages of settings that require loading the model again."""
+        suffix = ", many sequences" * is_batch
+        name = "not repacked" if baseline.repack else "repacked"
+        yield Stage(name + suffix, is_batch, {"repack": not baseline.repack}, is_essential=not is_batch)
+        for layers in ("0", str(self.space.layers // 2)) if self.bench.devices else ():
+            yield Stage(f"{layers} layers offloaded{suffix}", is_batch, {"gpu_layers": layers})
+        for count in self.space.threads:
             name = "1 thread" if count == 1 else f"{count} threads"
-            yield Stage(f"{name}{', many' * many}", many, {"n_threads": count, "n_threads_batch": count})
+            yield Stage(name + suffix, is_batch, {"n_threads": count, "n_threads_batch": count})
 
-    def _offloads(self) -> Iterable[str]:
-        """Return numbers of layers to try beside as many as fit."""
-        return ("0", str(self.machine.layers // 2)) if self.bench.devices else ()
+    # Trying a stage.
 
-    # How it is tried.
-
-    def _pass(self, stage: Stage) -> None:
-        """Try a change on top of what is best; where it gains nothing there, not on top of the others."""
-        if not stage.change:
-            return self._begin(stage.many)
-        for base in self._leaders(stage.many):
-            if not self._try(base, stage):
+    def _try_stage(self, stage: Stage) -> None:
+        """Try settings on top of the best candidates, until they bring no gain on one of them."""
+        if not stage.settings:
+            self._measure_baseline(stage.is_batch)
+            return
+        for base in self._leaders(stage.is_batch):
+            if not self._try_on(base, stage):
                 break
-        return None
 
-    def _begin(self, many: bool) -> None:
-        """Measure the usual way, and find out how much is to be measured of all others."""
-        arm = Candidate(self.machine.usual_many if many else self.machine.usual, many)
-        sequences = arm.tuning.slots or 1
+    def _measure_baseline(self, is_batch: bool) -> None:
+        """Measure the defaults, and choose the size of all later jobs."""
+        baseline = Candidate(self.space.batch_baseline if is_batch else self.space.baseline, is_batch)
+        sequences = baseline.tuning.slots or 1
         try:
-            read = self._sized(arm, "read", 64, 1024, 2 if many else 1)
-            say = self._sized(arm, "say", 3 if many else 6, 64, sequences)
-            facts = self.bench.facts(arm.tuning)
-        except NoTrial as error:
+            prefill = self._calibrate(baseline, "prefill", 64, 1024, 2 if is_batch else 1)
+            decode = self._calibrate(baseline, "decode", 3 if is_batch else 6, 64, sequences)
+            stats = self.bench.load_stats(baseline.tuning)
+        except TrialError as error:
             raise EngineError(f"this model cannot be measured here: {error.message}", error.hint) from error
-        arm.speeds = Speeds(facts.load_s, read, say, facts.peak)
-        self.arms.append(arm)
-        self.best.update((use.name, arm) for use in USES if use.many == many)
+        baseline.speeds = Speeds(stats.load_s, prefill, decode, stats.peak_memory)
+        self.candidates.append(baseline)
+        self.best.update((use.name, baseline) for use in USES if use.is_batch == is_batch)
 
-    def _sized(self, arm: Candidate, kind: Any, least: int, most: int, sequences: int) -> float:
-        """Return the speed of a job that takes about as long as it should, and remember that job."""
+    def _calibrate(self, candidate: Candidate, kind: JobKind, least: int, most: int, sequences: int) -> float:
+        """Store a job that takes about `run_s`, and measure its speed."""
         job = Job(kind, least, sequences)
-        speed = self.bench.speed(arm.tuning, job)
-        steps = speed / (sequences if kind == "say" else 1) * self.effort.seconds
-        wanted = int(steps) if kind == "say" else int(steps // least * least)
-        self.jobs[arm.many, kind] = job._replace(tokens=min(most, max(least, wanted)))
-        return speed if self.jobs[arm.many, kind] == job else self.bench.speed(arm.tuning, self.jobs[arm.many, kind])
+        speed = self.bench.speed(candidate.tuning, job)
+        steps = speed / (sequences if kind == "decode" else 1) * self.budget.run_s
+        tokens = int(steps) if kind == "decode" else int(steps // least * least)
+        sized = self.jobs[candidate.is_batch, kind] = job._replace(tokens=min(most, max(least, tokens)))
+        return speed if sized == job else self.bench.speed(candidate.tuning, sized)
 
-    def _leaders(self, many: bool) -> list[Candidate]:
-        """Return the ways that are best for a use now, each once."""
+    def _leaders(self, is_batch: bool) -> list[Candidate]:
+        """Candidates that are currently the best for some use, without duplicates."""
         leaders: list[Candidate] = []
         for use in USES:
-            if use.many == many and self.best[use.name] not in leaders:
+            if use.is_batch == is_batch and self.best[use.name] not in leaders:
                 leaders.append(self.best[use.name])
         return leaders
 
-    def _try(self, base: Candidate, stage: Stage) -> bool:
-        """Measure a change of one of the best ways, unless it was, could not matter, or takes longer than is left.
+    def _try_on(self, base: Candidate, stage: Stage) -> bool:
+        """Measure settings on top of a leader, unless they cannot matter, are known, or would take too long.
 
-        Return whether it could be of use somewhere.
+        False if they were measured and brought no gain.
         """
-        change = stage.change
-        tuning = replace(base.tuning, **change)
-        kinds = [kind for kind in ("read", "say") if self._matters(base, kind, change)]
-        known = any(arm.tuning == tuning and arm.many == base.many for arm in self.arms)
-        if not kinds or known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
-            return True  # llama.cpp reads a quantised cache with flash attention only
-        arm = Candidate(tuning, base.many)
-        self.arms.append(arm)
-        if not stage.is_essential and self.clock() + self._needed(arm, base, kinds) > self.until:
-            arm.dropped = "skipped: would take too long"
+        tuning = replace(base.tuning, **stage.settings)
+        kinds = [kind for kind in JOB_KINDS if self._can_matter(base, kind, stage.settings)]
+        is_known = any(each.tuning == tuning and each.is_batch == base.is_batch for each in self.candidates)
+        if not kinds or is_known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
+            return True  # llama.cpp requires flash attention for a quantized cache
+        candidate = Candidate(tuning, base.is_batch)
+        self.candidates.append(candidate)
+        if not stage.is_essential and self.clock() + self._estimated_seconds(candidate, base, kinds) > self.deadline:
+            candidate.dropped = "skipped: would take too long"
             return True
         try:
-            read, say = self._measure(arm, base, kinds)
-        except NoTrial as error:
-            arm.dropped = error.message
-            self._choose()
+            prefill, decode = self._measure(candidate, base, kinds)
+        except TrialError as error:
+            candidate.dropped = error.message
+            self._update_best()
             return True
-        if "n_threads" in change and (read > 1) != (say > 1) and not (base.many or arm.dropped):
-            self._divide(base, arm, reads_faster=read > 1)
-        return max(read, say) >= BETTER
+        if "n_threads" in stage.settings and (prefill > 1) != (decode > 1) and not (base.is_batch or candidate.dropped):
+            self._split_threads(base, candidate, faster_prefill=prefill > 1)
+        return max(prefill, decode) >= MIN_IMPROVEMENT
 
-    def _measure(self, arm: Candidate, base: Candidate, kinds: Iterable[str]) -> tuple[float, float]:
-        """Find out how fast an arm is, and whether it may be used where it is best; return its ratios to the base."""
-        ratios = {kind: self._ratio(arm, base, kind) for kind in kinds}
-        arm.measured = frozenset(ratios) | (base.measured if base.tuning != self._usual(base).tuning else frozenset())
-        read, say = (ratios.get(kind, 1.0) for kind in ("read", "say"))
-        facts, known = self.bench.facts(arm.tuning), base.known
-        load_s = facts.load_s if loads_otherwise(arm.tuning, base.tuning) else known.load_s
-        arm.speeds = Speeds(load_s, known.prompt * read, known.generate * say, facts.peak)
-        self._choose()
-        if self._leads(arm) and not self._agrees(arm):
-            self._choose()
-        return read, say
+    def _measure(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> tuple[float, float]:
+        """Measure a candidate and check its output if it is the best for a use; its speedups over the base."""
+        speedups = {kind: self._speedup(candidate, base, kind) for kind in kinds}
+        is_first = base.tuning == self._baseline(base).tuning
+        candidate.measured_kinds = frozenset(speedups) | (frozenset() if is_first else base.measured_kinds)
+        prefill, decode = speedups.get("prefill", 1.0), speedups.get("decode", 1.0)
+        stats, known = self.bench.load_stats(candidate.tuning), base.known_speeds
+        load_s = stats.load_s if loads_differently(candidate.tuning, base.tuning) else known.load_s
+        candidate.speeds = Speeds(load_s, known.prompt * prefill, known.generate * decode, stats.peak_memory)
+        self._update_best()
+        if self._is_best(candidate) and not self._keeps_output(candidate):
+            self._update_best()
+        return prefill, decode
 
-    def _divide(self, base: Candidate, arm: Candidate, reads_faster: bool) -> None:
-        """Try another number of threads for that which was faster with it alone, beside the usual one."""
-        counts = (base.tuning.n_threads, arm.tuning.n_threads)
-        say, read = counts if reads_faster else counts[::-1]
-        mixed = {"n_threads": say, "n_threads_batch": read}
-        self._try(arm if self._leads(arm) else base, Stage("", base.many, mixed))
+    def _split_threads(self, base: Candidate, candidate: Candidate, faster_prefill: bool) -> None:
+        """Try the new thread count only for the phase that it made faster."""
+        counts = (base.tuning.n_threads, candidate.tuning.n_threads)
+        decode, prefill = counts if faster_prefill else counts[::-1]
+        split = {"n_threads": decode, "n_threads_batch": prefill}
+        self._try_on(candidate if self._is_best(candidate) else base, Stage("", base.is_batch, split))
 
-    def _leads(self, arm: Candidate) -> bool:
-        """Return whether an arm is the best for a use now."""
-        return any(best is arm for best in self.best.values())
+    def _is_best(self, candidate: Candidate) -> bool:
+        return any(best is candidate for best in self.best.values())
 
-    def _needed(self, arm: Candidate, base: Candidate, kinds: Iterable[str]) -> float:
-        """Return about how many seconds a pair of measurements of each kind takes."""
-        speeds, seconds = base.known, 0.0
+    def _estimated_seconds(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> float:
+        """Approximate duration of one pair of measurements of each kind."""
+        speeds, seconds = base.known_speeds, 0.0
         for kind in kinds:
-            job = self._job(arm, kind)
-            sequences = job.sequences if kind == "say" else 1
-            seconds += 2 * job.tokens * sequences / (speeds.prompt if kind == "read" else speeds.generate)
+            job = self._job(candidate, kind)
+            sequences = job.sequences if kind == "decode" else 1
+            seconds += 2 * job.tokens * sequences / (speeds.prompt if kind == "prefill" else speeds.generate)
         return seconds
 
-    def _matters(self, base: Candidate, kind: str, change: dict[str, Any]) -> bool:
-        """Return whether a change could make so much of a difference to something that its base is best for."""
-        if base.speeds is None or ("n_ubatch" in change and kind == "say") or ("slots" in change and kind == "read"):
+    def _can_matter(self, base: Candidate, kind: JobKind, settings: dict[str, Any]) -> bool:
+        """Whether settings affect a kind of work that takes a relevant share of a use that the base is best for."""
+        if base.speeds is None or ("n_ubatch" if kind == "decode" else "slots") in settings:
             return False
-        led = [use for use in USES if use.many == base.many and self.best[use.name] is base]
-        return any(use.shares(base.speeds)[kind] >= LITTLE for use in led)
+        uses = [use for use in USES if use.is_batch == base.is_batch and self.best[use.name] is base]
+        return any(use.shares(base.speeds)[kind] >= MIN_SHARE for use in uses)
 
-    def _ratio(self, arm: Candidate, base: Candidate, kind: str) -> float:
-        """Return how many times as fast an arm is as its base; one pair is enough that promises nothing, or much."""
+    def _speedup(self, candidate: Candidate, base: Candidate, kind: JobKind) -> float:
+        """Median speedup over the base; a clear loss or win in the first pair ends the measurement."""
         ratios: list[float] = []
-        for turn in range(self.effort.pairs):
-            ratios.append(self._pair(arm, base, kind, turn))
-            if not PROMISING <= ratios[0] <= WON:
+        for turn in range(self.budget.pairs):
+            ratios.append(self._paired_speedup(candidate, base, kind, turn))
+            if not MIN_FIRST_RATIO <= ratios[0] <= MAX_FIRST_RATIO:
                 break
         return median(ratios)
 
-    def _pair(self, arm: Candidate, base: Candidate, kind: str, turn: int) -> float:
-        """Return how many times as fast an arm is as its base, right beside it; the order changes in every turn."""
-        pair = (arm, base) if turn % 2 else (base, arm)
-        speeds = {id(each): self.bench.speed(each.tuning, self._job(each, kind, arm)) for each in pair}
-        return speeds[id(arm)] / speeds[id(base)]
+    def _paired_speedup(self, candidate: Candidate, base: Candidate, kind: JobKind, turn: int) -> float:
+        """Speedup over the base, measured one right after the other; the order alternates."""
+        pair = (candidate, base) if turn % 2 else (base, candidate)
+        speeds = {id(each): self.bench.speed(each.tuning, self._job(each, kind, candidate)) for each in pair}
+        return speeds[id(candidate)] / speeds[id(base)]
 
-    def _job(self, arm: Candidate, kind: str, beside: Candidate | None = None) -> Job:
-        """Return what of a kind is measured of an arm: as many tokens as of the one it is compared with."""
-        job, longest = self.jobs[arm.many, kind], (beside or arm).tuning.n_ubatch
-        if kind == "read" and longest:
-            return job._replace(tokens=max(job.tokens, longest))
-        return job._replace(sequences=arm.tuning.slots) if kind == "say" and arm.tuning.slots else job
+    def _job(self, candidate: Candidate, kind: JobKind, compared: Candidate | None = None) -> Job:
+        """Job to measure a candidate with, as long as that of the candidate it is compared with."""
+        job, n_ubatch = self.jobs[candidate.is_batch, kind], (compared or candidate).tuning.n_ubatch
+        if kind == "prefill":
+            return job._replace(tokens=max(job.tokens, n_ubatch or 0))
+        return job._replace(sequences=candidate.tuning.slots or job.sequences)
 
-    def _choose(self) -> None:
-        """Find the best way for each use again."""
+    def _update_best(self) -> None:
+        """Choose the best candidate for each use again."""
         for use in (use for use in USES if use.name in self.best):
-            usable = [arm for arm in self.arms if arm.speeds and not arm.dropped and self._is_for(arm, use)]
-            fastest, best = min(usable, key=lambda arm: use.seconds(arm.known)), self.best[use.name]
-            if best.dropped or use.seconds(best.known) > BETTER * use.seconds(fastest.known):
+            usable = [each for each in self.candidates if each.speeds and not each.dropped]
+            valid = [each for each in usable if self._is_valid_for(each, use)]
+            fastest, best = min(valid, key=lambda each: use.seconds(each.known_speeds)), self.best[use.name]
+            if best.dropped or use.seconds(best.known_speeds) > MIN_IMPROVEMENT * use.seconds(fastest.known_speeds):
                 self.best[use.name] = fastest
 
-    def _is_for(self, arm: Candidate, use: Use) -> bool:
-        """Return whether what was measured of an arm says something of a use."""
-        by_depth = arm.tuning.flash_attention is not None or arm.tuning.cache_type is not None
-        is_shallow = by_depth and use.prompt >= 4 * DEEP and self.jobs[use.many, "read"].tokens < DEEP
-        return arm.many == use.many and not is_shallow
+    def _is_valid_for(self, candidate: Candidate, use: Use) -> bool:
+        """Whether the measurements of a candidate apply to a use."""
+        depends_on_depth = candidate.tuning.flash_attention is not None or candidate.tuning.cache_type is not None
+        is_shallow = use.prompt_tokens >= 4 * MIN_DEPTH and self.jobs[use.is_batch, "prefill"].tokens < MIN_DEPTH
+        return candidate.is_batch == use.is_batch and not (depends_on_depth and is_shallow)
 
-    # Whether it may be used.
+    # Confirmation.
 
-    def _confirmed(self, use: Use) -> Tuned:
-        """Return the best way for a use that agrees with the usual one, and is faster when both are measured again."""
-        usual = self._usual(self.best[use.name])
-        while (best := self.best[use.name]) is not usual and not self._stands(best, usual):
-            self._choose()
-        if best is usual:
-            return Tuned(Tuning(), usual.known, usual.known)
-        again, beside = sorted(self.again[id(best)], key=use.seconds), usual.known
-        middle = again[len(again) // 2]
-        gain, first = (use.seconds(beside) / use.seconds(speeds) for speeds in (middle, best.known))
-        if min(gain, (gain + first) / 2) < WORTH:
-            return Tuned(Tuning(), beside, beside)
-        return Tuned(unusual(best.tuning, usual.tuning), middle, beside, gain, best.agreement)
+    def _confirm(self, use: Use) -> TunedUse:
+        """Choose the best candidate that does not change the output and beats the defaults a second time."""
+        baseline = self._baseline(self.best[use.name])
+        while (best := self.best[use.name]) is not baseline and not self._passes_confirmation(best, baseline):
+            self._update_best()
+        known = baseline.known_speeds
+        if best is not baseline:
+            confirmed = sorted(self.confirmations[id(best)], key=use.seconds)
+            middle = confirmed[len(confirmed) // 2]
+            gain, first = (use.seconds(known) / use.seconds(speeds) for speeds in (middle, best.known_speeds))
+            if min(gain, (gain + first) / 2) >= MIN_GAIN:
+                return TunedUse(differences(best.tuning, baseline.tuning), middle, known, gain, best.agreement)
+        return TunedUse(Tuning(), known, known)
 
-    def _stands(self, arm: Candidate, usual: Candidate) -> bool:
-        """Return whether an arm may be used, having measured it once more; it is dropped if not."""
+    def _passes_confirmation(self, candidate: Candidate, baseline: Candidate) -> bool:
+        """Check the output and measure again; a candidate that fails is dropped."""
         try:
-            if self._agrees(arm) and id(arm) not in self.again:
-                before = self.bench.disturbances
-                self.again[id(arm)] = self._once_more(arm, usual)
-                if self.bench.disturbances > before and threads_of(arm.tuning) != threads_of(usual.tuning):
-                    arm.dropped = DISTURBED
-        except NoTrial as error:  # what could be opened before, as where another program has taken the memory since
-            arm.dropped = error.message
-        return not arm.dropped
+            if self._keeps_output(candidate) and id(candidate) not in self.confirmations:
+                before = self.bench.disturbed_jobs
+                self.confirmations[id(candidate)] = self._remeasure(candidate, baseline)
+                changes_threads = thread_counts(candidate.tuning) != thread_counts(baseline.tuning)
+                if self.bench.disturbed_jobs > before and changes_threads:
+                    candidate.dropped = CPU_BUSY
+        except TrialError as error:  # another program may have taken the memory since the first measurement
+            candidate.dropped = error.message
+        return not candidate.dropped
 
-    def _agrees(self, arm: Candidate) -> bool:
-        """Return whether an arm chooses the next tokens of a text as the usual way does; it is dropped if not."""
-        if arm.agreement is None:
-            ways = numeric(self._usual(arm).tuning), numeric(arm.tuning)
-            alike = 1.0 if ways[0] == ways[1] else self.bench.closeness(*ways, self.effort.probe).agreement
-            arm.agreement = alike
-            if alike < LEAST_AGREEMENT:
-                arm.dropped = f"changes the output: agreement {alike:.2%}"
-        return not arm.dropped
+    def _keeps_output(self, candidate: Candidate) -> bool:
+        """Compare the predicted tokens of a text with the defaults; a candidate that changes them is dropped."""
+        if candidate.agreement is None:
+            reference, tuning = (numeric_settings(each.tuning) for each in (self._baseline(candidate), candidate))
+            if reference == tuning:
+                candidate.agreement = 1.0
+            else:
+                candidate.agreement = self.bench.closeness(reference, tuning, self.budget.probe_tokens).agreement
+            if candidate.agreement < MIN_AGREEMENT:
+                candidate.dropped = f"changes the output: same top-1 {candidate.agreement:.2%}"
+        return not candidate.dropped
 
-    def _usual(self, arm: Candidate) -> Candidate:
-        """Return the usual way of opening the model for as many."""
-        return next(each for each in self.arms if each.many == arm.many)
+    def _baseline(self, candidate: Candidate) -> Candidate:
+        """The defaults for one sequence or for a batch, whichever the candidate is for."""
+        return next(each for each in self.candidates if each.is_batch == candidate.is_batch)
 
-    def _once_more(self, best: Candidate, usual: Candidate) -> list[Speeds]:
-        """Measure both in turn; return the speeds of each pair, as those of the usual way times their ratios."""
-        beside, load_s = usual.known, usual.known.load_s
-        if loads_otherwise(best.tuning, usual.tuning):  # a time that was taken once; what was seen first is slower
-            load_s = min(best.known.load_s, self.bench.reload(best.tuning))
-            beside = usual.speeds = replace(beside, load_s=min(beside.load_s, self.bench.reload(usual.tuning)))
-        speeds = []
-        for turn in range(SURE):
-            read, say = (self._pair(best, usual, kind, turn) for kind in ("read", "say"))
-            speeds.append(Speeds(load_s, beside.prompt * read, beside.generate * say, best.known.memory))
-        return speeds
+    def _remeasure(self, best: Candidate, baseline: Candidate) -> list[Speeds]:
+        """Measure both in turn; per pair, the speeds of the baseline times the ratios measured."""
+        known, load_s = baseline.known_speeds, baseline.known_speeds.load_s
+        if loads_differently(best.tuning, baseline.tuning):  # each load was timed only once, and the first is slower
+            load_s = min(best.known_speeds.load_s, self.bench.reload(best.tuning))
+            known = baseline.speeds = replace(known, load_s=min(known.load_s, self.bench.reload(baseline.tuning)))
+        pairs = []
+        for turn in range(CONFIRMATION_PAIRS):
+            prefill = self._paired_speedup(best, baseline, "prefill", turn)
+            decode = self._paired_speedup(best, baseline, "decode", turn)
+            pairs.append(Speeds(load_s, known.prompt * prefill, known.generate * decode, best.known_speeds.memory))
+        return pairs

@@ -1,4 +1,4 @@
-"""Tune a model: what this machine lets it be, the search, and what is kept of it."""
+"""Tune a model: choose what to try on this machine, run the search, and create the profile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from cerebrum_cli.application.inference.loading import load_options
 from cerebrum_cli.application.inference.profiles import Profile
 from cerebrum_cli.application.models.model import Model, require_loadable
-from cerebrum_cli.application.tuning.candidates import TOGETHER, Budget, Candidate, SearchSpace, other_threads
+from cerebrum_cli.application.tuning.candidates import BATCH_SLOTS, Budget, Candidate, SearchSpace, thread_counts_to_try
 from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
@@ -25,90 +25,92 @@ from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.plan import Device, LoadOptions, Tuning, plan_repacking, plan_slots
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 
-MOST_TOGETHER = 64
-QUESTION = 256  # tokens room is made for in each slot of a batch, beside its reply
+MAX_BATCH_SLOTS = 64
+PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 BenchFactory = Callable[[LoadOptions, Model, Path, int], FileBench]
-"""Return where ways of opening a model are tried, which may write into a folder; so many bytes may be offloaded.
+"""Create the bench of a model, from a directory for temporary files and the bytes that GPUs can hold.
 
-The runtime picks processes, tests something quicker.
+The runtime measures in child processes; tests use a scripted bench.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """What tuning came to: what is to be kept, all that was tried, and whether other programs used the processors."""
+    """The profile to save, all candidates, and whether other programs used the CPU."""
 
     profile: Profile
-    arms: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     is_disturbed: bool
 
     @property
     def tried(self) -> list[tuple[Tuning, dict[str, Any]]]:
-        """All that was tried beside the usual ways, with its speeds as shares of theirs."""
-        usual = {many: next(arm for arm in self.arms if arm.many == many) for many in (False, True)}
-        return [(arm.tuning, _tried(arm, usual[arm.many])) for arm in self.arms if arm not in usual.values()]
+        """Candidates other than the defaults, each with the object that `--json` prints."""
+        baselines = {each.is_batch: each for each in reversed(self.candidates)}  # the first of each kind
+        return [
+            (each.tuning, _candidate_object(each, baselines[each.is_batch]))
+            for each in self.candidates
+            if each not in baselines.values()
+        ]
 
 
 def tune_model(
     bench: Bench,
     model: Model,
     settings: Settings,
-    effort: Budget,
-    holds_for: Callable[[tuple[Device, ...]], tuple[str, str, str]],
+    budget: Budget,
+    profile_key: Callable[[tuple[Device, ...]], tuple[str, str, str]],
 ) -> Generator[StageEvent, None, TuningResult]:
-    """Tell what is being measured, and return what came of it; the bench is closed by whoever opened it.
+    """Run a search on a bench, which the caller closes.
 
-    `holds_for` returns the identity of the model, of the machine with the accelerators it has, and of the build.
+    `profile_key` gets the GPUs found, and gives the identity of the model, of the machine and of the llama.cpp build.
     """
-    search = Search(bench, this_machine(model, settings), effort)
+    search = Search(bench, search_space(model, settings), budget)
     uses = yield from search.run()
-    model_key, machine_key, build_key = holds_for(bench.devices)
+    model_key, machine_key, build_key = profile_key(bench.devices)
     profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
-    return TuningResult(profile, tuple(search.arms), bench.disturbances > 0)
+    return TuningResult(profile, tuple(search.candidates), bench.disturbed_jobs > 0)
 
 
-def this_machine(model: Model, settings: Settings) -> SearchSpace:
-    """Return how this model is opened here without a profile, and what could be tried."""
-    here, layout = processors(), (model.quantization, architecture())
-    usual_threads = settings.threads or here.threads
-    room = available_memory() - model.size
-    slots = plan_slots(MOST_TOGETHER, EXPECTED_REPLY_TOKENS + QUESTION, model.header.kv_bytes_per_token, room)
+def search_space(model: Model, settings: Settings) -> SearchSpace:
+    """The default settings of a model on this machine, and what can be tried instead."""
+    cores, memory = processors(), available_memory() - model.size
+    slots = plan_slots(MAX_BATCH_SLOTS, EXPECTED_REPLY_TOKENS + PROMPT_TOKENS, model.header.kv_bytes_per_token, memory)
     return SearchSpace(
-        usual=Tuning(repack=plan_repacking(layout[0], False, layout[1])),
-        usual_many=Tuning(repack=plan_repacking(layout[0], True, layout[1]), slots=min(TOGETHER, slots)),
-        threads=() if settings.threads else other_threads(usual_threads, here.usable),
+        baseline=Tuning(repack=plan_repacking(model.quantization, False, architecture())),
+        batch_baseline=Tuning(
+            repack=plan_repacking(model.quantization, True, architecture()), slots=min(BATCH_SLOTS, slots)
+        ),
+        threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.usable),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
     )
 
 
 def trial_options(model: Model, settings: Settings) -> LoadOptions:
-    """Return how a model is loaded where nothing is tuned. ModelFileError where it cannot be."""
+    """Load options of a model without a profile. ModelFileError if llama.cpp cannot load the file."""
     require_loadable(model.path, model.header)
     return load_options(model, settings)
 
 
 @contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Keep other searches out while this one measures: two would measure each other.
+def tuning_lock(directory: Path) -> Iterator[None]:
+    """Allow one search at a time, since two would slow each other down.
 
-    CerebrumError where one is at work, or nothing can be written here, which is better known before.
+    CerebrumError if another is running; ConfigError if profiles cannot be written, before anything is measured.
     """
-    with writing():
+    with translate_write_errors():
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "lock").open("ab")
-    with lock:  # closing the file gives it back
+    with lock:  # closing the file releases the lock
         if not try_lock(lock.fileno()):
-            raise CerebrumError(
-                "another cerebrum tune is running", "wait until it is done: they would disturb each other"
-            )
+            raise CerebrumError("another cerebrum tune is running", "wait until it has finished")
         yield
 
 
 @contextmanager
-def writing() -> Iterator[None]:
-    """Raise ConfigError where a profile cannot be written."""
+def translate_write_errors() -> Iterator[None]:
+    """Translate OSError to ConfigError while a profile is written."""
     try:
         yield
     except OSError as error:
@@ -116,17 +118,18 @@ def writing() -> Iterator[None]:
         raise ConfigError(what, "check its permissions and free space") from error
 
 
-def _tried(arm: Candidate, usual: Candidate) -> dict[str, Any]:
-    """Return what `--json` prints of a way that was tried."""
-    read, say = None, None
-    if arm.speeds and usual.speeds:
-        read = arm.speeds.prompt / usual.speeds.prompt if "read" in arm.measured else None
-        say = arm.speeds.generate / usual.speeds.generate if "say" in arm.measured else None
+def _candidate_object(candidate: Candidate, baseline: Candidate) -> dict[str, Any]:
+    """Object that `--json` prints for a candidate; `ratios` are to the defaults."""
+    prompt, generate = None, None
+    if candidate.speeds and baseline.speeds:
+        if "prefill" in candidate.measured_kinds:
+            prompt = candidate.speeds.prompt / baseline.speeds.prompt
+        if "decode" in candidate.measured_kinds:
+            generate = candidate.speeds.generate / baseline.speeds.generate
     return {
-        "settings": arm.tuning.overrides,
-        "many": arm.many,
-        "read": read,
-        "say": say,
-        "agreement": arm.agreement,
-        "dropped": arm.dropped,
+        "settings": candidate.tuning.overrides,
+        "batch": candidate.is_batch,
+        "ratios": {"prompt_tokens_per_second": prompt, "tokens_per_second": generate},
+        "agreement": candidate.agreement,
+        "dropped": candidate.dropped,
     }

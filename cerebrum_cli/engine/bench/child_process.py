@@ -1,4 +1,4 @@
-"""Processes in which native code works for this one: asked and answering in lines of JSON, ended when told to."""
+"""Child processes that run native code, with one JSON object per line on standard input and output."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
-GOODBYE_S = 10.0  # that a process may take to end once its output has
+EXIT_TIMEOUT_S = 10.0  # after a process has closed its output
 
 Child = subprocess.Popen[bytes]
 
 
-def started(module: str, errors: int | IO[bytes] = subprocess.DEVNULL) -> Child:
-    """Start one of our modules; what it says on standard error goes to `errors`."""
+def start(module: str, errors: int | IO[bytes] = subprocess.DEVNULL) -> Child:
+    """Start a module of this package, with standard error redirected to `errors`."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module],  # -P: what lies in the current folder is none of our modules
+        [sys.executable, "-P", "-m", module],  # -P: do not import modules from the current directory
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
-        start_new_session=True,  # Ctrl-C is for whoever waits, who then ends this
+        start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
     )
 
 
-def tell(child: Child, what: Mapping[str, Any]) -> None:
-    """Send a line; that nobody reads it any more is told by the child's output."""
+def send(child: Child, message: Mapping[str, Any]) -> None:
+    """Write one message; a child that has exited is detected when its output is read."""
     assert child.stdin
     with contextlib.suppress(BrokenPipeError):
-        child.stdin.write(json.dumps(what).encode() + b"\n")
+        child.stdin.write(json.dumps(message).encode() + b"\n")
         child.stdin.flush()
 
 
-def ending(child: Child) -> str:
-    """Return how a process has ended whose output has."""
-    code = child.wait(GOODBYE_S)
+def exit_status(child: Child) -> str:
+    """Signal or exit code of a process that has closed its output."""
+    code = child.wait(EXIT_TIMEOUT_S)
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def end(child: Child) -> None:
-    """End a process, whatever it does."""
+def kill(child: Child) -> None:
+    """Kill a process and close its pipes."""
     child.kill()
     for pipe in (child.stdin, child.stdout):
         if pipe:
-            with contextlib.suppress(OSError):  # what was not flushed when it died
+            with contextlib.suppress(OSError):  # raised for data that was not flushed before the process died
                 pipe.close()
     child.wait()

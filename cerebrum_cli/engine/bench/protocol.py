@@ -1,4 +1,4 @@
-"""The seam under a search for the fastest settings: where ways of opening a model are timed and compared."""
+"""Interface that a search measures through: timing and comparing settings of a model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from typing import Literal, NamedTuple, Protocol
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.plan import Device, Tuning
 
+JobKind = Literal["prefill", "decode"]
+JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")
+
 
 class Job(NamedTuple):
-    """Something to be timed: so many tokens of a prompt read, or so many steps said, of one sequence or of several."""
+    """Work to time: a number of prompt tokens to prefill, or of steps to decode in one or several sequences."""
 
-    kind: Literal["read", "say"]
+    kind: JobKind
     tokens: int
     sequences: int = 1
 
 
 class Closeness(NamedTuple):
-    """How alike two ways of evaluating a text are.
+    """How similar two evaluations of a text are.
 
-    `argmax` is the share of its tokens after which both think the same one likeliest. In `agreement` what the reference
-    thinks nearly as likely as its own choice counts as the same: which of two such is chosen hangs on the last bits of
-    either way, and on a model of random weights 5 % of choices do. `divergence` is the mean Kullback-Leibler divergence
-    of their probabilities in nats.
+    `top1_agreement` is the share of tokens after which both rank the same next token first. `agreement` also counts
+    tokens that the reference considers nearly as likely as its own choice: rounding alone decides between those, and a
+    model with random weights chooses differently in 5 % of the cases. `mean_kld` is the mean Kullback-Leibler
+    divergence of the probabilities, in nats.
     """
 
     top1_agreement: float
@@ -31,55 +34,55 @@ class Closeness(NamedTuple):
     mean_kld: float
 
 
-LEAST_AGREEMENT = 0.97  # what chooses other tokens more often than that says other things
+MIN_AGREEMENT = 0.97  # below this, the output counts as changed
 
 
-class Facts(NamedTuple):
-    """What a trial knows of itself: seconds its model took to load, and the most memory it had, in bytes."""
+class LoadStats(NamedTuple):
+    """Load time in seconds, and peak memory of the process in bytes."""
 
     load_s: float
-    peak: int
+    peak_memory: int
 
 
-class NoTrial(EngineError):
-    """This way of opening the model cannot be tried here; `what` says why."""
+class TrialError(EngineError):
+    """These settings cannot be tried on this machine; the message gives the reason."""
 
 
 class Bench(Protocol):
-    """Where ways of opening a model are tried; `NoTrial` is raised by all but `close` where one cannot be."""
+    """Measures tunings of one model; every method but `close` may raise TrialError."""
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The accelerators there are."""
+        """GPUs found."""
 
     @property
-    def disturbances(self) -> int:
-        """How many jobs were not done without other programs on the same processors, however often they were tried."""
+    def disturbed_jobs(self) -> int:
+        """Number of jobs during which other programs used the CPU, in every attempt."""
 
     def speed(self, tuning: Tuning, job: Job) -> float:
-        """Return tokens a second; several sequences are evaluated as those of a batch are."""
+        """Measure tokens per second; several sequences are evaluated like those of a batch."""
 
-    def facts(self, tuning: Tuning) -> Facts:
-        """Return what is known of the process this is tried in."""
+    def load_stats(self, tuning: Tuning) -> LoadStats:
+        """Load time and peak memory of the process with these settings."""
 
     def reload(self, tuning: Tuning) -> float:
-        """Load the model once more in this way and return the seconds that took."""
+        """Load the model again and measure the seconds."""
 
     def closeness(self, reference: Tuning, tuning: Tuning, tokens: int) -> Closeness:
-        """Compare two ways of evaluating the first tokens of the probe text."""
+        """Compare two tunings on the first tokens of the probe text."""
 
     def close(self) -> None:
-        """End all that is open."""
+        """End all processes and delete temporary files."""
 
 
 class FileBench(Bench, Protocol):
-    """A bench whose file can be compared with another bench's."""
+    """A bench whose model file can be compared with the file of another bench."""
 
-    def written(self, tuning: Tuning, tokens: int) -> Path:
-        """Return the file, kept until this is closed, of the logits after the first tokens of the probe text."""
+    def write_logits(self, tuning: Tuning, tokens: int) -> Path:
+        """Write the logits for the first tokens of the probe text to a file that exists until `close`."""
 
-    def compared(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
-        """Compare with logits that were written, of another file's evaluation of the same tokens too."""
+    def compare_logits(self, logits: Path, tuning: Tuning, tokens: int) -> Closeness:
+        """Compare with the logits that another bench wrote for the same tokens."""
 
-    def free(self) -> None:
-        """End all processes; what is asked next opens them again."""
+    def release(self) -> None:
+        """End all processes to free memory; the next measurement starts them again."""

@@ -1,4 +1,4 @@
-"""Write a model anew in another encoding, in a process of its own, and know which encodings are fast where."""
+"""Encodings of weights: which are fast on a processor, and writing a model in one, in a child process."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.bench import child_process as children
+from cerebrum_cli.engine.bench import child_process
 
 CHILD = "cerebrum_cli.engine.llama.quantize"
-METADATA = 16 * 2**20  # bytes of vocabulary and norms, at most: an estimate must not be too small
+METADATA_BYTES = 16 * 2**20  # upper bound for vocabulary and norms, so that a size is never underestimated
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """One way to write weights: llama.cpp's number of it (`llama_ftype`), and what it takes of a disk.
+    """A type of weights, with its number in llama.cpp (`llama_ftype`).
 
-    `fast` are the sets of features, as `llama_print_system_info` names them, any of which makes many rows fast.
+    A processor with all features of one of the `fast_features` sets has fast kernels for it. Features are named as by
+    `llama_print_system_info`.
     """
 
     name: str
     file_type: int
     bytes_per_weight: float
-    fast: tuple[frozenset[str], ...]
+    fast_features: tuple[frozenset[str], ...]
 
     def size(self, parameters: int) -> int:
-        """Return about how many bytes a file of so many weights takes."""
-        return int(parameters * self.bytes_per_weight) + METADATA
+        """Approximate file size in bytes."""
+        return int(parameters * self.bytes_per_weight) + METADATA_BYTES
 
 
 def _any(*alternatives: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(each.split()) for each in alternatives)
 
 
-# Source: which types ggml-cpu's llamafile/sgemm.cpp, repack.cpp and amx have kernels for (llama.cpp 0c1e57098). BF16
-# without its own instructions is read as F32, which F16 is as fast at.
+# Source: the kernels in llamafile/sgemm.cpp, repack.cpp and amx of ggml-cpu (llama.cpp 0c1e57098). Without BF16
+# instructions, BF16 is converted to F32 and is no faster than F16.
 ENCODINGS = (
     Encoding("BF16", 32, 2.0, _any("AVX512_BF16 LLAMAFILE")),
     Encoding("F16", 1, 2.0, _any("F16C LLAMAFILE", "FP16_VA LLAMAFILE")),
@@ -45,32 +46,36 @@ ENCODINGS = (
 )
 
 
-def encodings_for(features: Iterable[str], original: str | None) -> tuple[Encoding, ...]:
-    """Return the encodings a processor with these features has fast kernels for, but the original's own."""
-    there = frozenset(features)
-    return tuple(each for each in ENCODINGS if each.name != original and any(need <= there for need in each.fast))
+def fast_encodings(features: Iterable[str], original: str | None) -> tuple[Encoding, ...]:
+    """Encodings with fast kernels on a processor with these features, except that of the original."""
+    available = frozenset(features)
+    return tuple(
+        each
+        for each in ENCODINGS
+        if each.name != original and any(needed <= available for needed in each.fast_features)
+    )
 
 
-def encoded(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[int, int], None, None]:
-    """Write all weights of a model into one file, and yield how many tensors are done, of how many.
+def encode_file(source: Path, target: Path, encoding: Encoding) -> Generator[tuple[int, int], None, None]:
+    """Write a model into one file, yielding the numbers of tensors done and in total.
 
-    EngineError where llama.cpp cannot. Whatever ends this first ends the process too, and leaves no file.
+    EngineError if llama.cpp fails. Closing the generator early kills the process and deletes the file.
     """
-    child = children.started(CHILD)
-    is_whole = False
+    child = child_process.start(CHILD)
+    is_complete = False
     try:
-        children.tell(child, {"source": str(source), "target": str(target), "file_type": encoding.file_type})
+        child_process.send(child, {"source": str(source), "target": str(target), "file_type": encoding.file_type})
         assert child.stdout
         for line in child.stdout:
-            told = json.loads(line)
-            if "error" in told:
-                raise EngineError(f"llama.cpp cannot write it as {encoding.name}: {told['error']}", told["do"])
-            is_whole = told["done"] == "all"
-            if not is_whole:
-                yield told["done"], told["total"]
-        if not is_whole:
-            raise EngineError(f"llama.cpp ended with {children.ending(child)} while it wrote {encoding.name}")
+            message = json.loads(line)
+            if "error" in message:
+                raise EngineError(f"llama.cpp cannot write {encoding.name}: {message['error']}", message["hint"])
+            is_complete = message["done"] == "all"
+            if not is_complete:
+                yield message["done"], message["total"]
+        if not is_complete:
+            raise EngineError(f"llama.cpp ended with {child_process.exit_status(child)} while writing {encoding.name}")
     finally:
-        children.end(child)
-        if not is_whole:
+        child_process.kill(child)
+        if not is_complete:
             target.unlink(missing_ok=True)

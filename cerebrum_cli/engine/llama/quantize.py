@@ -1,7 +1,6 @@
-"""The process that writes a model anew in another encoding: what to do on standard input, how far it is on standard
-output, in JSON.
+"""Child process that writes a model in another encoding: a request on standard input, progress on standard output.
 
-It ends with its input: whoever asked is gone then.
+It exits when its input is closed, because then its parent has exited.
 """
 
 from __future__ import annotations
@@ -18,59 +17,59 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.machine import thread_count
 
-TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\]")  # how llama.cpp begins a line of its log for each
+TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\]")  # start of llama.cpp's log line for each tensor
 FAILED = "failed to quantize: "
-UNWRITTEN = "basic_ios"  # how C++ says that a stream has failed
+UNWRITTEN = "basic_ios"  # in the message of a C++ stream that failed to write
 
 
 def quantize(source: str, target: str, file_type: int) -> None:
-    """Write a model in one encoding, split or already quantised as it may be. EngineError with llama.cpp's reason."""
+    """Write a model, split or quantized, in one encoding. EngineError with llama.cpp's reason."""
     params = llama.llama_model_quantize_default_params()
     params.ftype = file_type
     params.allow_requantize = True
     params.nthread = thread_count()
     if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), params):
-        raise EngineError(*reason(log.problems))
+        raise EngineError(*failure_reason(log.problems))
 
 
-def reason(problems: Iterable[str]) -> tuple[str, str]:
-    """Return what llama.cpp complains of, and what to do where that can be told."""
+def failure_reason(problems: Iterable[str]) -> tuple[str, str]:
+    """Extract the problem from llama.cpp's log, and a hint if there is one."""
     found = next((line.partition(FAILED)[2] for line in problems if FAILED in line), "")
     if UNWRITTEN in found:
-        return "the file cannot be written to its end", "free some disk space"
-    return found or "it gives no reason", ""
+        return "the file cannot be written completely", "free some disk space"
+    return found or "unknown reason", ""
 
 
-def tell(what: dict[str, Any]) -> None:
-    """Write a line of output."""
-    sys.stdout.write(json.dumps(what) + "\n")
+def send(message: dict[str, Any]) -> None:
+    """Write a message to standard output."""
+    sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
 
-def follow(line: str) -> None:
-    """Tell how far it is, where a line of llama.cpp's log does."""
+def report_progress(line: str) -> None:
+    """Report progress if a line of llama.cpp's log contains it."""
     if found := TENSOR.match(line):
-        tell({"done": int(found[1]), "total": int(found[2])})
+        send({"done": int(found[1]), "total": int(found[2])})
 
 
-def leave_with_input() -> None:
-    """Wait for the end of input, and end."""
+def exit_with_input() -> None:
+    """Exit when the input ends."""
     sys.stdin.read()
     os._exit(1)
 
 
 def main() -> None:
-    """Do what the one line of input says."""
-    given = json.loads(sys.stdin.readline())
-    threading.Thread(target=leave_with_input, daemon=True).start()
-    log.forward = follow
+    """Process the request on standard input."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=exit_with_input, daemon=True).start()
+    log.forward = report_progress
     try:
-        quantize(**given)
+        quantize(**request)
     except EngineError as error:
-        tell({"error": error.message, "do": error.hint})
+        send({"error": error.message, "hint": error.hint})
     else:
-        tell({"done": "all"})
-    os._exit(0)  # the thread that reads may hold the lock of standard input, which a usual end waits for
+        send({"done": "all"})
+    os._exit(0)  # a regular exit would wait for the lock of standard input, which the other thread holds
 
 
 if __name__ == "__main__":

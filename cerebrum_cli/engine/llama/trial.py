@@ -1,6 +1,6 @@
-"""The process that tries one way of opening a model: questions on standard input, answers on standard output, in JSON.
+"""Child process that loads a model and measures it: JSON requests on standard input, answers on standard output.
 
-It ends with its input. This is the only thread that decodes.
+It exits when its input ends. Everything runs on the main thread.
 """
 
 from __future__ import annotations
@@ -29,115 +29,114 @@ from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BEGINNING = 16  # tokens that are read before any is said
-NEARLY = 0.95  # of the probability of the likeliest token
-FEW = 1  # steps that are not timed: llama.cpp plans anew in the first
+PREFIX_TOKENS = 16  # evaluated before decoding
+SIMILAR = 0.95  # of the probability of the most likely token
+WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first step
 
 
-class Opened:
-    """A model, and the contexts that are made of it one after another."""
+class LoadedModel:
+    """A model and its current context."""
 
     def __init__(self, options: LoadOptions) -> None:
         start = perf_counter()
         self.options = options
         self.backend: LlamaBackend = open_llama(options, lambda _: None, StopFlag())
         self.load_s = perf_counter() - start
-        self._arranged: tuple[Any, ...] = ()
+        self._context_key: tuple[Any, ...] = ()
         self._tokens: dict[str, tuple[int, ...]] = {}
 
-    def arrange(self, tuning: Tuning, length: int, sequences: int) -> None:
-        """Make a context for so many sequences of a length; as it was last, it is only emptied."""
-        wanted = (tuning, length, sequences)
-        if wanted == self._arranged:
+    def configure(self, tuning: Tuning, length: int, sequences: int) -> None:
+        """Create a context for a number of sequences of this length, or clear the current one if it is the same."""
+        key = (tuning, length, sequences)
+        if key == self._context_key:
             for slot in range(self.backend.slots):
                 self.backend.clear(slot)
             return
-        self._arranged = ()
+        self._context_key = ()
         options = self.options.with_tuning(Tuning(**{**tuning.overrides, "slots": sequences}))
         offloads = bool(accelerators()) and options.gpu_layers != "0"
-        many = sequences > 1
         self._context = context_options(options, length, True, offloads)
-        self.backend.configure(self._context, many and not offloads)
+        self.backend.configure(self._context, sequences > 1 and not offloads)
         self.backend.reserve(length)
         if self.backend.slots < sequences:
-            raise CerebrumError(f"memory holds {self.backend.slots} sequences, and not {sequences}")
-        self._arranged = wanted
+            raise CerebrumError(f"memory can hold {self.backend.slots} of {sequences} sequences")
+        self._context_key = key
 
-    def threads(self, many: bool) -> int:
-        """Return how many threads evaluate one row, or many."""
+    def threads(self, is_batch: bool) -> int:
+        """Number of threads that evaluate several rows, or one."""
         options = self._context
-        return (many and options.n_threads_batch) or options.n_threads
+        return (is_batch and options.n_threads_batch) or options.n_threads
 
     def tokens(self, text: str, count: int) -> tuple[int, ...]:
-        """Return so many tokens of a text, from its beginning again where it is shorter."""
+        """First tokens of a text, which is repeated if it is too short."""
         if text not in self._tokens:
             self._tokens[text] = self.backend.tokenize([Text(text, trusted=False)])
         tokens = self._tokens[text]
         return (tokens * (1 + count // len(tokens)))[:count]
 
-    def read(self, tokens: tuple[int, ...]) -> None:
+    def prefill(self, tokens: tuple[int, ...]) -> None:
         """Evaluate a prompt in slot 0, with logits for its last token."""
-        at, backend = 0, self.backend
-        while at < len(tokens):
-            until = min(len(tokens), at + backend.prefill_chunk(at))
-            backend.decode([Row(0, index, tokens[index], index == len(tokens) - 1) for index in range(at, until)])
-            at = until
+        start, backend = 0, self.backend
+        while start < len(tokens):
+            end = min(len(tokens), start + backend.prefill_chunk(start))
+            backend.decode([Row(0, index, tokens[index], index == len(tokens) - 1) for index in range(start, end)])
+            start = end
 
 
-class Watch:
-    """A clock, and how much of a number of processors this process has had since it began."""
+class Stopwatch:
+    """Measures wall time and CPU time of this process, which runs on a number of threads."""
 
-    def __init__(self, processors: int) -> None:
-        self._processors = processors
-        self._wall, self._used = perf_counter(), process_time()
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._wall, self._cpu = perf_counter(), process_time()
 
-    def told(self, tokens: int) -> dict[str, float]:
-        """Return tokens a second, and the share of its processors that this process has had."""
+    def result(self, tokens: int) -> dict[str, float]:
+        """Tokens per second, and the share of the CPU time of its threads that this process got."""
         seconds = perf_counter() - self._wall
-        return {"speed": tokens / seconds, "share": (process_time() - self._used) / seconds / self._processors}
+        return {"speed": tokens / seconds, "cpu_share": (process_time() - self._cpu) / seconds / self._threads}
 
 
-def reading(opened: Opened, tokens: tuple[int, ...]) -> dict[str, float]:
-    """Read a prompt and tell how fast that was; the first steps of a context are not timed."""
-    opened.read(tokens[:BEGINNING])
-    opened.backend.clear(0)
-    watch = Watch(opened.threads(many=True))
-    opened.read(tokens)
-    return watch.told(len(tokens))
+def time_prefill(model: LoadedModel, tokens: tuple[int, ...]) -> dict[str, float]:
+    """Time the prefill of a prompt; the first steps of a context are not timed."""
+    model.prefill(tokens[:PREFIX_TOKENS])
+    model.backend.clear(0)
+    stopwatch = Stopwatch(model.threads(is_batch=True))
+    model.prefill(tokens)
+    return stopwatch.result(len(tokens))
 
 
-def saying(opened: Opened, tokens: tuple[int, ...], steps: int, sequences: int) -> dict[str, float]:
-    """Say tokens, behind the same beginning in all sequences, and tell how fast they were together."""
-    backend = opened.backend
-    opened.read(tokens)
+def time_decode(model: LoadedModel, tokens: tuple[int, ...], steps: int, sequences: int) -> dict[str, float]:
+    """Time decoding in a number of sequences that share a prefix."""
+    backend = model.backend
+    model.prefill(tokens)
     for slot in range(1, sequences):
         backend.copy(0, slot)
     samplers = [backend.sampler(SamplingParams(), 0, None, tokens) for _ in range(sequences)]
-    said, watch = [tokens[0]] * sequences, Watch(1)
+    last, stopwatch = [tokens[0]] * sequences, Stopwatch(1)
     try:
-        for step in range(steps + FEW):
-            watch = Watch(opened.threads(many=sequences > 1)) if step == FEW else watch
+        for step in range(steps + WARM_UP_STEPS):
+            stopwatch = Stopwatch(model.threads(sequences > 1)) if step == WARM_UP_STEPS else stopwatch
             position = len(tokens) + step
-            backend.decode([Row(slot, position, token, True) for slot, token in enumerate(said)])
-            said = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
-        return watch.told(steps * sequences)
+            backend.decode([Row(slot, position, token, True) for slot, token in enumerate(last)])
+            last = [sampler.sample(slot) for slot, sampler in enumerate(samplers)]
+        return stopwatch.result(steps * sequences)
     finally:
         for sampler in samplers:
             sampler.close()
 
 
-def forced(opened: Opened, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
-    """Yield the logits after each token of a text but the last; the next ones may overwrite them."""
-    backend, at = opened.backend, 0
-    while at < len(tokens) - 1:
-        until = min(len(tokens) - 1, at + backend.prefill_chunk(at))
-        backend.decode([Row(0, index, tokens[index], True) for index in range(at, until)])
-        yield from (backend.logits(row) for row in range(until - at))
-        at = until
+def teacher_forced_logits(model: LoadedModel, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
+    """Yield the logits after each token but the last; each array is valid until the next one is requested."""
+    backend, start = model.backend, 0
+    while start < len(tokens) - 1:
+        end = min(len(tokens) - 1, start + backend.prefill_chunk(start))
+        backend.decode([Row(0, index, tokens[index], True) for index in range(start, end)])
+        yield from (backend.logits(row) for row in range(end - start))
+        start = end
 
 
 def write(path: str, rows: Iterable[NDArray[numpy.float32]], count: int, width: int) -> None:
-    """Write rows of logits to a file, one after the other: all together they may not fit into memory."""
+    """Write rows of logits to a file one by one, since they may not fit in memory together."""
     file = numpy.lib.format.open_memmap(path, "w+", numpy.float32, (count, width))  # type: ignore[no-untyped-call]
     for index, row in enumerate(rows):
         file[index] = row
@@ -145,67 +144,67 @@ def write(path: str, rows: Iterable[NDArray[numpy.float32]], count: int, width: 
 
 
 def closeness(reference: NDArray[numpy.float32], other: Iterable[NDArray[numpy.float32]]) -> Closeness:
-    """Compare two evaluations of a text, a row of logits for each of its tokens."""
-    same, near, total = 0, 0, 0.0
-    for row, against in zip(reference, other, strict=True):  # in doubles, and a vocabulary at a time
+    """Compare two evaluations of a text, given a row of logits per token."""
+    same, similar, total = 0, 0, 0.0
+    for row, against in zip(reference, other, strict=True):  # converted to double row by row
         p, q = log_softmax(row), log_softmax(against)
         choice = int(against.argmax())
         same += choice == int(row.argmax())
-        near += bool(p[choice] >= p.max() + numpy.log(NEARLY))
+        similar += bool(p[choice] >= p.max() + numpy.log(SIMILAR))
         total += float((numpy.exp(p) * (p - q)).sum())
     count = len(reference)
-    return Closeness(same / count, near / count, total / count)
+    return Closeness(same / count, similar / count, total / count)
 
 
 def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
-    """Return logits as logarithms of probabilities."""
+    """Convert logits to log probabilities."""
     shifted = row.astype("float64") - float(row.max())
     return shifted - float(numpy.log(numpy.exp(shifted).sum()))
 
 
-def answer(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
-    """Return what a question asks for."""
-    sequences = question["sequences"]
-    opened.arrange(Tuning(**question["tuning"]), question["length"], sequences)
-    if do := question.get("do"):
-        if do["kind"] == "read":
-            return reading(opened, opened.tokens(question["text"], do["tokens"]))
-        return saying(opened, opened.tokens(question["text"], BEGINNING), do["tokens"], sequences)
-    logits = forced(opened, opened.tokens(question["text"], question["tokens"]))
-    if path := question.get("write"):
-        write(path, logits, question["tokens"] - 1, opened.backend.size)
+def process_request(model: LoadedModel, request: dict[str, Any]) -> dict[str, Any]:
+    """Time a job, write logits, or compare with logits written before."""
+    sequences = request["sequences"]
+    model.configure(Tuning(**request["tuning"]), request["length"], sequences)
+    if job := request.get("job"):
+        if job["kind"] == "prefill":
+            return time_prefill(model, model.tokens(request["text"], job["tokens"]))
+        return time_decode(model, model.tokens(request["text"], PREFIX_TOKENS), job["tokens"], sequences)
+    logits = teacher_forced_logits(model, model.tokens(request["text"], request["tokens"]))
+    if path := request.get("write"):
+        write(path, logits, request["tokens"] - 1, model.backend.size)
         return {}
-    return {"closeness": closeness(numpy.load(question["compare"], mmap_mode="r"), logits)}
+    return {"closeness": closeness(numpy.load(request["compare"], mmap_mode="r"), logits)}
 
 
-def reasoned(error: CerebrumError) -> str:
-    """Return what is wrong, with the first of what llama.cpp said of it."""
-    said = error.log[:1] if isinstance(error, EngineError) else ()
-    return ": ".join((error.message, *said))
+def error_text(error: CerebrumError) -> str:
+    """Error message, with the first line of llama.cpp's log if there is one."""
+    log = error.log[:1] if isinstance(error, EngineError) else ()
+    return ": ".join((error.message, *log))
 
 
 def main() -> None:
-    """Answer until there are no more questions."""
-    opened: Opened | None = None
+    """Process requests until the input ends."""
+    model: LoadedModel | None = None
     for line in sys.stdin:
-        question = json.loads(line)
+        request = json.loads(line)
         try:
-            if opened is None:
-                given = question["open"]
+            if model is None:
+                given = request["load"]
                 shape = Shape(**given.pop("shape"))
-                opened = Opened(LoadOptions(**{**given, "path": Path(given["path"]), "shape": shape}))
-                told: dict[str, Any] = {
-                    "load_s": opened.load_s,
+                model = LoadedModel(LoadOptions(**{**given, "path": Path(given["path"]), "shape": shape}))
+                answer: dict[str, Any] = {
+                    "load_s": model.load_s,
                     "devices": [asdict(device) for device in accelerators()],
                 }
             else:
-                told = answer(opened, question)
-            told["peak"] = peak_memory()
+                answer = process_request(model, request)
+            answer["peak_memory"] = peak_memory()
         except CerebrumError as error:
-            told = {"error": [reasoned(error), error.hint]}
+            answer = {"error": [error_text(error), error.hint]}
         except OSError as error:
-            told = {"error": [f"{error.filename or 'a temporary file'}: {error.strerror}", "free some space"]}
-        sys.stdout.write(json.dumps(told) + "\n")
+            answer = {"error": [f"{error.filename or 'a temporary file'}: {error.strerror}", "free disk space"]}
+        sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
