@@ -7,7 +7,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
-from cerebrum_cli.core.errors import NoAnswer
+from cerebrum_cli.core.errors import GrammarError, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
@@ -59,10 +59,12 @@ class Answer:
 
     def show(self, vote: MajorityVote | None) -> None:
         """Generate and print the answer. Raises NoAnswer if it has no final answer, or does not match its grammar."""
-        if vote:
-            self._show_vote(vote)
-        else:
-            self._show_reply()
+        try:
+            self._show_vote(vote) if vote else self._show_reply()
+        except GrammarError as error:
+            raise GrammarError(
+                f"{self._options.schema or self._options.grammar}: {error.message}", error.hint
+            ) from error
 
     def _show_reply(self) -> None:
         request, options, collector = self._request, self._options, ReplyCollector()

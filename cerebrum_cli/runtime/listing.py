@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
     """Print the installed models, or the whole catalogue."""
-    library, streams, context = runtime.library, runtime.streams, runtime.settings(given).ctx
+    library, streams, context = runtime.library, runtime.streams, runtime.readable_settings(given).ctx
     listed = list(listing.catalogue_rows(library, context) if options.available else listing.rows(library))
     if options.json:
         streams.answer_object(listed)
@@ -42,7 +42,7 @@ def show(runtime: Runtime, reference: Reference, given: Layer, options: ReportOp
     from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.tuning_report import print_profile
 
-    profile, settings, library = None, runtime.settings(given), runtime.library
+    profile, settings, library = None, runtime.readable_settings(given), runtime.library
     try:
         model = library.find(reference)
     except ModelNotFound as error:

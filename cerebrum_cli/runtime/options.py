@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import option
+from cerebrum_cli.core.options import option, options_of
+from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
+
+SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than")  # of commands that declare them as parameters
 
 
 @dataclass(frozen=True)
@@ -163,3 +166,9 @@ class MergeCommandOptions(PullOptions):
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = option(False, "Show what would be merged, and what it needs", "Output")
     json: bool = option(False, "Print JSON", "Output")
+
+
+def option_names() -> set[str]:
+    """Names of all options of all commands, and of all settings."""
+    groups = (each for each in globals().values() if isinstance(each, type) and is_dataclass(each))
+    return {*OPTIONS, *SINGLE_OPTIONS, *(name for group in groups for name in options_of(group))}
