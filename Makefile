@@ -54,7 +54,7 @@ test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 quick: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

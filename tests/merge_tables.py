@@ -1,4 +1,4 @@
-"""Models as tables in memory, recipes for them, the plans of their merges, and what is to be read from those."""
+"""Tables of models in memory, recipes that merge them, and the plans of these merges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECIPE = Path(cerebrum_cli.__file__).with_name("recipes") / "cerebrum-12b.yaml"
 
 
 class Shape(NamedTuple):
-    """The sizes of a Llama; one of experts has them in one tensor a layer."""
+    """Sizes of a Llama; the experts of a layer share one tensor."""
 
     layers: int = 4
     width: int = 256
@@ -38,7 +38,7 @@ MIXTRAL = MISTRAL_7B._replace(experts=8)
 
 
 def dimensions(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the tensors' names and shapes, row length first."""
+    """Yield the name and shape of each tensor, row length first."""
     width, kv_width, ffn, experts = shape.width, shape.kv_width, shape.ffn, shape.experts
     yield "token_embd.weight", (width, shape.vocabulary)
     for layer in range(shape.layers):
@@ -61,19 +61,19 @@ def dimensions(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def k_quants(name: str) -> str:
-    """Return the type of a tensor in a file of Q4_K_M, by a pattern of the same kind."""
+    """Type of a tensor in a file like Q4_K_M."""
     if "_norm" in name or "ffn_gate_inp" in name:
         return "F32"
     return "Q6_K" if name == "output.weight" or name.startswith(("blk.0.ffn_down", "blk.1.attn_v")) else "Q4_K"
 
 
 def floats(name: str) -> str:
-    """Return the type of a tensor in a file that is not quantised."""
+    """Type of a tensor in a file that is not quantized."""
     return "F32" if "_norm" in name or "ffn_gate_inp" in name else "F16"
 
 
 def value(content: Any) -> Value:
-    """Return a value in the type that GGUF usually has for it."""
+    """Value in its usual GGUF type."""
     if isinstance(content, tuple):
         return Value("ARRAY", content, value(content[0]).type)
     kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING", bytes: "STRING"}
@@ -82,11 +82,11 @@ def value(content: Any) -> Value:
 
 def table(
     name: str = "a",
-    said: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
     shape: Shape = TINY,
     type_of: Callable[[str], str] = k_quants,
 ) -> Table:
-    """Return a Llama; `said` is metadata that is added, or taken away where it is None."""
+    """Table of a Llama; `extra` metadata is added, or removed if it is None."""
     metadata = {
         "general.architecture": "llama",
         "general.name": f"Model {name}",
@@ -104,7 +104,7 @@ def table(
         "tokenizer.ggml.merges": (b"a b", b"b c"),
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.chat_template": f"template of {name}",
-        **(said or {}),
+        **(extra or {}),
     }
     tensors = {}
     for offset, (each, sizes) in enumerate(dimensions(shape)):
@@ -113,49 +113,49 @@ def table(
 
 
 def without(whole: Table, tensor: str) -> Table:
-    """Return a model without one of its tensors."""
+    """Table without one of its tensors."""
     return Table(whole.name, whole.metadata, {name: each for name, each in whole.tensors.items() if name != tensor})
 
 
 def plan(recipe: Mapping[str, Any], *tables: Table, target: Target = OWN_TYPES) -> Plan:
-    """Return the plan of a recipe, its models found by the names that tables have."""
+    """Plan a recipe that names these tables."""
     origins = {each.name: Origin(each.name) for each in tables}
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
     return plan_merge(parsed, {each.name: each for each in tables}, target, Provenance("Merged", origins))
 
 
 def stacked(*ranges: tuple[str, int, int], **more: Any) -> dict[str, Any]:
-    """Return a recipe that puts layers on top of each other."""
+    """Recipe that stacks layers."""
     slices = [{"sources": [{"model": model, "layer_range": [start, end]}]} for model, start, end in ranges]
     return {"merge_method": "passthrough", "slices": slices, **more}
 
 
 def mixed(*models: str, method: str = "linear", **more: Any) -> dict[str, Any]:
-    """Return a recipe that adds whole models up."""
+    """Recipe that adds whole models."""
     sources = [{"model": model, "parameters": {"weight": 0.5}} for model in models]
     return {"merge_method": method, "models": sources, **more}
 
 
-def tower() -> Plan:
-    """Return Cerebrum-1.0-12.25B of a model of its 7B's shape."""
+def merge_12b() -> Plan:
+    """Plan of Cerebrum-1.0-12.25B from a model with the shape of its 7B."""
     source = table("cerebrum-7b", shape=MISTRAL_7B)
-    kept = {"cerebrum.recipe": RECIPE.read_text(encoding="utf-8")}
-    provenance = Provenance("Cerebrum-12B", {"cerebrum-7b": Origin("cerebrum-7b", "AetherResearch/Cerebrum")}, kept)
+    extra = {"cerebrum.recipe": RECIPE.read_text(encoding="utf-8")}
+    provenance = Provenance("Cerebrum-12B", {"cerebrum-7b": Origin("cerebrum-7b", "AetherResearch/Cerebrum")}, extra)
     recipe = parse_recipe(RECIPE.read_text(encoding="utf-8"), RECIPE.name)
     return plan_merge(recipe, {"cerebrum-7b": source}, Target(), provenance)
 
 
-def works(made: Plan) -> dict[str, Any]:
-    """Return what becomes each tensor of a plan, by its name."""
+def operations(made: Plan) -> dict[str, Any]:
+    """Operations of a plan by tensor name."""
     return {tensor.name: tensor.op for tensor in made.tensors}
 
 
 def contents(made: Plan) -> dict[str, Any]:
-    """Return the metadata of a plan without its types."""
+    """Metadata of a plan without types."""
     return {key: each.content for key, each in made.metadata.items()}
 
 
 def types(made: Plan) -> Counter[tuple[str, str]]:
-    """Return how many tensors of each kind are of each type."""
+    """Number of tensors by kind and type."""
     suffixes = [(tensor.name.split(".")[-2], tensor.kind.name) for tensor in made.tensors]
     return Counter(suffixes)

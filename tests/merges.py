@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from command_line import CommandLine, Finished
+from numpy.typing import NDArray
 from scripted_command import runtime_for
 from tiny_models import Shape
 
@@ -29,6 +31,7 @@ from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
 from cerebrum_cli.terminal.streams import Streams
 
+Weights = NDArray[np.float64]
 Models = Mapping[str, Sequence[Path]]
 OnProgress = Callable[[int, int], None]
 
@@ -99,7 +102,7 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:
         begin = -(-cursor.position // alignment) * alignment
         for name, shape, kind, offset in rows:
             start = begin + offset
-            found[name] = StoredTensor(kind.name, shape, data[start : start + kind.bytes_of(prod(shape))])
+            found[name] = StoredTensor(kind.name, shape, data[start : start + kind.bytes_of(math.prod(shape))])
     return found
 
 
@@ -125,6 +128,18 @@ def assert_layers_copied(merged: Sequence[Path], source: Sequence[Path], layers:
     origins |= {name: name for name in outer}
     assert made.keys() == origins.keys()
     assert [name for name in made if made[name] != original[origins[name]]] == []
+
+
+def slerp(tensors: Sequence[Weights], t: float) -> Weights:
+    """Interpolate spherically by the formula of mergekit's merge_methods/slerp.py, in double precision."""
+    first, second = tensors
+    norms = (math.sqrt(np.sum(each * each)) for each in tensors)
+    one, other = (each / norm if norm > 1e-8 else each for each, norm in zip(tensors, norms, strict=True))
+    cosine = float(np.sum(one * other))
+    if abs(cosine) > 0.9995:
+        return (1 - t) * first + t * second
+    angle = math.acos(cosine)
+    return (math.sin(angle - angle * t) * first + math.sin(angle * t) * second) / math.sin(angle)
 
 
 CATALOGUE = """

@@ -1,4 +1,4 @@
-"""The final answer is found however a chain of thought states it, and in linear time."""
+"""Final answers are extracted from chains of thought, in linear time."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ numbers = integers | decimals | fractions
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
-def test_a_chain_of_thought_gives_its_final_answer(case: dict[str, str | None]) -> None:
+def test_final_answer_of_a_chain_of_thought(case: dict[str, str | None]) -> None:
     assert final_answer(case["text"] or "") == case["answer"]
 
 
 @given(prose | marked_up)
-def test_any_text_gives_an_answer_or_none_and_never_an_empty_one(text: str) -> None:
+def test_final_answer_is_none_or_not_empty(text: str) -> None:
     answer = final_answer(text)
     assert answer is None or answer == answer.strip() != ""
 
 
 @given(prose | marked_up, numbers)
-def test_a_number_stated_last_is_the_answer_whatever_stands_before(before: str, number: str) -> None:
+def test_final_answer_is_the_last_stated_number(before: str, number: str) -> None:
     assert final_answer(f"{before} The answer is {number}.") == number
     assert final_answer(f"{before} The answer is ${number}$. Let me check.") == number
     assert final_answer(f"{before} $\\boxed{{{number}}}$.") == number
@@ -50,25 +50,26 @@ def test_a_number_stated_last_is_the_answer_whatever_stands_before(before: str, 
 
 
 @given(prose | marked_up, numbers)
-def test_a_cut_off_statement_leaves_the_one_before(before: str, number: str) -> None:
+def test_final_answer_ignores_a_truncated_statement(before: str, number: str) -> None:
     assert final_answer(f"{before} The answer is {number}. The answer is") == number
     assert final_answer(f"{before} The answer is {number}. So $\\boxed{{") == number
 
 
 @given(st.integers(min_value=1000))
-def test_thousands_separators_are_not_part_of_a_number(number: int) -> None:
+def test_final_answer_drops_thousands_separators(number: int) -> None:
     assert final_answer(f"The answer is {number:,}.") == str(number)
 
 
 @given(st.fractions())
-def test_a_latex_fraction_has_the_value_it_was_written_with(fraction: Fraction) -> None:
+def test_final_answer_keeps_the_value_of_a_latex_fraction(fraction: Fraction) -> None:
     written = f"\\frac{{{fraction.numerator}}}{{{fraction.denominator}}}"
     assert Fraction(final_answer(f"The answer is ${written}$.") or "") == fraction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [*MARKUP, "\\frac{1}{", "\\boxed{\\boxed{", "\\frac{\\frac{1}{2}}{", "\n#### ", '."'])
 @pytest.mark.parametrize("opening", ["", "The answer is ", "\\boxed{"])
-def test_long_texts_take_linear_time(unit: str, opening: str) -> None:
+def test_final_answer_takes_linear_time(unit: str, opening: str) -> None:
     text = opening + unit * (200_000 // len(unit))
     start = time.perf_counter()
     final_answer(text)

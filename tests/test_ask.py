@@ -22,6 +22,8 @@ from cerebrum_cli import __version__
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.main import assembled
 
+pytestmark = pytest.mark.slow
+
 ANSWER_KEYS = [
     "model",
     "file",

@@ -16,6 +16,8 @@ from command_line import CommandLine
 from scripted_command import RecordingBackend, run_here
 from tiny_models import write_chatml
 
+pytestmark = pytest.mark.slow
+
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 ROWS = 12
 TIMEOUT_S = 30

@@ -15,7 +15,7 @@ from command_line import CommandLine
 from person import Person
 from rich.cells import cell_len
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 Open = Callable[..., Person]

@@ -22,6 +22,8 @@ from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 LONG = replies({"count: ": "0123456789" * 5, "name: ": "abcdefghij" * 5, "x" * 50: "y"})
 ENDLESS = endless({"count: ": "0123456789", "name: ": "abcdefghij"})

@@ -16,7 +16,7 @@ import pytest
 from command_line import CommandLine
 from person import Person
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 WORDS = " ".join(f"word{number}" for number in range(400))

@@ -13,7 +13,7 @@ import pytest
 from command_line import COMMAND, CommandLine
 from person import Person
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 OpenChat = Callable[..., Person]
 

@@ -240,7 +240,7 @@ def test_failed_step_fails_all_and_the_engine_continues() -> None:
 def test_empty_prompts_and_closed_engines_are_errors() -> None:
     scripted = backend()
     with running_engine(scripted) as engine:
-        with pytest.raises(UsageError, match="no tokens"):
+        with pytest.raises(UsageError, match="is empty"):
             engine.complete([request("x#"), request("")])
         completions = engine.complete([request("x#")])
         list(completions)

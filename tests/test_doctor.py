@@ -42,6 +42,8 @@ from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.doctor_report import TerminalInfo, assess_terminal, format_check_result
 from cerebrum_cli.terminal.streams import Streams
 
+pytestmark = pytest.mark.slow
+
 UNREACHABLE = "http://127.0.0.1:1"  # nothing listens there
 TOKEN = "hf_ThisIsASecret"
 CPU = Build("0.3.36", "0.25.3", ("CPU",), {"CPU": {"AVX2": "1", "OPENMP": "1"}}, False, ())

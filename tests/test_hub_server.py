@@ -21,6 +21,8 @@ import pytest
 from hub_exchange import Fault, Refusal, Step
 from hub_server import RATE_LIMITED, SERVER_ERROR, HubServer
 
+pytestmark = pytest.mark.slow
+
 READER, OTHER, UNKNOWN = "hf_reader", "hf_other", "hf_unknown"
 MODEL = bytes(range(256)) * 4096  # 1 MiB
 FILES = {"README.md": b"# Model\n", "model.gguf": MODEL, "more/parts/model-2.gguf": MODEL[:1000]}

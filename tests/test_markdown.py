@@ -129,6 +129,7 @@ BLOCKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("redraw_always")
 def test_markdown_stream_of_any_blocks_ends_like_the_document() -> None:
     @given(

@@ -29,6 +29,8 @@ from cerebrum_cli.terminal.markdown.code_blocks import (
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 from cerebrum_cli.terminal.markdown.rows import render_rows
 
+pytestmark = pytest.mark.slow
+
 STREAMS = {path.stem: path for path in sorted((Path(__file__).parent / "data" / "streams").glob("*.json"))}
 SIZES = [(80, 24), (20, 6), (33, 12)]
 SPLIT_EVERYWHERE = ("made_line_ends", "made_wide_table", "nested_list")

@@ -30,6 +30,8 @@ from tiny_models import write_quantized
 
 from cerebrum_cli.core.files import fsync_directory
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

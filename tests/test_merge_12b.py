@@ -16,6 +16,8 @@ from merges import LAYERS_12B, Home, assert_layers_copied
 from mistral_shape import METADATA, model_tensors
 from tiny_models import write_quantized
 
+pytestmark = pytest.mark.slow
+
 DRY_RUN = """\
 layers  model  source layers
 0-7     seven  0-7

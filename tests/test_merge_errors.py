@@ -11,6 +11,8 @@ import pytest
 from merges import FOUR_LAYERS, OUT, TWICE, Home, stack
 from tiny_models import write_chatml, write_quantized
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

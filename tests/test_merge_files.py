@@ -134,20 +134,6 @@ def test_merge_copies_tensors_of_any_type(encoding: str, tmp_path: Path) -> None
     assert (read_header(out).quantization, len(generate(out))) == (encoding, 6)
 
 
-def test_merge_takes_first_models_embeddings_and_last_models_head(small: Path, tmp_path: Path) -> None:
-    other = write_quantized(tmp_path / "other.gguf", shape=SIX_LAYERS, encoding="F16", seed=1)
-    out = tmp_path / "out.gguf"
-    write_merge(stack(("a", 0, 3), ("b", 1, 6)), {"a": [small], "b": [other]}, out)
-    made, first, last = read_tensors([out]), read_tensors([small]), read_tensors([other])
-    assert made["token_embd.weight"] == first["token_embd.weight"]
-    assert (made["output_norm.weight"], made["output.weight"]) == (last["output_norm.weight"], last["output.weight"])
-    for index, (source, layer) in enumerate(
-        [(first, 0), (first, 1), (first, 2), *((last, each) for each in range(1, 6))]
-    ):
-        assert made[f"blk.{index}.attn_q.weight"] == source[f"blk.{layer}.attn_q.weight"]
-    assert len(generate(out)) == 6
-
-
 def test_merge_reads_a_source_with_another_alignment(small: Path, tmp_path: Path) -> None:
     wide, out = rewritten(small, tmp_path / "wide.gguf", alignment=512), tmp_path / "out.gguf"
     write_merge(WHOLE, {"a": [wide]}, out)

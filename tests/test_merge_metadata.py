@@ -1,4 +1,4 @@
-"""The metadata of a merge from tables in memory: what it says of its layers and words, and where it comes from."""
+"""Metadata of a merge, from tables in memory: layers, tokenizer, labels and provenance."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from merge_tables import (
     MIXTRAL,
     RECIPE,
     contents,
+    merge_12b,
     mixed,
+    operations,
     plan,
     stacked,
     table,
-    tower,
     value,
-    works,
 )
 
 from cerebrum_cli.core.errors import MergeError
@@ -29,8 +29,8 @@ from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.merge.target_types import Target
 
 
-def test_the_metadata_of_the_packaged_recipe_says_what_has_changed_and_keeps_the_rest() -> None:
-    made = tower()
+def test_merge_metadata_of_the_12b_changes_only_a_few_keys() -> None:
+    made = merge_12b()
     source = table("cerebrum-7b", shape=MISTRAL_7B).metadata
     assert made.metadata == {
         **source,
@@ -55,12 +55,12 @@ def test_the_metadata_of_the_packaged_recipe_says_what_has_changed_and_keeps_the
         ((True, True, False, False), False, (True, True, False, False, False)),
     ],
 )
-def test_what_is_said_of_each_layer_goes_with_it(first: Any, last: Any, stack: Any) -> None:
+def test_merge_metadata_per_layer_moves_with_the_layers(first: Any, last: Any, stack: Any) -> None:
     made = plan(stacked(("a", 0, 3), ("b", 2, 4)), table("a", {KV_HEADS: first}), table("b", {KV_HEADS: last}))
     assert made.metadata[KV_HEADS] == value(stack)
 
 
-def test_a_model_that_does_not_say_what_another_one_says_of_each_layer_is_refused() -> None:
+def test_merge_metadata_refuses_a_missing_per_layer_value() -> None:
     first, last = table("a", {KV_HEADS: (1, 2, 3, 4)}), table("b", {KV_HEADS: None})
     for recipe in (stacked(("a", 0, 3), ("b", 2, 4)), stacked(("b", 0, 3), ("a", 2, 4))):
         with pytest.raises(MergeError, match=f"b has no {KV_HEADS}, which another model states for each layer"):
@@ -76,7 +76,7 @@ GEMMA = {
 }
 
 
-def test_windows_stated_per_layer_move_with_their_layers() -> None:
+def test_merge_metadata_moves_windows_with_their_layers() -> None:
     first = table("a", {**GEMMA, WINDOWS: (True, False, True, False)})
     second = table("b", {**GEMMA, WINDOWS: (True, True, False, False)})
     for recipe, pattern in (
@@ -94,7 +94,7 @@ def test_windows_stated_per_layer_move_with_their_layers() -> None:
         ({**GEMMA, WINDOWS: 3}, 3),
     ],
 )
-def test_windows_not_stated_per_layer_allow_moves_by_their_period_only(metadata: dict[str, Any], period: int) -> None:
+def test_merge_metadata_window_period_limits_moves(metadata: dict[str, Any], period: int) -> None:
     source = table("a", metadata)
     moved = plan(stacked(("a", 0, period), ("a", 0, 4)), source).metadata
     assert moved.get(WINDOWS) == source.metadata.get(WINDOWS)
@@ -104,20 +104,20 @@ def test_windows_not_stated_per_layer_allow_moves_by_their_period_only(metadata:
     assert caught.value.hint == f"move layers by multiples of {period}"
 
 
-def test_an_architecture_with_optional_windows_moves_freely_without_one() -> None:
+def test_merge_metadata_without_windows_allows_any_move() -> None:
     source = {"general.architecture": "gemma3", "gemma3.block_count": 4}
     assert plan(stacked(("a", 0, 1), ("a", 2, 4)), table("a", source)).layers
 
 
 @pytest.mark.parametrize("other", [None, 3])
-def test_models_that_state_their_windows_differently_are_refused(other: int | None) -> None:
+def test_merge_metadata_refuses_different_window_patterns(other: int | None) -> None:
     first, second = table("a", {**GEMMA, WINDOWS: (True, False, True, False)}), table("b", {**GEMMA, WINDOWS: other})
     with pytest.raises(MergeError, match="the models' layer patterns differ"):
         plan(mixed("a", "b"), first, second)
 
 
 @pytest.mark.parametrize(
-    ("said", "key", "items"),
+    ("metadata", "key", "items"),
     [
         ({KV_HEADS: (1, 2, 3, 4)}, KV_HEADS, (1, 2)),
         ({KV_HEADS: (1, 2, 3, 4)}, KV_HEADS, (1, 2, 3, 4, 5)),
@@ -125,21 +125,21 @@ def test_models_that_state_their_windows_differently_are_refused(other: int | No
         (GEMMA, WINDOWS, (True, False, True, False, True)),
     ],
 )
-def test_an_array_that_is_shorter_or_longer_than_there_are_layers_is_told_with_its_key(
-    said: dict[str, Any], key: str, items: tuple[Any, ...]
+def test_merge_metadata_refuses_arrays_of_the_wrong_length(
+    metadata: dict[str, Any], key: str, items: tuple[Any, ...]
 ) -> None:
     with pytest.raises(MergeError) as caught:
-        plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", said), table("b", {**said, key: items}))
+        plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", metadata), table("b", {**metadata, key: items}))
     assert caught.value.message == f"b has {len(items)} items in {key} and 4 layers"
 
 
-def test_an_array_of_no_layers_stays_as_it_is_however_long() -> None:
+def test_merge_metadata_copies_arrays_that_are_not_per_layer() -> None:
     key = "llama.rope.dimension_sections"
     made = plan(stacked(("a", 0, 4), ("a", 0, 4)), table("a", {key: (16, 24, 24, 0)}))
     assert made.metadata[key] == value((16, 24, 24, 0))
 
 
-def test_the_context_is_the_shorter_one() -> None:
+def test_merge_metadata_takes_the_shorter_context() -> None:
     key = "llama.context_length"
     for first, last in ((4096, 32768), (32768, 4096)):
         made = plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", {key: first}), table("b", {key: last}))
@@ -147,7 +147,7 @@ def test_the_context_is_the_shorter_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "spoken"),
+    ("more", "tokenizer"),
     [
         ({}, "a"),
         ({"tokenizer_source": "b"}, "b"),
@@ -157,16 +157,16 @@ def test_the_context_is_the_shorter_one() -> None:
         ({"base_model": "b", "tokenizer_source": "a"}, "a"),
     ],
 )
-def test_tokenizer_and_template_are_those_of_one_model(more: dict[str, str], spoken: str) -> None:
+def test_merge_metadata_takes_tokenizer_and_template_from_one_model(more: dict[str, str], tokenizer: str) -> None:
     first = table("a", {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.add_bos_token": True})
-    assert parse_recipe(json.dumps(mixed("a", "b", **more)), "recipe.yaml").tokenizer_model == spoken
+    assert parse_recipe(json.dumps(mixed("a", "b", **more)), "recipe.yaml").tokenizer_model == tokenizer
     made = plan(mixed("a", "b", **more), first, table("b"))
-    held = {key: each for key, each in made.metadata.items() if key.startswith("tokenizer.")}
-    source = {"a": first, "b": table("b")}[spoken]
-    assert held == {key: each for key, each in source.metadata.items() if key.startswith("tokenizer.")}
+    made_tokenizer = {key: each for key, each in made.metadata.items() if key.startswith("tokenizer.")}
+    source = {"a": first, "b": table("b")}[tokenizer]
+    assert made_tokenizer == {key: each for key, each in source.metadata.items() if key.startswith("tokenizer.")}
 
 
-OF_SOURCES = {
+SOURCE_METADATA = {
     "general.repo_url": "https://example.org",
     "general.uuid": "0",
     "general.description": "a model",
@@ -190,10 +190,10 @@ OF_SOURCES = {
 }
 
 
-def test_what_is_about_a_source_is_not_said_of_the_merge() -> None:
-    said = {**OF_SOURCES, "general.license": "mit", "general.tags": ("text-generation",)}
-    made = contents(plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", said), table("b", said)))
-    assert OF_SOURCES.keys() & made.keys() == {"general.size_label", "general.base_model.count"}
+def test_merge_metadata_drops_what_describes_the_sources() -> None:
+    metadata = {**SOURCE_METADATA, "general.license": "mit", "general.tags": ("text-generation",)}
+    made = contents(plan(stacked(("a", 0, 2), ("b", 2, 4)), table("a", metadata), table("b", metadata)))
+    assert SOURCE_METADATA.keys() & made.keys() == {"general.size_label", "general.base_model.count"}
     assert made["general.size_label"] != "7B"
     assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
         "general.base_model.count": 2,
@@ -204,13 +204,13 @@ def test_what_is_about_a_source_is_not_said_of_the_merge() -> None:
 
 
 @pytest.mark.parametrize("other", ["apache-2.0", None])
-def test_licences_that_differ_are_dropped(other: str | None) -> None:
+def test_merge_metadata_drops_different_licenses(other: str | None) -> None:
     first = {"general.license": "mit", "general.license.name": "MIT", "general.license.link": "https://example.org"}
     made = plan(mixed("a", "b"), table("a", first), table("b", {"general.license": other}))
     assert not [key for key in made.metadata if key.startswith("general.license")]
 
 
-def test_a_model_without_a_name_is_told_by_what_the_user_calls_it() -> None:
+def test_merge_metadata_names_an_untitled_source_by_its_reference() -> None:
     origins = {"a": Origin("somebody/model:Q4_K_M", "somebody/model")}
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2))), "recipe.yaml")
     made = contents(
@@ -220,23 +220,23 @@ def test_a_model_without_a_name_is_told_by_what_the_user_calls_it() -> None:
     assert made["general.base_model.0.repo_url"] == "https://huggingface.co/somebody/model"
 
 
-def test_the_size_of_experts_is_told_as_in_their_models_names() -> None:
+def test_merge_metadata_size_label_counts_experts() -> None:
     source = table("a", {"llama.expert_count": 8}, MIXTRAL)
     made = plan(stacked(("a", 0, 32)), source)
     assert made.n_parameters == 46_702_792_704
     assert contents(made)["general.size_label"] == "8x7.2B"
-    assert all(isinstance(work, Copy) for work in works(made).values())
+    assert all(isinstance(op, Copy) for op in operations(made).values())
 
 
 @pytest.mark.parametrize(
     ("count", "label"),
     [(7_241_732_096, "7.2B"), (12_476_420_096, "12B"), (134_515_008, "135M"), (1_100_000, "1.1M"), (5_000, "5K")],
 )
-def test_a_size_is_told_in_two_digits_or_more(count: int, label: str) -> None:
+def test_merge_metadata_size_label_has_two_digits_or_more(count: int, label: str) -> None:
     assert format_count(count) == label
 
 
-def test_a_model_of_two_names_is_told_once() -> None:
+def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
     origins = {"a": Origin("mine:Q4_K_M", "me/mine"), "b": Origin("other"), "again": Origin("mine:Q4_K_M", "me/mine")}
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2), ("again", 2, 4), ("b", 2, 4))), "recipe.yaml")
     tables = {"a": table("a"), "b": table("b"), "again": table("a")}

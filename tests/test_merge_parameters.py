@@ -1,4 +1,4 @@
-"""A recipe's parameter for a tensor: the first case that matches, from the source to the recipe, along a gradient."""
+"""Lookup of a recipe's parameter for a tensor: levels, filters and gradients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NORM = "model.norm.weight"
 
 
 def levels(source: Parameters, part: Parameters, recipe: Parameters) -> tuple[Recipe, Slice, Source]:
-    """Return a recipe with these parameters, its slice and its source."""
+    """A recipe, its slice and its source with these parameters."""
     inner = Source("a", (0, 4), source)
     outer = Slice((inner,), part, None)
     return Recipe("linear", (outer,), recipe, None, None, None, None, ""), outer, inner
 
 
-def weight(value: float, wanted: str | None = None) -> Parameters:
-    return {"weight": (ConditionalValue(value, wanted),)}
+def weight(value: float, pattern: str | None = None) -> Parameters:
+    return {"weight": (ConditionalValue(value, pattern),)}
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def weight(value: float, wanted: str | None = None) -> Parameters:
         ("blk.1.ffn_up_exps.weight", "model.layers.1.block_sparse_moe.experts.w3.weight"),
     ],
 )
-def test_a_tensor_has_a_name_at_hugging_face(tensor: str, name: str) -> None:
+def test_tensor_names_map_to_hugging_face(tensor: str, name: str) -> None:
     assert hugging_face_name(tensor) == name
 
 
 @pytest.mark.parametrize(
     "tensor", ["", "weight", "rope_freqs.weight", "blk.1.ssm_a", "blk.x.attn_q.weight", "blk.1.attn_q", "attn_q.weight"]
 )
-def test_a_tensor_without_a_row_keeps_its_name(tensor: str) -> None:
+def test_tensor_names_without_a_mapping_stay(tensor: str) -> None:
     assert hugging_face_name(tensor) == tensor
 
 
-def test_the_first_case_that_matches_counts() -> None:
+def test_merge_parameter_takes_the_first_matching_case() -> None:
     cases = (
         ConditionalValue(1.0, "self_attn"),
         ConditionalValue(2.0, "mlp"),
@@ -73,7 +73,7 @@ def test_the_first_case_that_matches_counts() -> None:
     assert values == [1.0, 2.0, 3.0]
 
 
-def test_filters_that_are_part_of_no_name_are_told_once_each() -> None:
+def test_merge_parameter_lists_unmatched_filters_once() -> None:
     mistaken = {
         "weight": (ConditionalValue(1.0, "self_atn"), ConditionalValue(2.0, "mlp"), ConditionalValue(3.0, None))
     }
@@ -81,7 +81,7 @@ def test_filters_that_are_part_of_no_name_are_told_once_each() -> None:
     assert unmatched_filters(recipe, [ATTENTION, MLP, NORM]) == ("down_prj", "self_atn")
 
 
-def test_the_source_goes_before_the_slice_and_that_before_the_recipe() -> None:
+def test_merge_parameter_source_overrides_slice_overrides_recipe() -> None:
     every = levels(weight(1.0), weight(2.0), weight(3.0))
     assert lookup_parameter("weight", *every, NORM, 0.0) == 1.0
     recipe, part, _ = every
@@ -90,26 +90,21 @@ def test_the_source_goes_before_the_slice_and_that_before_the_recipe() -> None:
     assert lookup_parameter("scale", *every, NORM, 0.0) is None
 
 
-def test_a_level_none_of_whose_filters_match_falls_through_to_the_next() -> None:
+def test_merge_parameter_falls_through_when_no_filter_matches() -> None:
     recipe, part, source = levels(weight(1.0, "self_attn"), weight(2.0, "mlp"), weight(3.0))
     values = [lookup_parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
     assert values == [1.0, 2.0, 3.0]
 
 
-def test_a_value_of_zero_is_a_value() -> None:
+def test_merge_parameter_zero_overrides_outer_levels() -> None:
     assert lookup_parameter("weight", *levels(weight(0.0), weight(1.0), {}), NORM, 0.0) == 0.0
-
-
-@pytest.mark.parametrize(("t", "value"), [(0.0, 0.0), (0.125, 0.25), (0.25, 0.5), (0.5, 0.3), (0.75, 0.7), (1.0, 1.0)])
-def test_a_gradient_is_spread_evenly_over_the_layers(t: float, value: float) -> None:
-    assert evaluate((ConditionalValue((0.0, 0.5, 0.3, 0.7, 1.0), None),), "any", t) == value
 
 
 @given(
     gradient=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40).map(tuple),
     t=st.floats(0.0, 1.0),
 )
-def test_a_gradient_is_interpolated_linearly(gradient: tuple[float, ...], t: float) -> None:
+def test_merge_parameter_interpolates_a_gradient_linearly(gradient: tuple[float, ...], t: float) -> None:
     value = evaluate((ConditionalValue(gradient, None),), "", t)
     expected = np.interp(t, np.linspace(0.0, 1.0, len(gradient)), gradient)
     assert value == pytest.approx(expected, rel=1e-9, abs=1e-6)

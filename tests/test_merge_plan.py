@@ -1,4 +1,4 @@
-"""The plan of a merge from tables in memory: its layers, what becomes of each tensor, and which file it goes into."""
+"""Plan of a merge, from tables in memory: its layers, the operation of each tensor, and its files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_tables import KV_HEADS, MISTRAL_7B, Shape, dimensions, mixed, plan, stacked, table, tower, value, works
+from merge_tables import (
+    KV_HEADS,
+    MISTRAL_7B,
+    Shape,
+    dimensions,
+    merge_12b,
+    mixed,
+    operations,
+    plan,
+    stacked,
+    table,
+    value,
+)
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Table, Tensor
@@ -19,17 +31,13 @@ from cerebrum_cli.merge.plan import Layer, OutputTensor, Plan, split_tensors
 from cerebrum_cli.merge.target_types import TYPE_NUMBERS
 
 
-def test_the_packaged_recipe_stacks_the_seven_slices() -> None:
-    made = tower()
-    assert made.n_parameters == 12_476_420_096
-    assert len(made.tensors) == 507
-    assert made.layers == tuple(Layer(each, (("cerebrum-7b", 4 * (each // 8) + each % 8),)) for each in range(56))
-
-
-def test_each_of_its_tensors_is_a_copy_of_the_right_one() -> None:
-    made = tower()
+def test_merge_plan_of_the_12b_copies_seven_slices_of_the_7b() -> None:
+    made = merge_12b()
     source = table("cerebrum-7b", shape=MISTRAL_7B)
-    assert [*works(made)] == [name for name, _ in dimensions(MISTRAL_7B._replace(layers=56))]
+    assert made.n_parameters == 12_476_420_096
+    assert made.layers == tuple(Layer(each, (("cerebrum-7b", 4 * (each // 8) + each % 8),)) for each in range(56))
+    assert len(made.tensors) == 507
+    assert [*operations(made)] == [name for name, _ in dimensions(MISTRAL_7B._replace(layers=56))]
     for tensor in made.tensors:
         name = tensor.name
         if name.startswith("blk."):
@@ -40,9 +48,9 @@ def test_each_of_its_tensors_is_a_copy_of_the_right_one() -> None:
         assert tensor.size == origin.size
 
 
-def test_of_two_models_the_embeddings_are_the_first_ones_and_norm_and_head_the_last_ones() -> None:
+def test_merge_plan_takes_first_models_embeddings_and_last_models_head() -> None:
     first, last = table("a"), table("b", shape=Shape(layers=6))
-    made = works(plan(stacked(("a", 0, 3), ("b", 4, 6)), first, last))
+    made = operations(plan(stacked(("a", 0, 3), ("b", 4, 6)), first, last))
     assert made["token_embd.weight"] == Copy(first.tensors["token_embd.weight"])
     assert made["output_norm.weight"] == Copy(last.tensors["output_norm.weight"])
     assert made["output.weight"] == Copy(last.tensors["output.weight"])
@@ -52,28 +60,28 @@ def test_of_two_models_the_embeddings_are_the_first_ones_and_norm_and_head_the_l
 
 
 @pytest.mark.parametrize("recipe", [stacked(("a", 0, 3), ("a", 1, 4)), mixed("a", "b"), stacked(("a", 0, 3))])
-def test_tied_embeddings_stay_tied(recipe: dict[str, Any]) -> None:
+def test_merge_plan_keeps_tied_embeddings(recipe: dict[str, Any]) -> None:
     tied = Shape(tied=True)
-    assert "output.weight" not in works(plan(recipe, table("a", shape=tied), table("b", shape=tied)))
+    assert "output.weight" not in operations(plan(recipe, table("a", shape=tied), table("b", shape=tied)))
 
 
 @pytest.mark.parametrize("first_is_tied", [True, False])
-def test_a_tied_model_behind_another_one_gives_its_embeddings_as_the_head(first_is_tied: bool) -> None:
+def test_merge_plan_uses_embeddings_of_a_tied_last_model_as_the_head(first_is_tied: bool) -> None:
     first, last = table("a", shape=Shape(tied=first_is_tied)), table("b", shape=Shape(tied=True))
     made = plan(stacked(("a", 0, 2), ("b", 2, 4)), first, last)
-    assert works(made)["output.weight"] == Copy(last.tensors["token_embd.weight"])
-    assert works(made)["token_embd.weight"] == Copy(first.tensors["token_embd.weight"])
+    assert operations(made)["output.weight"] == Copy(last.tensors["token_embd.weight"])
+    assert operations(made)["token_embd.weight"] == Copy(first.tensors["token_embd.weight"])
     assert [tensor.type for tensor in made.tensors if tensor.name == "output.weight"] == [TYPE_NUMBERS["Q4_K"]]
 
 
-def test_a_tied_model_is_added_to_the_head_of_another_one_by_its_embeddings() -> None:
+def test_merge_plan_adds_tied_embeddings_to_another_models_head() -> None:
     first, last = table("a"), table("b", shape=Shape(tied=True))
     for recipe in (mixed("a", "b"), mixed("b", "a")):
         heads = {first.tensors["output.weight"], last.tensors["token_embd.weight"]}
-        assert {term.tensor for term in works(plan(recipe, first, last))["output.weight"].terms} == heads
+        assert {term.tensor for term in operations(plan(recipe, first, last))["output.weight"].terms} == heads
 
 
-def test_layers_of_one_model_may_be_of_different_shapes() -> None:
+def test_merge_plan_accepts_layers_of_different_shapes() -> None:
     source = table("a", {KV_HEADS: (4, 8, 8, 8)})
     name = "blk.0.attn_k.weight"
     tensors = {**source.tensors, name: source.tensors[name]._replace(shape=(256, 64))}
@@ -82,80 +90,80 @@ def test_layers_of_one_model_may_be_of_different_shapes() -> None:
     assert [tensor.shape for tensor in made.tensors if "attn_k" in tensor.name] == [(256, 64), (256, 128)]
 
 
-def test_a_layer_range_beyond_the_model_is_refused_with_the_number_of_its_slice() -> None:
+def test_merge_plan_refuses_a_layer_range_beyond_the_model() -> None:
     with pytest.raises(MergeError) as caught:
         plan(stacked(("a", 0, 4), ("a", 2, 5)), table("a"))
     assert caught.value.message == "slices[1]: layer_range [2, 5] of a, which has 4 layers"
     assert caught.value.hint == "end it at 4 or below"
 
 
-def test_models_of_different_numbers_of_layers_are_no_slice() -> None:
+def test_merge_plan_refuses_whole_models_with_different_layer_counts() -> None:
     with pytest.raises(MergeError) as caught:
         plan(mixed("a", "b"), table("a"), table("b", shape=Shape(layers=6)))
     assert caught.value.message == "slices[0]: layer counts differ: a 4, b 6"
 
 
-def test_a_file_that_states_no_layers_is_no_model() -> None:
-    for said in ({"llama.block_count": None}, {"llama.block_count": 0}):
+def test_merge_plan_refuses_a_file_without_a_layer_count() -> None:
+    for metadata in ({"llama.block_count": None}, {"llama.block_count": 0}):
         with pytest.raises(MergeError, match="a: the file does not state a number of layers"):
-            plan(stacked(("a", 0, 1)), table("a", said))
+            plan(stacked(("a", 0, 1)), table("a", metadata))
 
 
-def unplaced(name: str) -> Table:
-    """Return a model of eight layers; what a layer knows of positions depends on its number."""
+def position_dependent(name: str) -> Table:
+    """A model of eight layers whose use of positions depends on the layer number."""
     return table(name, {"general.architecture": "smollm3", "smollm3.block_count": 8}, Shape(layers=8))
 
 
 @pytest.mark.parametrize(
-    ("ranges", "what"),
+    ("ranges", "problem"),
     [
         ([("a", 0, 4), ("a", 2, 6)], "layer 2 of a would become layer 4"),
         ([("a", 2, 8)], "layer 2 of a would become layer 0"),
         ([("a", 0, 4), ("b", 7, 8)], "layer 7 of b would become layer 4"),
     ],
 )
-def test_a_layer_that_would_change_at_its_new_place_is_told(ranges: list[tuple[str, int, int]], what: str) -> None:
+def test_merge_plan_refuses_moves_off_the_period(ranges: list[tuple[str, int, int]], problem: str) -> None:
     with pytest.raises(MergeError) as caught:
-        plan(stacked(*ranges), unplaced("a"), unplaced("b"))
-    assert caught.value.message == f"{what}, which smollm3 evaluates differently"
+        plan(stacked(*ranges), position_dependent("a"), position_dependent("b"))
+    assert caught.value.message == f"{problem}, which smollm3 evaluates differently"
     assert caught.value.hint == "move layers by multiples of 4"
 
 
-def test_a_layer_is_not_added_to_one_that_would_change_at_its_place() -> None:
+def test_merge_plan_refuses_to_add_layers_off_the_period() -> None:
     sources = [{"model": name, "layer_range": [at, at + 4]} for name, at in (("a", 0), ("b", 2))]
     recipe = {"merge_method": "linear", "slices": [{"sources": sources}], "parameters": {"weight": 1.0}}
     with pytest.raises(MergeError, match="layer 2 of b would become layer 0"):
-        plan(recipe, unplaced("a"), unplaced("b"))
+        plan(recipe, position_dependent("a"), position_dependent("b"))
 
 
 @pytest.mark.parametrize("ranges", [[("a", 0, 4), ("a", 0, 8)], [("a", 4, 8)], [("a", 0, 5), ("a", 1, 8)]])
-def test_layers_may_move_to_places_where_they_stay_the_same(ranges: list[tuple[str, int, int]]) -> None:
+def test_merge_plan_moves_layers_by_their_period(ranges: list[tuple[str, int, int]]) -> None:
     moved = [layer for _, start, end in ranges for layer in range(start, end)]
-    made = plan(stacked(*ranges), unplaced("a")).layers
+    made = plan(stacked(*ranges), position_dependent("a")).layers
     assert made == tuple(Layer(number, (("a", layer),)) for number, layer in enumerate(moved))
 
 
-def test_a_scale_is_a_sum_of_one_where_it_applies_and_else_a_copy() -> None:
+def test_merge_plan_scales_the_filtered_tensors_and_copies_the_rest() -> None:
     cases = [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.5}, {"value": 1.0}]
     recipe = stacked(("a", 0, 2), ("a", 1, 3))
     recipe["slices"][1]["sources"][0]["parameters"] = {"scale": cases}
     source = table("a")
-    for name, work in works(plan(recipe, source)).items():
+    for name, op in operations(plan(recipe, source)).items():
         layer = int(name.split(".")[1]) if name.startswith("blk.") else -1
         origin = source.tensors[name if layer < 2 else name.replace(f"blk.{layer}", f"blk.{layer - 1}")]
         factor = {"attn_output": 0.0, "ffn_down": 0.5}.get(name.split(".")[-2]) if layer >= 2 else None
-        assert work == (Copy(origin) if factor is None else Sum((Term(origin, factor),)))
+        assert op == (Copy(origin) if factor is None else Sum((Term(origin, factor),)))
 
 
-def test_a_filter_of_a_sources_parameter_means_the_layer_it_has_there() -> None:
+def test_merge_plan_filters_match_the_layer_number_in_the_source() -> None:
     parameters = {"scale": [{"filter": "layers.1.", "value": 0.5}, {"filter": "layers.0.", "value": 0.25}]}
     recipe = stacked(("a", 0, 2), ("a", 1, 3), parameters=parameters)
-    scaled = {name.split(".")[1]: work for name, work in works(plan(recipe, table("a"))).items() if "attn_q" in name}
-    factors = [work.terms[0].coefficient if isinstance(work, Sum) else 1.0 for work in scaled.values()]
+    scaled = {name.split(".")[1]: op for name, op in operations(plan(recipe, table("a"))).items() if "attn_q" in name}
+    factors = [op.terms[0].coefficient if isinstance(op, Sum) else 1.0 for op in scaled.values()]
     assert factors == [0.25, 0.5, 0.5, 1.0]
 
 
-def test_other_layers_of_the_base_are_task_vectors_too() -> None:
+def test_merge_plan_task_arithmetic_accepts_other_layers_of_the_base() -> None:
     ranges: tuple[tuple[str, int, dict[str, float]], ...] = (
         ("a", 0, {}),
         ("a", 2, {"weight": 0.25}),
@@ -164,7 +172,7 @@ def test_other_layers_of_the_base_are_task_vectors_too() -> None:
     sources = [{"model": each, "layer_range": [at, at + 2], "parameters": more} for each, at, more in ranges]
     recipe = {"merge_method": "task_arithmetic", "base_model": "a", "slices": [{"sources": sources}]}
     first, other = table("a"), table("b")
-    made = works(plan(recipe, first, other))["blk.1.attn_q.weight"]
+    made = operations(plan(recipe, first, other))["blk.1.attn_q.weight"]
     terms = {(term.tensor.path.stem, term.tensor.name): term.coefficient for term in made.terms}
     assert terms == {
         ("a", "blk.1.attn_q.weight"): 0.25,
@@ -173,29 +181,29 @@ def test_other_layers_of_the_base_are_task_vectors_too() -> None:
     }
 
 
-def test_a_filter_of_the_head_means_embeddings_that_are_one() -> None:
+def test_merge_plan_head_filter_matches_tied_embeddings() -> None:
     weight = [{"filter": "lm_head", "value": 3.0}, {"value": 1.0}]
     sources = [{"model": "a"}, {"model": "b", "parameters": {"weight": weight}}]
     recipe = {"merge_method": "linear", "models": sources, "parameters": {"weight": 1.0}}
-    made = works(plan(recipe, table("a"), table("b", shape=Shape(tied=True))))
+    made = operations(plan(recipe, table("a"), table("b", shape=Shape(tied=True))))
     assert [term.coefficient for term in made["output.weight"].terms] == [0.25, 0.75]
     assert [term.coefficient for term in made["token_embd.weight"].terms] == [0.5, 0.5]
 
 
-def test_the_terms_of_the_methods_are_known_before_any_weight_is_read() -> None:
+def test_merge_plan_states_the_operation_of_each_method() -> None:
     first, other = table("a"), table("b")
     parameters = {"weight": 0.5}
     shifted = mixed("b", method="task_arithmetic", base_model="a", parameters=parameters)
     turned = mixed("b", "a", method="slerp", base_model="a", parameters={"t": 0.25})
     name = "blk.3.ffn_up.weight"
     one, two = first.tensors[name], other.tensors[name]
-    assert works(plan(mixed("a", "b"), first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
-    assert works(plan(shifted, first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
-    assert works(plan(turned, first, other))[name] == Slerp(0.25, one, two)
+    assert operations(plan(mixed("a", "b"), first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
+    assert operations(plan(shifted, first, other))[name] == Sum((Term(one, 0.5), Term(two, 0.5)))
+    assert operations(plan(turned, first, other))[name] == Slerp(0.25, one, two)
 
 
 def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[OutputTensor]:
-    """Return tensors of these types and numbers of blocks."""
+    """Tensors of these types and numbers of blocks."""
     found = []
     for number, (kind, blocks) in enumerate(sizes):
         shape = (TENSOR_TYPES[kind].block_size * blocks,)
@@ -208,7 +216,7 @@ def tensors_of_sizes(sizes: list[tuple[int, int]]) -> list[OutputTensor]:
     headers=st.tuples(st.integers(1, 5000), st.integers(1, 500)),
     limit=st.none() | st.integers(1, 60_000),
 )
-def test_parts_are_all_tensors_in_order_none_larger_than_the_limit(
+def test_merge_parts_have_all_tensors_in_order_within_the_limit(
     sizes: list[tuple[int, int]], headers: tuple[int, int], limit: int | None
 ) -> None:
     tensors = tensors_of_sizes(sizes)
@@ -227,9 +235,7 @@ def test_parts_are_all_tensors_in_order_none_larger_than_the_limit(
     name=st.text(max_size=40),
     limit=st.integers(1, 9_000),
 )
-def test_files_are_no_larger_than_the_limit_with_their_headers(
-    sizes: list[tuple[int, int]], name: str, limit: int
-) -> None:
+def test_merge_files_with_headers_are_within_the_limit(sizes: list[tuple[int, int]], name: str, limit: int) -> None:
     tensors = tensors_of_sizes(sizes)
     metadata = {"general.architecture": value("llama"), "general.name": value(name)}
     found = plan_files(Plan(metadata, tuple(tensors), ()), Path("merged.gguf"), limit)
@@ -239,7 +245,7 @@ def test_files_are_no_larger_than_the_limit_with_their_headers(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "wanted", "tensor"),
+    ("architecture", "pattern", "tensor"),
     [
         ("llama", "post_attention_layernorm", "ffn_norm"),
         ("gemma2", "pre_feedforward_layernorm", "ffn_norm"),
@@ -253,16 +259,16 @@ def test_files_are_no_larger_than_the_limit_with_their_headers(
         ("qwen2moe", "experts.down_proj", "ffn_down_exps"),
     ],
 )
-def test_what_a_filter_means_hangs_on_the_architecture(architecture: str, wanted: str, tensor: str | None) -> None:
-    said = {"general.architecture": architecture, f"{architecture}.block_count": 4}
-    shape = Shape(experts=2 if wanted.startswith(("block_sparse_moe", "mlp.gate.", "experts")) else 0)
-    tables = [table(each, said, shape) for each in "ab"]
-    weight = [{"filter": wanted, "value": 1.0}, {"value": 0.0}]
+def test_merge_filter_names_depend_on_the_architecture(architecture: str, pattern: str, tensor: str | None) -> None:
+    metadata = {"general.architecture": architecture, f"{architecture}.block_count": 4}
+    shape = Shape(experts=2 if pattern.startswith(("block_sparse_moe", "mlp.gate.", "experts")) else 0)
+    tables = [table(each, metadata, shape) for each in "ab"]
+    weight = [{"filter": pattern, "value": 1.0}, {"value": 0.0}]
     sources = [
-        {"model": "a", "parameters": {"weight": [{"filter": wanted, "value": 0.0}, {"value": 1.0}]}},
+        {"model": "a", "parameters": {"weight": [{"filter": pattern, "value": 0.0}, {"value": 1.0}]}},
         {"model": "b", "parameters": {"weight": weight}},
     ]
     made = plan({"merge_method": "linear", "models": sources}, *tables)
-    of_the_other = {name for name, work in works(made).items() if work == Copy(tables[1].tensors[name])}
-    assert of_the_other == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
-    assert made.unmatched_filters == (() if tensor else (wanted,))
+    from_the_second = {name for name, op in operations(made).items() if op == Copy(tables[1].tensors[name])}
+    assert from_the_second == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
+    assert made.unmatched_filters == (() if tensor else (pattern,))

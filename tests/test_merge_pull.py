@@ -23,6 +23,8 @@ from cerebrum_cli.core.errors import MergeError, ModelNotFound
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.terminal.streams import Streams
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = "someone/Tiny-GGUF"
 SIZES = {"Q4_K_M": 1_400_000, "Q8_0": 2_700_000}  # of the source, in the catalog
 KNOWN = "{Q4_K_M = 2700000, Q8_0 = 5300000}"  # of the merge

@@ -21,6 +21,8 @@ from cerebrum_cli.merge import output_files
 from cerebrum_cli.merge.execute import Cancelled, Job, OutputFile, execute
 from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
 
+pytestmark = pytest.mark.slow
+
 WHOLE = stack(("a", 0, 6))
 
 

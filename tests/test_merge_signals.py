@@ -22,7 +22,7 @@ from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.merge.output_files import HashedFile, OutputFiles
 from cerebrum_cli.terminal.interrupts import interruptible
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 TIMEOUT_S = 30
 EXISTING = b"an existing file"

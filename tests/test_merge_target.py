@@ -1,4 +1,4 @@
-"""The types of the tensors of a merge from tables in memory, and of its file."""
+"""Types of the tensors of a merge, from tables in memory, and its file type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.merge.target_types import WRITABLE, Target, parse_type
 
 
-def test_a_type_is_that_of_all_matrices_and_a_better_one_that_of_the_head() -> None:
+def test_merge_type_applies_to_matrices_with_more_bits_for_the_head() -> None:
     for name in WRITABLE:
         made = plan(stacked(("a", 0, 4)), table("a"), target=Target(type=name))
         head = "Q6_K" if name.startswith(("Q2", "Q3", "Q4", "Q5", "IQ")) else name
@@ -19,20 +19,20 @@ def test_a_type_is_that_of_all_matrices_and_a_better_one_that_of_the_head() -> N
         assert dict(types(made).keys()) == expected
 
 
-def test_tied_embeddings_are_a_head_too() -> None:
+def test_merge_type_treats_tied_embeddings_as_the_head() -> None:
     source = table("a", shape=Shape(tied=True))
     assert ("token_embd", "Q6_K") in types(plan(stacked(("a", 0, 4)), source, target=Target(type="Q4_0")))
     assert ("token_embd", "Q8_0") in types(plan(stacked(("a", 0, 4)), source, target=Target(type="Q8_0")))
 
 
-def test_what_says_which_expert_is_asked_keeps_its_type() -> None:
+def test_merge_type_keeps_the_type_of_expert_routers() -> None:
     made = plan(stacked(("a", 0, 2)), table("a", shape=Shape(experts=4)), target=Target(type="Q4_K"))
     assert types(made)[("ffn_gate_inp", "F32")] == 2
     assert types(made)[("ffn_gate_exps", "Q4_K")] == 2
 
 
 @pytest.mark.parametrize(
-    ("wanted", "by_32", "by_none"),
+    ("requested", "by_32", "by_none"),
     [
         ("Q4_K", "Q5_0", "F16"),
         ("Q5_K", "Q5_1", "F16"),
@@ -44,18 +44,18 @@ def test_what_says_which_expert_is_asked_keeps_its_type() -> None:
         ("F32", "F32", "F32"),
     ],
 )
-def test_rows_that_are_no_whole_blocks_are_of_a_type_with_smaller_ones(wanted: str, by_32: str, by_none: str) -> None:
+def test_merge_type_falls_back_for_rows_of_partial_blocks(requested: str, by_32: str, by_none: str) -> None:
     for row, name in ((288, by_32), (280, by_none)):
         source = table("a", shape=Shape(ffn=row), type_of=floats)
-        found = types(plan(stacked(("a", 0, 4)), source, target=Target(type=wanted)))
+        found = types(plan(stacked(("a", 0, 4)), source, target=Target(type=requested)))
         assert found[("ffn_down", name)] == 4
-        assert found[("ffn_up", wanted)] == 4
+        assert found[("ffn_up", requested)] == 4
 
 
-def test_a_dtype_is_that_of_unquantised_matrices_only() -> None:
-    quantised, plain = table("a"), table("a", type_of=floats)
+def test_merge_dtype_applies_to_unquantized_matrices_only() -> None:
+    quantized, plain = table("a"), table("a", type_of=floats)
     target = Target(dtype="BF16")
-    assert types(plan(stacked(("a", 0, 4)), quantised, target=target)) == types(plan(stacked(("a", 0, 4)), quantised))
+    assert types(plan(stacked(("a", 0, 4)), quantized, target=target)) == types(plan(stacked(("a", 0, 4)), quantized))
     made = plan(stacked(("a", 0, 4)), plain, target=target)
     kinds = {kind for _, kind in types(made)}
     assert kinds == {"BF16", "F32"}
@@ -78,18 +78,18 @@ def test_a_dtype_is_that_of_unquantised_matrices_only() -> None:
         (None, Target(type="Q6_K"), 18),
     ],
 )
-def test_the_file_type_is_that_of_most_tensors(own: int | None, target: Target, number: int | None) -> None:
+def test_merge_file_type_is_that_of_most_tensors(own: int | None, target: Target, number: int | None) -> None:
     made = plan(stacked(("a", 0, 4)), table("a", {"general.file_type": own}), target=target)
     assert contents(made).get("general.file_type") == number
 
 
-def test_the_file_type_is_that_of_the_model_most_layers_are_of() -> None:
+def test_merge_file_type_is_that_of_the_model_with_most_layers() -> None:
     last = table("b", {"general.file_type": 7})
     assert contents(plan(stacked(("a", 0, 1), ("b", 1, 4)), table("a"), last))["general.file_type"] == 7
     assert contents(plan(stacked(("a", 0, 3), ("b", 3, 4)), table("a"), last))["general.file_type"] == 15
 
 
-def test_the_file_type_is_that_of_the_base_as_the_tensors_are() -> None:
+def test_merge_file_type_and_tensor_types_are_those_of_the_base() -> None:
     recipe = mixed("b", "a", method="slerp", base_model="a", parameters={"t": 0.5})
     made = plan(recipe, table("a"), table("b", {"general.file_type": 7}, type_of=floats))
     assert contents(made)["general.file_type"] == 15
@@ -97,12 +97,12 @@ def test_the_file_type_is_that_of_the_base_as_the_tensors_are() -> None:
 
 
 @pytest.mark.parametrize("text", ["Q4_K", "q4_k", "Q4-K", "bf16", "IQ4_NL"])
-def test_a_type_can_be_written_in_small_letters(text: str) -> None:
+def test_merge_type_ignores_case_and_dashes(text: str) -> None:
     assert parse_type(text) == text.upper().replace("-", "_")
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "problem"),
     [
         ("Q4_K_M", "--type Q4_K_M: mixture of types, not a weight type"),
         ("q5_k_s", "--type q5_k_s: mixture of types, not a weight type"),
@@ -113,8 +113,8 @@ def test_a_type_can_be_written_in_small_letters(text: str) -> None:
         ("", "--type : unknown weight type"),
     ],
 )
-def test_a_type_that_cannot_be_written_is_refused_with_those_that_can(text: str, what: str) -> None:
+def test_merge_type_refuses_an_unsupported_type_with_alternatives(text: str, problem: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_type(text)
-    assert caught.value.message == what
+    assert caught.value.message == problem
     assert ", ".join(WRITABLE) in caught.value.hint

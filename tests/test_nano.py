@@ -17,6 +17,8 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.engine.engine import Engine
 
+pytestmark = pytest.mark.slow
+
 SHA256 = "938b12ac45814c11d06152ed2cf7116cc51a1a9816fea7b004d0cedc23147e1d"
 EOS = 2
 QUESTION = "What is 3 plus 4?"

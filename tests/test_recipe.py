@@ -1,4 +1,4 @@
-"""Recipes are read as mergekit publishes them, into whole values."""
+"""Recipe parser on published mergekit recipes and on alternative spellings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def read(text: str) -> Recipe:
 
 
 def read_json(value: object) -> Recipe:
-    """Return the recipe of a value written as JSON, which is YAML too."""
+    """Parse a recipe given as JSON, which is YAML too."""
     return parse_recipe(json.dumps(value), "r.yml")
 
 
-# As published.
+# Published recipes.
 
 
-def test_a_stack_of_layers_is_read() -> None:
+def test_recipe_reads_a_passthrough_stack() -> None:
     text = dedent("""\
         slices:
           - sources:
@@ -51,7 +51,7 @@ def test_a_stack_of_layers_is_read() -> None:
     assert read(text).models == (first.model, second.model)
 
 
-def test_a_stack_with_scaled_projections_is_read() -> None:
+def test_recipe_reads_scaled_projections() -> None:
     recipe = read("""\
         dtype: bfloat16
         merge_method: passthrough
@@ -79,7 +79,7 @@ def test_a_stack_with_scaled_projections_is_read() -> None:
     assert recipe.models == (model,)
 
 
-def test_a_slerp_with_gradients_by_kinds_of_tensors_is_read() -> None:
+def test_recipe_reads_a_slerp_with_filtered_gradients() -> None:
     text = dedent("""\
         slices:
           - sources:
@@ -105,7 +105,7 @@ def test_a_slerp_with_gradients_by_kinds_of_tensors_is_read() -> None:
     assert read(text) == Recipe("slerp", (Slice(sources, {}, base),), {"t": t}, base, "BF16", None, None, text)
 
 
-def test_whole_models_with_weights_are_read_as_one_slice_of_all_layers() -> None:
+def test_recipe_reads_whole_models_as_one_slice() -> None:
     text = dedent("""\
         models:
           - model: flammenai/Mahou-1.3-llama3-8B
@@ -130,7 +130,7 @@ def test_whole_models_with_weights_are_read_as_one_slice_of_all_layers() -> None
     assert read(text).models == (sources[0].model, sources[1].model)
 
 
-def test_a_base_model_that_is_not_listed_becomes_a_source_without_parameters() -> None:
+def test_recipe_adds_an_unlisted_base_model_as_a_source() -> None:
     text = dedent("""\
         models:
           - model: "D:/Work/finetuned_models/pt"
@@ -158,7 +158,7 @@ def test_a_base_model_that_is_not_listed_becomes_a_source_without_parameters() -
     assert read(text) == Recipe("task_arithmetic", slices, parameters, base, "BF16", None, "both", text)
 
 
-# What may be written in more than one way.
+# Alternative spellings.
 
 WHOLE = {"merge_method": "passthrough", "models": [{"model": "m"}]}
 LINEAR = {"merge_method": "linear", "models": [{"model": "m"}, {"model": "n"}], "parameters": {"weight": 1}}
@@ -174,7 +174,7 @@ LINEAR = {"merge_method": "linear", "models": [{"model": "m"}, {"model": "n"}], 
         ("/home/me/c++/model.gguf", "/home/me/c++/model.gguf"),
     ],
 )
-def test_a_model_is_read_from_a_text_or_a_mapping(written: object, name: str) -> None:
+def test_recipe_model_is_text_or_a_mapping(written: object, name: str) -> None:
     recipe = read_json({**WHOLE, "models": [{"model": written}], "base_model": written})
     assert recipe.slices == (Slice((Source(name, None, {}),), {}, name),)
 
@@ -194,9 +194,7 @@ def test_a_model_is_read_from_a_text_or_a_mapping(written: object, name: str) ->
         ([{"value": 1, "filter": None}], (ConditionalValue(1.0, None),)),
     ],
 )
-def test_a_parameter_is_read_from_a_number_a_gradient_or_cases(
-    written: object, cases: tuple[ConditionalValue, ...]
-) -> None:
+def test_recipe_parameter_is_a_number_a_gradient_or_cases(written: object, cases: tuple[ConditionalValue, ...]) -> None:
     assert read_json({**LINEAR, "parameters": {"weight": written, "density": "none"}}).parameters == {"weight": cases}
 
 
@@ -204,7 +202,7 @@ def test_a_parameter_is_read_from_a_number_a_gradient_or_cases(
     ("written", "dtype"),
     [("float32", "F32"), ("fp16", "F16"), ("torch.bfloat16", "BF16"), ("BF16", "BF16"), (None, None)],
 )
-def test_a_type_goes_by_several_names(written: str | None, dtype: str | None) -> None:
+def test_recipe_dtype_has_aliases(written: str | None, dtype: str | None) -> None:
     assert read_json({**WHOLE, "dtype": written}).dtype == dtype
 
 
@@ -219,12 +217,12 @@ def test_a_type_goes_by_several_names(written: str | None, dtype: str | None) ->
         ({"tokenizer": {"tokens": None}}, "union", ("m",)),
     ],
 )
-def test_a_tokenizer_has_a_source(keys: dict[str, Any], source: str | None, models: tuple[str, ...]) -> None:
+def test_recipe_reads_the_tokenizer_source(keys: dict[str, Any], source: str | None, models: tuple[str, ...]) -> None:
     recipe = read_json({**WHOLE, **keys})
     assert (recipe.tokenizer_source, recipe.models) == (source, models)
 
 
-def test_models_are_named_once_and_those_of_sources_first() -> None:
+def test_recipe_lists_models_once_with_sources_first() -> None:
     slices = [
         {"sources": [{"model": "b", "layer_range": [0, 2]}, {"model": "a", "layer_range": [2, 4]}]},
         {"sources": [{"model": "b", "layer_range": [4, 5]}], "base_model": "d"},
@@ -234,7 +232,7 @@ def test_models_are_named_once_and_those_of_sources_first() -> None:
     assert recipe.models == ("b", "a", "c", "d", "e")
 
 
-def test_a_weight_may_stand_at_any_level() -> None:
+def test_recipe_reads_weights_of_a_source_and_a_slice() -> None:
     first = {"model": "a", "layer_range": [0, 1], "parameters": {"weight": 1}}
     one = {"sources": [first, {"model": "b", "layer_range": [1, 2]}], "parameters": {"weight": 2}}
     [part] = read_json({"merge_method": "linear", "slices": [one]}).slices
@@ -242,7 +240,7 @@ def test_a_weight_may_stand_at_any_level() -> None:
     assert part == Slice(sources, {"weight": (ConditionalValue(2.0, None),)}, None)
 
 
-def test_anchors_aliases_and_merged_keys_are_followed() -> None:
+def test_recipe_resolves_yaml_anchors_and_merge_keys() -> None:
     recipe = read("""\
         merge_method: passthrough
         slices:
@@ -253,7 +251,7 @@ def test_anchors_aliases_and_merged_keys_are_followed() -> None:
     assert [part.sources[0].layer_range for part in recipe.slices] == [(0, 8), (4, 12), (0, 8)]
 
 
-def test_a_recipe_of_one_module_is_that_of_what_it_holds() -> None:
+def test_recipe_of_one_module_equals_its_content() -> None:
     wrapped = {"merge_method": "linear", "modules": {"default": {key: LINEAR[key] for key in ("models", "parameters")}}}
     plain, inner = read_json(LINEAR), read_json(wrapped)
     assert (inner.slices, inner.parameters) == (plain.slices, plain.parameters)

@@ -16,7 +16,7 @@ from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 
 
 def error(text: str, where: str = "r.yml") -> UsageError:
-    """Return the error of a text, which is in one line about its file and one about what to do."""
+    """Error of a recipe; checks that its message and hint have one line each."""
     with pytest.raises(UsageError) as caught:
         parse_recipe(text, where)
     assert is_one_line(caught.value.message) and is_one_line(caught.value.hint)
@@ -32,7 +32,7 @@ def source(model: str = "a", end: object = 4, **keys: object) -> Mapping[str, ob
 
 
 def sliced(method: str, *sources: object, **keys: object) -> Mapping[str, object]:
-    """Return a recipe of one slice; `keys` are the recipe's."""
+    """Recipe of one slice; `keys` are added to it."""
     return {"merge_method": method, "slices": [{"sources": sources}], **keys}
 
 
@@ -40,11 +40,11 @@ def whole(method: str = "passthrough", models: object = ({"model": "a"},), **key
     return {"merge_method": method, "models": models, **keys}
 
 
-# Not YAML, or too much of it.
+# Invalid YAML, or too much of it.
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "problem"),
     [
         ("", "r.yml: empty file"),
         ("# nothing\n---\n", "r.yml: not a mapping"),
@@ -68,33 +68,33 @@ def whole(method: str = "passthrough", models: object = ({"model": "a"},), **key
         ("- " * 5000, "too many levels"),
     ],
 )
-def test_what_is_no_yaml_is_told_by_line_and_column(text: str, what: str) -> None:
-    assert what in error(text).message
+def test_recipe_reports_invalid_yaml_by_line_and_column(text: str, problem: str) -> None:
+    assert problem in error(text).message
 
 
 @pytest.mark.parametrize("item", ["[*{0}, *{0}, *{0}, *{0}]", "{{<<: [*{0}, *{0}, *{0}, *{0}]}}"])
-def test_aliases_that_stand_for_billions_of_values_are_refused(item: str) -> None:
+def test_recipe_refuses_exponential_aliases(item: str) -> None:
     names = "abcdefghijklmnop"
     lines = [f"{name}: &{name} {item.format(before)}" for before, name in pairwise(names)]
     assert "too many levels or aliases" in error("\n".join(["a: &a {x: 1}", *lines])).message
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "nan"])
-def test_a_parameter_is_a_finite_number(number: str) -> None:
-    told = error(f"{{merge_method: linear, models: [{{model: a}}], parameters: {{weight: [0, {number}]}}}}")
-    assert told.message == "r.yml: parameters.weight[1]: not a finite number"
+def test_recipe_refuses_infinite_parameters(number: str) -> None:
+    caught = error(f"{{merge_method: linear, models: [{{model: a}}], parameters: {{weight: [0, {number}]}}}}")
+    assert caught.message == "r.yml: parameters.weight[1]: not a finite number"
 
 
-def test_a_name_in_the_error_cannot_break_its_line() -> None:
-    told = error('"k\\n\\e[2J": 1', where="a\nb.yml")
-    assert told.message == r"a\nb.yml: unknown key k\n\x1b[2J"
+def test_recipe_error_escapes_control_characters() -> None:
+    caught = error('"k\\n\\e[2J": 1', where="a\nb.yml")
+    assert caught.message == r"a\nb.yml: unknown key k\n\x1b[2J"
 
 
-# Wrong values, each by its place.
+# Wrong values.
 
 
 @pytest.mark.parametrize(
-    ("recipe", "what", "do"),
+    ("recipe", "problem", "hint"),
     [
         ({}, "r.yml: merge_method: missing", "passthrough, linear, slerp, task_arithmetic"),
         (whole("ties"), "r.yml: unknown merge_method ties", "passthrough, linear, slerp, task_arith"),
@@ -152,23 +152,23 @@ def test_a_name_in_the_error_cannot_break_its_line() -> None:
         ({"merge_method": "linear", "slices": [{"residual_weight": 1}]}, "slices[0].residual_weight:", "remove it"),
     ],
 )
-def test_a_wrong_value_is_told_by_its_place(recipe: Mapping[str, object], what: str, do: str) -> None:
-    told = error(json.dumps(recipe))
-    assert what in told.message
-    assert do in told.hint
+def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, object], problem: str, hint: str) -> None:
+    caught = error(json.dumps(recipe))
+    assert problem in caught.message
+    assert hint in caught.hint
 
 
 @pytest.mark.parametrize(
     "layers", [None, 4, [], [0], [0, 1, 2], [4, 4], [5, 4], [-1, 4], [False, True], [0.0, 4.0], ["0", "4"], [0, 2**40]]
 )
-def test_a_range_of_layers_is_two_whole_numbers_that_ascend(layers: object) -> None:
-    told = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))
-    assert told.message.startswith("r.yml: slices[0].sources[0].layer_range: ")
-    assert told.hint.startswith("write [START, END]")
+def test_recipe_layer_range_is_two_ascending_integers(layers: object) -> None:
+    caught = error(json.dumps(sliced("passthrough", {"model": "a", "layer_range": layers})))
+    assert caught.message.startswith("r.yml: slices[0].sources[0].layer_range: ")
+    assert caught.hint.startswith("write [START, END]")
 
 
 @pytest.mark.parametrize(
-    ("parameters", "place"),
+    ("parameters", "location"),
     [
         ([], "parameters: not a mapping"),
         ({"wieght": 1}, "parameters: unknown key wieght"),
@@ -186,7 +186,7 @@ def test_a_range_of_layers_is_two_whole_numbers_that_ascend(layers: object) -> N
         ({"weight": {"value": 1, "pattern": "mlp"}}, "parameters.weight: unknown key pattern"),
     ],
 )
-def test_a_wrong_parameter_is_told_by_its_place_at_each_level(parameters: object, place: str) -> None:
+def test_recipe_reports_the_location_of_a_wrong_parameter(parameters: object, location: str) -> None:
     at_source = {"merge_method": "linear", "slices": [{"sources": [source(parameters=parameters)]}]}
     at_slice = {"merge_method": "linear", "slices": [{"sources": [source()], "parameters": parameters}]}
     at_model = whole("linear", [{"model": "a", "parameters": parameters}])
@@ -197,16 +197,16 @@ def test_a_wrong_parameter_is_told_by_its_place_at_each_level(parameters: object
         (at_model, "models[0]."),
         (at_recipe, ""),
     ):
-        assert error(json.dumps(recipe)).message.startswith(f"r.yml: {before}{place}")
+        assert error(json.dumps(recipe)).message.startswith(f"r.yml: {before}{location}")
 
 
-# What a method needs.
+# Requirements of a method.
 
 T, WEIGHT = {"t": 0.5}, {"weight": 1}
 
 
 @pytest.mark.parametrize(
-    ("recipe", "what"),
+    ("recipe", "problem"),
     [
         (
             sliced("linear", source(), source("b", 5), parameters=WEIGHT),
@@ -244,11 +244,11 @@ T, WEIGHT = {"t": 0.5}, {"weight": 1}
         ),
     ],
 )
-def test_what_a_method_lacks_is_told_by_its_place(recipe: Mapping[str, object], what: str) -> None:
-    assert what in error(json.dumps(recipe)).message
+def test_recipe_reports_what_a_method_needs(recipe: Mapping[str, object], problem: str) -> None:
+    assert problem in error(json.dumps(recipe)).message
 
 
-# Anything at all.
+# Random recipes.
 
 CASES = [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"value": 0.5}]
 VALID: tuple[Any, ...] = (
@@ -264,16 +264,16 @@ ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries
 SYNTAX = st.text(alphabet="[]{}:,-?&*!|>'\"%@ \n\t\\#.~=<0a")
 
 
-def reads_or_tells(text: str, where: str = "r.yml") -> None:
-    """Assert that a text is a recipe, or an error in one line about its file and one about what to do."""
+def assert_parses_or_raises(text: str, where: str = "r.yml") -> None:
+    """Check that a text is a recipe, or that its error has a message and a hint of one line each."""
     try:
         assert isinstance(parse_recipe(text, where), Recipe)
-    except UsageError as told:
-        assert is_one_line(told.message) and is_one_line(told.hint)
+    except UsageError as caught:
+        assert is_one_line(caught.message) and is_one_line(caught.hint)
 
 
 def containers(value: Any) -> Iterator[Any]:
-    """Yield every list and mapping within a value, itself among them."""
+    """Yield every list and mapping in a value, including itself."""
     if isinstance(value, dict | list):
         yield value
         for inner in value.values() if isinstance(value, dict) else value:
@@ -281,21 +281,21 @@ def containers(value: Any) -> Iterator[Any]:
 
 
 @given(st.sampled_from(VALID), st.data())
-def test_a_recipe_with_anything_in_it_is_a_recipe_or_an_error_in_one_line(valid: Any, data: st.DataObject) -> None:
+def test_recipe_mutations_parse_or_raise_a_one_line_error(valid: Any, data: st.DataObject) -> None:
     recipe = json.loads(json.dumps(valid))
     for _ in range(data.draw(st.integers(0, 3))):
         inside = data.draw(st.sampled_from([found for found in containers(recipe) if found]))
         places = sorted(inside) if isinstance(inside, dict) else range(len(inside))
         inside[data.draw(st.sampled_from(places))] = data.draw(ANYTHING)
-    reads_or_tells(json.dumps(recipe))
+    assert_parses_or_raises(json.dumps(recipe))
 
 
 @given(ANYTHING)
-def test_any_structure_is_a_recipe_or_an_error_in_one_line(value: object) -> None:
-    reads_or_tells(json.dumps(value))
+def test_recipe_any_structure_parses_or_raises_a_one_line_error(value: object) -> None:
+    assert_parses_or_raises(json.dumps(value))
 
 
 @given(st.text() | SYNTAX, st.text())
-def test_any_text_is_a_recipe_or_an_error_in_one_line(text: str, where: str) -> None:
-    reads_or_tells(text, where)
-    reads_or_tells(f"merge_method: passthrough\nmodels: {text}", where)
+def test_recipe_any_text_parses_or_raises_a_one_line_error(text: str, where: str) -> None:
+    assert_parses_or_raises(text, where)
+    assert_parses_or_raises(f"merge_method: passthrough\nmodels: {text}", where)

@@ -43,6 +43,8 @@ from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_models
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 
 CATALOGUE = """

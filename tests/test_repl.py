@@ -19,6 +19,8 @@ from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.repl.slash_table import SLASH_COMMANDS, SlashLine, closest_setting, help_text, parse_slash
 from cerebrum_cli.terminal.repl.terminal_io import ScriptInput, is_complete, split_questions, strip_fences
 
+pytestmark = pytest.mark.slow
+
 SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 
 

@@ -12,6 +12,8 @@ import pytest
 from hub_user import CATALOGUED, HubUser, hub_user, named
 from tiny_models import write_chatml
 
+pytestmark = pytest.mark.slow
+
 OWNED = "someone/tiny-GGUF"
 
 

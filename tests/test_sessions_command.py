@@ -18,6 +18,8 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def user(tmp_path: Path, chatml_model: Path) -> CommandLine:

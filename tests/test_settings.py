@@ -1,4 +1,4 @@
-"""Settings: a stack of partial values, folded into one that is checked; the configuration file among them."""
+"""Settings: layers of partial values, folded into one validated value; config.toml is one of them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ GOOD: dict[str, Any] = {
 }
 
 
-def test_nothing_given_is_the_defaults() -> None:
+def test_settings_default_without_layers() -> None:
     assert fold() == fold({}, {"seed": None}) == Settings()
     assert (Settings().temperature, Settings().repeat_penalty, Settings().max_tokens) == (0.0, 1.0, None)
 
 
-def test_a_later_layer_counts_above_an_earlier_one_and_none_says_nothing() -> None:
+def test_settings_later_layers_override_and_none_is_ignored() -> None:
     row, config, given = (
         {"temperature": 0.7, "top_k": 5},
         {"temperature": 0.2, "seed": 3},
@@ -44,7 +44,7 @@ def test_a_later_layer_counts_above_an_earlier_one_and_none_says_nothing() -> No
     assert fold(row, config, given) == Settings(temperature=0.0, top_k=5, seed=3)
 
 
-def test_every_setting_can_be_given_and_is_kept_in_its_own_type() -> None:
+def test_settings_convert_each_value_to_its_type() -> None:
     assert set(GOOD) == set(KEYS)
     settings = fold(GOOD)
     assert {key: getattr(settings, key) for key in KEYS} == GOOD
@@ -55,7 +55,7 @@ def test_every_setting_can_be_given_and_is_kept_in_its_own_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "do"),
+    ("key", "value", "hint"),
     [
         ("max_tokens", 0, "it must be a whole number of 1 or more"),
         ("max_tokens", 2.0, "it must be a whole number of 1 or more"),
@@ -78,19 +78,19 @@ def test_every_setting_can_be_given_and_is_kept_in_its_own_type() -> None:
         ("model", 7, "it must be text"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_by_its_option(key: str, value: Any, do: str) -> None:
+def test_settings_reject_invalid_values_by_option(key: str, value: Any, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         validate(key, value)
     assert caught.value.message == f"--{key.replace('_', '-')} is {value!r}"
-    assert caught.value.hint == do
+    assert caught.value.hint == hint
 
 
-def test_the_formats_stop_texts_stand_beside_the_users() -> None:
+def test_settings_add_the_formats_stop_strings() -> None:
     params = fold({"stop": "END", "temperature": 1, "max_tokens": 5}).sampling(("\nUser:",))
     assert (params.stop, params.temperature, params.max_tokens) == (("\nUser:", "END"), 1.0, 5)
 
 
-def test_a_configuration_is_read_with_dashes_or_underscores(tmp_path: Path) -> None:
+def test_config_accepts_dashes_and_underscores(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     assert read_config(path) == {}
     path.write_text('max-tokens = 5\ntop_k = 3\nstop = ["a"]\n', encoding="utf-8")
@@ -98,7 +98,7 @@ def test_a_configuration_is_read_with_dashes_or_underscores(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "problem"),
     [
         (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
         (b"\xff", "invalid start byte"),
@@ -108,22 +108,22 @@ def test_a_configuration_is_read_with_dashes_or_underscores(tmp_path: Path) -> N
         (b'temperature = "is hot"\n', "key `temperature`: 'is hot'"),
     ],
 )
-def test_a_configuration_that_cannot_be_read_is_named_with_the_place(tmp_path: Path, content: bytes, said: str) -> None:
+def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         read_config(path)
     assert caught.value.message.startswith(f"{path}: ")
-    assert said in caught.value.message
+    assert problem in caught.value.message
     assert caught.value.hint
 
 
-def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
+def test_config_reports_a_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Is a directory"):
         read_config(tmp_path)
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_ignores_an_empty_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCESSIBLE", "")
     assert environment("ACCESSIBLE") is None
     monkeypatch.setenv("ACCESSIBLE", "1")

@@ -1,4 +1,4 @@
-"""A fast start: what a command does not need is not imported."""
+"""Fast startup: a command imports only what it needs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from cerebrum_cli.commands import COMMANDS
 from cerebrum_cli.main import assembled
 
+pytestmark = pytest.mark.slow
+
 HEAVY = (
     "llama_cpp",
     "numpy",
@@ -25,7 +27,7 @@ HEAVY = (
     "sqlite3",
     "yaml",
 )
-# Runs the command line and then tells on standard error which packages it has loaded.
+# Runs the command line, then prints the imported packages to standard error.
 SCRIPT = """
 import sys
 from cerebrum_cli.main import run
@@ -35,8 +37,8 @@ sys.exit(code)
 """
 
 
-def loaded(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
-    """Return the packages a command line loads."""
+def imported_packages(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
+    """Packages that a command line imports."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -53,36 +55,36 @@ def loaded(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
     "arguments",
     [["--help"], ["--version"], ["ask", "--help"], ["pull", "--help"], ["merge", "--help"], ["doctor", "--help"]],
 )
-def test_help_and_version_load_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
-    packages = loaded(CommandLine(tmp_path), *arguments)
+def test_startup_help_and_version_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    packages = imported_packages(CommandLine(tmp_path), *arguments)
     assert "cerebrum_cli" in packages
     assert packages.isdisjoint(HEAVY)
 
 
-def test_list_and_show_read_files_without_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
+def test_startup_list_and_show_do_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
     user = CommandLine(tmp_path)
     engine = {"llama_cpp", "numpy", "jinja2", "httpx2", "prompt_toolkit", "gguf", "pydantic"}
-    assert loaded(user, "pull", chatml_model).isdisjoint(engine)
-    assert loaded(user, "list").isdisjoint(engine)
-    assert loaded(user, "list", "--available").isdisjoint(engine)
-    assert loaded(user, "show", "chatml").isdisjoint(engine)
+    assert imported_packages(user, "pull", chatml_model).isdisjoint(engine)
+    assert imported_packages(user, "list").isdisjoint(engine)
+    assert imported_packages(user, "list", "--available").isdisjoint(engine)
+    assert imported_packages(user, "show", "chatml").isdisjoint(engine)
 
 
-def test_layers_are_stacked_without_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
+def test_startup_merge_of_a_stack_does_not_import_llama_cpp(tmp_path: Path, chatml_model: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {chatml_model}}}]")
-    packages = loaded(CommandLine(tmp_path), "merge", recipe, "-o", tmp_path / "merged.gguf")
+    packages = imported_packages(CommandLine(tmp_path), "merge", recipe, "-o", tmp_path / "merged.gguf")
     assert packages.isdisjoint({"llama_cpp", "prompt_toolkit", "sqlite3"})
 
 
-def test_an_answer_loads_the_bindings_alone(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
-    asked = ("-m", mistral_model, "--format", "cerebrum", "-n", "2", "hi")
-    packages = loaded(CommandLine(tmp_path), "ask", *asked)
+def test_startup_ask_imports_only_the_bindings(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
+    arguments = ("-m", mistral_model, "--format", "cerebrum", "-n", "2", "hi")
+    packages = imported_packages(CommandLine(tmp_path), "ask", *arguments)
     assert "llama_cpp" in packages
     assert packages.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "gguf"})
 
 
-def test_the_help_of_all_commands_is_the_same_whether_their_options_are_read_or_not() -> None:
+def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:
     whole, outline = (CliRunner().invoke(app, ["--help"]) for app in (assembled(), assembled(overview=True)))
     assert whole.exit_code == outline.exit_code == 0
     assert whole.output == outline.output

@@ -24,6 +24,8 @@ from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import DAMAGED, FOOTER, StateStore
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TALE = STORY * 5  # longer than the sliding window
 TRIMS = ("mistral_model", "chatml_model")

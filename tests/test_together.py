@@ -23,6 +23,8 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 
+pytestmark = pytest.mark.slow
+
 NANO = Path(cerebrum_cli.__file__).parent / "nano.gguf"
 SHAPE = Shape(trained_context=512, weight_bytes=NANO.stat().st_size, layers=4, kv_bytes_per_token=1024)
 SUMS = [f"What is {a} plus {b}?" for a, b in ((17, 25), (3, 4), (60, 31), (8, 8), (45, 9), (12, 70), (33, 33), (5, 90))]

@@ -31,6 +31,8 @@ from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning
 from cerebrum_cli.runtime.composition import PROBE
 
+pytestmark = pytest.mark.slow
+
 TEXT = PROBE.read_text(encoding="utf-8")
 REPACKED, NOT_REPACKED = Tuning(repack=True), Tuning(repack=False)
 PREFILL, DECODE, BATCH_DECODE = Job("prefill", 64), Job("decode", 4), Job("decode", 2, 4)

@@ -12,6 +12,8 @@ import pytest
 from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 READ_CATALOGUE = """
 from cerebrum_cli.catalogue.rows import load_catalogue, packaged_catalogue

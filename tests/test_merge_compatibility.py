@@ -1,4 +1,4 @@
-"""Models that are alike enough to be merged, and what is said of those that are not."""
+"""Compatibility of the models of a merge: the differences it accepts, and the errors for the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("difference", "metadata"),
     [
         ("general.architecture: 'qwen2' and 'llama'", {"general.architecture": "qwen2"}),
         ("llama.embedding_length: 512 and 256", {"llama.embedding_length": 512}),
@@ -32,24 +32,24 @@ TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
         ("tokenizer.ggml.merges: nothing and [b'a b', b'b c']", {"tokenizer.ggml.merges": None}),
     ],
 )
-def test_models_that_differ_in_what_matters_are_refused_with_the_key(named: str, said: dict[str, Any]) -> None:
+def test_merge_reports_the_metadata_key_that_differs(difference: str, metadata: dict[str, Any]) -> None:
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
         with pytest.raises(MergeError) as caught:
-            plan(recipe, table("a"), table("b", said))
-        assert caught.value.message == f"b differs from a in {named}"
+            plan(recipe, table("a"), table("b", metadata))
+        assert caught.value.message == f"b differs from a in {difference}"
         assert caught.value.hint == "merge models with the same architecture, shape and vocabulary"
 
 
-# The second is as long as there are layers, and not about them.
-@pytest.mark.parametrize("said", [{}, {"general.languages": ("en", "de", "fr", "it")}])
-def test_models_of_other_shapes_are_refused_with_the_tensor(said: dict[str, Any]) -> None:
+# The second has as many items as there are layers, but is not per layer.
+@pytest.mark.parametrize("metadata", [{}, {"general.languages": ("en", "de", "fr", "it")}])
+def test_merge_reports_the_tensor_whose_shape_differs(metadata: dict[str, Any]) -> None:
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
         with pytest.raises(MergeError) as caught:
-            plan(recipe, table("a", said), table("b", shape=Shape(kv_width=64)))
+            plan(recipe, table("a", metadata), table("b", shape=Shape(kv_width=64)))
         assert caught.value.message == "b differs from a in the shape of blk.0.attn_k.weight: [256, 64] and [256, 128]"
 
 
-def test_layers_of_different_shapes_are_not_added_up() -> None:
+def test_merge_refuses_to_add_layers_of_different_shapes() -> None:
     name = "blk.2.attn_k.weight"
     source = table("b", {KV_HEADS: (8, 8, 4, 8)})
     tensors = {**source.tensors, name: source.tensors[name]._replace(shape=(256, 64))}
@@ -59,7 +59,7 @@ def test_layers_of_different_shapes_are_not_added_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "metadata",
     [
         {"llama.rope.freq_base": 10000.0},
         {"llama.expert_count": 0},
@@ -74,20 +74,20 @@ def test_layers_of_different_shapes_are_not_added_up() -> None:
         {"general.file_type": 7},
     ],
 )
-def test_what_may_differ_does_not_keep_models_from_being_merged(said: dict[str, Any]) -> None:
+def test_merge_accepts_models_with_harmless_differences(metadata: dict[str, Any]) -> None:
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
-        assert plan(recipe, table("a"), table("b", said)).layers
-        assert plan(recipe, table("a", said), table("b")).layers
+        assert plan(recipe, table("a"), table("b", metadata)).layers
+        assert plan(recipe, table("a", metadata), table("b")).layers
 
 
 @pytest.mark.parametrize("recipe", [mixed("a", "b"), mixed("b", "a")])
 @pytest.mark.parametrize("name", ["blk.2.ffn_up.weight", "output_norm.weight", "token_embd.weight"])
-def test_a_tensor_that_one_model_lacks_is_told(recipe: dict[str, Any], name: str) -> None:
+def test_merge_reports_a_tensor_that_one_model_lacks(recipe: dict[str, Any], name: str) -> None:
     with pytest.raises(MergeError, match=f"b has no {name}"):
         plan(recipe, table("a"), without(table("b"), name))
 
 
-def test_factors_of_positions_that_only_one_model_has_are_told() -> None:
+def test_merge_reports_rope_factors_that_one_model_lacks() -> None:
     other, factors = table("b"), Tensor("rope_freqs.weight", (64,), 0, Path("b.gguf"), 999)
     other = Table("b", other.metadata, {**other.tensors, factors.name: factors})
     for recipe in (mixed("b", "a"), mixed("a", "b"), stacked(("a", 0, 2), ("b", 2, 4))):
