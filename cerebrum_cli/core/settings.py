@@ -133,7 +133,7 @@ def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
     """CEREBRUM_* variables that set nothing, each with the known one that is most like it."""
     names = {variable(name) for name in known}
     unknown = (name for name in os.environ if name.startswith(variable("")) and name not in names)
-    return {name: next(iter(get_close_matches(name, names, 1)), None) for name in unknown}
+    return {name: next(iter(get_close_matches(name, names, 1, cutoff=0.8)), None) for name in unknown}
 
 
 def environment(name: str) -> str | None:
