@@ -548,7 +548,7 @@ def test_invalid_config_file_exits_1_and_is_named(cerebrum: CommandLine, content
 
 def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
     (user.config / "config.toml").write_text("model = starter\n")
-    for command in (("list",), ("show", "chatml"), ("doctor", "--offline")):
+    for command in (("list",), ("show", "starter"), ("doctor", "--offline")):
         done = user.run(*command)
         assert (done.code, "config.toml:1: starter is text without quotes" in done.out + done.err) == (
             int(command[0] == "doctor"),
