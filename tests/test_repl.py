@@ -208,7 +208,7 @@ def test_chat_rejects_an_unknown_overflow(user: CommandLine) -> None:
         ("/set\n", "error: no setting given"),
         ("/set tempo 1\n", "error: unknown setting 'tempo'"),
         ("/system X\n/system default\n", "no system prompt"),
-        ("/set temperature hot\n", "error: --temperature is 'hot'"),
+        ("/set temperature hot\n", "error: temperature is 'hot'"),
         ("/set system x\n", "error: /set cannot change system"),
         ("/set --top-p 0.5\n", "top_p  0.5"),
         ("/set stop END\n", "stop  'END'"),

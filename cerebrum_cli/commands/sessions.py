@@ -25,7 +25,8 @@ Name = Annotated[
     ),
 ]
 LISTED = 20  # sessions that a terminal shows unless asked for more
-Json = Annotated[bool, parameter("json", "Print JSON", "Output")]
+Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
+JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
 class ExportFormat(StrEnum):
@@ -46,7 +47,7 @@ def list_sessions(
         int | None, parameter("number", f"List so many [default: {LISTED} at a terminal]", "Output", short="-n")
     ] = None,
     all: Annotated[bool, parameter("all", "List all", "Output")] = False,
-    json: Json = False,
+    json: JsonArray = False,
 ) -> None:
     """List sessions, most recently changed first; at a terminal last, beside the prompt."""
     from cerebrum_cli.application.chat.archive import session_rows
@@ -86,7 +87,7 @@ def search(
     context: typer.Context,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that must all occur in one message.")],
     options: QuietOptions,
-    json: Json = False,
+    json: JsonArray = False,
 ) -> None:
     """Search all messages for words, or the beginnings of words, best match first."""
     from cerebrum_cli.application.chat.archive import search_rows, without_marks

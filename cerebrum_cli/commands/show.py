@@ -10,7 +10,7 @@ from cerebrum_cli.commands.completion import completing, installed_models
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
-from cerebrum_cli.runtime.options import ReportOptions
+from cerebrum_cli.runtime.options import ShowOptions
 
 
 @composed
@@ -23,7 +23,7 @@ def show(
         ),
     ],
     given: Annotated[Layer, SettingKeys(("ctx", "threads", "gpu_layers"))],
-    options: ReportOptions,
+    options: ShowOptions,
 ) -> None:
     """Also shows its tuning profile, and which quantizations fit this machine.
 

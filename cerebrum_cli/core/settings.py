@@ -85,14 +85,14 @@ def validate(key: str, value: Any, source: str | None = None) -> Any:
     return converted
 
 
-def parse_value(key: str, text: str) -> Any:
-    """Read the value of a setting from text. Raises UsageError."""
+def parse_value(key: str, text: str, source: str | None = None) -> Any:
+    """Read the value of a setting from text. Raises UsageError, which names the source, or else the option."""
     kind = {"int": int, "float": float}.get(_TYPES[key], str)
     try:
         value: Any = kind(text)
     except ValueError:
         value = text
-    return validate(key, value)
+    return validate(key, value, source)
 
 
 def read_config(path: Path) -> Layer:

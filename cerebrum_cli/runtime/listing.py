@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.catalogue.reference import Reference
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import ListOptions, ReportOptions
+    from cerebrum_cli.runtime.options import ListOptions, ShowOptions
 
 
 def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
@@ -36,7 +36,7 @@ def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
         streams.info("no model is installed; cerebrum list --available shows models to pull")
 
 
-def show(runtime: Runtime, reference: Reference, given: Layer, options: ReportOptions) -> None:
+def show(runtime: Runtime, reference: Reference, given: Layer, options: ShowOptions) -> None:
     """Print a model's metadata, prompt format, profile and quantizations."""
     from cerebrum_cli.application.inference.profiles import profile_object
     from cerebrum_cli.terminal.bars import FileProgress

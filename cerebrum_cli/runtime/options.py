@@ -81,7 +81,7 @@ class AskOptions(GenerationOptions):
     raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     final: bool = option(False, "Print only the final answer; exit 5 without one", "Output")
-    json: bool = option(False, "Print one JSON object", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
     stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = option(False, "Plain text, on a terminal too", "Output")
@@ -115,16 +115,20 @@ class BatchOptions(GenerationOptions):
 
 
 @dataclass(frozen=True)
-class ReportOptions(QuietOptions):
-    """Options of commands that print a report."""
-
-    offline: bool = option(False, "Do not use the network", "Model")
-    json: bool = option(False, "Print JSON", "Output")
+class ShowOptions(QuietOptions):
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @dataclass(frozen=True)
-class ListOptions(ReportOptions):
+class ListOptions(QuietOptions):
     available: bool = option(False, "List the whole catalogue and what fits this machine", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
+
+
+@dataclass(frozen=True)
+class DoctorOptions(QuietOptions):
+    offline: bool = option(False, "Do not use the network", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class PullCommandOptions(PullOptions):
     name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
     default: bool = option(False, "Make this the default model", "Model")
     dry_run: bool = option(False, "Show what is available and fits; download nothing", "Output")
-    json: bool = option(False, "Print JSON", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class TuneOptions(PullOptions):
     reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
     apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")
     force: bool = option(False, "With --apply: accept an encoding whose output differs", "Speed")
-    json: bool = option(False, "Print JSON", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
     def validate(self) -> None:
         """Raise UsageError for options that exclude or require each other."""
@@ -165,7 +169,7 @@ class MergeCommandOptions(PullOptions):
     split_size: str | None = option(None, "Maximum size of a file, such as 4GB", "Output", metavar="SIZE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = option(False, "Show what would be merged, and what it needs", "Output")
-    json: bool = option(False, "Print JSON", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 def option_names() -> set[str]:

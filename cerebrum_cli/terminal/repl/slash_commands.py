@@ -13,7 +13,7 @@ from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
-from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings, parse_value
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
@@ -81,7 +81,7 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
         message = f"unknown setting {key!r}" if key else "no setting given"
         raise UsageError(message, f"{near}settings: {', '.join(SETTABLE)}")
     with unchanged_on_interrupt(f"{key} unchanged"):
-        repl.wait_for(repl.chat.change_settings({key: parse_value(key, value) if value else None}))
+        repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None}))
     repl.streams.info(settings_lines({key: getattr(repl.chat.settings, key)}))
 
 
@@ -170,7 +170,10 @@ def list_sessions(repl: Repl, _: SlashLine) -> None:
 
 def load_session(repl: Repl, line: SlashLine) -> None:
     chat = repl.chat
-    session = chat.history.get(_required(line, "a session", "/sessions lists them"))
+    try:
+        session = chat.history.get(_required(line, "a session", "/sessions lists them"))
+    except SessionError as error:
+        raise SessionError(error.message, "/sessions lists them") from error
     chat.switch_session(session)
     repl.last_collector = None
     repl.streams.info(f"Now in session {session.name!r}")
