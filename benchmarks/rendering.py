@@ -26,7 +26,6 @@ from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, rec
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
@@ -101,7 +100,7 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     times: list[float] = []
     try:
         streams = standard_streams()
-        repl = Repl(chat, streams, Signals(streams, Keyboard()), COMMANDS, no_markdown=device == os.devnull)
+        repl = Repl(chat, streams, Signals(streams), COMMANDS, no_markdown=device == os.devnull)
         repl.render(record_times(chat.send(PROMPT), times))
         end = time.perf_counter()
     finally:
