@@ -1,11 +1,11 @@
-"""Run all benchmarks one after the other, each in a process of its own, and say in the end which have failed.
+"""Run the benchmarks one after another, each in its own process, and report which ones failed.
 
-Needs `make peers` and `cerebrum pull starter`; `make bench` sees to both, and to matplotlib.
+Needs `make peers` and `cerebrum pull starter`; `make bench` does both and installs matplotlib.
 Usage: python benchmarks/all.py [--data DIR] [--shape FILE] [--only NAME...]
 
-DIR holds questions that some of them ask: where they are published is said of those that are not there. FILE is what
-benchmarks/mistral_shape.py writes; unless it is given it is written into .peers/ once, if this machine has room for it.
-What cannot be measured without a file is left out, with a line that says so.
+DIR is a directory with the question files that some benchmarks need; the source of each missing file is printed.
+FILE is a model that benchmarks/mistral_shape.py has written; without it, the model is written into .peers/ once if the
+machine has enough memory and disk space. Measurements whose file is missing are skipped with a message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import PEERS, RESULTS, ROOT
+from harness import PEER_PROGRAMS, RESULTS, ROOT
 
 from cerebrum_cli.engine.machine import available_memory
 
@@ -28,19 +28,19 @@ PUBLISHED = {
     MT_BENCH: "fastchat/llm_judge/data/mt_bench/question.jsonl in github.com/lm-sys/FastChat",
     GSM8K: "the first 200 lines of grade_school_math/data/test.jsonl in github.com/openai/grade-school-math",
 }
-SHAPE = PEERS.parent.parent / "mistral-7b-shape.gguf"
-SHAPE_DISK, SHAPE_MEMORY = 5 * 10**9, 10 * 10**9  # bytes of the file and some more, and of it laid out anew and asked
+SHAPE = PEER_PROGRAMS.parent.parent / "mistral-7b-shape.gguf"
+SHAPE_DISK, SHAPE_MEMORY = 5 * 10**9, 10 * 10**9  # bytes for the file, and for running it with repacked weights
 
 
 class Benchmark(NamedTuple):
-    """A script of this folder: the file in DIR that it asks of, if there is one, and whether it measures FILE, too."""
+    """A script in this directory, the question file it needs, and whether it also measures a 7B shape."""
 
     name: str
     questions: str | None = None
     measures_shape: bool = False
 
 
-# A row each; what has a row is run by `make bench`.
+# Run by `make bench`, in this order.
 BENCHMARKS = (
     Benchmark("ask"),
     Benchmark("start", measures_shape=True),
@@ -57,99 +57,100 @@ BENCHMARKS = (
 
 
 def main() -> None:
-    """Run what was chosen; the exit code is 1 where something has failed."""
-    given = parsed()
-    chosen = [each for each in BENCHMARKS if not given.only or each.name in given.only]
-    for line in missing(chosen, given.data):
+    """Run the selected benchmarks; exit with code 1 if any failed."""
+    options = parse_arguments()
+    selected = [benchmark for benchmark in BENCHMARKS if not options.only or benchmark.name in options.only]
+    for line in missing_questions(selected, options.data):
         print(line, flush=True)
-    failed, shape = [], given.shape
-    if not shape and any(each.measures_shape for each in chosen) and has_room():
-        shape = SHAPE if SHAPE.exists() or written() else None
+    failed, shape = [], options.shape
+    if not shape and any(benchmark.measures_shape for benchmark in selected) and fits_machine():
+        shape = SHAPE if SHAPE.exists() or write_shape() else None
         failed += [] if shape else ["mistral_shape"]
-    failed += [each.name for each in chosen if not ran(each.name, arguments(each, given.data, shape))]
-    print(f"\n{len(chosen)} benchmarks have run; what they measured is in {RESULTS}", flush=True)
+    failed += [
+        benchmark.name
+        for benchmark in selected
+        if not run_benchmark(benchmark.name, arguments_of(benchmark, options.data, shape))
+    ]
+    print(f"\nran {len(selected)} benchmarks; results are in {RESULTS}", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def parsed() -> argparse.Namespace:
-    """Return what was asked for; the process ends where it cannot be had."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=at, metavar="DIR", help=f"where {MT_BENCH} and {GSM8K} are")
-    parser.add_argument("--shape", type=at, metavar="FILE", help="a model of Mistral-7B's shape")
-    names = [each.name for each in BENCHMARKS]
+    parser.add_argument("--data", type=path_argument, metavar="DIR", help=f"directory with {MT_BENCH} and {GSM8K}")
+    parser.add_argument("--shape", type=path_argument, metavar="FILE", help="a model of Mistral-7B's shape")
+    names = [benchmark.name for benchmark in BENCHMARKS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    given = parser.parse_args()
-    if given.data and not given.data.is_dir():
-        parser.error(f"--data: {given.data} is no folder")
-    if given.shape and not given.shape.is_file():
-        parser.error(f"--shape: {given.shape} is no file")
-    if not PEERS.is_dir():
-        parser.error("`make peers` first")
-    return given
+    options = parser.parse_args()
+    if options.data and not options.data.is_dir():
+        parser.error(f"--data: {options.data} is not a directory")
+    if options.shape and not options.shape.is_file():
+        parser.error(f"--shape: {options.shape} is not a file")
+    if not PEER_PROGRAMS.is_dir():
+        parser.error("run `make peers` first")
+    return options
 
 
-def at(text: str) -> Path:
-    """Return the path a text names; make's shell leaves a quoted ~ as it is."""
+def path_argument(text: str) -> Path:
+    """Absolute path; expands a leading ~, which the shell of make leaves alone in quotes."""
     return Path(text).expanduser().resolve()
 
 
-def missing(chosen: Iterable[Benchmark], data: Path | None) -> Iterator[str]:
-    """Yield what is to be said of questions that are not there."""
-    for name in dict.fromkeys(each.questions for each in chosen if each.questions):
-        if not asks(name, data):
-            users = ", ".join(each.name for each in chosen if each.questions == name)
-            yield f"left out of {users}: what asks the questions in DATA/{name}, which are {PUBLISHED[name]}"
+def missing_questions(benchmarks: Iterable[Benchmark], data: Path | None) -> Iterator[str]:
+    """Yield a message for each question file that is missing."""
+    for name in dict.fromkeys(benchmark.questions for benchmark in benchmarks if benchmark.questions):
+        if not has_questions(name, data):
+            skipping = ", ".join(benchmark.name for benchmark in benchmarks if benchmark.questions == name)
+            yield f"{skipping}: skipping what needs DATA/{name}; source: {PUBLISHED[name]}"
 
 
-def asks(name: str, data: Path | None) -> bool:
-    """Tell whether there are questions of that name."""
+def has_questions(name: str, data: Path | None) -> bool:
+    """Whether the question file exists."""
     return data is not None and (data / name).is_file()
 
 
-def arguments(benchmark: Benchmark, data: Path | None, shape: Path | None) -> list[str]:
-    """Return what a benchmark is given, of what there is."""
-    found = []
-    if benchmark.questions and asks(benchmark.questions, data):
-        found += ["--data", str(data)]
+def arguments_of(benchmark: Benchmark, data: Path | None, shape: Path | None) -> list[str]:
+    """Command-line arguments of a benchmark, for the files that exist."""
+    arguments = []
+    if benchmark.questions and has_questions(benchmark.questions, data):
+        arguments += ["--data", str(data)]
     if benchmark.measures_shape and shape:
-        found += ["--shape", str(shape)]
-    return found
+        arguments += ["--shape", str(shape)]
+    return arguments
 
 
-def ran(name: str, given: Iterable[str]) -> bool:
-    """Run a script of this folder to its end, and tell whether that was a good one."""
+def run_benchmark(name: str, arguments: Iterable[str]) -> bool:
+    """Run a script of this directory; return whether it succeeded."""
     print(f"\n== {name}", flush=True)
-    began = time.monotonic()
+    start = time.monotonic()
     script = ROOT / "benchmarks" / f"{name}.py"
-    code = subprocess.run([sys.executable, script, *given], stdin=subprocess.DEVNULL).returncode
-    minutes = (time.monotonic() - began) / 60
+    code = subprocess.run([sys.executable, script, *arguments], stdin=subprocess.DEVNULL).returncode
+    minutes = (time.monotonic() - start) / 60
     print(
         f"== {name}: " + (f"failed with exit code {code}" if code else "done") + f" after {minutes:.1f} min", flush=True
     )
     return code == 0
 
 
-# The model of Mistral-7B's shape.
-
-
-def has_room() -> bool:
-    """Tell whether this machine has room for the model; say what it lacks."""
+def fits_machine() -> bool:
+    """Whether there is enough memory and disk space for the 7B shape; print what is missing."""
     memory, disk = available_memory(), shutil.disk_usage(SHAPE.parent).free
     if memory < SHAPE_MEMORY:
-        lack = f"{SHAPE_MEMORY / 1e9:.0f} GB of memory, and {memory / 1e9:.1f} are free"
+        reason = f"{SHAPE_MEMORY / 1e9:.0f} GB of memory, {memory / 1e9:.1f} GB are free"
     elif not SHAPE.exists() and disk < SHAPE_DISK:
-        lack = f"{SHAPE_DISK / 1e9:.0f} GB of disk, and {disk / 1e9:.1f} are free"
+        reason = f"{SHAPE_DISK / 1e9:.0f} GB of disk space, {disk / 1e9:.1f} GB are free"
     else:
         return True
-    print(f"left out: what measures a model of Mistral-7B's shape, unless SHAPE=FILE names it; it takes {lack}")
+    print(f"skipping measurements of the 7B shape: writing and running it needs {reason}; set SHAPE=FILE to use a file")
     return False
 
 
-def written() -> bool:
-    """Write the model; tell whether that went well."""
+def write_shape() -> bool:
+    """Write the 7B shape; return whether that succeeded."""
     unfinished = SHAPE.with_suffix(".unfinished")
-    if not ran("mistral_shape", [str(unfinished)]):
+    if not run_benchmark("mistral_shape", [str(unfinished)]):
         unfinished.unlink(missing_ok=True)
         return False
     unfinished.replace(SHAPE)

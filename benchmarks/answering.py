@@ -1,4 +1,4 @@
-"""What benchmarks of batches and votes share: their questions, models opened as the commands do, rows answered so."""
+"""Questions, loaded models and batch runs, shared by the benchmarks of batches and votes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from harness import Row, record
 
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
@@ -32,69 +30,71 @@ from cerebrum_cli.terminal.sinks import render
 THREADS = 2
 GSM8K = "gsm8k-200.jsonl"
 
-Watch = Callable[[Generator[Event, None, None]], Generator[Event, None, None]]
+Observer = Callable[[Generator[Event, None, None]], Generator[Event, None, None]]
 
 
-class Answered(NamedTuple):
-    """The seconds from the loaded model to the whole result, and its rows."""
+class BatchResult(NamedTuple):
+    """Seconds from the loaded model to the complete result, and the result's rows."""
 
     seconds: float
-    objects: tuple[dict[str, Any], ...]
+    rows: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A batch: the model, the questions, settings beside format and threads, how many at once; None is `auto`.
+class BatchJob:
+    """A batch to run; `settings` come on top of the benchmark's format and threads, `parallel` None means `auto`.
 
-    With `endless` replies go on to their last token, beyond the model's end of text and the format's stop string.
+    With `ignore_eos`, every reply has the maximum length: neither the end token nor a stop string ends it.
     """
 
     model: str
     questions: Sequence[Question]
-    given: Mapping[str, Any] = field(default_factory=dict)
-    at_once: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parallel: int | None = None
     votes: int | None = None
-    endless: bool = False
+    ignore_eos: bool = False
 
 
 def gsm8k(directory: Path, count: int) -> list[Question]:
-    """Return the first questions of GSM8K."""
+    """The first `count` questions of GSM8K."""
     lines = (directory / GSM8K).read_text(encoding="utf-8").splitlines()[:count]
     if len(lines) < count:
-        raise RuntimeError(f"{directory / GSM8K} has {len(lines)} questions, and {count} are needed")
+        raise RuntimeError(f"{directory / GSM8K} has {len(lines)} questions, but {count} are needed")
     return [prompt_row(number, number, json.loads(line)["question"]) for number, line in enumerate(lines, 1)]
 
 
-def path_of(model: str) -> Path:
-    """Return where the file of a model is."""
+def model_path(model: str) -> Path:
+    """Path of an installed model's file."""
     return real_runtime().library.resolve(model).path
 
 
-def settings_of(given: Mapping[str, Any]) -> Settings:
-    """Return settings of the Cerebrum format on two threads, whatever this user has configured."""
-    return fold({"format": CEREBRUM.name, "threads": THREADS}, given)
+def benchmark_settings(overrides: Mapping[str, Any]) -> Settings:
+    """Settings for the `cerebrum` format on two threads; the user's configuration is ignored."""
+    return fold({"format": CEREBRUM.name, "threads": THREADS}, overrides)
 
 
 @contextmanager
-def opened(model: str, settings: Settings, parallel: Parallel = SINGLE, forgets: bool = False) -> Iterator[LoadedModel]:
-    """Load a model as the commands do, and yield it; see `forgetful`."""
+def loaded_model(
+    model: str, settings: Settings, parallel: Parallel = SINGLE, evaluate_all: bool = False
+) -> Iterator[LoadedModel]:
+    """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
     runtime = real_runtime()
-    factory = forgetful(runtime.open_backend) if forgets else runtime.open_backend
-    found = open_model(factory, runtime.library.resolve(model), settings, parallel=parallel)
+    factory = without_prefix_reuse(runtime.open_backend) if evaluate_all else runtime.open_backend
+    loaded = open_model(factory, runtime.library.resolve(model), settings, parallel=parallel)
     try:
-        exhaust(found.responder.load())
-        yield found
+        exhaust(loaded.responder.load())
+        yield loaded
     finally:
-        found.engine.close()
+        loaded.engine.close()
 
 
-def forgetful(factory: BackendFactory) -> BackendFactory:
-    """Return how to open models whose engine re-uses nothing of what its slots hold, and is the same otherwise."""
+def without_prefix_reuse(factory: BackendFactory) -> BackendFactory:
+    """Wrap a backend factory so that the engine reuses no tokens from its slots, and is otherwise unchanged."""
 
     def wrapped(options: LoadOptions) -> OpenBackend:
-        def open_backend(tell: Callable[[Event], None], stop: StopFlag) -> Backend:
-            backend = factory(options)(tell, stop)
-            vars(backend)["shareable"] = lambda _: 0
+        def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+            backend = factory(options)(emit, stop)
+            backend.reusable_prefix = lambda _: 0  # type: ignore[method-assign, assignment]
             return backend
 
         return open_backend
@@ -103,55 +103,45 @@ def forgetful(factory: BackendFactory) -> BackendFactory:
 
 
 def exhaust(events: Iterable[Event]) -> None:
-    """Play events out."""
+    """Consume all events."""
     for _ in events:
         pass
 
 
-def unwatched(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-    """Return the events as they are."""
+def unobserved(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+    """Pass events through unchanged."""
     return events
 
 
-def answer(work: Work, watch: Watch = unwatched) -> Answered:
-    """Answer a batch as `cerebrum batch` does, into a file; to be called in a process of its own."""
-    settings = settings_of(work.given)
-    votes = Votes(work.votes, work.votes) if work.votes else None
-    manner = BatchOptions(settings, votes=votes, early_stop=False, ignore_eos=work.endless)
+def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
+    """Run a batch as `cerebrum batch` does, writing to a file; to be called in a subprocess."""
+    settings = benchmark_settings(job.settings)
+    votes = Votes(job.votes, job.votes) if job.votes else None
+    options = BatchOptions(settings, votes=votes, early_stop=False, ignore_eos=job.ignore_eos)
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
-        with closing(open_journal(output, {}, work.questions)) as result:
-            parallel = plan_parallel(work.at_once, len(work.questions) * (manner.votes.maximum if manner.votes else 1))
-            with opened(work.model, settings, parallel) as found:
-                began = time.perf_counter()
-                events = answer_rows(found.responder, work.questions, manner, result, in_order=False)
-                render(watch(events), found.responder.cancel, ())
+        with closing(open_journal(output, {}, job.questions)) as result:
+            parallel = plan_parallel(job.parallel, len(job.questions) * (options.votes.maximum if options.votes else 1))
+            with loaded_model(job.model, settings, parallel) as loaded:
+                start = time.perf_counter()
+                events = answer_rows(loaded.responder, job.questions, options, result, in_order=False)
+                render(observe(events), loaded.responder.cancel, ())
                 result.complete()
-                seconds = time.perf_counter() - began
+                seconds = time.perf_counter() - start
         lines = output.read_text(encoding="utf-8").splitlines()
     objects = tuple(json.loads(line) for line in lines)
     if failed := [each for each in objects if each["error"]]:
-        raise RuntimeError(f"{len(failed)} rows have no answer: {failed[0]['error']}")
-    return Answered(seconds, objects)
+        raise RuntimeError(f"{len(failed)} rows failed: {failed[0]['error']}")
+    return BatchResult(seconds, objects)
 
 
-def prompts_of(model: str, questions: Sequence[Question]) -> list[tuple[int, ...]]:
-    """Return the prompts of questions as the model reads them; to be called in a process of its own."""
-    with opened(model, settings_of({})) as found:
-        return [found.responder.preview(conversation_of(question)).token_ids for question in questions]
+def tokenized_prompts(model: str, questions: Sequence[Question]) -> list[tuple[int, ...]]:
+    """Token ids of the questions' prompts; to be called in a subprocess."""
+    with loaded_model(model, benchmark_settings({})) as loaded:
+        return [loaded.responder.preview(conversation_of(question)).token_ids for question in questions]
 
 
 def conversation_of(question: Question) -> Conversation:
-    """Return a question as it is asked."""
+    """Conversation of a question that is known to have one."""
     assert question.conversation is not None
     return question.conversation
-
-
-def show(rows: Iterable[Row], dry: bool) -> None:
-    """Keep rows in the table of results, or only print them."""
-    if not dry:
-        return record(rows)
-    for row in rows:
-        met = "met" if row.met else "not met"
-        print(f"{row.what}: {row.ours} against {row.peer}, ratio {row.ratio:.3f}, bar {row.bar}, {met}; not recorded")
-    return None

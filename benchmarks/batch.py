@@ -1,29 +1,28 @@
-"""What a batch gains by answering many questions at once: beside llama-server, beside itself one by one, in Python.
+"""Compare the throughput of batches with llama-server and with --parallel 1, and measure Python's overhead.
 
 Needs `make peers` and `cerebrum pull starter`.
 Usage: python benchmarks/batch.py --data DIR [--shape FILE] [--only PART] [--runs N] [--dry]
 
-DIR holds gsm8k-200.jsonl, the first 200 questions that openai/grade-school-math publishes as
-grade_school_math/data/test.jsonl: an object a line, with `question` and `answer`. Without it nothing is measured.
+DIR contains gsm8k-200.jsonl, the first 200 lines of grade_school_math/data/test.jsonl in openai/grade-school-math: one
+object per line, with `question` and `answer`. Without it, nothing is measured.
 
-All questions are asked in the Cerebrum format at temperature 0, on two threads. For equal work every reply has the
-same length: the model's end of text and the format's stop string do not end it. It is checked that each prompt and each
-reply had as many tokens as it should. Every run is a process of its own, in turn with the peer's, after one warm-up
-each; a rate is the tokens of all replies over the seconds from the loaded model (its context is not made yet) to the
-whole result.
+All prompts use the `cerebrum` format at temperature 0 on two threads. For equal work, all replies have the same
+length: neither the end token nor a stop string ends them, and the token counts of prompts and replies are checked.
+Each run is a separate process, alternating with the peer's, after one warm-up each. A rate is the number of generated
+tokens divided by the seconds from the loaded model (without a context yet) to the complete result.
 
-server     QUESTIONS questions of TOKENS tokens, answered as `cerebrum batch --parallel auto` does, each row on disk as
-           soon as it is there, against `llama-server -np 16`, which 16 clients ask at once, by the same token ids and
-           in the order of the file, from the first request to the last reply. First the starter as it is, then its
-           weights as BF16, which llama.cpp writes into .peers/ once. Printed beside it: what llama-batched-bench says
-           with as many sequences of one length, which it knows beforehand.
-alone      The same with the starter against `--parallel 1`.
-share      What Python takes of a decode step with SLOTS sequences: of the time from one `llama_decode` to the next, in
-           the engine's thread, what is not inside `llama_decode`, sampling with numpy among it. Added to it is the
-           processor time in which the main thread consumes the step's tokens and writes rows, as it may keep a core
-           from llama.cpp, although most of it passes while that computes. So this is the most it can be.
-shape      With FILE, which benchmarks/mistral_shape.py writes: SHAPE_QUESTIONS questions of SHAPE_TOKENS tokens, as in
-           `server`. One pair without a warm-up, unless --runs says otherwise.
+server      QUESTIONS questions of TOKENS tokens, run as `cerebrum batch --parallel auto` does, with each row written to
+            disk when it is finished, against `llama-server -np 16` with 16 concurrent clients that send the same token
+            ids in the same order, from the first request to the last reply. First with the starter model as it is, then
+            with its weights as BF16, which llama.cpp writes into .peers/ once. Printed for comparison: the rate of
+            llama-batched-bench with as many sequences of one length, known in advance.
+sequential  The same questions and the starter model, against `--parallel 1`.
+share       Python's share of a decode step of SLOTS sequences: the part of the time between two calls of `llama_decode`
+            in the engine's thread that is spent outside of it, including sampling with numpy. The CPU time in which the
+            main thread consumes the step's tokens and writes rows is added, because it may take a core from llama.cpp;
+            most of it overlaps with the computation, so the sum is an upper bound.
+shape       With FILE, a model that benchmarks/mistral_shape.py has written: SHAPE_QUESTIONS questions of SHAPE_TOKENS
+            tokens, as in `server`; one pair without a warm-up by default.
 """
 
 from __future__ import annotations
@@ -37,92 +36,96 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from answering import THREADS, Answered, Work, answer, gsm8k, path_of, prompts_of, show
-from harness import PEERS, Row, alone, in_turn, medians
-from server import batched_bench, serve
+from answering import THREADS, BatchJob, BatchResult, gsm8k, model_path, run_batch, tokenized_prompts
+from harness import PEER_PROGRAMS, Row, alternate, in_subprocess, medians, record
+from server import batched_bench, time_server
 
 from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.core.events import Event, TokenEvent
 
-PARTS = ("server", "alone", "share", "shape")
+PARTS = ("server", "sequential", "share", "shape")
 QUESTIONS, TOKENS = 64, 64
 SHAPE_QUESTIONS, SHAPE_TOKENS = 16, 16
-SLOTS = 16  # of `share`
+SLOTS = 16  # for `share`
 BF16 = 32  # LLAMA_FTYPE_MOSTLY_BF16 of llama.h
 
 
 def main() -> None:
-    """Measure all parts, or one, and record each as it is done."""
+    """Measure all parts or one, and record each when it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where gsm8k-200.jsonl is")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="directory with gsm8k-200.jsonl")
     parser.add_argument("--shape", type=Path, metavar="FILE", help="a model of Mistral-7B's shape")
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--runs", type=int, help="[default: 3, of `shape` 1]")
+    parser.add_argument("--runs", type=int, help="[default: 3; for `shape`: 1]")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="[default: 64]")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a reply [default: 64]")
-    parser.add_argument("--dry", action="store_true", help="do not touch the table of results")
-    given = parser.parse_args()
-    if not given.data:
-        return print("without --data, batches are not measured")
-    parts = [given.only] if given.only else PARTS
-    runs, questions = given.runs or 3, gsm8k(given.data, given.questions)
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens per reply [default: 64]")
+    parser.add_argument("--dry-run", action="store_true", help="do not write to RESULTS.md")
+    options = parser.parse_args()
+    if not options.data:
+        return print("skipping batches: they need --data")
+    parts = [options.only] if options.only else PARTS
+    runs, questions = options.runs or 3, gsm8k(options.data, options.questions)
     if "server" in parts:
-        show([against_server("starter", "starter", questions, given.tokens, runs, ">= 1.05")], given.dry)
-        encoded = alone(as_bf16, path_of("starter"))
-        show([against_server("starter as BF16", str(encoded), questions, given.tokens, runs, ">= 1.3")], given.dry)
-    if "alone" in parts:
-        show([against_one_by_one(questions, given.tokens, runs)], given.dry)
+        record([server_row("starter", "starter", questions, options.tokens, runs, ">= 1.05")], options.dry_run)
+        bf16_file = in_subprocess(write_bf16, model_path("starter"))
+        record(
+            [server_row("starter as BF16", str(bf16_file), questions, options.tokens, runs, ">= 1.3")], options.dry_run
+        )
+    if "sequential" in parts:
+        record([sequential_row(questions, options.tokens, runs)], options.dry_run)
     if "share" in parts:
-        show([python_share(questions[:SLOTS], given.tokens, runs)], given.dry)
-    if "shape" in parts and given.shape:
-        few, tokens = questions[:SHAPE_QUESTIONS], min(SHAPE_TOKENS, given.tokens)
-        show([against_server("7B shape", str(given.shape), few, tokens, given.runs or 1, ">= 1.0")], given.dry)
+        record([share_row(questions[:SLOTS], options.tokens, runs)], options.dry_run)
+    if "shape" in parts and options.shape:
+        subset, tokens = questions[:SHAPE_QUESTIONS], min(SHAPE_TOKENS, options.tokens)
+        record(
+            [server_row("7B shape", str(options.shape), subset, tokens, options.runs or 1, ">= 1.0")], options.dry_run
+        )
     return None
 
 
-def rate(work: Work, prompts: Sequence[Sequence[int]]) -> float:
-    """Answer a batch in a process of its own; return tokens a second, RuntimeError where other work was done."""
-    return checked_rate(alone(answer, work), prompts, int(work.given["max_tokens"]))
+def rate(job: BatchJob, prompts: Sequence[Sequence[int]]) -> float:
+    """Run a batch in a subprocess; return tokens per second. RuntimeError if the token counts are wrong."""
+    return checked_rate(in_subprocess(run_batch, job), prompts, int(job.settings["max_tokens"]))
 
 
-def checked_rate(answered: Answered, prompts: Sequence[Sequence[int]], tokens: int) -> float:
-    """Return the tokens a second of a batch whose replies all have as many tokens as they should."""
-    done = [(each["prompt_tokens"], each["completion_tokens"]) for each in answered.objects]
-    if done != [(len(prompt), tokens) for prompt in prompts]:
-        raise RuntimeError(f"other work was done than was asked for: {done}")
-    return tokens * len(prompts) / answered.seconds
+def checked_rate(result: BatchResult, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    """Generated tokens per second; RuntimeError unless every prompt and reply has the expected number of tokens."""
+    counts = [(row["prompt_tokens"], row["completion_tokens"]) for row in result.rows]
+    if counts != [(len(prompt), tokens) for prompt in prompts]:
+        raise RuntimeError(f"unexpected token counts: {counts}")
+    return tokens * len(prompts) / result.seconds
 
 
-def work_of(model: str, questions: Sequence[Question], tokens: int, at_once: int | None) -> Work:
-    """Return questions as they are asked here."""
-    return Work(model, questions, {"max_tokens": tokens, "temperature": 0.0}, at_once, endless=True)
+def make_job(model: str, questions: Sequence[Question], tokens: int, parallel: int | None) -> BatchJob:
+    """Batch job for these questions, with replies of exactly `tokens` tokens."""
+    return BatchJob(model, questions, {"max_tokens": tokens, "temperature": 0.0}, parallel, ignore_eos=True)
 
 
-def against_server(name: str, model: str, questions: Sequence[Question], tokens: int, runs: int, bar: str) -> Row:
-    """Compare a batch with llama-server, in tokens a second; a single run has no warm-up."""
-    path, prompts = path_of(model), alone(prompts_of, model, questions)
-    work = work_of(model, questions, tokens, None)
+def server_row(name: str, model: str, questions: Sequence[Question], tokens: int, runs: int, target: str) -> Row:
+    """Compare a batch with llama-server, in tokens per second; a single run has no warm-up."""
+    path, prompts = model_path(model), in_subprocess(tokenized_prompts, model, questions)
+    job = make_job(model, questions, tokens, None)
 
     def ours() -> float:
-        return rate(work, prompts)
+        return rate(job, prompts)
 
     def peer() -> float:
-        return len(prompts) * tokens / serve(path, prompts, tokens, THREADS)
+        return len(prompts) * tokens / time_server(path, prompts, tokens, THREADS)
 
-    mine, other, ratio = in_turn(ours, peer, runs) if runs > 1 else medians([(ours(), peer())])
+    ours_rate, peer_rate, ratio = alternate(ours, peer, runs) if runs > 1 else medians([(ours(), peer())])
     if runs > 1:
         length = round(statistics.mean(map(len, prompts)))
         bench = len(prompts) * tokens / sum(batched_bench(path, length, tokens, len(prompts), THREADS))
-        print(f"{name}: llama-batched-bench, {len(prompts)} prompts of {length} tokens at once: {bench:.1f} tok/s")
-    what = f"batch of {len(prompts)} questions, {tokens} tokens each, {name}, llama-server -np 16"
-    return Row(what, f"{mine:.1f} tok/s", f"{other:.1f} tok/s", ratio, bar)
+        print(f"{name}: llama-batched-bench, {len(prompts)} prompts of {length} tokens in parallel: {bench:.1f} tok/s")
+    label = f"batch of {len(prompts)} questions, {tokens} tokens each, {name}, llama-server -np 16"
+    return Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s", ratio, target)
 
 
-def as_bf16(source: Path) -> Path:
-    """Return a model's file with its weights as BF16, written once; to be called in a process of its own."""
+def write_bf16(source: Path) -> Path:
+    """Write a model with BF16 weights unless it exists; return its path. To be called in a subprocess."""
     from cerebrum_cli.engine.llama.library import llama
 
-    target = PEERS.parent.parent / f"{source.stem}.as-BF16.gguf"
+    target = PEER_PROGRAMS.parent.parent / f"{source.stem}.as-BF16.gguf"
     if not target.exists() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
         params = llama.llama_model_quantize_default_params()
         params.ftype, params.allow_requantize = BF16, True
@@ -133,23 +136,23 @@ def as_bf16(source: Path) -> Path:
     return target
 
 
-def against_one_by_one(questions: Sequence[Question], tokens: int, runs: int) -> Row:
-    """Compare `--parallel auto` with `--parallel 1`, in tokens a second."""
-    prompts = alone(prompts_of, "starter", questions)
-    mine, other, ratio = in_turn(
-        lambda: rate(work_of("starter", questions, tokens, None), prompts),
-        lambda: rate(work_of("starter", questions, tokens, 1), prompts),
+def sequential_row(questions: Sequence[Question], tokens: int, runs: int) -> Row:
+    """Compare `--parallel auto` with `--parallel 1`, in tokens per second."""
+    prompts = in_subprocess(tokenized_prompts, "starter", questions)
+    mine, other, ratio = alternate(
+        lambda: rate(make_job("starter", questions, tokens, None), prompts),
+        lambda: rate(make_job("starter", questions, tokens, 1), prompts),
         runs,
     )
-    what = f"batch of {len(prompts)} questions, {tokens} tokens each, starter, --parallel auto / --parallel 1"
-    return Row(what, f"{mine:.1f} tok/s", f"{other:.1f} tok/s", ratio, ">= 1.3")
+    label = f"batch of {len(prompts)} questions, {tokens} tokens each, starter, --parallel auto / --parallel 1"
+    return Row(label, f"{mine:.1f} tok/s", f"{other:.1f} tok/s", ratio, ">= 1.3")
 
 
-# What Python takes of a step.
+# Python's share of a decode step.
 
 
 class Share(NamedTuple):
-    """Mean seconds of a step, of which Python takes so much: in the engine's thread, and at most in the main one."""
+    """Mean seconds of a decode step, and of Python in it: in the engine's thread, and at most in the main thread."""
 
     step: float
     engine: float
@@ -157,22 +160,22 @@ class Share(NamedTuple):
     steps: int
 
 
-def python_share(questions: Sequence[Question], tokens: int, runs: int) -> Row:
-    """Compare what Python takes of a step with the step."""
-    work = work_of("starter", questions, tokens, len(questions))
-    shares = [alone(share, work) for _ in range(runs)]
-    for found in shares:
+def share_row(questions: Sequence[Question], tokens: int, runs: int) -> Row:
+    """Compare Python's time in a decode step with the whole step."""
+    job = make_job("starter", questions, tokens, len(questions))
+    shares = [in_subprocess(measure_share, job) for _ in range(runs)]
+    for measured in shares:
         print(
-            f"{found.steps} steps of {found.step * 1e3:.1f} ms: Python takes {found.engine * 1e3:.3f} ms"
-            f" of them in the engine's thread, {found.main * 1e3:.3f} ms in the main one"
+            f"{measured.steps} steps of {measured.step * 1e3:.1f} ms, in Python {measured.engine * 1e3:.3f} ms"
+            f" in the engine's thread, {measured.main * 1e3:.3f} ms in the main thread"
         )
-    python, step, ratio = medians([(found.engine + found.main, found.step) for found in shares])
-    what = f"Python's share of a decode step of {len(questions)} sequences, starter"
-    return Row(what, f"{python * 1e3:.2f} ms", f"{step * 1e3:.1f} ms", ratio, "<= 0.05")
+    python, step, ratio = medians([(measured.engine + measured.main, measured.step) for measured in shares])
+    label = f"Python's share of a decode step of {len(questions)} sequences, starter"
+    return Row(label, f"{python * 1e3:.2f} ms", f"{step * 1e3:.1f} ms", ratio, "<= 0.05")
 
 
-class Clock:
-    """Stands between the engine and llama.cpp, and tells steps in which `slots` sequences talk from all others."""
+class StepTimer:
+    """Wraps the engine's calls of llama.cpp, and times the steps in which all `slots` sequences decode."""
 
     def __init__(self, slots: int) -> None:
         from cerebrum_cli.engine.llama.library import llama
@@ -182,52 +185,52 @@ class Clock:
         llama.llama_decode = self.decode
         setattr(GreedySampler, "sample", lambda sampler, row: self.sample(sampler, row))  # noqa: B010
         self._slots = slots
-        self._began = self._native = 0.0
-        self._sampled = 0
-        self.steps: list[tuple[float, float]] = []  # seconds, and those of them in native code
+        self._step_start = self._native_s = 0.0
+        self._samples = 0
+        self.steps: list[tuple[float, float]] = []  # seconds in total, and in native code
         self.consumed = 0  # tokens
-        self.consuming = 0.0  # processor seconds of the main thread, from the first of them on
+        self.consuming_s = 0.0  # CPU time of the main thread since the first of them
 
     def decode(self, *arguments: Any) -> Any:
-        """Evaluate; the step before is over."""
+        """Call `llama_decode`, which ends the previous step."""
         now = time.perf_counter()
-        if self._sampled == self._slots:
-            self.steps.append((now - self._began, self._native))
-        self._began, self._sampled = now, 0
-        began = time.perf_counter()
+        if self._samples == self._slots:
+            self.steps.append((now - self._step_start, self._native_s))
+        self._step_start, self._samples = now, 0
+        start = time.perf_counter()
         status = self._decode(*arguments)
-        self._native = time.perf_counter() - began
+        self._native_s = time.perf_counter() - start
         return status
 
     def sample(self, *arguments: Any) -> Any:
         """Sample a token."""
-        self._sampled += 1
+        self._samples += 1
         return self._sample(*arguments)
 
-    def watch(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-        """Yield events, and measure what the main thread does with them from the first token on."""
-        began = 0.0
+    def observe(self, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+        """Yield events, and measure the CPU time of the main thread from the first token on."""
+        start = 0.0
         try:
             for event in events:
                 if isinstance(event, TokenEvent) and event.token is not None:
                     self.consumed += 1
-                    began = began or time.thread_time()
+                    start = start or time.thread_time()
                 yield event
         finally:
-            self.consuming = time.thread_time() - began
+            self.consuming_s = time.thread_time() - start
             events.close()
 
 
-def share(work: Work) -> Share:
-    """Return what Python takes of the steps in which all sequences talk; to be called in a process of its own."""
-    slots = len(work.questions)
-    clock = Clock(slots)
-    answer(work, clock.watch)
-    if not clock.steps:
-        raise RuntimeError(f"there was no step of {slots} sequences")
-    step = statistics.mean(whole for whole, _ in clock.steps)
-    engine = statistics.mean(whole - native for whole, native in clock.steps)
-    return Share(step, engine, clock.consuming / clock.consumed * slots, len(clock.steps))
+def measure_share(job: BatchJob) -> Share:
+    """Measure Python's share of the steps in which all sequences decode; to be called in a subprocess."""
+    slots = len(job.questions)
+    timer = StepTimer(slots)
+    run_batch(job, timer.observe)
+    if not timer.steps:
+        raise RuntimeError(f"no step decoded {slots} sequences")
+    step_s = statistics.mean(whole for whole, _ in timer.steps)
+    engine_s = statistics.mean(whole - native for whole, native in timer.steps)
+    return Share(step_s, engine_s, timer.consuming_s / timer.consumed * slots, len(timer.steps))
 
 
 if __name__ == "__main__":

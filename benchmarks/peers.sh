@@ -1,6 +1,6 @@
 #!/bin/sh
-# Build the peers the benchmarks compare with, once, into .peers/: llama.cpp's own programs from the very
-# sources the installed llama-cpp-python was built from, and `llm` with its SmolLM2 plugin in an environment of its own.
+# Build the peers of the benchmarks into .peers/, once: llama.cpp's own programs from the sources that the
+# installed llama-cpp-python was built from, and `llm` with its SmolLM2 plugin in a separate environment.
 set -eu
 
 python=${1:?usage: peers.sh PYTHON}
@@ -16,7 +16,7 @@ if [ ! -d "$sources" ]; then
     rm "$peers/llama_cpp_python-$version.tar.gz"
 fi
 
-if [ ! -e "$peers/build/$version.built" ]; then # one of another version is no peer
+if [ ! -e "$peers/build/$version.built" ]; then # rebuild for another version
     rm -rf "$peers/build"
     cmake -S "$sources/vendor/llama.cpp" -B "$peers/build" -DCMAKE_BUILD_TYPE=Release \
         -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF \

@@ -25,8 +25,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from answering import THREADS, opened, path_of, settings_of
-from harness import RESULTS, Row, alone, machine, medians, record
+from answering import THREADS, benchmark_settings, loaded_model, model_path
+from harness import RESULTS, Row, in_subprocess, machine, medians, record
 from server import batched_bench
 
 from cerebrum_cli.application.inference.loading import SINGLE, LoadedModel, Parallel
@@ -76,7 +76,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.out or RESULTS.parent
     folder.mkdir(parents=True, exist_ok=True)
-    model = path_of("starter")
+    model = model_path("starter")
     if given.only != "prompt":
         points = throughput(model, doublings(1, given.most), given.tokens, given.runs)
         draw(throughput_picture(model, given.tokens), points, folder)
@@ -118,16 +118,18 @@ def throughput(model: Path, counts: Sequence[int], tokens: int, runs: int) -> li
     """Measure tokens a second of so many sequences."""
 
     def peer(count: int) -> float:
-        said = batched_bench(model, PROMPT, tokens, count, THREADS, shares_prompt=True).said
+        said = batched_bench(model, PROMPT, tokens, count, THREADS, shared_prompt=True).decode_s
         return count * tokens / said
 
-    return measured(lambda count: alone(said_by, model, count, tokens), peer, counts, runs, "tok/s")
+    return measured(lambda count: in_subprocess(said_by, model, count, tokens), peer, counts, runs, "tok/s")
 
 
 def said_by(model: Path, count: int, tokens: int) -> float:
     """Return the tokens a second of so many sequences; to be called in a process of its own."""
-    settings = settings_of({"max_tokens": tokens + 1, "temperature": 0.0})  # the first is sampled from the prompt
-    with opened(str(model), settings, Parallel(count, batch_invariant=True)) as found:
+    settings = benchmark_settings(
+        {"max_tokens": tokens + 1, "temperature": 0.0}
+    )  # the first is sampled from the prompt
+    with loaded_model(str(model), settings, Parallel(count, batch_invariant=True)) as found:
         finishes = finishes_of(found, PROMPT, settings, count)
         at_once = found.engine.backend.slots
     done = [(finish.cached_tokens, finish.timings.decode_steps) for finish in finishes]
@@ -164,15 +166,15 @@ def prompt_times(model: Path, lengths: Sequence[int], runs: int) -> list[Point]:
     """Measure the seconds in which prompts of these lengths are read."""
 
     def peer(length: int) -> float:
-        return batched_bench(model, length, 1, 1, THREADS).read
+        return batched_bench(model, length, 1, 1, THREADS).prefill_s
 
-    return measured(lambda length: alone(read_in, model, length), peer, lengths, runs, "s")
+    return measured(lambda length: in_subprocess(read_in, model, length), peer, lengths, runs, "s")
 
 
 def read_in(model: Path, length: int) -> float:
     """Return the seconds in which a prompt is read; to be called in a process of its own."""
-    settings = settings_of({"max_tokens": 1, "temperature": 0.0})
-    with opened(str(model), settings, SINGLE) as found:
+    settings = benchmark_settings({"max_tokens": 1, "temperature": 0.0})
+    with loaded_model(str(model), settings, SINGLE) as found:
         finishes_of(found, WARM_UP, settings)
         (finish,) = finishes_of(found, length, settings)
     if finish.timings.prefill_tokens != length:
@@ -182,7 +184,7 @@ def read_in(model: Path, length: int) -> float:
 
 def prompt_row(point: Point) -> Row:
     """Return a point as a row."""
-    what = f"prompt of {point.at} tokens read, starter, llama-batched-bench"
+    what = f"prefill of {point.at} tokens, starter, llama-batched-bench"
     return Row(what, f"{point.ours:.3f} s", f"{point.peer:.3f} s", point.ratio, "<= 1.05")
 
 

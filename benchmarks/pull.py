@@ -1,6 +1,6 @@
-"""How fast models come and are listed: a 1 GB file from a Hub on loopback against `hf download`; `list` and `show`.
+"""Time `pull` of a 1 GB file from a Hub server on loopback against `hf download`, and time `list` and `show`.
 
-python benchmarks/pull.py [--runs N] [--gigabytes G]
+Usage: python benchmarks/pull.py [--runs N] [--gigabytes G]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import ROOT, SCRIPT, Row, in_turn, record, run
+from harness import ROOT, SCRIPT, Row, alternate, record, run
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -27,21 +27,21 @@ INTERPRETER = [sys.executable, "-c", "pass"]
 
 
 def main() -> None:
-    """Measure, and record what was found."""
+    """Measure all rows and record them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=ROOT) as name, HubServer() as hub:
         directory = Path(name)
-        hub.repository(REPOSITORY, {FILE: written(directory / FILE, int(arguments.gigabytes * 1e9))})
+        hub.repository(REPOSITORY, {FILE: write_model(directory / FILE, int(arguments.gigabytes * 1e9))})
         os.environ.update(hub.environment(directory / "home"))
         os.environ.update(XDG_DATA_HOME=str(directory / "data"), XDG_CONFIG_HOME=str(directory / "config"))
-        record([downloading(directory, arguments), *listing(arguments.runs)])
+        record([download_row(directory, arguments), *listing_rows(arguments.runs)])
 
 
-def written(path: Path, size: int) -> Path:
-    """Write a GGUF file of about that many bytes: one tensor of noise."""
+def write_model(path: Path, size: int) -> Path:
+    """Write a GGUF file of about `size` bytes: one tensor of noise."""
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(1)
     writer.add_tensor("output.weight", np.random.default_rng(0).integers(0, 255, size, np.uint8).view(np.int8))
@@ -52,39 +52,39 @@ def written(path: Path, size: int) -> Path:
     return path
 
 
-def downloading(directory: Path, arguments: argparse.Namespace) -> Row:
-    """Compare whole downloads into an empty cache on the same disk, checksum included in ours."""
+def download_row(directory: Path, arguments: argparse.Namespace) -> Row:
+    """Compare whole downloads into an empty cache on the same disk; ours includes the checksum."""
 
     def timed(command: list[str]) -> Callable[[], float]:
         def measure() -> float:
             shutil.rmtree(directory / "home", ignore_errors=True)
-            os.sync()  # what the last run left to be written is not this one's
+            os.sync()  # the previous run's pending writes would slow down this one
             return run(command).seconds
 
         return measure
 
-    ours, peer, ratio = in_turn(
+    ours, peer, ratio = alternate(
         timed([SCRIPT, "pull", "--quiet", REPOSITORY]), timed([PEER, "download", REPOSITORY, FILE]), arguments.runs
     )
     what = f"pull {arguments.gigabytes:g} GB from loopback, checksum included / hf download"
     return Row(what, f"{ours:.2f} s", f"{peer:.2f} s", ratio, "<= 1.6")
 
 
-def listing(runs: int) -> list[Row]:
-    """Compare looking at what is here with starting Python."""
+def listing_rows(runs: int) -> list[Row]:
+    """Compare `list` and `show` with the start of a bare Python interpreter."""
     run([SCRIPT, "pull", "--quiet", REPOSITORY])
     rows = []
-    for what, command in (
+    for label, command in (
         ("list", ["list"]),
         ("list --available", ["list", "--available"]),
         ("show", ["show", REPOSITORY]),
     ):
-        ours, peer, ratio = in_turn(
+        ours, peer, ratio = alternate(
             lambda: run([SCRIPT, *command]).seconds,  # noqa: B023
             lambda: run(INTERPRETER).seconds,
             3 * runs,
         )
-        rows.append(Row(f"{what} / python -c pass", f"{ours * 1e3:.0f} ms", f"{peer * 1e3:.0f} ms", ratio, "<= 25"))
+        rows.append(Row(f"{label} / python -c pass", f"{ours * 1e3:.0f} ms", f"{peer * 1e3:.0f} ms", ratio, "<= 25"))
     return rows
 
 

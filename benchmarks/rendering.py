@@ -1,10 +1,10 @@
-"""Cost of drawing replies as Markdown on a terminal, for long replies and all kinds of blocks.
+"""Measure the cost of rendering replies as Markdown on a terminal, for long replies and all kinds of blocks.
 
 Needs `cerebrum pull starter`. Usage: python benchmarks/rendering.py [--runs N] [--tokens N]
 
-First a chat on a terminal of 100 columns and 40 rows, alternating with the same chat written to the null device with
---no-markdown, each in a process of its own: the time from the first token until the last is drawn. Then texts of other
-kinds, whose tokens reach the terminal's sink at the pace of decode, on which the cost depends: CPU seconds of drawing,
+First, a chat on a terminal of 100 columns and 40 rows alternates with the same chat written to the null device with
+--no-markdown, each in its own process: the time from the first token until the last is drawn. Then texts of several
+kinds are fed to the terminal's sink at the speed of decode, because the cost depends on it: CPU seconds of drawing,
 including the import of the renderer.
 """
 
@@ -20,20 +20,21 @@ from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from chat import leave, led
-from harness import Row, alone, medians, record, sit_at, terminal
+from chat import close_chat, open_chat
+from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, record
 
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
 from cerebrum_cli.terminal.sinks import MarkdownSink
 from cerebrum_cli.terminal.streams import standard_streams
 
-GUIDE = "Write a very long and detailed guide to growing apples, with a heading, a list and an example in each chapter."
+PROMPT = (
+    "Write a very long and detailed guide to growing apples, with a heading, a list and an example in each chapter."
+)
 COLUMNS, ROWS = 100, 40
 TEXTS = {
     "a list": "{0}. The **{0}th** thing to know is `item_{0}`, and *why* it is here.\n",
@@ -44,7 +45,7 @@ TEXTS = {
     " row of the terminal it is shown on.\n\n- one\n- two\n  - two and a half\n\n```python\nprint({0})\n```\n\n> quoted"
     "\n\n| a | b |\n|---|---|\n| {0} | x |\n\n",
 }
-OPENINGS = {"a code block": "```python\n", "a table": "| row | number | value | remark |\n|---|---|---|---|\n"}
+PREFIXES = {"a code block": "```python\n", "a table": "| row | number | value | remark |\n|---|---|---|---|\n"}
 
 
 def main() -> None:
@@ -52,33 +53,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2000, help="tokens to draw [default: 2000]")
-    given = parser.parse_args()
-    record(rendering(given.tokens, given.runs))
+    options = parser.parse_args()
+    record(rendering_rows(options.tokens, options.runs))
 
 
-def rendering(tokens: int, runs: int) -> list[Row]:
-    """Compare a long reply drawn and discarded, then measure drawing other kinds of text."""
+def rendering_rows(tokens: int, runs: int) -> list[Row]:
+    """Compare a long reply that is drawn with one that is discarded, then measure drawing each kind of text."""
 
     def pair() -> tuple[ReplyTimes, ReplyTimes]:
-        with tempfile.TemporaryDirectory() as name, terminal(COLUMNS, ROWS) as device:
-            return alone(draw_reply, Path(name), tokens, device), alone(draw_reply, Path(name), tokens, os.devnull)
+        with tempfile.TemporaryDirectory() as name, pseudo_terminal(COLUMNS, ROWS) as device:
+            terminal_times = in_subprocess(draw_reply, Path(name), tokens, device)
+            return terminal_times, in_subprocess(draw_reply, Path(name), tokens, os.devnull)
 
     pair()
     pairs = [pair() for _ in range(runs)]
-    shown, plain, ratio = medians([(tokens / ours.seconds, tokens / peer.seconds) for ours, peer in pairs])
+    shown_rate, plain_rate, ratio = medians([(tokens / ours.seconds, tokens / peer.seconds) for ours, peer in pairs])
     shown_growth, plain_growth, growth = medians([(ours.growth, peer.growth) for ours, peer in pairs])
     quarter = tokens // 4
-    flat = f"time of tokens {3 * quarter} to {4 * quarter} over {quarter} to {2 * quarter}, Markdown / --no-markdown"
+    growth_label = (
+        f"time of tokens {3 * quarter} to {4 * quarter} over {quarter} to {2 * quarter}, Markdown / --no-markdown"
+    )
     return [
         Row(
-            f"decode of {tokens} tokens, Markdown on a terminal / --no-markdown to nowhere",
-            f"{shown:.1f} tok/s",
-            f"{plain:.1f} tok/s",
+            f"decode of {tokens} tokens, Markdown on a terminal / --no-markdown to the null device",
+            f"{shown_rate:.1f} tok/s",
+            f"{plain_rate:.1f} tok/s",
             ratio,
             ">= 0.95",
         ),
-        Row(flat, f"{shown_growth:.3f}", f"{plain_growth:.3f}", growth, "<= 1.05"),
-        *(drawing(kind, tokens, tokens / plain, runs) for kind in TEXTS),
+        Row(growth_label, f"{shown_growth:.3f}", f"{plain_growth:.3f}", growth, "<= 1.05"),
+        *(drawing_row(kind, tokens, tokens / plain_rate, runs) for kind in TEXTS),
     ]
 
 
@@ -90,74 +94,74 @@ class ReplyTimes(NamedTuple):
 
 
 def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
-    """Draw a long reply of the starter model on a device. Raises RuntimeError if the reply ends early."""
-    sit_at(device)
-    chat = led(directory, model="starter", max_tokens=tokens, cache_gb=0)
-    stamps: list[float] = []
+    """Draw a long reply of the starter model on a device; RuntimeError if the reply ends early."""
+    attach_to(device)
+    chat = open_chat(directory, model="starter", max_tokens=tokens, cache_gb=0)
+    times: list[float] = []
     try:
         streams = standard_streams()
-        repl = Repl(chat, streams, Signals(streams, Keyboard()), COMMANDS, no_markdown=device == os.devnull)
-        repl.render(stamped(chat.send(GUIDE), stamps))
-        ended = time.perf_counter()
+        repl = Repl(chat, streams, Signals(streams), COMMANDS, no_markdown=device == os.devnull)
+        repl.render(record_times(chat.send(PROMPT), times))
+        end = time.perf_counter()
     finally:
-        leave(chat)
-    if len(stamps) != tokens:
-        raise RuntimeError(f"the model stopped after {len(stamps)} tokens")
+        close_chat(chat)
+    if len(times) != tokens:
+        raise RuntimeError(f"the model stopped after {len(times)} tokens")
     quarter = tokens // 4
-    second, last = stamps[2 * quarter - 1] - stamps[quarter - 1], ended - stamps[3 * quarter - 1]
-    return ReplyTimes(ended - stamps[0], last / second)
+    second, last = times[2 * quarter - 1] - times[quarter - 1], end - times[3 * quarter - 1]
+    return ReplyTimes(end - times[0], last / second)
 
 
-def stamped(events: Generator[Event, None, None], stamps: list[float]) -> Generator[Event, None, None]:
+def record_times(events: Generator[Event, None, None], times: list[float]) -> Generator[Event, None, None]:
     """Yield events and record the time of each token."""
     try:
         for event in events:
             if isinstance(event, TokenEvent) and event.token is not None:
-                stamps.append(time.perf_counter())
+                times.append(time.perf_counter())
             yield event
     finally:
         events.close()
 
 
-def drawing(kind: str, tokens: int, seconds: float, runs: int) -> Row:
+def drawing_row(kind: str, tokens: int, seconds: float, runs: int) -> Row:
     """Compare the CPU seconds of drawing a text with the seconds of decoding as many tokens."""
-    pieces = alone(pieces_of, kind, tokens)
-    with terminal(COLUMNS, ROWS) as device:
-        unpaced = alone(drawn, pieces, 0.0, device)
-        spent = statistics.median(alone(drawn, pieces, seconds / tokens, device) for _ in range(runs))
-    print(f"{kind}, {tokens} tokens without pauses: {unpaced:.3f} s")
-    what = f"drawing {tokens} tokens of {kind} / decoding as many"
-    return Row(what, f"{spent:.3f} s of CPU", f"{seconds:.2f} s", spent / seconds, "<= 0.05")
+    pieces = in_subprocess(split_text, kind, tokens)
+    with pseudo_terminal(COLUMNS, ROWS) as device:
+        unpaced_s = in_subprocess(time_drawing, pieces, 0.0, device)
+        cpu_s = statistics.median(in_subprocess(time_drawing, pieces, seconds / tokens, device) for _ in range(runs))
+    print(f"{kind}, {tokens} tokens without pauses: {unpaced_s:.3f} s")
+    label = f"drawing {tokens} tokens of {kind} / decoding as many"
+    return Row(label, f"{cpu_s:.3f} s of CPU", f"{seconds:.2f} s", cpu_s / seconds, "<= 0.05")
 
 
-def pieces_of(kind: str, tokens: int) -> list[str]:
+def split_text(kind: str, tokens: int) -> list[str]:
     """Text of one kind, split into tokens of the starter model."""
     with tempfile.TemporaryDirectory() as name:
-        chat = led(Path(name), model="starter", cache_gb=0)
+        chat = open_chat(Path(name), model="starter", cache_gb=0)
         try:
             for _ in chat.loaded.responder.load():
                 pass
-            text = OPENINGS.get(kind, "") + "".join(map(TEXTS[kind].format, islice(count(1), tokens)))
+            text = PREFIXES.get(kind, "") + "".join(map(TEXTS[kind].format, islice(count(1), tokens)))
             backend, detokenizer = chat.loaded.engine.backend, Detokenizer(())
             ids = backend.tokenize((Text(text),))[:tokens]
             return [detokenizer.feed(backend.piece(token))[0] for token in ids]
         finally:
-            leave(chat)
+            close_chat(chat)
 
 
-def drawn(pieces: Sequence[str], interval: float, device: str) -> float:
+def time_drawing(pieces: Sequence[str], interval: float, device: str) -> float:
     """Draw a text on a terminal, one piece per `interval` seconds; return the CPU seconds spent."""
-    sit_at(device)
+    attach_to(device)
     sink = MarkdownSink(standard_streams())
-    start, spent = time.perf_counter(), 0.0
-    for at, piece in enumerate(pieces):
-        time.sleep(max(0.0, start + at * interval - time.perf_counter()))
+    start, cpu_s = time.perf_counter(), 0.0
+    for index, piece in enumerate(pieces):
+        time.sleep(max(0.0, start + index * interval - time.perf_counter()))
         drawing_start = time.thread_time()
         sink.emit(TokenEvent(SequenceId(0), piece))
-        spent += time.thread_time() - drawing_start
+        cpu_s += time.thread_time() - drawing_start
     drawing_start = time.thread_time()
     sink.close()
-    return spent + time.thread_time() - drawing_start
+    return cpu_s + time.thread_time() - drawing_start
 
 
 if __name__ == "__main__":

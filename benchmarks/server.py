@@ -1,4 +1,4 @@
-"""llama.cpp's programs for many sequences as peers: llama-server, asked by many clients, and llama-batched-bench."""
+"""Peers for parallel decoding: llama-server with concurrent clients, and llama-batched-bench."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import PEERS, run
+from harness import PEER_PROGRAMS, run
 
 SLOTS = 16
 HOST = "127.0.0.1"
-PADDING = 256  # llama.cpp rounds the context of a slot up to it
-PATIENCE = 300.0  # seconds until it must have loaded a model
+PADDING = 256  # llama.cpp rounds a slot's context up to a multiple of it
+STARTUP_TIMEOUT_S = 300.0
 
 
-def serve(model: Path, prompts: Sequence[Sequence[int]], tokens: int, threads: int) -> float:
-    """Return the seconds from the first request to the last reply, the model being loaded.
+def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, threads: int) -> float:
+    """Seconds that a running llama-server takes from the first request to the last reply.
 
-    Each prompt is one request, by token ids, for as many tokens at temperature 0, whatever the model would end.
-    RuntimeError where other work was done than that.
+    Each prompt is one request of token ids, for exactly `tokens` tokens at temperature 0. RuntimeError if a reply has
+    other token counts.
     """
-    slot = -(-(max(map(len, prompts)) + tokens) // PADDING) * PADDING
-    asked = {"n_predict": tokens, "temperature": 0, "ignore_eos": True}
-    bodies = [json.dumps({"prompt": list(prompt), **asked}).encode() for prompt in prompts]
-    with server(model, slot * SLOTS, threads) as port, ThreadPoolExecutor(SLOTS) as clients:
-        began = time.perf_counter()
+    slot_context = -(-(max(map(len, prompts)) + tokens) // PADDING) * PADDING
+    options = {"n_predict": tokens, "temperature": 0, "ignore_eos": True}
+    bodies = [json.dumps({"prompt": list(prompt), **options}).encode() for prompt in prompts]
+    with running_server(model, slot_context * SLOTS, threads) as port, ThreadPoolExecutor(SLOTS) as clients:
+        start = time.perf_counter()
         replies = list(clients.map(lambda body: completion(port, body), bodies))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     for prompt, reply in zip(prompts, replies, strict=True):
         if (reply["tokens_evaluated"], reply["tokens_predicted"]) != (len(prompt), tokens):
-            raise RuntimeError(f"llama-server has done other work: {json.dumps(reply)[:2000]}")
+            raise RuntimeError(f"unexpected token counts from llama-server: {json.dumps(reply)[:2000]}")
     return seconds
 
 
 @contextmanager
-def server(model: Path, context: int, threads: int) -> Iterator[int]:
-    """Start llama-server, and yield its port once it can be asked."""
+def running_server(model: Path, context: int, threads: int) -> Iterator[int]:
+    """Run llama-server, and yield its port once it is healthy."""
     port = free_port()
-    command = [PEERS / "llama-server", "-m", model, "-np", SLOTS, "-c", context, "-t", threads]
+    command = [PEER_PROGRAMS / "llama-server", "-m", model, "-np", SLOTS, "-c", context, "-t", threads]
     command += ["--host", HOST, "--port", port, "--no-webui"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            if not becomes_healthy(process, port):
+            if not wait_until_healthy(process, port):
                 log.seek(0)
-                raise RuntimeError(f"llama-server does not answer: {log.read()[-2000:].decode(errors='replace')}")
+                raise RuntimeError(f"llama-server did not start: {log.read()[-2000:].decode(errors='replace')}")
             yield port
         finally:
             process.terminate()
             process.wait()
 
 
-def becomes_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until a server has loaded its model; False where it ends, or takes too long."""
-    until = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < until:
+def wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a server has loaded its model; False if it exits or takes too long."""
+    deadline = time.monotonic() + STARTUP_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
         try:
-            if ask(port, "GET", "/health")[0] == 200:
+            if send(port, "GET", "/health")[0] == 200:
                 return True
         except (OSError, HTTPException):
             pass
@@ -75,16 +75,16 @@ def becomes_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
 
 
 def completion(port: int, body: bytes) -> dict[str, Any]:
-    """Return what the server says to one request."""
-    status, data = ask(port, "POST", "/completion", body)
+    """Request one completion from the server; RuntimeError if it fails."""
+    status, data = send(port, "POST", "/completion", body)
     if status != 200:
-        raise RuntimeError(f"llama-server answers {status}: {data.decode(errors='replace')[:2000]}")
+        raise RuntimeError(f"llama-server returned HTTP {status}: {data.decode(errors='replace')[:2000]}")
     reply: dict[str, Any] = json.loads(data)
     return reply
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """Send one request, and return its status and content."""
+def send(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """Send one request; return the response's status and content."""
     connection = HTTPConnection(HOST, port)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
@@ -95,32 +95,44 @@ def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[i
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        port: int = found.getsockname()[1]
+    """A TCP port on loopback that is free now."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
-class Benched(NamedTuple):
-    """The seconds llama-batched-bench takes to read prompts, and to say tokens of all sequences."""
+class BatchedBenchTimes(NamedTuple):
+    """Seconds that llama-batched-bench takes to evaluate the prompts and to decode all sequences."""
 
-    read: float
-    said: float
+    prefill_s: float
+    decode_s: float
 
 
 def batched_bench(
-    model: Path, prompt: int, tokens: int, count: int, threads: int, *, shares_prompt: bool = False
-) -> Benched:
-    """Read prompts of equal length, or one for all, and say so many tokens of each of `count` sequences.
+    model: Path, prompt: int, tokens: int, count: int, threads: int, *, shared_prompt: bool = False
+) -> BatchedBenchTimes:
+    """Evaluate prompts of equal length, or a shared one, and decode `tokens` tokens of each of `count` sequences.
 
-    Each sequence has a cache of its own, no longer than it becomes. RuntimeError where other work was done.
+    Each sequence has its own KV cache, just long enough. RuntimeError if the program ran another configuration.
     """
     context = -(-(prompt + tokens) // PADDING) * PADDING * count
-    command = [PEERS / "llama-batched-bench", "-m", model, "-c", context, "-t", threads, "-npp", prompt, "-ntg", tokens]
-    command += ["-npl", count, "--no-kv-unified", "--output-format", "jsonl", *(["-pps"] if shares_prompt else [])]
+    command = [
+        PEER_PROGRAMS / "llama-batched-bench",
+        "-m",
+        model,
+        "-c",
+        context,
+        "-t",
+        threads,
+        "-npp",
+        prompt,
+        "-ntg",
+        tokens,
+    ]
+    command += ["-npl", count, "--no-kv-unified", "--output-format", "jsonl", *(["-pps"] if shared_prompt else [])]
     output = run([str(part) for part in command]).output
-    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    if [(each["pp"], each["tg"], each["pl"]) for each in found] != [(prompt, tokens, count)]:
-        raise RuntimeError(f"llama-batched-bench has done other work: {output[-2000:]}")
-    return Benched(found[0]["t_pp"], found[0]["t_tg"])
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    if [(each["pp"], each["tg"], each["pl"]) for each in rows] != [(prompt, tokens, count)]:
+        raise RuntimeError(f"unexpected results from llama-batched-bench: {output[-2000:]}")
+    return BatchedBenchTimes(rows[0]["t_pp"], rows[0]["t_tg"])

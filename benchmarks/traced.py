@@ -1,10 +1,10 @@
-"""The command line as it always is, with the times at which it passes some places written down; see start.py.
+"""Run `cerebrum` and record the time at which each phase of its start ends; see start.py.
 
-Usage: PYTHONPATH=benchmarks python -c "import traced; traced.main()" BEGAN ARGUMENTS...
+Usage: PYTHONPATH=benchmarks python -c "import traced; traced.main()" START ARGUMENTS...
 
-BEGAN is what time.perf_counter() said in the process that starts this one: on Linux they share a clock. Functions are
-wrapped where they are looked up, once their module is there: nothing is imported sooner than without. The last line on
-standard error is an object: seconds from BEGAN to the end of each phase, up to the first piece of an answer.
+START is the value of time.perf_counter() in the parent; on Linux, both processes share that clock. Functions are
+wrapped where they are looked up, after their module is imported, so that the order of imports does not change. The last
+line on standard error is a JSON object: seconds from START to the end of each phase, up to the first token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from time import perf_counter
 
-TYPE_CHECKING = False  # typing takes milliseconds, and it is not for this module to import it
+TYPE_CHECKING = False  # importing typing takes milliseconds, which would be measured
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -20,96 +20,98 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, OpenBackend
 
 INTERPRETER = "interpreter"
-COMMANDS = "imports of the command line: typer, the command"
-USE_CASE = "command line read, imports of the use case"
-FOUND = "model found, settings, format chosen"
+IMPORTS = "imports of the command line: typer, the command"
+USE_CASE = "command line parsed, imports of the use case"
+RESOLVED = "model, settings and format resolved"
 BINDINGS = "engine: bindings of llama.cpp imported"
-PLANNED = "engine: devices and memory seen, load planned"
+PLANNED = "engine: devices and memory detected, load planned"
 LOADED = "model loaded, in native code"
-PROMPT = "format built, prompt rendered and tokenised"
-CONTEXT = "context made"
+RENDERED = "format built, prompt rendered and tokenized"
+CONTEXT = "context created"
 EVALUATED = "prompt evaluated"
-SHOWN = "first token chosen, on standard output"
+SHOWN = "first token sampled, on standard output"
 
-passed: dict[str, float] = {}
+phase_ends: dict[str, float] = {}
 
 
 def main() -> None:
-    """Do what the command line says, and tell when it was where."""
-    mark(INTERPRETER)
-    began = float(sys.argv[1])
+    """Run the command line, and print the phases."""
+    end_phase(INTERPRETER)
+    start = float(sys.argv[1])
     sys.argv[:2] = ["cerebrum"]
     import cerebrum_cli.main as command_line
 
-    wrap(command_line, "assembled", after=COMMANDS, then=follow_command)
+    wrap(command_line, "assembled", end_on_return=IMPORTS, on_return=trace_command)
     try:
         command_line.main()
     finally:
         import json
 
-        print(json.dumps({name: at - began for name, at in passed.items()}), file=sys.stderr)
+        print(json.dumps({name: end - start for name, end in phase_ends.items()}), file=sys.stderr)
 
 
-def mark(phase: str) -> None:
-    """Write down that a phase ends now, or, if it ended before, that it did so only now."""
-    if SHOWN not in passed:
-        passed[phase] = perf_counter()
+def end_phase(phase: str) -> None:
+    """Record that a phase ends now; a later end replaces an earlier one until the first token."""
+    if SHOWN not in phase_ends:
+        phase_ends[phase] = perf_counter()
 
 
 def nothing() -> None:
     """Do nothing."""
 
 
-def wrap(owner: object, name: str, before: str = "", after: str = "", then: Callable[[], None] = nothing) -> None:
-    """Have a function mark the end of phases when it is called and when it returns, and do something after that."""
+def wrap(
+    owner: object, name: str, end_on_call: str = "", end_on_return: str = "", on_return: Callable[[], None] = nothing
+) -> None:
+    """Wrap a function so that it ends one phase when called and one on return, and then calls `on_return`."""
     function = getattr(owner, name)
 
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        if before:
-            mark(before)
-        result = function(*arguments, **named)
-        if after:
-            mark(after)
-        then()
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        if end_on_call:
+            end_phase(end_on_call)
+        result = function(*arguments, **options)
+        if end_on_return:
+            end_phase(end_on_return)
+        on_return()
         return result
 
     setattr(owner, name, wrapped)
 
 
-def follow_command() -> None:
-    """Go on where a command asks for its runtime."""
+def trace_command() -> None:
+    """Trace where a command gets its runtime."""
     from cerebrum_cli.commands import ask
 
-    wrap(ask, "runtime_of", before=USE_CASE, then=follow_runtime)
+    wrap(ask, "runtime_of", end_on_call=USE_CASE, on_return=trace_runtime)
 
 
-def follow_runtime() -> None:
-    """Go on where a model is opened, and where an answer is written."""
+def trace_runtime() -> None:
+    """Trace where a model is opened and where the answer is printed."""
     import cerebrum_cli.runtime.composition as runtime
     from cerebrum_cli.terminal.streams import Streams
 
-    opener = runtime.llama_opener
+    original = runtime.llama_opener
 
     def llama_opener(*arguments: Any) -> OpenBackend:
-        open_backend = opener(*arguments)
+        open_backend = original(*arguments)
 
-        def opened(*engine: Any) -> Backend:
-            mark(FOUND)
-            follow_engine()
-            return open_backend(*engine)
+        def load_backend(*engine_arguments: Any) -> Backend:
+            end_phase(RESOLVED)
+            trace_engine()
+            return open_backend(*engine_arguments)
 
-        return opened
+        return load_backend
 
     setattr(runtime, "llama_opener", llama_opener)  # noqa: B010
-    wrap(Streams, "answer", after=SHOWN)
+    wrap(Streams, "answer", end_on_return=SHOWN)
 
 
-def follow_engine() -> None:
-    """Go on where llama.cpp is called; the engine's thread would import the same next."""
+def trace_engine() -> None:
+    """Trace the calls of llama.cpp; the engine's thread would import the same modules next."""
     import cerebrum_cli.engine.llama.load as load
     from cerebrum_cli.engine.llama.backend import LlamaBackend
 
-    mark(BINDINGS)
-    wrap(load, "load_model", before=PLANNED, after=LOADED)
-    wrap(LlamaBackend, "reserve", before=PROMPT, after=CONTEXT)
-    wrap(LlamaBackend, "decode", after=EVALUATED)
+    end_phase(BINDINGS)
+    wrap(load, "load_model", end_on_call=PLANNED, end_on_return=LOADED)
+    wrap(LlamaBackend, "reserve", end_on_call=RENDERED, end_on_return=CONTEXT)
+    wrap(LlamaBackend, "decode", end_on_return=EVALUATED)

@@ -18,7 +18,7 @@ accuracy   nano, the model in the package, answers its 200 held-out sums at temp
            are, its vote is right or not. In brackets 95 % confidence intervals: the percentiles of RESAMPLES bootstrap
            samples of the sums, which are drawn with all their chains; so the difference of both is of the same sums.
 repeat     REPEATED rows at temperature 0.8, SAME at once, twice: rows that are not the same, in anything. And at
-           temperature 0 with each of AT_ONCE at once: texts that are not the same with all of them.
+           temperature 0 with each of AT_ONCE at once: texts that differ between all of them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from answering import Work, answer, conversation_of, gsm8k, opened, settings_of, show
-from harness import ROOT, Row, alone, medians
+from answering import BatchJob, benchmark_settings, conversation_of, gsm8k, loaded_model, run_batch
+from harness import ROOT, Row, in_subprocess, medians, record
 from nano.questions import held_out
 
 from cerebrum_cli.answers.canonical import canonical
@@ -64,22 +64,22 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="of `chains` [default: 3, with FILE 1]")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a chain in `chains` [default: 128]")
     parser.add_argument("--questions", type=int, default=200, help="of `accuracy` [default: 200]")
-    parser.add_argument("--dry", action="store_true", help="do not touch the table of results")
+    parser.add_argument("--dry-run", action="store_true", help="do not touch the table of results")
     given = parser.parse_args()
     parts = [given.only] if given.only else PARTS
     if "chains" in parts and given.data:
         (question,) = gsm8k(given.data, 1)
-        show(chains("starter", question, given.tokens, given.runs or 3), given.dry)
+        record(chains("starter", question, given.tokens, given.runs or 3), given.dry_run)
         if given.shape:
             tokens = min(SHAPE_TOKENS, given.tokens)
-            show([chains_of_shape(str(given.shape), question, tokens, given.runs or 1)], given.dry)
+            record([chains_of_shape(str(given.shape), question, tokens, given.runs or 1)], given.dry_run)
     elif "chains" in parts:
         print("without --data, what chains cost is not measured")
     if "accuracy" in parts:
-        show([accuracy(given.questions)], given.dry)
+        record([accuracy(given.questions)], given.dry_run)
     if "repeat" in parts:
         rows = list(repeated(given.data))
-        show(rows, given.dry)
+        record(rows, given.dry_run)
         if not rows[0].met:
             sys.exit("the same batch does not say the same again")
 
@@ -97,18 +97,20 @@ class Spent(NamedTuple):
 def chains(model: str, question: Question, tokens: int, runs: int) -> list[Row]:
     """Compare a vote with answers that each evaluate the prompt, and with those that re-use it."""
     sides = (voted, answered_anew, answered_again)
-    measured = [[alone(side, model, question, tokens) for side in sides] for _ in range(runs + 1)][1:]
+    measured = [[in_subprocess(side, model, question, tokens) for side in sides] for _ in range(runs + 1)][1:]
     what = f"{VOTES} votes of {tokens} tokens, {model}, {VOTES} answers that"
     return [
         compared(f"{what} each evaluate the prompt", [(mine, anew) for mine, anew, _ in measured], "<= 0.60"),
-        compared(f"{what} re-use it", [(mine, again) for mine, _, again in measured], "<= 0.85"),
+        compared(f"{what} reuse it", [(mine, again) for mine, _, again in measured], "<= 0.85"),
     ]
 
 
 def chains_of_shape(model: str, question: Question, tokens: int, runs: int) -> Row:
     """Compare a vote with answers that each evaluate the prompt; a single run has no warm-up."""
     sides = (voted, answered_anew)
-    mine, anew = zip(*[[alone(side, model, question, tokens) for side in sides] for _ in range(runs)], strict=True)
+    mine, anew = zip(
+        *[[in_subprocess(side, model, question, tokens) for side in sides] for _ in range(runs)], strict=True
+    )
     what = f"{VOTES} votes of {tokens} tokens, 7B shape, {VOTES} answers that each evaluate the prompt"
     return compared(what, list(zip(mine, anew, strict=True)), "<= 0.45")
 
@@ -122,28 +124,28 @@ def compared(what: str, pairs: Sequence[tuple[float, float]], bar: str) -> Row:
 def voted(model: str, question: Question, tokens: int) -> float:
     """Return the seconds of a vote, as `cerebrum ask` takes it; to be called in a process of its own."""
     asked = asked_for(question, tokens)
-    with opened(model, asked.settings, Parallel(VOTES)) as found:
+    with loaded_model(model, asked.settings, Parallel(VOTES)) as found:
         spent = timed(lambda: run_vote(found.responder, asked, MajorityVote(Votes(VOTES, VOTES), stops_early=False)))
     return checked(spent, tokens, [0] + [spent.finishes[0].prompt_tokens] * (VOTES - 1))
 
 
 def answered_anew(model: str, question: Question, tokens: int) -> float:
     """Return the seconds of single answers that each evaluate the prompt; to be called in a process of its own."""
-    with opened(model, asked_for(question, tokens).settings, SINGLE, forgets=True) as found:
+    with loaded_model(model, asked_for(question, tokens).settings, SINGLE, evaluate_all=True) as found:
         spent = timed(lambda: one_by_one(found.responder, question, tokens))
     return checked(spent, tokens, [0] * VOTES)
 
 
 def answered_again(model: str, question: Question, tokens: int) -> float:
     """Return the seconds of single answers that re-use the prompt; to be called in a process of its own."""
-    with opened(model, asked_for(question, tokens).settings, SINGLE) as found:
+    with loaded_model(model, asked_for(question, tokens).settings, SINGLE) as found:
         spent = timed(lambda: one_by_one(found.responder, question, tokens))
     return checked(spent, tokens, [0] + [spent.finishes[0].prompt_tokens - 1] * (VOTES - 1))
 
 
 def asked_for(question: Question, tokens: int, seed: int = SEED) -> GenerationRequest:
     """Return a question as it is asked for one of its chains."""
-    settings = settings_of({"max_tokens": tokens, "temperature": VOTE_TEMPERATURE, "seed": seed})
+    settings = benchmark_settings({"max_tokens": tokens, "temperature": VOTE_TEMPERATURE, "seed": seed})
     return GenerationRequest(conversation_of(question), settings, ignore_eos=True)
 
 
@@ -177,7 +179,7 @@ def accuracy(count: int) -> Row:
     wanted = [(turns[0], answer) for turns, answer in held_out()[:count]]
     asked = [prompt_row(number, number, text) for number, (text, _) in enumerate(wanted, 1)]
     seeded = [replace(row, settings={"seed": SEED + VOTES * index}) for index, row in enumerate(asked)]
-    objects = alone(answer, Work(NANO, seeded, {"max_tokens": 64, "temperature": 0.8}, SAME, VOTES)).objects
+    objects = in_subprocess(run_batch, BatchJob(NANO, seeded, {"max_tokens": 64, "temperature": 0.8}, SAME, VOTES)).rows
     right = [canonical(answer) for _, answer in wanted]
     votes = [each["votes"] for each in objects]
     single = np.array([share_right(each, answer) for each, answer in zip(votes, right, strict=True)])
@@ -185,9 +187,9 @@ def accuracy(count: int) -> Row:
     drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
     difference = vote - single
     low, high = interval(difference[drawn])
-    ahead = f"ahead by {difference.mean():.3f} ({low:.3f} to {high:.3f})" + ("" if low > 0 else ", not for sure")
+    ahead = f"ahead by {difference.mean():.3f} ({low:.3f} to {high:.3f})" + ("" if low > 0 else ", not significant")
     return Row(
-        f"right of {count} held-out sums, nano at temperature 0.8, vote of {VOTES} / single samples",
+        f"accuracy on {count} held-out sums, nano at temperature 0.8, vote of {VOTES} / single samples",
         f"{estimated(vote, drawn)}, {ahead}",
         estimated(single, drawn),
         float(vote.mean() / single.mean()),
@@ -223,26 +225,26 @@ def interval(samples: npt.NDArray[Any]) -> tuple[float, float]:
 def repeated(data: Path | None) -> Iterator[Row]:
     """Compare a batch with itself, and then with as many at once as may be."""
     sums = [prompt_row(number, number, turns[0]) for number, (turns, _) in enumerate(held_out()[:REPEATED], 1)]
-    sampled = Work(NANO, sums, {"max_tokens": 64, "temperature": 0.8, "seed": SEED}, SAME)
-    once, again = (alone(answer, sampled).objects for _ in range(2))
+    sampled = BatchJob(NANO, sums, {"max_tokens": 64, "temperature": 0.8, "seed": SEED}, SAME)
+    once, again = (in_subprocess(run_batch, sampled).rows for _ in range(2))
     differing = sum(a != b for a, b in zip(once, again, strict=True))
-    what = f"batch of {REPEATED} rows, nano at temperature 0.8, {SAME} at once, twice: rows that differ"
+    what = f"batch of {REPEATED} rows, nano at temperature 0.8, {SAME} in parallel, twice: rows that differ"
     yield Row(what, str(differing), f"{REPEATED} rows", differing / REPEATED, "<= 0")
-    yield same_texts(Work(NANO, sums, {"max_tokens": 64}), "nano")
+    yield same_texts(BatchJob(NANO, sums, {"max_tokens": 64}), "nano")
     if data:
-        yield same_texts(Work("starter", gsm8k(data, REPEATED), {"max_tokens": 64}), "starter")
+        yield same_texts(BatchJob("starter", gsm8k(data, REPEATED), {"max_tokens": 64}), "starter")
 
 
-def same_texts(work: Work, name: str) -> Row:
+def same_texts(work: BatchJob, name: str) -> Row:
     """Compare the likeliest texts that different numbers at once come to."""
-    found = {count: alone(answer, replace(work, at_once=count)).objects for count in AT_ONCE}
+    found = {count: in_subprocess(run_batch, replace(work, parallel=count)).rows for count in AT_ONCE}
     texts = [{each["text"] for each in same} for same in zip(*found.values(), strict=True)]
     first = found[AT_ONCE[0]]
     for count in AT_ONCE[1:]:
         same = sum(a["text"] == b["text"] for a, b in zip(first, found[count], strict=True))
         print(f"{name}: {same} of {len(first)} texts are the same with --parallel {count} as with {AT_ONCE[0]}")
     differing = sum(len(each) > 1 for each in texts)
-    what = f"texts of {len(texts)} that are not the same with --parallel {', '.join(map(str, AT_ONCE))}, {name}"
+    what = f"texts of {len(texts)} that differ between --parallel {', '.join(map(str, AT_ONCE))}, {name}"
     return Row(what, str(differing), f"{len(texts)} texts", differing / len(texts), "<= 0")
 
 

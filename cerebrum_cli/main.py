@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 from importlib import import_module
@@ -10,17 +11,17 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from cerebrum_cli import __version__
 from cerebrum_cli.commands import COMMANDS, Command
-from cerebrum_cli.commands.signature import SectionedCommand
-from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError
+from cerebrum_cli.commands.completion import COMPLETION, completed_command
+from cerebrum_cli.commands.signature import SectionedCommand, environment_source
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
-
-COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 
 
 def assembled(only: str | None = None, overview: bool = False) -> typer.Typer:
@@ -85,9 +86,16 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
     try:
         given = sys.argv[1:] if arguments is None else arguments
         names = [command.name for command in COMMANDS]
-        only = given[0] if given and given[0] in names else None
+        first = completed_command() if environment(COMPLETION) else next(iter(given), None)
+        only = first if first in names else None
         overview = given in ([], ["-h"], ["--help"]) and environment(COMPLETION) is None
-        assembled(only, overview)(args=arguments, obj=runtime)
+        return assembled(only, overview)(args=arguments, obj=runtime, standalone_mode=False) or 0
+    except ClickException as error:
+        if isinstance(error, NoArgsIsHelpError):
+            error.show()
+        else:
+            print_error(runtime, usage_error(error))
+        return error.exit_code
     except SystemExit as exit:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
             return 0
@@ -103,7 +111,19 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
     except CerebrumError as error:
         print_error(runtime, error)
         return error.exit_code
-    return 0
+
+
+def usage_error(error: ClickException) -> UsageError:
+    """Error for a command line that Typer rejects, in this program's style."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    text = error.format_message().rstrip(".")
+    hint = f"see {context.command_path if context else 'cerebrum'} --help"
+    if near := re.search(r" (?:Did you mean|\(Possible options:) ([^)?]+)[)?]+", text):
+        text, hint = text[: near.start()], f"did you mean {near[1]}?"
+    if isinstance(error, typer.BadParameter) and error.message and error.param and error.param.name:
+        source = environment_source(error.param.name, context) or error.param.opts[0]
+        text = f"{source}: {error.message.rstrip('.')}"
+    return UsageError(text if text.startswith(("-", "CEREBRUM_")) else text[:1].lower() + text[1:], hint)
 
 
 def print_error(runtime: Runtime | None, error: CerebrumError) -> None:

@@ -136,7 +136,8 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
     assert (answer["cached_tokens"], answer["reasoning"], answer["votes"]) == (0, None, None)
     plain = user.run(*command)
-    assert (plain.code, plain.err) == (0, "")
+    notice = "note: answer truncated at 12 tokens\n      raise --max-tokens\n"
+    assert (plain.code, plain.err) == (0, notice if answer["finish_reason"] == "length" else "")
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
 
@@ -163,7 +164,9 @@ def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
     command = ("ask", "--final", "--grammar", fixed_reply_grammar("so it goes", user.home), "hi")
     done = user.run(*command)
     assert (done.code, done.out) == (5, "")
-    assert [line[:7] for line in done.err.splitlines()] == ["error: ", "  try: "]
+    assert done.err == ("error: the reply states no final answer\n  try: read the reply: cerebrum sessions show hi\n")
+    assert user.run(*command, "--no-log").err.startswith("so it goes\nerror: the reply states no final answer\n")
+    assert "so it goes" in user.run("sessions", "show", "hi").out
     described = user.run(*command, "--json")
     assert (described.code, described.object["text"], described.object["final_answer"]) == (5, "so it goes", None)
 
@@ -198,6 +201,12 @@ def test_schema_constrains_the_answer_to_json(user: CommandLine) -> None:
     schema.write_text('{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}')
     done = user.run("ask", "--schema", schema, "hi")
     assert json.loads(done.out)["ok"] in (True, False)
+    assert user.run("ask", "--json", "--schema", schema, "hi").object["final_answer"] is None
+    truncated = user.run("ask", "-n", "2", "--schema", schema, "hi")
+    assert truncated.code == 5
+    assert truncated.err == (
+        "error: answer truncated at 2 tokens, so it does not match the schema\n  try: raise --max-tokens\n"
+    )
 
 
 def test_verbose_writes_the_llama_cpp_log_to_stderr_only(user: CommandLine) -> None:
@@ -343,8 +352,9 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
-        (["--schema", "bad.json", "hi"], "error: cannot use the JSON schema"),
-        (["--grammar", "bad.gbnf", "hi"], "error: cannot parse the grammar"),
+        (["--schema", "a", "--final", "hi"], "error: --final and --schema exclude each other"),
+        (["--schema", "bad.json", "hi"], "error: bad.json: cannot use the JSON schema"),
+        (["--grammar", "bad.gbnf", "hi"], "error: bad.gbnf: cannot parse the grammar"),
         (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),
         (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
     ]
@@ -374,10 +384,10 @@ def test_input_that_is_not_utf_8_exits_2(user: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--nope",), ("-n", "many", "hi"), ("hi", "there")])
-def test_unknown_option_exits_2_and_names_the_help(user: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_unknown_option_exits_2_with_a_hint(user: CommandLine, arguments: tuple[str, ...]) -> None:
     done = user.run("ask", *arguments)
     assert (done.code, done.out) == (2, "")
-    assert "Try 'cerebrum ask -h' for help" in done.err
+    assert_two_lines(done.err, "error: ")
 
 
 def test_unknown_model_exits_3_with_suggestions(new_user: CommandLine) -> None:
@@ -441,7 +451,7 @@ def test_invalid_model_file_exits_1_with_one_error(new_user: CommandLine, chatml
     for path, error in broken_files(new_user.home, chatml_model):
         done = new_user.run("ask", "-m", path, "hi")
         assert (done.code, done.out) == (1, ""), path
-        assert_two_lines(done.err, f"error: {path}: ")
+        assert_two_lines(done.err, f"error: {path}:")
         assert error in done.err
 
 
@@ -504,8 +514,8 @@ def test_invalid_environment_value_exits_2(user: CommandLine) -> None:
     ("content", "error"),
     [
         ("model = ", "Invalid value"),
-        ("colour = 'red'\n", "unknown key `colour`"),
-        ("temperature = 'hot'\n", "key `temperature`: 'hot'"),
+        ("colour = 'red'\n", ":1: unknown key `colour`"),
+        ("temperature = 'hot'\n", ":1: temperature is 'hot'"),
         (b"\xff", "invalid start byte"),
     ],
 )
@@ -514,8 +524,34 @@ def test_invalid_config_file_exits_1_and_is_named(new_user: CommandLine, content
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     done = new_user.run("ask", "hi")
     assert (done.code, done.out) == (1, "")
-    assert_two_lines(done.err, f"error: {path}: ")
+    assert_two_lines(done.err, f"error: {path}:")
     assert error in done.err
+
+
+def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
+    (user.config / "config.toml").write_text("model = starter\n")
+    for command in (("list",), ("show", "starter"), ("doctor", "--offline")):
+        done = user.run(*command)
+        assert (done.code, "config.toml:1: starter is text without quotes" in done.out + done.err) == (
+            int(command[0] == "doctor"),
+            True,
+        )
+
+
+def test_invalid_variable_is_named(cerebrum: CommandLine) -> None:
+    for value in ("hot", "-1"):
+        done = cerebrum.run("ask", "hi", env={"CEREBRUM_TEMPERATURE": value})
+        assert (done.code, done.err.startswith("error: CEREBRUM_TEMPERATURE")) == (2, True)
+    done = cerebrum.run("list", env={"CEREBRUM_TEMPRATURE": "1"})
+    assert done.err.startswith("note: the environment variable CEREBRUM_TEMPRATURE sets nothing\n      did you mean")
+
+
+def test_invalid_type_in_a_schema_is_named(user: CommandLine) -> None:
+    schema = user.home / "s.json"
+    schema.write_text('{"type": "object", "properties": {"type": {"type": "strng"}}}')
+    done = user.run("ask", "--schema", schema, "hi")
+    assert done.code == 2
+    assert "unknown type 'strng' at properties.type.type" in done.err
 
 
 def test_python_m_runs_the_command() -> None:

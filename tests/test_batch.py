@@ -238,6 +238,72 @@ def test_parallel_does_not_change_answers(runner: BatchRunner, parallel: str) ->
     assert runner.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
 
 
+def test_truncated_rows_are_counted_also_when_complete(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
+    runner.script["rows"] = {"a": "yes", "b": "a long reply"}
+    for _ in range(2):
+        done = runner.run(source, "-o", output, "-n", "5")
+        assert (done.code, done.err.splitlines()[-1].startswith("2 of 2 done, 1 truncated")) == (0, True)
+    assert [row["finish_reason"] for row in parse_lines(output.read_text())] == ["stop", "length"]
+
+
+def test_batch_ends_with_the_first_errors(runner: BatchRunner) -> None:
+    source = runner.write("in.jsonl", [{"prompt": " "}, {"id": "b"}, {"prompt": "a"}, {"prompt": 3}, {"prompt": 4}])
+    done = runner.run(source, "-o", runner.home / "out")
+    first, *errors = done.err.splitlines()
+    assert first.startswith("5 of 5 done, 4 failed")
+    assert errors == [
+        "  row 1: the prompt is empty",
+        "  row b: neither `prompt` nor `messages` is given; the fields are: id",
+        "  row 4: `prompt` is 3: it must be text",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "inputs"),
+    [
+        ("in.jsonl", '{"prompt": "a", "level": 3}\n{x\n', [{"prompt": "a", "level": 3}, "{x"]),
+        ("in.csv", "prompt,level\na,3\nb\n", [{"prompt": "a", "level": "3"}, {"prompt": "b"}]),
+        ("in.txt", "a\nb\n", ["a", "b"]),
+    ],
+)
+def test_carry_copies_the_input(runner: BatchRunner, name: str, content: str, inputs: list[Any]) -> None:
+    rows = runner.answer(content, "--carry", name=name)
+    assert [row["input"] for row in rows] == inputs
+    assert list(rows[0]) == [*OUTPUT_KEYS, "input"]
+    output, source = runner.home / "out", runner.home / name
+    assert runner.run(source, "-o", output, "--carry").code == (0 if name == "in.txt" else 6)
+    assert [row["input"] for row in parse_lines(output.read_text())] == inputs
+    assert "another carry" in runner.run(source, "-o", output).err
+
+
+def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
+    source, output = runner.write("in.txt", "a\nb\na\n"), runner.home / "out"
+    command = (source, "-o", output, "--grammar", fixed_reply_grammar("yes or no", runner.home), "-n", "6")
+    runner.script["rows"] = {"a": "yes", "b": "yes or no"}
+    assert runner.run(*command).code == 6
+    first, _, third = output.read_text().splitlines()
+    runner.script["rows"] = {"a": "changed", "b": "no"}
+    done = runner.run(*command, "--retry-failed")
+    assert (done.code, done.err.splitlines()[0][:11]) == (0, "3 of 3 done")
+    assert output.read_text().splitlines()[::2] == [first, third]
+    assert parse_lines(output.read_text())[1]["text"] == "no"
+    loaded = len(runner.backends)
+    assert runner.run(*command, "--retry-failed").code == 0
+    assert len(runner.backends) == loaded
+    assert runner.run(source, "-o", "-", "--retry-failed").code == 2
+
+
+def test_row_truncated_within_its_grammar_is_an_error(runner: BatchRunner) -> None:
+    grammar = fixed_reply_grammar("a long reply", runner.home)
+    runner.script["rows"] = {"a": "a long reply"}
+    done = runner.run(runner.write("in.txt", "a\n"), "-o", "-", "-n", "6", "--grammar", grammar)
+    [row] = parse_lines(done.out)
+    assert (done.code, row["text"], row["finish_reason"]) == (6, "a long", "length")
+    message = "answer truncated at 6 tokens: raise --max-tokens"
+    assert row["error"] == {"type": "incomplete_output", "message": message}
+
+
 @pytest.mark.parametrize("parallel", ["0", "257", "x", "-1", "", "1.5"])
 def test_parallel_must_be_1_to_256_or_auto(runner: BatchRunner, parallel: str) -> None:
     done = runner.run(runner.write("in.txt", "a"), "-o", "-", "--parallel", parallel)

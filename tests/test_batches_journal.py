@@ -62,6 +62,8 @@ def test_result_is_in_input_order_with_a_record_beside_it(output: Path) -> None:
         "rows": 4,
         "replaces": None,
         "failed": 1,
+        "truncated": 0,
+        "undecided": 0,
         "result": {"size": len(complete_result()), "sha256": hashlib.sha256(complete_result()).hexdigest()},
     }
 
@@ -76,10 +78,10 @@ def test_finished_rows_are_on_disk_immediately(output: Path) -> None:
         assert [json.loads(line) for line in lines] == [answer(ROWS[done]) for done in ORDER[:count]]
         assert (journal.done, set(journal.finished)) == (count, set(ORDER[:count]))
         assert not output.exists()
-    assert journal.failed == 1
+    assert journal.counts.failed == 1
     assert not journal.is_complete
     journal.complete()
-    assert (journal.is_complete, journal.done, journal.failed) == (True, 4, 1)
+    assert (journal.is_complete, journal.done, journal.counts.failed) == (True, 4, 1)
     assert set(journal.finished) == {0, 1, 2, 3}
     journal.complete()
     journal.close()
@@ -132,7 +134,7 @@ def test_object_of_another_row_is_a_value_error(output: Path) -> None:
             each.write(0, good)
         with pytest.raises(ValueError, match="3 rows are not finished"):
             each.complete()
-        assert (each.done, each.failed, set(each.finished)) == (1, 0, {0})
+        assert (each.done, each.counts.failed, set(each.finished)) == (1, 0, {0})
         each.close()
         each.close()
     assert len(written) == 1
@@ -144,7 +146,7 @@ def test_object_of_another_row_is_a_value_error(output: Path) -> None:
 def test_journal_resumes_with_the_missing_rows(output: Path) -> None:
     run_some(output, 3, 1)
     with contextlib.closing(open_batch(output)) as journal:
-        assert (journal.done, journal.failed, set(journal.finished)) == (2, 1, {1, 3})
+        assert (journal.done, journal.counts.failed, set(journal.finished)) == (2, 1, {1, 3})
     assert run(output) == [2, 0]
     assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
 
@@ -153,7 +155,7 @@ def test_complete_batch_is_not_run_again(output: Path) -> None:
     run(output)
     before = files.file_stamp(output)
     with contextlib.closing(open_batch(output)) as journal:
-        assert (journal.is_complete, journal.done, journal.failed) == (True, 4, 1)
+        assert (journal.is_complete, journal.done, journal.counts.failed) == (True, 4, 1)
         journal.complete()
     assert (files.file_stamp(output), names(output.parent)) == (before, COMPLETE)
 
@@ -660,7 +662,7 @@ def test_failed_write_does_not_affect_the_next(
         message, _ = batch_error(lambda: journal.write(1, answer(ROWS[1], "x" * 1000)))
         assert message == f"{output}.partial: No space left on device"
     assert (output_paths(output).partial.read_bytes() == before) != stuck
-    assert (journal.done, journal.failed) == (1, 0)
+    assert (journal.done, journal.counts.failed) == (1, 0)
     for position in (1, 3, 2):
         journal.write(position, answer(ROWS[position]))
     assert len(output_paths(output).partial.read_bytes()) == len(complete_result())
@@ -728,7 +730,7 @@ def test_streamed_result_writes_in_input_order() -> None:
     streamed.complete()
     streamed.close()
     assert "".join(written).encode() == complete_result()
-    assert (streamed.done, streamed.failed, set(streamed.finished)) == (4, 1, {0, 1, 2, 3})
+    assert (streamed.done, streamed.counts.failed, set(streamed.finished)) == (4, 1, {0, 1, 2, 3})
 
 
 def test_closed_streamed_result_writes_finished_rows() -> None:

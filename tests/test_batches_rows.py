@@ -271,7 +271,7 @@ def test_csv_field_limit_is_raised_and_restored() -> None:
         ),
     ],
 )
-def test_invalid_table_is_a_usage_error(data: bytes, options: dict[str, str], what: str, do: str) -> None:
+def test_invalid_table_is_a_usage_error(data: bytes, options: dict[str, Any], what: str, do: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_rows(data, "csv", **options)
     assert (caught.value.message, caught.value.hint) == (what, do)

@@ -326,7 +326,7 @@ def test_prompt_history_is_searched_with_ctrl_r(open_small_chat: OpenTerminal) -
     second.type("\x12mon")  # Ctrl-R
     second.wait_for("What is a monad?")
     second.type("\r\r")
-    second.wait_for("what-is-a-monad-2")
+    second.wait_for("what-is-a-monad-20")
     second.type("\x04")
     assert second.end() == 0
 

@@ -138,8 +138,9 @@ def test_engine_shows_text_that_only_resembles_a_stop_string() -> None:
 def test_engine_never_splits_characters() -> None:
     with running_engine(ScriptedBackend(replies({"?": "a🙂é", "!": b"\xf0\x9f\xff", "-": b"a\xf0\x9f"}))) as engine:
         [emoji], [invalid], [incomplete] = ask(engine, "?"), ask(engine, "!"), ask(engine, "-")
+        [truncated] = ask(engine, "?", max_tokens=3)
     assert emoji.pieces == ["a", "", "", "", "🙂", "", "é"]
-    assert (invalid.text, incomplete.text) == ("��", "a�")
+    assert (invalid.text, incomplete.text, truncated.text) == ("��", "a�", "a")
 
 
 def test_engine_drops_what_follows_a_stop_string_within_a_token() -> None:

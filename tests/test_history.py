@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,8 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
 
 def test_record_creates_another_session_for_the_same_question(history: History) -> None:
     names = [history.record(None, SUM, FOUR, AUTHOR, SETTINGS).name for _ in range(3)]
-    assert names == ["what-is-2-2-think", "what-is-2-2-think-2", "what-is-2-2-think-3"]
+    dated = f"what-is-2-2-think-{date.today().isoformat()}"
+    assert names == ["what-is-2-2-think", dated, f"{dated}-2"]
 
 
 def test_record_appends_only_new_messages_to_a_session(history: History) -> None:

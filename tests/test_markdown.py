@@ -16,6 +16,7 @@ from screen import ScreenFile, rendered_lines
 from cerebrum_cli.terminal.markdown import renderer as markdown
 from cerebrum_cli.terminal.markdown.code_blocks import parse
 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream, wrapped_row_count
+from cerebrum_cli.terminal.markdown.rows import STYLES
 
 DOCUMENT = """# Title
 
@@ -68,7 +69,7 @@ SIZES = [(80, 24), (20, 6), (33, 4), (20, 2), (120, 60)]
 def streamed(text: str, columns: int, rows: int, step: int = 1) -> ScreenFile:
     """Stream Markdown to a screen, `step` characters at a time."""
     file = ScreenFile(columns, rows)
-    stream = MarkdownStream(Console(file=file, width=columns, height=rows))
+    stream = MarkdownStream(Console(file=file, width=columns, height=rows, theme=STYLES, color_system="standard"))
     for at in range(0, len(text), step):
         stream.feed(text[at : at + step])
     stream.close()
@@ -158,7 +159,23 @@ def test_markdown_without_code_and_numbers_looks_like_rich(columns: int) -> None
     text = re.sub(r"(?s)```.*?```\n|1\. first\n2\. second\n|---\n\n|\* \* \*\n", "", DOCUMENT)
     file = ScreenFile(columns, 24)
     Console(file=file, width=columns).print(Markdown(text, hyperlinks=False))
-    assert rendered_lines(text, columns, 24) == file.screen.lines
+    lines = [line.strip() if "Title" in line or "Setext" in line else line for line in file.screen.lines]
+    assert rendered_lines(text, columns, 24) == lines
+
+
+def test_markdown_is_left_aligned_short_and_readable_on_light_backgrounds() -> None:
+    file = streamed("# Title\n\n`code`\n\n---\n", 200, 24)
+    assert file.screen.lines == ["Title", "", "code", "", "-" * 40]
+    assert "\x1b[40m" not in file.getvalue()
+
+
+@pytest.mark.usefixtures("redraw_always")
+def test_markdown_stream_rewrites_only_changed_rows() -> None:
+    file = streamed("".join(f"- item_{number}_\n" for number in range(12)), 80, 24, step=4)
+    assert all(file.getvalue().count(f"item_{number}_") <= 2 for number in range(12))
+    frames = file.getvalue().split("\x1b[?2026h\x1b[?25l")[1:]
+    assert len(frames) > 12
+    assert all(frame.endswith("\x1b[?25h\x1b[?2026l") for frame in frames)
 
 
 def test_markdown_shows_html_and_link_definitions_as_text() -> None:

@@ -138,8 +138,7 @@ def test_ask_second_ctrl_c_exits_although_the_model_hangs(open_terminal: OpenTer
     window = open_terminal(*scripted({"reply": WORDS, "stuck": 60}, chatml_model, "--no-markdown"))
     window.wait_for_output("word2 ")
     window.type("\x03")
-    window.wait_for_output("^C")
-    time.sleep(0.1)
+    time.sleep(0.5)  # nothing shows that it was received
     window.type("\x03")
     assert window.end() == 130
 

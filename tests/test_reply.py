@@ -6,15 +6,26 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from cerebrum_cli.application.inference.reply import (
     Preview,
     Reply,
     ReplyCollector,
     prompt_object,
+    reply_notice,
     reply_object,
-    truncation_notice,
 )
-from cerebrum_cli.core.events import Channel, Event, FinishEvent, LoadEvent, SequenceId, Timings, TokenEvent
+from cerebrum_cli.core.events import (
+    Channel,
+    Event,
+    FinishEvent,
+    FinishReason,
+    LoadEvent,
+    SequenceId,
+    Timings,
+    TokenEvent,
+)
 
 SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(
@@ -66,7 +77,7 @@ def test_reply_may_be_empty() -> None:
 def test_reply_object_has_all_keys() -> None:
     reply = collect(*tokens(("thinking", "hm"), ("answer", "The answer is 4.")), FINISH).reply
     assert reply is not None
-    assert reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum") == {
+    assert reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4") == {
         "model": "cerebrum-7b",
         "file": "7b.gguf",
         "format": "cerebrum",
@@ -105,12 +116,19 @@ def test_prompt_object_has_all_keys() -> None:
     }
 
 
-def test_truncation_notice_names_the_exhausted_limit() -> None:
-    assert truncation_notice(Reply("Four.", None, FINISH)) is None
-    assert truncation_notice(Reply("Fo", None, replace(FINISH, reason="length"))) is None
-    cut = truncation_notice(Reply("Fo", None, replace(FINISH, reason="context")))
-    assert cut is not None
-    assert cut.message == "answer truncated: the context of 256 tokens is full"
-    thinking = truncation_notice(Reply("", "Hm", replace(FINISH, reason="length")))
-    assert thinking is not None
-    assert thinking.message == "the model reached the token limit while still reasoning"
+@pytest.mark.parametrize(
+    ("text", "reasoning", "reason", "message"),
+    [
+        ("Four.", None, "stop", None),
+        ("Fo", None, "cancelled", None),
+        ("Fo", None, "length", "answer truncated at 5 tokens"),
+        ("", "Hm", "length", "answer truncated at 5 tokens of reasoning"),
+        ("Fo", None, "context", "answer truncated: the context of 256 tokens is full"),
+        (" \n", None, "stop", "the model's answer is blank"),
+    ],
+)
+def test_reply_notice_names_the_exhausted_limit(
+    text: str, reasoning: str | None, reason: FinishReason, message: str | None
+) -> None:
+    notice = reply_notice(Reply(text, reasoning, replace(FINISH, reason=reason)))
+    assert (notice and notice.message) == message

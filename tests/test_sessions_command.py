@@ -6,11 +6,13 @@ import json
 import signal
 import sqlite3
 import subprocess
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, endless_reply_grammar, fixed_reply_grammar
+from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
+from person import Person
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.sessions.lock import SessionLock
@@ -87,12 +89,13 @@ def test_ask_saves_nothing_with_no_log_raw_or_dry_run(user: CommandLine) -> None
     assert (done.code, done.out, done.err) == (0, "", "no saved sessions; cerebrum ask and cerebrum chat create them\n")
 
 
-def test_ask_numbers_sessions_with_the_same_first_words(user: CommandLine) -> None:
+def test_ask_dates_sessions_with_the_same_first_words(user: CommandLine) -> None:
+    dated = f"count-{date.today().isoformat()}"
     for reply in ("One.", "Two."):
         ask(user, "Count!", reply)
-    assert [row["name"] for row in listed(user)] == ["count-2", "count"]
+    assert [row["name"] for row in listed(user)] == [dated, "count"]
     ask(user, "More!", "Three.", "-c")
-    assert [(row["name"], row["messages"]) for row in listed(user)] == [("count-2", 4), ("count", 2)]
+    assert [(row["name"], row["messages"]) for row in listed(user)] == [(dated, 4), ("count", 2)]
 
 
 def test_ask_saves_the_part_of_an_interrupted_answer(user: CommandLine) -> None:
@@ -283,4 +286,48 @@ def test_sessions_list_prints_a_table_in_a_pipe(user: CommandLine) -> None:
     head, row = done.out.splitlines()
     assert head.split() == ["name", "messages", "updated", "model", "first", "message"]
     assert row.split()[0] == "why-is-the-sky-blue"
-    assert row.endswith("Why is the sky blue, and why is it red in the ...")
+    assert row.endswith("Why is the sky blue, and why is it red in the evening, and why at all?")
+
+
+def test_sessions_rm_deletes_several_and_old_ones(user: CommandLine) -> None:
+    for question in ("One", "Two", "Three", "Four"):
+        ask(user, question, "So.")
+    done = user.run("sessions", "rm", "one", "two", "-y")
+    assert (done.code, done.err) == (0, "one deleted (2 messages)\ntwo deleted (2 messages)\n")
+    database = sqlite3.connect(user.home / "data" / "cerebrum" / "sessions" / "sessions.db")
+    with database:
+        database.execute("UPDATE sessions SET updated = updated - 40 * 86400 WHERE name = 'three'")
+    database.close()
+    assert user.run("sessions", "rm", "--older-than", "8w", "-y").err == "no session is older than 8w\n"
+    refused = user.run("sessions", "rm", "--older-than", "30d")
+    assert (refused.code, refused.err) == (1, "three not deleted; confirm with -y\n")
+    assert user.run("sessions", "rm", "--older-than", "30d", "-y").code == 0
+    assert [row["name"] for row in listed(user)] == ["four"]
+    for arguments, problem in ((["--older-than", "soon"], "--older-than is 'soon'"), ([], "no session named")):
+        done = user.run("sessions", "rm", *arguments)
+        assert (done.code, done.err.splitlines()[0]) == (2, f"error: {problem}")
+
+
+def test_sessions_search_finds_the_beginnings_of_words(user: CommandLine) -> None:
+    ask(user, "Where does the elephant sleep?", "In the barn.")
+    done = user.run("sessions", "search", "eleph")
+    assert done.out == "where-does-the-elephant-sleep  user: Where does the elephant sleep?\n"
+    assert user.run("sessions", "search", "eleph", "--json").object[0]["excerpt"] == "Where does the elephant sleep?"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_sessions_at_a_terminal(user: CommandLine) -> None:
+    for number in range(3):
+        ask(user, f"Number {number} **bold**?", f"# Title {number}")
+    env = user.environment({"TERM": "xterm-256color", "PAGER": "cat"})
+
+    def at_terminal(*arguments: str) -> Person:
+        person = Person([COMMAND, "sessions", *arguments], env, user.home)
+        assert person.end() == 0
+        return person
+
+    lines = at_terminal("list", "-n", "2").screen.lines
+    assert [line.split()[0] for line in lines] == ["name", "number-1-bold", "number-2-bold"]
+    assert "\x1b[1mNumber\x1b[0m" in at_terminal("search", "numb 2").output
+    shown = at_terminal("show", "number-1-bold")
+    assert "Number 1 bold?" in shown.screen.lines

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.settings import KEYS, Settings, environment, fold, read_config, validate
+from cerebrum_cli.core.settings import KEYS, Settings, environment, fold, read_config, unknown_variables, validate
 
 GOOD: dict[str, Any] = {
     "model": "starter",
@@ -102,10 +102,11 @@ def test_config_accepts_dashes_and_underscores(tmp_path: Path) -> None:
     [
         (b"top_k = \nseed = 1", "Invalid value (at line 1, column 9)"),
         (b"\xff", "invalid start byte"),
-        (b"colour = 1\n", "unknown key `colour`"),
-        (b"[ask]\ntop_k = 1\n", "unknown key `ask`"),
-        (b"top_k = 1\nseed = -1\n", "key `seed`: -1"),
-        (b'temperature = "is hot"\n', "key `temperature`: 'is hot'"),
+        (b"colour = 1\n", ":1: unknown key `colour`"),
+        (b"\n[ask]\ntop_k = 1\n", ":2: unknown key `ask`"),
+        (b"top_k = 1\nseed = -1\n", ":2: seed is -1"),
+        (b'temperature = "is hot"\n', ":1: temperature is 'is hot'"),
+        (b"# mine\n\nmodel = starter  # small\n", ":3: starter is text without quotes"),
     ],
 )
 def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -113,7 +114,7 @@ def test_config_reports_the_location_of_an_error(tmp_path: Path, content: bytes,
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         read_config(path)
-    assert caught.value.message.startswith(f"{path}: ")
+    assert caught.value.message.startswith(f"{path}:")
     assert problem in caught.value.message
     assert caught.value.hint
 
@@ -128,3 +129,10 @@ def test_environment_ignores_an_empty_variable(monkeypatch: pytest.MonkeyPatch) 
     assert environment("ACCESSIBLE") is None
     monkeypatch.setenv("ACCESSIBLE", "1")
     assert environment("ACCESSIBLE") == "1"
+
+
+def test_unknown_variables_name_the_likely_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEREBRUM_TEMPRATURE", "1")
+    monkeypatch.setenv("CEREBRUM_XYZZY", "1")
+    monkeypatch.setenv("CEREBRUM_TOP_K", "1")
+    assert unknown_variables(KEYS) == {"CEREBRUM_TEMPRATURE": "CEREBRUM_TEMPERATURE", "CEREBRUM_XYZZY": None}

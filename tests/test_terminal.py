@@ -31,7 +31,7 @@ from cerebrum_cli.terminal.bars import FileProgress
 from cerebrum_cli.terminal.progress import StatusLine
 from cerebrum_cli.terminal.sinks import MarkdownSink, NoticeSink, Sink, TextSink, answer_sink, render
 from cerebrum_cli.terminal.streams import Streams, has_piped_input
-from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, stats_line
+from cerebrum_cli.terminal.tables import print_catalogue, print_description, print_models, print_sessions, stats_line
 
 ONE = SequenceId(0)
 FINISH = FinishEvent(ONE, "stop", 12, 0, 5, 42, 2048, Timings(0.5, 1.0, 1.25, 2.0, 12, 4))
@@ -395,6 +395,32 @@ def test_tables_on_a_narrow_terminal_drop_their_last_columns(columns: int, monke
         assert row.removeprefix("*").lstrip().startswith("collective-cognition-7b")
         assert "…" not in row
         assert max(map(len, (head, row))) <= columns
+
+
+@pytest.mark.parametrize(("columns", "heads"), [(100, 5), (80, 5), (60, 4), (40, 2)])
+def test_sessions_table_shortens_the_first_message(columns: int, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    streams = shown(columns, 24)
+    row = {
+        "name": "apples",
+        "messages": 4,
+        "updated": "2026-11-20T10:20:30",
+        "model": "cerebrum-7b",
+        "first": "w " * 70,
+    }
+    print_sessions(streams, [row])
+    head, line = lines(streams.out)
+    assert len([name for name in head.split("  ") if name.strip()]) == heads
+    assert line.startswith("apples") and "w w w w" in line
+    assert len(line) <= columns
+
+
+def test_catalog_table_on_a_narrow_terminal_keeps_size_and_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "42")
+    streams = shown(42, 24)
+    print_catalogue(streams, [catalog_row(name="collective-cognition-7b", here=True, system=LONG)])
+    head, _ = lines(streams.out)
+    assert head.split() == ["name", "size", "verdict"]
 
 
 def test_models_table_shows_the_repository_or_path(monkeypatch: pytest.MonkeyPatch) -> None:

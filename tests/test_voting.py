@@ -79,7 +79,7 @@ def test_vote_with_final_and_stats_prints_answer_and_tally(runner: VoteRunner) -
     assert (done.code, done.out) == (0, "4\n")
     stats, tally = done.err.splitlines()
     assert "| seed 4 |" in stats
-    assert tally == "4: 3 of 5, 5: 1 of 5"
+    assert tally == "4: 3 of 5 votes (60%); runner-up 5: 1"
     assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
 
 
@@ -101,6 +101,13 @@ def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
     assert answer["completion_tokens"] == len("The answer is 4.")
 
 
+def test_vote_warns_of_a_winner_without_a_majority(runner: VoteRunner) -> None:
+    replies = [f"The answer is {number}." for number in (4, 5, 4, 6, 7)]
+    done = runner.run("q", "--votes", "5", "--final", replies=replies)
+    assert (done.code, done.out) == (0, "4\n")
+    assert "the winner has only 2 of 5 votes" in done.err
+
+
 def test_json_without_votes_has_null(runner: VoteRunner) -> None:
     assert runner.run("q", "--json", replies=["ok"]).object["votes"] is None
 
@@ -109,7 +116,10 @@ def test_json_without_votes_has_null(runner: VoteRunner) -> None:
 def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tuple[str, ...]) -> None:
     done = runner.run("q", "--votes", "3", *arguments, replies=["I went on and on. " * 3, "so it goes on, and"])
     assert done.code == 5
-    assert done.err == "error: no final answer in 3 samples\n  try: --json shows all of them\n"
+    hint = (
+        "read the reply: cerebrum sessions show q" if "--final" in arguments else "ask for a final answer in the prompt"
+    )
+    assert done.err == f"error: no final answer in 3 samples\n  try: {hint}\n"
     if "--json" in arguments:
         votes = done.object["votes"]
         assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)
@@ -280,10 +290,11 @@ def test_batch_samples_have_distinct_seeds(runner: VoteRunner) -> None:
     assert seeds == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_batch_row_without_a_final_answer_is_not_an_error(runner: VoteRunner) -> None:
+def test_batch_counts_votes_without_a_winner(runner: VoteRunner) -> None:
     (runner.home / "in.txt").write_text("a\nb\n")
     done = runner.run(runner.home / "in.txt", "-o", "-", "--votes", "auto", replies=["no idea"], command="batch")
-    assert done.code == 0
+    assert done.code == 6
+    assert "2 of 2 done, 2 without a winner" in done.err
     for line in done.out.splitlines():
         row = json.loads(line)
         assert (row["final_answer"], row["votes"]["winner"], row["votes"]["samples"], row["error"]) == (
@@ -323,9 +334,9 @@ def test_vote_yields_a_tally_event_per_change() -> None:
     events_of([reply(4), reply(5, "zzz "), "no idea", reply(5, LONG)], "4", seen)
     tallies = [event for event in seen if isinstance(event, TallyEvent)]
     assert tallies == [
-        TallyEvent((("4", 1),), 1, 2),  # "no idea" finishes first, and waits for the samples before it
-        TallyEvent((("4", 1), ("5", 1)), 3, 1),
-        TallyEvent((("5", 2), ("4", 1)), 4, 0),
+        TallyEvent((("4", 1),), 1, 4, 4),  # "no idea" finishes first, and waits for the samples before it
+        TallyEvent((("4", 1), ("5", 1)), 3, 4, 4),
+        TallyEvent((("5", 2), ("4", 1)), 4, 4, 4),
     ]
     finished = [event.sequence.sample for event in seen if isinstance(event, FinishEvent)]
     assert sorted(finished) == [0, 1, 2, 3]

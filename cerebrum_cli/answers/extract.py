@@ -53,6 +53,12 @@ LETTERS = "ABCDEFGH"  # that choices have; others are variables
 _QUOTES = ('""', "''", "“”", "‘’", "«»")
 _CLOSING_QUOTES = {pair[1] for pair in _QUOTES}
 
+SENTENCE_WORDS, CLAUSE_WORDS = 10, 3
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|am|has|have|had|will|would|can|could|should|must|does|do|did|gets?|got|takes?|needs?|costs?)\b",
+    re.IGNORECASE,
+)
+
 _UNSIGNED = r"(?:\d++(?:\.\d++)?|\.\d++)"
 _NUMBER_SOURCE = rf"""
     (?:(?<![\w)\]}}%])-)? (?<!\w)(?<!\d\.)
@@ -117,6 +123,7 @@ def _statements_from_last(text: str) -> Iterator[tuple[str, bool]]:
             answer, rest = _answer(plain(_braced(region))), ""
         else:
             answer, rest = _stated(region)
+        answer = _amount_of_sentence(answer) if _is_sentence(answer) else answer
         continues = end < len(text) or _has_content(rest)
         if answer and not (kind == "hashes" and continues and _is_heading(answer, rest)):
             opens_chain = kind in ("heading", "label") and continues and _is_prose(answer)
@@ -152,6 +159,23 @@ def _is_heading(answer: str, rest: str) -> bool:
 def _is_prose(answer: str) -> bool:
     """Whether the text after an opening "Answer:" is a first step ("Let us think step by step") and not an answer."""
     return len(re.findall(r"[^\W\d_]{2,}", answer)) > 3
+
+
+def _is_sentence(answer: str) -> bool:
+    """Whether an answer is a whole sentence: several words with a verb, or many words."""
+    words = re.findall(r"[^\W\d_][^\W_]*", answer)
+    return len(words) > SENTENCE_WORDS or (len(words) >= CLAUSE_WORDS and _VERB.search(answer) is not None)
+
+
+def _amount_of_sentence(answer: str) -> str:
+    """The only amount in a sentence, in digits or in words; empty if it has none or several."""
+    from cerebrum_cli.answers.amounts import amount  # its patterns are slow to compile
+
+    numbers = {str(number).strip() for number in _NUMBER.findall(answer)}
+    if not numbers and (verb := _VERB.search(answer)):
+        value = amount(answer[verb.end() :].strip())
+        return "" if value is None else str(value)
+    return numbers.pop() if len(numbers) == 1 else ""
 
 
 def _has_content(text: str) -> bool:

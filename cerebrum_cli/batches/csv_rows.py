@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from cerebrum_cli.batches.json_rows import ID_KEYS
 from cerebrum_cli.batches.rows import InvalidRow, Row, RowId, invalid_row, prompt_row, require_prompt
@@ -19,7 +20,9 @@ from cerebrum_cli.core.text import well_formed
 DEFAULT_COLUMN = "prompt"
 
 
-def read_table(text: str, delimiter: str, column: str | None, template: Template | None) -> list[Row]:
+def read_table(
+    text: str, delimiter: str, column: str | None, template: Template | None, carry: bool = False
+) -> list[Row]:
     """Read the rows of a table. Raises UsageError for bad quoting, and for a missing or duplicate column.
 
     The prompt is the value of `column` ("prompt" if None), or is rendered from the record by `template`.
@@ -30,7 +33,11 @@ def read_table(text: str, delimiter: str, column: str | None, template: Template
         header = [name.strip() for name in next(records, [])]
         for name in template.fields if template else (column or DEFAULT_COLUMN,):
             _require_column(name, header, named=bool(template or column))
-        return [_row(number, record, header, column, template) for number, record in enumerate(records, 1)]
+        rows = []
+        for number, record in enumerate(records, 1):
+            row = _row(number, record, header, column, template)
+            rows.append(replace(row, input=dict(zip(header, record, strict=False))) if carry else row)
+        return rows
     finally:
         csv.field_size_limit(before)
 

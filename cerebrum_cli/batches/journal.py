@@ -27,13 +27,22 @@ from cerebrum_cli.batches.meta import Record, encode_record, normalize, read_rec
 from cerebrum_cli.batches.partial import PartialFile
 from cerebrum_cli.batches.result import require_all_finished, to_json_line, validate_object
 from cerebrum_cli.batches.resume_state import ResumeState, decide
-from cerebrum_cli.batches.rows import Row
+from cerebrum_cli.batches.rows import Row, count_row
 from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.files import fsync_directory
 
 
-def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool = False) -> Journal:
+def open_journal(
+    output: Path,
+    fingerprint: Mapping[str, Any],
+    rows: Sequence[Row],
+    restart: bool = False,
+    retry_failed: bool = False,
+) -> Journal:
     """Open the journal of a result: new, resumed, or already complete.
+
+    `retry_failed` resumes also a complete one, for its rows with an error or without a winner.
 
     `fingerprint` holds everything the answers depend on, as JSON values by readable names; only a batch with the same
     fingerprint is resumed. `restart` discards finished rows, and replaces an existing result on completion. Raises
@@ -44,7 +53,7 @@ def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Ro
         partial = PartialFile(paths.partial, rows)
     try:
         with translate_os_errors(output):
-            return _open(paths, partial, normalize(fingerprint), rows, restart)
+            return _open(paths, partial, normalize(fingerprint), rows, restart, retry_failed)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
             if partial.is_empty:
@@ -53,7 +62,12 @@ def open_journal(output: Path, fingerprint: Mapping[str, Any], rows: Sequence[Ro
 
 
 def _open(
-    paths: OutputPaths, partial: PartialFile, fingerprint: Mapping[str, Any], rows: Sequence[Row], restart: bool
+    paths: OutputPaths,
+    partial: PartialFile,
+    fingerprint: Mapping[str, Any],
+    rows: Sequence[Row],
+    restart: bool,
+    retry_failed: bool,
 ) -> Journal:
     record = None if restart else read_record(paths.meta)
     state = ResumeState(not partial.is_empty, record, identify(paths.output))
@@ -65,8 +79,16 @@ def _open(
         rename_into_place(paths.meta)
     elif step == "resume":
         partial.load()
+    elif retry_failed and (record.counts.failed or record.counts.undecided):
+        partial.clear()
+        partial.copy(paths.output)  # before the record, so that no answer is lost
+        step, record = "resume", Record(fingerprint, len(rows), replaces=state.output)
+        write_temporary(paths.meta, [encode_record(record)])
+        rename_into_place(paths.meta)
     else:
         partial.remove()
+    if retry_failed and step == "resume":
+        partial.forget_failed()
     return Journal(paths, partial, rows, record, step == "complete")
 
 
@@ -97,8 +119,8 @@ class Journal:
         return len(self._rows) if self._is_complete else len(self._partial.positions)
 
     @property
-    def failed(self) -> int:
-        return self._record.failed or 0 if self._is_complete else self._partial.failed
+    def counts(self) -> RowCounts:
+        return self._record.counts if self._is_complete else self._partial.counts
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Append the object of a row to the partial file, and sync it.
@@ -107,7 +129,7 @@ class Journal:
         """
         validate_object(self._rows, self.finished, position, object)
         with translate_os_errors(self._paths.partial):
-            self._partial.append(position, to_json_line(object).encode(), object["error"] is not None)
+            self._partial.append(position, to_json_line(object).encode(), count_row(object))
 
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
@@ -122,7 +144,7 @@ class Journal:
         with translate_os_errors(paths.output):
             result = write_temporary(paths.output, self._partial.lines_in_order())
             try:
-                record = replace(self._record, failed=self._partial.failed, result=result)
+                record = replace(self._record, result=result, **self._partial.counts.recorded)
                 write_temporary(paths.meta, [encode_record(record)])
                 rename_into_place(paths.meta)
                 self._require_unchanged_output()

@@ -10,6 +10,7 @@ from typing import Any
 
 from cerebrum_cli.batches.result import to_json
 from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.events import RowCounts
 
 VERSION = 1
 _MAX_DIFFERENCES = 3  # in an error message
@@ -35,7 +36,14 @@ class Record:
     rows: int
     replaces: Identity | None = None
     failed: int | None = None
+    truncated: int | None = None
+    undecided: int | None = None
     result: Identity | None = None
+
+    @property
+    def counts(self) -> RowCounts:
+        """Counts of a complete result; those an older version has not recorded are 0."""
+        return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
 
 
 def encode_record(record: Record) -> bytes:
@@ -50,7 +58,8 @@ def read_record(path: Path) -> Record | None:
         if value["version"] != VERSION:
             raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
         identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
-        return Record(dict(value["fingerprint"]), value["rows"], failed=value["failed"], **identities)
+        counts = (value["failed"], value.get("truncated"), value.get("undecided"))
+        return Record(dict(value["fingerprint"]), value["rows"], identities["replaces"], *counts, identities["result"])
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -8,21 +8,29 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.batches.files import open_locked, write_all
 from cerebrum_cli.batches.result import to_json
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowId
+from cerebrum_cli.batches.rows import INPUT, OUTPUT_KEYS, Row, RowId, count_row
 from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.events import RowCounts
 
 ROW = "row"  # the key of a row's position, in this file only
 _ROW = b', "row": '
+LINE_KEYS = {(*OUTPUT_KEYS, *carried, *row) for carried in ((), (INPUT,)) for row in ((), (ROW,))}
 
 
 class _Line(NamedTuple):
     offset: int
     length: int
+    counts: RowCounts
+
+    @property
+    def has_answer(self) -> bool:
+        return not (self.counts.failed or self.counts.undecided)
 
 
 class PartialFile:
@@ -42,7 +50,7 @@ class PartialFile:
         self._descriptor = open_locked(path)
         self._lines: dict[int, _Line] = {}
         self._end = 0
-        self._failed = 0
+        self._counts = RowCounts()
 
     @property
     def positions(self) -> AbstractSet[int]:
@@ -50,8 +58,8 @@ class PartialFile:
         return self._lines.keys()
 
     @property
-    def failed(self) -> int:
-        return self._failed
+    def counts(self) -> RowCounts:
+        return self._counts
 
     @property
     def is_empty(self) -> bool:
@@ -65,7 +73,7 @@ class PartialFile:
     def load(self) -> None:
         """Find the row of each line, and remove an incomplete last line.
 
-        Raises BatchError for a line that belongs to no row, or is the second of a row.
+        Raises BatchError for a line that belongs to no row, or is the second of a row that has an answer.
         """
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
@@ -74,25 +82,42 @@ class PartialFile:
                 if object is None and not file.peek(1):
                     break
                 position = None if object is None else self._position(object)
-                if object is None or position is None or position in self._lines:
+                before = None if position is None else self._lines.get(position)
+                if object is None or position is None or (before and before.has_answer):
                     message = f"{self._path} is damaged: line {number} matches no row of the input"
                     raise BatchError(message, "move it away, choose another -o, or use --restart to start over")
-                self._add_line(position, line, object["error"] is not None)
+                self._add_line(position, line, count_row(object))
         self.clear()
 
-    def append(self, position: int, line: bytes, failed: bool) -> None:
+    def copy(self, result: Path) -> None:
+        """Append the lines of a complete result, and sync them. Raises BatchError if it is not one of these rows."""
+        with result.open("rb") as lines:
+            for position, line in enumerate(lines):
+                object = _parse_line(line)
+                if not object or self._position({**object, ROW: position}) != position:
+                    raise BatchError(f"{result}: line {position + 1} matches no row of the input", "use --restart")
+                self.append(position, line, count_row(object), sync=False)
+        os.fsync(self._descriptor)
+
+    def forget_failed(self) -> None:
+        """Count rows with an error or without a winner as unfinished; the next line of such a row replaces it."""
+        self._lines = {position: line for position, line in self._lines.items() if line.has_answer}
+        self._recount()
+
+    def append(self, position: int, line: bytes, counts: RowCounts, sync: bool = True) -> None:
         """Append the line of a row and sync it; on failure, remove it again."""
-        end, failures = self._end, self._failed
+        end, before = self._end, self._counts
         try:
             os.ftruncate(self._descriptor, end)  # an earlier failure may have left part of a line
             os.lseek(self._descriptor, end, os.SEEK_SET)
             if position in self._duplicates:
                 line = line.removesuffix(b"}\n") + _ROW + b"%d}\n" % position
             write_all(self._descriptor, line)
-            os.fsync(self._descriptor)
-            self._add_line(position, line, failed)
+            if sync:
+                os.fsync(self._descriptor)
+            self._add_line(position, line, counts)
         except BaseException:
-            self._end, self._failed = end, failures
+            self._end, self._counts = end, before
             self._lines.pop(position, None)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, end)
@@ -110,7 +135,7 @@ class PartialFile:
     def lines_in_order(self) -> Iterator[bytes]:
         """Yield the lines in the order of the input. Raises BatchError if another program has changed the file."""
         with open(self._descriptor, "rb", closefd=False) as file:
-            for _, (offset, length) in sorted(self._lines.items()):
+            for _, (offset, length, _) in sorted(self._lines.items()):
                 file.seek(offset)
                 line = file.read(length)
                 if len(line) != length or not line.endswith(b"\n"):
@@ -125,10 +150,16 @@ class PartialFile:
         """Close the file, which releases the lock."""
         os.close(self._descriptor)
 
-    def _add_line(self, position: int, line: bytes, failed: bool) -> None:
-        self._lines[position] = _Line(self._end, len(line))
+    def _add_line(self, position: int, line: bytes, counts: RowCounts) -> None:
+        is_replaced = position in self._lines
+        self._lines[position] = _Line(self._end, len(line), counts)
         self._end += len(line)
-        self._failed += failed
+        self._counts += counts
+        if is_replaced:
+            self._recount()
+
+    def _recount(self) -> None:
+        self._counts = reduce(RowCounts.__add__, (line.counts for line in self._lines.values()), RowCounts())
 
 
 def _without_position(line: bytes) -> bytes:
@@ -145,7 +176,7 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and tuple(value) in (OUTPUT_KEYS, (*OUTPUT_KEYS, ROW)) else {}
+    return value if isinstance(value, dict) and tuple(value) in LINE_KEYS else {}
 
 
 def _key(id: RowId, prompt: str | None) -> bytes:

@@ -5,9 +5,12 @@ A problem with one row becomes that row's error; UsageError is for problems with
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cerebrum_cli.batches.csv_rows import read_table
 from cerebrum_cli.batches.json_rows import read_json_row
@@ -50,11 +53,13 @@ def detect_shape(source: Path, given: str | None, data: bytes) -> Shape:
     return "jsonl" if data.removeprefix(_BOM).lstrip().startswith(b"{") else "txt"
 
 
-def read_rows(data: bytes, shape: Shape, column: str | None = None, template: str | None = None) -> tuple[Row, ...]:
+def read_rows(
+    data: bytes, shape: Shape, column: str | None = None, template: str | None = None, carry: bool = False
+) -> tuple[Row, ...]:
     """Read the rows of an input, in order; at least one. Raises UsageError.
 
     `column` names the prompt column of a table; `template` renders a prompt from the fields of each row. The field of a
-    txt line is `text` or `prompt`.
+    txt line is `text` or `prompt`. With `carry`, each row has its `input`: text, a JSON value, or fields by name.
     """
     parsed_template = None if template is None else parse_template(template)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -63,17 +68,17 @@ def read_rows(data: bytes, shape: Shape, column: str | None = None, template: st
     if shape in _DELIMITERS:
         if column is not None and parsed_template:
             raise UsageError("--column and --template exclude each other", "omit one")
-        rows = tuple(read_table(_decoded(data), _DELIMITERS[shape], column, parsed_template))
+        rows = tuple(read_table(_decoded(data), _DELIMITERS[shape], column, parsed_template, carry))
     elif column is not None:
         raise UsageError(f"--column is for csv and tsv, but the input is {shape}", 'use --template "{NAME}"')
     else:
-        rows = tuple(_line_rows(data, shape, parsed_template))
+        rows = tuple(_line_rows(data, shape, parsed_template, carry))
     if not rows:
         raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
     return rows
 
 
-def _line_rows(data: bytes, shape: Shape, template: Template | None) -> Iterator[Row]:
+def _line_rows(data: bytes, shape: Shape, template: Template | None, carry: bool) -> Iterator[Row]:
     if shape == "txt" and template:
         for name in template.fields:
             if name not in _TEXT_FIELDS:
@@ -87,7 +92,15 @@ def _line_rows(data: bytes, shape: Shape, template: Template | None) -> Iterator
         except UnicodeDecodeError as error:
             yield invalid_row(number, number, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
             continue
-        yield read_json_row(number, text, template) if shape == "jsonl" else _text_row(number, text, template)
+        row = read_json_row(number, text, template) if shape == "jsonl" else _text_row(number, text, template)
+        yield replace(row, input=_carried(text, shape)) if carry else row
+
+
+def _carried(line: str, shape: Shape) -> Any:
+    """A line as the output carries it; one that is not JSON as text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(line) if shape == "jsonl" else line
+    return line
 
 
 def _text_row(number: int, text: str, template: Template | None) -> Row:

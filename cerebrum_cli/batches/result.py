@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row
+from cerebrum_cli.batches.rows import INPUT, OUTPUT_KEYS, Row, count_row
+from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
@@ -25,8 +26,8 @@ class Result(Protocol):
         """Number of finished rows."""
 
     @property
-    def failed(self) -> int:
-        """Number of finished rows with an error."""
+    def counts(self) -> RowCounts:
+        """Finished rows that failed, were truncated, or have no winner."""
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Write the object of a row. Raises ValueError for another row's object, and for a finished row."""
@@ -45,7 +46,7 @@ class StreamedResult:
         self._rows = rows
         self._write = write
         self._finished: set[int] = set()
-        self._failed = 0
+        self._counts = RowCounts()
         self._waiting: dict[int, str] = {}
         self._next = 0
 
@@ -58,15 +59,15 @@ class StreamedResult:
         return len(self._finished)
 
     @property
-    def failed(self) -> int:
-        return self._failed
+    def counts(self) -> RowCounts:
+        return self._counts
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Add the object of a row, and write all lines that are next. Raises ValueError as `Result` does."""
         validate_object(self._rows, self._finished, position, object)
         self._waiting[position] = to_json_line(object)
         self._finished.add(position)
-        self._failed += object["error"] is not None
+        self._counts += count_row(object)
         while (line := self._waiting.pop(self._next, None)) is not None:
             self._next += 1
             self._emit(line)
@@ -103,7 +104,8 @@ def validate_object(rows: Sequence[Row], finished: AbstractSet[int], position: i
     if position in finished or not 0 <= position < len(rows):
         raise ValueError(f"no unfinished row at position {position}")
     row = rows[position]
-    if tuple(object) != OUTPUT_KEYS or (object["id"], object["prompt"]) != (row.id, row.prompt):
+    keys = OUTPUT_KEYS if row.input is None else (*OUTPUT_KEYS, INPUT)
+    if tuple(object) != keys or (object["id"], object["prompt"]) != (row.id, row.prompt):
         raise ValueError(f"not an object of row {row.number}: {list(object)}")
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
 OUTPUT_KEYS = (
@@ -34,6 +35,7 @@ OUTPUT_KEYS = (
     "votes",
     "error",
 )
+INPUT = "input"  # the key of a row's input in its output object
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
 RowId = str | int
@@ -53,7 +55,8 @@ class Row:
 
     `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number. `prompt`
     is the last question of the conversation; None if unknown. `conversation` is None for a row with an error; its
-    `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings.
+    `system_prompt` is None if the row has none. `settings` holds the row's validated sampling settings. `input` is the
+    row as it was read, if the output carries it.
     """
 
     number: int
@@ -62,6 +65,7 @@ class Row:
     conversation: Conversation | None
     settings: Mapping[str, Any]
     error: RowError | None
+    input: Any = None
 
 
 class InvalidRow(Exception):
@@ -88,6 +92,20 @@ def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow)
     return Row(number, id, prompt, None, {}, invalid.error)
 
 
+def count_row(object: Mapping[str, Any]) -> RowCounts:
+    """Counts of one output object."""
+    if object["error"] is not None:
+        return RowCounts(failed=1, errors=(f"row {object['id']}: {object['error']['message']}",))
+    is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
+    return RowCounts(truncated=object["finish_reason"] in ("length", "context"), undecided=is_undecided)
+
+
 def failed_object(row: Row, error: RowError) -> dict[str, Any]:
-    """The output object of a row without an answer, with the keys of OUTPUT_KEYS in order."""
-    return {**dict.fromkeys(OUTPUT_KEYS), "id": row.id, "prompt": row.prompt, "error": asdict(error)}
+    """The output object of a row without an answer."""
+    return output_object(row, {**dict.fromkeys(OUTPUT_KEYS), "error": asdict(error)})
+
+
+def output_object(row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The output object of a row with the values of OUTPUT_KEYS, in order, and its input if that is carried over."""
+    object = {**values, "id": row.id, "prompt": row.prompt}
+    return object if row.input is None else {**object, INPUT: row.input}

@@ -15,11 +15,21 @@ SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_laye
 
 
 @composed
-def chat(context: typer.Context, given: Annotated[Layer, SETTINGS], options: ChatOptions) -> None:
+def chat(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL] [QUESTION]", help="Model, and the first question.")
+    ] = None,
+    *,
+    given: Annotated[Layer, SETTINGS],
+    options: ChatOptions,
+) -> None:
     """Type /help for commands and keys.
 
     Every message is saved as it is written: -c continues the latest session, however it ended.
     """
     from cerebrum_cli.runtime import chat
 
-    chat.chat(runtime_of(context, options.verbose), given, options)
+    source = context.get_parameter_source("model")
+    names_model = source is not None and source.name == "COMMANDLINE"
+    chat.chat(runtime_of(context, options.verbose), words or [], names_model, given, options)

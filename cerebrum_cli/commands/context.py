@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.settings import unknown_variables
+from cerebrum_cli.runtime.options import option_names
+
 if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
 
@@ -15,6 +19,9 @@ def runtime_of(context: typer.Context, verbose: bool = False) -> Runtime:
     from cerebrum_cli.runtime.composition import Runtime, real_runtime
 
     runtime = context.obj if isinstance(context.obj, Runtime) else real_runtime()
+    for name, likely in unknown_variables(option_names()).items():
+        hint = f"did you mean {likely}?" if likely else "see cerebrum COMMAND --help for the options"
+        runtime.streams.notice(NoticeEvent(f"the environment variable {name} sets nothing", hint))
     if verbose:
         runtime.native_log(runtime.streams.info)
     return runtime

@@ -9,12 +9,12 @@ import typer
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
-from cerebrum_cli.runtime.options import ReportOptions
+from cerebrum_cli.runtime.options import DoctorOptions
 
 
 @composed
 def doctor(
-    context: typer.Context, given: Annotated[Layer, SettingKeys(("model", "threads"))], options: ReportOptions
+    context: typer.Context, given: Annotated[Layer, SettingKeys(("model", "threads"))], options: DoctorOptions
 ) -> None:
     """Each line is ok, a warning or a failure, with a hint. A small bundled model answers a known question.
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, known_models
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
@@ -17,7 +18,11 @@ def pull(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path."),
+        typer.Argument(
+            metavar="MODEL",
+            help="NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path.",
+            autocompletion=completing(known_models),
+        ),
     ],
     given: Annotated[Layer, SettingKeys(("ctx",))],
     options: PullCommandOptions,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, installed_models
 from cerebrum_cli.commands.context import require_agreement, runtime_of
 from cerebrum_cli.commands.signature import composed
 from cerebrum_cli.runtime.options import DeleteOptions
@@ -14,7 +15,14 @@ from cerebrum_cli.runtime.options import DeleteOptions
 @composed
 def rm(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An installed model.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An installed model.",
+            autocompletion=completing(installed_models),
+        ),
+    ],
     options: DeleteOptions,
 ) -> None:
     """A local file that was registered is only forgotten, not deleted.

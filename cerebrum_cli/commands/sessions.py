@@ -8,16 +8,25 @@ from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, sessions
 from cerebrum_cli.commands.context import require_agreement, runtime_of
 from cerebrum_cli.commands.signature import SectionedCommand, composed, parameter
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.runtime.options import DeleteOptions, QuietOptions
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A session's name, as in `cerebrum sessions list`.")]
-Json = Annotated[bool, parameter("json", "Print JSON", "Output")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A session's name, as in `cerebrum sessions list`.", autocompletion=completing(sessions)
+    ),
+]
+LISTED = 20  # sessions that a terminal shows unless asked for more
+Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
+JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
 
 class ExportFormat(StrEnum):
@@ -31,14 +40,28 @@ class ExportFormat(StrEnum):
 
 @app.command(name="list", cls=SectionedCommand)
 @composed
-def list_sessions(context: typer.Context, options: QuietOptions, json: Json = False) -> None:
-    """List sessions, most recently changed first."""
+def list_sessions(
+    context: typer.Context,
+    options: QuietOptions,
+    number: Annotated[
+        int | None, parameter("number", f"List so many [default: {LISTED} at a terminal]", "Output", short="-n")
+    ] = None,
+    all: Annotated[bool, parameter("all", "List all", "Output")] = False,
+    json: JsonArray = False,
+) -> None:
+    """List sessions, most recently changed first; at a terminal last, beside the prompt."""
     from cerebrum_cli.application.chat.archive import session_rows
     from cerebrum_cli.terminal.tables import print_rows, print_sessions
 
     runtime = runtime_of(context)
+    at_terminal = runtime.streams.out_is_terminal and not json
+    limit = None if all else number or (LISTED if at_terminal else None)
+    rows = session_rows(runtime.history.store)
+    listed = rows[:limit][:: -1 if at_terminal else 1]
     empty = "" if options.quiet else "no saved sessions; cerebrum ask and cerebrum chat create them"
-    print_rows(runtime.streams, session_rows(runtime.history.store), json, print_sessions, empty)
+    print_rows(runtime.streams, listed, json, print_sessions, empty)
+    if at_terminal and number is None and len(listed) < len(rows) and not options.quiet:
+        runtime.streams.info(f"the latest {len(listed)} of {len(rows)}; --all lists the others")
 
 
 @app.command(cls=SectionedCommand)
@@ -53,7 +76,9 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     if json:
         runtime.streams.answer_object(session_object(history.store, session))
     else:
-        runtime.streams.answer(export_session(history.store, session, ExportFormat.MARKDOWN.value))
+        from cerebrum_cli.terminal.sinks import page_markdown
+
+        page_markdown(runtime.streams, export_session(history.store, session, ExportFormat.MARKDOWN.value))
 
 
 @app.command(cls=SectionedCommand)
@@ -62,36 +87,57 @@ def search(
     context: typer.Context,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that must all occur in one message.")],
     options: QuietOptions,
-    json: Json = False,
+    json: JsonArray = False,
 ) -> None:
-    """Search all messages for words, best match first."""
-    from cerebrum_cli.application.chat.archive import search_rows
+    """Search all messages for words, or the beginnings of words, best match first."""
+    from cerebrum_cli.application.chat.archive import search_rows, without_marks
     from cerebrum_cli.terminal.tables import print_matches, print_rows
 
     runtime = runtime_of(context)
+    rows = search_rows(runtime.history.store, text)
     print_rows(
         runtime.streams,
-        search_rows(runtime.history.store, text),
+        without_marks(rows) if json else rows,
         json,
         print_matches,
         "" if options.quiet else "No matches",
     )
 
 
-@app.command(cls=SectionedCommand, short_help="Delete a session, and the whole prompt cache")
+@app.command(cls=SectionedCommand, short_help="Delete sessions, and the whole prompt cache")
 @composed
-def rm(context: typer.Context, name: Name, options: DeleteOptions) -> None:
-    """Delete a session, its unshared messages, and the whole prompt cache."""
-    from cerebrum_cli.application.chat.archive import delete_session
+def rm(
+    context: typer.Context,
+    options: DeleteOptions,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Names of sessions.", autocompletion=completing(sessions)),
+    ] = None,
+    older_than: Annotated[
+        str | None, parameter("older_than", "Delete those unchanged for so long, such as 30d", "Input", metavar="AGE")
+    ] = None,
+) -> None:
+    """Delete sessions, their unshared messages, and the whole prompt cache."""
+    from cerebrum_cli.application.chat.archive import delete_sessions, sessions_older_than
 
     runtime = runtime_of(context)
     history = runtime.history
-    session = history.get(name)
-    history.lock.acquire(session)
-    require_agreement(runtime, f"Delete session {name}?", name, options.yes)
-    count = delete_session(history, session, runtime.clear_prompt_cache)
-    if not options.quiet:
-        runtime.streams.info(f"{name} deleted ({count} {'message' if count == 1 else 'messages'})")
+    chosen = {name: history.get(name) for name in names or ()}
+    if older_than:
+        chosen |= {session.name: session for session in sessions_older_than(history.store, older_than)}
+    elif not names:
+        raise UsageError("no session named", "name one or more, or use --older-than")
+    if not chosen:
+        runtime.streams.info(f"no session is older than {older_than}")
+        return
+    for session in chosen.values():  # before the question: one that is open cannot be deleted
+        history.lock.acquire(session)
+    listed = ", ".join(chosen)
+    what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
+    require_agreement(runtime, f"Delete {what}?", listed, options.yes)
+    for session, count in delete_sessions(history, list(chosen.values()), runtime.clear_prompt_cache):
+        if not options.quiet:
+            runtime.streams.info(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
 
 
 @app.command(cls=SectionedCommand)

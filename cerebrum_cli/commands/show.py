@@ -6,18 +6,24 @@ from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, installed_models
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
-from cerebrum_cli.runtime.options import ReportOptions
+from cerebrum_cli.runtime.options import ShowOptions
 
 
 @composed
 def show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, named as for `cerebrum pull`.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model, named as for `cerebrum pull`.", autocompletion=completing(installed_models)
+        ),
+    ],
     given: Annotated[Layer, SettingKeys(("ctx", "threads", "gpu_layers"))],
-    options: ReportOptions,
+    options: ShowOptions,
 ) -> None:
     """Also shows its tuning profile, and which quantizations fit this machine.
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 from typer.core import TyperCommand
 
+from cerebrum_cli.commands.completion import COMPLETIONS, completing
 from cerebrum_cli.core.options import HEADINGS, Heading, Option, flag, options_of, variable
-from cerebrum_cli.core.settings import OPTIONS, Settings, environment
+from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
 
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
@@ -37,7 +38,8 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(**arguments: Any) -> Any:
-        values = {name: expansion.take(arguments) for name, expansion in expanded.items()}
+        context: typer.Context | None = arguments.get("context")
+        values = {name: expansion.take(arguments, context) for name, expansion in expanded.items()}
         return function(**arguments, **values)
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -57,14 +59,24 @@ class Expansion:
         hints = get_type_hints(owner)
         return [parameter_of(name, each, hints[name]) for name, each in self._declared.items()]
 
-    def take(self, arguments: dict[str, Any]) -> Any:
-        """Remove the options' values from the arguments of a call, and return the group's value."""
+    def take(self, arguments: dict[str, Any], context: typer.Context | None) -> Any:
+        """Remove the options' values from the arguments of a call, and return the group's value.
+
+        Raises UsageError for an invalid setting, which names the environment variable if that set it.
+        """
         values = {name: arguments.pop(name) for name in self._declared}
         if isinstance(self._group, SettingKeys):
-            return {name: value for name, value in values.items() if value not in (None, [])}
+            given = {name: value for name, value in values.items() if value not in (None, [])}
+            return {name: validate(name, value, environment_source(name, context)) for name, value in given.items()}
         return self._group(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         )
+
+
+def environment_source(name: str, context: typer.Context | None) -> str | None:
+    """Name of the environment variable that set an option; None if it was the command line."""
+    source = context.get_parameter_source(name) if context else None
+    return variable(name) if source is not None and source.name == "ENVIRONMENT" else None
 
 
 def expansion_of(annotation: Any) -> Expansion | None:
@@ -101,6 +113,7 @@ def typer_option(name: str, declared: Option, callback: Callable[..., Any] | Non
         help=f"{declared.help}.",
         metavar=declared.metavar,
         callback=callback,
+        autocompletion=completing(COMPLETIONS[name]) if name in COMPLETIONS else None,
         envvar=variable(name),
         show_envvar=False,
         show_default=False,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, installed_models
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
@@ -18,7 +19,12 @@ def tune(
     given: Annotated[Layer, SettingKeys(("threads", "gpu_layers"))],
     options: TuneOptions,
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Model to tune [default: the default model].")
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model to tune [default: the default model].",
+            autocompletion=completing(installed_models),
+        ),
     ] = None,
 ) -> None:
     """Measures settings on this machine, about two minutes for a 7B; ask, chat and batch then use the fastest.

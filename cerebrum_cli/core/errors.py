@@ -84,7 +84,7 @@ class PromptTooLong(CerebrumError):
 
 
 class NoAnswer(CerebrumError):
-    """`--final` found no final answer in the reply."""
+    """The reply has no final answer where one is required, or is too incomplete to satisfy its grammar."""
 
     exit_code = 5
 

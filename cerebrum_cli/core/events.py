@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError
 
@@ -67,20 +67,53 @@ class RefusedEvent:
 
 @dataclass(frozen=True, slots=True)
 class TallyEvent:
-    """The tally of a vote has changed: the answers with their counts, best first; samples finished and running."""
+    """The tally of a vote has changed: the answers with their counts, best first, and the number of samples counted.
+
+    `minimum` and `maximum` bound that number.
+    """
 
     tally: tuple[tuple[str, int], ...]
-    finished: int
-    running: int
+    samples: int
+    minimum: int
+    maximum: int
+
+
+SHOWN_ERRORS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Finished rows of a batch with an error, with a truncated answer, and with a vote that nobody won.
+
+    `errors` are the messages of the first failed rows.
+    """
+
+    failed: int = 0
+    truncated: int = 0
+    undecided: int = 0
+    errors: tuple[str, ...] = ()
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(
+            self.failed + other.failed,
+            self.truncated + other.truncated,
+            self.undecided + other.undecided,
+            (*self.errors, *other.errors)[:SHOWN_ERRORS],
+        )
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The numbers, without the messages."""
+        return {"failed": self.failed, "truncated": self.truncated, "undecided": self.undecided}
 
 
 @dataclass(frozen=True, slots=True)
 class RowEvent:
-    """Progress of a batch: `done` of `total` rows are finished, and `failed` of these have an error."""
+    """Progress of a batch: `done` of `total` rows are finished; `counts` are the exceptions among these."""
 
     done: int
     total: int
-    failed: int
+    counts: RowCounts
 
 
 @dataclass(frozen=True, slots=True)

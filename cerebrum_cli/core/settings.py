@@ -7,17 +7,23 @@ line.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.options import flag, option, options_of
+from cerebrum_cli.core.options import flag, option, options_of, variable
 from cerebrum_cli.core.sampling import SamplingParams
 
 Layer = Mapping[str, Any]
+
+_UNQUOTED = re.compile(
+    r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(?!true\b|false\b|inf\b|nan\b)([A-Za-z][^\s#\"'\[{]*)[ \t]*(?:#|$)", re.M
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,41 +77,63 @@ def fold(*layers: Layer) -> Settings:
     return Settings(**values)
 
 
-def validate(key: str, value: Any) -> Any:
-    """Convert the value of a setting to its type. Raises UsageError where that is impossible."""
+def validate(key: str, value: Any, source: str | None = None) -> Any:
+    """Convert the value of a setting to its type. Raises UsageError, which names the source, or else the option."""
     converted, expected = _converted(key, value)
     if expected:
-        raise UsageError(f"{flag(key)} is {value!r}", f"it must be {expected}")
+        raise UsageError(f"{source or flag(key)} is {value!r}", f"it must be {expected}")
     return converted
 
 
-def parse_value(key: str, text: str) -> Any:
-    """Read the value of a setting from text. Raises UsageError."""
+def parse_value(key: str, text: str, source: str | None = None) -> Any:
+    """Read the value of a setting from text. Raises UsageError, which names the source, or else the option."""
     kind = {"int": int, "float": float}.get(_TYPES[key], str)
     try:
         value: Any = kind(text)
     except ValueError:
         value = text
-    return validate(key, value)
+    return validate(key, value, source)
 
 
 def read_config(path: Path) -> Layer:
     """Read a config.toml; a missing file is an empty layer. Raises ConfigError with file and key."""
     import tomllib
 
+    text = ""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if unquoted := _UNQUOTED.search(text):
+            problem = f"{path}:{line_of(text, unquoted.start())}: {unquoted[2]} is text without quotes"
+            raise ConfigError(problem, f'write {unquoted[1]} = "{unquoted[2]}"') from error
         raise ConfigError(f"{path}: {error}", "fix the file, or move it away") from error
-    layer = {key.replace("-", "_"): value for key, value in values.items()}
-    for key, value in layer.items():
+    layer = {}
+    for name, value in values.items():
+        key = name.replace("-", "_")
+        place = re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE)
+        where = f"{path}:{line_of(text, place.start())}" if place else str(path)
         if key not in KEYS:
-            raise ConfigError(f"{path}: unknown key `{key}`", f"known keys: {', '.join(KEYS)}")
+            near = "".join(f"did you mean {match}? " for match in get_close_matches(key, KEYS, 1))
+            raise ConfigError(f"{where}: unknown key `{name}`", f"{near}known keys: {', '.join(KEYS)}")
         if expected := _converted(key, value)[1]:
-            raise ConfigError(f"{path}: key `{key}`: {value!r}", f"it must be {expected}")
+            raise ConfigError(f"{where}: {name} is {value!r}", f"it must be {expected}")
+        layer[key] = value
     return layer
+
+
+def line_of(text: str, position: int) -> int:
+    """Number of the line at a position, from 1."""
+    return text.count("\n", 0, position) + 1
+
+
+def unknown_variables(known: Iterable[str]) -> dict[str, str | None]:
+    """CEREBRUM_* variables that set nothing, each with the known one that is most like it."""
+    names = {variable(name) for name in known}
+    unknown = (name for name in os.environ if name.startswith(variable("")) and name not in names)
+    return {name: next(iter(get_close_matches(name, names, 1, cutoff=0.8)), None) for name in unknown}
 
 
 def environment(name: str) -> str | None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from cerebrum_cli.core.errors import UsageError
 
+MATCH_BEGIN, MATCH_END = "\x02", "\x03"  # around the words found in an excerpt of a message
+
 
 def partial_marker_length(text: str, markers: Iterable[str]) -> int:
     """Length of the longest end of `text` that may be the start of one of `markers`."""
@@ -46,3 +48,10 @@ def format_utc(seconds: float) -> str:
 def well_formed(text: str) -> str:
     """Replace lone surrogates, which come from arguments that are not UTF-8 and from truncated JSON, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration like "1:05" or "2:10:00"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -22,8 +22,10 @@ class Detokenizer:
         """Decode a token's bytes: the text that is final now, and whether a stop string ended it."""
         return self._split_at_stop(self._decoder.decode(piece))
 
-    def flush(self) -> tuple[str, bool]:
-        """Flush the text held back; an incomplete character becomes U+FFFD."""
+    def flush(self, is_truncated: bool = False) -> tuple[str, bool]:
+        """Flush the text held back; an incomplete character becomes U+FFFD, or is dropped from a truncated reply."""
+        if is_truncated:
+            self._decoder.reset()
         text, stopped = self._split_at_stop(self._decoder.decode(b"", final=True))
         rest, self._held = self._held, ""
         return text + rest, stopped

@@ -208,7 +208,7 @@ class Loop:
         return None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> None:
-        text, stopped = sequence.detokenizer.flush()
+        text, stopped = sequence.detokenizer.flush(is_truncated=reason != "stop")
         if text:
             sequence.emit(TokenEvent(sequence.id, text))
         self._release(sequence)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_object, truncation_notice
-from cerebrum_cli.core.errors import NoAnswer
+from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
+from cerebrum_cli.core.errors import GrammarError, NoAnswer
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
-from cerebrum_cli.terminal.tables import stats_line, tally_text
+from cerebrum_cli.terminal.tables import result_text, stats_line
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.session_recorder import SessionRecorder
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.runtime.options import AskOptions
     from cerebrum_cli.terminal.streams import Streams
+
+MAJORITY = 0.5
 
 
 def show_prompt(streams: Streams, loaded: LoadedModel, conversation: Conversation, options: AskOptions) -> None:
@@ -54,16 +58,18 @@ class Answer:
         self._markdown = not (options.no_markdown or options.raw or request.grammar)
 
     def show(self, vote: MajorityVote | None) -> None:
-        """Generate and print the answer. Raises NoAnswer where a final answer was asked for and there is none."""
-        if vote:
-            self._show_vote(vote)
-        else:
-            self._show_reply()
+        """Generate and print the answer. Raises NoAnswer if it has no final answer, or does not match its grammar."""
+        try:
+            self._show_vote(vote) if vote else self._show_reply()
+        except GrammarError as error:
+            raise GrammarError(
+                f"{self._options.schema or self._options.grammar}: {error.message}", error.hint
+            ) from error
 
     def _show_reply(self) -> None:
         request, options, collector = self._request, self._options, ReplyCollector()
         events = self._loaded.responder.respond(request.conversation, request.settings, request.grammar)
-        sinks = [*self._progress_sinks(StatusLine), collector]
+        sinks = [*self._progress_sinks(StatusLine(self._streams, self._loaded.model.name)), collector]
         if not options.final and not options.json:
             sinks.append(answer_sink(self._streams, self._markdown))
         try:
@@ -71,13 +77,14 @@ class Answer:
         finally:
             reply = collector.reply
             if reply:
+                final_answer = None if options.schema else reply.final_answer
                 self._save(reply)
-                self._print_rest(reply, reply.final_answer)
+                self._print_rest(reply, final_answer)
                 self._recorder.save_prompt_cache(self._loaded, request.conversation, reply)
-        if reply and not options.quiet and (notice := truncation_notice(reply)):
-            self._streams.notice(notice)
-        if options.final and reply and reply.final_answer is None:
-            raise NoAnswer("the reply states no final answer", "drop --final to see it, or ask for one")
+        if reply:
+            self._require_complete(reply)
+            if options.final and final_answer is None:
+                raise NoAnswer("the reply states no final answer", self._hint_to_read(reply))
 
     def _show_vote(self, vote: MajorityVote) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
@@ -86,7 +93,11 @@ class Answer:
         options = self._options
         events = voting.run_vote(self._loaded.responder, self._request, vote)
         try:
-            render(events, self._loaded.responder.cancel, self._progress_sinks(VoteLine))
+            render(
+                events,
+                self._loaded.responder.cancel,
+                self._progress_sinks(VoteLine(self._streams, self._loaded.model.name, vote.bounds)),
+            )
         finally:
             reply = vote.reply
             if reply:
@@ -95,17 +106,40 @@ class Answer:
                     show_answer(self._streams, reply.text, self._markdown)
                 self._print_rest(reply, vote.final_answer, voting.votes_object(vote))
                 if options.stats or (self._streams.err_is_terminal and not options.quiet):
-                    self._streams.info(tally_text(vote.tally_event))
+                    self._streams.info(result_text(vote.tally_event))
                 self._recorder.save_prompt_cache(self._loaded, self._request.conversation, vote)
-        if vote.winner is None:
-            raise NoAnswer(f"no final answer in {vote.tally.samples} samples", "--json shows all of them")
+        if reply:
+            self._require_complete(reply)
+            if vote.winner is None:
+                raise NoAnswer(f"no final answer in {vote.tally.samples} samples", self._hint_to_read(reply))
+            if vote.tally.agreement < MAJORITY and not options.quiet:
+                problem = f"the winner has only {vote.winner.count} of {vote.tally.samples} votes"
+                self._streams.notice(NoticeEvent(problem, "take more samples, or ask more precisely"))
 
-    def _progress_sinks(self, line: type[StatusLine]) -> list[Sink]:
+    def _require_complete(self, reply: Reply) -> None:
+        """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
+        notice = reply_notice(reply)
+        if notice and self._request.grammar:
+            constraint = "schema" if self._options.schema else "grammar"
+            raise NoAnswer(f"{notice.message}, so it does not match the {constraint}", notice.hint)
+        if notice and not self._options.quiet:
+            self._streams.notice(notice)
+
+    def _hint_to_read(self, reply: Reply) -> str:
+        """How to read a reply of which only the final answer was to be printed; an unsaved one is printed now."""
+        if not self._options.final or self._options.json:
+            return "ask for a final answer in the prompt"
+        if self._recorder.saved_as is None:
+            self._streams.info(reply.text)
+            return "drop --final, or ask for a final answer in the prompt"
+        return f"read the reply: cerebrum sessions show {quote(self._recorder.saved_as)}"
+
+    def _progress_sinks(self, line: StatusLine) -> list[Sink]:
         """What standard error shows while the answer is generated; the line erases itself before others write."""
         if self._options.quiet:
             return []
         notices = NoticeSink(self._streams)
-        return [notices] if self._options.verbose else [line(self._streams, self._loaded.model.name), notices]
+        return [notices] if self._options.verbose else [line, notices]
 
     def _save(self, reply: Reply) -> None:
         self._recorder.save(self._request.conversation, self._loaded, self._request.settings, reply)
@@ -114,8 +148,10 @@ class Answer:
         """Print what is not streamed: the JSON object, the final answer, the statistics."""
         streams, loaded, options = self._streams, self._loaded, self._options
         if options.json:
-            streams.answer_object(reply_object(reply, loaded.model.name, loaded.file.path, loaded.format_name, votes))
+            streams.answer_object(
+                reply_object(reply, loaded.model.name, loaded.file.path, loaded.format_name, final_answer, votes)
+            )
         elif options.final and final_answer is not None:
             streams.answer(final_answer + "\n")
         if options.stats:
-            streams.info(stats_line(reply.finish, loaded.model.name, loaded.format_name))
+            streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.session_recorder import SessionRecorder
@@ -11,6 +12,7 @@ from cerebrum_cli.application.inference.responder import GenerationRequest
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
+from cerebrum_cli.terminal.keyboard import Keyboard
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.inference.voting import MajorityVote
@@ -29,6 +31,8 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
     recorder = SessionRecorder(
         lambda: runtime.history, runtime.streams.notice, continues=options.continue_, saves=saves
     )
+    if options.final and options.schema:
+        raise UsageError("--final and --schema exclude each other", "omit --final: the whole answer is JSON")
     if options.continue_ and (options.raw or options.messages):
         raise UsageError("-c continues a session", f"leave out {'--raw' if options.raw else '--messages'}")
     given = recorder.with_defaults({**given, "cache_gb": 0} if options.no_cache else given)
@@ -64,7 +68,8 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
             show_prompt(runtime.streams, loaded, conversation, options)
             return
         request = GenerationRequest(conversation, settings, grammar)
-        Answer(runtime.streams, loaded, recorder, request, options).show(vote)
+        with Keyboard().without_echo() if runtime.streams.out_is_terminal else nullcontext():
+            Answer(runtime.streams, loaded, recorder, request, options).show(vote)
     finally:
         loaded.engine.close()
         recorder.close()

@@ -37,26 +37,32 @@ AUTO_PARALLEL = 64  # more than this was nowhere faster
 
 
 def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: BatchOptions) -> int:
-    """Answer the rows that have no answer yet; return how many rows failed. Raises Interrupted with how to resume."""
+    """Answer the rows that have no answer yet; return how many failed or have no winner.
+
+    Raises Interrupted with how to resume.
+    """
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     data = read(runtime, source)
-    rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template)
+    rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template, options.carry)
     parallel, votes = parse_parallel(options.parallel), options.wanted
     model = find_model(runtime, given, options)
     settings = generation_settings(runtime, given, model, votes is not None)
     grammar = read_grammar(runtime, options, options.quiet)
     arguments = template_options(options.template_arg)
-    asked = batches.BatchOptions(settings, grammar, votes, not options.no_early_stop, options.ignore_eos)
+    asked = batches.BatchOptions(
+        settings, grammar, options.schema is not None, votes, not options.no_early_stop, options.ignore_eos
+    )
     resolved = resolve_encoding(runtime, model, settings, options)
     record = {
         "input": sha256(data).hexdigest(),
         "column": options.column,
         "template": options.template,
+        **({"carry": True} if options.carry else {}),
         "template arguments": arguments or None,
         **batches.batch_fingerprint(asked, model, resolved.model, runtime.library),
     }
-    result = open_result(runtime, output, record, rows, options.restart)
+    result = open_result(runtime, output, record, rows, options)
     try:
         if left := count_unanswered(rows, result):
             tuning = resolved.tuning("batch")
@@ -77,14 +83,14 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
         else:
             batches.write_row_errors(rows, result)
             if not options.quiet:
-                runtime.streams.info(batch_text(RowEvent(result.done, result.done, result.failed), 0, 0.0))
+                runtime.streams.info(batch_text(RowEvent(result.done, result.done, result.counts), 0, 0.0))
         result.complete()
     except Interrupted as error:
         hint = "" if output == STANDARD else resume_hint(result, len(rows), options.restart)
         raise Interrupted(error.exit_code - 128, hint) from error
     finally:
         result.close()
-    return result.failed
+    return result.counts.failed + result.counts.undecided
 
 
 def read(runtime: Runtime, source: Path) -> bytes:
@@ -115,12 +121,14 @@ def plan_parallel(wanted: int | None, samples: int) -> Parallel:
 
 
 def open_result(
-    runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Sequence[Row], restart: bool
+    runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Sequence[Row], options: BatchOptions
 ) -> Result:
     """Where the answers go: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
+        if options.retry_failed:
+            raise UsageError("--retry-failed needs a file with the earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
-    return open_journal(output, record, rows, restart)
+    return open_journal(output, record, rows, options.restart, options.retry_failed)
 
 
 def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.chat.history import with_session_defaults
 from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.application.inference.question import decode_text, template_options
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.application.models.model import as_path, is_file
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.repl.slash_commands import COMMANDS
@@ -26,8 +28,16 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.terminal_io import InputSource
 
 
-def chat(runtime: Runtime, given: Layer, options: ChatOptions) -> None:
-    """Chat at a terminal, or answer questions from a pipe, and save the session as it goes."""
+def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, options: ChatOptions) -> None:
+    """Chat at a terminal, or answer questions from a pipe, and save the session as it goes.
+
+    `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more.
+    """
+    if not names_model and words:
+        reference, *words = words
+        given = {**given, "model": require_model_name(reference)}
+    if len(words) > 1:
+        raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
         raise UsageError("-c and --session exclude each other", "give one of them")
     system, history, name = given.get("system"), runtime.history, options.session
@@ -47,18 +57,26 @@ def chat(runtime: Runtime, given: Layer, options: ChatOptions) -> None:
     settings = runtime.settings(given, model)
     conversation = Chat(history, loader, given, loader.open(model, settings), settings, session, name)
     keyboard = Keyboard()
-    with Signals(runtime.streams, keyboard) as signals:
+    with Signals(runtime.streams) as signals:
         try:
             if session and system is not None:
                 conversation.set_system_prompt(system)
             repl = Repl(
                 conversation, runtime.streams, signals, COMMANDS, no_markdown=options.no_markdown, quiet=options.quiet
             )
-            repl.run(input_lines(runtime, repl, keyboard, options.vi))
+            repl.run(input_lines(runtime, repl, keyboard, options.vi), *words)
         finally:
             with signals.exiting():
                 if (notice := conversation.close()) and not options.quiet:
                     runtime.streams.notice(notice)
+
+
+def require_model_name(text: str) -> str:
+    """The text, if it can name a model. Raises ModelNotFound for what looks like a question."""
+    if " " in text.strip() and not is_file(as_path(text)):
+        problem = f"unknown model {text!r}"
+        raise ModelNotFound(problem, f"to ask this as the first question: cerebrum chat -m MODEL {quote(text)}")
+    return text
 
 
 def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> InputSource:

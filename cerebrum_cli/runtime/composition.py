@@ -12,6 +12,7 @@ from cerebrum_cli.application.models.fit import Capacity
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.catalogue.rows import packaged_catalogue
 from cerebrum_cli.core.errors import ConfigError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold, read_config
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
@@ -168,6 +169,14 @@ class Runtime:
         """
         row = model.spec.settings if model and model.spec else {}
         return fold(row, preferred or {}, self.config, given)
+
+    def readable_settings(self, given: Layer) -> Settings:
+        """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""
+        try:
+            return self.settings(given)
+        except ConfigError as error:
+            self.streams.notice(NoticeEvent(error.message, error.hint))
+            return fold(given)
 
     @property
     def config(self) -> Layer:

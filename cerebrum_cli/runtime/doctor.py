@@ -12,10 +12,10 @@ from cerebrum_cli.terminal.interrupts import interruptible
 if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import ReportOptions
+    from cerebrum_cli.runtime.options import DoctorOptions
 
 
-def doctor(runtime: Runtime, given: Layer, options: ReportOptions) -> bool:
+def doctor(runtime: Runtime, given: Layer, options: DoctorOptions) -> bool:
     """Run and print all checks; whether none failed."""
     results = []
     with interruptible(""):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.question import read_text
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ def read_grammar(runtime: Runtime, options: GenerationOptions, quiet: bool) -> s
     if schema and grammar:
         raise UsageError("--schema and --grammar exclude each other", "give one of them")
     if schema:
-        text, ignored = runtime.schema_to_grammar(read_text(schema))
+        try:
+            text, ignored = runtime.schema_to_grammar(read_text(schema))
+        except GrammarError as error:
+            raise GrammarError(f"{schema}: {error.message}", error.hint) from error
         if ignored and not quiet:
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
             runtime.streams.notice(NoticeEvent(problem, "check the answer against the schema"))

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.catalogue.reference import Reference
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import ListOptions, ReportOptions
+    from cerebrum_cli.runtime.options import ListOptions, ShowOptions
 
 
 def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
     """Print the installed models, or the whole catalogue."""
-    library, streams, context = runtime.library, runtime.streams, runtime.settings(given).ctx
+    library, streams, context = runtime.library, runtime.streams, runtime.readable_settings(given).ctx
     listed = list(listing.catalogue_rows(library, context) if options.available else listing.rows(library))
     if options.json:
         streams.answer_object(listed)
@@ -36,13 +36,13 @@ def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
         streams.info("no model is installed; cerebrum list --available shows models to pull")
 
 
-def show(runtime: Runtime, reference: Reference, given: Layer, options: ReportOptions) -> None:
+def show(runtime: Runtime, reference: Reference, given: Layer, options: ShowOptions) -> None:
     """Print a model's metadata, prompt format, profile and quantizations."""
     from cerebrum_cli.application.inference.profiles import profile_object
     from cerebrum_cli.terminal.bars import FileProgress
     from cerebrum_cli.terminal.tuning_report import print_profile
 
-    profile, settings, library = None, runtime.settings(given), runtime.library
+    profile, settings, library = None, runtime.readable_settings(given), runtime.library
     try:
         model = library.find(reference)
     except ModelNotFound as error:

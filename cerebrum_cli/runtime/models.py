@@ -107,6 +107,8 @@ def pull(runtime: Runtime, reference: Reference, given: Mapping[str, Any], optio
     model = pull_model(runtime, reference, options.name, context, options)
     if options.default:
         runtime.library.registry.set_default(model.reference)
+    if runtime.streams.err_is_terminal and not options.quiet:
+        runtime.streams.info(f"next: cerebrum chat {model.reference}")
     if options.json:
         from cerebrum_cli.application.models.listing import row
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.options import option
+from cerebrum_cli.core.options import option, options_of
+from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
+
+SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than")  # of commands that declare them as parameters
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class AskOptions(GenerationOptions):
     raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     final: bool = option(False, "Print only the final answer; exit 5 without one", "Output")
-    json: bool = option(False, "Print one JSON object", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
     stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = option(False, "Plain text, on a terminal too", "Output")
@@ -105,21 +108,27 @@ class BatchOptions(GenerationOptions):
     )
     shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
     ignore_eos: bool = option(False, "Generate up to --max-tokens, for benchmarks", "Sampling")
+    carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
+    retry_failed: bool = option(False, "Answer rows again that failed or have no winner", "Output")
     parallel: str | None = option(None, "Rows answered at the same time [default: auto]", "Speed", metavar="N|auto")
 
 
 @dataclass(frozen=True)
-class ReportOptions(QuietOptions):
-    """Options of commands that print a report."""
-
-    offline: bool = option(False, "Do not use the network", "Model")
-    json: bool = option(False, "Print JSON", "Output")
+class ShowOptions(QuietOptions):
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @dataclass(frozen=True)
-class ListOptions(ReportOptions):
+class ListOptions(QuietOptions):
     available: bool = option(False, "List the whole catalogue and what fits this machine", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
+
+
+@dataclass(frozen=True)
+class DoctorOptions(QuietOptions):
+    offline: bool = option(False, "Do not use the network", "Model")
+    json: bool = option(False, "Print a JSON array", "Output")
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class PullCommandOptions(PullOptions):
     name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
     default: bool = option(False, "Make this the default model", "Model")
     dry_run: bool = option(False, "Show what is available and fits; download nothing", "Output")
-    json: bool = option(False, "Print JSON", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ class TuneOptions(PullOptions):
     reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
     apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")
     force: bool = option(False, "With --apply: accept an encoding whose output differs", "Speed")
-    json: bool = option(False, "Print JSON", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
 
     def validate(self) -> None:
         """Raise UsageError for options that exclude or require each other."""
@@ -160,4 +169,10 @@ class MergeCommandOptions(PullOptions):
     split_size: str | None = option(None, "Maximum size of a file, such as 4GB", "Output", metavar="SIZE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = option(False, "Show what would be merged, and what it needs", "Output")
-    json: bool = option(False, "Print JSON", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
+
+
+def option_names() -> set[str]:
+    """Names of all options of all commands, and of all settings."""
+    groups = (each for each in globals().values() if isinstance(each, type) and is_dataclass(each))
+    return {*OPTIONS, *SINGLE_OPTIONS, *(name for group in groups for name in options_of(group))}

@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 from itertools import islice
 
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, well_formed
 from cerebrum_cli.sessions.rows import SearchHit, message_from_row, session_from_row
 
 _SESSION_OF_MESSAGE = (
@@ -15,13 +15,13 @@ _SESSION_OF_MESSAGE = (
     " SELECT message, session FROM branch JOIN sessions ON sessions.id = session ORDER BY sessions.updated, sessions.id"
 )
 _EXCERPT = (
-    "SELECT messages.*, snippet(texts, 0, '', '', ' ... ', 16) AS excerpt FROM texts"
+    f"SELECT messages.*, snippet(texts, 0, '{MATCH_BEGIN}', '{MATCH_END}', ' ... ', 16) AS excerpt FROM texts"
     " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? AND texts.rowid = ?"
 )
 
 
 def search_messages(database: sqlite3.Connection, text: str, limit: int) -> list[SearchHit]:
-    """Find the messages that contain all words of a text, each with the latest session that contains it."""
+    """Find the messages that contain words beginning with all words of a text, each with its latest session."""
     words = fts_query(text)
     if not words:
         return []
@@ -39,6 +39,6 @@ def search_messages(database: sqlite3.Connection, text: str, limit: int) -> list
 
 
 def fts_query(text: str) -> str:
-    """Quote each word of a text, so that FTS5 reads none of it as query syntax."""
+    """Query for prefixes: each word of a text is quoted, so that FTS5 reads none of it as query syntax."""
     words = well_formed(text).replace("\0", " ").split()
-    return " ".join(f'"{word.replace(chr(34), chr(34) * 2)}"' for word in words)
+    return " ".join(f'"{word.replace(chr(34), chr(34) * 2)}"*' for word in words)

@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.events import Event, NoticeEvent, RowEvent, StageEvent, TokenEvent
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RowEvent, StageEvent, TokenEvent
+from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import batch_text
+from cerebrum_cli.terminal.tables import batch_text, counts_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -36,18 +36,25 @@ class BatchProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._rows: RowEvent | None = None
+        self._before: int | None = None  # rows done by earlier runs
+        self._phase = "preparing prompts"
         self._tokens = 0
         self._started = 0.0
         self._last_log = time.monotonic()
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, TokenEvent):
+        if isinstance(event, PromptEvent) and self._phase != "generating":
+            self._phase = "reading prompts"
+            self._update()
+        elif isinstance(event, TokenEvent):
+            self._phase = "generating"
             self._started = self._started or time.monotonic()
             self._tokens += event.token is not None
             if self._tokens % BATCH_TOKENS == 0:
                 self._update()
         elif isinstance(event, RowEvent):
             self._rows = event
+            self._before = event.done if self._before is None else self._before
             self._update()
 
     def close(self) -> None:
@@ -55,6 +62,8 @@ class BatchProgress:
             self._bar.stop()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
             self._streams.info(batch_text(self._rows, self._tokens, self._seconds))
+            for message in self._rows.counts.errors:
+                self._streams.write_line("  ", message)
 
     @property
     def _seconds(self) -> float:
@@ -70,10 +79,13 @@ class BatchProgress:
                 self._bar.start()
             self._bar.console.width = columns(self._streams.err) - ECHO_COLUMNS
             if self._task is None:
-                self._task = self._bar.add_task("", total=rows.total, completed=rows.done, speed="", failed="")
+                fields: dict[str, Any] = dict.fromkeys(("speed", "exceptions", "left"), "")
+                self._task = self._bar.add_task("", total=rows.total, completed=rows.done, **fields)
+            done = rows.done - (self._before or 0)
+            left = f"{format_duration(self._seconds / done * (rows.total - rows.done))} left" if done else self._phase
             speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
-            failed = f"{rows.failed} failed" if rows.failed else ""
-            self._bar.update(self._task, completed=rows.done, speed=speed, failed=failed)
+            exceptions = ", ".join(counts_text(rows.counts))
+            self._bar.update(self._task, completed=rows.done, speed=speed, exceptions=exceptions, left=left)
         elif time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
             self._streams.info(batch_text(rows, self._tokens, self._seconds))
@@ -128,14 +140,14 @@ def stage_bar(streams: Streams) -> Progress:
 def batch_bar(streams: Streams) -> Progress:
     """A bar with rows, failures, speed and remaining time; narrow windows show fewer columns."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
     shown: list[ProgressColumn] = [
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[failed]}", style="red"),
+        TextColumn("{task.fields[exceptions]}", style="red"),
         TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     ]
     is_wide = columns(streams.err) >= BAR_COLUMNS
     console = Console(file=streams.err)
@@ -161,7 +173,6 @@ class FileProgress:
                 DownloadColumn,
                 Progress,
                 TextColumn,
-                TimeRemainingColumn,
                 TransferSpeedColumn,
             )
 
@@ -170,7 +181,7 @@ class FileProgress:
                 BarColumn(),
                 DownloadColumn(),
                 TransferSpeedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 console=Console(file=self._streams.err),
             )
             self._bars.start()

@@ -5,14 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from cerebrum_cli.core.errors import Interrupted
 
 # A terminal that closes sends SIGHUP, which Windows lacks.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+RESTORE_ON_EXIT: list[Callable[[], None]] = []  # called by `exit_process`
+
+
+def exit_process(code: int) -> NoReturn:
+    """Exit without cleanup, which may be what hangs; only the terminal is restored."""
+    for restore in RESTORE_ON_EXIT:
+        restore()
+    os._exit(code)
 
 
 class CancelOnInterrupt:
@@ -58,7 +68,7 @@ class Interrupts(CancelOnInterrupt):
 
     def _on_signal(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:
-            os._exit(128 + signum)  # without cleanup, which may be what hangs
+            exit_process(128 + signum)
         self.handle(signum)
 
 
@@ -75,7 +85,7 @@ def interruptible(hint: str) -> Iterator[None]:
         is_first, is_third = not signals, len(signals) > 1  # before another signal can come
         signals.append(signum)
         if is_third:
-            os._exit(128 + signum)
+            exit_process(128 + signum)
         if is_first:
             raise KeyboardInterrupt  # not caught by a library's `except Exception`
 
@@ -88,6 +98,6 @@ def interruptible(hint: str) -> Iterator[None]:
         restore_handlers(old)
 
 
-def restore_handlers(handlers: dict[int, Any]) -> None:
+def restore_handlers(handlers: Mapping[int, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)

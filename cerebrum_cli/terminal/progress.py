@@ -94,19 +94,20 @@ class LoadLine(StatusLine):
 
 
 class VoteLine(StatusLine):
-    """A status line for a vote: its tally and the number of tokens generated."""
+    """A status line for a vote: its tally and the number of tokens generated; `bounds` of the number of samples."""
 
-    def __init__(self, streams: Streams, model: str) -> None:
+    def __init__(self, streams: Streams, model: str, bounds: tuple[int, int]) -> None:
         super().__init__(streams, model)
-        self._tally = "no sample finished"
+        self._tally = TallyEvent((), 0, *bounds)
         self._tokens = 0
 
     def emit(self, event: Event) -> None:
         if not isinstance(event, (TokenEvent, TallyEvent, FinishEvent)):
-            super().emit(event)
+            if not (self._tokens and isinstance(event, PromptEvent)):  # of further samples
+                super().emit(event)
             return
         if isinstance(event, TallyEvent):
-            self._tally = tally_text(event)
+            self._tally = event
         self._tokens += isinstance(event, TokenEvent)
         if self._can_redraw and (isinstance(event, TallyEvent) or self._tokens % VOTE_TOKENS_PER_DRAW == 1):
-            self._show(f"{self._tally} | {self._tokens} tokens")
+            self._show(tally_text(self._tally, self._tokens))

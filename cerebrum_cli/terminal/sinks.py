@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.terminal.control import ControlFilter
+from cerebrum_cli.core.settings import set_environment_default
+from cerebrum_cli.terminal.control import ControlFilter, strip_controls
 from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, Interrupts
-from cerebrum_cli.terminal.streams import Streams, is_plain_terminal
+from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
@@ -65,8 +66,9 @@ class MarkdownSink:
                 from rich.console import Console
 
                 from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
+                from cerebrum_cli.terminal.markdown.rows import STYLES
 
-                self._stream = MarkdownStream(Console(file=self._streams.out))
+                self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES))
             with self._streams.writing_answer():
                 self._stream.feed(self._filter.feed(event.text))
 
@@ -128,6 +130,19 @@ def show_answer(streams: Streams, text: str, markdown: bool) -> None:
     sink = answer_sink(streams, markdown)
     sink.emit(TokenEvent(SequenceId(0), text))
     sink.close()
+
+
+def page_markdown(streams: Streams, text: str) -> None:
+    """Show a Markdown document: rendered, in the user's pager, at a terminal that can show it; else as it is."""
+    if not streams.out_is_terminal or is_plain_terminal():
+        streams.answer(text)
+        return
+    from pydoc import pager
+
+    from cerebrum_cli.terminal.markdown.renderer import rendered
+
+    set_environment_default("LESS", "-FRX")  # less quits if all fits, shows colors and leaves the text on the screen
+    pager(rendered(strip_controls(text), columns(streams.out)))
 
 
 def render(

@@ -118,7 +118,8 @@ class Streams:
         """Write a line to standard error. A failure is ignored, so that the answer can still be written."""
         self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")
 
-    def _write_line(self, head: str, text: str) -> None:
+    def write_line(self, head: str, text: str) -> None:
+        """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
         width = columns(self.err) - 1
         if self.err_is_terminal and width > 2 * len(head):
             from textwrap import wrap
@@ -130,14 +131,14 @@ class Streams:
 
     def notice(self, event: NoticeEvent) -> None:
         """Print a notice: the message and the hint."""
-        self._write_line("note: ", event.message)
-        self._write_line("      ", event.hint)
+        self.write_line("note: ", event.message)
+        self.write_line("      ", event.hint)
 
     def error(self, error: CerebrumError) -> None:
         """Print an error: the message, the hint, and llama.cpp's log."""
-        self._write_line("error: ", error.message)
+        self.write_line("error: ", error.message)
         if error.hint:
-            self._write_line("  try: ", error.hint)
+            self.write_line("  try: ", error.hint)
         for line in error.log if isinstance(error, EngineError) else ():
             self.info(f"  log: {line}")
 

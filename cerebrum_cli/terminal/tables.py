@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.events import FinishEvent, RowEvent, TallyEvent
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, TallyEvent
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size
 from cerebrum_cli.terminal.control import strip_controls
-from cerebrum_cli.terminal.streams import Streams, columns
+from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.availability import DownloadPlan
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 10_000  # columns of a table in a pipe, where nothing is truncated or wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
-EXCERPT_LENGTH = 50  # characters
+MIN_SHORTENED = 16  # columns of the terminal
+EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
 
 
@@ -43,17 +45,42 @@ def stats_line(finish: FinishEvent, model: str, format_name: str) -> str:
     )
 
 
-def tally_text(event: TallyEvent) -> str:
-    """Tally of a vote over its finished samples: "4/5: 5 of 8, 0.9: 1 of 8"."""
-    answers = [f"{' '.join(answer.split())}: {count} of {event.finished}" for answer, count in event.tally]
-    return ", ".join(answers) or f"no final answer in {event.finished} samples"
+def tally_text(event: TallyEvent, tokens: int) -> str:
+    """Tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
+    answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in event.tally) or "no answer yet"
+    planned = f"{event.minimum}-{event.maximum}" if event.minimum < event.maximum else event.maximum
+    return f"{answers} ({event.samples} of {planned} samples, {tokens} tokens)"
+
+
+def result_text(event: TallyEvent) -> str:
+    """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
+    if not event.tally:
+        return f"no final answer in {event.samples} samples"
+    (winner, count), *others = event.tally
+    runner_up = f"; runner-up {one_line(others[0][0])}: {others[0][1]}" if others else ""
+    return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"
+
+
+def one_line(text: str) -> str:
+    """A text without its line breaks."""
+    return " ".join(text.split())
 
 
 def batch_text(event: RowEvent, tokens: int, seconds: float) -> str:
     """Progress of a batch and its throughput."""
-    failed = f", {event.failed} failed" if event.failed else ""
+    exceptions = "".join(f", {text}" for text in counts_text(event.counts))
     speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
-    return f"{event.done} of {event.total} done{failed}{speed}"
+    return f"{event.done} of {event.total} done{exceptions}{speed}"
+
+
+def counts_text(counts: RowCounts) -> Iterator[str]:
+    """Clauses such as "2 failed", for counts that are not 0."""
+    if counts.failed:
+        yield f"{counts.failed} failed"
+    if counts.truncated:
+        yield f"{counts.truncated} truncated"
+    if counts.undecided:
+        yield f"{counts.undecided} without a winner"
 
 
 def context_text(used: int, size: int) -> str:
@@ -129,6 +156,7 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
             for row in rows
             for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
         ],
+        drop=("system", "license", "installed", "best fit"),
     )
 
 
@@ -143,12 +171,24 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
         )
         for row in rows
     ]
-    print_table(streams, ("name", "messages", "updated", "model", "first message"), cells)
+    print_table(
+        streams,
+        ("name", "messages", "updated", "model", "first message"),
+        cells,
+        "first message",
+        ("model", "messages", "updated"),
+    )
 
 
 def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> None:
+    """Print search results; on a terminal the words found are bold."""
+    is_styled = streams.out_is_terminal and not is_plain_terminal()
+    on, off = ("\x1b[1m", "\x1b[0m") if is_styled else ("", "")
     for match in matches:
-        streams.answer(f"{match['session']}  {match['role']}: {match['excerpt']}\n")
+        pieces = [strip_controls(piece) for piece in re.split(f"[{MATCH_BEGIN}{MATCH_END}]", match["excerpt"])]
+        pieces[1::2] = [f"{on}{found}{off}" for found in pieces[1::2]]
+        with streams.writing_answer():
+            streams.out.write(f"{strip_controls(match['session'])}  {match['role']}: {''.join(pieces)}\n")
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
@@ -210,25 +250,39 @@ def _describe(key: str, value: Any) -> str:
     return _cell(value)
 
 
-def print_table(streams: Streams, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; a terminal too narrow for it gets fewer columns, none of them truncated."""
+def print_table(
+    streams: Streams,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    shorten: str = "",
+    drop: Sequence[str] = (),
+) -> None:
+    """Print a table as wide as the terminal allows: first the column `shorten` is truncated, then columns are left out.
+
+    Columns are left out in the order of `drop`, and after these from the last on.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[_cell(value) for value in row] for row in rows]
+    table = {heading: [heading, *(_cell(row[index]) for row in rows)] for index, heading in enumerate(headings)}
     buffer = StringIO()
     console = Console(file=streams.out) if streams.out_is_terminal else Console(file=buffer, width=PIPE_WIDTH)
-    shown = len(headings)
-    while shown > MIN_COLUMNS and _table_width(headings[:shown], cells) > console.width:
-        shown -= 1
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings[:shown]:
-        table.add_column(heading, no_wrap=True)
-    for row in cells:
-        table.add_row(*map(Text, row[:shown]))
-    console.width = max(console.width, _table_width(headings[:shown], cells))
-    console.print(table)
+    order = [*drop, *(heading for heading in reversed(headings) if heading not in (*drop, shorten))]
+    widths = {heading: max(map(cell_len, cells)) for heading, cells in table.items()}
+    excess = sum(widths.values()) + 2 * (len(widths) - 1) - console.width
+    while excess > max(0, widths.get(shorten, 0) - MIN_SHORTENED) and len(widths) > MIN_COLUMNS and order:
+        excess -= widths.pop(order.pop(0)) + 2
+    if shorten in widths and excess > 0:
+        widths[shorten] = max(MIN_SHORTENED, widths[shorten] - excess)
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, width in widths.items():
+        shown.add_column(heading, no_wrap=True, width=width)
+    for row in zip(*(table[heading][1:] for heading in widths), strict=True):
+        shown.add_row(*map(Text, row))
+    console.width = max(console.width, sum(widths.values()) + 2 * (len(widths) - 1))
+    console.print(shown)
     if not streams.out_is_terminal:
         streams.answer("".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines()))
 
@@ -239,13 +293,6 @@ def _wrap(streams: Streams, text: str, indent: int = 0) -> str:
         return text
     lines = textwrap.wrap(text, max(MIN_NOTE_WIDTH, columns(streams.out) - indent))
     return ("\n" + " " * indent).join(lines)
-
-
-def _table_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    from rich.cells import cell_len
-
-    widest = [max(map(cell_len, (heading, *(row[index] for row in rows)))) for index, heading in enumerate(headings)]
-    return sum(widest) + 2 * (len(headings) - 1)
 
 
 def _cell(value: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
 from cerebrum_cli.sessions.exports import parse_conversation, to_markdown, to_openai_messages, to_sharegpt
 from cerebrum_cli.sessions.names import printable_name
 from cerebrum_cli.sessions.rows import Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
+DAY_S = 86_400
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 
 
@@ -48,11 +51,17 @@ def session_object(store: Store, session: Session) -> dict[str, Any]:
 
 
 def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
-    """Build the rows of `sessions search --json`, best match first."""
+    """Build the rows of `sessions search`, best match first; the words found are between MATCH_BEGIN and MATCH_END."""
     return [
         {"session": hit.session.name, "role": hit.message.message.role, "excerpt": " ".join(hit.excerpt.split())}
         for hit in store.search(text)
     ]
+
+
+def without_marks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a search as `--json` prints them."""
+    marks = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
+    return [{**row, "excerpt": row["excerpt"].translate(marks)} for row in rows]
 
 
 def export_session(store: Store, session: Session, export_format: str) -> str:
@@ -129,13 +138,30 @@ def import_session(store: Store, file: Path, name: str | None) -> Session:
     return session
 
 
-def delete_session(history: History, session: Session, clear_prompt_cache: Callable[[], None]) -> int:
-    """Erase a locked session and every trace of its text; return the number of messages deleted."""
-    count = history.store.remove(session)
-    history.lock.discard()
-    clear_prompt_cache()
-    history.store.vacuum()
-    return count
+def sessions_older_than(store: Store, age: str) -> list[Session]:
+    """Sessions that have not changed for an age such as 30d or 8w. Raises UsageError."""
+    if not (match := re.fullmatch(r"(\d+)([dw])", age)):
+        raise UsageError(f"--older-than is {age!r}", "give days or weeks, such as 30d or 8w")
+    limit = time.time() - int(match[1]) * DAY_S * (7 if match[2] == "w" else 1)
+    return [summary.session for summary in store.summaries() if summary.session.updated < limit]
+
+
+def delete_sessions(
+    history: History, sessions: Sequence[Session], clear_prompt_cache: Callable[[], None]
+) -> Iterator[tuple[Session, int]]:
+    """Erase sessions and every trace of their text; yield each with the number of messages deleted.
+
+    Raises SessionError for one that is open in another process; those before it are erased.
+    """
+    try:
+        for session in sessions:
+            history.lock.acquire(session)
+            count = history.store.remove(session)
+            history.lock.discard()
+            yield session, count
+    finally:
+        clear_prompt_cache()
+        history.store.vacuum()
 
 
 def _session_fields(session: Session) -> dict[str, Any]:

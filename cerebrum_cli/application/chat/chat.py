@@ -10,7 +10,13 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.application.chat.history import Author, History, load_conversation, sampling_params, suggest_name
+from cerebrum_cli.application.chat.history import (
+    Author,
+    History,
+    load_conversation,
+    sampling_params,
+    unused_session_name,
+)
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
 from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, reload_key
@@ -238,7 +244,7 @@ class Chat:
 
     def _ensure_session(self, text: str) -> Session:
         if self.session is None:
-            name = self.name or self.history.store.unused_name(suggest_name(Conversation().user(text)))
+            name = self.name or unused_session_name(self.history.store, Conversation().user(text))
             session = self.history.create_session(name, "chat", self.author, self.settings, self.settings.system)
             self.switch_session(session, self.name)
         assert self.session is not None

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from typing import Any
 
 from cerebrum_cli.application.inference.reply import Reply
@@ -101,7 +102,7 @@ class History:
         params = sampling_params(settings)
         with self.store.transaction():
             if session is None:
-                name = self.store.unused_name(suggest_name(conversation))
+                name = unused_session_name(self.store, conversation)
                 session = self.create_session(name, "ask", author, settings, conversation.system_prompt)
             values = {"system_prompt": conversation.system_prompt, "model": author.model, "format": author.format}
             session = self.store.update_session(session, **values)
@@ -152,6 +153,12 @@ def suggest_name(conversation: Conversation) -> str:
     first = _QUOTED_FILE.sub("", first).strip() or first
     words = "".join(char if _is_word_char(char) else " " for char in first.lower()).split()[:_MAX_WORDS]
     return "-".join(words)[:_MAX_CHARS].strip("-") or "session"
+
+
+def unused_session_name(store: Store, conversation: Conversation) -> str:
+    """A name from the first words of a conversation, with the date if another session has the same."""
+    name = suggest_name(conversation)
+    return name if store.find(name) is None else store.unused_name(f"{name}-{date.today().isoformat()}")
 
 
 def _is_word_char(char: str) -> bool:

@@ -37,6 +37,7 @@ class SessionRecorder:
         self._saves = saves
         self._opened: History | None = None
         self.session = self._history.acquire_latest() if continues else None
+        self.saved_as: str | None = None  # the name of the session that has the exchange
 
     def with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Add the session's own model and format to the settings given."""
@@ -61,7 +62,7 @@ class SessionRecorder:
 
         author = Author(loaded.model.reference, loaded.format_name)
         try:
-            self._history.record(self.session, conversation, reply, author, settings)
+            self.saved_as = self._history.record(self.session, conversation, reply, author, settings).name
         except SessionError as error:
             self._notify(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
 

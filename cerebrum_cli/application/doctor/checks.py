@@ -122,9 +122,9 @@ def _check_models(context: DoctorContext) -> CheckResult:
 def _check_hugging_face_cache(context: DoctorContext) -> CheckResult:
     directory = inspect_directory("models", context.library.cache.directory)
     if not directory.path.is_dir():
-        problem = (f"{directory.path} does not exist yet", "create it with cerebrum pull MODEL")
-        if not directory.writable:
-            problem = (f"{directory.path} cannot be created", "set HF_HUB_CACHE to a writable directory")
+        if directory.writable:
+            return check_result("hugging_face_cache", f"none yet: {directory.path}")
+        problem = (f"{directory.path} cannot be created", "set HF_HUB_CACHE to a writable directory")
         return check_result("hugging_face_cache", "", problem)
     models = list(context.library.cache.models())
     blobs = {blob for model in models for blob in model.blobs}
@@ -142,8 +142,7 @@ def _check_token(_: DoctorContext) -> CheckResult:
     found = token()
     if found.is_set:
         return check_result("token", f"found in {found.location}")
-    problem = ("none, so private and gated models are unavailable", "hf auth login, if you need them")
-    return check_result("token", "", problem)
+    return check_result("token", "none; private and gated models need one (hf auth login)")
 
 
 def _check_network(context: DoctorContext) -> CheckResult:
@@ -152,7 +151,7 @@ def _check_network(context: DoctorContext) -> CheckResult:
     if context.offline:
         return check_result("network", "skipped: --offline")
     if hub.is_offline():
-        return check_result("network", "", ("HF_HUB_OFFLINE is set", "unset it to pull models"))
+        return check_result("network", "skipped: HF_HUB_OFFLINE is set")
     try:
         address = run_with_timeout(lambda: hub.check_reachable(NETWORK_TIMEOUT_S), NETWORK_TIMEOUT_S)
     except PullError as error:

@@ -10,15 +10,15 @@ from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
 from cerebrum_cli.application.inference.format_choice import choose_format
-from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder, TokenizedRequest
 from cerebrum_cli.application.inference.voting import MajorityVote, require_sampling, votes_object
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.batches.result import Result
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object, output_object
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowEvent, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
 
@@ -26,15 +26,20 @@ FINGERPRINT_SETTINGS = ("system", *SAMPLING_KEYS, "ctx")
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
+INCOMPLETE = "incomplete_output"  # truncated or blank, so that it does not match the grammar
 NO_PROMPT = RowError(REFUSED, "there is no prompt")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """Options of all rows of a batch; the settings of a row take precedence."""
+    """Options of all rows of a batch; the settings of a row take precedence.
+
+    With `is_json`, the grammar is that of a JSON Schema: answers state no final answer.
+    """
 
     settings: Settings
     grammar: str | None = None
+    is_json: bool = False
     votes: Votes | None = None
     early_stop: bool = True
     ignore_eos: bool = False
@@ -52,6 +57,7 @@ class PendingRow:
     position: int
     row: Row
     request: TokenizedRequest
+    options: BatchOptions
     vote: MajorityVote | None
     collector: ReplyCollector
 
@@ -73,20 +79,23 @@ class PendingRow:
     def answer_object(self, reply: Reply) -> dict[str, Any]:
         """The output object of an answered row, with the keys of OUTPUT_KEYS in order."""
         replies = [reply] if self.vote is None else self.vote.replies.values()
+        states_answer = self.vote or not self.options.is_json
+        notice = reply_notice(reply) if self.options.grammar else None
+        error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
         values = (
             self.row.id,
             self.row.prompt,
             reply.text,
-            (self.vote or reply).final_answer,
+            (self.vote or reply).final_answer if states_answer else None,
             reply.finish.reason,
             reply.finish.prompt_tokens,
             sum(each.finish.completion_tokens for each in replies),
             reply.finish.seed,
             reply.reasoning,
             self.vote and votes_object(self.vote),
-            None,
+            error and asdict(error),
         )
-        return dict(zip(OUTPUT_KEYS, values, strict=True))
+        return output_object(self.row, dict(zip(OUTPUT_KEYS, values, strict=True)))
 
 
 def answer_rows(
@@ -98,7 +107,7 @@ def answer_rows(
     reader needs the answers `in_order`. The caller completes the result; after a cancel, rows are missing.
     """
     yield from responder.load()
-    yield RowEvent(result.done, len(rows), result.failed)
+    yield RowEvent(result.done, len(rows), result.counts)
     unfinished = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
     errors: list[tuple[int, RowError]] = []
     for start in range(0, len(unfinished), SORT_WINDOW):
@@ -111,8 +120,8 @@ def answer_rows(
             errors.clear()
         else:
             pending.sort(key=lambda row: row.request.request.prompt_tokens)
-        yield RowEvent(result.done, len(rows), result.failed + len(errors))
-        yield from _generate(responder, pending, result, len(rows), len(errors))
+        yield RowEvent(result.done, len(rows), result.counts + RowCounts(len(errors)))
+        yield from _generate(responder, pending, result, len(rows), RowCounts(len(errors)))
         if any(row.position not in result.finished for row in pending):  # cancelled
             return
     yield from _write_errors(rows, errors, result)  # last: an error that concerns all rows is raised before
@@ -143,13 +152,13 @@ def write_row_errors(rows: Sequence[Row], result: Result) -> None:
 def _write_errors(rows: Sequence[Row], errors: Sequence[tuple[int, RowError]], result: Result) -> Iterator[Event]:
     for position, error in errors:
         result.write(position, failed_object(rows[position], error))
-        yield RowEvent(result.done, len(rows), result.failed)
+        yield RowEvent(result.done, len(rows), result.counts)
 
 
 def _generate(
-    responder: Responder, pending: Sequence[PendingRow], result: Result, total: int, unwritten_errors: int
+    responder: Responder, pending: Sequence[PendingRow], result: Result, total: int, unwritten: RowCounts
 ) -> Iterator[Event]:
-    """Answer rows, and write each one when it is complete; `unwritten_errors` count as failed in the events."""
+    """Answer rows, and write each one when it is complete; events count `unwritten` errors too."""
     if not pending:
         return
     with closing(responder.generate(row.request for row in pending)) as replies:
@@ -168,7 +177,7 @@ def _generate(
             if answer:
                 row.discard()
                 result.write(row.position, answer)
-                yield RowEvent(result.done, total, result.failed + unwritten_errors)
+                yield RowEvent(result.done, total, result.counts + unwritten)
 
 
 def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchOptions) -> PendingRow | RowError:
@@ -188,7 +197,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return PendingRow(position, row, tokenized, vote, ReplyCollector())
+    return PendingRow(position, row, tokenized, options, vote, ReplyCollector())
 
 
 def _row_error(error: CerebrumError) -> RowError:

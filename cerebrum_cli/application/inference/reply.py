@@ -109,18 +109,27 @@ class ReplyCollector:
         return Reply(self.text, self.reasoning, self._finish, self.tokens, probability)
 
 
-def truncation_notice(reply: Reply) -> NoticeEvent | None:
-    """A notice that the answer is incomplete; None where it is not, or the user set the limit."""
-    if reply.finish.reason == "context":
-        size = reply.finish.context_size
-        return NoticeEvent(f"answer truncated: the context of {size} tokens is full", "raise --ctx, or ask for less")
-    if reply.reasoning and not reply.text and reply.finish.reason == "length":
-        return NoticeEvent("the model reached the token limit while still reasoning", "raise --max-tokens")
+def reply_notice(reply: Reply) -> NoticeEvent | None:
+    """A notice that the answer is truncated or blank; None if it is neither."""
+    finish = reply.finish
+    if finish.reason == "context":
+        problem = f"answer truncated: the context of {finish.context_size} tokens is full"
+        return NoticeEvent(problem, "raise --ctx, or ask for less")
+    if finish.reason == "length":
+        stage = " of reasoning" if reply.reasoning and not reply.text else ""
+        return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
+    if finish.reason == "stop" and not reply.text.strip():
+        return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
     return None
 
 
 def reply_object(
-    reply: Reply, model: str, file: Path, format_name: str, votes: Mapping[str, Any] | None = None
+    reply: Reply,
+    model: str,
+    file: Path,
+    format_name: str,
+    final_answer: str | None,
+    votes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The object `ask --json` prints; `file` is the model file used. Rates are in tokens per second."""
     finish = reply.finish
@@ -130,7 +139,7 @@ def reply_object(
         "file": str(file),
         "format": format_name,
         "text": reply.text,
-        "final_answer": votes["winner"] if votes else reply.final_answer,
+        "final_answer": final_answer,
         "finish_reason": finish.reason,
         "prompt_tokens": finish.prompt_tokens,
         "cached_tokens": finish.cached_tokens,

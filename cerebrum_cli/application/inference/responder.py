@@ -230,6 +230,11 @@ class LocalResponder:
     def detokenize(self, ids: Sequence[int]) -> str:
         return detokenize(self._engine.backend, ids)
 
+    @property
+    def default_system(self) -> str | None:
+        """System prompt of a conversation that has none of its own; the model must be loaded."""
+        return self._format.default_system
+
     def drop_partial_character(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Drop tokens at the end that hold only part of a character."""
         backend, length = self._engine.backend, len(ids)

@@ -58,6 +58,11 @@ class MajorityVote:
         return self.tally.samples > before
 
     @property
+    def bounds(self) -> tuple[int, int]:
+        """Minimum and maximum number of samples."""
+        return self.tally.votes.minimum, self.tally.votes.maximum
+
+    @property
     def max_samples(self) -> int:
         return self.tally.votes.maximum
 
@@ -85,7 +90,7 @@ class MajorityVote:
     @property
     def tally_event(self) -> TallyEvent:
         counts = tuple((count.answer, count.count) for count in self.tally.counts)
-        return TallyEvent(counts, self.tally.samples, self.running)
+        return TallyEvent(counts, self.tally.samples, *self.bounds)
 
     @property
     def winner(self) -> Count | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +13,8 @@ from cerebrum_cli.catalogue.reference import HubReference, NameReference
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import ModelNotFound, PullError
+
+_OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
 
 def file_missing(
@@ -45,6 +48,12 @@ def unknown_model(text: str, names: Iterable[str]) -> ModelNotFound:
     """Error for a name that no model has; the hint suggests similar names."""
     similar = get_close_matches(text.partition(":")[0], sorted(names), n=3, cutoff=0.5)
     suggestion = f"did you mean {' or '.join(similar)}? " if similar else ""
+    if _OLLAMA_TAG.fullmatch(text) and not similar:
+        problem = f"unknown model {text!r}: tags of ollama are not known here"
+        return ModelNotFound(problem, "pull a GGUF repository of the Hub: cerebrum pull OWNER/REPO[:QUANT]")
+    if "gguf" in text.lower() and not similar:
+        hint = f"if it is on the Hub, name its owner: cerebrum pull OWNER/{text}"
+        return ModelNotFound(f"unknown model {text!r}", hint)
     return ModelNotFound(f"unknown model {text!r}", f"{suggestion}cerebrum list --available shows all")
 
 

@@ -15,6 +15,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.engine.llama.library import import_bindings, llama, log
 
 # Keywords that the converter supports, and annotations; all others are ignored.
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 KNOWN_KEYWORDS = {
     *("type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems"),
     *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "oneOf", "anyOf", "allOf"),
@@ -39,6 +40,19 @@ def ignored_keywords(schema: Any) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def require_known_types(schema: Any, place: str) -> None:
+    """Raise ValueError for a type that JSON Schema does not have, with its place, like `properties.name.type`."""
+    items = schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
+    for key, value in items:
+        inner = f"{place}.{key}".lstrip(".")
+        types = value if isinstance(value, list) else [value]
+        if key == "type" and all(isinstance(each, str) for each in types) and not place.endswith("properties"):
+            if unknown := next((each for each in types if each not in TYPES), None):
+                raise ValueError(f"unknown type {unknown!r} at {inner}; types are {', '.join(TYPES)}")
+        elif key not in ("enum", "const", "default", "examples"):
+            require_known_types(value, inner)
+
+
 def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
     """Convert a JSON schema to a GBNF grammar; also return the keywords that the grammar does not enforce.
 
@@ -49,6 +63,7 @@ def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
         value = json.loads(schema)
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")
+        require_known_types(value, "")
         return str(converter.json_schema_to_gbnf(schema)), ignored_keywords(value)
     except Exception as error:  # the converter raises ValueError, KeyError, AssertionError ...
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")

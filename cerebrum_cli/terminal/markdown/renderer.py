@@ -1,4 +1,4 @@
-"""Render streaming Markdown: print final text once, and redraw only the rest.
+"""Render streaming Markdown: print final text once, and redraw only rows that changed.
 
 A block or list item is final when a complete line of another one follows, a line of code after some lookahead lines.
 Rows to be redrawn take at most two thirds of the window, since rows that have scrolled away, as they do when the window
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, get_character_cell_size
@@ -25,7 +25,7 @@ from cerebrum_cli.terminal.markdown.code_blocks import (
     slice_tokens,
     split_point,
 )
-from cerebrum_cli.terminal.markdown.rows import Row, limit_redraw, render_rows
+from cerebrum_cli.terminal.markdown.rows import STYLES, Row, limit_redraw, render_rows
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -47,7 +47,7 @@ class MarkdownStream:
         self._text = ""  # text not yet final, from the last split point
         self._preceding = Preceding()
         self._position = Position()  # end of the printed text
-        self._drawn_rows: list[str] = []  # rows on the screen to be erased
+        self._drawn: list[Row] = []  # rows on the screen that may still change
         self._drawn_width = 0
         self._next_draw = 0.0
         self._draw_seconds = 0.0
@@ -67,49 +67,65 @@ class MarkdownStream:
 
     def close(self) -> None:
         options = self._console.options
-        with self._console:
-            self._erase(options)
-            self._print(render_rows(self._console, options, self._unprinted_tokens(self._text)))
+        self._show(options, render_rows(self._console, options, self._unprinted_tokens(self._text)), [])
         self._text, self._preceding, self._position = "", Preceding(), Position()
 
     def _draw(self, options: ConsoleOptions) -> None:
         max_rows = max(1, (options.size.height - 1) * 2 // 3)
-        with self._console:  # one write avoids flicker
-            self._erase(options)
-            self._print_final(options)
-            tokens = limit_redraw(self._unprinted_tokens(_without_ambiguous_line(self._text)), max_rows)
-            shown = render_rows(self._console, options, tokens)[-max_rows:]
-            self._drawn_rows = ["".join(text for text, _, _ in row) for row in shown]
-            self._print(map(_without_autowrap, shown, self._drawn_rows))
-        self._drawn_width = options.max_width
+        final = self._take_final(options)
+        tokens = limit_redraw(self._unprinted_tokens(_without_ambiguous_line(self._text)), max_rows)
+        self._show(options, final, render_rows(self._console, options, tokens)[-max_rows:])
 
-    def _print_final(self, options: ConsoleOptions) -> None:
-        """Print what is final according to complete lines: `#` may become `#include`."""
+    def _take_final(self, options: ConsoleOptions) -> list[Row]:
+        """Rows that are final according to complete lines: `#` may become `#include`."""
         complete = self._text[: self._text.rfind("\n") + 1]
         tokens = parse(complete, self._preceding)
         final = final_position(tokens)
         if final <= self._position:
-            return
-        self._print(render_rows(self._console, options, slice_tokens(tokens, self._position, final, self._preceding)))
+            return []
+        rows = render_rows(self._console, options, slice_tokens(tokens, self._position, final, self._preceding))
         line, self._position, self._preceding = split_point(tokens, final, self._preceding)
         self._text = "\n".join(self._text.split("\n")[line:])
+        return rows
 
     def _unprinted_tokens(self, text: str) -> list[Token]:
         return slice_tokens(parse(text, self._preceding), self._position, END, self._preceding)
 
-    def _erase(self, options: ConsoleOptions) -> None:
-        """Erase the drawn rows, which a narrower terminal has wrapped."""
-        width = options.max_width
-        row_count = len(self._drawn_rows)
-        if width < self._drawn_width:
-            row_count = sum(wrapped_row_count(text, width) for text in self._drawn_rows)
-        up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)) * min(row_count, options.size.height - 1)
-        if up:
-            self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *up))
-        self._drawn_rows = []
+    def _show(self, options: ConsoleOptions, final: list[Row], changing: list[Row]) -> None:
+        """Replace the drawn rows, except the first ones that are the same."""
+        rows = [*final, *map(_without_autowrap, changing)]
+        same = 0
+        if options.max_width == self._drawn_width:
+            pairs = enumerate(zip(self._drawn, rows, strict=False))
+            same = next((at for at, (old, new) in pairs if old != new), min(len(self._drawn), len(rows)))
+        if same < max(len(self._drawn), len(rows)):
+            with self._console:  # one write
+                self._console.print(Segments([FRAME_BEGIN]), end="")
+                self._erase(options, same)
+                lines = [segment for row in rows[same:] for segment in (*row, Segment.line())]
+                self._console.print(Segments([*lines, FRAME_END]), end="")
+        self._drawn, self._drawn_width = rows[len(final) :], options.max_width
 
-    def _print(self, rows: Iterable[Row]) -> None:
-        self._console.print(Segments([segment for row in rows for segment in (*row, Segment.line())]), end="")
+    def _erase(self, options: ConsoleOptions, same: int) -> None:
+        """Erase the drawn rows from the first that changed; a narrower terminal has wrapped them."""
+        width, rows = options.max_width, self._drawn[same:]
+        row_count = len(rows)
+        if width < self._drawn_width:
+            row_count = sum(wrapped_row_count(row_text(row), width) for row in rows)
+        if up := min(row_count, options.size.height - 1):
+            self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.CURSOR_UP, up)))
+            self._console.print(Segments([ERASE_BELOW]), end="")
+
+
+def rendered(text: str, width: int) -> str:
+    """A complete document as a terminal shows it, with its styles as control sequences."""
+    from rich.console import Console
+
+    file = StringIO()
+    console = Console(file=file, width=width, force_terminal=True, theme=STYLES)
+    rows = render_rows(console, console.options, slice_tokens(parse(text), Position(), END))
+    console.print(Segments([segment for row in rows for segment in (*row, Segment.line())]), end="")
+    return file.getvalue()
 
 
 def _mode(code: str) -> Segment:
@@ -117,6 +133,9 @@ def _mode(code: str) -> Segment:
 
 
 AUTOWRAP_OFF, AUTOWRAP_ON = _mode("\x1b[?7l"), _mode("\x1b[?7h")
+ERASE_BELOW = _mode("\x1b[J")
+# Terminals that know synchronized output show a frame in one step; others ignore it, and still hide the cursor.
+FRAME_BEGIN, FRAME_END = _mode("\x1b[?2026h\x1b[?25l"), _mode("\x1b[?25h\x1b[?2026l")
 
 # Joined, flag, skin-tone and combining characters: terminals disagree about their width.
 _CLUSTER = re.compile(
@@ -125,9 +144,14 @@ _CLUSTER = re.compile(
 )
 
 
-def _without_autowrap(row: Row, text: str) -> Row:
+def row_text(row: Row) -> str:
+    """Visible text of a row."""
+    return "".join(segment.text for segment in row if not segment.control)
+
+
+def _without_autowrap(row: Row) -> Row:
     """Turn off autowrap for a row of uncertain width: it must take one row to be erased."""
-    return [AUTOWRAP_OFF, *row, AUTOWRAP_ON] if _CLUSTER.search(text) else row
+    return [AUTOWRAP_OFF, *row, AUTOWRAP_ON] if _CLUSTER.search(row_text(row)) else row
 
 
 def _without_ambiguous_line(text: str) -> str:

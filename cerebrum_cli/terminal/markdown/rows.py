@@ -8,11 +8,22 @@ from copy import copy
 from typing import TYPE_CHECKING, ClassVar
 
 from markdown_it.token import Token
-from rich.markdown import CodeBlock, ListElement, ListItem, Markdown, MarkdownElement, UnknownElement
+from rich.markdown import (
+    CodeBlock,
+    Heading,
+    HorizontalRule,
+    ListElement,
+    ListItem,
+    Markdown,
+    MarkdownElement,
+    UnknownElement,
+)
 from rich.padding import Padding
+from rich.rule import Rule
 from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
+from rich.theme import Theme
 
 from cerebrum_cli.terminal.markdown.code_blocks import CODE, LOOKAHEAD_LINES, code_lines, highlight_chunks, parse_inline
 
@@ -21,6 +32,8 @@ if TYPE_CHECKING:
 
 # The terminal's own colors without a background, whose spaces would be copied, and wrap in a narrower window.
 THEME = Syntax.get_theme("ansi_dark")
+STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backgrounds
+RULE_COLUMNS = 40  # the length of the text is not known while it streams
 CODE_INDENT = (0, 0, 0, 2)
 MAX_LINES_ABOVE = 64  # lines of context for code to be redrawn, which bounds the cost for long code
 TABLE_FRAME_ROWS = 4  # rows of a table outside its body
@@ -166,6 +179,25 @@ class NumberedList(ListElement):
                 yield from (Segment(shown, style), *row, Segment.line())
 
 
+class LeftHeading(Heading):
+    """A heading at the left, of any level."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield its text, which rich centers or frames at the first level."""
+        self.text.justify = "left"
+        yield self.text
+
+
+class ShortRule(HorizontalRule):
+    """A rule that is not wider than text usually is."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the rule, and an empty row."""
+        width = min(options.max_width, RULE_COLUMNS)
+        yield from console.render(Rule(style="markdown.hr", characters="-"), options.update(width=width))
+        yield Text()
+
+
 def _without_new_line(element: type[MarkdownElement]) -> type[MarkdownElement]:
     """Make a block type without rich's trailing empty row, which `render_rows` adds instead."""
     return type(element.__name__, (element,), {"new_line": False})
@@ -178,6 +210,8 @@ class ReplyMarkdown(Markdown):
         **{name: _without_new_line(element) for name, element in Markdown.elements.items()},
         **dict.fromkeys(("fence", "code_block"), _without_new_line(NumberedCode)),
         **dict.fromkeys(("bullet_list_open", "ordered_list_open"), _without_new_line(NumberedList)),
+        "heading_open": _without_new_line(LeftHeading),
+        "hr": _without_new_line(ShortRule),
         "list_item_open": _without_new_line(ContinuableItem),
         "inline": _without_new_line(UnknownElement),
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.settings import environment
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.signals import Signals
 
 DEFAULT_EDITORS = ("nano", "vi", "notepad")
@@ -40,7 +40,8 @@ def edit_text(text: str, keyboard: Keyboard, signals: Signals) -> str:
                 raise subprocess.CalledProcessError(exit_code, command)
             return path.read_text(encoding="utf-8").rstrip("\n")
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            raise UsageError(f"the editor {command} failed: {error}", "set $EDITOR to another editor") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"the editor {command} failed: {reason}", "set $EDITOR to another editor") from error
 
 
 @contextlib.contextmanager

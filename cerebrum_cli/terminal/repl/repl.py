@@ -9,18 +9,18 @@ from functools import partial
 
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.inference.question import compose_prompt
-from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, truncation_notice
+from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.repl.signals import Signals
-from cerebrum_cli.terminal.repl.slash_table import SlashLine, parse_slash
+from cerebrum_cli.terminal.repl.slash_table import BARE_EXITS, SlashLine, parse_slash
 from cerebrum_cli.terminal.repl.terminal_io import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.sinks import NoticeSink, ReasoningSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import context_text, tally_text
+from cerebrum_cli.terminal.tables import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
@@ -50,12 +50,18 @@ class Repl:
         assert self._input is not None, "run() comes first"
         return self._input
 
-    def run(self, source: InputSource) -> None:
-        """Run until the user exits. Raises Interrupted if Ctrl-C ends a script, or another signal the chat."""
+    def run(self, source: InputSource, first: str | None = None) -> None:
+        """Ask the `first` question, and run until the user exits.
+
+        Raises Interrupted if Ctrl-C ends a script, or another signal the chat.
+        """
         self._input = source
         with source.while_busy():
             if self.streams.in_is_terminal and not self.quiet:
                 self._reporting_errors(self._print_greeting)
+            if first is not None:
+                self.streams.answer(prompt_text(shorten_question(first)) + "\n")
+                self._reporting_errors(partial(self._ask, first))
             while not self.is_done and (text := self._read()) is not None:
                 if text.strip():
                     self._reporting_errors(partial(self._run_line, text))
@@ -112,7 +118,7 @@ class Repl:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
         finally:
             reply = collector.reply
-            if reply and not self.quiet and (notice := reply_notice(reply, self.streams.in_is_terminal)):
+            if reply and not self.quiet and (notice := chat_notice(reply, self.streams.in_is_terminal)):
                 self.streams.notice(notice)
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
@@ -130,7 +136,7 @@ class Repl:
         """Run a vote and show the winning sample; Ctrl-C shows the leader. Raises Interrupted if there is none."""
         self.last_collector = None
         try:
-            self._render(events, line=VoteLine(self.streams, self.chat.loaded.model.name))
+            self._render(events, line=VoteLine(self.streams, self.chat.loaded.model.name, majority_vote.bounds))
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
@@ -139,7 +145,7 @@ class Repl:
             if majority_vote.reply:
                 show_answer(self.streams, majority_vote.reply.text, not self.no_markdown)
                 if not self.quiet:
-                    self.streams.info(tally_text(majority_vote.tally_event))
+                    self.streams.info(result_text(majority_vote.tally_event))
             if self.streams.out_is_terminal:
                 self.streams.answer("\n")
 
@@ -153,12 +159,15 @@ class Repl:
         self.streams.info(
             f"{loaded.model.reference}, prompt format: {loaded.format_name}; /help lists commands and keys\n"
         )
-        path = chat.messages[-2:]
-        if chat.session is None or not path:
+        if chat.session is None or not chat.messages:
             return
         dropped = f" (the {chat.dropped_count} oldest messages no longer fit the context)" if chat.dropped_count else ""
         self.streams.info(f"Continuing {chat.session.name!r}{dropped}. Last exchange:\n")
-        for stored in path:
+        self.show_last_exchange()
+
+    def show_last_exchange(self) -> None:
+        """Print the last question and its reply."""
+        for stored in self.chat.messages[-2:]:
             if stored.message.role == "user":
                 self.streams.answer(prompt_text(shorten_question(stored.message.content)) + "\n")
             else:
@@ -180,10 +189,16 @@ class Repl:
             self.pending_files = files
             raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
 
+    def _ask(self, text: str) -> None:
+        self._ask_with_files(text, lambda question: self.render(self.chat.send(question)))
+
     def _run_line(self, text: str) -> None:
         line = parse_slash(text)
         if line is None:
-            self._ask_with_files(text, lambda question: self.render(self.chat.send(question)))
+            if text.strip() in BARE_EXITS and self.input.confirm("Leave the chat?"):
+                self.is_done = True
+            else:
+                self._ask(text)
             return
         try:
             self.commands[line.name](self, line)
@@ -225,11 +240,11 @@ def fit_segments(segments: dict[str, str], width: int) -> str:
     return SEPARATOR.join(segments.values())
 
 
-def reply_notice(reply: Reply, is_interactive: bool) -> NoticeEvent | None:
-    """Notice about a reply that did not end by itself; a script knows its own --max-tokens."""
+def chat_notice(reply: Reply, is_interactive: bool) -> NoticeEvent | None:
+    """Notice about a reply that is not complete, with the slash command that continues it."""
     reason = reply.finish.reason
     if reason == "cancelled":
         return NoticeEvent("reply interrupted", "/continue resumes it")
     if reason == "length" and reply.text and is_interactive:
         return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens", "/continue resumes it")
-    return truncation_notice(reply)
+    return reply_notice(reply)

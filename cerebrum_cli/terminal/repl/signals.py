@@ -8,15 +8,13 @@ time.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.terminal.interrupts import SIGNALS, CancelOnInterrupt, restore_handlers
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
+from cerebrum_cli.terminal.interrupts import SIGNALS, CancelOnInterrupt, exit_process, restore_handlers
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 SignalAction = Callable[[int], None]
@@ -29,9 +27,8 @@ class Signals:
     Outside the contexts below a signal is only recorded.
     """
 
-    def __init__(self, streams: Streams, keyboard: Keyboard) -> None:
+    def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._keyboard = keyboard
         self._previous_handlers: dict[int, Any] = {}
         self._action: SignalAction = ignore
         self.exit_signal: int | None = None
@@ -85,7 +82,7 @@ class Signals:
             nonlocal pressed
             if signum == signal.SIGINT:
                 if pressed:
-                    self._exit_process()
+                    exit_process(128 + signum)
                 pressed = True
             action(signum)
 
@@ -98,11 +95,6 @@ class Signals:
             self.exit_signal = signum
             discard_closed(self._streams)
         self._action(signum)
-
-    def _exit_process(self) -> NoReturn:
-        """Exit without cleanup, which may be what hangs."""
-        self._keyboard.restore()
-        os._exit(128 + signal.SIGINT)
 
 
 def ignore(_: int) -> None:

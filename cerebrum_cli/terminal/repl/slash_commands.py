@@ -6,7 +6,6 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.answers.extract import final_answer
@@ -14,7 +13,7 @@ from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
-from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings, parse_value
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
@@ -26,6 +25,7 @@ from cerebrum_cli.terminal.repl.slash_table import (
     SlashLine,
     closest_setting,
     help_text,
+    parse_path,
     setting_key,
 )
 from cerebrum_cli.terminal.repl.terminal_io import shorten_question
@@ -56,8 +56,11 @@ def start_new(repl: Repl, _: SlashLine) -> None:
 def set_system_prompt(repl: Repl, line: SlashLine) -> None:
     if line.argument:
         repl.chat.set_system_prompt(None if line.argument == DEFAULT_SYSTEM else line.argument)
+    repl.wait_for(repl.chat.load())
     shown = repl.chat.conversation.system_prompt
-    repl.streams.info(f"system prompt: {shown}" if shown else "default system prompt")
+    if shown is None:
+        shown = repl.chat.loaded.responder.default_system
+    repl.streams.info(f"system prompt: {shown}" if shown else "no system prompt")
 
 
 def change_model(repl: Repl, line: SlashLine) -> None:
@@ -78,7 +81,7 @@ def change_setting(repl: Repl, line: SlashLine) -> None:
         message = f"unknown setting {key!r}" if key else "no setting given"
         raise UsageError(message, f"{near}settings: {', '.join(SETTABLE)}")
     with unchanged_on_interrupt(f"{key} unchanged"):
-        repl.wait_for(repl.chat.change_settings({key: parse_value(key, value) if value else None}))
+        repl.wait_for(repl.chat.change_settings({key: parse_value(key, value, key) if value else None}))
     repl.streams.info(settings_lines({key: getattr(repl.chat.settings, key)}))
 
 
@@ -167,10 +170,14 @@ def list_sessions(repl: Repl, _: SlashLine) -> None:
 
 def load_session(repl: Repl, line: SlashLine) -> None:
     chat = repl.chat
-    session = chat.history.get(_required(line, "a session", "/sessions lists them"))
+    try:
+        session = chat.history.get(_required(line, "a session", "/sessions lists them"))
+    except SessionError as error:
+        raise SessionError(error.message, "/sessions lists them") from error
     chat.switch_session(session)
     repl.last_collector = None
     repl.streams.info(f"Now in session {session.name!r}")
+    repl.show_last_exchange()
     if session.model and session.model != chat.loaded.model.reference:
         repl.streams.notice(NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}"))
 
@@ -182,7 +189,7 @@ def rename_session(repl: Repl, line: SlashLine) -> None:
 
 
 def export_session(repl: Repl, line: SlashLine) -> None:
-    path = Path(_required(line, "a file", "for example /export talk.md")).expanduser()
+    path = parse_path(_required(line, "a file", "for example /export talk.md"))
     chat = repl.chat
     if chat.session is None:
         raise UsageError("the conversation is empty", "ask something first")
@@ -193,7 +200,7 @@ def export_session(repl: Repl, line: SlashLine) -> None:
 
 
 def attach_file(repl: Repl, line: SlashLine) -> None:
-    path = Path(_required(line, "a file", "for example /file notes.txt")).expanduser()
+    path = parse_path(_required(line, "a file", "for example /file notes.txt"))
     repl.pending_files.append((str(path), read_text(path)))
     repl.streams.info(f"{path} will be prepended to your next question")
 
@@ -208,7 +215,7 @@ def show_stats(repl: Repl, _: SlashLine) -> None:
     if repl.last_collector is None or repl.last_collector.reply is None:
         raise UsageError("the conversation is empty", "ask something first")
     loaded = repl.chat.loaded
-    repl.streams.info(stats_line(repl.last_collector.reply.finish, loaded.model.name, loaded.format_name))
+    repl.streams.write_line("", stats_line(repl.last_collector.reply.finish, loaded.model.name, loaded.format_name))
 
 
 def copy_reply(repl: Repl, line: SlashLine) -> None:

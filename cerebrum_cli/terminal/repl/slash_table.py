@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from textwrap import wrap
 from typing import Literal, NamedTuple
 
@@ -11,8 +14,6 @@ from cerebrum_cli.application.inference.format_choice import FORMAT_NAMES
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import KEYS as SETTINGS
 from cerebrum_cli.core.settings import OPTIONS
-
-CALL_WIDTH = 22  # width of the first column of the help
 
 DEFAULT_SYSTEM = "default"  # argument of /system for the format's own prompt
 
@@ -31,6 +32,7 @@ class SlashCommand(NamedTuple):
     argument: str
     help: str
     argument_kind: ArgumentKind = ""
+    aliases: tuple[str, ...] = ()
 
 
 class SlashLine(NamedTuple):
@@ -40,7 +42,7 @@ class SlashLine(NamedTuple):
 
 SLASH_COMMANDS = (
     SlashCommand("help", "", "show the commands and the keys"),
-    SlashCommand("exit", "", "exit; so does Ctrl-D"),
+    SlashCommand("exit", "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
     SlashCommand("clear", "", "start a new conversation; this one stays saved"),
     SlashCommand(
         "system",
@@ -83,14 +85,25 @@ KEYS = (
 )
 
 
+BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
+
+
+def parse_path(argument: str) -> Path:
+    """Path in an argument, which may be quoted or have escaped spaces, as terminals paste dropped files."""
+    if not Path(argument).expanduser().exists():
+        with contextlib.suppress(ValueError):
+            [argument] = shlex.split(argument)
+    return Path(argument).expanduser()
+
+
 def parse_slash(line: str) -> SlashLine | None:
     """Parse a line; None if it is not a command. Raises UsageError for an unknown command."""
     if not line.startswith("/"):
         return None
     name, *rest = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
-    names = [slash.name for slash in SLASH_COMMANDS]
+    names = {name: slash.name for slash in SLASH_COMMANDS for name in (slash.name, *slash.aliases)}
     if name in names:
-        return SlashLine(name, rest[0].strip() if rest else "")
+        return SlashLine(names[name], rest[0].strip() if rest else "")
     matches = get_close_matches(name, names, n=1, cutoff=0.5)
     suggestion = f"did you mean /{matches[0]}? " if matches else ""
     raise UsageError(
@@ -115,13 +128,12 @@ def closest_setting(key: str) -> str | None:
 def help_text(width: int) -> str:
     """Commands and keys, wrapped to a width in columns."""
     commands = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS]
-    return f"{_format_rows(commands, width)}\n{_format_rows(KEYS, width)}"
+    indent = max(len(call) for call, _ in (*commands, *KEYS)) + 2
+    return f"{_format_rows(commands, indent, width)}\n{_format_rows(KEYS, indent, width)}"
 
 
-def _format_rows(rows: Iterable[tuple[str, str]], width: int) -> str:
+def _format_rows(rows: Iterable[tuple[str, str]], indent: int, width: int) -> str:
     lines = []
     for call, summary in rows:
-        indent = " " * CALL_WIDTH
-        start = f"{call:<{CALL_WIDTH - 1}} " if len(call) < CALL_WIDTH else f"{call}  "
-        lines += wrap(start + summary, max(width, 2 * CALL_WIDTH), subsequent_indent=indent, drop_whitespace=True)
+        lines += wrap(f"{call:<{indent}}{summary}", max(width, 2 * indent), subsequent_indent=" " * indent)
     return "".join(f"{line}\n" for line in lines)

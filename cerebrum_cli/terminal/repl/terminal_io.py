@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.editor import edit_text
-from cerebrum_cli.terminal.repl.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.signals import Signals
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
@@ -40,6 +40,11 @@ class TerminalIO:
     def edit(self, text: str) -> str:
         return edit_text(text, self.keyboard, self.signals)
 
+    def confirm(self, question: str) -> bool:
+        """Ask a yes-or-no question; Ctrl-C raises Interrupted."""
+        with self.keyboard.released():
+            return self.streams.confirm(question)
+
 
 class InputSource(Protocol):
     def read(self) -> str:
@@ -47,6 +52,9 @@ class InputSource(Protocol):
 
     def edit(self, text: str, /) -> str:
         """Let the user edit a text. Raises UsageError if that is impossible."""
+
+    def confirm(self, question: str, /) -> bool:
+        """Ask a yes-or-no question; without a terminal the answer is no."""
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Set the terminal's modes for a chat, whenever no question is being read."""
@@ -69,6 +77,10 @@ class ScriptInput:
     def edit(self, _: str) -> str:
         """Raise UsageError: a pipe has no editor."""
         raise UsageError("cannot edit while questions are piped in", "ask again instead")
+
+    def confirm(self, _: str) -> bool:
+        """Answer no: a script means what it says."""
+        return False
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Change nothing: there may be no terminal."""
@@ -133,7 +145,7 @@ class PlainPrompt:
 
     def __init__(self, terminal: TerminalIO) -> None:
         self._terminal = terminal
-        self.edit = terminal.edit
+        self.edit, self.confirm = terminal.edit, terminal.confirm
 
     def read(self) -> str:
         """Read the next question. Raises Interrupted on SIGTERM or SIGHUP."""
@@ -168,12 +180,13 @@ class Prompt:
         vi: bool,
     ) -> None:
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.layout.processors import TabsProcessor
 
         from cerebrum_cli.terminal.repl.prompt_history import PromptHistory
 
         self._is_ready = is_ready
         self._terminal = terminal
-        self.edit = terminal.edit
+        self.edit, self.confirm = terminal.edit, terminal.confirm
         self._history = PromptHistory(history)
         self._failure_reported = terminal.quiet
         self._draft = ""  # initial text of the prompt
@@ -186,6 +199,7 @@ class Prompt:
             vi_mode=vi,
             bottom_toolbar=lambda: toolbar(self._session.app.output.get_size().columns) or None,
             prompt_continuation=CONTINUATION,
+            input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
 
     def read(self) -> str:
@@ -208,7 +222,7 @@ class Prompt:
         app = self._session.app
         app.erase_when_done = False
         try:
-            with self._terminal.signals.acting(self._exit_on_signal):
+            with self._terminal.signals.acting(self._exit_on_signal), self._terminal.keyboard.prompting():
                 return self._session.prompt(PROMPT, default=draft, accept_default=accept_draft, pre_run=self._on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
@@ -246,7 +260,7 @@ class Prompt:
 
     def while_busy(self) -> AbstractContextManager[None]:
         """Turn off echo: text typed ahead waits for the prompt."""
-        return self._terminal.keyboard.without_echo()
+        return self._terminal.keyboard.typing_ahead()
 
 
 class OpenInEditor(NamedTuple):

@@ -1,0 +1,140 @@
+"""Terminal modes of standard input while a reply is written: typed text is not echoed, and no stop leaves it that way.
+
+Shells with job control set their own modes when a job stops, and few put the job's back when it continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from cerebrum_cli.terminal.interrupts import RESTORE_ON_EXIT, restore_handlers
+
+try:
+    import termios
+except ImportError:  # Windows does not echo input before it is read
+    termios = None  # type: ignore[assignment]
+
+PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste: a terminal marks where a paste begins and ends
+
+
+class Keyboard:
+    """The terminal of standard input and its initial modes; does nothing if standard input is no terminal."""
+
+    def __init__(self) -> None:
+        self._initial_modes: list[Any] | None = None
+        self._modes: list[Any] | None = None  # those to set again when the process continues
+        self._marks_pastes = False
+        if termios is not None and sys.stdin is not None and sys.stdin.isatty():
+            self._descriptor = sys.stdin.fileno()
+            self._initial_modes = termios.tcgetattr(self._descriptor)
+
+    def restore(self) -> None:
+        """Restore the terminal's initial modes."""
+        self._set_modes(self._initial_modes, marks_pastes=False)
+
+    @contextlib.contextmanager
+    def without_echo(self) -> Iterator[None]:
+        """Turn off echo, so that typed text does not land in the answer; a shell reads it afterwards."""
+        with self._stoppable():
+            if self._initial_modes:
+                modes = list(self._initial_modes)
+                modes[3] &= ~termios.ECHO
+                self._set_modes(modes, marks_pastes=False)
+            yield
+
+    @contextlib.contextmanager
+    def typing_ahead(self) -> Iterator[None]:
+        """Turn off echo and line editing, so that text typed ahead reaches the prompt unchanged; Ctrl-C still works."""
+        with self._stoppable():
+            if self._initial_modes:
+                modes = list(self._initial_modes)
+                modes[0] &= ~termios.ICRNL
+                modes[3] &= ~(termios.ECHO | termios.ICANON)
+                self._set_modes(modes, marks_pastes=True)
+            yield
+
+    @contextlib.contextmanager
+    def prompting(self) -> Iterator[None]:
+        """Let a prompt set modes of its own, and mark pastes again after it."""
+        modes, self._modes = self._modes, None
+        try:
+            yield
+        finally:
+            self._set_modes(modes, marks_pastes=True)
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Give another program the terminal in its initial modes; restore the current ones on exit."""
+        modes, marks_pastes = self._current_modes(), self._marks_pastes
+        try:
+            self.restore()
+            yield
+        finally:
+            self._set_modes(modes, marks_pastes)
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Restore the initial modes on exit, and while the process is stopped."""
+        handlers: dict[int, Any] = {}
+        if self._initial_modes and threading.current_thread() is threading.main_thread():
+            handlers = {
+                number: signal.signal(number, handler)
+                for number, handler in (
+                    (signal.SIGTSTP, self._on_stop),
+                    (signal.SIGQUIT, self._on_stop),
+                    (signal.SIGCONT, self._on_continue),
+                )
+            }
+        RESTORE_ON_EXIT.append(self.restore)
+        try:
+            yield
+        finally:
+            self.restore()
+            RESTORE_ON_EXIT.remove(self.restore)
+            restore_handlers(handlers)
+
+    def _on_stop(self, signum: int, _: FrameType | None) -> None:
+        """Stop, or end, as the signal does by default, but with the terminal's initial modes."""
+        modes, marks_pastes = self._current_modes(), self._marks_pastes
+        self.restore()
+        handler = signal.signal(signum, signal.SIG_DFL)
+        self._modes, self._marks_pastes = modes, marks_pastes
+        os.kill(os.getpid(), signum)
+        signal.signal(signum, handler)
+
+    def _on_continue(self, _: int, __: FrameType | None) -> None:
+        self._set_modes(self._modes, self._marks_pastes)
+
+    @property
+    def _is_in_foreground(self) -> bool:
+        """Whether this process may set the terminal's modes; in the background that would stop it."""
+        with contextlib.suppress(OSError):
+            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
+        return False
+
+    def _current_modes(self) -> list[Any] | None:
+        if self._initial_modes is None:
+            return None
+        try:
+            return termios.tcgetattr(self._descriptor)
+        except termios.error:  # the terminal was closed
+            return None
+
+    def _set_modes(self, modes: list[Any] | None, marks_pastes: bool) -> None:
+        if modes is None:
+            return
+        self._modes = modes
+        if not self._is_in_foreground:
+            return
+        with contextlib.suppress(termios.error, OSError):  # the terminal was closed
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
+            if marks_pastes or self._marks_pastes:
+                self._marks_pastes = marks_pastes
+                os.write(self._descriptor, (PASTE_ON if marks_pastes else PASTE_OFF).encode())

@@ -1,0 +1,103 @@
+"""What users of other chat programs type: other names of /exit, a model and a question as arguments, dropped files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine, Finished
+from person import Person
+from scripted_command import run_here
+
+SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
+SCRIPT = {"rows": {"Who?": "Me."}, "seeds": ["Yes."]}
+
+Chat = Callable[..., Finished]
+
+
+@pytest.fixture
+def chat(tmp_path: Path, chatml_model: Path) -> Chat:
+    """A function that chats through a pipe; the model is `chatml.gguf` in the working directory."""
+
+    def run(script: str, *arguments: str | Path) -> Finished:
+        return run_here({**SCRIPT}, tmp_path, "chat", *(arguments or ("-m", chatml_model)), piped=script.encode())
+
+    return run
+
+
+@pytest.fixture
+def person(tmp_path: Path, chatml_model: Path) -> Iterator[Person]:
+    """A user who chats at a terminal."""
+    env = CommandLine(tmp_path).environment({"TERM": "xterm-256color"})
+    one = Person([sys.executable, SCRIPTED, json.dumps(SCRIPT), "chat", "-m", str(chatml_model)], env, tmp_path)
+    one.wait_for(">")
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("name", ["/exit", "/quit", "/bye", "/q"])
+def test_chat_has_other_names_of_exit(chat: Chat, name: str) -> None:
+    done = chat(f"Who?\n{name}\nnever asked\n")
+    assert (done.code, done.out.splitlines()) == (0, ["> Who?", "Me.", f"> {name}"])
+
+
+def test_chat_script_asks_a_bare_exit_as_a_question(chat: Chat) -> None:
+    assert chat("exit\nWho?\n").out.splitlines() == ["> exit", "Yes.", "> Who?", "Me."]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("word", ["exit", "quit", ":q"])
+def test_chat_asks_before_a_bare_exit_leaves(person: Person, word: str) -> None:
+    person.type(f"{word}\r")
+    person.wait_for("Leave the chat? [Y/n]")
+    person.type("n\r")
+    person.wait_for("Yes.")
+    person.type(f"{word}\r")
+    person.wait_for("Leave the chat? [Y/n]")
+    person.type("\r")
+    assert person.end() == 0
+    assert person.has_echo_at_end
+
+
+def test_chat_takes_a_model_and_a_question(chat: Chat, chatml_model: Path) -> None:
+    assert chat("And you?\n", chatml_model, "Who?").out.splitlines() == ["> Who?", "Me.", "> And you?", "Yes."]
+    assert chat("", "-m", chatml_model, "Who?").out.splitlines() == ["> Who?", "Me."]
+    done = chat("", chatml_model, "Who", "are you?")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "  try: quote the first question: 'Who are you?'")
+
+
+def test_chat_hints_how_to_ask_a_question_without_a_model(chat: Chat) -> None:
+    done = chat("", "Who are you?")
+    assert done.code == 3
+    assert done.err.splitlines() == [
+        "error: unknown model 'Who are you?'",
+        "  try: to ask this as the first question: cerebrum chat -m MODEL 'Who are you?'",
+    ]
+
+
+def test_slash_load_shows_the_last_exchange(chat: Chat, chatml_model: Path) -> None:
+    chat("Who?\n", "-m", chatml_model, "--session", "first")
+    done = chat("/load first\n")
+    assert done.out.split("\n") == ["> /load first", "> Who?", "Me.", "", ""]
+
+
+def test_slash_system_shows_the_prompt_in_force(chat: Chat, chatml_model: Path) -> None:
+    done = chat("/system\n/system Be kind.\n/system\n", "-m", chatml_model, "--format", "cerebrum")
+    first, second, third = done.err.splitlines()
+    assert first.startswith("system prompt: ") and "thinking artificial intelligence assistant" in first
+    assert second == third == "system prompt: Be kind."
+    assert "no system prompt" in chat("/system\n").err
+
+
+@pytest.mark.parametrize("written", ['"{}"', "{}", "'{}'"])
+def test_slash_file_takes_paths_as_terminals_paste_them(chat: Chat, tmp_path: Path, written: str) -> None:
+    path = tmp_path / "a b.txt"
+    path.write_text("notes")
+    names = [written.format(path), str(path).replace(" ", "\\ ")]
+    done = chat("".join(f"/file {name}\n" for name in names))
+    assert done.err.splitlines() == [f"{path} will be prepended to your next question"] * 2
+    done = chat(f'Who?\n/export "{tmp_path}/q r.md"\n')
+    assert (tmp_path / "q r.md").exists()

@@ -1,0 +1,107 @@
+"""Ctrl-Z and `fg` in a shell with job control, and what is typed or pasted while a reply is written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+from person import Person
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
+
+SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
+WORDS = " ".join(f"word{number}" for number in range(120)) + "\nThe end."
+SHELL = "shell% "
+
+
+@pytest.fixture
+def shell(tmp_path: Path, chatml_model: Path) -> Iterator[Person]:
+    """A user at the prompt of an interactive shell; ./chat and ./ask answer with WORDS."""
+    if not (bash := shutil.which("bash")):
+        pytest.skip("needs bash")
+    script = json.dumps({"rows": {}, "seeds": [WORDS], "pause": 0.004})
+    for name in ("chat", "ask"):
+        line = shlex.join([sys.executable, SCRIPTED, script, name, "-m", str(chatml_model), "--no-markdown"])
+        (tmp_path / name).write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    env = CommandLine(tmp_path).environment({"TERM": "xterm-256color", "PS1": SHELL, "INPUTRC": "/dev/null"})
+    person = Person([bash, "--norc", "--noediting", "-i"], env, tmp_path, 100)
+    person.wait_for(SHELL.strip())
+    yield person
+    person.close()
+
+
+def test_chat_continues_after_ctrl_z_without_echo(shell: Person) -> None:
+    shell.type("./chat\n")
+    shell.wait_for("/help")
+    shell.type("One?\r")
+    shell.wait_for("word5")
+    shell.type("\x1a")
+    shell.wait_for("Stopped")
+    assert shell.has_echo
+    shell.type("fg\n")
+    shell.wait_for("The end.")
+    shell.type("Two?\r")
+    shell.wait_for("word5")
+    assert not shell.has_echo
+    shell.type("typed ahead")
+    shell.wait_for("> typed ahead")  # at the next prompt, and not within the reply
+    assert shell.output.count("typed ahead") == 1
+    shell.type("\x15/exit\r")
+    shell.wait_for(SHELL.strip())
+    assert shell.has_echo
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+def test_ask_turns_echo_off_and_restores_it(shell: Person, number: signal.Signals) -> None:
+    shell.type("./ask hi\n")
+    shell.wait_for("word5")
+    assert not shell.has_echo
+    shell.type("\x1a")
+    shell.wait_for("Stopped")
+    assert shell.has_echo
+    shell.type("fg\n")
+    shell.wait_for("word40")
+    assert not shell.has_echo
+    shell.type({signal.SIGINT: "\x03", signal.SIGQUIT: "\x1c"}.get(number, "\x1akill -TERM %1; fg\n"))
+    shell.wait_for(SHELL.strip())
+    shell.type("echo code $?\n")
+    shell.wait_for(f"code {128 + number}")
+    assert shell.has_echo
+
+
+def test_ask_leaves_typed_text_to_the_shell(shell: Person) -> None:
+    shell.type("./ask hi\n")
+    shell.wait_for("word5")
+    shell.type("echo I was $((40 + 2))\n")
+    shell.wait_for("I was 42")
+    assert "The end." in shell.screen.lines
+    assert "echo" not in shell.output
+
+
+def test_ask_in_the_background_leaves_the_terminal_alone(shell: Person) -> None:
+    shell.type("./ask hi > answer & wait; echo done\n")
+    shell.wait_for("done")
+    assert shell.has_echo
+
+
+def test_paste_during_a_reply_is_one_draft_at_the_next_prompt(shell: Person) -> None:
+    shell.type("./chat\n")
+    shell.wait_for("/help")
+    shell.type("One?\r")
+    shell.wait_for("word5")
+    assert shell.output.rindex("\x1b[?2004h") > shell.output.rindex("\x1b[?2004l")
+    shell.type("\x1b[200~first\tline\r/exit\rlast line\x1b[201~")
+    shell.wait_for("... last line")
+    assert {"> first   line", "... /exit"} <= set(shell.screen.lines)
+    shell.type("\x03")
+    shell.type("/exit\r")
+    shell.wait_for(SHELL.strip())
+    assert shell.output.rindex("\x1b[?2004l") > shell.output.rindex("\x1b[?2004h")
