@@ -538,11 +538,11 @@ def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
         )
 
 
-def test_invalid_variable_is_named(cerebrum: CommandLine) -> None:
+def test_invalid_variable_is_named(new_user: CommandLine) -> None:
     for value in ("hot", "-1"):
-        done = cerebrum.run("ask", "hi", env={"CEREBRUM_TEMPERATURE": value})
+        done = new_user.run("ask", "hi", env={"CEREBRUM_TEMPERATURE": value})
         assert (done.code, done.err.startswith("error: CEREBRUM_TEMPERATURE")) == (2, True)
-    done = cerebrum.run("list", env={"CEREBRUM_TEMPRATURE": "1"})
+    done = new_user.run("list", env={"CEREBRUM_TEMPRATURE": "1"})
     assert done.err.startswith("note: the environment variable CEREBRUM_TEMPRATURE sets nothing\n      did you mean")
 
 

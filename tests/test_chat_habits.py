@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, Finished
-from person import Person
+from command_line import Finished
+from person import OpenTerminal, Person
 from scripted_command import run_here
 
-SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 SCRIPT = {"rows": {"Who?": "Me."}, "seeds": ["Yes."]}
 
 Chat = Callable[..., Finished]
@@ -29,13 +26,9 @@ def chat(tmp_path: Path, chatml_model: Path) -> Chat:
 
 
 @pytest.fixture
-def person(tmp_path: Path, chatml_model: Path) -> Iterator[Person]:
+def person(open_chat: OpenTerminal) -> Person:
     """A user who chats at a terminal."""
-    env = CommandLine(tmp_path).environment({"TERM": "xterm-256color"})
-    one = Person([sys.executable, SCRIPTED, json.dumps(SCRIPT), "chat", "-m", str(chatml_model)], env, tmp_path)
-    one.wait_for(">")
-    yield one
-    one.close()
+    return open_chat(**SCRIPT)
 
 
 @pytest.mark.parametrize("name", ["/exit", "/quit", "/bye", "/q"])

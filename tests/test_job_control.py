@@ -7,22 +7,20 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
-from person import Person
+from person import OpenTerminal, Person
+from scripted_command import SCRIPTED
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
-SCRIPTED = str(Path(__file__).with_name("scripted_command.py"))
 WORDS = " ".join(f"word{number}" for number in range(120)) + "\nThe end."
 SHELL = "shell% "
 
 
 @pytest.fixture
-def shell(tmp_path: Path, chatml_model: Path) -> Iterator[Person]:
+def shell(open_terminal: OpenTerminal, tmp_path: Path, chatml_model: Path) -> Person:
     """A user at the prompt of an interactive shell; ./chat and ./ask answer with WORDS."""
     if not (bash := shutil.which("bash")):
         pytest.skip("needs bash")
@@ -31,11 +29,9 @@ def shell(tmp_path: Path, chatml_model: Path) -> Iterator[Person]:
         line = shlex.join([sys.executable, SCRIPTED, script, name, "-m", str(chatml_model), "--no-markdown"])
         (tmp_path / name).write_text(f'#!/bin/sh\nexec {line} "$@"\n')
         (tmp_path / name).chmod(0o755)
-    env = CommandLine(tmp_path).environment({"TERM": "xterm-256color", "PS1": SHELL, "INPUTRC": "/dev/null"})
-    person = Person([bash, "--norc", "--noediting", "-i"], env, tmp_path, 100)
+    person = open_terminal(bash, "--norc", "--noediting", "-i", size=(100, 24), PS1=SHELL, INPUTRC="/dev/null")
     person.wait_for(SHELL.strip())
-    yield person
-    person.close()
+    return person
 
 
 def test_chat_continues_after_ctrl_z_without_echo(shell: Person) -> None:

@@ -8,13 +8,10 @@ import pytest
 from command_line import CommandLine, fixed_reply_grammar
 
 
-@pytest.fixture
-def user(tmp_path: Path, chatml_model: Path) -> CommandLine:
-    """A user with a model and a session."""
-    user = CommandLine(tmp_path)
-    assert user.run("pull", chatml_model, "--name", "small").code == 0
-    assert user.run("ask", "-m", "small", "--grammar", fixed_reply_grammar("Yes.", tmp_path), "Why is it so?").code == 0
-    return user
+@pytest.fixture(autouse=True)
+def session(user: CommandLine, tmp_path: Path) -> None:
+    """Create a session."""
+    assert user.run("ask", "--grammar", fixed_reply_grammar("Yes.", tmp_path), "Why is it so?").code == 0
 
 
 def complete(user: CommandLine, line: str) -> list[str]:
