@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ class Person:
             env=env,
             cwd=str(cwd),
             dimensions=(rows, columns),
-            # A background job ignores SIGINT, and so would its child processes.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.screen = Screen(columns, rows, self._pty.send)
         self.output = ""

@@ -173,4 +173,4 @@ def test_canonical_takes_linear_time(unit: str, size: int) -> None:
     text = unit * (size // len(unit))
     start = time.perf_counter()
     canonical(text)
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < 20.0  # a quadratic pattern takes minutes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from pathlib import Path
 
 import gguf
@@ -111,20 +110,6 @@ def test_header_recognizes_the_old_mixtral_layout(tmp_path: Path) -> None:
     assert read_header(path).per_expert_tensors
     path.write_bytes(handmade(LLAMA, tensors=(tensor(b"blk.0.ffn_down_exps.weight", (8,), 0, 0),), data=bytes(32)))
     assert not read_header(path).per_expert_tensors
-
-
-def test_header_skips_a_large_vocabulary_quickly(tmp_path: Path) -> None:
-    def fill(writer: gguf.GGUFWriter) -> None:
-        writer.add_token_list([f"token{number}" for number in range(50_000)])
-        writer.add_token_merges([f"tok en{number}" for number in range(50_000)])
-
-    path = write_model(tmp_path / "vocabulary.gguf", fill)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        assert read_header(path).vocabulary_size == 50_000
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.1  # about 6 ms; the bound only catches a change of kind
 
 
 def test_types_equal_those_of_the_gguf_package() -> None:
@@ -248,11 +233,9 @@ def test_header_accepts_unknown_tensor_types(tmp_path: Path) -> None:
     assert read_header(path).parameters == (1 << 30) + 8
 
 
-def test_header_rejects_endless_strings_quickly(tmp_path: Path) -> None:
+def test_header_rejects_endless_strings(tmp_path: Path) -> None:
     path = tmp_path / "endless.gguf"
     for count in (1 << 23, 1 << 30):
         path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + entry(b"a", 9, struct.pack("<IQ", 8, count)))
         os.truncate(path, 1 << 34)  # sparse: it takes no room
-        start = time.monotonic()
         assert "damaged" in problem_of(path)
-        assert time.monotonic() - start < 10

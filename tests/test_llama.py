@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,18 +209,10 @@ def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:
     with open_engine(chatml_model, context_size=65_536) as engine:
         events = engine.generate([Request(prompt)])
         told = next(event for event in events if isinstance(event, PromptEvent) and event.evaluated > 2000)
-        cancelled_at: list[float] = []
-
-        def cancel() -> None:
-            time.sleep(0.03)
-            cancelled_at.append(time.perf_counter())
-            engine.cancel()
-
-        thread = threading.Thread(target=cancel)
-        thread.start()
-        [reply] = collect_replies(events).values()
-        assert time.perf_counter() - cancelled_at[0] < 1.0
-        thread.join()
+        threading.Timer(0.03, engine.cancel).start()
+        rest = list(events)
+        [reply] = collect_replies(rest).values()
+        assert all(event.evaluated < len(prompt) / 2 for event in rest if isinstance(event, PromptEvent))
         assert (reply.text, reply.reason) == ("", "cancelled")
         short = prompt[: told.evaluated]
         again = greedy(engine, short, 1)
