@@ -111,7 +111,7 @@ def test_dry_run_prints_the_prompt_and_its_token_count(user: CommandLine) -> Non
     assert list(described.object) == ["prompt", "prompt_tokens", "token_ids", "format", "model"]
     assert described.object["prompt"] == done.out
     assert described.object["prompt_tokens"] == len(described.object["token_ids"])
-    assert (described.object["format"], described.object["model"]) == ("embedded", "chatml")
+    assert (described.object["format"], described.object["model"]) == ("embedded", "small")
     assert (done.err, described.err) == (f"{described.object['prompt_tokens']} tokens\n", "")
     assert user.run("ask", "--dry-run", "-q", "hi").err == ""
 
@@ -131,7 +131,7 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     answer = user.run(*command, "--json").object
     assert list(answer) == ANSWER_KEYS
     assert list(answer["timings"]) == TIMING_KEYS
-    assert (answer["model"], answer["format"], answer["seed"]) == ("chatml", "embedded", 7)
+    assert (answer["model"], answer["format"], answer["seed"]) == ("small", "embedded", 7)
     assert answer["finish_reason"] in ("stop", "length")
     assert (answer["completion_tokens"] == 12) is (answer["finish_reason"] == "length")
     assert (answer["cached_tokens"], answer["reasoning"], answer["votes"]) == (0, None, None)
@@ -164,7 +164,7 @@ def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
     command = ("ask", "--final", "--grammar", fixed_reply_grammar("so it goes", user.home), "hi")
     done = user.run(*command)
     assert (done.code, done.out) == (5, "")
-    assert done.err == ("error: the reply states no final answer\n  try: read the reply: cerebrum sessions show hi\n")
+    assert done.err == ("error: the reply states no final answer\n hint: read the reply: cerebrum sessions show hi\n")
     assert user.run(*command, "--no-log").err.startswith("so it goes\nerror: the reply states no final answer\n")
     assert "so it goes" in user.run("sessions", "show", "hi").out
     described = user.run(*command, "--json")
@@ -205,7 +205,7 @@ def test_schema_constrains_the_answer_to_json(user: CommandLine) -> None:
     truncated = user.run("ask", "-n", "2", "--schema", schema, "hi")
     assert truncated.code == 5
     assert truncated.err == (
-        "error: answer truncated at 2 tokens, so it does not match the schema\n  try: raise --max-tokens\n"
+        "error: answer truncated at 2 tokens, so it does not match the schema\n hint: raise --max-tokens\n"
     )
 
 
@@ -265,7 +265,7 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine, arguments: tuple[str
             [COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=user.environment(), timeout=60
         )
     assert process.returncode == 1
-    assert process.stderr.decode().startswith("error: standard output: No space left on device\n  try: ")
+    assert process.stderr.decode().startswith("error: standard output: No space left on device\n hint: ")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -352,10 +352,10 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
-        (["--schema", "a", "--final", "hi"], "error: --final and --schema exclude each other"),
+        (["--schema", "a", "--final", "hi"], "error: --final and --schema cannot be used together"),
         (["--schema", "bad.json", "hi"], "error: bad.json: cannot use the JSON schema"),
         (["--grammar", "bad.gbnf", "hi"], "error: bad.gbnf: cannot parse the grammar"),
-        (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),
+        (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar cannot be used together"),
         (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
     ]
     for arguments, message in cases:
@@ -368,8 +368,8 @@ def assert_two_lines(err: str, message: str) -> None:
     """Exactly one line for the problem and one for the fix."""
     first, second = err.splitlines()
     assert first.startswith(message)
-    assert second.startswith("  try: ")
-    assert len(second) > len("  try: ")
+    assert second.startswith(" hint: ")
+    assert len(second) > len(" hint: ")
 
 
 def test_range_errors_show_integer_bounds(user: CommandLine) -> None:
@@ -538,11 +538,11 @@ def test_invalid_config_file_does_not_stop_reports(user: CommandLine) -> None:
         )
 
 
-def test_invalid_variable_is_named(cerebrum: CommandLine) -> None:
+def test_invalid_variable_is_named(user: CommandLine) -> None:
     for value in ("hot", "-1"):
-        done = cerebrum.run("ask", "hi", env={"CEREBRUM_TEMPERATURE": value})
+        done = user.run("ask", "hi", env={"CEREBRUM_TEMPERATURE": value})
         assert (done.code, done.err.startswith("error: CEREBRUM_TEMPERATURE")) == (2, True)
-    done = cerebrum.run("list", env={"CEREBRUM_TEMPRATURE": "1"})
+    done = user.run("list", env={"CEREBRUM_TEMPRATURE": "1"})
     assert done.err.startswith("note: the environment variable CEREBRUM_TEMPRATURE sets nothing\n      did you mean")
 
 
