@@ -27,15 +27,15 @@ def main() -> None:
     threads = "2"
     record(
         [
-            decode(model, threads, runs),
-            *one_liner(model, threads, runs),
-            against_llm(runs),
-            start_up(runs),
+            decode_row(model, threads, runs),
+            *whole_process_rows(model, threads, runs),
+            llm_row(runs),
+            start_up_row(runs),
         ]
     )
 
 
-def decode(model: str, threads: str, runs: int) -> Row:
+def decode_row(model: str, threads: str, runs: int) -> Row:
     """Compare the speed of single-stream decode, STEPS tokens from the start of a text, in tokens per second."""
 
     def ours() -> float:
@@ -63,30 +63,44 @@ def decode(model: str, threads: str, runs: int) -> Row:
         ]
         return float(json.loads(run([str(part) for part in command]).output)[0]["avg_ts"])
 
-    mine, other, ratio = alternate(ours, peer, 3 * runs)  # the two are close, and single runs vary by a few percent
+    ours_rate, peer_rate, ratio = alternate(
+        ours, peer, 3 * runs
+    )  # the two are close, and single runs vary by a few percent
     return Row(
         "single-stream decode, starter, llama-bench -p 0 -n 128",
-        f"{mine:.1f} tok/s",
-        f"{other:.1f} tok/s",
+        f"{ours_rate:.1f} tok/s",
+        f"{peer_rate:.1f} tok/s",
         ratio,
         ">= 0.97",
     )
 
 
-def one_liner(model: str, threads: str, runs: int) -> list[Row]:
+def whole_process_rows(model: str, threads: str, runs: int) -> list[Row]:
     """Compare a whole process that generates 16 tokens with llama-completion: wall time and peak memory."""
-    mine = [SCRIPT, "ask", QUESTION, "-m", "starter", "-n", "16", "--threads", threads]
+    ours = [SCRIPT, "ask", QUESTION, "-m", "starter", "-n", "16", "--threads", threads]
     peer = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", QUESTION, "-n", "16"]
     peer += ["--temp", "0", "-t", threads, "--single-turn", "--no-display-prompt"]
-    a, b, ratio = alternate(lambda: run(mine).seconds, lambda: run(peer).seconds, runs)
-    c, d, memory = alternate(lambda: run(mine).peak_mib, lambda: run(peer).peak_mib, runs)
+    ours_s, peer_s, time_ratio = alternate(lambda: run(ours).seconds, lambda: run(peer).seconds, runs)
+    ours_mib, peer_mib, memory_ratio = alternate(lambda: run(ours).peak_mib, lambda: run(peer).peak_mib, runs)
     return [
-        Row("ask, 16 tokens, whole process, llama-completion --no-warmup", f"{a:.3f} s", f"{b:.3f} s", ratio, "<= 1.6"),
-        Row("ask, 16 tokens, peak memory, llama-completion", f"{c:.0f} MiB", f"{d:.0f} MiB", memory, "<= 1.3"),
+        Row(
+            "ask, 16 tokens, whole process, llama-completion --no-warmup",
+            f"{ours_s:.3f} s",
+            f"{peer_s:.3f} s",
+            time_ratio,
+            "<= 1.6",
+        ),
+        Row(
+            "ask, 16 tokens, peak memory, llama-completion",
+            f"{ours_mib:.0f} MiB",
+            f"{peer_mib:.0f} MiB",
+            memory_ratio,
+            "<= 1.3",
+        ),
     ]
 
 
-def against_llm(runs: int) -> Row:
+def llm_row(runs: int) -> Row:
     """Compare a whole process with llm and its SmolLM2 plugin, which has no token limit: ours generates as many."""
     llm = [str(ROOT / ".peers" / "llm" / "bin" / "llm"), "-m", "SmolLM2", "--no-log", SHORT]
     token_counts: list[int] = []
@@ -100,19 +114,21 @@ def against_llm(runs: int) -> Row:
     def ours() -> float:
         return run([SCRIPT, "ask", SHORT, "-m", "starter", "-n", str(token_counts[-1])]).seconds
 
-    other, mine, ratio = alternate(peer, ours, runs)
+    peer_s, ours_s, ratio = alternate(peer, ours, runs)
     tokens = f"{min(token_counts)} to {max(token_counts)} tokens"
-    return Row("ask, whole process, llm -m SmolLM2", f"{mine:.3f} s", f"{other:.3f} s ({tokens})", 1 / ratio, "<= 0.65")
+    return Row(
+        "ask, whole process, llm -m SmolLM2", f"{ours_s:.3f} s", f"{peer_s:.3f} s ({tokens})", 1 / ratio, "<= 0.65"
+    )
 
 
-def start_up(runs: int) -> Row:
+def start_up_row(runs: int) -> Row:
     """Compare `cerebrum --help` with the start of a bare Python interpreter."""
-    mine, other, ratio = alternate(
+    ours_s, peer_s, ratio = alternate(
         lambda: run([SCRIPT, "--help"]).seconds,
         lambda: run([sys.executable, "-c", "pass"]).seconds,
         3 * runs,
     )
-    return Row("cerebrum --help, python -c pass", f"{mine * 1e3:.0f} ms", f"{other * 1e3:.1f} ms", ratio, "<= 10")
+    return Row("cerebrum --help, python -c pass", f"{ours_s * 1e3:.0f} ms", f"{peer_s * 1e3:.1f} ms", ratio, "<= 10")
 
 
 if __name__ == "__main__":

@@ -139,13 +139,13 @@ def write_bf16(source: Path) -> Path:
 def sequential_row(questions: Sequence[Question], tokens: int, runs: int) -> Row:
     """Compare `--parallel auto` with `--parallel 1`, in tokens per second."""
     prompts = in_subprocess(tokenized_prompts, "starter", questions)
-    mine, other, ratio = alternate(
+    auto_rate, sequential_rate, ratio = alternate(
         lambda: rate(make_job("starter", questions, tokens, None), prompts),
         lambda: rate(make_job("starter", questions, tokens, 1), prompts),
         runs,
     )
     label = f"batch of {len(prompts)} questions, {tokens} tokens each, starter, --parallel auto / --parallel 1"
-    return Row(label, f"{mine:.1f} tok/s", f"{other:.1f} tok/s", ratio, ">= 1.3")
+    return Row(label, f"{auto_rate:.1f} tok/s", f"{sequential_rate:.1f} tok/s", ratio, ">= 1.3")
 
 
 # Python's share of a decode step.

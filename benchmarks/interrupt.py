@@ -30,8 +30,8 @@ def main() -> None:
     """Measure each model, record the time until the stream ended, and print the time until the process exited."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", metavar="FILE", help="a model of Mistral-7B's shape")
-    given = parser.parse_args()
-    for model in ("starter", *filter(None, [given.shape])):
+    options = parser.parse_args()
+    for model in ("starter", *filter(None, [options.shape])):
         rows = []
         for phase, prompt in (("prefill", PROMPT), ("decode", "Tell me a long story about apples.")):
             runs = [interrupt(model, prompt, WAIT_S) for _ in range(RUNS)]

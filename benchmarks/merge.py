@@ -36,22 +36,20 @@ def main() -> None:
     parser.add_argument("--shape", type=Path, metavar="FILE", help="a model of Mistral-7B's shape")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--on", type=Path, metavar="DIR", help="a directory on the disk to measure")
-    given = parser.parse_args()
-    if given.shape is None:
+    options = parser.parse_args()
+    if options.shape is None:
         sys.exit("skipped: merging needs a model of Mistral-7B's shape, --shape FILE")
-    with tempfile.TemporaryDirectory(dir=given.on or given.shape.parent) as name:
-        folder = Path(name)
-        os.environ.update(isolated_environment(folder))
-        rows = stacking_rows(given.shape, folder, given.runs)
-        in_subprocess(
-            verify_stack, given.shape, folder / "merged.gguf"
-        )  # mapped files would count as memory of children
-        record([*rows, combining_row(given.shape, folder)])
+    with tempfile.TemporaryDirectory(dir=options.on or options.shape.parent) as name:
+        directory = Path(name)
+        os.environ.update(isolated_environment(directory))
+        rows = stacking_rows(options.shape, directory, options.runs)
+        in_subprocess(verify_stack, options.shape, directory / "merged.gguf")  # maps files, which would count as memory
+        record([*rows, combining_row(options.shape, directory)])
 
 
-def stacking_rows(shape: Path, folder: Path, runs: int) -> list[Row]:
+def stacking_rows(shape: Path, directory: Path, runs: int) -> list[Row]:
     """Compare whole merges with whole copies, in alternation."""
-    merged, copied = folder / "merged.gguf", folder / "copied.gguf"
+    merged, copied = directory / "merged.gguf", directory / "copied.gguf"
     command = [SCRIPT, "merge", RECIPE, "--source", f"cerebrum-7b={shape}", "-o", str(merged), "-q", "-y"]
     command += ["--name", "stack"]
     pairs, peaks = [], []
@@ -115,14 +113,14 @@ def source_name(name: str) -> str:
     return f"blk.{4 * (number // 8) + number % 8}.{rest}"
 
 
-def combining_row(shape: Path, folder: Path) -> Row:
+def combining_row(shape: Path, directory: Path) -> Row:
     """Measure the peak memory of a linear merge of a model and its copy."""
-    (folder / "merged.gguf").unlink()
-    other = folder / "other.gguf"
-    subprocess.run(["cp", str(shape), str(other)], check=True)
-    recipe = folder / "linear.yaml"
-    recipe.write_text(LINEAR.format(shape, other))
-    finished = run([SCRIPT, "merge", str(recipe), "-o", str(folder / "linear.gguf"), "--type", "Q8_0", "-q"])
+    (directory / "merged.gguf").unlink()
+    copy = directory / "other.gguf"
+    subprocess.run(["cp", str(shape), str(copy)], check=True)
+    recipe = directory / "linear.yaml"
+    recipe.write_text(LINEAR.format(shape, copy))
+    finished = run([SCRIPT, "merge", str(recipe), "-o", str(directory / "linear.gguf"), "--type", "Q8_0", "-q"])
     peak = finished.peak_mib * 2**20 / 1e6
     speed = 2 * shape.stat().st_size / 1e9 / finished.seconds
     print(f"linear merge of two 7B shapes to Q8_0: {finished.seconds:.0f} s, reading {speed:.2f} GB/s")

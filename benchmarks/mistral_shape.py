@@ -1,6 +1,6 @@
-"""Write a random-weight model of exactly Mistral-7B's shape in Q4_K_M: the same speed and memory, no download.
+"""Write a model with Mistral-7B's shape and random weights in Q4_K_M: same speed and memory use, no download.
 
-python benchmarks/mistral_shape.py OUT.gguf
+Usage: python benchmarks/mistral_shape.py OUT.gguf
 """
 
 import sys
@@ -39,10 +39,10 @@ METADATA: Mapping[str, MetadataValue] = {
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How 256 weights, or one, are stored.
+    """Storage of a block of weights: its type, number of weights, size in bytes and scales.
 
-    `scales` are the half-precision numbers of a block: byte offset and the value that gives weights of deviation 1
-    when all other bytes are uniform noise. An encoding without them is written as plain ones.
+    `scales` maps the byte offset of each half-precision scale to the value for which the weights have standard
+    deviation 1 when all other bytes are uniform noise. Tensors of an encoding without scales are all ones.
     """
 
     type: GGMLQuantizationType
@@ -52,15 +52,15 @@ class Encoding:
 
 
 F32 = Encoding(GGMLQuantizationType.F32, 1, 4, {})
-# d * scale * q - dmin * minimum with 6-bit scales and minima and 4-bit q: dmin = 7.5 d centres the weights on zero,
-# their deviation is then 258 d. In Q6_K, d * scale * (q - 32) with 8-bit scales and 6-bit q, it is 1366 d.
+# A weight is d * scale * q - dmin * minimum with 6-bit scales and minima and 4-bit q: dmin = 7.5 d centers the weights
+# on zero, with a standard deviation of 258 d. In Q6_K it is d * scale * (q - 32) with 8-bit scales and 6-bit q: 1366 d.
 Q4_K = Encoding(GGMLQuantizationType.Q4_K, 256, 144, {0: 1 / 258, 2: 7.5 / 258})
 Q6_K = Encoding(GGMLQuantizationType.Q6_K, 256, 210, {208: 1 / 1366})
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor to be written: its dimensions row length last."""
+    """A tensor to write; the row length is the last of its dimensions."""
 
     name: str
     dimensions: tuple[int, ...]
@@ -76,11 +76,11 @@ class Tensor:
 
 
 def write_mistral_7b(path: Path, *, seed: int = 0) -> None:
-    """Write the file, 4.37 GB, holding one tensor in memory at a time."""
+    """Write the file (4.37 GB), with one tensor in memory at a time."""
     writer = GGUFWriter(path, "llama")
     for key, value in {**METADATA, **tokenizer_metadata()}.items():
-        counted = isinstance(value, int) and not isinstance(value, bool)
-        writer.add_key_value(key, value, GGUFValueType.UINT32 if counted else GGUFValueType.get_type(value))
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        writer.add_key_value(key, value, GGUFValueType.UINT32 if is_integer else GGUFValueType.get_type(value))
     tensors = tuple(model_tensors())
     for tensor in tensors:
         writer.add_tensor_info(
@@ -91,12 +91,12 @@ def write_mistral_7b(path: Path, *, seed: int = 0) -> None:
     writer.write_ti_data_to_file()
     random = np.random.Generator(np.random.SFC64(seed))
     for tensor in tensors:
-        writer.write_tensor_data(content(tensor, random))
+        writer.write_tensor_data(tensor_data(tensor, random))
     writer.close()
 
 
 def model_tensors() -> Iterator[Tensor]:
-    """List the tensors with the encoding llama.cpp's Q4_K_M recipe gives each."""
+    """Tensors with their encodings in llama.cpp's Q4_K_M."""
     yield Tensor("token_embd.weight", (VOCABULARY, WIDTH), Q4_K)
     for layer in range(LAYERS):
         sensitive = Q6_K if uses_more_bits(layer) else Q4_K
@@ -114,13 +114,13 @@ def model_tensors() -> Iterator[Tensor]:
 
 
 def uses_more_bits(layer: int) -> bool:
-    """Tell whether attn_v and ffn_down are Q6_K here (`use_more_bits` in llama.cpp's llama-quant.cpp)."""
+    """Whether attn_v and ffn_down of a layer are Q6_K (`use_more_bits` in llama.cpp's llama-quant.cpp)."""
     eighth = LAYERS // 8
     return layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
 
 
-def content(tensor: Tensor, random: np.random.Generator) -> npt.NDArray[Any]:
-    """Draw a tensor's bytes: noise that keeps the size of what passes through it."""
+def tensor_data(tensor: Tensor, random: np.random.Generator) -> npt.NDArray[Any]:
+    """Random bytes of a tensor, scaled so that activations keep their magnitude."""
     if not tensor.encoding.scales:
         return np.ones(tensor.dimensions, np.float32)
     noise = random.integers(0, 2**64, -(-tensor.size // 8), np.uint64).view(np.uint8)

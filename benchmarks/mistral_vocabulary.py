@@ -1,4 +1,4 @@
-"""Mistral-7B's own vocabulary, read from the file that the package mistral-common carries."""
+"""Vocabulary of Mistral-7B, read from the tokenizer file in the package mistral-common."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 MetadataValue = str | bool | int | float | list[str] | list[int] | list[float]
 
-NORMAL = 1  # SentencePiece numbers its token types as GGUF does
-PIECES = 1  # ModelProto's field of vocabulary entries; in each: the text, its score, its type
+NORMAL = 1  # SentencePiece and GGUF use the same numbers for token types
+PIECES = 1  # field of ModelProto with the vocabulary; the fields of each entry are below
 TEXT, SCORE, TYPE = 1, 2, 3
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class Piece(NamedTuple):
-    """One entry of a SentencePiece vocabulary; its place in the file is its token."""
+    """Entry of a SentencePiece vocabulary; its position in the file is the token id."""
 
     text: str
     score: float
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
 
 def tokenizer_metadata() -> dict[str, MetadataValue]:
-    """Describe the vocabulary as the GGUF files of Mistral-7B do."""
+    """GGUF metadata of the vocabulary, as in the files of Mistral-7B."""
     pieces = read_pieces()
     return {
         "tokenizer.ggml.model": "llama",
@@ -39,7 +39,7 @@ def tokenizer_metadata() -> dict[str, MetadataValue]:
 
 
 def read_pieces() -> tuple[Piece, ...]:
-    """Read the 32,000 pieces in token order. The package is found, not imported: one of its files is all we want."""
+    """Read the 32,000 pieces in token order; the package is located but not imported."""
     package = find_spec("mistral_common")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("mistral-common is not installed: pip install mistral-common")
@@ -55,7 +55,7 @@ def _piece(message: bytes) -> Piece:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Walk a protobuf message: pairs of field number and its number or raw bytes."""
+    """Iterate over a protobuf message: field numbers, and their values as integers or raw bytes."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -70,7 +70,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """Read the number at a position; return it with the position behind it."""
+    """Decode the varint at a position; return it and the position after it."""
     value = shift = 0
     while True:
         byte = message[position]

@@ -66,8 +66,8 @@ def download_row(directory: Path, arguments: argparse.Namespace) -> Row:
     ours, peer, ratio = alternate(
         timed([SCRIPT, "pull", "--quiet", REPOSITORY]), timed([PEER, "download", REPOSITORY, FILE]), arguments.runs
     )
-    what = f"pull {arguments.gigabytes:g} GB from loopback, checksum included / hf download"
-    return Row(what, f"{ours:.2f} s", f"{peer:.2f} s", ratio, "<= 1.6")
+    label = f"pull {arguments.gigabytes:g} GB from loopback, checksum included / hf download"
+    return Row(label, f"{ours:.2f} s", f"{peer:.2f} s", ratio, "<= 1.6")
 
 
 def listing_rows(runs: int) -> list[Row]:

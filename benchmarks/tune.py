@@ -133,9 +133,7 @@ def long_rows(scenarios: Scenarios, case: Case, profile: Mapping[str, Any]) -> l
     if profile["uses"]["ask"]["settings"] != profile["uses"]["ask-long"]["settings"] and (
         long_from is None or long_from > scenarios.long_tokens
     ):
-        print(
-            f"the long prompt, about {scenarios.long_tokens} tokens, does not count as long; it uses the settings for ask"
-        )
+        print(f"the long prompt, about {scenarios.long_tokens} tokens, is too short: using the settings for ask")
         name = "ask"
     settings = profile["uses"][name]["settings"]
     pairs = measure_pairs(scenarios.ask_long, case, settings)

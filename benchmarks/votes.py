@@ -1,24 +1,24 @@
-"""What a vote costs beside answers one by one, what it is worth, and whether the same batch says the same again.
+"""Measure the cost and the accuracy of votes, and whether batches are reproducible.
 
 Needs `cerebrum pull starter`.
-Usage: python benchmarks/votes.py [--data DIR] [--shape FILE] [--only PART] [--runs N] [--dry]
+Usage: python benchmarks/votes.py [--data DIR] [--shape FILE] [--only PART] [--runs N] [--dry-run]
 
-DIR holds gsm8k-200.jsonl, which benchmarks/batch.py tells of; without it `chains` is left out, and `repeat` asks nano
-only. FILE is what benchmarks/mistral_shape.py writes. All is asked in the Cerebrum format, on two threads.
+DIR contains gsm8k-200.jsonl, see benchmarks/batch.py; without it, `cost` is skipped and `repeat` only uses nano. FILE
+is a model that benchmarks/mistral_shape.py has written. All prompts use the `cerebrum` format, on two threads.
 
-chains     The first question of GSM8K gets VOTES chains of TOKENS tokens, as with `--votes 8 --no-early-stop`, against
-           as many answers one after the other in one process: with an engine that re-uses nothing of what it has read
-           and is the same otherwise, so that each answer evaluates the prompt, and with one that re-uses all it can.
-           Neither the model's end of text nor the format's stop string ends a chain, and it is checked how many tokens
-           were said and evaluated. Seconds from the loaded model (its context is not made yet) to the last token; each
-           run is a process of its own, in turn, after one warm-up each. With FILE chains of SHAPE_TOKENS tokens, only
-           against the first, once without a warm-up, unless --runs says otherwise.
-accuracy   nano, the model in the package, answers its 200 held-out sums at temperature 0.8, each with VOTES chains
-           that have seeds of their own, the same each time. A sum's single samples are right as often as its chains
-           are, its vote is right or not. In brackets 95 % confidence intervals: the percentiles of RESAMPLES bootstrap
-           samples of the sums, which are drawn with all their chains; so the difference of both is of the same sums.
-repeat     REPEATED rows at temperature 0.8, SAME at once, twice: rows that are not the same, in anything. And at
-           temperature 0 with each of AT_ONCE at once: texts that differ between all of them.
+cost       The first question of GSM8K with VOTES samples of TOKENS tokens, as with `--votes 8 --no-early-stop`, against
+           as many single answers one after another in one process: once with an engine that reuses no tokens, so that
+           each answer evaluates the prompt, and once with full reuse. Neither the end token nor a stop string ends a
+           sample, and the numbers of generated and cached tokens are checked. Seconds from the loaded model (without a
+           context yet) to the last token; each run is a separate process, in alternation, after one warm-up each. With
+           FILE: samples of SHAPE_TOKENS tokens, only against answers without reuse, one pair without a warm-up by
+           default.
+accuracy   nano, the model in the package, answers its 200 held-out sums at temperature 0.8, each with VOTES samples
+           with distinct fixed seeds. The accuracy of single samples is the share of correct samples; a vote is correct
+           or not. In parentheses: 95 % confidence intervals, the percentiles of RESAMPLES bootstrap resamples of the
+           sums with all their samples, so that the difference is a paired one.
+repeat     Run REPEAT_ROWS rows at temperature 0.8 twice, PARALLEL in parallel: rows that differ in any field. Then at
+           temperature 0 with each of PARALLEL_VALUES: texts that differ between them.
 """
 
 from __future__ import annotations
@@ -47,205 +47,217 @@ from cerebrum_cli.batches.rows import Row as Question
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.events import Event, FinishEvent
 
-PARTS = ("chains", "accuracy", "repeat")
+PARTS = ("cost", "accuracy", "repeat")
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
 SEED = 1
 RESAMPLES = 10_000
-REPEATED, SAME, AT_ONCE = 32, 16, (1, 8, 16, 64)
+REPEAT_ROWS, PARALLEL, PARALLEL_VALUES = 32, 16, (1, 8, 16, 64)
 
 
 def main() -> None:
-    """Measure all parts, or one, and record each as it is done."""
+    """Measure all parts or one, and record each when it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where gsm8k-200.jsonl is")
-    parser.add_argument("--shape", type=Path, metavar="FILE", help="a model of Mistral-7B's shape, for `chains`, too")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="directory with gsm8k-200.jsonl")
+    parser.add_argument("--shape", type=Path, metavar="FILE", help="a model of Mistral-7B's shape, for `cost`")
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--runs", type=int, help="of `chains` [default: 3, with FILE 1]")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a chain in `chains` [default: 128]")
-    parser.add_argument("--questions", type=int, default=200, help="of `accuracy` [default: 200]")
-    parser.add_argument("--dry-run", action="store_true", help="do not touch the table of results")
-    given = parser.parse_args()
-    parts = [given.only] if given.only else PARTS
-    if "chains" in parts and given.data:
-        (question,) = gsm8k(given.data, 1)
-        record(chains("starter", question, given.tokens, given.runs or 3), given.dry_run)
-        if given.shape:
-            tokens = min(SHAPE_TOKENS, given.tokens)
-            record([chains_of_shape(str(given.shape), question, tokens, given.runs or 1)], given.dry_run)
-    elif "chains" in parts:
-        print("without --data, what chains cost is not measured")
+    parser.add_argument("--runs", type=int, help="pairs of runs in `cost` [default: 3; with FILE: 1]")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens per sample in `cost` [default: 128]")
+    parser.add_argument("--questions", type=int, default=200, help="sums in `accuracy` [default: 200]")
+    parser.add_argument("--dry-run", action="store_true", help="do not write to RESULTS.md")
+    options = parser.parse_args()
+    parts = [options.only] if options.only else PARTS
+    if "cost" in parts and options.data:
+        (question,) = gsm8k(options.data, 1)
+        record(cost_rows("starter", question, options.tokens, options.runs or 3), options.dry_run)
+        if options.shape:
+            tokens = min(SHAPE_TOKENS, options.tokens)
+            record([shape_cost_row(str(options.shape), question, tokens, options.runs or 1)], options.dry_run)
+    elif "cost" in parts:
+        print("skipping the cost of votes: it needs --data")
     if "accuracy" in parts:
-        record([accuracy(given.questions)], given.dry_run)
+        record([accuracy_row(options.questions)], options.dry_run)
     if "repeat" in parts:
-        rows = list(repeated(given.data))
-        record(rows, given.dry_run)
+        rows = list(repeat_rows(options.data))
+        record(rows, options.dry_run)
         if not rows[0].met:
-            sys.exit("the same batch does not say the same again")
+            sys.exit("running the same batch twice gave different rows")
 
 
-# What chains cost.
+# Cost of a vote.
 
 
-class Spent(NamedTuple):
-    """The seconds until all was said, and how each chain ended."""
+class Timing(NamedTuple):
+    """Seconds until all samples were finished, and their finish events."""
 
     seconds: float
     finishes: list[FinishEvent]
 
 
-def chains(model: str, question: Question, tokens: int, runs: int) -> list[Row]:
-    """Compare a vote with answers that each evaluate the prompt, and with those that re-use it."""
-    sides = (voted, answered_anew, answered_again)
-    measured = [[in_subprocess(side, model, question, tokens) for side in sides] for _ in range(runs + 1)][1:]
-    what = f"{VOTES} votes of {tokens} tokens, {model}, {VOTES} answers that"
+def cost_rows(model: str, question: Question, tokens: int, runs: int) -> list[Row]:
+    """Compare a vote with single answers that each evaluate the prompt, and with ones that reuse it."""
+    measures = (time_vote, time_without_reuse, time_with_reuse)
+    runs_s = [[in_subprocess(measure, model, question, tokens) for measure in measures] for _ in range(runs + 1)][1:]
+    label = f"{VOTES} votes of {tokens} tokens, {model}, {VOTES} answers that"
     return [
-        compared(f"{what} each evaluate the prompt", [(mine, anew) for mine, anew, _ in measured], "<= 0.60"),
-        compared(f"{what} reuse it", [(mine, again) for mine, _, again in measured], "<= 0.85"),
+        time_row(
+            f"{label} each evaluate the prompt",
+            [(vote_s, without_reuse_s) for vote_s, without_reuse_s, _ in runs_s],
+            "<= 0.60",
+        ),
+        time_row(f"{label} reuse it", [(vote_s, with_reuse_s) for vote_s, _, with_reuse_s in runs_s], "<= 0.85"),
     ]
 
 
-def chains_of_shape(model: str, question: Question, tokens: int, runs: int) -> Row:
-    """Compare a vote with answers that each evaluate the prompt; a single run has no warm-up."""
-    sides = (voted, answered_anew)
-    mine, anew = zip(
-        *[[in_subprocess(side, model, question, tokens) for side in sides] for _ in range(runs)], strict=True
+def shape_cost_row(model: str, question: Question, tokens: int, runs: int) -> Row:
+    """Compare a vote with single answers that each evaluate the prompt; a single run has no warm-up."""
+    measures = (time_vote, time_without_reuse)
+    votes_s, without_reuse_s = zip(
+        *[[in_subprocess(measure, model, question, tokens) for measure in measures] for _ in range(runs)], strict=True
     )
-    what = f"{VOTES} votes of {tokens} tokens, 7B shape, {VOTES} answers that each evaluate the prompt"
-    return compared(what, list(zip(mine, anew, strict=True)), "<= 0.45")
+    label = f"{VOTES} votes of {tokens} tokens, 7B shape, {VOTES} answers that each evaluate the prompt"
+    return time_row(label, list(zip(votes_s, without_reuse_s, strict=True)), "<= 0.45")
 
 
-def compared(what: str, pairs: Sequence[tuple[float, float]], bar: str) -> Row:
-    """Return the row of two times."""
-    mine, other, ratio = medians(pairs)
-    return Row(what, f"{mine:.2f} s", f"{other:.2f} s", ratio, bar)
+def time_row(label: str, pairs: Sequence[tuple[float, float]], target: str) -> Row:
+    """Row that compares two times."""
+    ours_s, peer_s, ratio = medians(pairs)
+    return Row(label, f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, target)
 
 
-def voted(model: str, question: Question, tokens: int) -> float:
-    """Return the seconds of a vote, as `cerebrum ask` takes it; to be called in a process of its own."""
-    asked = asked_for(question, tokens)
-    with loaded_model(model, asked.settings, Parallel(VOTES)) as found:
-        spent = timed(lambda: run_vote(found.responder, asked, MajorityVote(Votes(VOTES, VOTES), stops_early=False)))
-    return checked(spent, tokens, [0] + [spent.finishes[0].prompt_tokens] * (VOTES - 1))
+def time_vote(model: str, question: Question, tokens: int) -> float:
+    """Seconds of a vote, run as `cerebrum ask` does; to be called in a subprocess."""
+    request = make_request(question, tokens)
+    with loaded_model(model, request.settings, Parallel(VOTES)) as loaded:
+        timing = measure_events(
+            lambda: run_vote(loaded.responder, request, MajorityVote(Votes(VOTES, VOTES), stops_early=False))
+        )
+    return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens] * (VOTES - 1))
 
 
-def answered_anew(model: str, question: Question, tokens: int) -> float:
-    """Return the seconds of single answers that each evaluate the prompt; to be called in a process of its own."""
-    with loaded_model(model, asked_for(question, tokens).settings, SINGLE, evaluate_all=True) as found:
-        spent = timed(lambda: one_by_one(found.responder, question, tokens))
-    return checked(spent, tokens, [0] * VOTES)
+def time_without_reuse(model: str, question: Question, tokens: int) -> float:
+    """Seconds of single answers that each evaluate the prompt; to be called in a subprocess."""
+    with loaded_model(model, make_request(question, tokens).settings, SINGLE, evaluate_all=True) as loaded:
+        timing = measure_events(lambda: generate_sequentially(loaded.responder, question, tokens))
+    return checked_seconds(timing, tokens, [0] * VOTES)
 
 
-def answered_again(model: str, question: Question, tokens: int) -> float:
-    """Return the seconds of single answers that re-use the prompt; to be called in a process of its own."""
-    with loaded_model(model, asked_for(question, tokens).settings, SINGLE) as found:
-        spent = timed(lambda: one_by_one(found.responder, question, tokens))
-    return checked(spent, tokens, [0] + [spent.finishes[0].prompt_tokens - 1] * (VOTES - 1))
+def time_with_reuse(model: str, question: Question, tokens: int) -> float:
+    """Seconds of single answers that reuse the prompt; to be called in a subprocess."""
+    with loaded_model(model, make_request(question, tokens).settings, SINGLE) as loaded:
+        timing = measure_events(lambda: generate_sequentially(loaded.responder, question, tokens))
+    return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens - 1] * (VOTES - 1))
 
 
-def asked_for(question: Question, tokens: int, seed: int = SEED) -> GenerationRequest:
-    """Return a question as it is asked for one of its chains."""
+def make_request(question: Question, tokens: int, seed: int = SEED) -> GenerationRequest:
+    """Request for one sample of a question."""
     settings = benchmark_settings({"max_tokens": tokens, "temperature": VOTE_TEMPERATURE, "seed": seed})
     return GenerationRequest(conversation_of(question), settings, ignore_eos=True)
 
 
-def one_by_one(responder: Responder, question: Question, tokens: int) -> Iterator[Event]:
-    """Yield the events of single answers, which have the seeds of the chains."""
+def generate_sequentially(responder: Responder, question: Question, tokens: int) -> Iterator[Event]:
+    """Yield the events of single answers with the same seeds as the vote's samples."""
     for seed in range(SEED, SEED + VOTES):
-        with closing(responder.generate([responder.tokenize_request(asked_for(question, tokens, seed))])) as replies:
+        with closing(responder.generate([responder.tokenize_request(make_request(question, tokens, seed))])) as replies:
             yield from replies
 
 
-def timed(ask: Callable[[], Iterator[Event]]) -> Spent:
-    """Play events out; return the seconds from asking for the first to the last, and how all chains ended."""
-    began = time.perf_counter()
-    finishes = [event for event in ask() if isinstance(event, FinishEvent)]
-    return Spent(time.perf_counter() - began, finishes)
+def measure_events(start_events: Callable[[], Iterator[Event]]) -> Timing:
+    """Consume events; return the seconds until the last one, and all finish events."""
+    start = time.perf_counter()
+    finishes = [event for event in start_events() if isinstance(event, FinishEvent)]
+    return Timing(time.perf_counter() - start, finishes)
 
 
-def checked(spent: Spent, tokens: int, cached: list[int]) -> float:
-    """Return the seconds; RuntimeError unless the chains have so many tokens, of whose prompts so many were there."""
-    done = [(finish.completion_tokens, finish.cached_tokens) for finish in spent.finishes]
-    if sorted(done) != sorted((tokens, there) for there in cached):
-        raise RuntimeError(f"other work was done than was asked for: {done}")
-    return spent.seconds
+def checked_seconds(timing: Timing, tokens: int, cached: list[int]) -> float:
+    """Seconds; RuntimeError unless each sample has `tokens` tokens and the numbers of cached tokens match."""
+    counts = [(finish.completion_tokens, finish.cached_tokens) for finish in timing.finishes]
+    if sorted(counts) != sorted((tokens, count) for count in cached):
+        raise RuntimeError(f"unexpected token counts: {counts}")
+    return timing.seconds
 
 
-# What a vote is worth.
+# Accuracy of votes.
 
 
-def accuracy(count: int) -> Row:
-    """Compare how often votes and single samples of nano are right."""
-    wanted = [(turns[0], answer) for turns, answer in held_out()[:count]]
-    asked = [prompt_row(number, number, text) for number, (text, _) in enumerate(wanted, 1)]
-    seeded = [replace(row, settings={"seed": SEED + VOTES * index}) for index, row in enumerate(asked)]
-    objects = in_subprocess(run_batch, BatchJob(NANO, seeded, {"max_tokens": 64, "temperature": 0.8}, SAME, VOTES)).rows
-    right = [canonical(answer) for _, answer in wanted]
-    votes = [each["votes"] for each in objects]
-    single = np.array([share_right(each, answer) for each, answer in zip(votes, right, strict=True)])
-    vote = np.array([is_right(each["winner"], answer) for each, answer in zip(votes, right, strict=True)], float)
-    drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    difference = vote - single
-    low, high = interval(difference[drawn])
-    ahead = f"ahead by {difference.mean():.3f} ({low:.3f} to {high:.3f})" + ("" if low > 0 else ", not significant")
+def accuracy_row(count: int) -> Row:
+    """Compare the accuracy of votes with that of single samples, for nano."""
+    problems = [(turns[0], answer) for turns, answer in held_out()[:count]]
+    rows = [prompt_row(number, number, text) for number, (text, _) in enumerate(problems, 1)]
+    seeded_rows = [replace(row, settings={"seed": SEED + VOTES * index}) for index, row in enumerate(rows)]
+    results = in_subprocess(
+        run_batch, BatchJob(NANO, seeded_rows, {"max_tokens": 64, "temperature": 0.8}, PARALLEL, VOTES)
+    ).rows
+    correct_answers = [canonical(answer) for _, answer in problems]
+    votes = [each["votes"] for each in results]
+    sample_accuracy = np.array(
+        [share_correct(each, answer) for each, answer in zip(votes, correct_answers, strict=True)]
+    )
+    vote_accuracy = np.array(
+        [is_correct(each["winner"], answer) for each, answer in zip(votes, correct_answers, strict=True)], float
+    )
+    resampled = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
+    difference = vote_accuracy - sample_accuracy
+    low, high = confidence_interval(difference[resampled])
+    lead = f"ahead by {difference.mean():.3f} ({low:.3f} to {high:.3f})" + ("" if low > 0 else ", not significant")
     return Row(
         f"accuracy on {count} held-out sums, nano at temperature 0.8, vote of {VOTES} / single samples",
-        f"{estimated(vote, drawn)}, {ahead}",
-        estimated(single, drawn),
-        float(vote.mean() / single.mean()),
+        f"{mean_with_interval(vote_accuracy, resampled)}, {lead}",
+        mean_with_interval(sample_accuracy, resampled),
+        float(vote_accuracy.mean() / sample_accuracy.mean()),
         ">= 1.0",
     )
 
 
-def share_right(votes: dict[str, Any], right: str) -> float:
-    """Return the share of a vote's chains that are right."""
-    return float(np.mean([is_right(chain["final_answer"], right) for chain in votes["chains"]]))
+def share_correct(votes: dict[str, Any], correct_answer: str) -> float:
+    """Share of a vote's samples that are correct."""
+    return float(np.mean([is_correct(sample["final_answer"], correct_answer) for sample in votes["chains"]]))
 
 
-def is_right(answer: str | None, right: str) -> bool:
-    """Tell whether an answer is what a sum comes to."""
-    return answer is not None and canonical(answer) == right
+def is_correct(answer: str | None, correct_answer: str) -> bool:
+    """Whether an answer is the correct one in canonical form."""
+    return answer is not None and canonical(answer) == correct_answer
 
 
-def estimated(shares: npt.NDArray[Any], drawn: npt.NDArray[Any]) -> str:
-    """Return a mean with its confidence interval."""
-    low, high = interval(shares[drawn])
+def mean_with_interval(shares: npt.NDArray[Any], resampled: npt.NDArray[Any]) -> str:
+    """Mean with its confidence interval, as text."""
+    low, high = confidence_interval(shares[resampled])
     return f"{shares.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
-def interval(samples: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return the 95 % interval of the means of bootstrap samples."""
+def confidence_interval(samples: npt.NDArray[Any]) -> tuple[float, float]:
+    """95 % interval of the means of bootstrap resamples."""
     low, high = np.percentile(samples.mean(axis=1), (2.5, 97.5))
     return float(low), float(high)
 
 
-# Whether it is the same again.
+# Reproducibility.
 
 
-def repeated(data: Path | None) -> Iterator[Row]:
-    """Compare a batch with itself, and then with as many at once as may be."""
-    sums = [prompt_row(number, number, turns[0]) for number, (turns, _) in enumerate(held_out()[:REPEATED], 1)]
-    sampled = BatchJob(NANO, sums, {"max_tokens": 64, "temperature": 0.8, "seed": SEED}, SAME)
-    once, again = (in_subprocess(run_batch, sampled).rows for _ in range(2))
-    differing = sum(a != b for a, b in zip(once, again, strict=True))
-    what = f"batch of {REPEATED} rows, nano at temperature 0.8, {SAME} in parallel, twice: rows that differ"
-    yield Row(what, str(differing), f"{REPEATED} rows", differing / REPEATED, "<= 0")
-    yield same_texts(BatchJob(NANO, sums, {"max_tokens": 64}), "nano")
+def repeat_rows(data: Path | None) -> Iterator[Row]:
+    """Compare two runs of a batch, then runs with different --parallel."""
+    sums = [prompt_row(number, number, turns[0]) for number, (turns, _) in enumerate(held_out()[:REPEAT_ROWS], 1)]
+    job = BatchJob(NANO, sums, {"max_tokens": 64, "temperature": 0.8, "seed": SEED}, PARALLEL)
+    first, second = (in_subprocess(run_batch, job).rows for _ in range(2))
+    differing = sum(a != b for a, b in zip(first, second, strict=True))
+    label = f"batch of {REPEAT_ROWS} rows, nano at temperature 0.8, {PARALLEL} in parallel, twice: rows that differ"
+    yield Row(label, str(differing), f"{REPEAT_ROWS} rows", differing / REPEAT_ROWS, "<= 0")
+    yield same_texts_row(BatchJob(NANO, sums, {"max_tokens": 64}), "nano")
     if data:
-        yield same_texts(BatchJob("starter", gsm8k(data, REPEATED), {"max_tokens": 64}), "starter")
+        yield same_texts_row(BatchJob("starter", gsm8k(data, REPEAT_ROWS), {"max_tokens": 64}), "starter")
 
 
-def same_texts(work: BatchJob, name: str) -> Row:
-    """Compare the likeliest texts that different numbers at once come to."""
-    found = {count: in_subprocess(run_batch, replace(work, parallel=count)).rows for count in AT_ONCE}
-    texts = [{each["text"] for each in same} for same in zip(*found.values(), strict=True)]
-    first = found[AT_ONCE[0]]
-    for count in AT_ONCE[1:]:
-        same = sum(a["text"] == b["text"] for a, b in zip(first, found[count], strict=True))
-        print(f"{name}: {same} of {len(first)} texts are the same with --parallel {count} as with {AT_ONCE[0]}")
+def same_texts_row(job: BatchJob, name: str) -> Row:
+    """Compare the greedy texts of runs with different --parallel."""
+    results = {count: in_subprocess(run_batch, replace(job, parallel=count)).rows for count in PARALLEL_VALUES}
+    texts = [{each["text"] for each in same} for same in zip(*results.values(), strict=True)]
+    first = results[PARALLEL_VALUES[0]]
+    for count in PARALLEL_VALUES[1:]:
+        same = sum(a["text"] == b["text"] for a, b in zip(first, results[count], strict=True))
+        print(f"{name}: {same} of {len(first)} texts are identical with --parallel {count} and {PARALLEL_VALUES[0]}")
     differing = sum(len(each) > 1 for each in texts)
-    what = f"texts of {len(texts)} that differ between --parallel {', '.join(map(str, AT_ONCE))}, {name}"
-    return Row(what, str(differing), f"{len(texts)} texts", differing / len(texts), "<= 0")
+    label = f"texts of {len(texts)} that differ between --parallel {', '.join(map(str, PARALLEL_VALUES))}, {name}"
+    return Row(label, str(differing), f"{len(texts)} texts", differing / len(texts), "<= 0")
 
 
 if __name__ == "__main__":

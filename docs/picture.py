@@ -23,10 +23,10 @@ CEREBRUM = Path(sys.executable).with_name("cerebrum")
 DOCS = Path(__file__).parent
 COLUMNS = 96
 TIMEOUT_S = 60.0
-QUIET_S = 1.0  # the screen is complete when nothing has changed for so long
+QUIET_S = 1.0  # the screen is complete after so long without output
 PROMPT = "$ "  # of the shell that runs the vote
 
-# What is typed, and text that appears on the screen when it is done. The starter model answers these correctly.
+# Lines to type, and the text that appears on the screen when each is done. The starter model answers these correctly.
 REPLY_DONE = "t/s"  # in the status line, below the prompt
 NEXT_PROMPT = f"\n{PROMPT.rstrip()}"
 CHAT = (
@@ -51,18 +51,18 @@ class Terminal:
         self.screen.write_process_input = self._pty.send
         self._stream = pyte.ByteStream(self.screen)
 
-    def run(self, line: str, sign: str) -> None:
+    def run(self, line: str, expected: str) -> None:
         """Type a line, press Enter, and wait for a text that was not on the screen before."""
-        before = 0 if sign == REPLY_DONE else self._count(sign)  # the status line hides while a reply runs
+        before = 0 if expected == REPLY_DONE else self._count(expected)  # the status line hides while a reply runs
         self._pty.send(line + "\r")
-        self.wait_for(sign, before)
+        self.wait_for(expected, before)
 
-    def wait_for(self, sign: str, before: int = 0) -> None:
-        """Read until a text is on the screen more often than before, and nothing changes any more."""
+    def wait_for(self, expected: str, before: int = 0) -> None:
+        """Read until a text occurs more often than before and the output stops."""
         deadline = time.monotonic() + TIMEOUT_S
-        while self._count(sign) <= before:
+        while self._count(expected) <= before:
             if time.monotonic() > deadline:
-                sys.exit(f"{sign!r} did not appear:\n{self._text()}")
+                sys.exit(f"{expected!r} did not appear:\n{self._text()}")
             self._read(0.1)
         self._read(QUIET_S)
 
@@ -71,15 +71,15 @@ class Terminal:
         self._pty.close(force=True)
 
     def _read(self, seconds: float) -> None:
-        """Feed output to the emulator until there is none for some seconds."""
+        """Feed output to the emulator until there is none for `seconds`."""
         try:
             while True:
                 self._stream.feed(self._pty.read_nonblocking(65536, seconds))
         except (pexpect.TIMEOUT, pexpect.EOF):
             return
 
-    def _count(self, sign: str) -> int:
-        return self._text().count(sign)
+    def _count(self, text: str) -> int:
+        return self._text().count(text)
 
     def _text(self) -> str:
         return "\n".join(line.rstrip() for line in self.screen.display)
@@ -87,13 +87,13 @@ class Terminal:
 
 def main() -> None:
     """Draw both pictures, with sessions, settings and prompt cache in a temporary home directory."""
-    shown = subprocess.run([CEREBRUM, "show", "starter", "--json"], capture_output=True, check=True)
+    model_object = subprocess.run([CEREBRUM, "show", "starter", "--json"], capture_output=True, check=True)
     with tempfile.TemporaryDirectory() as home:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("CEREBRUM_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CEREBRUM_")}
         directories = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), home)
         path = f"{CEREBRUM.parent}{os.pathsep}{os.environ['PATH']}"
-        env = {**kept, **directories, "PATH": path, "TERM": "xterm-256color", "PS1": PROMPT}
-        pull = [CEREBRUM, "pull", "--quiet", json.loads(shown.stdout)["path"], "--name", "starter"]
+        env = {**inherited, **directories, "PATH": path, "TERM": "xterm-256color", "PS1": PROMPT}
+        pull = [CEREBRUM, "pull", "--quiet", json.loads(model_object.stdout)["path"], "--name", "starter"]
         subprocess.run(pull, env=env, check=True)
         draw("chat", [str(CEREBRUM), "chat", "-n", "120"], env, 29, "context ", CHAT)
         draw("vote", ["bash", "--norc", "--noprofile"], env, 8, PROMPT, VOTE)
@@ -106,8 +106,8 @@ def draw(
     terminal = Terminal(argv, env, rows)
     try:
         terminal.wait_for(ready.rstrip())
-        for line, sign in dialog:
-            terminal.run(line, sign)
+        for line, expected in dialog:
+            terminal.run(line, expected)
     finally:
         terminal.close()
     (DOCS / f"{name}.svg").write_text(svg(terminal.screen, name), encoding="utf-8")
@@ -143,7 +143,7 @@ def styled(char: pyte.screens.Char) -> tuple[str, Style]:
 
 
 def color(name: str) -> str | None:
-    """Color of the emulator by rich's name."""
+    """Rich's name of an emulator color; None for the default."""
     if name == "default":
         return None
     named = name.replace("bright", "bright_").replace("brown", "yellow")

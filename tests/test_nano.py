@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
-from nano.measure import FILE, asked, opened, voted
+from nano.measure import MODEL_FILE, generate, loaded_engine, majority_answer
 from nano.questions import held_out, questions
 
 from cerebrum_cli.answers.extract import final_answer
@@ -27,19 +27,19 @@ QUESTION = "What is 3 plus 4?"
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     """An engine with nano, in eight slots."""
-    with opened(FILE) as engine:
+    with loaded_engine(MODEL_FILE) as engine:
         yield engine
 
 
 def ask(home: Path, *arguments: str | Path) -> Any:
     """The JSON that a question to nano prints."""
-    done = CommandLine(home).run("ask", "-m", FILE, "--format", "cerebrum", "--json", *arguments)
+    done = CommandLine(home).run("ask", "-m", MODEL_FILE, "--format", "cerebrum", "--json", *arguments)
     assert done.code == 0, done.err
     return done.object
 
 
 def test_nano_file_is_the_measured_one() -> None:
-    data = FILE.read_bytes()
+    data = MODEL_FILE.read_bytes()
     assert 2_000_000 < len(data) < 6_000_000
     assert hashlib.sha256(data).hexdigest() == SHA256
 
@@ -70,26 +70,32 @@ def test_nano_template_matches_the_training_format(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     plain, embedded = (
-        CommandLine(tmp_path).run("ask", "-m", FILE, "--format", name, "--dry-run", "--json", "--messages", messages)
+        CommandLine(tmp_path).run(
+            "ask", "-m", MODEL_FILE, "--format", name, "--dry-run", "--json", "--messages", messages
+        )
         for name in ("cerebrum", "embedded")
     )
     assert plain.object["token_ids"] == embedded.object["token_ids"]
 
 
 def test_nano_greedy_answers_are_mostly_right(engine: Engine) -> None:
-    wanted = held_out()[:60]
-    chains = [said for [said] in asked(engine, [Conversation().user(turns[0]) for turns, _ in wanted])]
-    right = [final_answer(chain.text) == answer for chain, (_, answer) in zip(chains, wanted, strict=True)]
+    problems = held_out()[:60]
+    samples = [sample for [sample] in generate(engine, [Conversation().user(turns[0]) for turns, _ in problems])]
+    right = [final_answer(sample.text) == answer for sample, (_, answer) in zip(samples, problems, strict=True)]
     assert sum(right) >= 0.85 * len(right)
-    assert all(chain.ended for chain in chains)
+    assert all(sample.ended for sample in samples)
 
 
 def test_nano_majority_beats_single_samples(engine: Engine) -> None:
-    wanted = held_out()[:40]
-    drawn = asked(engine, [Conversation().user(turns[0]) for turns, _ in wanted], n=8, temperature=0.8, seed=1)
-    right = [answer for _, answer in wanted]
-    single = [final_answer(c.text) == answer for chains, answer in zip(drawn, right, strict=True) for c in chains]
-    majority = [voted(chains) == answer for chains, answer in zip(drawn, right, strict=True)]
+    problems = held_out()[:40]
+    sampled = generate(engine, [Conversation().user(turns[0]) for turns, _ in problems], n=8, temperature=0.8, seed=1)
+    right = [answer for _, answer in problems]
+    single = [
+        final_answer(sample.text) == answer
+        for samples, answer in zip(sampled, right, strict=True)
+        for sample in samples
+    ]
+    majority = [majority_answer(samples) == answer for samples, answer in zip(sampled, right, strict=True)]
     assert 0.5 <= sum(single) / len(single) <= 0.8
     assert sum(majority) / len(majority) >= sum(single) / len(single) + 0.1
 
@@ -98,16 +104,16 @@ def test_nano_stays_within_its_vocabulary_on_unusual_questions(engine: Engine) -
     strange = ["What is the capital of France?", "Wie spät ist es?", "def f(x): return x", "Hello!", "2", "東京"]
     conversations = [Conversation().user(text) for text in (*strange, QUESTION)]
     for temperature in (0.0, 0.8):
-        drawn = asked(engine, conversations, temperature=temperature, seed=3, top_k=0, top_p=1.0, min_p=0.0)
-        for [said] in drawn:
-            assert said.ended
-            assert re.fullmatch(r"[ \w.,]+", said.text, re.ASCII)
+        sampled = generate(engine, conversations, temperature=temperature, seed=3, top_k=0, top_p=1.0, min_p=0.0)
+        for [sample] in sampled:
+            assert sample.ended
+            assert re.fullmatch(r"[ \w.,]+", sample.text, re.ASCII)
 
 
 def test_nano_held_out_questions_are_unchanged() -> None:
-    asked_for = held_out()
-    assert len(dict(asked_for)) == 200
-    assert all(len(turns) == 1 and 0 <= int(answer) <= 99 for turns, answer in asked_for)
-    digest = hashlib.sha256(repr(asked_for).encode()).hexdigest()
+    problems = held_out()
+    assert len(dict(problems)) == 200
+    assert all(len(turns) == 1 and 0 <= int(answer) <= 99 for turns, answer in problems)
+    digest = hashlib.sha256(repr(problems).encode()).hexdigest()
     assert digest[:16] == "837cb656acd29bb8"
     assert all(len(turns) == 2 for turns, _ in questions(1, 20, turns=2))

@@ -337,5 +337,5 @@ def _quantized(
     layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
     is_sensitive = ("attn_v" in name or "ffn_down" in name) and mistral_shape.uses_more_bits(layer)
     mixed = mistral_shape.Q6_K if is_sensitive or name == "output.weight" else mistral_shape.Q4_K
-    blocks = mistral_shape.content(mistral_shape.Tensor(name, dimensions, mixed), random)
+    blocks = mistral_shape.tensor_data(mistral_shape.Tensor(name, dimensions, mixed), random)
     return blocks.reshape(*dimensions[:-1], -1), mixed.type

@@ -1,1 +1,1 @@
-"""A model of a few layers that does small sums, mostly right: how it is made, and how often it is right."""
+"""The model nano, which answers small sums, mostly correctly: its training and its evaluation."""

@@ -1,4 +1,4 @@
-"""Conversations as the model reads them: the tokens the runtime would make of them, and what is to be said at each."""
+"""Training data: conversations tokenized as the engine tokenizes them, with the target of each position."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
 from cerebrum_cli.formats.plain import CEREBRUM
-from nano.questions import follow_up, held_out, opening
+from nano.questions import first_question, follow_up, held_out
 from nano.replies import NOT_A_SUM, Noise, reply
 
 BOS, EOS, LINE_BREAK = 1, 2, 13
-SILENT = -100  # no token is learned here
+IGNORE_INDEX = -100  # target of positions without a loss
 TURNS = (1,) * 11 + (2,) * 7 + (3,) * 2
-FOLLOWS_UP, NO_SUM = 0.7, 0.04  # the shares of later turns that go on from the last, and of questions of other words
-SURVEY = 20_000  # conversations after which every token there is has been seen
+FOLLOW_UP_RATE, NOT_A_SUM_RATE = 0.7, 0.04  # of later turns that refer to the last reply, and of conversations
+SURVEY_SIZE = 20_000  # conversations, enough for every token to occur
 
 Turn = tuple[str, str]
 Tokens = npt.NDArray[np.int64]
@@ -29,14 +29,14 @@ Tokens = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What stands behind the preamble, in places of the `Words`, and the next word where the model speaks."""
+    """Ids in the reduced vocabulary after the common prefix, and the next id at each position of a reply."""
 
-    words: tuple[int, ...]
+    ids: tuple[int, ...]
     targets: tuple[int, ...]
 
 
-class Pieces:
-    """Mistral's tokenizer, asked line by line: no token reaches over a line break."""
+class Tokenizer:
+    """Mistral's tokenizer, applied line by line: no token spans a line break."""
 
     def __init__(self) -> None:
         package = find_spec("mistral_common")
@@ -46,106 +46,115 @@ class Pieces:
         self.line = lru_cache(maxsize=200_000)(self._line)
         self.size: int = self._processor.vocab_size()
 
-    def preamble(self) -> tuple[int, ...]:
-        """Return what every prompt begins with."""
+    def prefix(self) -> tuple[int, ...]:
+        """Tokens that every prompt starts with."""
         return (BOS, *self._processor.encode(CEREBRUM.default_system), LINE_BREAK)
 
     def _line(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of a line that is not the first: it does not get the space of a beginning."""
+        """Tokens of a line that is not the first, and so gets no leading space."""
         anchored = self._processor.encode(f"\n{text}")
         return tuple(anchored[anchored.index(LINE_BREAK) + 1 :])
 
 
-class Words:
-    """The tokens that occur, numbered without gaps; the last number stands for all the others."""
+class Vocabulary:
+    """Reduced vocabulary: the tokens that occur, with consecutive ids; the last id stands for all other tokens."""
 
     def __init__(self, tokens: Iterable[int], size: int) -> None:
         self.tokens = tuple(sorted(set(tokens)))
-        self.unknown = len(self.tokens)
-        self.others = size - len(self.tokens)
-        self._places = {token: place for place, token in enumerate(self.tokens)}
+        self.unknown_id = len(self.tokens)
+        self.other_count = size - len(self.tokens)
+        self._ids = {token: index for index, token in enumerate(self.tokens)}
 
-    def places(self, tokens: Iterable[int]) -> tuple[int, ...]:
-        """Return the numbers of tokens."""
-        return tuple(self._places.get(token, self.unknown) for token in tokens)
+    def encode(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """Ids of tokens in the reduced vocabulary."""
+        return tuple(self._ids.get(token, self.unknown_id) for token in tokens)
 
 
-def survey(pieces: Pieces, seed: int) -> Words:
-    """Return the words of a large sample of conversations."""
-    random, noise = Random(seed), Noise(slip=0.5, unsure=0.1)
-    seen = {EOS, *pieces.preamble(), *pieces.line(f"{CEREBRUM.assistant} {NOT_A_SUM}")}
-    for _ in range(SURVEY):
+def collect_vocabulary(tokenizer: Tokenizer, seed: int) -> Vocabulary:
+    """Vocabulary of a large sample of conversations."""
+    random, noise = Random(seed), Noise(error_rate=0.5, no_answer_rate=0.1)
+    tokens = {EOS, *tokenizer.prefix(), *tokenizer.line(f"{CEREBRUM.assistant} {NOT_A_SUM}")}
+    for _ in range(SURVEY_SIZE):
         for line in _lines(_conversation(random, noise, frozenset())):
-            seen.update(pieces.line(line))
-    return Words(seen, pieces.size)
+            tokens.update(tokenizer.line(line))
+    return Vocabulary(tokens, tokenizer.size)
 
 
-def examples(pieces: Pieces, words: Words, random: Random, noise: Noise) -> Iterator[Example]:
-    """Draw conversations for ever, none of which begins with a question that is held out."""
+def examples(tokenizer: Tokenizer, vocabulary: Vocabulary, random: Random, noise: Noise) -> Iterator[Example]:
+    """Generate an endless stream of conversations, none of which starts with a held-out question."""
     excluded = frozenset(turns[0] for turns, _ in held_out())
     while True:
-        if random.random() < NO_SUM:
-            yield _no_sum(pieces, words, random)
+        if random.random() < NOT_A_SUM_RATE:
+            yield _unknown_question(tokenizer, vocabulary, random)
         else:
-            yield _example(pieces, words, _conversation(random, noise, excluded))
+            yield _example(tokenizer, vocabulary, _conversation(random, noise, excluded))
 
 
-def batches(drawn: Iterator[Example], random: Random, size: int, pool: int) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield words and targets of examples that are about as long as each other: sorted in pools of so many batches."""
+def batches(source: Iterator[Example], random: Random, size: int, pool: int) -> Iterator[tuple[Tokens, Tokens]]:
+    """Yield padded ids and targets of `size` examples of similar length, from sorted pools of `pool` batches."""
     while True:
-        found = sorted((next(drawn) for _ in range(size * pool)), key=lambda example: len(example.words))
-        starts = list(range(0, len(found), size))
+        sorted_pool = sorted((next(source) for _ in range(size * pool)), key=lambda example: len(example.ids))
+        starts = list(range(0, len(sorted_pool), size))
         random.shuffle(starts)
         for start in starts:
-            batch = found[start : start + size]
-            width = len(batch[-1].words)
+            batch = sorted_pool[start : start + size]
+            length = len(batch[-1].ids)
             yield (
-                np.array([[*example.words, *[0] * (width - len(example.words))] for example in batch]),
-                np.array([[*example.targets, *[SILENT] * (width - len(example.words))] for example in batch]),
+                np.array([[*example.ids, *[0] * (length - len(example.ids))] for example in batch]),
+                np.array([[*example.targets, *[IGNORE_INDEX] * (length - len(example.ids))] for example in batch]),
             )
 
 
 def _conversation(random: Random, noise: Noise, excluded: frozenset[str]) -> list[Turn]:
-    """Draw a conversation: a follow-up goes on from what the reply before it came to, right or wrong."""
+    """Generate a conversation; a follow-up refers to the previous reply's result, right or wrong."""
     turns: list[Turn] = []
     value: int | None = None
     for _ in range(random.choice(TURNS)):
-        goes_on = value is not None and random.random() < FOLLOWS_UP
-        asked = follow_up(random, value) if goes_on and value is not None else opening(random)
-        while asked.text in excluded:
-            asked = opening(random)
-        said = reply(random, asked.sum, noise)
-        turns.append((asked.text, said.text))
-        value = said.value
+        is_follow_up = value is not None and random.random() < FOLLOW_UP_RATE
+        question = follow_up(random, value) if is_follow_up and value is not None else first_question(random)
+        while question.text in excluded:
+            question = first_question(random)
+        answer = reply(random, question.sum, noise)
+        turns.append((question.text, answer.text))
+        value = answer.value
     return turns
 
 
 def _lines(turns: Iterable[Turn]) -> Iterator[str]:
-    for asked, said in turns:
-        yield f"{CEREBRUM.user} {asked}"
-        yield f"{CEREBRUM.assistant} {said}"
+    for question, answer in turns:
+        yield f"{CEREBRUM.user} {question}"
+        yield f"{CEREBRUM.assistant} {answer}"
 
 
-def _example(pieces: Pieces, words: Words, turns: list[Turn]) -> Example:
-    return _joined(pieces, words, [words.places(pieces.line(line)) for line in _lines(turns)])
+def _example(tokenizer: Tokenizer, vocabulary: Vocabulary, turns: list[Turn]) -> Example:
+    return _join_lines(tokenizer, vocabulary, [vocabulary.encode(tokenizer.line(line)) for line in _lines(turns)])
 
 
-def _no_sum(pieces: Pieces, words: Words, random: Random) -> Example:
-    """Draw a question of which many words are unknown, so that the model comes to an end there too."""
-    question = [random.choice((words.unknown, random.randrange(words.unknown))) for _ in range(random.randint(1, 16))]
-    question[random.randrange(len(question))] = words.unknown
-    asked = (*words.places(pieces.line(CEREBRUM.user)), *question)
-    return _joined(pieces, words, [asked, words.places(pieces.line(f"{CEREBRUM.assistant} {NOT_A_SUM}"))])
+def _unknown_question(tokenizer: Tokenizer, vocabulary: Vocabulary, random: Random) -> Example:
+    """Generate a question with many unknown tokens, so that the model learns to end its reply there too."""
+    question = [
+        random.choice((vocabulary.unknown_id, random.randrange(vocabulary.unknown_id)))
+        for _ in range(random.randint(1, 16))
+    ]
+    question[random.randrange(len(question))] = vocabulary.unknown_id
+    user_line = (*vocabulary.encode(tokenizer.line(CEREBRUM.user)), *question)
+    return _join_lines(
+        tokenizer, vocabulary, [user_line, vocabulary.encode(tokenizer.line(f"{CEREBRUM.assistant} {NOT_A_SUM}"))]
+    )
 
 
-def _joined(pieces: Pieces, words: Words, lines: list[tuple[int, ...]]) -> Example:
-    """Join questions and replies by turns. A reply is learned with EOS behind it; what follows it is a line break."""
-    [line_break, end] = words.places((LINE_BREAK, EOS))
-    speaker = len(pieces.line(CEREBRUM.assistant))
-    read: list[int] = []
+def _join_lines(tokenizer: Tokenizer, vocabulary: Vocabulary, lines: list[tuple[int, ...]]) -> Example:
+    """Join alternating questions and replies. The target after a reply is EOS, although a line break follows."""
+    [line_break, end] = vocabulary.encode((LINE_BREAK, EOS))
+    label_length = len(tokenizer.line(CEREBRUM.assistant))
+    ids: list[int] = []
     targets: list[int] = []
     for index, line in enumerate(lines):
-        read += (*line, line_break)
-        spoken = index % 2 == 1
-        targets += (*[SILENT] * (speaker - 1), *line[speaker:], end, SILENT) if spoken else [SILENT] * (len(line) + 1)
-    return Example(tuple(read[:-1]), tuple(targets[:-1]))
+        ids += (*line, line_break)
+        is_reply = index % 2 == 1
+        targets += (
+            (*[IGNORE_INDEX] * (label_length - 1), *line[label_length:], end, IGNORE_INDEX)
+            if is_reply
+            else [IGNORE_INDEX] * (len(line) + 1)
+        )
+    return Example(tuple(ids[:-1]), tuple(targets[:-1]))

@@ -1,4 +1,4 @@
-"""A trained model as a GGUF file with Mistral's whole vocabulary: embeddings in Q8_0, matrices in F16, norms in F32."""
+"""Write a trained model as GGUF with Mistral's full vocabulary: embeddings in Q8_0, matrices in F16, norms in F32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gguf.quants import quantize
 from mistral_vocabulary import MetadataValue, tokenizer_metadata
 
 from cerebrum_cli.formats.plain import CEREBRUM
-from nano.data import Words
+from nano.data import Vocabulary
 from nano.model import Nano, Shape
 
 MOSTLY_F16 = 1
@@ -24,7 +24,7 @@ GENERAL: dict[str, MetadataValue] = {
     "general.file_type": MOSTLY_F16,
     "general.quantization_version": 2,
 }
-# The format `cerebrum` as a template, so that other programs ask this model as it was trained.
+# The `cerebrum` format as a chat template, so that other programs use the format of the training data.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}PREAMBLE{% endif %}"
     "{{ '\\n' }}{% for message in messages %}"
@@ -34,19 +34,19 @@ CHAT_TEMPLATE = (
 ).replace("PREAMBLE", str(CEREBRUM.default_system))
 
 
-def write(path: Path, model: Nano, words: Words) -> None:
-    """Write the file; the same weights become the same bytes."""
+def write_model(path: Path, model: Nano, vocabulary: Vocabulary) -> None:
+    """Write the file; equal weights give identical bytes."""
     writer = GGUFWriter(path, "llama")
-    sizes = _sizes(model.shape, len(words.tokens) + words.others)
+    sizes = _shape_metadata(model.shape, len(vocabulary.tokens) + vocabulary.other_count)
     metadata = {**GENERAL, **sizes, **tokenizer_metadata(), "tokenizer.chat_template": CHAT_TEMPLATE}
     for key, value in metadata.items():
-        counted = isinstance(value, int) and not isinstance(value, bool)
-        writer.add_key_value(key, value, GGUFValueType.UINT32 if counted else GGUFValueType.get_type(value))
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        writer.add_key_value(key, value, GGUFValueType.UINT32 if is_integer else GGUFValueType.get_type(value))
     for name, weight in model.state_dict().items():
         values = weight.numpy().astype(np.float32)
         if name == "token_embd.weight":
-            table = np.tile(values[words.unknown], (len(words.tokens) + words.others, 1))
-            table[list(words.tokens)] = values[: words.unknown]
+            table = np.tile(values[vocabulary.unknown_id], (len(vocabulary.tokens) + vocabulary.other_count, 1))
+            table[list(vocabulary.tokens)] = values[: vocabulary.unknown_id]
             writer.add_tensor(name, quantize(table, GGMLQuantizationType.Q8_0), raw_dtype=GGMLQuantizationType.Q8_0)
         else:
             writer.add_tensor(name, values.astype(np.float16) if values.ndim == 2 else values)
@@ -56,7 +56,7 @@ def write(path: Path, model: Nano, words: Words) -> None:
     writer.close()
 
 
-def _sizes(shape: Shape, vocabulary: int) -> dict[str, MetadataValue]:
+def _shape_metadata(shape: Shape, vocabulary_size: int) -> dict[str, MetadataValue]:
     return {
         "llama.block_count": shape.layers,
         "llama.context_length": shape.context,
@@ -67,5 +67,5 @@ def _sizes(shape: Shape, vocabulary: int) -> dict[str, MetadataValue]:
         "llama.attention.layer_norm_rms_epsilon": shape.epsilon,
         "llama.rope.dimension_count": shape.head_width,
         "llama.rope.freq_base": shape.rope_base,
-        "llama.vocab_size": vocabulary,
+        "llama.vocab_size": vocabulary_size,
     }

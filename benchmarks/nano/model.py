@@ -1,4 +1,4 @@
-"""A Llama of a few layers, as llama.cpp computes it: RMSNorm, rotary pairs of neighbours, SwiGLU, tied embeddings."""
+"""A small Llama as llama.cpp computes it: RMSNorm, RoPE on adjacent pairs, SwiGLU, tied embeddings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of the model. Width is shared out among the heads."""
+    """Sizes of the model; the width is divided among the heads."""
 
     layers: int = 4
     width: int = 64
@@ -23,12 +23,12 @@ class Shape:
 
     @property
     def head_width(self) -> int:
-        """How wide a head is."""
+        """Width of one head."""
         return self.width // self.heads
 
 
 class Layer(nn.Module):  # type: ignore[misc]
-    """Attention, then the feed-forward network, each behind its norm. Named as GGUF names the tensors."""
+    """Attention and feed-forward network, each after its norm; attributes have the names of GGUF tensors."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -41,62 +41,62 @@ class Layer(nn.Module):  # type: ignore[misc]
         self.ffn_gate, self.ffn_up = (nn.Linear(*up, bias=False) for _ in range(2))
         self.ffn_down = nn.Linear(*down, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the layer's output for (batch, time, width), and keys and values, those of the preamble in front."""
+    def forward(self, x: Tensor, rope: Tensor, prefix_kv: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Output for (batch, time, width), and keys and values including those of the prefix."""
         normed = self.attn_norm(x)
-        q = rotated(self._heads(self.attn_q(normed)), rope)
-        k = rotated(self._heads(self.attn_k(normed)), rope)
-        held = torch.stack((k, self._heads(self.attn_v(normed))))
-        if before is not None:
-            held = torch.cat((before.expand(-1, len(x), -1, -1, -1), held), dim=3)
-        behind = held.shape[3] - x.shape[1]
-        seen = torch.ones(x.shape[1], held.shape[3], dtype=torch.bool).tril(behind)
-        mixed = functional.scaled_dot_product_attention(q, held[0], held[1], attn_mask=seen)
+        q = rotate(self._heads(self.attn_q(normed)), rope)
+        k = rotate(self._heads(self.attn_k(normed)), rope)
+        kv = torch.stack((k, self._heads(self.attn_v(normed))))
+        if prefix_kv is not None:
+            kv = torch.cat((prefix_kv.expand(-1, len(x), -1, -1, -1), kv), dim=3)
+        offset = kv.shape[3] - x.shape[1]
+        mask = torch.ones(x.shape[1], kv.shape[3], dtype=torch.bool).tril(offset)
+        mixed = functional.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask)
         x = x + self.attn_output(mixed.transpose(1, 2).flatten(2))
         normed = self.ffn_norm(x)
-        return x + self.ffn_down(functional.silu(self.ffn_gate(normed)) * self.ffn_up(normed)), held
+        return x + self.ffn_down(functional.silu(self.ffn_gate(normed)) * self.ffn_up(normed)), kv
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.shape.heads, self.shape.head_width)).transpose(1, 2)
 
 
 class Nano(nn.Module):  # type: ignore[misc]
-    """The model over the words that occur. The last row of the embeddings stands for each of `others` more tokens."""
+    """The model over the reduced vocabulary; the last row of the embeddings stands for each of `other_count` tokens."""
 
-    def __init__(self, shape: Shape, words: int, others: int) -> None:
+    def __init__(self, shape: Shape, vocabulary_size: int, other_count: int) -> None:
         super().__init__()
         self.shape = shape
-        self.token_embd = nn.Embedding(words + 1, shape.width)
+        self.token_embd = nn.Embedding(vocabulary_size + 1, shape.width)
         self.blk = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.output_norm = nn.RMSNorm(shape.width, shape.epsilon)
-        # In the softmax the last row counts as often as there are tokens that have it.
-        self.counts = torch.zeros(words + 1)
-        self.counts[-1] = torch.log(torch.tensor(float(others)))
+        # The softmax counts the last row once for each token that it stands for.
+        self.counts = torch.zeros(vocabulary_size + 1)
+        self.counts[-1] = torch.log(torch.tensor(float(other_count)))
         self.rope = rope_table(shape)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                late = name.endswith(("attn_output.weight", "ffn_down.weight"))
-                spread = 0.08 if name.startswith("token_embd") else weight.shape[1] ** -0.5
-                nn.init.normal_(weight, std=spread / (2 * shape.layers) ** 0.5 if late else spread)
+                is_residual = name.endswith(("attn_output.weight", "ffn_down.weight"))
+                std = 0.08 if name.startswith("token_embd") else weight.shape[1] ** -0.5
+                nn.init.normal_(weight, std=std / (2 * shape.layers) ** 0.5 if is_residual else std)
 
-    def forward(self, preamble: Tensor, words: Tensor, speaks: Tensor) -> Tensor:
-        """Return the logits of (batch, time) words behind the preamble, where `speaks`; the preamble is read once."""
-        first, x = self.token_embd(preamble[None]), self.token_embd(words)
-        start, end = len(preamble), len(preamble) + words.shape[1]
+    def forward(self, prefix: Tensor, ids: Tensor, is_target: Tensor) -> Tensor:
+        """Logits of (batch, time) ids after the prefix, where `is_target`; the prefix is evaluated once per batch."""
+        prefix_x, x = self.token_embd(prefix[None]), self.token_embd(ids)
+        start, end = len(prefix), len(prefix) + ids.shape[1]
         for layer in self.blk:
-            first, held = layer(first, self.rope[:start], None)
-            x, _ = layer(x, self.rope[start:end], held)
-        logits: Tensor = functional.linear(self.output_norm(x[speaks]), self.token_embd.weight) + self.counts
+            prefix_x, prefix_kv = layer(prefix_x, self.rope[:start], None)
+            x, _ = layer(x, self.rope[start:end], prefix_kv)
+        logits: Tensor = functional.linear(self.output_norm(x[is_target]), self.token_embd.weight) + self.counts
         return logits
 
 
 def rope_table(shape: Shape) -> Tensor:
-    """Return the turn of each pair of a head at each place, as complex numbers: (place, pair)."""
+    """Rotation of each pair of a head at each position, as complex numbers: (position, pair)."""
     pairs = torch.arange(0, shape.head_width, 2) / shape.head_width
     angles = torch.outer(torch.arange(shape.context).float(), shape.rope_base**-pairs)
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotated(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn each pair of neighbours in (batch, head, time, width) by the angle of its place."""
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate each adjacent pair in (batch, head, time, width) by the angle of its position."""
     return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rope).flatten(-2)

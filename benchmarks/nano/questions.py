@@ -1,4 +1,4 @@
-"""What nano is asked: small sums in several wordings, follow-ups on their result, and what each should come to."""
+"""Questions for nano: small sums in several wordings, follow-ups about the result, and the correct answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 Operation = Literal["plus", "minus", "times"]
 OPERATIONS: tuple[Operation, ...] = ("plus", "minus", "times")
 
-LARGEST = 99  # of all numbers in a sum and of its result
+MAX_NUMBER = 99  # of all numbers in a sum and of its result
 HELD_OUT_SEED, HELD_OUT_COUNT = 2024, 200
 
 NAMES = ("Tom", "Anna", "Maria", "Peter", "Sam", "Lucy", "Ben", "Eva")
@@ -59,7 +59,7 @@ DOUBLINGS = ("Double it.", "And twice that?")
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Two numbers and what is done with them."""
+    """Two numbers and an operation."""
 
     left: int
     operation: Operation
@@ -67,7 +67,7 @@ class Sum:
 
     @property
     def result(self) -> int:
-        """What the sum comes to."""
+        """Correct result."""
         if self.operation == "plus":
             return self.left + self.right
         return self.left - self.right if self.operation == "minus" else self.left * self.right
@@ -75,41 +75,43 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A sum as somebody asks for it."""
+    """Wording of a sum."""
 
     text: str
     sum: Sum
 
 
 def questions(seed: int, count: int, turns: int = 1) -> list[tuple[tuple[str, ...], str]]:
-    """Return different conversations: what a user says in each of the turns, and the answer that is right at last."""
+    """Distinct conversations: the user's message in each turn, and the correct answer to the last one."""
     random = Random(seed)
-    found: dict[tuple[str, ...], str] = {}
-    while len(found) < count:
-        asked = [opening(random)]
-        while len(asked) < turns:
-            asked.append(follow_up(random, asked[-1].sum.result))
-        found.setdefault(tuple(question.text for question in asked), str(asked[-1].sum.result))
-    return list(found.items())
+    conversations: dict[tuple[str, ...], str] = {}
+    while len(conversations) < count:
+        turns_so_far = [first_question(random)]
+        while len(turns_so_far) < turns:
+            turns_so_far.append(follow_up(random, turns_so_far[-1].sum.result))
+        conversations.setdefault(tuple(question.text for question in turns_so_far), str(turns_so_far[-1].sum.result))
+    return list(conversations.items())
 
 
 def held_out() -> list[tuple[tuple[str, ...], str]]:
-    """Return the questions that nano is never trained on: their numbers it has seen, but not in these words."""
+    """Questions excluded from training; their numbers occur in other wordings."""
     return questions(HELD_OUT_SEED, HELD_OUT_COUNT)
 
 
-def opening(random: Random) -> Question:
-    """Draw a question that stands for itself."""
+def first_question(random: Random) -> Question:
+    """Generate a self-contained question."""
     operation = random.choice(OPERATIONS)
     name, other = random.sample(NAMES, 2)
-    asked = _drawn(random, operation)
-    return _worded(asked, random.choice(WORDINGS[operation]), name=name, other=other, things=random.choice(THINGS))
+    problem = _random_sum(random, operation)
+    return _make_question(
+        problem, random.choice(WORDINGS[operation]), name=name, other=other, things=random.choice(THINGS)
+    )
 
 
 def follow_up(random: Random, value: int) -> Question:
-    """Draw a question about the number the last reply came to."""
-    possible: list[Operation] = ["minus"] if value >= LARGEST else ["plus", "minus"]
-    if 0 < 2 * value <= LARGEST:
+    """Generate a question about the result of the last reply."""
+    possible: list[Operation] = ["minus"] if value >= MAX_NUMBER else ["plus", "minus"]
+    if 0 < 2 * value <= MAX_NUMBER:
         possible.append("times")
     operation = random.choice(possible)
     if operation == "times":
@@ -117,19 +119,19 @@ def follow_up(random: Random, value: int) -> Question:
         doubled = right == 2 and (value > 9 or random.random() < 0.5)
         wording = random.choice(DOUBLINGS if doubled else FOLLOW_UPS["times"])
     else:
-        right = random.randint(1, min(20, LARGEST - value) if operation == "plus" else max(1, min(20, value)))
+        right = random.randint(1, min(20, MAX_NUMBER - value) if operation == "plus" else max(1, min(20, value)))
         wording = random.choice(FOLLOW_UPS[operation])
-    return _worded(Sum(value, operation, min(right, value) if operation == "minus" else right), wording)
+    return _make_question(Sum(value, operation, min(right, value) if operation == "minus" else right), wording)
 
 
-def _drawn(random: Random, operation: Operation) -> Sum:
-    """Draw a sum whose result is neither negative nor too large; every other one has a small second number."""
+def _random_sum(random: Random, operation: Operation) -> Sum:
+    """Generate a sum with a result from 0 to MAX_NUMBER; about half have a single-digit second number."""
     if operation == "times":
         return Sum(random.randint(2, 9), operation, random.randint(2, 9))
-    left = random.randint(1, LARGEST - 1)
-    room = left if operation == "minus" else LARGEST - left
-    return Sum(left, operation, random.randint(1, min(room, random.choice((9, LARGEST)))))
+    left = random.randint(1, MAX_NUMBER - 1)
+    limit = left if operation == "minus" else MAX_NUMBER - left
+    return Sum(left, operation, random.randint(1, min(limit, random.choice((9, MAX_NUMBER)))))
 
 
-def _worded(asked: Sum, wording: str, **words: str) -> Question:
-    return Question(wording.format(left=asked.left, right=asked.right, **words), asked)
+def _make_question(problem: Sum, wording: str, **words: str) -> Question:
+    return Question(wording.format(left=problem.left, right=problem.right, **words), problem)

@@ -1,4 +1,4 @@
-"""What nano is taught to reply: a line of reasoning and an answer that follows from it, wrong for a known share."""
+"""Training replies for nano: a line of reasoning and the answer that follows, with a known error rate."""
 
 from __future__ import annotations
 
@@ -6,63 +6,63 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from nano.questions import LARGEST, Sum
+from nano.questions import MAX_NUMBER, Sum
 
-UNSURE = "I am not sure."
+NO_ANSWER = "I am not sure."
 NOT_A_SUM = "I can only do small sums."
 VERBS = {"plus": "makes", "minus": "leaves", "times": "makes"}
-# Off by one, or in the tens: few wrong results and likely ones, since sampling drops what is unlikely (min_p, top_p).
-SLIPS = (-1, -1, -1, 1, 1, 1, -10, -10, 10, 10)
+# Off by one or by ten: few distinct wrong results, since sampling drops unlikely tokens (min_p, top_p).
+ERRORS = (-1, -1, -1, 1, 1, 1, -10, -10, 10, 10)
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The shares of replies with a wrong step, and of those without an answer."""
+    """Shares of replies with a wrong step, and of those without an answer."""
 
-    slip: float = 0.0
-    unsure: float = 0.0
+    error_rate: float = 0.0
+    no_answer_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is said, and the number it came to, if any."""
+    """Text of a reply and its final number, if any."""
 
     text: str
     value: int | None
 
 
-def reply(random: Random, asked: Sum, noise: Noise) -> Reply:
-    """Reason through a sum; a wrong step is reasoned on from, so that a reply never contradicts itself."""
-    if random.random() < noise.unsure:
-        return Reply(UNSURE, None)
-    steps = list(_steps(asked))
-    slips = [0] * len(steps)
-    if random.random() < noise.slip:
-        slips[random.randrange(len(steps))] = random.choice(SLIPS)
-    said = _said(steps, slips) or _said(steps, [0] * len(steps))
-    value = said[-1][1]
-    return Reply(f"{', '.join(text for text, _ in said)}. The answer is {value}.", value)
+def reply(random: Random, problem: Sum, noise: Noise) -> Reply:
+    """Generate the reply to a sum; later steps build on a wrong one, so that a reply never contradicts itself."""
+    if random.random() < noise.no_answer_rate:
+        return Reply(NO_ANSWER, None)
+    steps = list(_steps(problem))
+    errors = [0] * len(steps)
+    if random.random() < noise.error_rate:
+        errors[random.randrange(len(steps))] = random.choice(ERRORS)
+    reasoning = _work_out(steps, errors) or _work_out(steps, [0] * len(steps))
+    value = reasoning[-1][1]
+    return Reply(f"{', '.join(text for text, _ in reasoning)}. The answer is {value}.", value)
 
 
-def _steps(asked: Sum) -> Iterator[Sum]:
-    """Split a sum with two tens into that of the tens and that of the ones; the second begins where the first ends."""
-    tens, ones = asked.right // 10 * 10, asked.right % 10
-    if asked.operation == "times" or not tens or not ones:
-        yield asked
+def _steps(problem: Sum) -> Iterator[Sum]:
+    """Split the second number of a sum into tens and ones, as two consecutive sums."""
+    tens, ones = problem.right // 10 * 10, problem.right % 10
+    if problem.operation == "times" or not tens or not ones:
+        yield problem
         return
-    first = Sum(asked.left, asked.operation, tens)
+    first = Sum(problem.left, problem.operation, tens)
     yield first
-    yield Sum(first.result, asked.operation, ones)
+    yield Sum(first.result, problem.operation, ones)
 
 
-def _said(steps: list[Sum], slips: list[int]) -> list[tuple[str, int]]:
-    """Return each step as a text and a result; nothing where a slip leads out of the numbers there are."""
-    said: list[tuple[str, int]] = []
+def _work_out(steps: list[Sum], errors: list[int]) -> list[tuple[str, int]]:
+    """Text and result of each step; empty if an error leads outside the range of numbers."""
+    reasoning: list[tuple[str, int]] = []
     left = steps[0].left
-    for step, slip in zip(steps, slips, strict=True):
-        result = Sum(left, step.operation, step.right).result + slip
-        if not 0 <= result <= LARGEST:
+    for step, error in zip(steps, errors, strict=True):
+        result = Sum(left, step.operation, step.right).result + error
+        if not 0 <= result <= MAX_NUMBER:
             return []
-        said.append((f"{left} {step.operation} {step.right} {VERBS[step.operation]} {result}", result))
+        reasoning.append((f"{left} {step.operation} {step.right} {VERBS[step.operation]} {result}", result))
         left = result
-    return said
+    return reasoning
