@@ -246,7 +246,7 @@ def test_configured_system_prompt_does_not_change_messages() -> None:
 @pytest.mark.parametrize("options", [{"prompt": "Why?"}, {"files": (Path("a"),)}, {"raw": True}])
 def test_messages_exclude_other_sources(options: dict[str, Any]) -> None:
     question = Question(**{"prompt": None, "files": (), "messages": Path("m.json"), "raw": False, **options})
-    with pytest.raises(UsageError, match="--messages is the whole conversation"):
+    with pytest.raises(UsageError, match="--messages cannot be combined"):
         question.validate(None)
 
 

@@ -87,7 +87,9 @@ def execute(
             time.sleep(PROGRESS_INTERVAL_S)
         if not job.is_complete:  # otherwise the files have been renamed already
             raise
-    return job.result()
+    result = job.result()
+    on_progress(job.total, job.total)
+    return result
 
 
 class Cancelled(Exception):

@@ -7,7 +7,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
-from cerebrum_cli.core.errors import GrammarError, NoAnswer
+from cerebrum_cli.core.errors import GrammarError, Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
@@ -61,6 +61,10 @@ class Answer:
         """Generate and print the answer. Raises NoAnswer if it has no final answer, or does not match its grammar."""
         try:
             self._show_vote(vote) if vote else self._show_reply()
+        except Interrupted:
+            if self._recorder.saved_as and self._streams.err_is_terminal and not self._options.quiet:
+                self._streams.info("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
+            raise
         except GrammarError as error:
             raise GrammarError(
                 f"{self._options.schema or self._options.grammar}: {error.message}", error.hint
