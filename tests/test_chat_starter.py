@@ -11,6 +11,7 @@ import pytest
 from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
 from scripted_command import install
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -116,6 +117,7 @@ def test_starter_chat_killed_during_a_reply_can_be_continued(
     turn(person, "Name a color.")
     person.type("/set max_tokens\r")
     person.type("Tell me a very long story.\r")
+    wait_until(lambda: len(new_user.messages("killed")) > 2)
     person.wait_for_lines(4)
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
