@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import signal
@@ -143,9 +144,9 @@ def report_full_disk() -> int:
 
 def main() -> None:
     """Run the command line of this process."""
-    try:
+    code = 128 + signal.SIGINT
+    with contextlib.suppress(KeyboardInterrupt):  # before or after a command runs
         code = run()
-    except KeyboardInterrupt:  # before or after a command runs
-        code = 128 + signal.SIGINT
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one during shutdown would print a traceback
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one during shutdown would print a traceback
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

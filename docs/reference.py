@@ -31,7 +31,14 @@ def pages() -> dict[str, str]:
 def cli_page() -> str:
     """Every command with its help, as `cerebrum COMMAND --help` prints it."""
     group: Any = typer.main.get_command(assembled())
-    lines = ["# Commands", "", NOTE, "", "Every option can also be set as `CEREBRUM_` and its name in capitals.", ""]
+    lines = [
+        "# Commands",
+        "",
+        NOTE,
+        "",
+        "Every option can also be set by an environment variable: `--max-tokens` is `CEREBRUM_MAX_TOKENS`.",
+        "",
+    ]
     for row in COMMANDS:
         command = group.commands[row.name]
         children = getattr(command, "commands", {})

@@ -164,7 +164,7 @@ def test_final_without_an_answer_exits_5(user: CommandLine) -> None:
     command = ("ask", "--final", "--grammar", fixed_reply_grammar("so it goes", user.home), "hi")
     done = user.run(*command)
     assert (done.code, done.out) == (5, "")
-    assert done.err == ("error: the reply states no final answer\n  try: read the reply: cerebrum sessions show hi\n")
+    assert done.err == ("error: the reply states no final answer\n hint: read the reply: cerebrum sessions show hi\n")
     assert user.run(*command, "--no-log").err.startswith("so it goes\nerror: the reply states no final answer\n")
     assert "so it goes" in user.run("sessions", "show", "hi").out
     described = user.run(*command, "--json")
@@ -205,7 +205,7 @@ def test_schema_constrains_the_answer_to_json(user: CommandLine) -> None:
     truncated = user.run("ask", "-n", "2", "--schema", schema, "hi")
     assert truncated.code == 5
     assert truncated.err == (
-        "error: answer truncated at 2 tokens, so it does not match the schema\n  try: raise --max-tokens\n"
+        "error: answer truncated at 2 tokens, so it does not match the schema\n hint: raise --max-tokens\n"
     )
 
 
@@ -265,7 +265,7 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine, arguments: tuple[str
             [COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=user.environment(), timeout=60
         )
     assert process.returncode == 1
-    assert process.stderr.decode().startswith("error: standard output: No space left on device\n  try: ")
+    assert process.stderr.decode().startswith("error: standard output: No space left on device\n hint: ")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -352,10 +352,10 @@ def test_usage_errors_exit_2(user: CommandLine) -> None:
         (["-f", "binary", "hi"], "error: binary is not UTF-8 text (byte 0)"),
         (["--messages", "bad.json"], "error: bad.json is not JSON"),
         (["--messages", "-"], "error: --messages is `-`, but nothing is piped in"),
-        (["--schema", "a", "--final", "hi"], "error: --final and --schema exclude each other"),
+        (["--schema", "a", "--final", "hi"], "error: --final and --schema cannot be used together"),
         (["--schema", "bad.json", "hi"], "error: bad.json: cannot use the JSON schema"),
         (["--grammar", "bad.gbnf", "hi"], "error: bad.gbnf: cannot parse the grammar"),
-        (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar exclude each other"),
+        (["--schema", "a", "--grammar", "b", "hi"], "error: --schema and --grammar cannot be used together"),
         (["--template-arg", "x", "hi"], "error: --template-arg 'x'"),
     ]
     for arguments, message in cases:
@@ -368,8 +368,8 @@ def assert_two_lines(err: str, message: str) -> None:
     """Exactly one line for the problem and one for the fix."""
     first, second = err.splitlines()
     assert first.startswith(message)
-    assert second.startswith("  try: ")
-    assert len(second) > len("  try: ")
+    assert second.startswith(" hint: ")
+    assert len(second) > len(" hint: ")
 
 
 def test_range_errors_show_integer_bounds(user: CommandLine) -> None:

@@ -308,7 +308,7 @@ def test_row_truncated_within_its_grammar_is_an_error(runner: BatchRunner) -> No
 def test_parallel_must_be_1_to_256_or_auto(runner: BatchRunner, parallel: str) -> None:
     done = runner.run(runner.write("in.txt", "a"), "-o", "-", "--parallel", parallel)
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"error: --parallel is {parallel!r}\n  try: it must be a number from 1 to 256, or auto\n"
+    assert done.err == f"error: --parallel is {parallel!r}\n hint: it must be a number from 1 to 256, or auto\n"
 
 
 def test_invalid_rows_get_errors_and_others_are_answered(runner: BatchRunner) -> None:
@@ -411,7 +411,7 @@ def test_output_of_other_settings_is_refused(runner: BatchRunner) -> None:
         done = runner.run(source, "-o", output, *other)
         assert (done.code, output.read_bytes()) == (1, written)
         assert done.err.startswith(f"error: {output} was made with ") and difference in done.err
-        assert done.err.endswith("try: use --restart to replace it, or choose another -o\n")
+        assert done.err.endswith("hint: use --restart to replace it, or choose another -o\n")
     runner.write("in.txt", "a\nc\n")
     assert "another input (" in runner.run(source, "-o", output, "-n", "9").err
     assert len(runner.backends) == 1
@@ -450,7 +450,7 @@ def test_failed_batch_resumes_with_the_missing_rows(runner: BatchRunner, monkeyp
     assert not output.exists()
     refused = runner.run(*arguments, "-n", "3")
     assert (refused.code, parse_lines((runner.home / "out.partial").read_text())) == (1, partial)
-    assert "try: run the previous command to resume, or use --restart to start over" in refused.err
+    assert "hint: run the previous command to resume, or use --restart to start over" in refused.err
     assert runner.run(*arguments).code == 0
     assert output.read_bytes() == (runner.home / "whole").read_bytes()
     assert runner.backends[-1].slots == 4
@@ -486,7 +486,7 @@ def test_unusable_output_path_is_refused_before_loading(runner: BatchRunner) -> 
         done = runner.run(source, "-o", output)
         assert (done.code, done.out) == (code, "")
         assert message in done.err.splitlines()[0]
-        assert done.err.splitlines()[1].startswith("  try: ")
+        assert done.err.splitlines()[1].startswith(" hint: ")
     assert (runner.home / "old").read_text() == "mine\n"
     assert not runner.backends
 

@@ -96,7 +96,7 @@ def test_batch_interrupted_prints_how_to_resume_and_resumes(job: Job, number: si
     assert 2 <= done < ROWS
     *_, what, do = err.decode().splitlines()
     assert what == "error: interrupted"
-    assert do == f"  try: {done} of {ROWS} rows done; run it again to resume"
+    assert do == f" hint: {done} of {ROWS} rows done; run it again to resume"
     assert "Traceback" not in err.decode()
     assert not (job.home / "out").exists()
     assert job.finish() == ROWS - done
@@ -137,7 +137,7 @@ def test_batch_output_has_one_writer(job: Job) -> None:
     wait_until(lambda: len(job.partial) >= 1)
     other = run_here(job.script, job.home, *job.arguments)
     assert other.code == 1
-    assert other.err == "error: another process is writing out\n  try: wait for it, or choose another -o\n"
+    assert other.err == "error: another process is writing out\n hint: wait for it, or choose another -o\n"
 
 
 def test_batch_interrupted_stream_has_complete_lines(job: Job) -> None:
@@ -166,7 +166,7 @@ def test_batch_on_a_full_disk_keeps_finished_rows_and_resumes(job: Job) -> None:
     assert 0 < done < ROWS
     *_, what, do = err.decode().splitlines()
     assert what == "error: out.partial: File too large"
-    assert do == "  try: free some space, then run it again without --restart to resume"
+    assert do == " hint: free some space, then run it again without --restart to resume"
     assert job.finish() == ROWS - done
     assert job.result == job.uninterrupted
 

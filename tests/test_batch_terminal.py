@@ -130,7 +130,7 @@ def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTermina
     partial = (tmp_path / "out.partial").read_text().splitlines()
     *_, what, do = person.screen.lines
     assert what == "error: interrupted"
-    assert do == f"  try: {len(partial)} of 40 rows done; run it again to resume"
+    assert do == f" hint: {len(partial)} of 40 rows done; run it again to resume"
     assert 0 < len(partial) < 40
     assert not person.screen.cursor_hidden
     assert not any("━" in line for line in person.screen.lines)
@@ -141,7 +141,7 @@ def test_batch_ctrl_c_during_loading_leaves_no_files(start: OpenTerminal, tmp_pa
     person.wait_for("loading chatml 50%")
     person.type("\x03")
     assert person.end() == 130
-    assert "  try: 0 of 40 rows done; run it again to resume" in person.screen.lines
+    assert " hint: 0 of 40 rows done; run it again to resume" in person.screen.lines
     assert not list(tmp_path.glob("out*"))
 
 

@@ -317,7 +317,7 @@ def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Pa
     output.write_bytes(b"mine")
     message, hint = batch_error(journal.complete)
     assert message == f"{output} was changed while the batch ran"
-    assert hint == "move it away, then run it again without --restart to write the result"
+    assert hint == "move it elsewhere, then run it again without --restart to write the result"
     journal.close()
     assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE | IN_PROGRESS)
     assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed after {output}.partial was started"

@@ -135,7 +135,7 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
         ({"text": "a", "n": 1}, "no_prompt", "neither `prompt` nor `messages` is given; the fields are: text, n"),
         ({"prompt": ""}, "no_prompt", "the prompt is empty"),
         ({"prompt": " \n"}, "no_prompt", "the prompt is empty"),
-        ({"prompt": "a", "messages": [USER]}, "invalid_request", "`prompt` and `messages` exclude each other"),
+        ({"prompt": "a", "messages": [USER]}, "invalid_request", "`prompt` and `messages` cannot be used together"),
         ({"prompt": ["a"]}, "invalid_request", "`prompt` is ['a']: it must be text"),
         ({"prompt": 5}, "invalid_request", "`prompt` is 5: it must be text"),
         ({"prompt": "a", "system": 5}, "invalid_request", "`system` is 5: it must be text"),
@@ -266,7 +266,7 @@ def test_csv_field_limit_is_raised_and_restored() -> None:
         (
             b"a\nb",
             {"column": "a", "template": "{a}"},
-            "--column and --template exclude each other",
+            "--column and --template cannot be used together",
             "omit one",
         ),
     ],

@@ -159,10 +159,10 @@ def test_continue_completes_a_character_split_between_tokens(start_chat: Callabl
     list(chat.change_settings({"max_tokens": 3}))
     list(chat.send("One?"))
     assert chat.last_reply
-    assert chat.last_reply.message.content == "\ufffd"
+    assert chat.last_reply.message.content == ""
     list(chat.change_settings({"max_tokens": 5}))
     list(chat.continue_reply())
-    assert chat.last_reply.message.content == "🦜\ufffd"
+    assert chat.last_reply.message.content == "🦜"
     list(chat.change_settings({"max_tokens": 8}))
     list(chat.continue_reply())
     list(chat.continue_reply())

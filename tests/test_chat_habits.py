@@ -60,7 +60,7 @@ def test_chat_takes_a_model_and_a_question(chat: Chat, chatml_model: Path) -> No
     assert chat("And you?\n", chatml_model, "Who?").out.splitlines() == ["> Who?", "Me.", "> And you?", "Yes."]
     assert chat("", "-m", chatml_model, "Who?").out.splitlines() == ["> Who?", "Me."]
     done = chat("", chatml_model, "Who", "are you?")
-    assert (done.code, done.err.splitlines()[-1]) == (2, "  try: quote the first question: 'Who are you?'")
+    assert (done.code, done.err.splitlines()[-1]) == (2, " hint: quote the first question: 'Who are you?'")
 
 
 def test_chat_hints_how_to_ask_a_question_without_a_model(chat: Chat) -> None:
@@ -68,7 +68,7 @@ def test_chat_hints_how_to_ask_a_question_without_a_model(chat: Chat) -> None:
     assert done.code == 3
     assert done.err.splitlines() == [
         "error: unknown model 'Who are you?'",
-        "  try: to ask this as the first question: cerebrum chat -m MODEL 'Who are you?'",
+        " hint: to ask this as the first question: cerebrum chat -m MODEL 'Who are you?'",
     ]
 
 

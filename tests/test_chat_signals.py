@@ -112,7 +112,7 @@ def test_chat_signal_ends_the_editor(
 def test_chat_signal_cancels_loading(open_chat: OpenTerminal, tmp_path: Path, loads: str) -> None:
     person = open_chat(load=60)
     person.type(loads)
-    person.wait_for("loading chatml")
+    person.wait_for("loading ")
     person.kill(signal.SIGTERM)
     assert person.end() == 143
     assert_restored(person, tmp_path)
@@ -178,7 +178,7 @@ def test_chat_ctrl_c_cancels_loading_for_a_slash_command(
     assert before.end() == 0
     person = open_chat("Yes.", "-c", load=60)
     person.type(f"{loads}\r")
-    person.wait_for("loading chatml")
+    person.wait_for("loading ")
     person.type("\x03")
     person.wait_for(f"interrupted: {loads.split()[0]} did not finish")
     person.type("\x04")
@@ -188,7 +188,7 @@ def test_chat_ctrl_c_cancels_loading_for_a_slash_command(
 def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, new_user: CommandLine) -> None:
     person = open_chat(load=2)
     person.type("One?\r")
-    person.wait_for("loading chatml")
+    person.wait_for("loading ")
     person.type("\x03")
     person.wait_for("interrupted: before the reply began; /retry asks again")
     person.type("/retry\r")

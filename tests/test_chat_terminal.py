@@ -153,7 +153,7 @@ def test_slash_model_switches_the_model_within_a_chat(open_small_chat: OpenTermi
     person.wait_for("context ")
     turn(person, "One?")
     person.type("/model nothing\r")
-    person.wait_for("try: ")
+    person.wait_for("hint: ")
     person.type("/model other\r")
     person.wait_for("unknown prompt format")
     person.type("/set format cerebrum\r")

@@ -129,7 +129,7 @@ def test_doctor_prints_plain_lines_and_quiet_hides_ok(tmp_path: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0].startswith("ok       cerebrum            cerebrum ")
     assert "warning  models              no model is installed" in lines
-    assert lines[lines.index("warning  models              no model is installed") + 1].startswith(" " * 29 + "try: ")
+    assert lines[lines.index("warning  models              no model is installed") + 1].startswith(" " * 29 + "hint: ")
     assert "\x1b" not in done.out
     quiet = doctor(tmp_path, "-q")
     assert (quiet.code, quiet.err) == (0, "")
@@ -498,16 +498,16 @@ def test_format_check_result_wraps_between_words() -> None:
     )
     assert format_check_result(result, None) == (
         "warning  token               none, so private and gated models are unavailable\n"
-        "                             try: log in: hf auth login\n"
+        "                             hint: log in: hf auth login\n"
     )
     assert format_check_result(result, 60) == (
         "warning  token               none, so private and gated\n"
         "                             models are unavailable\n"
-        "                             try: log in: hf auth login\n"
+        "                             hint: log in: hf auth login\n"
     )
     assert format_check_result(result, 25) == (
         "warning  token\n  none, so private and\n  gated models are\n"
-        "  unavailable\n  try: log in: hf auth\n       login\n"
+        "  unavailable\n  hint: log in: hf auth\n        login\n"
     )
     long = CheckResult("disk", "ok", "/a/path/that/is/longer/than/the/terminal/is/wide")
     assert format_check_result(long, 25) == f"ok       disk\n  {long.detail}\n"

@@ -91,7 +91,7 @@ def test_merge_source_is_a_name_alias_reference_or_path(home: Home) -> None:
 def test_merge_replaces_an_existing_file_only_with_yes(home: Home) -> None:
     home.out.write_bytes(b"precious")
     done = home.merge(*OUT)
-    refused = "error: out.gguf already exists\n  try: choose another file, or replace it with -y\n"
+    refused = "error: out.gguf already exists\n hint: choose another file, or replace it with -y\n"
     assert (done.code, done.out, done.err, home.out.read_bytes()) == (2, "", refused, b"precious")
     assert home.merge(*OUT, "-y").out == digests([home.out])
 

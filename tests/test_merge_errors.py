@@ -47,7 +47,7 @@ def test_merge_refuses_invalid_options(arguments: list[str], problem: str, hint:
     (home.path / "link.gguf").symlink_to("Tiny-Q4_K_M.gguf")
     before = home.files
     done = home.run("merge", "twice.yaml", *arguments)
-    assert (done.code, done.out, done.err) == (2, "", f"error: {problem}\n  try: {hint}\n")
+    assert (done.code, done.out, done.err) == (2, "", f"error: {problem}\n hint: {hint}\n")
     assert (home.files, home.rows) == (before, [])
 
 
@@ -69,7 +69,7 @@ def test_merge_reports_what_is_not_a_recipe(recipe: str, problem: str, home: Hom
     done = home.run("merge", recipe, *OUT)
     error, hint = done.err.splitlines()
     assert (done.code, done.out, error) == (2, "", f"error: {problem}")
-    assert hint.startswith("  try: ")
+    assert hint.startswith(" hint: ")
 
 
 def test_merge_reports_missing_models_with_a_hint(home: Home) -> None:
@@ -96,7 +96,7 @@ def test_merge_reports_missing_models_with_a_hint(home: Home) -> None:
     ):
         done = home.run("merge", *arguments, *OUT)
         assert (done.code, done.out) == (3, "")
-        assert done.err.startswith(f"error: {error}\n  try: {hint}")
+        assert done.err.startswith(f"error: {error}\n hint: {hint}")
     done = home.run("merge", "published.yaml", "--source", "/home/him/Tiny=Tiny-Q4_K_M.gguf", *OUT)
     assert (done.code, home.rows[0]["merged_from"]) == (0, ["Tiny-Q4_K_M.gguf"])
 
@@ -123,7 +123,7 @@ def test_merge_reports_too_little_disk_space_before_writing(home: Home, monkeypa
     problem = f"{home.path.resolve()}: not enough disk space: 60 MB free, 67 MB needed"
     assert (done.code, done.err) == (
         1,
-        f"error: {problem}\n  try: free 7 MB, or write elsewhere\n",
+        f"error: {problem}\n hint: free 7 MB, or write elsewhere\n",
     )
     (home.path / "out.gguf.part").write_bytes(bytes(7_000_000))  # will be overwritten
     home.merge_to_out()
@@ -135,7 +135,7 @@ def test_merge_reports_what_differs_between_models(home: Home) -> None:
     done = home.run("merge", "both.yaml", *OUT, "--source", "tiny=Tiny-Q4_K_M.gguf", "--source", f"other={other}")
     problem = "other.gguf differs from Tiny-Q4_K_M.gguf in llama.attention.head_count: 4 and 8"
     hint = "merge models with the same architecture, shape and vocabulary"
-    assert (done.code, done.out, done.err) == (1, "", f"error: {problem}\n  try: {hint}\n")
+    assert (done.code, done.out, done.err) == (1, "", f"error: {problem}\n hint: {hint}\n")
 
 
 def test_merge_refuses_a_mixtral_with_one_tensor_per_expert(home: Home) -> None:
@@ -159,7 +159,7 @@ def test_merge_refuses_a_mixtral_with_one_tensor_per_expert(home: Home) -> None:
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--split-size", "1MB"]])
 def test_merge_refuses_the_name_of_a_part_of_a_split_model(name: str, more: list[str], home: Home) -> None:
     done = home.merge("-o", name, *more)
-    error = f"error: -o {name}: is the name of one part of a split model\n  try: omit the part number\n"
+    error = f"error: -o {name}: is the name of one part of a split model\n hint: omit the part number\n"
     assert (done.code, done.out, done.err) == (2, "", error)
     assert (home.rows, name in home.files) == ([], False)
 
@@ -169,5 +169,5 @@ def test_merge_refuses_the_name_of_a_part_of_a_split_model(name: str, more: list
 def test_merge_reports_a_file_name_that_is_too_long(name: str, more: list[str], home: Home) -> None:
     done = home.merge("-o", name, "-q", *more)
     error, hint = done.err.splitlines()
-    assert (done.code in (1, 2), done.out, error[:7], hint[:7]) == (True, "", "error: ", "  try: "), done.err
+    assert (done.code in (1, 2), done.out, error[:7], hint[:7]) == (True, "", "error: ", " hint: "), done.err
     assert (home.rows, home.files) == ([], ["Tiny-Q4_K_M.gguf", "twice.yaml"])

@@ -170,7 +170,7 @@ def test_merge_pull_reports_circular_recipes(rows: list[str], quantizations: str
         (home.command.config / f"{each}.yaml").write_text(stack((used, 0, 4)))
     done = home.run("pull", "--offline", "-y", "own")
     assert (done.code, done.out) == (1, "")
-    assert done.err == "error: own: circular recipe\n  try: fix its row in models.toml\n"
+    assert done.err == "error: own: circular recipe\n hint: fix its row in models.toml\n"
     assert not list((home.path / "data").rglob("*.gguf*"))
 
 

@@ -274,7 +274,7 @@ def test_merge_command_two_interrupts_leave_all_or_nothing(home: CommandLine) ->
     for number, code in codes.items():
         err = (home.home / f"err.{number}").read_text()
         assert code in ("0", "130"), err
-        assert err in ("", "error: interrupted\n  try: nothing was written\n")
+        assert err in ("", "error: interrupted\n hint: nothing was written\n")
         files = {path.name: path for path in home.home.glob(f"out{number}.gguf*")}
         assert files.keys() <= {f"out{number}.gguf"}
         assert code == "130" or files

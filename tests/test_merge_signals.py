@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:Depr
 
 TIMEOUT_S = 30
 EXISTING = b"an existing file"
-INTERRUPTED = ["error: interrupted", "  try: nothing was written"]
+INTERRUPTED = ["error: interrupted", " hint: nothing was written"]
 REPEATS = 12  # of all layers: writing the file takes seconds
 WHOLE = stack(("a", 0, 6))
 FULL = Path("/dev/full")
@@ -332,7 +332,7 @@ def test_merge_command_refuses_a_file_another_process_writes(job: MergeProcess) 
     process.send_signal(signal.SIGSTOP)  # the other process starts in the middle, however fast this machine is
     done = job.command.run(*job.arguments, "-q")
     assert (done.code, done.out) == (1, "")
-    assert done.err == "error: another cerebrum merge is writing out.gguf\n  try: wait until it has finished\n"
+    assert done.err == "error: another cerebrum merge is writing out.gguf\n hint: wait until it has finished\n"
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     assert (job.wait(process), job.files) == ((130, INTERRUPTED), [])

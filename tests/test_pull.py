@@ -205,7 +205,7 @@ def test_pull_ignores_incomplete_split_models(hub_user: HubUser, parts: dict[str
     assert (done.code, done.out, done.err) == (
         3,
         "",
-        "error: owner/split has no GGUF model\n  try: see its page on the Hub\n",
+        "error: owner/split has no GGUF model\n hint: see its page on the Hub\n",
     )
 
 

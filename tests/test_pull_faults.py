@@ -85,7 +85,7 @@ def test_pull_interrupt_prints_how_to_resume(hub_user: HubUser) -> None:
     with begun(hub_user) as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
-    said = "download: 0 kB of 9 MB\nerror: interrupted\n  try: run it again to resume\n"
+    said = "download: 0 kB of 9 MB\nerror: interrupted\n hint: run it again to resume\n"
     assert (process.returncode, out, err.decode()) == (130, b"", said)
     left = partial(hub_user).stat().st_size
     assert left > 500_000
@@ -127,7 +127,7 @@ def test_pull_rejects_and_deletes_altered_bytes(hub_user: HubUser, mistral_model
         "",
         f"error: {FILE} was not downloaded correctly: its SHA-256 is {hashlib.sha256(altered).hexdigest()}, "
         f"not {hub_user.digest(FILE, REPO)}\n"
-        "  try: the download was deleted; pull again, or report it to the repository's owner\n",
+        " hint: the download was deleted; pull again, or report it to the repository's owner\n",
     )
     assert hub_user.blobs(REPO) == {}
     assert cleaned(hub_user.pull(REPO)) == here(hub_user)
@@ -140,7 +140,7 @@ def test_pull_rejects_a_damaged_partial_file_once(hub_user: HubUser) -> None:
     digest = hub_user.digest(FILE, REPO)
     assert re.fullmatch(
         rf"error: {FILE} was not downloaded correctly: its SHA-256 is [0-9a-f]{{64}}, not {digest}\n"
-        r"  try: the download was deleted; pull again, [^\n]*\n",
+        r" hint: the download was deleted; pull again, [^\n]*\n",
         cleaned(done),
     )
     assert hub_user.blobs(REPO) == {}
@@ -179,7 +179,7 @@ def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str
     hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
     done = hub_user.run("pull", REPO)
     said = (
-        "error: the Hub limits the rate of requests (429) and asks to wait 60 minutes\n  try: pull again after that\n"
+        "error: the Hub limits the rate of requests (429) and asks to wait 60 minutes\n hint: pull again after that\n"
     )
     assert (done.code, done.out, done.err) == (1, "", said)
 
@@ -196,7 +196,7 @@ def test_pull_gives_up_after_repeated_server_errors(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
     done = hub_user.run("pull", REPO)
     tried = "note: the Hub has a problem (503): retrying in 0 s\n" * 5
-    given_up = "error: the Hub has a problem (503)\n  try: pull again later\n"
+    given_up = "error: the Hub has a problem (503)\n hint: pull again later\n"
     assert (done.code, done.out, done.err) == (1, "", tried + given_up)
 
 
@@ -319,7 +319,7 @@ def test_pull_writes_nothing_to_a_full_disk(hub_user: HubUser) -> None:
         assert (code, list(disk.directory.iterdir())) == (1, [])
     assert said == (
         f"error: {hub_user.command.home}/disk: not enough disk space: 21 MB free, 73 MB needed\n"
-        "  try: free 52 MB, or set HF_HUB_CACHE to a directory on another disk\n"
+        " hint: free 52 MB, or set HF_HUB_CACHE to a directory on another disk\n"
     )
     assert not hub_user.downloads()
 
@@ -335,7 +335,7 @@ def test_pull_keeps_the_partial_file_when_the_disk_fills_up(hub_user: HubUser) -
         left = (disk.directory.parent / part).stat().st_size
         assert (code, 500_000 < left < 9_000_000) == (1, True)
         assert said.replace("download: 0 kB of 9 MB\n", "") == (
-            f"error: {FILE}: No space left on device\n  try: free some disk space, then pull again to resume\n"
+            f"error: {FILE}: No space left on device\n hint: free some disk space, then pull again to resume\n"
         )
         filler.unlink()
         hub_user.hub.log.clear()

@@ -33,7 +33,7 @@ def refused(hub_user: HubUser, *arguments: str, **more: str) -> tuple[int, str, 
     done = hub_user.run("pull", *arguments, **more)
     assert done.out == ""
     error, do = done.err.splitlines()
-    assert (error[:7], do[:7]) == ("error: ", "  try: ")
+    assert (error[:7], do[:7]) == ("error: ", " hint: ")
     assert not hub_user.cache.exists()
     return done.code, error[7:], do[7:]
 
@@ -125,7 +125,7 @@ def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, endpoint: s
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"note: {error}: retrying in 1 s\n"
-        f"error: {error}\n  try: check the network, and HF_ENDPOINT if it is set, then pull again\n"
+        f"error: {error}\n hint: check the network, and HF_ENDPOINT if it is set, then pull again\n"
     )
 
 
@@ -167,7 +167,7 @@ def test_pull_refuses_old_mixtral_files_by_their_header(hub_user: HubUser, tmp_p
     assert header.sent == 2**20
     assert refused(hub_user, str(old)) == (1, f"{old}: {what}", do)
     done = hub_user.run("ask", "-m", old, "Why?")
-    assert (done.code, done.out, done.err) == (1, "", f"error: {old}: {what}\n  try: {do}\n")
+    assert (done.code, done.out, done.err) == (1, "", f"error: {old}: {what}\n hint: {do}\n")
 
 
 MODEL_THAT_IS_TOO_BIG = """

@@ -31,7 +31,7 @@ def offline_error(hub_user: HubUser, *arguments: str, **more: str) -> str:
     done = hub_user.run(*arguments, **more)
     assert (done.code, done.out) == (3, "")
     error, do = done.err.splitlines()
-    assert do.startswith("  try: ")
+    assert do.startswith(" hint: ")
     return error
 
 
@@ -192,7 +192,7 @@ def test_pull_registers_a_name(hub_user: HubUser) -> None:
     done = hub_user.run("pull", CATALOGUED, "--name", "mine")
     assert (done.code, done.err) == (
         2,
-        "error: the name mine belongs to another model\n  try: choose another with --name\n",
+        "error: the name mine belongs to another model\n hint: choose another with --name\n",
     )
 
 

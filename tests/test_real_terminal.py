@@ -160,7 +160,7 @@ def test_ask_without_a_model_offers_one(open_terminal: OpenTerminal, key: str, c
     assert window.end() == code
     if code == 3:
         assert "error: no model is installed" in window.screen.lines
-        assert any(line.startswith("  try: cerebrum pull cerebrum-7b") for line in window.screen.lines)
+        assert any(line.startswith(" hint: cerebrum pull cerebrum-7b") for line in window.screen.lines)
 
 
 def test_ask_quiet_without_color_renders_the_same_markdown(open_terminal: OpenTerminal, chatml_model: Path) -> None:

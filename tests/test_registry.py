@@ -150,7 +150,7 @@ def test_registry_reports_and_keeps_a_damaged_file(tmp_path: Path, content: str)
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert caught.value.message.startswith(f"{path}: damaged")
-        assert "move it away" in caught.value.hint
+        assert "move it elsewhere" in caught.value.hint
     assert path.read_bytes() == os.fsencode(content)
 
 

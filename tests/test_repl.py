@@ -120,7 +120,7 @@ def test_chat_script_output_is_a_transcript(user: CommandLine) -> None:
     assert [line for line in done.err.splitlines() if line not in truncated] == [
         "Undone: Who are you?",
         "error: unknown command /xyzzy",
-        "  try: /help lists commands; to send the text itself, put a space before the slash",
+        " hint: /help lists commands; to send the text itself, put a space before the slash",
         "system prompt: Be kind.",
     ]
 
@@ -148,7 +148,7 @@ def test_slash_prompt_shows_the_evaluated_prompt(user: CommandLine, tmp_path: Pa
     ("script", "error"),
     [
         ("/retry\n", "no question to answer"),
-        ("/retry hot\n", "/retry hot"),
+        ("/retry hot\n", "/retry: hot is neither a temperature nor a seed"),
         ("/undo\n", "nothing to undo"),
         ("/continue\n", "no reply to continue"),
         ("/fork\n", "no messages yet"),
@@ -163,7 +163,7 @@ def test_slash_command_errors_do_not_end_the_chat(user: CommandLine, script: str
     done = chat(user, f"{script}/exit\n")
     first, second = done.err.splitlines()
     assert first == f"error: {error}"
-    assert second.startswith("  try: ")
+    assert second.startswith(" hint: ")
     assert done.out.endswith("> /exit\n")
 
 
@@ -182,7 +182,7 @@ def test_chat_full_context_drops_the_oldest_turns_or_stops(user: CommandLine) ->
 def test_chat_rejects_an_unknown_overflow(user: CommandLine) -> None:
     done = user.run("chat", "--overflow", "shift", stdin="hi\n")
     assert done.code == 2
-    assert done.err.splitlines() == ["error: --overflow is 'shift'", "  try: it must be drop-oldest or stop"]
+    assert done.err.splitlines() == ["error: --overflow is 'shift'", " hint: it must be drop-oldest or stop"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_chat_rejects_an_unknown_overflow(user: CommandLine) -> None:
         ("/copy\n", "error: no reply yet"),
         ("hi\n/copy 1\n", "error: /copy 1: the last reply has 0 code blocks"),
         ("hi\n/edit\n", "error: cannot edit while questions are piped in"),
-        ("hi\n/edit both\n", "error: /edit both"),
+        ("hi\n/edit both\n", "error: /edit: both is neither question nor answer"),
         ("/save\n", "error: /save needs a name"),
         ("/export talk.md\n", "error: the conversation is empty"),
         ("hi\n/export talk.pdf\n", "error: talk.pdf: unsupported file type"),
@@ -262,7 +262,7 @@ def test_slash_export_chooses_the_format_by_suffix(user: CommandLine, tmp_path: 
 
 def test_chat_rejects_continue_with_session(user: CommandLine) -> None:
     done = user.run("chat", "-c", "--session", "x", stdin="hi\n")
-    assert (done.code, done.err.splitlines()[0]) == (2, "error: -c and --session exclude each other")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: -c and --session cannot be used together")
 
 
 # A user at a terminal.

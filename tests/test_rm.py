@@ -48,7 +48,7 @@ def test_rm_frees_the_bytes_of_a_model(hub_user: HubUser) -> None:
     assert (done.code, done.out, done.err) == (
         3,
         "",
-        "error: cerebrum-7b is not downloaded\n  try: list installed models with cerebrum list\n",
+        "error: cerebrum-7b is not downloaded\n hint: list installed models with cerebrum list\n",
     )
     assert hub_user.hugging_face("[*map(str, scan_cache_dir().warnings)]", "len(scan_cache_dir().repos)") == [[], 0]
 

@@ -130,7 +130,7 @@ def test_missing_sessions_and_files_are_reported(
     done = user.run(*arguments)
     first, second = done.err.splitlines()
     assert (done.code, done.out, first) == (code, "", f"error: {error}")
-    assert second.startswith("  try: ")
+    assert second.startswith(" hint: ")
 
 
 def test_ask_continue_refuses_messages_and_raw(user: CommandLine) -> None:

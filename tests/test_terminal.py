@@ -310,10 +310,10 @@ def test_errors_print_message_hint_and_log_without_controls() -> None:
     streams.error(EngineError("no memory", "less", log=["alloc failed", "of 9 GB"]))
     assert written(streams.err).splitlines() == [
         "error: ab",
-        "  try: cd",
+        " hint: cd",
         "error: alone",
         "error: no memory",
-        "  try: less",
+        " hint: less",
         "  log: alloc failed",
         "  log: of 9 GB",
     ]

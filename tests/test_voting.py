@@ -119,7 +119,7 @@ def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tupl
     hint = (
         "read the reply: cerebrum sessions show q" if "--final" in arguments else "ask for a final answer in the prompt"
     )
-    assert done.err == f"error: no final answer in 3 samples\n  try: {hint}\n"
+    assert done.err == f"error: no final answer in 3 samples\n hint: {hint}\n"
     if "--json" in arguments:
         votes = done.object["votes"]
         assert (votes["winner"], votes["tally"], votes["agreement"], votes["samples"]) == (None, [], 0.0, 3)
@@ -230,7 +230,7 @@ def test_vote_at_temperature_0_is_a_usage_error(
         config.write_text("temperature = 0\n")
     done = runner.run(*arguments, replies=[reply(4)], command=command)
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("error: --votes needs a temperature above 0: at 0 all samples are the same\n  try: ")
+    assert done.err.startswith("error: --votes needs a temperature above 0: at 0 all samples are the same\n hint: ")
     assert not runner.script["backends"]
     assert not list(runner.home.glob("out*"))
 
@@ -239,7 +239,7 @@ def test_vote_at_temperature_0_is_a_usage_error(
 def test_invalid_votes_exit_2(runner: VoteRunner, votes: str) -> None:
     done = runner.run("q", "--votes", votes, replies=["ok"])
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: --votes is {votes!r}\n  try: it must be a number of samples from 1 to 256")
+    assert done.err.startswith(f"error: --votes is {votes!r}\n hint: it must be a number of samples from 1 to 256")
 
 
 # Sessions.

@@ -89,7 +89,7 @@ def open_locked(path: Path) -> int:
                 raise BatchError(message, "wait for it, or choose another -o")
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise BatchError(f"{path} is not a regular file", "move it away, or choose another -o")
+                raise BatchError(f"{path} is not a regular file", "move it elsewhere, or choose another -o")
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(status, path.stat()):
                     return descriptor

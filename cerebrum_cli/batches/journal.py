@@ -175,5 +175,5 @@ class Journal:
     def _require_unchanged_output(self) -> None:
         output = self._paths.output
         if file_stamp(output) != self._replaced:
-            hint = "move it away, then run it again without --restart to write the result"
+            hint = "move it elsewhere, then run it again without --restart to write the result"
             raise BatchError(f"{output} was changed while the batch ran", hint)

@@ -86,7 +86,7 @@ def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversat
         return Conversation(system_prompt=system_prompt).user(require_prompt(rendered))
     if messages is not None:
         if prompt is not None:
-            raise InvalidRow("invalid_request", "`prompt` and `messages` exclude each other: omit one")
+            raise InvalidRow("invalid_request", "`prompt` and `messages` cannot be used together: omit one")
         return _conversation_from_messages(messages, system_prompt)
     if prompt is None:
         keys = ", ".join(request) or "none"
@@ -104,7 +104,7 @@ def _conversation_from_messages(messages: Any, system: str | None) -> Conversati
     if system is None:
         return conversation
     if conversation.system_prompt is not None:
-        raise InvalidRow("invalid_request", "`system` and a system message exclude each other: omit one")
+        raise InvalidRow("invalid_request", "`system` and a system message cannot be used together: omit one")
     return replace(conversation, system_prompt=system)
 
 

@@ -64,7 +64,7 @@ def read_record(path: Path) -> Record | None:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         message = f"{path} is not a batch record"
-        raise BatchError(message, "move it away, choose another -o, or use --restart to replace it") from error
+        raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to replace it") from error
 
 
 def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class PartialFile:
                 before = None if position is None else self._lines.get(position)
                 if object is None or position is None or (before and before.has_answer):
                     message = f"{self._path} is damaged: line {number} matches no row of the input"
-                    raise BatchError(message, "move it away, choose another -o, or use --restart to start over")
+                    raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
                 self._add_line(position, line, count_row(object))
         self.clear()
 

@@ -67,7 +67,7 @@ def read_rows(
     data = data.removeprefix(_BOM)
     if shape in _DELIMITERS:
         if column is not None and parsed_template:
-            raise UsageError("--column and --template exclude each other", "omit one")
+            raise UsageError("--column and --template cannot be used together", "omit one")
         rows = tuple(read_table(_decoded(data), _DELIMITERS[shape], column, parsed_template, carry))
     elif column is not None:
         raise UsageError(f"--column is for csv and tsv, but the input is {shape}", 'use --template "{NAME}"')

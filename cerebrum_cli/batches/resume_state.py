@@ -34,7 +34,7 @@ def decide(state: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPath
     if record is None:
         if state.partial:
             message = f"{paths.partial} exists, but its record {paths.meta.name} is missing"
-            raise BatchError(message, "move it away, choose another -o, or use --restart to start over")
+            raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
         if state.output:
             raise BatchError(f"{paths.output} already exists", _REPLACE)
         return "begin"
@@ -48,7 +48,7 @@ def decide(state: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPath
         if state.output == record.replaces:
             return "resume"
         message = f"{paths.output} was changed after {paths.partial} was started"
-        raise BatchError(message, "move it away to resume, or use --restart to start over and replace it")
+        raise BatchError(message, "move it elsewhere to resume, or use --restart to start over and replace it")
     if state.output == record.replaces and record.result is None:
         return "begin"  # --restart was interrupted before the first row
     raise BatchError(f"{paths.output} was changed after it was completed", _REPLACE)

@@ -164,7 +164,7 @@ class Registry:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"{self._path}: damaged registry ({type(error).__name__}: {error})",
-                "move it away and pull your models again; the model files are intact",
+                "move it elsewhere and pull your models again; the model files are intact",
             ) from error
 
     def _write(self, content: _Content) -> None:

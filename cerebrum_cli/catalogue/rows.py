@@ -54,9 +54,11 @@ def _read(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}", "make it readable, or move it away") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}", "make it readable, or move it elsewhere"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}", "fix it, or move it away") from error
+        raise ConfigError(f"{path}: not valid TOML: {error}", "fix it, or move it elsewhere") from error
     _reject_unknown_keys(_Location(path, "the file"), content, ("models",))
     return _table(_Location(path, "models"), content.get("models", {}))
 

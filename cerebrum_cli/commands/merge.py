@@ -21,7 +21,9 @@ def merge(
     given: Annotated[Layer, SettingKeys(("ctx",))],
     options: MergeCommandOptions,
 ) -> None:
-    """Layers are stacked byte for byte, or weights of several models are combined, without full-precision weights.
+    """Stack layers, which are copied byte for byte, or combine the weights of several models.
+
+    No full-precision files are needed.
 
     Prints the SHA-256 of each file written.
     """

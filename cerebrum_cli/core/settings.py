@@ -109,7 +109,7 @@ def read_config(path: Path) -> Layer:
         if unquoted := _UNQUOTED.search(text):
             problem = f"{path}:{line_of(text, unquoted.start())}: {unquoted[2]} is text without quotes"
             raise ConfigError(problem, f'write {unquoted[1]} = "{unquoted[2]}"') from error
-        raise ConfigError(f"{path}: {error}", "fix the file, or move it away") from error
+        raise ConfigError(f"{path}: {error}", "fix the file, or move it elsewhere") from error
     layer = {}
     for name, value in values.items():
         key = name.replace("-", "_")

@@ -32,9 +32,10 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
         lambda: runtime.history, runtime.streams.notice, continues=options.continue_, saves=saves
     )
     if options.final and options.schema:
-        raise UsageError("--final and --schema exclude each other", "omit --final: the whole answer is JSON")
+        raise UsageError("--final and --schema cannot be used together", "omit --final: the whole answer is JSON")
     if options.continue_ and (options.raw or options.messages):
-        raise UsageError("-c continues a session", f"leave out {'--raw' if options.raw else '--messages'}")
+        other = "--raw" if options.raw else "--messages"
+        raise UsageError(f"-c and {other} cannot be used together", "omit one of them")
     given = recorder.with_defaults({**given, "cache_gb": 0} if options.no_cache else given)
     model = find_model(runtime, given, options)
     vote = new_vote(options)

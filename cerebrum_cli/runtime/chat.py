@@ -39,7 +39,7 @@ def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, op
     if len(words) > 1:
         raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
-        raise UsageError("-c and --session exclude each other", "give one of them")
+        raise UsageError("-c and --session cannot be used together", "give one of them")
     system, history, name = given.get("system"), runtime.history, options.session
     session = (
         history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None

@@ -30,7 +30,7 @@ def read_grammar(runtime: Runtime, options: GenerationOptions, quiet: bool) -> s
     """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError."""
     schema, grammar = options.schema, options.grammar
     if schema and grammar:
-        raise UsageError("--schema and --grammar exclude each other", "give one of them")
+        raise UsageError("--schema and --grammar cannot be used together", "give one of them")
     if schema:
         try:
             text, ignored = runtime.schema_to_grammar(read_text(schema))

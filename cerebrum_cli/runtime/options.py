@@ -151,10 +151,10 @@ class TuneOptions(PullOptions):
     def validate(self) -> None:
         """Raise UsageError for options that exclude or require each other."""
         if self.quick and self.thorough:
-            raise UsageError("--quick and --thorough exclude each other", "give one of them")
+            raise UsageError("--quick and --thorough cannot be used together", "give one of them")
         if self.reencode and (self.quick or self.thorough):
             other = "quick" if self.quick else "thorough"
-            raise UsageError(f"--reencode and --{other} exclude each other", "give one of them")
+            raise UsageError(f"--reencode and --{other} cannot be used together", "give one of them")
         if self.apply and not self.reencode:
             raise UsageError("--apply without --reencode", "add --reencode")
         if self.force and not self.apply:

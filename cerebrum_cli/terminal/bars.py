@@ -173,6 +173,7 @@ class FileProgress:
                 DownloadColumn,
                 Progress,
                 TextColumn,
+                TimeRemainingColumn,
                 TransferSpeedColumn,
             )
 
@@ -181,7 +182,7 @@ class FileProgress:
                 BarColumn(),
                 DownloadColumn(),
                 TransferSpeedColumn(),
-                TextColumn("{task.fields[left]}"),
+                TimeRemainingColumn(),
                 console=Console(file=self._streams.err),
             )
             self._bars.start()

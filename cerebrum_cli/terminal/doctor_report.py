@@ -14,7 +14,7 @@ STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bol
 STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
 MIN_TEXT_WIDTH = 30  # columns; on a narrower terminal the text is below the name, not beside it
-HINT_PREFIX = "try: "
+HINT_PREFIX = "hint: "
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class Streams:
         """Print an error: the message, the hint, and llama.cpp's log."""
         self.write_line("error: ", error.message)
         if error.hint:
-            self.write_line("  try: ", error.hint)
+            self.write_line(" hint: ", error.hint)
         for line in error.log if isinstance(error, EngineError) else ():
             self.info(f"  log: {line}")
 

@@ -142,7 +142,7 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
     """Print the models of the catalog, each with the quantization recommended for this machine."""
     print_table(
         streams,
-        ("name", "installed", "best fit", "size", "verdict", "license", "system"),
+        ("name", "installed", "best fit", "size", "verdict", "license", "full name"),
         [
             (
                 row["name"],
@@ -156,7 +156,7 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
             for row in rows
             for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
         ],
-        drop=("system", "license", "installed", "best fit"),
+        drop=("full name", "license", "installed", "best fit"),
     )
 
 

@@ -25,7 +25,7 @@ class DroppedTurns(NamedTuple):
         return NoticeEvent(
             f"the context of {context_size} tokens is nearly full: dropped the"
             f" {self.messages} oldest messages ({self.tokens} tokens) from it",
-            "they stay in the session; raise --ctx to fit more, or use --overflow stop to stop instead",
+            "they stay in the session; raise --ctx to fit more, or use --overflow stop to refuse the question instead",
         )
 
 

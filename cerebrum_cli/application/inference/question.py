@@ -34,7 +34,7 @@ class Question:
     def validate(self, piped: Readable | None) -> None:
         """Raise UsageError for sources that cannot give a question. Reads nothing."""
         if self.messages is not None and (self.prompt is not None or self.files or self.raw):
-            raise UsageError("--messages is the whole conversation", "omit the prompt, --file and --raw")
+            raise UsageError("--messages cannot be combined with a prompt, --file or --raw", "omit them")
         if piped is not None:
             return
         if self.messages == Path("-"):

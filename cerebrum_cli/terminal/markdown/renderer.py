@@ -112,9 +112,10 @@ class MarkdownStream:
         row_count = len(rows)
         if width < self._drawn_width:
             row_count = sum(wrapped_row_count(row_text(row), width) for row in rows)
-        if up := min(row_count, options.size.height - 1):
-            self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.CURSOR_UP, up)))
-            self._console.print(Segments([ERASE_BELOW]), end="")
+        # Row by row: tmux keeps a copy of a screen that is erased as a whole.
+        up = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)) * min(row_count, options.size.height - 1)
+        if up:
+            self._console.control(Control(ControlType.CARRIAGE_RETURN, *up))
 
 
 def rendered(text: str, width: int) -> str:
@@ -133,7 +134,6 @@ def _mode(code: str) -> Segment:
 
 
 AUTOWRAP_OFF, AUTOWRAP_ON = _mode("\x1b[?7l"), _mode("\x1b[?7h")
-ERASE_BELOW = _mode("\x1b[J")
 # Terminals that know synchronized output show a frame in one step; others ignore it, and still hide the cursor.
 FRAME_BEGIN, FRAME_END = _mode("\x1b[?2026h\x1b[?25l"), _mode("\x1b[?25h\x1b[?2026l")
 

@@ -120,7 +120,7 @@ def retry_settings(settings: Settings, argument: str) -> Settings:
     try:
         return replace(settings, temperature=parse_value("temperature", argument))
     except UsageError as error:
-        raise UsageError(f"/retry {argument}", "give a temperature, such as /retry 0.7, or a seed") from error
+        raise UsageError(f"/retry: {argument} is neither a temperature nor a seed", "for example /retry 0.7") from error
 
 
 def vote(repl: Repl, line: SlashLine) -> None:
@@ -128,7 +128,7 @@ def vote(repl: Repl, line: SlashLine) -> None:
     try:
         majority_vote = MajorityVote(parse_votes(votes))
     except UsageError as error:
-        message = f"/votes {votes}".rstrip()
+        message = f"/votes: {votes or 'nothing'} is not a number of samples"
         raise UsageError(
             message, "give a number of samples, such as /votes 8 or /votes auto, then optionally a question"
         ) from error
@@ -141,7 +141,7 @@ def vote(repl: Repl, line: SlashLine) -> None:
 def edit(repl: Repl, line: SlashLine) -> None:
     chat, part = repl.chat, line.argument or "question"
     if part not in PARTS:
-        raise UsageError(f"/edit {part}", f"edit the {' or the '.join(PARTS)}")
+        raise UsageError(f"/edit: {part} is neither {' nor '.join(PARTS)}", f"edit the {' or the '.join(PARTS)}")
     stored = chat.last_question if part == "question" else chat.last_reply
     if stored is None:
         raise UsageError(f"no {part} to edit", "ask something first")

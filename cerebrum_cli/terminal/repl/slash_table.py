@@ -60,7 +60,7 @@ SLASH_COMMANDS = (
     SlashCommand("fork", "[NAME]", "continue in a copy of this session"),
     SlashCommand("sessions", "", "list saved sessions"),
     SlashCommand("load", "NAME", "switch to another session", "session"),
-    SlashCommand("save", "NAME", "name this session; it is saved in any case"),
+    SlashCommand("save", "NAME", "rename this session (sessions are always saved)"),
     SlashCommand("export", "FILE", "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)", "path"),
     SlashCommand("file", "FILE", "prepend a file to the next question", "path"),
     SlashCommand("tokens", "", "show context usage"),
