@@ -60,14 +60,15 @@ def assert_restored(person: Person, tmp_path: Path) -> None:
 # SIGTERM and SIGHUP.
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
-def test_chat_ignores_further_signals_while_it_saves_a_reply(
-    open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+def test_chat_signal_saves_the_reply_and_exits_ignoring_further_ones(
+    open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path, number: signal.Signals, code: int, count: int
 ) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.02)
     person.type("Talk!\r")
     person.wait_for("word5 ")
-    for _ in range(3):
+    for _ in range(count):
         person.kill(number)
         time.sleep(0.002)
     assert person.end() == code

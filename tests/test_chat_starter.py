@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
 from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
 from scripted_command import install
-from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -108,27 +106,6 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
     assert cut["finish_reason"] == "cancelled"
     assert cut["content"]
     assert (answer["finish_reason"] in ("length", "stop"), bool(answer["content"])) == (True, True)
-
-
-def test_starter_chat_killed_during_a_reply_can_be_continued(
-    open_starter_chat: OpenTerminal, new_user: CommandLine
-) -> None:
-    person = open_starter_chat("--session", "killed", "--no-markdown", "-n", "12")
-    turn(person, "Name a color.")
-    person.type("/set max_tokens\r")
-    person.type("Tell me a very long story.\r")
-    wait_until(lambda: len(new_user.messages("killed")) > 2)
-    person.wait_for_lines(4)
-    person.kill(signal.SIGKILL)
-    assert person.end() == 128 + signal.SIGKILL
-    before = new_user.messages("killed")
-    assert [each["content"] for each in before[::2]] == ["Name a color.", "Tell me a very long story."]
-    again = open_starter_chat("-c", "-n", "12")
-    again.wait_for("Continuing 'killed'. Last exchange:")
-    turn(again, "Name an animal.")
-    again.type("\x04")
-    assert again.end() == 0
-    assert new_user.contents("killed")[:2] == [each["content"] for each in before[:2]]
 
 
 def test_starter_chat_window_is_resized_during_a_reply(open_starter_chat: OpenTerminal, new_user: CommandLine) -> None:

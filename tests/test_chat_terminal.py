@@ -245,14 +245,19 @@ def test_chat_output_can_be_piped_from_a_terminal(
     assert user.contents("one")[1] in (tmp_path / "log").read_text()
 
 
-def test_chat_accepts_a_line_that_is_not_utf_8(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+@pytest.mark.parametrize(
+    ("line", "question"), [(b"What is \xff?", "What is \ufffd?"), (b'"""doc""" is what?', '"""doc""" is what?')]
+)
+def test_prompt_sends_a_line_that_is_not_utf_8_or_starts_with_a_fence(
+    open_small_chat: OpenTerminal, user: CommandLine, line: bytes, question: str
+) -> None:
     person = open_small_chat("--session", "tea")
     person.wait_for("context ")
-    person.type(b"What is \xff?\r")
+    person.type(line + b"\r")
     person.wait_for("truncated at 4 tokens")
     person.type("\x04")
     assert person.end() == 0
-    assert user.contents("tea")[0] == "What is \ufffd?"
+    assert user.contents("tea")[0] == question
 
 
 def test_prompt_history_failure_is_reported_once(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -288,16 +293,6 @@ def test_toolbar_keeps_the_context_usage_in_a_narrow_window(open_small_chat: Ope
     person.wait_for("small | context 37/2048 (2%)")
     person.type("\x04")
     assert person.end() == 0
-
-
-def test_prompt_sends_a_line_that_only_starts_with_a_fence(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat("--session", "tea")
-    person.wait_for("context ")
-    person.type('"""doc""" is what?\r')
-    person.wait_for("truncated at 4 tokens")
-    person.type("\x04")
-    assert person.end() == 0
-    assert user.contents("tea")[0] == '"""doc""" is what?'
 
 
 def test_prompt_keeps_the_text_if_the_editor_fails(open_small_chat: OpenTerminal, user: CommandLine) -> None:

@@ -302,20 +302,6 @@ def test_chat_killed_keeps_its_turns(open_chat: OpenTerminal, user: CommandLine)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_chat_signal_saves_the_reply_and_exits(
-    open_chat: OpenTerminal, user: CommandLine, number: signal.Signals, code: int
-) -> None:
-    person = open_chat(WORDS, "--no-markdown", pause=0.02)
-    person.type("Talk!\r")
-    person.wait_for("word5 ")
-    person.kill(number)
-    assert person.end() == code
-    reply = user.messages("talk")[-1]
-    assert reply["finish_reason"] == "cancelled"
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat("Yes.")
     person.type("one\x0atwo\x1b\rthree\r")  # Ctrl-J, then Alt-Enter
