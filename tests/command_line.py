@@ -77,6 +77,15 @@ class CommandLine:
         )
         return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
 
+    def messages(self, session: str) -> list[dict[str, Any]]:
+        """Messages of a saved session; empty if there is none."""
+        shown = self.run("sessions", "show", session, "--json")
+        return list(shown.object["messages"]) if shown.code == 0 else []
+
+    def contents(self, session: str) -> list[str]:
+        """Texts of a saved session."""
+        return [each["content"] for each in self.messages(session)]
+
     def start(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a command, to read its output while it runs."""
         return subprocess.Popen(

@@ -17,7 +17,7 @@ from hub_server import HubServer
 from hub_user import OTHER, READER, HubUser
 from hypothesis import settings
 from llama_engines import MODELS
-from merges import FOUR_LAYERS, Home
+from merges import FOUR_LAYERS, SIX_LAYERS, Home
 from person import OpenTerminal, Person
 from scripted_command import SCRIPTED, install
 from tiny_models import write_chatml, write_mistral, write_quantized, write_recurrent, write_sliding_window
@@ -113,16 +113,28 @@ def hub_user(new_user: CommandLine) -> Iterator[HubUser]:
 
 
 @pytest.fixture(scope="session")
-def four_layer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with the layers and types of Mistral 7B."""
+    return write_quantized(tmp_path_factory.mktemp("models") / "seven.gguf")
+
+
+@pytest.fixture(scope="session")
+def six_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of six layers in half precision."""
+    return write_quantized(tmp_path_factory.mktemp("models") / "small.gguf", shape=SIX_LAYERS, encoding="F16")
+
+
+@pytest.fixture(scope="session")
+def four_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A quantized model of four layers."""
     return write_quantized(tmp_path_factory.mktemp("models") / "tiny.gguf", shape=FOUR_LAYERS)
 
 
 @pytest.fixture
-def home(tmp_path: Path, four_layer_model: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, four_layers: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A home directory with a model and a recipe, which is the working directory of the test."""
     monkeypatch.chdir(tmp_path)
-    return Home(tmp_path, four_layer_model)
+    return Home(tmp_path, four_layers)
 
 
 @pytest.fixture

@@ -25,16 +25,16 @@ LONG = {FIRST_PROMPT: " and so on"}
 @pytest.fixture
 def chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
     """A chat with a model that gives scripted replies."""
-    yield from open_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
+    yield from closing_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(SCRIPT), context_size=500))
 
 
 @pytest.fixture
 def endless_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
     """A chat with a model that never ends a reply."""
-    yield from open_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500))
+    yield from closing_chat(store, tmp_path, chatml_model, lambda: ScriptedBackend(endless(LONG), context_size=500))
 
 
-def open_chat(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:
+def closing_chat(store: Store, home: Path, file: Path, backend: Callable[[], ScriptedBackend]) -> Iterator[Chat]:
     chat = make_chat(store, home, file, backend)
     yield chat
     chat.close()
@@ -190,7 +190,7 @@ WINDOW_SCRIPT = {
 @pytest.fixture
 def small_chat(store: Store, tmp_path: Path, chatml_model: Path) -> Iterator[Chat]:
     """A chat whose context fits two of three turns."""
-    yield from open_chat(
+    yield from closing_chat(
         store, tmp_path, chatml_model, lambda: ScriptedBackend(replies(WINDOW_SCRIPT), context_size=250)
     )
 

@@ -41,6 +41,7 @@ def test_chat_script_asks_a_bare_exit_as_a_question(chat: Chat) -> None:
     assert chat("exit\nWho?\n").out.splitlines() == ["> exit", "Yes.", "> Who?", "Me."]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("word", ["exit", "quit", ":q"])
 def test_chat_asks_before_a_bare_exit_leaves(person: Person, word: str) -> None:

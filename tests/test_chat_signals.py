@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import CommandLine
@@ -32,11 +31,6 @@ def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISUAL", str(editor))
     editor.write_text("#!/bin/sh\nstty -a > modes\necho $$ > editing\nexec sleep 60\n")
     editor.chmod(0o755)
-
-
-def messages(new_user: CommandLine, name: str) -> list[dict[str, Any]]:
-    done = new_user.run("sessions", "show", name, "--json")
-    return list(done.object["messages"]) if done.code == 0 else []
 
 
 def wait_for_editor(tmp_path: Path) -> int:
@@ -66,19 +60,20 @@ def assert_restored(person: Person, tmp_path: Path) -> None:
 # SIGTERM and SIGHUP.
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(("number", "code"), ENDINGS)
-def test_chat_ignores_further_signals_while_it_saves_a_reply(
-    open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+def test_chat_signal_saves_the_reply_and_exits_ignoring_further_ones(
+    open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path, number: signal.Signals, code: int, count: int
 ) -> None:
     person = open_chat(WORDS, "--no-markdown", pause=0.02)
     person.type("Talk!\r")
     person.wait_for("word5 ")
-    for _ in range(3):
+    for _ in range(count):
         person.kill(number)
         time.sleep(0.002)
     assert person.end() == code
     assert_restored(person, tmp_path)
-    assert messages(new_user, "talk")[-1]["finish_reason"] == "cancelled"
+    assert new_user.messages("talk")[-1]["finish_reason"] == "cancelled"
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.001, 0.01])
@@ -144,8 +139,8 @@ def test_chat_saves_the_reply_when_its_terminal_closes(
     person.type("Talk!\r")
     person.wait_for("word5 ")
     person.hang_up()
-    wait_until(lambda: messages(new_user, "talk")[-1]["finish_reason"] == "cancelled")
-    assert messages(new_user, "talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
+    wait_until(lambda: new_user.messages("talk")[-1]["finish_reason"] == "cancelled")
+    assert new_user.messages("talk")[-1]["content"].startswith("word0 word1 word2 word3 word4 word5")
 
 
 def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -201,7 +196,7 @@ def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, n
     person.wait_for("Yes.")
     person.type("\x04")
     assert person.end() == 0
-    assert [each["content"] for each in messages(new_user, "one")] == ["One?", "Yes."]
+    assert new_user.contents("one") == ["One?", "Yes."]
 
 
 def test_chat_ctrl_c_ends_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -278,6 +273,6 @@ def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(
         written += talk.stdout.read()
         assert talk.wait(30) == 130
     assert b"And then?" not in written
-    question, reply = messages(new_user, "talk")
+    question, reply = new_user.messages("talk")
     assert question["content"] == "Talk!"
     assert reply["finish_reason"] == "cancelled"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import COMMAND, CommandLine
@@ -35,12 +33,6 @@ def open_starter_chat(open_terminal: OpenTerminal) -> OpenTerminal:
     return start
 
 
-def messages(new_user: CommandLine, name: str) -> list[dict[str, Any]]:
-    """Messages of a session with their metadata."""
-    rows: list[dict[str, Any]] = new_user.run("sessions", "show", name, "--json").object["messages"]
-    return rows
-
-
 def turn(person: Person, question: str) -> None:
     """Ask, and wait for the end of the reply, when /stats typed ahead runs."""
     person.type(f"{question}\r/stats\r")
@@ -60,7 +52,7 @@ def test_starter_chat_reuses_tokens_after_undo_and_retry(
     turn(person, "And of Spain?")
     person.type("\x04")
     assert person.end() == 0
-    first, _, second, last = messages(new_user, "what-is-the-capital-of")
+    first, _, second, last = new_user.messages("what-is-the-capital-of")
     assert (first["content"], second["content"]) == ("What is the capital of France?", "And of Spain?")
     timings = last["timings"]
     assert timings["cached_tokens"] > 30
@@ -78,7 +70,7 @@ def test_starter_chat_takes_forty_pasted_lines_as_one_question(
     turn(person, "")
     person.type("\x04")
     assert person.end() == 0
-    assert messages(new_user, "paste")[0]["content"].splitlines() == lines
+    assert new_user.messages("paste")[0]["content"].splitlines() == lines
 
 
 def test_starter_chat_ctrl_c_stops_decode_and_prefill(
@@ -106,7 +98,7 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
     turn(person, "What is two and two?")
     person.type("\x04")
     assert person.end() == 0
-    story, cut, question, answer = messages(new_user, "stops")
+    story, cut, question, answer = new_user.messages("stops")
     assert (story["content"], question["content"]) == (
         "Tell me a very long story.",
         "What is two and two?",
@@ -114,26 +106,6 @@ def test_starter_chat_ctrl_c_stops_decode_and_prefill(
     assert cut["finish_reason"] == "cancelled"
     assert cut["content"]
     assert (answer["finish_reason"] in ("length", "stop"), bool(answer["content"])) == (True, True)
-
-
-def test_starter_chat_killed_during_a_reply_can_be_continued(
-    open_starter_chat: OpenTerminal, new_user: CommandLine
-) -> None:
-    person = open_starter_chat("--session", "killed", "--no-markdown", "-n", "12")
-    turn(person, "Name a color.")
-    person.type("/set max_tokens\r")
-    person.type("Tell me a very long story.\r")
-    person.wait_for_lines(4)
-    person.kill(signal.SIGKILL)
-    assert person.end() == 128 + signal.SIGKILL
-    before = messages(new_user, "killed")
-    assert [each["content"] for each in before[::2]] == ["Name a color.", "Tell me a very long story."]
-    again = open_starter_chat("-c", "-n", "12")
-    again.wait_for("Continuing 'killed'. Last exchange:")
-    turn(again, "Name an animal.")
-    again.type("\x04")
-    assert again.end() == 0
-    assert [each["content"] for each in messages(new_user, "killed")][:2] == [each["content"] for each in before[:2]]
 
 
 def test_starter_chat_window_is_resized_during_a_reply(open_starter_chat: OpenTerminal, new_user: CommandLine) -> None:
@@ -146,7 +118,7 @@ def test_starter_chat_window_is_resized_during_a_reply(open_starter_chat: OpenTe
     person.type("\x04")
     assert person.end() == 0
     assert not person.screen.cursor_hidden
-    words = re.findall(r"\w+", messages(new_user, "sizes")[1]["content"])
+    words = re.findall(r"\w+", new_user.messages("sizes")[1]["content"])
     assert set(words) <= set(re.findall(r"\w+", " ".join(person.screen.lines)))
 
 
@@ -159,8 +131,8 @@ def test_starter_chat_script_runs_beside_another_chat(open_starter_chat: OpenTer
     assert [line for line in done.out.splitlines() if line.startswith("> ")] == [
         f"> {line}" for line in script.splitlines()
     ]
-    assert len(messages(new_user, "script")) == 40
+    assert len(new_user.messages("script")) == 40
     turn(person, "And what is one plus one?")
     person.type("\x04")
     assert person.end() == 0
-    assert len(messages(new_user, "other")) == 2
+    assert len(new_user.messages("other")) == 2

@@ -30,10 +30,6 @@ def open_small_chat(open_terminal: OpenTerminal) -> OpenTerminal:
     return partial(open_terminal, COMMAND, "chat", "-m", "small", "-n", "4")
 
 
-def contents_of(user: CommandLine, name: str) -> list[str]:
-    return [each["content"] for each in user.run("sessions", "show", name, "--json").object["messages"]]
-
-
 def turn(person: Person, question: str) -> None:
     """Ask, and wait for the end of the reply, when /tokens typed ahead runs."""
     person.type(f"{question}\r/tokens\r")
@@ -69,7 +65,7 @@ def test_chat_continue_resumes_the_latest_session(open_small_chat: OpenTerminal,
     turn(again, "Three?")
     again.type("\x04")
     assert again.end() == 0
-    assert contents_of(user, "one")[::2] == ["One?", "Three?"]
+    assert user.contents("one")[::2] == ["One?", "Three?"]
 
 
 def test_chat_session_is_locked_against_a_second_process(open_small_chat: OpenTerminal, user: CommandLine) -> None:
@@ -109,7 +105,7 @@ def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: Ope
     turn(again, "Three?")
     again.type("\x04")
     assert again.end() == 0
-    contents = contents_of(user, "tea")
+    contents = user.contents("tea")
     assert contents[0] == "One?"
     assert contents[-2] == "Three?"
 
@@ -189,7 +185,7 @@ def test_slash_edit_changes_the_last_question_or_reply(
     person.wait_for("already exists")
     person.type("\x04")
     assert person.end() == 0
-    question, reply = contents_of(user, "one")
+    question, reply = user.contents("one")
     assert question == "So: Two?"
     assert reply.startswith("So: ")
     assert reply in (tmp_path / "talk.md").read_text()
@@ -246,17 +242,22 @@ def test_chat_output_can_be_piped_from_a_terminal(
     person.wait_for("truncated at 4 tokens")
     person.type("\x04")
     assert person.end() == 0
-    assert contents_of(user, "one")[1] in (tmp_path / "log").read_text()
+    assert user.contents("one")[1] in (tmp_path / "log").read_text()
 
 
-def test_chat_accepts_a_line_that_is_not_utf_8(open_small_chat: OpenTerminal, user: CommandLine) -> None:
+@pytest.mark.parametrize(
+    ("line", "question"), [(b"What is \xff?", "What is \ufffd?"), (b'"""doc""" is what?', '"""doc""" is what?')]
+)
+def test_prompt_sends_a_line_that_is_not_utf_8_or_starts_with_a_fence(
+    open_small_chat: OpenTerminal, user: CommandLine, line: bytes, question: str
+) -> None:
     person = open_small_chat("--session", "tea")
     person.wait_for("context ")
-    person.type(b"What is \xff?\r")
+    person.type(line + b"\r")
     person.wait_for("truncated at 4 tokens")
     person.type("\x04")
     assert person.end() == 0
-    assert contents_of(user, "tea")[0] == "What is \ufffd?"
+    assert user.contents("tea")[0] == question
 
 
 def test_prompt_history_failure_is_reported_once(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -294,16 +295,6 @@ def test_toolbar_keeps_the_context_usage_in_a_narrow_window(open_small_chat: Ope
     assert person.end() == 0
 
 
-def test_prompt_sends_a_line_that_only_starts_with_a_fence(open_small_chat: OpenTerminal, user: CommandLine) -> None:
-    person = open_small_chat("--session", "tea")
-    person.wait_for("context ")
-    person.type('"""doc""" is what?\r')
-    person.wait_for("truncated at 4 tokens")
-    person.type("\x04")
-    assert person.end() == 0
-    assert contents_of(user, "tea")[0] == '"""doc""" is what?'
-
-
 def test_prompt_keeps_the_text_if_the_editor_fails(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat("--session", "tea", VISUAL="false")
     person.wait_for("context ")
@@ -312,7 +303,7 @@ def test_prompt_keeps_the_text_if_the_editor_fails(open_small_chat: OpenTerminal
     turn(person, " Or two?")
     person.type("\x04")
     assert person.end() == 0
-    assert contents_of(user, "tea")[0] == "One? Or two?"
+    assert user.contents("tea")[0] == "One? Or two?"
 
 
 def test_prompt_history_is_searched_with_ctrl_r(open_small_chat: OpenTerminal) -> None:
@@ -348,7 +339,7 @@ def test_prompt_ctrl_c_discards_the_line_and_exits_when_pressed_twice(
     person.wait_for("Press Ctrl-C again")
     person.type("\x03")
     assert person.end() == 0
-    assert contents_of(user, "one")[0] == "One?"
+    assert user.contents("one")[0] == "One?"
 
 
 def test_prompt_opens_the_editor(open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path) -> None:
@@ -362,7 +353,7 @@ def test_prompt_opens_the_editor(open_small_chat: OpenTerminal, user: CommandLin
     turn(person, "")
     person.type("\x04")
     assert person.end() == 0
-    assert contents_of(user, "two-or-none")[0] == "two or none?"
+    assert user.contents("two-or-none")[0] == "two or none?"
 
 
 def test_prompt_vi_keys(open_small_chat: OpenTerminal, user: CommandLine) -> None:
@@ -373,4 +364,4 @@ def test_prompt_vi_keys(open_small_chat: OpenTerminal, user: CommandLine) -> Non
     turn(person, "")
     person.type("\x04")
     assert person.end() == 0
-    assert contents_of(user, "one")[0] == "One?"
+    assert user.contents("one")[0] == "One?"

@@ -57,22 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seven(folder: Path) -> Path:
-    """A model with the layers and types of Mistral 7B."""
-    return write_quantized(folder / "seven.gguf")
-
-
-@pytest.fixture(scope="module")
 def twelve(folder: Path, seven: Path) -> WrittenFile:
     """Its merge by the packaged recipe."""
     [written] = write_merge(RECIPE_12B, {"cerebrum-7b": [seven]}, folder / "twelve.gguf")
     return written
-
-
-@pytest.fixture(scope="module")
-def small(folder: Path) -> Path:
-    """A model of six layers in half precision."""
-    return write_quantized(folder / "small.gguf", shape=SIX_LAYERS, encoding="F16")
 
 
 def test_merge_12b_copies_each_tensor_from_its_source_block(seven: Path, twelve: WrittenFile) -> None:
@@ -134,12 +122,12 @@ def test_merge_copies_tensors_of_any_type(encoding: str, tmp_path: Path) -> None
     assert (read_header(out).quantization, len(generate(out))) == (encoding, 6)
 
 
-def test_merge_reads_a_source_with_another_alignment(small: Path, tmp_path: Path) -> None:
-    wide, out = rewritten(small, tmp_path / "wide.gguf", alignment=512), tmp_path / "out.gguf"
+def test_merge_reads_a_source_with_another_alignment(six_layers: Path, tmp_path: Path) -> None:
+    wide, out = rewritten(six_layers, tmp_path / "wide.gguf", alignment=512), tmp_path / "out.gguf"
     write_merge(WHOLE, {"a": [wide]}, out)
-    assert read_tensors([out]) == read_tensors([wide]) == read_tensors([small])
+    assert read_tensors([out]) == read_tensors([wide]) == read_tensors([six_layers])
     assert "general.alignment" not in metadata_bytes(out)
-    assert generate(out) == generate(small)
+    assert generate(out) == generate(six_layers)
 
 
 def rewritten(source: Path, target: Path, tensors: int = 0, alignment: int = 0) -> Path:
@@ -192,17 +180,19 @@ def test_merge_writes_a_split_model_that_llama_cpp_loads(seven: Path, twelve: Wr
     assert read_tensors([again.path]) == read_tensors([twelve.path])
 
 
-def test_merge_gives_a_tensor_over_the_limit_its_own_file(small: Path, tmp_path: Path) -> None:
-    written = write_merge(WHOLE, {"a": [small]}, tmp_path / "split.gguf", limit=10_000)
+def test_merge_gives_a_tensor_over_the_limit_its_own_file(six_layers: Path, tmp_path: Path) -> None:
+    written = write_merge(WHOLE, {"a": [six_layers]}, tmp_path / "split.gguf", limit=10_000)
     assert len(written) == len({each.path for each in written})
     assert {len(read_tensors([each.path])) for each in written if each.size > 10_000} == {1}
-    assert read_tensors([each.path for each in written]) == read_tensors([small])
-    assert generate(written[0].path) == generate(small)
+    assert read_tensors([each.path for each in written]) == read_tensors([six_layers])
+    assert generate(written[0].path) == generate(six_layers)
 
 
-def test_merge_plan_needs_no_temporary_directory(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_plan_needs_no_temporary_directory(
+    six_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # a killed process would leave files there
-    assert planned_files(WHOLE, {"a": [small]}, tmp_path / "out.gguf")
+    assert planned_files(WHOLE, {"a": [six_layers]}, tmp_path / "out.gguf")
 
 
 def test_merge_plan_keeps_files_within_the_limit(seven: Path, tmp_path: Path) -> None:
@@ -213,8 +203,8 @@ def test_merge_plan_keeps_files_within_the_limit(seven: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other format", "header only"])
-def test_merge_names_a_missing_or_damaged_part(small: Path, tmp_path: Path, number: int, damage: str) -> None:
-    paths = part_paths(rewritten(small, tmp_path / "parts.gguf", tensors=20))
+def test_merge_names_a_missing_or_damaged_part(six_layers: Path, tmp_path: Path, number: int, damage: str) -> None:
+    paths = part_paths(rewritten(six_layers, tmp_path / "parts.gguf", tensors=20))
     data = paths[number].read_bytes()
     if damage == "missing":
         paths[number].unlink()
@@ -228,8 +218,8 @@ def test_merge_names_a_missing_or_damaged_part(small: Path, tmp_path: Path, numb
     assert not list(tmp_path.glob("out*"))
 
 
-def test_merge_names_a_duplicate_part(small: Path, tmp_path: Path) -> None:
-    paths = part_paths(rewritten(small, tmp_path / "parts.gguf", tensors=20))
+def test_merge_names_a_duplicate_part(six_layers: Path, tmp_path: Path) -> None:
+    paths = part_paths(rewritten(six_layers, tmp_path / "parts.gguf", tensors=20))
     with pytest.raises(ModelFileError, match="is also in another part") as caught:
         write_merge(WHOLE, {"a": [paths[0], paths[1], paths[1]]}, tmp_path / "out.gguf")
     assert caught.value.path == paths[1]

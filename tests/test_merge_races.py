@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
-from merges import FOUR_LAYERS, SIX_LAYERS, planned_files, read_tensors, stack
+from merges import FOUR_LAYERS, planned_files, read_tensors, stack
 from tiny_models import write_quantized
 
 from cerebrum_cli.core.errors import MergeError
@@ -26,12 +26,6 @@ pytestmark = pytest.mark.slow
 WHOLE = stack(("a", 0, 6))
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of six layers; most of its tensors have a few kilobytes."""
-    return write_quantized(tmp_path_factory.mktemp("races") / "small.gguf", shape=SIX_LAYERS, encoding="F16")
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """Output path of a merge, in an empty directory."""
@@ -43,8 +37,8 @@ def file_names(out: Path) -> list[str]:
     return sorted(path.name for path in out.parent.iterdir())
 
 
-def plan(small: Path, out: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
-    return planned_files(WHOLE, {"a": [small]}, out, limit)
+def plan(six_layers: Path, out: Path, limit: int | None = None) -> tuple[OutputFile, ...]:
+    return planned_files(WHOLE, {"a": [six_layers]}, out, limit)
 
 
 BeforeLock = Callable[[Callable[[], object]], None]
@@ -144,9 +138,9 @@ class InterruptAt:
 @pytest.mark.parametrize("limit", [None, 150_000])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_merge_interrupt_leaves_all_files_or_none(
-    small: Path, out: Path, monkeypatch: pytest.MonkeyPatch, share: float, limit: int | None
+    six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch, share: float, limit: int | None
 ) -> None:
-    files = plan(small, out, limit)
+    files = plan(six_layers, out, limit)
     on_progress = InterruptAt(monkeypatch, share)
     try:
         paths = [each.path for each in execute(files, LlamaCodec, 2, on_progress)]
@@ -155,12 +149,12 @@ def test_merge_interrupt_leaves_all_files_or_none(
     else:
         assert share == 1.0
         assert [path.name for path in paths] == file_names(out) == [file.path.name for file in files]
-        assert read_tensors(paths) == read_tensors([small])
+        assert read_tensors(paths) == read_tensors([six_layers])
     assert (on_progress.reports == 1) == (share == 0)
 
 
 def test_merge_interrupt_after_the_renames_completes_it(
-    small: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renamed, interrupted = threading.Event(), threading.Event()
 
@@ -176,15 +170,15 @@ def test_merge_interrupt_after_the_renames_completes_it(
 
     monkeypatch.setattr(output_files, "fsync_directory", sync_and_wait)
     try:
-        [file] = execute(plan(small, out), LlamaCodec, 2, interrupt)
+        [file] = execute(plan(six_layers, out), LlamaCodec, 2, interrupt)
     except KeyboardInterrupt:
         pytest.fail("the files are complete")
-    assert (read_tensors([file.path]), file_names(out)) == (read_tensors([small]), ["out.gguf"])
+    assert (read_tensors([file.path]), file_names(out)) == (read_tensors([six_layers]), ["out.gguf"])
 
 
-def test_merge_cancelled_before_it_starts_opens_no_file(small: Path, out: Path) -> None:
+def test_merge_cancelled_before_it_starts_opens_no_file(six_layers: Path, out: Path) -> None:
     out.with_name("out.gguf.part").write_bytes(b"of another merge")
-    job = Job(plan(small, out), LlamaCodec, 2, is_cancelled=True)
+    job = Job(plan(six_layers, out), LlamaCodec, 2, is_cancelled=True)
     job.run()
     assert (job.is_finished, job.is_complete, job.done) == (True, False, 0)
     with pytest.raises(Cancelled):
@@ -192,11 +186,11 @@ def test_merge_cancelled_before_it_starts_opens_no_file(small: Path, out: Path) 
     assert out.with_name("out.gguf.part").read_bytes() == b"of another merge"
 
 
-def test_merge_leaves_no_thread_however_it_ends(small: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_leaves_no_thread_however_it_ends(six_layers: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = threading.active_count()
     for share in (0.0, 0.5, 2.0):
         with contextlib.suppress(KeyboardInterrupt):
-            execute(plan(small, out), LlamaCodec, 2, InterruptAt(monkeypatch, share))
+            execute(plan(six_layers, out), LlamaCodec, 2, InterruptAt(monkeypatch, share))
     for each in threading.enumerate():
         if each.name == "merge":
             each.join(5)

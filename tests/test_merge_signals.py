@@ -32,12 +32,6 @@ WHOLE = stack(("a", 0, 6))
 FULL = Path("/dev/full")
 
 
-@pytest.fixture(scope="module")
-def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with the layers and types of Mistral 7B."""
-    return write_quantized(tmp_path_factory.mktemp("ends") / "seven.gguf")
-
-
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of six layers in half precision, which the test may damage."""

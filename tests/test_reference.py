@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
@@ -209,23 +209,14 @@ references: st.SearchStrategy[Reference] = st.one_of(
 
 
 @settings(deadline=None, derandomize=True, max_examples=500)
+@example(HubReference("o/model.gguf"))
+@example(HubReference("o/model.gguf", "Q4_0"))
+@example(HubReference("hf.co/a"))
+@example(PathReference(Path("hf.co/a.gguf")))
+@example(PathReference(Path("hf.co/o/r.gguf")))
+@example(PathReference(Path("huggingface.co/o/r/resolve/main/a.gguf")))
 @given(references)
 def test_reference_str_parses_to_the_same_value(reference: Reference) -> None:
-    assert parse_reference(str(reference)) == reference
-
-
-@pytest.mark.parametrize(
-    "reference",
-    [
-        HubReference("o/model.gguf"),
-        HubReference("o/model.gguf", "Q4_0"),
-        HubReference("hf.co/a"),
-        PathReference(Path("hf.co/a.gguf")),
-        PathReference(Path("hf.co/o/r.gguf")),
-        PathReference(Path("huggingface.co/o/r/resolve/main/a.gguf")),
-    ],
-)
-def test_reference_str_is_unambiguous(reference: Reference) -> None:
     assert parse_reference(str(reference)) == reference
 
 

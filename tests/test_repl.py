@@ -108,16 +108,12 @@ def chat(user: CommandLine, script: str, *arguments: str) -> Finished:
     return done
 
 
-def messages(user: CommandLine, name: str) -> list[str]:
-    return [each["content"] for each in user.run("sessions", "show", name, "--json").object["messages"]]
-
-
 def test_chat_script_output_is_a_transcript(user: CommandLine) -> None:
     script = "Who are you?\n/undo\nWhat are you?\n/retry 0.5\n/xyzzy\n/system Be kind.\n/exit\nnever asked\n"
     done = chat(user, script)
     echoed = [line for line in done.out.splitlines() if line.startswith("> ")]
     assert echoed == [f"> {line}" for line in script.splitlines()[:-1]]
-    question, reply = messages(user, "who-are-you")
+    question, reply = user.contents("who-are-you")
     assert question == "What are you?"
     assert reply in done.out
     truncated = ("note: answer truncated at 2 tokens", "      raise --max-tokens")
@@ -131,10 +127,10 @@ def test_chat_script_output_is_a_transcript(user: CommandLine) -> None:
 
 def test_chat_script_saves_every_turn(user: CommandLine) -> None:
     chat(user, "".join(f"Question {number}?\n" for number in range(20)), "--session", "long")
-    assert messages(user, "long")[::2] == [f"Question {number}?" for number in range(20)]
+    assert user.contents("long")[::2] == [f"Question {number}?" for number in range(20)]
     chat(user, "One more?\n", "-c")
     chat(user, "And more?\n", "--session", "long")
-    assert len(messages(user, "long")) == 44
+    assert len(user.contents("long")) == 44
 
 
 def test_slash_prompt_shows_the_evaluated_prompt(user: CommandLine, tmp_path: Path) -> None:
@@ -175,12 +171,12 @@ def test_chat_full_context_drops_the_oldest_turns_or_stops(user: CommandLine) ->
     questions = "".join(f"{number} {'word ' * 20}\n" for number in range(6))
     done = chat(user, questions, "--session", "long", "--ctx", "256")
     assert "note: the context of 256 tokens is nearly full: dropped the " in done.err
-    assert len(messages(user, "long")) == 12
+    assert len(user.contents("long")) == 12
     stopped = chat(user, questions, "--session", "short", "--ctx", "256", "--overflow", "stop")
     assert "nearly full" not in stopped.err
     assert "error: the prompt has " in stopped.err
     assert "/clear starts over" in " ".join(stopped.err.split())
-    assert len(messages(user, "short")) < 12
+    assert len(user.contents("short")) < 12
 
 
 def test_chat_rejects_an_unknown_overflow(user: CommandLine) -> None:
@@ -287,7 +283,7 @@ def test_chat_ctrl_c_stops_a_reply_and_saves_it(open_chat: OpenTerminal, user: C
     person.type("\x03")
     assert person.end() == 0
     assert not person.screen.cursor_hidden
-    reply = user.run("sessions", "show", "talk", "--json").object["messages"][-1]
+    reply = user.messages("talk")[-1]
     assert reply["finish_reason"] == "cancelled"
     assert reply["content"].startswith("word0 word1 word2 word3")
 
@@ -299,24 +295,10 @@ def test_chat_killed_keeps_its_turns(open_chat: OpenTerminal, user: CommandLine)
     person.wait_for("word20 ")
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
-    question, reply = user.run("sessions", "show", "talk", "--json").object["messages"]
+    question, reply = user.messages("talk")
     assert question["content"] == "Talk!"
     assert reply["content"].startswith("word0 word1")
     assert reply["finish_reason"] is None
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_chat_signal_saves_the_reply_and_exits(
-    open_chat: OpenTerminal, user: CommandLine, number: signal.Signals, code: int
-) -> None:
-    person = open_chat(WORDS, "--no-markdown", pause=0.02)
-    person.type("Talk!\r")
-    person.wait_for("word5 ")
-    person.kill(number)
-    assert person.end() == code
-    reply = user.run("sessions", "show", "talk", "--json").object["messages"][-1]
-    assert reply["finish_reason"] == "cancelled"
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -330,7 +312,7 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
     person.wait_for("Ctrl-X Ctrl-E")
     person.type("\x04")
     assert person.end() == 0
-    [first, second, third] = messages(user, "one-two-three")[::2]
+    [first, second, third] = user.contents("one-two-three")[::2]
     assert (first, second) == ("one\ntwo\nthree", "four\n\nfive")
     assert third.splitlines()[:3] == ["six", "seven", "line"]
     assert third.count("line") == 40
@@ -351,7 +333,7 @@ def test_prompt_completes_commands_and_file_names(open_chat: OpenTerminal, user:
     person.type("/exit\r")
     assert person.end() == 0
     [session] = [row["name"] for row in user.run("sessions", "list", "--json").object]
-    assert "Cats sleep." in messages(user, session)[0]
+    assert "Cats sleep." in user.contents(session)[0]
 
 
 THOUGHT = "<think>Let me see.</think>Yes."

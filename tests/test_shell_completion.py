@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine, fixed_reply_grammar
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def session(user: CommandLine, tmp_path: Path) -> None:
