@@ -156,6 +156,7 @@ def print_catalogue(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None
             for row in rows
             for best in [next((each for each in row["quantizations"] if each["recommended"]), None)]
         ],
+        shorten="name",
         drop=("full name", "license", "installed", "best fit"),
     )
 
@@ -275,7 +276,7 @@ def print_table(
     while excess > max(0, widths.get(shorten, 0) - MIN_SHORTENED) and len(widths) > MIN_COLUMNS and order:
         excess -= widths.pop(order.pop(0)) + 2
     if shorten in widths and excess > 0:
-        widths[shorten] = max(MIN_SHORTENED, widths[shorten] - excess)
+        widths[shorten] = max(MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1, widths[shorten] - excess)
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for heading, width in widths.items():
         shown.add_column(heading, no_wrap=True, width=width)
