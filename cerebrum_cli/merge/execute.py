@@ -81,15 +81,15 @@ def execute(
         while not job.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
             on_progress(job.done, job.total)
+        if job.is_complete:
+            on_progress(job.total, job.total)
     except BaseException:
         job.is_cancelled = True
         while job.is_started and not job.is_finished:
             time.sleep(PROGRESS_INTERVAL_S)
         if not job.is_complete:  # otherwise the files have been renamed already
             raise
-    result = job.result()
-    on_progress(job.total, job.total)
-    return result
+    return job.result()
 
 
 class Cancelled(Exception):
