@@ -99,7 +99,7 @@ def final_answer(text: str, is_complete: bool = True) -> str | None:
     r"""Find the final answer of a chain of thought; None if it states none.
 
     The last "the answer is ...", "Answer: ...", `\boxed{...}` or `#### ...` counts, unless it is empty or cut off; then
-    the one before. Without any, the last number of the last line does, or that line itself if it is a yes, a no or a
+    the one before. Without any, the last number on the last line does, or that line itself if it is a yes, a no or a
     choice letter; but if the text was truncated (`is_complete` is false), its last line states nothing yet.
     """
     text = text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")

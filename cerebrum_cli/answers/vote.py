@@ -152,7 +152,7 @@ class Tally:
 def is_lead_certain(leader: int, runner_up: int) -> bool:
     """Whether the leader is the likelier of the two best answers with a probability of at least 9/10.
 
-    That is the Beta posterior of Adaptive-Consistency, I_1/2(runner_up + 1, leader + 1), which for whole numbers is the
+    This is the Beta posterior of Adaptive-Consistency, I_1/2(runner_up + 1, leader + 1), which for whole numbers is the
     chance that so many tosses of a coin and one show more than `runner_up` heads.
     """
     tosses = leader + runner_up + 1

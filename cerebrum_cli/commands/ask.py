@@ -23,7 +23,7 @@ def ask(
         str | None, typer.Argument(metavar="PROMPT", help="The question; `-` reads standard input.")
     ] = None,
 ) -> None:
-    """The prompt is built from the files, PROMPT and standard input, in this order.
+    """The prompt is built from the files, PROMPT and standard input, in that order.
 
     The exchange is saved as a session, which -c continues.
     """

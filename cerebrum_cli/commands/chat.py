@@ -26,7 +26,7 @@ def chat(
 ) -> None:
     """Type /help for commands and keys.
 
-    Every message is saved as it is written: -c continues the latest session, however it ended.
+    Every message is saved while it is being written: -c continues the latest session, however it ended.
     """
     from cerebrum_cli.runtime import chat
 

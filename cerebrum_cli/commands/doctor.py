@@ -18,7 +18,7 @@ def doctor(
 ) -> None:
     """Each line is ok, a warning or a failure, with a hint. A small bundled model answers a known question.
 
-    Exit code 1 if anything fails.
+    Exits with code 1 if anything fails.
     """
     from cerebrum_cli.runtime.doctor import doctor
 

@@ -27,10 +27,10 @@ def pull(
     given: Annotated[Layer, SettingKeys(("ctx",))],
     options: PullCommandOptions,
 ) -> None:
-    """Models come from the Hugging Face Hub into its cache. A local file is used where it is.
+    """Models come from the Hugging Face Hub into its cache. A local file is used in place.
 
-    Without :QUANT, the quantization that fits this machine is chosen. If a download is interrupted, run it again to
-    resume.
+    Without :QUANT, the quantization recommended for this machine is chosen. If a download is interrupted, run the
+    command again to resume.
     """
     from cerebrum_cli.runtime import models
 

@@ -25,7 +25,7 @@ def rm(
     ],
     options: DeleteOptions,
 ) -> None:
-    """A local file that was registered is only forgotten, not deleted.
+    """A local file that was registered is unregistered, not deleted.
 
     Files shared with another revision in the Hugging Face cache are kept.
     """

@@ -44,12 +44,12 @@ def list_sessions(
     context: typer.Context,
     options: QuietOptions,
     number: Annotated[
-        int | None, parameter("number", f"List so many [default: {LISTED} at a terminal]", "Output", short="-n")
+        int | None, parameter("number", f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n")
     ] = None,
     all: Annotated[bool, parameter("all", "List all", "Output")] = False,
     json: JsonArray = False,
 ) -> None:
-    """List sessions, most recently changed first; at a terminal last, beside the prompt."""
+    """List sessions, most recently changed first (on a terminal, last, so that they appear next to the prompt)."""
     from cerebrum_cli.application.chat.archive import session_rows
     from cerebrum_cli.terminal.tables import print_rows, print_sessions
 
@@ -114,10 +114,10 @@ def rm(
         typer.Argument(metavar="[NAME]...", help="Names of sessions.", autocompletion=completing(sessions)),
     ] = None,
     older_than: Annotated[
-        str | None, parameter("older_than", "Delete those unchanged for so long, such as 30d", "Input", metavar="AGE")
+        str | None, parameter("older_than", "Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
-    """Delete sessions, their unshared messages, and the whole prompt cache."""
+    """Delete sessions, messages that no other session uses, and the whole prompt cache."""
     from cerebrum_cli.application.chat.archive import delete_sessions, sessions_older_than
 
     runtime = runtime_of(context)
@@ -168,7 +168,7 @@ def export(
 @composed
 def import_session(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON file of OpenAI messages or ShareGPT.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON file in OpenAI messages or ShareGPT format.")],
     options: QuietOptions,
     name: Annotated[
         str | None, parameter("name", "Name of the session [default: from FILE]", "Input", metavar="NAME")

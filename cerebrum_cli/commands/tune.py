@@ -27,9 +27,10 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Measures settings on this machine, about two minutes for a 7B; ask, chat and batch then use the fastest.
+    """Measures settings on this machine, which takes about two minutes for a 7B; ask, chat and batch then use the
+    fastest.
 
-    Settings that change the output are rejected, and nothing is tried that does not fit memory.
+    Settings that noticeably change the output are rejected, and settings that do not fit in memory are not tried.
     """
     from cerebrum_cli.runtime.tune import tune
 

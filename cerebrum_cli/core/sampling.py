@@ -23,10 +23,10 @@ class SamplingParams:
     temperature: float = option(0.0, "Sampling temperature; 0 is greedy [default: 0]", "Sampling", metavar="T", least=0)
     top_k: int = option(40, "Keep the K likeliest tokens; 0: all [default: 40]", "Sampling", metavar="K", least=0)
     top_p: float = option(
-        0.95, "Keep the likeliest tokens up to mass P [default: 0.95]", "Sampling", metavar="P", least=0, most=1
+        0.95, "Keep the likeliest tokens up to probability P [default: 0.95]", "Sampling", metavar="P", least=0, most=1
     )
     min_p: float = option(
-        0.05, "Drop tokens below P of the likeliest [default: 0.05]", "Sampling", metavar="P", least=0, most=1
+        0.05, "Drop tokens below P times the likeliest [default: 0.05]", "Sampling", metavar="P", least=0, most=1
     )
     repeat_penalty: float = option(
         1.0, "Penalty for repeated tokens; 1: none [default: 1]", "Sampling", metavar="X", least=0.01

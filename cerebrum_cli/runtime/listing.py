@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def list_models(runtime: Runtime, given: Layer, options: ListOptions) -> None:
-    """Print the installed models, or the whole catalogue."""
+    """Print the installed models, or the whole catalog."""
     library, streams, context = runtime.library, runtime.streams, runtime.readable_settings(given).ctx
     listed = list(listing.catalogue_rows(library, context) if options.available else listing.rows(library))
     if options.json:

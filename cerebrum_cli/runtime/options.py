@@ -56,7 +56,7 @@ class GenerationOptions(AnswerOptions):
     votes: str | None = option(
         None, "Take the majority of K answers; auto samples as few as it needs", "Sampling", metavar="K|auto[:A..B]"
     )
-    no_early_stop: bool = option(False, "Sample all votes even once the outcome is certain", "Sampling")
+    no_early_stop: bool = option(False, "Take all samples, even after the outcome is certain", "Sampling")
     schema: Path | None = option(None, "Constrain the answer to a JSON Schema", "Output", metavar="FILE")
     grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
 
@@ -80,11 +80,11 @@ class AskOptions(GenerationOptions):
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = option(False, "Complete the prompt as it stands, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
-    final: bool = option(False, "Print only the final answer; exit 5 without one", "Output")
+    final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
     stats: bool = option(False, "Print speed, context and seed on standard error", "Output")
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
-    no_markdown: bool = option(False, "Plain text, on a terminal too", "Output")
+    no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_log: bool = option(False, "Do not save this exchange as a session", "Output")
     no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed")
 
@@ -94,7 +94,7 @@ class ChatOptions(AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
     vi: bool = option(False, "Edit with vi keys", "Input")
-    no_markdown: bool = option(False, "Plain text, on a terminal too", "Output")
+    no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
     no_cache: bool = option(False, "Do not read or write the prompt cache", "Speed")
 
 
@@ -107,10 +107,10 @@ class BatchOptions(GenerationOptions):
         None, "Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT"
     )
     shape: str | None = option(None, "Type of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
-    ignore_eos: bool = option(False, "Generate up to --max-tokens, for benchmarks", "Sampling")
+    ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Sampling")
     carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
-    retry_failed: bool = option(False, "Answer rows again that failed or have no winner", "Output")
+    retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
     parallel: str | None = option(None, "Rows answered at the same time [default: auto]", "Speed", metavar="N|auto")
 
 
@@ -121,7 +121,7 @@ class ShowOptions(QuietOptions):
 
 @dataclass(frozen=True)
 class ListOptions(QuietOptions):
-    available: bool = option(False, "List the whole catalogue and what fits this machine", "Model")
+    available: bool = option(False, "List the whole catalog and what fits this machine", "Model")
     json: bool = option(False, "Print a JSON array", "Output")
 
 
@@ -135,7 +135,7 @@ class DoctorOptions(QuietOptions):
 class PullCommandOptions(PullOptions):
     name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
     default: bool = option(False, "Make this the default model", "Model")
-    dry_run: bool = option(False, "Show what is available and fits; download nothing", "Output")
+    dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
 
@@ -163,10 +163,12 @@ class TuneOptions(PullOptions):
 
 @dataclass(frozen=True)
 class MergeCommandOptions(PullOptions):
-    source: tuple[str, ...] = option((), "Model for a name in the recipe (repeatable)", "Input", metavar="NAME=MODEL")
+    source: tuple[str, ...] = option(
+        (), "Use MODEL where the recipe says NAME (repeatable)", "Input", metavar="NAME=MODEL"
+    )
     output: Path | None = option(None, "File for the merged model", "Output", short="-o", metavar="OUT.gguf")
     type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
-    split_size: str | None = option(None, "Maximum size of a file, such as 4GB", "Output", metavar="SIZE")
+    split_size: str | None = option(None, "Maximum size of each file, such as 4GB", "Output", metavar="SIZE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = option(False, "Show what would be merged, and what it needs", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
