@@ -11,9 +11,10 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.plan import LoadOptions, Shape
+from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
+from cerebrum_cli.gguf.header import read_header
 
 MODELS = ("mistral_model", "chatml_model", "recurrent_model", "sliding_window_model")
 STORY = "Once upon a time, in a land far away, there lived a fox who could count to a hundred and no further. "
@@ -22,8 +23,7 @@ TALE = STORY * 5  # longer than the sliding window
 
 def options(path: Path, *, slots: int = 1, context_size: int = 2048) -> LoadOptions:
     """Load on one thread: tiny models need no more."""
-    shape = Shape(trained_context=2048, weight_bytes=1_000_000, layers=2, kv_bytes_per_token=256)
-    return LoadOptions(path, shape, context_size=context_size, n_threads=1, slots=slots)
+    return LoadOptions(path, 2048, read_header(path).sizes, context_size=context_size, n_threads=1, slots=slots)
 
 
 def open_engine(

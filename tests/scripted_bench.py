@@ -13,7 +13,8 @@ from typing import Any
 
 from cerebrum_cli.application.inference.profiles import Speeds
 from cerebrum_cli.engine.bench.protocol import Closeness, Job, LoadStats, TrialError
-from cerebrum_cli.engine.plan import Device, Tuning
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.plan import Tuning
 
 SettingFactors = Mapping[tuple[str, Any], tuple[float, float]]
 """Speedups of prefill and decode by setting and value; 1 for settings not listed."""

@@ -36,7 +36,7 @@ from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.build import Build, read_features
 from cerebrum_cli.engine.machine import Processors, likely_accelerator, processor_flags
-from cerebrum_cli.engine.plan import Device
+from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.main import run
 from cerebrum_cli.sessions.store import Store
 from cerebrum_cli.terminal.doctor_report import TerminalInfo, assess_terminal, format_check_result

@@ -18,7 +18,7 @@ from cerebrum_cli.engine.bench.fingerprint import (
     memory_gb,
     processor_name,
 )
-from cerebrum_cli.engine.plan import Device
+from cerebrum_cli.engine.memory import Device
 
 CPUINFO = """\
 processor\t: 0

@@ -10,21 +10,22 @@ from hypothesis import strategies as st
 
 from cerebrum_cli.application.models.fit import (
     COMFORTABLE_FRACTION,
-    DEVICE_FRACTION,
     PREFERRED_QUANTIZATION,
     SYSTEM_RESERVE,
     TIGHT_FRACTION,
     Capacity,
+    MemoryFit,
     QuantizationFit,
     assess_quantizations,
-    needed_memory,
+    fit_memory,
     planned_context,
 )
 from cerebrum_cli.catalogue.rows import load_catalogue
-from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, HEADROOM, Device
+from cerebrum_cli.engine.memory import DEFAULT_CONTEXT, HEADROOM, Device
+from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 
 GIB, GB = 2**30, 10**9
-KV = 131_072
+KV = uniform_sizes(0, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
 CATALOGUE = {spec.name: spec for spec in load_catalogue([Path(__file__).parents[1] / "models.toml"])}
 SEVEN_B = ("cerebrum-7b", "collective-cognition-7b")
 VERDICTS = ("fits", "tight", "too big")
@@ -36,6 +37,11 @@ def gpu(free: float) -> Device:
 
 def machine(memory: float, *devices: float) -> Capacity:
     return Capacity(int(memory), tuple(map(gpu, devices)) or None)
+
+
+def metal(memory: float, free: float) -> Capacity:
+    """A machine whose GPU uses the memory of the host."""
+    return Capacity(int(memory), (Device("MTL0", "Apple M2", int(free), int(free), is_unified=True),))
 
 
 def chosen(candidates: tuple[QuantizationFit, ...]) -> str:
@@ -55,10 +61,21 @@ def of_sizes(here: Capacity, **gigabytes: float) -> tuple[QuantizationFit, ...]:
     )
 
 
-def test_fit_needed_memory_sums_weights_cache_and_buffers() -> None:
-    assert needed_memory(4_370_000_000, 131_072, 8192) == 4_370_000_000 + 2**30 + 2**29
-    assert needed_memory(4_370_000_000, 131_072, 32768) == 4_370_000_000 + 4 * 2**30 + 2**29
-    assert needed_memory(98_362_432, 0, 8192) == 98_362_432 + HEADROOM
+def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
+    return fit_memory(sizes.with_weights(int(size)), DEFAULT_CONTEXT, here)
+
+
+def plain(size: float, here: Capacity) -> str:
+    """Verdict on weights without a KV cache; half a GiB is left free beside them."""
+    return fit(size, here, uniform_sizes(0, 32, 0)).verdict(here)
+
+
+def test_fit_needed_memory_sums_weights_cache_and_headroom() -> None:
+    mask = 2 * 128 * 8192
+    here = machine(64 * GIB)
+    assert fit(4_370_000_000, here) == (total := 4_370_000_000 + GIB + mask + HEADROOM, total, False)
+    longer = fit_memory(KV.with_weights(4_370_000_000), 32768, here)
+    assert longer.needed == 4_370_000_000 + 4 * GIB + 4 * mask + HEADROOM
 
 
 @pytest.mark.parametrize(
@@ -77,33 +94,33 @@ def test_fit_planned_context_is_requested_or_default(asked: int | None, trained:
 
 
 @pytest.mark.parametrize(
-    ("here", "needed", "verdict"),
+    ("here", "size", "verdict"),
     [
         (machine(SYSTEM_RESERVE + 10 * GB), 0, "fits"),
-        (machine(SYSTEM_RESERVE + 10 * GB), int(8.75 * GB), "fits"),
-        (machine(SYSTEM_RESERVE + 10 * GB), int(8.75 * GB) + 1, "tight"),
-        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB, "tight"),
-        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB + 1, "too big"),
-        (machine(SYSTEM_RESERVE, 10 * GB), 9 * GB, "fits"),
-        (machine(SYSTEM_RESERVE, 10 * GB), 9 * GB + 1, "too big"),
-        (machine(SYSTEM_RESERVE + GB, 10 * GB), 9 * GB, "fits"),
-        (machine(SYSTEM_RESERVE + GB, 10 * GB), 9 * GB + 1, "tight"),
-        (machine(SYSTEM_RESERVE + GB, 10 * GB), 10 * GB, "tight"),
-        (machine(SYSTEM_RESERVE + GB, 10 * GB), 10 * GB + 1, "too big"),
-        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), int(0.875 * 19 * GB), "fits"),
-        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 19 * GB, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 8.75 * GB - HEADROOM + 1, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM, "tight"),
+        (machine(SYSTEM_RESERVE + 10 * GB), 10 * GB - HEADROOM + 1, "too big"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB - HEADROOM, "fits"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 10 * GB, "fits"),
+        (machine(SYSTEM_RESERVE + 2 * GB, 10 * GB), 12 * GB, "too big"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 15 * GB, "fits"),
+        (machine(SYSTEM_RESERVE + 10 * GB, 5 * GB, 5 * GB), 17 * GB, "tight"),
         (machine(SYSTEM_RESERVE // 2), 1, "too big"),
-        (Capacity(SYSTEM_RESERVE + 10 * GB, ()), int(8.75 * GB), "fits"),
+        (Capacity(SYSTEM_RESERVE + 10 * GB, ()), 8 * GB, "fits"),
+        (metal(16 * GIB, 12 * GIB), 12 * GB, "fits"),
+        (metal(16 * GIB, 12 * GIB), 15 * GB, "tight"),
+        (metal(16 * GIB, 12 * GIB), 20.4 * GB, "too big"),
     ],
 )
-def test_fit_verdict_changes_at_its_limits(here: Capacity, needed: int, verdict: str) -> None:
-    assert here.verdict(needed) == verdict
+def test_fit_verdict_changes_at_its_limits(here: Capacity, size: float, verdict: str) -> None:
+    assert plain(size, here) == verdict
 
 
-def test_fit_small_memory_leaves_accelerators_only() -> None:
+def test_fit_usable_memory_is_of_the_host_and_of_gpus_with_their_own() -> None:
     assert machine(SYSTEM_RESERVE // 2).usable_memory == 0
-    assert machine(SYSTEM_RESERVE // 2, 10 * GB).usable_memory == 9 * GB
-    assert machine(0).verdict(0) == "fits"
+    assert machine(SYSTEM_RESERVE // 2, 10 * GB).usable_memory == 10 * GB - HEADROOM
+    assert metal(16 * GIB, 12 * GIB).usable_memory == 15 * GIB
 
 
 @pytest.mark.parametrize("name", SEVEN_B)
@@ -119,7 +136,7 @@ def test_fit_small_memory_leaves_accelerators_only() -> None:
         (machine(8 * GIB, 12 * GB), "Q8_0"),
         (machine(16 * GIB, 12 * GB), "Q8_0"),
         (machine(16 * GIB, 24 * GB), "Q8_0"),
-        (machine(16 * GIB, 8 * GB), "Q5_K_M"),
+        (machine(16 * GIB, 8 * GB), "Q6_K"),
         (machine(16 * GIB, 2 * GB), "Q4_K_M"),
         (machine(16 * GIB, 6 * GB, 6 * GB), "Q8_0"),
     ],
@@ -200,7 +217,7 @@ def test_fit_candidates_are_sorted_by_size_and_name() -> None:
     candidates = of_sizes(machine(16 * GIB), Q5_K_S=5.0, Q8_0=7.7, Q5_0=5.0, Q2_K=2.72)
     assert [each.quantization for each in candidates] == ["Q2_K", "Q5_0", "Q5_K_S", "Q8_0"]
     assert [each.size for each in candidates] == [2_720_000_000, 5 * GB, 5 * GB, 7_700_000_000]
-    assert all(each.needed == needed_memory(each.size, KV, DEFAULT_CONTEXT) for each in candidates)
+    assert all(each.needed == fit(each.size, machine(16 * GIB)).needed for each in candidates)
 
 
 def test_fit_of_no_sizes_is_empty() -> None:
@@ -228,18 +245,19 @@ def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(capacities, amounts, amounts, amounts)
-def test_fit_more_memory_never_worsens_a_verdict(here: Capacity, needed: int, memory: int, device: int) -> None:
+def test_fit_more_memory_never_worsens_a_verdict(here: Capacity, size: int, memory: int, device: int) -> None:
     larger = Capacity(here.memory + memory, (*(here.devices or ()), gpu(device)))
-    assert VERDICTS.index(larger.verdict(needed)) <= VERDICTS.index(here.verdict(needed))
-    assert larger.is_comfortable(needed) or not here.is_comfortable(needed)
+    now, then = fit(size, here), fit(size, larger)
+    assert VERDICTS.index(then.verdict(larger)) <= VERDICTS.index(now.verdict(here))
+    assert then.is_comfortable(larger) or not now.is_comfortable(here)
 
 
 @settings(deadline=None, derandomize=True, max_examples=500)
-@given(capacities, amounts, amounts)
-def test_fit_smaller_need_never_worsens_a_verdict(here: Capacity, needed: int, less: int) -> None:
-    smaller = max(0, needed - less)
-    assert VERDICTS.index(here.verdict(smaller)) <= VERDICTS.index(here.verdict(needed))
-    assert not here.is_comfortable(needed) or here.verdict(needed) == "fits"
+@given(st.builds(Capacity, amounts), amounts, amounts)
+def test_fit_smaller_need_never_worsens_a_verdict(here: Capacity, size: int, less: int) -> None:
+    large, small = fit(size, here), fit(max(0, size - less), here)
+    assert VERDICTS.index(small.verdict(here)) <= VERDICTS.index(large.verdict(here))
+    assert not large.is_comfortable(here) or large.verdict(here) == "fits"
 
 
 @settings(deadline=None, derandomize=True, max_examples=500)
@@ -268,10 +286,4 @@ def test_fit_more_memory_never_recommends_a_smaller_one(
 
 
 def test_fit_limits_are_fractions_of_memory() -> None:
-    assert (TIGHT_FRACTION, COMFORTABLE_FRACTION, DEVICE_FRACTION, SYSTEM_RESERVE, HEADROOM) == (
-        0.875,
-        0.25,
-        0.9,
-        GIB,
-        GIB // 2,
-    )
+    assert (TIGHT_FRACTION, COMFORTABLE_FRACTION, SYSTEM_RESERVE, HEADROOM) == (0.875, 0.25, GIB, GIB // 2)

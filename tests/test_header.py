@@ -50,8 +50,9 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
     header = read_header(write_model(tmp_path / "tiny.gguf", fill))
     assert (header.version, header.architecture, header.name) == (3, "llama", "Tiny")
     assert (header.file_type, header.quantization) == (15, "Q4_K_M")
-    assert (header.n_layers, header.n_heads, header.n_kv_heads, header.n_kv_heads_sum) == (2, 8, 2, 4)
-    assert (header.embedding_length, header.key_length, header.value_length) == (64, 8, 8)
+    assert (header.n_layers, header.n_heads, header.n_kv_heads) == (2, 8, 2)
+    assert header.embedding_length == 64
+    assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 16), (16, 16)]
     assert (header.context_length, header.sliding_window, header.expert_count) == (32768, 4096, 8)
     assert (header.vocabulary_size, header.tensor_count, header.parameters) == (3, 1, 512)
     assert header.chat_template == "{{ messages }}"
@@ -79,13 +80,14 @@ def test_header_sums_per_layer_heads(tmp_path: Path) -> None:
         writer.add_value_length(32)
 
     header = read_header(write_model(tmp_path / "uneven.gguf", fill))
-    assert (header.n_kv_heads, header.n_kv_heads_sum) == (3, 4)
+    assert header.n_kv_heads == 3
+    assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 32), (48, 96)]
     assert header.kv_bytes_per_token == 2 * 4 * (16 + 32)
 
 
 def test_header_kv_heads_default_to_heads(tmp_path: Path) -> None:
     header = read_header(write_model(tmp_path / "mha.gguf"))
-    assert (header.n_kv_heads, header.n_kv_heads_sum) == (8, 16)
+    assert (header.n_kv_heads, header.kv_bytes_per_token) == (8, 2 * 2 * 2 * 64)
 
 
 def test_header_mistral_needs_131072_bytes_per_token(tmp_path: Path) -> None:

@@ -20,66 +20,12 @@ from cerebrum_cli.engine.llama.devices import accelerators, can_offload
 from cerebrum_cli.engine.llama.library import Log, log
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
-from cerebrum_cli.engine.plan import (
-    HEADROOM,
-    Device,
-    LoadOptions,
-    Shape,
-    option_notices,
-    plan_context,
-    plan_layers,
-    plan_repacking,
-    plan_slots,
-    short_context_notice,
-)
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.plan import LoadOptions, option_notices, plan_repacking, short_context_notice
+from cerebrum_cli.gguf.sizes import uniform_sizes
 
 GIB = 2**30
-MISTRAL_7B = Shape(trained_context=32768, weight_bytes=4 * GIB, layers=32, kv_bytes_per_token=131_072)
 DEBUG, INFO, WARNING, ERROR, CONTINUED = range(1, 6)
-
-
-@pytest.mark.parametrize(
-    ("asked", "memory", "context"),
-    [
-        (None, 64 * GIB, 8192),
-        (None, 5 * GIB, 4096),
-        (None, 5 * GIB - 1, 3840),
-        (None, 1 * GIB, 256),
-        (1000, 1 * GIB, 1000),
-        (100_000, 64 * GIB, 100_000),
-    ],
-)
-def test_plan_context_is_requested_or_smallest_of_trained_8192_and_free(
-    asked: int | None, memory: int, context: int
-) -> None:
-    assert plan_context(MISTRAL_7B, asked, memory) == context
-
-
-def test_plan_context_with_a_short_trained_context_or_no_cache() -> None:
-    assert plan_context(Shape(2048, GIB, 22, 22_528), None, 64 * GIB) == 2048
-    assert plan_context(Shape(2048, GIB, 22, 0), None, 2 * GIB) == 2048
-
-
-def gpu(free: int) -> Device:
-    return Device("GPU", "a graphics card", free, 2 * free)
-
-
-@pytest.mark.parametrize(
-    ("asked", "devices", "layers"),
-    [
-        ("auto", (), 0),
-        ("auto", (gpu(80 * GIB),), 33),
-        ("auto", (gpu(3 * GIB + HEADROOM),), 19),
-        ("auto", (gpu(2 * GIB + HEADROOM), gpu(GIB + HEADROOM)), 19),
-        ("auto", (gpu(HEADROOM // 2),), 0),
-        ("all", (), 33),
-        ("all", (gpu(GIB),), 33),
-        ("0", (gpu(80 * GIB),), 0),
-        ("20", (gpu(80 * GIB),), 20),
-    ],
-)
-def test_plan_layers_is_requested_or_what_fits(asked: str, devices: tuple[Device, ...], layers: int) -> None:
-    assert plan_layers(MISTRAL_7B, asked, 8192, devices) == layers
 
 
 def tree(root: Path, **files: str) -> Path:
@@ -112,6 +58,16 @@ def test_cgroup_quota_limits_the_cpus(tmp_path: Path, files: dict[str, str], quo
     [
         ({}, math.inf),
         ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, math.inf),
+        ({"memory__memory.limit_in_bytes": "1000\n"}, math.inf),
+        ({"memory__memory.limit_in_bytes": "1000\n", "memory__memory.usage_in_bytes": "600\n"}, 400),
+        (
+            {
+                "memory__memory.limit_in_bytes": "1000\n",
+                "memory__memory.usage_in_bytes": "600\n",
+                "memory__memory.stat": "active_file 1\ntotal_active_file 100\ntotal_inactive_file 250\n",
+            },
+            750,
+        ),
         ({"memory.max": "1000\n", "memory.current": "600\n", "memory.stat": "anon 600\n"}, 400),
         (
             {"memory.max": "1000\n", "memory.current": "600\n", "memory.stat": "active_file 100\ninactive_file 250\n"},
@@ -130,7 +86,7 @@ def test_this_machine_has_cpus_and_memory() -> None:
 
 
 def options(path: Path, gpu_layers: str = "auto", vocabulary_only: bool = False) -> LoadOptions:
-    return LoadOptions(path, Shape(2048, 1_000_000, 2, 256), None, gpu_layers, 1, 1, vocabulary_only)
+    return LoadOptions(path, 2048, uniform_sizes(1_000_000, 2, 128), None, gpu_layers, 1, 1, vocabulary_only)
 
 
 def opened(told: list[Event], load: LoadOptions, stop: StopFlag | None = None) -> None:
@@ -253,30 +209,14 @@ def test_notice_for_gpu_layers_without_a_gpu(tmp_path: Path) -> None:
     assert "no GPU found" in unseen.message
 
 
-def test_plan_context_rejects_more_than_free_memory() -> None:
-    assert plan_context(MISTRAL_7B, 8192, memory=2 * GIB) == 8192
-    with pytest.raises(
-        EngineError, match=r"a context of 32768 tokens needs 4\.3 GB, but only 2\.1 GB of memory is free"
-    ):
-        plan_context(MISTRAL_7B, 32768, memory=2 * GIB)
-
-
 def test_plan_repacking_skips_k_quants_in_batches_on_x86() -> None:
     assert plan_repacking("Q4_K_M", False, "x86_64") and plan_repacking("Q4_K_M", True, "arm64")
     assert not plan_repacking("Q4_K_M", True, "x86_64") and not plan_repacking("Q6_K", True, "AMD64")
     assert plan_repacking("Q4_0", True, "x86_64") and plan_repacking(None, True, "x86_64")
 
 
-def test_plan_slots_is_what_fits_in_memory_and_at_least_one() -> None:
-    assert plan_slots(64, 1024, 1000, HEADROOM + 10 * 1024 * 1000) == 10
-    assert plan_slots(8, 1024, 1000, HEADROOM + 10 * 1024 * 1000) == 8
-    assert plan_slots(8, 1024, 1000, 0) == 1
-
-
 def test_notice_for_a_context_limited_by_memory() -> None:
-    context = plan_context(MISTRAL_7B, None, memory=MISTRAL_7B.weight_bytes + HEADROOM + GIB // 2)
-    assert context == 4096
-    notice = short_context_notice(MISTRAL_7B, context)
+    notice = short_context_notice(4096, 8192)
     assert notice is not None
     assert notice.message == "context limited to 4096 tokens by free memory (default: 8192)"
-    assert short_context_notice(MISTRAL_7B, 8192) is None
+    assert short_context_notice(8192, 8192) is None

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from cerebrum_cli.engine.machine import available_memory, cgroup_limit, load_devices, save_devices, total_memory
-from cerebrum_cli.engine.plan import Device
+from cerebrum_cli.engine.memory import Device
 
 GPU = Device("CUDA0", "NVIDIA H200", 140_000_000_000, 150_000_000_000)
 STRANGE = Device("", 'größe "\udcff" \n', 0, 0)

@@ -26,7 +26,6 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.plan import LoadOptions
-from cerebrum_cli.engine.plan import Shape as LoadedShape
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.merge.output_files import WrittenFile
 
@@ -39,9 +38,7 @@ WHOLE = stack(("a", 0, 6))
 
 def generate(path: Path, tokens: int = 6) -> list[int]:
     """Generate tokens greedily with llama.cpp."""
-    header = read_header(path)
-    shape = LoadedShape(2048, path.stat().st_size, header.n_layers, header.kv_bytes_per_token)
-    options = LoadOptions(path, shape, context_size=256, n_threads=1)
+    options = LoadOptions(path, 2048, read_header(path).sizes, context_size=256, n_threads=1)
     engine = Engine(lambda tell, stop: open_llama(options, tell, stop))
     try:
         list(engine.load())

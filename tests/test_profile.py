@@ -34,7 +34,9 @@ from cerebrum_cli.application.tuning.tune import BenchFactory, search_space, tri
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.plan import Device, LoadOptions, Shape, Tuning
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.plan import LoadOptions, Tuning
+from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.main import run
 from cerebrum_cli.runtime.composition import Runtime
 from cerebrum_cli.terminal.streams import Streams
@@ -116,8 +118,7 @@ def test_estimate_tokens_counts_what_is_not_answered_yet() -> None:
 # Load options.
 
 ALL_SETTINGS = Tuning(False, 4, 6, 64, True, "q8_0", "12", 16)
-SHAPE = Shape(2048, 10**9, 32, 1000)
-OPTIONS = LoadOptions(Path("m.gguf"), SHAPE)
+OPTIONS = LoadOptions(Path("m.gguf"), 2048, uniform_sizes(10**9, 32, 500))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +411,7 @@ class CommandRunner:
             self.loaded.append(options)
             return open_scripted(options)
 
-        def bench(options: LoadOptions, model: Model, directory: Path, offloadable: int) -> Any:
+        def bench(options: LoadOptions, model: Model, directory: Path, gpus: tuple[Device, ...]) -> Any:
             assert options.path == model.path == self.model
             self.benches.append(ScriptedBench(self.speed_model, devices=self.devices))
             return self.benches[-1]

@@ -37,7 +37,8 @@ from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, Job, LoadSt
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encode_file, fast_encodings
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.engine.llama.quantize import failure_reason
-from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
+from cerebrum_cli.engine.memory import HEADROOM, Device
+from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.runtime.reencoding import conclude
 from cerebrum_cli.terminal.encoding_report import print_encodings, report_object
 from cerebrum_cli.terminal.streams import Streams

@@ -17,15 +17,23 @@ from cerebrum_cli.engine.backend import Row
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.plan import LoadOptions, Shape
+from cerebrum_cli.engine.memory import (
+    CPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    FreeMemory,
+    compute_bytes,
+    sequence_bytes,
+)
+from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.gguf.header import read_header
 
 pytestmark = pytest.mark.slow
 
 NANO = Path(cerebrum_cli.__file__).parent / "nano.gguf"
-SHAPE = Shape(trained_context=512, weight_bytes=NANO.stat().st_size, layers=4, kv_bytes_per_token=1024)
 SUMS = [f"What is {a} plus {b}?" for a, b in ((17, 25), (3, 4), (60, 31), (8, 8), (45, 9), (12, 70), (33, 33), (5, 90))]
 LONG = " and then ".join(f"Tom buys {number} apples" for number in range(60)) + ". "
 
@@ -41,7 +49,8 @@ def open_engine(
     """Start an engine with so many slots."""
     options = LoadOptions(
         NANO,
-        SHAPE,
+        512,
+        read_header(NANO).sizes,
         context_size=context_size,
         n_threads=1,
         slots=slots,
@@ -98,15 +107,36 @@ def test_batch_invariance_whatever_prefix_was_copied(slots: int, monkeypatch: py
             assert answers(engine, [question], 12) == [said]
 
 
+LENGTHS = {0: 300, 1: 400, 2: 7, 3: 512, 4: 300, 5: 290, 6: 3}
+
+
+def pad(rows: list[Row], slots: int = 7) -> tuple[list[Row], list[int]]:
+    """Pad rows in slots of 512 tokens."""
+    return batch_invariance.pad_single_rows(
+        rows, LENGTHS.__getitem__, lambda slot: 0 <= slot < slots and LENGTHS[slot] < 512
+    )
+
+
 def test_single_rows_are_padded_from_a_position_on() -> None:
-    length = {0: 300, 1: 400, 2: 7, 4: 300, 5: 290, 6: 3}.__getitem__
     near = [Row(0, 255, 9, True), Row(4, 300, 8, True), Row(5, 290, 7, True)]
-    assert batch_invariance.pad_single_rows(near, length) == (near, [0, 1, 2])
+    assert pad(near) == (near, [0, 1, 2])
     far = [Row(1, 400, 9, True), Row(5, 290, 7, True)]
-    company = [far[0], Row(2, 7, 9, False), far[1], Row(6, 3, 7, False)]
-    assert batch_invariance.pad_single_rows(far, length) == (company, [0, 2])
-    reading = [Row(0, 300, 1, False), Row(0, 301, 2, True)]
-    assert batch_invariance.pad_single_rows(reading, length) == (reading, [0, 1])
+    assert pad(far) == ([far[0], Row(2, 7, 9, False), far[1], Row(6, 3, 7, False)], [0, 2])
+    prefill = [Row(0, 300, 1, False), Row(0, 301, 2, True)]
+    assert pad(prefill) == (prefill, [0, 1])
+
+
+def test_single_row_is_padded_below_the_last_or_a_full_slot() -> None:
+    last = Row(6, 300, 9, True)
+    assert pad([last]) == ([Row(5, 290, 9, False), last], [1])
+    under_a_full_one = Row(2, 300, 9, True)
+    assert pad([under_a_full_one]) == ([Row(1, 400, 9, False), under_a_full_one], [1])
+    assert pad([Row(0, 300, 9, True)], slots=1) == ([Row(0, 300, 9, True)], [0])
+
+
+def test_single_row_beside_the_padding_of_another_needs_none() -> None:
+    rows = [Row(4, 300, 9, True), Row(6, 300, 8, True)]
+    assert pad(rows) == ([rows[0], Row(5, 290, 9, False), rows[1]], [0, 2])
 
 
 @pytest.mark.parametrize("slots", [2, 4])
@@ -165,7 +195,12 @@ def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
 def test_short_memory_reduces_slots_and_all_are_answered(
     single_runs: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: 512 * 2**20 + 3 * 512 * 1024)
+    sizes = read_header(NANO).sizes
+    context = ContextOptions(512, 1, 1, CPU_UBATCH)
+    fixed = HEADROOM + compute_bytes(sizes, context)
+    each = sequence_bytes(sizes.layers, 512) + 4 * sizes.vocabulary_size
+    free = FreeMemory(fixed + 3 * each)
+    monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: free)
     with open_engine(8) as engine:
         assert answers(engine, SUMS, None) == single_runs
         assert engine.backend.slots == 3

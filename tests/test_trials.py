@@ -28,7 +28,9 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import Job, TrialError
 from cerebrum_cli.engine.bench.trials import LoadSettings, ProcessBench
 from cerebrum_cli.engine.machine import available_memory
-from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning
+from cerebrum_cli.engine.memory import HEADROOM
+from cerebrum_cli.engine.plan import LoadOptions, Tuning
+from cerebrum_cli.gguf.sizes import uniform_sizes
 from cerebrum_cli.runtime.composition import PROBE
 
 pytestmark = pytest.mark.slow
@@ -146,8 +148,8 @@ def test_bench_repeats_a_text_that_is_too_short(options: LoadOptions) -> None:
 
 
 def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
-    shape = replace(options.shape, weight_bytes=10**15)
-    with contextlib.closing(ProcessBench(replace(options, shape=shape), TEXT)) as bench:
+    sizes = options.sizes.with_weights(10**15)
+    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError, match=r"^needs 100000\d\.\d GB of memory, but only \d+\.\d GB is free$"):
             bench.speed(REPACKED, DECODE)
         with pytest.raises(TrialError):
@@ -157,28 +159,28 @@ def test_bench_rejects_a_model_larger_than_memory(options: LoadOptions) -> None:
 
 def test_bench_requires_memory_for_weights_and_cache_together(options: LoadOptions) -> None:
     most = available_memory() - HEADROOM
-    shape = replace(options.shape, weight_bytes=most * 6 // 10, kv_bytes_per_token=most * 6 // 10 // 68)
-    with contextlib.closing(ProcessBench(replace(options, shape=shape), TEXT)) as bench:
+    sizes = uniform_sizes(most * 6 // 10, 2, most * 6 // 10 // 256 // 2)
+    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError, match="GB of memory, but"):
-            bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens
+            bench.speed(REPACKED, DECODE)  # a cache for 4 + 64 tokens, padded to 256
         assert trial_processes() == []
         assert bench.load_stats(REPACKED).load_s > 0, "the weights alone fit"
 
 
 def test_bench_requires_less_memory_for_a_quantized_cache(wide: LoadOptions) -> None:
-    shape = replace(wide.shape, kv_bytes_per_token=(available_memory() - HEADROOM) * 12 // 10 // 68)
-    with contextlib.closing(ProcessBench(replace(wide, shape=shape), TEXT)) as bench:
+    sizes = uniform_sizes(1, 2, (available_memory() - HEADROOM) * 12 // 10 // 256 // 2)
+    with contextlib.closing(ProcessBench(replace(wide, sizes=sizes), TEXT)) as bench:
         with pytest.raises(TrialError):
             bench.speed(REPACKED, DECODE)
         assert bench.speed(replace(REPACKED, cache_type="q8_0"), DECODE) > 0
 
 
 def test_bench_closes_trials_to_free_memory(options: LoadOptions) -> None:
-    shape = replace(options.shape, weight_bytes=1)
-    with contextlib.closing(ProcessBench(replace(options, shape=shape), TEXT)) as bench:
+    sizes = uniform_sizes(1, 2, 1)
+    with contextlib.closing(ProcessBench(replace(options, sizes=sizes), TEXT)) as bench:
         bench.speed(REPACKED, DECODE)
         [first] = trial_processes()
-        bench._options = replace(options, shape=replace(shape, weight_bytes=10**15))
+        bench._options = replace(options, sizes=uniform_sizes(10**15, 2, 1))
         with pytest.raises(TrialError):
             bench.speed(NOT_REPACKED, DECODE)
         assert not first.is_running()

@@ -24,7 +24,8 @@ from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench.protocol import Job
-from cerebrum_cli.engine.plan import Device, Tuning
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.plan import Tuning
 from cerebrum_cli.terminal.tuning_report import candidate_lines, tuning_text
 
 BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=32)

@@ -14,7 +14,8 @@ from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.plan import LoadOptions, Shape
+from cerebrum_cli.engine.plan import LoadOptions
+from cerebrum_cli.gguf.sizes import uniform_sizes
 
 MARKS = tuple(SPECIAL_TOKENS)
 """Markup of the tiny ChatML vocabulary; indices are token ids."""
@@ -26,8 +27,7 @@ marked_up = st.lists(markup | st.text(max_size=2), max_size=12).map("".join)
 @contextmanager
 def open_vocabulary(path: Path) -> Iterator[LlamaBackend]:
     """Open a model's vocabulary."""
-    shape = Shape(trained_context=2048, weight_bytes=0, layers=1, kv_bytes_per_token=1)
-    options = LoadOptions(path, shape, context_size=256, vocabulary_only=True)
+    options = LoadOptions(path, 2048, uniform_sizes(0, 1, 1), context_size=256, vocabulary_only=True)
     backend = open_llama(options, lambda _: None, StopFlag())
     try:
         yield backend

@@ -16,9 +16,10 @@ from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.plan import LoadOptions, Shape
+from cerebrum_cli.engine.plan import LoadOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.gguf.header import read_header
 from nano.questions import held_out, questions
 
 MODEL_FILE = Path(__file__).parents[2] / "cerebrum_cli" / "nano.gguf"
@@ -39,8 +40,7 @@ class Sample:
 @contextmanager
 def loaded_engine(path: Path) -> Iterator[Engine]:
     """Load a model with SLOTS slots."""
-    shape = Shape(trained_context=512, weight_bytes=path.stat().st_size, layers=4, kv_bytes_per_token=1024)
-    options = LoadOptions(path, shape, context_size=512, n_threads=1, slots=SLOTS)
+    options = LoadOptions(path, 512, read_header(path).sizes, context_size=512, n_threads=1, slots=SLOTS)
     engine = Engine(lambda emit, stop: open_llama(options, emit, stop))
     try:
         list(engine.load())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cerebrum_cli.engine.plan import Device
+from cerebrum_cli.engine.memory import Device
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
 # process, so the two are compared before anything is evaluated.

@@ -61,7 +61,10 @@ class Loop:
                 return
             state = self._prompt_cache.find(sequence, needs_memory) if self._prompt_cache else None
             if needs_memory:
+                kind = backend.state_kind
                 self._reserve(len(state.tokens) if state else 0)
+                if self._prompt_cache and backend.state_kind != kind:  # fewer slots than requested
+                    state = self._prompt_cache.find(sequence, needs_memory=False)
             if self._prompt_cache and state and self._make_room(len(state.tokens)):
                 self._prompt_cache.restore(state, sequence)
             try:

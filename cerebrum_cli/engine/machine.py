@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from cerebrum_cli.engine.plan import Device
+from cerebrum_cli.engine.memory import Device
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -129,20 +129,32 @@ def total_memory() -> int:
 
 def cgroup_limit(root: Path) -> float:
     """Memory limit of a cgroup in bytes; infinity if unlimited."""
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
-        with contextlib.suppress(OSError, ValueError):  # "max"
-            return int((root / file).read_text())
-    return math.inf
+    return _integer(root, "memory.max", "memory/memory.limit_in_bytes")
 
 
 def cgroup_memory(root: Path) -> float:
-    """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited."""
-    try:
-        left = int((root / "memory.max").read_text()) - int((root / "memory.current").read_text())
-        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # "max"
+    """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited or unknown."""
+    used = _integer(root, "memory.current", "memory/memory.usage_in_bytes")
+    if math.isinf(used) or math.isinf(limit := cgroup_limit(root)):
         return math.inf
-    return left + sum(int(stat.get(cached, "0")) for cached in ("active_file", "inactive_file"))
+    return limit - used + _cached_bytes(root)
+
+
+def _integer(root: Path, *names: str) -> float:
+    """Number in the first of these files that has one, for cgroup v2 and v1; infinity if none does."""
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            return int((root / name).read_text())
+    return math.inf
+
+
+def _cached_bytes(root: Path) -> int:
+    """File cache of a cgroup and its descendants, which the system can reclaim."""
+    for name, prefix in (("memory.stat", ""), ("memory/memory.stat", "total_")):
+        with contextlib.suppress(OSError, ValueError):
+            stat = dict(line.split() for line in (root / name).read_text().splitlines())
+            return sum(int(stat.get(f"{prefix}{kind}_file", "0")) for kind in ("active", "inactive"))
+    return 0
 
 
 def machine_memory() -> int:
@@ -170,7 +182,8 @@ def load_devices(path: Path) -> tuple[Device, ...] | None:
         return None
 
 
-def _device(*, name: str, description: str, free: int, total: int) -> Device:
-    if not (isinstance(name, str) and isinstance(description, str) and type(free) is int and type(total) is int):
+def _device(*, name: str, description: str, free: int, total: int, is_unified: bool = False) -> Device:
+    valid = isinstance(name, str) and isinstance(description, str) and type(free) is int and type(total) is int
+    if not (valid and isinstance(is_unified, bool)):
         raise TypeError("a value of the wrong type")
-    return Device(name, description, free, total)
+    return Device(name, description, free, total, is_unified)

@@ -1,35 +1,17 @@
-"""Plan how to load a model: context, slots and layers from the options, the file and the machine. Pure."""
+"""How to load a model: options and tunings, and notices about them. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.engine.memory import CACHE_ELEMENT_SIZE, CacheType, Device
+from cerebrum_cli.gguf.sizes import ModelSizes
 
-DEFAULT_CONTEXT = 8192
-HEADROOM = 512 * 2**20  # bytes beside weights and KV cache, for compute buffers and other programs
-
-CacheType = Literal["f16", "q8_0"]
-CACHE_SIZE_RATIO = {"f16": 1.0, "q8_0": 34 / 64}  # relative to f16
 MAX_VALUES = {"slots": 256, "n_ubatch": 65536}  # of tuning settings; 1024 for all others
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes of a model: trained context in tokens, weights in bytes, number of layers, KV cache bytes per token."""
-
-    trained_context: int
-    weight_bytes: int
-    layers: int
-    kv_bytes_per_token: int
-
-    def with_cache_type(self, cache_type: CacheType) -> Shape:
-        """Shape with the KV cache in another type than f16."""
-        return replace(self, kv_bytes_per_token=int(self.kv_bytes_per_token * CACHE_SIZE_RATIO[cache_type]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +32,8 @@ class LoadOptions:
     """
 
     path: Path
-    shape: Shape
+    trained_context: int
+    sizes: ModelSizes
     context_size: int | None = None
     gpu_layers: str = "auto"
     n_threads: int | None = None
@@ -95,7 +78,7 @@ class Tuning:
             wrong = type(value) is not kinds.get(name, int)
             if wrong or (type(value) is int and not 1 <= value <= MAX_VALUES.get(name, 1024)):
                 raise ValueError(f"{name} is {value!r}")
-        if self.cache_type not in (None, *CACHE_SIZE_RATIO):
+        if self.cache_type not in (None, *CACHE_ELEMENT_SIZE):
             raise ValueError(f"cache_type is {self.cache_type!r}")
         if self.cache_type == "q8_0" and self.flash_attention is False:
             raise ValueError("a quantized cache requires flash attention")
@@ -105,43 +88,8 @@ class Tuning:
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A GPU; memory in bytes, as reported by its driver."""
-
-    name: str
-    description: str
-    free: int
-    total: int
-
-
-def plan_context(shape: Shape, requested: int | None, memory: int) -> int:
-    """Choose the context size: the requested one, or the smallest of trained, 8192 and what fits in memory.
-
-    Raises EngineError if the KV cache of the requested size exceeds free memory.
-    """
-    token_bytes = max(1, shape.kv_bytes_per_token)
-    if requested is not None:
-        if requested * token_bytes > memory:
-            raise EngineError(
-                f"a context of {requested} tokens needs {requested * token_bytes / 1e9:.1f} GB,"
-                f" but only {memory / 1e9:.1f} GB of memory is free",
-                f"use --ctx {min(shape.trained_context, memory // 2 // token_bytes // 256 * 256)} or less",
-            )
-        return requested
-    free = (memory - shape.weight_bytes - HEADROOM) // token_bytes
-    fits = max(256, free // 256 * 256)
-    return min(default_context(shape), fits)
-
-
-def default_context(shape: Shape) -> int:
-    """Context size if memory is sufficient."""
-    return min(shape.trained_context, DEFAULT_CONTEXT)
-
-
-def short_context_notice(shape: Shape, context: int) -> NoticeEvent | None:
+def short_context_notice(context: int, default: int) -> NoticeEvent | None:
     """Notice that free memory limits the context below its default size; None if it does not."""
-    default = default_context(shape)
     if context >= default:
         return None
     return NoticeEvent(
@@ -161,26 +109,9 @@ def plan_repacking(quantization: str | None, is_batch: bool, machine: str) -> bo
     return not is_batch or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
 
 
-def plan_slots(requested: int, length: int, kv_bytes_per_token: int, memory: int) -> int:
-    """Number of concurrent sequences of a length: the requested number, or what fits in memory; at least one."""
-    sequence_bytes = max(1, length * kv_bytes_per_token)
-    return max(1, min(requested, (memory - HEADROOM) // sequence_bytes))
-
-
-def plan_layers(shape: Shape, requested: str, context: int, devices: tuple[Device, ...]) -> int:
-    """Number of layers to offload; the output layer counts as one more."""
-    all_layers = shape.layers + 1
-    if requested == "all":
-        return all_layers
-    if requested != "auto":
-        return int(requested)
-    layer_bytes = (shape.weight_bytes + shape.kv_bytes_per_token * context) / all_layers
-    return min(all_layers, int(sum(max(0, device.free - HEADROOM) for device in devices) // layer_bytes))
-
-
 def option_notices(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
     """Yield notices about options that have no or an adverse effect; `offloads`: this build supports GPUs."""
-    trained = options.shape.trained_context
+    trained = options.trained_context
     wants_gpu = options.gpu_layers not in ("auto", "0")
     if wants_gpu and offloads and not devices:
         yield NoticeEvent(

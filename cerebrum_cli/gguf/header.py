@@ -19,6 +19,7 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.cursor import Array, Cursor, Scalar
 from cerebrum_cli.gguf.signatures import SIGNATURE_BYTES, identify
+from cerebrum_cli.gguf.sizes import ModelSizes, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 Metadata = Mapping[str, Scalar | Array]
@@ -48,8 +49,8 @@ class _Tensor(NamedTuple):
 class Header:
     """Metadata of a GGUF file and totals of its tensor table; no weights are read.
 
-    `tensor_types` counts the tensors of each type. `n_heads` and `n_kv_heads` are the maximum of any layer,
-    `n_kv_heads_sum` is the sum over all layers. `chat_template` is untrusted code. `per_expert_tensors` marks the old
+    `tensor_types` counts the tensors of each type. `n_heads` and `n_kv_heads` are the maximum of any layer.
+    `chat_template` is untrusted code. `per_expert_tensors` marks the old
     Mixtral layout, which llama.cpp no longer loads.
     """
 
@@ -64,15 +65,13 @@ class Header:
     n_layers: int
     n_heads: int
     n_kv_heads: int
-    n_kv_heads_sum: int
-    key_length: int
-    value_length: int
     embedding_length: int
     vocabulary_size: int
     context_length: int | None
     sliding_window: int | None
     expert_count: int
     chat_template: str | None
+    sizes: ModelSizes
     split_count: int
     per_expert_tensors: bool
     metadata: Metadata
@@ -80,7 +79,7 @@ class Header:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache per token in f16."""
-        return 2 * self.n_kv_heads_sum * (self.key_length + self.value_length)
+        return 2 * self.sizes.kv_length
 
 
 def read_header(path: Path) -> Header:
@@ -210,9 +209,9 @@ def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]
     integers = _Integers(path, metadata, architecture)
     heads = integers.per_layer("attention.head_count")
     kv_heads = integers.per_layer("attention.head_count_kv") or heads
-    embedding = integers.hyperparameter("embedding_length")
-    head_length = embedding // max(heads) if any(heads) else 0
     tokens = metadata.get("tokenizer.ggml.tokens")
+    vocabulary_size = tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size")
+    sizes = [(tensor.name, _tensor_bytes(path, tensor) or 0) for tensor in tensors]
     file_type = integers.optional("general.file_type")
     return Header(
         version=version,
@@ -226,15 +225,13 @@ def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]
         n_layers=integers.hyperparameter("block_count"),
         n_heads=max(heads, default=0),
         n_kv_heads=max(kv_heads, default=0),
-        n_kv_heads_sum=sum(kv_heads),
-        key_length=integers.hyperparameter("attention.key_length") or head_length,
-        value_length=integers.hyperparameter("attention.value_length") or head_length,
-        embedding_length=embedding,
-        vocabulary_size=tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size"),
+        embedding_length=integers.hyperparameter("embedding_length"),
+        vocabulary_size=vocabulary_size,
         context_length=integers.hyperparameter("context_length") or None,
         sliding_window=integers.hyperparameter("attention.sliding_window") or None,
         expert_count=integers.hyperparameter("expert_count"),
         chat_template=_text(metadata, "tokenizer.chat_template"),
+        sizes=model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size),
         split_count=integers.optional("split.count") or 1,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
         metadata=metadata,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
     from cerebrum_cli.engine.bench.protocol import FileBench
     from cerebrum_cli.engine.build import Build
+    from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.merge.weights import Codec
@@ -44,11 +45,13 @@ def llama_build() -> Build:
     return build()
 
 
-def process_bench(options: LoadOptions, model: Model, directory: Path | None = None, offloadable: int = 0) -> FileBench:
+def process_bench(
+    options: LoadOptions, model: Model, directory: Path | None = None, gpus: tuple[Device, ...] = ()
+) -> FileBench:
     """A bench that opens the model in child processes; they write into `directory`."""
     from cerebrum_cli.engine.bench.trials import ProcessBench
 
-    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths, directory, offloadable)
+    return ProcessBench(options, PROBE.read_text(encoding="utf-8"), model.paths, directory, gpus)
 
 
 def llama_codec() -> Codec:

@@ -51,7 +51,7 @@ def prepare(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> 
         runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
 
     def bench(options: LoadOptions, model: Model) -> FileBench:
-        return runtime.bench(options, model, runtime.trials, runtime.capacity().device_memory)
+        return runtime.bench(options, model, runtime.trials, runtime.capacity().devices or ())
 
     return Reencoding(runtime.library, model, options, DerivativeStore(runtime.cache_directory / "encodings"), bench)
 

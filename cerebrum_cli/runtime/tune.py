@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.tuning.candidates import Budget
     from cerebrum_cli.application.tuning.tune import TuningResult
     from cerebrum_cli.core.settings import Layer, Settings
-    from cerebrum_cli.engine.plan import Device
+    from cerebrum_cli.engine.memory import Device
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import TuneOptions
 
@@ -50,7 +50,7 @@ def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, 
         with FileProgress(runtime.streams, quiet) as progress:
             runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
         identity = runtime.library.identity(model)
-        bench = runtime.bench(trial_options(model, settings), model, runtime.trials, runtime.capacity().device_memory)
+        bench = runtime.bench(trial_options(model, settings), model, runtime.trials, runtime.capacity().devices or ())
         try:
             search = tune_model(bench, model, settings, budget, partial(profile_key, runtime, identity, settings))
             result = render_stages(search, StageProgress(runtime.streams, quiet))

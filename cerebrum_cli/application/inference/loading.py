@@ -18,7 +18,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning, plan_repacking
+from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
 
@@ -209,10 +209,10 @@ def load_options(
     tuning: Tuning = DEFAULT,
 ) -> LoadOptions:
     """The load options of a model: defaults, then the tuning, then the user's settings."""
-    header = model.header
     options = LoadOptions(
         path=model.path,
-        shape=Shape(model.trained_context, model.size, header.n_layers, header.kv_bytes_per_token),
+        trained_context=model.trained_context,
+        sizes=model.sizes,
         context_size=settings.ctx,
         gpu_layers=settings.gpu_layers,
         n_threads=settings.threads,

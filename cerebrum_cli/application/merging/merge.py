@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.models.fit import needed_memory, planned_context
+from cerebrum_cli.application.models.fit import Capacity, fit_memory, planned_context
 from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import (
     MERGE_FORMAT,
@@ -211,7 +211,7 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
         "unmatched_filters": list(merge.plan.unmatched_filters),
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
-        "memory": needed_memory(merge.size, header.kv_bytes_per_token, context),
+        "memory": fit_memory(header.sizes.with_weights(merge.size), context, Capacity(0)).needed,
         "memory_to_merge": merge.memory,
         "free": free,
     }

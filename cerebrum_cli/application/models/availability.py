@@ -13,6 +13,9 @@ from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, same_quantization
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
+
+CATALOG_LAYERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,13 @@ class Availability:
     """A model's quantizations and their sizes: from a listing of the Hub, or from the catalog and installed files.
 
     `variants` are the files of a listing, one for each of `sizes`; `installed` are quantizations without a download.
+    `layer_sizes` are those of any of them.
     """
 
     name: str
     sizes: tuple[tuple[str, int], ...]
     installed: tuple[str, ...]
-    kv_bytes_per_token: int
+    layer_sizes: ModelSizes
     trained_context: int | None
     spec: ModelSpec | None = None
     listing: Listing | None = None
@@ -85,10 +89,15 @@ def catalogue_availability(spec: ModelSpec, models: Iterable[Model]) -> Availabi
         spec.name,
         _sizes(((each.name, each.size) for each in listed), installed),
         tuple(model.display_name for model in installed),
-        installed[0].header.kv_bytes_per_token if installed else spec.kv_bytes_per_token or 0,
+        installed[0].sizes if installed else spec_sizes(spec),
         installed[0].trained_context if installed else spec.context_size,
         spec,
     )
+
+
+def spec_sizes(spec: ModelSpec) -> ModelSizes:
+    """Sizes of a catalog model without a file, spread over as many layers as most of them have."""
+    return uniform_sizes(0, CATALOG_LAYERS, (spec.kv_bytes_per_token or 0) // 2)
 
 
 def installed_availability(models: Iterable[Model]) -> Availability:
@@ -99,7 +108,7 @@ def installed_availability(models: Iterable[Model]) -> Availability:
         installed[0].name,
         _sizes((), installed),
         tuple(model.display_name for model in installed),
-        header.kv_bytes_per_token,
+        installed[0].sizes,
         header.context_length,
     )
 
@@ -110,7 +119,7 @@ def assess_fit(
     """Assess available quantizations for this machine. Raises ModelNotFound if the requested one is not available."""
     context = planned_context(context, availability.trained_context)
     candidates = assess_quantizations(
-        availability.sizes, availability.installed, availability.kv_bytes_per_token, context, capacity
+        availability.sizes, availability.installed, availability.layer_sizes, context, capacity
     )
     names = availability.matching(quantization)
     chosen = [each for each in candidates if each.quantization in names]

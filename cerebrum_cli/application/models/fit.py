@@ -5,47 +5,49 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cerebrum_cli.catalogue.variants import same_quantization
-from cerebrum_cli.engine.plan import DEFAULT_CONTEXT, HEADROOM, Device
+from cerebrum_cli.engine.memory import (
+    CPU_UBATCH,
+    DEFAULT_CONTEXT,
+    GPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    Device,
+    default_context,
+    host_bytes,
+    memory_needs,
+    plan_layers,
+)
+from cerebrum_cli.gguf.sizes import ModelSizes
 
 Verdict = Literal["fits", "tight", "too big"]
 
 PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
-TIGHT_FRACTION = 7 / 8  # of usable memory; above it other programs are swapped out
-COMFORTABLE_FRACTION = 0.25  # of usable memory; below it a file larger than the preferred one does no harm
-DEVICE_FRACTION = 0.9  # of an accelerator's free memory; the rest is for its buffers
+TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
+COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
 _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Bytes of memory of this machine, and its accelerators as of the last loaded model; None before that."""
+    """Bytes of memory of this machine, and its GPUs as of the last loaded model; None before that."""
 
     memory: int
     devices: tuple[Device, ...] | None = None
 
     @property
-    def device_memory(self) -> int:
-        """Bytes of accelerator memory available to models."""
-        return int(DEVICE_FRACTION * sum(device.free for device in self.devices or ()))
+    def host_memory(self) -> int:
+        """Bytes of the host's memory available to a model."""
+        return max(0, self.memory - SYSTEM_RESERVE)
 
     @property
     def usable_memory(self) -> int:
-        """Bytes available to a model in memory and on accelerators: llama.cpp splits it by layers."""
-        return max(0, self.memory - SYSTEM_RESERVE) + self.device_memory
-
-    def verdict(self, needed: int) -> Verdict:
-        """Whether a model that needs this many bytes fits."""
-        if needed > self.usable_memory:
-            return "too big"
-        return "fits" if needed <= max(TIGHT_FRACTION * self.usable_memory, self.device_memory) else "tight"
-
-    def is_comfortable(self, needed: int) -> bool:
-        """Whether this machine has plenty of memory for this many bytes."""
-        return needed <= max(COMFORTABLE_FRACTION * max(0, self.memory - SYSTEM_RESERVE), self.device_memory)
+        """Bytes available to a model on the host and on GPUs with memory of their own."""
+        own = (device.free - HEADROOM for device in self.devices or () if not device.is_unified)
+        return self.host_memory + sum(max(0, free) for free in own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,42 +64,63 @@ class QuantizationFit:
 
 def planned_context(requested: int | None, trained: int | None) -> int:
     """Context size to assess a model at: the requested one, or the default if memory is no limit."""
-    return requested or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    return requested or default_context(trained or DEFAULT_CONTEXT)
 
 
-def needed_memory(size: int, kv_bytes_per_token: int, context: int) -> int:
-    """Bytes of memory for weights, the KV cache of one sequence, and working buffers."""
-    return size + kv_bytes_per_token * context + HEADROOM
+class MemoryFit(NamedTuple):
+    """How a model fits this machine: bytes it needs in all, bytes of the host's memory, and whether GPUs hold it."""
+
+    needed: int
+    host_needed: int
+    is_offloaded: bool
+
+    def verdict(self, capacity: Capacity) -> Verdict:
+        if self.host_needed > capacity.host_memory:
+            return "too big"
+        return "fits" if self.host_needed <= TIGHT_FRACTION * capacity.host_memory else "tight"
+
+    def is_comfortable(self, capacity: Capacity) -> bool:
+        """Whether a larger model than the preferred one does no harm."""
+        if self.is_offloaded:
+            return self.verdict(capacity) == "fits"
+        return self.needed <= COMFORTABLE_FRACTION * capacity.host_memory
+
+
+def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit:
+    """Plan the memory of a model with one sequence; llama.cpp offloads as many layers as GPUs can hold."""
+    devices = capacity.devices or ()
+    options = ContextOptions(context, 1, 1, GPU_UBATCH if devices else CPU_UBATCH)
+    offloaded = plan_layers(sizes, "auto", options, devices)
+    needs = memory_needs(sizes, options, offloaded)
+    is_offloaded = sum(offloaded) > len(sizes.layers) and not any(device.is_unified for device in devices)
+    return MemoryFit(needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, is_offloaded)
 
 
 def assess_quantizations(
-    sizes: Iterable[tuple[str, int]],
+    quantizations: Iterable[tuple[str, int]],
     installed: Iterable[str],
-    kv_bytes_per_token: int,
+    sizes: ModelSizes,
     context: int,
     capacity: Capacity,
 ) -> tuple[QuantizationFit, ...]:
-    """Assess quantizations by their sizes, smallest first; one of them is recommended."""
+    """Assess quantizations by the bytes of their files, smallest first; one of them is recommended.
+
+    `sizes` are those of any of them.
+    """
     installed_names = tuple(installed)
-    candidates = []
-    for name, size in sorted(sizes, key=lambda item: (item[1], item[0])):
-        needed = needed_memory(size, kv_bytes_per_token, context)
-        candidates.append(
-            QuantizationFit(
-                name,
-                size,
-                needed,
-                capacity.verdict(needed),
-                any(same_quantization(name, each) for each in installed_names),
-            )
-        )
+    candidates, comfortable = [], []
+    for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
+        fit = fit_memory(sizes.with_weights(size), context, capacity)
+        is_installed = any(same_quantization(name, each) for each in installed_names)
+        candidates.append(QuantizationFit(name, size, fit.needed, fit.verdict(capacity), is_installed))
+        comfortable.append(fit.is_comfortable(capacity))
     if not candidates:
         return ()
-    best = recommend(candidates, capacity)
+    best = recommend(candidates, [each for each, is_it in zip(candidates, comfortable, strict=True) if is_it])
     return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
 
 
-def recommend(candidates: Sequence[QuantizationFit], capacity: Capacity) -> QuantizationFit:
+def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[QuantizationFit]) -> QuantizationFit:
     """Choose the largest that fits, but none larger than the preferred one unless it is comfortable.
 
     If none fits, the smallest is chosen.
@@ -108,7 +131,6 @@ def recommend(candidates: Sequence[QuantizationFit], capacity: Capacity) -> Quan
     if not fitting:
         return by_size[0]
     preferred = next((each for each in fitting if same_quantization(each.quantization, PREFERRED_QUANTIZATION)), None)
-    comfortable = [each for each in fitting if capacity.is_comfortable(each.needed)]
     if preferred is None:
         return fitting[-1]
-    return max([preferred, *comfortable], key=lambda each: each.size)
+    return max([preferred, *(each for each in fitting if each in comfortable)], key=lambda each: each.size)

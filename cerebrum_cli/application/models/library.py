@@ -256,10 +256,9 @@ class Library:
         if chosen or len(readable) == 1:
             return chosen or readable[0]
         by_name = {model.display_name: model for model in reversed(readable)}
-        header = readable[0].header
-        context = planned_context(None, header.context_length)
-        sizes = [(name, model.size) for name, model in by_name.items()]
-        candidates = assess_quantizations(sizes, (), header.kv_bytes_per_token, context, self.capacity())
+        context = planned_context(None, readable[0].header.context_length)
+        quantizations = [(name, model.size) for name, model in by_name.items()]
+        candidates = assess_quantizations(quantizations, (), readable[0].sizes, context, self.capacity())
         return by_name[next(each.quantization for each in candidates if each.recommended)]
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:

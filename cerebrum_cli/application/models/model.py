@@ -15,6 +15,7 @@ from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, read_header
+from cerebrum_cli.gguf.sizes import ModelSizes
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
@@ -48,6 +49,11 @@ class Model:
     def header(self) -> Header:
         """Header of the file. Raises ModelFileError if it is not a complete GGUF file."""
         return read_header(self.path)
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """Sizes of its layers in memory. Raises ModelFileError."""
+        return self.header.sizes if len(self.paths) == 1 else self.header.sizes.with_weights(self.size)
 
     @cached_property
     def is_readable(self) -> bool:

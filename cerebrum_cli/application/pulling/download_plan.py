@@ -13,6 +13,7 @@ from cerebrum_cli.application.models.availability import (
     assess_fit,
     catalogue_availability,
     installed_availability,
+    spec_sizes,
 )
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model
@@ -135,10 +136,10 @@ class DownloadPlanner:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         sizes = [(each.quantization, sum(listing.file(file).size for file in each.files)) for each in found]
         if spec and spec.kv_bytes_per_token:
-            kv_bytes, trained = spec.kv_bytes_per_token, spec.context_size
+            layer_sizes, trained = spec_sizes(spec), spec.context_size
         else:
             header = self._installed_header(listing) or self.header(listing, listing.file(found[0].files[0]))
-            kv_bytes, trained = header.kv_bytes_per_token, header.context_length
+            layer_sizes, trained = header.sizes, header.context_length
         cache = self.library.cache
         installed = tuple(
             each.quantization
@@ -147,7 +148,7 @@ class DownloadPlanner:
                 cache.contains(listing.repo_id, listing.commit, file, listing.file(file).sha256) for file in each.files
             )
         )
-        return Availability(name, tuple(sizes), installed, kv_bytes, trained, spec, listing, tuple(found))
+        return Availability(name, tuple(sizes), installed, layer_sizes, trained, spec, listing, tuple(found))
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:

@@ -21,7 +21,8 @@ from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.bench.protocol import MIN_AGREEMENT, Closeness, FileBench, Job, TrialError
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encode_file
 from cerebrum_cli.engine.machine import available_memory
-from cerebrum_cli.engine.plan import HEADROOM, LoadOptions, Tuning, plan_repacking
+from cerebrum_cli.engine.memory import HEADROOM
+from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking
 
 T = TypeVar("T")
 
@@ -261,9 +262,9 @@ class Reencoding:
                 for done, total in progress:
                     yield StageEvent(f"writing {name}", done, total)
             model = Model(name, (part,))
-            shape = replace(self.options.shape, weight_bytes=model.size)
+            sizes = self.options.sizes.with_weights(model.size)
             repack = plan_repacking(name, False, machine())
-            with self._contender(model, replace(self.options, path=part, shape=shape, repack=repack)) as new:
+            with self._contender(model, replace(self.options, path=part, sizes=sizes, repack=repack)) as new:
                 return (yield from self._compare(name, model.size, original, new))
         except EngineError as error:
             return EncodingResult(name, skipped=error.message)

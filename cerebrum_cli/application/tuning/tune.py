@@ -22,13 +22,14 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.engine.bench.protocol import Bench, FileBench
 from cerebrum_cli.engine.machine import available_memory, processors
-from cerebrum_cli.engine.plan import Device, LoadOptions, Tuning, plan_repacking, plan_slots
+from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory, plan_slots
+from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 
 MAX_BATCH_SLOTS = 64
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
-BenchFactory = Callable[[LoadOptions, Model, Path, int], FileBench]
+BenchFactory = Callable[[LoadOptions, Model, Path, tuple[Device, ...]], FileBench]
 """Create the bench of a model, from a directory for temporary files and the bytes that GPUs can hold.
 
 The runtime measures in child processes; tests use a scripted bench.
@@ -74,8 +75,9 @@ def tune_model(
 
 def search_space(model: Model, settings: Settings) -> SearchSpace:
     """The default settings of a model on this machine, and what can be tried instead."""
-    cores, memory = processors(), available_memory() - model.size
-    slots = plan_slots(MAX_BATCH_SLOTS, EXPECTED_REPLY_TOKENS + PROMPT_TOKENS, model.header.kv_bytes_per_token, memory)
+    cores, free = processors(), FreeMemory(available_memory() - model.size)
+    context = ContextOptions(EXPECTED_REPLY_TOKENS + PROMPT_TOKENS, MAX_BATCH_SLOTS, 1, CPU_UBATCH)
+    slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
     return SearchSpace(
         baseline=Tuning(repack=plan_repacking(model.quantization, False, architecture())),
         batch_baseline=Tuning(

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cerebrum_cli.engine.machine import cgroup_quota, own_cgroups
-from cerebrum_cli.engine.plan import Device
+from cerebrum_cli.engine.memory import Device
 
 CPUINFO_BYTES = 4096  # bytes of /proc/cpuinfo, enough for the first core: listing many cores takes Linux milliseconds
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.plan import Device, Tuning
+from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.plan import Tuning
 
 JobKind = Literal["prefill", "decode"]
 JOB_KINDS: tuple[JobKind, ...] = ("prefill", "decode")

@@ -19,7 +19,16 @@ from typing import Any
 from cerebrum_cli.engine.bench import child_process
 from cerebrum_cli.engine.bench.protocol import Closeness, Job, LoadStats, TrialError
 from cerebrum_cli.engine.machine import available_memory
-from cerebrum_cli.engine.plan import HEADROOM, Device, LoadOptions, Tuning
+from cerebrum_cli.engine.memory import (
+    CPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    Device,
+    host_bytes,
+    memory_needs,
+    plan_layers,
+)
+from cerebrum_cli.engine.plan import LoadOptions, Tuning
 
 CHILD = "cerebrum_cli.engine.llama.trial"
 PREFIX = "cerebrum-tune-"
@@ -45,7 +54,7 @@ class Trial:
         self.load_s: float = answer["load_s"]
         self.devices = tuple(Device(**device) for device in answer["devices"])
         self.peak_memory = 0
-        self.cache_bytes = 0  # reserved for the KV cache
+        self.host_bytes = 0  # planned for its weights and contexts
 
     def request(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Send a message and wait for the answer. TrialError if it is an error, or the process has exited."""
@@ -90,7 +99,7 @@ class LoadSettings:
 class ProcessBench:
     """Runs trials of a model with the given default options and files.
 
-    Temporary files go to a new directory in `directory`. `offloadable` is the number of bytes that GPUs can hold.
+    Temporary files go to a new directory in `directory`. `gpus` are those known before the first trial.
     """
 
     def __init__(
@@ -99,7 +108,7 @@ class ProcessBench:
         text: str,
         paths: Sequence[Path] = (),
         directory: Path | None = None,
-        offloadable: int = 0,
+        gpus: tuple[Device, ...] = (),
     ) -> None:
         self._options = options
         self._text = text
@@ -109,7 +118,7 @@ class ProcessBench:
             directory.mkdir(parents=True, exist_ok=True)
             remove_stale(directory)
         self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=directory)
-        self._offloadable = offloadable
+        self._gpus = gpus
         self.disturbed_jobs = 0
         self._devices: tuple[Device, ...] | None = None
         self._shares: dict[tuple[Any, ...], float] = {}
@@ -180,21 +189,21 @@ class ProcessBench:
 
     def _request(self, tuning: Tuning, message: Mapping[str, Any], length: int, sequences: int) -> dict[str, Any]:
         options = self._options.with_tuning(replace(tuning, slots=None))
-        token_bytes = options.shape.with_cache_type(options.cache_type).kv_bytes_per_token
-        trial = self._trial(LoadSettings.of(tuning), token_bytes * length * sequences)
+        context = ContextOptions(length, sequences, 1, CPU_UBATCH, cache_type=options.cache_type)
+        trial = self._trial(LoadSettings.of(tuning), context)
         return trial.request({**message, "tuning": asdict(tuning), "length": length, "sequences": sequences})
 
-    def _trial(self, settings: LoadSettings, cache_bytes: int = 0) -> Trial:
+    def _trial(self, settings: LoadSettings, context: ContextOptions | None = None) -> Trial:
         """Get or start the process with these settings, closing others if memory requires it.
 
         TrialError if memory cannot hold it even alone.
         """
         options = self._options.with_tuning(Tuning(**asdict(settings)))
         trial = self._trials.pop(settings, None)  # reinserted last, so that the least recently used closes first
-        weights = options.shape.weight_bytes
-        if settings.gpu_layers != "0":
-            weights = max(0, weights - self._offloadable)
-        needed = cache_bytes - trial.cache_bytes if trial else weights + cache_bytes
+        context = context or ContextOptions(0, 1, 1, CPU_UBATCH)
+        offloaded = plan_layers(options.sizes, options.gpu_layers, context, self._gpus)
+        total = host_bytes(memory_needs(options.sizes, context, offloaded), self._gpus)
+        needed = total - trial.host_bytes if trial else total
         try:
             while self._trials and not has_memory(needed):
                 self._close_trial(next(iter(self._trials)))
@@ -209,7 +218,7 @@ class ProcessBench:
             log = Path(self._folder.name, f"{len(self._trials)}-{time.monotonic_ns()}.log")
             trial = self._trials[settings] = Trial(options, log)
             self._devices = trial.devices
-        trial.cache_bytes = cache_bytes or trial.cache_bytes
+        trial.host_bytes = max(total, trial.host_bytes)
         return trial
 
     def _close_trial(self, settings: LoadSettings) -> None:

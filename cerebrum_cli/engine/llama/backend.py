@@ -11,13 +11,14 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
 from cerebrum_cli.engine.llama import batch_invariance
-from cerebrum_cli.engine.llama.context import ContextOptions, LlamaContext, context_params
+from cerebrum_cli.engine.llama.context import LlamaContext, context_params
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.sampler import GrammarSampler, GreedySampler, LlamaSampler, logits, logprob
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
-from cerebrum_cli.engine.plan import plan_slots
+from cerebrum_cli.engine.memory import ContextOptions, plan_slots
+from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -27,16 +28,23 @@ if TYPE_CHECKING:
 class LlamaBackend(Vocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
-    `kv_bytes` is the size of a token in the KV cache.
+    `offloaded` is the number of layers on each GPU.
     """
 
     def __init__(
-        self, model: Any, options: ContextOptions, stop: StopFlag, kv_bytes: int = 0, batch_invariant: bool = False
+        self,
+        model: Any,
+        options: ContextOptions,
+        stop: StopFlag,
+        sizes: ModelSizes,
+        offloaded: tuple[int, ...] = (),
+        batch_invariant: bool = False,
     ) -> None:
         super().__init__(model)
         self._model = model
         self._stop = stop
-        self._kv_bytes = kv_bytes
+        self._sizes = sizes
+        self._offloaded = offloaded
         self._batch_indices: list[int] | None = None
         self._context: LlamaContext | None = None
         self.configure(options, batch_invariant)
@@ -46,7 +54,7 @@ class LlamaBackend(Vocabulary):
         if self._context:
             self._context.close()
             self._context = None
-        self._options = options
+        self._options = self._made_with = options
         self._batch_invariant = batch_invariant
         self.context_size: int = options.length
         self.slots: int = options.slots
@@ -67,15 +75,18 @@ class LlamaBackend(Vocabulary):
             self._context.close()
             self._context = None
             length = self.context_size if is_single else length
-        slots = requested if is_single else plan_slots(requested, length, self._kv_bytes, free_memory())
+        slots, options = requested, replace(self._options, length=length)
+        if not is_single:
+            slots = plan_slots(self._sizes, requested, options, self._offloaded, free_memory())
         while self._context is None:
-            options = replace(self._options, length=length, slots=slots + self._batch_invariant)
+            options = replace(options, slots=max(slots, 1 + self._batch_invariant))  # a row is padded in another slot
             try:
                 self._context = LlamaContext(self._model, options, self._stop)
             except EngineError:
                 if is_single or slots == 1:
                     raise
-                slots //= 2  # free memory is not all on one device
+                slots //= 2  # memory was allocated meanwhile
+        self._made_with = options
         self.slots = slots
 
     @property
@@ -96,7 +107,7 @@ class LlamaBackend(Vocabulary):
         if not self._batch_invariant:
             self._batch_indices = None
             return self._open_context.decode(rows)
-        padded, self._batch_indices = batch_invariance.pad_single_rows(rows, self.length)
+        padded, self._batch_indices = batch_invariance.pad_single_rows(rows, self.length, self._has_room)
         done = self._open_context.decode(padded)
         decoded = {row.slot for row in rows}
         for row in padded:
@@ -106,6 +117,10 @@ class LlamaBackend(Vocabulary):
 
     def length(self, slot: int) -> int:
         return self._open_context.length(slot)
+
+    def _has_room(self, slot: int) -> bool:
+        """Whether the context has such a slot, with room for one more token."""
+        return 0 <= slot < self._made_with.slots and self.length(slot) < self.capacity
 
     def sampler(self, params: SamplingParams, seed: int, grammar: str | None, prompt: Sequence[int]) -> Sampler:
         is_greedy = params.temperature == 0 and params.repeat_penalty == 1.0
@@ -148,7 +163,7 @@ class LlamaBackend(Vocabulary):
     @property
     def state_kind(self) -> str | None:
         """Build, cache types and layout that a saved state depends on."""
-        return None if self._batch_invariant else state_kind(self._model, context_params(self._options))
+        return None if self._batch_invariant else state_kind(self._model, context_params(self._made_with))
 
     def state_size(self, slot: int) -> int:
         return state_size(self._open_context.handle, slot)

@@ -7,6 +7,7 @@ token determines its chunk, and a single row is padded with a second one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from cerebrum_cli.engine.backend import Row
@@ -28,21 +29,27 @@ def reusable_prefix(length: int, batch_size: int) -> int:
     return length if length <= CHUNKED_POSITIONS else length - length % batch_size
 
 
-def pad_single_rows(rows: Sequence[Row], length: Callable[[int], int]) -> tuple[list[Row], list[int]]:
+def pad_single_rows(
+    rows: Sequence[Row], length: Callable[[int], int], has_room: Callable[[int], bool]
+) -> tuple[list[Row], list[int]]:
     """Pad single rows of a step; return all rows, and the index of each given row among them.
 
-    llama.cpp evaluates rows of consecutive slots together. The padding is one more token in the slot above, which must
-    be free and holds `length(slot)` tokens; remove that token after the step.
+    llama.cpp evaluates rows of consecutive slots together. The padding is one more token in a slot beside it that has
+    no rows in this step and holds `length(slot)` tokens, if it `has_room`; remove that token after the step.
     """
-    counts: dict[int, int] = {}
-    for row in rows:
-        counts[row.slot] = counts.get(row.slot, 0) + 1
+    counts = Counter(row.slot for row in rows)
     padded: list[Row] = []
     batch_indices: list[int] = []
     for row in rows:
-        batch_indices.append(len(padded))
-        padded.append(row)
-        is_single = counts[row.slot] == 1 and row.slot - 1 not in counts and row.slot + 1 not in counts
-        if is_single and row.position >= PAD_FROM_POSITION:
-            padded.append(Row(row.slot + 1, length(row.slot + 1), row.token, False))
+        above, below = row.slot + 1, row.slot - 1
+        is_single = counts[row.slot] == 1 and not counts[above] and not counts[below]
+        is_alone = is_single and not (padded and padded[-1].slot == below)  # no padding of another row is below
+        if is_alone and row.position >= PAD_FROM_POSITION:
+            free = [slot for slot in (above, below) if has_room(slot)][:1]
+        else:
+            free = []
+        pair = [row, *(Row(slot, length(slot), row.token, False) for slot in free)]
+        pair.sort(key=lambda each: each.slot)
+        batch_indices.append(len(padded) + pair.index(row))
+        padded += pair
     return padded, batch_indices

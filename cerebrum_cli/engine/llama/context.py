@@ -5,50 +5,21 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.library import llama, log
-from cerebrum_cli.engine.plan import CacheType
+from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 DONE, NO_ROOM, ABORTED = 0, 1, 2  # results of llama_decode
 CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
 FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED}
-PADDING = 256  # llama.cpp rounds contexts up to it, but limits n_batch by the requested size
 
 # The abort callback runs at every node of the graph. libc's atoi, on a byte that is "0" or "1", runs without Python and
 # the GIL.
 _libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
 _abort_callback = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
-
-
-@dataclass(frozen=True, slots=True)
-class ContextOptions:
-    """Options of a context; `length` is the maximum length of a sequence, which llama.cpp pads to 256.
-
-    With `kv_unified` all sequences share one KV cache of that length, in which copies take no space.
-    """
-
-    length: int
-    slots: int
-    n_threads: int
-    batch_size: int
-    kv_unified: bool = False
-    n_threads_batch: int | None = None
-    flash_attention: bool | None = None
-    cache_type: CacheType = "f16"
-
-    @property
-    def n_streams(self) -> int:
-        """Number of KV caches of that length."""
-        return 1 if self.kv_unified else self.slots
-
-
-def pad_length(length: int) -> int:
-    """Round a length up as llama.cpp does."""
-    return -(-length // PADDING) * PADDING
 
 
 def context_params(options: ContextOptions) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.machine import available_memory
-from cerebrum_cli.engine.plan import Device
+from cerebrum_cli.engine.memory import Device, FreeMemory
 
-GPU_DEVICES = (1, 2)  # of ggml_backend_dev_type: 0 CPU, 1 GPU, 2 integrated GPU, 3 accelerator
+GPU, INTEGRATED_GPU = 1, 2  # of ggml_backend_dev_type
+UNIFIED = ("Metal", "MTL")  # names of GPUs of type GPU that use the memory of the host
 
 
 def can_offload() -> bool:
@@ -18,7 +19,7 @@ def can_offload() -> bool:
 
 
 def accelerators() -> tuple[Device, ...]:
-    """Find the GPUs this build can use, with their memory."""
+    """Find the GPUs that llama.cpp uses, with their memory: integrated ones only if there are no others."""
     if not can_offload():
         return ()
     library = llama._lib
@@ -33,18 +34,19 @@ def accelerators() -> tuple[Device, ...]:
             ("ggml_backend_dev_description", ctypes.c_char_p, (ctypes.c_void_p,)),
         )
     )
-    devices = []
-    for index in range(count()):
-        device = get(index)
-        if kind(device) in GPU_DEVICES:
-            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    found: dict[int, list[Device]] = {GPU: [], INTEGRATED_GPU: []}
+    for device in map(get, range(count())):
+        devices = found.get(kind(device))
+        if devices is not None:
+            free, total, label = ctypes.c_size_t(), ctypes.c_size_t(), name(device).decode()
             memory(device, ctypes.byref(free), ctypes.byref(total))
-            devices.append(Device(name(device).decode(), describe(device).decode(), free.value, total.value))
-    return tuple(devices)
+            is_unified = kind(device) == INTEGRATED_GPU or label.startswith(UNIFIED)
+            devices.append(Device(label, describe(device).decode(), free.value, total.value, is_unified))
+    return tuple(found[GPU] or found[INTEGRATED_GPU])
 
 
-def free_memory() -> int:
-    return available_memory() + sum(device.free for device in accelerators())
+def free_memory() -> FreeMemory:
+    return FreeMemory(available_memory(), accelerators())
 
 
 def bind(library: Any, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,20 @@ from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
-from cerebrum_cli.engine.llama.context import ContextOptions
-from cerebrum_cli.engine.llama.devices import accelerators, can_offload, free_memory
+from cerebrum_cli.engine.llama.devices import can_offload, free_memory
 from cerebrum_cli.engine.llama.library import llama, log, suppress_log
 from cerebrum_cli.engine.machine import save_devices, thread_count
-from cerebrum_cli.engine.plan import LoadOptions, option_notices, plan_context, plan_layers, short_context_notice
-
-CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step on a slow CPU
-GPU_UBATCH = 512
-EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
+from cerebrum_cli.engine.memory import (
+    CPU_UBATCH,
+    EXPECTED_LENGTH,
+    GPU_UBATCH,
+    ContextOptions,
+    default_context,
+    plan_context,
+    plan_layers,
+    require_context,
+)
+from cerebrum_cli.engine.plan import LoadOptions, option_notices, short_context_notice
 
 
 def open_llama(
@@ -29,25 +36,37 @@ def open_llama(
 
     The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp.
     """
-    shape, devices = options.shape.with_cache_type(options.cache_type), accelerators()
+    free = free_memory()
     if devices_file:
-        save_devices(devices_file, devices)
-    for notice in option_notices(options, can_offload(), devices):
+        save_devices(devices_file, free.devices)
+    for notice in option_notices(options, can_offload(), free.devices):
         emit(notice)
-    context = plan_context(shape, options.context_size, free_memory())
-    if options.context_size is None and (shortage := short_context_notice(shape, context)):
-        emit(shortage)
-    expected = context if options.kv_unified else max(context, options.slots * EXPECTED_LENGTH)
-    layers = plan_layers(shape, options.gpu_layers, expected, devices)
+    default = default_context(options.trained_context)
+    planned = context_options(options, options.context_size or default, True, bool(free.devices))
+    if options.context_size:
+        require_context(options.sizes, replace(planned, slots=1), options.trained_context, options.gpu_layers, free)
+    else:
+        context = plan_context(options.sizes, replace(planned, slots=1), options.gpu_layers, free)
+        planned = replace(planned, length=context)
+        if shortage := short_context_notice(context, default):
+            emit(shortage)
+    offloaded = plan_layers(options.sizes, options.gpu_layers, expected_context(planned), free.devices)
     emit(LoadEvent(0.0))
-    model = load_model(options, layers, emit, stop)
-    kv_unified, offloads = supports_kv_unified(model), bool(layers and devices)
-    batch_invariant = options.batch_invariant and not offloads and kv_unified
-    made_with = context_options(options, context, kv_unified, offloads)
-    backend = LlamaBackend(model, made_with, stop, shape.kv_bytes_per_token, batch_invariant)
+    model = load_model(options, offloaded, emit, stop)
+    can_unify, offloads = supports_kv_unified(model), any(offloaded)
+    made_with = context_options(options, planned.length, can_unify, offloads)
+    batch_invariant = options.batch_invariant and not offloads and can_unify
+    backend = LlamaBackend(model, made_with, stop, options.sizes, offloaded, batch_invariant)
     if options.whole_context:
-        backend.reserve(context)
+        backend.reserve(planned.length)
     return backend
+
+
+def expected_context(options: ContextOptions) -> ContextOptions:
+    """The context to plan offloading for: concurrent sequences are rarely as long as the context."""
+    if options.n_streams == 1:
+        return options
+    return replace(options, length=max(options.length // options.slots, EXPECTED_LENGTH))
 
 
 def context_options(options: LoadOptions, context: int, can_unify: bool, offloads: bool) -> ContextOptions:
@@ -69,8 +88,8 @@ def supports_kv_unified(model: Any) -> bool:
     return not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
 
 
-def load_model(options: LoadOptions, layers: int, emit: Callable[[Event], None], stop: StopFlag) -> Any:
-    """Load the model; weights are memory-mapped unless they are repacked."""
+def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[[Event], None], stop: StopFlag) -> Any:
+    """Load the model, with a number of layers on each GPU; weights are memory-mapped unless they are repacked."""
     reported = -1.0
 
     def progress(fraction: float, _: object) -> bool:
@@ -81,7 +100,10 @@ def load_model(options: LoadOptions, layers: int, emit: Callable[[Event], None],
         return not stop
 
     params = llama.llama_model_default_params()
-    params.n_gpu_layers = layers
+    params.n_gpu_layers = sum(offloaded)
+    split = (ctypes.c_float * llama.llama_max_devices())(*offloaded)
+    if len(offloaded) > 1:
+        params.tensor_split = split
     params.vocab_only = options.vocabulary_only
     params.use_extra_bufts = options.repack
     callback = llama.llama_progress_callback(progress)

@@ -24,7 +24,8 @@ from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import context_options, open_llama
 from cerebrum_cli.engine.machine import peak_memory
-from cerebrum_cli.engine.plan import LoadOptions, Shape, Tuning
+from cerebrum_cli.engine.plan import LoadOptions, Tuning
+from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -191,8 +192,8 @@ def main() -> None:
         try:
             if model is None:
                 given = request["load"]
-                shape = Shape(**given.pop("shape"))
-                model = LoadedModel(LoadOptions(**{**given, "path": Path(given["path"]), "shape": shape}))
+                sizes = ModelSizes.from_dict(given["sizes"])
+                model = LoadedModel(LoadOptions(**{**given, "path": Path(given["path"]), "sizes": sizes}))
                 answer: dict[str, Any] = {
                     "load_s": model.load_s,
                     "devices": [asdict(device) for device in accelerators()],

@@ -1,0 +1,252 @@
+"""Memory that a model and its context need, on the host and on each GPU, and what of it fits. Pure; sizes in bytes.
+
+A layer's weights, its part of the KV cache and its recurrent states are on the device it was offloaded to, or else on
+the host; so are compute buffers. A GPU that shares the host's memory draws from both limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
+
+DEFAULT_CONTEXT = 8192
+HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other programs and the driver
+CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step on a slow CPU
+GPU_UBATCH = 512
+EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
+PADDING = 256  # tokens; llama.cpp rounds contexts up to it
+
+CacheType = Literal["f16", "q8_0"]
+CACHE_ELEMENT_SIZE: dict[CacheType, float] = {"f16": 2.0, "q8_0": 34 / 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU; memory in bytes, as reported by its driver. `is_unified`: it is the host's memory."""
+
+    name: str
+    description: str
+    free: int
+    total: int
+    is_unified: bool = False
+
+
+class FreeMemory(NamedTuple):
+    """Memory that can be allocated: on the host, and on each GPU."""
+
+    host: int
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """Options of a context; `length` is the maximum length of a sequence, which llama.cpp pads to 256.
+
+    With `kv_unified` all sequences share one KV cache of that length, in which copies take no space. `batch_size` is
+    the maximum number of rows in one decode.
+    """
+
+    length: int
+    slots: int
+    n_threads: int
+    batch_size: int
+    kv_unified: bool = False
+    n_threads_batch: int | None = None
+    flash_attention: bool | None = None
+    cache_type: CacheType = "f16"
+
+    @property
+    def n_streams(self) -> int:
+        """Number of KV caches of that length."""
+        return 1 if self.kv_unified else self.slots
+
+
+class MemoryNeeds(NamedTuple):
+    """Bytes needed on the host, and on each GPU."""
+
+    host: int
+    devices: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return self.host + sum(self.devices)
+
+
+def pad_length(length: int) -> int:
+    """Round a length up as llama.cpp does."""
+    return -(-length // PADDING) * PADDING
+
+
+def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int] = ()) -> MemoryNeeds:
+    """Memory for the weights, the KV cache, recurrent states and buffers.
+
+    `offloaded` is the number of layers on each GPU. llama.cpp offloads the last layers, the output layer after them.
+    """
+    layers = [_layer_bytes(layer, context) for layer in sizes.layers]
+    on_host = max(0, len(layers) + 1 - sum(offloaded))
+    host = sizes.input_bytes + sum(layers[:on_host]) + 4 * context.slots * sizes.vocabulary_size  # and the logits
+    if on_host:
+        host += compute_bytes(sizes, context)
+    else:
+        host += 4 * context.batch_size * sizes.embedding_length + _mask_bytes(sizes, context)
+    host += sizes.output_bytes if on_host > len(layers) else 0
+    devices = []
+    start = on_host
+    for count in offloaded:
+        end = start + count
+        need = sum(layers[start:end]) + (compute_bytes(sizes, context) if count else 0)
+        if start <= len(layers) < end:
+            need += sizes.output_bytes + sizes.input_bytes * sizes.is_tied
+        devices.append(need)
+        start = end
+    return MemoryNeeds(host, tuple(devices))
+
+
+def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
+    """Size of the compute buffer, measured on several architectures: the largest of a layer's phases or the logits."""
+    embedding, state = sizes.embedding_length, max((layer.state_bytes for layer in sizes.layers), default=0)
+    logits = 4 * context.batch_size * (sizes.vocabulary_size + 2 * embedding)
+    feed_forward = 4 * context.batch_size * (4 * embedding + sizes.activation_length) + _mask_bytes(sizes, context)
+    attention = 0
+    if context.flash_attention is False:
+        scores = sizes.n_heads * pad_length(context.length)
+        attention = 4 * context.batch_size * (scores + 11 * embedding // 2) + _mask_bytes(sizes, context)
+    return max(logits, feed_forward, attention) + state * context.slots
+
+
+def sequence_bytes(layers: Sequence[LayerSizes], length: int, cache_type: CacheType = "f16") -> int:
+    """Size of one sequence of this length in the KV cache and recurrent states of these layers."""
+    tokens, element = pad_length(length), CACHE_ELEMENT_SIZE[cache_type]
+    return sum(int((each.key_length + each.value_length) * tokens * element) + each.state_bytes for each in layers)
+
+
+def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
+    """Whether it fits with some memory left on the host and on each GPU."""
+    return host_bytes(needs, free.devices) + HEADROOM <= free.host and _fits_devices(needs, free.devices)
+
+
+def host_bytes(needs: MemoryNeeds, devices: Sequence[Device]) -> int:
+    """Bytes of the host's memory, with those of GPUs that share it."""
+    return needs.host + sum(need for need, device in zip(needs.devices, devices, strict=True) if device.is_unified)
+
+
+def plan_layers(
+    sizes: ModelSizes, requested: str, context: ContextOptions, devices: tuple[Device, ...]
+) -> tuple[int, ...]:
+    """Number of layers to offload to each GPU: the requested total, or what fits; the output layer counts as one more.
+
+    GPUs are filled in order. Layers that were requested and do not fit go to the last one.
+    """
+    all_layers = len(sizes.layers) + 1
+    if not devices:
+        return ()
+    if requested != "auto":
+        count = all_layers if requested == "all" else min(int(requested), all_layers)
+        filled = _fill(sizes, context, devices, count)
+        return (*filled[:-1], filled[-1] + count - sum(filled))
+    for count in range(all_layers, 0, -1):
+        filled = _fill(sizes, context, devices, count)
+        if sum(filled) == count:
+            return filled
+    return (0,) * len(devices)
+
+
+def default_context(trained: int) -> int:
+    """Context size if memory is sufficient."""
+    return min(trained, DEFAULT_CONTEXT)
+
+
+def plan_context(sizes: ModelSizes, default: ContextOptions, gpu_layers: str, free: FreeMemory) -> int:
+    """Length of a context that fits in memory, at most that of the default one and at least 256 tokens."""
+
+    def fits_with(length: int) -> bool:
+        context = replace(default, length=length)
+        offloaded = plan_layers(sizes, gpu_layers, context, free.devices)
+        return fits(memory_needs(sizes, context, offloaded), free)
+
+    if fits_with(default.length):
+        return default.length
+    low, high = 1, -(-default.length // PADDING)  # in units of the padding; `high` does not fit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits_with(middle * PADDING) else (low, middle)
+    return low * PADDING
+
+
+def require_context(
+    sizes: ModelSizes, context: ContextOptions, trained: int, gpu_layers: str, free: FreeMemory
+) -> None:
+    """Raise EngineError if the KV cache of the requested context exceeds free memory.
+
+    Weights do not count: they are mapped, so that the system can drop them from memory.
+    """
+    offloaded = plan_layers(sizes, gpu_layers, context, free.devices)
+    weightless = replace(sizes, layers=tuple(each._replace(weight_bytes=0) for each in sizes.layers))
+    weightless = replace(weightless, input_bytes=0, output_bytes=0)
+    needed = host_bytes(memory_needs(weightless, context, offloaded), free.devices)
+    if needed <= free.host:
+        return
+    token_bytes = sizes.kv_length * CACHE_ELEMENT_SIZE[context.cache_type]
+    most = int(free.host / 2 / max(1.0, token_bytes)) // PADDING * PADDING
+    raise EngineError(
+        f"a context of {context.length} tokens needs {needed / 1e9:.1f} GB,"
+        f" but only {free.host / 1e9:.1f} GB of memory is free",
+        f"use --ctx {max(PADDING, min(trained, most))} or less",
+    )
+
+
+def plan_slots(
+    sizes: ModelSizes, requested: int, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory
+) -> int:
+    """Number of concurrent sequences: the requested number, or what fits beside the loaded weights; at least one."""
+    layers = sizes.layers
+    start = max(0, len(layers) + 1 - sum(offloaded))
+    working = compute_bytes(sizes, replace(context, slots=1)) + HEADROOM
+    state = max((layer.state_bytes for layer in layers), default=0) + 4 * sizes.vocabulary_size
+
+    def count(memory: int, held: Sequence[LayerSizes]) -> int:
+        each = sequence_bytes(held, context.length, context.cache_type) + state
+        return max(0, memory - working) // max(1, each)
+
+    slots = [requested]
+    on_host = [*layers[:start]]
+    for device, number in zip(free.devices, offloaded, strict=True):
+        held = layers[start : start + number]
+        start += number
+        if held:
+            slots.append(count(device.free, held))
+        on_host += held if device.is_unified else ()
+    return max(1, min(*slots, count(free.host, on_host)))
+
+
+def _layer_bytes(layer: LayerSizes, context: ContextOptions) -> int:
+    cache = (layer.key_length + layer.value_length) * CACHE_ELEMENT_SIZE[context.cache_type]
+    cells = pad_length(context.length) * context.n_streams
+    return layer.weight_bytes + int(cache * cells) + layer.state_bytes * context.slots
+
+
+def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
+    element = 4 if context.flash_attention is False else 2
+    return element * sizes.n_masks * context.batch_size * pad_length(context.length) * bool(sizes.kv_length)
+
+
+def _fits_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> bool:
+    return all(not need or need + HEADROOM <= each.free for need, each in zip(needs.devices, devices, strict=True))
+
+
+def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:
+    """Offload up to `count` of the last layers, to each GPU as many as fit."""
+    output_bytes = sizes.output_bytes + sizes.input_bytes * sizes.is_tied
+    layers = [*(_layer_bytes(layer, context) for layer in sizes.layers), output_bytes]
+    waiting = iter(layers[len(layers) - count :])
+    size, filled = next(waiting, None), []
+    for device in devices:
+        room, number = device.free - HEADROOM - compute_bytes(sizes, context), 0
+        while size is not None and size <= room:
+            room, number, size = room - size, number + 1, next(waiting, None)
+        filled.append(number)
+    return tuple(filled)

@@ -1,0 +1,152 @@
+"""Sizes of a model in memory, by layer: weights, keys and values per token, and recurrent state per sequence."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+)")
+_STATE_BYTES = 4  # recurrent states are F32
+_KEYS = {"attn_k", "attn_kv_a_mqa", "attn_k_b"}
+_RECURRENT = ("ssm_", "time_mix_", "shortconv")
+_INPUT = ("token_", "per_layer_token_embd", "position_embd")
+
+
+class LayerSizes(NamedTuple):
+    """One layer: bytes of weights, elements of keys and of values per token, bytes of state per sequence."""
+
+    weight_bytes: int
+    key_length: int = 0
+    value_length: int = 0
+    state_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """What memory is planned by.
+
+    `input_bytes` are the token embeddings, which llama.cpp leaves in host memory; `output_bytes` are the output matrix
+    and its norm, which it offloads as one more layer, with a copy of the embeddings if `is_tied`. The other sizes
+    determine the compute buffers, as numbers of elements per token: an embedding, the activations of a layer, and
+    logits. A model with sliding windows has two attention masks.
+    """
+
+    layers: tuple[LayerSizes, ...]
+    input_bytes: int = 0
+    output_bytes: int = 0
+    is_tied: bool = False
+    embedding_length: int = 0
+    activation_length: int = 0
+    vocabulary_size: int = 0
+    n_heads: int = 0
+    n_masks: int = 1
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSizes:
+        """Sizes from what JSON made of `asdict`."""
+        return cls(**{**values, "layers": tuple(LayerSizes(*layer) for layer in values["layers"])})
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self.input_bytes + self.output_bytes + sum(layer.weight_bytes for layer in self.layers)
+
+    @property
+    def kv_length(self) -> int:
+        """Elements of keys and values per token, over all layers."""
+        return sum(layer.key_length + layer.value_length for layer in self.layers)
+
+    def with_weights(self, size: int) -> ModelSizes:
+        """The same model with `size` bytes of weights: in another quantization, or of all parts of a split file."""
+        whole = self.weight_bytes
+        if not whole or not all(layer.weight_bytes for layer in self.layers):  # a part of a split file, or unknown
+            even = size // max(1, len(self.layers))
+            layers = tuple(layer._replace(weight_bytes=even) for layer in self.layers)
+            return replace(self, layers=layers, input_bytes=size - even * len(layers), output_bytes=0)
+        layers = tuple(layer._replace(weight_bytes=layer.weight_bytes * size // whole) for layer in self.layers)
+        output_bytes = self.output_bytes * size // whole
+        rest = output_bytes + sum(layer.weight_bytes for layer in layers)
+        return replace(self, layers=layers, input_bytes=size - rest, output_bytes=output_bytes)
+
+
+def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSizes:
+    """Sizes of a model of which only totals are known, spread evenly over its layers."""
+    even = LayerSizes(weight_bytes // n_layers, kv_length // n_layers)
+    first = LayerSizes(weight_bytes - even.weight_bytes * (n_layers - 1), kv_length - even.key_length * (n_layers - 1))
+    return ModelSizes((first, *(even,) * (n_layers - 1)))
+
+
+def model_sizes(
+    tensors: Iterable[tuple[str, int]],
+    hyperparameter: Callable[[str], int],
+    per_layer: Callable[[str], tuple[int, ...]],
+    vocabulary_size: int,
+) -> ModelSizes:
+    """Sizes of a model from the names and bytes of its tensors and from its metadata, 0 and () where a key is not set.
+
+    A layer without tensors, as in the first part of a split file, counts as an attention layer.
+    """
+    weights: dict[int, int] = defaultdict(int)
+    names: dict[int, set[str]] = defaultdict(set)
+    others: dict[str, int] = {}
+    for name, size in tensors:
+        if match := _LAYER.match(name):
+            weights[int(match[1])] += size
+            names[int(match[1])].add(match[2])
+        else:
+            others[name] = size
+    embedding, heads = hyperparameter("embedding_length"), per_layer("attention.head_count")
+    kv_heads = per_layer("attention.head_count_kv") or heads
+    head_length = embedding // max(heads) if any(heads) else 0
+    key_length = hyperparameter("attention.key_length") or head_length
+    value_length = hyperparameter("attention.value_length") or head_length
+    layers = []
+    for index, heads_here in enumerate(kv_heads or (0,) * hyperparameter("block_count")):
+        n_kv = heads_here if _attends(names[index]) else 0
+        state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names[index])
+        layers.append(LayerSizes(weights[index], n_kv * key_length, n_kv * value_length, state_bytes))
+    input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
+    return ModelSizes(
+        tuple(layers),
+        input_bytes,
+        sum(others.values()) - input_bytes,
+        "output.weight" not in others,
+        embedding,
+        _activation_length(hyperparameter, per_layer),
+        vocabulary_size,
+        max(heads, default=0),
+        2 if hyperparameter("attention.sliding_window") else 1,
+    )
+
+
+def _attends(names: Set[str]) -> bool:
+    """Whether a layer has a KV cache; fused projections of a layer with a recurrent state are not for attention."""
+    return not names or bool(names & _KEYS) or ("attn_qkv" in names and not _recurs(names))
+
+
+def _recurs(names: Set[str]) -> bool:
+    return any(name.startswith(_RECURRENT) for name in names)
+
+
+def _state_length(hyperparameter: Callable[[str], int], n_heads: int) -> int:
+    """Elements of the recurrent state of a layer, as in llama.cpp's llama_hparams: n_embd_r and n_embd_s."""
+    embedding, convolution = hyperparameter("embedding_length"), max(0, hyperparameter("ssm.conv_kernel") - 1)
+    if head := hyperparameter("wkv.head_size"):
+        return embedding * ((hyperparameter("token_shift_count") or 2) + head)
+    if cache := hyperparameter("shortconv.l_cache"):
+        return embedding * (cache - 1)
+    if head := hyperparameter("kda.head_dim"):
+        return n_heads * head * (3 * convolution + head)
+    inner, state = hyperparameter("ssm.inner_size"), hyperparameter("ssm.state_size")
+    return convolution * (inner + 2 * hyperparameter("ssm.group_count") * state) + inner * state
+
+
+def _activation_length(hyperparameter: Callable[[str], int], per_layer: Callable[[str], tuple[int, ...]]) -> int:
+    """Elements per token of the largest activations of a layer, beside four embeddings; found by measuring."""
+    feed_forward = max(per_layer("feed_forward_length"), default=0)
+    experts = hyperparameter("expert_used_count") * (hyperparameter("expert_feed_forward_length") or feed_forward)
+    recurrent = 6 * hyperparameter("ssm.inner_size") - 3 * hyperparameter("embedding_length")
+    return max(3 * feed_forward, 3 * experts, recurrent)
