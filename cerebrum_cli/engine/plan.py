@@ -29,6 +29,7 @@ class LoadOptions:
       former
     - `n_ubatch`: maximum number of prompt tokens in one step
     - `flash_attention`: None leaves it to llama.cpp
+    - `is_verified`: the file's digest is known to be right, or we wrote the file
     """
 
     path: Path
@@ -47,6 +48,7 @@ class LoadOptions:
     n_ubatch: int | None = None
     flash_attention: bool | None = None
     cache_type: CacheType = "f16"
+    is_verified: bool = False
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
         """Options with the settings of a tuning."""

@@ -219,7 +219,7 @@ def real_runtime() -> Runtime:
         data_directory=directories.user_data_path,
         cache_directory=directories.user_cache_path,
         streams=standard_streams(),
-        open_backend=lambda options: llama_opener(options, devices_file(directories.user_data_path)),
+        open_backend=lambda options: llama_opener(options, directories.user_data_path),
         native_log=forward_llama_log,
         schema_to_grammar=llama_schema_to_grammar,
     )
@@ -230,13 +230,14 @@ def devices_file(data_directory: Path) -> Path:
     return data_directory / "devices.json"
 
 
-def llama_opener(options: LoadOptions, devices: Path) -> OpenBackend:
+def llama_opener(options: LoadOptions, data_directory: Path) -> OpenBackend:
     """How llama.cpp opens a model; the engine's thread imports it."""
+    loaded_files = None if options.is_verified else data_directory / "loaded_files.json"
 
     def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
         from cerebrum_cli.engine.llama.load import open_llama
 
-        return open_llama(options, emit, stop, devices)
+        return open_llama(options, emit, stop, devices_file(data_directory), loaded_files)
 
     return open_backend
 

@@ -222,6 +222,7 @@ def load_options(
         repack=plan_repacking(model.quantization, parallel.is_batch, machine()),
         kv_unified=parallel.kv_unified,
         batch_invariant=parallel.batch_invariant,
+        is_verified=model.is_verified,
     )
     return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
 

@@ -73,6 +73,8 @@ def import_bindings(name: str) -> Any:
 if environment("OMP_WAIT_POLICY") is None:
     set_environment_default("GOMP_SPINCOUNT", "3000")
 
+set_environment_default("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger
+
 log = Log()
 llama = import_bindings("llama_cpp")
 _write_log = llama.llama_log_callback(log.write)  # kept alive: llama.cpp holds the pointer

@@ -14,6 +14,7 @@ from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.devices import can_offload, free_memory
+from cerebrum_cli.engine.llama.first_load import require_loads
 from cerebrum_cli.engine.llama.library import llama, log, suppress_log
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import (
@@ -30,12 +31,19 @@ from cerebrum_cli.engine.plan import LoadOptions, option_notices, short_context_
 
 
 def open_llama(
-    options: LoadOptions, emit: Callable[[Event], None], stop: StopFlag, devices_file: Path | None = None
+    options: LoadOptions,
+    emit: Callable[[Event], None],
+    stop: StopFlag,
+    devices_file: Path | None = None,
+    loaded_files: Path | None = None,
 ) -> LlamaBackend:
     """Load the model with llama.cpp on this thread; ModelFileError if it rejects the file.
 
-    The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp.
+    The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp. A file that is not yet in
+    `loaded_files` is first loaded in a child process.
     """
+    if loaded_files:
+        require_loads(options.path, loaded_files, stop)
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)

@@ -1,0 +1,100 @@
+"""Load a file for the first time in a child process, since llama.cpp aborts on some damaged or hostile files.
+
+Files that loaded are remembered by device, inode, size and modification time. Run as a module, this is the child: it
+maps the file, creates a small context and decodes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from cerebrum_cli.core.errors import EngineError, ModelFileError
+from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.engine.backend import StopFlag
+
+CRASHES = {-each for each in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
+MAX_REMEMBERED = 1000
+POLL_S = 0.01
+
+
+def require_loads(path: Path, remembered: Path, stop: StopFlag) -> None:
+    """Raise ModelFileError if llama.cpp crashes on a file that it has not loaded before.
+
+    `remembered` is a JSON file with the files that loaded. Other failures are left to the load itself.
+    """
+    key, known = file_key(path), _read_keys(remembered)
+    if key in known:
+        return
+    code, log = _load_in_child(path, stop)
+    if code in CRASHES:
+        reason = next((line for line in reversed(log) if line.strip()), f"signal {-code}")
+        raise ModelFileError(
+            path, f"llama.cpp crashes on it: {reason.rpartition('/')[2]}", "pull it from a source you trust"
+        )
+    if code == 0:
+        with contextlib.suppress(OSError):
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(remembered, json.dumps([*known, key][-MAX_REMEMBERED:]).encode())
+
+
+def file_key(path: Path) -> str:
+    """Identity of a file's content without reading it."""
+    stat = path.stat()
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _read_keys(remembered: Path) -> list[str]:
+    try:
+        keys = json.loads(remembered.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+
+
+def _load_in_child(path: Path, stop: StopFlag) -> tuple[int, list[str]]:
+    """Exit status and log of a child that loads the file; it is killed when loading is interrupted."""
+    import subprocess
+
+    with TemporaryFile() as log:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, path],  # -P: do not import modules from the current directory
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
+        )
+        try:
+            while (code := child.poll()) is None:
+                if stop:
+                    raise EngineError("loading interrupted")
+                time.sleep(POLL_S)
+        finally:
+            child.kill()
+            child.wait()
+        log.seek(0)
+        return code, log.read().decode("utf-8", "replace").splitlines()
+
+
+def _load(path: str) -> None:
+    from cerebrum_cli.engine.llama.library import llama, suppress_log
+
+    params = llama.llama_model_default_params()
+    params.n_gpu_layers, params.use_extra_bufts = 0, False
+    with suppress_log():
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if model:
+            options = llama.llama_context_default_params()
+            options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
+            llama.llama_init_from_model(model, options)
+    os._exit(0)  # the system frees everything faster
+
+
+if __name__ == "__main__":
+    _load(sys.argv[1])
