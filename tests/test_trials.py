@@ -299,7 +299,7 @@ def test_tune_reports_an_unknown_or_invalid_model_first(tmp_path: Path) -> None:
 
 
 def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: ProcessBench) -> None:
-    shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.99])
+    shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.4, 0.99, 0.5, 0.99])
     trial = bench._trial(LoadSettings.of(REPACKED))
     request = trial.request
     trial.request = lambda message: {**request(message), "cpu_share": next(shares)}  # type: ignore[method-assign]
@@ -308,6 +308,10 @@ def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: ProcessBe
     assert bench.speed(REPACKED, DECODE) > 0
     assert bench.disturbed_jobs == 1, "all three runs were disturbed"
     assert bench.speed(REPACKED, DECODE) > 0
+    assert bench.disturbed_jobs == 2, "the machine stays busy, so this job was not repeated"
+    for _ in range(2):
+        assert bench.speed(REPACKED, DECODE) > 0
+    assert bench.disturbed_jobs == 2
     assert next(shares, None) is None
 
 
