@@ -16,7 +16,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from cerebrum_cli import __version__
 from cerebrum_cli.commands import COMMANDS, Command
-from cerebrum_cli.commands.completion import COMPLETION, completed_command
+from cerebrum_cli.commands.completion import COMPLETION, complete, completed_command
 from cerebrum_cli.commands.signature import SectionedCommand, environment_source
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.settings import environment
@@ -87,9 +87,12 @@ def run(arguments: list[str] | None = None, runtime: Runtime | None = None) -> i
     try:
         given = sys.argv[1:] if arguments is None else arguments
         names = [command.name for command in COMMANDS]
-        first = completed_command() if environment(COMPLETION) else next(iter(given), None)
+        is_completing = environment(COMPLETION) is not None
+        first = completed_command() if is_completing else next(iter(given), None)
         only = first if first in names else None
-        overview = given in ([], ["-h"], ["--help"]) and environment(COMPLETION) is None
+        if is_completing:
+            complete(assembled(only))
+        overview = given in ([], ["-h"], ["--help"])
         return assembled(only, overview)(args=arguments, obj=runtime, standalone_mode=False) or 0
     except ClickException as error:
         if isinstance(error, NoArgsIsHelpError):

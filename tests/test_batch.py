@@ -583,6 +583,19 @@ def test_ignore_eos_generates_up_to_max_tokens(mistral_user: CommandLine) -> Non
     assert (row["completion_tokens"], row["finish_reason"]) == (16, "length")
 
 
+def test_batch_names_file_and_place_of_a_grammar_error(mistral_user: CommandLine) -> None:
+    (mistral_user.home / "bad.gbnf").write_text('root ::= "a"\nother ::= (\n')
+    (mistral_user.home / "bad.json").write_text('{"type": "object",\n "properties": }')
+    for option, problem in (
+        (("--grammar", "bad.gbnf"), "bad.gbnf: cannot parse the grammar: line 2: "),
+        (("--grammar", "bad.gbnf", "--votes", "3"), "bad.gbnf: cannot parse the grammar: line 2: "),
+        (("--schema", "bad.json"), "bad.json: cannot use the JSON schema: Expecting value: line 2 column 16"),
+    ):
+        done = mistral_user.run("batch", "-", "-o", "-", *option, stdin="hi\nho\n")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.splitlines()[-2].startswith(f"error: {problem}")
+
+
 def test_batch_help_fits_80_columns_and_lists_options(mistral_user: CommandLine) -> None:
     lines = mistral_user.run("batch", "--help").out.splitlines()
     assert max(map(len, lines)) <= 80

@@ -169,7 +169,7 @@ def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
     [
         ('root ::= "a"\nfoo = 3\nbar ::= "b"', "cannot parse the grammar: line 2: expecting ::= at = 3"),
         ('root ::= "\\q"', 'cannot parse the grammar: line 1: unknown escape at \\q"'),
-        ('root ::= ("a"', "cannot parse the grammar: expecting ')'"),
+        ('root ::= ("a"', "cannot parse the grammar: line 1: expecting ')' at the end"),
         ("root ::= foo", "cannot parse the grammar: Undefined rule identifier 'foo'"),
         ('rot ::= "a"', "cannot parse the grammar: grammar does not contain a 'root' symbol"),
         ('root ::= root "a"', "cannot parse the grammar: unsupported grammar, left recursion detected"),

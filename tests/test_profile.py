@@ -590,8 +590,8 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
     assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
 
 
-def test_tune_prints_a_row_per_use_and_a_line_per_candidate(runner: CommandRunner) -> None:
-    done = runner.run("tune", runner.model, "--quick")
+def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
+    done = runner.run("tune", runner.model, "--quick", "--threads", "1")
     assert done.code == 0
     rows = [line.split("  ") for line in done.out.splitlines()]
     assert [row[0] for row in rows] == [
@@ -604,12 +604,71 @@ def test_tune_prints_a_row_per_use_and_a_line_per_candidate(runner: CommandRunne
     ]
     long = [cell.strip() for cell in rows[3] if cell.strip()]
     assert long == ["ask, long prompt", "1.23 x", "not repacked", "45.0", "5.6", "2.0 s", "1 kB", "100.0%"]
-    lines = done.err.splitlines()
-    assert "not repacked: prompt 1.50 x, gen 0.70 x" in lines
-    assert lines[-1].endswith("--no-profile ignores it")
+    assert done.err.splitlines()[1:] == [
+        "measured, relative to the defaults:",
+        "  not repacked: prompt 1.50 x, gen 0.70 x",
+        "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
+        "  flash attention off: prompt 1.00 x, gen 1.00 x",
+        "  batch, 16 sequences: gen 1.50 x",
+        "not measured:",
+        "  other thread counts: --threads is 1",
+        "  cache q8_0, n_ubatch, batch with more sequences: not tried with --quick",
+        "changed:",
+        "  ask, long prompt: not repacked (before: defaults)",
+        "  batch: 16 sequences (before: defaults)",
+        "ask, chat and batch now use these settings for chatml with --threads 1; --no-profile ignores them",
+    ]
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
-    assert runner.run("tune", runner.model, "--quick", "--quiet") == Finished(0, done.out, "")
-    assert done.out in runner.run("show", runner.model).out
+    quiet = runner.run("tune", runner.model, "--quick", "--threads", "1", "--quiet")
+    assert quiet == Finished(0, done.out, "")
+    assert done.out in runner.run("show", runner.model, "--threads", "1").out
+
+
+def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -> None:
+    name = runner.model.stem
+    assert "now use these settings" in runner.run("tune", runner.model, "--quick").err
+    last = runner.run("tune", runner.model, "--quick").err.splitlines()[-2:]
+    assert last[1] == f"nothing changed for {name}: the same settings are fastest"
+    runner.speed_model = SpeedModel(single={("repack", False): (1.5, 1.5)}, batch={("slots", 16): (1.0, 1.5)})
+    assert runner.run("tune", runner.model, "--quick").err.splitlines()[-4:] == [
+        "changed:",
+        "  chat: not repacked (before: defaults)",
+        "  ask: not repacked (before: defaults)",
+        f"ask, chat and batch now use these settings for {name}; --no-profile ignores them",
+    ]
+
+
+def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> None:
+    name, store = tuned.model.stem, tuned.runtime().profiles()
+    for other in (("there", store.build), (store.machine, "another build")):
+        store.save(profile(tuned.identity(), *other))
+    tuned.speed_model = SpeedModel()
+    done = tuned.run("tune", tuned.model, "--quick")
+    assert done.code == 0
+    assert done.err.splitlines()[-3:] == [
+        "  ask, long prompt: defaults (before: 13 threads to decode, 113 threads to prefill)",
+        "  batch: defaults (before: 14 threads to decode, 114 threads to prefill, 5 sequences)",
+        f"ask, chat and batch use the defaults for {name} again",
+    ]
+    [path] = tuned.profiles.glob("*.json")
+    assert json.loads(path.read_bytes())["machine"] == "there"
+    assert tuned.load_options("ask", "hello").n_threads is None
+    done = tuned.run("tune", tuned.model, "--quick")
+    assert done.err.splitlines()[-1] == f"nothing changed for {name}: nothing is faster than the defaults"
+    assert list(tuned.profiles.glob("*.json")) == [path]
+    assert tuned.run("tune", tuned.model, "--quick", "--json").object.keys() == {*KEYS}
+
+
+def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: CommandRunner) -> None:
+    runner.speed_model = SpeedModel()
+    assert runner.run("tune", runner.model, "--quick", "--threads", "1").code == 0
+    assert list(runner.profiles.glob("*.json")) == []
+    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), LONG_SPEEDS, DEFAULT_SPEEDS, 1.3, 1.0)))
+    assert runner.load_options("ask", "--threads", "1", "hello").repack is False
+    done = runner.run("tune", runner.model, "--quick", "--threads", "1")
+    assert "use the defaults for" in done.err.splitlines()[-1]
+    assert runner.load_options("ask", "--threads", "1", "hello").repack is True
+    assert runner.load_options("ask", "hello").repack is False
 
 
 def test_show_prints_no_profile_for_an_untuned_model(runner: CommandRunner) -> None:
@@ -675,7 +734,7 @@ def test_tune_saves_nothing_if_the_model_cannot_be_measured(runner: CommandRunne
     runtime.bench = cast("BenchFactory", lambda *_: bench)
     assert run(["tune", str(runner.model)], runtime) == 1
     assert isinstance(runtime.streams.err, StringIO)
-    assert "error: this model cannot be measured here: needs 99.0 GB" in runtime.streams.err.getvalue()
+    assert "error: cannot measure this model: needs 99.0 GB" in runtime.streams.err.getvalue()
     assert (bench.closed, list(runner.profiles.glob("*.json"))) == (True, [])
 
 

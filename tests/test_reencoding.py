@@ -258,7 +258,7 @@ def test_compare_loads_files_in_turn_if_memory_holds_one(library: Library, model
     _, report = run_stages(reencoding_of(library, model, memory).compare([Q8_0]))
     assert report.results[0].ratios == Throughput(2, 2, 2)
     assert memory.open == []
-    with pytest.raises(EngineError, match="this model cannot be measured here: memory is full"):
+    with pytest.raises(EngineError, match="cannot measure this model: memory is full"):
         run_stages(reencoding_of(library, model, Memory(capacity=0)).compare([Q8_0]))
     assert encoding_files(library) == []
 

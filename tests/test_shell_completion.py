@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, fixed_reply_grammar
+from command_line import COMMAND, CommandLine, fixed_reply_grammar
+from person import OpenTerminal
 
-pytestmark = pytest.mark.slow
+from cerebrum_cli.catalogue.registry import ModelFile, Registry
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +47,33 @@ def test_shell_completion_of_an_unreadable_registry_is_empty(user: CommandLine) 
     [registry] = user.home.rglob("registry.json")
     registry.write_text("{")
     assert complete(user, "cerebrum ask -m ") == []
+
+
+@pytest.mark.parametrize("word_breaks", ["", "COMP_WORDBREAKS=' '", "COMP_WORDBREAKS=' :'"])
+def test_bash_completes_after_a_colon(
+    user: CommandLine, open_terminal: OpenTerminal, chatml_model: Path, word_breaks: str
+) -> None:
+    if not (bash := shutil.which("bash")):
+        pytest.skip("needs bash")
+    [registry], stat = user.home.rglob("registry.json"), chatml_model.stat()
+    for name in ("tiny:Q4_0", "tiny:Q8_0", "tiny:Q8_1"):
+        entry = ModelFile(name, chatml_model, stat.st_size, "0" * 64, stat.st_mtime_ns, "hub")
+        Registry(registry.parent).add(entry)
+    script = user.run(env={"_CEREBRUM_COMPLETE": "source_bash"}).out
+    (user.home / "completion").write_text(f"PATH={Path(COMMAND).parent}:$PATH\n{word_breaks}\n{script}")
+    shell = open_terminal(bash, "--norc", "-i", size=(100, 40), PS1="shell% ", INPUTRC="/dev/null")
+    shell.wait_for("shell%")
+    shell.type(". ./completion\n")
+    shell.wait_for("shell%")
+    for line, completed in (
+        ("show tiny:Q4", "show tiny:Q4_0"),
+        ("show tin", "show tiny:Q"),
+        ("ask -m tiny:", "ask -m tiny:Q"),
+        ("ask --model=tiny:Q4", "ask --model=tiny:Q4_0"),
+        ("ask --model=sm", "ask --model=small"),
+        ("ask -m tiny:Q4_0 --format coll", "ask -m tiny:Q4_0 --format collective-cognition"),
+    ):
+        shell.type(f"cerebrum {line}\t")
+        shell.wait_for(f"cerebrum {completed}")
+        shell.type("\x15\n")
+        shell.wait_for("shell%")

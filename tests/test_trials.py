@@ -232,7 +232,7 @@ def test_trial_imports_nothing_from_the_current_directory(
         assert bench.speed(REPACKED, DECODE) > 0
 
 
-def test_tune_saves_a_profile_that_is_used_and_shown(tmp_path: Path) -> None:
+def test_tune_ends_with_a_summary_of_what_changed(tmp_path: Path) -> None:
     user = CommandLine(tmp_path)
     done = user.run("tune", NANO, "--quick")
     assert done.code == 0, done.err
@@ -240,12 +240,18 @@ def test_tune_saves_a_profile_that_is_used_and_shown(tmp_path: Path) -> None:
     headings = ["use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"]
     assert re.split(" {2,}", lines[0]) == headings
     assert [line.split()[0] for line in lines[1:5]] == ["chat", "ask", "ask,", "batch"]
-    hint = "ask, chat and batch now use this for nano with --threads 1; --no-profile ignores it\n"
-    assert done.err.endswith(hint), "--threads comes from the environment"
+    heading, *_, last = [line for line in done.err.splitlines() if not line.startswith(("  ", "note", "verify"))]
+    assert heading == "measured, relative to the defaults:"
+    has_profile = last == (
+        "ask, chat and batch now use these settings for nano with --threads 1; --no-profile ignores them"
+    )
+    if not has_profile:  # it depends on this machine whether anything is faster
+        assert last == "nothing changed for nano with --threads 1: nothing is faster than the defaults"
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
-    assert len(list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))) == 1
+    profiles = list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))
+    assert len(profiles) == has_profile, "--threads comes from the environment"
     shown = user.run("show", NANO, "--json")
-    assert shown.object["profile"]["uses"].keys() == {"chat", "ask", "ask-long", "batch"}
+    assert (shown.object["profile"] is not None) == has_profile
     reply = user.run("ask", "-m", NANO, "--format", "cerebrum", "--json", "What is 3 plus 4?")
     assert (reply.code, reply.object["final_answer"]) == (0, "7")
 
@@ -301,7 +307,7 @@ def test_tune_reports_an_unknown_or_invalid_model_first(tmp_path: Path) -> None:
 
 
 def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: ProcessBench) -> None:
-    shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.99])
+    shares = iter([0.5, 0.5, 0.99, 0.5, 0.5, 0.5, 0.4, 0.99, 0.5, 0.99])
     trial = bench._trial(LoadSettings.of(REPACKED))
     request = trial.request
     trial.request = lambda message: {**request(message), "cpu_share": next(shares)}  # type: ignore[method-assign]
@@ -310,6 +316,10 @@ def test_bench_repeats_disturbed_runs_and_counts_disturbed_jobs(bench: ProcessBe
     assert bench.speed(REPACKED, DECODE) > 0
     assert bench.disturbed_jobs == 1, "all three runs were disturbed"
     assert bench.speed(REPACKED, DECODE) > 0
+    assert bench.disturbed_jobs == 2, "the machine stays busy, so this job was not repeated"
+    for _ in range(2):
+        assert bench.speed(REPACKED, DECODE) > 0
+    assert bench.disturbed_jobs == 2
     assert next(shares, None) is None
 
 

@@ -26,7 +26,7 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.engine.bench.protocol import Job
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import Tuning
-from cerebrum_cli.terminal.tuning_report import candidate_lines, tuning_text
+from cerebrum_cli.terminal.tuning_report import tuning_text
 
 BASELINE, BATCH_BASELINE = Tuning(repack=True), Tuning(repack=False, slots=32)
 SPACE = SearchSpace(BASELINE, BATCH_BASELINE, threads=(1, 4), slots=64, layers=32)
@@ -183,7 +183,7 @@ def test_search_drops_settings_that_fail_during_confirmation(when: str) -> None:
 
 def test_search_reports_a_model_that_cannot_be_loaded() -> None:
     bench = ScriptedBench(refusal=lambda _: "needs 99.0 GB of memory, but only 8.0 GB is free")
-    with pytest.raises(EngineError, match=r"^this model cannot be measured here: needs 99\.0 GB of memory"):
+    with pytest.raises(EngineError, match=r"^cannot measure this model: needs 99\.0 GB of memory"):
         run_search(bench)
 
 
@@ -215,6 +215,7 @@ def test_search_skips_settings_that_affect_little() -> None:
     bench = ScriptedBench(speed_model)
     _, search, _ = run_search(bench)
     assert candidates_with(search, n_ubatch=256) == []
+    assert search.untried["n_ubatch 256"] == "affects less than 10% of the time"
     assert {job.kind for job in bench.jobs_with(flash_attention=False)} == {"decode"}
 
 
@@ -278,17 +279,30 @@ def test_search_runs_essential_stages_after_the_deadline() -> None:
     measured = [(each.tuning, each.is_batch) for each in search.candidates if each.speeds]
     assert measured == [(BASELINE, False), (replace(BASELINE, repack=False), False), (BATCH_BASELINE, True)]
     skipped = {each.dropped for each in search.candidates if not each.speeds}
-    assert skipped == {"skipped: would take too long"}
+    assert skipped == {"would take too long"}
     assert overrides_by_use(uses) == {"ask-long": {"repack": False}}
     assert [event.done for event in events[1:]] == list(range(events[-1].total))
 
 
 def test_search_takes_little_longer_than_its_budget() -> None:
     speed_model = SpeedModel(single=NOT_REPACKED)
-    for budget, seconds in ((QUICK, 55), (NORMAL, 140)):  # including the confirmation
+    for budget, seconds in ((QUICK, 40), (NORMAL, 140)):  # including the confirmation
         bench = ScriptedBench(speed_model)
         run_search(bench, budget)
         assert bench.now < seconds, "about two minutes for a 7B"
+
+
+def test_quick_search_of_a_small_model_takes_under_20_seconds() -> None:
+    speed_model = SpeedModel(
+        single={**NOT_REPACKED, ("n_threads", 4): (1.0, 1.3), ("n_threads_batch", 4): (1.3, 1.0)},
+        batch={("repack", True): (1.2, 1.3), ("slots", 16): (1.0, 1.4)},
+        baseline=Speeds(0.3, 350.0, 140.0),
+        batch_baseline=Speeds(0.3, 330.0, 290.0),
+    )
+    bench = ScriptedBench(speed_model)
+    uses, _, _ = run_search(bench, QUICK)
+    assert len(overrides_by_use(uses)) == 4, "all winners are confirmed"
+    assert bench.now < 17, "contexts and comparisons take the rest"
 
 
 def test_search_counts_its_stages() -> None:
@@ -351,7 +365,7 @@ def test_search_never_chooses_much_slower_settings_despite_noise(
             chosen += bool(tuned.tuning.overrides)
             assert true_gain(speed_model, tuned, name) >= 0.97, (seed, name, tuned.tuning.overrides)
             assert tuned.gain >= 1.05 or not tuned.tuning.overrides
-    assert chosen > 150, "otherwise the test would prove nothing"
+    assert chosen > 75, "otherwise the test would prove nothing"
 
 
 def test_search_finds_almost_nothing_in_pure_noise() -> None:
@@ -413,14 +427,6 @@ def test_use_seconds_are_load_prefill_and_decode() -> None:
 )
 def test_tuning_text_omits_defaults(tuning: Tuning, text: str) -> None:
     assert tuning_text(tuning) == text
-
-
-def test_candidate_lines_show_speeds_or_the_reason_for_dropping() -> None:
-    ratios = {"prompt_tokens_per_second": 1.5, "tokens_per_second": 0.701}
-    measured = (Tuning(repack=False), {"ratios": ratios, "dropped": None})
-    dropped = (Tuning(slots=64), {"ratios": dict.fromkeys(ratios), "dropped": "ended with signal 9"})
-    lines = list(candidate_lines([measured, dropped]))
-    assert lines == ["not repacked: prompt 1.50 x, gen 0.70 x", "64 sequences: ended with signal 9"]
 
 
 class BusyBench(ScriptedBench):

@@ -5,14 +5,61 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from typer._completion_classes import BashComplete
+
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.settings import environment
 
 if TYPE_CHECKING:
+    from typer import Typer
+    from typer._click.shell_completion import CompletionItem
+
     from cerebrum_cli.runtime.composition import Runtime
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # the command line so far: bash's, other shells'
+WORD_BREAKS = ":="  # at which bash splits words, by default
+
+
+def complete(app: Typer) -> None:
+    """Print the completions that a shell asks for, and exit."""
+    from typer._click.shell_completion import add_completion_class
+    from typer.main import get_command
+
+    command = get_command(app)  # registers Typer's own classes
+    add_completion_class(BashWords, "bash")
+    command(standalone_mode=False)
+
+
+class BashWords(BashComplete):
+    """Completion in bash, which splits words like `small:Q8_0` and replaces only the part after the colon."""
+
+    option, unreplaced = "", ""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        args, last = super().get_completion_args()
+        *words, incomplete = joined_words([*args, last])
+        if incomplete.startswith("-"):
+            self.option = incomplete[: incomplete.find("=") + 1]
+        self.unreplaced = incomplete.removesuffix(last.lstrip(WORD_BREAKS))
+        return words, incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return f"{self.option}{super().format_completion(item)}".removeprefix(self.unreplaced)
+
+
+def joined_words(words: Iterable[str]) -> list[str]:
+    """Join words that were split at WORD_BREAKS; the breaks themselves are among them."""
+    joined: list[str] = []
+    follows_break = False
+    for word in words:
+        is_break = bool(word) and not word.strip(WORD_BREAKS)
+        if joined and (is_break or (follows_break and word)):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        follows_break = is_break
+    return joined
 
 
 def completed_command() -> str | None:

@@ -7,8 +7,9 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.inference.reply import ReplyCollector, prompt_object, reply_notice, reply_object
-from cerebrum_cli.core.errors import GrammarError, Interrupted, NoAnswer
+from cerebrum_cli.core.errors import Interrupted, NoAnswer
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.runtime.generation import naming_grammar_file
 from cerebrum_cli.terminal.progress import StatusLine, VoteLine
 from cerebrum_cli.terminal.sinks import NoticeSink, Sink, answer_sink, render, show_answer
 from cerebrum_cli.terminal.tables import result_text, stats_line
@@ -60,15 +61,12 @@ class Answer:
     def show(self, vote: MajorityVote | None) -> None:
         """Generate and print the answer. Raises NoAnswer if it has no final answer, or does not match its grammar."""
         try:
-            self._show_vote(vote) if vote else self._show_reply()
+            with naming_grammar_file(self._options):
+                self._show_vote(vote) if vote else self._show_reply()
         except Interrupted:
             if self._recorder.saved_as and self._streams.err_is_terminal and not self._options.quiet:
                 self._streams.info("interrupted; the answer so far is saved, and cerebrum ask -c continues from it")
             raise
-        except GrammarError as error:
-            raise GrammarError(
-                f"{self._options.schema or self._options.grammar}: {error.message}", error.hint
-            ) from error
 
     def _show_reply(self) -> None:
         request, options, collector = self._request, self._options, ReplyCollector()

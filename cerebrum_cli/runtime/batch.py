@@ -15,7 +15,7 @@ from cerebrum_cli.batches.readers import detect_shape, read_input, read_rows
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
-from cerebrum_cli.runtime.generation import generation_settings, read_grammar
+from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
@@ -77,7 +77,8 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
             )
             try:
                 events = batches.answer_rows(loaded.responder, rows, asked, result, output == STANDARD)
-                render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
+                with naming_grammar_file(options):
+                    render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
             finally:
                 loaded.engine.close()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.question import read_text
@@ -9,6 +10,8 @@ from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
@@ -32,12 +35,19 @@ def read_grammar(runtime: Runtime, options: GenerationOptions, quiet: bool) -> s
     if schema and grammar:
         raise UsageError("--schema and --grammar cannot be used together", "give one of them")
     if schema:
-        try:
+        with naming_grammar_file(options):
             text, ignored = runtime.schema_to_grammar(read_text(schema))
-        except GrammarError as error:
-            raise GrammarError(f"{schema}: {error.message}", error.hint) from error
         if ignored and not quiet:
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
             runtime.streams.notice(NoticeEvent(problem, "check the answer against the schema"))
         return text
     return read_text(grammar) if grammar else None
+
+
+@contextmanager
+def naming_grammar_file(options: GenerationOptions) -> Iterator[None]:
+    """Put the file that `--schema` or `--grammar` names before the message of a GrammarError."""
+    try:
+        yield
+    except GrammarError as error:
+        raise GrammarError(f"{options.schema or options.grammar}: {error.message}", error.hint) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.application.inference.profiles import profile_object, settings_text
 from cerebrum_cli.application.models.model import is_missing
 from cerebrum_cli.application.tuning.candidates import NORMAL, QUICK, THOROUGH
-from cerebrum_cli.application.tuning.tune import translate_write_errors, trial_options, tune_model, tuning_lock
+from cerebrum_cli.application.tuning.tune import candidate_object, trial_options, tune_model, tuning_lock, update_store
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.machine import save_devices
@@ -18,7 +18,7 @@ from cerebrum_cli.runtime.reencoding import reencode
 from cerebrum_cli.terminal.bars import FileProgress, StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.sinks import render_stages
-from cerebrum_cli.terminal.tuning_report import candidate_lines, print_profile
+from cerebrum_cli.terminal.tuning_report import conclusion, print_profile, summary_lines
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def tune(runtime: Runtime, given: Layer, options: TuneOptions) -> None:
-    """Measure a model and save its profile, or compare encodings of it."""
+    """Measure a model and save what is faster than the defaults, or compare encodings of it."""
     options.validate()
     model = find_model(runtime, given, options)
     settings = runtime.settings(given, model)
@@ -45,21 +45,22 @@ def tune(runtime: Runtime, given: Layer, options: TuneOptions) -> None:
 
 
 def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, quiet: bool) -> TuningResult:
-    """Search for the fastest settings with a progress bar, and save the profile. Raises ModelFileError, Interrupted."""
+    """Search for the fastest settings with a progress bar, and save them. Raises ModelFileError, Interrupted."""
     with interruptible("nothing was saved"), tuning_lock(runtime.profiles().directory):
         with FileProgress(runtime.streams, quiet) as progress:
             runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
-        identity = runtime.library.identity(model)
+        identity, previous = runtime.library.identity(model), runtime.profile(model, settings)
+        key = partial(profile_key, runtime, identity, settings)
         bench = runtime.bench(trial_options(model, settings), model, runtime.trials, runtime.capacity().devices or ())
         try:
-            search = tune_model(bench, model, settings, budget, partial(profile_key, runtime, identity, settings))
+            search = tune_model(bench, model, settings, budget, previous, key)
             result = render_stages(search, StageProgress(runtime.streams, quiet))
         finally:
             bench.close()
         if any(map(is_missing, model.paths)) or runtime.library.identity(model) != identity:
             raise ModelFileError(model.path, "changed while it was measured", "tune it again")
-        with translate_write_errors():
-            runtime.profiles(settings).save(result.profile)
+        fallback = runtime.profiles().find(identity) if settings_text(settings) else None
+        update_store(runtime.profiles(settings), result.profile, fallback)
     return result
 
 
@@ -75,19 +76,19 @@ def profile_key(
 def print_result(
     runtime: Runtime, model: Model, result: TuningResult, settings: Settings, options: TuneOptions
 ) -> None:
+    """Print the profile and a summary, or one object."""
     streams = runtime.streams
     if options.json:
-        tried = [row for _, row in result.tried]
+        tried = [candidate_object(*pair) for pair in result.tried]
         head = {"model": model.reference, "file": str(model.path)}
         streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
         return
-    if not options.quiet:
-        for line in candidate_lines(result.tried):
-            streams.info(line)
     print_profile(streams, result.profile)
     if result.is_disturbed:
         problem = "other programs used the CPU during the measurement"
         streams.notice(NoticeEvent(problem, "results are unreliable; rerun when the machine is idle"))
     if not options.quiet:
+        for line in summary_lines(result):
+            streams.info(line)
         condition = settings_text(settings).replace(", ", " with ", 1)
-        streams.info(f"ask, chat and batch now use this for {model.reference}{condition}; --no-profile ignores it")
+        streams.info(conclusion(result, model.reference, condition))

@@ -1,16 +1,19 @@
-"""Results of `cerebrum tune`, as a table and lines of text."""
+"""Results of `cerebrum tune`, as a table and a summary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.application.tuning.candidates import differences, speed_ratios
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.inference.profiles import Profile, TunedUse
+    from cerebrum_cli.application.tuning.candidates import Candidate
+    from cerebrum_cli.application.tuning.tune import TuningResult
     from cerebrum_cli.engine.plan import Tuning
 
 TITLES = {"chat": "chat", "ask": "ask", "ask-long": "ask, long prompt", "batch": "batch"}
@@ -70,12 +73,40 @@ def _row(title: str, tuned: TunedUse) -> tuple[Any, ...]:
     )
 
 
-def candidate_lines(candidates: Iterable[tuple[Tuning, Mapping[str, Any]]]) -> Iterator[str]:
-    """One line per candidate: its speeds relative to the defaults, or why it was dropped."""
-    for tuning, candidate in candidates:
-        if candidate["dropped"]:
-            yield f"{tuning_text(tuning)}: {candidate['dropped']}"
-        else:
-            ratios = zip(("prompt", "gen"), candidate["ratios"].values(), strict=True)
-            speeds = (f"{kind} {ratio:.2f} x" for kind, ratio in ratios if ratio is not None)
-            yield f"{tuning_text(tuning)}: {', '.join(speeds)}"
+def summary_lines(result: TuningResult) -> Iterator[str]:
+    """What was measured, what was not and why, and which settings changed."""
+    measured = [_measurement(*pair) for pair in result.tried if pair[0].speeds]
+    unmeasured = {_candidate_text(*pair): pair[0].dropped for pair in result.tried if not pair[0].speeds}
+    if measured:
+        yield "measured, relative to the defaults:"
+        yield from (f"  {line}" for line in measured)
+    if reasons := {**unmeasured, **result.untried}:
+        yield "not measured:"
+        yield from (f"  {text}: {reason}" for text, reason in reasons.items())
+    if result.changes:
+        yield "changed:"
+        for name, (before, after) in result.changes.items():
+            yield f"  {TITLES[name]}: {tuning_text(after)} (before: {tuning_text(before)})"
+
+
+def _measurement(candidate: Candidate, baseline: Candidate) -> str:
+    """Speeds of a candidate relative to the defaults, and why it is not used."""
+    ratios = zip(("prompt", "gen"), speed_ratios(candidate, baseline).values(), strict=True)
+    speeds = ", ".join(f"{kind} {ratio:.2f} x" for kind, ratio in ratios if ratio is not None)
+    rejection = f"; {candidate.dropped}" if candidate.dropped else ""
+    return f"{_candidate_text(candidate, baseline)}: {speeds}{rejection}"
+
+
+def _candidate_text(candidate: Candidate, baseline: Candidate) -> str:
+    """Settings of a candidate that differ from the defaults: "batch, 16 sequences"."""
+    return f"{'batch, ' * candidate.is_batch}{tuning_text(differences(candidate.tuning, baseline.tuning))}"
+
+
+def conclusion(result: TuningResult, model: str, condition: str) -> str:
+    """Which settings are used from now on; `condition` is text like " with --threads 1"."""
+    if not result.changes:
+        reason = "nothing is faster than the defaults" if result.profile.is_default else "the same settings are fastest"
+        return f"nothing changed for {model}{condition}: {reason}"
+    if result.profile.is_default:
+        return f"ask, chat and batch use the defaults for {model}{condition} again"
+    return f"ask, chat and batch now use these settings for {model}{condition}; --no-profile ignores them"

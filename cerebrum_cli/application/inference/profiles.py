@@ -70,6 +70,11 @@ class Profile:
     uses: Mapping[UseName, TunedUse]
 
     @property
+    def is_default(self) -> bool:
+        """Whether every use has the default settings."""
+        return not any(used.tuning.overrides for used in self.uses.values())
+
+    @property
     def long_from(self) -> int | None:
         """Prompt length from which the settings for long prompts are faster; None if never, or if they are the same."""
         short, long = self.uses["ask"], self.uses["ask-long"]
@@ -101,7 +106,7 @@ class ProfileStore:
 
     def find_other(self, model: str) -> Profile | None:
         """Load a profile of the model from another machine or another build of llama.cpp."""
-        profiles = (self._read(path) for path in sorted(self.directory.glob(f"{_digest(model)}-*.json")))
+        profiles = (self._read(path) for path in self._paths(model))
         return next((each for each in profiles if each and self._path(model) != self._path_of(each)), None)
 
     def save(self, profile: Profile) -> None:
@@ -110,21 +115,31 @@ class ProfileStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"version": VERSION, **asdict(profile)}, indent=2).encode())
 
+    def discard(self, model: str) -> None:
+        """Delete the profiles of a model on this machine, with any build of llama.cpp. Raises OSError."""
+        for path in self._paths(model):
+            profile = self._read(path)
+            if path == self._path(model) or (profile and profile.machine == self.machine):
+                path.unlink()
+
     def delete(self, model: str) -> None:
         """Delete all profiles of a model."""
-        for path in self.directory.glob(f"{_digest(model)}-*.json"):
+        for path in self._paths(model):
             with contextlib.suppress(OSError):
                 path.unlink()
 
     def _key(self, model: str) -> tuple[str, str, str]:
         return model, self.machine, self.build
 
+    def _paths(self, model: str) -> list[Path]:
+        return sorted(self.directory.glob(f"{_digest(model)}-*.json"))
+
     def _path(self, model: str) -> Path:
         return self.directory / f"{_digest(model)}-{_digest(f'{self.machine}|{self.build}')}.json"
 
     def _path_of(self, profile: Profile) -> Path:
-        here = _digest(f"{profile.machine}|{profile.build}")
-        return self.directory / f"{_digest(profile.model)}-{here}.json"
+        machine = _digest(f"{profile.machine}|{profile.build}")
+        return self.directory / f"{_digest(profile.model)}-{machine}.json"
 
     @staticmethod
     def _read(path: Path) -> Profile | None:

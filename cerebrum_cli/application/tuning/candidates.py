@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from cerebrum_cli.application.inference.profiles import Speeds, UseName
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import JobKind
 from cerebrum_cli.engine.plan import Tuning
 
@@ -16,21 +18,23 @@ class Budget(NamedTuple):
     """How long and how much to measure.
 
     `search_s` limits the time between measuring the defaults and confirming the winners; each run takes about `run_s`
-    and is repeated in `pairs`. `probe_tokens` are compared to detect changed output. The rest are values to try.
+    and is repeated in `pairs`, or `confirmation_pairs` for a winner. `probe_tokens` are compared to detect changed
+    output. The rest are values to try.
     """
 
     search_s: float
     run_s: float
     pairs: int
+    confirmation_pairs: int
     probe_tokens: int
     n_ubatch: tuple[int, ...] = (64, 256, 512)
     slots: tuple[int, ...] = (16, 64)
     tries_cache_types: bool = True
 
 
-QUICK = Budget(20.0, 0.4, 1, 128, (), (16,), tries_cache_types=False)
-NORMAL = Budget(80.0, 0.8, 2, 192)
-THOROUGH = Budget(1200.0, 3.0, 4, 512, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
+QUICK = Budget(10.0, 0.25, 1, 2, 128, (), (16,), tries_cache_types=False)
+NORMAL = Budget(80.0, 0.8, 2, 3, 192)
+THOROUGH = Budget(1200.0, 3.0, 4, 3, 512, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
 
 
 class Use(NamedTuple):
@@ -105,6 +109,45 @@ class Stage(NamedTuple):
     is_essential: bool = False
 
 
+def plan_stages(space: SearchSpace, budget: Budget, has_gpu: bool) -> Iterator[Stage]:
+    """Stages in order of importance, since time may run out."""
+    yield from _load_stages(space, has_gpu, is_batch=False)
+    yield Stage("batch, defaults", True, {}, is_essential=True)
+    yield from _load_stages(space, has_gpu, is_batch=True)
+    yield Stage("flash attention off", False, {"flash_attention": False})
+    if budget.tries_cache_types:
+        yield Stage("cache q8_0", False, {"cache_type": "q8_0"})
+    for slots in budget.slots:
+        if slots <= space.slots:
+            yield Stage(f"batch, {slots} sequences", True, {"slots": slots})
+    for size in budget.n_ubatch:
+        yield Stage(f"n_ubatch {size}", False, {"n_ubatch": size})
+
+
+def _load_stages(space: SearchSpace, has_gpu: bool, is_batch: bool) -> Iterator[Stage]:
+    """Stages of settings that require loading the model again."""
+    prefix, baseline = "batch, " * is_batch, space.batch_baseline if is_batch else space.baseline
+    name = "not repacked" if baseline.repack else "repacked"
+    yield Stage(prefix + name, is_batch, {"repack": not baseline.repack}, is_essential=not is_batch)
+    for layers in ("0", str(space.layers // 2)) if has_gpu else ():
+        yield Stage(f"{prefix}{layers} layers offloaded", is_batch, {"gpu_layers": layers})
+    for count in space.threads:
+        name = "1 thread" if count == 1 else f"{count} threads"
+        yield Stage(prefix + name, is_batch, {"n_threads": count, "n_threads_batch": count})
+
+
+def unplanned(space: SearchSpace, budget: Budget, settings: Settings) -> dict[str, str]:
+    """Settings that no stage tries, with the reason."""
+    reasons = {f"batch, {slots} sequences": "would not fit in memory" for slots in budget.slots if slots > space.slots}
+    if settings.threads:
+        reasons["other thread counts"] = f"--threads is {settings.threads}"
+    if settings.gpu_layers != "auto":
+        reasons["other GPU layers"] = f"--gpu-layers is {settings.gpu_layers}"
+    if budget is QUICK:
+        reasons["cache q8_0, n_ubatch, batch with more sequences"] = "not tried with --quick"
+    return reasons
+
+
 def thread_counts_to_try(default: int, usable: int) -> tuple[int, ...]:
     """Thread counts besides the default: all available, half of the default, and one less."""
     return tuple(
@@ -130,3 +173,14 @@ def numeric_settings(tuning: Tuning) -> Tuning:
 def differences(tuning: Tuning, baseline: Tuning) -> Tuning:
     """Settings that differ from the baseline."""
     return Tuning(**{name: value for name, value in tuning.overrides.items() if value != getattr(baseline, name)})
+
+
+def speed_ratios(candidate: Candidate, baseline: Candidate) -> dict[str, float | None]:
+    """Speeds relative to the defaults; None where they were not measured."""
+    prompt, generate = None, None
+    if candidate.speeds and baseline.speeds:
+        if "prefill" in candidate.measured_kinds:
+            prompt = candidate.speeds.prompt / baseline.speeds.prompt
+        if "decode" in candidate.measured_kinds:
+            generate = candidate.speeds.generate / baseline.speeds.generate
+    return {"prompt_tokens_per_second": prompt, "tokens_per_second": generate}

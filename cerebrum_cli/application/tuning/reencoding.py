@@ -238,7 +238,7 @@ class Reencoding:
             try:
                 original.bench.speed(Tuning(), WARM_UP)
             except TrialError as error:
-                raise EngineError(f"this model cannot be measured here: {error.message}", error.hint) from error
+                raise EngineError(f"cannot measure this model: {error.message}", error.hint) from error
             yield original
 
     @contextlib.contextmanager

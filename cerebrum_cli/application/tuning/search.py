@@ -7,7 +7,7 @@ against the defaults again, and used only if it wins again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
@@ -24,6 +24,7 @@ from cerebrum_cli.application.tuning.candidates import (
     differences,
     loads_differently,
     numeric_settings,
+    plan_stages,
     thread_counts,
 )
 from cerebrum_cli.core.errors import EngineError
@@ -34,21 +35,23 @@ from cerebrum_cli.engine.plan import Tuning
 MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other programs
 MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
 MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
-CONFIRMATION_PAIRS = 3
 CPU_BUSY = "inconclusive: the CPU was busy"
 MIN_DEPTH = 512  # prompt tokens a run must have to judge, for long prompts, a setting that matters at depth only
 MIN_SHARE = 0.1  # of a use's duration: what affects less is not tried
+NEGLIGIBLE = f"affects less than {MIN_SHARE:.0%} of the time"
+TOO_LONG = "would take too long"
 
 
 @dataclass(slots=True)
 class Search:
-    """Candidates measured so far, and the best for each use."""
+    """Candidates measured so far, the best for each use, and why other settings are `untried`."""
 
     bench: Bench
     space: SearchSpace
     budget: Budget
     candidates: list[Candidate] = field(default_factory=list)
     best: dict[UseName, Candidate] = field(default_factory=dict)
+    untried: dict[str, str] = field(default_factory=dict)
     jobs: dict[tuple[bool, JobKind], Job] = field(default_factory=dict)
     clock: Callable[[], float] = perf_counter
     deadline: float = 0.0
@@ -59,7 +62,7 @@ class Search:
         yield StageEvent("defaults", 0, 1)
         self._measure_baseline(is_batch=False)
         self.deadline = self.clock() + self.budget.search_s  # excludes the first load, which reads from the disk
-        stages = [*self._stages()]
+        stages = [*plan_stages(self.space, self.budget, bool(self.bench.devices))]
         total = len(stages) + len(USES)
         for done, stage in enumerate(stages):
             yield StageEvent(stage.label, done, total)
@@ -70,33 +73,6 @@ class Search:
             confirmed[use.name] = self._confirm(use)
         return confirmed
 
-    # Stages.
-
-    def _stages(self) -> Iterator[Stage]:
-        """Stages in order of importance, since time may run out."""
-        yield from self._load_stages(False, self.space.baseline)
-        yield Stage("defaults for many sequences", True, {}, is_essential=True)
-        yield from self._load_stages(True, self.space.batch_baseline)
-        yield Stage("no flash attention", False, {"flash_attention": False})
-        if self.budget.tries_cache_types:
-            yield Stage("KV cache q8_0", False, {"cache_type": "q8_0"})
-        for slots in self.budget.slots:
-            if slots <= self.space.slots:
-                yield Stage(f"{slots} sequences", True, {"slots": slots})
-        for size in self.budget.n_ubatch:
-            yield Stage(f"n_ubatch {size}", False, {"n_ubatch": size})
-
-    def _load_stages(self, is_batch: bool, baseline: Tuning) -> Iterator[Stage]:
-        """Stages of settings that require loading the model again."""
-        suffix = ", many sequences" * is_batch
-        name = "not repacked" if baseline.repack else "repacked"
-        yield Stage(name + suffix, is_batch, {"repack": not baseline.repack}, is_essential=not is_batch)
-        for layers in ("0", str(self.space.layers // 2)) if self.bench.devices else ():
-            yield Stage(f"{layers} layers offloaded{suffix}", is_batch, {"gpu_layers": layers})
-        for count in self.space.threads:
-            name = "1 thread" if count == 1 else f"{count} threads"
-            yield Stage(name + suffix, is_batch, {"n_threads": count, "n_threads_batch": count})
-
     # Trying a stage.
 
     def _try_stage(self, stage: Stage) -> None:
@@ -104,7 +80,11 @@ class Search:
         if not stage.settings:
             self._measure_baseline(stage.is_batch)
             return
-        for base in self._leaders(stage.is_batch):
+        leaders = self._leaders(stage.is_batch)
+        if not any(self._can_matter(base, kind, stage.settings) for base in leaders for kind in JOB_KINDS):
+            self.untried[stage.label] = NEGLIGIBLE
+            return
+        for base in leaders:
             if not self._try_on(base, stage):
                 break
 
@@ -117,7 +97,7 @@ class Search:
             decode = self._calibrate(baseline, "decode", 3 if is_batch else 6, 64, sequences)
             stats = self.bench.load_stats(baseline.tuning)
         except TrialError as error:
-            raise EngineError(f"this model cannot be measured here: {error.message}", error.hint) from error
+            raise EngineError(f"cannot measure this model: {error.message}", error.hint) from error
         baseline.speeds = Speeds(stats.load_s, prefill, decode, stats.peak_memory)
         self.candidates.append(baseline)
         self.best.update((use.name, baseline) for use in USES if use.is_batch == is_batch)
@@ -152,7 +132,7 @@ class Search:
         candidate = Candidate(tuning, base.is_batch)
         self.candidates.append(candidate)
         if not stage.is_essential and self.clock() + self._estimated_seconds(candidate, base, kinds) > self.deadline:
-            candidate.dropped = "skipped: would take too long"
+            candidate.dropped = TOO_LONG
             return True
         try:
             prefill, decode = self._measure(candidate, base, kinds)
@@ -174,7 +154,7 @@ class Search:
         load_s = stats.load_s if loads_differently(candidate.tuning, base.tuning) else known.load_s
         candidate.speeds = Speeds(load_s, known.prompt * prefill, known.generate * decode, stats.peak_memory)
         self._update_best()
-        if self._is_best(candidate) and not self._keeps_output(candidate):
+        if self._is_best(candidate) and not self._preserves_output(candidate):
             self._update_best()
         return prefill, decode
 
@@ -260,7 +240,7 @@ class Search:
     def _passes_confirmation(self, candidate: Candidate, baseline: Candidate) -> bool:
         """Check the output and measure again; a candidate that fails is dropped."""
         try:
-            if self._keeps_output(candidate) and id(candidate) not in self.confirmations:
+            if self._preserves_output(candidate) and id(candidate) not in self.confirmations:
                 before = self.bench.disturbed_jobs
                 self.confirmations[id(candidate)] = self._remeasure(candidate, baseline)
                 changes_threads = thread_counts(candidate.tuning) != thread_counts(baseline.tuning)
@@ -270,7 +250,7 @@ class Search:
             candidate.dropped = error.message
         return not candidate.dropped
 
-    def _keeps_output(self, candidate: Candidate) -> bool:
+    def _preserves_output(self, candidate: Candidate) -> bool:
         """Compare the predicted tokens of a text with the defaults; a candidate that changes them is dropped."""
         if candidate.agreement is None:
             reference, tuning = (numeric_settings(each.tuning) for each in (self._baseline(candidate), candidate))
@@ -293,7 +273,7 @@ class Search:
             load_s = min(best.known_speeds.load_s, self.bench.reload(best.tuning))
             known = baseline.speeds = replace(known, load_s=min(known.load_s, self.bench.reload(baseline.tuning)))
         pairs = []
-        for turn in range(CONFIRMATION_PAIRS):
+        for turn in range(self.budget.confirmation_pairs):
             prefill = self._paired_speedup(best, baseline, "prefill", turn)
             decode = self._paired_speedup(best, baseline, "decode", turn)
             pairs.append(Speeds(load_s, known.prompt * prefill, known.generate * decode, best.known_speeds.memory))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,17 @@ from time import time
 from typing import Any
 
 from cerebrum_cli.application.inference.loading import load_options
-from cerebrum_cli.application.inference.profiles import Profile
+from cerebrum_cli.application.inference.profiles import Profile, ProfileStore, UseName, without_user_settings
 from cerebrum_cli.application.models.model import Model, require_loadable
-from cerebrum_cli.application.tuning.candidates import BATCH_SLOTS, Budget, Candidate, SearchSpace, thread_counts_to_try
+from cerebrum_cli.application.tuning.candidates import (
+    BATCH_SLOTS,
+    Budget,
+    Candidate,
+    SearchSpace,
+    speed_ratios,
+    thread_counts_to_try,
+    unplanned,
+)
 from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
 from cerebrum_cli.core.events import StageEvent
@@ -38,21 +46,23 @@ The runtime measures in child processes; tests use a scripted bench.
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """The profile to save, all candidates, and whether other programs used the CPU."""
+    """A measured profile, all candidates, and whether other programs used the CPU.
+
+    `untried` are settings without a candidate, with the reason; `changes` are the settings before and after of each use
+    for which they differ.
+    """
 
     profile: Profile
     candidates: tuple[Candidate, ...]
+    untried: Mapping[str, str]
+    changes: Mapping[UseName, tuple[Tuning, Tuning]]
     is_disturbed: bool
 
     @property
-    def tried(self) -> list[tuple[Tuning, dict[str, Any]]]:
-        """Candidates other than the defaults, each with the object that `--json` prints."""
+    def tried(self) -> list[tuple[Candidate, Candidate]]:
+        """Candidates other than the defaults, each with the defaults it is compared with."""
         baselines = {each.is_batch: each for each in reversed(self.candidates)}  # the first of each kind
-        return [
-            (each.tuning, _candidate_object(each, baselines[each.is_batch]))
-            for each in self.candidates
-            if each not in baselines.values()
-        ]
+        return [(each, baselines[each.is_batch]) for each in self.candidates if each is not baselines[each.is_batch]]
 
 
 def tune_model(
@@ -60,17 +70,34 @@ def tune_model(
     model: Model,
     settings: Settings,
     budget: Budget,
+    previous: Profile | None,
     profile_key: Callable[[tuple[Device, ...]], tuple[str, str, str]],
 ) -> Generator[StageEvent, None, TuningResult]:
-    """Run a search on a bench, which the caller closes.
+    """Run a search on a bench, which the caller closes. `previous` is the profile in use.
 
     `profile_key` gets the GPUs found, and gives the identity of the model, of the machine and of the llama.cpp build.
     """
-    search = Search(bench, search_space(model, settings), budget)
+    space = search_space(model, settings)
+    search = Search(bench, space, budget)
     uses = yield from search.run()
     model_key, machine_key, build_key = profile_key(bench.devices)
     profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
-    return TuningResult(profile, tuple(search.candidates), bench.disturbed_jobs > 0)
+    return TuningResult(
+        profile,
+        tuple(search.candidates),
+        {**search.untried, **unplanned(space, budget, settings)},
+        changed_uses(previous, profile, settings),
+        bench.disturbed_jobs > 0,
+    )
+
+
+def changed_uses(
+    previous: Profile | None, profile: Profile, settings: Settings
+) -> dict[UseName, tuple[Tuning, Tuning]]:
+    """Settings of each use in the previous profile, or the defaults, and in the new one, where they differ."""
+    old = {name: previous.uses[name].tuning if previous else Tuning() for name in profile.uses}
+    pairs = {name: (without_user_settings(old[name], settings), used.tuning) for name, used in profile.uses.items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def search_space(model: Model, settings: Settings) -> SearchSpace:
@@ -110,9 +137,21 @@ def tuning_lock(directory: Path) -> Iterator[None]:
         yield
 
 
+def update_store(store: ProfileStore, profile: Profile, fallback: Profile | None) -> None:
+    """Save a profile, or delete the previous one if it changes nothing. Raises ConfigError.
+
+    `fallback` is the profile that is used where the store has none.
+    """
+    with translate_write_errors():
+        if profile.is_default and fallback is None:
+            store.discard(profile.model)
+        else:
+            store.save(profile)
+
+
 @contextmanager
 def translate_write_errors() -> Iterator[None]:
-    """Translate OSError to ConfigError while a profile is written."""
+    """Translate OSError to ConfigError while profiles are written or deleted."""
     try:
         yield
     except OSError as error:
@@ -120,18 +159,12 @@ def translate_write_errors() -> Iterator[None]:
         raise ConfigError(what, "check its permissions and free space") from error
 
 
-def _candidate_object(candidate: Candidate, baseline: Candidate) -> dict[str, Any]:
+def candidate_object(candidate: Candidate, baseline: Candidate) -> dict[str, Any]:
     """Object that `--json` prints for a candidate; `ratios` are to the defaults."""
-    prompt, generate = None, None
-    if candidate.speeds and baseline.speeds:
-        if "prefill" in candidate.measured_kinds:
-            prompt = candidate.speeds.prompt / baseline.speeds.prompt
-        if "decode" in candidate.measured_kinds:
-            generate = candidate.speeds.generate / baseline.speeds.generate
     return {
         "settings": candidate.tuning.overrides,
         "batch": candidate.is_batch,
-        "ratios": {"prompt_tokens_per_second": prompt, "tokens_per_second": generate},
+        "ratios": speed_ratios(candidate, baseline),
         "agreement": candidate.agreement,
         "dropped": candidate.dropped,
     }

@@ -35,7 +35,7 @@ PREFIX = "cerebrum-tune-"
 STALE_S = 86400.0  # age of a temporary directory that no process uses anymore
 MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to another program it would be about half
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
-MAX_RUNS = 3  # of a job that other programs disturb
+MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
 READ_BYTES = 2**22
 
 
@@ -120,6 +120,7 @@ class ProcessBench:
         self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=directory)
         self._gpus = gpus
         self.disturbed_jobs = 0
+        self._is_busy = False
         self._devices: tuple[Device, ...] | None = None
         self._shares: dict[tuple[Any, ...], float] = {}
         self._logits: dict[tuple[Tuning, int], Path] = {}
@@ -133,12 +134,16 @@ class ProcessBench:
         return self._devices
 
     def speed(self, tuning: Tuning, job: Job) -> float:
-        """Measure tokens per second; repeated if other programs use the CPU, and then the best run counts."""
+        """Measure tokens per second; repeated if other programs use the CPU, and then the best run counts.
+
+        On a machine that stays busy, repeating does not help: a job is not repeated if the previous one was in vain.
+        """
         length, speeds = job.tokens + 64, []
-        for _ in range(MAX_RUNS):
+        for _ in range(1 if self._is_busy else MAX_RUNS):
             answer = self._request(tuning, {"job": job._asdict(), "text": self._text}, length, job.sequences)
             speeds.append(float(answer["speed"]))
-            if self.devices or self._had_enough_cpu(tuning, job, answer["cpu_share"]):
+            self._is_busy = not (self.devices or self._had_enough_cpu(tuning, job, answer["cpu_share"]))
+            if not self._is_busy:
                 return speeds[-1]
         self.disturbed_jobs += 1
         return max(speeds)

@@ -99,11 +99,11 @@ def parse_error(grammar: str, printed: str, logged: Iterable[str]) -> str:
     _, parsed, reason = printed.partition("error parsing grammar: ")
     if not parsed:
         return next((line.strip() for line in logged if line.strip()), "llama.cpp gives no reason")
-    what, _, rest = reason.removesuffix(f"\n\n{grammar}\n").partition(" at ")
-    if not rest or not grammar.endswith(rest):
+    what, at, rest = reason.removesuffix(f"\n\n{grammar}\n").partition(" at ")
+    if not at or not grammar.endswith(rest):
         return what.split("\n", 1)[0]
-    line = 1 + grammar.count("\n", 0, len(grammar) - len(rest))
-    return f"line {line}: {what} at {rest.splitlines()[0][:40]}"
+    line = 1 + grammar.rstrip("\n").count("\n", 0, len(grammar) - len(rest))
+    return f"line {line}: {what} at {rest.strip().splitlines()[0][:40] if rest.strip() else 'the end'}"
 
 
 def _capture_stderr(call: Any) -> tuple[Any, bytes]:
