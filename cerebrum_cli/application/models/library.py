@@ -13,7 +13,7 @@ from cerebrum_cli.application.models.not_found import file_missing, not_installe
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
-from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
+from cerebrum_cli.catalogue.registry import Digest, ModelFile, Registry, hash_file
 from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
@@ -182,31 +182,35 @@ class Library:
         stats, entry = [path.stat() for path in model.paths], model.file
         if entry and (entry.size, entry.mtime_ns) == (stats[0].st_size, stats[0].st_mtime_ns):
             known: str | None = entry.sha256
+        elif model.cached:
+            known = model.cached.sha256
         else:
-            known = model.cached.sha256 if model.cached else self.registry.digest(model.path)
+            stored = self.registry.digest(model.path)
+            known = stored and stored.sha256
         first = known or f"{model.path} {stats[0].st_mtime_ns}"
         return " ".join((first, *(str(stat.st_size) for stat in stats)))
 
-    def digest(self, model: Model, on_progress: OnProgress) -> str:
-        """SHA-256 of a model's first file: the name of its blob, else stored, else computed."""
+    def digest(self, model: Model, on_progress: OnProgress) -> Digest:
+        """Digest of a model's first file: the name of its blob, else stored, else computed."""
         if model.cached and model.cached.sha256:
-            return model.cached.sha256
-        entry, stat = model.file, model.path.stat()
+            return Digest.known(model.path, model.cached.sha256)
+        entry = model.file
         if entry is None:
             return self.remembered_digest(model.path, on_progress)
-        if (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-            return entry.sha256
-        digest = sha256_of(model.path, on_progress)
+        stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
+        if stored == Digest.known(model.path, entry.sha256):
+            return stored
+        digest = hash_file(model.path, on_progress)
         with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
-            self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
+            self.registry.add(replace(entry, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256))
         return digest
 
-    def remembered_digest(self, path: Path, on_progress: OnProgress) -> str:
-        """SHA-256 of a file, stored until its size or time changes."""
+    def remembered_digest(self, path: Path, on_progress: OnProgress) -> Digest:
+        """Digest of a file, stored until its size or time changes."""
         if known := self.registry.digest(path):
             return known
-        digest = sha256_of(path, on_progress)
-        self.registry.remember_digest(path, digest)
+        digest = hash_file(path, on_progress)
+        self.registry.remember_digest(digest)
         return digest
 
     def is_managed(self, model: Model) -> bool:

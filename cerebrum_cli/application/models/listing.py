@@ -33,7 +33,7 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "format": model.default_format,
         "context_size": model.trained_context,
         "ask": _default_request(model),
-        "sha256": library.digest(model, on_progress),
+        "sha256": library.digest(model, on_progress).sha256,
         "quantization": model.quantization,
         "tensor_types": dict(header.tensor_types),
         "architecture": header.architecture,

