@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cerebrum_cli.application.models.fit import Capacity, assess_quantizations, planned_context
-from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_file, is_missing, model_paths
+from cerebrum_cli.application.models.model import Model, as_path, is_file, is_missing, model_paths
 from cerebrum_cli.application.models.not_found import file_missing, not_installed, require_not_refused, unknown_model
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
@@ -83,22 +83,20 @@ class Library:
         return self._default_model() if text is None else self.find(self.parse(text))
 
     def parse(self, text: str) -> Reference:
-        """Parse a model reference; registered names and existing files come first.
+        """Parse a model reference; registered names come first.
 
         Raises ModelNotFound for a text that is no reference, UsageError for an invalid URL.
         """
         if self.registry.find(text):
             name, _, encoding = text.rpartition(":")
             return NameReference(name, encoding) if name else NameReference(text)
-        if is_file(path := as_path(text)):
-            return PathReference(path)
         try:
             reference = parse_reference(text, environment("HF_ENDPOINT"))
         except UsageError as error:
             if "://" in text:
                 raise
             raise self._unknown(text) from error
-        return PathReference(path) if isinstance(reference, PathReference) else reference
+        return PathReference(as_path(text)) if isinstance(reference, PathReference) else reference
 
     def find(self, reference: Reference) -> Model:
         """The installed model of a reference. Raises ModelNotFound."""
@@ -116,8 +114,6 @@ class Library:
             raise not_installed(reference)
         if spec := self.spec_named(reference.name):
             raise not_installed(reference, spec)
-        if is_directory(path := as_path(str(reference))):
-            return self.model_at(path)  # raises: a directory has no header
         raise self._unknown(str(reference))
 
     def model_at(self, path: Path) -> Model:

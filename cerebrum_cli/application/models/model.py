@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.catalogue.cache import CachedModel
-from cerebrum_cli.catalogue.reference import HubReference, NameReference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
@@ -59,6 +59,11 @@ class Model:
         return True
 
     @property
+    def is_unnamed(self) -> bool:
+        """Whether only its path refers to it: it is neither registered nor in the cache."""
+        return self.file is None and self.cached is None
+
+    @property
     def is_derived(self) -> bool:
         """Whether it is a re-encoded copy of another model."""
         return self.file is not None and self.file.source == "derived"
@@ -87,8 +92,10 @@ class Model:
     @property
     def reference(self) -> str:
         """A reference that means this model only."""
-        if self.file or self.cached is None:
+        if self.file:
             return self.name
+        if self.cached is None:
+            return str(PathReference(self.path))
         if self.is_shadowed:
             return str(HubReference(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
         return str(NameReference(self.name, self.cached.quantization))
