@@ -38,7 +38,7 @@ def reencode(runtime: Runtime, model: Model, settings: Settings, options: TuneOp
         report = Report(reencoding.original, (), existing)
     report = report or measure(runtime, reencoding, encoding, options.force, quiet)
     if options.json:
-        runtime.streams.answer_object(report_object(model.reference, str(model.path), report))
+        runtime.streams.answer_object(report_object(model.label, str(model.path), report))
     elif report.results:
         print_encodings(runtime.streams, report)
     conclude(runtime, model, report, encoding, options.quiet)

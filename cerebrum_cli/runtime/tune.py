@@ -78,7 +78,7 @@ def print_result(
     streams = runtime.streams
     if options.json:
         tried = [row for _, row in result.tried]
-        head = {"model": model.reference, "file": str(model.path)}
+        head = {"model": model.label, "file": str(model.path)}
         streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
         return
     if not options.quiet:

@@ -101,6 +101,11 @@ class Model:
         return str(NameReference(self.name, self.cached.quantization))
 
     @property
+    def label(self) -> str:
+        """Short text for its reference, without the directories of a path."""
+        return self.name if self.is_unnamed else self.reference
+
+    @property
     def references(self) -> set[str]:
         """All references that mean this model only."""
         if self.cached is None:

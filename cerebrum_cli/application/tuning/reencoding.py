@@ -192,7 +192,7 @@ class Reencoding:
 
     def _name(self, encoding: Encoding) -> Derivative:
         model = self.model
-        return Derivative(name_from_stem(model.path.stem) if model.is_unnamed else model.reference, encoding.name)
+        return Derivative(name_from_stem(model.label) if model.is_unnamed else model.reference, encoding.name)
 
     def _path(self, encoding: Encoding) -> Path:
         digest = self.library.digest(self.model, lambda *_: None).sha256
