@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cerebrum_cli.application.models.fit import Capacity, assess_quantizations, planned_context
-from cerebrum_cli.application.models.model import Model, as_path, is_file, is_missing, model_paths
+from cerebrum_cli.application.models.model import Model, absolute_path, as_path, is_file, is_missing, model_paths
 from cerebrum_cli.application.models.not_found import file_missing, not_installed, require_not_refused, unknown_model
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
@@ -120,8 +120,7 @@ class Library:
         """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
         if is_missing(path):
             raise ModelNotFound(f"{path}: file not found", "check the path; cerebrum list lists installed models")
-        # Resolve the directory only: in the Hugging Face cache the file is a link to a blob named by its digest.
-        resolved = path.parent.resolve() / path.name
+        resolved = absolute_path(path)
         for entry in self.registry.entries():
             if entry.path == resolved:
                 return self.model_from_entry(entry)

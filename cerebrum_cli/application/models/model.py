@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.catalogue.cache import CachedModel
-from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, looks_like_path
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, read_header
+from cerebrum_cli.gguf.vocabulary import vocabulary_digest
 
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
@@ -48,6 +49,11 @@ class Model:
     def header(self) -> Header:
         """Header of the file. Raises ModelFileError if it is not a complete GGUF file."""
         return read_header(self.path)
+
+    @cached_property
+    def vocabulary(self) -> str | None:
+        """Digest of its vocabulary; None if the file cannot be read any more."""
+        return vocabulary_digest(self.path, self.header)
 
     @cached_property
     def is_readable(self) -> bool:
@@ -151,6 +157,19 @@ def as_path(reference: str) -> Path:
         return Path(reference).expanduser()
     except RuntimeError:  # unknown user
         return Path(reference)
+
+
+def absolute_reference(reference: str) -> str:
+    """A reference that means the same in any directory: of a path, the absolute one."""
+    return str(PathReference(absolute_path(as_path(reference)))) if looks_like_path(reference) else reference
+
+
+def absolute_path(path: Path) -> Path:
+    """Absolute path of a file, with links resolved in its directory only.
+
+    In the Hugging Face cache the file itself is a link to a blob named by its digest.
+    """
+    return path.parent.resolve() / path.name
 
 
 def is_file(path: Path) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, is_missing
+from cerebrum_cli.application.models.model import Model, absolute_path, is_missing
 from cerebrum_cli.catalogue.derivatives import Derivative, delete_file
 from cerebrum_cli.catalogue.reference import Reference
 from cerebrum_cli.core.errors import ModelNotFound
@@ -118,7 +118,7 @@ def plan_removal(library: Library, reference: Reference) -> Removal:
 
 def _cached_model(library: Library, path: Path) -> Model:
     """The model of the cache with this resolved path. Raises ModelNotFound for any other file."""
-    cached = (each for each in library.cached_models() if each.path.parent.resolve() / each.path.name == path)
+    cached = (each for each in library.cached_models() if absolute_path(each.path) == path)
     if found := next(cached, None):
         return found
     raise ModelNotFound(f"{path} is not registered", "delete the file yourself; cerebrum list shows what rm removes")

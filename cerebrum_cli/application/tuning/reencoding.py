@@ -137,7 +137,7 @@ def find_encoding(name: str, model: Model) -> Encoding:
         names = ", ".join(each.name for each in ENCODINGS)
         raise UsageError(f"--apply {name}: unknown encoding", f"use one of {names}")
     if found.name == model.quantization:
-        raise UsageError(f"{model.reference} is already {found.name}", "choose another encoding")
+        raise UsageError(f"{model.label} is already {found.name}", "choose another encoding")
     return found
 
 
