@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.models.availability import DownloadPlan
+from cerebrum_cli.application.models.generative import HINT, unsupported_kind
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem, require_loadable
 from cerebrum_cli.application.models.names import require_free_name
@@ -22,6 +23,7 @@ from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, 
 from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
+    from cerebrum_cli.gguf.header import Header
     from cerebrum_cli.merge.weights import CodecFactory
 
 Confirm = Callable[[str], bool]
@@ -56,9 +58,11 @@ class Puller:
     ) -> Model:
         """Pull a model unless it is installed; `confirm` is asked before one that does not fit.
 
-        It becomes the default model if there is none.
+        It becomes the default model if there is none and it can answer prompts.
         """
         model = self._pull(reference, name, context, confirm)
+        if unsupported_kind(model.header):
+            return model
         registry = self.library.registry
         default = registry.default
         try:
@@ -126,7 +130,7 @@ class Puller:
         download = Download(listing, library.cache, self.progress, library.remembered_digest)
         download.require_space(files)
         if not plan.chosen.installed:
-            require_loadable(Path(listing.repo_id, files[0].name), planner.header(listing, files[0]))
+            self._check(Path(listing.repo_id, files[0].name), planner.header(listing, files[0]))
         paths = download.fetch(files)
         for file, digest in zip(files, digests, strict=True):
             stored = library.cache.stored_path(listing.repo_id, listing.commit, file.name, digest)
@@ -156,7 +160,7 @@ class Puller:
         """Register a local file without copying it."""
         library = self.library
         local = library.model_at(path)
-        require_loadable(local.path, local.header)
+        self._check(local.path, local.header)
         hashed = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
         digest = hashed.sha256
         for entry in library.registry.entries():
@@ -172,6 +176,12 @@ class Puller:
 
         self._require_free_name(name, owns_spec, digest)
         return self._register(name, hashed, "local")
+
+    def _check(self, path: Path, header: Header) -> None:
+        """Print a notice for a model that only other programs can use. Raises ModelFileError for one that none can."""
+        require_loadable(path, header)
+        if kind := unsupported_kind(header):
+            self.progress.notice(NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", HINT))
 
     def _find_offline(self, reference: Reference) -> Model:
         try:

@@ -12,7 +12,8 @@ from typing import Any
 
 from cerebrum_cli.application.inference.loading import load_options
 from cerebrum_cli.application.inference.profiles import Profile
-from cerebrum_cli.application.models.model import Model, require_loadable
+from cerebrum_cli.application.models.generative import require_generative
+from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.candidates import BATCH_SLOTS, Budget, Candidate, SearchSpace, thread_counts_to_try
 from cerebrum_cli.application.tuning.search import Search
 from cerebrum_cli.core.errors import CerebrumError, ConfigError
@@ -88,8 +89,8 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
 
 
 def trial_options(model: Model, settings: Settings) -> LoadOptions:
-    """Load options of a model without a profile. ModelFileError if llama.cpp cannot load the file."""
-    require_loadable(model.path, model.header)
+    """Load options of a model without a profile. ModelFileError if it cannot be loaded, or cannot answer."""
+    require_generative(model.path, model.header)
     return load_options(model, settings)
 
 
