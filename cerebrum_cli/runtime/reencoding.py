@@ -78,7 +78,7 @@ def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding 
         name = report.applied.reference
         if not quiet:
             runtime.streams.info(
-                f"{name}{'' if report.results else ' already exists and'} is now used for {model.reference};"
+                f"{name}{'' if report.results else ' already exists and'} is now used for {model.label};"
                 f" tune it with cerebrum tune {model.reference}, delete it with cerebrum rm {name}"
             )
     elif encoding:

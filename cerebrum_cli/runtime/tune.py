@@ -90,4 +90,4 @@ def print_result(
         streams.notice(NoticeEvent(problem, "results are unreliable; rerun when the machine is idle"))
     if not options.quiet:
         condition = settings_text(settings).replace(", ", " with ", 1)
-        streams.info(f"ask, chat and batch now use this for {model.reference}{condition}; --no-profile ignores it")
+        streams.info(f"ask, chat and batch now use this for {model.label}{condition}; --no-profile ignores it")
