@@ -12,6 +12,7 @@ from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.chat.history import History
 from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings, fold
@@ -35,7 +36,8 @@ def make_chat(store: Store, directory: Path, file: Path, backend: Callable[[], L
     def resolve(reference: str | None) -> Model:
         if reference == "missing":
             raise ModelNotFound("missing is not installed", "pull it")
-        return Model(reference or "small", (file,))
+        name = reference or "small"
+        return Model(name, (file,), file=ModelFile(name, file, 1, "00", 1, "local"))
 
     def states(model: Model, form: str, settings: Settings) -> StateStore | None:
         return StateStore(directory / "states", 10**9, model.name, form) if settings.cache_gb else None

@@ -62,16 +62,20 @@ class CommandLine:
         }
 
     def run(
-        self, *arguments: str | Path, stdin: str | bytes | None = None, env: Mapping[str, str] | None = None
+        self,
+        *arguments: str | Path,
+        stdin: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        directory: Path | None = None,
     ) -> Finished:
-        """Run a command and wait for it; without `stdin` nothing is piped in."""
+        """Run a command in a directory, or in `home`, and wait for it; without `stdin` nothing is piped in."""
         data = stdin.encode() if isinstance(stdin, str) else stdin
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
         done = subprocess.run(
             [COMMAND, *map(str, arguments)],
             capture_output=True,
             env=self.environment(env),
-            cwd=self.home,
+            cwd=directory or self.home,
             timeout=60,
             **options,
         )

@@ -277,7 +277,7 @@ def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: 
     assert text(chat.send("Two?")) == "Second."
     session = store.find("one")
     assert session
-    assert (session.model, chat.author.model) == ("large", "large")
+    assert (session.model, chat.author.model.reference) == ("large", "large")
     assert [stored.metadata.model for stored in chat.messages[1::2]] == ["small", "large"]
 
 

@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 from chats import children
 
-from cerebrum_cli.application.chat.history import Author, History, continue_session, load_conversation, suggest_name
+from cerebrum_cli.application.chat.history import (
+    Author,
+    History,
+    continue_session,
+    load_conversation,
+    suggest_name,
+    with_session_defaults,
+)
+from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings, TokenEvent
@@ -35,7 +45,8 @@ FINISH = FinishEvent(
 )
 FOUR = Reply("Four.", "2 and 2", FINISH, (7, 8))
 SIX = Reply("Six.", None, FINISH, (9,))
-AUTHOR = Author("owner/repo:Q4_0", "chatml")
+MODEL = Model("mine", (NANO,), file=ModelFile("mine", NANO, 1, "00", 1, "local"))
+AUTHOR = Author(MODEL, "chatml")
 SETTINGS = Settings(temperature=0.5, max_tokens=10, stop=("\n\n",))
 PARAMS = {
     "temperature": 0.5,
@@ -62,7 +73,7 @@ def test_record_names_the_session_after_its_first_words(history: History) -> Non
     assert found == session
     assert (found.system_prompt, found.model, found.format, found.params) == (
         "Be brief.",
-        "owner/repo:Q4_0",
+        "mine",
         "chatml",
         PARAMS,
     )
@@ -75,8 +86,9 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
     assert reply.metadata == ReplyMetadata(
         reasoning="2 and 2",
         finish_reason="stop",
-        model="owner/repo:Q4_0",
+        model="mine",
         format="chatml",
+        vocabulary=MODEL.vocabulary,
         params=PARAMS,
         seed=2**32 - 2,
         timings={**asdict(TIMINGS), "prompt_tokens": 20, "cached_tokens": 4},
@@ -91,9 +103,7 @@ def test_record_creates_another_session_for_the_same_question(history: History) 
 
 def test_record_appends_only_new_messages_to_a_session(history: History) -> None:
     first = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
-    whole = continue_session(
-        history.store, history.acquire_latest(), AUTHOR.model, Conversation().user("And 3 + 3?"), None
-    )
+    whole = continue_session(history.store, history.acquire_latest(), MODEL, Conversation().user("And 3 + 3?"), None)
     session = history.record(history.acquire_latest(), whole, SIX, AUTHOR, SETTINGS)
     assert (session.id, session.name) == (first.id, first.name)
     assert history.store.conversation(session) == whole.assistant("Six.", (9,))
@@ -200,13 +210,13 @@ def test_continue_session_replaces_the_system_prompt_if_given(
 ) -> None:
     session = history.record(None, replace(SUM, system_prompt=own), FOUR, AUTHOR, SETTINGS)
     question = Conversation(system_prompt="of the settings").user("And 3 + 3?")
-    whole = continue_session(history.store, session, AUTHOR.model, question, given)
+    whole = continue_session(history.store, session, MODEL, question, given)
     assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8)).user("And 3 + 3?")
 
 
 def test_record_stores_the_system_prompt_of_the_last_reply(history: History) -> None:
     session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
-    whole = continue_session(history.store, session, AUTHOR.model, Conversation().user("And 3 + 3?"), "Rhyme.")
+    whole = continue_session(history.store, session, MODEL, Conversation().user("And 3 + 3?"), "Rhyme.")
     history.record(session, whole, SIX, AUTHOR, SETTINGS)
     assert history.store.conversation(history.acquire_latest()) == whole.assistant("Six.", (9,))
 
@@ -215,8 +225,33 @@ def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History
     """Its markup is unclosed, so everything after it would be reasoning."""
     truncated = Reply("", "2 and", replace(FINISH, reason="cancelled"), (7,))
     session = history.record(None, SUM, truncated, AUTHOR, SETTINGS)
-    assert load_conversation(history.store, session, AUTHOR.model) == SUM.assistant("")
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("")
     assert history.store.messages(session)[-1].message.tokens == (7,)
+
+
+def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: History, chatml_model: Path) -> None:
+    session = history.record(None, SUM, FOUR, AUTHOR, SETTINGS)
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", (7, 8))
+    renamed = Model("other", (NANO,), file=ModelFile("other", NANO, 1, "00", 1, "local"))
+    for other in (replace(MODEL, paths=(chatml_model,)), renamed):
+        assert load_conversation(history.store, session, other) == SUM.assistant("Four.")
+    [_, reply] = history.store.messages(session)
+    history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))  # an older version
+    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.")
+
+
+@pytest.mark.parametrize(
+    ("given", "is_same"),
+    [(None, True), ("./model.gguf", True), ("model.gguf", True), ("model", False), ("../model.gguf", False)],
+)
+def test_session_defaults_apply_to_the_same_file_by_any_path(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, is_same: bool
+) -> None:
+    model = Model("model", (tmp_path / "model.gguf",))
+    session = history.create_session("talk", "chat", Author(model, "chatml"), SETTINGS, None)
+    monkeypatch.chdir(tmp_path)
+    defaults = with_session_defaults(session, {} if given is None else {"model": given})
+    assert (defaults.get("format"), defaults.get("temperature")) == (("chatml", 0.5) if is_same else (None, None))
 
 
 def collected(by_stop_string: bool) -> Reply:

@@ -122,9 +122,38 @@ def test_library_resolves_an_unregistered_path(library: Library, other: Path, mo
     for reference in (str(other), "./other.gguf", "other.gguf"):
         assert library.resolve(reference).file is None
         assert library.resolve(reference).path.samefile(other)
-    shutil.copy(other, "bare")
-    assert library.resolve("bare").name == "bare"
     assert library.models() == []
+
+
+def test_library_name_never_means_a_file(library: Library, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the current folder cannot take over the name of a model."""
+    monkeypatch.chdir(other.parent)
+    for name in ("mine", "thinker", "bare", "someone/else"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(other, name)
+    mine = pulled(library, str(other), "mine")
+    assert library.resolve("mine") == pulled(library, "mine") == mine
+    for name in ("thinker", "bare", "someone/else"):
+        for attempt in (library.resolve, lambda text: pulled(library, text, offline=True)):
+            with pytest.raises(ModelNotFound) as caught:
+                attempt(name)
+        with pytest.raises(ModelNotFound) as caught:
+            library.resolve(name)
+        assert caught.value.hint.endswith(f"; or, for the file of this name, ./{name}")
+        assert library.resolve(f"./{name}").path == other.parent / name
+    with pytest.raises(UsageError, match="it would be read as a path"):
+        pulled(library, str(other), "mine.gguf")
+
+
+def test_library_reference_of_a_path_is_absolute(
+    library: Library, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(other.parent)
+    reference = library.resolve("other.gguf").reference
+    assert reference == str(other)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert library.resolve(reference).path == other
 
 
 def test_library_keeps_the_name_of_a_link(library: Library, other: Path, tmp_path: Path) -> None:
@@ -231,7 +260,7 @@ def test_library_does_not_register_other_files(library: Library, tmp_path: Path)
 def test_library_reports_a_directory(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    for reference in (".", "folder"):
+    for reference in (".", "./folder"):
         with pytest.raises(ModelFileError, match="is a directory"):
             library.resolve(reference)
 
@@ -263,15 +292,31 @@ def test_library_digest_is_stored_until_the_file_changes(library: Library, other
     model = pulled(library, str(other))
     assert model.file is not None
     library.registry.add(ModelFile("other", other, model.file.size, "remembered", model.file.mtime_ns, source="local"))
-    assert library.digest(library.resolve("other"), silent) == "remembered"
+    assert library.digest(library.resolve("other"), silent).sha256 == "remembered"
     changed(other)
     os.utime(other, ns=(1, 1))
     digest = hashlib.sha256(other.read_bytes()).hexdigest()
-    assert library.digest(library.resolve("other"), silent) == digest
+    assert library.digest(library.resolve("other"), silent).sha256 == digest
     entry = library.registry.find("other")
     assert entry is not None
     assert (entry.sha256, entry.mtime_ns) == (digest, 1)
-    assert library.digest(library.resolve(str(other)), silent) == digest
+    assert library.digest(library.resolve(str(other)), silent).sha256 == digest
+
+
+def test_library_digest_of_a_file_that_changes_is_not_stored(library: Library, other: Path, tmp_path: Path) -> None:
+    new = changed(shutil.copy(other, tmp_path / "new.gguf"))
+    registered, digest = pulled(library, str(other)), hashlib.sha256(new.read_bytes()).hexdigest()
+    os.utime(other, ns=(1, 1))  # the stored digest is not valid any more
+    path = Path(shutil.copy(other, tmp_path / "unregistered.gguf"))
+    for model in (registered, library.resolve(str(path))):
+        downloaded = Path(shutil.copy(new, tmp_path / "downloaded"))
+
+        def replace_file(done: int, total: int, target: Path = model.path, source: Path = downloaded) -> None:
+            source.replace(target)
+
+        with pytest.raises(ModelFileError, match="changed while it was read"):
+            library.digest(model, replace_file)
+        assert library.digest(library.resolve(str(model.path)), silent).sha256 == digest
 
 
 def test_listing_describes_a_model_by_file_and_catalogue(library: Library, chatml_model: Path) -> None:

@@ -75,7 +75,7 @@ def test_merge_json_reports_the_plan_and_the_written_files(home: Home) -> None:
     assert written == planned
     assert written["layers"][5] == {"layer": 5, "sources": [{"model": "tiny", "layer": 1}]}
     assert (written["name"], written["merge_method"]) == ("out", "passthrough")
-    assert (written["models"], written["tensors"]) == ({"tiny": "Tiny-Q4_K_M"}, 75)
+    assert (written["models"], written["tensors"]) == ({"tiny": str(home.path / "Tiny-Q4_K_M.gguf")}, 75)
     assert written["size"] == home.out.stat().st_size
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from scripted_command import run_here, runtime_for
 
+from cerebrum_cli.application.chat.history import load_conversation
 from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.application.inference.profiles import ProfileStore
+from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.registry import Registry
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.settings import Settings, fold, read_config
@@ -117,7 +119,8 @@ def test_registry_of_version_1_lists_models_of_every_source(home: Path) -> None:
     assert (derived.size, derived.sha256[:8], derived.mtime_ns) == (19178560, "f4b405dd", 1795237949402189023)
     assert derived.original == f"{entries[3].sha256} {entries[3].size}"
     assert [entry.original for entry in entries if entry is not derived] == [None] * 6
-    assert (entries[0].sha256, registry.digest(home / "nano.gguf")) == (SHA256, SHA256)
+    stored = registry.digest(home / "nano.gguf")
+    assert stored and (entries[0].sha256, stored.sha256) == (SHA256, SHA256)
 
 
 def test_registry_of_version_1_can_be_changed(home: Path) -> None:
@@ -203,6 +206,16 @@ def test_session_of_version_1_has_tokens_and_dropped_messages(old_store: Store) 
     assert interrupted.message.content.startswith("Once upon a time, in a land far away")
     assert interrupted.metadata.finish_reason is None
     assert interrupted.message.tokens
+
+
+def test_session_of_version_1_is_replayed_as_text(home: Path, old_store: Store) -> None:
+    """Its replies do not tell which vocabulary their tokens belong to."""
+    session = old_store.find("nano-talk")
+    assert session and session.model == "nano"
+    [entry] = [each for each in Registry(home / "data" / "cerebrum" / "models").entries() if each.name == "nano"]
+    conversation = load_conversation(old_store, session, Model("nano", (entry.path,), file=entry))
+    assert [message.content for message in conversation.messages] == texts(old_store, "nano-talk")
+    assert {message.tokens for message in conversation.messages} == {None}
 
 
 def test_session_of_version_1_is_searched_and_continued(old_store: Store) -> None:

@@ -297,7 +297,7 @@ def test_applied_encoding_is_preferred_and_has_the_format(library: Library, mode
     derivative = apply(library, model, encode=FakeEncoder(real=True))
     assert (derivative.name, derivative.reference, derivative.quantization) == ("mine:Q8_0", "mine:Q8_0", "Q8_0")
     assert derivative.known_format == model.known_format == "cerebrum"
-    digest = library.digest(derivative, lambda *_: None)
+    digest = library.digest(derivative, lambda *_: None).sha256
     assert derivative.file and (derivative.file.original, derivative.file.sha256) == (library.identity(model), digest)
     assert encoding_files(library) == [
         derivative.path.parent.name,
@@ -447,7 +447,7 @@ def test_reencoding_runs_only_once_at_a_time(library: Library, model: Model) -> 
 
 
 def test_reencoding_deletes_files_of_a_killed_run(library: Library, model: Model) -> None:
-    digest = library.digest(model, lambda *_: None)
+    digest = library.digest(model, lambda *_: None).sha256
     part = library.directory.parent / "encodings" / digest[:16] / "Thinker-F16.as-BF16.gguf.part"
     part.parent.mkdir(parents=True)
     done = subprocess.run([sys.executable, "-c", KILLED_SCRIPT, NANO, part], cwd=ROOT, timeout=60, check=False)

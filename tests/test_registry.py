@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
+from cerebrum_cli.catalogue.registry import Digest, ModelFile, Registry, hash_file
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
 
 ROOT = Path(__file__).parents[1]
@@ -71,14 +71,14 @@ def test_registry_digest_is_valid_until_the_file_changes(tmp_path: Path) -> None
     registry, file, gone = Registry(tmp_path / "models"), tmp_path / "file", tmp_path / "gone"
     file.write_bytes(b"one")
     gone.write_bytes(b"two")
-    registry.remember_digest(gone, "cd" * 32)
-    registry.remember_digest(file, "ab" * 32)
-    assert Registry(tmp_path / "models").digest(file) == "ab" * 32
+    registry.remember_digest(Digest.known(gone, "cd" * 32))
+    registry.remember_digest(Digest.known(file, "ab" * 32))
+    assert Registry(tmp_path / "models").digest(file) == Digest.known(file, "ab" * 32)
     gone.unlink()
     file.write_bytes(b"other")
     assert registry.digest(file) is None
-    registry.remember_digest(file, "ef" * 32)
-    assert registry.digest(file) == "ef" * 32
+    registry.remember_digest(Digest.known(file, "ef" * 32))
+    assert registry.digest(file) == Digest.known(file, "ef" * 32)
     content = json.loads((tmp_path / "models" / "registry.json").read_text())
     assert [digest["path"] for digest in content["digests"]] == [str(file)]
 
@@ -168,11 +168,27 @@ def test_sha256_reports_progress(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     told: list[tuple[int, int]] = []
-    assert sha256_of(path, lambda done, total: told.append((done, total))) == hashlib.sha256(content).hexdigest()
+    assert hash_file(path, lambda done, total: told.append((done, total))).sha256 == hashlib.sha256(content).hexdigest()
     assert told == [(1 << 20, 2_500_000), (2 << 20, 2_500_000), (2_500_000, 2_500_000)]
-    assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+    assert hash_file(path).sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_sha256_of_a_missing_file_is_a_model_file_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "written"])
+def test_hash_of_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, replaced: bool) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    for each in (path, other):
+        each.write_bytes(os.urandom(1000))
+
+    def change(done: int, total: int) -> None:
+        if replaced:
+            other.replace(path)
+        else:
+            path.write_bytes(b"half")
+
+    with pytest.raises(ModelFileError, match="changed while it was read"):
+        hash_file(path, change)
+
+
+def test_hash_of_a_missing_file_is_a_model_file_error(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="No such file"):
-        sha256_of(tmp_path / "nowhere.gguf")
+        hash_file(tmp_path / "nowhere.gguf")

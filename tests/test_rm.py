@@ -80,6 +80,20 @@ def test_rm_keeps_the_file_of_a_local_model(hub_user: HubUser, tmp_path: Path) -
     assert [row["name"] for row in hub_user.listed()] == ["cerebrum-7b"]
 
 
+def test_rm_rejects_a_file_that_is_not_registered(hub_user: HubUser, tmp_path: Path) -> None:
+    own = tmp_path / "other.gguf"
+    for reference in (own, "./other.gguf"):
+        done = hub_user.run("rm", reference)
+        hint = " hint: delete the file yourself; cerebrum list shows what rm removes\n"
+        assert (done.code, done.out, done.err) == (3, "", f"error: {own} is not registered\n{hint}")
+    assert own.exists()
+
+
+def test_rm_deletes_a_model_by_its_path_in_the_cache(hub_user: HubUser) -> None:
+    assert removed(hub_user, str(hub_user.path(named("Q4_K_M")))) == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
+    assert hub_user.blobs() == {}
+
+
 def test_rm_of_the_default_chooses_another(hub_user: HubUser) -> None:
     hub_user.pull(OWNED)
     assert [row["default"] for row in hub_user.listed()] == [True, False]

@@ -184,6 +184,7 @@ METADATA = ReplyMetadata(
     finish_reason="stop",
     model="owner/repo:Q4_0",
     format="chatml",
+    vocabulary="0123456789abcdef",
     params={"temperature": 0.1, "top_k": 40, "stop": ["\n\n", "ä"], "max_tokens": None},
     seed=2**32 - 2,
     timings={"load_s": 1.0000000000000002, "prefill_tokens": 16},

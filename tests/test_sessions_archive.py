@@ -71,7 +71,8 @@ def test_transcript_starts_at_the_first_message_in_the_context(store: Store, loa
 
 def test_transcript_includes_reasoning_without_an_answer(store: Store, loaded: LoadedModel) -> None:
     tokens = loaded.engine.tokenize((Text("<think>", True), Text("hm")))
-    session = create_session(store, (Message("assistant", "", tokens), ReplyMetadata(reasoning="hm", model="small")))
+    metadata = ReplyMetadata(reasoning="hm", model=loaded.model.reference, vocabulary=loaded.model.vocabulary)
+    session = create_session(store, (Message("assistant", "", tokens), metadata))
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}<think>hm\n"
 
 

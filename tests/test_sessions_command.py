@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
 from person import Person
+from tiny_models import CHATML_TEMPLATE, write_mistral
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.sessions.lock import SessionLock
@@ -87,6 +89,46 @@ def test_ask_saves_nothing_with_no_log_raw_or_dry_run(user: CommandLine) -> None
     assert listed(user) == []
     done = user.run("sessions", "list")
     assert (done.code, done.out, done.err) == (0, "", "no saved sessions; cerebrum ask and cerebrum chat create them\n")
+
+
+@pytest.fixture
+def twins(new_user: CommandLine, chatml_model: Path) -> tuple[Path, Path]:
+    """Two files of one name and prompt format whose vocabularies differ, in the folders a and b."""
+    first, second = new_user.home / "a" / "model.gguf", new_user.home / "b" / "model.gguf"
+    for path in (first, second):
+        path.parent.mkdir()
+    shutil.copy(chatml_model, first)
+    return first, write_mistral(second, chat_template=CHATML_TEMPLATE)
+
+
+def test_session_of_a_path_continues_in_any_directory(new_user: CommandLine, twins: tuple[Path, Path]) -> None:
+    ask(new_user, "One?", "First.", "-m", "./a/model.gguf")
+    elsewhere = new_user.home / "elsewhere"
+    elsewhere.mkdir()
+    done = new_user.run("ask", "-c", "-n", "2", "--json", "Two?", directory=elsewhere)
+    assert (done.code, done.object["file"]) == (0, str(twins[0])), done.err
+    done = new_user.run("chat", "-c", "-n", "2", stdin="Three?\n", directory=elsewhere)
+    assert done.code == 0, done.err
+    session = shown(new_user, "one")
+    assert session["model"] == str(twins[0])
+    assert [message["model"] for message in session["messages"][1::2]] == [str(twins[0])] * 3
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["another-path", "replaced"])
+def test_tokens_of_another_vocabulary_are_not_replayed(
+    new_user: CommandLine, twins: tuple[Path, Path], replaced: bool
+) -> None:
+    first, second = twins
+    ask(new_user, "One?", "First.", "-m", first)
+    if replaced:
+        second.replace(first)
+    model = first if replaced else second
+    continued = new_user.run("ask", "-c", "-m", model, "--dry-run", "--json", "Two?").object
+    conversation = Conversation().user("One?").assistant("First.").user("Two?")
+    messages = new_user.home / "messages.json"
+    messages.write_text(json.dumps([{"role": each.role, "content": each.content} for each in conversation.messages]))
+    expected = new_user.run("ask", "-m", model, "--messages", messages, "--dry-run", "--json").object
+    assert continued == expected
 
 
 def test_ask_dates_sessions_with_the_same_first_words(user: CommandLine) -> None:

@@ -415,6 +415,14 @@ def test_sessions_table_shortens_the_first_message(columns: int, heads: int, mon
     assert len(line) <= columns
 
 
+def test_sessions_table_shows_the_file_name_of_a_path() -> None:
+    streams = shown()
+    row = {"name": "sums", "messages": 2, "updated": "2026-11-20T10:20:30", "first": "What is 2+2?"}
+    print_sessions(streams, [{**row, "model": model} for model in ("/long/way/to/nano.gguf", "owner/repo:Q4_0", None)])
+    models = [line.split()[4] for line in lines(streams.out)[1:]]
+    assert models == ["nano.gguf", "owner/repo:Q4_0", "-"]
+
+
 def test_catalog_table_on_a_narrow_terminal_keeps_size_and_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     streams = shown(40, 24)

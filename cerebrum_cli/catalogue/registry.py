@@ -46,6 +46,12 @@ class Digest(NamedTuple):
     mtime_ns: int
     sha256: str
 
+    @classmethod
+    def known(cls, path: Path, sha256: str) -> Digest:
+        """A digest that needs no reading, for the file as it is now."""
+        stat = path.stat()
+        return cls(path, stat.st_size, stat.st_mtime_ns, sha256)
+
 
 @dataclass(frozen=True, slots=True)
 class _Content:
@@ -108,17 +114,15 @@ class Registry:
             if content.default != reference and (replacing is None or content.default in replacing):
                 self._write(replace(content, default=reference))
 
-    def digest(self, path: Path) -> str | None:
-        """Stored SHA-256 of a file; None if there is none or the file has changed."""
+    def digest(self, path: Path) -> Digest | None:
+        """Stored digest of a file; None if there is none or the file has changed."""
         stored = next((digest for digest in self._read().digests if digest.path == path), None)
-        stat = path.stat()
-        return stored.sha256 if stored and (stored.size, stored.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
+        return stored if stored and stored == Digest.known(path, stored.sha256) else None
 
-    def remember_digest(self, path: Path, sha256: str) -> None:
-        """Store the SHA-256 of an unchanged file."""
-        stat = path.stat()
+    def remember_digest(self, digest: Digest) -> None:
+        """Store a digest, which is valid until its file changes."""
         with contextlib.suppress(ConfigError), self._locked_content() as content:  # the digest can be computed again
-            self._write(content.with_digest(Digest(path, stat.st_size, stat.st_mtime_ns, sha256)))
+            self._write(content.with_digest(digest))
 
     def touch(self, key: str) -> None:
         """Record that a model is used now, if the directory is writable."""
@@ -174,10 +178,10 @@ class Registry:
         return ConfigError(f"{error.filename or self._path}: {error.strerror}", "check its permissions and free space")
 
 
-def sha256_of(path: Path, on_progress: Callable[[int, int], None] | None = None) -> str:
-    """SHA-256 of a file in hexadecimal; `on_progress` receives the bytes done and the total.
+def hash_file(path: Path, on_progress: Callable[[int, int], None] | None = None) -> Digest:
+    """Compute the digest of a file; `on_progress` receives the bytes done and the total.
 
-    Raises ModelFileError for an unreadable file.
+    Raises ModelFileError for an unreadable file, and for one that changes or is replaced meanwhile.
     """
     import hashlib
 
@@ -186,15 +190,23 @@ def sha256_of(path: Path, on_progress: Callable[[int, int], None] | None = None)
     done = 0
     try:
         with path.open("rb", buffering=0) as file:
-            total = os.fstat(file.fileno()).st_size
+            before = os.fstat(file.fileno())
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
                 done += count
                 if on_progress:
-                    on_progress(done, total)
+                    on_progress(done, before.st_size)
+            unchanged = _state(before) == _state(os.fstat(file.fileno())) == _state(path.stat())
     except OSError as error:
         raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
+    if not unchanged:
+        raise ModelFileError(path, "changed while it was read", "run it again when the file is complete")
+    return Digest(path, before.st_size, before.st_mtime_ns, digest.hexdigest())
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    """What changes if a file is written to or replaced."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _lock(descriptor: int) -> None:

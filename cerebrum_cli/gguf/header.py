@@ -34,6 +34,9 @@ _TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
 _ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 _VERSIONS = (2, 3)
 
+# What the meaning of a token id, and the ids of a text, depend on.
+VOCABULARY_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "scores", "merges"))
+
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
 
@@ -50,8 +53,8 @@ class Header:
     """Metadata of a GGUF file and totals of its tensor table; no weights are read.
 
     `tensor_types` counts the tensors of each type. `n_heads` and `n_kv_heads` are the maximum of any layer.
-    `chat_template` is untrusted code. `per_expert_tensors` marks the old
-    Mixtral layout, which llama.cpp no longer loads.
+    `chat_template` is untrusted code. `per_expert_tensors` marks the old Mixtral layout, which llama.cpp no longer
+    loads. `vocabulary` are the first byte and the end of each VOCABULARY_KEYS value that the file has.
     """
 
     version: int
@@ -74,6 +77,7 @@ class Header:
     sizes: ModelSizes
     split_count: int
     per_expert_tensors: bool
+    vocabulary: Mapping[str, tuple[int, int]]
     metadata: Metadata
 
     @property
@@ -126,10 +130,10 @@ def _parse(path: Path, cursor: Cursor, size: int) -> Header:
     tensor_count, metadata_count = cursor.uint64(), cursor.uint64()
     if tensor_count > _TENSOR_COUNT or metadata_count > _METADATA_COUNT:
         cursor.fail(f"damaged: {tensor_count:,} tensors and {metadata_count:,} metadata values")
-    metadata = _read_metadata(cursor, metadata_count)
+    metadata, vocabulary = _read_metadata(cursor, metadata_count)
     tensors = _read_tensors(cursor, tensor_count)
     _check_extent(path, _Integers(path, metadata).alignment(), tensors, cursor.position, size)
-    return _header(path, version, metadata, tensors)
+    return _header(path, version, metadata, vocabulary, tensors)
 
 
 def _version(path: Path, cursor: Cursor) -> int:
@@ -143,14 +147,19 @@ def _version(path: Path, cursor: Cursor) -> int:
     return version
 
 
-def _read_metadata(cursor: Cursor, count: int) -> dict[str, Scalar | Array]:
+def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar | Array], dict[str, tuple[int, int]]]:
+    """Read the metadata, and where the vocabulary is."""
     metadata: dict[str, Scalar | Array] = {}
+    vocabulary = {}
     for _ in range(count):
         key = cursor.string("metadata key", _KEY_BYTES)
         if not key or key in metadata:
             cursor.fail(f"damaged: the metadata key {_quoted(key)} is {'duplicated' if key else 'empty'}")
+        start = cursor.position
         metadata[key] = cursor.value()
-    return metadata
+        if key in VOCABULARY_KEYS:
+            vocabulary[key] = start, cursor.position
+    return metadata, vocabulary
 
 
 def _read_tensors(cursor: Cursor, count: int) -> list[_Tensor]:
@@ -202,7 +211,9 @@ def _tensor_bytes(path: Path, tensor: _Tensor) -> int | None:
     return math.prod(tensor.shape) // tensor_type.block_size * tensor_type.block_bytes
 
 
-def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]) -> Header:
+def _header(
+    path: Path, version: int, metadata: Metadata, vocabulary: Mapping[str, tuple[int, int]], tensors: list[_Tensor]
+) -> Header:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelFileError(path, "not a language model: no general.architecture")
@@ -234,6 +245,7 @@ def _header(path: Path, version: int, metadata: Metadata, tensors: list[_Tensor]
         sizes=model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size),
         split_count=integers.optional("split.count") or 1,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
+        vocabulary=vocabulary,
         metadata=metadata,
     )
 

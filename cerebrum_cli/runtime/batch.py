@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.application.inference import batch as batches
 from cerebrum_cli.application.inference.loading import Parallel, open_model
 from cerebrum_cli.application.inference.question import template_options
+from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.readers import detect_shape, read_input, read_rows
@@ -47,6 +48,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template, options.carry)
     parallel, votes = parse_parallel(options.parallel), options.wanted
     model = find_model(runtime, given, options)
+    require_generative(model.path, model.header)
     settings = generation_settings(runtime, given, model, votes is not None)
     grammar = read_grammar(runtime, options, options.quiet)
     arguments = template_options(options.template_arg)

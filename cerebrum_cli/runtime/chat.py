@@ -10,6 +10,7 @@ from cerebrum_cli.application.chat.history import with_session_defaults
 from cerebrum_cli.application.inference.loading import ModelLoader
 from cerebrum_cli.application.inference.question import decode_text, template_options
 from cerebrum_cli.application.models.model import as_path, is_file
+from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.terminal.keyboard import Keyboard
@@ -73,7 +74,7 @@ def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, op
 
 def require_model_name(text: str) -> str:
     """The text, if it can name a model. Raises ModelNotFound for what looks like a question."""
-    if " " in text.strip() and not is_file(as_path(text)):
+    if " " in text.strip() and not (looks_like_path(text) and is_file(as_path(text))):
         problem = f"unknown model {text!r}"
         raise ModelNotFound(problem, f"to ask this as the first question: cerebrum chat -m MODEL {quote(text)}")
     return text

@@ -38,7 +38,7 @@ def reencode(runtime: Runtime, model: Model, settings: Settings, options: TuneOp
         report = Report(reencoding.original, (), existing)
     report = report or measure(runtime, reencoding, encoding, options.force, quiet)
     if options.json:
-        runtime.streams.answer_object(report_object(model.reference, str(model.path), report))
+        runtime.streams.answer_object(report_object(model.label, str(model.path), report))
     elif report.results:
         print_encodings(runtime.streams, report)
     conclude(runtime, model, report, encoding, options.quiet)
@@ -78,7 +78,7 @@ def conclude(runtime: Runtime, model: Model, report: Report, encoding: Encoding 
         name = report.applied.reference
         if not quiet:
             runtime.streams.info(
-                f"{name}{'' if report.results else ' already exists and'} is now used for {model.reference};"
+                f"{name}{'' if report.results else ' already exists and'} is now used for {model.label};"
                 f" tune it with cerebrum tune {model.reference}, delete it with cerebrum rm {name}"
             )
     elif encoding:

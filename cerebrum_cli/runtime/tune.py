@@ -80,7 +80,7 @@ def print_result(
     streams = runtime.streams
     if options.json:
         tried = [candidate_object(*pair) for pair in result.tried]
-        head = {"model": model.reference, "file": str(model.path)}
+        head = {"model": model.label, "file": str(model.path)}
         streams.answer_object({**head, **profile_object(result.profile), "tried": tried})
         return
     print_profile(streams, result.profile)
@@ -91,4 +91,4 @@ def print_result(
         for line in summary_lines(result):
             streams.info(line)
         condition = settings_text(settings).replace(", ", " with ", 1)
-        streams.info(conclusion(result, model.reference, condition))
+        streams.info(conclusion(result, model.label, condition))

@@ -16,12 +16,13 @@ Origin = Literal["chat", "ask", "import"]
 
 @dataclass(frozen=True, slots=True)
 class ReplyMetadata:
-    """How a reply was generated, as far as that is known."""
+    """How a reply was generated, as far as that is known; `vocabulary` is the digest that its tokens belong to."""
 
     reasoning: str | None = None
     finish_reason: str | None = None
     model: str | None = None
     format: str | None = None
+    vocabulary: str | None = None
     params: Mapping[str, Any] | None = None
     seed: int | None = None
     timings: Mapping[str, Any] | None = None
@@ -82,6 +83,7 @@ COLUMNS = (
     "finish_reason",
     "model",
     "format",
+    "vocabulary",
     "params",
     "seed",
     "timings",
@@ -100,6 +102,7 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
         metadata.finish_reason,
         metadata.model,
         metadata.format,
+        metadata.vocabulary,
         None if metadata.params is None else json.dumps(metadata.params),
         metadata.seed,
         None if metadata.timings is None else json.dumps(metadata.timings),
@@ -114,6 +117,7 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
         finish_reason=row["finish_reason"],
         model=row["model"],
         format=row["format"],
+        vocabulary=row["vocabulary"],
         params=row["params"] and json.loads(row["params"]),
         seed=row["seed"],
         timings=row["timings"] and json.loads(row["timings"]),

@@ -55,6 +55,8 @@ MIGRATIONS = (
     """,
     # `first` is the oldest message still in the model's context, if older ones were dropped.
     "ALTER TABLE sessions ADD COLUMN first INTEGER;",
+    # `vocabulary` is a digest of the vocabulary that `tokens` are ids of.
+    "ALTER TABLE messages ADD COLUMN vocabulary TEXT;",
 )
 
 

@@ -167,7 +167,7 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
             row["name"],
             row["messages"],
             row["updated"][:16].replace("T", " "),
-            row["model"],
+            row["model"] and short_reference(row["model"]),
             textwrap.shorten(row["first"], EXCERPT_LENGTH, placeholder=" ..."),
         )
         for row in rows
@@ -179,6 +179,11 @@ def print_sessions(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
         "first message",
         ("model", "messages", "updated"),
     )
+
+
+def short_reference(reference: str) -> str:
+    """A model reference for a table: of a path, the file's name."""
+    return Path(reference).name if Path(reference).is_absolute() else reference
 
 
 def print_matches(streams: Streams, matches: Iterable[Mapping[str, Any]]) -> None:
@@ -227,7 +232,8 @@ def capacity_text(capacity: Capacity) -> str:
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     """Print the fields of a model, one per line; its file's metadata is printed only by --json."""
-    hidden, hidden_if_empty = ("metadata", "files"), ("notes", "derived_from", "merged_from", "encodings")
+    hidden = ("metadata", "files")
+    hidden_if_empty = ("notes", "derived_from", "merged_from", "encodings", "unsupported")
     shown = {
         key: value for key, value in description.items() if key not in hidden and (value or key not in hidden_if_empty)
     }

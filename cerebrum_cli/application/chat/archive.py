@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.chat.history import History, load_conversation, suggest_name
+from cerebrum_cli.application.chat.history import History, has_valid_tokens, load_conversation, suggest_name
 from cerebrum_cli.application.inference.loading import BackendFactory, LoadedModel, open_model
 from cerebrum_cli.application.inference.question import read_text
 from cerebrum_cli.application.inference.responder import LocalResponder
@@ -85,10 +85,10 @@ def export_transcript(factory: BackendFactory, model: Model, settings: Settings,
 
 
 def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
-    model = loaded.model.reference
+    model = loaded.model
     conversation, last = load_conversation(store, session, model), store.messages(session)[-1:]
     # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
-    if last and last[0].metadata.model == model:
+    if last and has_valid_tokens(last[0], model):
         conversation = replace(conversation, messages=(*conversation.messages[:-1], last[0].message))
     return format_transcript(loaded.responder, conversation)
 

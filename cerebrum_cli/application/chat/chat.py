@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from cerebrum_cli.application.chat.history import (
     Author,
     History,
+    has_valid_tokens,
     load_conversation,
     sampling_params,
     unused_session_name,
@@ -54,7 +55,7 @@ class Chat:
     @property
     def author(self) -> Author:
         """The model and format that replies are attributed to."""
-        return Author(self.loaded.model.reference, self.loaded.format_name)
+        return Author(self.loaded.model, self.loaded.format_name)
 
     @property
     def messages(self) -> list[StoredMessage]:
@@ -64,7 +65,7 @@ class Chat:
     def conversation(self) -> Conversation:
         if self.session is None:
             return Conversation((), self.settings.system)
-        return load_conversation(self.history.store, self.session, self.loaded.model.reference)
+        return load_conversation(self.history.store, self.session, self.loaded.model)
 
     @property
     def dropped_count(self) -> int:
@@ -118,14 +119,14 @@ class Chat:
         last = self.last_reply
         if last is None:
             raise SessionError("no reply to continue", "ask something first")
-        is_own = last.metadata.model == self.loaded.model.reference
-        if last.message.tokens is None or last.metadata.finish_reason == "stop" or not is_own:
+        tokens = last.message.tokens if has_valid_tokens(last, self.loaded.model) else None
+        if tokens is None or last.metadata.finish_reason == "stop":
             raise SessionError(
                 "nothing to continue: the reply is complete, or another model wrote it",
                 "ask a question, or use /retry",
             )
         yield from self.load()
-        tokens, content = last.message.tokens, last.message.content
+        content = last.message.content
         prefix_tokens = self.loaded.responder.drop_partial_character(tokens)
         if len(prefix_tokens) < len(tokens):  # it ends within a character, which is generated again
             content = content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
@@ -254,7 +255,7 @@ class Chat:
         """Store the current model, format and sampling settings with the session."""
         assert self.session is not None
         author, params = self.author, sampling_params(self.settings)
-        values = {"model": author.model, "format": author.format, "params": params}
+        values = {"model": author.model.reference, "format": author.format, "params": params}
         if any(getattr(self.session, key) != value for key, value in values.items()):
             self.session = self.history.store.update_session(self.session, **values)
         return self.session

@@ -10,6 +10,7 @@ from datetime import date
 from typing import Any
 
 from cerebrum_cli.application.inference.reply import Reply
+from cerebrum_cli.application.models.model import Model, absolute_reference
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.settings import Settings
@@ -25,9 +26,9 @@ PARAMS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_token
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """Author of a reply: a model's reference and its prompt format."""
+    """Author of a reply: a model and its prompt format."""
 
-    model: str
+    model: Model
     format: str
 
 
@@ -85,7 +86,7 @@ class History:
             name,
             origin,
             system_prompt=system_prompt,
-            model=author.model,
+            model=author.model.reference,
             format=author.format,
             params=sampling_params(settings),
         )
@@ -104,8 +105,12 @@ class History:
             if session is None:
                 name = unused_session_name(self.store, conversation)
                 session = self.create_session(name, "ask", author, settings, conversation.system_prompt)
-            values = {"system_prompt": conversation.system_prompt, "model": author.model, "format": author.format}
-            session = self.store.update_session(session, **values)
+            session = self.store.update_session(
+                session,
+                system_prompt=conversation.system_prompt,
+                model=author.model.reference,
+                format=author.format,
+            )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
             return self.store.add_message(
@@ -119,8 +124,9 @@ def reply_metadata(reply: Reply, author: Author, params: dict[str, Any]) -> Repl
     return ReplyMetadata(
         reasoning=reply.reasoning,
         finish_reason=finish.reason,
-        model=author.model,
+        model=author.model.reference,
         format=author.format,
+        vocabulary=author.model.vocabulary,
         params=params,
         seed=finish.seed,
         timings={
@@ -136,7 +142,8 @@ def with_session_defaults(session: Session | None, given: Mapping[str, Any]) -> 
 
     A chat's sampling settings are added too; those of `ask` applied to one question.
     """
-    if session is None or given.get("model") not in (None, session.model):
+    named = given.get("model")
+    if session is None or (named is not None and absolute_reference(named) != session.model):
         return dict(given)
     params = session.params if session.origin == "chat" else {}
     defaults = {"model": session.model, "format": session.format, **params}
@@ -165,7 +172,7 @@ def _is_word_char(char: str) -> bool:
     return char.isalnum() or unicodedata.category(char).startswith("M")  # in many scripts, marks combine with letters
 
 
-def load_conversation(store: Store, session: Session, model: str) -> Conversation:
+def load_conversation(store: Store, session: Session, model: Model) -> Conversation:
     """Build the conversation that a model sees, starting at the first message in its context.
 
     Its own replies keep their tokens; those of other models are tokenized again. So are replies that ended while
@@ -173,11 +180,22 @@ def load_conversation(store: Store, session: Session, model: str) -> Conversatio
     """
     messages = tuple(
         stored.message
-        if stored.metadata.model == model and not _is_unfinished_reasoning(stored)
+        if has_valid_tokens(stored, model) and not _is_unfinished_reasoning(stored)
         else _without_tokens(stored.message)
         for stored in visible_messages(store, session)
     )
     return Conversation(messages, session.system_prompt)
+
+
+def has_valid_tokens(stored: StoredMessage, model: Model) -> bool:
+    """Whether a model wrote a reply, and its tokens have the same meaning in the file that the model is now."""
+    metadata = stored.metadata
+    return (
+        stored.message.tokens is not None
+        and metadata.vocabulary is not None  # older versions did not store it, and knew files by their stem alone
+        and metadata.model == model.reference
+        and metadata.vocabulary == model.vocabulary
+    )
 
 
 def _is_unfinished_reasoning(stored: StoredMessage) -> bool:
@@ -196,7 +214,7 @@ def visible_messages(store: Store, session: Session) -> list[StoredMessage]:
 
 
 def continue_session(
-    store: Store, session: Session, model: str, conversation: Conversation, system: str | None
+    store: Store, session: Session, model: Model, conversation: Conversation, system: str | None
 ) -> Conversation:
     """Append a conversation to a session's; `system`, if given, replaces the session's system prompt."""
     earlier = load_conversation(store, session, model)

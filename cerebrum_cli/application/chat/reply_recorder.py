@@ -90,7 +90,13 @@ class ReplyRecorder:
         return self.session
 
     def _partial_metadata(self, reason: str | None) -> ReplyMetadata:
-        return ReplyMetadata(reasoning=self.collector.reasoning, finish_reason=reason, model=self.author.model)
+        model = self.author.model
+        return ReplyMetadata(
+            reasoning=self.collector.reasoning,
+            finish_reason=reason,
+            model=model.reference,
+            vocabulary=model.vocabulary,
+        )
 
     def _save(self, metadata: ReplyMetadata) -> None:
         reply, text, tokens = self.collector.reply, self.collector.text, None

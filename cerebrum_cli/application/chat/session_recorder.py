@@ -52,7 +52,7 @@ class SessionRecorder:
             return conversation
         from cerebrum_cli.application.chat.history import continue_session
 
-        return continue_session(self._history.store, self.session, model.reference, conversation, given.get("system"))
+        return continue_session(self._history.store, self.session, model, conversation, given.get("system"))
 
     def save(self, conversation: Conversation, loaded: LoadedModel, settings: Settings, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
@@ -60,7 +60,7 @@ class SessionRecorder:
             return
         from cerebrum_cli.application.chat.history import Author
 
-        author = Author(loaded.model.reference, loaded.format_name)
+        author = Author(loaded.model, loaded.format_name)
         try:
             self.saved_as = self._history.record(self.session, conversation, reply, author, settings).name
         except SessionError as error:

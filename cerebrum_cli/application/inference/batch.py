@@ -131,7 +131,7 @@ def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library:
     """Everything the answers depend on besides the prompts, by readable names; `file` is the model file used."""
     values, votes = asdict(options.settings), options.votes
     return {
-        "model": model.reference,
+        "model": model.label,
         "model file": library.identity(file),
         "format": choose_format(options.settings.format, model.known_format, model.header.chat_template),
         **{key.replace("_", " "): values[key] for key in FINGERPRINT_SETTINGS},

@@ -11,7 +11,8 @@ from typing import Any
 from cerebrum_cli.application.inference.format_choice import choose_format, format_builder, prepare_format
 from cerebrum_cli.application.inference.profiles import DEFAULT, Profile, UseName, without_user_settings
 from cerebrum_cli.application.inference.responder import LocalResponder
-from cerebrum_cli.application.models.model import Model, require_loadable
+from cerebrum_cli.application.models.generative import require_generative
+from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
 from cerebrum_cli.core.events import Event, NoticeEvent
@@ -118,7 +119,7 @@ class ModelLoader:
         """Resolve the model and its settings. Raises every error that can be found before loading."""
         model = self.resolve(given.get("model"))
         settings = self.fold(given, model)
-        require_loadable(model.path, model.header)
+        require_generative(model.path, model.header)
         template = model.header.chat_template
         name = choose_format(settings.format, model.known_format, template)
         format_builder(name, template, self.template_options)
@@ -170,7 +171,7 @@ def open_model(
     Errors in the file or the choice of format are raised before loading starts.
     """
     file = file or model
-    require_loadable(file.path, file.header)
+    require_generative(file.path, file.header)
     template = file.header.chat_template
     name = RAW.name if raw else choose_format(settings.format, model.known_format, template)
     build = format_builder(name, template, template_options or {})

@@ -174,7 +174,7 @@ def require_not_source(models: Mapping[str, Model], paths: Iterable[Path]) -> No
 
 def public_name(model: Model) -> str:
     """Name of a source for a file that may be shared: without local directories."""
-    return model.reference if model.file or model.cached else model.path.name
+    return model.path.name if model.is_unnamed else model.reference
 
 
 def provenance(recipe: Recipe, models: Mapping[str, Model], name: str) -> Provenance:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_file, is_missing
+from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_missing
 from cerebrum_cli.catalogue.reference import NameReference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
@@ -28,7 +28,7 @@ def read_recipe(library: Library, text: str) -> RequestedMerge:
     """Read a recipe file, or the recipe of a catalog model. Raises UsageError if it is missing or invalid."""
     path, (name, _, quantization) = as_path(text), text.partition(":")
     spec = library.spec_named(name)
-    if spec and spec.recipe and (is_missing(path) or is_directory(path)):
+    if spec and spec.recipe:
         return RequestedMerge(catalogue_recipe(spec), spec, quantization or None)
     if not is_missing(path):
         return RequestedMerge(parse_recipe(read_text(path), path.name))
@@ -102,15 +102,13 @@ def unknown_source(name: str, error: CerebrumError) -> ModelNotFound:
 
 def is_catalogued(library: Library, text: str) -> bool:
     try:
-        return not is_file(as_path(text)) and library.spec_for(library.parse(text)) is not None
+        return library.spec_for(library.parse(text)) is not None
     except CerebrumError:  # not a valid reference
         return False
 
 
 def with_quantization(library: Library, text: str, quantization: str) -> str:
     """Add a quantization to a reference to a catalog model; leave any other reference unchanged."""
-    if is_file(as_path(text)):
-        return text
     reference = library.parse(text)
     if isinstance(reference, NameReference) and reference.quantization is None and library.spec_named(reference.name):
         return str(NameReference(reference.name, quantization))

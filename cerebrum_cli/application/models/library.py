@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cerebrum_cli.application.models.fit import Capacity, assess_quantizations, planned_context
-from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_file, is_missing, model_paths
+from cerebrum_cli.application.models.model import Model, absolute_path, as_path, is_file, is_missing, model_paths
 from cerebrum_cli.application.models.not_found import file_missing, not_installed, require_not_refused, unknown_model
 from cerebrum_cli.catalogue.cache import Cache, CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative, original_file_name
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference, parse_reference
-from cerebrum_cli.catalogue.registry import ModelFile, Registry, sha256_of
+from cerebrum_cli.catalogue.registry import Digest, ModelFile, Registry, hash_file
 from cerebrum_cli.catalogue.rows import load_catalogue
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
@@ -83,22 +83,20 @@ class Library:
         return self._default_model() if text is None else self.find(self.parse(text))
 
     def parse(self, text: str) -> Reference:
-        """Parse a model reference; registered names and existing files come first.
+        """Parse a model reference; registered names come first.
 
         Raises ModelNotFound for a text that is no reference, UsageError for an invalid URL.
         """
         if self.registry.find(text):
             name, _, encoding = text.rpartition(":")
             return NameReference(name, encoding) if name else NameReference(text)
-        if is_file(path := as_path(text)):
-            return PathReference(path)
         try:
             reference = parse_reference(text, environment("HF_ENDPOINT"))
         except UsageError as error:
             if "://" in text:
                 raise
             raise self._unknown(text) from error
-        return PathReference(path) if isinstance(reference, PathReference) else reference
+        return PathReference(as_path(text)) if isinstance(reference, PathReference) else reference
 
     def find(self, reference: Reference) -> Model:
         """The installed model of a reference. Raises ModelNotFound."""
@@ -116,16 +114,13 @@ class Library:
             raise not_installed(reference)
         if spec := self.spec_named(reference.name):
             raise not_installed(reference, spec)
-        if is_directory(path := as_path(str(reference))):
-            return self.model_at(path)  # raises: a directory has no header
         raise self._unknown(str(reference))
 
     def model_at(self, path: Path) -> Model:
         """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
         if is_missing(path):
             raise ModelNotFound(f"{path}: file not found", "check the path; cerebrum list lists installed models")
-        # Resolve the directory only: in the Hugging Face cache the file is a link to a blob named by its digest.
-        resolved = path.parent.resolve() / path.name
+        resolved = absolute_path(path)
         for entry in self.registry.entries():
             if entry.path == resolved:
                 return self.model_from_entry(entry)
@@ -182,31 +177,35 @@ class Library:
         stats, entry = [path.stat() for path in model.paths], model.file
         if entry and (entry.size, entry.mtime_ns) == (stats[0].st_size, stats[0].st_mtime_ns):
             known: str | None = entry.sha256
+        elif model.cached:
+            known = model.cached.sha256
         else:
-            known = model.cached.sha256 if model.cached else self.registry.digest(model.path)
+            stored = self.registry.digest(model.path)
+            known = stored and stored.sha256
         first = known or f"{model.path} {stats[0].st_mtime_ns}"
         return " ".join((first, *(str(stat.st_size) for stat in stats)))
 
-    def digest(self, model: Model, on_progress: OnProgress) -> str:
-        """SHA-256 of a model's first file: the name of its blob, else stored, else computed."""
+    def digest(self, model: Model, on_progress: OnProgress) -> Digest:
+        """Digest of a model's first file: the name of its blob, else stored, else computed."""
         if model.cached and model.cached.sha256:
-            return model.cached.sha256
-        entry, stat = model.file, model.path.stat()
+            return Digest.known(model.path, model.cached.sha256)
+        entry = model.file
         if entry is None:
             return self.remembered_digest(model.path, on_progress)
-        if (entry.size, entry.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-            return entry.sha256
-        digest = sha256_of(model.path, on_progress)
+        stored = Digest(model.path, entry.size, entry.mtime_ns, entry.sha256)
+        if stored == Digest.known(model.path, entry.sha256):
+            return stored
+        digest = hash_file(model.path, on_progress)
         with contextlib.suppress(ConfigError):  # read-only directory: it is computed again next time
-            self.registry.add(replace(entry, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest))
+            self.registry.add(replace(entry, size=digest.size, mtime_ns=digest.mtime_ns, sha256=digest.sha256))
         return digest
 
-    def remembered_digest(self, path: Path, on_progress: OnProgress) -> str:
-        """SHA-256 of a file, stored until its size or time changes."""
+    def remembered_digest(self, path: Path, on_progress: OnProgress) -> Digest:
+        """Digest of a file, stored until its size or time changes."""
         if known := self.registry.digest(path):
             return known
-        digest = sha256_of(path, on_progress)
-        self.registry.remember_digest(path, digest)
+        digest = hash_file(path, on_progress)
+        self.registry.remember_digest(digest)
         return digest
 
     def is_managed(self, model: Model) -> bool:

@@ -13,6 +13,7 @@ from cerebrum_cli.application.models.availability import (
     installed_availability,
 )
 from cerebrum_cli.application.models.fit import planned_context
+from cerebrum_cli.application.models.generative import unsupported_kind
 from cerebrum_cli.application.models.library import Library, OnProgress
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.catalogue.derivatives import Derivative
@@ -33,10 +34,11 @@ def describe(library: Library, model: Model, on_progress: OnProgress) -> dict[st
         "format": model.default_format,
         "context_size": model.trained_context,
         "ask": _default_request(model),
-        "sha256": library.digest(model, on_progress),
+        "sha256": library.digest(model, on_progress).sha256,
         "quantization": model.quantization,
         "tensor_types": dict(header.tensor_types),
         "architecture": header.architecture,
+        "unsupported": unsupported_kind(header),
         "parameters": header.parameters,
         "layers": header.n_layers,
         "heads": header.n_heads,

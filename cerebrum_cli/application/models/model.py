@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cerebrum_cli.catalogue.cache import CachedModel
-from cerebrum_cli.catalogue.reference import HubReference, NameReference
+from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, looks_like_path
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import parts_of
@@ -17,6 +17,7 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, read_header
 from cerebrum_cli.gguf.sizes import ModelSizes
+from cerebrum_cli.gguf.vocabulary import vocabulary_digest
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
@@ -59,6 +60,11 @@ class Model:
         return self.header.sizes if len(self.paths) == 1 else self.header.sizes.with_weights(self.size)
 
     @cached_property
+    def vocabulary(self) -> str | None:
+        """Digest of its vocabulary; None if the file cannot be read any more."""
+        return vocabulary_digest(self.path, self.header)
+
+    @cached_property
     def is_readable(self) -> bool:
         """Whether the file exists and is a complete model."""
         try:
@@ -71,6 +77,11 @@ class Model:
     def is_verified(self) -> bool:
         """Whether its digest was compared with a published one, or we wrote it ourselves."""
         return self.file is not None and self.file.source != "local"
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether only its path refers to it: it is neither registered nor in the cache."""
+        return self.file is None and self.cached is None
 
     @property
     def is_derived(self) -> bool:
@@ -101,11 +112,18 @@ class Model:
     @property
     def reference(self) -> str:
         """A reference that means this model only."""
-        if self.file or self.cached is None:
+        if self.file:
             return self.name
+        if self.cached is None:
+            return str(PathReference(self.path))
         if self.is_shadowed:
             return str(HubReference(self.cached.repo_id, file=self.cached.names[0], revision=self.cached.commit))
         return str(NameReference(self.name, self.cached.quantization))
+
+    @property
+    def label(self) -> str:
+        """Short text for its reference, without the directories of a path."""
+        return self.name if self.is_unnamed else self.reference
 
     @property
     def references(self) -> set[str]:
@@ -153,6 +171,19 @@ def as_path(reference: str) -> Path:
         return Path(reference).expanduser()
     except RuntimeError:  # unknown user
         return Path(reference)
+
+
+def absolute_reference(reference: str) -> str:
+    """A reference that means the same in any directory: of a path, the absolute one."""
+    return str(PathReference(absolute_path(as_path(reference)))) if looks_like_path(reference) else reference
+
+
+def absolute_path(path: Path) -> Path:
+    """Absolute path of a file, with links resolved in its directory only.
+
+    In the Hugging Face cache the file itself is a link to a blob named by its digest.
+    """
+    return path.parent.resolve() / path.name
 
 
 def is_file(path: Path) -> bool:

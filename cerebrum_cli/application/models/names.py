@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import is_missing
-from cerebrum_cli.catalogue.reference import MODEL_NAME
+from cerebrum_cli.catalogue.reference import MODEL_NAME, looks_like_path
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import UsageError
@@ -18,6 +18,8 @@ def require_free_name(
     """Raise UsageError for an invalid name, or one of another catalog model or registry entry."""
     if not MODEL_NAME.fullmatch(name):
         raise UsageError(f"invalid name {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
+    if looks_like_path(name):
+        raise UsageError(f"invalid name {name!r}: it would be read as a path", "use --name without .gguf")
     entry, spec = library.registry.find(name), library.spec_named(name)
     taken = entry and not owns_entry(entry) and not is_missing(entry.path)
     if taken or (spec and not owns_spec(spec)):

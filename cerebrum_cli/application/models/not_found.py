@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+from cerebrum_cli.application.models.model import is_file
 from cerebrum_cli.catalogue.cache import CachedModel
 from cerebrum_cli.catalogue.derivatives import Derivative
 from cerebrum_cli.catalogue.reference import HubReference, NameReference
@@ -41,7 +42,8 @@ def not_installed(reference: NameReference | HubReference, spec: ModelSpec | Non
     if spec and not spec.is_available_in(reference.quantization):
         problem = f"{reference} is not installed, and the catalog lists no such quantization"
         return ModelNotFound(problem, f"list quantizations: cerebrum pull --dry-run {spec.name}")
-    return ModelNotFound(f"{reference} is not downloaded", f"cerebrum pull {reference}", str(reference))
+    hint = f"cerebrum pull {reference}{_file_hint(str(reference))}"
+    return ModelNotFound(f"{reference} is not downloaded", hint, str(reference))
 
 
 def unknown_model(text: str, names: Iterable[str]) -> ModelNotFound:
@@ -53,8 +55,14 @@ def unknown_model(text: str, names: Iterable[str]) -> ModelNotFound:
         return ModelNotFound(problem, "pull a GGUF repository of the Hub: cerebrum pull OWNER/REPO[:QUANT]")
     if "gguf" in text.lower() and not similar:
         hint = f"if it is on the Hub, name its owner: cerebrum pull OWNER/{text}"
-        return ModelNotFound(f"unknown model {text!r}", hint)
-    return ModelNotFound(f"unknown model {text!r}", f"{suggestion}cerebrum list --available shows all")
+        return ModelNotFound(f"unknown model {text!r}", f"{hint}{_file_hint(text)}")
+    hint = f"{suggestion}cerebrum list --available shows all{_file_hint(text)}"
+    return ModelNotFound(f"unknown model {text!r}", hint)
+
+
+def _file_hint(text: str) -> str:
+    """How to refer to the file of this name, if there is one: a name never means a file."""
+    return f"; or, for the file of this name, ./{text}" if is_file(Path(text)) else ""
 
 
 def require_not_refused(specs: Iterable[ModelSpec], repo_id: str) -> None:

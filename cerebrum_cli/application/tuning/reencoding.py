@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeVar
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem
 from cerebrum_cli.catalogue.derivatives import PART_SUFFIX, Derivative, DerivativeStore, commit_file, delete_file
-from cerebrum_cli.catalogue.registry import ModelFile, sha256_of
+from cerebrum_cli.catalogue.registry import ModelFile, hash_file
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.text import format_size
@@ -138,7 +138,7 @@ def find_encoding(name: str, model: Model) -> Encoding:
         names = ", ".join(each.name for each in ENCODINGS)
         raise UsageError(f"--apply {name}: unknown encoding", f"use one of {names}")
     if found.name == model.quantization:
-        raise UsageError(f"{model.reference} is already {found.name}", "choose another encoding")
+        raise UsageError(f"{model.label} is already {found.name}", "choose another encoding")
     return found
 
 
@@ -193,11 +193,10 @@ class Reencoding:
 
     def _name(self, encoding: Encoding) -> Derivative:
         model = self.model
-        is_known = model.file is not None or model.cached is not None
-        return Derivative(model.reference if is_known else name_from_stem(model.path.stem), encoding.name)
+        return Derivative(name_from_stem(model.label) if model.is_unnamed else model.reference, encoding.name)
 
     def _path(self, encoding: Encoding) -> Path:
-        digest = self.library.digest(self.model, lambda *_: None)
+        digest = self.library.digest(self.model, lambda *_: None).sha256
         return self.derivatives.path(self.model.path, digest, encoding.name)
 
     @contextlib.contextmanager
@@ -220,11 +219,10 @@ class Reencoding:
 
     def _commit(self, encoding: Encoding, part: Path) -> Model:
         """Rename a file and register it, in this order: the next run deletes files that are not registered."""
-        path, digest = self._path(encoding), sha256_of(part)
+        path, digest = self._path(encoding), hash_file(part)
         commit_file(part, path)
-        stat, original = path.stat(), self.library.identity(self.model)
-        name = str(self._name(encoding))
-        entry = ModelFile(name, path, stat.st_size, digest, stat.st_mtime_ns, "derived", original)
+        name, original = str(self._name(encoding)), self.library.identity(self.model)
+        entry = ModelFile(name, path, digest.size, digest.sha256, digest.mtime_ns, "derived", original)
         self.library.registry.add(entry)
         return self.library.model_from_entry(entry)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from cerebrum_cli.application.inference.loading import load_options
 from cerebrum_cli.application.inference.profiles import Profile, ProfileStore, UseName, without_user_settings
-from cerebrum_cli.application.models.model import Model, require_loadable
+from cerebrum_cli.application.models.generative import require_generative
+from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.candidates import (
     BATCH_SLOTS,
     Budget,
@@ -117,8 +118,8 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
 
 
 def trial_options(model: Model, settings: Settings) -> LoadOptions:
-    """Load options of a model without a profile. ModelFileError if llama.cpp cannot load the file."""
-    require_loadable(model.path, model.header)
+    """Load options of a model without a profile. ModelFileError if it cannot be loaded, or cannot answer."""
+    require_generative(model.path, model.header)
     return load_options(model, settings)
 
 

@@ -122,12 +122,22 @@ def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[
     if not model and not stop:  # again, with logging
         model = llama.llama_model_load_from_file(os.fsencode(options.path), params)
     if model:
-        return model
+        return require_decoder(model, options.path)
     if stop:
         raise EngineError("loading interrupted")
     raise ModelFileError(
         options.path, f"llama.cpp cannot load it: {_reason(list(log.problems))}", "show its log with -v"
     )
+
+
+def require_decoder(model: Any, path: Path) -> Any:
+    """The model, if it generates text token by token; otherwise free it and raise ModelFileError."""
+    has_encoder, is_diffusion = llama.llama_model_has_encoder(model), llama.llama_model_is_diffusion(model)
+    if not has_encoder and not is_diffusion and llama.llama_model_has_decoder(model):
+        return model
+    llama.llama_model_free(model)
+    kind = "a diffusion model" if is_diffusion else "a model with an encoder"
+    raise ModelFileError(path, f"{kind}, which is not supported", "use a decoder-only model")
 
 
 def _reason(problems: list[str]) -> str:

@@ -96,7 +96,7 @@ class Repl:
         )
         segments = {
             "session": chat.session.name if chat.session else "",
-            "model": chat.loaded.model.reference,
+            "model": chat.loaded.model.label,
             "format": chat.loaded.format_name,
             "context": context,
             "speed": f"{speed:.0f} t/s" if speed else "",
@@ -156,9 +156,7 @@ class Repl:
         """Print the model, and the last exchange of a continued session."""
         chat = self.chat
         loaded = chat.loaded
-        self.streams.info(
-            f"{loaded.model.reference}, prompt format: {loaded.format_name}; /help lists commands and keys\n"
-        )
+        self.streams.info(f"{loaded.model.label}, prompt format: {loaded.format_name}; /help lists commands and keys\n")
         if chat.session is None or not chat.messages:
             return
         dropped = f" (the {chat.dropped_count} oldest messages no longer fit the context)" if chat.dropped_count else ""
