@@ -63,11 +63,14 @@ def test_ask_strips_controls_from_random_text(open_terminal: OpenTerminal, chatm
 def test_ask_strips_controls_from_plain_answers_and_prompts(
     open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
 ) -> None:
-    text = "a\x1b[31mb\x1b]0;title\x07c"
+    text = "a\x1b[31mb\x1b]0;title\x07\u202e\u2066c"
     window = open_terminal(COMMAND, "ask", "-m", chatml_model, "--grammar", fixed_reply_grammar(text, tmp_path), "hi")
     assert (window.end(), window.output) == (0, "abc\r\n")
     window = open_terminal(COMMAND, "ask", "-m", chatml_model, "--raw", "--dry-run", "-q", text)
     assert (window.end(), window.output) == (0, "abc\r\n")
+    window = open_terminal(COMMAND, "ask", "-m", "./\u202elive\u2066.gguf", "hi")
+    assert window.end() == 3
+    assert "live.gguf" in window.output and not re.search("[\u202a-\u202e\u2066-\u2069]", window.output)
 
 
 @pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"TERM": "unknown"}, {"ACCESSIBLE": "1"}])

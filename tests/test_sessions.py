@@ -798,8 +798,9 @@ def large_database(path: Path) -> Path:
         lambda data: data[:100] + b"\x55" * 3996 + data[4096:],
         lambda data: data[:4096] + bytes(len(data) - 4096),
         lambda data: data[:4096] + b"\xff" * (len(data) - 4096),
+        lambda data: data.replace(b"CREATE TABLE", b"CR\xff\xfeTE\nTABLE", 1),
     ],
-    ids=("text", "short text", "header", "first page", "half", "first page filled", "rest zero", "rest filled"),
+    ids=("text", "short", "header", "first page", "half", "first page filled", "rest zero", "rest filled", "schema"),
 )
 def test_damaged_database_is_reported_and_never_overwritten(
     large_database: Path, damage: Callable[[bytes], bytes]
@@ -810,6 +811,46 @@ def test_damaged_database_is_reported_and_never_overwritten(
         assert error.message.startswith(f"{large_database}: ")
         assert error.hint == "move the file away; a new one will be created"
     assert large_database.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sessions SET params = '{'",
+        "UPDATE sessions SET params = '[]'",
+        "UPDATE sessions SET updated = 1e300",
+        "UPDATE sessions SET model = x'ff'",
+        "UPDATE messages SET tokens = x'00'",
+        "UPDATE messages SET tokens = 'text'",
+        "UPDATE messages SET content = x'00'",
+        "UPDATE messages SET content = CAST(x'ff' AS TEXT)",
+        "UPDATE messages SET timings = 5",
+        "UPDATE messages SET created = 'today'",
+        "PRAGMA user_version = -1",
+    ],
+)
+def test_damaged_values_are_reported(path: Path, statement: str) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        add_texts(sessions, sessions.create("a", "chat"), "word")
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement)
+    with contextlib.closing(Store(path)) as sessions, pytest.raises(SessionError) as caught:
+        session = sessions.find("a")
+        assert session
+        sessions.messages(session)
+    assert caught.value.message.startswith(f"{path}: ")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint == "move the file away; a new one will be created"
+
+
+def test_messages_that_point_to_themselves_end(path: Path) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        session = add_texts(sessions, sessions.create("a", "chat"), "one", "two")
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE messages SET parent = (SELECT max(id) FROM messages)")
+        assert [stored.message.content for stored in sessions.messages(session)] == ["two"]
+        assert [summary.messages for summary in sessions.summaries()] == [1]
+        assert len(sessions.search("two")) == 1
 
 
 def test_database_of_a_newer_version_is_left_unchanged(path: Path) -> None:

@@ -2,12 +2,13 @@
 
 To tell the template's own text from that of the messages, the template is rendered twice: with the messages, and with
 placeholders in their place. The two must agree. A reply whose tokens are known is a placeholder in both, and the
-prompt holds exactly these tokens.
+prompt holds exactly these tokens. Each rendering has placeholders of its own, which no message can contain.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,8 +23,6 @@ from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS
 
-PLACEHOLDER = "\ue000{}\ue001"
-PLACEHOLDER_PATTERN = re.compile("\ue000([0-9]{1,6})\ue001")
 STRIPS = ("strip", "rstrip", "lstrip")
 TRIMS: tuple[Callable[[str], str], ...] = (
     str,
@@ -35,6 +34,30 @@ Turn = dict[str, str]  # a message as templates get it: `role` and `content`
 FROM_TEMPLATE = -1
 Piece = tuple[int, str]
 """Part of a render: the index of its message, or FROM_TEMPLATE, and its text. The two kinds alternate."""
+
+
+class Placeholders:
+    """Placeholders of one rendering. They are digits, which no template changes, between private-use characters.
+
+    A random number keeps a message from containing one: it would stand for a reply, and become that reply's tokens.
+    """
+
+    def __init__(self) -> None:
+        nonce = f"{secrets.randbelow(10**12):012}"
+        self._start = f"\ue000{nonce}"
+        self._pattern = re.compile(f"{self._start}([0-9]{{1,6}})\ue001")
+
+    def text(self, index: int) -> str:
+        return f"{self._start}{index}\ue001"
+
+    def put(self, index: int, turn: Turn) -> Turn:
+        """Replace the content of a message."""
+        return {**turn, "content": self.text(index)}
+
+    def split(self, rendered: str) -> tuple[str, list[tuple[int, str]]]:
+        """Split a render at the placeholders: the text before them, and for each its index and the text after it."""
+        first, *rest = self._pattern.split(rendered)
+        return first, list(zip(map(int, rest[::2]), rest[1::2], strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +88,26 @@ class EmbeddedFormat:
             for index, message in enumerate(conversation.messages, offset)
             if message.tokens is not None
         }
+        placeholders = Placeholders()
         real = [
-            _with_placeholder(index, message) if index in reply_tokens else message
+            placeholders.put(index, message) if index in reply_tokens else message
             for index, message in enumerate(messages)
         ]
         all_placed = [
-            _with_placeholder(index, message) if message["content"].strip() else message
+            placeholders.put(index, message) if message["content"].strip() else message
             for index, message in enumerate(real)
         ]
-        pieces = self._pieces(real, all_placed)
+        pieces = self._pieces(real, all_placed, placeholders)
         return join_parts(
             tuple(
                 _part(piece, reply_tokens) for piece in _restore_headers(pieces, reply_tokens, last=len(messages) - 1)
             )
         )
 
-    def _pieces(self, real: list[Turn], placed: list[Turn]) -> list[Piece]:
+    def _pieces(self, real: list[Turn], placed: list[Turn], placeholders: Placeholders) -> list[Piece]:
         now = datetime.now()
         prompt, skeleton = self._fill(real, now), self._fill(placed, now)
-        pieces = _align(skeleton, prompt, [turn["content"] for turn in real])
+        pieces = _align(*placeholders.split(skeleton), prompt, [turn["content"] for turn in real])
         if pieces is not None:
             return pieces
         if self.special_tokens(prompt) != self.special_tokens(skeleton):
@@ -91,7 +115,11 @@ class EmbeddedFormat:
                 "the chat template would turn text of a message into special tokens",
                 "remove text that looks like markup, or choose another --format",
             )
-        return _split_replies(prompt)
+        first, rest = placeholders.split(prompt)
+        pieces = [(FROM_TEMPLATE, first)]
+        for index, literal in rest:  # the replies whose tokens are known
+            pieces += [(index, placeholders.text(index)), (FROM_TEMPLATE, literal)]
+        return pieces
 
     def _fill(self, messages: list[Turn], now: datetime) -> str:
         return run_template(
@@ -115,19 +143,15 @@ def _messages(conversation: Conversation) -> list[Turn]:
     return head + [{"role": message.role, "content": message.content} for message in conversation.messages]
 
 
-def _with_placeholder(index: int, message: Turn) -> Turn:
-    return {**message, "content": PLACEHOLDER.format(index)}
-
-
-def _align(placed: str, real: str, contents: Sequence[str]) -> list[Piece] | None:
+def _align(first: str, placed: list[tuple[int, str]], real: str, contents: Sequence[str]) -> list[Piece] | None:
     """Split the real render into text of the template and of the messages; None if the two renders disagree.
 
-    Templates trim messages in different ways, so all of them are tried.
+    `first` and `placed` are the other render, split at its placeholders. Templates trim messages in different ways, so
+    all of them are tried.
     """
-    first, *rest = PLACEHOLDER_PATTERN.split(placed)
     pieces: list[Piece] = [(FROM_TEMPLATE, first)]
     at = len(first) if real.startswith(first) else len(real) + 1
-    for index, literal in zip(map(int, rest[::2]), rest[1::2], strict=True):
+    for index, literal in placed:
         ways = [trim(contents[index]) for trim in TRIMS] if index < len(contents) else []
         text = next((way for way in ways if real.startswith(way + literal, at)), None)
         if text is None:
@@ -135,15 +159,6 @@ def _align(placed: str, real: str, contents: Sequence[str]) -> list[Piece] | Non
         pieces += [(index, text), (FROM_TEMPLATE, literal)]
         at += len(text) + len(literal)
     return pieces if at == len(real) else None
-
-
-def _split_replies(real: str) -> list[Piece]:
-    """Split a render that cannot be aligned at the replies whose tokens are known."""
-    first, *rest = PLACEHOLDER_PATTERN.split(real)
-    pieces: list[Piece] = [(FROM_TEMPLATE, first)]
-    for index, literal in zip(rest[::2], rest[1::2], strict=True):
-        pieces += [(int(index), PLACEHOLDER.format(index)), (FROM_TEMPLATE, literal)]
-    return pieces
 
 
 def _restore_headers(pieces: list[Piece], reply_tokens: Mapping[int, tuple[int, ...]], last: int) -> list[Piece]:

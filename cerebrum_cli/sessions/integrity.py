@@ -37,7 +37,7 @@ def check_integrity(path: Path) -> DatabaseSummary | None:
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)) as database:
             return _summarize(database, path)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise _session_error(path, str(error)) from error
 
 

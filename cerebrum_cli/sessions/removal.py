@@ -16,7 +16,7 @@ def remove_session(database: sqlite3.Connection, session_id: int) -> int:
     for message in (*leaves, *(row["id"] for row in rows if row["session"] in alive)):
         while message is not None and message not in needed:
             needed.add(message)
-            message = parents[message]
+            message = parents.get(message)
     unneeded = sorted(parents.keys() - needed, reverse=True)  # children first: their ids are higher
     database.executemany("DELETE FROM messages WHERE id = ?", [(each,) for each in unneeded])
     return len(unneeded)

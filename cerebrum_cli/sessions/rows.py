@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.core.conversation import Message, Role
 
 Origin = Literal["chat", "ask", "import"]
 
@@ -88,6 +89,8 @@ COLUMNS = (
     "seed",
     "timings",
 )
+LATEST_TIME = 1e11  # seconds since 1970, the year 5138
+_ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant"}
 PLACEHOLDERS = ", ".join("?" * len(COLUMNS))
 
 
@@ -110,21 +113,63 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
-    tokens, role = row["tokens"], row["role"]
-    ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
-    metadata = ReplyMetadata(
-        reasoning=row["reasoning"],
-        finish_reason=row["finish_reason"],
-        model=row["model"],
-        format=row["format"],
-        vocabulary=row["vocabulary"],
-        params=row["params"] and json.loads(row["params"]),
-        seed=row["seed"],
-        timings=row["timings"] and json.loads(row["timings"]),
-    )
-    return StoredMessage(row["id"], row["parent"], Message(role, row["content"], ids), metadata, row["created"])
+    """Convert a row to a message. Raises sqlite3.DatabaseError if the row is damaged."""
+    with _reading("message", row):
+        tokens = row["tokens"]
+        metadata = ReplyMetadata(
+            reasoning=row["reasoning"],
+            finish_reason=row["finish_reason"],
+            model=row["model"],
+            format=row["format"],
+            vocabulary=row["vocabulary"],
+            params=_parse_object(row["params"] or "null"),
+            seed=row["seed"],
+            timings=_parse_object(row["timings"] or "null"),
+        )
+        _require_text(
+            row["content"],
+            metadata.reasoning,
+            metadata.finish_reason,
+            metadata.model,
+            metadata.format,
+            metadata.vocabulary,
+        )
+        ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
+        message = Message(_ROLES[row["role"]], row["content"], ids)
+        return StoredMessage(row["id"], row["parent"], message, metadata, _parse_time(row["created"]))
 
 
 def session_from_row(row: sqlite3.Row) -> Session:
-    values = dict(row)
-    return Session(**{**values, "params": json.loads(values["params"] or "{}")})
+    """Convert a row to a session. Raises sqlite3.DatabaseError if the row is damaged."""
+    with _reading("session", row):
+        values = dict(row)
+        session = Session(**{**values, "params": _parse_object(values["params"] or "{}") or {}})
+        _parse_time(session.created), _parse_time(session.updated)
+        _require_text(session.name, session.origin, session.system_prompt, session.model, session.format)
+        return session
+
+
+@contextmanager
+def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, struct.error, RecursionError) as error:
+        raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error
+
+
+def _parse_object(text: str) -> dict[str, Any] | None:
+    value = json.loads(text)
+    if not isinstance(value, dict | None):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _parse_time(seconds: Any) -> float:
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < LATEST_TIME:
+        raise ValueError("not a time")
+    return seconds
+
+
+def _require_text(*values: Any) -> None:
+    if not all(isinstance(value, str | None) for value in values) or values[0] is None:
+        raise ValueError("not text")

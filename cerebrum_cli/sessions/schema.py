@@ -80,7 +80,10 @@ def migrate(database: sqlite3.Connection) -> int:
 
 
 def schema_version(database: sqlite3.Connection) -> int:
+    """Version of the schema, 0 for an empty file. Raises sqlite3.DatabaseError if it cannot be one."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version < 0:
+        raise sqlite3.DatabaseError(f"malformed version {version}")
     return int(version)
 
 

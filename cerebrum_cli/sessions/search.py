@@ -11,7 +11,7 @@ from cerebrum_cli.sessions.rows import SearchHit, message_from_row, session_from
 
 _SESSION_OF_MESSAGE = (
     "WITH RECURSIVE branch (message, session) AS (SELECT leaf, id FROM sessions WHERE leaf IS NOT NULL UNION ALL"
-    " SELECT parent, branch.session FROM branch JOIN messages ON messages.id = message WHERE parent IS NOT NULL)"
+    " SELECT parent, branch.session FROM branch JOIN messages ON messages.id = message WHERE parent < messages.id)"
     " SELECT message, session FROM branch JOIN sessions ON sessions.id = session ORDER BY sessions.updated, sessions.id"
 )
 _EXCERPT = (

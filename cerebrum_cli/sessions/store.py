@@ -37,10 +37,11 @@ from cerebrum_cli.sessions.schema import MIGRATIONS, enable_wal, migrate, schema
 from cerebrum_cli.sessions.search import search_messages
 
 BUSY_TIMEOUT_S = 10.0  # for another process's transaction
+DAMAGE = ("malformed", "not a database", "vtable constructor", "already exists", "decode", "no such", "FOREIGN KEY")
 _LATEST = len(MIGRATIONS)
 _FIRST_MESSAGES = (  # of each session, with its number of messages
     "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
-    " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent IS NOT NULL),"
+    " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < messages.id),"
     " firsts AS (SELECT session, at, max(depth) AS count FROM path GROUP BY session)"
     " SELECT firsts.session, count, content FROM firsts JOIN messages ON messages.id = at"
 )
@@ -185,9 +186,9 @@ class Store:
         """Rewrite the file, so that it holds no trace of deleted messages."""
         try:
             vacuum(self._connection())
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise SessionError(
-                f"deleted text may remain in {self._path}: {error}",
+                f"deleted text may remain in {self._path}: {_one_line(error)}",
                 "free disk space or close other users of the file; the next deletion tries again",
             ) from error
 
@@ -200,7 +201,7 @@ class Store:
     def _read(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._connection()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._error(error) from error
 
     @contextlib.contextmanager
@@ -249,10 +250,10 @@ class Store:
             self._database = database
         return self._database
 
-    def _error(self, error: sqlite3.Error) -> SessionError:
-        problem = str(error)
+    def _error(self, error: sqlite3.Error | UnicodeDecodeError) -> SessionError:
+        problem = _one_line(error)
         hint = "free disk space, or close other users of the file"
-        if any(sign in problem for sign in ("malformed", "not a database", "vtable constructor", "already exists")):
+        if any(sign in problem for sign in DAMAGE):
             hint = "move the file away; a new one will be created"
         elif "unable to open" in problem or "readonly" in problem:
             hint = "make sure that it is a writable file"
@@ -280,8 +281,12 @@ class Store:
     def _branch(self, database: sqlite3.Connection, leaf: int | None) -> list[StoredMessage]:
         rows = database.execute(
             "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
-            " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE at IS NOT NULL)"
+            " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
             " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC",
             (leaf,),
         ).fetchall()
         return list(map(message_from_row, rows))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())  # SQLite quotes the statement of a damaged schema

@@ -121,7 +121,7 @@ class StageProgress:
             self._task = self._bar.add_task("", total=event.total)
             self._bar.start()
         self._bar.console.width = columns(self._streams.err) - ECHO_COLUMNS
-        self._bar.update(self._task, completed=event.done, total=event.total, description=event.stage)
+        self._bar.update(self._task, completed=event.done, total=event.total, description=strip_controls(event.stage))
 
 
 def stage_bar(streams: Streams) -> Progress:
@@ -216,7 +216,9 @@ class FileProgress:
             return
         if self._bars:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total, completed=done)  # not counted in the speed
+                self._tasks[stage] = self._bars.add_task(
+                    strip_controls(stage), total=total, completed=done
+                )  # not counted in the speed
             self._bars.update(self._tasks[stage], completed=done, total=total)
             return
         now = time.monotonic()
