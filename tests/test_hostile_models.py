@@ -1,0 +1,129 @@
+"""Damaged and hostile model files: every command ends with an answer or one error, never natively or with a traceback.
+
+`make fuzz` tries many more of the mutated files.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+from mutated_models import STRING, Entry, Parts, strings, take_apart, text, write_mutated
+from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
+
+pytestmark = pytest.mark.slow
+
+MAX_MEMORY = 2 * 2**30
+FUZZED = 200
+CRASHING = (5, 140)  # of the mutated files; found by trying 400
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return [
+        write_mistral(folder / "mistral.gguf"),
+        write_chatml(folder / "chatml.gguf"),
+        write_recurrent(folder / "mamba.gguf"),
+        write_sliding_window(folder / "gemma.gguf"),
+    ]
+
+
+def require_sound_exits(user: CommandLine, path: Path) -> None:
+    """Run each command that reads a model file on one."""
+    recipe = user.home / "recipe.yaml"
+    recipe.write_text(
+        json.dumps({"merge_method": "linear", "models": [{"model": str(path), "parameters": {"weight": 1.0}}]})
+    )
+    for arguments in (
+        ("show", path),
+        ("ask", "-m", path, "--dry-run", "--format", "cerebrum", "hi"),
+        ("ask", "-m", path, "-n", "4", "--format", "cerebrum", "--no-log", "hi"),
+        ("merge", recipe, "-o", user.home / "out.gguf", "--dry-run"),
+    ):
+        done = user.run(*arguments)
+        assert done.code in (0, 1, 2, 4), (path.name, arguments[0], done)
+        assert "Traceback" not in done.err, (path.name, arguments[0], done.err)
+        assert done.code == 0 or len(done.err.splitlines()) <= 4, (path.name, arguments[0], done.err)
+
+
+@pytest.mark.parametrize("number", CRASHING)
+def test_hostile_model_that_crashes_llama_is_refused(number: int, models: list[Path], new_user: CommandLine) -> None:
+    *_, path = write_mutated(models, new_user.home, number + 1)
+    require_sound_exits(new_user, path)
+
+
+def without_tensors(parts: Parts) -> Parts:
+    return parts._replace(tensors=[], data=b"")
+
+
+def with_value(name: bytes, value: bytes) -> Callable[[Parts], Parts]:
+    """Replace the value of the key that ends with a name."""
+
+    def change(parts: Parts) -> Parts:
+        entries = [entry._replace(value=value) if entry.key.endswith(name) else entry for entry in parts.entries]
+        assert entries != parts.entries
+        return parts._replace(entries=entries)
+
+    return change
+
+
+def with_tokens(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Parts], Parts]:
+    def changed(parts: Parts) -> Parts:
+        [tokens] = [entry for entry in parts.entries if entry.key.endswith(b"ggml.tokens")]
+        items = change(strings(tokens.value))
+        value = Entry(b"", STRING, len(items).to_bytes(8, "little") + b"".join(map(text, items))).value
+        return with_value(b"ggml.tokens", STRING.to_bytes(4, "little") + value)(parts)
+
+    return changed
+
+
+NAN = b"\0\0\xc0\x7f"
+HOSTILE: dict[str, tuple[Callable[[Parts], Parts], str]] = {
+    "no tensors": (without_tensors, "it has no tensors"),
+    "no layers": (with_value(b"block_count", bytes(4)), "it has 0 layers"),
+    "many layers": (with_value(b"block_count", b"\1\2\0\0"), "it has 513 layers"),
+    "epsilon": (with_value(b"rms_epsilon", NAN), "layer_norm_rms_epsilon is nan"),
+    "duplicate tokens": (with_tokens(lambda items: [items[0]] * 2 + items[2:]), "llama.cpp crashes on it"),
+    "empty tokens": (with_tokens(lambda items: [*items[:-2], b"", b""]), ""),
+    "few tokens": (with_tokens(lambda items: items[:20]), "llama.cpp"),
+    "broken UTF-8": (with_tokens(lambda items: [*items[:-1], b"\xff\xfe"]), ""),
+    "unknown tokenizer": (with_value(b"tokenizer.ggml.model", text(b"x")), "llama.cpp cannot load it"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_header_gets_one_error_line(name: str, chatml_model: Path, new_user: CommandLine) -> None:
+    change, problem = HOSTILE[name]
+    path = new_user.home / "hostile.gguf"
+    path.write_bytes(change(take_apart(chatml_model.read_bytes())).to_bytes())
+    done = new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi")
+    assert problem in done.err
+    assert done.code == bool(problem)
+    require_sound_exits(new_user, path)
+
+
+def test_model_is_loaded_in_a_child_process_only_once(chatml_model: Path, new_user: CommandLine) -> None:
+    path = new_user.home / "model.gguf"
+    path.write_bytes(chatml_model.read_bytes())
+    remembered = new_user.home / "data" / "cerebrum" / "loaded_files.json"
+    for _ in range(2):
+        assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
+        assert len(json.loads(remembered.read_text())) == 1
+    path.write_bytes(chatml_model.read_bytes())  # the time changes
+    assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
+    assert len(json.loads(remembered.read_text())) == 2
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("part", range(20))
+def test_fuzzed_models_end_no_command_natively(part: int, models: list[Path], new_user: CommandLine) -> None:
+    for number, path in enumerate(write_mutated(models, new_user.home, FUZZED)):
+        if number % 20 == part:
+            require_sound_exits(new_user, path)
+        path.unlink()
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MAX_MEMORY
