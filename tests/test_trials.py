@@ -244,7 +244,7 @@ def test_tune_ends_with_a_summary_of_what_changed(tmp_path: Path) -> None:
         "ask, chat and batch now use these settings for nano with --threads 1; --no-profile ignores them"
     )
     if not has_profile:  # it depends on this machine whether anything is faster
-        assert last == "nothing changed for nano with --threads 1: nothing is faster than the defaults"
+        assert last == "nothing changed for nano with --threads 1: no settings proved faster than the defaults"
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
     profiles = list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))
     assert len(profiles) == has_profile, "--threads comes from the environment"
