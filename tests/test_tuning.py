@@ -100,6 +100,7 @@ def test_search_chooses_the_defaults_if_nothing_is_faster() -> None:
 def test_search_ignores_gains_below_the_minimum() -> None:
     uses, search, _ = run_search(ScriptedBench(SpeedModel(single={("flash_attention", False): (1.04, 1.04)})))
     assert search.best["chat"].tuning.flash_attention is False
+    assert search.best["chat"].dropped == "less than 5% faster when measured again"
     assert overrides_by_use(uses) == {}
 
 

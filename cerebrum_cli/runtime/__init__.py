@@ -1,1 +1,1 @@
-"""Where the parts meet: real implementations and directories, and the run of each command."""
+"""Composition root: real implementations and directories, and the run of each command."""

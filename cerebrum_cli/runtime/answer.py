@@ -128,7 +128,7 @@ class Answer:
             self._streams.notice(notice)
 
     def _hint_to_read(self, reply: Reply) -> str:
-        """How to read a reply of which only the final answer was to be printed; an unsaved one is printed now."""
+        """Hint for reading a reply that has no final answer; print it if --final suppressed it and it was not saved."""
         if not self._options.final or self._options.json:
             return "ask for a final answer in the prompt"
         if self._recorder.saved_as is None:

@@ -78,9 +78,9 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
 
 def new_vote(options: AskOptions) -> MajorityVote | None:
     """The vote that `--votes` asks for, before its first sample."""
-    wanted = options.wanted
-    if wanted is None:
+    bounds = options.vote_bounds
+    if bounds is None:
         return None
     from cerebrum_cli.application.inference.voting import MajorityVote
 
-    return MajorityVote(wanted, not options.no_early_stop)
+    return MajorityVote(bounds, not options.no_early_stop)

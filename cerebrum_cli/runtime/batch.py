@@ -44,15 +44,15 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     """
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    data = read(runtime, source)
+    data = read_source(runtime, source)
     rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template, options.carry)
-    parallel, votes = parse_parallel(options.parallel), options.wanted
+    parallel, votes = parse_parallel(options.parallel), options.vote_bounds
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
     settings = generation_settings(runtime, given, model, votes is not None)
     grammar = read_grammar(runtime, options, options.quiet)
     arguments = template_options(options.template_arg)
-    asked = batches.BatchOptions(
+    row_options = batches.BatchOptions(
         settings, grammar, options.schema is not None, votes, not options.no_early_stop, options.ignore_eos
     )
     resolved = resolve_encoding(runtime, model, settings, options)
@@ -62,23 +62,23 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
         "template": options.template,
         **({"carry": True} if options.carry else {}),
         "template arguments": arguments or None,
-        **batches.batch_fingerprint(asked, model, resolved.model, runtime.library),
+        **batches.batch_fingerprint(row_options, model, resolved.model, runtime.library),
     }
     result = open_result(runtime, output, record, rows, options)
     try:
-        if left := count_unanswered(rows, result):
+        if unanswered := count_unanswered(rows, result):
             tuning = resolved.tuning("batch")
             loaded = open_model(
                 runtime.open_backend,
                 model,
                 settings,
                 template_options=arguments,
-                parallel=plan_parallel(parallel or tuning.slots, left * (votes.maximum if votes else 1)),
+                parallel=plan_parallel(parallel or tuning.slots, unanswered * (votes.maximum if votes else 1)),
                 file=resolved.model,
                 tuning=tuning,
             )
             try:
-                events = batches.answer_rows(loaded.responder, rows, asked, result, output == STANDARD)
+                events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
                 with naming_grammar_file(options):
                     render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, output, options))
             finally:
@@ -96,7 +96,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     return result.counts.failed + result.counts.undecided
 
 
-def read(runtime: Runtime, source: Path) -> bytes:
+def read_source(runtime: Runtime, source: Path) -> bytes:
     """Read the whole input. Raises UsageError."""
     if source != STANDARD:
         return read_input(source)
@@ -118,15 +118,15 @@ def count_unanswered(rows: Sequence[Row], result: Result) -> int:
     return sum(row.conversation is not None for at, row in enumerate(rows) if at not in result.finished)
 
 
-def plan_parallel(wanted: int | None, samples: int) -> Parallel:
-    """How many sequences run at the same time: no more than there are samples."""
-    return Parallel(min(wanted or AUTO_PARALLEL, samples), batch_invariant=True)
+def plan_parallel(requested: int | None, samples: int) -> Parallel:
+    """Number of concurrent sequences, at most one per sample."""
+    return Parallel(min(requested or AUTO_PARALLEL, samples), batch_invariant=True)
 
 
 def open_result(
     runtime: Runtime, output: Path, record: Mapping[str, Any], rows: Sequence[Row], options: BatchOptions
 ) -> Result:
-    """Where the answers go: a journal beside OUTPUT, or standard output."""
+    """Open the result: a journal beside OUTPUT, or standard output."""
     if output == STANDARD:
         if options.retry_failed:
             raise UsageError("--retry-failed needs a file with the earlier answers", "give it as -o OUTPUT")
@@ -135,7 +135,7 @@ def open_result(
 
 
 def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:
-    """What standard error shows; no bar where others write to the same terminal."""
+    """Sinks that show progress on standard error, without a bar if something else writes to the same terminal."""
     if options.quiet:
         return []
     streams = runtime.streams

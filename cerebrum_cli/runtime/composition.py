@@ -226,7 +226,7 @@ def real_runtime() -> Runtime:
 
 
 def devices_file(data_directory: Path) -> Path:
-    """File that remembers the accelerators found."""
+    """File that records the accelerators found."""
     return data_directory / "devices.json"
 
 

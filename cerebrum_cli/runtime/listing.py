@@ -76,5 +76,5 @@ def profile_of(runtime: Runtime, model: Model, settings: Settings) -> tuple[Prof
     profile = runtime.profile(preferred, settings)
     if profile is None and runtime.profiles().find_other(runtime.library.identity(preferred)):
         command = f"cerebrum tune {model.reference}"
-        return None, f"its profile is from another machine or build of llama.cpp; {command} measures it here"
+        return None, f"its profile is from another machine or build of llama.cpp; run {command}"
     return profile, ""

@@ -30,10 +30,10 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
     """Plan a merge, write it unless it is a dry run, and register the result."""
     library, merger, streams = runtime.library, runtime.merger, runtime.streams
     requested = read_recipe(library, recipe)
-    wanted = merge_options(options, Path(recipe).stem)
+    target = merge_options(options, Path(recipe).stem)
     references = source_references(library, requested, options.source)
     if not options.dry_run:
-        merger.require_name(wanted, requested.spec)
+        merger.require_name(target, requested.spec)
 
     def find(reference: str) -> Model:
         if options.dry_run:
@@ -42,22 +42,22 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
 
     models = resolve_models(library, references, find)
     if not options.dry_run:
-        require_not_source(models, [wanted.output])
-        require_new(runtime, [wanted.output], options.yes)
+        require_not_source(models, [target.output])
+        require_new(runtime, [target.output], options.yes)
     with interruptible("nothing was written"):
-        plan = merger.prepare(requested.recipe, models, wanted)
-    description = merge_object(plan, runtime.settings(given).ctx, merger.free_bytes(wanted.output.parent))
+        plan = merger.prepare(requested.recipe, models, target)
+    description = merge_object(plan, runtime.settings(given).ctx, merger.free_bytes(target.output.parent))
     if not options.quiet:
         warn(runtime, plan)
     if options.dry_run:
         streams.answer_object(description) if options.json else print_merge(streams, description)
         return
     merger.require_writable(plan)
-    require_new(runtime, [file.path for file in plan.files if file.path != wanted.output], options.yes)
+    require_new(runtime, [file.path for file in plan.files if file.path != target.output], options.yes)
     written = write(runtime, plan, options)
     if options.json:
         files = [{"path": str(each.path), "size": each.size, "sha256": each.sha256} for each in written]
-        streams.answer_object(description | {"reference": wanted.name, "files": files})
+        streams.answer_object(description | {"reference": target.name, "files": files})
     else:
         streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
     model = merger.register(plan, written)
@@ -66,7 +66,7 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
 
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
-    """Check where the merge goes; a dry run needs no output file. Raises UsageError."""
+    """Options of a merge, with its output file checked; a dry run needs none. Raises UsageError."""
     if options.output is None and not options.dry_run:
         raise UsageError("no output file given (-o)", "name a file: -o OUT.gguf")
     path = as_path(str(options.output)) if options.output else Path(f"{stem}.gguf")

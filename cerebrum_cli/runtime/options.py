@@ -61,8 +61,8 @@ class GenerationOptions(AnswerOptions):
     grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
 
     @property
-    def wanted(self) -> Votes | None:
-        """How many votes to sample; None for a single answer. Raises UsageError."""
+    def vote_bounds(self) -> Votes | None:
+        """Numbers of samples of a vote; None for a single answer. Raises UsageError."""
         if self.votes is None:
             if self.no_early_stop:
                 raise UsageError("--no-early-stop without --votes", "add --votes K")

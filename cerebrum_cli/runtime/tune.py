@@ -18,7 +18,7 @@ from cerebrum_cli.runtime.reencoding import reencode
 from cerebrum_cli.terminal.bars import FileProgress, StageProgress
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.sinks import render_stages
-from cerebrum_cli.terminal.tuning_report import conclusion, print_profile, summary_lines
+from cerebrum_cli.terminal.tuning_report import print_profile, print_summary
 
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
@@ -88,7 +88,5 @@ def print_result(
         problem = "other programs used the CPU during the measurement"
         streams.notice(NoticeEvent(problem, "results are unreliable; rerun when the machine is idle"))
     if not options.quiet:
-        for line in summary_lines(result):
-            streams.info(line)
         condition = settings_text(settings).replace(", ", " with ", 1)
-        streams.info(conclusion(result, model.label, condition))
+        print_summary(streams, result, model.label, condition)

@@ -73,20 +73,25 @@ def _row(title: str, tuned: TunedUse) -> tuple[Any, ...]:
     )
 
 
-def summary_lines(result: TuningResult) -> Iterator[str]:
-    """What was measured, what was not and why, and which settings changed."""
+def print_summary(streams: Streams, result: TuningResult, model: str, condition: str) -> None:
+    """Print what was measured, what was not and why, and which settings changed, on standard error.
+
+    `condition` is text like " with --threads 1".
+    """
     measured = [_measurement(*pair) for pair in result.tried if pair[0].speeds]
     unmeasured = {_candidate_text(*pair): pair[0].dropped for pair in result.tried if not pair[0].speeds}
-    if measured:
-        yield "measured, relative to the defaults:"
-        yield from (f"  {line}" for line in measured)
-    if reasons := {**unmeasured, **result.untried}:
-        yield "not measured:"
-        yield from (f"  {text}: {reason}" for text, reason in reasons.items())
-    if result.changes:
-        yield "changed:"
-        for name, (before, after) in result.changes.items():
-            yield f"  {TITLES[name]}: {tuning_text(after)} (before: {tuning_text(before)})"
+    reasons = [f"{text}: {reason}" for text, reason in {**unmeasured, **result.untried}.items()]
+    changes = [
+        f"{TITLES[name]}: {tuning_text(after)} (before: {tuning_text(before)})"
+        for name, (before, after) in result.changes.items()
+    ]
+    sections = {"measured, relative to the defaults": measured, "not measured": reasons, "changed": changes}
+    for heading, lines in sections.items():
+        if lines:
+            streams.info(f"{heading}:")
+        for line in lines:
+            streams.write_line("  ", line)
+    streams.write_line("", _conclusion(result, f"{model}{condition}"))
 
 
 def _measurement(candidate: Candidate, baseline: Candidate) -> str:
@@ -102,11 +107,15 @@ def _candidate_text(candidate: Candidate, baseline: Candidate) -> str:
     return f"{'batch, ' * candidate.is_batch}{tuning_text(differences(candidate.tuning, baseline.tuning))}"
 
 
-def conclusion(result: TuningResult, model: str, condition: str) -> str:
-    """Which settings are used from now on; `condition` is text like " with --threads 1"."""
+def _conclusion(result: TuningResult, model: str) -> str:
+    """Which settings are used from now on."""
     if not result.changes:
-        reason = "nothing is faster than the defaults" if result.profile.is_default else "the same settings are fastest"
-        return f"nothing changed for {model}{condition}: {reason}"
+        reason = (
+            "no settings proved faster than the defaults"
+            if result.profile.is_default
+            else "the same settings are fastest"
+        )
+        return f"nothing changed for {model}: {reason}"
     if result.profile.is_default:
-        return f"ask, chat and batch use the defaults for {model}{condition} again"
-    return f"ask, chat and batch now use these settings for {model}{condition}; --no-profile ignores them"
+        return f"ask, chat and batch use the defaults for {model} again"
+    return f"ask, chat and batch now use these settings for {model}; --no-profile ignores them"

@@ -45,7 +45,7 @@ class Throughput(NamedTuple):
 
     def relative_to(self, other: Throughput) -> Throughput:
         """Ratios to another throughput."""
-        return Throughput(*(mine / base for mine, base in zip(self, other, strict=True)))
+        return Throughput(*(speed / base for speed, base in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +183,10 @@ class Reencoding:
     def use_existing(self, encoding: Encoding) -> Model | None:
         """Find a derivative that exists already, and make it the preferred one."""
         name = str(self._name(encoding))
-        for made in self.library.derivatives(self.model):
-            if made.file and made.file.name == name and not is_missing(made.path) and made.size == made.file.size:
-                self.library.registry.add(made.file)
-                return made
+        for found in self.library.derivatives(self.model):
+            if found.file and found.file.name == name and not is_missing(found.path) and found.size == found.file.size:
+                self.library.registry.add(found.file)
+                return found
         return None
 
     # Files.
@@ -231,8 +231,8 @@ class Reencoding:
     @contextlib.contextmanager
     def _original(self) -> Iterator[Contender]:
         """Lock out other runs, and load the original."""
-        known = [entry.path for entry in self.library.registry.entries()]
-        with self.derivatives.locked(known), self._contender(self.model, self.options) as original:
+        registered = [entry.path for entry in self.library.registry.entries()]
+        with self.derivatives.locked(registered), self._contender(self.model, self.options) as original:
             try:
                 original.bench.speed(Tuning(), WARM_UP)
             except TrialError as error:
@@ -277,7 +277,7 @@ class Reencoding:
             first.run(second)
             second.run(first)
         yield StageEvent(f"comparing {name}", PAIRS, PAIRS + 1)
-        ratios = [mine.relative_to(base) for mine, base in zip(new.rounds, original.rounds[-PAIRS:], strict=True)]
+        ratios = [own.relative_to(base) for own, base in zip(new.rounds, original.rounds[-PAIRS:], strict=True)]
         return EncodingResult(name, size, new.medians(), medians_of(ratios), self._closeness(original, new))
 
     def _closeness(self, original: Contender, new: Contender) -> Closeness:

@@ -36,10 +36,11 @@ MIN_GAIN = 1.05  # over the defaults, to be used: less may be caused by other pr
 MIN_IMPROVEMENT = 1.02  # over the best so far, to become the base of further candidates
 MIN_FIRST_RATIO, MAX_FIRST_RATIO = 1.0, 1.15  # a first pair outside this range decides: no further pairs
 CPU_BUSY = "inconclusive: the CPU was busy"
-MIN_DEPTH = 512  # prompt tokens a run must have to judge, for long prompts, a setting that matters at depth only
+MIN_DEPTH = 512  # prompt tokens that a run needs to judge, for long prompts, a setting whose effect depends on depth
 MIN_SHARE = 0.1  # of a use's duration: what affects less is not tried
 NEGLIGIBLE = f"affects less than {MIN_SHARE:.0%} of the time"
 TOO_LONG = "would take too long"
+UNCONFIRMED = f"less than {MIN_GAIN - 1:.0%} faster when measured again"
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class Search:
     clock: Callable[[], float] = perf_counter
     deadline: float = 0.0
     confirmations: dict[int, list[Speeds]] = field(default_factory=dict)
+    winners: set[int] = field(default_factory=set)
 
     def run(self) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
         """Yield each stage before it is measured. EngineError if the defaults cannot be measured."""
@@ -71,6 +73,9 @@ class Search:
         for done, use in enumerate(USES, len(stages)):
             yield StageEvent(f"{use.name} again, against defaults", done, total)
             confirmed[use.name] = self._confirm(use)
+        for candidate in self.candidates:
+            if id(candidate) in self.confirmations and id(candidate) not in self.winners and not candidate.dropped:
+                candidate.dropped = UNCONFIRMED
         return confirmed
 
     # Trying a stage.
@@ -234,6 +239,7 @@ class Search:
             middle = confirmed[len(confirmed) // 2]
             gain, first = (use.seconds(known) / use.seconds(speeds) for speeds in (middle, best.known_speeds))
             if min(gain, (gain + first) / 2) >= MIN_GAIN:
+                self.winners.add(id(best))
                 return TunedUse(differences(best.tuning, baseline.tuning), middle, known, gain, best.agreement)
         return TunedUse(Tuning(), known, known)
 
