@@ -31,7 +31,7 @@ $(error ACCEL is "$(ACCEL)"; it can be cuda, metal, vulkan or rpc)
 endif
 define rebuild
 CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1 $(BIN)/python -m pip install \
-	--force-reinstall --no-cache-dir --no-deps "llama-cpp-python>=0.3.36,<0.4"
+	--force-reinstall --no-cache-dir --no-deps "llama-cpp-python>=0.3.36,<0.3.37"
 endef
 endif
 

@@ -554,6 +554,17 @@ def test_invalid_type_in_a_schema_is_named(user: CommandLine) -> None:
     assert "unknown type 'strng' at properties.type.type" in done.err
 
 
+def test_deeply_nested_grammar_is_an_error_with_its_place(user: CommandLine) -> None:
+    grammar = user.home / "deep.gbnf"
+    grammar.write_text("root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)
+    done = user.run("ask", "--grammar", grammar, "hi")
+    assert done.code == 2
+    assert done.err.splitlines()[-2:] == [
+        f"error: {grammar}: cannot parse the grammar: line 1, column 2010: more than 2000 nested groups",
+        " hint: simplify the grammar there",
+    ]
+
+
 def test_python_m_runs_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "cerebrum_cli", "--version"], capture_output=True, text=True)
     assert done.stdout == f"cerebrum {__version__}\n"

@@ -174,7 +174,16 @@ def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
         ('rot ::= "a"', "cannot parse the grammar: grammar does not contain a 'root' symbol"),
         ('root ::= root "a"', "cannot parse the grammar: unsupported grammar, left recursion detected"),
         (" \n", "the grammar is empty"),
+        (
+            "root ::= a\na ::= " + "(" * 20_000 + '"a"' + ")" * 20_000,
+            "cannot parse the grammar: line 2, column 2007: more than",
+        ),
+        ('root ::= "a"{5,2}', "cannot parse the grammar: line 1, column 13: invalid repetition {5,2}"),
+        ('root ::= "a"{99999999999999999999}', "cannot parse the grammar: line 1, column 13: invalid repetition {9999"),
+        ('root ::= "a"\nb ::= "b\0"', "cannot parse the grammar: line 2, column 9: NUL character"),
+        ("".join(f"r{at} ::= r{at + 1} r{at + 1}\n" for at in range(20_000)), "cannot parse the grammar: line 10001, "),
     ],
+    ids=range(12),
 )
 def test_grammar_errors_are_one_line_and_print_nothing(
     chatml_model: Path, capfd: pytest.CaptureFixture[str], grammar: str, reason: str
@@ -195,13 +204,28 @@ def test_grammar_that_rejects_every_token_is_an_error(chatml_model: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "schema", ["{", "[]", "null", '{"type": "nope"}', '{"$ref": "https://example.com/a"}', "[" * 5000]
+    "schema",
+    [
+        *("{", "[]", "null", '{"type": "nope"}', '{"$ref": "https://example.com/a"}', "[" * 5000),
+        '{"items":' * 300 + "{}" + "}" * 300,
+        '{"anyOf":[' * 120 + "{}" + "]}" * 120,
+        '{"type": "array", "items": {"type": "string"}, "minItems": 1000000000}',
+        '{"type": "string", "pattern": "^a{1000000000}$"}',
+        '{"type": "string", "pattern": "^a{0,5000}$"}',
+    ],
 )
 def test_schema_errors_are_one_line(schema: str) -> None:
     with pytest.raises(GrammarError) as caught:
         schema_to_grammar(schema)
     assert caught.value.message.startswith("cannot use the JSON schema: ")
     assert "\n" not in caught.value.message and len(caught.value.message) < 300
+
+
+def test_quoted_parentheses_are_not_groups(tiny_model: Path) -> None:
+    quoted = "(" * 3000
+    grammar = "root ::= " + json.dumps(quoted) + f' | [{quoted}] | "\\"{quoted}" # {quoted}'
+    with open_engine(tiny_model) as engine:
+        assert set(ask(engine, "a", grammar=grammar, max_tokens=20)[0].text) <= {"(", '"'}
 
 
 def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:

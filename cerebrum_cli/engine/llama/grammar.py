@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from tempfile import TemporaryFile
 from textwrap import shorten
@@ -21,6 +21,17 @@ KNOWN_KEYWORDS = {
     *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "oneOf", "anyOf", "allOf"),
     *("$ref", "$defs", "definitions", "$schema", "$id", "$comment", "title", "description", "default", "examples"),
 }
+
+# llama.cpp parses groups recursively, and needs a stack of 500 bytes for each; it rejects 1,500 nested `?` itself.
+MAX_DEPTH = 2000
+MAX_RULES = 10_000  # the memory for the first token may grow with the square of their number
+MAX_SCHEMA_DEPTH = 100
+MAX_BYTES = 4_000_000
+_SYNTAX = re.compile(
+    r'"(?:[^"\\\0]|\\[^\0])*"?|\[(?:[^\]\\\0]|\\[^\0])*\]?|#[^\n\0]*'  # what may contain the marks as text
+    r"|(?P<mark>[()\0]|::=|\{\s*(?P<least>\d*)\s*(?:,\s*(?P<most>\d*)\s*)?\})"
+)
+_QUANTIFIER = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 
 
 def ignored_keywords(schema: Any) -> tuple[str, ...]:
@@ -40,8 +51,15 @@ def ignored_keywords(schema: Any) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def require_known_types(schema: Any, place: str) -> None:
-    """Raise ValueError for a type that JSON Schema does not have, with its place, like `properties.name.type`."""
+def check_schema(schema: Any, place: str = "", depth: int = 0) -> int:
+    """Raise ValueError, with a place like `properties.name.type`, for what the converter or its grammar cannot bear.
+
+    That is a type that JSON Schema does not have, deep nesting, and many repetitions, which the converter spells out:
+    their approximate number of characters is returned.
+    """
+    if depth > 2 * MAX_SCHEMA_DEPTH:  # a level of objects is two of JSON
+        raise ValueError(f"more than {MAX_SCHEMA_DEPTH} levels, at {place[:60]} ...")
+    repeated = 0
     items = schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
     for key, value in items:
         inner = f"{place}.{key}".lstrip(".")
@@ -50,7 +68,20 @@ def require_known_types(schema: Any, place: str) -> None:
             if unknown := next((each for each in types if each not in TYPES), None):
                 raise ValueError(f"unknown type {unknown!r} at {inner}; types are {', '.join(TYPES)}")
         elif key not in ("enum", "const", "default", "examples"):
-            require_known_types(value, inner)
+            repeated += sum(_repetitions(key, value)) * (len(inner) + 10)  # a repeated item has the name of its place
+            if repeated > MAX_BYTES:
+                raise ValueError(f"too many repetitions at {shorten(inner, 60)}: {shorten(str(value), 60)}")
+            repeated += check_schema(value, inner, depth + 1)
+    return repeated
+
+
+def _repetitions(key: str | int, value: Any) -> Iterator[int]:
+    """Repetitions that a keyword of a JSON schema asks for."""
+    if key in ("minItems", "maxItems", "minLength", "maxLength") and isinstance(value, int):
+        yield value
+    if key == "pattern" and isinstance(value, str):
+        for match in _QUANTIFIER.finditer(value):
+            yield from (int(count[:9]) for count in match.groups() if count)
 
 
 def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
@@ -63,8 +94,15 @@ def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
         value = json.loads(schema)
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")
-        require_known_types(value, "")
-        return str(converter.json_schema_to_gbnf(schema)), ignored_keywords(value)
+        check_schema(value)
+        grammar = str(converter.json_schema_to_gbnf(schema))
+        check_grammar(grammar)
+        return grammar, ignored_keywords(value)
+    except RecursionError as error:
+        raise GrammarError(
+            "cannot use the JSON schema: it nests too deeply, or has too many optional properties",
+            "split it, or require more properties",
+        ) from error
     except Exception as error:  # the converter raises ValueError, KeyError, AssertionError ...
         reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
         raise GrammarError(f"cannot use the JSON schema: {reason}", "it must be a JSON Schema object") from error
@@ -82,10 +120,37 @@ def _patched_converter() -> Any:
     return converter
 
 
+def check_grammar(grammar: str) -> None:
+    """Raise GrammarError for what llama.cpp's parser cannot survive: it may overflow the stack or exhaust memory."""
+    if len(grammar) > MAX_BYTES:
+        raise GrammarError(f"the grammar has more than {MAX_BYTES // 1_000_000} MB", "use a smaller one")
+    depth = rules = 0
+    for match in _SYNTAX.finditer(grammar):
+        mark, least, most = match.group("mark", "least", "most")
+        if mark is None:
+            continue
+        depth = depth + 1 if mark == "(" else depth - (mark == ")")
+        rules += mark == "::="
+        if depth > MAX_DEPTH:
+            problem = f"more than {MAX_DEPTH} nested groups"
+        elif rules > MAX_RULES:
+            problem = f"more than {MAX_RULES} rules"
+        elif max(len(least or ""), len(most or "")) > 9 or (least and most and int(least) > int(most)):
+            problem = f"invalid repetition {mark[:40]}"
+        elif mark == "\0":
+            problem = "NUL character"
+        else:
+            continue
+        line, start = 1 + grammar.count("\n", 0, match.start()), grammar.rfind("\n", 0, match.start())
+        where = f"line {line}, column {match.start() - start}"
+        raise GrammarError(f"cannot parse the grammar: {where}: {problem}", "simplify the grammar there")
+
+
 def parse_grammar(vocab: Any, grammar: str) -> Any:
     """Create llama.cpp's sampler for a GBNF grammar; GrammarError if it is invalid."""
     if not grammar.strip():  # to llama.cpp this means no constraint
         raise GrammarError("the grammar is empty", "it must be GBNF with a rule named root")
+    check_grammar(grammar)
     log.problems.clear()
     sampler, printed = _capture_stderr(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))
     if not sampler:
