@@ -29,6 +29,8 @@ class Loop:
         while (command := commands.take(wait=self._scheduler.is_idle)) is not None:
             if isinstance(command, Submit):
                 self._scheduler.waiting.extend(command.sequences)
+                if command.scope.is_cancelled:
+                    self._cancel(command.sequences)
             elif isinstance(command, Cancel):
                 self._cancel(command.sequences)
                 command.done.set()
