@@ -231,6 +231,11 @@ class ScriptedBackend:
         self.memory[slot].clear()
         self.cells[slot].clear()
 
+    def clear_all(self) -> None:
+        self._working()
+        for slot in range(len(self.memory)):
+            self.clear(slot)
+
     def is_trimmable(self, held: int, length: int) -> bool:
         return self.can_trim or held == length
 

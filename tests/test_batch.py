@@ -19,6 +19,8 @@ from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.errors import CerebrumError, EngineError, GrammarError, Interrupted
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.commands import CancelScope, Commands
 from cerebrum_cli.formats.plain import CEREBRUM
 
 OUTPUT_KEYS = [
@@ -516,6 +518,9 @@ def test_interrupt_while_tokenizing_is_not_a_row_error() -> None:
     class Interrupting:
         def load(self) -> list[Any]:
             return []
+
+        def cancel_scope(self) -> CancelScope:
+            return CancelScope(Commands(StopFlag()))
 
         def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
             raise Interrupted(2)

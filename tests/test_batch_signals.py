@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CommandLine
+from scripted_backend import ScriptedBackend
 from scripted_command import SCRIPTED, RecordingBackend, run_here
 from tiny_models import write_chatml
 from waiting import TIMEOUT_S, wait_until
+
+from cerebrum_cli.application.inference import batch
+from cerebrum_cli.core.parts import Part
 
 pytestmark = pytest.mark.slow
 
@@ -130,6 +136,27 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
     assert job.finish() == ROWS - answered
     assert job.result == job.uninterrupted
     assert set(partial) <= set(job.result.decode().splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_batch_interrupted_between_windows_ends_there(
+    job: Job, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize, calls = ScriptedBackend.tokenize, count(1)
+
+    def interrupting(backend: ScriptedBackend, parts: Iterable[Part]) -> tuple[int, ...]:
+        if next(calls) == 6:
+            os.kill(os.getpid(), number)
+        return tokenize(backend, parts)
+
+    monkeypatch.setattr(batch, "SORT_WINDOW", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(ScriptedBackend, "tokenize", interrupting)
+        done = run_here(job.script, job.home, *job.arguments)
+    assert done.code == 128 + number
+    assert done.err.splitlines()[-1] == f" hint: 4 of {ROWS} rows done; run it again to resume"
+    assert job.finish() == ROWS - 4
+    assert job.result == job.uninterrupted
 
 
 def test_batch_output_has_one_writer(job: Job) -> None:

@@ -262,13 +262,27 @@ def test_cancel_ends_all_and_delivers_their_events(engine: Engine, gate: threadi
         assert {reply.reason for reply in said.values()} == {"cancelled"}
 
 
-def test_no_samples_are_added_after_cancel(engine: Engine) -> None:
+def test_samples_added_after_cancel_are_cancelled(engine: Engine) -> None:
     with closing(engine.complete([request("x#")])) as completions:
         events = [next(completions)]
         engine.cancel()
         completions.add_samples(0, 3)
+        completions.add([request("y#")])
         said = collect_replies([*events, *completions])
-    assert list(said) == [SequenceId(0, 0)]
+    later = [SequenceId(0, 1), SequenceId(0, 2), SequenceId(0, 3), SequenceId(1, 0)]
+    assert [(said[id].reason, said[id].text) for id in later] == [("cancelled", "")] * 4
+
+
+def test_cancel_between_two_streams_of_a_scope_counts(engine: Engine, gate: threading.Event) -> None:
+    gate.set()
+    scope = engine.cancel_scope()
+    with closing(engine.complete([request("x#")], scope)) as completions:
+        assert collect_replies(completions)[SequenceId(0)].reason == "stop"
+    engine.cancel()
+    with closing(engine.complete([request("x#")], scope)) as completions:
+        assert collect_replies(completions)[SequenceId(0)].reason == "cancelled"
+    with closing(engine.complete([request("x#")])) as completions:
+        assert collect_replies(completions)[SequenceId(0)].reason == "stop"
 
 
 def test_more_requests_than_slots_all_finish() -> None:

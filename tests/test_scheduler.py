@@ -17,7 +17,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row, StopFlag
-from cerebrum_cli.engine.commands import Abort, Cancel, Command, Commands, Submit
+from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Command, Commands, Submit
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
@@ -267,7 +267,7 @@ class AnyTraffic(RuleBasedStateMachine):
                 asked[sequence.id] = Sample(sequence)
                 born.append(sequence)
             self.samples += asked.values()
-        self.commands.send(Submit(born))
+        self.commands.send(Submit(born, CancelScope(self.commands)))
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data())

@@ -10,6 +10,7 @@ from asking import Reply, collect_replies, loaded
 
 import cerebrum_cli
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
@@ -169,6 +170,17 @@ def test_samples_wait_for_room_in_a_small_unified_cache() -> None:
     with open_engine(8, context_size=256, kv_unified=True) as engine:
         assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart
         assert [reply.ids for reply in samples_of(engine, 8, 40)] == apart  # idle slots are evicted
+
+
+def test_failed_decode_leaves_a_unified_cache_usable() -> None:
+    with open_engine(1) as engine:
+        [alone] = answers(engine, [LONG[:1000] + SUMS[0]], 20)
+    with open_engine(4, context_size=512, kv_unified=True) as engine:
+        for _ in range(2):
+            answers(engine, [f"{number}. {LONG[:300]}" for number in range(3)], 20)
+            with pytest.raises(EngineError, match="failed to decode"):
+                list(engine.generate([Request((10**6,))]))
+            assert answers(engine, [LONG[:1000] + SUMS[0]], 20) == [alone]
 
 
 def test_saved_state_is_restored_into_a_unified_cache(tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ class Backend(Protocol):
     def clear(self, slot: int) -> None:
         """Empty the slot."""
 
+    def clear_all(self) -> None:
+        """Empty all slots, whatever they hold; nothing without memory."""
+
     def is_trimmable(self, held: int, length: int) -> bool:
         """Whether this model can trim a slot of `held` tokens to `length`."""
 

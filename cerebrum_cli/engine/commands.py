@@ -10,8 +10,23 @@ from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.sequence import Failure, Sequence
 
 
+class CancelScope:
+    """Work that starts now: `is_cancelled` once everything was cancelled, also while nothing of it was running."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._start = commands.cancel_count
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._commands.cancel_count != self._start
+
+
 class Submit(NamedTuple):
+    """Run these sequences, or end them as `cancelled` if their scope is: only this thread knows which came first."""
+
     sequences: list[Sequence]
+    scope: CancelScope
 
 
 class Cancel(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
-from cerebrum_cli.engine.commands import Abort, Cancel, Commands, Submit
+from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Commands, Submit
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed
 
 
@@ -23,16 +23,17 @@ class SubmittedRequest(NamedTuple):
 class Completions:
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
-    It stops when no sample is running. Closing it frees the slots before returning.
+    It stops when no sample is running. Closing it frees the slots before returning. Samples added after `scope` was
+    cancelled finish as `cancelled`.
     """
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, scope: CancelScope) -> None:
         self._commands = commands
+        self._scope = scope
         self._outbox: SimpleQueue[Event | Failure] = SimpleQueue()
         self._submitted: list[SubmittedRequest] = []
         self._live: dict[SequenceId, Sequence] = {}
         self.sample_counts: list[int] = []  # by request
-        self._cancelled = commands.cancel_count
 
     def add(self, requests: Iterable[Request]) -> None:
         """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
@@ -45,12 +46,8 @@ class Completions:
         self._submit((index, self._submitted[index].request.n) for index in range(first, len(self._submitted)))
 
     def add_samples(self, index: int, count: int) -> None:
-        """Add `count` samples to a request; their seeds continue the sequence.
-
-        Does nothing once everything was cancelled: the caller may not have read the events of that yet.
-        """
-        if self._commands.cancel_count == self._cancelled:
-            self._submit([(index, count)])
+        """Add `count` samples to a request; their seeds continue the sequence."""
+        self._submit([(index, count)])
 
     def abort(self, index: int) -> None:
         """Cancel the running samples of a request after the current step; each finishes as `cancelled`."""
@@ -85,6 +82,6 @@ class Completions:
             new += create_sequences(index, request, self._outbox.put, samples, seed)
             self.sample_counts[index] += count
         self._live.update((sequence.id, sequence) for sequence in new)
-        if not self._commands.send(Submit(new)):
+        if not self._commands.send(Submit(new, self._scope)):
             self._live.clear()
             raise EngineError("the engine is closed")

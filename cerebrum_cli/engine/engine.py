@@ -18,7 +18,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent
 from cerebrum_cli.core.parts import Part
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-from cerebrum_cli.engine.commands import Cancel, Close, Commands, SavePromptCache, Submit
+from cerebrum_cli.engine.commands import Cancel, CancelScope, Close, Commands, SavePromptCache, Submit
 from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.sequence import Failure, Request
@@ -76,11 +76,18 @@ class Engine:
         with closing(self.complete(requests)) as completions:
             yield from raise_refusals(completions)
 
-    def complete(self, requests: Iterable[Request]) -> Completions:
-        """Submit requests; samples can be added and aborted while they run. Close the result when done."""
-        completions = Completions(self._commands)
+    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> Completions:
+        """Submit requests; samples can be added and aborted while they run. Close the result when done.
+
+        A `scope` that began before makes a `cancel` in between count.
+        """
+        completions = Completions(self._commands, scope or self.cancel_scope())
         completions.add(requests)
         return completions
+
+    def cancel_scope(self) -> CancelScope:
+        """Start a scope, for work that submits requests more than once."""
+        return CancelScope(self._commands)
 
     def cancel(self) -> None:
         """Cancel everything, loading included; streams end with the finish reason `cancelled`."""

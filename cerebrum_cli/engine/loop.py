@@ -29,6 +29,8 @@ class Loop:
         while (command := commands.take(wait=self._scheduler.is_idle)) is not None:
             if isinstance(command, Submit):
                 self._scheduler.waiting.extend(command.sequences)
+                if command.scope.is_cancelled:
+                    self._cancel(command.sequences)
             elif isinstance(command, Cancel):
                 self._cancel(command.sequences)
                 command.done.set()
@@ -51,6 +53,8 @@ class Loop:
                 self._process_output(step, self._backend.decode(step.rows))
         except Exception as error:
             self.fail(error)
+            self._backend.clear_all()  # the step may have written any part of its rows
+            self._scheduler.clear_slots()
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
@@ -239,7 +243,6 @@ class Loop:
         sequence.emit(Failure(error))
 
     def fail(self, error: BaseException) -> None:
-        """End every sequence with the error; the contents of the slots are unknown from here on."""
+        """End every sequence with the error."""
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._fail_sequence(sequence, error)
-        self._scheduler.clear_slots()

@@ -21,6 +21,7 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, Pr
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
+from cerebrum_cli.engine.commands import CancelScope
 
 FINGERPRINT_SETTINGS = ("system", *SAMPLING_KEYS, "ctx")
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
@@ -106,13 +107,18 @@ def answer_rows(
     Rows that cannot be answered get an error. Rows with a common prefix are answered one after the other, unless a
     reader needs the answers `in_order`. The caller completes the result; after a cancel, rows are missing.
     """
+    scope = responder.cancel_scope()
     yield from responder.load()
     yield RowEvent(result.done, len(rows), result.counts)
     unfinished = [(position, row) for position, row in enumerate(rows) if position not in result.finished]
     errors: list[tuple[int, RowError]] = []
     for start in range(0, len(unfinished), SORT_WINDOW):
         window = unfinished[start : start + SORT_WINDOW]
-        tokenized = [(at, _tokenize_row(responder, at, row, options)) for at, row in window]
+        tokenized: list[tuple[int, PendingRow | RowError]] = []
+        for at, row in window:
+            if scope.is_cancelled:
+                return
+            tokenized.append((at, _tokenize_row(responder, at, row, options)))
         pending = [row for _, row in tokenized if isinstance(row, PendingRow)]
         errors += [(at, error) for at, error in tokenized if isinstance(error, RowError)]
         if in_order:
@@ -121,8 +127,8 @@ def answer_rows(
         else:
             pending.sort(key=lambda row: row.request.request.prompt_tokens)
         yield RowEvent(result.done, len(rows), result.counts + RowCounts(len(errors)))
-        yield from _generate(responder, pending, result, len(rows), RowCounts(len(errors)))
-        if any(row.position not in result.finished for row in pending):  # cancelled
+        yield from _generate(responder, scope, pending, result, len(rows), RowCounts(len(errors)))
+        if scope.is_cancelled:
             return
     yield from _write_errors(rows, errors, result)  # last: an error that concerns all rows is raised before
 
@@ -156,12 +162,17 @@ def _write_errors(rows: Sequence[Row], errors: Sequence[tuple[int, RowError]], r
 
 
 def _generate(
-    responder: Responder, pending: Sequence[PendingRow], result: Result, total: int, unwritten: RowCounts
+    responder: Responder,
+    scope: CancelScope,
+    pending: Sequence[PendingRow],
+    result: Result,
+    total: int,
+    unwritten: RowCounts,
 ) -> Iterator[Event]:
     """Answer rows, and write each one when it is complete; events count `unwritten` errors too."""
     if not pending:
         return
-    with closing(responder.generate(row.request for row in pending)) as replies:
+    with closing(responder.generate((row.request for row in pending), scope)) as replies:
         for event in replies:
             yield event
             if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):

@@ -16,6 +16,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, SequenceId, 
 from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.commands import CancelScope
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
@@ -70,10 +71,10 @@ class ReplyStream:
     `SequenceId.request` counts the requests in the order given. Close the stream to stop what still runs.
     """
 
-    def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest]) -> None:
+    def __init__(self, engine: Engine, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> None:
         self._requests = list(requests)
         self._splitters: dict[SequenceId, ThoughtSplitter] = {}
-        self._completions = engine.complete(one.request for one in self._requests)
+        self._completions = engine.complete((one.request for one in self._requests), scope)
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._completions:
@@ -117,8 +118,11 @@ class Responder(Protocol):
     def tokenize_request(self, request: GenerationRequest) -> TokenizedRequest:
         """Tokenize a request. The model must be loaded."""
 
-    def generate(self, requests: Iterable[TokenizedRequest]) -> ReplyStream:
-        """Start to generate the replies to several requests."""
+    def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
+        """Start to generate the replies to several requests; they are cancelled if the scope is."""
+
+    def cancel_scope(self) -> CancelScope:
+        """Start a scope, for work that generates more than once."""
 
     def load(self) -> Iterator[Event]:
         """Load the model and yield the events of loading; nothing if it is loaded."""
@@ -184,9 +188,12 @@ class LocalResponder:
         )
         return TokenizedRequest(tokenized, prompt_format, thought, self._decode_prefix(request.prefix_tokens))
 
-    def generate(self, requests: Iterable[TokenizedRequest]) -> ReplyStream:
+    def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream."""
-        return ReplyStream(self._engine, requests)
+        return ReplyStream(self._engine, requests, scope)
+
+    def cancel_scope(self) -> CancelScope:
+        return self._engine.cancel_scope()
 
     def load(self) -> Iterator[Event]:
         """Load the model and yield the events of loading. Raises what made it fail."""

@@ -153,6 +153,10 @@ class LlamaBackend(Vocabulary):
     def clear(self, slot: int) -> None:
         self._open_context.clear(slot)
 
+    def clear_all(self) -> None:
+        if self._context:
+            self._context.clear_all()
+
     def is_trimmable(self, held: int, length: int) -> bool:
         """Whether a slot of `held` tokens can be trimmed to `length`."""
         if llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model):

@@ -103,6 +103,10 @@ class LlamaContext:
     def clear(self, slot: int) -> None:
         llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
+    def clear_all(self) -> None:
+        """Empty all slots and zero their cells: a NaN in one would spread through attention masks."""
+        llama.llama_memory_clear(self._memory, True)
+
     def close(self) -> None:
         llama.llama_batch_free(self._batch)
         llama.llama_free(self.handle)
