@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cerebrum_cli.application.inference.loading import with_fallback
 from cerebrum_cli.core.errors import EngineError, ModelFileError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, NoticeEvent
 from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.devices import accelerators, can_offload
@@ -22,6 +24,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import LoadOptions, option_notices, plan_repacking, short_context_notice
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.sizes import uniform_sizes
 
 GIB = 2**30
@@ -115,6 +118,22 @@ def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> N
     told: list[Event] = []
     opened(told, options(chatml_model, gpu_layers="all"))
     assert any(isinstance(event, NoticeEvent) for event in told) == (not can_offload())
+
+
+def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) -> None:
+    default = options(chatml_model)
+    tuned = replace(default, cache_type="q8_0")  # this model's heads are narrower than a block
+    open_backend = with_fallback(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default)
+    engine = Engine(open_backend)
+    list(engine.load())
+    request = Request(engine.tokenize([Text("abc")]), SamplingParams(max_tokens=4))
+    for expected in (1, 0):
+        events = list(engine.generate([request]))
+        notices = [event for event in events if isinstance(event, NoticeEvent)]
+        assert len(notices) == expected
+        assert isinstance(events[-1], FinishEvent)
+        assert all(notice.message.startswith("cannot use the tuned settings: ") for notice in notices)
+    engine.close()
 
 
 def test_load_vocabulary_only(chatml_model: Path) -> None:

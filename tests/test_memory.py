@@ -26,6 +26,7 @@ from cerebrum_cli.engine.memory import (
     plan_layers,
     plan_slots,
     require_context,
+    require_devices,
 )
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, uniform_sizes
@@ -237,3 +238,10 @@ def test_plan_slots_is_limited_by_each_device() -> None:
         assert plan_slots(MISTRAL, 64, batch, offloaded, FreeMemory(64 * GIB, tuple(gpus))) == 9
     free = FreeMemory(HEADROOM + COMPUTE + 5 * (32 * layer + LOGITS), (metal(64 * GIB),))
     assert plan_slots(MISTRAL, 64, batch, (33,), free) == 5, "shared with the host"
+
+
+def test_plan_of_tuned_layers_beyond_free_memory_is_refused() -> None:
+    _, needs = plan(MISTRAL, cuda(4 * GIB), layers="33")
+    with pytest.raises(EngineError, match=r"has 4\.3 GB of free memory, of which 5\.\d GB would be needed"):
+        require_devices(needs, [cuda(4 * GIB)])
+    require_devices(needs, [cuda(8 * GIB)])

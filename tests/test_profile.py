@@ -584,7 +584,7 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
     assert {tuple(tried) for tried in done.object["tried"]} == {("settings", "batch", "ratios", "agreement", "dropped")}
     assert [bench.closed for bench in runner.benches] == [True]
     assert sorted(path.suffix for path in runner.profiles.iterdir()) == ["", ".json"], "a lock and a profile"
-    assert runner.load_options("ask", "x" * 4000) == replace(default, repack=False)
+    assert runner.load_options("ask", "x" * 4000) == replace(default, repack=False, baseline=default)
     assert runner.load_options("ask", "hello") == default
     shown = runner.run("show", runner.model, "--json").object["profile"]
     assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
@@ -755,4 +755,4 @@ def test_ask_falls_back_to_defaults_if_tuned_settings_fail_to_load(tuned: Comman
     out, err = runtime.streams.out, runtime.streams.err
     assert isinstance(out, StringIO) and isinstance(err, StringIO)
     assert out.getvalue() == "The answer is 7.\n"
-    assert err.getvalue().startswith("note: cannot open the model as tuned: no memory on the GPU\n")
+    assert err.getvalue().startswith("note: cannot use the tuned settings: no memory on the GPU\n")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.parts import Part
 from cerebrum_cli.core.sampling import SamplingParams
 
@@ -68,8 +68,11 @@ class Backend(Protocol):
     def special_token_text(self, name: str) -> str:
         """Text of the vocabulary's `bos` or `eos` token; empty if it has none."""
 
-    def reserve(self, length: int) -> None:
-        """Allocate an empty KV cache for sequences of at least `length` tokens; `slots` shrinks if memory is short."""
+    def reserve(self, length: int) -> NoticeEvent | None:
+        """Allocate an empty KV cache for sequences of at least `length` tokens; `slots` shrinks if memory is short.
+
+        Return a notice if the settings had to be replaced. Raises EngineError if there is not enough memory.
+        """
 
     @property
     def kv_unified(self) -> bool:

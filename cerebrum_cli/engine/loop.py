@@ -85,7 +85,8 @@ class Loop:
 
     def _reserve(self, min_length: int) -> None:
         backend = self._backend
-        backend.reserve(max(min_length, *map(self._required_length, self._scheduler.waiting)))
+        if notice := backend.reserve(max(min_length, *map(self._required_length, self._scheduler.waiting))):
+            self._scheduler.waiting[0].emit(notice)
         self._scheduler.reset_slots(backend.slots)
 
     def _has_room(self, sequence: Sequence) -> bool:

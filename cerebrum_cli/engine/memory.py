@@ -199,6 +199,17 @@ def require_context(
     )
 
 
+def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
+    """Raise EngineError if what was requested of a GPU exceeds its free memory."""
+    for need, device in zip(needs.devices, devices, strict=True):
+        if need > device.free:
+            raise EngineError(
+                f"{device.description} has {device.free / 1e9:.1f} GB of free memory, of which {need / 1e9:.1f} GB"
+                " would be needed",
+                "use a smaller --gpu-layers",
+            )
+
+
 def plan_slots(
     sizes: ModelSizes, requested: int, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory
 ) -> int:

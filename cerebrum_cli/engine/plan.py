@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.memory import CACHE_ELEMENT_SIZE, CacheType, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -30,6 +31,7 @@ class LoadOptions:
     - `n_ubatch`: maximum number of prompt tokens in one step
     - `flash_attention`: None leaves it to llama.cpp
     - `is_verified`: the file's digest is known to be right, or we wrote the file
+    - `baseline`: the options without a tuning, which are used if the tuned ones need more memory than is free
     """
 
     path: Path
@@ -49,6 +51,7 @@ class LoadOptions:
     flash_attention: bool | None = None
     cache_type: CacheType = "f16"
     is_verified: bool = False
+    baseline: LoadOptions | None = None
 
     def with_tuning(self, tuning: Tuning) -> LoadOptions:
         """Options with the settings of a tuning."""
@@ -88,6 +91,10 @@ class Tuning:
         if layers not in (None, "auto", "all") and not (layers.isdecimal() and len(layers) < 6):
             raise ValueError(f"gpu_layers is {layers!r}")
         return self
+
+
+def fallback_notice(error: CerebrumError) -> NoticeEvent:
+    return NoticeEvent(f"cannot use the tuned settings: {error.message}", "using default settings")
 
 
 def short_context_notice(context: int, default: int) -> NoticeEvent | None:

@@ -19,7 +19,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking
+from cerebrum_cli.engine.plan import LoadOptions, Tuning, fallback_notice, plan_repacking
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.formats.plain import RAW
 
@@ -187,7 +187,7 @@ def open_model(
 
 def with_fallback(factory: BackendFactory, tuned: LoadOptions, default: LoadOptions) -> OpenBackend:
     """A function that opens a model as tuned, or with default settings if that fails, as with less free memory."""
-    open_tuned = factory(tuned)
+    open_tuned = factory(replace(tuned, baseline=default))
 
     def open_backend(on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
         try:
@@ -195,7 +195,7 @@ def with_fallback(factory: BackendFactory, tuned: LoadOptions, default: LoadOpti
         except (EngineError, ModelFileError) as error:
             if stop:
                 raise
-            on_event(NoticeEvent(f"cannot open the model as tuned: {error.message}", "using default settings"))
+            on_event(fallback_notice(error))
         return factory(default)(on_event, stop)
 
     return open_backend

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, as_path, is_directory, is_missing
-from cerebrum_cli.catalogue.reference import NameReference
+from cerebrum_cli.catalogue.reference import NameReference, looks_like_path
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
@@ -86,7 +86,8 @@ def resolve_models(library: Library, references: Mapping[str, str], find: Callab
         try:
             models[name] = find(reference)
         except (ModelNotFound, ModelFileError, PullError) as error:
-            if name != reference or is_catalogued(library, name):
+            is_damaged = isinstance(error, ModelFileError) and looks_like_path(name)
+            if is_damaged or name != reference or is_catalogued(library, name):
                 raise
             raise unknown_source(name, error) from error
     return models

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
 from cerebrum_cli.engine.llama import batch_invariance
@@ -18,6 +19,7 @@ from cerebrum_cli.engine.llama.sampler import GrammarSampler, GreedySampler, Lla
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 from cerebrum_cli.engine.memory import ContextOptions, plan_slots
+from cerebrum_cli.engine.plan import fallback_notice
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 class LlamaBackend(Vocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
-    `offloaded` is the number of layers on each GPU.
+    `offloaded` is the number of layers on each GPU; `fallback` is used if no context can be created with the options.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class LlamaBackend(Vocabulary):
         sizes: ModelSizes,
         offloaded: tuple[int, ...] = (),
         batch_invariant: bool = False,
+        fallback: ContextOptions | None = None,
     ) -> None:
         super().__init__(model)
         self._model = model
         self._stop = stop
         self._sizes = sizes
         self._offloaded = offloaded
+        self._fallback = fallback
         self._batch_indices: list[int] | None = None
         self._context: LlamaContext | None = None
         self.configure(options, batch_invariant)
@@ -65,11 +69,23 @@ class LlamaBackend(Vocabulary):
         """Length of a sequence that memory is allocated for."""
         return self._context.capacity if self._context else 0
 
-    def reserve(self, length: int) -> None:
+    def reserve(self, length: int) -> NoticeEvent | None:
         """Create a context for sequences of `length` tokens, with as many slots as fit in memory.
 
         A context with a single KV cache is replaced only once, by one of the maximum size.
         """
+        try:
+            self._create_context(length)
+        except EngineError as error:
+            if self._fallback is None:
+                raise
+            self.configure(self._fallback, self._batch_invariant)
+            self._fallback = None
+            self._create_context(length)
+            return fallback_notice(error)
+        return None
+
+    def _create_context(self, length: int) -> None:
         requested, is_single = self._options.slots, self._options.n_streams == 1
         if self._context:
             self._context.close()

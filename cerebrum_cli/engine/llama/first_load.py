@@ -1,7 +1,7 @@
 """Load a file for the first time in a child process, since llama.cpp aborts on some damaged or hostile files.
 
 Files that loaded are remembered by device, inode, size and modification time. Run as a module, this is the child: it
-maps the file, creates a small context and decodes nothing.
+maps the file, converts text to tokens and back, creates a small context and decodes nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.errors import EngineError, ModelFileError
+from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
 from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import StopFlag
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
 CRASHES = {-each for each in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
 MAX_REMEMBERED = 1000
@@ -84,16 +89,29 @@ def _load_in_child(path: Path, stop: StopFlag) -> tuple[int, list[str]]:
 
 def _load(path: str) -> None:
     from cerebrum_cli.engine.llama.library import llama, suppress_log
+    from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     with suppress_log():
-        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        for params.vocab_only in (True, False):  # each gets as far as the other does not
+            model = llama.llama_model_load_from_file(os.fsencode(path), params)
+            if model:
+                _use_vocabulary(Vocabulary(model))
         if model:
             options = llama.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
             llama.llama_init_from_model(model, options)
     os._exit(0)  # the system frees everything faster
+
+
+def _use_vocabulary(vocabulary: Vocabulary) -> None:
+    """Convert every byte to tokens, and every token to bytes."""
+    text = "".join(map(chr, range(256)))
+    with contextlib.suppress(CerebrumError):
+        vocabulary.tokenize([Text(text), Text(text, trusted=False)])
+        for token in range(vocabulary.size):
+            vocabulary.piece(token, special=True)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ from cerebrum_cli.engine.memory import (
     GPU_UBATCH,
     ContextOptions,
     default_context,
+    memory_needs,
     plan_context,
     plan_layers,
     require_context,
+    require_devices,
 )
 from cerebrum_cli.engine.plan import LoadOptions, option_notices, short_context_notice
 
@@ -58,15 +60,19 @@ def open_llama(
         planned = replace(planned, length=context)
         if shortage := short_context_notice(context, default):
             emit(shortage)
-    offloaded = plan_layers(options.sizes, options.gpu_layers, expected_context(planned), free.devices)
+    expected = expected_context(planned)
+    offloaded = plan_layers(options.sizes, options.gpu_layers, expected, free.devices)
+    if options.baseline:
+        require_devices(memory_needs(options.sizes, expected, offloaded), free.devices)
     emit(LoadEvent(0.0))
     model = load_model(options, offloaded, emit, stop)
     can_unify, offloads = supports_kv_unified(model), any(offloaded)
     made_with = context_options(options, planned.length, can_unify, offloads)
     batch_invariant = options.batch_invariant and not offloads and can_unify
-    backend = LlamaBackend(model, made_with, stop, options.sizes, offloaded, batch_invariant)
-    if options.whole_context:
-        backend.reserve(planned.length)
+    fallback = context_options(options.baseline, planned.length, can_unify, offloads) if options.baseline else None
+    backend = LlamaBackend(model, made_with, stop, options.sizes, offloaded, batch_invariant, fallback)
+    if options.whole_context and (replaced := backend.reserve(planned.length)):
+        emit(replaced)
     return backend
 
 
