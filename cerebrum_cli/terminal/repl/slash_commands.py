@@ -65,10 +65,10 @@ def set_system_prompt(repl: Repl, line: SlashLine) -> None:
 
 def change_model(repl: Repl, line: SlashLine) -> None:
     if line.argument:
-        with unchanged_on_interrupt(f"still using {repl.chat.loaded.model.reference}"):
+        with unchanged_on_interrupt(f"still using {repl.chat.loaded.model.label}"):
             repl.wait_for(repl.chat.change_settings({"model": line.argument, "format": None}))
     loaded = repl.chat.loaded
-    repl.streams.info(f"{loaded.model.reference}, prompt format: {loaded.format_name}")
+    repl.streams.info(f"{loaded.model.label}, prompt format: {loaded.format_name}")
 
 
 def change_setting(repl: Repl, line: SlashLine) -> None:
