@@ -138,6 +138,10 @@ class ScriptedBackend:
             token for part in parts for token in (part.ids if isinstance(part, Tokens) else part.value.encode())
         )
 
+    @property
+    def longest_token(self) -> int:
+        return max((len("<mark>"), *map(len, self.words)))
+
     def piece(self, token: int, special: bool = False) -> bytes:
         if token in (END, MARK):
             return {END: b"<end>", MARK: b"<mark>"}[token] if special else b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -563,6 +564,54 @@ def test_deeply_nested_grammar_is_an_error_with_its_place(user: CommandLine) -> 
         f"error: {grammar}: cannot parse the grammar: line 1, column 2010: more than 2000 nested groups",
         " hint: simplify the grammar there",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("ask", "-f", "/dev/zero", "hi"), 4, "/dev/zero has more than 64 MB"),
+        (("ask", "--raw", "-f", "/dev/zero"), 4, "/dev/zero has more than 64 MB"),
+        (("ask", "--messages", "/dev/zero"), 4, "/dev/zero has more than 64 MB"),
+        (("ask", "--grammar", "/dev/zero", "hi"), 2, "/dev/zero has more than 4 MB"),
+        (("ask", "--schema", "/dev/zero", "hi"), 2, "/dev/zero has more than 4 MB"),
+        (("sessions", "import", "endless.json"), 2, "endless.json has more than 1.00 GB"),
+        (("batch", "endless.json", "--shape", "txt", "-o", "-"), 2, "endless.json has more than 1.00 GB"),
+        (("batch", "long.txt", "-o", "-"), 2, "long.txt: line 2 has more than 16 MB"),
+    ],
+)
+def test_endless_input_is_an_error(user: CommandLine, arguments: tuple[str, ...], code: int, error: str) -> None:
+    for name, start, size in (("endless.json", b"", 1_000_000_001), ("long.txt", b"hi\n", 17_000_000)):
+        with (user.home / name).open("wb") as file:
+            file.write(start)
+            file.truncate(size)
+    done = user.run(*arguments)
+    assert (done.code, done.out) == (code, "")
+    assert [line.partition(":")[0].strip() for line in done.err.splitlines()] == ["error", "hint"]
+    assert done.err.startswith(f"error: {error}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("ask", "hi"), 4, "standard input has more than 64 MB"),
+        (("chat",), 4, "standard input has more than 64 MB"),
+        (("batch", "-", "-o", "-"), 2, "standard input: line 1 has more than 16 MB"),
+    ],
+)
+def test_endless_standard_input_is_an_error(
+    user: CommandLine, arguments: tuple[str, ...], code: int, error: str
+) -> None:
+    done = user.run(*arguments, stdin=bytes(65_000_000))
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith(f"error: {error}")
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=("ask", "dry run"))
+def test_text_that_no_tokens_can_fit_is_refused_untokenized(user: CommandLine, options: tuple[str, ...]) -> None:
+    (user.home / "long.txt").write_bytes(b"a" * 60_000_000)
+    done = user.run("ask", "-f", "long.txt", *options)
+    assert (done.code, done.out) == (4, "")
+    assert re.search(r"^error: the prompt has at least \d+ tokens, but the context has \d+$", done.err, re.MULTILINE)
 
 
 def test_python_m_runs_the_command() -> None:

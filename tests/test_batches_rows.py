@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batches.readers import SHAPES, Shape, detect_shape, read_input, read_rows
+from cerebrum_cli.batches.readers import (
+    MAX_LINE_BYTES,
+    SHAPES,
+    Shape,
+    detect_shape,
+    read_input,
+    read_rows,
+    require_size,
+)
 from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object
 from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -415,6 +423,15 @@ def test_unreadable_input_is_named(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
             read_input(path)
         assert caught.value.message == f"{path}: {reason}"
+
+
+def test_lines_may_have_16_megabytes() -> None:
+    line = b"a" * MAX_LINE_BYTES
+    data = b"\n".join([b"x", line, line, b"", b"y", line])
+    assert require_size(data, "it") is data
+    for longer, number in ((data + b"a", 6), (data.replace(b"\n\ny", b"a\n\ny"), 3), (b"a" + line, 1)):
+        with pytest.raises(UsageError, match=f"^it: line {number} has more than 16 MB$"):
+            require_size(longer, "it")
 
 
 def test_failed_object_has_every_key() -> None:

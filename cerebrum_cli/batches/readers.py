@@ -17,21 +17,40 @@ from cerebrum_cli.batches.json_rows import read_json_row
 from cerebrum_cli.batches.rows import InvalidRow, Row, invalid_row, prompt_row, require_prompt
 from cerebrum_cli.batches.template import Template, parse_template
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.files import read_at_most
+from cerebrum_cli.core.text import format_size
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl"}
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
+MAX_LINE_BYTES = 16_000_000
+MAX_INPUT_BYTES = 1_000_000_000
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_input(source: Path) -> bytes:
     """Read a file. Raises UsageError."""
     try:
-        return source.read_bytes()
+        data = read_at_most(source, MAX_INPUT_BYTES)
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror or error}", "check the path") from error
+    return require_size(data, str(source))
+
+
+def require_size(data: bytes | None, name: str) -> bytes:
+    """Raise UsageError for too long an input, None included, and for one with too long a line; return any other."""
+    if data is None or len(data) > MAX_INPUT_BYTES:
+        raise UsageError(f"{name} has more than {format_size(MAX_INPUT_BYTES)}", "split it into several batches")
+    start, number = 0, 1
+    while len(data) - start > MAX_LINE_BYTES:
+        end = data.rfind(b"\n", start, start + MAX_LINE_BYTES + 1)
+        number += data.count(b"\n", start, end + 1) if end >= 0 else 0
+        if end < 0:
+            raise UsageError(f"{name}: line {number} has more than {format_size(MAX_LINE_BYTES)}", "shorten it")
+        start = end + 1
+    return data
 
 
 def detect_shape(source: Path, given: str | None, data: bytes) -> Shape:

@@ -74,13 +74,13 @@ class PromptTooLong(CerebrumError):
 
     exit_code = 4
 
-    def __init__(self, prompt_tokens: int, context_size: int, trained_context: int) -> None:
+    @classmethod
+    def for_context(cls, prompt_tokens: str, context_size: int, trained_context: int) -> PromptTooLong:
+        """Error for a prompt of so many tokens, where `prompt_tokens` may be like "at least 9000"."""
         raise_ctx = f" or raise --ctx (trained context: {trained_context})" if context_size < trained_context else ""
-        super().__init__(
+        return cls(
             f"the prompt has {prompt_tokens} tokens, but the context has {context_size}", f"shorten it{raise_ctx}"
         )
-        self.prompt_tokens = prompt_tokens
-        self.context_size = context_size
 
 
 class NoAnswer(CerebrumError):

@@ -25,6 +25,15 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def read_at_most(path: Path, limit: int) -> bytes | None:
+    """Content of a file; None if it has more than `limit` bytes: a device or a pipe may have no end."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            return None
+        data = file.read(limit + 1)
+    return None if len(data) > limit else data
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Replace the content of a file atomically: readers and crashes see the old or the new content."""
     from tempfile import NamedTemporaryFile

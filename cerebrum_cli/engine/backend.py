@@ -56,6 +56,10 @@ class Backend(Protocol):
     def tokenize(self, parts: Iterable[Part]) -> tuple[int, ...]:
         """Tokenize a prompt; untrusted text never becomes a special token."""
 
+    @property
+    def longest_token(self) -> int:
+        """Bytes of text that one token can stand for, at most. The first access takes a tenth of a second."""
+
     def piece(self, token: int, special: bool = False) -> bytes:
         """Convert a token to its bytes; empty for a control token unless `special`."""
 

@@ -12,7 +12,7 @@ from cerebrum_cli.application.inference.question import template_options
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.readers import detect_shape, read_input, read_rows
+from cerebrum_cli.batches.readers import MAX_INPUT_BYTES, detect_shape, read_input, read_rows, require_size
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
@@ -102,7 +102,7 @@ def read_source(runtime: Runtime, source: Path) -> bytes:
         return read_input(source)
     if runtime.streams.piped is None:
         raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-    return runtime.streams.piped.read()
+    return require_size(runtime.streams.piped.read(MAX_INPUT_BYTES + 1), "standard input")
 
 
 def parse_parallel(text: str | None) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.application.chat.chat import Chat
 from cerebrum_cli.application.chat.history import with_session_defaults
 from cerebrum_cli.application.inference.loading import ModelLoader
-from cerebrum_cli.application.inference.question import decode_text, template_options
+from cerebrum_cli.application.inference.question import read_piped, template_options
 from cerebrum_cli.application.models.model import as_path, is_file
 from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
@@ -85,7 +85,7 @@ def input_lines(runtime: Runtime, repl: Repl, keyboard: Keyboard, vi: bool) -> I
     streams, signals, piped = runtime.streams, repl.signals, runtime.streams.piped
     if piped is not None:
         with signals.running_command():
-            return ScriptInput(decode_text(piped.read(), "standard input"), streams.answer)
+            return ScriptInput(read_piped(piped), streams.answer)
     terminal = TerminalIO(streams, keyboard, signals, repl.quiet)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(terminal)

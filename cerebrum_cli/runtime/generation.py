@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import GenerationOptions
 
+MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
+
 
 def generation_settings(runtime: Runtime, given: Layer, model: Model, votes: bool) -> Settings:
     """Settings for a model; a vote samples unless the user set a temperature. Raises UsageError."""
@@ -36,12 +38,12 @@ def read_grammar(runtime: Runtime, options: GenerationOptions, quiet: bool) -> s
         raise UsageError("--schema and --grammar cannot be used together", "give one of them")
     if schema:
         with naming_grammar_file(options):
-            text, ignored = runtime.schema_to_grammar(read_text(schema))
+            text, ignored = runtime.schema_to_grammar(read_text(schema, MAX_GRAMMAR_BYTES))
         if ignored and not quiet:
             problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
             runtime.streams.notice(NoticeEvent(problem, "check the answer against the schema"))
         return text
-    return read_text(grammar) if grammar else None
+    return read_text(grammar, MAX_GRAMMAR_BYTES) if grammar else None
 
 
 @contextmanager

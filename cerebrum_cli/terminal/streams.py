@@ -29,14 +29,14 @@ class PipedInput:
     source: BinaryIO
     err: TextIO
 
-    def read(self) -> bytes:
-        """Read it to the end."""
+    def read(self, size: int = -1) -> bytes:
+        """Read it to the end, or so many bytes."""
         timer = threading.Timer(STDIN_NOTICE_S, self._notify)
         timer.daemon = True
         if self.err.isatty():
             timer.start()
         try:
-            return self.source.read()
+            return self.source.read(size)
         finally:
             timer.cancel()
 

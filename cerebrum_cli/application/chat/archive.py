@@ -25,6 +25,7 @@ from cerebrum_cli.sessions.rows import Session, StoredMessage
 from cerebrum_cli.sessions.store import Store
 
 DAY_S = 86_400
+MAX_IMPORT_BYTES = 1_000_000_000
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 
 
@@ -128,7 +129,7 @@ def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedMod
 
 def import_session(store: Store, file: Path, name: str | None) -> Session:
     """Save the conversation in a file as a session, named as given, as in the file, or after the file."""
-    own_name, conversation = parse_conversation(read_text(file), str(file))
+    own_name, conversation = parse_conversation(read_text(file, MAX_IMPORT_BYTES), str(file))
     if name is None:
         name = store.unused_name(own_name or printable_name(file.stem) or suggest_name(conversation))
     with store.transaction():

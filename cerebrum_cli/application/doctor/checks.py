@@ -112,7 +112,7 @@ def _check_models(context: DoctorContext) -> CheckResult:
     problems = [(row["error"], f"cerebrum rm {row['reference']}, or pull it again") for row in unreadable]
     details = [f"{len(rows) - len(unreadable)} installed"] if rows else []
     try:
-        details.append(f"default: {context.library.resolve(context.settings.model).reference}")
+        details.append(f"default: {context.library.resolve(context.settings.model).label}")
     except ModelNotFound as error:
         if error.message not in (problem for problem, _ in problems):
             problems.append((error.message, error.hint))

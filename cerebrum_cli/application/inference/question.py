@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
+from cerebrum_cli.core.files import read_at_most
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import format_size, well_formed
 
+MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 BYTES_PER_TOKEN = 4  # an estimate, for English text
 
 
 class Readable(Protocol):
-    def read(self) -> bytes:
-        """Read to the end."""
+    def read(self, size: int, /) -> bytes:
+        """Read to the end, but no more than `size` bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +47,26 @@ class Question:
             require_prompt(self.prompt or "")
 
     def read(self, piped: Readable | None, settings: Settings, system: str | None) -> Conversation:
-        """Read all sources. Raises UsageError for a source that cannot be read.
+        """Read all sources. Raises UsageError for a source that cannot be read, PromptTooLong for one without end.
 
         A question gets the system prompt of the settings; a messages list only one given on the command line.
         """
         self.validate(piped)
         if self.messages is not None:
             return self._read_messages(self.messages, piped, system)
-        text = decode_text(piped.read(), "standard input") if piped else None
+        text = read_piped(piped) if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
         if self.raw:
-            texts = [*(read_text(file) for file in self.files), prompt or "", text or ""]
+            texts = [*(read_prompt(file) for file in self.files), prompt or "", text or ""]
             return Conversation().user(require_prompt("".join(texts)))
-        files = [(str(file), read_text(file)) for file in self.files]
+        files = [(str(file), read_prompt(file)) for file in self.files]
         return Conversation(system_prompt=settings.system).user(compose_prompt(prompt, files, text))
 
     def _read_messages(self, source: Path, piped: Readable | None, system: str | None) -> Conversation:
         if source == Path("-") and piped is not None:
-            text, name = decode_text(piped.read(), "standard input"), "standard input"
+            text, name = read_piped(piped), "standard input"
         else:
-            text, name = read_text(source), str(source)
+            text, name = read_prompt(source), str(source)
         conversation = parse_messages(text, name)
         return conversation if system is None else replace(conversation, system_prompt=system)
 
@@ -91,12 +93,32 @@ def fence_file(name: str, text: str) -> str:
     return f"{name}:\n{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def read_text(path: Path) -> str:
-    """Read a text file. Raises UsageError if it cannot be read or is not UTF-8."""
+def read_prompt(path: Path) -> str:
+    """Read text of a prompt. Raises PromptTooLong, and UsageError if it cannot be read or is not UTF-8."""
+    return read_text(path, MAX_PROMPT_BYTES, PromptTooLong)
+
+
+def read_piped(piped: Readable) -> str:
+    """Read text of a prompt from standard input. Raises PromptTooLong, and UsageError if it is not UTF-8."""
+    data = piped.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise too_large("standard input", MAX_PROMPT_BYTES, PromptTooLong)
+    return decode_text(data, "standard input")
+
+
+def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
+    """Read a text file. Raises UsageError if it cannot be read or is not UTF-8, and `error_type` if it is larger."""
     try:
-        return decode_text(path.read_bytes(), str(path))
+        data = read_at_most(path, limit)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+    if data is None:
+        raise too_large(str(path), limit, error_type)
+    return decode_text(data, str(path))
+
+
+def too_large(name: str, limit: int, error_type: type[CerebrumError] = UsageError) -> CerebrumError:
+    return error_type(f"{name} has more than {format_size(limit)}", "shorten it, or split it")
 
 
 def decode_text(data: bytes, name: str) -> str:

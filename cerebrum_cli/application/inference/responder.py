@@ -23,6 +23,7 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
 
+POSSIBLE_BYTES = 8  # of text for each token of the context that are tokenized without asking whether they can fit
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 FormatBuilder = Callable[[Backend], PromptFormat]
@@ -203,10 +204,13 @@ class LocalResponder:
                 self._prepare()  # while native code loads the model
 
     def count_tokens(self, conversation: Conversation) -> int:
-        return len(self.tokenize(conversation))
+        """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
+        parts = self._format.render(conversation)
+        return least_tokens(self._engine.backend, parts) or len(self._engine.tokenize(parts))
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
-        return self._engine.tokenize(self._format.render(conversation))
+        """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
+        return self._tokenize(self._format.render(conversation))
 
     def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
         """The prompt tokens that do not depend on the first question; empty without a question."""
@@ -228,7 +232,7 @@ class LocalResponder:
             pass
         backend = self._engine.backend
         parts = self._format.render(conversation)
-        ids = self._engine.tokenize(parts)
+        ids = self._tokenize(parts)
         text = "".join(part.value if isinstance(part, Text) else detokenize(backend, part.ids) for part in parts)
         bos = backend.special_token_text("bos")
         adds_bos = bool(ids) and detokenize(backend, ids[:1]) == bos and not text.startswith(bos)
@@ -269,11 +273,29 @@ class LocalResponder:
         return b"".join(pieces).decode("utf-8", "replace")
 
     def _tokenize_prompt(self, prompt: Sequence[Part], prefix_tokens: tuple[int, ...]) -> tuple[int, ...]:
-        tokens = (*self._engine.tokenize(prompt), *prefix_tokens)
+        tokens = (*self._tokenize(prompt), *prefix_tokens)
         size = self._engine.backend.context_size
         if len(tokens) >= size:
-            raise PromptTooLong(len(tokens), size, self._trained_context)
+            raise PromptTooLong.for_context(str(len(tokens)), size, self._trained_context)
         return tokens
+
+    def _tokenize(self, prompt: Sequence[Part]) -> tuple[int, ...]:
+        backend = self._engine.backend
+        if least := least_tokens(backend, prompt):
+            raise PromptTooLong.for_context(f"at least {least}", backend.context_size, self._trained_context)
+        return self._engine.tokenize(prompt)
+
+
+def least_tokens(backend: Backend, prompt: Iterable[Part]) -> int | None:
+    """Least possible number of tokens of a prompt too long for the context whatever its tokens are; None for others.
+
+    Tokenizing a text is a single native call, of seconds for some megabytes.
+    """
+    texts = [part.value for part in prompt if isinstance(part, Text)]
+    if sum(map(len, texts)) <= POSSIBLE_BYTES * backend.context_size:
+        return None
+    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // backend.longest_token
+    return least if least > backend.context_size else None
 
 
 def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:

@@ -10,7 +10,9 @@ tokens are dropped.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from cerebrum_cli.engine.llama.library import llama
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
+LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # others drop white space, for example
 ANCHORS = ("\n", "a", "0", ".")
 
 
@@ -81,6 +84,13 @@ class Vocabulary:
             known = self._pieces[key] = self._read_piece(own, special)
         return known
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of text that one token can stand for, at most."""
+        if llama.llama_vocab_type(self._vocab) not in LOSSLESS_TYPES:
+            return sys.maxsize
+        return max(len(self._read_piece(token, special=True)) for token in range(self.size))
+
     def is_eog(self, token: int) -> bool:
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
@@ -109,18 +119,23 @@ class Vocabulary:
                 yield Plain(part.value, False)
 
     def _split_controls(self, part: Text) -> Iterator[Plain | Control]:
-        text = part.value
+        text, at = part.value, 0
         for token in self._tokenize_raw(text, parse_special=True):
             attribute = self._attribute(token)
             if not attribute & CONTROL:
                 continue
-            before, spelling, after = text.partition(self._spelling(token))
-            if not spelling:  # <unk> for a byte that no token covers: not spelled out
+            spelling = self._spelling(token)
+            found = text.find(spelling, at)
+            if found < 0:  # <unk> for a byte that no token covers: not spelled out
                 continue
+            before = text[at:found]
             yield Plain(before.rstrip() if attribute & llama.LLAMA_TOKEN_ATTR_LSTRIP else before, True)
             yield Control(token)
-            text = after.lstrip() if attribute & llama.LLAMA_TOKEN_ATTR_RSTRIP else after
-        yield Plain(text, True)
+            at = found + len(spelling)
+            if attribute & llama.LLAMA_TOKEN_ATTR_RSTRIP:
+                while text[at : at + 1].isspace():
+                    at += 1
+        yield Plain(text[at:], True)
 
     def _tokenize_plain(self, run: list[Plain], continues: bool) -> list[int]:
         """Tokenize joined plain text so that no untrusted character is part of a user-defined token."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.vote import parse_votes
 from cerebrum_cli.application.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.application.inference.question import read_text
+from cerebrum_cli.application.inference.question import read_prompt
 from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, MajorityVote
 from cerebrum_cli.core.errors import Interrupted, SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -65,10 +65,10 @@ def set_system_prompt(repl: Repl, line: SlashLine) -> None:
 
 def change_model(repl: Repl, line: SlashLine) -> None:
     if line.argument:
-        with unchanged_on_interrupt(f"still using {repl.chat.loaded.model.reference}"):
+        with unchanged_on_interrupt(f"still using {repl.chat.loaded.model.label}"):
             repl.wait_for(repl.chat.change_settings({"model": line.argument, "format": None}))
     loaded = repl.chat.loaded
-    repl.streams.info(f"{loaded.model.reference}, prompt format: {loaded.format_name}")
+    repl.streams.info(f"{loaded.model.label}, prompt format: {loaded.format_name}")
 
 
 def change_setting(repl: Repl, line: SlashLine) -> None:
@@ -201,7 +201,7 @@ def export_session(repl: Repl, line: SlashLine) -> None:
 
 def attach_file(repl: Repl, line: SlashLine) -> None:
     path = parse_path(_required(line, "a file", "for example /file notes.txt"))
-    repl.pending_files.append((str(path), read_text(path)))
+    repl.pending_files.append((str(path), read_prompt(path)))
     repl.streams.info(f"{path} will be prepended to your next question")
 
 
