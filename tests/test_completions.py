@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 from asking import collect_replies, running_engine
 from scripted_backend import BAD_GRAMMAR, END, Model, ScriptedBackend, tokens
+from waiting import wait_until
 
 from cerebrum_cli.core.errors import EngineError, GrammarError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
@@ -320,3 +322,27 @@ def test_refused_sequence_ends_alone() -> None:
         assert (said[SequenceId(1)].text, said[SequenceId(1)].reason) == ("aaa", "stop")
         with pytest.raises(GrammarError, match="nothing goes on"):
             list(engine.generate([request("G#"), request("x#")]))
+
+
+def test_slow_reader_pauses_admission_but_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.engine.completions.MAX_BACKLOG", 20)
+    scripted = backend(slots=2)
+    with running_engine(scripted) as engine, closing(engine.complete([request(f"q{n}") for n in range(50)])) as running:
+        wait_until(lambda: running._outbox.qsize() > 20)
+        time.sleep(0.1)
+        steps = len(scripted.steps)
+        time.sleep(0.1)
+        assert len(scripted.steps) == steps
+        assert running._outbox.qsize() < 60
+        assert len(collect_replies(running)) == 50
+
+
+def test_cancel_ends_what_a_slow_reader_has_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.engine.completions.MAX_BACKLOG", 20)
+    with running_engine(backend(slots=2)) as engine:
+        running = engine.complete([request(f"q{n}") for n in range(50)])
+        wait_until(lambda: running._outbox.qsize() > 20)
+        engine.cancel()
+        reasons = [event.reason for event in running if isinstance(event, FinishEvent)]
+        assert len(reasons) == 50
+        assert reasons[-1] == "cancelled"

@@ -400,6 +400,7 @@ class CommandRunner:
         self.benches: list[ScriptedBench] = []
         self.speed_model = SpeedModel(single={("repack", False): (1.5, 0.7)}, batch={("slots", 16): (1.0, 1.5)})
         self.devices: tuple[Device, ...] = ()
+        self.disturbed_jobs = 0
 
     def runtime(self, piped: bytes | None = None) -> Runtime:
         """Create a runtime that records the load options of models."""
@@ -413,7 +414,9 @@ class CommandRunner:
 
         def bench(options: LoadOptions, model: Model, directory: Path, gpus: tuple[Device, ...]) -> Any:
             assert options.path == model.path == self.model
-            self.benches.append(ScriptedBench(self.speed_model, devices=self.devices))
+            self.benches.append(
+                ScriptedBench(self.speed_model, devices=self.devices, disturbed_jobs=self.disturbed_jobs)
+            )
             return self.benches[-1]
 
         runtime.open_backend, runtime.bench = open_backend, bench
@@ -657,6 +660,15 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     assert done.err.splitlines()[-1] == f"nothing changed for {name}: no settings proved faster than the defaults"
     assert list(tuned.profiles.glob("*.json")) == [path]
     assert tuned.run("tune", tuned.model, "--quick", "--json").object.keys() == {*KEYS}
+
+
+def test_tune_on_a_busy_machine_keeps_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> None:
+    [path] = tuned.profiles.glob("*.json")
+    before = path.read_bytes()
+    tuned.speed_model, tuned.disturbed_jobs = SpeedModel(), 1
+    done = tuned.run("tune", tuned.model, "--quick")
+    assert done.err.splitlines()[-1].startswith("nothing changed for ")
+    assert path.read_bytes() == before
 
 
 def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: CommandRunner) -> None:

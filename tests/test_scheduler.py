@@ -343,7 +343,7 @@ class AnyTraffic(RuleBasedStateMachine):
             finish, sequence = sample.finish, sample.sequence
             assert finish and sequence.request.params.max_tokens
             said, reason = expected_reply(
-                sequence.prompt, sequence.seed, sequence.request.params.max_tokens, self.backend.context_size
+                tuple(sequence.prompt), sequence.seed, sequence.request.params.max_tokens, self.backend.context_size
             )
             if finish.reason == "cancelled":
                 assert sample.tokens == said[: len(sample.tokens)]

@@ -12,6 +12,8 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceI
 from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Commands, Submit
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed
 
+MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
+
 
 class SubmittedRequest(NamedTuple):
     """A request with the seed of its first sample."""
@@ -79,9 +81,12 @@ class Completions:
         for index, count in counts:
             request, seed = self._submitted[index]
             samples = range(self.sample_counts[index], self.sample_counts[index] + count)
-            new += create_sequences(index, request, self._outbox.put, samples, seed)
+            new += create_sequences(index, request, self._outbox.put, samples, seed, self._is_backlogged)
             self.sample_counts[index] += count
         self._live.update((sequence.id, sequence) for sequence in new)
         if not self._commands.send(Submit(new, self._scope)):
             self._live.clear()
             raise EngineError("the engine is closed")
+
+    def _is_backlogged(self) -> bool:
+        return self._outbox.qsize() > MAX_BACKLOG

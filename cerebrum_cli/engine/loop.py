@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import perf_counter, sleep
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
@@ -12,6 +12,8 @@ from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
+
+BACKLOG_POLL_S = 0.01
 
 
 class Loop:
@@ -51,6 +53,8 @@ class Loop:
             step = self._schedule()
             if step.rows:
                 self._process_output(step, self._backend.decode(step.rows))
+            elif self._scheduler.waiting:  # for a slow reader
+                sleep(BACKLOG_POLL_S)
         except Exception as error:
             self.fail(error)
             self._backend.clear_all()  # the step may have written any part of its rows
@@ -60,6 +64,8 @@ class Loop:
         scheduler, backend = self._scheduler, self._backend
         while scheduler.can_admit:
             sequence = scheduler.waiting[0]
+            if sequence.is_backlogged():
+                return
             needs_memory = self._required_length(sequence) > backend.capacity
             if scheduler.running and (needs_memory or not self._has_room(sequence)):
                 return

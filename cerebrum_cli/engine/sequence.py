@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, SequenceId, Timings
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.detokenizer import Detokenizer
+
+Tokens: TypeAlias = "tuple[int, ...] | array[int]"
+"""Token ids; an array takes a tenth of a tuple's memory."""
 
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
 
@@ -30,7 +34,7 @@ class Request:
     `ignore_eos` treats end-of-generation tokens as ordinary ones.
     """
 
-    prompt_tokens: tuple[int, ...]
+    prompt_tokens: Tokens
     params: SamplingParams = field(default_factory=SamplingParams)
     grammar: str | None = None
     n: int = 1
@@ -41,7 +45,10 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """State of one sample; `evaluated` is the number of its tokens in its slot."""
+    """State of one sample; `evaluated` is the number of its tokens in its slot.
+
+    `is_backlogged` tells whether too many events wait for their reader.
+    """
 
     id: SequenceId
     request: Request
@@ -56,9 +63,10 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     admitted_at: float | None = None
     sampled_at: list[float] = field(default_factory=list)
+    is_backlogged: Callable[[], bool] = lambda: False
 
     @property
-    def prompt(self) -> tuple[int, ...]:
+    def prompt(self) -> Tokens:
         """Token ids of the prompt."""
         return self.request.prompt_tokens
 
@@ -68,7 +76,7 @@ class Sequence:
         return self.evaluated < max(len(self.prompt), self.length - 1)
 
     @property
-    def tokens(self) -> tuple[int, ...]:
+    def tokens(self) -> Tokens:
         """Token ids of prompt and reply."""
         return (*self.prompt, *self.generated) if self.generated else self.prompt
 
@@ -120,13 +128,24 @@ class Sequence:
 
 
 def create_sequences(
-    index: int, request: Request, emit: Callable[[Event | Failure], None], samples: Iterable[int], seed: int
+    index: int,
+    request: Request,
+    emit: Callable[[Event | Failure], None],
+    samples: Iterable[int],
+    seed: int,
+    is_backlogged: Callable[[], bool] = lambda: False,
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`."""
     now = perf_counter()
     return [
         Sequence(
-            SequenceId(index, sample), request, (seed + sample) % SEEDS, emit, Detokenizer(request.params.stop), now
+            SequenceId(index, sample),
+            request,
+            (seed + sample) % SEEDS,
+            emit,
+            Detokenizer(request.params.stop),
+            now,
+            is_backlogged=is_backlogged,
         )
         for sample in samples
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -208,7 +209,8 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         raise
     except CerebrumError as error:
         return _row_error(error)
-    return PendingRow(position, row, tokenized, options, vote, ReplyCollector())
+    compact = replace(tokenized.request, prompt_tokens=array("i", tokenized.request.prompt_tokens))  # 4 bytes a token
+    return PendingRow(position, row, replace(tokenized, request=compact), options, vote, ReplyCollector())
 
 
 def _row_error(error: CerebrumError) -> RowError:
