@@ -35,6 +35,22 @@ def test_final_answer_of_a_chain_of_thought(case: dict[str, str | None]) -> None
     assert final_answer(case["text"] or "") == case["answer"]
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ('"What is 2 + 3?" is "The answer is 5."', "5"),
+        ("He said 'the answer is 5.'", "5"),
+        ('So "The answer is yes".', "yes"),
+        ("“The answer is Paris.”", "Paris"),
+        ('The answer is 5"', '5"'),
+        ("The answer is the boys'", "the boys'"),
+        ('The answer is "Paris".', "Paris"),
+    ],
+)
+def test_final_answer_leaves_out_the_quotes_around_its_statement(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
+
+
 @given(prose | marked_up)
 def test_final_answer_is_none_or_not_empty(text: str) -> None:
     answer = final_answer(text)

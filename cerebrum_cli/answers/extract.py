@@ -231,7 +231,7 @@ def _slashed(fraction: re.Match[str]) -> str:
 
 def _answer(text: str) -> str:
     """Strip quotes, closing punctuation and a choice's parentheses from an answer."""
-    text = _trimmed(" ".join(text.split()))
+    text = _without_open_quote(_trimmed(" ".join(text.split())))
     if yes_no := _YES_NO.match(text):
         return yes_no[1]
     if choice := _CHOICE.fullmatch(text):
@@ -249,6 +249,16 @@ def _trimmed(text: str) -> str:
             stripped = stripped.rstrip("!")
         text = stripped[1:-1] if stripped[:1] + stripped[-1:] in _QUOTES and len(stripped) > 1 else stripped
     return text
+
+
+def _without_open_quote(text: str) -> str:
+    """Strip a closing quote whose partner stands before the answer, but no inches and no apostrophe."""
+    before, last = text[:-1], text[-1:]
+    opening = next((pair[0] for pair in _QUOTES if pair[1] == last), None)
+    if opening is None or not re.search(r"[.,!?]\Z" if last in "'’" else r"\D\Z", before):
+        return text
+    is_opened = before.count(opening) % 2 if opening == last else opening in before
+    return text if is_opened else _trimmed(before)
 
 
 def _last_value(text: str) -> str | None:
