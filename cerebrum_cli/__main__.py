@@ -1,5 +1,35 @@
-"""`python -m cerebrum_cli` is `cerebrum`."""
+"""Entry point of `cerebrum` and `python -m cerebrum_cli`: Ctrl-C ends the process quietly from here on."""
 
-from cerebrum_cli.main import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+import sys
+from types import FrameType
+
+from cerebrum_cli.core.importing import is_importing
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line. Its imports take long enough to be interrupted."""
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupt)
+        from cerebrum_cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def interrupt(_: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, or exit during an import."""
+    if is_importing(frame):
+        os._exit(INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

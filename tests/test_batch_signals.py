@@ -159,6 +159,18 @@ def test_batch_interrupted_between_windows_ends_there(
     assert job.result == job.uninterrupted
 
 
+@pytest.mark.parametrize(
+    ("start", "number"), [('nohup "$@" &', signal.SIGHUP), ('"$@" &', signal.SIGINT)], ids=["nohup", "background"]
+)
+def test_batch_survives_a_signal_its_parent_ignores(job: Job, start: str, number: signal.Signals) -> None:
+    shell = job.start(around=("sh", "-c", f"{start} echo $! > pid; wait $!", "sh"))
+    wait_until(lambda: len(job.partial) >= 2)
+    for _ in range(2):
+        os.kill(int((job.home / "pid").read_text()), number)
+    assert shell.wait(TIMEOUT_S) == 0
+    assert job.result == job.uninterrupted
+
+
 def test_batch_output_has_one_writer(job: Job) -> None:
     job.start()
     wait_until(lambda: len(job.partial) >= 1)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from command_line import CommandLine
 
 from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -36,3 +40,33 @@ def test_interruptible_with_a_second_signal_at_any_line_of_its_handler(line: int
             time.sleep(0.1)
         finally:
             sys.settrace(before)
+
+
+def test_interruptible_lets_an_import_finish_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nfor _ in range(1000): pass\nis_complete = True\n"
+    (tmp_path / "interrupted_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Interrupted), interruptible("nothing is left"):
+        module = importlib.import_module("interrupted_module")
+        assert module.is_complete
+        time.sleep(10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [25, 60, 100])
+def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path, lines: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "cerebrum_cli", "ask", "hello"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=CommandLine(tmp_path).environment(),
+        text=True,
+    )
+    assert process.stderr
+    assert any(line.endswith(" cerebrum_cli\n") for line in process.stderr)
+    for _ in range(lines):
+        process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert [line for line in err.splitlines() if not line.startswith("import time:")] == []

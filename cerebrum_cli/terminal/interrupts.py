@@ -10,10 +10,12 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from cerebrum_cli.core.errors import Interrupted
+from cerebrum_cli.core.importing import is_importing
 
 # A terminal that closes sends SIGHUP, which Windows lacks.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
+RETRY_S = 0.01  # until a signal that came during an import is sent again
 
 RESTORE_ON_EXIT: list[Callable[[], None]] = []  # called by `exit_process`
 
@@ -59,7 +61,7 @@ class Interrupts(CancelOnInterrupt):
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._previous_handlers = install_handlers(self._on_signal)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -89,13 +91,30 @@ def interruptible(hint: str) -> Iterator[None]:
         if is_first:
             raise KeyboardInterrupt  # not caught by a library's `except Exception`
 
-    old = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    old = install_handlers(interrupt)
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted(signals[0] if signals else signal.SIGINT, hint) from None
     finally:
         restore_handlers(old)
+
+
+def install_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Handle SIGNALS, except those this process was started to ignore, by `nohup` or `&`; return the old handlers.
+
+    A signal during an import is sent again after it.
+    """
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if is_importing(frame) and hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signum))
+            signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+        else:
+            handler(signum, frame)
+
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in handled}
 
 
 def restore_handlers(handlers: Mapping[int, Any]) -> None:

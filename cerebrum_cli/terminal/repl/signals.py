@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.terminal.interrupts import SIGNALS, CancelOnInterrupt, exit_process, restore_handlers
+from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, exit_process, install_handlers, restore_handlers
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 SignalAction = Callable[[int], None]
@@ -34,7 +34,7 @@ class Signals:
         self.exit_signal: int | None = None
 
     def __enter__(self) -> Signals:
-        self._previous_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._previous_handlers = install_handlers(self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

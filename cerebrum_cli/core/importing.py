@@ -1,0 +1,12 @@
+"""Whether a signal interrupted an import: an exception raised there can be lost, or leave the import lock taken."""
+
+from __future__ import annotations
+
+from types import FrameType
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether an import is running in this frame or below it."""
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
