@@ -50,12 +50,6 @@ class Meter:
         if size > MAX_BYTES:
             raise LimitError(f"makes a value of more than {MAX_BYTES // 1_000_000} MB")
 
-    def charge(self, size: int) -> None:
-        """Count the memory of a value."""
-        self._left -= size
-        if self._left < 0:
-            raise LimitError("uses too much memory")
-
     def require_left(self, size: int) -> None:
         """Raise LimitError if memory does not last for temporary values of so many bytes."""
         if size > self._left:
@@ -66,9 +60,11 @@ class Meter:
         if isinstance(value, (str, bytes)):
             size = getsizeof(value)
             self.require(size)
-            self.charge(size)
+            self._left -= size
         elif isinstance(value, (list, tuple, dict)):
-            self.charge(ITEM_BYTES * len(value))
+            self._left -= ITEM_BYTES * len(value)
+        if self._left < 0:
+            raise LimitError("uses too much memory")
         return value
 
     def nested(self, value: Any) -> Any:
@@ -115,27 +111,30 @@ def check_operator(operator: str, left: Any, right: Any) -> None:
     meter = METER.get()
     if operator == "*":
         for value, count in ((left, right), (right, left)):
-            if isinstance(count, int) and isinstance(value, SEQUENCES):
+            if isinstance(count, int) and isinstance(value, TEXTS):
+                meter.require((getsizeof(value) - getsizeof(value[:0])) * count)
+            elif isinstance(count, int) and isinstance(value, (list, tuple)):
                 meter.require(meter.weigh(value) * count)
-    if operator == "%" and isinstance(left, TEXTS):
+    elif operator == "%" and isinstance(left, TEXTS):
         meter.require(_percent_size(left, right if isinstance(right, tuple) else (right,)))
-    elif operator == "+" and isinstance(left, SEQUENCES):
+    elif operator == "+" and isinstance(left, (list, tuple)):
         meter.require(meter.weigh(left, right))
-    elif isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
+    if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
         bits = left.bit_length()
         if (bits * right if operator == "**" else bits + right.bit_length()) > MAX_BITS:
             raise LimitError("makes an integer that is too large")
 
 
 def check_call(name: str, value: Any, arguments: Sequence[Any]) -> None:
-    """Raise LimitError for a filter of a value, or a method, that takes too long or has too large a result."""
-    meter = METER.get()
-    meter.tick()
+    """Raise LimitError for a filter of a value, or a method, that takes too long or has too large a result.
+
+    `arguments` are in the order of its signature.
+    """
     if name in SIZES:
-        meter.require(SIZES[name](value, arguments))
-    if name in TEMPORARY_SIZES:
-        meter.require_left(TEMPORARY_SIZES[name](value, arguments))
-    if name in UNBOUNDED and UNBOUNDED[name](arguments):
+        METER.get().require(SIZES[name](value, arguments))
+    elif name in TEMPORARY_SIZES:
+        METER.get().require_left(TEMPORARY_SIZES[name](value, arguments))
+    elif name in UNBOUNDED and UNBOUNDED[name](arguments):
         raise LimitError(f"calls {name} with a value that is not supported")
 
 
@@ -197,8 +196,11 @@ def _pieces_size(value: Any, arguments: Sequence[Any]) -> int:
 
 def _replaced_size(value: Any, arguments: Sequence[Any]) -> int:
     value = value if isinstance(value, bytes) else str(value)
-    old, new = _texts(arguments) if len(_texts(arguments)) == 2 else ("", "")
-    return int(len(value) + value.count(old) * max(0, len(new) - len(old))) if new else len(value)
+    texts = _texts(arguments)
+    if len(texts) < 2 or len(texts[1]) <= len(texts[0]):
+        return len(value)
+    old, new = texts[:2]
+    return len(value) + int(value.count(old)) * (len(new) - len(old))
 
 
 def _tabs_size(value: Any, arguments: Sequence[Any]) -> int:
@@ -238,3 +240,4 @@ UNBOUNDED: Mapping[str, Callable[[Sequence[Any]], bool]] = {
     "round": lambda arguments: _integers(arguments) > MAX_DIGITS,
     "sum": lambda arguments: any(isinstance(each, (list, tuple)) for each in arguments),
 }
+CHECKED = frozenset((*SIZES, *TEMPORARY_SIZES, *UNBOUNDED))

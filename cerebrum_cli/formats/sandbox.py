@@ -19,6 +19,7 @@ from jinja2.utils import Namespace
 
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.formats.bounds import (
+    CHECKED,
     ITEM_BYTES,
     MAX_BYTES,
     METER,
@@ -42,7 +43,7 @@ class GenerationBlock(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-MAX_SOURCE = 1_000_000  # characters of a template; those of models have up to 50,000
+MAX_SOURCE = 250_000  # characters of a template; those of models have up to 50,000
 UNBOUNDED_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")  # of no use in prompts
 
 
@@ -118,20 +119,22 @@ class Environment(ImmutableSandboxedEnvironment):
         return METER.get().nested(value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        check_operator(operator, left, right)
+        if operator != "+" or not isinstance(left, str):
+            check_operator(operator, left, right)
         return METER.get().made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function or method within the limits."""
         meter = METER.get()
         meter.tick()
-        owner = getattr(__obj, "__self__", None)
-        if args or kwargs:
-            meter.require(meter.weigh(*args, *kwargs.values()))
+        owner = None
         if isinstance(__obj, BuiltinMethodType):
+            owner = __obj.__self__
             if __obj.__name__ == "join" and args and not isinstance(args[0], Sized):
                 args = (list(args[0]), *args[1:])
             check_call(__obj.__name__, owner, (*args, *kwargs.values()))
+        elif args or kwargs:
+            meter.require(meter.weigh(*args, *kwargs.values()))
         result = super().call(__context, __obj, *args, **kwargs)
         return meter.nested(result) if isinstance(owner, str) else meter.made(result)
 
@@ -167,7 +170,6 @@ def run_template(source: str, values: Mapping[str, Any], max_length: int = MAX_B
         template = _compile(source)
         pieces, size = [], 0
         for piece in template.generate(values):
-            meter.tick()
             size += len(piece)
             if size > max_length:
                 raise LimitError(f"writes more than {max_length} characters")
@@ -207,17 +209,21 @@ def _compile(source: str) -> jinja2.Template:
 def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a filter so that it keeps the limits."""
     own = int(hasattr(function, "jinja_pass_arg"))  # arguments that Jinja adds
+    is_checked = name in CHECKED
 
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
         meter = METER.get()
+        meter.tick()
         value: Any = args[own] if len(args) > own else None
         if isinstance(value, str):
             meter.require_left(ITEM_BYTES * len(value))  # its characters as items
         elif isinstance(value, Iterator) or (name == "join" and not isinstance(value, Sized)):
             value = list(value)
             args = (*args[:own], value, *args[own + 1 :])
-        check_call(name, value, (*args[own + 1 :], *kwargs.values()))
+        if is_checked:
+            named = (kwargs[key] for key in sorted(kwargs, reverse=True))  # `old` before `new`
+            check_call(name, value, (*args[own + 1 :], *named))
         return meter.made(function(*args, **kwargs))
 
     return bounded
