@@ -63,6 +63,8 @@ class Meter:
             self._left -= size
         elif isinstance(value, (list, tuple, dict)):
             self._left -= ITEM_BYTES * len(value)
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise LimitError("makes an integer that is too large")
         if self._left < 0:
             raise LimitError("uses too much memory")
         return value
@@ -120,8 +122,8 @@ def check_operator(operator: str, left: Any, right: Any) -> None:
     elif operator == "+" and isinstance(left, (list, tuple)):
         meter.require(meter.weigh(left, right))
     if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
-        bits = left.bit_length()
-        if (bits * right if operator == "**" else bits + right.bit_length()) > MAX_BITS:
+        bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+        if bits > MAX_BITS:
             raise LimitError("makes an integer that is too large")
 
 
