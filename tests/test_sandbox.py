@@ -54,7 +54,7 @@ def test_sandbox_has_what_templates_expect(source: str, expected: str, chatml: L
         ("{{ raise_exception('two\nlines') }}", "rejects this conversation: two lines"),
         ("{{ raise_exception('') }}", "rejects this conversation: TemplateError"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "fails: OverflowError"),
-        ("{{ 'a' * 10 ** 16 }}", "fails: MemoryError"),
+        ("{{ 'a' * 10 ** 16 }}", "makes a value of more than 64 MB"),
         ("{{ 1 / 0 }}", "fails: ZeroDivisionError: division by zero"),
         ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "fails: RecursionError"),
         ("{{ strftime_now(1) }}", "fails: TypeError"),

@@ -23,6 +23,8 @@ from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.sandbox import run_template
 from cerebrum_cli.formats.thinking import THOUGHTS
 
+MAX_REPEATS = 4  # of a message
+MAX_TOKEN_LENGTH = 512  # characters: that of the longest tokens, of white space, is a quarter of it
 STRIPS = ("strip", "rstrip", "lstrip")
 TRIMS: tuple[Callable[[str], str], ...] = (
     str,
@@ -65,13 +67,14 @@ class EmbeddedFormat:
     """A chat template, with the `bos` and `eos` of its vocabulary and the user's template options.
 
     `special_tokens` returns the special tokens that a text spells out, in order. If a template rewrites its messages,
-    these decide whether a message could inject special tokens.
+    these decide whether a message could inject special tokens. `context_size` in tokens limits the template's own text.
     """
 
     source: str
     bos: str
     eos: str
     special_tokens: Callable[[str], tuple[int, ...]]
+    context_size: int
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = EMBEDDED
     stop: tuple[str, ...] = ()
@@ -134,6 +137,7 @@ class EmbeddedFormat:
                 **self.options,
                 "messages": messages,
             },
+            MAX_REPEATS * sum(len(turn["content"]) for turn in messages) + MAX_TOKEN_LENGTH * self.context_size,
         )
 
 

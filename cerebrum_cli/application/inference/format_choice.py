@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cerebrum_cli.application.inference.responder import FormatBuilder
-from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.application.inference.responder import FormatBuilder, least_tokens
+from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.formats.format import PromptFormat
@@ -54,6 +54,7 @@ def format_builder(name: str, template: str | None, options: Mapping[str, Any]) 
             bos=backend.special_token_text("bos"),
             eos=backend.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(backend, text),
+            context_size=backend.context_size,
             options=options,
         )
 
@@ -67,6 +68,8 @@ def prepare_format(name: str) -> None:
 
 
 def special_tokens(backend: Backend, text: str) -> tuple[int, ...]:
-    """The special tokens a text would be tokenized to if it were trusted, in order."""
+    """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
+    if least := least_tokens(backend, (Text(text),)):
+        raise PromptTooLong.for_context(f"at least {least}", backend.context_size, backend.context_size)
     special = backend.special_token_ids((text,))
     return tuple(token for token in backend.tokenize((Text(text, trusted=True),)) if token in special)
