@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.catalogue.reference import looks_like_path
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import print_table
@@ -47,7 +49,9 @@ def rows(run: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> Iterato
     first, last = run[0], run[-1]
     for number, (begin, end) in enumerate(zip(first["sources"], last["sources"], strict=True)):
         layers = span(first["layer"], last["layer"]) if number == 0 else ""
-        yield layers, models[begin["model"]], span(begin["layer"], end["layer"])
+        reference = models[begin["model"]]
+        name = Path(reference).stem if looks_like_path(reference) else reference
+        yield layers, name, span(begin["layer"], end["layer"])
 
 
 def span(first: int, last: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cerebrum_cli.application.doctor.check_result import CheckResult, check_result
@@ -41,7 +42,9 @@ def run_gpu_selftest(factory: BackendFactory, threads: int | None) -> CheckResul
 def _ask(factory: BackendFactory, threads: int | None, gpu_layers: str) -> Reply | None:
     """Reply of the bundled model; None if it has not finished one."""
     settings = Settings(format=FORMAT, max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
-    loaded = open_model(factory, Model(NANO.stem, (NANO,)), settings)
+    loaded = open_model(
+        lambda options: factory(replace(options, is_verified=True)), Model(NANO.stem, (NANO,)), settings
+    )
     collector = ReplyCollector()
     try:
         for event in loaded.responder.respond(Conversation().user(QUESTION), settings):

@@ -215,14 +215,14 @@ def is_missing(path: Path) -> bool:
 
 def require_loadable(path: Path, header: Header) -> None:
     """Raise ModelFileError for a file that llama.cpp would crash on or does not support, before a load or download."""
-    if problem := _defect(header):
-        raise ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
     if header.per_expert_tensors:
         raise ModelFileError(
             path,
             "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
             "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
         )
+    if problem := _defect(header):
+        raise ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
 
 
 def _defect(header: Header) -> str | None:
