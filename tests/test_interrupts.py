@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from types import FrameType
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -36,3 +38,31 @@ def test_interruptible_with_a_second_signal_at_any_line_of_its_handler(line: int
             time.sleep(0.1)
         finally:
             sys.settrace(before)
+
+
+TOKENIZE = """
+import sys
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+
+params = llama.llama_model_default_params()
+params.vocab_only = True
+vocabulary = Vocabulary(llama.llama_model_load_from_file(sys.argv[1].encode(), params))
+print("ready", flush=True)
+vocabulary.tokenize((Text("\\n" * 1_000_000),))  # its vocabulary takes a minute
+"""
+
+
+@pytest.mark.slow
+def test_second_interrupt_ends_the_process_during_tokenization() -> None:
+    process = subprocess.Popen([sys.executable, "-c", TOKENIZE, NANO], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    while process.stdout.readline() != b"ready\n":
+        pass
+    for _ in range(2):
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=2) == 130
+    process.stdout.close()

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
+from cerebrum_cli.core.exiting import exit_process
 
 # A terminal that closes sends SIGHUP, which Windows lacks.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-RESTORE_ON_EXIT: list[Callable[[], None]] = []  # called by `exit_process`
-
-
-def exit_process(code: int) -> NoReturn:
-    """Exit without cleanup, which may be what hangs; only the terminal is restored."""
-    for restore in RESTORE_ON_EXIT:
-        restore()
-    os._exit(code)
 
 
 class CancelOnInterrupt:
