@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from command_line import CommandLine
 
+from cerebrum_cli.application.doctor.selftest import NANO
 from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -70,3 +71,31 @@ def test_interrupt_of_the_first_imports_exits_quietly(tmp_path: Path, lines: int
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert [line for line in err.splitlines() if not line.startswith("import time:")] == []
+
+
+TOKENIZE = """
+import sys
+from cerebrum_cli.core.parts import Text
+from cerebrum_cli.engine.llama.library import llama
+from cerebrum_cli.engine.llama.vocabulary import Vocabulary
+
+params = llama.llama_model_default_params()
+params.vocab_only = True
+vocabulary = Vocabulary(llama.llama_model_load_from_file(sys.argv[1].encode(), params))
+print("ready", flush=True)
+vocabulary.tokenize((Text("\\n" * 1_000_000),))  # its vocabulary takes a minute
+"""
+
+
+@pytest.mark.slow
+def test_second_interrupt_ends_the_process_during_tokenization() -> None:
+    process = subprocess.Popen([sys.executable, "-c", TOKENIZE, NANO], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    while process.stdout.readline() != b"ready\n":
+        pass
+    for _ in range(2):
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=2) == 130
+    process.stdout.close()

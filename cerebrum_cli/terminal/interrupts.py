@@ -7,24 +7,16 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
+from cerebrum_cli.core.exiting import exit_process
 from cerebrum_cli.core.importing import is_importing
 
 # A terminal that closes sends SIGHUP, which Windows lacks.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 RETRY_S = 0.01  # until a signal that came during an import is sent again
-
-RESTORE_ON_EXIT: list[Callable[[], None]] = []  # called by `exit_process`
-
-
-def exit_process(code: int) -> NoReturn:
-    """Exit without cleanup, which may be what hangs; only the terminal is restored."""
-    for restore in RESTORE_ON_EXIT:
-        restore()
-    os._exit(code)
 
 
 class CancelOnInterrupt:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from cerebrum_cli.terminal.interrupts import RESTORE_ON_EXIT, restore_handlers
+from cerebrum_cli.core.exiting import RESTORE_ON_EXIT
+from cerebrum_cli.terminal.interrupts import restore_handlers
 
 try:
     import termios

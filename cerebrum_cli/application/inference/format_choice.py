@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cerebrum_cli.application.inference.responder import FormatBuilder, least_tokens
+from cerebrum_cli.application.inference.prompt_length import least_tokens
+from cerebrum_cli.application.inference.responder import FormatBuilder
 from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.engine.backend import Backend

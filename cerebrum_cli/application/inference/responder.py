@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
+from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import PromptTooLong
@@ -23,7 +24,6 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
 
-POSSIBLE_BYTES = 8  # of text for each token of the context that are tokenized without asking whether they can fit
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 
 FormatBuilder = Callable[[Backend], PromptFormat]
@@ -176,7 +176,7 @@ class LocalResponder:
         Raises PromptTooLong if no room is left for a reply, FormatError if the format cannot render the conversation.
         """
         prompt_format = self._format
-        prompt = prompt_format.render(request.conversation)
+        prompt = self._render(request.conversation)
         thought = open_thought(_trusted_end(prompt), prompt_format.thoughts)
         tokenized = Request(
             self._tokenize_prompt(prompt, request.prefix_tokens),
@@ -205,12 +205,15 @@ class LocalResponder:
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
+        backend = self._engine.backend
+        if least := least_tokens(backend, last_text(conversation)):
+            return least
         parts = self._format.render(conversation)
-        return least_tokens(self._engine.backend, parts) or len(self._engine.tokenize(parts))
+        return least_tokens(backend, parts) or len(self._engine.tokenize(parts))
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
-        return self._tokenize(self._format.render(conversation))
+        return self._tokenize(self._render(conversation))
 
     def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
         """The prompt tokens that do not depend on the first question; empty without a question."""
@@ -231,7 +234,7 @@ class LocalResponder:
         for _ in self.load():
             pass
         backend = self._engine.backend
-        parts = self._format.render(conversation)
+        parts = self._render(conversation)
         ids = self._tokenize(parts)
         text = "".join(part.value if isinstance(part, Text) else detokenize(backend, part.ids) for part in parts)
         bos = backend.special_token_text("bos")
@@ -279,23 +282,18 @@ class LocalResponder:
             raise PromptTooLong.for_context(str(len(tokens)), size, self._trained_context)
         return tokens
 
+    def _render(self, conversation: Conversation) -> tuple[Part, ...]:
+        self._require_possible(last_text(conversation))
+        return self._format.render(conversation)
+
     def _tokenize(self, prompt: Sequence[Part]) -> tuple[int, ...]:
+        self._require_possible(prompt)
+        return self._engine.tokenize(prompt)
+
+    def _require_possible(self, prompt: Iterable[Part]) -> None:
         backend = self._engine.backend
         if least := least_tokens(backend, prompt):
             raise PromptTooLong.for_context(f"at least {least}", backend.context_size, self._trained_context)
-        return self._engine.tokenize(prompt)
-
-
-def least_tokens(backend: Backend, prompt: Iterable[Part]) -> int | None:
-    """Least possible number of tokens of a prompt too long for the context whatever its tokens are; None for others.
-
-    Tokenizing a text is a single native call, of seconds for some megabytes.
-    """
-    texts = [part.value for part in prompt if isinstance(part, Text)]
-    if sum(map(len, texts)) <= POSSIBLE_BYTES * backend.context_size:
-        return None
-    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // backend.longest_token
-    return least if least > backend.context_size else None
 
 
 def split_channels(event: TokenEvent | FinishEvent, splitter: ThoughtSplitter) -> Iterator[Event]:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.exiting import exit_on_second_interrupt
 from cerebrum_cli.core.parts import Part, Text, Tokens
 from cerebrum_cli.engine.llama.library import llama
 
@@ -24,6 +26,7 @@ CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
 LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # others drop white space, for example
+LONG_TEXT = 100_000  # bytes, which take a tenth of a second to tokenize, or many with other tokens between them
 ANCHORS = ("\n", "a", "0", ".")
 
 
@@ -179,6 +182,10 @@ class Vocabulary:
 
     def _tokenize_raw(self, text: str, parse_special: bool = False) -> list[int]:
         data = text.encode("utf-8", "surrogatepass")
+        with exit_on_second_interrupt() if len(data) > LONG_TEXT else nullcontext():
+            return self._tokenize_bytes(data, parse_special)
+
+    def _tokenize_bytes(self, data: bytes, parse_special: bool) -> list[int]:
         capacity = len(data) + 8
         while True:
             tokens = (llama.llama_token * capacity)()

@@ -14,7 +14,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, exit_process, install_handlers, restore_handlers
+from cerebrum_cli.core.exiting import exit_process
+from cerebrum_cli.terminal.interrupts import CancelOnInterrupt, install_handlers, restore_handlers
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 SignalAction = Callable[[int], None]

@@ -1,0 +1,25 @@
+"""Whether a text can fit the context, known without tokenizing it: a single native call, of seconds for megabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.parts import Part, Text
+from cerebrum_cli.engine.backend import Backend
+
+POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
+
+
+def least_tokens(backend: Backend, prompt: Iterable[Part]) -> int | None:
+    """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
+    texts = [part.value for part in prompt if isinstance(part, Text)]
+    if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * backend.context_size:
+        return None
+    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // backend.longest_token
+    return least if least > backend.context_size else None
+
+
+def last_text(conversation: Conversation) -> tuple[Text, ...]:
+    """The last message of a conversation, which is in every prompt, as a part."""
+    return tuple(Text(message.content) for message in conversation.messages[-1:])
