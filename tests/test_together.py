@@ -216,3 +216,9 @@ def test_short_memory_reduces_slots_and_all_are_answered(
     with open_engine(8) as engine:
         assert answers(engine, SUMS, None) == single_runs
         assert engine.backend.slots == 3
+
+
+def test_batch_invariance_allows_llamas_maximum_of_slots() -> None:
+    with open_engine(256, context_size=64) as engine:
+        answers(engine, SUMS[:1], 4)
+        assert engine.backend.slots == 256
