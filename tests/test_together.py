@@ -204,18 +204,33 @@ def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.state"))) == 1
 
 
-def test_short_memory_reduces_slots_and_all_are_answered(
-    single_runs: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def memory_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory for three sequences of 512 tokens."""
     sizes = read_header(NANO).sizes
-    context = ContextOptions(512, 1, 1, CPU_UBATCH)
-    fixed = HEADROOM + compute_bytes(sizes, context)
+    fixed = HEADROOM + compute_bytes(sizes, ContextOptions(512, 1, 1, CPU_UBATCH))
     each = sequence_bytes(sizes.layers, 512) + 4 * sizes.vocabulary_size
     free = FreeMemory(fixed + 3 * each)
     monkeypatch.setattr("cerebrum_cli.engine.llama.backend.free_memory", lambda: free)
+
+
+@pytest.mark.usefixtures("memory_for_three")
+def test_short_memory_reduces_slots_and_all_are_answered(single_runs: list[list[int]]) -> None:
     with open_engine(8) as engine:
         assert answers(engine, SUMS, None) == single_runs
         assert engine.backend.slots == 3
+
+
+@pytest.mark.usefixtures("memory_for_three")
+def test_short_memory_files_states_under_the_slots_made(tmp_path: Path) -> None:
+    states = StateStore(tmp_path, 10**8, "nano", "cerebrum")
+    question = " ".join(["Tom buys apples."] * 10)
+    for cached in (False, True):
+        with open_engine(8, batch_invariant=False, states=states) as engine:
+            [reply] = collect_replies(engine.generate([Request(prompt_of(engine, question))])).values()
+            assert reply.finish and (reply.finish.cached_tokens > 0) == cached
+            assert "sequences 3" in (engine.backend.state_kind or "")
+            engine.save_prompt_cache(1)
 
 
 def test_batch_invariance_allows_llamas_maximum_of_slots() -> None:
