@@ -2,6 +2,7 @@
 #   make setup [ACCEL=cuda|metal|vulkan|rpc]   .venv, with llama.cpp built for this machine
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/test_ask.py -k stop"
+#   make fuzz     many damaged and hostile inputs, in minutes
 #   make quick    tests that start no processes or terminals, under a minute
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
@@ -34,7 +35,7 @@ CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1 $(BIN)/python -m pip install \
 endef
 endif
 
-.PHONY: setup demo test quick check format docs picture peers bench clean
+.PHONY: setup demo test quick fuzz check format docs picture peers bench clean
 
 setup: $(STAMP)
 
@@ -52,6 +53,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+fuzz: setup
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m fuzz $(ARGS)
 
 quick: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
