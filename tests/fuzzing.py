@@ -195,8 +195,9 @@ def database_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
     for number in range(3):
         session = store.create(f"s{number}", "chat", model="m", params={"seed": 1})
         for text in ("one äöü", "two words", "three", "four"):
-            role = "user" if text in ("one äöü", "three") else "assistant"
-            session = store.add_message(session, Message(role, text, None if role == "user" else (1, 2, 3)))
+            is_question = text in ("one äöü", "three")
+            message = Message("user", text) if is_question else Message("assistant", text, (1, 2, 3))
+            session = store.add_message(session, message)
     store.vacuum()
     store.close()
     seed = path.read_bytes()
