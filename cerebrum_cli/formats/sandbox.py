@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import cache, wraps
 from types import BuiltinMethodType
 from typing import Any, NoReturn
+from warnings import catch_warnings, simplefilter
 
 import jinja2
 from jinja2 import nodes
@@ -197,7 +198,9 @@ def _compile(source: str) -> jinja2.Template:
     try:
         if len(source) > MAX_SOURCE:
             raise ValueError(f"it has more than {MAX_SOURCE} characters")
-        return Environment().from_string(source)
+        with catch_warnings():
+            simplefilter("ignore", SyntaxWarning)  # Python's, of the code that Jinja makes
+            return Environment().from_string(source)
     except LimitError:
         raise
     except Exception as error:  # not only TemplateError: deep nesting and long numbers raise others

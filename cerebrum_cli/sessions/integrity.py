@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.sessions.names import printable_name
 from cerebrum_cli.sessions.schema import MIGRATIONS, schema_version
 
 BUSY_TIMEOUT_S = 5.0
@@ -62,7 +63,7 @@ def _summarize(database: sqlite3.Connection, path: Path) -> DatabaseSummary:
 def _damaged(path: Path, problem: str) -> SessionError:
     recover = f"sqlite3 {shlex.quote(str(path))} .recover > saved.sql"
     return SessionError(
-        f"{path} is damaged: {' '.join(problem.split())}",
+        f"{path} is damaged: {' '.join(printable_name(problem).split())}",
         f"recover what is readable: {recover}; then move the file and its -wal away to start a new one",
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.sessions.names import validated_name
+from cerebrum_cli.sessions.names import printable_name, validated_name
 from cerebrum_cli.sessions.private import make_private_database, make_private_directory
 from cerebrum_cli.sessions.removal import remove_session, vacuum
 from cerebrum_cli.sessions.rows import (
@@ -289,4 +289,4 @@ class Store:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())  # SQLite quotes the statement of a damaged schema
+    return " ".join(printable_name(str(error)).split())  # SQLite quotes the statement of a damaged schema

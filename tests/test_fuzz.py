@@ -1,0 +1,79 @@
+"""Random templates, grammars and session databases: no native abort, traceback, endless case, or use of 2 GB."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+from tiny_models import write_chatml
+
+pytestmark = pytest.mark.slow
+
+FUZZING = Path(__file__).with_name("fuzzing.py")
+COUNTS = {"templates": 700, "grammars": 3000, "databases": 1500}  # some seconds together
+
+
+def fuzz(kind: str, seed: int, count: int) -> None:
+    """Try cases in another process."""
+    command = [sys.executable, "-X", "faulthandler", str(FUZZING), kind, str(seed), str(count)]
+    done = subprocess.run(command, env={**os.environ, "GGML_NO_BACKTRACE": "1"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_random_input_is_an_error_at_worst(kind: str) -> None:
+    fuzz(kind, 0, COUNTS[kind])
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("seed", range(1, 11))
+@pytest.mark.parametrize("kind", COUNTS)
+def test_much_random_input_is_an_error_at_worst(kind: str, seed: int) -> None:
+    fuzz(kind, seed, 4 * COUNTS[kind])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3,
+        "{% set x = 'a' * 60000000 %}{% for i in range(9999) %}{{ x.strip('b' * 900 ~ 'a') }}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+    ids=("loops", "strips", "recursion"),
+)
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=("ask", "dry run"))
+def test_two_interrupts_end_a_template(user: CommandLine, template: str, options: tuple[str, ...]) -> None:
+    model = write_chatml(user.home / "endless.gguf", chat_template=template)
+    process = user.start("ask", "-v", "-m", model, "hi", *options)
+    assert process.stderr
+    while b"vocab_only" not in (line := process.stderr.readline()) and b"load_tensors: " not in line:
+        assert line, "the process has ended"
+    time.sleep(0.5)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=2)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ 'a' * 2000000000 }}", "makes a value of more than 64 MB"),
+        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "takes longer than 5 s"),
+        ("{% for a in range(99999) %}" * 2 + "<|im_end|>" + "{% endfor %}" * 2, "writes more than"),
+    ],
+)
+def test_hostile_template_is_an_error_line(user: CommandLine, template: str, problem: str) -> None:
+    model = write_chatml(user.home / "hostile.gguf", chat_template=template)
+    done = user.run("ask", "-m", model, "hi")
+    assert (done.code, done.out) == (1, "")
+    assert [line.partition(": ")[0].strip() for line in done.err.splitlines()] == ["error", "hint"]
+    assert done.err.startswith(f"error: the chat template {problem}")
