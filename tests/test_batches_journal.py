@@ -11,7 +11,9 @@ import random
 import signal
 import stat
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ from command_line import start_python
 
 from cerebrum_cli.batches import files
 from cerebrum_cli.batches.files import output_paths
+from cerebrum_cli.batches.journal import open_journal
+from cerebrum_cli.batches.meta import Identity, Record, encode_record, normalize
 from cerebrum_cli.batches.readers import read_rows
 from cerebrum_cli.batches.result import Result, StreamedResult
-from cerebrum_cli.batches.rows import OUTPUT_KEYS
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError
 from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.events import RowCounts
 
 
 def batch_error(action: Callable[[], object]) -> tuple[str, str]:
@@ -158,6 +163,52 @@ def test_complete_batch_is_not_run_again(output: Path) -> None:
         assert (journal.is_complete, journal.done, journal.counts.failed) == (True, 4, 1)
         journal.complete()
     assert (files.file_stamp(output), names(output.parent)) == (before, COMPLETE)
+
+
+def numbered_rows(count: int) -> tuple[Row, ...]:
+    return read_rows("".join(f"Question {number}?\n" for number in range(count)).encode(), "txt")
+
+
+def complete_rows(output: Path, rows: tuple[Row, ...], error: RowError | None = None) -> None:
+    """Complete the result of these rows without a sync for each."""
+    lines = [{**answer(row), "error": error and asdict(error)} for row in rows]
+    data = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode()
+    output.write_bytes(data)
+    identity = Identity(len(data), hashlib.sha256(data).hexdigest())
+    record = Record(normalize(FINGERPRINT), len(rows), failed=len(rows) if error else 0, result=identity)
+    output_paths(output).meta.write_bytes(encode_record(record))
+
+
+def test_complete_batch_looks_rows_up_without_copying_them(output: Path) -> None:
+    rows = numbered_rows(20_000)
+    complete_rows(output, rows)
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        tracemalloc.start()
+        try:
+            assert all(position in journal.finished for position in range(100))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(rows) not in journal.finished
+    assert peak < 10_000
+
+
+def test_resumed_retry_counts_each_line_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = numbered_rows(200)
+    complete_rows(output, rows, RowError("context_length_exceeded", "too long"))
+    with contextlib.closing(open_journal(output, FINGERPRINT, rows, retry_failed=True)) as journal:
+        for position, row in enumerate(rows[:-1]):
+            journal.write(position, answer(row))
+    additions, add = [0], RowCounts.__add__
+
+    def counted(self: RowCounts, other: RowCounts) -> RowCounts:
+        additions[0] += 1
+        return add(self, other)
+
+    monkeypatch.setattr(RowCounts, "__add__", counted)
+    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+        assert (journal.done, journal.counts.failed) == (200, 1)
+    assert additions[0] <= 2 * len(rows)
 
 
 @pytest.mark.parametrize("keep", [1, 20, -2, -1])

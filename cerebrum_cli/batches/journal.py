@@ -7,8 +7,7 @@ rows are on disk only, not in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,8 +110,8 @@ class Journal:
         return self._is_complete
 
     @property
-    def finished(self) -> AbstractSet[int]:
-        return frozenset(range(len(self._rows))) if self._is_complete else self._partial.positions
+    def finished(self) -> Collection[int]:
+        return range(len(self._rows)) if self._is_complete else self._partial.positions
 
     @property
     def done(self) -> int:

@@ -87,6 +87,7 @@ class PartialFile:
                     message = f"{self._path} is damaged: line {number} matches no row of the input"
                     raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
                 self._add_line(position, line, count_row(object))
+        self._recount()
         self.clear()
 
     def copy(self, result: Path) -> None:
@@ -116,6 +117,7 @@ class PartialFile:
             if sync:
                 os.fsync(self._descriptor)
             self._add_line(position, line, counts)
+            self._counts += counts
         except BaseException:
             self._end, self._counts = end, before
             self._lines.pop(position, None)
@@ -151,12 +153,8 @@ class PartialFile:
         os.close(self._descriptor)
 
     def _add_line(self, position: int, line: bytes, counts: RowCounts) -> None:
-        is_replaced = position in self._lines
         self._lines[position] = _Line(self._end, len(line), counts)
         self._end += len(line)
-        self._counts += counts
-        if is_replaced:
-            self._recount()
 
     def _recount(self) -> None:
         self._counts = reduce(RowCounts.__add__, (line.counts for line in self._lines.values()), RowCounts())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from cerebrum_cli.batches.rows import INPUT, OUTPUT_KEYS, Row, count_row
@@ -18,8 +17,8 @@ class Result(Protocol):
     """Receives the objects of rows in any order; positions count the rows of the input from 0."""
 
     @property
-    def finished(self) -> AbstractSet[int]:
-        """The positions of the finished rows."""
+    def finished(self) -> Collection[int]:
+        """The positions of the finished rows; to look one up takes constant time."""
 
     @property
     def done(self) -> int:
@@ -51,7 +50,7 @@ class StreamedResult:
         self._next = 0
 
     @property
-    def finished(self) -> AbstractSet[int]:
+    def finished(self) -> Collection[int]:
         return self._finished
 
     @property
@@ -99,7 +98,7 @@ def to_json(value: Any) -> str:
     return well_formed(json.dumps(value, ensure_ascii=False))
 
 
-def validate_object(rows: Sequence[Row], finished: AbstractSet[int], position: int, object: Mapping[str, Any]) -> None:
+def validate_object(rows: Sequence[Row], finished: Collection[int], position: int, object: Mapping[str, Any]) -> None:
     """Raise ValueError unless a row is unfinished and the object belongs to it."""
     if position in finished or not 0 <= position < len(rows):
         raise ValueError(f"no unfinished row at position {position}")
@@ -109,6 +108,6 @@ def validate_object(rows: Sequence[Row], finished: AbstractSet[int], position: i
         raise ValueError(f"not an object of row {row.number}: {list(object)}")
 
 
-def require_all_finished(rows: Sequence[Row], finished: AbstractSet[int]) -> None:
+def require_all_finished(rows: Sequence[Row], finished: Collection[int]) -> None:
     if len(finished) != len(rows):
         raise ValueError(f"{len(rows) - len(finished)} rows are not finished")
