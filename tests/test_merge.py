@@ -244,6 +244,15 @@ def test_merge_reports_filters_that_match_no_tensor(home: Home) -> None:
     assert home.merge("--dry-run", "--json").object["unmatched_filters"] == []
 
 
+def test_merge_reports_ignored_keys_of_a_recipe(home: Home) -> None:
+    (home.path / "published.yaml").write_text(f"random_seed: 0\n{TWICE}")
+    arguments = ["merge", "published.yaml", "--dry-run", "--json", "--source", f"tiny={home.model.name}"]
+    done = home.run(*arguments)
+    assert (done.code, done.object["ignored_keys"]) == (0, ["random_seed"])
+    assert done.err.splitlines()[0] == "note: the recipe's key random_seed is unknown and ignored"
+    assert home.run(*arguments, "-q").err == ""
+
+
 def test_merge_of_the_whole_starter_generates_the_same_text(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     assert pytestconfig.cache
     owner, command = CommandLine(Path(pytestconfig.cache.mkdir("starter"))), CommandLine(tmp_path)

@@ -247,3 +247,73 @@ def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
         "general.base_model.0.repo_url": "https://huggingface.co/me/mine",
         "general.base_model.1.name": "Model b",
     }
+
+
+DENSE, NEXTN = "deepseek2.leading_dense_block_count", "deepseek2.nextn_predict_layers"
+DEEPSEEK = {"general.architecture": "deepseek2", "deepseek2.block_count": 4, DENSE: 1}
+
+
+@pytest.mark.parametrize(
+    ("ranges", "metadata", "counts"),
+    [
+        ([(0, 3), (1, 4)], DEEPSEEK, {DENSE: 1}),
+        ([(1, 4), (2, 4)], DEEPSEEK, {DENSE: 0}),
+        ([(0, 1), (0, 1), (2, 4)], DEEPSEEK, {DENSE: 2}),
+        ([(0, 2), (1, 2), (2, 4)], {**DEEPSEEK, DENSE: 2}, {DENSE: 3}),
+        ([(0, 4)], {**DEEPSEEK, NEXTN: 1}, {DENSE: 1, NEXTN: 1}),
+        ([(0, 2), (1, 3)], {**DEEPSEEK, NEXTN: 1}, {DENSE: 1, NEXTN: 0}),
+        ([(0, 3), (3, 4), (3, 4)], {**DEEPSEEK, NEXTN: 1}, {DENSE: 1, NEXTN: 2}),
+        ([(0, 4)], {**DEEPSEEK, DENSE: None}, {}),
+    ],
+)
+def test_merge_metadata_counts_layers_of_another_kind(
+    ranges: list[tuple[int, int]], metadata: dict[str, Any], counts: dict[str, int]
+) -> None:
+    recipe = stacked(*(("a", start, end) for start, end in ranges))
+    made = contents(plan(recipe, table("a", metadata)))
+    assert {key: made[key] for key in (DENSE, NEXTN) if key in made} == counts
+
+
+@pytest.mark.parametrize(
+    ("ranges", "problem", "hint"),
+    [
+        (
+            [(0, 3), (0, 3)],
+            "layer 0 of a, a layer without experts, would become layer 3",
+            "keep layers without experts first, or leave them out",
+        ),
+        (
+            [(1, 4), (1, 3)],
+            "layer 3 of a, a layer for multi-token prediction, would become layer 2",
+            "keep layers for multi-token prediction last, or leave them out",
+        ),
+    ],
+)
+def test_merge_metadata_refuses_misplaced_layers(ranges: list[tuple[int, int]], problem: str, hint: str) -> None:
+    with pytest.raises(MergeError) as caught:
+        plan(stacked(*(("a", start, end) for start, end in ranges)), table("a", {**DEEPSEEK, NEXTN: 1}))
+    assert (caught.value.message, caught.value.hint) == (problem, hint)
+
+
+NUMBERS = (
+    "expert_count",
+    "context_length",
+    "full_attention_interval",
+    "leading_dense_block_count",
+    "nextn_predict_layers",
+    "attention.sliding_window_pattern",
+)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("content", ["8", 8.5, "x" * 10_000])
+def test_merge_metadata_refuses_text_instead_of_a_number(key: str, content: Any) -> None:
+    with pytest.raises(MergeError) as caught:
+        plan(stacked(("a", 0, 2)), table("a", {f"llama.{key}": content}))
+    assert caught.value.message == f"a: llama.{key} is not a whole number: {str(content)[:60]!r}"
+    assert caught.value.hint == "the file is damaged: download it again"
+
+
+@pytest.mark.parametrize("content", ["15", -1, 2**40, 1.5])
+def test_merge_metadata_ignores_an_invalid_file_type(content: Any) -> None:
+    assert "general.file_type" not in contents(plan(stacked(("a", 0, 2)), table("a", {"general.file_type": content})))

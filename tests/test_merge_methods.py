@@ -175,7 +175,7 @@ def depth(name: str) -> float:
     """Relative depth of a tensor's layer, from 0 to 1."""
     if name.startswith("blk."):
         return int(name.split(".")[1]) / (LAYERS - 1)
-    return 1.0 if name.startswith("output") else 0.0
+    return 0.0
 
 
 def group(name: str) -> str:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.merge.conversion import hugging_face_names
 from cerebrum_cli.merge.parameter_lookup import evaluate, lookup_parameter, unmatched_filters
 from cerebrum_cli.merge.parameters import ConditionalValue, Parameters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
-from cerebrum_cli.merge.tensor_names import hugging_face_name
 
 ATTENTION, MLP = "model.layers.3.self_attn.q_proj.weight", "model.layers.3.mlp.down_proj.weight"
 NORM = "model.norm.weight"
@@ -44,21 +44,17 @@ def weight(value: float, pattern: str | None = None) -> Parameters:
         ("blk.1.ffn_gate.weight", "model.layers.1.mlp.gate_proj.weight"),
         ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),
         ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
-        ("blk.1.ffn_gate_inp.weight", "model.layers.1.block_sparse_moe.gate.weight"),
-        ("blk.1.ffn_gate_exps.weight", "model.layers.1.block_sparse_moe.experts.w1.weight"),
-        ("blk.1.ffn_down_exps.weight", "model.layers.1.block_sparse_moe.experts.w2.weight"),
-        ("blk.1.ffn_up_exps.weight", "model.layers.1.block_sparse_moe.experts.w3.weight"),
     ],
 )
 def test_tensor_names_map_to_hugging_face(tensor: str, name: str) -> None:
-    assert hugging_face_name(tensor) == name
+    assert hugging_face_names(tensor) == (name,)
 
 
 @pytest.mark.parametrize(
     "tensor", ["", "weight", "rope_freqs.weight", "blk.1.ssm_a", "blk.x.attn_q.weight", "blk.1.attn_q", "attn_q.weight"]
 )
 def test_tensor_names_without_a_mapping_stay(tensor: str) -> None:
-    assert hugging_face_name(tensor) == tensor
+    assert hugging_face_names(tensor) == (tensor,)
 
 
 def test_merge_parameter_takes_the_first_matching_case() -> None:
@@ -69,7 +65,7 @@ def test_merge_parameter_takes_the_first_matching_case() -> None:
         ConditionalValue(4.0, "norm"),
     )
     recipe, part, source = levels({"weight": cases}, {}, {})
-    values = [lookup_parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
+    values = [lookup_parameter("weight", recipe, part, source, (tensor,), 0.0) for tensor in (ATTENTION, MLP, NORM)]
     assert values == [1.0, 2.0, 3.0]
 
 
@@ -83,21 +79,21 @@ def test_merge_parameter_lists_unmatched_filters_once() -> None:
 
 def test_merge_parameter_source_overrides_slice_overrides_recipe() -> None:
     every = levels(weight(1.0), weight(2.0), weight(3.0))
-    assert lookup_parameter("weight", *every, NORM, 0.0) == 1.0
+    assert lookup_parameter("weight", *every, (NORM,), 0.0) == 1.0
     recipe, part, _ = every
-    assert lookup_parameter("weight", recipe, part, None, NORM, 0.0) == 2.0
-    assert lookup_parameter("weight", *levels({}, {}, weight(3.0)), NORM, 0.0) == 3.0
-    assert lookup_parameter("scale", *every, NORM, 0.0) is None
+    assert lookup_parameter("weight", recipe, part, None, (NORM,), 0.0) == 2.0
+    assert lookup_parameter("weight", *levels({}, {}, weight(3.0)), (NORM,), 0.0) == 3.0
+    assert lookup_parameter("scale", *every, (NORM,), 0.0) is None
 
 
 def test_merge_parameter_falls_through_when_no_filter_matches() -> None:
     recipe, part, source = levels(weight(1.0, "self_attn"), weight(2.0, "mlp"), weight(3.0))
-    values = [lookup_parameter("weight", recipe, part, source, tensor, 0.0) for tensor in (ATTENTION, MLP, NORM)]
+    values = [lookup_parameter("weight", recipe, part, source, (tensor,), 0.0) for tensor in (ATTENTION, MLP, NORM)]
     assert values == [1.0, 2.0, 3.0]
 
 
 def test_merge_parameter_zero_overrides_outer_levels() -> None:
-    assert lookup_parameter("weight", *levels(weight(0.0), weight(1.0), {}), NORM, 0.0) == 0.0
+    assert lookup_parameter("weight", *levels(weight(0.0), weight(1.0), {}), (NORM,), 0.0) == 0.0
 
 
 @given(
@@ -105,6 +101,6 @@ def test_merge_parameter_zero_overrides_outer_levels() -> None:
     t=st.floats(0.0, 1.0),
 )
 def test_merge_parameter_interpolates_a_gradient_linearly(gradient: tuple[float, ...], t: float) -> None:
-    value = evaluate((ConditionalValue(gradient, None),), "", t)
+    value = evaluate((ConditionalValue(gradient, None),), (), t)
     expected = np.interp(t, np.linspace(0.0, 1.0, len(gradient)), gradient)
     assert value == pytest.approx(expected, rel=1e-9, abs=1e-6)

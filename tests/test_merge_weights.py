@@ -465,12 +465,16 @@ def test_merge_weights_slerp_interpolates_each_expert_separately(
     tensors = []
     for number, each in enumerate(values):
         data = CODEC.quantize(each.reshape(-1, width), TYPE_NUMBERS[kind])
-        tensors.append(store(tmp_path / f"model{number}", b"before" + data, kind, (width, rows, 4)))
+        tensors.append(
+            store(tmp_path / f"model{number}", b"before" + data, kind, (width, rows, 4), "blk.0.ffn_up_exps.weight")
+        )
         tensors[-1] = tensors[-1]._replace(offset=6)
         read = np.empty((4 * rows, width), np.float32)
         CODEC.dequantize(data, TYPE_NUMBERS[kind], read)
         values[number] = read.reshape(first.shape)
-    found = np.frombuffer(evaluate(output(tensors[0], Slerp(t, *tensors), "F32")), np.float32).reshape(first.shape)
+    found = np.frombuffer(evaluate(output(tensors[0], Slerp(t, tensors[0], tensors[1]), "F32")), np.float32).reshape(
+        first.shape
+    )
     one, other = (each.astype(np.float64) for each in values)
     expected = np.stack([slerp(ends, t) for ends in zip(one, other, strict=True)])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -255,3 +255,18 @@ def test_recipe_of_one_module_equals_its_content() -> None:
     wrapped = {"merge_method": "linear", "modules": {"default": {key: LINEAR[key] for key in ("models", "parameters")}}}
     plain, inner = read_json(LINEAR), read_json(wrapped)
     assert (inner.slices, inner.parameters) == (plain.slices, plain.parameters)
+
+
+def test_recipe_accepts_keys_that_mergekit_ignores() -> None:
+    recipe = read("""\
+        const_tag: &x 0.7
+        random_seed: 0
+        7: seven
+        "bell\\a": 1
+        model_name: Published
+        merge_method: linear
+        models:
+        - {model: m, parameters: {weight: *x}}
+        """)
+    assert recipe.ignored_keys == ("const_tag", "random_seed", "(int)", "bell\\x07", "model_name")
+    assert recipe.slices[0].sources[0].parameters == {"weight": (ConditionalValue(0.7, None),)}

@@ -86,8 +86,8 @@ def test_recipe_refuses_infinite_parameters(number: str) -> None:
 
 
 def test_recipe_error_escapes_control_characters() -> None:
-    caught = error('"k\\n\\e[2J": 1', where="a\nb.yml")
-    assert caught.message == r"a\nb.yml: unknown key k\n\x1b[2J"
+    caught = error('merge_method: "k\\n\\e[2J"', where="a\nb.yml")
+    assert caught.message == r"a\nb.yml: unknown merge_method k\n\x1b[2J"
 
 
 # Wrong values.
@@ -97,7 +97,7 @@ def test_recipe_error_escapes_control_characters() -> None:
     ("recipe", "problem", "hint"),
     [
         ({}, "r.yml: merge_method: missing", "passthrough, linear, slerp, task_arithmetic"),
-        (whole("ties"), "r.yml: unknown merge_method ties", "passthrough, linear, slerp, task_arith"),
+        (whole("tie"), "r.yml: unknown merge_method tie", "passthrough, linear, slerp, task_arith"),
         (whole("task-arithmetic"), "unknown merge_method task-arithmetic", "did you mean task_arithmetic?"),
         (whole(slice=[]), "r.yml: unknown key slice", "did you mean slices? supported: merge_method, slices"),
         (whole(modules={}), "r.yml: modules: only one module is supported", "the language model only"),
@@ -156,6 +156,39 @@ def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, objec
     caught = error(json.dumps(recipe))
     assert problem in caught.message
     assert hint in caught.hint
+
+
+@pytest.mark.parametrize("method", ["ties", "della_linear", "nuslerp", "dare_linear", "multislerp", "model_stock"])
+def test_recipe_names_an_unsupported_method_before_other_errors(method: str) -> None:
+    lora: Mapping[str, object] = {"models": [{"model": "a+b", "density": 1}], "dtype": "int8"}
+    for rest in (lora, {"random_seed": 1}, {"slice": []}):
+        caught = error(json.dumps({**rest, "merge_method": method}))
+        assert caught.message == f"r.yml: merge_method {method} is not supported"
+        assert caught.hint == "supported: passthrough, linear, slerp, task_arithmetic"
+
+
+def test_recipe_names_a_mixture_of_experts_before_other_errors() -> None:
+    experts = [{"source_model": "a", "positive_prompts": ["code"]}]
+    caught = error(json.dumps({"base_model": "a", "gate_mode": "hidden", "dtype": "int8", "experts": experts}))
+    assert caught.message == "r.yml: recipes of mergekit-moe, which make a mixture of experts, are not supported"
+    assert caught.hint == "supported: passthrough, linear, slerp, task_arithmetic"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("slice", "slices"),
+        ("model", "models"),
+        ("base_modle", "base_model"),
+        ("paramters", "parameters"),
+        ("tokenizer-source", "tokenizer_source"),
+        ("merge-method", "merge_method"),
+    ],
+)
+def test_recipe_refuses_a_key_that_is_misspelled(key: str, meant: str) -> None:
+    caught = error(json.dumps(whole(**{key: "x"})))
+    assert caught.message == f"r.yml: unknown key {key}"
+    assert caught.hint.startswith(f"did you mean {meant}? ")
 
 
 @pytest.mark.parametrize(

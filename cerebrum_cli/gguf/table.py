@@ -15,6 +15,7 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+DAMAGED_HINT = "the file is damaged: download it again"
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
@@ -115,6 +116,17 @@ class Table:
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value.content if value else None
 
+    def whole_number(self, key: str, layer: int = 0) -> int | None:
+        """A hyperparameter that is a whole number or a flag, for one layer if it has an item for each.
+
+        None if it is missing. Raises MergeError for a value of another type.
+        """
+        key = f"{self.architecture}.{key}"
+        value = self.layer_value(key, layer)
+        if value is not None and not isinstance(value, int):
+            raise MergeError(f"{self.name}: {key} is not a whole number: {str(value)[:60]!r}", DAMAGED_HINT)
+        return value
+
     def is_per_layer(self, key: str) -> bool:
         """Whether a key is a hyperparameter with an item for each layer."""
         value, name = self.metadata.get(key), key.removeprefix(f"{self.architecture}.")
@@ -129,5 +141,5 @@ class Table:
             return value and value.content
         if len(value.content) != self.n_layers:
             problem = f"{self.name} has {len(value.content)} items in {key} and {self.n_layers} layers"
-            raise MergeError(problem, "the file is damaged: download it again")
+            raise MergeError(problem, DAMAGED_HINT)
         return value.content[layer]

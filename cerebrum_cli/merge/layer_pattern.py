@@ -1,4 +1,4 @@
-"""Architectures whose layers alternate by layer number, so that a moved layer would be evaluated differently. Pure.
+"""Layers that llama.cpp evaluates differently by their number, alternating or at an end of the model. Pure.
 
 The periods are from the calls of `load_swa_pattern`, and `n_no_rope_layer_step`, in llama.cpp's src/models (0c1e57098).
 """
@@ -28,6 +28,11 @@ WINDOW_PERIODS = {
     "plamo3": 8,
     "smallthinker": 4,
 }
+# Counts of layers at an end of the model that differ from the others: the key, whether they come first, and their kind.
+_COUNTS = (
+    ("leading_dense_block_count", True, "without experts"),
+    ("nextn_predict_layers", False, "for multi-token prediction"),
+)
 # Layers without position encoding, or with another kind of attention. No metadata states these layer by layer.
 FIXED_PERIODS = {"afmoe": 4, "llama4": 4, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "smollm3": 4}
 
@@ -47,8 +52,30 @@ def require_layer_pattern(tables: Mapping[str, Table], layers: Iterable[tuple[in
 def layer_pattern(table: Table) -> tuple[int, int]:
     """Period of the differences that no file states, and of sliding windows that this file does not state per layer."""
     architecture = table.architecture
-    fixed = table.hyperparameter("full_attention_interval") or FIXED_PERIODS.get(architecture, 1)
-    stated = table.layer_value(f"{architecture}.attention.sliding_window_pattern", 0)  # a flag per layer, or a period
+    fixed = table.whole_number("full_attention_interval") or FIXED_PERIODS.get(architecture, 1)
+    stated = table.whole_number("attention.sliding_window_pattern")  # a flag per layer, or a period
     if stated is None and (architecture == "gemma2" or table.hyperparameter("attention.sliding_window")):
         return fixed, WINDOW_PERIODS.get(architecture, 1)  # llama.cpp has a default window for gemma2 only
     return fixed, 1 if stated is None else int(stated) or 1
+
+
+def layer_counts(layers: Sequence[tuple[Table, int]]) -> dict[str, int]:
+    """Hyperparameters of a merge that count its first or last layers of another kind, given the source of each layer.
+
+    Raises MergeError if some would be elsewhere, which llama.cpp cannot load.
+    """
+    result = {}
+    for key, is_first, kind in _COUNTS:
+        counts = [table.whole_number(key) for table, _ in layers]
+        flags = [
+            layer < (count or 0) if is_first else layer >= table.n_layers - (count or 0)
+            for (table, layer), count in zip(layers, counts, strict=True)
+        ]
+        if flags != sorted(flags, reverse=is_first):
+            number = flags.index(True, flags.index(False)) if is_first else flags.index(True)
+            table, layer = layers[number]
+            problem = f"layer {layer} of {table.name}, a layer {kind}, would become layer {number}"
+            raise MergeError(problem, f"keep layers {kind} {'first' if is_first else 'last'}, or leave them out")
+        if any(count is not None for count in counts):
+            result[key] = sum(flags)
+    return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 
@@ -36,15 +37,22 @@ def read_mapping(
 
     `unsupported` are mergekit keys that change the merge and are not implemented.
     """
-    if not isinstance(value, dict):
-        raise location.error("not a mapping", f"write lines of `key: value` with these keys: {', '.join(keys)}")
-    for key, item in value.items():
+    for key, item in require_mapping(location, value, keys).items():
         if key in unsupported and item is not None:
             problem = "mergekit key not supported by cerebrum"
             raise location.key(key).error(problem, "remove it if the merge does not depend on it")
         if key not in (*keys, *ignored, *unsupported):
             raise location.error(f"unknown key {quoted(key)}", choices(key, keys))
-    return {key: item for key, item in value.items() if key in keys and item is not None}
+    return {
+        key: item for key, item in require_mapping(location, value, keys).items() if key in keys and item is not None
+    }
+
+
+def require_mapping(location: Location, value: object, keys: Sequence[str]) -> dict[Any, object]:
+    """Raise UsageError if a value is not a mapping; `keys` are listed in the hint."""
+    if not isinstance(value, dict):
+        raise location.error("not a mapping", f"write lines of `key: value` with these keys: {', '.join(keys)}")
+    return value
 
 
 def read_items(location: Location, value: object) -> list[tuple[Location, object]]:
@@ -63,8 +71,13 @@ def read_text(location: Location, value: object, needed: str) -> str:
 
 def choices(given: object, known: Sequence[str]) -> str:
     """Hint that suggests the known name closest to a given one, and lists all of them."""
-    near = get_close_matches(given[:100], known, n=1) if isinstance(given, str) else []
-    return f"{f'did you mean {near[0]}? ' if near else ''}supported: {', '.join(known)}"
+    near = nearest(given, known)
+    return f"{f'did you mean {near}? ' if near else ''}supported: {', '.join(known)}"
+
+
+def nearest(given: object, known: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """Known name closest to a given one, None if none is similar enough."""
+    return next(iter(get_close_matches(given[:100], known, 1, cutoff)), None) if isinstance(given, str) else None
 
 
 def quoted(value: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Table, Value
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT
+from cerebrum_cli.merge.layer_pattern import layer_counts
 from cerebrum_cli.merge.recipe import Recipe
 from cerebrum_cli.merge.target_types import Target
 
@@ -21,7 +22,7 @@ _NOT_INHERITED = (
     "version organization author basename finetune description quantized_by size_label url doi uuid repo_url"
 )
 _DROPPED_PREFIXES = ("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix.")
-_DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "parameter_count", "alignment"))
+_DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "parameter_count", "alignment", "file_type"))
 
 
 class Origin(NamedTuple):
@@ -58,7 +59,7 @@ def merged_metadata(
     metadata = {key: value for key, value in metadata.items() if is_inherited(key)}
     metadata |= hyperparameters(first, tables.values(), planned)
     metadata["general.name"] = string_value(provenance.name)
-    metadata["general.size_label"] = string_value(size_label(planned.shapes, first.hyperparameter("expert_count") or 0))
+    metadata["general.size_label"] = string_value(size_label(planned.shapes, first.whole_number("expert_count") or 0))
     number = target.file_type(dominant_file_type(planned))
     if number is not None:
         metadata["general.file_type"] = Value("UINT32", number)
@@ -74,10 +75,13 @@ def is_inherited(key: str) -> bool:
 
 
 def hyperparameters(first: Table, tables: Iterable[Table], planned: PlannedModel) -> dict[str, Value]:
-    """Hyperparameters that may differ from the first model's: block count, context length and per-layer arrays."""
+    """Hyperparameters that may differ from the first model's: counts of layers, context length and per-layer arrays."""
     prefix = f"{first.architecture}."
-    result = {f"{prefix}block_count": Value("UINT32", len(planned.layers))}
+    counts = {"block_count": len(planned.layers), **layer_counts(planned.layers)}
+    result = {f"{prefix}{name}": Value("UINT32", count) for name, count in counts.items()}
     models = list(tables)
+    for table in models:
+        table.whole_number("context_length")  # raises if it is not one
     for key in {key: None for table in models for key in table.metadata if key.startswith(prefix)}:
         values = [table.metadata[key] for table in models if key in table.metadata]
         arrays = [table.metadata[key] for table in models if table.is_per_layer(key)]
@@ -98,11 +102,11 @@ def layer_value(table: Table, key: str, layer: int) -> Any:
 
 
 def dominant_file_type(planned: PlannedModel) -> int | None:
-    """File type of the model that most layers come from, None if it states none."""
+    """File type of the model that most layers come from, None if it states no valid one."""
     counts = Counter(table.name for table, _ in planned.layers)
     table = next(table for table, _ in planned.layers if table.name == counts.most_common(1)[0][0])
     value = table.metadata.get("general.file_type")
-    return value.content if value else None
+    return value.content if value and isinstance(value.content, int) and 0 <= value.content < 2**32 else None
 
 
 def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> dict[str, Value]:

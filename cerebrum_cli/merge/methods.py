@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import Tensor, split_layer
+from cerebrum_cli.merge.conversion import hugging_face_names, is_constant, stored_offset
 from cerebrum_cli.merge.parameter_lookup import lookup_parameter
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
-from cerebrum_cli.merge.tensor_names import hugging_face_name
 
 COEFFICIENT_TOLERANCE = 1e-9  # rounding errors of a sum of coefficients stay below this
 DOT_THRESHOLD = 0.9995  # cosine above which mergekit interpolates linearly
@@ -34,17 +34,22 @@ class Copy(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """A weighted sum of one tensor or more."""
+    """A weighted sum of one tensor or more, plus a constant."""
 
     terms: tuple[Term, ...]
+    constant: float = 0.0
 
 
 class Slerp(NamedTuple):
-    """Spherical linear interpolation from the first tensor (t = 0) to the second (t = 1)."""
+    """Spherical linear interpolation from the first tensor (t = 0) to the second (t = 1).
+
+    Both are stored with `offset` added to their weights.
+    """
 
     t: float
     first: Tensor
     second: Tensor
+    offset: float = 0.0
 
 
 TensorOp = Copy | Sum | Slerp
@@ -60,7 +65,10 @@ Inputs = Sequence[tuple[Source, Tensor]]
 
 
 class Position(NamedTuple):
-    """Position of a tensor in the merge: its slice, name, and relative depth `t` in the slice, from 0 to 1."""
+    """Position of a tensor in the merge: its slice, name, and relative depth `t` in the slice, from 0 to 1.
+
+    `t` is 0 for all tensors outside of layers, as in mergekit.
+    """
 
     recipe: Recipe
     slice: Slice
@@ -71,15 +79,15 @@ class Position(NamedTuple):
     def parameter(self, name: str) -> float | None:
         """Look up a parameter of the recipe for this tensor."""
         return lookup_parameter(
-            name, self.recipe, self.slice, None, hugging_face_name(self.name, self.architecture), self.t
+            name, self.recipe, self.slice, None, hugging_face_names(self.name, self.architecture), self.t
         )
 
     def source_parameter(self, name: str, source: Source, tensor: Tensor) -> float | None:
         """Look up a source's parameter; filters match the layer number in the source, as in mergekit."""
-        source_name = hugging_face_name(
+        source_names = hugging_face_names(
             self.name if split_layer(self.name)[0] is None else tensor.name, self.architecture
         )
-        return lookup_parameter(name, self.recipe, self.slice, source, source_name, self.t)
+        return lookup_parameter(name, self.recipe, self.slice, source, source_names, self.t)
 
     def weight(self, source: Source, tensor: Tensor) -> float:
         """Weight of a source. Raises MergeError if the recipe has none for this tensor."""
@@ -97,14 +105,20 @@ class Position(NamedTuple):
     def base_model(self) -> str | None:
         return self.slice.base_model
 
+    @property
+    def offset(self) -> float:
+        return stored_offset(self.name, self.architecture)
+
 
 def tensor_op(position: Position, inputs: Inputs) -> TensorOp:
     """Operation for a tensor. Raises MergeError if the recipe lacks a parameter for it."""
+    if is_constant(position.name):
+        return Copy(base_tensor(position, inputs))
     method = position.recipe.method
     if method == "slerp":
         return slerp(position, inputs)
     terms = {"passthrough": passthrough, "linear": linear, "task_arithmetic": task_arithmetic}[method](position, inputs)
-    return simplify(terms)
+    return simplify(terms, position.offset)
 
 
 def base_tensor(position: Position, inputs: Inputs) -> Tensor:
@@ -152,20 +166,30 @@ def slerp(position: Position, inputs: Inputs) -> TensorOp:
     other = next((tensor for source, tensor in inputs if source.model != position.base_model), base)
     if base == other or t == 0:
         return Copy(base)
-    return Copy(other) if t == 1 else Slerp(t, base, other)
+    return Copy(other) if t == 1 else Slerp(t, base, other, position.offset)
 
 
-def simplify(terms: Iterable[Term]) -> TensorOp:
-    """Combine terms of the same tensor; a copy if a single tensor with coefficient 1 remains."""
+def simplify(terms: Iterable[Term], offset: float) -> TensorOp:
+    """Combine terms of the same tensor; a copy if a single tensor with coefficient 1 remains.
+
+    The tensors are stored with `offset` added to their weights, and so is the result.
+    """
     coefficients: dict[Tensor, float] = {}
     for tensor, coefficient in terms:
         coefficients[tensor] = coefficients.get(tensor, 0.0) + coefficient
     nonzero = [Term(tensor, value) for tensor, value in coefficients.items() if abs(value) > COEFFICIENT_TOLERANCE]
     if not nonzero:
-        return Sum((Term(next(iter(coefficients)), 0.0),))
+        return Sum((Term(next(iter(coefficients)), 0.0),), offset)
     if len(nonzero) == 1 and abs(nonzero[0].coefficient - 1) < COEFFICIENT_TOLERANCE:
         return Copy(nonzero[0].tensor)
-    return Sum(tuple(nonzero))
+    return offset_sum(nonzero, offset)
+
+
+def offset_sum(terms: Iterable[Term], offset: float) -> Sum:
+    """Weighted sum of tensors that are stored with `offset` added to their weights, and so is the result."""
+    terms = tuple(terms)
+    missing = 1.0 - sum(term.coefficient for term in terms)
+    return Sum(terms, offset * missing if abs(missing) > COEFFICIENT_TOLERANCE else 0.0)
 
 
 def slerp_coefficients(t: float, first: float, second: float, product: float) -> tuple[float, float]:

@@ -9,9 +9,9 @@ from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 
 
 def lookup_parameter(
-    name: str, recipe: Recipe, part: Slice, source: Source | None, tensor: str, t: float
+    name: str, recipe: Recipe, part: Slice, source: Source | None, tensor: Collection[str], t: float
 ) -> float | None:
-    """Look up a parameter for a tensor by its Hugging Face name; `t` is 0 in the slice's first layer, 1 in its last.
+    """Look up a parameter for a tensor by its Hugging Face names; `t` is 0 in the slice's first layer, 1 in its last.
 
     The source's parameters come first, then the slice's, then the recipe's; a level without a matching filter is
     skipped. None if no level has a value.
@@ -35,10 +35,10 @@ def levels(recipe: Recipe) -> Iterator[Parameters]:
         yield from (source.parameters for source in part.sources)
 
 
-def evaluate(values: tuple[ConditionalValue, ...], tensor: str, t: float) -> float | None:
-    """Value at `t` of the first entry whose filter is part of the tensor's name, None if there is none."""
+def evaluate(values: tuple[ConditionalValue, ...], tensor: Collection[str], t: float) -> float | None:
+    """Value at `t` of the first entry whose filter is part of a name of the tensor, None if there is none."""
     for value, filter in values:
-        if filter is None or filter in tensor:
+        if filter is None or any(filter in name for name in tensor):
             return _interpolate(value, t) if isinstance(value, tuple) else value
     return None
 

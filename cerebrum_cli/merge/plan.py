@@ -11,13 +11,13 @@ from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.table import ALIGNMENT, EMBEDDING, HEAD, Table, Tensor, Value
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, require_compatible
+from cerebrum_cli.merge.conversion import hugging_face_names
 from cerebrum_cli.merge.layer_pattern import require_layer_pattern
 from cerebrum_cli.merge.metadata import PlannedModel, Provenance, merged_metadata
 from cerebrum_cli.merge.methods import Copy, Inputs, Position, TensorOp, base_tensor, tensor_op
 from cerebrum_cli.merge.parameter_lookup import unmatched_filters
 from cerebrum_cli.merge.recipe import Recipe, Slice, Source
 from cerebrum_cli.merge.target_types import Target
-from cerebrum_cli.merge.tensor_names import hugging_face_name
 
 TENSOR_INFO_BYTES, DIMENSION_BYTES = (
     24,
@@ -108,7 +108,8 @@ class Planner:
 
     def _unmatched_filters(self) -> tuple[str, ...]:
         every = {name: None for table in self.tables.values() for name in table.tensors}
-        return unmatched_filters(self.recipe, [hugging_face_name(name, self._architecture) for name in every])
+        names = [each for name in every for each in hugging_face_names(name, self._architecture)]
+        return unmatched_filters(self.recipe, names)
 
     def _steps(self) -> Iterator[Step]:
         """Yield the layers of the merge in order. Raises MergeError if a source lacks a layer."""
@@ -157,7 +158,7 @@ class Planner:
             by_source = [{**outer, HEAD: head_tensor(outer)} for outer in by_source]
         for suffix in by_source[0]:
             if suffix.startswith(HEAD_PREFIX) == is_after:
-                position = Position(self.recipe, step.slice, suffix, float(is_after), self._architecture)
+                position = Position(self.recipe, step.slice, suffix, 0.0, self._architecture)
                 yield self._output(position, self._inputs(step, by_source, suffix))
 
     def _slice_models(self, index: int) -> tuple[str, ...]:

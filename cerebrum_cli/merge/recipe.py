@@ -8,7 +8,17 @@ from typing import Literal, NamedTuple
 
 from cerebrum_cli.merge.document import read_document
 from cerebrum_cli.merge.fields import read_dtype, read_layer_range, read_model
-from cerebrum_cli.merge.location import Location, choices, quoted, read_items, read_mapping, read_text
+from cerebrum_cli.merge.location import (
+    Location,
+    choices,
+    nearest,
+    one_line,
+    quoted,
+    read_items,
+    read_mapping,
+    read_text,
+    require_mapping,
+)
 from cerebrum_cli.merge.parameters import Parameters, read_parameters
 
 Method = Literal["passthrough", "linear", "slerp", "task_arithmetic"]
@@ -36,7 +46,8 @@ class Slice:
 class Recipe:
     """A parsed recipe; models are the names it uses.
 
-    `dtype` is F32, F16 or BF16; `tokenizer_source` is `union`, `base` or a model; `text` is the YAML source.
+    `dtype` is F32, F16 or BF16; `tokenizer_source` is `union`, `base` or a model; `text` is the YAML source;
+    `ignored_keys` are unknown keys of the top level, which mergekit ignores too.
     """
 
     method: Method
@@ -47,6 +58,7 @@ class Recipe:
     tokenizer_source: str | None
     name: str | None
     text: str
+    ignored_keys: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -83,14 +95,37 @@ _KEYS = (
     "tokenizer",
     "chat_template",
     "name",
+    "modules",
 )
+_OTHER_METHODS = (  # mergekit's
+    "arcee_fusion",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "karcher",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "ram",
+    "ramplus_tl",
+    "sce",
+    "ties",
+)
+_TYPO_SIMILARITY = 0.8  # unknown keys more similar than this to a known one are refused as typing errors
 _NO_MODEL = ("union", "base")  # values of tokenizer_source that are not models
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
     """Parse a recipe; `where` is its file name. Raises UsageError, with the location of the problem."""
     root = Location(where)
-    row = _unwrap_module(root, read_mapping(root, read_document(root, text), (*_KEYS, "modules")))
+    document = require_mapping(root, read_document(root, text), _KEYS)
+    _require_supported(root, document)
+    ignored = tuple(key for key in document if key not in _KEYS and not nearest(key, _KEYS, _TYPO_SIMILARITY))
+    row = _unwrap_module(root, read_mapping(root, document, _KEYS, ignored))
     method = _method(root, row.get("merge_method"))
     parameters = _parameters(root, row)
     base_model = _base_model(root, row)
@@ -109,7 +144,17 @@ def parse_recipe(text: str, where: str) -> Recipe:
         tokenizer_source=_tokenizer_source(root, row),
         name=read_text(root.key("name"), row["name"], "a name") if "name" in row else None,
         text=text,
+        ignored_keys=tuple(one_line(quoted(key)) for key in ignored),
     )
+
+
+def _require_supported(root: Location, document: Mapping[object, object]) -> None:
+    """Raise UsageError for a recipe of mergekit that is not supported, before any other error in it."""
+    method, hint = document.get("merge_method"), choices(None, tuple(_REQUIREMENTS))
+    if method in _OTHER_METHODS:
+        raise root.error(f"merge_method {method} is not supported", hint)
+    if method is None and document.get("experts") is not None:
+        raise root.error("recipes of mergekit-moe, which make a mixture of experts, are not supported", hint)
 
 
 def _unwrap_module(root: Location, row: Mapping[str, object]) -> Mapping[str, object]:

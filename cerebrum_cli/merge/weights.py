@@ -21,12 +21,22 @@ import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.gguf.table import Tensor
-from cerebrum_cli.merge.methods import Copy, Slerp, Sum, TensorOp, Term, input_tensors, slerp_coefficients
+from cerebrum_cli.merge.methods import (
+    Copy,
+    Slerp,
+    Sum,
+    TensorOp,
+    Term,
+    input_tensors,
+    offset_sum,
+    slerp_coefficients,
+)
 from cerebrum_cli.merge.plan import OutputTensor
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 
+EXPERTS = "_exps."  # in the names of tensors that hold all experts of a layer
 COPY_BYTES = 1 << 20  # size of a copied chunk
 PENDING_PER_THREAD = 3  # chunks computed or queued per thread
 CHUNK_WEIGHTS = 1 << 18  # weights in a computed chunk: 1 MB as floats
@@ -101,7 +111,7 @@ class TensorEvaluator:
 
     def chunks(self, output: OutputTensor) -> Iterator[bytes]:
         """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
-        if isinstance(output.op, Slerp) and len(output.shape) > 2:
+        if isinstance(output.op, Slerp) and len(output.shape) > 2 and EXPERTS in output.name:
             for expert in expert_outputs(output, output.op):
                 yield from self.chunks(expert)
             return
@@ -114,8 +124,8 @@ class TensorEvaluator:
             for data in self._copy(scale.tensor):
                 yield scale_blocks(data, scale)
         else:
-            terms = op.terms if isinstance(op, Sum) else (Term(op.tensor, 1.0),)
-            task = partial(self._sum, self._codec(), terms, output)
+            total = op if isinstance(op, Sum) else Sum((Term(op.tensor, 1.0),))
+            task = partial(self._sum, self._codec(), total, output)
             yield from self._run_in_order(partial(task, rows) for rows in row_ranges(output.shape))
 
     def _copy(self, tensor: Tensor) -> Iterator[bytes]:
@@ -127,10 +137,10 @@ class TensorEvaluator:
         self._loaded_codec = self._loaded_codec or self.codec()
         return self._loaded_codec
 
-    def _sum(self, codec: Codec, terms: Iterable[Term], output: OutputTensor, rows: RowRange) -> bytes:
-        total = np.zeros((rows.length, output.shape[0]), np.float32)
+    def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: RowRange) -> bytes:
+        total = np.full((rows.length, output.shape[0]), op.constant, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            for tensor, coefficient in terms:
+            for tensor, coefficient in op.terms:
                 total += np.float32(coefficient) * self._dequantize(codec, tensor, rows)
         if not np.isfinite(total).all():
             problem = f"{output.name} would have infinite or NaN weights"
@@ -146,12 +156,14 @@ class TensorEvaluator:
         measured = self._run_in_order(partial(task, rows) for rows in row_ranges(op.first.shape))
         first, second, product = (float(total) for total in np.sum(list(measured), axis=0))
         coefficients = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
-        return Sum((Term(op.first, coefficients[0]), Term(op.second, coefficients[1])))
+        return offset_sum((Term(op.first, coefficients[0]), Term(op.second, coefficients[1])), op.offset)
 
     def _dot_products(self, codec: Codec, op: Slerp, rows: RowRange) -> tuple[float, float, float]:
         """Sums of squares of some rows of both tensors, and their dot product."""
         tensors = (op.first, op.second)
-        one, other = (self._dequantize(codec, tensor, rows).ravel().astype(np.float64) for tensor in tensors)
+        one, other = (
+            self._dequantize(codec, tensor, rows).ravel().astype(np.float64) - op.offset for tensor in tensors
+        )
         pairs = ((one, one), (other, other), (one, other))
         with np.errstate(over="ignore", invalid="ignore"):
             first, second, product = (float(np.einsum("i,i", *pair)) for pair in pairs)
@@ -208,7 +220,7 @@ def expert_outputs(output: OutputTensor, op: Slerp) -> Iterator[OutputTensor]:
     """Divide a tensor into its experts, each of which is interpolated separately."""
     for number in range(prod(output.shape[2:])):
         ends = (expert_tensor(op.first, number), expert_tensor(op.second, number))
-        yield output._replace(shape=output.shape[:2], op=Slerp(op.t, *ends))
+        yield output._replace(shape=output.shape[:2], op=Slerp(op.t, *ends, op.offset))
 
 
 def expert_tensor(tensor: Tensor, number: int) -> Tensor:
@@ -218,7 +230,7 @@ def expert_tensor(tensor: Tensor, number: int) -> Tensor:
 
 def block_scale(op: TensorOp, output: OutputTensor) -> Term | None:
     """The only term of a sum that can be computed by multiplying block scales, without quantizing again."""
-    if isinstance(op, Sum) and len(op.terms) == 1 and op.terms[0].tensor.type == output.type:
+    if isinstance(op, Sum) and len(op.terms) == 1 and op.constant == 0 and op.terms[0].tensor.type == output.type:
         return op.terms[0] if output.kind.name in SCALE_OFFSETS else None
     return None
 

@@ -94,7 +94,10 @@ def require_new(runtime: Runtime, paths: Iterable[Path], yes: bool) -> None:
 
 
 def warn(runtime: Runtime, plan: Merge) -> None:
-    """Print a notice for each filter of the recipe that has no effect."""
+    """Print a notice for each key and filter of the recipe that has no effect."""
+    for key in plan.recipe.ignored_keys:
+        problem = f"the recipe's key {key} is unknown and ignored"
+        runtime.streams.notice(NoticeEvent(problem, "mergekit ignores it too; check its spelling if it should matter"))
     for each in plan.plan.unmatched_filters:
         problem = f"the recipe's filter {each} matches no tensor and is ignored"
         runtime.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))

@@ -209,6 +209,7 @@ def merge_object(merge: Merge, context: int | None, free: int) -> dict[str, Any]
         "files": [{"path": str(file.path), "size": file.size} for file in merge.files],
         "copied": merge.copied_bytes,
         "unmatched_filters": list(merge.plan.unmatched_filters),
+        "ignored_keys": list(merge.recipe.ignored_keys),
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
         "memory": fit_memory(header.sizes.with_weights(merge.size), context, Capacity(0)).needed,
