@@ -35,11 +35,18 @@ CMAKE_ARGS="$(cmake_$(ACCEL))" FORCE_CMAKE=1 $(BIN)/python -m pip install \
 endef
 endif
 
+NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
+comma := ,
+
 .PHONY: setup demo test quick fuzz check format docs picture peers bench clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
+	@python=$(PYTHON) remove=; test ! -x $(BIN)/python || { python=$(BIN)/python; remove="rm -r $(VENV) && "; }; \
+	$$python -c 'import sys; sys.exit(sys.version_info < ($(subst .,$(comma),$(NEEDED))))' || { \
+		echo "Python $(NEEDED) or newer is needed; $$python is $$($$python --version 2>&1)" >&2; \
+		echo "install one and run: $${remove}make setup PYTHON=python$(NEEDED)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(rebuild)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import PEER_PROGRAMS, RESULTS, ROOT
+from harness import PEER_PROGRAMS, RESULTS, ROOT, require_peers
 
 from cerebrum_cli.engine.machine import available_memory
 
@@ -88,8 +88,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--data: {options.data} is not a directory")
     if options.shape and not options.shape.is_file():
         parser.error(f"--shape: {options.shape} is not a file")
-    if not PEER_PROGRAMS.is_dir():
-        parser.error("run `make peers` first")
+    require_peers()
     return options
 
 

@@ -1,6 +1,10 @@
 """Compare `cerebrum ask` with its peers: decode speed, whole process, start-up and peak memory.
 
-Needs `make peers` and `cerebrum pull starter`. Usage: python benchmarks/ask.py [--runs N]
+Needs `make peers` and `cerebrum pull starter`. Usage: python benchmarks/ask.py [--runs N] [--dry-run]
+
+All programs get the same number of threads and run without the user's configuration. Ours runs without its prompt
+cache, and saves a session like any question. llama-completion gets the rendered prompt, and is measured twice: with the
+context that ours allocates, and with the one it allocates by itself.
 """
 
 from __future__ import annotations
@@ -8,8 +12,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from harness import PEER_PROGRAMS, ROOT, SCRIPT, Row, alternate, record, run
+from answering import THREADS, model_path
+from completion import completion_peers
+from harness import (
+    PEER_PROGRAMS,
+    ROOT,
+    SCRIPT,
+    Environment,
+    Row,
+    alternate,
+    isolated_environment,
+    medians,
+    pair,
+    record,
+    require_peers,
+    run,
+)
 
 QUESTION = "Out of six apples three are bad. What is the probability of picking a good one?"
 SHORT = "What is the capital of France, and what is it known for? Answer in one short sentence."
@@ -17,51 +39,43 @@ STEPS = 128
 
 
 def main() -> None:
-    """Measure all rows and record them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure all rows and record them unless this is a dry run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
-    if not PEER_PROGRAMS.is_dir():
-        parser.error("run `make peers` first")
-    model = json.loads(run([SCRIPT, "show", "starter", "--json"]).output)["path"]
-    threads = "2"
-    record(
-        [
-            decode_row(model, threads, runs),
-            *whole_process_rows(model, threads, runs),
-            llm_row(runs),
-            start_up_row(runs),
+    parser.add_argument("--dry-run", action="store_true", help="do not write to RESULTS.md")
+    options = parser.parse_args()
+    require_peers()
+    model = str(model_path("starter"))
+    with tempfile.TemporaryDirectory() as name:
+        environment = isolated_environment(Path(name))
+        rows = [
+            decode_row(model, environment, options.runs),
+            *whole_process_rows(model, environment, options.runs),
+            llm_row(model, environment, options.runs),
+            start_up_row(options.runs),
         ]
-    )
+    record(rows, options.dry_run)
 
 
-def decode_row(model: str, threads: str, runs: int) -> Row:
+def ask_command(model: str, tokens: int, *prompt: str) -> list[str]:
+    """Command that generates at most `tokens` tokens."""
+    return [SCRIPT, "ask", "-m", model, "-n", str(tokens), "--threads", str(THREADS), "--no-cache", *prompt]
+
+
+def decode_row(model: str, environment: Environment, runs: int) -> Row:
     """Compare the speed of single-stream decode, STEPS tokens from the start of a text, in tokens per second."""
+    ask = ask_command(model, STEPS + 1, "--raw", "The", "--json")
+    bench = [str(PEER_PROGRAMS / "llama-bench"), "-m", model, "-p", "0", "-n", str(STEPS), "-r", "1"]
+    bench += ["-t", str(THREADS), "-o", "json"]
 
     def ours() -> float:
-        command = [SCRIPT, "ask", "-m", "starter", "--raw", "The", "-n", str(STEPS + 1), "--threads", threads, "--json"]
-        reply = json.loads(run(command).output)
+        reply = json.loads(run(ask, environment=environment).output)
         if reply["completion_tokens"] != STEPS + 1:
             raise RuntimeError(f"the model stopped after {reply['completion_tokens']} tokens")
         return float(reply["timings"]["tokens_per_second"])
 
     def peer() -> float:
-        command = [
-            PEER_PROGRAMS / "llama-bench",
-            "-m",
-            model,
-            "-p",
-            "0",
-            "-n",
-            str(STEPS),
-            "-r",
-            "1",
-            "-t",
-            threads,
-            "-o",
-            "json",
-        ]
-        return float(json.loads(run([str(part) for part in command]).output)[0]["avg_ts"])
+        return float(json.loads(run(bench).output)[0]["avg_ts"])
 
     ours_rate, peer_rate, ratio = alternate(
         ours, peer, 3 * runs
@@ -75,50 +89,43 @@ def decode_row(model: str, threads: str, runs: int) -> Row:
     )
 
 
-def whole_process_rows(model: str, threads: str, runs: int) -> list[Row]:
+def whole_process_rows(model: str, environment: Environment, runs: int) -> Iterator[Row]:
     """Compare a whole process that generates 16 tokens with llama-completion: wall time and peak memory."""
-    ours = [SCRIPT, "ask", QUESTION, "-m", "starter", "-n", "16", "--threads", threads]
-    peer = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", QUESTION, "-n", "16"]
-    peer += ["--temp", "0", "-t", threads, "--single-turn", "--no-display-prompt"]
-    ours_s, peer_s, time_ratio = alternate(lambda: run(ours).seconds, lambda: run(peer).seconds, runs)
-    ours_mib, peer_mib, memory_ratio = alternate(lambda: run(ours).peak_mib, lambda: run(peer).peak_mib, runs)
-    return [
-        Row(
-            "ask, 16 tokens, whole process, llama-completion --no-warmup",
-            f"{ours_s:.3f} s",
-            f"{peer_s:.3f} s",
-            time_ratio,
-            "<= 1.6",
-        ),
-        Row(
-            "ask, 16 tokens, peak memory, llama-completion",
-            f"{ours_mib:.0f} MiB",
-            f"{peer_mib:.0f} MiB",
-            memory_ratio,
-            "<= 1.3",
-        ),
-    ]
+    ask = ask_command(model, 16, QUESTION)
+    for command, context in completion_peers(ask, model, 16, environment):
+        run(ask, environment=environment), run(command, environment=environment)
+        pairs = [
+            pair(lambda: run(ask, environment=environment), lambda: run(command, environment=environment), number)  # noqa: B023
+            for number in range(runs)
+        ]
+        ours_s, peer_s, ratio = medians([(ours.seconds, peer.seconds) for ours, peer in pairs])
+        label = f"ask, 16 tokens, whole process, llama-completion --no-warmup, {context}"
+        yield Row(label, f"{ours_s:.3f} s", f"{peer_s:.3f} s", ratio, "<= 1.6")
+        ours_mib, peer_mib, ratio = medians([(ours.peak_mib, peer.peak_mib) for ours, peer in pairs])
+        label = f"ask, 16 tokens, peak memory, llama-completion --no-warmup, {context}"
+        yield Row(label, f"{ours_mib:.0f} MiB", f"{peer_mib:.0f} MiB", ratio, "<= 1.3")
 
 
-def llm_row(runs: int) -> Row:
+def llm_row(model: str, environment: Environment, runs: int) -> Row:
     """Compare a whole process with llm and its SmolLM2 plugin, which has no token limit: ours generates as many."""
-    llm = [str(ROOT / ".peers" / "llm" / "bin" / "llm"), "-m", "SmolLM2", "--no-log", SHORT]
+    llm = [str(ROOT / ".peers" / "llm" / "bin" / "python"), str(ROOT / "benchmarks" / "llm_threads.py"), str(THREADS)]
     token_counts: list[int] = []
 
     def peer() -> float:
-        reply = run(llm)
-        counted = run([SCRIPT, "ask", "-m", "starter", "--raw", reply.output.strip(), "--dry-run", "--json"])
+        reply = run([*llm, "-m", "SmolLM2", "--no-log", SHORT], environment=environment)
+        counted = run(ask_command(model, 1, "--raw", reply.output.strip(), "--dry-run", "--json"))
         token_counts.append(json.loads(counted.output)["prompt_tokens"])
         return reply.seconds
 
     def ours() -> float:
-        return run([SCRIPT, "ask", SHORT, "-m", "starter", "-n", str(token_counts[-1])]).seconds
+        return run(ask_command(model, token_counts[-1], SHORT), environment=environment).seconds
 
-    peer_s, ours_s, ratio = alternate(peer, ours, runs)
-    tokens = f"{min(token_counts)} to {max(token_counts)} tokens"
-    return Row(
-        "ask, whole process, llm -m SmolLM2", f"{ours_s:.3f} s", f"{peer_s:.3f} s ({tokens})", 1 / ratio, "<= 0.65"
-    )
+    peer(), ours()
+    pairs = [(peer(), ours()) for _ in range(runs)]  # the peer first: its reply decides how much ours generates
+    ours_s, peer_s, ratio = medians([(ours_s, peer_s) for peer_s, ours_s in pairs])
+    peer_cell = f"{peer_s:.3f} s ({min(token_counts)} to {max(token_counts)} tokens)"
+    label = f"ask, whole process, llm -m SmolLM2 on {THREADS} threads"
+    return Row(label, f"{ours_s:.3f} s", peer_cell, ratio, "<= 0.65")
 
 
 def start_up_row(runs: int) -> Row:

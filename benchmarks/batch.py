@@ -12,17 +12,18 @@ Each run is a separate process, alternating with the peer's, after one warm-up e
 tokens divided by the seconds from the loaded model (without a context yet) to the complete result.
 
 server      QUESTIONS questions of TOKENS tokens, run as `cerebrum batch --parallel auto` does, with each row written to
-            disk when it is finished, against `llama-server -np 16` with 16 concurrent clients that send the same token
-            ids in the same order, from the first request to the last reply. First with the starter model as it is, then
-            with its weights as BF16, which llama.cpp writes into .peers/ once. Printed for comparison: the rate of
-            llama-batched-bench with as many sequences of one length, known in advance.
+            disk when it is finished, against `llama-server -np N` with N concurrent clients that send the same token
+            ids in the same order, from the first request to the last reply. N is 16, 32 and 64, one after another in
+            each round; the N with the best median counts. First with the starter model as it is, then with its weights
+            as BF16, which llama.cpp writes into .peers/ once. Printed for comparison: the rate of llama-batched-bench
+            with as many sequences of one length, known in advance.
 sequential  The same questions and the starter model, against `--parallel 1`.
 share       Python's share of a decode step of SLOTS sequences: the part of the time between two calls of `llama_decode`
             in the engine's thread that is spent outside of it, including sampling with numpy. The CPU time in which the
             main thread consumes the step's tokens and writes rows is added, because it may take a core from llama.cpp;
             most of it overlaps with the computation, so the sum is an upper bound.
 shape       With FILE, a model that benchmarks/mistral_shape.py has written: SHAPE_QUESTIONS questions of SHAPE_TOKENS
-            tokens, as in `server`; one pair without a warm-up by default.
+            tokens, as in `server`; one round without a warm-up by default, and no more slots than questions.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ import ctypes
 import os
 import statistics
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from answering import THREADS, BatchJob, BatchResult, gsm8k, model_path, run_batch, tokenized_prompts
-from harness import PEER_PROGRAMS, Row, alternate, in_subprocess, medians, record
+from harness import PEER_PROGRAMS, Row, alternate, in_subprocess, medians, pair, record, require_peers
 from server import batched_bench, time_server
 
 from cerebrum_cli.batches.rows import Row as Question
@@ -46,6 +47,7 @@ from cerebrum_cli.core.events import Event, TokenEvent
 PARTS = ("server", "sequential", "share", "shape")
 QUESTIONS, TOKENS = 64, 64
 SHAPE_QUESTIONS, SHAPE_TOKENS = 16, 16
+SERVER_SLOTS = (16, 32, 64)
 SLOTS = 16  # for `share`
 BF16 = 32  # LLAMA_FTYPE_MOSTLY_BF16 of llama.h
 
@@ -63,6 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data:
         return print("skipping batches: they need --data")
+    require_peers()
     parts = [options.only] if options.only else PARTS
     runs, questions = options.runs or 3, gsm8k(options.data, options.questions)
     if "server" in parts:
@@ -102,23 +105,37 @@ def make_job(model: str, questions: Sequence[Question], tokens: int, parallel: i
 
 
 def server_row(name: str, model: str, questions: Sequence[Question], tokens: int, runs: int, target: str) -> Row:
-    """Compare a batch with llama-server, in tokens per second; a single run has no warm-up."""
+    """Compare a batch with llama-server at its best, in tokens per second; a single round has no warm-up."""
     path, prompts = model_path(model), in_subprocess(tokenized_prompts, model, questions)
     job = make_job(model, questions, tokens, None)
+    slot_counts = [slots for slots in SERVER_SLOTS if slots <= len(prompts)] or list(SERVER_SLOTS[:1])
 
     def ours() -> float:
         return rate(job, prompts)
 
-    def peer() -> float:
-        return len(prompts) * tokens / time_server(path, prompts, tokens, THREADS)
+    def peer() -> dict[int, float]:
+        seconds = {slots: time_server(path, prompts, tokens, THREADS, slots) for slots in slot_counts}
+        return {slots: len(prompts) * tokens / seconds[slots] for slots in slot_counts}
 
-    ours_rate, peer_rate, ratio = alternate(ours, peer, runs) if runs > 1 else medians([(ours(), peer())])
+    if runs > 1:
+        ours(), peer()
+    rounds = [pair(ours, peer, number) for number in range(runs)]
+    for slots in slot_counts:
+        print(f"{name}: llama-server -np {slots}: {', '.join(f'{rates[slots]:.1f}' for _, rates in rounds)} tok/s")
+    best = best_slots([rates for _, rates in rounds])
+    ours_rate, peer_rate, ratio = medians([(ours_rate, rates[best]) for ours_rate, rates in rounds])
     if runs > 1:
         length = round(statistics.mean(map(len, prompts)))
         bench = len(prompts) * tokens / sum(batched_bench(path, length, tokens, len(prompts), THREADS))
         print(f"{name}: llama-batched-bench, {len(prompts)} prompts of {length} tokens in parallel: {bench:.1f} tok/s")
-    label = f"batch of {len(prompts)} questions, {tokens} tokens each, {name}, llama-server -np 16"
-    return Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s", ratio, target)
+    tried = " or ".join(map(str, slot_counts))
+    label = f"batch of {len(prompts)} questions, {tokens} tokens each, {name}, llama-server -np {tried}"
+    return Row(label, f"{ours_rate:.1f} tok/s", f"{peer_rate:.1f} tok/s (-np {best})", ratio, target)
+
+
+def best_slots(rounds: Sequence[Mapping[int, float]]) -> int:
+    """Number of slots with the highest median rate."""
+    return max(rounds[0], key=lambda slots: statistics.median(rates[slots] for rates in rounds))
 
 
 def write_bf16(source: Path) -> Path:

@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import date
+from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
+Environment = Mapping[str, str]
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_PROGRAMS = ROOT / ".peers" / "build" / "bin"
@@ -32,7 +35,8 @@ TIMEOUT_S = 3600.0  # far longer than any measured process takes, even on a slow
 HEAD = """# Results
 
 Each figure is the median of at least three runs (one or two in rows with `7B shape`) that alternate with the peer's
-runs on the machine in the row. The ratio is the median of the pairwise ratios; token counts come from a single run.
+runs on the machine in the row, which names the GPUs if llama.cpp is built to use them. The ratio is the median of the
+pairwise ratios; token counts come from a single run.
 `make bench` repeats the measurements and replaces their rows. Two plots compare with llama-batched-bench:
 [decode throughput by parallel sequences](throughput.png) and [time to first token by prompt length](prompt_time.png).
 
@@ -66,7 +70,7 @@ class Row(NamedTuple):
         return self.ratio >= limit if self.target.startswith(">=") else self.ratio <= limit
 
 
-def run(command: Sequence[str], stdin_text: str | None = None, environment: Mapping[str, str] | None = None) -> Run:
+def run(command: Sequence[str], stdin_text: str | None = None, environment: Environment | None = None) -> Run:
     """Run a command to completion; RuntimeError if it fails. `stdin_text` must fit into the pipe's buffer."""
     source = subprocess.DEVNULL if stdin_text is None else subprocess.PIPE
     start = time.perf_counter()
@@ -85,10 +89,17 @@ def run(command: Sequence[str], stdin_text: str | None = None, environment: Mapp
     process.stderr.close()
     if process.returncode:
         raise RuntimeError(f"{command} failed with exit code {process.returncode}: {errors[-2000:]}")
-    return Run(seconds, usage.ru_maxrss / 1024, output.decode(), errors)
+    peak_mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # macOS reports bytes, Linux KiB
+    return Run(seconds, peak_mib, output.decode(), errors)
 
 
-def time_to_first_byte(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
+def require_peers() -> None:
+    """Exit with a message unless `make peers` has built all of llama.cpp's programs."""
+    if not any(PEER_PROGRAMS.parent.glob("*.built")):
+        sys.exit("the peers are not built\nrun `make peers` first")
+
+
+def time_to_first_byte(command: Sequence[str], environment: Environment | None = None) -> float:
     """Seconds from starting a command to the first byte on its standard output; RuntimeError if it fails later."""
     with tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
@@ -168,9 +179,17 @@ def attach_to(device: str) -> None:
 
 
 def alternate(ours: Callable[[], float], peer: Callable[[], float], runs: int) -> tuple[float, float, float]:
-    """Measure both in alternation after one warm-up each; return both medians and the median of the pairwise ratios."""
+    """Measure pairs after one warm-up each; return both medians and the median of the pairwise ratios."""
     ours(), peer()
-    return medians([(ours(), peer()) for _ in range(runs)])
+    return medians([pair(ours, peer, number) for number in range(runs)])
+
+
+def pair(ours: Callable[[], T], peer: Callable[[], U], number: int) -> tuple[T, U]:
+    """Measure both, ours first in pairs with an even number: what a run leaves behind then burdens both alike."""
+    if number % 2:
+        second = peer()
+        return ours(), second
+    return ours(), peer()
 
 
 def medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
@@ -182,15 +201,23 @@ def medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     )
 
 
+@cache
 def machine() -> str:
-    """Processor name, number of cores available to this process, and operating system."""
+    """Processor name, number of cores available to this process, GPUs that llama.cpp uses, and operating system."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {count} cores, {platform.system()}"
+    return ", ".join([name, f"{count} cores", *in_subprocess(gpus), platform.system()])
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that llama.cpp uses; to be called in a subprocess, because asking takes memory of each."""
+    from cerebrum_cli.engine.llama.devices import accelerators
+
+    return [f"{device.name} {device.description}" for device in accelerators()]
 
 
 def record(rows: Iterable[Row], dry_run: bool = False) -> None:

@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/merge.py --shape FILE [--runs N] [--on DIR]
 
-FILE is a model that benchmarks/mistral_shape.py has written. Unlike a copy, the merge is hashed while it is written and
-flushed to disk at the end. Every tensor of the merge is then compared with its source, and the merge generates a reply.
+FILE is a model that benchmarks/mistral_shape.py has written. Both sides are timed until their file is on the disk, and
+start with an idle disk and with what they read in the page cache. Unlike a copy, the merge is hashed while it is
+written. Every tensor of a merge is compared with its source, and it generates a reply.
 DIR is a directory on the disk to measure, with 16 GB free [default: the directory of FILE].
 """
 
@@ -14,11 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 from gguf import GGUFReader
-from harness import SCRIPT, Row, in_subprocess, isolated_environment, medians, record, run
+from harness import SCRIPT, Row, Run, in_subprocess, isolated_environment, medians, pair, record, run
 
 RECIPE = "cerebrum-12b"
 PARAMETERS, TENSORS = 12_476_420_096, 507
@@ -43,33 +46,33 @@ def main() -> None:
         directory = Path(name)
         os.environ.update(isolated_environment(directory))
         rows = stacking_rows(options.shape, directory, options.runs)
-        in_subprocess(verify_stack, options.shape, directory / "merged.gguf")  # maps files, which would count as memory
+        in_subprocess(verify_stack, options.shape, directory / "stack.gguf")  # maps files, which would count as memory
         record([*rows, combining_row(options.shape, directory)])
 
 
 def stacking_rows(shape: Path, directory: Path, runs: int) -> list[Row]:
-    """Compare whole merges with whole copies, in alternation."""
-    merged, copied = directory / "merged.gguf", directory / "copied.gguf"
-    command = [SCRIPT, "merge", RECIPE, "--source", f"cerebrum-7b={shape}", "-o", str(merged), "-q", "-y"]
-    command += ["--name", "stack"]
+    """Compare merges with copies of as many bytes, in pairs; the file that is copied is the first merge, `stack`."""
+    stack, merged, copied = (directory / f"{name}.gguf" for name in ("stack", "merged", "copied"))
+    merge = [SCRIPT, "merge", RECIPE, "--source", f"cerebrum-7b={shape}", "-q", "-y"]
+    copy = ["cp", *(["--reflink=never"] if sys.platform == "linux" else []), str(stack), str(copied)]
+    run([*merge, "-o", str(stack), "--name", "stack"])
+    time_writing(copy, stack, copied)  # the warm-up
     pairs, peaks = [], []
-    for number in range(runs + 1):
-        merged.unlink(missing_ok=True)
-        flush_disk()
-        ours = run(command)
-        flush_disk()
-        peer = run(["cp", *(["--reflink=never"] if sys.platform == "linux" else []), str(merged), str(copied)])
-        copied.unlink()
-        if number:  # the first pair is the warm-up
-            pairs.append((peer.seconds, ours.seconds))
-            peaks.append(ours.peak_mib * 2**20 / 1e6)
+    for number in range(runs):
+        ours, peer = pair(
+            lambda: time_writing([*merge, "-o", str(merged), "--name", "again"], shape, merged),
+            lambda: time_writing(copy, stack, copied),
+            number,
+        )
+        pairs.append((peer.seconds, ours.seconds))
+        peaks.append(ours.peak_mib * 2**20 / 1e6)
         print(f"merge {ours.seconds:.1f} s, cp {peer.seconds:.1f} s, peak {ours.peak_mib:.0f} MiB", flush=True)
     peer_s, ours_s, ratio = medians(pairs)
-    size = merged.stat().st_size / 1e9
+    size = stack.stat().st_size / 1e9
     peak = median(peaks)
     return [
         Row(
-            f"7B shape stacked to 56 layers, {size:.2f} GB with SHA-256 / cp: speed",
+            f"7B shape stacked to 56 layers, {size:.2f} GB with SHA-256 / cp, both to the disk: speed",
             f"{size / ours_s:.2f} GB/s",
             f"{size / peer_s:.2f} GB/s",
             ratio,
@@ -85,9 +88,22 @@ def stacking_rows(shape: Path, directory: Path, runs: int) -> list[Row]:
     ]
 
 
-def flush_disk() -> None:
-    """Flush pending writes, so that no run waits for those of another."""
+def time_writing(command: Sequence[str], source: Path, target: Path) -> Run:
+    """Run a command that writes a file, which is removed, and time it until that file is on the disk.
+
+    Before, pending writes are flushed and the source is read into the page cache.
+    """
     os.sync()
+    with source.open("rb", buffering=0) as file:
+        while file.read(2**24):
+            pass
+    start = time.perf_counter()
+    finished = run(command)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - start
+    target.unlink()
+    return finished._replace(seconds=seconds)
 
 
 def verify_stack(shape: Path, merged: Path) -> None:
@@ -115,7 +131,7 @@ def source_name(name: str) -> str:
 
 def combining_row(shape: Path, directory: Path) -> Row:
     """Measure the peak memory of a linear merge of a model and its copy."""
-    (directory / "merged.gguf").unlink()
+    (directory / "stack.gguf").unlink()
     copy = directory / "other.gguf"
     subprocess.run(["cp", str(shape), str(copy)], check=True)
     recipe = directory / "linear.yaml"

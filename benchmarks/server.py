@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 
 from harness import PEER_PROGRAMS, run
 
-SLOTS = 16
 HOST = "127.0.0.1"
 PADDING = 256  # llama.cpp rounds a slot's context up to a multiple of it
 STARTUP_TIMEOUT_S = 300.0
 
 
-def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, threads: int) -> float:
-    """Seconds that a running llama-server takes from the first request to the last reply.
+def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, threads: int, slots: int) -> float:
+    """Seconds that a running llama-server takes from the first request to the last reply, with a client for each slot.
 
     Each prompt is one request of token ids, for exactly `tokens` tokens at temperature 0. RuntimeError if a reply has
     other token counts.
@@ -31,7 +30,7 @@ def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, thre
     slot_context = -(-(max(map(len, prompts)) + tokens) // PADDING) * PADDING
     options = {"n_predict": tokens, "temperature": 0, "ignore_eos": True}
     bodies = [json.dumps({"prompt": list(prompt), **options}).encode() for prompt in prompts]
-    with running_server(model, slot_context * SLOTS, threads) as port, ThreadPoolExecutor(SLOTS) as clients:
+    with running_server(model, slot_context, threads, slots) as port, ThreadPoolExecutor(slots) as clients:
         start = time.perf_counter()
         replies = list(clients.map(lambda body: completion(port, body), bodies))
         seconds = time.perf_counter() - start
@@ -42,10 +41,10 @@ def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, thre
 
 
 @contextmanager
-def running_server(model: Path, context: int, threads: int) -> Iterator[int]:
+def running_server(model: Path, slot_context: int, threads: int, slots: int) -> Iterator[int]:
     """Run llama-server, and yield its port once it is healthy."""
     port = free_port()
-    command = [PEER_PROGRAMS / "llama-server", "-m", model, "-np", SLOTS, "-c", context, "-t", threads]
+    command = [PEER_PROGRAMS / "llama-server", "-m", model, "-np", slots, "-c", slot_context * slots, "-t", threads]
     command += ["--host", HOST, "--port", port, "--no-webui"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

@@ -7,40 +7,43 @@ warm-up each; the model's file is in the page cache. The first byte on standard 
 
 phases   A question to the starter model, traced by benchmarks/traced.py: the section "Cold start" of RESULTS.md.
 imports  The phases before llama.cpp starts to load the model, against the start of a bare Python interpreter.
-token    The same question without tracing, against llama-completion, which gets the rendered prompt.
+token    The same question without tracing, against llama-completion, which gets the rendered prompt: with the context
+         that ours allocates, and with the one it allocates by itself.
 second   With FILE, a model that benchmarks/mistral_shape.py has written: a first question saves the common prefix in
-         the prompt cache, then a second one is timed. The peer is a raw text with as many tokens as the second question
-         evaluates, without the cache. Once with the default system prompt, once with one of about 600 tokens. Three
-         pairs by default; the only warm-up is the run that counts the cached tokens.
+         the prompt cache, then a second one is timed from the loaded model to its first token, which includes finding
+         and restoring the prefix. The peer is a raw text with as many tokens as the second question evaluates, without
+         the cache. Once with the default system prompt, once with one of about 600 tokens. Three pairs by default; the
+         only warm-up is the run that counts the cached tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import traced
 from answering import THREADS, model_path
+from completion import completion_peers, preview
 from harness import (
-    PEER_PROGRAMS,
     ROOT,
     SCRIPT,
+    Environment,
     Row,
     alternate,
     isolated_environment,
     machine,
     medians,
+    pair,
     record,
     record_section,
+    require_peers,
     run,
     time_to_first_byte,
 )
@@ -50,8 +53,6 @@ FIRST, SECOND = "How many legs do seven spiders have?", "How many wheels do nine
 SYSTEM = (ROOT / "cerebrum_cli" / "probe.txt").read_text(encoding="utf-8")[:2000]
 RUNS, SHAPE_RUNS = 7, 3
 
-Environment = Mapping[str, str]
-
 
 def main() -> None:
     """Measure all rows and record them unless this is a dry run."""
@@ -60,13 +61,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help=f"[default: {RUNS}; with FILE: {SHAPE_RUNS}]")
     parser.add_argument("--dry-run", action="store_true", help="do not write to RESULTS.md")
     options = parser.parse_args()
-    if not PEER_PROGRAMS.is_dir():
-        parser.error("run `make peers` first")
+    require_peers()
     runs, model = options.runs or RUNS, str(model_path("starter"))
     with tempfile.TemporaryDirectory() as name:
         ask = [*ask_command(model), "--threads", str(THREADS), "--no-log", QUESTION]
         record([cold_start_row(ask, isolated_environment(Path(name)), runs, options.dry_run)], options.dry_run)
-        record([first_token_row(model, ask, isolated_environment(Path(name)), runs)], options.dry_run)
+        record(first_token_rows(model, ask, isolated_environment(Path(name)), runs), options.dry_run)
     if options.shape:
         for system in (None, SYSTEM):
             record([second_question_row(options.shape, system, options.runs or SHAPE_RUNS)], options.dry_run)
@@ -147,37 +147,23 @@ def render_section(phases: Mapping[str, Sequence[float]], prompt: int, runs: int
 # Against llama-completion.
 
 
-def first_token_row(model: str, ask: Sequence[str], environment: Environment, runs: int) -> Row:
+def first_token_rows(model: str, ask: Sequence[str], environment: Environment, runs: int) -> Iterator[Row]:
     """Compare the time to the first token with that of llama-completion for the same prompt."""
-    prompt = preview(ask, environment)
-    peer = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", prompt["prompt"], "-n", "1"]
-    peer += ["--temp", "0", "-t", str(THREADS), "-no-cnv", "--no-display-prompt"]
-    evaluated = re.search(r"prompt eval time =.*/ *(\d+) tokens", run(peer).errors)
-    if evaluated is None or int(evaluated[1]) != prompt["prompt_tokens"]:
-        raise RuntimeError(
-            f"llama-completion: {evaluated and evaluated[1]} prompt tokens, not {prompt['prompt_tokens']}"
+    for peer, context in completion_peers(ask, model, 1, environment):
+        ours_s, peer_s, ratio = alternate(
+            lambda: time_to_first_byte(ask, environment),
+            lambda: time_to_first_byte(peer, environment),  # noqa: B023
+            runs,
         )
-    ours_s, peer_s, ratio = alternate(
-        lambda: time_to_first_byte(ask, environment), lambda: time_to_first_byte(peer), runs
-    )
-    label = "first token from exec, starter: cerebrum ask / llama-completion"
-    return Row(label, f"{ours_s * 1e3:.0f} ms", f"{peer_s * 1e3:.0f} ms", ratio, "<= 1.6")
-
-
-def preview(ask: Iterable[str], environment: Environment) -> dict[str, Any]:
-    """JSON that `--dry-run` prints for a question."""
-    prompt: dict[str, Any] = json.loads(run([*ask, "--dry-run", "--json"], environment=environment).output)
-    return prompt
+        label = f"first token from exec, starter: cerebrum ask / llama-completion --no-warmup, {context}"
+        yield Row(label, f"{ours_s * 1e3:.0f} ms", f"{peer_s * 1e3:.0f} ms", ratio, "<= 1.6")
 
 
 # With the prompt cache.
 
 
 def second_question_row(model: str, system: str | None, runs: int) -> Row:
-    """Compare the first token of a second question with loading the model and evaluating the same number of tokens.
-
-    Load times vary between 5 and 9 s, so both sides of a pair use that of the second question.
-    """
+    """Compare the first token of a second question with evaluating the same number of tokens, after loading."""
     with tempfile.TemporaryDirectory() as name:
         environment = isolated_environment(Path(name))
         ask = [*ask_command(model), "--no-profile"]
@@ -189,21 +175,20 @@ def second_question_row(model: str, system: str | None, runs: int) -> Row:
         if not reply["cached_tokens"]:
             raise RuntimeError(f"the first question was not cached: {reply['timings']}")
         without_cache = [*ask, "--raw", text_of_length(own_tokens, ask, environment), "--no-cache", "--no-log"]
-        pairs = []
-        for _ in range(runs):
-            ours, peer = (timings(command, environment) for command in (second, without_cache))
-            pairs.append((ours["load_s"] + ours["ttft_s"], ours["load_s"] + peer["ttft_s"]))
+        pairs = [
+            pair(lambda: seconds(second, environment), lambda: seconds(without_cache, environment), number)
+            for number in range(runs)
+        ]
     ours_s, peer_s, ratio = medians(pairs)
     prompt = f"a system prompt of {reply['cached_tokens']} tokens" if system else "the same system prompt"
-    label = f"second question with {prompt}, 7B shape: first token / load + prefill of its own tokens"
+    label = f"first token after load, 7B shape, second question with {prompt} / prefill of its own tokens"
     counts = f"{reply['cached_tokens']} tokens cached, {own_tokens} evaluated"
     return Row(label, f"{ours_s:.2f} s ({counts})", f"{peer_s:.2f} s", ratio, "<= 1.1")
 
 
-def timings(command: Sequence[str], environment: Environment) -> dict[str, float]:
-    """Timings that `--json` prints for a question."""
-    times: dict[str, float] = json.loads(run([*command, "--json"], environment=environment).output)["timings"]
-    return times
+def seconds(command: Sequence[str], environment: Environment) -> float:
+    """Seconds from the loaded model to the first token of a question."""
+    return float(json.loads(run([*command, "--json"], environment=environment).output)["timings"]["ttft_s"])
 
 
 def text_of_length(tokens: int, ask: Sequence[str], environment: Environment) -> str:
