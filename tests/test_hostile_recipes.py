@@ -1,4 +1,4 @@
-"""Damaged and hostile recipes and session databases: one error at most, no traceback, in bounded time and memory.
+"""Damaged and hostile recipes: one error at most, no traceback, in bounded time and memory.
 
 `make fuzz` tries many more of them.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import random
 import resource
-import sqlite3
-from pathlib import Path
 
 import pytest
 from command_line import CommandLine, Finished
@@ -94,37 +92,6 @@ def mutated_recipe(number: int) -> str:
     return "\n".join(lines)
 
 
-def saved_sessions(user: CommandLine) -> bytes:
-    """The database of a user who has asked two questions."""
-    for question in ("What is 2+2?", "Why?"):
-        assert user.run("ask", "-m", "small", "-n", "4", question).code == 0
-    path = database(user)
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
-    return path.read_bytes()
-
-
-def database(user: CommandLine) -> Path:
-    return user.home / "data" / "cerebrum" / "sessions" / "sessions.db"
-
-
-def read_damaged_sessions(user: CommandLine, data: bytes, number: int) -> None:
-    """Change bytes of the database, and run what reads and writes it."""
-    chosen = random.Random(number)
-    damaged = bytearray(data)
-    for _ in range(chosen.choice([1, 4, 16, 64])):
-        at, size = chosen.randrange(len(damaged)), chosen.choice([1, 1, 2, 8, 64])
-        damaged[at : at + size] = chosen.randbytes(size)
-    path = database(user)
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    path.write_bytes(damaged[: chosen.choice([len(damaged), len(damaged), chosen.randrange(len(damaged))])])
-    for arguments in (("list",), ("show", "what-is-2-2"), ("search", "what"), ("rm", "--all", "-y")):
-        require_sound(user.run("sessions", *arguments), f"{number} {arguments}")
-    require_sound(user.run("ask", "-m", "small", "-n", "4", "-c", "And then?"), f"{number} ask")
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_hostile_recipe_gets_one_error(name: str, user: CommandLine) -> None:
     done = merge(user, RECIPES[name])
@@ -132,23 +99,9 @@ def test_hostile_recipe_gets_one_error(name: str, user: CommandLine) -> None:
     assert done.code == 0 or done.err.startswith("error: ")
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_damaged_sessions_get_one_error(number: int, user: CommandLine) -> None:
-    read_damaged_sessions(user, saved_sessions(user), number)
-
-
 @pytest.mark.fuzz
 @pytest.mark.parametrize("part", range(10))
 def test_fuzzed_recipes_get_errors(part: int, user: CommandLine) -> None:
     for number in range(part, 200, 10):
         require_sound(merge(user, mutated_recipe(number)), f"recipe {number}")
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MAX_MEMORY
-
-
-@pytest.mark.fuzz
-@pytest.mark.parametrize("part", range(10))
-def test_fuzzed_sessions_get_errors(part: int, user: CommandLine) -> None:
-    data = saved_sessions(user)
-    for number in range(part, 200, 10):
-        read_damaged_sessions(user, data, number)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MAX_MEMORY
