@@ -14,7 +14,7 @@ from cerebrum_cli.runtime.options import ListOptions
 
 @composed
 def list_models(context: typer.Context, given: Annotated[Layer, SettingKeys(("ctx",))], options: ListOptions) -> None:
-    """Includes models that other tools have put into the Hugging Face cache. No network is used."""
+    """Includes models that other tools have put into the Hugging Face cache. The network is not used."""
     from cerebrum_cli.runtime import listing
 
     listing.list_models(runtime_of(context), given, options)

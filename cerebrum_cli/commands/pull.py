@@ -27,7 +27,7 @@ def pull(
     given: Annotated[Layer, SettingKeys(("ctx",))],
     options: PullCommandOptions,
 ) -> None:
-    """Models come from the Hugging Face Hub into its cache. A local file is used in place.
+    """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place.
 
     Without :QUANT, the quantization recommended for this machine is chosen. If a download is interrupted, run the
     command again to resume.

@@ -49,7 +49,7 @@ def list_sessions(
     all: Annotated[bool, parameter("all", "List all", "Output")] = False,
     json: JsonArray = False,
 ) -> None:
-    """List sessions, most recently changed first (on a terminal, last, so that they appear next to the prompt)."""
+    """List sessions, most recently changed first; on a terminal, the order is reversed."""
     from cerebrum_cli.application.chat.archive import session_rows
     from cerebrum_cli.terminal.tables import print_rows, print_sessions
 

@@ -27,7 +27,7 @@ def show(
 ) -> None:
     """Also shows its tuning profile, and which quantizations fit this machine.
 
-    No network is used; `cerebrum pull --dry-run` queries the Hub.
+    The network is not used; `cerebrum pull --dry-run` queries the Hub.
     """
     from cerebrum_cli.runtime import listing
 
