@@ -16,7 +16,8 @@ from cerebrum_cli.runtime.options import DoctorOptions
 def doctor(
     context: typer.Context, given: Annotated[Layer, SettingKeys(("model", "threads"))], options: DoctorOptions
 ) -> None:
-    """Each line is ok, a warning or a failure, with a hint. A small bundled model answers a question with a known answer.
+    """Each line is ok, a warning or a failure, with a hint. A small bundled model answers a question with a known
+    answer.
 
     Exits with code 1 if anything fails.
     """
