@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from chats import Loadable, contents, finish, make_chat, text
+from disks import full_disk
 from scripted_backend import FIRST_WORD, ScriptedBackend, endless, replies
 
 from cerebrum_cli.application.chat.chat import Chat
@@ -117,6 +118,82 @@ def test_chat_removes_a_turn_that_cannot_be_saved(start_chat: Callable[..., Chat
         other.execute("ROLLBACK")
     assert contents(chat) == ["One?", "First."]
     assert text(chat.send("Two?")) == "Second."
+
+
+@pytest.fixture
+def start_detaching_chat(tmp_path: Path, chatml_model: Path) -> Iterator[Callable[[], Chat]]:
+    """A factory of chats that continue without a writable database."""
+    chats: list[Chat] = []
+
+    def start() -> Chat:
+        store = Store(tmp_path / "sessions.db", detaches=True)
+        chats.append(make_chat(store, tmp_path, chatml_model, working_model))
+        return chats[-1]
+
+    yield start
+    for chat in chats:
+        chat.close()
+
+
+def test_chat_continues_on_a_full_disk(start_detaching_chat: Callable[[], Chat], tmp_path: Path) -> None:
+    chat = start_detaching_chat()
+    with full_disk():
+        assert text(chat.send("One?")) == "First."
+        assert text(chat.send("Two?")) == "Second."
+        assert chat.unsaved_notice
+        assert chat.unsaved_notice.message.startswith(f"this chat is not saved: {tmp_path}/sessions.db: ")
+        assert chat.undo() == "Two?"
+        assert contents(chat) == ["One?", "First."]
+        chat.rename("mine")
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as saved:
+        assert saved.summaries() == []
+
+
+@pytest.mark.parametrize("stage", ["question", "reply"])
+def test_chat_keeps_its_turns_when_the_disk_gets_full(
+    start_detaching_chat: Callable[[], Chat], tmp_path: Path, stage: str
+) -> None:
+    chat = start_detaching_chat()
+    assert text(chat.send("One?")) == "First."
+    assert chat.unsaved_notice is None
+    with contextlib.ExitStack() as stack:
+        if stage == "question":
+            stack.enter_context(full_disk())
+        said = ""
+        for event in chat.send("Two?"):
+            if isinstance(event, TokenEvent):
+                said += event.text
+                if stage == "reply" and not chat.unsaved_notice:
+                    stack.enter_context(full_disk())
+        assert (said, bool(chat.unsaved_notice)) == ("Second.", True)
+        assert contents(chat) == ["One?", "First.", "Two?", "Second."]
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as saved:
+        [summary] = saved.summaries()
+        assert summary.messages == (2 if stage == "question" else 3)
+
+
+def test_chat_continues_a_session_that_cannot_be_locked(
+    start_detaching_chat: Callable[[], Chat], tmp_path: Path
+) -> None:
+    first = start_detaching_chat()
+    list(first.send("One?"))
+    first.close()
+    second = start_detaching_chat()
+    (tmp_path / "locks").rename(tmp_path / "other")
+    (tmp_path / "locks").write_text("not a directory")
+    second.session = second.history.acquire_latest()
+    assert text(second.send("Two?")) == "Second."
+    assert contents(second) == ["One?", "First.", "Two?", "Second."]
+    assert second.unsaved_notice
+
+
+def test_killed_chat_leaves_no_empty_session(store: Store, start_chat: Callable[..., Chat], tmp_path: Path) -> None:
+    chat = start_chat(working_model)
+    events = chat.send("One?")
+    next(events)
+    with contextlib.closing(Store(tmp_path / "sessions.db")) as other:  # what a new process would find
+        assert [summary.messages for summary in other.summaries()] == [1]
+    events.close()
 
 
 def test_chat_deletes_the_session_if_its_first_question_does_not_fit(

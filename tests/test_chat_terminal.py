@@ -47,6 +47,24 @@ def test_toolbar_shows_session_model_format_context_and_speed(open_small_chat: O
     assert person.end() == 0
 
 
+def test_chat_on_a_full_disk_says_once_that_it_is_not_saved(
+    open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
+    sessions = tmp_path / "data" / "cerebrum" / "sessions"
+    sessions.write_text("a file, since root may write to every directory")
+    person = open_small_chat()
+    person.wait_for("context ")
+    turn(person, "How are you?")
+    person.wait_for("how-are-you | not saved | small | ")
+    turn(person, "And you?")
+    person.type("/save mine\r")
+    person.wait_for("Session named 'mine'; it is not saved")
+    person.type("\x04")
+    assert person.end() == 0
+    assert " ".join(person.output.split()).count("this chat is not saved: ") == 1
+    assert "error" not in person.output
+
+
 def test_chat_continue_resumes_the_latest_session(open_small_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_small_chat()
     person.wait_for("context ")

@@ -179,6 +179,15 @@ def test_chat_full_context_drops_the_oldest_turns_or_stops(user: CommandLine) ->
     assert len(user.contents("short")) < 12
 
 
+def test_chat_script_without_an_answer_fails(user: CommandLine) -> None:
+    failed = user.run("chat", "--ctx", "256", stdin=f"{'word ' * 300}\n/undo\n{'word ' * 400}\n")
+    assert failed.code == 4
+    assert failed.err.count("error: the prompt has ") == 2
+    answered = user.run("chat", "-n", "2", "--ctx", "256", stdin=f"hi\n{'word ' * 300}\n")
+    assert answered.code == 0
+    assert answered.err.count("error: the prompt has ") == 1
+
+
 def test_chat_rejects_an_unknown_overflow(user: CommandLine) -> None:
     done = user.run("chat", "--overflow", "shift", stdin="hi\n")
     assert done.code == 2

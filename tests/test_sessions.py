@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from chats import children
+from disks import full_disk
 
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.sessions import schema, store
 from cerebrum_cli.sessions.rows import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.sessions.schema import MIGRATIONS, migrate
@@ -885,6 +886,37 @@ def test_file_in_place_of_the_directory_is_reported(path: Path) -> None:
     path.parent.write_bytes(b"")
     for error in errors_of(path):
         assert error.message == f"{path.parent}: File exists"
+
+
+@pytest.mark.parametrize("version", [0, 1, len(MIGRATIONS)])
+def test_full_disk_allows_reading_and_reports_writing(
+    path: Path, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    path.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", MIGRATIONS[:version])
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+            migrate(database)
+    if version == len(MIGRATIONS):
+        with contextlib.closing(Store(path)) as sessions:
+            session = sessions.create("a", "chat", question=Message("user", "Where is the fox?"))
+    with full_disk(), contextlib.closing(Store(path)) as sessions:
+        if version == len(MIGRATIONS):
+            assert sessions.latest() == session
+            assert [hit.session.name for hit in sessions.search("fox")] == ["a"]
+            assert [stored.message.content for stored in sessions.messages(session)] == ["Where is the fox?"]
+        else:
+            assert sessions.summaries() == []
+        for _ in range(2):
+            with pytest.raises(UnwritableSessions) as caught:
+                sessions.create("b", "chat")
+            assert caught.value.message in (f"{path}: disk I/O error", f"{path}: database or disk is full")
+
+
+def test_full_disk_without_a_database_reads_as_empty(path: Path) -> None:
+    with full_disk(), contextlib.closing(Store(path)) as sessions:
+        assert sessions.summaries() == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

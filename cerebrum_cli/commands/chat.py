@@ -32,4 +32,5 @@ def chat(
 
     source = context.get_parameter_source("model")
     names_model = source is not None and source.name == "COMMANDLINE"
-    chat.chat(runtime_of(context, options.verbose), words or [], names_model, given, options)
+    if code := chat.chat(runtime_of(context, options.verbose), words or [], names_model, given, options):
+        raise typer.Exit(code)

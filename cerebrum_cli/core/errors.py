@@ -13,6 +13,7 @@
     |-- PullError                 exit 1   `- HubError in catalogue/hub_errors.py, where a retry may help
     |-- ConfigError               exit 1   config.toml or models.toml
     |-- SessionError              exit 1   a session, or the session database
+    |   `-- UnwritableSessions    exit 1   no permission to write the session database, or no space
     |-- BatchError                exit 1   the result of a batch, or its journal
     |-- MergeError                exit 1   incompatible models, or a merge that cannot be written
     |-- OutputError               exit 1   standard output cannot be written
@@ -119,6 +120,10 @@ class ConfigError(CerebrumError):
 
 class SessionError(CerebrumError):
     """A session that cannot be found, read or saved."""
+
+
+class UnwritableSessions(SessionError):
+    """The session database cannot be written, for lack of permission or space."""
 
 
 class BatchError(CerebrumError):

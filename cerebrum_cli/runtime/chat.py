@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.terminal_io import InputSource
 
 
-def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, options: ChatOptions) -> None:
-    """Chat at a terminal, or answer questions from a pipe, and save the session as it goes.
+def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, options: ChatOptions) -> int:
+    """Chat at a terminal, or answer questions from a pipe, and save the session as it goes; return the exit code.
 
     `words` are a model, unless `-m` names it, and the first question. Raises UsageError for more.
     """
@@ -41,7 +41,7 @@ def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, op
         raise UsageError("more than one question given", f"quote the first question: {quote(' '.join(words))}")
     if options.continue_ and options.session:
         raise UsageError("-c and --session cannot be used together", "give one of them")
-    system, history, name = given.get("system"), runtime.history, options.session
+    system, history, name = given.get("system"), runtime.open_history(detaches=True), options.session
     session = (
         history.acquire_latest() if options.continue_ else history.acquire_named(name) if name is not None else None
     )
@@ -66,6 +66,7 @@ def chat(runtime: Runtime, words: list[str], names_model: bool, given: Layer, op
                 conversation, runtime.streams, signals, COMMANDS, no_markdown=options.no_markdown, quiet=options.quiet
             )
             repl.run(input_lines(runtime, repl, keyboard, options.vi), *words)
+            return repl.exit_code
         finally:
             with signals.exiting():
                 if (notice := conversation.close()) and not options.quiet:

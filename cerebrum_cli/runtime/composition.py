@@ -93,13 +93,17 @@ class Runtime:
 
     @property
     def history(self) -> History:
-        """Sessions of this user; the database is opened on first use."""
+        """Sessions of this user."""
+        return self.open_history()
+
+    def open_history(self, detaches: bool = False) -> History:
+        """Sessions of this user; the database is opened on first use. See `Store` for `detaches`."""
         from cerebrum_cli.application.chat.history import History
         from cerebrum_cli.sessions.lock import SessionLock
         from cerebrum_cli.sessions.store import Store
 
         directory = self.data_directory / "sessions"
-        return History(Store(directory / "sessions.db"), SessionLock(directory / "locks"))
+        return History(Store(directory / "sessions.db", detaches), SessionLock(directory / "locks"))
 
     def prompt_cache(self, model: Model, format_name: str, settings: Settings) -> StateStore | None:
         """Prompt cache of a model in a format; None if it is turned off."""

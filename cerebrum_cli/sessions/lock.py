@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.sessions.private import make_private_database, make_private_directory
 from cerebrum_cli.sessions.rows import Session
 
@@ -61,5 +61,5 @@ class SessionLock:
                 raise SessionError(
                     f'session "{session.name}" is open in another process', "close it there, or use another session"
                 ) from error
-            raise SessionError(f"{path}: {error}", "make sure that it is writable") from error
+            raise UnwritableSessions(f"{path}: {error}", "make sure that it is writable") from error
         return connection

@@ -74,7 +74,8 @@ def migrate(database: sqlite3.Connection) -> int:
                 database.execute(f"PRAGMA user_version = {version + 1}")
             database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            if database.in_transaction:  # SQLite has ended it where the disk is full
+                database.execute("ROLLBACK")
             raise
     return version
 

@@ -9,16 +9,24 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.sessions.names import printable_name, validated_name
-from cerebrum_cli.sessions.private import make_private_database, make_private_directory
+from cerebrum_cli.sessions.connection import (
+    READ_ERRORS,
+    copy_to_memory,
+    one_line,
+    open_database,
+    open_read_only,
+    session_error,
+)
+from cerebrum_cli.sessions.names import validated_name
 from cerebrum_cli.sessions.removal import remove_session, vacuum
 from cerebrum_cli.sessions.rows import (
     COLUMNS,
@@ -33,12 +41,9 @@ from cerebrum_cli.sessions.rows import (
     message_values,
     session_from_row,
 )
-from cerebrum_cli.sessions.schema import MIGRATIONS, enable_wal, migrate, schema_version
 from cerebrum_cli.sessions.search import search_messages
 
 BUSY_TIMEOUT_S = 10.0  # for another process's transaction
-DAMAGE = ("malformed", "not a database", "vtable constructor", "already exists", "decode", "no such", "FOREIGN KEY")
-_LATEST = len(MIGRATIONS)
 _FIRST_MESSAGES = (  # of each session, with its number of messages
     "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
     " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < messages.id),"
@@ -47,19 +52,52 @@ _FIRST_MESSAGES = (  # of each session, with its number of messages
 )
 
 
-class Store:
-    """The sessions in one database file, which is created on first use."""
+Change = TypeVar("Change", bound=Callable[..., Any])
 
-    def __init__(self, path: Path) -> None:
+
+def _detachable(change: Change) -> Change:
+    """Make a method's change in memory if the file cannot be written."""
+
+    @wraps(change)
+    def call(store: Store, *args: Any, **options: Any) -> Any:
+        try:
+            return change(store, *args, **options)
+        except UnwritableSessions as error:
+            store.detach(error)
+            return change(store, *args, **options)
+
+    return cast("Change", call)
+
+
+class Store:
+    """The sessions in one database file, which is created on first use, and can be read where it cannot be written.
+
+    A store that `detaches` continues on a copy in memory when a change cannot be saved: `detached_by` is the reason.
+    """
+
+    def __init__(self, path: Path, detaches: bool = False) -> None:
         self._path = path
+        self._detaches = detaches
         self._database: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None  # of a file that cannot be written
+        self.detached_by: UnwritableSessions | None = None
 
     def close(self) -> None:
         """Close the database; the next call opens it again."""
-        if self._database:
-            self._database.close()
-            self._database = None
+        for connection in (self._database, self._reader):
+            if connection:
+                connection.close()
+        self._database = self._reader = None
 
+    def detach(self, error: UnwritableSessions) -> None:
+        """Continue on a copy in memory because of this error; raises it where the store does not detach."""
+        if self.detached_by or not self._detaches:
+            raise error
+        memory = copy_to_memory(self._readable())
+        self.close()
+        self._database, self.detached_by = memory, error
+
+    @_detachable
     def create(
         self,
         name: str,
@@ -71,8 +109,9 @@ class Store:
         params: Mapping[str, Any] | None = None,
         leaf: int | None = None,
         first: int | None = None,
+        question: Message | None = None,
     ) -> Session:
-        """Create a session, on the branch that ends at message `leaf` if given.
+        """Create a session, on the branch that ends at message `leaf` if given, with its first `question` if given.
 
         Raises SessionError if the name is invalid or in use.
         """
@@ -86,7 +125,8 @@ class Store:
                 )
             except sqlite3.IntegrityError as error:
                 raise self._constraint_error(error, name) from error
-            return session_from_row(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
+            session = session_from_row(database.execute("SELECT * FROM sessions WHERE name = ?", (name,)).fetchone())
+            return self._add(database, session, question, ReplyMetadata()) if question else session
 
     def find(self, name: str) -> Session | None:
         with self._read() as database:
@@ -133,17 +173,14 @@ class Store:
     def conversation(self, session: Session) -> Conversation:
         return Conversation(tuple(stored.message for stored in self.messages(session)), session.system_prompt)
 
+    @_detachable
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
         """Append a message to a session's branch and return the changed session."""
         with self._write() as database:
             self._require(database, session)
-            cursor = database.execute(
-                f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)})"
-                f" VALUES (?, ?, ?, {PLACEHOLDERS})",
-                (session.leaf, session.id, time.time(), *message_values(message, metadata or ReplyMetadata())),
-            )
-            return self._set_leaf(database, session, cursor.lastrowid)
+            return self._add(database, session, message, metadata or ReplyMetadata())
 
+    @_detachable
     def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
         """Replace a session's last message, which has been generated further."""
         with self._write() as database:
@@ -154,12 +191,14 @@ class Store:
             )
             database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
 
+    @_detachable
     def move(self, session: Session, leaf: int | None) -> Session:
         """Move a session to another branch; the messages of the previous one stay in the tree."""
         with self._write() as database:
             self._require(database, session)
             return self._set_leaf(database, session, leaf)
 
+    @_detachable
     def update_session(self, session: Session, **values: Any) -> Session:
         """Change columns of a session: name, system_prompt, model, format, params or first."""
         if "name" in values:
@@ -174,6 +213,7 @@ class Store:
                 raise self._constraint_error(error, values.get("name", "")) from error
             return session_from_row(self._require(database, session))
 
+    @_detachable
     def remove(self, session: Session) -> int:
         """Delete a session and its unshared messages; return the number of messages deleted.
 
@@ -185,10 +225,10 @@ class Store:
     def vacuum(self) -> None:
         """Rewrite the file, so that it holds no trace of deleted messages."""
         try:
-            vacuum(self._connection())
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+            vacuum(self._writable())
+        except READ_ERRORS as error:
             raise SessionError(
-                f"deleted text may remain in {self._path}: {_one_line(error)}",
+                f"deleted text may remain in {self._path}: {one_line(error)}",
                 "free disk space or close other users of the file; the next deletion tries again",
             ) from error
 
@@ -198,21 +238,20 @@ class Store:
             return search_messages(database, text, limit)
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._connection()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise self._error(error) from error
-
-    @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Group the changes made within into one transaction."""
         with self._write():
             yield
 
     @contextlib.contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        with self._translated():
+            yield self._readable()
+
+    @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._read() as database:
+        with self._translated():
+            database = self._writable()
             if database.in_transaction:
                 yield database
                 return
@@ -225,50 +264,51 @@ class Store:
                     database.execute("ROLLBACK")
                 raise
 
-    def _connection(self) -> sqlite3.Connection:
+    def _writable(self) -> sqlite3.Connection:
         if self._database is None:
-            try:
-                make_private_directory(self._path.parent)
-            except OSError as error:
-                raise SessionError(
-                    f"{error.filename}: {error.strerror}", "make it writable, or use --no-log"
-                ) from error
-            make_private_database(self._path)
-            database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-            try:
-                database.row_factory = sqlite3.Row
-                if schema_version(database) > _LATEST:
-                    raise SessionError(f"{self._path}: written by a newer cerebrum", "update cerebrum")
-                enable_wal(database, BUSY_TIMEOUT_S)
-                database.execute("PRAGMA synchronous = FULL")
-                database.execute("PRAGMA foreign_keys = ON")
-                database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
-                migrate(database)
-            except BaseException:
-                database.close()
-                raise
-            self._database = database
+            self._database = open_database(self._path, BUSY_TIMEOUT_S)
         return self._database
 
-    def _error(self, error: sqlite3.Error | UnicodeDecodeError) -> SessionError:
-        problem = _one_line(error)
-        hint = "free disk space, or close other users of the file"
-        if any(sign in problem for sign in DAMAGE):
-            hint = "move the file away; a new one will be created"
-        elif "unable to open" in problem or "readonly" in problem:
-            hint = "make sure that it is a writable file"
-        return SessionError(f"{self._path}: {problem}", hint)
+    def _readable(self) -> sqlite3.Connection:
+        if self._reader and not self._database:
+            return self._reader
+        try:
+            return self._writable()
+        except UnwritableSessions as error:
+            try:
+                self._reader = open_read_only(self._path, BUSY_TIMEOUT_S)
+            except SessionError:
+                if not self._detaches:
+                    raise error from None
+                self._reader = copy_to_memory(None)
+            return self._reader
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except READ_ERRORS as error:
+            raise session_error(self._path, error) from error
 
     def _constraint_error(self, error: sqlite3.IntegrityError, name: str) -> SessionError:
         if "sessions.name" in str(error):
             return SessionError(f'session "{name}" already exists', "choose another name")
-        return self._error(error)
+        return session_error(self._path, error)
 
     def _require(self, database: sqlite3.Connection, session: Session) -> sqlite3.Row:
         row: sqlite3.Row | None = database.execute("SELECT * FROM sessions WHERE id = ?", (session.id,)).fetchone()
         if row is None:
             raise SessionError(f'session "{session.name}" was deleted by another process', "start a new one")
         return row
+
+    def _add(
+        self, database: sqlite3.Connection, session: Session, message: Message, metadata: ReplyMetadata
+    ) -> Session:
+        cursor = database.execute(
+            f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)}) VALUES (?, ?, ?, {PLACEHOLDERS})",
+            (session.leaf, session.id, time.time(), *message_values(message, metadata)),
+        )
+        return self._set_leaf(database, session, cursor.lastrowid)
 
     def _set_leaf(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
         now, first = time.time(), session.first
@@ -286,7 +326,3 @@ class Store:
             (leaf,),
         ).fetchall()
         return list(map(message_from_row, rows))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(printable_name(str(error)).split())  # SQLite quotes the statement of a damaged schema

@@ -94,13 +94,17 @@ class Chat:
 
     def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         """Save a question, and yield the events of the reply or vote. Without a reply, the question is removed."""
-        is_first, session = self.session is None, self._ensure_session(text)
+        previous_leaf, is_first = self.session.leaf if self.session else None, self.session is None
+        if self.session is None:
+            self._start_session(text)
+        else:
+            self.session = self.history.store.add_message(self.session, Message("user", text))
         try:
-            self.session = self.history.store.add_message(session, Message("user", text))
-            yield from self._reply(session.leaf, settings=settings, majority_vote=majority_vote)
+            yield from self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
         except CerebrumError:
             if is_first and self.session and self.session.leaf is None:  # do not leave an empty session
-                self.history.store.remove(self.session)
+                with contextlib.suppress(SessionError):
+                    self.history.store.remove(self.session)
                 self.switch_session(None, self.name)
             raise
 
@@ -234,6 +238,12 @@ class Chat:
             self.history.close()
 
     @property
+    def unsaved_notice(self) -> NoticeEvent | None:
+        """Why nothing is saved since the session database could not be written; None if it can."""
+        error = self.history.store.detached_by
+        return NoticeEvent(f"this chat is not saved: {error.message}", "/export FILE saves a copy") if error else None
+
+    @property
     def last_question(self) -> StoredMessage | None:
         """The last question, whether or not it has a reply."""
         return next((each for each in reversed(self.messages) if each.message.role == "user"), None)
@@ -243,13 +253,14 @@ class Chat:
         self.loaded.engine.close()
         self.loaded = self.loader.open(model, settings)
 
-    def _ensure_session(self, text: str) -> Session:
-        if self.session is None:
-            name = self.name or unused_session_name(self.history.store, Conversation().user(text))
-            session = self.history.create_session(name, "chat", self.author, self.settings, self.settings.system)
-            self.switch_session(session, self.name)
-        assert self.session is not None
-        return self.session
+    def _start_session(self, text: str) -> None:
+        """Create the session with its first question, in one step: a killed process leaves no empty one."""
+        name = self.name or unused_session_name(self.history.store, Conversation().user(text))
+        session = self.history.create_session(
+            name, "chat", self.author, self.settings, self.settings.system, Message("user", text)
+        )
+        self.history.hold(session)
+        self.session = session
 
     def _update_session(self) -> Session:
         """Store the current model, format and sampling settings with the session."""

@@ -12,7 +12,7 @@ from typing import Any
 from cerebrum_cli.application.inference.reply import Reply
 from cerebrum_cli.application.models.model import Model, absolute_reference
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.sessions.lock import SessionLock
 from cerebrum_cli.sessions.names import validated_name
@@ -56,8 +56,16 @@ class History:
 
     def acquire(self, session: Session) -> Session:
         """Lock a session and make sure that a question can follow. Raises SessionError if another process holds it."""
-        self.lock.acquire(session)
+        self.hold(session)
         return self.close_unanswered(session)
+
+    def hold(self, session: Session) -> None:
+        """Lock a session as it is; one that exists only in memory needs no lock."""
+        if self.store.detached_by is None:
+            try:
+                self.lock.acquire(session)
+            except UnwritableSessions as error:
+                self.store.detach(error)
 
     def get(self, name: str) -> Session:
         """Look up a session by its name. Raises SessionError if there is none."""
@@ -79,9 +87,15 @@ class History:
         return session
 
     def create_session(
-        self, name: str, origin: Origin, author: Author, settings: Settings, system_prompt: str | None
+        self,
+        name: str,
+        origin: Origin,
+        author: Author,
+        settings: Settings,
+        system_prompt: str | None,
+        question: Message | None = None,
     ) -> Session:
-        """Create a session. Raises SessionError if the name is in use."""
+        """Create a session, with its first question if given. Raises SessionError if the name is in use."""
         return self.store.create(
             name,
             origin,
@@ -89,6 +103,7 @@ class History:
             model=author.model.reference,
             format=author.format,
             params=sampling_params(settings),
+            question=question,
         )
 
     def record(

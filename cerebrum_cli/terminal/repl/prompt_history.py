@@ -45,5 +45,5 @@ class PromptHistory(FileHistory):
     def _fail(self, error: OSError) -> None:
         self.failure = self.failure or NoticeEvent(
             f"prompt history is not saved: {error.filename}: {error.strerror}",
-            "fix or remove that file; the chat itself is saved",
+            "fix or remove that file",
         )

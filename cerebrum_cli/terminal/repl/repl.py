@@ -45,6 +45,9 @@ class Repl:
     pending_files: list[tuple[str, str]] = field(default_factory=list)
     is_done: bool = False
     _input: InputSource | None = field(default=None, init=False)
+    _has_replied: bool = field(default=False, init=False)
+    _failed_question: CerebrumError | None = field(default=None, init=False)
+    _has_reported_unsaved: bool = field(default=False, init=False)
 
     @property
     def input(self) -> InputSource:
@@ -58,6 +61,7 @@ class Repl:
         """
         self._input = source
         with source.while_busy():
+            self._report_unsaved()
             if self.streams.in_is_terminal and not self.quiet:
                 self._reporting_errors(self._print_greeting)
             if first is not None:
@@ -66,6 +70,13 @@ class Repl:
             while not self.is_done and (text := self._read()) is not None:
                 if text.strip():
                     self._reporting_errors(partial(self._run_line, text))
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a script: that of the last failed question, if no question was answered."""
+        if self._has_replied or self._failed_question is None or self.streams.in_is_terminal:
+            return 0
+        return self._failed_question.exit_code
 
     def _read(self) -> str | None:
         """Read the next question; None after Ctrl-D, or Ctrl-C twice at an empty prompt."""
@@ -97,6 +108,7 @@ class Repl:
         )
         segments = {
             "session": chat.session.name if chat.session else "",
+            "unsaved": "not saved" if chat.unsaved_notice else "",
             "model": chat.loaded.model.label,
             "format": chat.loaded.format_name,
             "context": context,
@@ -119,6 +131,7 @@ class Repl:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
         finally:
             reply = collector.reply
+            self._has_replied = self._has_replied or reply is not None
             if reply and not self.quiet and (notice := chat_notice(reply, self.streams.in_is_terminal)):
                 self.streams.notice(notice)
             if self.streams.out_is_terminal:
@@ -144,6 +157,7 @@ class Repl:
         finally:
             self.last_collector = majority_vote.best_sample
             if majority_vote.reply:
+                self._has_replied = True
                 show_answer(self.streams, majority_vote.reply.text, not self.no_markdown)
                 if not self.quiet:
                     self.streams.info(result_text(majority_vote.tally_event))
@@ -184,7 +198,10 @@ class Repl:
         files, self.pending_files = self.pending_files, []
         try:
             ask(compose_prompt(text, files, None))
-        except PromptTooLong as error:
+        except CerebrumError as error:
+            self._failed_question = error
+            if not isinstance(error, PromptTooLong):
+                raise
             self.pending_files = files
             raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
 
@@ -213,6 +230,14 @@ class Repl:
                 do()
         except CerebrumError as error:
             self._show_error(error)
+        finally:
+            self._report_unsaved()
+
+    def _report_unsaved(self) -> None:
+        """Print once that the chat is not saved."""
+        if not self._has_reported_unsaved and (notice := self.chat.unsaved_notice):
+            self._has_reported_unsaved = True
+            self.streams.notice(notice)
 
     def _show_error(self, error: CerebrumError) -> None:
         if not isinstance(error, Interrupted):

@@ -185,7 +185,11 @@ def load_session(repl: Repl, line: SlashLine) -> None:
 def rename_session(repl: Repl, line: SlashLine) -> None:
     name = _required(line, "a name", "for example /save holidays")
     repl.chat.rename(name)
-    repl.streams.info(f"Session saved as {name!r}; every turn is saved automatically")
+    is_saved = repl.chat.unsaved_notice is None
+    repl.streams.info(
+        f"Session {'saved as' if is_saved else 'named'} {name!r}; "
+        f"{'every turn is saved automatically' if is_saved else 'it is not saved'}"
+    )
 
 
 def export_session(repl: Repl, line: SlashLine) -> None:
