@@ -148,14 +148,7 @@ class PeersProject:
         sources = self.fake / "llama_cpp_python-0.0.1" / "vendor" / "llama.cpp"
         sources.mkdir(parents=True)
         (sources / "CMakeLists.txt").write_text("whole")
-        archive = [
-            "tar",
-            "-czf",
-            self.fake / "llama_cpp_python-0.0.1.tar.gz",
-            "-C",
-            self.fake,
-            "llama_cpp_python-0.0.1",
-        ]
+        archive = ["tar", "-czf", "llama_cpp_python-0.0.1.tar.gz", "llama_cpp_python-0.0.1"]
         subprocess.run(archive, cwd=self.fake, check=True)
         self.tools.mkdir()
         for tool in TOOLS:
