@@ -148,8 +148,8 @@ class PeersProject:
         sources = self.fake / "llama_cpp_python-0.0.1" / "vendor" / "llama.cpp"
         sources.mkdir(parents=True)
         (sources / "CMakeLists.txt").write_text("whole")
-        name = "llama_cpp_python-0.0.1"
-        subprocess.run(["tar", "-czf", f"{name}.tar.gz", name], cwd=self.fake, check=True)
+        archive = ["tar", "-czf", "llama_cpp_python-0.0.1.tar.gz", "llama_cpp_python-0.0.1"]
+        subprocess.run(archive, cwd=self.fake, check=True)
         self.tools.mkdir()
         for tool in TOOLS:
             (self.tools / tool).symlink_to(str(shutil.which(tool)))
