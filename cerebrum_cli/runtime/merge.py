@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.merging.merge import Merge, MergeOptions, merge_object, require_not_source
 from cerebrum_cli.application.merging.recipes import read_recipe, resolve_models, source_references
 from cerebrum_cli.application.models.model import as_path, is_directory, is_file, name_from_stem
 from cerebrum_cli.catalogue.variants import unsplit_name
-from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import parse_size
 from cerebrum_cli.merge.target_types import parse_type
@@ -56,7 +55,7 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
     merger.require_writable(plan)
     require_new(runtime, [file.path for file in plan.files if file.path != wanted.output], options.yes)
     written = write(runtime, plan, options)
-    model = register(runtime, plan, written)
+    model = merger.register(plan, written)
     if options.json:
         files = [{"path": str(each.path), "size": each.size, "sha256": each.sha256} for each in written]
         streams.answer_object(description | {"reference": wanted.name, "files": files})
@@ -99,18 +98,6 @@ def warn(runtime: Runtime, plan: Merge) -> None:
     for each in plan.plan.unmatched_filters:
         problem = f"the recipe's filter {each} matches no tensor and is ignored"
         runtime.streams.notice(NoticeEvent(problem, "use Hugging Face tensor names, such as self_attn.q_proj"))
-
-
-def register(runtime: Runtime, plan: Merge, written: Sequence[WrittenFile]) -> Model:
-    """Register the result. Raises ConfigError, and keeps the files, which may have taken an hour."""
-    try:
-        return runtime.merger.register(plan, written)
-    except ConfigError as error:
-        path, name = written[0].path, plan.options.name
-        problem = f"{path} is complete, but not registered: {error.message}"
-        raise ConfigError(
-            problem, f"{error.hint}, then run cerebrum pull {quote(str(path))} --name {quote(name)}"
-        ) from error
 
 
 def write(runtime: Runtime, plan: Merge, options: MergeCommandOptions) -> tuple[WrittenFile, ...]:
