@@ -381,6 +381,25 @@ def test_row_that_fails_while_sampling_gets_an_error(runner: BatchRunner, monkey
         assert second["error"] == {"type": "invalid_request", "message": "no token is allowed: check the grammar"}
 
 
+def test_row_with_a_failed_sample_is_answered_by_the_others(
+    runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = ScriptedSampler.sample
+
+    def rejecting(sampler: ScriptedSampler, row: int) -> int:
+        if sampler.seed == 1:
+            raise GrammarError("no token is allowed", "check the grammar")
+        return sample(sampler, row)
+
+    monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
+    runner.script["seeds"] = ["The answer is 4."]
+    done = runner.run(runner.write("in.txt", "a\n"), "-o", runner.home / "out", "--votes", "3", "--seed", "0")
+    assert done.code == 0, done.err
+    [row] = parse_lines((runner.home / "out").read_text())
+    assert (row["final_answer"], row["votes"]["samples"], row["error"]) == ("4", 3, None)
+    assert [chain["seed"] for chain in row["votes"]["chains"]] == [0, 2]
+
+
 # Running the same command again.
 
 

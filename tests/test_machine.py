@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from disks import full_disk
 
 from cerebrum_cli.engine.machine import available_memory, cgroup_limit, load_devices, save_devices, total_memory
 from cerebrum_cli.engine.memory import Device
@@ -70,6 +71,15 @@ def test_damaged_devices_file_is_replaced(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     save_devices(path, (GPU,))
     assert load_devices(path) == (GPU,)
+
+
+def test_devices_file_survives_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "devices.json"
+    save_devices(path, (GPU,))
+    with full_disk():
+        save_devices(path, ())
+    assert load_devices(path) == (GPU,)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_unwritable_devices_file_is_ignored(tmp_path: Path) -> None:

@@ -270,3 +270,26 @@ def test_merge_of_the_whole_starter_generates_the_same_text(pytestconfig: pytest
     assert [each["completion_tokens"] for each in replies] == [replies[0]["completion_tokens"]] * 2
     assert replies[0]["prompt_tokens"] == replies[1]["prompt_tokens"]
     out.unlink()
+
+
+def test_merge_with_a_broken_pipe_is_registered(home: Home) -> None:
+    process = home.command.start("merge", "twice.yaml", "--source", f"tiny={home.model.name}", *OUT)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() is not None
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert [row["name"] for row in home.rows] == ["out"]
+
+
+def test_merge_that_cannot_be_registered_keeps_its_file(home: Home) -> None:
+    lock = home.path / "data" / "cerebrum" / "models" / "registry.lock"
+    lock.mkdir(parents=True)
+    done = home.merge(*OUT)
+    assert (done.code, done.out) == (1, "")
+    *_, problem, hint = done.err.splitlines()
+    assert problem == f"error: out.gguf is complete, but not registered: {lock}: Is a directory"
+    assert hint == " hint: check its permissions and free space, then run cerebrum pull out.gguf --name out"
+    lock.rmdir()
+    assert home.run("pull", "out.gguf", "--name", "out").code == 0
+    assert [row["name"] for row in home.rows] == ["out"]

@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import start_python
 from hypothesis import given
 from hypothesis import strategies as st
 from state_files import BODY, TOKENS, find, open_store, put
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.engine import state_store
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.state_store import DAMAGED
 
@@ -180,7 +182,33 @@ def test_store_replaces_states_by_their_extension(tmp_path: Path) -> None:
     assert find(states, (1,), kind="another")[0]
 
 
-def test_store_removes_stale_unfinished_files(tmp_path: Path) -> None:
+def test_store_removes_unfinished_files_of_killed_processes(tmp_path: Path) -> None:
+    put(open_store(tmp_path), TOKENS)
+    [state] = tmp_path.iterdir()
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from cerebrum_cli.engine.state_store import open_part\n"
+        "with open_part(Path(sys.argv[1])) as part:\n"
+        "    part.write_bytes(bytes(1000))\n"
+        "    print(part, flush=True)\n"
+        "    input()\n"
+    )
+    process = start_python(code, tmp_path)
+    assert process.stdout
+    part = Path(process.stdout.readline().strip())
+    assert find(open_store(tmp_path), TOKENS)[0]
+    assert part.exists()
+    put(open_store(tmp_path, limit=1000), (9, 9))  # counts what is being written
+    assert not state.exists()
+    process.kill()
+    process.communicate()
+    find(open_store(tmp_path), TOKENS)
+    assert not part.exists()
+
+
+def test_store_without_locks_removes_only_old_unfinished_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_store, "try_lock", lambda descriptor: True)
     old, new = tmp_path / "tmpold.part", tmp_path / "tmpnew.part"
     for path, age in ((old, 3700), (new, 3000)):
         path.write_bytes(b"half")

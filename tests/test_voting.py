@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished
+from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, batch_backend, run_here
 
 from cerebrum_cli.answers.vote import parse_votes
@@ -17,6 +18,7 @@ from cerebrum_cli.application.inference.format_choice import format_builder
 from cerebrum_cli.application.inference.responder import GenerationRequest, LocalResponder
 from cerebrum_cli.application.inference.voting import MajorityVote, run_vote
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.engine import Engine
@@ -134,6 +136,27 @@ def test_vote_breaks_ties_by_probability(runner: VoteRunner) -> None:
         {"answer": "a", "count": 1},
         {"answer": "b", "count": 1},
     ]
+
+
+def test_vote_counts_a_failed_sample_as_one_without_an_answer(
+    runner: VoteRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = ScriptedSampler.sample
+
+    def rejecting(sampler: ScriptedSampler, row: int) -> int:
+        if sampler.seed in failing:
+            raise GrammarError("no token is allowed", "check the grammar")
+        return sample(sampler, row)
+
+    monkeypatch.setattr(ScriptedSampler, "sample", rejecting)
+    failing = {0, 2}
+    done = runner.run("q", "--votes", "4", "--no-early-stop", replies=[reply(5), reply(4), reply(5), reply(4)])
+    assert (done.code, done.out) == (0, reply(4) + "\n")
+    assert done.err == "note: 2 of 4 samples failed: no token is allowed\n      check the grammar\n"
+    failing = {0, 1, 2, 3}
+    done = runner.run("q", "--votes", "4")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith("no token is allowed\n hint: check the grammar\n")
 
 
 def test_vote_of_one_sample(runner: VoteRunner) -> None:

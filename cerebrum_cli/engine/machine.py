@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.engine.memory import Device
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -170,7 +171,7 @@ def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
     with contextlib.suppress(OSError):
         if not path.exists() or path.read_bytes() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text)
+            atomic_write(path, text)
 
 
 def load_devices(path: Path) -> tuple[Device, ...] | None:

@@ -15,9 +15,9 @@ import json
 import os
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from io import FileIO
@@ -27,6 +27,7 @@ from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import try_lock
 
 STATE, PART = ".state", ".part"
 PREFIX = ".beginning"  # in the name of a common prefix, which longer states do not replace
@@ -34,7 +35,7 @@ MAGIC = b"cerebrm1"
 FOOTER = struct.Struct("<QIIII8s")  # body size, token count, JSON size, checksums of body and record, MAGIC
 TAIL_BYTES = 12  # the record's checksum and MAGIC, which the checksum does not cover
 TOKEN_BYTES = 4
-STALE_PART_S = 3600  # unfinished files older than this were left by killed processes
+STALE_PART_S = 3600  # unfinished files older than this were left by killed processes, where files cannot be locked
 CHUNK = 2**20
 
 DAMAGED = NoticeEvent(
@@ -143,7 +144,7 @@ class StateStore:
     def _records(self, identity: bytes, notify: Notify) -> dict[str, Record]:
         """Records of all files with this identity, by file name; each file is read only once."""
         start = f"{digest(identity)}-"
-        names = [name for name in list_names(self._directory) if name.startswith(start) and name.endswith(STATE)]
+        names = [name for name in self._list_names() if name.startswith(start) and name.endswith(STATE)]
         self._known = {
             name: self._known[name] if name in self._known else self._read_record(name, identity, notify)
             for name in names
@@ -183,36 +184,60 @@ class StateStore:
         notify(DAMAGED)
 
     def _write_atomically(self, path: Path, identity: bytes, tokens: bytes, save: Callable[[Path], None]) -> None:
-        from tempfile import mkstemp
-
-        handle, name = mkstemp(PART, dir=self._directory)  # readable by the owner only
-        os.close(handle)
-        part = Path(name)
-        try:
+        with open_part(self._directory) as part:
             save(part)
             append_record(part, identity, tokens)
             part.replace(path)
-        finally:
-            remove_file(part)
+
+    def _list_names(self) -> list[str]:
+        """List the file names in the directory, and remove the unfinished files of killed processes."""
+        names = list_names(self._directory)
+        for name in names:
+            if name.endswith(PART):
+                remove_abandoned(self._directory / name)
+        return names
 
     def _evict(self, newest: str) -> None:
-        """Remove least recently used states until the limit is met, and unfinished files of killed processes."""
-        states: list[tuple[float, str, int]] = []
-        for name in list_names(self._directory):
+        """Remove least recently used states until they meet the limit together with the files being written."""
+        files: list[tuple[float, str, int]] = []
+        for name in self._list_names():
             with suppress(OSError):
                 status = (self._directory / name).stat()
-                if name.endswith(STATE):
-                    states.append((status.st_mtime, name, status.st_size))
-                elif name.endswith(PART) and status.st_mtime < time() - STALE_PART_S:
-                    remove_file(self._directory / name)
-        total = sum(size for _, _, size in states)
-        for _, name, size in sorted(states):
-            if total > self._limit and name != newest:
+                files.append((status.st_mtime, name, status.st_size))
+        total = sum(size for _, _, size in files)
+        for _, name, size in sorted(files):
+            if total > self._limit and name.endswith(STATE) and name != newest:
                 remove_file(self._directory / name)
                 total -= size
 
     def _identity(self, kind: str) -> bytes:
         return json.dumps({"model": self._model, "format": self._format, "kind": kind}).encode()
+
+
+@contextmanager
+def open_part(directory: Path) -> Iterator[Path]:
+    """Create an unfinished file, locked as long as this process writes it; remove it if it is still there."""
+    from tempfile import mkstemp
+
+    while True:
+        handle, name = mkstemp(PART, dir=directory)  # readable by the owner only
+        if try_lock(handle) and Path(name).exists():
+            break
+        os.close(handle)  # another process has taken it for abandoned
+    try:
+        yield Path(name)
+    finally:
+        remove_file(Path(name))
+        os.close(handle)
+
+
+def remove_abandoned(part: Path) -> None:
+    """Remove an unfinished file that no process writes: it is not locked, or old where locks have no effect."""
+    with suppress(OSError), FileIO(part, "r+") as first, FileIO(part, "r+") as second:
+        if try_lock(first.fileno()):  # held until it is removed
+            has_locks = not try_lock(second.fileno())
+            if has_locks or part.stat().st_mtime < time() - STALE_PART_S:
+                part.unlink()
 
 
 def append_record(path: Path, identity: bytes, tokens: bytes) -> None:

@@ -55,12 +55,12 @@ def merge(runtime: Runtime, recipe: str, given: Layer, options: MergeCommandOpti
     merger.require_writable(plan)
     require_new(runtime, [file.path for file in plan.files if file.path != target.output], options.yes)
     written = write(runtime, plan, options)
+    model = merger.register(plan, written)
     if options.json:
         files = [{"path": str(each.path), "size": each.size, "sha256": each.sha256} for each in written]
         streams.answer_object(description | {"reference": target.name, "files": files})
     else:
         streams.answer("".join(f"{each.sha256}  {each.path}\n" for each in written))
-    model = merger.register(plan, written)
     if not options.quiet:
         streams.info(f"{model.reference} is installed: cerebrum ask -m {model.reference}")
 

@@ -63,16 +63,18 @@ class PendingRow:
     vote: MajorityVote | None
     collector: ReplyCollector
 
-    def add_event(self, event: TokenEvent | FinishEvent, replies: ReplyStream) -> dict[str, Any] | None:
+    def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> dict[str, Any] | None:
         """Process an event of this row; return the output object when the answer is complete."""
-        if self.vote is None:
-            self.collector.emit(event)
-            reply = self.collector.reply
-            return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
-        changed = self.vote.add_event(event, replies)
-        if not (changed and self.vote.is_over and self.vote.reply):
-            return None
-        return self.answer_object(self.vote.reply)
+        if self.vote:
+            if not (self.vote.add_event(event, replies) and self.vote.is_over):
+                return None
+            reply = self.vote.reply
+            return self.answer_object(reply) if reply else failed_object(self.row, _row_error(self.vote.refusals[0]))
+        if isinstance(event, RefusedEvent):
+            return failed_object(self.row, _row_error(event.error))
+        self.collector.emit(event)
+        reply = self.collector.reply
+        return None if reply is None or reply.finish.reason == "cancelled" else self.answer_object(reply)
 
     def discard(self) -> None:
         """Drop the collected text: a batch may be larger than memory."""
@@ -181,12 +183,7 @@ def _generate(
             row = pending[event.sequence.request]
             if row.position in result.finished:
                 continue
-            if isinstance(event, RefusedEvent):
-                replies.abort(event.sequence.request)
-                answer: dict[str, Any] | None = failed_object(row.row, _row_error(event.error))
-            else:
-                answer = row.add_event(event, replies)
-            if answer:
+            if answer := row.add_event(event, replies):
                 row.discard()
                 result.write(row.position, answer)
                 yield RowEvent(result.done, total, result.counts + unwritten)

@@ -10,10 +10,9 @@ from typing import Any
 from cerebrum_cli.answers.vote import Count, Tally, Votes
 from cerebrum_cli.application.inference.reply import LONG_PROMPT, Reply, ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import Event, FinishEvent, TallyEvent, TokenEvent
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.engine import raise_refusals
 
 VOTE_TEMPERATURE = 0.7  # default of a vote: at 0 all samples would be the same
 
@@ -31,31 +30,48 @@ class MajorityVote:
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
         self.requested = self.tally.votes.minimum
         self._collectors: dict[int, ReplyCollector] = {}
-        self._waiting: dict[int, Reply] = {}  # finished, but an earlier sample has not
+        self.refusals: list[CerebrumError] = []  # of the samples in the tally
+        self._waiting: dict[int, Reply | CerebrumError] = {}  # finished, but an earlier sample has not
         self._finished = 0
 
     def with_samples(self, request: GenerationRequest) -> GenerationRequest:
         """Set the number of samples a request starts with, and ask for log probabilities."""
         return replace(request, n=self.requested, logprobs=True)
 
-    def add_event(self, event: TokenEvent | FinishEvent, replies: ReplyStream) -> bool:
-        """Process an event of one sample, and start or stop samples; return whether the tally has changed."""
+    def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> bool:
+        """Process an event of one sample, and start or stop samples; return whether the tally has changed.
+
+        A refused sample counts as one without an answer.
+        """
         index, sample = event.sequence
-        collector = self._collectors.setdefault(sample, ReplyCollector())
-        collector.emit(event)
-        reply = collector.reply
-        if reply is None:
+        if isinstance(event, RefusedEvent):
+            outcome: Reply | CerebrumError | None = event.error
+        else:
+            collector = self._collectors.setdefault(sample, ReplyCollector())
+            collector.emit(event)
+            outcome = collector.reply
+        if outcome is None:
             return False
         self._finished += 1
-        if reply.finish.reason == "cancelled" or self.is_over:  # it may finish before the abort reaches it
+        is_cancelled = isinstance(outcome, Reply) and outcome.finish.reason == "cancelled"
+        if is_cancelled or self.is_over:  # it may finish before the abort reaches it
             return False
-        self._waiting[sample] = reply
+        self._waiting[sample] = outcome
         before = self.tally.samples
         while not self.is_over and (ready := self._waiting.pop(self.tally.samples, None)):
-            self.replies[self.tally.samples] = ready
-            self.tally = self.tally.add(self.tally.samples, ready.final_answer, ready.probability)
+            self._count(ready)
         self._start_or_stop(index, replies)
         return self.tally.samples > before
+
+    def _count(self, outcome: Reply | CerebrumError) -> None:
+        """Count the next sample in the order of seeds."""
+        sample = self.tally.samples
+        if isinstance(outcome, CerebrumError):
+            self.refusals.append(outcome)
+            self.tally = self.tally.add(sample, None, 0.0)
+        else:
+            self.replies[sample] = outcome
+            self.tally = self.tally.add(sample, outcome.final_answer, outcome.probability)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -125,13 +141,21 @@ class MajorityVote:
 
 
 def run_vote(responder: Responder, request: GenerationRequest, vote: MajorityVote) -> Generator[Event, None, None]:
-    """Yield the events of all samples, and a TallyEvent whenever the tally changes."""
+    """Yield the events of all samples, and a TallyEvent whenever the tally changes.
+
+    Raises the error of a refused sample if all were refused.
+    """
     yield from responder.load()
     with closing(responder.generate([responder.tokenize_request(vote.with_samples(request))])) as replies:
-        for event in raise_refusals(replies):
+        for event in replies:
             yield event
-            if isinstance(event, (TokenEvent, FinishEvent)) and vote.add_event(event, replies):
+            if isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)) and vote.add_event(event, replies):
                 yield vote.tally_event
+    if vote.refusals:
+        error = vote.refusals[0]
+        if not vote.replies:
+            raise error
+        yield NoticeEvent(f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}", error.hint)
 
 
 def require_sampling(settings: Settings) -> None:

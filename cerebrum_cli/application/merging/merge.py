@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from cerebrum_cli.application.models.fit import Capacity, fit_memory, planned_context
@@ -24,7 +25,7 @@ from cerebrum_cli.application.models.names import require_free_name
 from cerebrum_cli.catalogue.registry import ModelFile
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import unsplit_name
-from cerebrum_cli.core.errors import MergeError, UsageError
+from cerebrum_cli.core.errors import ConfigError, MergeError, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
@@ -154,14 +155,22 @@ class Merger:
         return execute(merge.files, self.codec, thread_count(), on_progress)
 
     def register(self, merge: Merge, written: Sequence[WrittenFile]) -> Model:
-        """Register the written model, and remove entries for the files it replaced."""
-        registry, path = self.library.registry, written[0].path.resolve()
-        for entry in registry.entries():
-            if entry.source == "merge" and entry.name != merge.options.name and merge.options.replaces(entry):
-                registry.remove(entry.name)
+        """Register the written model, and remove entries for the files it replaced.
+
+        Raises ConfigError if that fails: the files are kept, since writing them may have taken an hour.
+        """
+        registry, path, name = self.library.registry, written[0].path, merge.options.name
         stat = path.stat()
-        model = ModelFile(merge.options.name, path, stat.st_size, written[0].sha256, stat.st_mtime_ns, "merge")
-        registry.add(model)
+        model = ModelFile(name, path.resolve(), stat.st_size, written[0].sha256, stat.st_mtime_ns, "merge")
+        try:
+            for entry in registry.entries():
+                if entry.source == "merge" and entry.name != name and merge.options.replaces(entry):
+                    registry.remove(entry.name)
+            registry.add(model)
+        except ConfigError as error:
+            problem = f"{path} is complete, but not registered: {error.message}"
+            then = f"cerebrum pull {quote(str(path))} --name {quote(name)}"
+            raise ConfigError(problem, f"{error.hint}, then run {then}") from error
         return self.library.model_from_entry(model)
 
 
