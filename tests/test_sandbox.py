@@ -55,7 +55,7 @@ def test_sandbox_has_what_templates_expect(source: str, expected: str, chatml: L
         ("{{ raise_exception('two\nlines') }}", "rejects this conversation: two lines"),
         ("{{ raise_exception('') }}", "rejects this conversation: TemplateError"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "fails: OverflowError"),
-        ("{{ 'a' * 10 ** 16 }}", "makes a value of more than 64 MB"),
+        ("{{ 'a' * 10 ** 16 }}", "makes a value of more than 32 MB"),
         ("{{ 1 / 0 }}", "fails: ZeroDivisionError: division by zero"),
         ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "fails: RecursionError"),
         ("{{ strftime_now(1) }}", "fails: TypeError"),
@@ -81,7 +81,7 @@ def test_invalid_template_is_a_one_line_error(source: str, error: str, chatml: L
 
 
 DOUBLE = "{%% set ns = namespace(x='a') %%}{%% for i in range(60) %%}%s{%% endfor %%}{{ ns.x | string | length }}"
-VALUE = "makes a value of more than 64 MB"
+VALUE = "makes a value of more than 32 MB"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ VALUE = "makes a value of more than 64 MB"
         (DOUBLE % "{% set ns.x = cycler(ns.x, ns.x).items %}", VALUE),
         (DOUBLE % "{% set ns.x = '%s%s' % (ns.x, ns.x) %}", VALUE),
         (DOUBLE % "{% set ns.x = '{0}{0}'.format(ns.x) %}", VALUE),
-        (DOUBLE % "{% set ns.x = ns.x | replace('a', 'aa') %}", "uses too much memory"),
+        (DOUBLE % "{% set ns.x = ns.x | replace('a', 'aa') %}", VALUE),
         ("{% macro f(n) %}{{ f(n - 1, varargs, varargs) if n else varargs }}{% endmacro %}{{ f(60, 'a') }}", VALUE),
         ("{{ [{'a': 'x' * 1000000}.items()] * 100000 }}", VALUE),
         ("{{ 'a' | center(2000000000) }}{{ 'a'.ljust(2000000000) }}", VALUE),
@@ -121,9 +121,9 @@ VALUE = "makes a value of more than 64 MB"
         ("{% set x = ('f' * 1000000) | int(0, 16) %}", "makes an integer that is too large"),
         ("{{ 5 | round(-1000000000) }}", "calls round"),
         ("{{ {}.fromkeys(range(9), 'x') }}", "calls fromkeys"),
-        ("{{ ('a' * 60000000).strip('b' * 60000000 ~ 'a') }}", "calls strip"),
+        ("{{ ('a' * 30000000).strip('b' * 30000000 ~ 'a') }}", "calls strip"),
         ("{% set ns = namespace(x=()) %}{% for i in range(999) %}{% set ns.x = (ns.x,) %}{% endfor %}", "nests values"),
-        ("{% set x = 'a' * 60000000 %}{% for i in range(99) %}{% set y = x[i:] %}{% endfor %}", "uses too much memory"),
+        ("{% set x = 'a' * 30000000 %}{% for i in range(99) %}{% set y = x[i:] %}{% endfor %}", "uses too much memory"),
         (
             "{% for i in range(99999) %}{% for j in range(99999) %}aaaaaaaaaaaaaaaa{% endfor %}{% endfor %}",
             "writes more",

@@ -16,11 +16,11 @@ from typing import Any
 from jinja2 import Undefined
 
 MAX_SECONDS = 5.0
-MAX_BYTES = 64_000_000  # of a value
+MAX_BYTES = 32_000_000  # of a value, eight times the text of a million tokens
 MAX_TOTAL_BYTES = 1_000_000_000  # of all values together
 MAX_DEPTH = 100  # of containers
 MAX_BITS = 100_000  # of an integer
-MAX_ARGUMENT = 1000  # characters
+MAX_ARGUMENT = 100  # characters
 MAX_DIGITS = 300  # of a rounded number
 MAX_INDENT = 8
 ITEM_BYTES = 72  # of an item in a container, and of a short string

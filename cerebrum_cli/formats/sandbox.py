@@ -45,6 +45,19 @@ class GenerationBlock(Extension):
 
 
 MAX_SOURCE = 250_000  # characters of a template; those of models have up to 50,000
+WHOLE_TEXT_FILTERS = (
+    "length",
+    "count",
+    "trim",
+    "upper",
+    "lower",
+    "replace",
+    "string",
+    "safe",
+    "default",
+    "d",
+    "tojson",
+)
 UNBOUNDED_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")  # of no use in prompts
 
 
@@ -219,7 +232,7 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         meter = METER.get()
         meter.tick()
         value: Any = args[own] if len(args) > own else None
-        if isinstance(value, str):
+        if isinstance(value, str) and name not in WHOLE_TEXT_FILTERS:
             meter.require_left(ITEM_BYTES * len(value))  # its characters as items
         elif isinstance(value, Iterator) or (name == "join" and not isinstance(value, Sized)):
             value = list(value)
