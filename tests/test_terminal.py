@@ -254,6 +254,22 @@ def test_file_progress_in_a_pipe_prints_a_line_per_stage_and_minute(
     assert written(quiet.err) == ""
 
 
+def test_file_progress_in_a_pipe_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    streams = piped()
+    with FileProgress(streams, quiet=False) as files:
+        for stage, seconds in (("merge", 40), ("verify", 6)):
+            for share in (0.0, 0.5, 1.0, 1.0):
+                files.update(stage, int(share * 30_000_000), 30_000_000)
+                now[0] += seconds / 2
+    assert written(streams.err).splitlines() == [
+        "merge: 0 kB of 30 MB",
+        "merge: 30 MB of 30 MB, 750 kB/s, 0 min left",
+        "verify: 0 kB of 30 MB",
+    ]
+
+
 def test_file_progress_on_a_terminal_is_a_bar() -> None:
     streams = shown()
     with FileProgress(streams, quiet=False) as files:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LOG_EVERY_S = 60.0
+LOG_END_AFTER_S = 10.0  # the end of a shorter stage is not worth a line
 BATCH_TOKENS = 50  # interval at which a batch's speed is updated
 BAR_COLUMNS = 60  # narrowest window with a bar
 
@@ -155,14 +156,14 @@ def batch_bar(streams: Streams) -> Progress:
 
 
 class FileProgress:
-    """Progress of downloads: a bar per stage on a terminal, otherwise a line at the start and every minute."""
+    """Progress of files: a bar per stage on a terminal, otherwise lines at the start, every minute and at the end."""
 
     def __init__(self, streams: Streams, quiet: bool) -> None:
         self._streams = streams
         self._quiet = quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._last_log: dict[str, float] = {}
+        self._last_log: dict[str, tuple[float, int]] = {}
         self._started: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> FileProgress:
@@ -223,8 +224,10 @@ class FileProgress:
             return
         now = time.monotonic()
         started, first = self._started.setdefault(stage, (now, done))
-        if now - self._last_log.get(stage, -LOG_EVERY_S) >= LOG_EVERY_S:
-            self._last_log[stage] = now
+        logged, shown = self._last_log.get(stage, (now - LOG_EVERY_S, 0))
+        is_end = shown < total <= done and now - started >= LOG_END_AFTER_S
+        if is_end or now - logged >= LOG_EVERY_S:
+            self._last_log[stage] = now, done
             speed = _speed_and_remaining_time(done - first, now - started, total - done)
             self._streams.info(f"{stage}: {format_size(done)} of {format_size(total)}{speed}")
 
