@@ -18,6 +18,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.sessions.names import validated_name
+from cerebrum_cli.sessions.pending import append_piece, fold_pieces, update_message, with_pieces
 from cerebrum_cli.sessions.private import make_private_database, make_private_directory
 from cerebrum_cli.sessions.removal import remove_session, vacuum
 from cerebrum_cli.sessions.rows import (
@@ -144,14 +145,17 @@ class Store:
             )
             return self._set_leaf(database, session, cursor.lastrowid)
 
-    def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
-        """Replace a session's last message, which has been generated further."""
+    def append_to_message(self, session: Session, piece: Message, reasoning: str) -> None:
+        """Append text, reasoning and tokens to a session's last message, a reply that has not finished."""
         with self._write() as database:
             self._require(database, session)
-            database.execute(
-                f"UPDATE messages SET {', '.join(f'{column} = ?' for column in COLUMNS)} WHERE id = ?",
-                (*message_values(message, metadata), session.leaf),
-            )
+            append_piece(database, session.leaf, piece, reasoning)
+
+    def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
+        """Replace a session's last message, whose reply has finished."""
+        with self._write() as database:
+            self._require(database, session)
+            update_message(database, session.leaf, message_values(message, metadata))
             database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
 
     def move(self, session: Session, leaf: int | None) -> Session:
@@ -244,6 +248,7 @@ class Store:
                 database.execute("PRAGMA foreign_keys = ON")
                 database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
                 migrate(database)
+                fold_pieces(database)
             except BaseException:
                 database.close()
                 raise
@@ -285,7 +290,7 @@ class Store:
             " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC",
             (leaf,),
         ).fetchall()
-        return list(map(message_from_row, rows))
+        return [with_pieces(database, message_from_row(row)) for row in rows]
 
 
 def _one_line(error: Exception) -> str:
