@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -152,6 +153,20 @@ def test_markdown_stream_is_not_redrawn_at_every_token() -> None:
 
 
 # Appearance and cost.
+
+
+@pytest.mark.parametrize("begin", [" ", "> ", "| ", "1", "-"])
+def test_markdown_line_costs_time_in_proportion_to_its_length(begin: str) -> None:
+    def cost(count: int) -> float:
+        seconds = []
+        for _ in range(3):
+            stream = MarkdownStream(Console(file=ScreenFile(80, 24)))
+            start = time.process_time()
+            stream.feed(begin * count + "x")
+            seconds.append(time.process_time() - start)
+        return min(seconds)
+
+    assert cost(64_000) < 32 * max(cost(4_000), 0.001)  # 256 times as much where it is quadratic
 
 
 @pytest.mark.parametrize("columns", [80, 20])

@@ -233,6 +233,71 @@ def test_update_message_replaces_the_last_message(sessions: Store) -> None:
     assert children(sessions, after[0].id) == ["One, two, three."]
 
 
+def start_reply(sessions: Store, *pieces: str) -> Session:
+    """A question, and a reply whose process ends after these pieces; each has its words as reasoning and a token."""
+    session = add_texts(sessions, sessions.create("a", "chat"), "Count.")
+    session = sessions.add_message(session, Message("assistant", "", ()), ReplyMetadata(model="m"))
+    for number, piece in enumerate(pieces):
+        sessions.append_to_message(session, Message("assistant", piece, (number, -number)), piece.upper())
+    return session
+
+
+def test_appended_pieces_are_read_in_order(sessions: Store, path: Path) -> None:
+    session = start_reply(sessions, "One,", " two", "")
+    [(count,)] = rows(path, "SELECT count(*) FROM pending")
+    stored = sessions.messages(session)[-1]
+    assert (count, stored.message) == (3, Message("assistant", "One, two", (0, 0, 1, -1, 2, -2)))
+    assert stored.metadata == ReplyMetadata(model="m", reasoning="ONE, TWO")
+    sessions.update_message(session, Message("assistant", "One, two."), METADATA)
+    assert sessions.messages(session)[-1].message == Message("assistant", "One, two.")
+    assert rows(path, "SELECT * FROM pending") == []
+
+
+def test_pieces_of_a_killed_process_are_recovered(path: Path) -> None:
+    script = (
+        "store = Store(Path(sys.argv[1])); session = store.create('a', 'chat')\n"
+        "session = store.add_message(session, Message('assistant', '', ()))\n"
+        "for number in range(1_000_000):\n"
+        "    store.append_to_message(session, Message('assistant', f'word{number} ', (number,)), '')\n"
+        "    print(number, flush=True)\n"
+    )
+    writer = start_process(script, path)
+    assert writer.stdout is not None
+    lines = [writer.stdout.readline() for _ in range(5)]
+    with contextlib.closing(Store(path)) as reader:  # while it writes
+        session = reader.find("a")
+        assert session
+        running = reader.messages(session)[-1].message
+        assert running.content.startswith("word0 word1 word2 word3 word4 ")
+        assert running.tokens == tuple(range(len(running.content.split())))
+    writer.kill()
+    count = len(lines) + len((writer.stdout.read() + writer.communicate()[0]).split())
+    with contextlib.closing(Store(path)) as sessions:
+        [stored] = sessions.messages(session)
+        words = stored.message.content.split()
+        assert words == [f"word{number}" for number in range(len(words))]
+        assert len(words) >= count
+        assert stored.message.tokens == tuple(range(len(words)))
+        assert [name for name, _ in search_results(sessions, "word3")] == ["a"]
+    assert rows(path, "SELECT * FROM pending") == []
+
+
+def test_pieces_are_read_while_they_cannot_be_folded(
+    sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.0)
+    session = start_reply(sessions, "One,", " two")
+    with contextlib.closing(Store(path)) as reader, contextlib.closing(sqlite3.connect(path)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        assert texts(reader.messages(session)) == ["Count.", "One, two"]
+    assert rows(path, "SELECT count(*) FROM pending") == [(2,)]
+
+
+def test_removed_session_takes_its_pieces_along(sessions: Store, path: Path) -> None:
+    sessions.remove(start_reply(sessions, "One,"))
+    assert rows(path, "SELECT * FROM pending") == []
+
+
 # The tree.
 
 
@@ -662,7 +727,7 @@ def test_killed_process_leaves_every_committed_message(path: Path) -> None:
         for _ in range(kill_after):
             writer.stdout.readline()
         writer.kill()
-        committed = kill_after + len(writer.communicate()[0].split())
+        committed = kill_after + len((writer.stdout.read() + writer.communicate()[0]).split())
         with contextlib.closing(Store(path)) as sessions:
             session = sessions.find(str(kill_after))
             assert session is not None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import FrameType
 
 import pytest
+from rich.cells import cell_len
 from screen import ScreenFile
 from waiting import wait_until
 
@@ -429,6 +432,34 @@ def test_sessions_table_shortens_the_first_message(columns: int, heads: int, mon
     assert len([name for name in head.split("  ") if name.strip()]) == heads
     assert line.startswith("apples") and "w w w w" in line
     assert len(line) <= columns
+
+
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
+def test_sessions_table_takes_few_calls_a_row(is_terminal: bool) -> None:
+    streams = Streams(StringIO(), StringIO(), None, is_terminal, is_terminal, is_terminal)
+    row = {"messages": 4, "updated": "2026-11-20T10:20:30", "model": "cerebrum-7b", "first": "Why is the sky blue?"}
+    calls = [0]
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        calls[0] += event == "call"
+
+    sys.setprofile(count)
+    try:
+        print_sessions(streams, [{**row, "name": f"session-{number}"} for number in range(1000)])
+    finally:
+        sys.setprofile(None)
+    assert calls[0] < 100_000  # 5,000 rows in a fraction of a second
+
+
+def test_table_cells_take_one_line_and_may_be_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "44")
+    streams = replace(piped(), out_is_terminal=True)
+    row = {"messages": 4, "updated": "2026-11-20T10:20:30", "model": "m", "first": "東京" * 30}
+    print_sessions(streams, [{**row, "name": "two\nlines"}, {**row, "name": "名前", "first": "Why?"}])
+    head, first, second = written(streams.out).splitlines()
+    assert first.split()[:2] == ["two", "lines"] and first.endswith("京…")
+    assert cell_len(first) <= 44
+    assert cell_len(second[: second.index("Why?")]) == head.removeprefix("\x1b[1m").index("first message")
 
 
 def test_sessions_table_shows_the_file_name_of_a_path() -> None:

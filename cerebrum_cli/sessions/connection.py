@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import SessionError, UnwritableSessions
 from cerebrum_cli.sessions.names import printable_name
+from cerebrum_cli.sessions.pending import fold_pieces
 from cerebrum_cli.sessions.private import make_private_database, make_private_directory
 from cerebrum_cli.sessions.schema import MIGRATIONS, enable_wal, migrate, schema_version
 
@@ -39,10 +40,11 @@ def open_database(path: Path, timeout_s: float) -> sqlite3.Connection:
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
             migrate(database)
+            fold_pieces(_configured(database))
         except BaseException:
             database.close()
             raise
-    return _configured(database)
+    return database
 
 
 def open_read_only(path: Path, timeout_s: float) -> sqlite3.Connection:

@@ -96,11 +96,10 @@ PLACEHOLDERS = ", ".join("?" * len(COLUMNS))
 
 def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:
     """Convert a message to the values of COLUMNS."""
-    tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
     return (
         message.role,
         message.content,
-        tokens,
+        None if message.tokens is None else pack_tokens(message.tokens),
         metadata.reasoning,
         metadata.finish_reason,
         metadata.model,
@@ -110,6 +109,18 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
         metadata.seed,
         None if metadata.timings is None else json.dumps(metadata.timings),
     )
+
+
+def pack_tokens(tokens: tuple[int, ...]) -> bytes:
+    return struct.pack(f"<{len(tokens)}i", *tokens)
+
+
+def read_tokens(data: bytes) -> tuple[int, ...]:
+    """Read token ids. Raises ValueError or TypeError if they are damaged."""
+    try:
+        return struct.unpack(f"<{len(data) // 4}i", data)
+    except struct.error as error:
+        raise ValueError("not token ids") from error
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
@@ -134,8 +145,7 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
             metadata.format,
             metadata.vocabulary,
         )
-        ids = None if tokens is None else struct.unpack(f"<{len(tokens) // 4}i", tokens)
-        message = Message(_ROLES[row["role"]], row["content"], ids)
+        message = Message(_ROLES[row["role"]], row["content"], None if tokens is None else read_tokens(tokens))
         return StoredMessage(row["id"], row["parent"], message, metadata, _parse_time(row["created"]))
 
 
@@ -153,7 +163,7 @@ def session_from_row(row: sqlite3.Row) -> Session:
 def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, LookupError, struct.error, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error
 
 

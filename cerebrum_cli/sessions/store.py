@@ -27,6 +27,7 @@ from cerebrum_cli.sessions.connection import (
     session_error,
 )
 from cerebrum_cli.sessions.names import validated_name
+from cerebrum_cli.sessions.pending import append_piece, update_message, with_pieces
 from cerebrum_cli.sessions.removal import remove_session, vacuum
 from cerebrum_cli.sessions.rows import (
     COLUMNS,
@@ -181,14 +182,18 @@ class Store:
             return self._add(database, session, message, metadata or ReplyMetadata())
 
     @_detachable
-    def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
-        """Replace a session's last message, which has been generated further."""
+    def append_to_message(self, session: Session, piece: Message, reasoning: str) -> None:
+        """Append text, reasoning and tokens to a session's last message, a reply that has not finished."""
         with self._write() as database:
             self._require(database, session)
-            database.execute(
-                f"UPDATE messages SET {', '.join(f'{column} = ?' for column in COLUMNS)} WHERE id = ?",
-                (*message_values(message, metadata), session.leaf),
-            )
+            append_piece(database, session.leaf, piece, reasoning)
+
+    @_detachable
+    def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
+        """Replace a session's last message, whose reply has finished."""
+        with self._write() as database:
+            self._require(database, session)
+            update_message(database, session.leaf, message_values(message, metadata))
             database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
 
     @_detachable
@@ -325,4 +330,4 @@ class Store:
             " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC",
             (leaf,),
         ).fetchall()
-        return list(map(message_from_row, rows))
+        return [with_pieces(database, message_from_row(row)) for row in rows]

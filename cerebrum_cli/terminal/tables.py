@@ -6,7 +6,6 @@ import contextlib
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.availability import DownloadPlan
     from cerebrum_cli.application.models.fit import Capacity
 
-PIPE_WIDTH = 10_000  # columns of a table in a pipe, where nothing is truncated or wrapped
+PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 16  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
+_ONE_LINE = str.maketrans("\t\n", "  ")
 
 
 def stats_line(finish: FinishEvent, model: str, format_name: str) -> str:
@@ -269,29 +269,41 @@ def print_table(
     Columns are left out in the order of `drop`, and after these from the last on.
     """
     from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = {heading: [heading, *(_cell(row[index]) for row in rows)] for index, heading in enumerate(headings)}
-    buffer = StringIO()
-    console = Console(file=streams.out) if streams.out_is_terminal else Console(file=buffer, width=PIPE_WIDTH)
+    table = {
+        heading: [heading, *(_cell(row[index]).translate(_ONE_LINE) for row in rows)]
+        for index, heading in enumerate(headings)
+    }
     order = [*drop, *(heading for heading in reversed(headings) if heading not in (*drop, shorten))]
     widths = {heading: max(map(cell_len, cells)) for heading, cells in table.items()}
-    excess = sum(widths.values()) + 2 * (len(widths) - 1) - console.width
+    excess = sum(widths.values()) + 2 * (len(widths) - 1) - _table_width(streams)
     while excess > max(0, widths.get(shorten, 0) - MIN_SHORTENED) and len(widths) > MIN_COLUMNS and order:
         excess -= widths.pop(order.pop(0)) + 2
     if shorten in widths and excess > 0:
         widths[shorten] = max(MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1, widths[shorten] - excess)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, width in widths.items():
-        shown.add_column(heading, no_wrap=True, width=width)
-    for row in zip(*(table[heading][1:] for heading in widths), strict=True):
-        shown.add_row(*map(Text, row))
-    console.width = max(console.width, sum(widths.values()) + 2 * (len(widths) - 1))
-    console.print(shown)
+    padded = [[_fit(cell, width) for cell in table[heading]] for heading, width in widths.items()]
+    head, *lines = ("  ".join(cells).rstrip() for cells in zip(*padded, strict=True))
+    if streams.out_is_terminal and not is_plain_terminal():
+        head = f"\x1b[1m{head}\x1b[0m"
+    with streams.writing_answer():
+        streams.out.write("".join(f"{line}\n" for line in (head, *lines)))
+        streams.out.flush()
+
+
+def _table_width(streams: Streams) -> int:
     if not streams.out_is_terminal:
-        streams.answer("".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines()))
+        return PIPE_WIDTH
+    from rich.console import Console
+
+    return Console(file=streams.out).width
+
+
+def _fit(cell: str, width: int) -> str:
+    """Pad or truncate a cell to a number of columns."""
+    from rich.cells import cell_len, set_cell_size
+
+    missing = width - cell_len(cell)
+    return cell + " " * missing if missing >= 0 else set_cell_size(cell, width - 1) + "…"
 
 
 def _wrap(streams: Streams, text: str, indent: int = 0) -> str:

@@ -33,6 +33,7 @@ class ReplyRecorder:
     continued: StoredMessage | None = None
     collector: ReplyCollector = field(default_factory=ReplyCollector)
     _is_stored: bool = field(default=False, init=False)
+    _saved: tuple[int, int, int] = field(default=(0, 0, 0), init=False)  # length of text, reasoning and tokens
     _is_finished: bool = field(default=False, init=False)
     _saved_at: float = field(default_factory=time.monotonic, init=False)
 
@@ -66,9 +67,9 @@ class ReplyRecorder:
         with contextlib.suppress(SessionError):  # generation continues; `finish` tries again
             if self.collector.reply:
                 self.finish()
-            elif self.has_tokens and time.monotonic() - self._saved_at >= SAVE_EVERY_S:
+            elif time.monotonic() - self._saved_at >= SAVE_EVERY_S and self.has_tokens:
                 self._saved_at = time.monotonic()
-                self._save(self._partial_metadata(None))
+                self._append()
 
     @property
     def has_tokens(self) -> bool:
@@ -91,24 +92,39 @@ class ReplyRecorder:
 
     def _partial_metadata(self, reason: str | None) -> ReplyMetadata:
         model = self.author.model
-        return ReplyMetadata(
-            reasoning=self.collector.reasoning,
-            finish_reason=reason,
-            model=model.reference,
-            vocabulary=model.vocabulary,
-        )
+        return ReplyMetadata(finish_reason=reason, model=model.reference, vocabulary=model.vocabulary)
+
+    def _append(self) -> None:
+        """Save what was generated since the last time, so that the bytes written stay proportional to the reply."""
+        message, reasoning = self._message(), self._reasoning() or ""
+        tokens = message.tokens or ()
+        text_end, reasoning_end, token_end = self._saved
+        with self.store.transaction():
+            session = self.session
+            if not self._is_stored:
+                # Empty, since an index entry of its text would be replaced when the reply is complete.
+                session = self.store.add_message(session, Message("assistant", "", ()), self._partial_metadata(None))
+            piece = Message("assistant", message.content[text_end:], tokens[token_end:])
+            self.store.append_to_message(session, piece, reasoning[reasoning_end:])
+        self.session, self._is_stored = session, True
+        self._saved = len(message.content), len(reasoning), len(tokens)
 
     def _save(self, metadata: ReplyMetadata) -> None:
-        reply, text, tokens = self.collector.reply, self.collector.text, None
-        if reply is None or reply.tokens is not None:
-            tokens = (*self.prefix_tokens, *self.collector.tokens)
-        if self.continued:
-            text = self.continued.message.content + text
-            if self.continued.metadata.reasoning:
-                metadata = replace(metadata, reasoning=self.continued.metadata.reasoning + (metadata.reasoning or ""))
-        message = Message("assistant", text, tokens)
+        message, metadata = self._message(), replace(metadata, reasoning=self._reasoning())
         if self._is_stored:
             self.store.update_message(self.session, message, metadata)
         else:
             self.session = self.store.add_message(self.session, message, metadata)
             self._is_stored = True
+
+    def _message(self) -> Message:
+        """The reply so far, with what it continues."""
+        reply, tokens = self.collector.reply, None
+        if reply is None or reply.tokens is not None:
+            tokens = (*self.prefix_tokens, *self.collector.tokens)
+        begin = self.continued.message.content if self.continued else ""
+        return Message("assistant", begin + self.collector.text, tokens)
+
+    def _reasoning(self) -> str | None:
+        begin = self.continued.metadata.reasoning if self.continued else None
+        return (begin or "") + (self.collector.reasoning or "") or None

@@ -35,8 +35,9 @@ MIN_REDRAW_INTERVAL_S = 1 / 10
 MAX_REDRAW_INTERVAL_S = 1.0
 MAX_DRAWING_SHARE = 0.015  # of elapsed time: decoding waits for drawing and for the terminal
 
-# A last line of only these characters may become any kind of block: it is not drawn until more of it arrives.
-_AMBIGUOUS_LINE = re.compile(r"[\s>]*(?:[-=`~*_#|+: ]*|[0-9]+[.)]?\s*)")
+# A last line of only these characters may become any kind of block: it is not drawn until more of it arrives. Both
+# parts match spaces: without possessive quantifiers, matching would be quadratic in their number.
+_AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
 
 
 class MarkdownStream:

@@ -1,0 +1,77 @@
+"""Pieces of a reply that is being generated: appended while it grows, and folded into its message when it is complete.
+
+So the bytes written are proportional to the reply's length, and its text is indexed once. Of a killed process, readers
+join the pieces, and the next process that can write folds them. Folding the pieces of a running one changes nothing
+either: a message is its row and the pieces after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from dataclasses import replace
+
+from cerebrum_cli.core.conversation import Message
+from cerebrum_cli.sessions.rows import (
+    COLUMNS,
+    StoredMessage,
+    message_from_row,
+    message_values,
+    pack_tokens,
+    read_tokens,
+)
+
+
+def append_piece(database: sqlite3.Connection, message_id: int | None, piece: Message, reasoning: str) -> None:
+    database.execute(
+        "INSERT INTO pending (message, content, reasoning, tokens) VALUES (?, ?, ?, ?)",
+        (message_id, piece.content, reasoning, pack_tokens(piece.tokens or ())),
+    )
+
+
+def with_pieces(database: sqlite3.Connection, stored: StoredMessage) -> StoredMessage:
+    """Join a message and its pieces. Raises sqlite3.DatabaseError if one is damaged."""
+    message, metadata = stored.message, stored.metadata
+    if message.role == "user" or metadata.finish_reason is not None:
+        return stored
+    pieces = database.execute(
+        "SELECT content, reasoning, tokens FROM pending WHERE message = ? ORDER BY id", (stored.id,)
+    ).fetchall()
+    if not pieces:
+        return stored
+    try:
+        content = "".join([message.content, *(piece[0] for piece in pieces)])
+        reasoning = "".join([metadata.reasoning or "", *(piece[1] for piece in pieces)]) or None
+        tokens = (message.tokens or ()) + read_tokens(b"".join(piece[2] for piece in pieces))
+    except (TypeError, ValueError) as error:
+        raise sqlite3.DatabaseError(f"malformed message {stored.id}") from error
+    return replace(
+        stored,
+        message=replace(message, content=content, tokens=tokens),
+        metadata=replace(metadata, reasoning=reasoning),
+    )
+
+
+def fold_pieces(database: sqlite3.Connection) -> None:
+    """Fold all pieces into their messages; left for later if the database is busy or its disk is full."""
+    if database.execute("SELECT 1 FROM pending LIMIT 1").fetchone() is None:
+        return
+    with contextlib.suppress(sqlite3.OperationalError):
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            ids = "SELECT DISTINCT message FROM pending"
+            for row in database.execute(f"SELECT * FROM messages WHERE id IN ({ids})").fetchall():
+                stored = with_pieces(database, message_from_row(row))
+                update_message(database, stored.id, message_values(stored.message, stored.metadata))
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+
+def update_message(database: sqlite3.Connection, message_id: int | None, values: tuple[object, ...]) -> None:
+    """Replace the values of COLUMNS of a message, its pieces included."""
+    columns = ", ".join(f"{column} = ?" for column in COLUMNS)
+    database.execute(f"UPDATE messages SET {columns} WHERE id = ?", (*values, message_id))
+    database.execute("DELETE FROM pending WHERE message = ?", (message_id,))
