@@ -55,6 +55,35 @@ def test_chat_continues_after_ctrl_z_without_echo(shell: Person) -> None:
     assert shell.has_echo
 
 
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [("./chat", "word1"), ("./chat", "word60"), ("./chat", "The end."), ("./ask hi", "word1"), ("./ask hi", "word60")],
+)
+def test_terminal_is_sane_after_any_stop_resize_and_signal(shell: Person, name: str, moment: str) -> None:
+    shell.type(f"{name}\n")
+    if name == "./chat":
+        shell.wait_for("/help")
+        shell.type("One?\r")
+    shell.wait_for(moment)
+    for columns in (40, 100):
+        shell.resize(columns, 24)
+        if moment != "The end.":
+            shell.type("\x1a")
+            shell.wait_for("Stopped")
+            assert shell.has_echo
+            shell.type("fg\n")
+            shell.wait_for("word")
+    if moment == "The end.":
+        shell.type("/exit\r")
+    else:
+        shell.type("\x1a")
+        shell.wait_for("Stopped")
+        shell.type("kill -TERM %1; fg\n")
+    shell.wait_for(SHELL.strip())
+    shell.type("echo unusual: $(stty -a | grep -c -e ' -icanon' -e ' -echo ' -e ' -isig')\n")
+    shell.wait_for("unusual: 0")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
 def test_ask_turns_echo_off_and_restores_it(shell: Person, number: signal.Signals) -> None:
     shell.type("./ask hi\n")
