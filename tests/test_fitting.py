@@ -178,9 +178,23 @@ def test_fit_recommends_large_models_by_memory(here: Capacity, quantization: str
     assert chosen(of_row("cerebrum-8x7b", here)) == quantization
 
 
-def test_fit_recommends_the_largest_without_the_preferred() -> None:
-    assert chosen(of_sizes(machine(16 * GIB), Q4_KS=4.14, Q6_K=5.94, Q8_0=7.7)) == "Q8_0"
-    assert chosen(of_sizes(machine(8 * GIB), Q4_KS=4.14, Q6_K=5.94, Q8_0=7.7)) == "Q4_KS"
+@pytest.mark.parametrize(
+    ("here", "sizes", "quantization"),
+    [
+        (machine(16 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
+        (machine(8 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
+        (machine(64 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q8_0"),  # comfortable
+        (machine(16 * GIB), {"Q2_K": 2.7, "IQ4_XS": 3.9, "Q4_0": 4.1, "Q8_0": 11.3}, "Q4_0"),
+        (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q5_K_M"),
+        (machine(16 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q8_0"),
+        (machine(8 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q2_K"),
+        (machine(16 * GIB), {"other": 3.0, "Q8_0": 7.7}, "Q8_0"),
+    ],
+)
+def test_fit_without_the_preferred_recommends_the_nearest(
+    here: Capacity, sizes: dict[str, float], quantization: str
+) -> None:
+    assert chosen(of_sizes(here, **sizes)) == quantization
 
 
 def test_fit_recommends_the_smallest_if_none_fits() -> None:

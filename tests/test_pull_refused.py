@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from hub_exchange import Fault
+from hub_exchange import Fault, Refusal
 from hub_server import FORBIDDEN
 from hub_user import CATALOGUED, OTHER, READER, HubUser, named
 
@@ -49,6 +49,14 @@ def test_pull_unknown_repository_may_be_private(hub_user: HubUser) -> None:
     assert refused(hub_user, "owner/private") == (3, f"owner/private: {UNKNOWN[0]}", UNKNOWN[1])
     with_token = refused(hub_user, "owner/private", HF_TOKEN=OTHER)
     assert with_token == (3, f"owner/private: {UNKNOWN[0]}", "check the spelling")
+
+
+def test_pull_renamed_repository_that_is_gone_is_unknown(hub_user: HubUser) -> None:
+    """The Hub redirects its old name to its new one, which is not the storage of its files."""
+    place = (("Location", f"{hub_user.hub.url}/api/models/owner/new?blobs=true"),)
+    moved = hub_user.hub.arm(Fault(part="api", path="owner/old", refusal=Refusal(307, "Renamed", headers=place)))
+    assert refused(hub_user, "owner/old") == (3, f"owner/old: {UNKNOWN[0]}", UNKNOWN[1])
+    assert moved.struck == 1
 
 
 def test_pull_gated_repository_names_its_page(hub_user: HubUser) -> None:

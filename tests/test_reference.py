@@ -89,6 +89,10 @@ def test_reference_parses_every_form(text: str, meant: Reference) -> None:
         ("https://hub.example", f"https://hub.example/{REPO}/resolve/main/{FILE}"),
         ("http://localhost:8080/", f"http://LOCALHOST:8080/{REPO}/blob/main/{FILE}?download=true"),
         ("https://hub.example", f"{HUB}/{REPO}/resolve/main/{FILE}"),
+        ("https://mirror.example/hf/", f"https://mirror.example/hf/{REPO}/resolve/main/{FILE}"),
+        ("https://mirror.example/a/b", f"https://mirror.example/a/b/{REPO}?show_file_info={FILE}"),
+        ("https://mirror.example/hf", f"{HUB}/{REPO}/resolve/main/{FILE}"),
+        ("https://huggingface.co/", f"{HUB}/{REPO}/resolve/main/{FILE}"),
     ],
 )
 def test_reference_accepts_urls_of_the_configured_hub(endpoint: str, text: str) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.cache import COMMIT, SHA256
 from cerebrum_cli.catalogue.hub_errors import ErrorResponse, HubError, Token, connection_error
-from cerebrum_cli.catalogue.reference import MAIN, is_safe_path
+from cerebrum_cli.catalogue.reference import HUB_HOSTS, MAIN, is_safe_path
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
 from cerebrum_cli.core.settings import environment, forget_empty_variable
 
@@ -280,9 +280,10 @@ def _response_error(subject: str, response: httpx2.Response) -> CerebrumError:
     from huggingface_hub import get_token
 
     token = Token(_token_location(), get_token() is not None)
-    return ErrorResponse(
-        subject, response.status_code, response.headers, bool(response.history), _endpoint(), token
-    ).error()
+    # The Hub redirects a renamed repository to itself, and files to its storage on another host.
+    own = urlsplit(_endpoint()).netloc.rpartition("@")[2]
+    from_storage = response.url.netloc.decode("ascii", "replace") not in (own.lower(), *HUB_HOSTS)
+    return ErrorResponse(subject, response.status_code, response.headers, from_storage, _endpoint(), token).error()
 
 
 def _token_location() -> str:

@@ -125,10 +125,12 @@ def _parse_url(text: str, scheme: str, rest: str, endpoint: str | None) -> HubRe
             f"{host!r}: can pull from the Hugging Face Hub only",
             "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its URL)",
         )
+    prefix = f"{own.path.rstrip('/')}/" if host == _host(own) else "/"  # a mirror may be below a path
+    path = parts.path.removeprefix(prefix).removeprefix("/")
     shown = parse_qs(parts.query).get(_FILE_QUERY, [""])[0]
     if shown and "/blob/" not in parts.path and "/resolve/" not in parts.path:  # the Hub's GGUF viewer
-        return _parse_hub_path(text, f"{'/'.join(parts.path.split('/')[1:3])}/resolve/{MAIN}/{quote(shown)}")
-    return _parse_hub_path(text, parts.path.removeprefix("/"))
+        return _parse_hub_path(text, f"{'/'.join(path.split('/')[:2])}/resolve/{MAIN}/{quote(shown)}")
+    return _parse_hub_path(text, path)
 
 
 def _host(parts: SplitResult) -> str:

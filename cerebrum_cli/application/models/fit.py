@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
+PREFERRED_BITS = 4
+_BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
 _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
 
@@ -121,16 +124,23 @@ def assess_quantizations(
 
 
 def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[QuantizationFit]) -> QuantizationFit:
-    """Choose the largest that fits, but none larger than the preferred one unless it is comfortable.
+    """Choose the preferred one, or a larger one that is comfortable; the largest that fits if it is too large.
 
-    If none fits, the smallest is chosen.
+    Without the preferred one, the nearest to it that fits takes its place. If none fits, the smallest is chosen.
     """
     quantized = [each for each in candidates if not _UNQUANTIZED.fullmatch(each.quantization)] or list(candidates)
     by_size = sorted(quantized, key=lambda each: each.size)
     fitting = [each for each in by_size if each.verdict == "fits"]
     if not fitting:
         return by_size[0]
-    preferred = next((each for each in fitting if same_quantization(each.quantization, PREFERRED_QUANTIZATION)), None)
-    if preferred is None:
+    preferred = [each for each in by_size if same_quantization(each.quantization, PREFERRED_QUANTIZATION)]
+    if preferred and preferred[0] not in fitting:
         return fitting[-1]
-    return max([preferred, *(each for each in fitting if each in comfortable)], key=lambda each: each.size)
+    base = preferred[0] if preferred else min(fitting, key=lambda each: (_distance(each.quantization), -each.size))
+    return max([base, *(each for each in fitting if each in comfortable)], key=lambda each: each.size)
+
+
+def _distance(quantization: str) -> float:
+    """Distance from the preferred quantization by the bits in the name: half of them is as far as twice as many."""
+    bits = _BITS.search(quantization)
+    return abs(math.log(int(bits[1]) / PREFERRED_BITS)) if bits else math.inf

@@ -47,7 +47,7 @@ class Puller:
     def is_unavailable_offline(self, reference: Reference) -> bool:
         """Whether a model could not be downloaded because the network is not allowed."""
         spec = self.library.spec_named(reference.name) if isinstance(reference, NameReference) else None
-        return self.offline or (self.planner.is_offline and not (spec and (spec.package or spec.recipe)))
+        return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
 
     def pull(
         self,
