@@ -15,6 +15,8 @@ from command_line import CommandLine
 from mutated_models import STRING, Entry, Parts, strings, take_apart, text, write_mutated
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
 
+from cerebrum_cli.engine.llama.first_load import file_key
+
 pytestmark = pytest.mark.slow
 
 MAX_MEMORY = 2 * 2**30
@@ -117,6 +119,15 @@ def test_model_is_loaded_in_a_child_process_only_once(chatml_model: Path, new_us
     path.write_bytes(chatml_model.read_bytes())  # the time changes
     assert new_user.run("ask", "-m", path, "-n", "4", "--no-log", "hi").code == 0
     assert len(json.loads(remembered.read_text())) == 2
+
+
+def test_first_load_is_repeated_for_another_part_of_a_model(tmp_path: Path) -> None:
+    parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        part.write_bytes(b"x")
+    before = file_key(parts[0])
+    parts[1].write_bytes(b"other")
+    assert file_key(parts[0]) != before
 
 
 @pytest.mark.fuzz

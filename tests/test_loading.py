@@ -206,8 +206,19 @@ def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
     (tmp_path / "membership").write_text("4:cpu:/elsewhere\n0::/user.slice/me.scope\n")
     root = tmp_path / "cgroup"
     own = own_cgroups(root, tmp_path / "membership")
-    assert own == [root / "user.slice" / "me.scope", root / "user.slice", root]
+    own_slice = [root / "user.slice" / "me.scope", root / "user.slice", root]
+    assert own == [*own_slice, root / "cpu" / "elsewhere", root / "cpu"]
     assert own_cgroups(root, tmp_path / "nothing") == [root]
+
+
+def test_cgroup_memory_of_a_job_of_cgroup_v1(tmp_path: Path) -> None:
+    (tmp_path / "membership").write_text("11:memory:/slurm/job1\n")
+    folder = tmp_path / "cgroup" / "memory" / "slurm" / "job1"
+    folder.mkdir(parents=True)
+    for name, content in (("limit", "1000"), ("usage", "600")):
+        (folder / f"memory.{name}_in_bytes").write_text(content)
+    (folder / "memory.stat").write_text("total_active_file 100\ntotal_inactive_file 50\n")
+    assert min(map(cgroup_memory, own_cgroups(tmp_path / "cgroup", tmp_path / "membership"))) == 550
 
 
 def test_notice_for_a_context_beyond_the_trained_one(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from cerebrum_cli.engine.memory import (
     require_devices,
 )
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, uniform_sizes
+from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes, model_sizes, uniform_sizes
 
 MIB, GIB = 2**20, 2**30
 
@@ -245,3 +245,36 @@ def test_plan_of_tuned_layers_beyond_free_memory_is_refused() -> None:
     with pytest.raises(EngineError, match=r"has 4\.3 GB of free memory, of which 5\.\d GB would be needed"):
         require_devices(needs, [cuda(4 * GIB)])
     require_devices(needs, [cuda(8 * GIB)])
+
+
+def sizes_of(kv_heads: tuple[int, ...], windows: tuple[bool, ...] = (), **values: int) -> ModelSizes:
+    """Sizes by metadata alone; in the names, `__` stands for a dot."""
+    given = {name.replace("__", "."): value for name, value in values.items()} | {"block_count": len(kv_heads)}
+    return model_sizes(
+        (),
+        lambda key: given.get(key, 0),
+        lambda key: {"attention.head_count_kv": kv_heads, "attention.head_count": (8,) * len(kv_heads)}.get(key, ()),
+        0,
+        windows,
+    )
+
+
+def test_sizes_of_windowed_and_shared_layers() -> None:
+    sizes = sizes_of(
+        (2, 4, 4, 4),
+        (False, True, True, True),
+        attention__key_length=512,
+        attention__value_length=512,
+        attention__key_length_swa=256,
+        attention__value_length_swa=128,
+        attention__shared_kv_layers=1,
+        attention__sliding_window=64,
+    )
+    lengths = [(layer.key_length, layer.value_length) for layer in sizes.layers]
+    assert lengths == [(1024, 1024), (1024, 512), (1024, 512), (0, 0)]
+    assert sizes.n_masks == 2
+
+
+def test_sizes_of_latent_attention_have_no_values() -> None:
+    sizes = sizes_of((1, 1), attention__key_length=576, attention__value_length=512, attention__key_length_mla=192)
+    assert [(layer.key_length, layer.value_length) for layer in sizes.layers] == [(576, 0)] * 2

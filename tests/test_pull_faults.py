@@ -8,9 +8,11 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -163,6 +165,107 @@ def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
     os.utime(blob, ns=(1, 1))
     damaged = f"note: {FILE} in the cache is damaged: downloading it again\n"
     assert cleaned(hub_user.pull(REPO)) == f"{damaged}{here(hub_user)}"
+
+
+def start_changed(hub_user: HubUser, change: str) -> subprocess.Popen[str]:
+    """Start a pull in a process in which something is changed first."""
+    script = f"import sys; {change}; from cerebrum_cli.main import run; sys.exit(run(['pull', '{REPO}']))"
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=hub_user.command.environment(hub_user.environment({})),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_pull_asks_for_bounded_ranges_of_large_files(hub_user: HubUser, mistral_model: Path) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=3, cut_after=600_000))
+    with start_changed(
+        hub_user, "from cerebrum_cli.catalogue import download; download.RANGE_BYTES = 2_000_000"
+    ) as pull:
+        assert pull.stderr
+        err = pull.stderr.read()
+    assert pull.returncode == 0, err
+    here(hub_user)
+    size = mistral_model.stat().st_size
+    ranges = [request.range for request in hub_user.hub.log.requests("cdn")[1:]]
+    starts = [0, 2_000_000, 4_000_000, 4_600_000, *range(6_600_000, size, 2_000_000)]
+    assert ranges == [f"bytes={start}-{min(start + 2_000_000, size) - 1}" for start in starts]
+
+
+NO_LOCKS = "import fcntl; fcntl.flock = lambda *_: None"
+
+
+def test_pull_without_locks_has_a_partial_file_of_its_own(hub_user: HubUser) -> None:
+    hub_user.hub.arm(replace(SLOW, times=None, let_through=0))
+    with start_changed(hub_user, NO_LOCKS) as one, start_changed(hub_user, NO_LOCKS) as other:
+        wait_until(lambda: len(hub_user.blobs(REPO)) == 2 and all(hub_user.blobs(REPO).values()))
+        assert partial(hub_user).name not in hub_user.blobs(REPO)
+        errors = [process.communicate(timeout=60)[1] for process in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), errors
+    here(hub_user)
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
+def test_pull_without_locks_resumes_an_earlier_one(hub_user: HubUser, ended_by: signal.Signals) -> None:
+    hub_user.hub.arm(SLOW)
+    with start_changed(hub_user, NO_LOCKS) as pull:
+        wait_until(lambda: any(size > 1_000_000 for size in hub_user.blobs(REPO).values()))
+        pull.send_signal(ended_by)
+        pull.communicate(timeout=20)
+    [(name, left)] = hub_user.blobs(REPO).items()
+    assert (name == partial(hub_user).name) is (ended_by == signal.SIGINT)
+    os.utime(partial(hub_user).with_name(name), (0, 0))  # a killed one's is taken when it is old
+    hub_user.hub.log.clear()
+    with start_changed(hub_user, NO_LOCKS) as pull:
+        err = pull.communicate(timeout=60)[1]
+    assert pull.returncode == 0, err
+    here(hub_user)
+    [download] = hub_user.downloads()
+    assert (download.range, left > 1_000_000) == (f"bytes={left}-", True)
+
+
+def test_pull_stops_where_another_process_writes_too(hub_user: HubUser) -> None:
+    with begun(hub_user) as process:
+        with partial(hub_user).open("ab") as other:
+            other.write(b"the other's bytes")
+        _, err = process.communicate(timeout=20)
+    problem = f"error: {partial(hub_user)}: another process writes to it, so file locks do not work there"
+    assert (process.returncode, err.decode().splitlines()[1:]) == (
+        1,
+        [problem, " hint: wait for that process, then pull again"],
+    )
+    assert hub_user.blobs(REPO) == {}
+    assert cleaned(hub_user.pull(REPO)) == here(hub_user)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_pull_into_another_users_directory_is_refused(tmp_path: Path) -> None:
+    file = HubFile(FILE, 4_000_000, "00" * 32)
+    (tmp_path / "hub").mkdir(mode=0o700)
+    download = Download(Listing(REPO, "main", "0" * 40, (file,)), Cache(tmp_path / "hub" / "mine"), Told())
+    os.chmod(tmp_path, 0o755)
+    os.seteuid(65534)
+    try:
+        download.require_space((file,))
+        with pytest.raises(PullError, match="Permission denied") as caught:
+            download.fetch((file,))
+    finally:
+        os.seteuid(0)
+    assert caught.value.hint == "set HF_HUB_CACHE to a writable directory, then pull again to resume"
+
+
+def test_pull_of_a_present_file_needs_no_writable_cache(hub_user: HubUser) -> None:
+    with small_disk(hub_user, 120) as disk:
+        for command in (
+            f"{COMMAND} pull {REPO}",
+            "rm -r disk/hub/models--owner--large/refs",
+            "mount -o remount,ro disk",
+        ):
+            disk.begin(command)
+            assert disk.finish()[0] == 0
+        disk.begin(f"{COMMAND} pull {REPO}")
+        assert disk.finish()[0] == 0
 
 
 def test_pull_waits_for_the_rate_limit(hub_user: HubUser) -> None:

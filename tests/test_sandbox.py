@@ -123,7 +123,6 @@ VALUE = "makes a value of more than 32 MB"
         ("{{ {}.fromkeys(range(9), 'x') }}", "calls fromkeys"),
         ("{{ ('a' * 30000000).strip('b' * 30000000 ~ 'a') }}", "calls strip"),
         ("{% set ns = namespace(x=()) %}{% for i in range(999) %}{% set ns.x = (ns.x,) %}{% endfor %}", "nests values"),
-        ("{% set x = 'a' * 30000000 %}{% for i in range(99) %}{% set y = x[i:] %}{% endfor %}", "uses too much memory"),
         (
             "{% for i in range(99999) %}{% for j in range(99999) %}aaaaaaaaaaaaaaaa{% endfor %}{% endfor %}",
             "writes more",
@@ -137,6 +136,28 @@ def test_template_that_makes_large_values_is_an_error(source: str, error: str, c
         embedded(chatml, source).render(ONE_TURN)
     assert caught.value.message.startswith(f"the chat template {error}")
     assert caught.value.hint == "choose another --format" or "rejects" in error or "parsed" in error
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_template_may_make_many_values_if_it_keeps_few(
+    keeps: bool, chatml: LlamaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MAX_TOTAL_BYTES", 100_000_000)
+    monkeypatch.setattr(bounds, "MAX_BYTES", 10**9)
+    value = "ns.all + [x[i:]]" if keeps else "x[i:]"
+    loop = f"{{% for i in range(99) %}}{{% set ns.all = {value} %}}{{% endfor %}}"
+    source = "{% set ns = namespace(all=[]) %}{% set x = 'a' * 3000000 %}" + loop
+    if keeps:
+        with pytest.raises(FormatError, match="uses too much memory"):
+            embedded(chatml, source).render(ONE_TURN)
+    else:
+        embedded(chatml, source).render(ONE_TURN)
+
+
+def test_template_may_mention_a_refused_filter_that_it_never_uses(chatml: LlamaBackend) -> None:
+    embedded(chatml, "{% if false %}{{ messages | pprint }}{% endif %}ok").render(ONE_TURN)
+    with pytest.raises(FormatError, match="uses the filter pprint"):
+        embedded(chatml, "{{ messages | pprint }}").render(ONE_TURN)
 
 
 @pytest.mark.parametrize(

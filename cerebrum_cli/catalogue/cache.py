@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from cerebrum_cli.catalogue.reference import MAIN
 from cerebrum_cli.catalogue.variants import Variant, parts_of, quantization_of, variants
+from cerebrum_cli.core.files import exists
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -103,7 +104,7 @@ class Cache:
 
     def contains(self, repo_id: str, commit: str, name: str, digest: str | None) -> bool:
         """Whether the cache has a file, judged by the name of its blob."""
-        return digest is not None and _exists(self.stored_path(repo_id, commit, name, digest))
+        return digest is not None and exists(self.stored_path(repo_id, commit, name, digest))
 
     def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
         """Create the directories that a download needs."""
@@ -137,7 +138,7 @@ class Cache:
     def stored_path(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
         """Path of a file's bytes: its blob, or the snapshot file on a file system without links."""
         blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
-        return pointer if pointer.is_file() and not pointer.is_symlink() and not blob.exists() else blob
+        return pointer if exists(pointer) and not pointer.is_symlink() and not exists(blob) else blob
 
     def _repository_models(self, repo_id: str) -> Iterator[CachedModel]:
         seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
@@ -163,16 +164,8 @@ def _gguf_files(snapshot: Path) -> Iterator[str]:
     for directory, _, names in os.walk(snapshot):
         for name in names:
             path = Path(directory, name)
-            if name.lower().endswith(".gguf") and _exists(path):
+            if name.lower().endswith(".gguf") and exists(path):
                 yield path.relative_to(snapshot).as_posix()
-
-
-def _exists(path: Path) -> bool:
-    """Whether a path leads to a file; the blob of a link may be missing or unreachable."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def _repo_id_of(folder: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.catalogue.reference import HubReference, parse_reference
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.files import fsync_directory, try_lock
+from cerebrum_cli.core.files import existing_parent, fsync_directory, try_lock
 
 PART_SUFFIX = ".part"
 DIGEST_DIGITS = 16  # of the original's digest, in a directory name
@@ -66,7 +66,7 @@ class DerivativeStore:
 
     def free_space(self) -> int:
         """Free bytes on the directory's disk."""
-        return self.free_bytes(next(path for path in (self.directory, *self.directory.parents) if path.exists()))
+        return self.free_bytes(existing_parent(self.directory))
 
     @contextlib.contextmanager
     def locked(self, keep: Collection[Path]) -> Iterator[None]:

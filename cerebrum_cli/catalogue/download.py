@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from cerebrum_cli.catalogue.cache import Cache
@@ -24,6 +25,7 @@ from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.registry import Digest, hash_file
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import existing_parent, exists
 from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 _MAX_BACKOFF_S = 16.0
+RANGE_BYTES = 4_000_000_000  # of one request
+_ABANDONED_S = 3600.0  # without a change; longer than any wait of a running download
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
 
 
@@ -71,6 +75,12 @@ class RetryPolicy:
         self.sleep(seconds)
 
 
+def _is_abandoned(partial: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - partial.stat().st_mtime > _ABANDONED_S
+    return False
+
+
 def free_space(directory: Path) -> float:
     """Free bytes on the disk of a directory; infinity if the file system reports no size."""
     usage = shutil.disk_usage(directory)
@@ -95,7 +105,7 @@ class Download:
     def require_space(self, files: tuple[HubFile, ...]) -> None:
         """Raise PullError if the disk has no room for the missing bytes."""
         missing = self.missing_bytes(files)
-        directory = next(path for path in (self.cache.directory, *self.cache.directory.parents) if path.exists())
+        directory = existing_parent(self.cache.directory)
         free = self.free_bytes(directory)
         need = missing + DISK_MARGIN
         if missing and free < need:
@@ -107,14 +117,12 @@ class Download:
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
         """Download and verify the files that are not in the cache, and return the paths of all."""
-        listing = self.listing
         total, before, paths = sum(file.size for file in files), 0, []
         try:
             for file in files:
                 paths.append(self._fetch(file, _FileProgress(self.progress, before, total)))
                 before += file.size
-            with contextlib.suppress(PermissionError):  # a read-only cache
-                self.cache.write_ref(listing.repo_id, listing.revision, listing.commit)
+            self._write_ref()
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = "free some disk space" if full else "set HF_HUB_CACHE to a writable directory"
@@ -125,15 +133,45 @@ class Download:
     def _fetch(self, file: HubFile, progress: _FileProgress) -> Path:
         cache, repo_id, commit = self.cache, self.listing.repo_id, self.listing.commit
         pointer, stored = cache.pointer(repo_id, commit, file.name), self._stored_path(file)
-        if pointer.exists() and pointer.samefile(stored) and self._is_valid(stored, file, progress):
+        if exists(pointer) and pointer.samefile(stored) and self._is_valid(stored, file, progress):
             return pointer
         cache.make_directories(repo_id, commit, file.name, file.digest)
-        with blob_lock(cache.lock(repo_id, file.digest), self._report_other_process(file, progress)):
+        with blob_lock(cache.lock(repo_id, file.digest), self._report_other_process(file, progress)) as excludes:
             if not self._has_valid_blob(file, progress):
-                partial = cache.partial(repo_id, file.digest)
-                self._complete(partial, file, progress)
-                partial.replace(cache.blob(repo_id, file.digest))
+                with self._partial(file, excludes) as partial:
+                    self._complete(partial, file, progress)
+                    partial.replace(cache.blob(repo_id, file.digest))
             return cache.link(repo_id, commit, file.name, file.digest)
+
+    @contextlib.contextmanager
+    def _partial(self, file: HubFile, excludes: bool) -> Iterator[Path]:
+        """The path of the partial file.
+
+        Where the lock `excludes` no one, this process takes the file of an earlier one under a name of its own, and
+        gives it back at the end.
+        """
+        shared = self.cache.partial(self.listing.repo_id, file.digest)
+        if excludes:
+            yield shared
+            return
+        own = shared.with_name(f"{file.digest}.{gethostname()}-{os.getpid()}{shared.suffix}")
+        abandoned = (path for path in shared.parent.glob(f"{file.digest}.*-*{shared.suffix}") if _is_abandoned(path))
+        for earlier in (shared, *abandoned):
+            with contextlib.suppress(OSError):
+                earlier.rename(own)
+                break
+        try:
+            yield own
+        finally:
+            with contextlib.suppress(OSError):
+                own.rename(shared)
+
+    def _write_ref(self) -> None:
+        try:
+            self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # a read-only cache is left as it is
+                raise
 
     def _stored_path(self, file: HubFile) -> Path:
         return self.cache.stored_path(self.listing.repo_id, self.listing.commit, file.name, file.digest)
@@ -170,7 +208,7 @@ class Download:
         """Download the rest of a partial file and verify it; delete it if its digest is wrong."""
         retry_policy = RetryPolicy(self.progress, self.sleep)
         with partial.open("ab+") as out:
-            writer = _Writer(out, file.size, progress.download)
+            writer = _Writer(partial, out, file.size, progress.download)
             writer.hash_existing(progress.verify)
             progress.download(writer.done, file.size)
             while writer.done < file.size:
@@ -181,7 +219,7 @@ class Download:
                     if writer.done > before:
                         retry_policy.reset()
                     retry_policy.wait(error)
-            out.flush()
+            writer.require_sole()
             os.fsync(out.fileno())
         digest = writer.digest.hexdigest()
         if digest != file.digest:
@@ -192,13 +230,15 @@ class Download:
             )
 
     def _receive(self, writer: _Writer, file: HubFile) -> None:
-        """Write the bytes of one request."""
-        with open_file(self.listing, file.name, writer.done) as body:
+        """Write the bytes of one request, a range of limited length: the Hub's CDN serves none over 50 GB."""
+        end = min(writer.done + RANGE_BYTES, file.size)
+        with open_file(self.listing, file.name, writer.done, None if file.size <= RANGE_BYTES else end) as body:
             if body.start != writer.done:
                 writer.restart()
+                end = file.size  # the server ignores ranges
             for chunk in body.chunks:
                 writer.write(chunk)
-        if writer.done < file.size:
+        if writer.done < end:
             raise HubError(f"the connection ended at byte {writer.done:,}", "check the network", retries=5)
 
 
@@ -222,6 +262,7 @@ class _FileProgress(NamedTuple):
 class _Writer:
     """A partial file with the number and the digest of its bytes."""
 
+    path: Path
     out: BinaryIO
     size: int
     on_progress: Callable[[int, int], None]
@@ -239,6 +280,17 @@ class _Writer:
             self.digest.update(chunk)
             self.done += len(chunk)
             on_progress(self.done, existing)
+        self.require_sole()
+
+    def require_sole(self) -> None:
+        """Raise PullError if the file on disk does not end where this process is; it is deleted then."""
+        self.out.flush()
+        if os.fstat(self.out.fileno()).st_size != self.done:
+            self.path.unlink(missing_ok=True)
+            raise PullError(
+                f"{self.path}: another process writes to it, so file locks do not work there",
+                "wait for that process, then pull again",
+            )
 
     def restart(self) -> None:
         self.out.truncate(0)
@@ -253,5 +305,6 @@ class _Writer:
         self.digest.update(chunk)
         self.done += len(chunk)
         if self.done >= self.next_report or self.done == self.size:
+            self.require_sole()
             self.on_progress(self.done, self.size)
             self.next_report = self.done + _PROGRESS_BYTES

@@ -18,6 +18,7 @@ from cerebrum_cli.catalogue.cache import COMMIT, SHA256
 from cerebrum_cli.catalogue.hub_errors import ErrorResponse, HubError, Token, connection_error
 from cerebrum_cli.catalogue.reference import HUB_HOSTS, MAIN, is_safe_path
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
+from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import environment, forget_empty_variable
 
 if TYPE_CHECKING:
@@ -181,19 +182,31 @@ def _chunks(subject: str, response: httpx2.Response) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def blob_lock(path: Path, on_wait: Iterator[None]) -> Iterator[None]:
-    """Hold huggingface_hub's lock of a blob; `on_wait` is advanced twice a second while another process has it."""
-    from filelock import Timeout
+def blob_lock(path: Path, on_wait: Iterator[None]) -> Iterator[bool]:
+    """Hold huggingface_hub's lock of a blob; `on_wait` is advanced twice a second while another process has it.
+
+    Yields whether the lock excludes anyone: on some network file systems locks succeed and do nothing.
+    """
+    from filelock import SoftFileLock, Timeout
     from huggingface_hub.utils._fixes import WeakFileLock
 
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(WeakFileLock(path, timeout=0.5))
+                lock = stack.enter_context(WeakFileLock(path, timeout=0.5))
                 break
             except Timeout:
                 next(on_wait, None)
-        yield
+        yield isinstance(lock, SoftFileLock) or _excludes(path)
+
+
+def _excludes(path: Path) -> bool:
+    """Whether a locked file cannot be locked a second time."""
+    try:
+        with path.open("rb") as again:
+            return not try_lock(again.fileno())
+    except OSError:
+        return False
 
 
 def delete(paths: tuple[Path, ...]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.core.files import atomic_write
+from cerebrum_cli.core.files import atomic_write, exists
 
 Source = Literal["package", "local", "hub", "merge", "derived"]
 
@@ -72,7 +72,7 @@ class _Content:
 
     def with_digest(self, digest: Digest) -> _Content:
         """Add a digest and drop those of deleted files."""
-        others = tuple(other for other in self.digests if other.path != digest.path and other.path.exists())
+        others = tuple(other for other in self.digests if other.path != digest.path and exists(other.path))
         return replace(self, digests=(*others, digest))
 
 

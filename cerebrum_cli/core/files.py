@@ -34,6 +34,19 @@ def read_at_most(path: Path, limit: int) -> bytes | None:
     return None if len(data) > limit else data
 
 
+def exists(path: Path) -> bool:
+    """Whether a path leads to something, as far as this user can see: other users' directories may be closed."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def existing_parent(path: Path) -> Path:
+    """The path, or the nearest directory above it that exists."""
+    return next(each for each in (path, *path.parents) if exists(each))
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Replace the content of a file atomically: readers and crashes see the old or the new content."""
     from tempfile import NamedTemporaryFile

@@ -76,16 +76,24 @@ def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulk
 
 
 def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[Path]:
-    """Directories of this process's cgroup and its ancestors; only the root if the membership is unknown."""
+    """Directories of this process's cgroups and their ancestors, also those of cgroup v1's controllers.
+
+    Only the root if the membership is unknown.
+    """
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         return [root]
     path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
-    folders = [root / path.lstrip("/")]
-    while folders[-1] != root and root in folders[-1].parents:
-        folders.append(folders[-1].parent)
+    folders = _with_ancestors(root / path.lstrip("/"), root)
+    for controllers, path in (line.split(":", 2)[1:] for line in lines if line.count(":") >= 2):
+        for name in {"memory", "cpu"} & {*controllers.split(",")}:
+            folders += _with_ancestors(root / name / path.lstrip("/"), root / name)
     return folders
+
+
+def _with_ancestors(folder: Path, root: Path) -> list[Path]:
+    return [folder, *(each for each in folder.parents if root in (each, *each.parents))]
 
 
 def cgroup_quota(root: Path) -> float:
@@ -94,8 +102,9 @@ def cgroup_quota(root: Path) -> float:
         quota, period = (root / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+            controller = root / "cpu" if (root / "cpu" / "cpu.cfs_quota_us").exists() else root
+            quota = (controller / "cpu.cfs_quota_us").read_text().strip()
+            period = (controller / "cpu.cfs_period_us").read_text().strip()
         except OSError:
             return math.inf
     try:
@@ -130,12 +139,12 @@ def total_memory() -> int:
 
 def cgroup_limit(root: Path) -> float:
     """Memory limit of a cgroup in bytes; infinity if unlimited."""
-    return _integer(root, "memory.max", "memory/memory.limit_in_bytes")
+    return _integer(root, "memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes")
 
 
 def cgroup_memory(root: Path) -> float:
     """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited or unknown."""
-    used = _integer(root, "memory.current", "memory/memory.usage_in_bytes")
+    used = _integer(root, "memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes")
     if math.isinf(used) or math.isinf(limit := cgroup_limit(root)):
         return math.inf
     return limit - used + _cached_bytes(root)
@@ -151,9 +160,10 @@ def _integer(root: Path, *names: str) -> float:
 
 def _cached_bytes(root: Path) -> int:
     """File cache of a cgroup and its descendants, which the system can reclaim."""
-    for name, prefix in (("memory.stat", ""), ("memory/memory.stat", "total_")):
+    for name in ("memory.stat", "memory/memory.stat"):
         with contextlib.suppress(OSError, ValueError):
             stat = dict(line.split() for line in (root / name).read_text().splitlines())
+            prefix = "total_" if "total_active_file" in stat else ""  # of cgroup v1
             return sum(int(stat.get(f"{prefix}{kind}_file", "0")) for kind in ("active", "inactive"))
     return 0
 

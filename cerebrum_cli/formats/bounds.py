@@ -17,7 +17,7 @@ from jinja2 import Undefined
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 32_000_000  # of a value, eight times the text of a million tokens
-MAX_TOTAL_BYTES = 1_000_000_000  # of all values together
+MAX_TOTAL_BYTES = 1_000_000_000  # of all values together; more, if the memory in use does not grow
 MAX_DEPTH = 100  # of containers
 MAX_BITS = 100_000  # of an integer
 MAX_ARGUMENT = 100  # characters
@@ -38,6 +38,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._left = MAX_TOTAL_BYTES
+        self._resident: int | None = None
         self._deadline = time.monotonic() + MAX_SECONDS
 
     def tick(self) -> None:
@@ -52,8 +53,14 @@ class Meter:
 
     def require_left(self, size: int) -> None:
         """Raise LimitError if memory does not last for temporary values of so many bytes."""
-        if size > self._left:
+        if size <= self._left:
+            return
+        resident = _resident_bytes()
+        if self._resident is None:
+            self._resident = resident  # at most MAX_TOTAL_BYTES are alive
+        if size > MAX_BYTES or resident > self._resident + MAX_TOTAL_BYTES // 2:
             raise LimitError("uses too much memory")
+        self._left = size + MAX_TOTAL_BYTES // 4  # values made so far have been freed
 
     def made(self, value: Any) -> Any:
         """Count a value that was made from values within the limits, without repetitions."""
@@ -65,8 +72,7 @@ class Meter:
             self._left -= ITEM_BYTES * len(value)
         elif isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise LimitError("makes an integer that is too large")
-        if self._left < 0:
-            raise LimitError("uses too much memory")
+        self.require_left(0)
         return value
 
     def nested(self, value: Any) -> Any:
@@ -243,3 +249,11 @@ UNBOUNDED: Mapping[str, Callable[[Sequence[Any]], bool]] = {
     "sum": lambda arguments: any(isinstance(each, (list, tuple)) for each in arguments),
 }
 CHECKED = frozenset((*SIZES, *TEMPORARY_SIZES, *UNBOUNDED))
+
+
+def _resident_bytes() -> int:
+    """Memory of this process, without mapped files where the system tells."""
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))

@@ -116,9 +116,7 @@ class Environment(ImmutableSandboxedEnvironment):
             optimized=False,  # constants would be computed without asking
         )
         del self.globals["lipsum"]
-        for name in UNBOUNDED_FILTERS:
-            del self.filters[name]
-        filters = {**self.filters, "tojson": _to_json}
+        filters = {**self.filters, "tojson": _to_json, **{name: _refused(name) for name in UNBOUNDED_FILTERS}}
         self.filters = {name: _bounded(name, function) for name, function in filters.items()}
         self.globals["raise_exception"] = _raise_exception
         self.globals["namespace"] = Variables
@@ -247,6 +245,15 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    """A filter that fails where it is used: a template may never get there."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise LimitError(f"uses the filter {name}")
+
+    return refuse
 
 
 def _to_json(

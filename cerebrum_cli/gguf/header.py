@@ -222,6 +222,8 @@ def _header(
     kv_heads = integers.per_layer("attention.head_count_kv") or heads
     tokens = metadata.get("tokenizer.ggml.tokens")
     vocabulary_size = tokens.length if isinstance(tokens, Array) else integers.hyperparameter("vocab_size")
+    pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
+    windows = pattern.values if isinstance(pattern, Array) else ()
     sizes = [(tensor.name, _tensor_bytes(path, tensor) or 0) for tensor in tensors]
     file_type = integers.optional("general.file_type")
     return Header(
@@ -242,7 +244,7 @@ def _header(
         sliding_window=integers.hyperparameter("attention.sliding_window") or None,
         expert_count=integers.hyperparameter("expert_count"),
         chat_template=_text(metadata, "tokenizer.chat_template"),
-        sizes=model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size),
+        sizes=model_sizes(sizes, integers.hyperparameter, integers.per_layer, vocabulary_size, windows),
         split_count=integers.optional("split.count") or 1,
         per_expert_tensors=any(_EXPERT_TENSOR.fullmatch(tensor.name) for tensor in tensors),
         vocabulary=vocabulary,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -84,10 +84,12 @@ def model_sizes(
     hyperparameter: Callable[[str], int],
     per_layer: Callable[[str], tuple[int, ...]],
     vocabulary_size: int,
+    windows: Sequence[object] = (),
 ) -> ModelSizes:
     """Sizes of a model from the names and bytes of its tensors and from its metadata, 0 and () where a key is not set.
 
-    A layer without tensors, as in the first part of a split file, counts as an attention layer.
+    `windows` are the layers with a sliding window. A layer without tensors, as in the first part of a split file,
+    counts as an attention layer.
     """
     weights: dict[int, int] = defaultdict(int)
     names: dict[int, set[str]] = defaultdict(set)
@@ -103,9 +105,18 @@ def model_sizes(
     head_length = embedding // max(heads) if any(heads) else 0
     key_length = hyperparameter("attention.key_length") or head_length
     value_length = hyperparameter("attention.value_length") or head_length
+    if hyperparameter("attention.key_length_mla"):
+        value_length = 0  # values are part of the keys
+    lengths = key_length, value_length
+    window_lengths = (
+        hyperparameter("attention.key_length_swa") or key_length,
+        hyperparameter("attention.value_length_swa") or value_length,
+    )
+    n_cached = len(kv_heads) - hyperparameter("attention.shared_kv_layers")
     layers = []
     for index, heads_here in enumerate(kv_heads or (0,) * hyperparameter("block_count")):
-        n_kv = heads_here if _attends(names[index]) else 0
+        n_kv = heads_here if index < n_cached and _attends(names[index]) else 0
+        key_length, value_length = window_lengths if index < len(windows) and windows[index] else lengths
         state_bytes = _STATE_BYTES * _state_length(hyperparameter, max(heads, default=0)) * _recurs(names[index])
         layers.append(LayerSizes(weights[index], n_kv * key_length, n_kv * value_length, state_bytes))
     input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))

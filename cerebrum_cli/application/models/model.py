@@ -76,7 +76,10 @@ class Model:
     @property
     def is_verified(self) -> bool:
         """Whether its digest was compared with a published one, or we wrote it ourselves."""
-        return self.file is not None and self.file.source != "local"
+        if self.file is None or self.file.source == "local":
+            return False
+        stat = self.path.stat()
+        return (stat.st_size, stat.st_mtime_ns) == (self.file.size, self.file.mtime_ns)
 
     @property
     def is_unnamed(self) -> bool:

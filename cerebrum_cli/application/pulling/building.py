@@ -17,6 +17,7 @@ from cerebrum_cli.catalogue.reference import NameReference, PathReference, Refer
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import same_quantization
 from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.files import existing_parent
 from cerebrum_cli.merge.recipe import Recipe
 
 PullReference = Callable[[Reference], Model]
@@ -95,8 +96,7 @@ class CatalogueMerge:
 
     def _needed_space(self, quantization: str) -> int:
         """Bytes that the merge needs, including downloads to the same disk."""
-        cache = self.library.cache.directory
-        existing = next(path for path in (cache, *cache.parents) if path.exists())
+        existing = existing_parent(self.library.cache.directory)
         missing = [each for each in self._references(quantization) if self._is_missing(each)]
         downloads = missing if existing.stat().st_dev == self.directory.stat().st_dev else []
         return sum(_size(spec, quantization) for spec in (self.spec, *map(self.library.spec_for, downloads)))

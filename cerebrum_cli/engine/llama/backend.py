@@ -99,9 +99,10 @@ class LlamaBackend(Vocabulary):
             try:
                 self._context = LlamaContext(self._model, options, self._stop)
             except EngineError:
-                if is_single or slots == 1:
+                if is_single or options.slots == 1:
                     raise
-                slots //= 2  # memory was allocated meanwhile
+                self._batch_invariant &= slots > 1  # one sequence alone needs no slot for padding
+                slots = max(1, slots // 2)  # memory was allocated meanwhile
         self._made_with = options
         self.slots = slots
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -24,7 +25,9 @@ from cerebrum_cli.engine.backend import StopFlag
 if TYPE_CHECKING:
     from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
-CRASHES = {-each for each in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
+SIGNALS = ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL")
+CRASHES = {-getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
+FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
 
@@ -50,9 +53,12 @@ def require_loads(path: Path, remembered: Path, stop: StopFlag) -> None:
 
 
 def file_key(path: Path) -> str:
-    """Identity of a file's content without reading it."""
-    stat = path.stat()
-    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+    """Identity of a file's content, and of the other parts of its model, without reading it."""
+    paths = [path]
+    if first := FIRST_PART.fullmatch(path.name):
+        paths = [path.with_name(f"{first[1]}-{n + 1:05}-of-{first[2]}{first[3]}") for n in range(int(first[2]))]
+    stats = [each.stat() for each in paths if each.exists()]
+    return " ".join(f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
 
 def _read_keys(remembered: Path) -> list[str]:

@@ -52,7 +52,8 @@ def open_llama(
     for notice in option_notices(options, can_offload(), free.devices):
         emit(notice)
     default = default_context(options.trained_context)
-    planned = context_options(options, options.context_size or default, True, bool(free.devices))
+    has_state = any(layer.state_bytes for layer in options.sizes.layers)
+    planned = context_options(options, options.context_size or default, not has_state, bool(free.devices))
     if options.context_size:
         require_context(options.sizes, replace(planned, slots=1), options.trained_context, options.gpu_layers, free)
     else:
