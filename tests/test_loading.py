@@ -22,9 +22,17 @@ from cerebrum_cli.engine.llama.devices import accelerators, can_offload
 from cerebrum_cli.engine.llama.library import Log, log
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.machine import available_memory, cgroup_memory, cgroup_quota, own_cgroups, thread_count
-from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.memory import (
+    GPU_UBATCH,
+    HEADROOM,
+    ContextOptions,
+    Device,
+    FreeMemory,
+    memory_needs,
+)
 from cerebrum_cli.engine.plan import LoadOptions, option_notices, plan_repacking, short_context_notice
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes
 
 GIB = 2**30
@@ -134,6 +142,20 @@ def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) ->
         assert isinstance(events[-1], FinishEvent)
         assert all(notice.message.startswith("cannot use the tuned settings: ") for notice in notices)
     engine.close()
+
+
+def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
+    recurrent_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = read_header(recurrent_model).sizes
+    all_layers = (len(sizes.layers) + 1,)
+    needs = memory_needs(sizes, ContextOptions(2048, 1, 1, GPU_UBATCH), all_layers)
+    gpu = Device("CUDA0", "a GPU", needs.devices[0] + HEADROOM, GIB)
+    monkeypatch.setattr("cerebrum_cli.engine.llama.load.free_memory", lambda: FreeMemory(8 * GIB, (gpu,)))
+    load = LoadOptions(recurrent_model, 2048, sizes, n_threads=1, slots=16, kv_unified=True)  # as a chat does
+    backend = open_llama(load, lambda event: None, StopFlag())
+    assert backend._offloaded == all_layers
+    backend.close()
 
 
 def test_load_vocabulary_only(chatml_model: Path) -> None:
