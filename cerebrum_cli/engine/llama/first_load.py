@@ -25,7 +25,8 @@ from cerebrum_cli.engine.backend import StopFlag
 if TYPE_CHECKING:
     from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
-SIGNALS = ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL")
+SIGNALS = ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGXCPU")
+MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
 CRASHES = {-getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
 FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
@@ -44,7 +45,9 @@ def require_loads(path: Path, remembered: Path, stop: StopFlag) -> None:
     if code in CRASHES:
         reason = next((line for line in reversed(log) if line.strip()), f"signal {-code}")
         raise ModelFileError(
-            path, f"llama.cpp crashes on it: {reason.rpartition('/')[2]}", "pull it from a source you trust"
+            path,
+            f"llama.cpp crashes on it: {reason.rpartition('/')[2].replace('what():', '').strip()}",
+            "pull it from a source you trust",
         )
     if code == 0:
         with contextlib.suppress(OSError):
@@ -97,6 +100,7 @@ def _load(path: str) -> None:
     from cerebrum_cli.engine.llama.library import llama, suppress_log
     from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 
+    _limit_resources()
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     with suppress_log():
@@ -109,6 +113,16 @@ def _load(path: str) -> None:
             options.n_ctx, options.n_batch, options.n_ubatch = 256, 32, 32
             llama.llama_init_from_model(model, options)
     os._exit(0)  # the system frees everything faster
+
+
+def _limit_resources() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for kind, limit in ((resource.RLIMIT_DATA, MAX_DATA_BYTES), (resource.RLIMIT_CPU, MAX_CPU_S)):
+        with contextlib.suppress(ValueError, OSError):  # a lower limit is in force
+            resource.setrlimit(kind, (limit, limit))
 
 
 def _use_vocabulary(vocabulary: Vocabulary) -> None:

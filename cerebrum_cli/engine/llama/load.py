@@ -44,6 +44,7 @@ def open_llama(
     The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp. A file that is not yet in
     `loaded_files` is first loaded in a child process.
     """
+    emit(LoadEvent(0.0))
     if loaded_files:
         require_loads(options.path, loaded_files, stop)
     free = free_memory()
@@ -65,7 +66,6 @@ def open_llama(
     offloaded = plan_layers(options.sizes, options.gpu_layers, expected, free.devices)
     if options.baseline:
         require_devices(memory_needs(options.sizes, expected, offloaded), free.devices)
-    emit(LoadEvent(0.0))
     model = load_model(options, offloaded, emit, stop)
     can_unify, offloads = supports_kv_unified(model), any(offloaded)
     made_with = context_options(options, planned.length, can_unify, offloads)
