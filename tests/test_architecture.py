@@ -43,7 +43,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "typer": ("main", "commands"),
     "sqlite3": ("sessions",),
     "jinja2": ("formats",),
-    "psutil": ("engine.machine",),
+    "psutil": ("engine.machine", "formats.bounds"),
     "platformdirs": ("runtime",),
     "click": (),
 }
