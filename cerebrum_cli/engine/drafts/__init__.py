@@ -1,0 +1,1 @@
+"""Speculative decoding: drafts copied from the prompt and from other samples, verified by the sampler."""
