@@ -31,6 +31,8 @@ settings.register_profile("suite", derandomize=True, deadline=None)  # the same 
 settings.load_profile("suite")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 for variable in TERMINAL_VARIABLES:
     os.environ.pop(variable, None)
 os.environ["TERM"] = "xterm-256color"
