@@ -11,6 +11,7 @@ from scripted_backend import ScriptedBackend
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
@@ -76,9 +77,17 @@ def running_engine(backend: ScriptedBackend, states: StateStore | None = None) -
     assert backend.closed
 
 
-def ask(engine: Engine, prompt: str, *, n: int = 1, grammar: str | None = None, **params: object) -> list[Reply]:
+def ask(
+    engine: Engine,
+    prompt: str,
+    *,
+    n: int = 1,
+    grammar: str | None = None,
+    step_costs: StepCosts | None = None,
+    **params: object,
+) -> list[Reply]:
     """Replies to one prompt, by sample."""
     tokens = engine.tokenize([Text(prompt)])
-    request = Request(tokens, SamplingParams(**params), grammar, n)  # type: ignore[arg-type]
+    request = Request(tokens, SamplingParams(**params), grammar, n, step_costs=step_costs)  # type: ignore[arg-type]
     said = collect_replies(engine.generate([request]))
     return [said[SequenceId(0, sample)] for sample in range(n)]

@@ -24,6 +24,8 @@ END = 256
 MARK = 257  # a control token
 FIRST_WORD = 258  # first id of tokens with several bytes
 BAD_GRAMMAR = "bad"
+DEAD_END = "dead end"  # a grammar that rejects everything after DEAD_END_TOKENS tokens
+DEAD_END_TOKENS = 12
 BODY_END = b"end of scripted state"
 FIRST_SHARED_STEP = -1  # stands for the number of the first step with rows of several slots
 
@@ -72,9 +74,14 @@ class ScriptedSampler:
     backend: ScriptedBackend
     seed: int
     expected: tuple[int, ...]
+    remaining: int | None = None
     closed: bool = False
 
     def sample(self, row: int) -> int:
+        if self.remaining is not None:
+            if not self.remaining:
+                raise GrammarError("the grammar rejects every possible next token")
+            self.remaining -= 1
         held = self.backend.outputs[row]
         assert held == self.expected, f"{held} was evaluated, {self.expected} expected"
         token = self.backend.model(held, self.seed)
@@ -213,7 +220,8 @@ class ScriptedBackend:
         assert self.capacity, "a sampler needs a context"
         if grammar == BAD_GRAMMAR:
             raise GrammarError("cannot parse the grammar")
-        self.samplers.append(ScriptedSampler(self, seed, tuple(prompt)))
+        remaining = DEAD_END_TOKENS if grammar == DEAD_END else None
+        self.samplers.append(ScriptedSampler(self, seed, tuple(prompt), remaining))
         return self.samplers[-1]
 
     def copy(self, source: int, target: int) -> None:

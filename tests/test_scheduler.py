@@ -19,7 +19,7 @@ from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Command, Commands, Submit
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
+from cerebrum_cli.engine.scheduler import Scheduler, Step, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
 
 # Cases.
@@ -45,7 +45,13 @@ def admit_next(scheduler: Scheduler) -> tuple[int, int, int]:
 
 def run_step(scheduler: Scheduler) -> None:
     """Schedule the next step, and record it as evaluated."""
-    scheduler.record_evaluated(scheduler.schedule(lambda position: 100).scheduled)
+    record(scheduler, scheduler.schedule(lambda position: 100))
+
+
+def record(scheduler: Scheduler, step: Step) -> None:
+    """Record a step as evaluated."""
+    for share in step.shares:
+        scheduler.record_evaluated(share.sequence, share.tokens)
 
 
 def scheduler_holding(*texts: str) -> Scheduler:
@@ -154,7 +160,7 @@ def test_scheduler_prefills_one_prompt_with_logits_of_its_last_token() -> None:
     for _ in range(3):
         step = scheduler.schedule(lambda position: 2)
         steps.append(step.rows)
-        scheduler.record_evaluated(step.scheduled)
+        record(scheduler, step)
     assert steps == [
         [Row(1, 0, ord("c"), False), Row(1, 1, ord("d"), False)],
         [Row(1, 2, ord("e"), False), Row(1, 3, ord("f"), False)],
@@ -172,7 +178,7 @@ def test_scheduler_decodes_sequences_in_slot_order() -> None:
     scheduler.remove(born[1])
     step = scheduler.schedule(lambda position: 100)
     assert step.rows == [Row(0, 2, ord("!"), True), Row(2, 1, ord("!"), True)]
-    assert step.scheduled == [(born[0], 1), (born[2], 1)]
+    assert [share.sequence for share in step.shares] == [born[0], born[2]]
 
 
 def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None:
@@ -188,7 +194,7 @@ def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None
     while sequence.evaluated < sequence.length:
         step = scheduler.schedule(lambda position: 2)
         rows += step.rows
-        scheduler.record_evaluated(step.scheduled)
+        record(scheduler, step)
     assert rows == [Row(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
     assert scheduler.slots[0].tokens == list(b"abcde")
 

@@ -129,7 +129,8 @@ class StageEvent:
 class Timings:
     """Wall-clock seconds of one sequence: prefill up to its first token, decode from there to its last.
 
-    `ttft_s`, the time to first token, counts from the request, so it includes the wait for a slot.
+    `ttft_s`, the time to first token, counts from the request, so it includes the wait for a slot. `decode_steps` is
+    the number of tokens after the first; `draft_n` tokens were drafted, and `draft_n_accepted` of them accepted.
     """
 
     load_s: float = 0.0
@@ -138,6 +139,8 @@ class Timings:
     decode_s: float = 0.0
     prefill_tokens: int = 0
     decode_steps: int = 0
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:

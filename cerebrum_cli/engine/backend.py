@@ -116,6 +116,10 @@ class Backend(Protocol):
         """Whether this model can trim a slot of `held` tokens to `length`."""
 
     @property
+    def can_trim(self) -> bool:
+        """Whether tokens can be removed from the end of a slot, as from any memory but a recurrent state."""
+
+    @property
     def state_kind(self) -> str | None:
         """Build, cache types and layout that a saved state depends on; None if states cannot be saved."""
 

@@ -10,16 +10,18 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Commands, Submit
+from cerebrum_cli.engine.drafts.drafter import Drafter
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed
 
 MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
 
 
 class SubmittedRequest(NamedTuple):
-    """A request with the seed of its first sample."""
+    """A request with the seed of its first sample, and the drafter of all its samples."""
 
     request: Request
     seed: int
+    drafter: Drafter | None
 
 
 class Completions:
@@ -39,7 +41,12 @@ class Completions:
 
     def add(self, requests: Iterable[Request]) -> None:
         """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
-        submitted = [SubmittedRequest(request, first_seed(request)) for request in requests]
+        submitted = [
+            SubmittedRequest(
+                request, first_seed(request), Drafter(request.prompt_tokens) if request.step_costs else None
+            )
+            for request in requests
+        ]
         if not all(one.request.prompt_tokens for one in submitted):
             raise UsageError("the prompt is empty", "write a prompt")
         first = len(self._submitted)
@@ -79,9 +86,9 @@ class Completions:
     def _submit(self, counts: Iterable[tuple[int, int]]) -> None:
         new: list[Sequence] = []
         for index, count in counts:
-            request, seed = self._submitted[index]
+            request, seed, drafter = self._submitted[index]
             samples = range(self.sample_counts[index], self.sample_counts[index] + count)
-            new += create_sequences(index, request, self._outbox.put, samples, seed, self._is_backlogged)
+            new += create_sequences(index, request, self._outbox.put, samples, seed, self._is_backlogged, drafter)
             self.sample_counts[index] += count
         self._live.update((sequence.id, sequence) for sequence in new)
         if not self._commands.send(Submit(new, self._scope)):

@@ -8,6 +8,8 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit
+from cerebrum_cli.engine.drafts.allocation import draft_lengths
+from cerebrum_cli.engine.drafts.drafter import DraftToken
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
@@ -51,7 +53,7 @@ class Loop:
             self._admit()
             self._compact()
             step = self._schedule()
-            if step.rows:
+            if step.shares:
                 self._process_output(step, self._backend.decode(step.rows))
             elif self._scheduler.waiting:  # for a slow reader
                 sleep(BACKLOG_POLL_S)
@@ -115,10 +117,35 @@ class Loop:
         """Schedule the next step, preempting the sequence in the highest slot while memory is short."""
         scheduler = self._scheduler
         step = scheduler.schedule(self._backend.prefill_chunk)
-        while not self._make_room(len(step.rows)):
+        while not self._make_room(step.size):
             scheduler.preempt(scheduler.running[-1])
             step = scheduler.schedule(self._backend.prefill_chunk)
-        return step
+        return self._with_drafts(step)
+
+    def _with_drafts(self, step: Step) -> Step:
+        """Add drafts to a step that only decodes, where they fit without evicting anything."""
+        backend, sequences = self._backend, [share.sequence for share in step.shares]
+        costs = next((one.request.step_costs for one in sequences if one.request.step_costs), None)
+        if costs is None or not backend.can_trim or any(one.is_prefilling for one in sequences):
+            return step
+        drafts = [self._draft(one) for one in sequences]
+        lengths = draft_lengths(
+            [[each.probability for each in draft] for draft in drafts], costs, is_equal=not backend.kv_unified
+        )
+        drafted = step.with_drafts(
+            tuple(each.token for each in draft[:length]) for draft, length in zip(drafts, lengths, strict=True)
+        )
+        is_small = drafted.size <= backend.batch_size
+        has_cells = not backend.kv_unified or self._scheduler.has_cells(drafted.size, backend.capacity)
+        return drafted if is_small and has_cells else step
+
+    def _draft(self, sequence: Sequence) -> list[DraftToken]:
+        """Guess tokens, at most as many as leave one to be sampled after them."""
+        if sequence.drafter is None:
+            return []
+        sequence.lookup = sequence.lookup or sequence.drafter.start(sequence.generated)
+        most = sequence.max_length(self._backend.capacity) - sequence.length - 1
+        return sequence.drafter.draft(sequence.lookup, most)
 
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
@@ -162,25 +189,46 @@ class Loop:
 
     def _process_output(self, step: Step, is_complete: bool) -> None:
         if not is_complete:
-            for sequence, _ in step.scheduled:
-                self._resume(sequence)
+            for share in step.shares:
+                self._resume(share.sequence)
             return
-        self._scheduler.record_evaluated(step.scheduled)
+        for share in step.shares:
+            self._scheduler.record_evaluated(share.sequence, share.tokens)
         row = -1
-        for sequence, count in step.scheduled:
-            row += count
-            if sequence.evaluated < sequence.length:
+        for share in step.shares:
+            sequence = share.sequence
+            row += len(share.tokens)
+            if not share.outputs:
                 self._report_prefill(sequence)
                 continue
             siblings = self._scheduler.sibling_samples(sequence) if not sequence.generated else []
             for sibling in siblings:
                 self._place(sibling)
-            for sample in (sequence, *(sibling.sequence for sibling in siblings)):
-                try:
-                    self._sample_token(sample, row)
-                except GrammarError as error:
-                    self._release(sample)
-                    sample.emit(RefusedEvent(sample.id, error))
+            self._sample_tokens(sequence, row, share.draft)
+            for sibling in siblings:
+                self._sample_tokens(sibling.sequence, row)
+            row += len(share.draft)
+
+    def _sample_tokens(self, sequence: Sequence, row: int, draft: tuple[int, ...] = ()) -> None:
+        """Sample the next tokens of a sequence: one, and another after each token of the draft that it equals."""
+        assert sequence.slot is not None
+        scheduler, slot = self._scheduler, self._scheduler.slots[sequence.slot]
+        sequence.draft_n += len(draft)
+        accepted = 0
+        while self._sample_token(sequence, row + accepted) and draft[accepted : accepted + 1] == (
+            sequence.generated[-1],
+        ):
+            scheduler.record_evaluated(sequence, draft[accepted : accepted + 1])
+            accepted += 1
+            sequence.draft_n_accepted += 1
+        if not draft:
+            return
+        if sequence.lookup:
+            sequence.lookup.record(accepted)
+        if not self._backend.trim(slot.index, len(slot.tokens)):  # a sliding window has dropped what it needs
+            self._backend.clear(slot.index)
+            slot.clear()
+            sequence.evaluated = 0
 
     @staticmethod
     def _report_prefill(sequence: Sequence) -> None:
@@ -197,11 +245,16 @@ class Loop:
             length = 0
         self._scheduler.resume(sequence, length)
 
-    def _sample_token(self, sequence: Sequence, row: int) -> None:
-        """Sample the next token of a sequence from a row of logits, and emit its text."""
+    def _sample_token(self, sequence: Sequence, row: int) -> bool:
+        """Sample the next token from a row of logits, and emit its text; False if the sequence has left its slot."""
         backend = self._backend
         assert sequence.sampler is not None
-        token = sequence.sampler.sample(row)
+        try:
+            token = sequence.sampler.sample(row)
+        except GrammarError as error:
+            self._release(sequence)
+            sequence.emit(RefusedEvent(sequence.id, error))
+            return False
         sequence.sampled_at.append(perf_counter())
         request = sequence.request
         if backend.is_eog(token) and not request.ignore_eos:
@@ -219,9 +272,10 @@ class Loop:
             return self._finish(sequence, "context")
         if sequence.length >= backend.capacity:
             self._scheduler.preempt(sequence)
-        return None
+        return sequence.slot is not None
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> None:
+    def _finish(self, sequence: Sequence, reason: FinishReason, by_stop_string: bool = False) -> bool:
+        """End a sequence; False, since it has left its slot."""
         text, stopped = sequence.detokenizer.flush(is_truncated=reason != "stop")
         if text:
             sequence.emit(TokenEvent(sequence.id, text))
@@ -229,6 +283,7 @@ class Loop:
         by_stop_string = by_stop_string or stopped
         reason = "stop" if stopped else reason
         sequence.emit(sequence.finish(reason, self._backend.context_size, self._load_s, by_stop_string))
+        return False
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)

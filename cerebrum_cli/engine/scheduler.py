@@ -15,7 +15,7 @@ from itertools import count, islice, takewhile
 from typing import NamedTuple
 
 from cerebrum_cli.engine.backend import Row
-from cerebrum_cli.engine.sequence import Sequence
+from cerebrum_cli.engine.sequence import Sequence, Tokens
 
 MIN_FREE_CELLS = 256  # tokens of room for a reply that admission to a unified KV cache requires
 MAX_PREFILL_BETWEEN_DECODES = 1024  # tokens of prompts
@@ -57,11 +57,48 @@ class Admission(NamedTuple):
     prefix_length: int
 
 
-class Step(NamedTuple):
-    """Rows of one decode, and the sequences they belong to, in order, each with its number of rows."""
+class Share(NamedTuple):
+    """A sequence's part of a step: tokens after those evaluated, and how many of its last rows give logits.
 
-    rows: list[Row]
-    scheduled: list[tuple[Sequence, int]]
+    With a `draft`, these tokens follow, each with logits.
+    """
+
+    sequence: Sequence
+    tokens: Tokens
+    outputs: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of this share."""
+        sequence, tokens = self.sequence, (*self.tokens, *self.draft)
+        assert sequence.slot is not None
+        first_output = len(tokens) - self.outputs
+        return [
+            Row(sequence.slot, sequence.evaluated + index, token, index >= first_output)
+            for index, token in enumerate(tokens)
+        ]
+
+
+class Step(NamedTuple):
+    """The shares of one decode, ascending by slot."""
+
+    shares: list[Share]
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return sum(len(share.tokens) + len(share.draft) for share in self.shares)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all shares, in order."""
+        return [row for share in self.shares for row in share.rows]
+
+    def with_drafts(self, drafts: Iterable[tuple[int, ...]]) -> Step:
+        """The step with a draft, possibly empty, for each share, which has one row without it."""
+        pairs = zip(self.shares, drafts, strict=True)
+        return Step([share._replace(outputs=1 + len(draft), draft=draft) for share, draft in pairs])
 
 
 class Scheduler:
@@ -182,34 +219,32 @@ class Scheduler:
         """
         running = self.running
         prefilling = next((sequence for sequence in running if sequence.is_prefilling), None)
-        decoding = [(sequence, 1) for sequence in running if not sequence.is_prefilling]
+        decoding = [
+            Share(sequence, sequence.tokens_from(sequence.evaluated, 1), 1)
+            for sequence in running
+            if not sequence.is_prefilling
+        ]
         if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):
-            self._prefilled, scheduled = 0, decoding
-        else:
-            chunk = min(prefill_chunk(prefilling.evaluated), prefilling.length - prefilling.evaluated)
-            self._prefilled, scheduled = self._prefilled + chunk, [(prefilling, chunk)]
-        rows: list[Row] = []
-        for sequence, size in scheduled:
-            assert sequence.slot is not None
-            last = sequence.length - 1
-            for position in range(sequence.evaluated, sequence.evaluated + size):
-                rows.append(Row(sequence.slot, position, sequence.token_at(position), position == last))
-        return Step(rows, scheduled)
+            self._prefilled = 0
+            return Step(decoding)
+        tokens = prefilling.tokens_from(prefilling.evaluated, prefill_chunk(prefilling.evaluated))
+        self._prefilled += len(tokens)
+        is_last = prefilling.evaluated + len(tokens) == prefilling.length
+        return Step([Share(prefilling, tokens, int(is_last))])
 
-    def record_evaluated(self, scheduled: Iterable[tuple[Sequence, int]]) -> None:
-        """Record that the slots hold so many further tokens of each sequence."""
-        for sequence, size in scheduled:
-            assert sequence.slot is not None
-            start = sequence.evaluated
-            self.slots[sequence.slot].extend(map(sequence.token_at, range(start, start + size)))
-            sequence.evaluated += size
+    def record_evaluated(self, sequence: Sequence, tokens: Iterable[int]) -> None:
+        """Record that a sequence's slot holds further tokens of it."""
+        assert sequence.slot is not None
+        slot = self.slots[sequence.slot]
+        slot.extend(tokens)
+        sequence.evaluated = len(slot.tokens)
 
     def resume(self, sequence: Sequence, length: int) -> None:
         """Record that after an interrupted step the slot holds only the first `length` tokens of its sequence."""
         assert sequence.slot is not None
         slot = self.slots[sequence.slot]
         slot.copy_prefix(slot, min(length, len(slot.tokens)))
-        slot.extend(map(sequence.token_at, range(len(slot.tokens), length)))
+        slot.extend(sequence.tokens_from(len(slot.tokens), length - len(slot.tokens)))
         sequence.evaluated = length
 
     def remove(self, sequence: Sequence) -> None:

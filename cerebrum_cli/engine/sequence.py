@@ -13,6 +13,8 @@ from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, SequenceI
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.detokenizer import Detokenizer
+from cerebrum_cli.engine.drafts.costs import StepCosts
+from cerebrum_cli.engine.drafts.drafter import Drafter, Lookup
 
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 """Token ids; an array takes a tenth of a tuple's memory."""
@@ -31,7 +33,8 @@ class Request:
     """A prompt with its sampling parameters and number of samples; `grammar` is GBNF with the rule `root`.
 
     `visible_tokens` are control tokens to include in the text. `logprobs` adds its log probability to each token.
-    `ignore_eos` treats end-of-generation tokens as ordinary ones.
+    `ignore_eos` treats end-of-generation tokens as ordinary ones. With `step_costs`, several tokens may be drafted and
+    verified in one step.
     """
 
     prompt_tokens: Tokens
@@ -41,13 +44,14 @@ class Request:
     visible_tokens: frozenset[int] = frozenset()
     logprobs: bool = False
     ignore_eos: bool = False
+    step_costs: StepCosts | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
-    `is_backlogged` tells whether too many events wait for their reader.
+    `is_backlogged` tells whether too many events wait for their reader. `draft_n` tokens were drafted.
     """
 
     id: SequenceId
@@ -61,6 +65,10 @@ class Sequence:
     evaluated: int = 0
     cached_tokens: int = 0
     generated: list[int] = field(default_factory=list)
+    drafter: Drafter | None = None
+    lookup: Lookup | None = None
+    draft_n: int = 0
+    draft_n_accepted: int = 0
     admitted_at: float | None = None
     sampled_at: list[float] = field(default_factory=list)
     is_backlogged: Callable[[], bool] = lambda: False
@@ -95,9 +103,13 @@ class Sequence:
             self.max_length(context_size), len(self.prompt) + max(EXPECTED_REPLY_TOKENS, 2 * len(self.generated))
         )
 
-    def token_at(self, position: int) -> int:
-        prompt = self.prompt
-        return prompt[position] if position < len(prompt) else self.generated[position - len(prompt)]
+    def tokens_from(self, position: int, count: int) -> Tokens:
+        """Up to so many token ids of prompt and reply from a position."""
+        prompt, end = self.prompt, position + count
+        if end <= len(prompt):
+            return prompt[position:end]
+        first = len(prompt)
+        return (*prompt[position:], *self.generated[max(0, position - first) : end - first])
 
     def timings(self, load_s: float) -> Timings:
         """Elapsed times so far, in seconds, including sampling and waiting for other sequences."""
@@ -111,6 +123,8 @@ class Sequence:
             decode_s=self.sampled_at[-1] - first if self.sampled_at else 0.0,
             prefill_tokens=min(self.evaluated, len(self.prompt)) - self.cached_tokens,
             decode_steps=max(0, len(self.sampled_at) - 1),
+            draft_n=self.draft_n,
+            draft_n_accepted=self.draft_n_accepted,
         )
 
     def finish(self, reason: FinishReason, context_size: int, load_s: float, by_stop_string: bool) -> FinishEvent:
@@ -134,8 +148,9 @@ def create_sequences(
     samples: Iterable[int],
     seed: int,
     is_backlogged: Callable[[], bool] = lambda: False,
+    drafter: Drafter | None = None,
 ) -> list[Sequence]:
-    """Create samples of a request; sample `i` has seed `seed + i`."""
+    """Create samples of a request; sample `i` has seed `seed + i`. All samples of the request share its `drafter`."""
     now = perf_counter()
     return [
         Sequence(
@@ -146,6 +161,7 @@ def create_sequences(
             Detokenizer(request.params.stop),
             now,
             is_backlogged=is_backlogged,
+            drafter=drafter,
         )
         for sample in samples
     ]

@@ -176,10 +176,15 @@ class LlamaBackend(Vocabulary):
 
     def is_trimmable(self, held: int, length: int) -> bool:
         """Whether a slot of `held` tokens can be trimmed to `length`."""
-        if llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model):
+        if not self.can_trim:
             return length == held
         window = llama.llama_model_n_swa(self._model)
         return length == held or not window or held <= window
+
+    @property
+    def can_trim(self) -> bool:
+        """Whether tokens can be removed from the end of a slot."""
+        return not (llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
 
     @property
     def state_kind(self) -> str | None:

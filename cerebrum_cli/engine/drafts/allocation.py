@@ -1,0 +1,45 @@
+"""Choose how many draft tokens a step verifies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cerebrum_cli.engine.drafts.costs import StepCosts
+
+MIN_GAIN = 1.1  # expected tokens per time, over a step without drafts
+TILE_ROWS = 16  # from as many sequences on, a step fills the kernels' tiles: further rows are not free
+
+
+def draft_lengths(probabilities: Sequence[Sequence[float]], costs: StepCosts, is_equal: bool) -> list[int]:
+    """Number of draft tokens for each sequence: those with the most expected tokens per time, or none.
+
+    `probabilities` are, for each sequence, those of its draft tokens being accepted, descending. With `is_equal` all
+    sequences get the same number: llama.cpp splits a step of separate KV caches to the shortest of them.
+    """
+    count = len(probabilities)
+    none = [0] * count
+    best, chosen = MIN_GAIN * count / costs.cost(count), none
+    for rows in costs.rows if count < TILE_ROWS else ():
+        lengths = _equal(probabilities, rows) if is_equal else _likeliest(probabilities, rows)
+        if sum(lengths):
+            expected = sum(sum(each[:length]) for each, length in zip(probabilities, lengths, strict=True))
+            value = (count + expected) / costs.cost(count + sum(lengths))
+            if value > best:
+                best, chosen = value, lengths
+    return chosen
+
+
+def _likeliest(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
+    """Lengths for a step of at most so many rows, made of the likeliest draft tokens."""
+    extra = max(0, rows - len(probabilities))
+    ranked = sorted((-probability, index) for index, each in enumerate(probabilities) for probability in each)
+    lengths = [0] * len(probabilities)
+    for _, index in ranked[:extra]:
+        lengths[index] += 1
+    return lengths
+
+
+def _equal(probabilities: Sequence[Sequence[float]], rows: int) -> list[int]:
+    """Equal lengths for a step of at most so many rows."""
+    length = min(rows // len(probabilities) - 1, *map(len, probabilities))
+    return [max(0, length)] * len(probabilities)

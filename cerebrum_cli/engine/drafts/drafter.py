@@ -1,0 +1,182 @@
+"""Guess the next tokens of a reply by looking up earlier text: the prompt, the reply itself, and other samples.
+
+A lookup follows one place in earlier text. Each token that is sampled shows whether the text there continued in the
+same way, drafted or not, so acceptance is learned without evaluating anything in vain. Everything depends on tokens
+alone: the same request gets the same drafts again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+SourceKind = Literal["own", "sibling"]
+
+NGRAM_LENGTHS = (5, 3)  # tokens that a new lookup has to match, longest first
+MAX_MATCH = 32  # longer matches are not distinguished
+MAX_DRAFT = 31  # tokens, which with the last sampled one make 32 rows
+MAX_MISSES = 3  # drafts in a row of which nothing was accepted; then only long matches are tried
+RETRY_MATCH = 16  # tokens
+MATCH_CLASSES = (5, 8, 16, 32)  # lengths from which acceptance is learned separately
+PRIORS: dict[SourceKind, tuple[float, ...]] = {
+    "own": (0.2, 0.4, 0.7, 0.9, 0.97),
+    "sibling": (0.3, 0.5, 0.6, 0.7, 0.8),
+}
+PRIOR_WEIGHT = 4  # lookups that a prior counts as
+
+
+class DraftToken(NamedTuple):
+    """A guessed token, and the estimated probability that it and all before it are accepted."""
+
+    token: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """Prompt and reply of a sample; the reply grows while it is generated."""
+
+    prompt: Sequence[int]
+    reply: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.reply)
+
+    def __getitem__(self, position: int) -> int:
+        length = len(self.prompt)
+        return self.prompt[position] if position < length else self.reply[position - length]
+
+
+@dataclass(slots=True, eq=False)
+class Lookup:
+    """The place in earlier text that a sample follows: `position` of `source` is expected next, after `match` tokens.
+
+    `indexed` is the number of the sample's tokens that were processed, `misses` that of useless drafts in a row.
+    """
+
+    text: Text
+    indexed: int
+    source: Text | None = None
+    position: int = 0
+    match: int = 0
+    misses: int = 0
+
+    @property
+    def kind(self) -> SourceKind:
+        return "own" if self.source is self.text else "sibling"
+
+    def record(self, accepted: int) -> None:
+        """Record how many tokens of a draft were accepted."""
+        self.misses = 0 if accepted else self.misses + 1
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether too many drafts in a row were useless for a match of this length."""
+        return self.misses >= MAX_MISSES and self.match < RETRY_MATCH
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """How often lookups were right, by kind of source and length of the match."""
+
+    counts: dict[tuple[SourceKind, int], tuple[int, int]] = field(default_factory=dict)
+
+    def record(self, kind: SourceKind, match: int, is_right: bool) -> None:
+        key = kind, bisect_right(MATCH_CLASSES, match)
+        right, total = self.counts.get(key, (0, 0))
+        self.counts[key] = right + is_right, total + 1
+
+    def probability(self, kind: SourceKind, match: int) -> float:
+        """Estimated probability that the next token of a lookup is right."""
+        match_class = bisect_right(MATCH_CLASSES, match)
+        right, total = self.counts.get((kind, match_class), (0, 0))
+        return (PRIORS[kind][match_class] * PRIOR_WEIGHT + right) / (PRIOR_WEIGHT + total)
+
+
+class Drafter:
+    """Drafts for all samples of one request."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self._prompt = prompt
+        self._index: dict[tuple[int, ...], tuple[Text | None, int]] = {}  # the text is None within the prompt
+        self._texts: list[Text] = []
+        self._acceptance = Acceptance()
+
+    def start(self, reply: list[int]) -> Lookup:
+        """Start the drafts of a sample with its reply so far; the longest of the other replies is followed first."""
+        if not self._texts:
+            for position in range(len(self._prompt)):
+                self._add_ngrams(Text(self._prompt, []), position)
+        text = Text(self._prompt, reply)
+        lookup = Lookup(text, len(self._prompt))
+        longest = max(self._texts, key=len, default=None)
+        if longest and len(longest) > len(self._prompt):
+            lookup.source, lookup.position, lookup.match = longest, len(self._prompt), MAX_MATCH
+        self._texts.append(text)
+        return lookup
+
+    def draft(self, lookup: Lookup, limit: int) -> list[DraftToken]:
+        """Guess up to `limit` tokens after those sampled so far."""
+        self._catch_up(lookup)
+        tokens: list[DraftToken] = []
+        source, text = lookup.source, lookup.text
+        if source is None or lookup.is_paused:
+            return tokens
+        kind, probability = lookup.kind, 1.0
+        for index in range(min(limit, MAX_DRAFT)):
+            position = lookup.position + index
+            if position < len(source):
+                token = source[position]
+            elif source is text:  # a repetition continues with what was just guessed
+                token = tokens[position - len(source)].token
+            else:
+                break
+            probability *= self._acceptance.probability(kind, lookup.match + index)
+            tokens.append(DraftToken(token, probability))
+        return tokens
+
+    def _catch_up(self, lookup: Lookup) -> None:
+        """Process the tokens sampled since the last call."""
+        text = lookup.text
+        for position in range(lookup.indexed, len(text)):
+            self._follow(lookup, text[position])
+            found = self._add_ngrams(text, position)
+            if lookup.source is None and found:
+                source, continuation = found
+                lookup.source, lookup.position = source or text, continuation
+                lookup.match = match_length(lookup.source, continuation, text, position + 1)
+        lookup.indexed = len(text)
+
+    def _follow(self, lookup: Lookup, token: int) -> None:
+        """Compare the token that was expected with the one sampled."""
+        source = lookup.source
+        if source is None:
+            return
+        if lookup.position >= len(source):  # the other sample has ended, or is not ahead
+            lookup.source = None
+            return
+        is_right = source[lookup.position] == token
+        self._acceptance.record(lookup.kind, lookup.match, is_right)
+        if is_right:
+            lookup.position, lookup.match = lookup.position + 1, min(lookup.match + 1, MAX_MATCH)
+        else:
+            lookup.source = None
+
+    def _add_ngrams(self, text: Text, position: int) -> tuple[Text | None, int] | None:
+        """Index what ends at a position; return where the longest of it occurred last, and was continued."""
+        is_prompt = position < len(self._prompt)
+        longest: tuple[Text | None, int] | None = None
+        for length in NGRAM_LENGTHS:
+            if position + 1 >= length:
+                ngram = tuple([text[each] for each in range(position + 1 - length, position + 1)])
+                longest = longest or self._index.get(ngram)
+                self._index[ngram] = (None if is_prompt else text, position + 1)
+        return longest
+
+
+def match_length(source: Text, source_end: int, text: Text, end: int) -> int:
+    """Number of equal tokens before two positions, at most MAX_MATCH."""
+    most = min(source_end, end, MAX_MATCH)
+    return next((n for n in range(most) if source[source_end - 1 - n] != text[end - 1 - n]), most)
