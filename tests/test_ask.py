@@ -41,7 +41,16 @@ ANSWER_KEYS = [
     "votes",
     "timings",
 ]
-TIMING_KEYS = ["load_s", "prefill_s", "ttft_s", "decode_s", "prompt_tokens_per_second", "tokens_per_second"]
+TIMING_KEYS = [
+    "load_s",
+    "prefill_s",
+    "ttft_s",
+    "decode_s",
+    "prompt_tokens_per_second",
+    "tokens_per_second",
+    "draft_n",
+    "draft_n_accepted",
+]
 
 
 # Inputs.

@@ -54,6 +54,14 @@ def test_nano_reply_ends_without_the_end_token(tmp_path: Path) -> None:
     assert EOS not in next_prompt
 
 
+def test_nano_drafts_change_no_reply(tmp_path: Path) -> None:
+    copied = "Say it again: 3 plus 4 makes 7. Then 7 plus 5 makes 12. Then 12 plus 9 makes 21."
+    for question in (QUESTION, copied):
+        plain, drafted = (ask(tmp_path, option, "-n", "200", question) for option in ("--no-drafts", "--drafts"))
+        assert drafted["text"] == plain["text"]
+        assert plain["timings"]["draft_n"] == 0
+
+
 def test_nano_follows_up_on_the_previous_answer(tmp_path: Path) -> None:
     ask(tmp_path, QUESTION)
     doubled = ask(tmp_path, "-c", "Double it.")

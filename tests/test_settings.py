@@ -26,6 +26,7 @@ GOOD: dict[str, Any] = {
     "threads": 2,
     "gpu_layers": "all",
     "overflow": "stop",
+    "drafts": True,
     "cache_gb": 0.5,
 }
 
@@ -76,6 +77,8 @@ def test_settings_convert_each_value_to_its_type() -> None:
         ("stop", 5, "it must be text that is not empty"),
         ("temperature", float("inf"), "it must be a number of 0 or more"),
         ("model", 7, "it must be text"),
+        ("drafts", "maybe", "it must be on or off"),
+        ("drafts", 2, "it must be on or off"),
     ],
 )
 def test_settings_reject_invalid_values_by_option(key: str, value: Any, hint: str) -> None:

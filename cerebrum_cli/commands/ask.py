@@ -11,7 +11,7 @@ from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
 from cerebrum_cli.runtime.options import AskOptions
 
-SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", *SAMPLING_KEYS))
+SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *SAMPLING_KEYS))
 
 
 @composed

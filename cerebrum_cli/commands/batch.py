@@ -12,7 +12,7 @@ from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
 from cerebrum_cli.runtime.options import BatchOptions
 
-SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", *SAMPLING_KEYS))
+SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *SAMPLING_KEYS))
 SOME_FAILED = 6
 
 

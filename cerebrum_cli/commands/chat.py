@@ -11,7 +11,9 @@ from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
 from cerebrum_cli.runtime.options import ChatOptions
 
-SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "overflow", *SAMPLING_KEYS))
+SETTINGS = SettingKeys(
+    ("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", "overflow", *SAMPLING_KEYS)
+)
 
 
 @composed

@@ -97,7 +97,12 @@ def parameter_of(name: str, declared: Option, hint: Any) -> inspect.Parameter:
         default = False
     else:
         hint = hint | None
-    option = typer_option(name, declared, callback=whole if hint == list[str] else None)
+    option = typer_option(
+        name,
+        declared,
+        callback=whole if hint == list[str] else None,
+        flags=f"{flag(name)}/--no-{name}" if hint == bool | None else flag(name),
+    )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
 
 
@@ -106,10 +111,12 @@ def parameter(name: str, help: str, heading: Heading, **details: Any) -> Any:
     return typer_option(name, Option(help, heading, **details))
 
 
-def typer_option(name: str, declared: Option, callback: Callable[..., Any] | None = None) -> Any:
+def typer_option(
+    name: str, declared: Option, callback: Callable[..., Any] | None = None, flags: str | None = None
+) -> Any:
     """Typer option that can also be set as CEREBRUM_ and its name."""
     return typer.Option(
-        *filter(None, (declared.short, flag(name))),
+        *filter(None, (declared.short, flags or flag(name))),
         help=f"{declared.help}.",
         metavar=declared.metavar,
         callback=callback,

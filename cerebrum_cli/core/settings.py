@@ -55,6 +55,7 @@ class Settings(SamplingParams):
         metavar="drop-oldest|stop",
         choices=("drop-oldest", "stop"),
     )
+    drafts: bool | None = option(None, "Draft tokens from earlier text [default: after tune]", "Speed")
     cache_gb: float = option(4.0, "Limit of the prompt cache on disk, in GB [default: 4]", "Speed", least=0)
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
@@ -66,6 +67,7 @@ class Settings(SamplingParams):
 OPTIONS = options_of(Settings)
 SAMPLING_KEYS = tuple(options_of(SamplingParams))
 KEYS = tuple(OPTIONS)
+SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 _TYPES = {each.name: str(each.type).removesuffix(" | None") for each in fields(Settings)}
 
 
@@ -155,6 +157,9 @@ def set_environment_default(name: str, value: str) -> None:
 def _converted(key: str, value: Any) -> tuple[Any, str]:
     """Convert a value, or describe what was expected; exactly one of the two is empty or None."""
     declared, kind = OPTIONS[key], _TYPES[key]
+    if kind == "bool":
+        switched = SWITCH_WORDS.get(str(value).lower())
+        return (None, "on or off") if switched is None else (switched, "")
     if kind in ("int", "float"):
         number = int if kind == "int" else (int, float)
         is_number = isinstance(value, number) and not isinstance(value, bool) and value != inf

@@ -30,13 +30,14 @@ def stats_line(finish: FinishEvent, model: str, format_name: str) -> str:
     """Line printed by `--stats`."""
     timings = finish.timings
     cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
+    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} drafted accepted" if timings.draft_n else ""
     return " | ".join(
         (
             model,
             f"format {format_name}",
             f"load {timings.load_s:.2f} s",
             f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
-            f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}",
+            f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
             f"first token {timings.ttft_s:.2f} s",
             f"context {finish.context_size}",
             f"seed {finish.seed}",

@@ -18,6 +18,7 @@ from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.plan import LoadOptions, Tuning, fallback_notice, plan_repacking
 from cerebrum_cli.engine.state_store import StateStore
@@ -165,10 +166,12 @@ def open_model(
     parallel: Parallel = SINGLE,
     file: Model | None = None,
     tuning: Tuning = DEFAULT,
+    step_costs: StepCosts | None = None,
 ) -> LoadedModel:
     """Start to load a model from its file or a re-encoded one, without waiting for it.
 
-    Errors in the file or the choice of format are raised before loading starts.
+    With `step_costs`, tokens are drafted unless the settings forbid it. Errors in the file or the choice of format are
+    raised before loading starts.
     """
     file = file or model
     require_generative(file.path, file.header)
@@ -177,12 +180,43 @@ def open_model(
     build = format_builder(name, template, template_options or {})
     default = load_options(file, settings, parallel, vocabulary_only, whole_context)
     tuned = load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)
+    open_backend = factory(default) if tuned == default else with_fallback(factory, tuned, default)
+    problem = draft_problem(file)
+    if problem and settings.drafts:
+        open_backend = with_notice(open_backend, NoticeEvent(f"--drafts has no effect: {problem}", "omit --drafts"))
     engine = Engine(
-        factory(default) if tuned == default else with_fallback(factory, tuned, default),
+        open_backend,
         prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None,
     )
-    responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name))
+    choose_drafts = partial(draft_costs, step_costs, problem)
+    responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name), choose_drafts)
     return LoadedModel(model, file, name, engine, responder)
+
+
+def draft_problem(model: Model) -> str | None:
+    """Why drafts cannot pay for a model; None if they can."""
+    if model.header.expert_count:
+        return "each row of a mixture of experts needs other weights"
+    if any(layer.state_bytes for layer in model.sizes.layers):
+        return "a recurrent state cannot take tokens back"
+    return None
+
+
+def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
+    """What steps cost: as measured, or a default if drafts are asked for; None for no drafts."""
+    if problem or drafts is False:
+        return None
+    return measured or (DEFAULT_COSTS if drafts else None)
+
+
+def with_notice(open_backend: OpenBackend, notice: NoticeEvent) -> OpenBackend:
+    """A function that opens a model, and emits a notice first."""
+
+    def open_noticed(on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
+        on_event(notice)
+        return open_backend(on_event, stop)
+
+    return open_noticed
 
 
 def with_fallback(factory: BackendFactory, tuned: LoadOptions, default: LoadOptions) -> OpenBackend:

@@ -154,6 +154,8 @@ def reply_object(
             "decode_s": round(timings.decode_s, 4),
             "prompt_tokens_per_second": round(timings.prompt_tokens_per_second, 2),
             "tokens_per_second": round(timings.tokens_per_second, 2),
+            "draft_n": timings.draft_n,
+            "draft_n_accepted": timings.draft_n_accepted,
         },
     }
 

@@ -18,6 +18,7 @@ from cerebrum_cli.core.parts import Part, Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import CancelScope
+from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Request
@@ -25,6 +26,9 @@ from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
+
+DraftChoice = Callable[[bool | None], StepCosts | None]
+"""What steps cost, for a request with this setting of `drafts`; None for no drafts."""
 
 FormatBuilder = Callable[[Backend], PromptFormat]
 """Builds the prompt format once the model's vocabulary is loaded. Raises FormatError."""
@@ -147,12 +151,18 @@ class LocalResponder:
     """
 
     def __init__(
-        self, engine: Engine, build: FormatBuilder, trained_context: int, prepare: Callable[[], None] | None = None
+        self,
+        engine: Engine,
+        build: FormatBuilder,
+        trained_context: int,
+        prepare: Callable[[], None] | None = None,
+        choose_drafts: DraftChoice = lambda _: None,
     ) -> None:
         self._engine = engine
         self._build_format = build
         self._trained_context = trained_context
         self._prepare = prepare
+        self._choose_drafts = choose_drafts
 
     def respond(
         self,
@@ -186,6 +196,7 @@ class LocalResponder:
             self._visible_tokens,
             request.logprobs,
             request.ignore_eos,
+            self._choose_drafts(request.settings.drafts),
         )
         return TokenizedRequest(tokenized, prompt_format, thought, self._decode_prefix(request.prefix_tokens))
 
