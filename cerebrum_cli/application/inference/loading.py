@@ -18,6 +18,7 @@ from cerebrum_cli.core.errors import EngineError, FormatError, ModelFileError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
+from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.plan import LoadOptions, Tuning, fallback_notice, plan_repacking
 from cerebrum_cli.engine.state_store import StateStore
@@ -66,6 +67,10 @@ class ResolvedModel:
 
     def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
         return self.profile.tuning(use, prompt_tokens) if self.profile else DEFAULT
+
+    def step_costs(self, use: UseName) -> StepCosts | None:
+        """Measured costs of steps with drafts; None without a profile, or if the model or the use gets no drafts."""
+        return self.profile.uses[use].step_costs if self.profile else None
 
 
 @dataclass(frozen=True, slots=True)
