@@ -157,10 +157,7 @@ class ProcessBench:
         return share >= max(MIN_CPU_SHARE, MIN_SHARE_OF_BEST * self._shares[key])
 
     def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
-        """Measure steps of these numbers of rows of one sequence, after a prefix.
-
-        Not repeated if other programs use the CPU: row counts take turns, so that they slow all of them down alike.
-        """
+        """Measure steps of these numbers of rows of one sequence, after a prefix."""
         length = DRAFT_PREFIX_TOKENS + max(rows)
         message = {"rows": rows, "seconds": seconds, "tokens": length, "text": self._text}
         measured = self._request(tuning, message, length, 1)["step_s"]

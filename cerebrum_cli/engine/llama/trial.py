@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +129,11 @@ def time_decode(model: LoadedModel, tokens: tuple[int, ...], steps: int, sequenc
 
 
 def time_steps(model: LoadedModel, tokens: tuple[int, ...], rows: Sequence[int], seconds: float) -> list[float]:
-    """Median seconds of a step with each number of rows at the end of the tokens, all with logits.
+    """Shortest duration of a step with each number of rows at the end of the tokens, all with logits.
 
-    Row counts take turns, in rounds, for about `seconds`. CerebrumError if the rows cannot be removed again.
+    Row counts take turns, in rounds, for about `seconds`. Other programs lengthen a short step more than a long one,
+    because its threads wait for each other more often: medians would make drafts look cheap. CerebrumError if the rows
+    cannot be removed again.
     """
     prefix = len(tokens) - max(rows)
     model.prefill(tokens[:prefix])
@@ -144,7 +145,7 @@ def time_steps(model: LoadedModel, tokens: tuple[int, ...], rows: Sequence[int],
         for count in rows:
             step = [Row(0, index, tokens[index], True) for index in range(prefix, prefix + count)]
             measured[count] += _repeat_step(model.backend, step)
-    return [median(measured[count]) for count in rows]
+    return [min(measured[count]) for count in rows]
 
 
 def _repeat_step(backend: LlamaBackend, rows: Sequence[Row]) -> list[float]:
