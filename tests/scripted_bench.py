@@ -13,6 +13,7 @@ from typing import Any
 
 from cerebrum_cli.application.inference.profiles import Speeds
 from cerebrum_cli.engine.bench.protocol import Closeness, Job, LoadStats, TrialError
+from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import Tuning
 
@@ -49,8 +50,9 @@ class SpeedModel:
 class ScriptedBench:
     """A bench with scripted speeds.
 
-    `agreement` is that of a tuning with the defaults, `refusal` the reason why it cannot be tried. Measurements are off
-    by at most `noise`, a share of the true value, and advance the clock `now`.
+    `agreement` is that of a tuning with the defaults, `refusal` the reason why it cannot be tried. `row_cost` is the
+    cost of each row of a step with several. Measurements are off by at most `noise`, a share of the true value, and
+    advance the clock `now`.
     """
 
     speed_model: Callable[[Tuning], Speeds] = field(default_factory=SpeedModel)
@@ -65,6 +67,8 @@ class ScriptedBench:
     loaded: dict[Tuning, float] = field(default_factory=dict)
     jobs: list[tuple[Tuning, Job]] = field(default_factory=list)
     compared: list[Tuning] = field(default_factory=list)
+    row_cost: float | None = None
+    stepped: list[Tuning] = field(default_factory=list)
 
     def clock(self) -> float:
         """Simulated seconds of all measurements."""
@@ -87,6 +91,15 @@ class ScriptedBench:
         self.now += job.tokens * (job.sequences if job.kind == "decode" else 1) / speed
         self.jobs.append((tuning, job))
         return speed
+
+    def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
+        """Costs by `row_cost`; without it, the model cannot be trimmed."""
+        self._load(tuning)
+        if self.row_cost is None:
+            raise TrialError("its cache cannot be trimmed")
+        self.now += seconds
+        self.stepped.append(tuning)
+        return StepCosts(rows, (1.0, *(self.row_cost * count for count in rows[1:])))
 
     def load_stats(self, tuning: Tuning) -> LoadStats:
         """Load time and peak memory."""

@@ -267,6 +267,7 @@ def test_profile_of_version_1_is_found(home: Path) -> None:
     profile = ProfileStore(VERSION_1 / "profiles", MACHINE, BUILD).find(IDENTITY)
     assert profile
     assert (profile.created, profile.long_from) == ("2026-11-20T20:58:34+00:00", 628)
+    assert [tuned.step_costs for tuned in profile.uses.values()] == [None] * 4
     chat, batch = profile.uses["chat"], profile.uses["batch"]
     assert (chat.gain, chat.agreement, profile.uses["ask"].agreement) == (1.17, 0.984, None)
     speeds, usual = batch.speeds, batch.baseline

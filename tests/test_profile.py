@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import runtime_for
+from tiny_models import write_quantized
 
 from cerebrum_cli.application.doctor.selftest import NANO
-from cerebrum_cli.application.inference.loading import CHAT_PARALLEL, Parallel, load_options
+from cerebrum_cli.application.inference.loading import CHAT_PARALLEL, Parallel, ResolvedModel, load_options
 from cerebrum_cli.application.inference.profiles import (
     Profile,
     ProfileStore,
@@ -34,6 +35,7 @@ from cerebrum_cli.application.tuning.tune import BenchFactory, search_space, tri
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.gguf.sizes import uniform_sizes
@@ -47,7 +49,17 @@ LONG_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
 DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS, DEFAULT_SPEEDS)
 LONG_USE = TunedUse(Tuning(repack=False), LONG_SPEEDS, DEFAULT_SPEEDS, 1.31, 0.987)
 KEYS = ["model", "file", "created", "machine", "build", "long_from", "uses", "tried"]
-USE_KEYS = ["settings", "gain", "agreement", "load_s", "prompt_tokens_per_second", "tokens_per_second", "memory"]
+USE_KEYS = [
+    "settings",
+    "gain",
+    "agreement",
+    "load_s",
+    "prompt_tokens_per_second",
+    "tokens_per_second",
+    "memory",
+    "step_costs",
+]
+STEP_COSTS = StepCosts((1, 4, 8, 16), (1.0, 2.9, 2.0, 5.5))
 
 
 def profile(
@@ -104,6 +116,17 @@ def test_profile_chooses_settings_by_length_only_for_ask() -> None:
     assert measured.tuning("chat", 10**6) == Tuning(n_threads=1)
     assert measured.tuning("batch", 10**6) == Tuning(n_threads=2)
     assert measured.tuning("ask-long") == Tuning(repack=False)
+
+
+def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
+    chat = replace(DEFAULT_USE, step_costs=STEP_COSTS)
+    assert (chat.best_draft, DEFAULT_USE.best_draft) == ((8, 2.0), None)
+    assert profile(chat=chat).allows_drafts and not profile().allows_drafts
+    in_vain = replace(DEFAULT_USE, step_costs=StepCosts((1, 2, 16), (1.0, 1.7, 12.8)))
+    assert (in_vain.best_draft, profile(ask=in_vain).allows_drafts) == (None, False)
+    resolved = ResolvedModel(Model("nano", (NANO,)), profile(chat=chat))
+    assert (resolved.step_costs("chat"), resolved.step_costs("ask")) == (STEP_COSTS, None)
+    assert ResolvedModel(resolved.model).step_costs("chat") is None
 
 
 def test_estimate_tokens_counts_what_is_not_answered_yet() -> None:
@@ -276,7 +299,8 @@ def test_profile_store_saves_atomically(store: ProfileStore, tmp_path: Path) -> 
     assert {each.name for each in (tmp_path / "profiles").iterdir()} == {path.name, "tmp123.part"}
 
 
-VALID: dict[str, Any] = {"version": 2, **asdict(profile())}
+WITH_COSTS = profile(chat=replace(DEFAULT_USE, step_costs=STEP_COSTS))
+VALID: dict[str, Any] = {"version": 2, **asdict(WITH_COSTS)}
 
 
 def find_content(content: bytes, folder: Path) -> Profile | None:
@@ -337,10 +361,16 @@ def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
         (("uses", "ask", "speeds", "memory"), None),
         (("uses", "ask", "baseline", "memory"), 10**30),
         (("uses", "ask", "baseline", "colour"), 1),
+        (("uses", "chat", "step_costs"), {}),
+        (("uses", "chat", "step_costs"), [1.0, 2.0]),
+        (("uses", "chat", "step_costs", "rows"), [2, 4, 8, 16]),
+        (("uses", "chat", "step_costs", "rows"), [1, 4, 8]),
+        (("uses", "chat", "step_costs", "costs"), [1.0, 2.9, math.nan, 5.5]),
+        (("uses", "chat", "step_costs", "costs"), "1234"),
     ],
 )
 def test_profile_store_ignores_impossible_values(tmp_path: Path, at: tuple[str, ...], new: Any) -> None:
-    assert find_content(json.dumps(VALID).encode(), tmp_path) == profile()
+    assert find_content(json.dumps(VALID).encode(), tmp_path) == WITH_COSTS
     assert find_content(json.dumps(replaced(VALID, at, new)).encode(), tmp_path) is None
 
 
@@ -401,6 +431,7 @@ class CommandRunner:
         self.speed_model = SpeedModel(single={("repack", False): (1.5, 0.7)}, batch={("slots", 16): (1.0, 1.5)})
         self.devices: tuple[Device, ...] = ()
         self.disturbed_jobs = 0
+        self.row_cost: float | None = None
 
     def runtime(self, piped: bytes | None = None) -> Runtime:
         """Create a runtime that records the load options of models."""
@@ -414,10 +445,10 @@ class CommandRunner:
 
         def bench(options: LoadOptions, model: Model, directory: Path, gpus: tuple[Device, ...]) -> Any:
             assert options.path == model.path == self.model
-            self.benches.append(
-                ScriptedBench(self.speed_model, devices=self.devices, disturbed_jobs=self.disturbed_jobs)
-            )
-            return self.benches[-1]
+            bench = ScriptedBench(self.speed_model, devices=self.devices, disturbed_jobs=self.disturbed_jobs)
+            bench.row_cost = self.row_cost
+            self.benches.append(bench)
+            return bench
 
         runtime.open_backend, runtime.bench = open_backend, bench
         return runtime
@@ -604,6 +635,7 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
         "ask, long prompt",
         "batch",
         "prompts of 618 tokens or more count as long",
+        "no drafts",
     ]
     long = [cell.strip() for cell in rows[3] if cell.strip()]
     assert long == ["ask, long prompt", "1.23 x", "not repacked", "45.0", "5.6", "2.0 s", "1 kB", "100.0%"]
@@ -662,6 +694,12 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     assert tuned.run("tune", tuned.model, "--quick", "--json").object.keys() == {*KEYS}
 
 
+def test_tune_on_a_busy_machine_saves_drafts_without_an_older_profile(runner: CommandRunner) -> None:
+    runner.speed_model, runner.disturbed_jobs, runner.row_cost = SpeedModel(), 1, 0.25
+    assert runner.run("tune", runner.model, "--quick").code == 0
+    assert len(list(runner.profiles.glob("*.json"))) == 1
+
+
 def test_tune_on_a_busy_machine_keeps_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> None:
     [path] = tuned.profiles.glob("*.json")
     before = path.read_bytes()
@@ -669,6 +707,41 @@ def test_tune_on_a_busy_machine_keeps_the_profile_if_nothing_is_faster(tuned: Co
     done = tuned.run("tune", tuned.model, "--quick")
     assert done.err.splitlines()[-1].startswith("nothing changed for ")
     assert path.read_bytes() == before
+
+
+def test_tune_saves_default_settings_only_with_drafts_that_pay(runner: CommandRunner) -> None:
+    runner.speed_model = SpeedModel()
+    for row_cost, saved in ((None, False), (0.9, False), (0.25, True), (0.9, False)):
+        runner.row_cost = row_cost
+        done = runner.run("tune", runner.model)
+        assert done.code == 0
+        last = "drafts: 2 tokens are checked in the time of 0.5" if saved else "no drafts"
+        assert done.out.splitlines()[-1] == last
+        assert (runner.run("show", runner.model, "--json").object["profile"] is not None) == saved
+        assert [*runner.benches[-1].stepped] == [Tuning(repack=True)] * (row_cost is not None), "once for both uses"
+
+
+def test_tune_measures_drafts_with_the_settings_of_each_use(runner: CommandRunner) -> None:
+    runner.row_cost = 0.5
+    runner.speed_model = SpeedModel(single={("repack", False): (1.0, 0.9)}, load_s={True: 12.0, False: 1.0})
+    uses = runner.run("tune", runner.model, "--json").object["uses"]
+    assert runner.benches[-1].stepped == [Tuning(repack=True), Tuning(repack=False)]
+    costs = {"rows": [*MEASURED_ROWS], "costs": [1.0, *(0.5 * rows for rows in MEASURED_ROWS[1:])]}
+    assert {name: use["step_costs"] for name, use in uses.items()} == {
+        "chat": costs,
+        "ask": costs,
+        "ask-long": None,
+        "batch": None,
+    }
+    assert runner.run("show", runner.model, "--json").object["profile"]["uses"] == uses
+
+
+def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
+    runner = CommandRunner(tmp_path, write_quantized(tmp_path / "experts.gguf", experts=4))
+    runner.row_cost = 0.25
+    done = runner.run("tune", runner.model, "--quick", "--json")
+    assert (done.code, runner.benches[-1].stepped) == (0, [])
+    assert done.object["uses"]["chat"]["step_costs"] is None
 
 
 def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: CommandRunner) -> None:

@@ -116,6 +116,21 @@ def test_bench_starts_a_process_for_each_load_settings(bench: ProcessBench) -> N
     assert bench.speed(REPACKED, DECODE) > 0
 
 
+def test_bench_measures_the_costs_of_steps_with_drafts(bench: ProcessBench) -> None:
+    measured = bench.step_costs(NOT_REPACKED, (1, 2, 8, 32), 0.2)
+    assert (measured.rows, measured.costs[0]) == ((1, 2, 8, 32), 1.0)
+    assert measured.costs[-1] > 1.0
+    assert bench.speed(NOT_REPACKED, DECODE) > 0
+
+
+def test_bench_measures_no_drafts_for_a_recurrent_model(recurrent_model: Path) -> None:
+    options = trial_options(Model("tiny", (recurrent_model,)), Settings(threads=1))
+    with contextlib.closing(ProcessBench(options, TEXT)) as bench:
+        with pytest.raises(TrialError, match="cannot be trimmed"):
+            bench.step_costs(NOT_REPACKED, (1, 2), 0.1)
+        assert bench.speed(NOT_REPACKED, DECODE) > 0
+
+
 def test_closeness_of_a_tuning_to_itself_is_exact(bench: ProcessBench) -> None:
     assert bench.closeness(NOT_REPACKED, NOT_REPACKED, 64) == (1.0, 1.0, 0.0)
     bench.speed(NOT_REPACKED, BATCH_DECODE)  # creates another context in between
@@ -248,10 +263,11 @@ def test_tune_ends_with_a_summary_of_what_changed(tmp_path: Path) -> None:
     if not has_profile:  # it depends on this machine whether anything is faster
         assert summary[-1] == "nothing changed for nano with --threads 1: no settings proved faster than the defaults"
     assert not {"\x1b", "\r"} & {*done.out, *done.err}
+    has_drafts = lines[-1].startswith("drafts")
     profiles = list((tmp_path / "data" / "cerebrum" / "profiles").glob("*.json"))
-    assert len(profiles) == has_profile, "--threads comes from the environment"
+    assert len(profiles) == (has_profile or has_drafts), "--threads comes from the environment"
     shown = user.run("show", NANO, "--json")
-    assert (shown.object["profile"] is not None) == has_profile
+    assert (shown.object["profile"] is not None) == (has_profile or has_drafts)
     reply = user.run("ask", "-m", NANO, "--format", "cerebrum", "--json", "What is 3 plus 4?")
     assert (reply.code, reply.object["final_answer"]) == (0, "7")
 

@@ -60,6 +60,7 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
         parallel=Parallel(vote.max_samples) if vote else SINGLE,
         file=resolved.model,
         tuning=resolved.tuning("batch") if vote else resolved.tuning("ask", estimate_tokens(conversation)),
+        step_costs=resolved.step_costs("ask"),
     )
     try:
         from cerebrum_cli.runtime.answer import Answer, show_prompt

@@ -61,7 +61,7 @@ def measure(runtime: Runtime, model: Model, settings: Settings, budget: Budget, 
         if any(map(is_missing, model.paths)) or runtime.library.identity(model) != identity:
             raise ModelFileError(model.path, "changed while it was measured", "tune it again")
         fallback = runtime.profiles().find(identity) if settings_text(settings) else None
-        if result.is_disturbed and result.profile.is_default:
+        if previous and result.is_disturbed and result.profile.is_default:
             return replace(result, changes={})  # nothing was found out: the previous profile stays
         update_store(runtime.profiles(settings), result.profile, fallback)
     return result

@@ -52,11 +52,29 @@ def _thread_text(count: int) -> str:
 
 
 def print_profile(streams: Streams, profile: Profile) -> None:
-    """Print the settings of each use, their gain and their speeds."""
+    """Print the settings of each use, their gain and their speeds, and what drafts cost."""
     rows = [_row(TITLES[name], tuned) for name, tuned in profile.uses.items()]
     print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
     if (limit := profile.long_from) is not None:
         streams.answer(f"prompts of {limit} tokens or more count as long\n")
+    for line in _draft_lines(profile.uses["chat"], profile.uses["ask"]):
+        streams.answer(f"{line}\n")
+
+
+def _draft_lines(chat: TunedUse, ask: TunedUse) -> Iterator[str]:
+    """How long a step with a draft takes, in steps of one token; one line if it is the same for both uses."""
+    if chat.best_draft == ask.best_draft:
+        yield _draft_text("drafts: ", chat)
+    else:
+        yield _draft_text("drafts, chat: ", chat)
+        yield _draft_text("drafts, ask: ", ask)
+
+
+def _draft_text(label: str, tuned: TunedUse) -> str:
+    if tuned.best_draft is None:
+        return f"{label.removesuffix('drafts: ')}no drafts"
+    rows, cost = tuned.best_draft
+    return f"{label}{rows} tokens are checked in the time of {cost:.1f}"
 
 
 def _row(title: str, tuned: TunedUse) -> tuple[Any, ...]:

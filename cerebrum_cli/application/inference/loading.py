@@ -68,6 +68,10 @@ class ResolvedModel:
     def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
         return self.profile.tuning(use, prompt_tokens) if self.profile else DEFAULT
 
+    def step_costs(self, use: UseName) -> StepCosts | None:
+        """Measured costs of steps with drafts; None without a profile, or if the model or the use gets no drafts."""
+        return self.profile.uses[use].step_costs if self.profile else None
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -139,6 +143,7 @@ class ModelLoader:
             parallel=CHAT_PARALLEL,
             file=resolved.model,
             tuning=resolved.tuning("chat"),
+            step_costs=resolved.step_costs("chat"),
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from cerebrum_cli.core.files import atomic_write
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.plan import Tuning
 
 UseName = Literal["chat", "ask", "ask-long", "batch"]
@@ -19,6 +20,7 @@ VERSION = 2
 MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
 SHORT_PROMPT_TOKENS = 64  # never counts as long
 TYPICAL_REPLY_TOKENS = 128  # assumed to decide whether a prompt is long
+MAX_ROW_COST = 0.8  # of a step's rows, in steps of one row: more leaves drafts nothing to gain
 DEFAULT = Tuning()
 VERSION_1_NAMES = {
     "made": "created",
@@ -50,6 +52,7 @@ class TunedUse:
     """Settings for one use, and their speeds and those of the defaults, measured together.
 
     `gain` is the speedup of the whole use; `agreement` is the share of equal next tokens, if it was measured.
+    `step_costs` are those of steps with drafts, with these settings; None if the model or the use gets no drafts.
     """
 
     tuning: Tuning
@@ -57,6 +60,16 @@ class TunedUse:
     baseline: Speeds
     gain: float = 1.0
     agreement: float | None = None
+    step_costs: StepCosts | None = None
+
+    @property
+    def best_draft(self) -> tuple[int, float] | None:
+        """Number of rows with the lowest cost per row, and the cost of their step; None if no draft can pay."""
+        if self.step_costs is None:
+            return None
+        steps = zip(self.step_costs.rows, self.step_costs.costs, strict=True)
+        rows, cost = min(steps, key=lambda step: step[1] / step[0])
+        return (rows, cost) if cost < MAX_ROW_COST * rows else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,11 @@ class Profile:
     def is_default(self) -> bool:
         """Whether every use has the default settings."""
         return not any(used.tuning.overrides for used in self.uses.values())
+
+    @property
+    def allows_drafts(self) -> bool:
+        """Whether drafts can pay in some use."""
+        return any(used.best_draft for used in self.uses.values())
 
     @property
     def long_from(self) -> int | None:
@@ -183,6 +201,7 @@ def use_object(tuned: TunedUse) -> dict[str, Any]:
         "prompt_tokens_per_second": round(tuned.speeds.prompt, 2),
         "tokens_per_second": round(tuned.speeds.generate, 2),
         "memory": tuned.speeds.memory,
+        "step_costs": tuned.step_costs and asdict(tuned.step_costs),
     }
 
 
@@ -216,11 +235,17 @@ def _parse_use(
     baseline: Mapping[str, Any],
     gain: float,
     agreement: float | None,
+    step_costs: Mapping[str, object] | None = None,
 ) -> TunedUse:
     if not (0 < gain < MAX_VALUE and (agreement is None or 0 <= agreement <= 1)):
         raise ValueError("gain or agreement out of range")
     return TunedUse(
-        Tuning(**tuning).validated(), _parse_speeds(**speeds), _parse_speeds(**baseline), float(gain), agreement
+        Tuning(**tuning).validated(),
+        _parse_speeds(**speeds),
+        _parse_speeds(**baseline),
+        float(gain),
+        agreement,
+        None if step_costs is None else StepCosts.from_dict(step_costs),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.application.inference.profiles import Speeds, UseName
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import JobKind
+from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS
 from cerebrum_cli.engine.plan import Tuning
 
 BATCH_SLOTS = 32  # concurrent sequences of a batch without a profile
@@ -19,7 +20,8 @@ class Budget(NamedTuple):
 
     `search_s` limits the time between measuring the defaults and confirming the winners; each run takes about `run_s`
     and is repeated in `pairs`, or `confirmation_pairs` for a winner. `probe_tokens` are compared to detect changed
-    output. The rest are values to try.
+    output. Steps for drafts are measured for about `steps_s`, with each number of rows in `step_rows`. The rest are
+    values to try.
     """
 
     search_s: float
@@ -27,14 +29,16 @@ class Budget(NamedTuple):
     pairs: int
     confirmation_pairs: int
     probe_tokens: int
+    steps_s: float
     n_ubatch: tuple[int, ...] = (64, 256, 512)
     slots: tuple[int, ...] = (16, 64)
     tries_cache_types: bool = True
+    step_rows: tuple[int, ...] = MEASURED_ROWS
 
 
-QUICK = Budget(10.0, 0.25, 1, 2, 128, (), (16,), tries_cache_types=False)
-NORMAL = Budget(80.0, 0.8, 2, 3, 192)
-THOROUGH = Budget(1200.0, 3.0, 4, 3, 512, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
+QUICK = Budget(10.0, 0.25, 1, 2, 128, 2.0, (), (16,), tries_cache_types=False, step_rows=(1, 2, 4, 8, 16))
+NORMAL = Budget(60.0, 0.8, 2, 3, 192, 10.0)
+THOROUGH = Budget(1200.0, 3.0, 4, 3, 512, 30.0, (32, 64, 256, 512, 1024), (4, 8, 16, 24, 48, 64))
 
 
 class Use(NamedTuple):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import machine as architecture
 from time import time
 from typing import Any
 
 from cerebrum_cli.application.inference.loading import load_options
-from cerebrum_cli.application.inference.profiles import Profile, ProfileStore, UseName, without_user_settings
+from cerebrum_cli.application.inference.profiles import (
+    Profile,
+    ProfileStore,
+    TunedUse,
+    UseName,
+    without_user_settings,
+)
 from cerebrum_cli.application.models.generative import require_generative
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.candidates import (
@@ -29,13 +35,15 @@ from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.engine.bench.protocol import Bench, FileBench
+from cerebrum_cli.engine.bench.protocol import Bench, FileBench, TrialError
+from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.machine import available_memory, processors
 from cerebrum_cli.engine.memory import CPU_UBATCH, ContextOptions, Device, FreeMemory, plan_slots
 from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 
 MAX_BATCH_SLOTS = 64
+DRAFT_USES: tuple[UseName, ...] = ("chat", "ask")
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 BenchFactory = Callable[[LoadOptions, Model, Path, tuple[Device, ...]], FileBench]
@@ -81,6 +89,8 @@ def tune_model(
     space = search_space(model, settings)
     search = Search(bench, space, budget)
     uses = yield from search.run()
+    if not model.header.expert_count:  # each row of a step would need other experts, and so more weights
+        uses = yield from with_step_costs(bench, uses, space.baseline, budget)
     model_key, machine_key, build_key = profile_key(bench.devices)
     profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
     return TuningResult(
@@ -90,6 +100,22 @@ def tune_model(
         changed_uses(previous, profile, settings),
         bench.disturbed_jobs > 0,
     )
+
+
+def with_step_costs(
+    bench: Bench, uses: dict[UseName, TunedUse], baseline: Tuning, budget: Budget
+) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
+    """Add the costs of steps with drafts to the uses that generate one sequence; equal settings are measured once."""
+    tunings = {name: replace(baseline, **uses[name].tuning.overrides) for name in DRAFT_USES}
+    costs: dict[Tuning, StepCosts | None] = {}
+    for done, tuning in enumerate(dict.fromkeys(tunings.values())):
+        yield StageEvent("steps with drafts", done, len(DRAFT_USES))
+        rows = tuple(count for count in budget.step_rows if count <= (tuning.n_ubatch or count))
+        try:
+            costs[tuning] = bench.step_costs(tuning, rows, budget.steps_s)
+        except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
+            costs[tuning] = None
+    return {**uses, **{name: replace(uses[name], step_costs=costs[tuning]) for name, tuning in tunings.items()}}
 
 
 def changed_uses(
@@ -139,12 +165,12 @@ def tuning_lock(directory: Path) -> Iterator[None]:
 
 
 def update_store(store: ProfileStore, profile: Profile, fallback: Profile | None) -> None:
-    """Save a profile, or delete the previous one if it changes nothing. Raises ConfigError.
+    """Save a profile, or delete the previous one if it changes nothing and allows no drafts. Raises ConfigError.
 
     `fallback` is the profile that is used where the store has none.
     """
     with translate_write_errors():
-        if profile.is_default and fallback is None:
+        if profile.is_default and not profile.allows_drafts and fallback is None:
             store.discard(profile.model)
         else:
             store.save(profile)

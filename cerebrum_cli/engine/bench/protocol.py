@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import Tuning
 
@@ -62,6 +63,9 @@ class Bench(Protocol):
 
     def speed(self, tuning: Tuning, job: Job) -> float:
         """Measure tokens per second; several sequences are evaluated like those of a batch."""
+
+    def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
+        """Measure steps of these numbers of rows of one sequence, ascending from 1, for about `seconds`."""
 
     def load_stats(self, tuning: Tuning) -> LoadStats:
         """Load time and peak memory of the process with these settings."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from cerebrum_cli.engine.bench import child_process
 from cerebrum_cli.engine.bench.protocol import Closeness, Job, LoadStats, TrialError
+from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
@@ -37,6 +38,7 @@ MIN_CPU_SHARE = 0.7  # of the CPU time of its cores, for a valid run; next to an
 MIN_SHARE_OF_BEST = 0.9  # of the best share of such runs, which is below 1 if many threads wait for each other
 MAX_RUNS = 3  # of a job that other programs disturb, if the previous job was undisturbed in the end
 READ_BYTES = 2**22
+DRAFT_PREFIX_TOKENS = 128  # evaluated before the steps that are timed for drafts
 
 
 class Trial:
@@ -153,6 +155,13 @@ class ProcessBench:
         key = (tuning.n_threads, tuning.n_threads_batch, job.kind, job.sequences > 1)
         self._shares[key] = max(share, self._shares.get(key, 0.0))
         return share >= max(MIN_CPU_SHARE, MIN_SHARE_OF_BEST * self._shares[key])
+
+    def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
+        """Measure steps of these numbers of rows of one sequence, after a prefix."""
+        length = DRAFT_PREFIX_TOKENS + max(rows)
+        message = {"rows": rows, "seconds": seconds, "tokens": length, "text": self._text}
+        measured = self._request(tuning, message, length, 1)["step_s"]
+        return StepCosts(rows, tuple(round(each / measured[0], 3) for each in measured)).validated()
 
     def load_stats(self, tuning: Tuning) -> LoadStats:
         """Load time and peak memory of the process with these settings."""

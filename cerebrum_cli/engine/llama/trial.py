@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter, process_time
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PREFIX_TOKENS = 16  # evaluated before decoding
 SIMILAR = 0.95  # of the probability of the most likely token
+MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of steps with each number of rows
+MIN_VISIT_S = 0.01  # steps of one number of rows in a round are repeated for so long
 WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first step
 
 
@@ -126,6 +128,39 @@ def time_decode(model: LoadedModel, tokens: tuple[int, ...], steps: int, sequenc
             sampler.close()
 
 
+def time_steps(model: LoadedModel, tokens: tuple[int, ...], rows: Sequence[int], seconds: float) -> list[float]:
+    """Shortest duration of a step with each number of rows at the end of the tokens, all with logits.
+
+    Row counts take turns, in rounds, for about `seconds`. Other programs lengthen a short step more than a long one,
+    because its threads wait for each other more often: medians would make drafts look cheap. CerebrumError if the rows
+    cannot be removed again.
+    """
+    prefix = len(tokens) - max(rows)
+    model.prefill(tokens[:prefix])
+    measured: dict[int, list[float]] = {count: [] for count in rows}
+    deadline = perf_counter() + seconds
+    for turn in range(MAX_ROUNDS):
+        if turn >= MIN_ROUNDS and perf_counter() > deadline:
+            break
+        for count in rows:
+            step = [Row(0, index, tokens[index], True) for index in range(prefix, prefix + count)]
+            measured[count] += _repeat_step(model.backend, step)
+    return [min(measured[count]) for count in rows]
+
+
+def _repeat_step(backend: LlamaBackend, rows: Sequence[Row]) -> list[float]:
+    """Seconds of a step that is repeated and undone; the first, which builds the graph, counts only if it is alone."""
+    durations: list[float] = []
+    while sum(durations) < MIN_VISIT_S:
+        start = perf_counter()
+        backend.decode(rows)
+        backend.logits(len(rows) - 1)  # waits until a GPU is done
+        durations.append(perf_counter() - start)
+        if not backend.trim(0, rows[0].position):
+            raise CerebrumError("its cache cannot be trimmed")
+    return durations[WARM_UP_STEPS:] or durations
+
+
 def teacher_forced_logits(model: LoadedModel, tokens: tuple[int, ...]) -> Iterator[NDArray[numpy.float32]]:
     """Yield the logits after each token but the last; each array is valid until the next one is requested."""
     backend, start = model.backend, 0
@@ -164,14 +199,17 @@ def log_softmax(row: NDArray[numpy.float32]) -> NDArray[numpy.float64]:
 
 
 def process_request(model: LoadedModel, request: dict[str, Any]) -> dict[str, Any]:
-    """Time a job, write logits, or compare with logits written before."""
+    """Time a job or steps for drafts, write logits, or compare with logits written before."""
     sequences = request["sequences"]
     model.configure(Tuning(**request["tuning"]), request["length"], sequences)
     if job := request.get("job"):
         if job["kind"] == "prefill":
             return time_prefill(model, model.tokens(request["text"], job["tokens"]))
         return time_decode(model, model.tokens(request["text"], PREFIX_TOKENS), job["tokens"], sequences)
-    logits = teacher_forced_logits(model, model.tokens(request["text"], request["tokens"]))
+    tokens = model.tokens(request["text"], request["tokens"])
+    if rows := request.get("rows"):
+        return {"step_s": time_steps(model, tokens, rows, request["seconds"])}
+    logits = teacher_forced_logits(model, tokens)
     if path := request.get("write"):
         write(path, logits, request["tokens"] - 1, model.backend.size)
         return {}
