@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cerebrum_cli.engine.build import REQUIREMENT
 from cerebrum_cli.engine.llama.library import import_bindings, llama
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,8 @@ def test_dependency_is_bounded_to_the_checked_version() -> None:
     requirement = next(each for each in project["dependencies"] if each.startswith("llama-cpp-python"))
     assert requirement == "llama-cpp-python>={},<{}".format(*CHECKED)
     assert requirement in (ROOT / "Makefile").read_text()
+    assert requirement in (ROOT / "docs" / "how-to" / "use-a-gpu.md").read_text()
+    assert requirement == REQUIREMENT
     assert version("llama-cpp-python") == CHECKED[0]
 
 

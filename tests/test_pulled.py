@@ -135,7 +135,7 @@ def test_show_describes_an_installed_model(hub_user: HubUser) -> None:
     described = dict(line.split(maxsplit=1) for line in lines[: lines.index("")])
     assert described["path"] == row["path"]
     assert described["sha256"] == shown["sha256"]
-    assert described["licence"] == "apache-2.0"
+    assert described["license"] == "apache-2.0"
 
 
 def test_list_available_shows_the_catalogue(hub_user: HubUser) -> None:

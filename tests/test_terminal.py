@@ -489,12 +489,14 @@ def test_models_table_shows_the_repository_or_path(monkeypatch: pytest.MonkeyPat
 
 def test_description_prints_one_field_per_line() -> None:
     streams = piped()
-    print_description(streams, {"name": "a\x1b[2J", "size": 98_362_432, "default": True, "repo_id": None})
+    fields = {"name": "a\x1b[2J", "size": 98_362_432, "default": True, "repo_id": None, "licence": "mit"}
+    print_description(streams, fields)
     assert written(streams.out).splitlines() == [
         "name     a",
         "size     98 MB (98362432 bytes)",
         "default  yes",
         "repo_id  -",
+        "license  mit",
     ]
 
 

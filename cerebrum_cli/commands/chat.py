@@ -20,7 +20,8 @@ SETTINGS = SettingKeys(
 def chat(
     context: typer.Context,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL] [QUESTION]", help="Model, and the first question.")
+        list[str] | None,
+        typer.Argument(metavar="[MODEL] [QUESTION]", help="Model, then the first question; with -m, only a question."),
     ] = None,
     *,
     given: Annotated[Layer, SETTINGS],
@@ -28,7 +29,7 @@ def chat(
 ) -> None:
     """Type /help for commands and keys.
 
-    Every message is saved while it is being written: -c continues the latest session, however it ended.
+    Each reply is saved while it is being generated: -c continues the latest session, however it ended.
     """
     from cerebrum_cli.runtime import chat
 

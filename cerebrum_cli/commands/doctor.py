@@ -11,13 +11,14 @@ from cerebrum_cli.commands.signature import SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.runtime.options import DoctorOptions
 
+SETTINGS = SettingKeys(("model", "threads"), {"model": "Check that MODEL is installed [default: the default]"})
+
 
 @composed
-def doctor(
-    context: typer.Context, given: Annotated[Layer, SettingKeys(("model", "threads"))], options: DoctorOptions
-) -> None:
-    """Each line is ok, a warning or a failure, with a hint. A small bundled model answers a question with a known
-    answer.
+def doctor(context: typer.Context, given: Annotated[Layer, SETTINGS], options: DoctorOptions) -> None:
+    """Each line is ok, a warning or a failure. Warnings and failures come with a hint on how to fix them.
+
+    A small bundled model answers a question with a known answer.
 
     Exits with code 1 if anything fails.
     """

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cerebrum_cli.commands.context import runtime_of
-from cerebrum_cli.commands.signature import SettingKeys, composed
+from cerebrum_cli.commands.signature import ESTIMATE_HELP, SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.runtime.options import MergeCommandOptions
 
@@ -16,9 +16,12 @@ from cerebrum_cli.runtime.options import MergeCommandOptions
 def merge(
     context: typer.Context,
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A mergekit recipe in YAML, or a model with a recipe.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A mergekit recipe in YAML, or a catalog model that is built by merging."
+        ),
     ],
-    given: Annotated[Layer, SettingKeys(("ctx",))],
+    given: Annotated[Layer, SettingKeys(("ctx",), ESTIMATE_HELP)],
     options: MergeCommandOptions,
 ) -> None:
     """Stack layers, which are copied byte for byte, or combine the weights of several models.

@@ -8,7 +8,7 @@ import typer
 
 from cerebrum_cli.commands.completion import completing, known_models
 from cerebrum_cli.commands.context import runtime_of
-from cerebrum_cli.commands.signature import SettingKeys, composed
+from cerebrum_cli.commands.signature import ESTIMATE_HELP, SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.runtime.options import PullCommandOptions
 
@@ -24,7 +24,7 @@ def pull(
             autocompletion=completing(known_models),
         ),
     ],
-    given: Annotated[Layer, SettingKeys(("ctx",))],
+    given: Annotated[Layer, SettingKeys(("ctx",), ESTIMATE_HELP)],
     options: PullCommandOptions,
 ) -> None:
     """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place.

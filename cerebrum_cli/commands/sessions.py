@@ -38,7 +38,7 @@ class ExportFormat(StrEnum):
     TRANSCRIPT = "transcript"
 
 
-@app.command(name="list", cls=SectionedCommand)
+@app.command(name="list", cls=SectionedCommand, short_help="List sessions.")
 @composed
 def list_sessions(
     context: typer.Context,
@@ -49,7 +49,7 @@ def list_sessions(
     all: Annotated[bool, parameter("all", "List all", "Output")] = False,
     json: JsonArray = False,
 ) -> None:
-    """List sessions, most recently changed first; on a terminal, the order is reversed."""
+    """List sessions: most recently changed last on a terminal, first in a pipe and with --json."""
     from cerebrum_cli.application.chat.archive import session_rows
     from cerebrum_cli.terminal.tables import print_rows, print_sessions
 
@@ -81,7 +81,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
         page_markdown(runtime.streams, export_session(history.store, session, ExportFormat.MARKDOWN.value))
 
 
-@app.command(cls=SectionedCommand)
+@app.command(cls=SectionedCommand, short_help="Search all messages.")
 @composed
 def search(
     context: typer.Context,
@@ -104,7 +104,7 @@ def search(
     )
 
 
-@app.command(cls=SectionedCommand, short_help="Delete sessions, and the whole prompt cache")
+@app.command(cls=SectionedCommand, short_help="Delete sessions, and the whole prompt cache.")
 @composed
 def rm(
     context: typer.Context,

@@ -8,7 +8,7 @@ import typer
 
 from cerebrum_cli.commands.completion import completing, installed_models
 from cerebrum_cli.commands.context import runtime_of
-from cerebrum_cli.commands.signature import SettingKeys, composed
+from cerebrum_cli.commands.signature import ESTIMATE_HELP, SettingKeys, composed
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.runtime.options import ShowOptions
 
@@ -22,7 +22,7 @@ def show(
             metavar="MODEL", help="A model, named as for `cerebrum pull`.", autocompletion=completing(installed_models)
         ),
     ],
-    given: Annotated[Layer, SettingKeys(("ctx", "threads", "gpu_layers"))],
+    given: Annotated[Layer, SettingKeys(("ctx", "threads", "gpu_layers"), ESTIMATE_HELP)],
     options: ShowOptions,
 ) -> None:
     """Also shows its tuning profile, and which quantizations fit this machine.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -17,11 +18,20 @@ from cerebrum_cli.core.settings import OPTIONS, Settings, environment, validate
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
+ESTIMATE_HELP = {
+    "ctx": "Context size for the memory estimate [default: at most 8192]"
+}  # of commands that load no model
 
-class SettingKeys(tuple[str, ...]):
-    """Settings that a command takes: annotate a parameter with these and it receives the ones given, as a layer."""
 
-    __slots__ = ()
+@dataclass(frozen=True, slots=True)
+class SettingKeys:
+    """Settings that a command takes: annotate a parameter with these and it receives the ones given, as a layer.
+
+    `help` replaces the help of some of them.
+    """
+
+    keys: tuple[str, ...]
+    help: Mapping[str, str] = field(default_factory=dict)
 
 
 def composed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +61,12 @@ class Expansion:
 
     def __init__(self, group: type | SettingKeys) -> None:
         self._group = group
-        self._declared = {key: OPTIONS[key] for key in group} if isinstance(group, SettingKeys) else options_of(group)
+        if isinstance(group, SettingKeys):
+            self._declared = {
+                key: OPTIONS[key]._replace(help=group.help.get(key, OPTIONS[key].help)) for key in group.keys
+            }
+        else:
+            self._declared = options_of(group)
 
     def parameters(self) -> list[inspect.Parameter]:
         """One keyword-only parameter for each option."""

@@ -1,4 +1,4 @@
-"""How the installed llama.cpp was built, and whether the build suits this machine's CPU. Pure."""
+"""How the installed llama.cpp was built, whether the build suits this machine's CPU, and how to rebuild it. Pure."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ CPU_FLAGS: Mapping[str, str] = {
     "SME": "sme",
 }
 KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
+REQUIREMENT = "llama-cpp-python>=0.3.36,<0.3.37"  # as in pyproject.toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +72,9 @@ def read_features(text: str) -> dict[str, dict[str, str]]:
         if sign:
             features.setdefault(backend, {})[name.strip()] = value.strip()
     return features
+
+
+def rebuild_command(option: str = "") -> str:
+    """Command that builds the supported llama.cpp on this machine, with a CMake option."""
+    arguments = f'CMAKE_ARGS="{option}" ' if option else ""
+    return f'{arguments}pip install --force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"'

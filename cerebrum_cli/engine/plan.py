@@ -9,6 +9,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.engine.build import rebuild_command
 from cerebrum_cli.engine.memory import CACHE_ELEMENT_SIZE, CacheType, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -130,8 +131,7 @@ def option_notices(options: LoadOptions, offloads: bool, devices: tuple[Device, 
     elif wants_gpu and not offloads:
         yield NoticeEvent(
             f"--gpu-layers {options.gpu_layers}: llama.cpp was built without GPU support; using the CPU",
-            'rebuild it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir'
-            " llama-cpp-python  (GGML_METAL or GGML_VULKAN likewise)",
+            f"rebuild it: {rebuild_command('-DGGML_CUDA=on')}  (GGML_METAL or GGML_VULKAN likewise)",
         )
     if options.context_size and options.context_size > trained:
         yield NoticeEvent(

@@ -166,7 +166,9 @@ class MergeCommandOptions(PullOptions):
     source: tuple[str, ...] = option(
         (), "Use MODEL where the recipe says NAME (repeatable)", "Input", metavar="NAME=MODEL"
     )
-    output: Path | None = option(None, "File for the merged model", "Output", short="-o", metavar="OUT.gguf")
+    output: Path | None = option(
+        None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
+    )
     type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
     split_size: str | None = option(None, "Maximum size of each file, such as 4GB", "Output", metavar="SIZE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")

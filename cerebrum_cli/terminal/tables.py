@@ -23,6 +23,7 @@ MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 16  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
+FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys that would be unclear on a screen
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
@@ -238,12 +239,13 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     shown = {
         key: value for key, value in description.items() if key not in hidden and (value or key not in hidden_if_empty)
     }
-    width = max(map(len, shown))
+    labels = {key: FIELD_LABELS.get(key, key) for key in shown}
+    width = max(map(len, labels.values()))
     for key, value in shown.items():
         text = _describe(key, value)
         if key == "notes":
             text = _wrap(streams, text, indent=width + 2)
-        streams.answer(f"{key:<{width}}  {text}\n")
+        streams.answer(f"{labels[key]:<{width}}  {text}\n")
 
 
 def _describe(key: str, value: Any) -> str:

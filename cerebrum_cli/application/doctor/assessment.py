@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cerebrum_cli.application.doctor.check_result import CheckResult, check_result
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.engine.build import Build
+from cerebrum_cli.engine.build import Build, rebuild_command
 from cerebrum_cli.engine.machine import Processors
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
@@ -35,7 +35,7 @@ def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
     detail = f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {backends}; {offload}; CPU: {features}"
     if unsupported := build.unsupported_features(flags):
         problem = f"{detail}; built for another CPU: this one lacks {', '.join(unsupported)}"
-        return CheckResult("llama_cpp", "failure", problem, f"rebuild it on this machine: {rebuild_command('')}")
+        return CheckResult("llama_cpp", "failure", problem, f"rebuild it on this machine: {rebuild_command()}")
     if unused := build.unused_features(flags):
         problem = f"slow: it does not use this CPU's {', '.join(unused)}"
         return check_result("llama_cpp", detail, (problem, f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"))
@@ -60,12 +60,6 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
     else:
         return check_result("devices", "none: everything runs on the CPU")
     return check_result("devices", "", (problem, hint))
-
-
-def rebuild_command(option: str) -> str:
-    """Command that builds llama.cpp on this machine, with a CMake option."""
-    arguments = f'CMAKE_ARGS="{option}" ' if option else ""
-    return f"{arguments}pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
 
 
 def assess_threads(processors: Processors, requested: int | None) -> CheckResult:

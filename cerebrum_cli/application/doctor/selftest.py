@@ -11,13 +11,14 @@ from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.build import rebuild_command
 
 NANO = Path(__file__).parents[2] / "nano.gguf"
 FORMAT = "cerebrum"
 QUESTION = "What is 17 plus 25?"
 ANSWER = "17 plus 20 makes 37, 37 plus 5 makes 42. The answer is 42."
 MAX_TOKENS = 64  # twice the length of the answer
-REINSTALL = "reinstall llama.cpp: pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
+REINSTALL = f"reinstall llama.cpp: {rebuild_command()}"
 WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then use --gpu-layers 0"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import environment, set_environment_default
+from cerebrum_cli.engine.build import REQUIREMENT, rebuild_command
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 
@@ -53,7 +54,7 @@ def import_bindings(name: str) -> Any:
     if "llama_cpp" not in sys.modules:
         spec = find_spec("llama_cpp")
         if spec is None or spec.submodule_search_locations is None:
-            raise EngineError("llama-cpp-python is not installed", "pip install llama-cpp-python")
+            raise EngineError("llama-cpp-python is not installed", f'pip install "{REQUIREMENT}"')
         package = ModuleType("llama_cpp")
         package.__path__ = list(spec.submodule_search_locations)
         package.__spec__ = spec
@@ -63,7 +64,7 @@ def import_bindings(name: str) -> Any:
     except (RuntimeError, OSError, ImportError, AttributeError) as error:  # the last: another version
         raise EngineError(
             f"cannot load llama.cpp's library: {error}",
-            "reinstall it: pip install --force-reinstall llama-cpp-python",
+            f"reinstall it: {rebuild_command()}",
         ) from error
 
 

@@ -53,7 +53,7 @@ SLASH_COMMANDS = (
     SlashCommand("set", "KEY [VALUE]", "change a setting; no value resets it", "setting"),
     SlashCommand("params", "", "show the settings"),
     SlashCommand("undo", "", "undo the last turn"),
-    SlashCommand("retry", "[TEMP|SEED]", "answer again, with another temperature or seed"),
+    SlashCommand("retry", "[TEMP|SEED]", "answer again, with a temperature (0.7) or a seed (a whole number above 2)"),
     SlashCommand("votes", "K [QUESTION]", "majority answer of K samples; default: the last question"),
     SlashCommand("edit", "[answer]", "edit the last question, or its reply, in your editor", "part"),
     SlashCommand("continue", "", "continue an interrupted or truncated reply"),
