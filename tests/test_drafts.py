@@ -158,7 +158,10 @@ def test_engine_without_step_costs_makes_no_drafts() -> None:
 
 def test_engine_trims_a_rejected_draft() -> None:
     """Only the tokens of the reply can be reused by the next prompt."""
-    prompt, reply_text = "copy: abcdefgh. ", "abcdefXh. done"
+    prompt, reply_text = (
+        "copy: the quick brown fox jumps over the lazy dog. ",
+        "the quick brown fox jumps over me. done",
+    )
     script = {prompt: reply_text, prompt + reply_text + " next": "ok"}
     backend = ScriptedBackend(replies(script), context_size=300, batch_size=64)
     with running_engine(backend) as engine:
@@ -293,7 +296,7 @@ def test_llama_drafts_change_no_reply(model: str, request: pytest.FixtureRequest
     with open_engine(path) as engine:
         [reply] = ask(engine, STORY, step_costs=FREE_ROWS, max_tokens=150)
         prompt = engine.tokenize([Text(STORY)])
-    assert drafted(reply)[1] > 20
+    assert drafted(reply)[1] > 10
     assert_matches_single_run(path, prompt, reply.ids)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cerebrum_cli.engine.drafts.costs import StepCosts
 
+MIN_PROBABILITY = 0.7  # of a draft token to be worth a row; in prose, 2% of the tokens are then drafted in vain
 MIN_GAIN = 1.1  # expected tokens per time, over a step without drafts
 TILE_ROWS = 16  # from as many sequences on, a step fills the kernels' tiles: further rows are not free
 
@@ -17,12 +18,12 @@ def draft_lengths(probabilities: Sequence[Sequence[float]], costs: StepCosts, is
     sequences get the same number: llama.cpp splits a step of separate KV caches to the shortest of them.
     """
     count = len(probabilities)
-    none = [0] * count
-    best, chosen = MIN_GAIN * count / costs.cost(count), none
-    for rows in costs.rows if count < TILE_ROWS else ():
-        lengths = _equal(probabilities, rows) if is_equal else _likeliest(probabilities, rows)
+    likely = [[each for each in draft if each >= MIN_PROBABILITY] for draft in probabilities]
+    best, chosen = MIN_GAIN * count / costs.cost(count), [0] * count
+    for rows in costs.rows if count < TILE_ROWS and any(likely) else ():
+        lengths = _equal(likely, rows) if is_equal else _likeliest(likely, rows)
         if sum(lengths):
-            expected = sum(sum(each[:length]) for each, length in zip(probabilities, lengths, strict=True))
+            expected = sum(sum(draft[:length]) for draft, length in zip(likely, lengths, strict=True))
             value = (count + expected) / costs.cost(count + sum(lengths))
             if value > best:
                 best, chosen = value, lengths
