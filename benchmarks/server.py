@@ -41,11 +41,11 @@ def time_server(model: Path, prompts: Sequence[Sequence[int]], tokens: int, thre
 
 
 @contextmanager
-def running_server(model: Path, slot_context: int, threads: int, slots: int) -> Iterator[int]:
-    """Run llama-server, and yield its port once it is healthy."""
+def running_server(model: Path, slot_context: int, threads: int, slots: int, *options: str) -> Iterator[int]:
+    """Run llama-server with further options, and yield its port once it is healthy."""
     port = free_port()
     command = [PEER_PROGRAMS / "llama-server", "-m", model, "-np", slots, "-c", slot_context * slots, "-t", threads]
-    command += ["--host", HOST, "--port", port, "--no-webui"]
+    command += ["--host", HOST, "--port", port, "--no-webui", *options]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

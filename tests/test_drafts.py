@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from asking import Reply, ask, collect_replies, running_engine
+from command_line import CommandLine
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_engines import STORY, assert_matches_single_run, open_engine
 from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expected_reply, random_model, replies, tokens
 
+from cerebrum_cli.application.inference.loading import draft_costs
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
@@ -284,6 +286,44 @@ def test_engine_refuses_a_sample_whose_grammar_ends_inside_a_draft() -> None:
     assert isinstance(events[-1], RefusedEvent)
     assert max(map(len, backend.steps[1:])) > 1
     assert (generated, held) == (REPEATED[:DEAD_END_TOKENS], "copy: " + REPEATED + REPEATED[:DEAD_END_TOKENS])
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("measured", "setting", "costs"),
+    [
+        (None, None, None),
+        (None, True, DEFAULT_COSTS),
+        (FREE_ROWS, None, FREE_ROWS),
+        (FREE_ROWS, True, FREE_ROWS),
+        (FREE_ROWS, False, None),
+    ],
+)
+def test_drafts_need_a_profile_or_the_option(
+    measured: StepCosts | None, setting: bool | None, costs: StepCosts | None
+) -> None:
+    assert draft_costs(measured, None, setting) == costs
+    assert draft_costs(measured, "a recurrent state cannot take tokens back", setting) is None
+
+
+def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
+    arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
+    asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
+    assert asked.code == plain.code == 0
+    assert "note: --drafts has no effect: a recurrent state cannot take tokens back\n" in asked.err
+    assert "drafts" not in plain.err
+
+
+def test_ask_counts_drafts(tmp_path: Path, chatml_model: Path) -> None:
+    run = CommandLine(tmp_path).run
+    arguments = ("-m", chatml_model, "--raw", "-n", "150", "--no-log", "--no-cache", STORY)
+    drafted_reply, plain = (run("ask", option, "--json", *arguments).object for option in ("--drafts", "--no-drafts"))
+    timings = drafted_reply["timings"]
+    assert timings["draft_n"] >= timings["draft_n_accepted"] > 0 == plain["timings"]["draft_n"]
+    stats = run("ask", "--drafts", "--stats", *arguments).err
+    assert f", {timings['draft_n_accepted']} of {timings['draft_n']} drafted tokens accepted | " in stats
 
 
 # llama.cpp.

@@ -55,7 +55,9 @@ class Settings(SamplingParams):
         metavar="drop-oldest|stop",
         choices=("drop-oldest", "stop"),
     )
-    drafts: bool | None = option(None, "Draft tokens from earlier text [default: after tune]", "Speed")
+    drafts: bool | None = option(
+        None, "Draft tokens from earlier text [default: after tune]", "Speed", choices=("on", "off")
+    )
     cache_gb: float = option(4.0, "Limit of the prompt cache on disk, in GB [default: 4]", "Speed", least=0)
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:

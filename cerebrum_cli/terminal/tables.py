@@ -31,7 +31,7 @@ def stats_line(finish: FinishEvent, model: str, format_name: str) -> str:
     """Line printed by `--stats`."""
     timings = finish.timings
     cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
-    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} drafted accepted" if timings.draft_n else ""
+    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} drafted tokens accepted" if timings.draft_n else ""
     return " | ".join(
         (
             model,
@@ -99,6 +99,8 @@ def settings_lines(values: Mapping[str, Any]) -> str:
 def _setting_text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return ", ".join(map(repr, value)) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
