@@ -78,7 +78,7 @@ class Loop:
             if self._prompt_cache and state and self._make_room(len(state.tokens)):
                 self._prompt_cache.restore(state, sequence)
             try:
-                self._place(scheduler.next_admission())
+                self._place(scheduler.next_admission(0 if backend.kv_unified else backend.capacity))
             except GrammarError as error:
                 self._fail_sequence(sequence, error)
             else:
@@ -123,7 +123,7 @@ class Loop:
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
         scheduler, backend = self._scheduler, self._backend
-        if backend.kv_unified or (scheduler.waiting and scheduler.free_slot_count):
+        if backend.kv_unified or (scheduler.waiting and scheduler.free_slots):
             return
         while hole := scheduler.hole():
             source, target = hole

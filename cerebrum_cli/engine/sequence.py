@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from array import array
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple, TypeAlias
@@ -17,6 +18,7 @@ from cerebrum_cli.engine.detokenizer import Detokenizer
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 """Token ids; an array takes a tenth of a tuple's memory."""
 
+TOKEN_BYTES = 4
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
 
 
@@ -155,3 +157,22 @@ def first_seed(request: Request) -> int:
     """Seed of a request's first sample: the requested one, or a random one."""
     seed = request.params.seed
     return secrets.randbelow(SEEDS) if seed is None else seed
+
+
+def common_tokens(a: bytes, b: bytes) -> int:
+    """Length of the common prefix of two packed token sequences, by bisection."""
+    same, different = 0, min(len(a), len(b))
+    if a[:different] == b[:different]:
+        return different // TOKEN_BYTES
+    while different - same > 1:
+        middle = (same + different) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            different = middle
+    return same // TOKEN_BYTES
+
+
+def pack_tokens(tokens: Many[int]) -> bytes:
+    """Pack token ids in native byte order, as llama.cpp does."""
+    return (tokens if isinstance(tokens, array) else array("i", tuple(tokens))).tobytes()
