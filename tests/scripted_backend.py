@@ -114,6 +114,7 @@ class ScriptedBackend:
     capacity: int = 0
     memory: list[list[int]] = field(default_factory=list)
     cells: list[list[object]] = field(default_factory=list)
+    pending: set[int] = field(default_factory=set)
     steps: list[list[Row]] = field(default_factory=list)
     runs_single: bool = True
     evaluated: int = 0
@@ -159,7 +160,7 @@ class ScriptedBackend:
     def reserve(self, length: int) -> None:
         self._working()
         assert 0 < length <= self.context_size
-        self.memory, self.capacity = [], 0
+        self.memory, self.capacity, self.pending = [], 0, set()
         if length > self.fits:
             raise EngineError(f"no memory for {length} tokens")
         self.memory, self.capacity = [[] for _ in range(self.slots)], length
@@ -181,6 +182,7 @@ class ScriptedBackend:
             kept = self.interrupts[number]
         elif self.stop:
             kept = 0
+        self.pending.clear()
         self.outputs = {}
         last_slot = 0
         for index, (slot, position, token, output) in enumerate(rows[:kept]):
@@ -221,6 +223,11 @@ class ScriptedBackend:
         assert source != target and self.memory[source]
         self.memory[target] = list(self.memory[source])
         self.cells[target] = list(self.cells[source])
+        if not self.kv_unified:
+            self.pending |= {source, target}
+
+    def has_pending_copy(self, slot: int) -> bool:
+        return slot in self.pending
 
     def trim(self, slot: int, length: int) -> bool:
         self._working()
@@ -248,12 +255,14 @@ class ScriptedBackend:
 
     def save_state(self, slot: int, path: Path) -> None:
         self._working()
+        assert slot not in self.pending
         if self.unwritable:
             raise EngineError("no space left")
         path.write_bytes(array("i", self.memory[slot]).tobytes() + BODY_END)
 
     def load_state(self, slot: int, path: Path) -> bool:
         self._working()
+        assert slot not in self.pending
         self.loads += 1
         body, end, _ = path.read_bytes().partition(BODY_END)
         held = list(array("i", body))

@@ -101,7 +101,10 @@ class Backend(Protocol):
         """Create a sampler; a repeat penalty starts with the end of the prompt."""
 
     def copy(self, source: int, target: int) -> None:
-        """Copy the contents of the source slot to the target slot."""
+        """Copy the contents of the source slot to the target slot, possibly not before the next decode."""
+
+    def has_pending_copy(self, slot: int) -> bool:
+        """Whether the next decode completes a copy to or from the slot; until then, no state is saved or loaded."""
 
     def trim(self, slot: int, length: int) -> bool:
         """Remove positions from `length` on from the slot; False, and no change, if the model does not support it."""

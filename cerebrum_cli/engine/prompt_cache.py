@@ -37,8 +37,11 @@ class PromptCache:
         return self._store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
 
     def restore(self, state: State, sequence: Sequence) -> None:
-        """Load a state into the free slot in which admission will find it."""
-        backend, slot = self._backend, self._scheduler.slots_to_overwrite[0]
+        """Load a state into a free slot, where admission will find it; not if a copy to or from each is pending."""
+        backend, free = self._backend, self._scheduler.slots_to_overwrite
+        slot = next((slot for slot in free if not backend.has_pending_copy(slot.index)), None)
+        if slot is None:
+            return
         slot.clear()
         if backend.load_state(slot.index, state.path) and backend.length(slot.index) == len(state.tokens):
             slot.extend(state.tokens)
@@ -59,6 +62,8 @@ class PromptCache:
         if prompt is not None and idle:
             idle = [max(idle, key=lambda slot: common_prefix(slot.tokens, prompt))]
         for slot in sorted(idle, key=lambda slot: -len(slot.tokens)):
+            if backend.has_pending_copy(slot.index):
+                continue
             if backend.length(slot.index) != len(slot.tokens):
                 continue  # never seen, but a mislabeled state would give wrong answers from then on
             if len(slot.tokens) - self._store.stored_prefix(slot.tokens, kind, self._is_restorable) >= min_tokens:
@@ -73,7 +78,7 @@ class PromptCache:
         backend, kind = self._backend, self._backend.state_kind
         if kind is None or self._store.stored_prefix(tokens, kind, self._is_restorable) >= len(tokens):
             return
-        free = (slot for slot in self._scheduler.free_slots)
+        free = (slot for slot in self._scheduler.free_slots if not backend.has_pending_copy(slot.index))
         slot = next((slot for slot in free if common_prefix(slot.tokens, tokens) == len(tokens)), None)
         if slot is None or not backend.trim(slot.index, len(tokens)):
             return

@@ -163,6 +163,10 @@ class LlamaBackend(Vocabulary):
     def copy(self, source: int, target: int) -> None:
         self._open_context.copy(source, target)
 
+    def has_pending_copy(self, slot: int) -> bool:
+        """Whether the next decode completes a copy to or from the slot."""
+        return slot in self._open_context.pending_copies
+
     def trim(self, slot: int, length: int) -> bool:
         """Remove positions from `length` on, if the model supports it."""
         return self._open_context.trim(slot, length)
