@@ -91,6 +91,8 @@ class ScriptedSampler:
 class ScriptedBackend:
     """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the maximum length that memory allows.
 
+    `fitting_cells` are the tokens that all slots together can hold; `reserved` records length and slots of each memory.
+
     By number of a step, `fails` raises an error, `interrupts` stops after some rows, and `holds` waits for the stop
     flag first. `unwritable` fails saves, and `refuses` rejects loads.
     """
@@ -110,7 +112,10 @@ class ScriptedBackend:
     kv_unified: bool = False
     unwritable: bool = False
     refuses: bool = False
+    fitting_cells: int = 1_000_000
 
+    requested: int = 0
+    reserved: list[tuple[int, int]] = field(default_factory=list)
     capacity: int = 0
     memory: list[list[int]] = field(default_factory=list)
     cells: list[list[object]] = field(default_factory=list)
@@ -125,6 +130,9 @@ class ScriptedBackend:
     closed: bool = False
     stop: StopFlag = field(default_factory=StopFlag)
     thread: int | None = None
+
+    def __post_init__(self) -> None:
+        self.requested = self.slots
 
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
         """Load immediately; the engine's `open_backend`."""
@@ -157,12 +165,18 @@ class ScriptedBackend:
     def special_token_text(self, name: str) -> str:
         return "<end>" if name == "eos" else ""
 
-    def reserve(self, length: int) -> None:
+    def slots_for(self, length: int) -> int:
+        return max(1, min(self.requested, self.fitting_cells // length))
+
+    def reserve(self, length: int, slots: int | None = None) -> None:
         self._working()
+        assert slots is None or 0 < slots <= self.requested
         assert 0 < length <= self.context_size
         self.memory, self.capacity, self.pending = [], 0, set()
         if length > self.fits:
             raise EngineError(f"no memory for {length} tokens")
+        self.slots = self.requested if self.kv_unified else min(self.slots_for(length), slots or self.requested)
+        self.reserved.append((length, self.slots))
         self.memory, self.capacity = [[] for _ in range(self.slots)], length
         self.cells = [[] for _ in range(self.slots)]
 

@@ -273,16 +273,31 @@ class AnyTraffic(RuleBasedStateMachine):
         hope=st.integers(1, 12),
         between=st.integers(1, 9),
         shared=st.booleans(),
+        cells=st.sampled_from([20, 60, 1_000_000]),
     )
     def start(
-        self, slots: int, batch_size: int, can_trim: bool, context: int, hope: int, between: int, shared: bool
+        self,
+        slots: int,
+        batch_size: int,
+        can_trim: bool,
+        context: int,
+        hope: int,
+        between: int,
+        shared: bool,
+        cells: int,
     ) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", hope)
         self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", between)
         self.patch.setattr(scheduling, "MIN_FREE_CELLS", hope)
         self.backend = ScriptedBackend(
-            random_model, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, kv_unified=shared
+            random_model,
+            slots=slots,
+            batch_size=batch_size,
+            can_trim=can_trim,
+            context_size=context,
+            kv_unified=shared,
+            fitting_cells=cells,
         )
         self.stop = StopFlag()
         self.commands = NonBlockingCommands(self.stop)
@@ -359,9 +374,9 @@ class AnyTraffic(RuleBasedStateMachine):
     def run_step(self) -> None:
         """Run one step, and check that an admitted sequence reuses the longest prefix of any slot."""
         assert self.loop.process_commands(self.commands)
-        capacity, memory = self.backend.capacity, [list(held) for held in self.backend.memory]
+        reserved, memory = len(self.backend.reserved), [list(held) for held in self.backend.memory]
         self.loop.step()
-        if capacity != self.backend.capacity:
+        if reserved != len(self.backend.reserved):
             memory = []
         for sample in self.samples:
             if sample.longest_prefix is None and (sample.sequence.slot is not None or sample.tokens or sample.finish):

@@ -72,8 +72,13 @@ class Backend(Protocol):
     def special_token_text(self, name: str) -> str:
         """Text of the vocabulary's `bos` or `eos` token; empty if it has none."""
 
-    def reserve(self, length: int) -> NoticeEvent | None:
-        """Allocate an empty KV cache for sequences of at least `length` tokens; `slots` shrinks if memory is short.
+    def slots_for(self, length: int) -> int:
+        """Number of the requested slots for which memory suffices, if each holds `length` tokens; for any thread."""
+
+    def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
+        """Allocate an empty KV cache for sequences of at least `length` tokens, with at most `slots` slots.
+
+        There are fewer slots if memory is short; None is the number requested.
 
         Return a notice if the settings had to be replaced. Raises EngineError if there is not enough memory.
         """

@@ -32,8 +32,9 @@ class Failure(NamedTuple):
 class Request:
     """A prompt with its sampling parameters and number of samples; `grammar` is GBNF with the rule `root`.
 
-    `visible_tokens` are control tokens to include in the text. `logprobs` adds its log probability to each token.
-    `ignore_eos` treats end-of-generation tokens as ordinary ones.
+    `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
+    include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
+    as ordinary ones.
     """
 
     prompt_tokens: Tokens
@@ -43,6 +44,17 @@ class Request:
     visible_tokens: frozenset[int] = frozenset()
     logprobs: bool = False
     ignore_eos: bool = False
+    max_n: int = 1
+
+    def max_length(self, context_size: int) -> int:
+        """Maximum length of a sample, in tokens of prompt and reply."""
+        limit = self.params.max_tokens
+        return context_size if limit is None else min(context_size, len(self.prompt_tokens) + limit)
+
+    def expected_length(self, context_size: int, generated: int = 0) -> int:
+        """Length to reserve memory for; more is reserved if a sample outgrows it."""
+        reply = max(EXPECTED_REPLY_TOKENS, 2 * generated)
+        return min(self.max_length(context_size), len(self.prompt_tokens) + reply)
 
 
 @dataclass(slots=True, eq=False)
@@ -88,14 +100,10 @@ class Sequence:
         return len(self.prompt) + len(self.generated)
 
     def max_length(self, context_size: int) -> int:
-        limit = self.request.params.max_tokens
-        return context_size if limit is None else min(context_size, len(self.prompt) + limit)
+        return self.request.max_length(context_size)
 
     def expected_length(self, context_size: int) -> int:
-        """Length to reserve memory for; more is reserved if the sequence outgrows it."""
-        return min(
-            self.max_length(context_size), len(self.prompt) + max(EXPECTED_REPLY_TOKENS, 2 * len(self.generated))
-        )
+        return self.request.expected_length(context_size, len(self.generated))
 
     def token_at(self, position: int) -> int:
         prompt = self.prompt
