@@ -1,6 +1,6 @@
-"""Compare the throughput of batches with llama-server and with --parallel 1, and measure Python's overhead.
+"""Compare the throughput of batches with llama-server, with --parallel 1 and with smaller batches, and measure Python.
 
-Needs `make peers` and `cerebrum pull starter`.
+Needs `make peers`, except for `mixed`, and `cerebrum pull starter`.
 Usage: python benchmarks/batch.py --data DIR [--shape FILE] [--only PART] [--runs N] [--dry]
 
 DIR contains gsm8k-200.jsonl, the first 200 lines of grade_school_math/data/test.jsonl in openai/grade-school-math: one
@@ -18,6 +18,8 @@ server      QUESTIONS questions of TOKENS tokens, run as `cerebrum batch --paral
             as BF16, which llama.cpp writes into .peers/ once. Printed for comparison: the rate of llama-batched-bench
             with as many sequences of one length, known in advance.
 sequential  The same questions and the starter model, against `--parallel 1`.
+mixed       SHORT_ROWS rows of SHORT tokens and one of LONG tokens in one batch, against two batches: of the short rows,
+            and of the long one. Prompts are as many words of the questions as fit.
 share       Python's share of a decode step of SLOTS sequences: the part of the time between two calls of `llama_decode`
             in the engine's thread that is spent outside of it, including sampling with numpy. The CPU time in which the
             main thread consumes the step's tokens and writes rows is added, because it may take a core from llama.cpp;
@@ -33,22 +35,36 @@ import ctypes
 import os
 import statistics
 import time
+from bisect import bisect_right
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from answering import THREADS, BatchJob, BatchResult, gsm8k, model_path, run_batch, tokenized_prompts
+from answering import (
+    THREADS,
+    BatchJob,
+    BatchResult,
+    benchmark_settings,
+    gsm8k,
+    loaded_model,
+    model_path,
+    run_batch,
+    tokenized_prompts,
+)
 from harness import PEER_PROGRAMS, Row, alternate, in_subprocess, medians, pair, record, require_peers
 from server import batched_bench, time_server
 
 from cerebrum_cli.batches.rows import Row as Question
+from cerebrum_cli.batches.rows import prompt_row
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, TokenEvent
 
-PARTS = ("server", "sequential", "share", "shape")
+PARTS = ("server", "sequential", "mixed", "share", "shape")
 QUESTIONS, TOKENS = 64, 64
 SHAPE_QUESTIONS, SHAPE_TOKENS = 16, 16
 SERVER_SLOTS = (16, 32, 64)
 SLOTS = 16  # for `share`
+SHORT_ROWS, SHORT, LONG = 64, 300, 8000  # tokens of prompts, for `mixed`
 BF16 = 32  # LLAMA_FTYPE_MOSTLY_BF16 of llama.h
 
 
@@ -65,8 +81,9 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data:
         return print("skipping batches: they need --data")
-    require_peers()
     parts = [options.only] if options.only else PARTS
+    if parts != ["mixed"]:
+        require_peers()
     runs, questions = options.runs or 3, gsm8k(options.data, options.questions)
     if "server" in parts:
         record([server_row("starter", "starter", questions, options.tokens, runs, ">= 1.05")], options.dry_run)
@@ -76,6 +93,8 @@ def main() -> None:
         )
     if "sequential" in parts:
         record([sequential_row(questions, options.tokens, runs)], options.dry_run)
+    if "mixed" in parts:
+        record([mixed_row(questions, options.tokens, runs)], options.dry_run)
     if "share" in parts:
         record([share_row(questions[:SLOTS], options.tokens, runs)], options.dry_run)
     if "shape" in parts and options.shape:
@@ -163,6 +182,34 @@ def sequential_row(questions: Sequence[Question], tokens: int, runs: int) -> Row
     )
     label = f"batch of {len(prompts)} questions, {tokens} tokens each, starter, --parallel auto / --parallel 1"
     return Row(label, f"{auto_rate:.1f} tok/s", f"{sequential_rate:.1f} tok/s", ratio, ">= 1.3")
+
+
+def mixed_row(questions: Sequence[Question], tokens: int, runs: int) -> Row:
+    """Compare a batch of short rows and a long one with a batch of each, in seconds."""
+    *short, long = in_subprocess(sized_questions, "starter", questions, [*[SHORT] * SHORT_ROWS, LONG])
+
+    def seconds(rows: Sequence[Question]) -> float:
+        return in_subprocess(run_batch, make_job("starter", rows, tokens, None)).seconds
+
+    mixed_s, apart_s, ratio = alternate(lambda: seconds([*short, long]), lambda: seconds(short) + seconds([long]), runs)
+    label = f"batch of {SHORT_ROWS} rows of {SHORT} tokens and one of {LONG:,}, starter, together / apart"
+    return Row(label, f"{mixed_s:.1f} s", f"{apart_s:.1f} s", ratio, "<= 1.15")
+
+
+def sized_questions(model: str, questions: Sequence[Question], sizes: Sequence[int]) -> list[Question]:
+    """Rows whose prompts have as many tokens, or a few less; to be called in a subprocess."""
+    text = " ".join(question.prompt or "" for question in questions).split()
+    rows = []
+    with loaded_model(model, benchmark_settings({})) as loaded:
+
+        def token_count(words: Sequence[str]) -> int:
+            return loaded.responder.count_tokens(Conversation().user(" ".join(words)))
+
+        for number, size in enumerate(sizes, 1):
+            words = [text[(100 * number + at) % len(text)] for at in range(size)]
+            count = bisect_right(range(1, size), size, key=lambda count: token_count(words[:count]))
+            rows.append(prompt_row(number, number, " ".join(words[:count])))
+    return rows
 
 
 # Python's share of a decode step.

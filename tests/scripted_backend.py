@@ -98,6 +98,8 @@ class ScriptedSampler:
 class ScriptedBackend:
     """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the maximum length that memory allows.
 
+    `fitting_cells` are the tokens that all slots together can hold; `reserved` records length and slots of each memory.
+
     By number of a step, `fails` raises an error, `interrupts` stops after some rows, and `holds` waits for the stop
     flag first. `unwritable` fails saves, and `refuses` rejects loads.
     """
@@ -117,10 +119,14 @@ class ScriptedBackend:
     kv_unified: bool = False
     unwritable: bool = False
     refuses: bool = False
+    fitting_cells: int = 1_000_000
 
+    requested: int = 0
+    reserved: list[tuple[int, int]] = field(default_factory=list)
     capacity: int = 0
     memory: list[list[int]] = field(default_factory=list)
     cells: list[list[object]] = field(default_factory=list)
+    pending: set[int] = field(default_factory=set)
     steps: list[list[Row]] = field(default_factory=list)
     runs_single: bool = True
     evaluated: int = 0
@@ -131,6 +137,9 @@ class ScriptedBackend:
     closed: bool = False
     stop: StopFlag = field(default_factory=StopFlag)
     thread: int | None = None
+
+    def __post_init__(self) -> None:
+        self.requested = self.slots
 
     def open(self, tell: Callable[[Event], None], stop: StopFlag) -> ScriptedBackend:
         """Load immediately; the engine's `open_backend`."""
@@ -163,12 +172,18 @@ class ScriptedBackend:
     def special_token_text(self, name: str) -> str:
         return "<end>" if name == "eos" else ""
 
-    def reserve(self, length: int) -> None:
+    def slots_for(self, length: int) -> int:
+        return max(1, min(self.requested, self.fitting_cells // length))
+
+    def reserve(self, length: int, slots: int | None = None) -> None:
         self._working()
+        assert slots is None or 0 < slots <= self.requested
         assert 0 < length <= self.context_size
-        self.memory, self.capacity = [], 0
+        self.memory, self.capacity, self.pending = [], 0, set()
         if length > self.fits:
             raise EngineError(f"no memory for {length} tokens")
+        self.slots = self.requested if self.kv_unified else min(self.slots_for(length), slots or self.requested)
+        self.reserved.append((length, self.slots))
         self.memory, self.capacity = [[] for _ in range(self.slots)], length
         self.cells = [[] for _ in range(self.slots)]
 
@@ -188,6 +203,7 @@ class ScriptedBackend:
             kept = self.interrupts[number]
         elif self.stop:
             kept = 0
+        self.pending.clear()
         self.outputs = {}
         last_slot = 0
         for index, (slot, position, token, output) in enumerate(rows[:kept]):
@@ -229,6 +245,11 @@ class ScriptedBackend:
         assert source != target and self.memory[source]
         self.memory[target] = list(self.memory[source])
         self.cells[target] = list(self.cells[source])
+        if not self.kv_unified:
+            self.pending |= {source, target}
+
+    def has_pending_copy(self, slot: int) -> bool:
+        return slot in self.pending
 
     def trim(self, slot: int, length: int) -> bool:
         self._working()
@@ -256,12 +277,14 @@ class ScriptedBackend:
 
     def save_state(self, slot: int, path: Path) -> None:
         self._working()
+        assert slot not in self.pending
         if self.unwritable:
             raise EngineError("no space left")
         path.write_bytes(array("i", self.memory[slot]).tobytes() + BODY_END)
 
     def load_state(self, slot: int, path: Path) -> bool:
         self._working()
+        assert slot not in self.pending
         self.loads += 1
         body, end, _ = path.read_bytes().partition(BODY_END)
         held = list(array("i", body))

@@ -2,8 +2,8 @@
 
 SCRIPT is JSON. `reply` answers every prompt, one byte for each token, with `pause` seconds before each; after `stuck`
 tokens the model hangs. `load` and `reload` are the seconds that the first and later loads take. For batches, `rows`
-maps the ends of prompts to replies, `seeds` lists replies to all other prompts by seed, and `context` is the context
-size.
+maps the ends of prompts to replies, `seeds` lists replies to all other prompts by seed, `context` is the context size,
+and `cells` the number of tokens that fit in memory.
 """
 
 from __future__ import annotations
@@ -77,7 +77,13 @@ def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
         said = len(held) - begin
         return reply[said] if said < len(reply) else END
 
-    return RecordingBackend(model, slots=slots, context_size=script.get("context", 100_000), batch_size=1000)
+    return RecordingBackend(
+        model,
+        slots=slots,
+        context_size=script.get("context", 100_000),
+        batch_size=1000,
+        fitting_cells=script.get("cells", 1_000_000),
+    )
 
 
 def runtime_for(script: dict[str, Any], home: Path, streams: Streams) -> Runtime:

@@ -240,6 +240,29 @@ def test_parallel_does_not_change_answers(runner: BatchRunner, parallel: str) ->
     assert runner.backends[0].slots == {"1": 1, "4": 4}.get(parallel, 40)
 
 
+def test_long_row_takes_no_slots_from_short_ones(runner: BatchRunner) -> None:
+    rows = runner.write("in.jsonl", [{"prompt": "x" * (20_000 if n == 3 else n)} for n in range(1, 41)])
+    runner.script["cells"] = 60_000
+    runner.run(rows, "-o", runner.home / "out")
+    runner.run(rows, "-o", "-")
+    grouped, in_order = runner.backends
+    (short, many), (long, few) = grouped.reserved
+    assert (short < 1200 and many, long > 20_000 and few) == (39, 1)
+    assert in_order.reserved == [(long, 2)]
+    assert [each["text"] for each in parse_lines((runner.home / "out").read_text())] == ["ok"] * 40
+
+
+def test_added_samples_run_with_rows_of_their_length(runner: BatchRunner) -> None:
+    runner.script |= {"cells": 60_000, "seeds": ["1", "2", "3", "4", "5", "6", "7", "8"]}
+    rows = runner.write("in.jsonl", [{"prompt": "x" * (20_000 if n == 3 else n)} for n in range(1, 11)])
+    assert runner.run(rows, "-o", runner.home / "out", "--seed", "0", "--votes", "auto:2..6").code == 0
+    [backend] = runner.backends
+    assert [length > 20_000 for length, _ in backend.reserved] == [False, True]
+    assert all(slots >= 6 or length > 20_000 for length, slots in backend.reserved)
+    votes = [each["votes"]["samples"] for each in parse_lines((runner.home / "out").read_text())]
+    assert votes == [6] * 10
+
+
 def test_truncated_rows_are_counted_also_when_complete(runner: BatchRunner) -> None:
     source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out"
     runner.script["rows"] = {"a": "yes", "b": "a long reply"}

@@ -240,6 +240,33 @@ def test_engine_grows_memory_only_when_idle() -> None:
     assert (backend.capacity, again.cached) == (84, 0)
 
 
+def test_engine_makes_slots_for_all_again_after_a_long_reply() -> None:
+    script = {"a" * length: "b" for length in (10, 600, 8000)}
+    backend = ScriptedBackend(replies(script), slots=8, context_size=10_000, fitting_cells=16_000)
+    with running_engine(backend) as engine:
+        for length, n in ((8000, 1), (600, 1), (10, 8), (600, 2), (10, 8)):
+            assert [reply.text for reply in ask(engine, "a" * length, n=n, max_tokens=900)] == ["b"] * n
+    assert backend.reserved == [(8900, 1), (910, 8), (1500, 5), (910, 8)]
+
+
+def test_engine_makes_no_idle_slots_for_long_replies() -> None:
+    prompts = {n: "a" * n for n in (8000, 8100, 8200)}
+    backend = ScriptedBackend(replies(dict.fromkeys(prompts.values(), "b")), slots=8, context_size=10_000)
+    with running_engine(backend) as engine:
+        for (n, most), prompt in zip(((1, 1), (3, 1), (1, 6)), prompts.values(), strict=True):
+            list(engine.generate([Request(tokens(prompt), SamplingParams(max_tokens=10), n=n, max_n=most)]))
+    assert backend.reserved == [(8010, 1), (8110, 3), (8210, 6)]
+
+
+def test_engine_groups_requests_by_expected_length() -> None:
+    backend = ScriptedBackend(replies({}), slots=64, context_size=10_000)
+    with running_engine(backend) as engine:
+        short, long = Request(tokens("a" * 300)), Request(tokens("b" * 8000))
+        assert engine.group_by_length([short] * 3 + [long] + [short] * 60) == [[0, 1, 2, *range(4, 64)], [3]]
+        assert engine.group_by_length([short, long, short]) == [[0, 1, 2]]
+        assert engine.group_by_length([]) == []
+
+
 def test_engine_recovers_after_a_failed_allocation() -> None:
     backend = ScriptedBackend(GREETING, fits=20)
     with running_engine(backend) as engine:

@@ -289,6 +289,28 @@ def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
     assert same >= 16  # of 20: last bits may differ, see above
 
 
+def test_llama_copies_between_slots_at_the_next_decode(tmp_path: Path, chatml_model: Path) -> None:
+    """A state saved from, or loaded into, a slot of a pending copy would hold other tokens."""
+    with open_backend(chatml_model, slots=3) as (backend, _):
+        story = backend.tokenize([Text(STORY)])
+        for slot, prompt in ((0, story), (2, story[::-1])):
+            assert backend.decode([Row(slot, at, token, False) for at, token in enumerate(prompt)])
+            backend.save_state(slot, tmp_path / str(slot))
+        backend.copy(0, 1)
+        backend.clear(1)  # does not drop the copy, nor does emptying everything
+        assert [backend.has_pending_copy(slot) for slot in range(3)] == [True, True, False]
+        backend.clear_all()
+        assert backend.has_pending_copy(1)
+        assert backend.load_state(2, tmp_path / "0")
+        backend.copy(2, 0)
+        backend.clear(2)
+        assert backend.decode([Row(2, at, token, False) for at, token in enumerate(story[::-1])])
+        assert not any(backend.has_pending_copy(slot) for slot in range(3))
+        for slot in (0, 2):
+            backend.save_state(slot, tmp_path / "again")
+            assert (tmp_path / "again").read_bytes() == (tmp_path / str(slot)).read_bytes()
+
+
 @pytest.mark.parametrize("context_size", [2**32, 10**12])
 def test_llama_rejects_a_context_larger_than_memory(chatml_model: Path, context_size: int) -> None:
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cerebrum_cli.engine.memory import (
     FreeMemory,
     MemoryNeeds,
     fits,
+    group_lengths,
     host_bytes,
     memory_needs,
     plan_context,
@@ -238,6 +240,34 @@ def test_plan_slots_is_limited_by_each_device() -> None:
         assert plan_slots(MISTRAL, 64, batch, offloaded, FreeMemory(64 * GIB, tuple(gpus))) == 9
     free = FreeMemory(HEADROOM + COMPUTE + 5 * (32 * layer + LOGITS), (metal(64 * GIB),))
     assert plan_slots(MISTRAL, 64, batch, (33,), free) == 5, "shared with the host"
+
+
+def limited_slots(most: int, cells: int) -> Callable[[int], int]:
+    """Number of slots of a length, in memory for so many cells."""
+    return lambda length: max(1, min(most, cells // length))
+
+
+SHORT, LONG = 1280, 32_768
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "cells", "groups"),
+    [
+        ([], 64, 10**6, []),
+        ([300], 64, 10**6, [512]),
+        ([SHORT] * 64 + [LONG], 64, 10**5, [SHORT, LONG]),  # 3 slots for all, otherwise
+        ([LONG] + [SHORT] * 64, 64, 10**5, [SHORT, LONG]),
+        ([1324] * 64 + [8192], 64, 10**7, [1536, 8192]),  # memory suffices, but attention over 8,192 cells is slower
+        ([1100, 1200, 1300, 1600] * 40, 64, 10**5, [1792]),  # similar lengths
+        ([1324] * 3 + [8192], 4, 10**6, [8192]),  # fewer rows than slots
+        ([1324] * 3 + [8192], 1, 10**6, [8192]),  # one slot gains nothing
+        ([SHORT] * 300 + [4096] * 200 + [LONG] * 9, 64, 2 * 10**5, [SHORT, 4096, LONG]),
+    ],
+)
+def test_plan_groups_lengths_that_are_faster_apart(
+    lengths: list[int], most: int, cells: int, groups: list[int]
+) -> None:
+    assert group_lengths(lengths, limited_slots(most, cells)) == groups
 
 
 def test_plan_of_tuned_layers_beyond_free_memory_is_refused() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,7 +21,7 @@ from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Command, Commands, Submit
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.scheduler import Scheduler, Step, common_prefix
+from cerebrum_cli.engine.scheduler import CELLS_PER_TOKEN, Scheduler, Step, common_prefix
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences
 
 # Cases.
@@ -36,9 +38,9 @@ def add_waiting(scheduler: Scheduler, *prompts: str, n: int = 1) -> list[Sequenc
     return born
 
 
-def admit_next(scheduler: Scheduler) -> tuple[int, int, int]:
+def admit_next(scheduler: Scheduler, copied_cells: int = 0) -> tuple[int, int, int]:
     """Admit the next sequence; return the indices of its slot and its source, and the length of the reused prefix."""
-    admission = scheduler.next_admission()
+    admission = scheduler.next_admission(copied_cells)
     scheduler.admit(admission, admission.prefix_length)
     return admission.slot.index, admission.source.index, admission.prefix_length
 
@@ -100,7 +102,44 @@ def test_scheduler_reuses_the_longest_prefix() -> None:
     scheduler = scheduler_holding("abxxx", "abcdx", "abcxx")
     add_waiting(scheduler, "abcdef")
     assert admit_next(scheduler) == (1, 1, 4)
-    assert scheduler.slots[1].tokens == list(b"abcd")
+    assert list(scheduler.slots[1].tokens) == list(b"abcd")
+
+
+def test_scheduler_compares_long_prefixes_without_a_loop() -> None:
+    shared, scheduler = list(range(8000)), Scheduler(64)
+    for slot in scheduler.slots:
+        slot.extend([*shared, slot.index])
+    prompt = array("i", [*shared, 100])
+    scheduler.waiting.extend(create_sequences(0, Request(prompt), lambda event: None, range(1), 0))
+    searches, loops = [], []
+    for _ in range(5):
+        start = perf_counter()
+        assert scheduler.next_admission().prefix_length == 8000
+        searches.append(perf_counter() - start)
+        start = perf_counter()
+        assert sum(a == b for a, b in zip(shared, prompt, strict=False)) == 8000
+        loops.append(perf_counter() - start)
+    assert min(searches) < 10 * min(loops)  # for 64 slots; about 2 here
+
+
+def test_scheduler_copies_only_a_prefix_worth_the_copy() -> None:
+    cells = 3 * CELLS_PER_TOKEN  # as slow to copy as 3 tokens to evaluate
+    for prompt, expected in (("abcx", (1, 1, 0)), ("abcdx", (1, 0, 4))):
+        scheduler = scheduler_holding("", "")
+        add_waiting(scheduler, "abcdef", prompt)
+        admit_next(scheduler, cells)
+        run_step(scheduler)
+        assert admit_next(scheduler, cells) == expected
+
+
+def test_scheduler_prefers_an_idle_prefix_to_a_costly_copy() -> None:
+    for cells, expected in ((0, (1, 0, 4)), (3 * CELLS_PER_TOKEN, (2, 2, 2))):
+        scheduler = Scheduler(3)
+        add_waiting(scheduler, "abcdef", "abcdx")
+        admit_next(scheduler, cells)
+        run_step(scheduler)
+        scheduler.slots[2].extend(tokens("abyy"))
+        assert admit_next(scheduler, cells) == expected
 
 
 def test_scheduler_always_evaluates_the_last_prompt_token() -> None:
@@ -116,7 +155,7 @@ def test_scheduler_copies_a_prefix_to_an_empty_slot_first() -> None:
     assert admit_next(scheduler) == (0, 0, 0)
     run_step(scheduler)
     assert admit_next(scheduler) == (2, 0, 3)
-    assert [slot.tokens for slot in scheduler.slots] == [list(b"abcd"), list(b"old"), list(b"abc")]
+    assert [bytes(slot.tokens.tolist()) for slot in scheduler.slots] == [b"abcd", b"old", b"abc"]
 
 
 def test_scheduler_prefers_an_idle_slot_of_two_equal_prefixes() -> None:
@@ -189,14 +228,14 @@ def test_scheduler_prefills_a_lost_reply_with_logits_of_its_last_token() -> None
     sequence.generated.extend(b"de")
     run_step(scheduler)
     scheduler.resume(sequence, 0)
-    assert scheduler.slots[0].tokens == []
+    assert not scheduler.slots[0].tokens
     rows = []
     while sequence.evaluated < sequence.length:
         step = scheduler.schedule(lambda position: 2)
         rows += step.rows
         record(scheduler, step)
     assert rows == [Row(0, place, token, place == 4) for place, token in enumerate(b"abcde")]
-    assert scheduler.slots[0].tokens == list(b"abcde")
+    assert list(scheduler.slots[0].tokens) == list(b"abcde")
 
 
 def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
@@ -204,7 +243,7 @@ def test_scheduler_keeps_the_progress_of_an_interrupted_step() -> None:
     [sequence] = add_waiting(scheduler, "abcdef")
     admit_next(scheduler)
     scheduler.resume(sequence, 4)
-    assert scheduler.slots[0].tokens == list(b"abcd")
+    assert list(scheduler.slots[0].tokens) == list(b"abcd")
     assert scheduler.schedule(lambda position: 100).rows == [Row(0, 4, ord("e"), False), Row(0, 5, ord("f"), True)]
 
 
@@ -240,16 +279,31 @@ class AnyTraffic(RuleBasedStateMachine):
         hope=st.integers(1, 12),
         between=st.integers(1, 9),
         shared=st.booleans(),
+        cells=st.sampled_from([20, 60, 1_000_000]),
     )
     def start(
-        self, slots: int, batch_size: int, can_trim: bool, context: int, hope: int, between: int, shared: bool
+        self,
+        slots: int,
+        batch_size: int,
+        can_trim: bool,
+        context: int,
+        hope: int,
+        between: int,
+        shared: bool,
+        cells: int,
     ) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", hope)
         self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", between)
         self.patch.setattr(scheduling, "MIN_FREE_CELLS", hope)
         self.backend = ScriptedBackend(
-            random_model, slots=slots, batch_size=batch_size, can_trim=can_trim, context_size=context, kv_unified=shared
+            random_model,
+            slots=slots,
+            batch_size=batch_size,
+            can_trim=can_trim,
+            context_size=context,
+            kv_unified=shared,
+            fitting_cells=cells,
         )
         self.stop = StopFlag()
         self.commands = NonBlockingCommands(self.stop)
@@ -326,9 +380,9 @@ class AnyTraffic(RuleBasedStateMachine):
     def run_step(self) -> None:
         """Run one step, and check that an admitted sequence reuses the longest prefix of any slot."""
         assert self.loop.process_commands(self.commands)
-        capacity, memory = self.backend.capacity, [list(held) for held in self.backend.memory]
+        reserved, memory = len(self.backend.reserved), [list(held) for held in self.backend.memory]
         self.loop.step()
-        if capacity != self.backend.capacity:
+        if reserved != len(self.backend.reserved):
             memory = []
         for sample in self.samples:
             if sample.longest_prefix is None and (sample.sequence.slot is not None or sample.tokens or sample.finish):

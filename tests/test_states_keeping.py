@@ -18,12 +18,13 @@ from prompt_caching import (
     fill_cache,
     scripted,
 )
-from scripted_backend import ScriptedBackend, replies, tokens
+from scripted_backend import END, ScriptedBackend, replies, tokens
 from state_files import open_store
 from waiting import assert_returns
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Backend, StopFlag
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
@@ -104,6 +105,37 @@ def test_saving_skips_a_slot_with_unexpected_contents(tmp_path: Path) -> None:
         backend.memory[0].pop()
         engine.save_prompt_cache(1)
     assert file_count(tmp_path) == 0
+
+
+def end_at_once(held: tuple[int, ...], seed: int) -> int:
+    """End every reply to `SECOND` with seed 0 at its first token; repeat `x` otherwise."""
+    return END if held == tokens(SECOND) and seed == 0 else ord("x")
+
+
+def test_saving_skips_copies_that_no_decode_has_made(tmp_path: Path) -> None:
+    backend = ScriptedBackend(end_at_once, slots=2, context_size=300)
+    with caching_engine(backend, tmp_path) as engine:
+        one = SamplingParams(max_tokens=1)
+        list(engine.generate([Request(tokens("x" * 100), one), Request(tokens(SECOND), one)]))
+        assert [bytes(held) for held in backend.memory] == [b"x" * 100, SECOND.encode()]
+        list(engine.generate([Request(tokens(SECOND), one, n=2)]))  # the second sample's copy is in the lower slot
+        assert backend.pending == {0, 1}
+        engine.save_prompt_cache(1)
+        engine.save_prefix(tokens(SECOND))
+        assert file_count(tmp_path) == 0
+        list(engine.generate([Request(tokens(SECOND), one)]))  # decodes
+        engine.save_prompt_cache(1)
+        assert file_count(tmp_path) == 1
+
+
+def test_restoring_spares_slots_of_pending_copies(tmp_path: Path) -> None:
+    fill_cache(tmp_path, GOES_ON, slots=2)
+    backend = ScriptedBackend(end_at_once, slots=2, context_size=300)
+    with caching_engine(backend, tmp_path) as engine:
+        params = SamplingParams(max_tokens=20, seed=0)
+        requests = [Request(tokens(SECOND), params, n=2), Request(tokens(GOES_ON), params)]
+        said = collect_replies(engine.generate(requests))
+    assert [reply.text for reply in said.values()] == ["", "x" * 20, "x" * 20]
 
 
 def test_saving_without_a_loaded_model_does_nothing(tmp_path: Path) -> None:

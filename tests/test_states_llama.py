@@ -13,8 +13,10 @@ from command_line import start_python
 from llama_engines import MODELS, TALE, assert_matches_single_run, greedy_reply, open_engine
 
 from cerebrum_cli.core.parts import Text
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.scheduler import common_prefix
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import DAMAGED, FOOTER, StateStore
 
 pytestmark = pytest.mark.slow
@@ -124,6 +126,20 @@ def test_state_rejected_by_llama_cpp_is_reported_and_evaluated(tmp_path: Path, c
     with open_engine(chatml_model, tmp_path) as engine:
         reply, told = greedy_reply(engine, prompt)
     assert (reply.cached, told, list(tmp_path.iterdir())) == (0, [DAMAGED], [])
+
+
+def test_state_is_never_saved_from_a_copy_not_yet_made(tmp_path: Path, chatml_model: Path) -> None:
+    with open_engine(chatml_model, tmp_path, slots=2) as engine:
+        prompt = engine.tokenize([Text(TALE)])
+        expected, _ = greedy_reply(engine, prompt)
+    with open_engine(chatml_model, tmp_path, slots=2) as engine:
+        one = SamplingParams(max_tokens=1)
+        list(engine.generate([Request(prompt[::-1], one), Request(prompt, one)]))
+        greedy_reply(engine, prompt, limit=1, n=2)  # copies the prompt to the slot that holds the reversed one
+        engine.save_prompt_cache(64)
+    with open_engine(chatml_model, tmp_path, slots=2) as engine:
+        again, told = greedy_reply(engine, prompt)
+    assert (again.ids, told) == (expected.ids, [])
 
 
 def test_states_directory_may_have_any_name(tmp_path: Path, chatml_model: Path) -> None:

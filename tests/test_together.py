@@ -219,6 +219,8 @@ def test_short_memory_reduces_slots_and_all_are_answered(single_runs: list[list[
     with open_engine(8) as engine:
         assert answers(engine, SUMS, None) == single_runs
         assert engine.backend.slots == 3
+        assert answers(engine, SUMS, 20) == [ids[:20] for ids in single_runs]  # these are shorter
+        assert engine.backend.slots == 5
 
 
 @pytest.mark.usefixtures("memory_for_three")

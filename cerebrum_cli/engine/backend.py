@@ -72,8 +72,13 @@ class Backend(Protocol):
     def special_token_text(self, name: str) -> str:
         """Text of the vocabulary's `bos` or `eos` token; empty if it has none."""
 
-    def reserve(self, length: int) -> NoticeEvent | None:
-        """Allocate an empty KV cache for sequences of at least `length` tokens; `slots` shrinks if memory is short.
+    def slots_for(self, length: int) -> int:
+        """Number of the requested slots for which memory suffices, if each holds `length` tokens; for any thread."""
+
+    def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
+        """Allocate an empty KV cache for sequences of at least `length` tokens, with at most `slots` slots.
+
+        There are fewer slots if memory is short; None is the number requested.
 
         Return a notice if the settings had to be replaced. Raises EngineError if there is not enough memory.
         """
@@ -101,7 +106,10 @@ class Backend(Protocol):
         """Create a sampler; a repeat penalty starts with the end of the prompt."""
 
     def copy(self, source: int, target: int) -> None:
-        """Copy the contents of the source slot to the target slot."""
+        """Copy the contents of the source slot to the target slot, possibly not before the next decode."""
+
+    def has_pending_copy(self, slot: int) -> bool:
+        """Whether the next decode completes a copy to or from the slot; until then, no state is saved or loaded."""
 
     def trim(self, slot: int, length: int) -> bool:
         """Remove positions from `length` on from the slot; False, and no change, if the model does not support it."""

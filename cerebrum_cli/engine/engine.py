@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from queue import SimpleQueue
@@ -21,6 +22,7 @@ from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
 from cerebrum_cli.engine.commands import Cancel, CancelScope, Close, Commands, SavePromptCache, Submit
 from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.loop import Loop
+from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.sequence import Failure, Request
 from cerebrum_cli.engine.state_store import StateStore
 
@@ -84,6 +86,20 @@ class Engine:
         completions = Completions(self._commands, scope or self.cancel_scope())
         completions.add(requests)
         return completions
+
+    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
+        """Divide requests, named by index, into groups to complete one after the other, the shortest first.
+
+        Memory is allocated for the longest sequence of those submitted together. Call it while nothing runs.
+        """
+        backend, requests = self.backend, list(requests)
+        lengths = [request.expected_length(backend.context_size) for request in requests]
+        samples = (length for length, request in zip(lengths, requests, strict=True) for _ in range(request.n))
+        limits = group_lengths(samples, backend.slots_for)
+        groups: list[list[int]] = [[] for _ in limits]
+        for index, length in enumerate(lengths):
+            groups[bisect_left(limits, length)].append(index)
+        return groups
 
     def cancel_scope(self) -> CancelScope:
         """Start a scope, for work that submits requests more than once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from time import perf_counter, sleep
 
 from cerebrum_cli.core.errors import GrammarError
@@ -10,6 +11,7 @@ from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit
 from cerebrum_cli.engine.drafts.allocation import draft_lengths
 from cerebrum_cli.engine.drafts.drafter import DraftToken
+from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
 from cerebrum_cli.engine.sequence import Failure, Sequence
@@ -25,6 +27,7 @@ class Loop:
         self._backend = backend
         self._load_s = load_s
         self._scheduler = Scheduler(backend.slots)
+        self._max_slots = backend.slots
         self._reserves_max = backend.slots == 1 or backend.kv_unified
         self._prompt_cache = PromptCache(backend, self._scheduler, state_store) if state_store else None
 
@@ -68,7 +71,7 @@ class Loop:
             sequence = scheduler.waiting[0]
             if sequence.is_backlogged():
                 return
-            needs_memory = self._required_length(sequence) > backend.capacity
+            needs_memory = self._required_length(sequence) > backend.capacity or self._lacks_slots()
             if scheduler.running and (needs_memory or not self._has_room(sequence)):
                 return
             state = self._prompt_cache.find(sequence, needs_memory) if self._prompt_cache else None
@@ -80,7 +83,7 @@ class Loop:
             if self._prompt_cache and state and self._make_room(len(state.tokens)):
                 self._prompt_cache.restore(state, sequence)
             try:
-                self._place(scheduler.next_admission())
+                self._place(scheduler.next_admission(0 if backend.kv_unified else backend.capacity))
             except GrammarError as error:
                 self._fail_sequence(sequence, error)
             else:
@@ -91,9 +94,29 @@ class Loop:
         context_size = self._backend.context_size
         return sequence.max_length(context_size) if self._reserves_max else sequence.expected_length(context_size)
 
+    def _lacks_slots(self) -> bool:
+        """Whether nothing runs, and memory for all that waits would have more slots, after longer sequences."""
+        backend, scheduler = self._backend, self._scheduler
+        if scheduler.running or len(scheduler.waiting) <= backend.slots:
+            return False
+        length, slots = self._plan_memory()
+        return min(slots, backend.slots_for(length)) > backend.slots
+
+    def _plan_memory(self) -> tuple[int, int]:
+        """Length and number of the slots for all that waits: idle ones, for what may be submitted later, if short."""
+        waiting, slots = self._scheduler.waiting, self._max_slots
+        length = max(map(self._required_length, waiting))
+        if not self._reserves_max:
+            counts = Counter(id(sequence.request) for sequence in waiting)
+            requests = {id(sequence.request): sequence.request for sequence in waiting}
+            samples = sum(max(count, requests[each].max_n) for each, count in counts.items())
+            slots = min(slots, max(samples, slots * EXPECTED_LENGTH // length))
+        return length, slots
+
     def _reserve(self, min_length: int) -> None:
         backend = self._backend
-        if notice := backend.reserve(max(min_length, *map(self._required_length, self._scheduler.waiting))):
+        length, slots = self._plan_memory()
+        if notice := backend.reserve(max(min_length, length), slots):
             self._scheduler.waiting[0].emit(notice)
         self._scheduler.reset_slots(backend.slots)
 
@@ -150,7 +173,7 @@ class Loop:
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
         scheduler, backend = self._scheduler, self._backend
-        if backend.kv_unified or (scheduler.waiting and scheduler.free_slot_count):
+        if backend.kv_unified or (scheduler.waiting and scheduler.free_slots):
             return
         while hole := scheduler.hole():
             source, target = hole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
+from cerebrum_cli.engine.scheduler import Scheduler, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
 
@@ -27,7 +27,7 @@ class PromptCache:
         """
         backend, prompt = self._backend, sequence.prompt[:-1]
         max_length = backend.context_size if needs_memory else backend.capacity
-        held = 0 if needs_memory else max(common_prefix(slot.tokens, prompt) for slot in self._scheduler.slots)
+        held = 0 if needs_memory else max(common_prefixes(self._scheduler.slots, prompt))
 
         def is_usable(length: int, shared: int) -> bool:
             is_worth_it = shared - held >= max(MIN_SAVED_TOKENS, length // MAX_READ_RATIO)
@@ -37,8 +37,11 @@ class PromptCache:
         return self._store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
 
     def restore(self, state: State, sequence: Sequence) -> None:
-        """Load a state into the free slot in which admission will find it."""
-        backend, slot = self._backend, self._scheduler.free_slot
+        """Load a state into a free slot, where admission will find it; not if a copy to or from each is pending."""
+        backend, free = self._backend, self._scheduler.slots_to_overwrite
+        slot = next((slot for slot in free if not backend.has_pending_copy(slot.index)), None)
+        if slot is None:
+            return
         slot.clear()
         if backend.load_state(slot.index, state.path) and backend.length(slot.index) == len(state.tokens):
             slot.extend(state.tokens)
@@ -59,6 +62,8 @@ class PromptCache:
         if prompt is not None and idle:
             idle = [max(idle, key=lambda slot: common_prefix(slot.tokens, prompt))]
         for slot in sorted(idle, key=lambda slot: -len(slot.tokens)):
+            if backend.has_pending_copy(slot.index):
+                continue
             if backend.length(slot.index) != len(slot.tokens):
                 continue  # never seen, but a mislabeled state would give wrong answers from then on
             if len(slot.tokens) - self._store.stored_prefix(slot.tokens, kind, self._is_restorable) >= min_tokens:
@@ -73,8 +78,8 @@ class PromptCache:
         backend, kind = self._backend, self._backend.state_kind
         if kind is None or self._store.stored_prefix(tokens, kind, self._is_restorable) >= len(tokens):
             return
-        idle = (slot for slot in self._scheduler.slots if not slot.sequence)
-        slot = next((slot for slot in idle if common_prefix(slot.tokens, tokens) == len(tokens)), None)
+        free = (slot for slot in self._scheduler.free_slots if not backend.has_pending_copy(slot.index))
+        slot = next((slot for slot in free if common_prefix(slot.tokens, tokens) == len(tokens)), None)
         if slot is None or not backend.trim(slot.index, len(tokens)):
             return
         slot.copy_prefix(slot, len(tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from array import array
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple, TypeAlias
@@ -19,6 +20,7 @@ from cerebrum_cli.engine.drafts.drafter import Drafter, Lookup
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 """Token ids; an array takes a tenth of a tuple's memory."""
 
+TOKEN_BYTES = 4
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
 
 
@@ -32,9 +34,9 @@ class Failure(NamedTuple):
 class Request:
     """A prompt with its sampling parameters and number of samples; `grammar` is GBNF with the rule `root`.
 
-    `visible_tokens` are control tokens to include in the text. `logprobs` adds its log probability to each token.
-    `ignore_eos` treats end-of-generation tokens as ordinary ones. With `step_costs`, several tokens may be drafted and
-    verified in one step.
+    `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
+    include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
+    as ordinary ones. With `step_costs`, several tokens may be drafted and verified in one step.
     """
 
     prompt_tokens: Tokens
@@ -45,6 +47,17 @@ class Request:
     logprobs: bool = False
     ignore_eos: bool = False
     step_costs: StepCosts | None = None
+    max_n: int = 1
+
+    def max_length(self, context_size: int) -> int:
+        """Maximum length of a sample, in tokens of prompt and reply."""
+        limit = self.params.max_tokens
+        return context_size if limit is None else min(context_size, len(self.prompt_tokens) + limit)
+
+    def expected_length(self, context_size: int, generated: int = 0) -> int:
+        """Length to reserve memory for; more is reserved if a sample outgrows it."""
+        reply = max(EXPECTED_REPLY_TOKENS, 2 * generated)
+        return min(self.max_length(context_size), len(self.prompt_tokens) + reply)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,14 +107,10 @@ class Sequence:
         return len(self.prompt) + len(self.generated)
 
     def max_length(self, context_size: int) -> int:
-        limit = self.request.params.max_tokens
-        return context_size if limit is None else min(context_size, len(self.prompt) + limit)
+        return self.request.max_length(context_size)
 
     def expected_length(self, context_size: int) -> int:
-        """Length to reserve memory for; more is reserved if the sequence outgrows it."""
-        return min(
-            self.max_length(context_size), len(self.prompt) + max(EXPECTED_REPLY_TOKENS, 2 * len(self.generated))
-        )
+        return self.request.expected_length(context_size, len(self.generated))
 
     def tokens_from(self, position: int, count: int) -> Tokens:
         """Up to so many token ids of prompt and reply from a position."""
@@ -171,3 +180,22 @@ def first_seed(request: Request) -> int:
     """Seed of a request's first sample: the requested one, or a random one."""
     seed = request.params.seed
     return secrets.randbelow(SEEDS) if seed is None else seed
+
+
+def common_tokens(a: bytes, b: bytes) -> int:
+    """Length of the common prefix of two packed token sequences, by bisection."""
+    same, different = 0, min(len(a), len(b))
+    if a[:different] == b[:different]:
+        return different // TOKEN_BYTES
+    while different - same > 1:
+        middle = (same + different) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            different = middle
+    return same // TOKEN_BYTES
+
+
+def pack_tokens(tokens: Many[int]) -> bytes:
+    """Pack token ids in native byte order, as llama.cpp does."""
+    return (tokens if isinstance(tokens, array) else array("i", tuple(tokens))).tobytes()

@@ -28,13 +28,13 @@ from zlib import crc32
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import try_lock
+from cerebrum_cli.engine.sequence import TOKEN_BYTES, common_tokens, pack_tokens
 
 STATE, PART = ".state", ".part"
 PREFIX = ".beginning"  # in the name of a common prefix, which longer states do not replace
 MAGIC = b"cerebrm1"
 FOOTER = struct.Struct("<QIIII8s")  # body size, token count, JSON size, checksums of body and record, MAGIC
 TAIL_BYTES = 12  # the record's checksum and MAGIC, which the checksum does not cover
-TOKEN_BYTES = 4
 STALE_PART_S = 3600  # unfinished files older than this were left by killed processes, where files cannot be locked
 CHUNK = 2**20
 
@@ -278,25 +278,6 @@ def checksum(file: FileIO, length: int) -> int:
         value = crc32(buffer[:count], value)
         length -= count
     return value
-
-
-def common_tokens(a: bytes, b: bytes) -> int:
-    """Length of the common prefix of two packed token sequences, by bisection."""
-    same, different = 0, min(len(a), len(b))
-    if a[:different] == b[:different]:
-        return different // TOKEN_BYTES
-    while different - same > 1:
-        middle = (same + different) // 2
-        if a[same:middle] == b[same:middle]:
-            same = middle
-        else:
-            different = middle
-    return same // TOKEN_BYTES
-
-
-def pack_tokens(tokens: Many[int]) -> bytes:
-    """Pack token ids in native byte order, as llama.cpp does."""
-    return array("i", tokens).tobytes()
 
 
 def digest(data: bytes) -> str:

@@ -107,8 +107,9 @@ def answer_rows(
 ) -> Generator[Event, None, None]:
     """Answer the unfinished rows; yield all events, and a RowEvent whenever a row is finished.
 
-    Rows that cannot be answered get an error. Rows with a common prefix are answered one after the other, unless a
-    reader needs the answers `in_order`. The caller completes the result; after a cancel, rows are missing.
+    Rows that cannot be answered get an error. Unless a reader needs the answers `in_order`, short rows are answered
+    before much longer ones, and rows with a common prefix one after the other. The caller completes the result; after a
+    cancel, rows are missing.
     """
     scope = responder.cancel_scope()
     yield from responder.load()
@@ -127,12 +128,11 @@ def answer_rows(
         if in_order:
             yield from _write_errors(rows, errors, result)
             errors.clear()
-        else:
-            pending.sort(key=lambda row: row.request.request.prompt_tokens)
         yield RowEvent(result.done, len(rows), result.counts + RowCounts(len(errors)))
-        yield from _generate(responder, scope, pending, result, len(rows), RowCounts(len(errors)))
-        if scope.is_cancelled:
-            return
+        for group in [pending] if in_order else _group_rows(responder, pending):
+            yield from _generate(responder, scope, group, result, len(rows), RowCounts(len(errors)))
+            if scope.is_cancelled:
+                return
     yield from _write_errors(rows, errors, result)  # last: an error that concerns all rows is raised before
 
 
@@ -162,6 +162,12 @@ def _write_errors(rows: Sequence[Row], errors: Sequence[tuple[int, RowError]], r
     for position, error in errors:
         result.write(position, failed_object(rows[position], error))
         yield RowEvent(result.done, len(rows), result.counts)
+
+
+def _group_rows(responder: Responder, pending: Sequence[PendingRow]) -> Iterator[list[PendingRow]]:
+    """Yield groups of rows of similar lengths, the shortest first, in each of which rows are sorted by their tokens."""
+    for group in responder.group_by_length(row.request for row in pending):
+        yield sorted((pending[index] for index in group), key=lambda row: row.request.request.prompt_tokens)
 
 
 def _generate(

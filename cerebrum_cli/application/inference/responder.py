@@ -36,7 +36,7 @@ FormatBuilder = Callable[[Backend], PromptFormat]
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A conversation, and how to sample `n` replies to it.
+    """A conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
 
     `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
     With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply.
@@ -49,6 +49,7 @@ class GenerationRequest:
     prefix_tokens: tuple[int, ...] = ()
     logprobs: bool = False
     ignore_eos: bool = False
+    max_n: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,9 @@ class Responder(Protocol):
     def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; they are cancelled if the scope is."""
 
+    def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
+        """Divide requests, named by index, into groups to generate one after the other, for less memory and time."""
+
     def cancel_scope(self) -> CancelScope:
         """Start a scope, for work that generates more than once."""
 
@@ -196,13 +200,17 @@ class LocalResponder:
             self._visible_tokens,
             request.logprobs,
             request.ignore_eos,
-            self._choose_drafts(request.settings.drafts),
+            step_costs=self._choose_drafts(request.settings.drafts),
+            max_n=request.max_n,
         )
         return TokenizedRequest(tokenized, prompt_format, thought, self._decode_prefix(request.prefix_tokens))
 
     def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream."""
         return ReplyStream(self._engine, requests, scope)
+
+    def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
+        return self._engine.group_by_length(one.request for one in requests)
 
     def cancel_scope(self) -> CancelScope:
         return self._engine.cancel_scope()

@@ -35,8 +35,8 @@ class MajorityVote:
         self._finished = 0
 
     def with_samples(self, request: GenerationRequest) -> GenerationRequest:
-        """Set the number of samples a request starts with, and ask for log probabilities."""
-        return replace(request, n=self.requested, logprobs=True)
+        """Set how many samples a request starts and may end with, and ask for log probabilities."""
+        return replace(request, n=self.requested, max_n=self.max_samples, logprobs=True)
 
     def add_event(self, event: TokenEvent | FinishEvent | RefusedEvent, replies: ReplyStream) -> bool:
         """Process an event of one sample, and start or stop samples; return whether the tally has changed.

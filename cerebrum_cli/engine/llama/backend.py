@@ -18,7 +18,7 @@ from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.sampler import GrammarSampler, GreedySampler, LlamaSampler, logits, logprob
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
-from cerebrum_cli.engine.memory import ContextOptions, plan_slots
+from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, plan_slots
 from cerebrum_cli.engine.plan import fallback_notice
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -49,6 +49,7 @@ class LlamaBackend(Vocabulary):
         self._sizes = sizes
         self._offloaded = offloaded
         self._fallback = fallback
+        self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
         self._context: LlamaContext | None = None
         self.configure(options, batch_invariant)
@@ -59,7 +60,7 @@ class LlamaBackend(Vocabulary):
             self._context.close()
             self._context = None
         self._options = self._made_with = options
-        self._batch_invariant = batch_invariant
+        self._batch_invariant = self._wants_invariance = batch_invariant
         self.context_size: int = options.length
         self.slots: int = options.slots
         self.batch_size: int = options.batch_size
@@ -69,31 +70,39 @@ class LlamaBackend(Vocabulary):
         """Length of a sequence that memory is allocated for."""
         return self._context.capacity if self._context else 0
 
-    def reserve(self, length: int) -> NoticeEvent | None:
-        """Create a context for sequences of `length` tokens, with as many slots as fit in memory.
+    def slots_for(self, length: int) -> int:
+        """Number of the requested slots that fit in memory."""
+        if self._options.n_streams == 1:
+            return self._options.slots
+        options, free = replace(self._options, length=length), self._free or free_memory()
+        return plan_slots(self._sizes, options.slots, options, self._offloaded, free)
+
+    def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
+        """Create a context for sequences of `length` tokens, with up to `slots` slots, as many as fit in memory.
 
         A context with a single KV cache is replaced only once, by one of the maximum size.
         """
         try:
-            self._create_context(length)
+            self._create_context(length, slots)
         except EngineError as error:
             if self._fallback is None:
                 raise
-            self.configure(self._fallback, self._batch_invariant)
+            self.configure(self._fallback, self._wants_invariance)
             self._fallback = None
-            self._create_context(length)
+            self._create_context(length, slots)
             return fallback_notice(error)
         return None
 
-    def _create_context(self, length: int) -> None:
-        requested, is_single = self._options.slots, self._options.n_streams == 1
+    def _create_context(self, length: int, max_slots: int | None) -> None:
+        is_single = self._options.n_streams == 1
         if self._context:
             self._context.close()
             self._context = None
             length = self.context_size if is_single else length
-        slots, options = requested, replace(self._options, length=length)
+        self._free, self._batch_invariant = free_memory(), self._wants_invariance
+        slots, options = self.slots_for(length), replace(self._options, length=length)
         if not is_single:
-            slots = plan_slots(self._sizes, requested, options, self._offloaded, free_memory())
+            slots = min(slots, max_slots or slots)
         while self._context is None:
             options = replace(options, slots=max(slots, 1 + self._batch_invariant))  # a row is padded in another slot
             try:
@@ -162,6 +171,10 @@ class LlamaBackend(Vocabulary):
 
     def copy(self, source: int, target: int) -> None:
         self._open_context.copy(source, target)
+
+    def has_pending_copy(self, slot: int) -> bool:
+        """Whether the next decode completes a copy to or from the slot."""
+        return slot in self._open_context.pending_copies
 
     def trim(self, slot: int, length: int) -> bool:
         """Remove positions from `length` on, if the model supports it."""

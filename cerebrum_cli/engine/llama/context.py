@@ -12,7 +12,7 @@ from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
-DONE, NO_ROOM, ABORTED = 0, 1, 2  # results of llama_decode
+INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
 CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
 FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED}
 
@@ -39,7 +39,12 @@ def context_params(options: ContextOptions) -> Any:
 
 
 class LlamaContext:
-    """A context with `slots` sequences."""
+    """A context with `slots` sequences.
+
+    llama.cpp copies between separate KV caches only at the start of the next decode. `pending_copies` are the slots
+    such copies read or write: a state saved from one may hold other tokens, and one loaded into it is overwritten or
+    copied. Clearing a slot does not drop its copy, and does no harm either, nor do trimming it and copying it again.
+    """
 
     def __init__(self, model: Any, options: ContextOptions, stop: StopFlag) -> None:
         self._stop = stop  # keeps the buffer alive that native code reads
@@ -60,6 +65,8 @@ class LlamaContext:
         self._window: int = llama.llama_model_n_swa(model)
         self._recurrent = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self._batch = llama.llama_batch_init(options.batch_size, 0, 1)
+        self._defers_copies = options.n_streams > 1
+        self.pending_copies: set[int] = set()
 
     def decode(self, rows: Sequence[Row]) -> bool:
         """Evaluate the rows; False if the stop flag interrupted it."""
@@ -73,6 +80,8 @@ class LlamaContext:
             batch.logits[index] = output
         log.problems.clear()
         status = llama.llama_decode(self.handle, batch)
+        if status != INVALID:
+            self.pending_copies.clear()
         if status == ABORTED:
             if self._recurrent:  # its state was partly updated, and cannot be rolled back
                 for slot in {row.slot for row in rows}:
@@ -90,6 +99,8 @@ class LlamaContext:
         """Copy a whole slot; llama.cpp cannot copy a part between separate KV caches."""
         self.clear(target)
         llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        if self._defers_copies:
+            self.pending_copies |= {source, target}
 
     def trim(self, slot: int, length: int) -> bool:
         """Remove positions from `length` on; False if the model's memory cannot be rolled back that far."""
