@@ -20,8 +20,8 @@ GPU_UBATCH = 512
 EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
 PADDING = 256  # tokens; llama.cpp rounds contexts up to it
 
-CacheType = Literal["f16", "q8_0"]
-CACHE_ELEMENT_SIZE: dict[CacheType, float] = {"f16": 2.0, "q8_0": 34 / 32}
+CacheType = Literal["f32", "f16", "q8_0"]
+CACHE_ELEMENT_SIZE: dict[CacheType, float] = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 
 
 @dataclass(frozen=True, slots=True)
