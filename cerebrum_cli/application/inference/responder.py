@@ -20,6 +20,7 @@ from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import CancelScope
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
+from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
@@ -122,6 +123,11 @@ class Responder(Protocol):
     def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; they are cancelled if the scope is."""
 
+    def score(
+        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
+    ) -> Generator[ScoringEvent, None, None]:
+        """Yield the scores of given continuations as requests finish; see `Engine.score`. The model must be loaded."""
+
     def cancel_scope(self) -> CancelScope:
         """Start a scope, for work that generates more than once."""
 
@@ -192,6 +198,19 @@ class LocalResponder:
     def generate(self, requests: Iterable[TokenizedRequest], scope: CancelScope | None = None) -> ReplyStream:
         """Start to generate the replies to several requests; the caller closes the stream."""
         return ReplyStream(self._engine, requests, scope)
+
+    def score(
+        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
+    ) -> Generator[ScoringEvent, None, None]:
+        """Yield the scores of given continuations as requests finish; closing the generator stops it."""
+        return self._engine.score(requests, scope)
+
+    @property
+    def prefix_token(self) -> int | None:
+        """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
+        backend = self._engine.backend
+        texts = filter(None, map(backend.special_token_text, ("bos", "eos")))
+        return next((token for text in texts for token in backend.special_token_ids([text])), None)
 
     def cancel_scope(self) -> CancelScope:
         return self._engine.cancel_scope()
