@@ -18,7 +18,7 @@ from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.parts import Part, Tokens
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, StopFlag
+from cerebrum_cli.engine.backend import Row, StopFlag, TokenScore
 
 END = 256
 MARK = 257  # a control token
@@ -116,6 +116,7 @@ class ScriptedBackend:
     interrupts: dict[int, int] = field(default_factory=dict)
     holds: dict[int, int] = field(default_factory=dict)
     state_kind: str | None = "scripted"
+    max_outputs: int = 8
     kv_unified: bool = False
     unwritable: bool = False
     refuses: bool = False
@@ -228,6 +229,11 @@ class ScriptedBackend:
         assert self.outputs[row]
         return -token / 1000
 
+    def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
+        pairs = list(targets)
+        assert pairs == sorted(pairs) and len(self.outputs) <= self.max_outputs
+        return [token_score(self.outputs[row], token) for row, token in pairs]
+
     def length(self, slot: int) -> int:
         return len(self.memory[slot])
 
@@ -326,6 +332,12 @@ def random_model(held: tuple[int, ...], seed: int) -> int:
     """Generate one of three letters or end, depending on all previous tokens and the seed, as a real model does."""
     drawn = crc32(repr((held, seed)).encode()) % 13
     return END if drawn == 12 else ALPHABET[drawn % 3]
+
+
+def token_score(held: tuple[int, ...], token: int) -> TokenScore:
+    """Score a token after others, depending on all of them, as a real model does."""
+    drawn = crc32(repr((held, token)).encode())
+    return TokenScore(-(drawn % 1000) / 64, drawn % 3 > 0)
 
 
 def expected_reply(prompt: tuple[int, ...], seed: int, limit: int, context: int) -> tuple[list[int], str]:

@@ -21,6 +21,13 @@ class Row(NamedTuple):
     output: bool
 
 
+class TokenScore(NamedTuple):
+    """Natural logarithm of a token's probability, and whether it is the most likely token."""
+
+    logprob: float
+    is_argmax: bool
+
+
 class Sampler(Protocol):
     """Sampling state of one sequence."""
 
@@ -98,6 +105,13 @@ class Backend(Protocol):
 
     def logprob(self, row: int, token: int) -> float:
         """Natural logarithm of a token's probability in row `row` of the last decode."""
+
+    @property
+    def max_outputs(self) -> int:
+        """Maximum number of rows with logits in one decode of texts to score, so that their memory stays small."""
+
+    def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
+        """Score tokens by the logits of the last decode; `targets` are pairs of row and token, ascending by row."""
 
     def length(self, slot: int) -> int:
         """Number of tokens in the slot."""

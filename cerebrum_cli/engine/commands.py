@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from cerebrum_cli.engine.backend import StopFlag
+from cerebrum_cli.engine.scoring.job import ScoreJob
 from cerebrum_cli.engine.sequence import Failure, Sequence
 
 
@@ -29,10 +31,17 @@ class Submit(NamedTuple):
     scope: CancelScope
 
 
-class Cancel(NamedTuple):
-    """Cancel these sequences, or all, immediately; `done` is set when their slots are free."""
+class SubmitScores(NamedTuple):
+    """Score this job while no sequence runs, or end it if its scope is cancelled."""
 
-    sequences: list[Sequence] | None
+    job: ScoreJob
+    scope: CancelScope
+
+
+class Cancel(NamedTuple):
+    """Cancel these sequences and jobs, or all, immediately; `done` is set when their slots are free."""
+
+    work: Collection[Sequence | ScoreJob] | None
     done: threading.Event
 
 
@@ -58,7 +67,7 @@ class Close(NamedTuple):
     """Free the model and end the thread."""
 
 
-Command = Submit | Cancel | Abort | SavePromptCache | Close
+Command = Submit | SubmitScores | Cancel | Abort | SavePromptCache | Close
 
 
 class Commands:
@@ -77,7 +86,7 @@ class Commands:
             if self._closed:
                 return False
             self._closed = isinstance(command, Close)
-            self.cancel_count += isinstance(command, Cancel) and command.sequences is None
+            self.cancel_count += isinstance(command, Cancel) and command.work is None
             if isinstance(command, Cancel | Close):
                 self._stop.set()
             self._queue.put(command)

@@ -16,13 +16,23 @@ from queue import SimpleQueue
 from time import perf_counter
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import Event, RefusedEvent
+from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
 from cerebrum_cli.core.parts import Part
 from cerebrum_cli.engine.backend import Backend, OpenBackend, StopFlag
-from cerebrum_cli.engine.commands import Cancel, CancelScope, Close, Commands, SavePromptCache, Submit
+from cerebrum_cli.engine.commands import (
+    Cancel,
+    CancelScope,
+    Close,
+    Commands,
+    SavePromptCache,
+    Submit,
+    SubmitScores,
+)
 from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
+from cerebrum_cli.engine.scoring.job import ScoreJob
+from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent, refusal
 from cerebrum_cli.engine.sequence import Failure, Request
 from cerebrum_cli.engine.state_store import StateStore
 
@@ -101,6 +111,39 @@ class Engine:
             groups[bisect_left(limits, length)].append(index)
         return groups
 
+    def score(
+        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
+    ) -> Generator[ScoringEvent, None, None]:
+        """Yield a ScoreEvent, or a RefusedEvent, for each request as it finishes, and progress in between.
+
+        Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early:
+        `scope.is_cancelled`. Closing the generator frees the slots before returning. The model must be loaded.
+        """
+        context_size = self.backend.context_size
+        accepted: dict[int, ScoreRequest] = {}
+        for index, request in enumerate(requests):
+            if error := refusal(request, context_size):
+                yield RefusedEvent(SequenceId(index), error)
+            else:
+                accepted[index] = request
+        outbox: SimpleQueue[ScoringEvent | Failure | None] = SimpleQueue()
+        job = ScoreJob(accepted, outbox.put)
+        if not self._commands.send(SubmitScores(job, scope or self.cancel_scope())):
+            raise EngineError("the engine is closed")
+        is_running = True
+        try:
+            while is_running:
+                event = outbox.get()
+                is_running = not (event is None or isinstance(event, Failure))
+                if isinstance(event, Failure):
+                    raise event.error
+                if event is not None:
+                    yield event
+        finally:
+            cancel = Cancel([job], threading.Event())
+            if is_running and self._commands.send(cancel):
+                cancel.done.wait()
+
     def cancel_scope(self) -> CancelScope:
         """Start a scope, for work that submits requests more than once."""
         return CancelScope(self._commands)
@@ -175,6 +218,8 @@ def fail_commands(commands: Commands, error: BaseException) -> None:
         if isinstance(command, Submit):
             for sequence in command.sequences:
                 sequence.emit(Failure(error))
+        elif isinstance(command, SubmitScores):
+            command.job.emit(Failure(error))
         elif isinstance(command, Cancel):
             command.done.set()
         elif isinstance(command, SavePromptCache):

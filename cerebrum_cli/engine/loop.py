@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from time import perf_counter, sleep
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit
+from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
 from cerebrum_cli.engine.drafts.allocation import draft_lengths
 from cerebrum_cli.engine.drafts.drafter import DraftToken
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
+from cerebrum_cli.engine.scoring.job import ScoreJob
+from cerebrum_cli.engine.scoring.scorer import Scorer
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
 
@@ -28,18 +31,23 @@ class Loop:
         self._load_s = load_s
         self._scheduler = Scheduler(backend.slots)
         self._max_slots = backend.slots
+        self._scorer = Scorer(backend)
         self._reserves_max = backend.slots == 1 or backend.kv_unified
         self._prompt_cache = PromptCache(backend, self._scheduler, state_store) if state_store else None
 
     def process_commands(self, commands: Commands) -> bool:
-        """Execute all queued commands, waiting for one if no sequence is left; False after Close."""
-        while (command := commands.take(wait=self._scheduler.is_idle)) is not None:
+        """Execute all queued commands, waiting for one if no work is left; False after Close."""
+        while (command := commands.take(wait=self._scheduler.is_idle and self._scorer.is_idle)) is not None:
             if isinstance(command, Submit):
                 self._scheduler.waiting.extend(command.sequences)
                 if command.scope.is_cancelled:
                     self._cancel(command.sequences)
+            elif isinstance(command, SubmitScores):
+                self._scorer.add(command.job)
+                if command.scope.is_cancelled:
+                    self._cancel([command.job])
             elif isinstance(command, Cancel):
-                self._cancel(command.sequences)
+                self._cancel(command.work)
                 command.done.set()
             elif isinstance(command, Abort):
                 self._cancel(command.sequences)
@@ -51,9 +59,15 @@ class Loop:
         return True
 
     def step(self) -> None:
-        """Admit waiting sequences, then schedule, decode and process one step."""
+        """Admit waiting sequences, then schedule, decode and process one step.
+
+        While texts wait to be scored, no sequence is admitted; they are scored once none is running.
+        """
         try:
-            self._admit()
+            if self._scorer.is_idle:
+                self._admit()
+            elif not self._scheduler.running:
+                return self._score()
             self._compact()
             step = self._schedule()
             if step.shares:
@@ -64,6 +78,11 @@ class Loop:
             self.fail(error)
             self._backend.clear_all()  # the step may have written any part of its rows
             self._scheduler.clear_slots()
+
+    def _score(self) -> None:
+        """Score texts for a step, in slots that hold nothing for sequences afterwards."""
+        self._scorer.step()
+        self._scheduler.reset_slots(self._backend.slots)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
@@ -314,13 +333,14 @@ class Loop:
             sequence.sampler.close()
             sequence.sampler = None
 
-    def _cancel(self, sequences: list[Sequence] | None) -> None:
-        """Cancel those of these sequences that have not finished, or all."""
+    def _cancel(self, work: Collection[Sequence | ScoreJob] | None) -> None:
+        """Cancel those of these sequences and jobs that have not finished, or all."""
         unfinished = [*self._scheduler.running, *self._scheduler.waiting]
-        chosen = set(unfinished if sequences is None else sequences)
+        chosen = set(unfinished if work is None else work)
         for sequence in unfinished:
             if sequence in chosen:
                 self._finish(sequence, "cancelled")
+        self._scorer.cancel(work)
 
     def _fail_sequence(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence with an error; its caller then cancels the others of the same stream."""
@@ -328,6 +348,7 @@ class Loop:
         sequence.emit(Failure(error))
 
     def fail(self, error: BaseException) -> None:
-        """End every sequence with the error."""
+        """End all work with the error."""
+        self._scorer.fail(error)
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._fail_sequence(sequence, error)

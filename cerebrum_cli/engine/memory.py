@@ -26,8 +26,8 @@ GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slot
 STEP_COST = 8  # the weights are read once for all rows of a step, in the time of 5 to 10 rows on CPUs
 MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
 
-CacheType = Literal["f16", "q8_0"]
-CACHE_ELEMENT_SIZE: dict[CacheType, float] = {"f16": 2.0, "q8_0": 34 / 32}
+CacheType = Literal["f32", "f16", "q8_0"]
+CACHE_ELEMENT_SIZE: dict[CacheType, float] = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 
 
 @dataclass(frozen=True, slots=True)

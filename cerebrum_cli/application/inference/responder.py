@@ -21,6 +21,7 @@ from cerebrum_cli.engine.commands import CancelScope
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
+from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
@@ -130,6 +131,11 @@ class Responder(Protocol):
     def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
         """Divide requests, named by index, into groups to generate one after the other, for less memory and time."""
 
+    def score(
+        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
+    ) -> Generator[ScoringEvent, None, None]:
+        """Yield the scores of given continuations as requests finish; see `Engine.score`. The model must be loaded."""
+
     def cancel_scope(self) -> CancelScope:
         """Start a scope, for work that generates more than once."""
 
@@ -211,6 +217,19 @@ class LocalResponder:
 
     def group_by_length(self, requests: Iterable[TokenizedRequest]) -> list[list[int]]:
         return self._engine.group_by_length(one.request for one in requests)
+
+    def score(
+        self, requests: Iterable[ScoreRequest], scope: CancelScope | None = None
+    ) -> Generator[ScoringEvent, None, None]:
+        """Yield the scores of given continuations as requests finish; closing the generator stops it."""
+        return self._engine.score(requests, scope)
+
+    @property
+    def prefix_token(self) -> int | None:
+        """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
+        backend = self._engine.backend
+        texts = filter(None, map(backend.special_token_text, ("bos", "eos")))
+        return next((token for text in texts for token in backend.special_token_ids([text])), None)
 
     def cancel_scope(self) -> CancelScope:
         return self._engine.cancel_scope()

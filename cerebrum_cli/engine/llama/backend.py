@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Row, Sampler, StopFlag
+from cerebrum_cli.engine.backend import Row, Sampler, StopFlag, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.context import LlamaContext, context_params
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
-from cerebrum_cli.engine.llama.sampler import GrammarSampler, GreedySampler, LlamaSampler, logits, logprob
+from cerebrum_cli.engine.llama.sampler import (
+    GrammarSampler,
+    GreedySampler,
+    LlamaSampler,
+    logits,
+    logprob,
+    score_row,
+)
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
 from cerebrum_cli.engine.llama.vocabulary import Vocabulary
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, plan_slots
@@ -25,6 +34,9 @@ from cerebrum_cli.gguf.sizes import ModelSizes
 if TYPE_CHECKING:
     from numpy import float32
     from numpy.typing import NDArray
+
+
+MAX_OUTPUT_BYTES = 32 * 2**20  # of logits in one step: 256 rows of a vocabulary of 32,000 tokens
 
 
 class LlamaBackend(Vocabulary):
@@ -163,6 +175,18 @@ class LlamaBackend(Vocabulary):
 
     def logprob(self, row: int, token: int) -> float:
         return logprob(self.logits(row), token)
+
+    @property
+    def max_outputs(self) -> int:
+        """Maximum number of rows with logits in one decode of texts to score."""
+        return max(1, MAX_OUTPUT_BYTES // (4 * self.size))
+
+    def score_tokens(self, targets: Iterable[tuple[int, int]]) -> list[TokenScore]:
+        """Score tokens, row by row: a row stays in the processor's cache, all rows together do not."""
+        scores: list[TokenScore] = []
+        for row, pairs in groupby(targets, key=itemgetter(0)):
+            scores += score_row(self.logits(row), [token for _, token in pairs])
+        return scores
 
     def logits(self, row: int) -> NDArray[float32]:
         """Logits of a row of the last decode, one for each token; overwritten by the next decode."""

@@ -13,7 +13,7 @@ from cerebrum_cli.engine.llama.library import llama, log
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
-CACHE_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
+CACHE_TYPES = {"f32": llama.GGML_TYPE_F32, "f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
 FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA_FLASH_ATTN_TYPE_DISABLED}
 
 # The abort callback runs at every node of the graph. libc's atoi, on a byte that is "0" or "1", runs without Python and

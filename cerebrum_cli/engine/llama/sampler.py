@@ -7,11 +7,12 @@ whole vocabulary is not. Only if a token does not fit, all tokens are filtered a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.backend import TokenScore
 from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.library import llama
 
@@ -124,6 +125,16 @@ def logprob(row_logits: Any, token: int) -> float:
 
     highest = row_logits.max()
     return float(row_logits[token] - highest - log(exp(row_logits - highest).sum()))
+
+
+def score_row(row_logits: Any, tokens: Iterable[int]) -> list[TokenScore]:
+    """Score tokens by a row of logits."""
+    from numpy import exp, log
+
+    argmax = int(row_logits.argmax())
+    highest = row_logits[argmax]
+    log_total = float(highest) + float(log(exp(row_logits - highest).sum()))
+    return [TokenScore(float(row_logits[token]) - log_total, token == argmax) for token in tokens]
 
 
 def _chain(params: SamplingParams, seed: int, vocabulary_size: int) -> list[Any]:

@@ -1,0 +1,1 @@
+"""Log-probabilities of given continuations: a token trie, the steps that evaluate it once, and their execution."""

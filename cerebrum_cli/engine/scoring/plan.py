@@ -1,0 +1,241 @@
+"""Plan the steps that evaluate each node of a token trie once, with rows of many texts in one step. Pure.
+
+A path starts in a slot with a copy of what it has in common with the path before it, as soon as that is evaluated, or
+in the place of that path when it is finished; so a path keeps its slot until the next one has started. A step takes
+rows of the running paths, oldest first, and starts only as many paths as fill it: attention over a shared cache costs
+time for every token in it. Paths that wait for their prefix are overtaken by later ones, if these leave enough memory
+for any path: the first waiting one can then always continue in the place of the one before it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import chain
+from typing import NamedTuple
+
+from cerebrum_cli.engine.backend import Row
+from cerebrum_cli.engine.scoring.trie import Lookups, Path
+
+LOOKAHEAD = 64  # paths that are considered for a step, after the first that has not started
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of a step: rows, and rows with logits; of memory: slots, and cells in all of them together.
+
+    `is_trimmable` tells whether a slot with so many tokens can be trimmed to a length.
+    """
+
+    batch_size: int
+    max_outputs: int
+    slots: int
+    cells: int
+    is_trimmable: Callable[[int, int], bool]
+
+
+class Place(NamedTuple):
+    """Change of a slot before a step: it then holds the first `length` tokens of `source`, which may be itself."""
+
+    slot: int
+    source: int
+    length: int
+
+
+class Run(NamedTuple):
+    """Consecutive rows of a step: tokens `start` to `stop` of a text, evaluated in a slot that holds those before."""
+
+    slot: int
+    text: array[int]
+    start: int
+    stop: int
+
+
+class Lookup(NamedTuple):
+    """The probability of a token after a row of a step, and the continuations that it is a factor of."""
+
+    row: int
+    token: int
+    readers: tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """Changes of slots, then one decode of `rows`, then lookups in its logits, ascending by row.
+
+    It evaluates so many `nodes` of the trie for the first time: all its rows, unless slots could not be trimmed.
+    """
+
+    places: tuple[Place, ...]
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    lookups: tuple[Lookup, ...]
+    nodes: int
+
+
+class Piece(NamedTuple):
+    """Cells of a slot that were filled by the path `owner`, from the start of its own cells up to a length."""
+
+    owner: int
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class Running:
+    """A path in a slot; `evaluated` of its tokens are there before the step that is planned."""
+
+    index: int
+    path: Path
+    slot: int
+    evaluated: int
+    pieces: tuple[Piece, ...]
+    lookups: Lookups
+
+    @property
+    def length(self) -> int:
+        return len(self.path.tokens)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.evaluated == self.length
+
+
+def plan_steps(paths: Sequence[Path], limits: Limits) -> Iterator[Step]:
+    """Yield the steps that evaluate all paths; no path may be longer than the memory."""
+    planner = Planner(paths, limits)
+    while step := planner.next_step():
+        yield step
+
+
+class Planner:
+    """The state of memory after the steps planned so far."""
+
+    def __init__(self, paths: Sequence[Path], limits: Limits) -> None:
+        self._paths = paths
+        self._limits = limits
+        self._longest = max((len(path.tokens) for path in paths), default=0)
+        self._first = 0  # path that has not started
+        self._overtaking: set[int] = set()  # paths after the first that have started
+        self._running: dict[int, Running] = {}
+        self._free_slots = list(range(limits.slots))
+        self._places: list[Place] = []
+
+    def next_step(self) -> Step | None:
+        """Plan the next step; None if all is evaluated."""
+        self._start_paths()
+        runs = self._choose_runs()
+        if not runs:
+            assert self._first == len(self._paths), "no path can continue"
+            return None
+        rows: list[Row] = []
+        lookups: list[Lookup] = []
+        nodes = 0
+        for one, run in sorted(runs, key=lambda pair: pair[1].slot):
+            for position in range(run.start, run.stop):
+                readers = one.lookups.get(position + 1, {})
+                lookups += [Lookup(len(rows), token, tuple(readers[token])) for token in sorted(readers)]
+                rows.append(Row(run.slot, position, run.text[position], bool(readers)))
+            nodes += max(0, run.stop - max(run.start, one.path.shared))
+            one.evaluated = run.stop
+        step = Step(tuple(self._places), tuple(run for _, run in runs), tuple(rows), tuple(lookups), nodes)
+        self._places = self._release_slots()
+        return step
+
+    def _start_paths(self) -> None:
+        """Start paths whose prefix is evaluated, in order, until the step is full."""
+        rows = sum(one.length - one.evaluated for one in self._running.values())
+        source, shared = self._running.get(self._first - 1), self._longest
+        for index in range(self._first, min(self._first + LOOKAHEAD, len(self._paths))):
+            if self._has_started(index):
+                source, shared = self._running.get(index), self._longest
+                continue
+            shared = min(shared, self._paths[index].shared) if source else 0
+            if source and source.evaluated < shared:
+                continue
+            if rows >= self._limits.batch_size and not self._is_last_chance(source, shared):
+                break
+            started = self._start(index, source, shared)
+            if started is None:
+                break
+            rows += started.length - started.evaluated
+            source, shared = started, self._longest
+
+    def _is_last_chance(self, source: Running | None, shared: int) -> bool:
+        """Whether the source will not be trimmable any more to what it holds now."""
+        return source is not None and 0 < shared == source.evaluated and not self._is_trimmable(shared + 1, shared)
+
+    def _start(self, index: int, source: Running | None, shared: int) -> Running | None:
+        """Start a path with the first `shared` tokens of another; None if slots or memory are short."""
+        path = self._paths[index]
+        reused = shared if source and self._is_trimmable(source.evaluated, shared) else 0
+        inherited = [Piece(*piece[:2], min(piece.stop, reused)) for piece in source.pieces] if source else []
+        pieces = (*(one for one in inherited if one.start < one.stop), Piece(index, reused, len(path.tokens)))
+        replaced = source if source and source.is_finished and source.index == index - 1 else None
+        others = [one.pieces for one in self._running.values() if one is not replaced]
+        reserve = self._longest if index > self._first else 0
+        if used_cells([*others, pieces]) + reserve > self._limits.cells or not (replaced or self._free_slots):
+            return None
+        if replaced:
+            slot = replaced.slot
+            del self._running[replaced.index]
+        else:
+            slot = heappop(self._free_slots)
+        if replaced or (source and reused):
+            self._places.append(Place(slot, source.slot if source else slot, reused))
+        self._running[index] = started = Running(index, path, slot, reused, pieces, path.lookups_by_node())
+        self._overtaking.add(index)
+        while self._first in self._overtaking:
+            self._overtaking.remove(self._first)
+            self._first += 1
+        return started
+
+    def _choose_runs(self) -> list[tuple[Running, Run]]:
+        """Choose the rows of a step, from the first paths on."""
+        runs = []
+        rows, outputs = self._limits.batch_size, self._limits.max_outputs
+        for one in sorted(self._running.values(), key=lambda one: one.index):
+            stop = min(one.length, one.evaluated + rows, self._branch(one))
+            with_logits = [end for end in range(one.evaluated + 1, stop + 1) if end in one.lookups]
+            if len(with_logits) > outputs:
+                stop = with_logits[outputs] - 1
+            if stop > one.evaluated:
+                runs.append((one, Run(one.slot, one.path.tokens, one.evaluated, stop)))
+                rows -= stop - one.evaluated
+                outputs -= min(outputs, len(with_logits))
+        return runs
+
+    def _branch(self, one: Running) -> int:
+        """Length at which the next path needs a copy, if the slot could not be trimmed to it later; or the length."""
+        if not self._free_slots or one.index + 1 == len(self._paths) or self._has_started(one.index + 1):
+            return one.length
+        branch = self._paths[one.index + 1].shared
+        is_needed = one.evaluated < branch and not self._is_trimmable(one.length, branch)
+        return branch if is_needed else one.length
+
+    def _release_slots(self) -> list[Place]:
+        """Empty the slots of finished paths that no later path starts from."""
+        released = [
+            one
+            for one in self._running.values()
+            if one.is_finished and (one.index + 1 == len(self._paths) or self._has_started(one.index + 1))
+        ]
+        for one in released:
+            del self._running[one.index]
+            heappush(self._free_slots, one.slot)
+        return [Place(one.slot, one.slot, 0) for one in released]
+
+    def _has_started(self, index: int) -> bool:
+        return index < self._first or index in self._overtaking
+
+    def _is_trimmable(self, held: int, length: int) -> bool:
+        return self._limits.is_trimmable(held, length)
+
+
+def used_cells(slots: Iterable[Iterable[Piece]]) -> int:
+    """Number of cells of a shared cache that the pieces in the slots fill; copies take none."""
+    sizes: dict[int, int] = {}
+    for owner, start, stop in chain.from_iterable(slots):
+        sizes[owner] = max(sizes.get(owner, 0), stop - start)
+    return sum(sizes.values())
