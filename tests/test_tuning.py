@@ -119,6 +119,12 @@ def test_search_compares_ask_with_defaults_of_its_own() -> None:
     assert overrides_by_use(run_search(ScriptedBench(slow_load), space=space)[0]) == {"ask": {"repack": True}}
     faster = SpeedModel(single={("repack", False): (1.5, 1.2)})
     assert overrides_by_use(run_search(ScriptedBench(faster), space=space)[0]) == {"chat": {"repack": False}}
+    threads = SpeedModel(
+        single={("repack", False): (1.5, 0.7), ("n_threads", 4): (1.0, 1.3), ("n_threads_batch", 4): (1.3, 1.0)},
+        load_s={True: 4.0, False: 0.2},
+    )
+    for use in run_search(ScriptedBench(threads), space=space)[0].values():  # tried with both defaults
+        assert use.tuning.overrides == {} or use.tuning.overrides == {"n_threads": 4, "n_threads_batch": 4}
     refused = ScriptedBench(faster, agreement=lambda tuning: 0.5 if tuning.repack is False else 1.0)
     uses, search, _ = run_search(refused, space=space)
     assert overrides_by_use(uses) == {}

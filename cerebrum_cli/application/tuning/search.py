@@ -222,10 +222,13 @@ class Search:
         return seconds
 
     def _can_matter(self, base: Candidate, kind: JobKind, settings: dict[str, Any]) -> bool:
-        """Whether settings affect a kind of work that takes a relevant share of a use that the base is best for."""
+        """Whether settings affect a kind of work that takes a relevant share of a use of the base.
+
+        That is a use that the base is best for, or was until the settings were tried on another base.
+        """
         if base.speeds is None or ("n_ubatch" if kind == "decode" else "slots") in settings:
             return False
-        uses = [use for use in USES if use.is_batch == base.is_batch and self.best[use.name] is base]
+        uses = [use for use in USES if base in (self.best.get(use.name), self.defaults.get(use.name))]
         return any(use.shares(base.speeds)[kind] >= MIN_SHARE for use in uses)
 
     def _speedup(self, candidate: Candidate, base: Candidate, kind: JobKind) -> float:
