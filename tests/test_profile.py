@@ -652,6 +652,14 @@ def test_tune_measures_drafts_with_the_settings_of_each_use(runner: CommandRunne
     assert runner.run("show", runner.model, "--json").object["profile"]["uses"] == uses
 
 
+def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: CommandRunner) -> None:
+    runner.row_cost = 0.5
+    runner.speed_model = SpeedModel(single={("n_ubatch", 256): (1.5, 1.0)}, baseline=Speeds(0.1, 20.0, 400.0))
+    uses = runner.run("tune", runner.model, "--json").object["uses"]
+    assert uses["chat"]["settings"] == uses["ask"]["settings"] == {"n_ubatch": 256}
+    assert runner.benches[-1].stepped == [Tuning(repack=True)]
+
+
 def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
     runner = CommandRunner(tmp_path, write_quantized(tmp_path / "experts.gguf", experts=4))
     runner.row_cost = 0.25

@@ -7,7 +7,7 @@ against the defaults again, and used only if it wins again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
@@ -96,11 +96,11 @@ class Search:
                 self._compare_ask_default()
             return
         leaders = self._leaders(stage.is_batch)
-        if not any(self._can_matter(base, kind, stage.settings) for base in leaders for kind in JOB_KINDS):
+        if not any(can_matter(base, uses, kind, stage.settings) for base, uses in leaders for kind in JOB_KINDS):
             self.untried[stage.label] = NEGLIGIBLE
             return
-        for base in leaders:
-            if not self._try_on(base, stage):
+        for base, uses in leaders:
+            if not self._try_on(base, uses, stage):
                 break
 
     def _measure_default(self, tuning: Tuning, uses: Iterable[Use]) -> None:
@@ -141,21 +141,22 @@ class Search:
         sized = self.jobs[candidate.is_batch, kind] = job._replace(tokens=min(most, max(least, tokens)))
         return speed if sized == job else self.bench.speed(candidate.tuning, sized)
 
-    def _leaders(self, is_batch: bool) -> list[Candidate]:
-        """Candidates that are currently the best for some use, without duplicates."""
-        leaders: list[Candidate] = []
+    def _leaders(self, is_batch: bool) -> list[tuple[Candidate, list[Use]]]:
+        """Candidates that are currently the best for some uses, with these uses."""
+        leaders: dict[int, tuple[Candidate, list[Use]]] = {}
         for use in USES:
-            if use.is_batch == is_batch and self.best[use.name] not in leaders:
-                leaders.append(self.best[use.name])
-        return leaders
+            if use.is_batch == is_batch:
+                best = self.best[use.name]
+                leaders.setdefault(id(best), (best, []))[1].append(use)
+        return list(leaders.values())
 
-    def _try_on(self, base: Candidate, stage: Stage) -> bool:
+    def _try_on(self, base: Candidate, uses: Sequence[Use], stage: Stage) -> bool:
         """Measure settings on top of a leader, unless they cannot matter, are known, or would take too long.
 
         False if they were measured and brought no gain.
         """
         tuning = replace(base.tuning, **stage.settings)
-        kinds = [kind for kind in JOB_KINDS if self._can_matter(base, kind, stage.settings)]
+        kinds = [kind for kind in JOB_KINDS if can_matter(base, uses, kind, stage.settings)]
         is_known = any(each.tuning == tuning and each.is_batch == base.is_batch for each in self.candidates)
         if not kinds or is_known or (tuning.cache_type == "q8_0" and tuning.flash_attention is False):
             return True  # llama.cpp requires flash attention for a quantized cache
@@ -171,7 +172,7 @@ class Search:
             self._update_best()
             return True
         if "n_threads" in stage.settings and (prefill > 1) != (decode > 1) and not (base.is_batch or candidate.dropped):
-            self._split_threads(base, candidate, faster_prefill=prefill > 1)
+            self._split_threads(base, uses, candidate, faster_prefill=prefill > 1)
         return max(prefill, decode) >= MIN_IMPROVEMENT
 
     def _measure(self, candidate: Candidate, base: Candidate, kinds: Iterable[JobKind]) -> tuple[float, float]:
@@ -202,12 +203,12 @@ class Search:
             if each.speeds and (key := load_key(each.tuning)) in self.loads:
                 each.speeds = replace(each.speeds, load_s=median(self.loads[key]))
 
-    def _split_threads(self, base: Candidate, candidate: Candidate, faster_prefill: bool) -> None:
+    def _split_threads(self, base: Candidate, uses: Sequence[Use], candidate: Candidate, faster_prefill: bool) -> None:
         """Try the new thread count only for the phase that it made faster."""
         counts = (base.tuning.n_threads, candidate.tuning.n_threads)
         decode, prefill = counts if faster_prefill else counts[::-1]
         split = {"n_threads": decode, "n_threads_batch": prefill}
-        self._try_on(candidate if self._is_best(candidate) else base, Stage("", base.is_batch, split))
+        self._try_on(candidate if self._is_best(candidate) else base, uses, Stage("", base.is_batch, split))
 
     def _is_best(self, candidate: Candidate) -> bool:
         return any(best is candidate for best in self.best.values())
@@ -220,16 +221,6 @@ class Search:
             sequences = job.sequences if kind == "decode" else 1
             seconds += 2 * job.tokens * sequences / (speeds.prompt if kind == "prefill" else speeds.generate)
         return seconds
-
-    def _can_matter(self, base: Candidate, kind: JobKind, settings: dict[str, Any]) -> bool:
-        """Whether settings affect a kind of work that takes a relevant share of a use of the base.
-
-        That is a use that the base is best for, or was until the settings were tried on another base.
-        """
-        if base.speeds is None or ("n_ubatch" if kind == "decode" else "slots") in settings:
-            return False
-        uses = [use for use in USES if base in (self.best.get(use.name), self.defaults.get(use.name))]
-        return any(use.shares(base.speeds)[kind] >= MIN_SHARE for use in uses)
 
     def _speedup(self, candidate: Candidate, base: Candidate, kind: JobKind) -> float:
         """Median speedup over the base; a clear loss or win in the first pair ends the measurement."""
@@ -328,6 +319,13 @@ class Search:
             decode = self._paired_speedup(best, baseline, "decode", turn)
             pairs.append(replace(measured, prompt=known.prompt * prefill, generate=known.generate * decode))
         return pairs
+
+
+def can_matter(base: Candidate, uses: Sequence[Use], kind: JobKind, settings: dict[str, Any]) -> bool:
+    """Whether settings affect a kind of work that takes a relevant share of one of the uses of a candidate."""
+    if base.speeds is None or ("n_ubatch" if kind == "decode" else "slots") in settings:
+        return False
+    return any(use.shares(base.speeds)[kind] >= MIN_SHARE for use in uses)
 
 
 def unmeasurable(error: TrialError) -> EngineError:

@@ -107,15 +107,20 @@ def with_step_costs(
     """Add the costs of steps with drafts to the uses that generate one sequence; equal settings are measured once."""
     defaults: dict[UseName, Tuning] = {"chat": space.chat, "ask": space.ask}
     tunings = {name: replace(default, **uses[name].tuning.overrides) for name, default in defaults.items()}
-    costs: dict[Tuning, StepCosts | None] = {}
-    for done, tuning in enumerate(dict.fromkeys(tunings.values())):
-        yield StageEvent("steps with drafts", done, len(tunings))
-        rows = tuple(count for count in budget.step_rows if count <= (tuning.n_ubatch or count))
+    jobs = {name: _step_job(tuning, budget.step_rows) for name, tuning in tunings.items()}
+    costs: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
+    for done, (tuning, rows) in enumerate(dict.fromkeys(jobs.values())):
+        yield StageEvent("steps with drafts", done, len(jobs))
         try:
-            costs[tuning] = bench.step_costs(tuning, rows, budget.steps_s)
+            costs[tuning, rows] = bench.step_costs(tuning, rows, budget.steps_s)
         except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
-            costs[tuning] = None
-    return {**uses, **{name: replace(uses[name], step_costs=costs[tuning]) for name, tuning in tunings.items()}}
+            costs[tuning, rows] = None
+    return {**uses, **{name: replace(uses[name], step_costs=costs[job]) for name, job in jobs.items()}}
+
+
+def _step_job(tuning: Tuning, rows: tuple[int, ...]) -> tuple[Tuning, tuple[int, ...]]:
+    """Settings that matter for a step, and the numbers of rows that fit into one."""
+    return replace(tuning, n_ubatch=None), tuple(count for count in rows if count <= (tuning.n_ubatch or count))
 
 
 def changed_uses(
