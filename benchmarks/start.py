@@ -9,11 +9,12 @@ phases   A question to the starter model, traced by benchmarks/traced.py: the se
 imports  The phases before llama.cpp starts to load the model, against the start of a bare Python interpreter.
 token    The same question without tracing, against llama-completion, which gets the rendered prompt: with the context
          that ours allocates, and with the one it allocates by itself.
-second   With FILE, a model that benchmarks/mistral_shape.py has written: a first question saves the common prefix in
-         the prompt cache, then a second one is timed from the loaded model to its first token, which includes finding
-         and restoring the prefix. The peer is a raw text with as many tokens as the second question evaluates, without
-         the cache. Once with the default system prompt, once with one of about 600 tokens. Three pairs by default; the
-         only warm-up is the run that counts the cached tokens.
+large    With FILE, a model that benchmarks/mistral_shape.py has written: a prompt of 60 tokens without a profile; first
+         token and whole answer against llama-completion with the same context, as it is and with --no-repack.
+second   With FILE: a first question saves the common prefix in the prompt cache, then a second one is timed from the
+         loaded model to its first token, which includes finding and restoring the prefix. The peer is a raw text with
+         as many tokens as the second question evaluates, without the cache. Once with the default system prompt, once
+         with one of about 600 tokens. Three pairs by default; the only warm-up is the run that counts cached tokens.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ QUESTION = "What is the capital of France?"
 FIRST, SECOND = "How many legs do seven spiders have?", "How many wheels do nine cars have?"
 SYSTEM = (ROOT / "cerebrum_cli" / "probe.txt").read_text(encoding="utf-8")[:2000]
 RUNS, SHAPE_RUNS = 7, 3
+LARGE_PROMPT, LARGE_REPLY = 60, 256  # tokens
 
 
 def main() -> None:
@@ -68,6 +70,9 @@ def main() -> None:
         record([cold_start_row(ask, isolated_environment(Path(name)), runs, options.dry_run)], options.dry_run)
         record(first_token_rows(model, ask, isolated_environment(Path(name)), runs), options.dry_run)
     if options.shape:
+        with tempfile.TemporaryDirectory() as name:
+            for row in large_model_rows(options.shape, isolated_environment(Path(name)), options.runs):
+                record([row], options.dry_run)
         for system in (None, SYSTEM):
             record([second_question_row(options.shape, system, options.runs or SHAPE_RUNS)], options.dry_run)
 
@@ -157,6 +162,36 @@ def first_token_rows(model: str, ask: Sequence[str], environment: Environment, r
         )
         label = f"first token from exec, starter: cerebrum ask / llama-completion --no-warmup, {context}"
         yield Row(label, f"{ours_s * 1e3:.0f} ms", f"{peer_s * 1e3:.0f} ms", ratio, "<= 1.6")
+
+
+def large_model_rows(model: str, environment: Environment, runs: int | None) -> Iterator[Row]:
+    """Compare the first token, and a whole answer, with those of llama-completion with and without repacking."""
+    ask = [SCRIPT, "ask", "-m", model, "--threads", str(THREADS), "--no-profile", "--no-log", "--no-cache"]
+    ask += ["--temperature", "0", "--raw", text_of_length(LARGE_PROMPT, ask, environment)]
+    for what, tokens, measure, pairs, targets in (
+        ("first token", 1, time_to_first_byte, runs or RUNS, ("<= 0.7", "<= 1.25")),
+        ("whole answer", LARGE_REPLY, process_seconds, runs or SHAPE_RUNS, ("<= 1.25", "<= 1.1")),
+    ):
+        ours = [*ask, "-n", str(tokens)]
+        reply = json.loads(run([*ours, "--json"], environment=environment).output)
+        if reply["completion_tokens"] != tokens:
+            raise RuntimeError(f"the model stopped after {reply['completion_tokens']} tokens")
+        peer = completion_peers(ours, model, tokens, environment)[0]
+        for option, target in zip(((), ("--no-repack",)), targets, strict=True):
+            theirs = [*peer.command, "--ignore-eos", *option]
+            ours_s, peer_s, ratio = alternate(
+                lambda: measure(ours, environment),  # noqa: B023
+                lambda: measure(theirs, environment),  # noqa: B023
+                pairs,
+            )
+            program = " ".join(["llama-completion --no-warmup", *option])
+            label = f"{what}, 7B shape, {LARGE_PROMPT} + {tokens} tokens, no profile: cerebrum ask / {program}"
+            yield Row(f"{label}, {peer.context}", f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, target)
+
+
+def process_seconds(command: Sequence[str], environment: Environment) -> float:
+    """Wall time of a process."""
+    return run(command, environment=environment).seconds
 
 
 # With the prompt cache.

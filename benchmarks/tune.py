@@ -7,10 +7,9 @@ The starter model, and FILE if benchmarks/mistral_shape.py has written it, are e
 Each use is then timed as a whole process, with and without --no-profile in alternation; the starter model after a
 warm-up of both. Nothing is cached between runs. A use whose tuned settings are the defaults is not measured.
 
-chat      Questions piped in, one per turn.
-ask       A short question with a longer reply.
-ask-long  A long prompt with a reply of four tokens; for FILE also the prefill speed.
-batch     Short questions, with replies of equal length that ignore the end token.
+chat   Questions piped in, one per turn.
+ask    A short question with a longer reply.
+batch  Short questions, with replies of equal length that ignore the end token.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from answering import model_path
-from harness import ROOT, SCRIPT, Row, Run, isolated_environment, medians, record, run
+from harness import SCRIPT, Row, Run, isolated_environment, medians, record, run
 
 LIMIT_S = 120
 DEFAULT = "--no-profile"
-PROBE = (ROOT / "cerebrum_cli" / "probe.txt").read_text(encoding="utf-8")
 STORY = "Tell me a long story about seven apples and a boat."
 TURNS = (
     STORY,
@@ -39,28 +37,20 @@ MIN_SPEEDUP = ">= 0.97"
 
 
 class Case(NamedTuple):
-    """A model to tune and the amount of work to measure; `text` is the long prompt's number of characters."""
+    """A model to tune and the amount of work to measure."""
 
     name: str
     path: str
     options: tuple[str, ...]
     runs: int
-    text: int
     reply: int
     turns: int
     rows: int
     warms_up: bool
 
 
-class Measurement(NamedTuple):
-    """Wall time of a process in seconds, and its prefill speed in tokens per second if it was measured."""
-
-    seconds: float
-    prompt_rate: float = 0.0
-
-
-Scenario = Callable[[Sequence[str]], Measurement]
-"""Run one use with extra options."""
+Scenario = Callable[[Sequence[str]], float]
+"""Run one use with extra options; wall time of the process in seconds."""
 
 
 def main() -> None:
@@ -75,10 +65,10 @@ def main() -> None:
     cases = []
     if options.only != "shape":
         starter = str(model_path("starter"))
-        cases.append(Case("starter", starter, (), options.runs or 3, 7000, 48, 4, 64, warms_up=True))
+        cases.append(Case("starter", starter, (), options.runs or 3, 48, 4, 64, warms_up=True))
     if options.shape and options.only != "starter":
         format_option = ("--format", "cerebrum")
-        cases.append(Case("7B shape", options.shape, format_option, options.runs or 2, 1600, 48, 3, 16, warms_up=False))
+        cases.append(Case("7B shape", options.shape, format_option, options.runs or 2, 48, 3, 16, warms_up=False))
     for case in cases:
         with tempfile.TemporaryDirectory() as name:
             tune_and_compare(case, Path(name), options.quick, options.dry_run or options.quick)
@@ -94,12 +84,10 @@ def tune_and_compare(case: Case, directory: Path, quick: bool, dry_run: bool) ->
     record([row], dry_run)
     for name, use in profile["uses"].items():
         print(f"{name}: {settings_text(use['settings'])}, gain {use['gain']}, agreement {use['agreement']}")
-    print(f"prompts of {profile['long_from']} tokens or more count as long", flush=True)
     scenarios = Scenarios(case, directory, environment)
     for use_name in ("ask", "chat", "batch"):
         pairs = measure_pairs(getattr(scenarios, use_name), case, profile["uses"][use_name]["settings"])
         record([process_row(use_name, case, profile["uses"][use_name]["settings"], pairs)], dry_run)
-    record(long_rows(scenarios, case, profile), dry_run)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -107,7 +95,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items()) or "default settings"
 
 
-def measure_pairs(use: Scenario, case: Case, settings: Mapping[str, Any]) -> list[tuple[Measurement, Measurement]]:
+def measure_pairs(use: Scenario, case: Case, settings: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Measure default and tuned settings in alternation; no pairs if they are the same."""
     if not settings:
         return []
@@ -116,35 +104,13 @@ def measure_pairs(use: Scenario, case: Case, settings: Mapping[str, Any]) -> lis
     return [(use([DEFAULT]), use([])) for _ in range(case.runs)]
 
 
-def process_row(
-    use: str, case: Case, settings: Mapping[str, Any], pairs: Sequence[tuple[Measurement, Measurement]]
-) -> Row:
+def process_row(use: str, case: Case, settings: Mapping[str, Any], pairs: Sequence[tuple[float, float]]) -> Row:
     """Speedup of a whole process with tuned settings."""
     label = f"tuned for {use}: default settings / profile, {case.name}"
     if not pairs:
         return Row(label, "default settings", "not measured", 1.0, MIN_SPEEDUP)
-    default_s, tuned_s, ratio = medians([(default_s.seconds, tuned_s.seconds) for default_s, tuned_s in pairs])
+    default_s, tuned_s, ratio = medians(pairs)
     return Row(label, f"{tuned_s:.2f} s ({settings_text(settings)})", f"{default_s:.2f} s", ratio, MIN_SPEEDUP)
-
-
-def long_rows(scenarios: Scenarios, case: Case, profile: Mapping[str, Any]) -> list[Row]:
-    """Rows of the long prompt: the whole process, and for the 7B shape the prefill speed."""
-    long_from, name = profile["long_from"], "ask-long"
-    if profile["uses"]["ask"]["settings"] != profile["uses"]["ask-long"]["settings"] and (
-        long_from is None or long_from > scenarios.long_tokens
-    ):
-        print(f"the long prompt, about {scenarios.long_tokens} tokens, is too short: using the settings for ask")
-        name = "ask"
-    settings = profile["uses"][name]["settings"]
-    pairs = measure_pairs(scenarios.ask_long, case, settings)
-    rows = [process_row("ask-long", case, settings, pairs)]
-    if case.name == "starter":
-        return rows
-    label = f"prefill of {scenarios.prompt_tokens} tokens, {case.name}, profile / default settings"
-    if not pairs:
-        return [*rows, Row(label, "default settings", "not measured", 1.0, ">= 1.3")]
-    tuned, default, ratio = medians([(tuned.prompt_rate, default.prompt_rate) for default, tuned in pairs])
-    return [*rows, Row(label, f"{tuned:.1f} tok/s", f"{default:.1f} tok/s", ratio, ">= 1.3")]
 
 
 class Scenarios:
@@ -153,68 +119,44 @@ class Scenarios:
     def __init__(self, case: Case, directory: Path, environment: Mapping[str, str]) -> None:
         self._case = case
         self._environment = environment
-        self._text, self._questions, self._answers = (
-            directory / name for name in ("long.txt", "rows.txt", "rows.jsonl")
-        )
-        self._text.write_text(long_text(case.text), encoding="utf-8")
+        self._questions, self._answers = (directory / name for name in ("rows.txt", "rows.jsonl"))
         rows = (f"How many are {number} apples and {number % 7 + 2} pears?\n" for number in range(1, case.rows + 1))
         self._questions.write_text("".join(rows), encoding="utf-8")
         self._transcript: str | None = None
 
-    @property
-    def long_tokens(self) -> int:
-        """Estimated number of tokens of the long text, as the command estimates it before loading the vocabulary."""
-        return self._case.text // 4
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Number of tokens of the long text's prompt."""
-        count: int = json.loads(self._run("ask", "-f", str(self._text), "--dry-run", "--json").output)["prompt_tokens"]
-        return count
-
-    def ask(self, extra_options: Sequence[str]) -> Measurement:
+    def ask(self, extra_options: Sequence[str]) -> float:
         """Ask for a longer reply."""
         return self._ask(STORY, "-n", str(self._case.reply), *extra_options)
 
-    def ask_long(self, extra_options: Sequence[str]) -> Measurement:
-        """Evaluate a long prompt."""
-        return self._ask("-f", str(self._text), "-n", "4", *extra_options)
-
-    def chat(self, extra_options: Sequence[str]) -> Measurement:
+    def chat(self, extra_options: Sequence[str]) -> float:
         """Chat; print a note if the replies differ from those of the previous run."""
         turns = "".join(f"{turn}\n" for turn in TURNS[: self._case.turns])
         finished = self._run("chat", "-n", str(self._case.reply // 2), "--no-cache", *extra_options, stdin_text=turns)
         if self._transcript not in (None, finished.output):
             print("the replies of this chat differ from those of the previous run")
         self._transcript = finished.output
-        return Measurement(finished.seconds)
+        return finished.seconds
 
-    def batch(self, extra_options: Sequence[str]) -> Measurement:
+    def batch(self, extra_options: Sequence[str]) -> float:
         """Answer many questions."""
         files = (str(self._questions), "-o", str(self._answers), "--restart")
         finished = self._run("batch", *files, "-n", "16", "--ignore-eos", *extra_options)
         rows = [json.loads(line) for line in self._answers.read_text(encoding="utf-8").splitlines()]
         if [row["completion_tokens"] for row in rows] != [16] * self._case.rows:
             raise RuntimeError(f"unexpected token counts: {rows}")
-        return Measurement(finished.seconds)
+        return finished.seconds
 
-    def _ask(self, *arguments: str) -> Measurement:
+    def _ask(self, *arguments: str) -> float:
         """Measure one question; RuntimeError if the reply is too short or the prompt was cached."""
         finished = self._run("ask", *arguments, "--no-cache", "--no-log", "--json")
         reply = json.loads(finished.output)
         if reply["finish_reason"] != "length" or reply["cached_tokens"]:
             raise RuntimeError(f"unexpected reply: {reply}")
-        return Measurement(finished.seconds, reply["timings"]["prompt_tokens_per_second"])
+        return finished.seconds
 
     def _run(self, command: str, *arguments: str, stdin_text: str | None = None) -> Run:
         model = ("-m", self._case.path, *self._case.options)
         return run([SCRIPT, command, *model, *arguments], stdin_text, self._environment)
-
-
-def long_text(size: int) -> str:
-    """Text of `size` characters whose parts have no common prefix."""
-    parts = (f"Part {number}. {PROBE}\n\n" for number in range(1, size // len(PROBE) + 2))
-    return "".join(parts)[:size]
 
 
 if __name__ == "__main__":

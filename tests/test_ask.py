@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import pytest
 import typer
 from command_line import COMMAND, CommandLine, endless_reply_grammar, fixed_reply_grammar
 from templates import chatml_prompt
-from tiny_models import write_chatml
+from tiny_models import write_chatml, write_quantized
 
 from cerebrum_cli import __version__
 from cerebrum_cli.formats.plain import CEREBRUM
@@ -187,6 +188,16 @@ def test_stats_on_stderr_include_the_seed(user: CommandLine) -> None:
     [line] = done.err.splitlines()
     assert "| seed 11 |" in line
     assert "| context 2048 |" in line
+
+
+def test_stats_name_how_weights_are_laid_out(user: CommandLine) -> None:
+    x86 = machine().lower() in ("x86_64", "amd64")
+    quantized = write_quantized(user.home / "tiny-Q4_K_M.gguf")
+    whole = write_chatml(user.home / "tiny-F32.gguf")
+    for model, is_repacked in ((quantized, not x86), (whole, True)):
+        [line] = user.run("ask", "-m", model, "--stats", "-n", "2", "--quiet", "hi").err.splitlines()
+        assert ("| weights repacked where possible |" in line) == is_repacked
+        assert ("| weights as in the file (not repacked) |" in line) == (not is_repacked)
 
 
 def test_seed_repeats_an_answer_and_a_random_one_is_reported(user: CommandLine) -> None:

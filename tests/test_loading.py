@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.application.inference.loading import with_fallback
+from cerebrum_cli.application.inference.loading import Opener
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, FinishEvent, LoadEvent, NoticeEvent
 from cerebrum_cli.core.parts import Text
@@ -131,8 +131,7 @@ def test_load_with_gpu_layers_but_no_gpu_gives_a_notice(chatml_model: Path) -> N
 def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path) -> None:
     default = options(chatml_model)
     tuned = replace(default, cache_type="q8_0")  # this model's heads are narrower than a block
-    open_backend = with_fallback(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default)
-    engine = Engine(open_backend)
+    engine = Engine(Opener(lambda given: lambda emit, stop: open_llama(given, emit, stop), tuned, default))
     list(engine.load())
     request = Request(engine.tokenize([Text("abc")]), SamplingParams(max_tokens=4))
     for expected in (1, 0):
@@ -261,10 +260,10 @@ def test_notice_for_gpu_layers_without_a_gpu(tmp_path: Path) -> None:
     assert "no GPU found" in unseen.message
 
 
-def test_plan_repacking_skips_k_quants_in_batches_on_x86() -> None:
-    assert plan_repacking("Q4_K_M", False, "x86_64") and plan_repacking("Q4_K_M", True, "arm64")
-    assert not plan_repacking("Q4_K_M", True, "x86_64") and not plan_repacking("Q6_K", True, "AMD64")
-    assert plan_repacking("Q4_0", True, "x86_64") and plan_repacking(None, True, "x86_64")
+def test_plan_repacking_repacks_k_quants_on_x86_only_for_a_chat() -> None:
+    assert plan_repacking("Q4_K_M", True, "x86_64") and plan_repacking("Q4_K_M", False, "arm64")
+    assert not plan_repacking("Q4_K_M", False, "x86_64") and not plan_repacking("Q6_K", False, "AMD64")
+    assert plan_repacking("Q4_0", False, "x86_64") and plan_repacking(None, False, "x86_64")
 
 
 def test_notice_for_a_context_limited_by_memory() -> None:

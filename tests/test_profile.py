@@ -29,10 +29,8 @@ from cerebrum_cli.application.inference.profiles import (
     profile_object,
     without_user_settings,
 )
-from cerebrum_cli.application.inference.question import estimate_tokens
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.tune import BenchFactory, search_space, trial_options
-from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS, StepCosts
@@ -45,10 +43,10 @@ from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tuning_report import print_profile
 
 DEFAULT_SPEEDS = Speeds(2.0, 30.0, 8.0, 8_000_000_000)
-LONG_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
+TUNED_SPEEDS = Speeds(0.5, 45.0, 5.6, 4_600_000_000)
 DEFAULT_USE = TunedUse(Tuning(), DEFAULT_SPEEDS, DEFAULT_SPEEDS)
-LONG_USE = TunedUse(Tuning(repack=False), LONG_SPEEDS, DEFAULT_SPEEDS, 1.31, 0.987)
-KEYS = ["model", "file", "created", "machine", "build", "long_from", "uses", "tried"]
+TUNED_USE = TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.31, 0.987)
+KEYS = ["model", "file", "created", "machine", "build", "uses", "tried"]
 USE_KEYS = [
     "settings",
     "gain",
@@ -68,54 +66,15 @@ def profile(
     build: str = "b1",
     *,
     chat: TunedUse = DEFAULT_USE,
-    ask: TunedUse = DEFAULT_USE,
-    long: TunedUse = LONG_USE,
+    ask: TunedUse = TUNED_USE,
     batch: TunedUse = DEFAULT_USE,
 ) -> Profile:
-    """A profile that differs from the defaults only for long prompts."""
-    uses: dict[UseName, TunedUse] = {"chat": chat, "ask": ask, "ask-long": long, "batch": batch}
+    """A profile that differs from the defaults only for `ask`."""
+    uses: dict[UseName, TunedUse] = {"chat": chat, "ask": ask, "batch": batch}
     return Profile(model, machine, build, "2026-11-20T20:58:34+00:00", uses)
 
 
 # Choosing settings.
-
-
-@pytest.mark.parametrize(
-    ("long", "limit"),
-    [
-        (Speeds(2.0, 45.0, 5.6), 618),  # costs 128 / 5.6 - 128 / 8 seconds, saves 1 / 30 - 1 / 45 per prompt token
-        (Speeds(3.0, 45.0, 8.0), 91),
-        (Speeds(2.0, 31.0, 8.0), 65),  # 64 tokens never count as long
-        (Speeds(1.0, 45.0, 5.6), 528),
-        (Speeds(0.5, 45.0, 8.0), 65),
-        (Speeds(2.0, 30.0, 9.0), None),
-        (Speeds(0.1, 29.9, 5.0), None),
-    ],
-)
-def test_profile_computes_the_length_of_long_prompts(long: Speeds, limit: int | None) -> None:
-    default = Speeds(2.0, 30.0, 8.0)
-    measured = profile(ask=TunedUse(Tuning(), default, default), long=TunedUse(Tuning(repack=False), long, default))
-    assert measured.long_from == limit
-    if limit:
-        assert long.seconds(limit, 128) < default.seconds(limit, 128)
-        assert limit == 65 or long.seconds(limit - 1, 128) >= default.seconds(limit - 1, 128)
-
-
-def test_profile_without_different_settings_has_no_long_prompts() -> None:
-    same = profile(ask=LONG_USE, long=replace(LONG_USE, speeds=replace(LONG_SPEEDS, prompt=99.0)))
-    assert same.long_from is None
-    assert same.tuning("ask", 10**9) == LONG_USE.tuning
-
-
-def test_profile_chooses_settings_by_length_only_for_ask() -> None:
-    chat, batch = (TunedUse(Tuning(n_threads=n), DEFAULT_SPEEDS, DEFAULT_SPEEDS) for n in (1, 2))
-    measured = profile(chat=chat, batch=batch)
-    limit = measured.long_from
-    assert limit
-    assert [measured.tuning("ask", n) for n in (0, limit - 1, limit)] == [Tuning(), Tuning(), Tuning(repack=False)]
-    assert measured.tuning("chat", 10**6) == Tuning(n_threads=1)
-    assert measured.tuning("batch", 10**6) == Tuning(n_threads=2)
-    assert measured.tuning("ask-long") == Tuning(repack=False)
 
 
 def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
@@ -127,15 +86,6 @@ def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
     resolved = ResolvedModel(Model("nano", (NANO,)), profile(chat=chat))
     assert (resolved.step_costs("chat"), resolved.step_costs("ask")) == (STEP_COSTS, None)
     assert ResolvedModel(resolved.model).step_costs("chat") is None
-
-
-def test_estimate_tokens_counts_what_is_not_answered_yet() -> None:
-    assert estimate_tokens(None) == estimate_tokens(Conversation()) == 0
-    assert estimate_tokens(Conversation(system_prompt="x" * 97).user("x" * 303)) == 100
-    assert estimate_tokens(Conversation().user("東京" * 2)) == 3
-    conversation = Conversation().user("x" * 4000).assistant("y" * 4000)
-    assert estimate_tokens(conversation) == 0
-    assert estimate_tokens(conversation.user("z" * 40)) == 10
 
 
 # Load options.
@@ -224,8 +174,8 @@ def test_load_options_prefer_user_settings_over_the_tuning() -> None:
 def test_search_space_depends_on_memory_and_settings() -> None:
     model = Model("nano", (NANO,))
     space = search_space(model, Settings())
-    assert space.baseline.repack is True
-    assert space.batch_baseline.slots == min(32, space.slots)
+    assert space.chat.repack is True
+    assert space.batch.slots == min(32, space.slots)
     assert 1 <= space.slots <= 64
     assert space.layers == model.header.n_layers
     assert search_space(model, Settings(threads=3)).threads == ()
@@ -242,7 +192,7 @@ def store(tmp_path: Path) -> ProfileStore:
 
 def test_profile_store_saves_replaces_and_deletes(store: ProfileStore) -> None:
     assert (store.find("sha 1"), store.find_other("sha 1")) == (None, None)
-    saved = profile(batch=TunedUse(ALL_SETTINGS, LONG_SPEEDS, DEFAULT_SPEEDS, 1.2, None))
+    saved = profile(batch=TunedUse(ALL_SETTINGS, TUNED_SPEEDS, DEFAULT_SPEEDS, 1.2, None))
     store.save(saved)
     assert store.find("sha 1") == saved
     assert store.find_other("sha 1") is None
@@ -312,7 +262,7 @@ def find_content(content: bytes, folder: Path) -> Profile | None:
     found = store.find("sha 1")
     store.find_other("sha 1")
     if found:
-        assert all(found.tuning("ask", tokens).validated() for tokens in (0, 10**9))
+        assert all(used.tuning.validated() for used in found.uses.values())
         json.dumps(profile_object(found), allow_nan=False)
         print_profile(Streams(StringIO(), StringIO(), None, False, False, False), found)
     return found
@@ -428,7 +378,7 @@ class CommandRunner:
         self.model = model
         self.loaded: list[LoadOptions] = []
         self.benches: list[ScriptedBench] = []
-        self.speed_model = SpeedModel(single={("repack", False): (1.5, 0.7)}, batch={("slots", 16): (1.0, 1.5)})
+        self.speed_model = SpeedModel(single={("repack", False): (1.5, 0.9)}, batch={("slots", 16): (1.0, 1.5)})
         self.devices: tuple[Device, ...] = ()
         self.disturbed_jobs = 0
         self.row_cost: float | None = None
@@ -500,36 +450,8 @@ def tuned_use(count: int, speeds: Speeds = DEFAULT_SPEEDS, slots: int | None = N
 @pytest.fixture
 def tuned(runner: CommandRunner) -> CommandRunner:
     """A runner with a profile that has a different number of threads for each use."""
-    runner.save_profile(
-        profile(chat=tuned_use(11), ask=tuned_use(12), long=tuned_use(13, LONG_SPEEDS), batch=tuned_use(14, slots=5))
-    )
+    runner.save_profile(profile(chat=tuned_use(11), ask=tuned_use(12), batch=tuned_use(14, slots=5)))
     return runner
-
-
-LONG_FROM = profile().long_from or 0
-
-
-def test_ask_uses_the_settings_for_its_prompt_length(tuned: CommandRunner) -> None:
-    short = "x" * (4 * LONG_FROM - 1)
-    assert tuned.load_options("ask", short).n_threads == 12
-    assert tuned.load_options("ask", short + "x").n_threads == 13
-    assert tuned.load_options("ask", piped=short.encode()).n_threads == 12
-    assert tuned.load_options("ask", "What is this?", piped=short.encode()).n_threads == 13
-    (tuned.home / "long.txt").write_text(short)
-    assert tuned.load_options("ask", "Sum up:", "-f", tuned.home / "long.txt").n_threads == 13
-    assert tuned.load_options("ask", "-", "--raw", piped=short.encode() + b"x").n_threads == 13
-    assert tuned.load_options("ask", "--dry-run", "hello").n_threads == 12
-
-
-def test_ask_does_not_count_answered_messages_as_prompt(tuned: CommandRunner) -> None:
-    assert tuned.load_options("ask", "x" * 4 * LONG_FROM).n_threads == 13
-    assert tuned.load_options("ask", "-c", "And so?").n_threads == 12
-
-
-def test_ask_counts_only_unanswered_messages_of_a_list(tuned: CommandRunner) -> None:
-    old = [{"role": "user", "content": "x" * 4 * LONG_FROM}, {"role": "assistant", "content": "y"}]
-    for messages, count in ((old[:1], 13), ([*old, {"role": "user", "content": "z"}], 12)):
-        assert tuned.load_options("ask", "--messages", "-", piped=json.dumps(messages).encode()).n_threads == count
 
 
 def test_commands_use_the_settings_of_their_use(tuned: CommandRunner) -> None:
@@ -596,21 +518,19 @@ def test_changed_model_file_has_no_profile(tuned: CommandRunner) -> None:
 
 
 def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> None:
-    default = runner.load_options("ask", "x" * 4000)
+    default, chat = runner.load_options("ask", "hello"), runner.load_options("chat", piped=b"hello\n")
     done = runner.run("tune", runner.model, "--quick", "--json")
     assert (done.code, done.err) == (0, "")
     assert list(done.object) == KEYS
-    assert (done.object["model"], done.object["long_from"]) == (runner.model.stem, 618)
+    assert done.object["model"] == runner.model.stem
     uses = done.object["uses"]
     assert {name: use["settings"] for name, use in uses.items()} == {
         "chat": {},
-        "ask": {},
-        "ask-long": {"repack": False},
+        "ask": {"repack": False},
         "batch": {"slots": 16},
     }
     assert all(list(use) == USE_KEYS for use in uses.values())
     assert [(use["gain"] > 1, use["agreement"]) for use in uses.values()] == [
-        (False, None),
         (False, None),
         (True, 1.0),
         (True, 1.0),
@@ -618,8 +538,8 @@ def test_tune_saves_a_profile_that_other_commands_use(runner: CommandRunner) -> 
     assert {tuple(tried) for tried in done.object["tried"]} == {("settings", "batch", "ratios", "agreement", "dropped")}
     assert [bench.closed for bench in runner.benches] == [True]
     assert sorted(path.suffix for path in runner.profiles.iterdir()) == ["", ".json"], "a lock and a profile"
-    assert runner.load_options("ask", "x" * 4000) == replace(default, repack=False, baseline=default)
-    assert runner.load_options("ask", "hello") == default
+    assert runner.load_options("ask", "hello") == replace(default, repack=False, baseline=default)
+    assert runner.load_options("chat", piped=b"hello\n") == chat
     shown = runner.run("show", runner.model, "--json").object["profile"]
     assert shown == {key: value for key, value in done.object.items() if key not in ("model", "file", "tried")}
 
@@ -632,24 +552,22 @@ def test_tune_prints_a_row_per_use_and_a_summary(runner: CommandRunner) -> None:
         "use",
         "chat",
         "ask",
-        "ask, long prompt",
         "batch",
-        "prompts of 618 tokens or more count as long",
         "no drafts",
     ]
-    long = [cell.strip() for cell in rows[3] if cell.strip()]
-    assert long == ["ask, long prompt", "1.23 x", "not repacked", "45.0", "5.6", "2.0 s", "1 kB", "100.0%"]
+    ask = [cell.strip() for cell in rows[2] if cell.strip()]
+    assert ask == ["ask", "1.21 x", "not repacked", "45.0", "7.2", "2.0 s", "1 kB", "100.0%"]
     assert done.err.splitlines()[1:] == [
         "measured, relative to the defaults:",
-        "  not repacked: prompt 1.50 x, gen 0.70 x",
+        "  not repacked: prompt 1.50 x, gen 0.90 x",
         "  batch, not repacked: prompt 1.00 x, gen 1.00 x",
-        "  flash attention off: prompt 1.00 x, gen 1.00 x",
+        "  flash attention off: gen 1.00 x",
         "  batch, 16 sequences: gen 1.50 x",
         "not measured:",
         "  other thread counts: --threads is 1",
         "  cache q8_0, n_ubatch, batch with more sequences: not tried with --quick",
         "changed:",
-        "  ask, long prompt: not repacked (before: defaults)",
+        "  ask: not repacked (before: defaults)",
         "  batch: 16 sequences (before: defaults)",
         "ask, chat and batch now use these settings for chatml with --threads 1; --no-profile ignores them",
     ]
@@ -665,10 +583,9 @@ def test_tune_reports_changes_from_the_previous_profile(runner: CommandRunner) -
     last = runner.run("tune", runner.model, "--quick").err.splitlines()[-2:]
     assert last[1] == f"nothing changed for {name}: the same settings are fastest"
     runner.speed_model = SpeedModel(single={("repack", False): (1.5, 1.5)}, batch={("slots", 16): (1.0, 1.5)})
-    assert runner.run("tune", runner.model, "--quick").err.splitlines()[-4:] == [
+    assert runner.run("tune", runner.model, "--quick").err.splitlines()[-3:] == [
         "changed:",
         "  chat: not repacked (before: defaults)",
-        "  ask: not repacked (before: defaults)",
         f"ask, chat and batch now use these settings for {name}; --no-profile ignores them",
     ]
 
@@ -681,7 +598,7 @@ def test_tune_deletes_the_profile_if_nothing_is_faster(tuned: CommandRunner) -> 
     done = tuned.run("tune", tuned.model, "--quick")
     assert done.code == 0
     assert done.err.splitlines()[-3:] == [
-        "  ask, long prompt: defaults (before: 13 threads to decode, 113 threads to prefill)",
+        "  ask: defaults (before: 12 threads to decode, 112 threads to prefill)",
         "  batch: defaults (before: 14 threads to decode, 114 threads to prefill, 5 sequences)",
         f"ask, chat and batch use the defaults for {name} again",
     ]
@@ -730,10 +647,17 @@ def test_tune_measures_drafts_with_the_settings_of_each_use(runner: CommandRunne
     assert {name: use["step_costs"] for name, use in uses.items()} == {
         "chat": costs,
         "ask": costs,
-        "ask-long": None,
         "batch": None,
     }
     assert runner.run("show", runner.model, "--json").object["profile"]["uses"] == uses
+
+
+def test_tune_measures_drafts_without_settings_that_do_not_matter(runner: CommandRunner) -> None:
+    runner.row_cost = 0.5
+    runner.speed_model = SpeedModel(single={("n_ubatch", 256): (1.5, 1.0)}, baseline=Speeds(0.1, 20.0, 400.0))
+    uses = runner.run("tune", runner.model, "--json").object["uses"]
+    assert uses["chat"]["settings"] == uses["ask"]["settings"] == {"n_ubatch": 256}
+    assert runner.benches[-1].stepped == [Tuning(repack=True)]
 
 
 def test_tune_measures_no_drafts_for_a_mixture_of_experts(tmp_path: Path) -> None:
@@ -748,7 +672,7 @@ def test_tune_with_threads_saves_defaults_that_replace_a_profile(runner: Command
     runner.speed_model = SpeedModel()
     assert runner.run("tune", runner.model, "--quick", "--threads", "1").code == 0
     assert list(runner.profiles.glob("*.json")) == []
-    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), LONG_SPEEDS, DEFAULT_SPEEDS, 1.3, 1.0)))
+    runner.save_profile(profile(ask=TunedUse(Tuning(repack=False), TUNED_SPEEDS, DEFAULT_SPEEDS, 1.3, 1.0)))
     assert runner.load_options("ask", "--threads", "1", "hello").repack is False
     done = runner.run("tune", runner.model, "--quick", "--threads", "1")
     assert "use the defaults for" in done.err.splitlines()[-1]
@@ -774,7 +698,7 @@ def test_tune_saves_the_profile_for_newly_found_gpus(runner: CommandRunner) -> N
     done = runner.run("tune", runner.model, "--quick", "--json")
     assert done.object["machine"].endswith(", NVIDIA H200")
     assert {tried["settings"].get("gpu_layers") for tried in done.object["tried"]} >= {"0", "1"}
-    assert runner.load_options("ask", "x" * 4000).repack is False
+    assert runner.load_options("ask", "hello").repack is False
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def test_tune_ends_with_a_summary_of_what_changed(tmp_path: Path) -> None:
     lines = done.out.splitlines()
     headings = ["use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"]
     assert re.split(" {2,}", lines[0]) == headings
-    assert [line.split()[0] for line in lines[1:5]] == ["chat", "ask", "ask,", "batch"]
+    assert [line.split()[0] for line in lines[1:4]] == ["chat", "ask", "batch"]
     summary = done.err.splitlines()
     assert "measured, relative to the defaults:" in summary
     has_profile = summary[-1] == (
@@ -275,7 +275,7 @@ def test_tune_ends_with_a_summary_of_what_changed(tmp_path: Path) -> None:
 def test_tune_shows_progress_and_a_table_on_a_terminal(tmp_path: Path) -> None:
     environment = {**CommandLine(tmp_path).environment({"TERM": "xterm-256color"}), "CEREBRUM_QUICK": "1"}
     pty: Any = pexpect.spawn(COMMAND, ["tune", str(NANO)], env=environment, dimensions=(40, 100), timeout=60)
-    pty.expect("again, against defaults")
+    pty.expect("steps with drafts")
     before = pty.before + pty.after
     pty.expect(pexpect.EOF)
     pty.close()
@@ -283,7 +283,7 @@ def test_tune_shows_progress_and_a_table_on_a_terminal(tmp_path: Path) -> None:
     screen = Screen(100, 40)
     screen.feed(before + pty.before)
     assert any(line.startswith("use ") for line in screen.lines)
-    assert not any("once more" in line for line in screen.lines)
+    assert not any("steps with drafts" in line for line in screen.lines)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

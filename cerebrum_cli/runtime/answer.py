@@ -156,4 +156,5 @@ class Answer:
         elif options.final and final_answer is not None:
             streams.answer(final_answer + "\n")
         if options.stats:
-            streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name))
+            repacks = loaded.opener.options.repack
+            streams.write_line("", stats_line(reply.finish, loaded.model.name, loaded.format_name, repacks))

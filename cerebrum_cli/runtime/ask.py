@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.chat.session_recorder import SessionRecorder
 from cerebrum_cli.application.inference.loading import SINGLE, Parallel, open_model
-from cerebrum_cli.application.inference.question import Question, estimate_tokens, template_options
+from cerebrum_cli.application.inference.question import Question, template_options
 from cerebrum_cli.application.inference.responder import GenerationRequest
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
@@ -47,8 +47,7 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
     def read() -> Conversation:
         return recorder.prepend(question.read(piped, settings, given.get("system")), model, given)
 
-    # Standard input is read while the model loads, unless the length of the prompt decides how it is loaded.
-    conversation = None if piped and not resolved.depends_on_prompt_length else read()
+    conversation = None if piped else read()  # standard input is read while the model loads
     loaded = open_model(
         runtime.open_backend,
         model,
@@ -59,7 +58,7 @@ def ask(runtime: Runtime, prompt: str | None, given: Layer, options: AskOptions)
         prompt_cache=runtime.prompt_cache,
         parallel=Parallel(vote.max_samples) if vote else SINGLE,
         file=resolved.model,
-        tuning=resolved.tuning("batch") if vote else resolved.tuning("ask", estimate_tokens(conversation)),
+        tuning=resolved.tuning("batch" if vote else "ask"),
         step_costs=resolved.step_costs("ask"),
     )
     try:

@@ -141,7 +141,7 @@ class PullCommandOptions(PullOptions):
 
 @dataclass(frozen=True)
 class TuneOptions(PullOptions):
-    quick: bool = option(False, "Measure only what matters most; 30 s on a 7B", "Speed")
+    quick: bool = option(False, "Measure only what matters most; 45 s on a 7B", "Speed")
     thorough: bool = option(False, "Try more values, and measure longer", "Speed")
     reencode: bool = option(False, "Compare other encodings of the weights; save none", "Speed")
     apply: str | None = option(None, "With --reencode: save and use this encoding", "Speed", metavar="TYPE")

@@ -27,7 +27,7 @@ FIELD_LABELS = {"system": "full name", "licence": "license"}  # of JSON keys tha
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
-def stats_line(finish: FinishEvent, model: str, format_name: str) -> str:
+def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool) -> str:
     """Line printed by `--stats`."""
     timings = finish.timings
     cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
@@ -37,6 +37,7 @@ def stats_line(finish: FinishEvent, model: str, format_name: str) -> str:
             model,
             f"format {format_name}",
             f"load {timings.load_s:.2f} s",
+            "weights repacked where possible" if repacks else "weights as in the file (not repacked)",
             f"prompt {finish.prompt_tokens} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
             f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
             f"first token {timings.ttft_s:.2f} s",

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.tuning.tune import TuningResult
     from cerebrum_cli.engine.plan import Tuning
 
-TITLES = {"chat": "chat", "ask": "ask", "ask-long": "ask, long prompt", "batch": "batch"}
-
 
 def tuning_text(tuning: Tuning) -> str:
     """Settings other than the defaults: "not repacked, 4 threads to decode"."""
@@ -53,10 +51,8 @@ def _thread_text(count: int) -> str:
 
 def print_profile(streams: Streams, profile: Profile) -> None:
     """Print the settings of each use, their gain and their speeds, and what drafts cost."""
-    rows = [_row(TITLES[name], tuned) for name, tuned in profile.uses.items()]
+    rows = [_row(name, tuned) for name, tuned in profile.uses.items()]
     print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory", "same top-1"), rows)
-    if (limit := profile.long_from) is not None:
-        streams.answer(f"prompts of {limit} tokens or more count as long\n")
     for line in _draft_lines(profile.uses["chat"], profile.uses["ask"]):
         streams.answer(f"{line}\n")
 
@@ -100,7 +96,7 @@ def print_summary(streams: Streams, result: TuningResult, model: str, condition:
     unmeasured = {_candidate_text(*pair): pair[0].dropped for pair in result.tried if not pair[0].speeds}
     reasons = [f"{text}: {reason}" for text, reason in {**unmeasured, **result.untried}.items()]
     changes = [
-        f"{TITLES[name]}: {tuning_text(after)} (before: {tuning_text(before)})"
+        f"{name}: {tuning_text(after)} (before: {tuning_text(before)})"
         for name, (before, after) in result.changes.items()
     ]
     sections = {"measured, relative to the defaults": measured, "not measured": reasons, "changed": changes}

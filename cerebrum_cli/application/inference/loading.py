@@ -35,18 +35,13 @@ PromptCacheFactory = Callable[[Model, str, Settings], StateStore | None]
 class Parallel:
     """How many sequences run concurrently.
 
-    With `kv_unified`, all share one context, and common prefixes are stored once. With `batch_invariant`, the output
-    of a sequence does not depend on what else is in the batch.
+    With `kv_unified`, as in a chat, all share one context, and common prefixes are stored once. With `batch_invariant`,
+    the output of a sequence does not depend on what else is in the batch.
     """
 
     slots: int = 1
     kv_unified: bool = False
     batch_invariant: bool = False
-
-    @property
-    def is_batch(self) -> bool:
-        """Whether throughput of many sequences matters more than the latency of one."""
-        return self.batch_invariant or (self.slots > 1 and not self.kv_unified)
 
 
 SINGLE = Parallel()
@@ -60,17 +55,36 @@ class ResolvedModel:
     model: Model
     profile: Profile | None = None
 
-    @property
-    def depends_on_prompt_length(self) -> bool:
-        """Whether long prompts have a tuning of their own."""
-        return self.profile is not None and self.profile.long_from is not None
-
-    def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
-        return self.profile.tuning(use, prompt_tokens) if self.profile else DEFAULT
+    def tuning(self, use: UseName) -> Tuning:
+        """Measured settings; the defaults without a profile."""
+        return self.profile.uses[use].tuning if self.profile else DEFAULT
 
     def step_costs(self, use: UseName) -> StepCosts | None:
         """Measured costs of steps with drafts; None without a profile, or if the model or the use gets no drafts."""
         return self.profile.uses[use].step_costs if self.profile else None
+
+
+@dataclass(slots=True)
+class Opener:
+    """Opens a model with its `options`, or with the defaults if that fails, as with less free memory; first a notice."""
+
+    factory: BackendFactory
+    options: LoadOptions
+    default: LoadOptions
+    notice: NoticeEvent | None = None
+
+    def __call__(self, on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
+        if self.notice:
+            on_event(self.notice)
+        if self.options != self.default:
+            try:
+                return self.factory(replace(self.options, baseline=self.default))(on_event, stop)
+            except (EngineError, ModelFileError) as error:
+                if stop:
+                    raise
+                on_event(fallback_notice(error))
+        self.options = self.default
+        return self.factory(self.default)(on_event, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +94,7 @@ class LoadedModel:
     model: Model
     file: Model
     format_name: str
+    opener: Opener
     engine: Engine
     responder: LocalResponder
 
@@ -185,17 +200,14 @@ def open_model(
     build = format_builder(name, template, template_options or {})
     default = load_options(file, settings, parallel, vocabulary_only, whole_context)
     tuned = load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)
-    open_backend = factory(default) if tuned == default else with_fallback(factory, tuned, default)
-    problem = draft_problem(file)
+    problem, notice = draft_problem(file), None
     if problem and settings.drafts:
-        open_backend = with_notice(open_backend, NoticeEvent(f"--drafts has no effect: {problem}", "omit --drafts"))
-    engine = Engine(
-        open_backend,
-        prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None,
-    )
+        notice = NoticeEvent(f"--drafts has no effect: {problem}", "omit --drafts")
+    opener = Opener(factory, tuned, default, notice)
+    engine = Engine(opener, prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None)
     choose_drafts = partial(draft_costs, step_costs, problem)
     responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name), choose_drafts)
-    return LoadedModel(model, file, name, engine, responder)
+    return LoadedModel(model, file, name, opener, engine, responder)
 
 
 def draft_problem(model: Model) -> str | None:
@@ -212,32 +224,6 @@ def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | 
     if problem or drafts is False:
         return None
     return measured or (DEFAULT_COSTS if drafts else None)
-
-
-def with_notice(open_backend: OpenBackend, notice: NoticeEvent) -> OpenBackend:
-    """A function that opens a model, and emits a notice first."""
-
-    def open_noticed(on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
-        on_event(notice)
-        return open_backend(on_event, stop)
-
-    return open_noticed
-
-
-def with_fallback(factory: BackendFactory, tuned: LoadOptions, default: LoadOptions) -> OpenBackend:
-    """A function that opens a model as tuned, or with default settings if that fails, as with less free memory."""
-    open_tuned = factory(replace(tuned, baseline=default))
-
-    def open_backend(on_event: Callable[[Event], None], stop: StopFlag) -> Backend:
-        try:
-            return open_tuned(on_event, stop)
-        except (EngineError, ModelFileError) as error:
-            if stop:
-                raise
-            on_event(fallback_notice(error))
-        return factory(default)(on_event, stop)
-
-    return open_backend
 
 
 def load_options(
@@ -259,7 +245,7 @@ def load_options(
         slots=parallel.slots,
         vocabulary_only=vocabulary_only,
         whole_context=whole_context,
-        repack=plan_repacking(model.quantization, parallel.is_batch, machine()),
+        repack=plan_repacking(model.quantization, parallel.kv_unified, machine()),
         kv_unified=parallel.kv_unified,
         batch_invariant=parallel.batch_invariant,
         is_verified=model.is_verified,

@@ -15,11 +15,9 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.plan import Tuning
 
-UseName = Literal["chat", "ask", "ask-long", "batch"]
+UseName = Literal["chat", "ask", "batch"]
 VERSION = 2
 MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
-SHORT_PROMPT_TOKENS = 64  # never counts as long
-TYPICAL_REPLY_TOKENS = 128  # assumed to decide whether a prompt is long
 MAX_ROW_COST = 0.8  # of a step's rows, in steps of one row: more leaves drafts nothing to gain
 DEFAULT = Tuning()
 VERSION_1_NAMES = {
@@ -51,7 +49,7 @@ class Speeds:
 class TunedUse:
     """Settings for one use, and their speeds and those of the defaults, measured together.
 
-    `gain` is the speedup of the whole use; `agreement` is the share of equal next tokens, if it was measured.
+    `gain` is the speedup of the use (`Use.gain`); `agreement` is the share of equal next tokens, if it was measured.
     `step_costs` are those of steps with drafts, with these settings; None if the model or the use gets no drafts.
     """
 
@@ -91,22 +89,6 @@ class Profile:
     def allows_drafts(self) -> bool:
         """Whether drafts can pay in some use."""
         return any(used.best_draft for used in self.uses.values())
-
-    @property
-    def long_from(self) -> int | None:
-        """Prompt length from which the settings for long prompts are faster; None if never, or if they are the same."""
-        short, long = self.uses["ask"], self.uses["ask-long"]
-        if short.tuning == long.tuning:
-            return None
-        saved = 1 / short.speeds.prompt - 1 / long.speeds.prompt
-        lost = long.speeds.seconds(0, TYPICAL_REPLY_TOKENS) - short.speeds.seconds(0, TYPICAL_REPLY_TOKENS)
-        return max(SHORT_PROMPT_TOKENS + 1, int(lost / saved) + 1) if saved > 0 else None
-
-    def tuning(self, use: UseName, prompt_tokens: int = 0) -> Tuning:
-        """Settings for a use; for `ask` they depend on the length of the prompt."""
-        if use == "ask" and (limit := self.long_from) is not None and prompt_tokens >= limit:
-            use = "ask-long"
-        return self.uses[use].tuning
 
 
 class ProfileStore:
@@ -186,7 +168,6 @@ def profile_object(profile: Profile) -> dict[str, Any]:
         "created": profile.created,
         "machine": profile.machine,
         "build": profile.build,
-        "long_from": profile.long_from,
         "uses": {name: use_object(tuned) for name, tuned in profile.uses.items()},
     }
 
@@ -210,7 +191,10 @@ def _digest(text: str) -> str:
 
 
 def _parse(value: Mapping[str, Any]) -> Profile:
-    """Validate a profile; any lookup or conversion error means that it is damaged."""
+    """Validate a profile; any lookup or conversion error means that it is damaged.
+
+    Older profiles also have settings for `ask` with a long prompt, which are ignored.
+    """
     if value["version"] == 1:
         value = _upgrade_keys(value)
     elif value["version"] != VERSION:

@@ -142,16 +142,6 @@ def parse_messages(text: str, name: str) -> Conversation:
     return conversation_from_messages(items, name)
 
 
-def estimate_tokens(conversation: Conversation | None) -> int:
-    """Estimate the tokens to evaluate without a vocabulary: only the last question, as earlier turns are cached."""
-    messages = conversation.messages if conversation else ()
-    last_reply = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    texts = [message.content for message in messages[last_reply + 1 :]]
-    if conversation and conversation.system_prompt and last_reply < 0:
-        texts.append(conversation.system_prompt)
-    return sum(len(text.encode("utf-8", "replace")) for text in texts) // BYTES_PER_TOKEN
-
-
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Parse KEY=VALUE pairs; a value that is not JSON is text."""
     options: dict[str, Any] = {}

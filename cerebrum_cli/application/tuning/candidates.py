@@ -13,6 +13,9 @@ from cerebrum_cli.engine.drafts.costs import MEASURED_ROWS
 from cerebrum_cli.engine.plan import Tuning
 
 BATCH_SLOTS = 32  # concurrent sequences of a batch without a profile
+LONG_PROMPT_TOKENS = 2048
+MAX_LONGER = 1.25  # how much longer an answer may take for an earlier first token
+SAME_FIRST_TOKEN = 1.1  # ratio of the times to two first tokens, below which the whole answer decides: loads vary
 
 
 class Budget(NamedTuple):
@@ -53,6 +56,10 @@ class Use(NamedTuple):
         """Duration at these speeds."""
         return speeds.seconds(self.prompt_tokens, self.reply_tokens)
 
+    def gain(self, speeds: Speeds, other: Speeds) -> float:
+        """Speedup over other speeds."""
+        return self.seconds(other) / self.seconds(speeds)
+
     def shares(self, speeds: Speeds) -> dict[JobKind, float]:
         """Shares of the duration that prefill and decode take."""
         total = self.seconds(speeds)
@@ -62,22 +69,48 @@ class Use(NamedTuple):
         }
 
 
-USES = (
-    Use("chat", 8 * 64, 8 * 192),  # turns
-    Use("ask", 64, 128),
-    Use("ask-long", 2048, 128),
-    Use("batch", 64 * 128, 64 * 128, is_batch=True),  # rows
-)
+class Ask(Use):
+    """A single answer, whose first token counts most."""
+
+    __slots__ = ()
+
+    def gain(self, speeds: Speeds, other: Speeds) -> float:
+        """Speedup of the first token; of the whole answer if that is much longer, or the first tokens are about equal.
+
+        A long prompt must not take much longer either.
+        """
+        answers = [
+            other.seconds(prompt, self.reply_tokens) / speeds.seconds(prompt, self.reply_tokens)
+            for prompt in (self.prompt_tokens, LONG_PROMPT_TOKENS)
+        ]
+        if min(answers) < 1 / MAX_LONGER:
+            return min(answers)
+        if max(answers) > MAX_LONGER:
+            return max(answers)
+        first = other.seconds(self.prompt_tokens, 0) / speeds.seconds(self.prompt_tokens, 0)
+        return answers[0] if 1 / SAME_FIRST_TOKEN < first < SAME_FIRST_TOKEN else first
+
+    def shares(self, speeds: Speeds) -> dict[JobKind, float]:
+        """Shares of the time to the first token that prefill takes, and of the whole answer that decode takes."""
+        prefill = self.prompt_tokens / speeds.prompt / speeds.seconds(self.prompt_tokens, 0)
+        return {**Use.shares(self, speeds), "prefill": prefill}
+
+
+CHAT = Use("chat", 8 * 64, 8 * 192)  # turns
+ASK = Ask("ask", 64, 256)
+BATCH = Use("batch", 64 * 128, 64 * 128, is_batch=True)  # rows
+USES = (CHAT, ASK, BATCH)
 
 
 class SearchSpace(NamedTuple):
-    """The default settings, for one sequence and for a batch, and what can be tried instead.
+    """The default settings of each use, and what can be tried instead.
 
     `threads` are thread counts other than the default; `slots` is the number of sequences that fit in memory.
     """
 
-    baseline: Tuning
-    batch_baseline: Tuning
+    chat: Tuning
+    ask: Tuning
+    batch: Tuning
     threads: tuple[int, ...]
     slots: int
     layers: int
@@ -115,6 +148,8 @@ class Stage(NamedTuple):
 
 def plan_stages(space: SearchSpace, budget: Budget, has_gpu: bool) -> Iterator[Stage]:
     """Stages in order of importance, since time may run out."""
+    if space.ask != space.chat:
+        yield Stage("ask, defaults", False, {}, is_essential=True)
     yield from _load_stages(space, has_gpu, is_batch=False)
     yield Stage("batch, defaults", True, {}, is_essential=True)
     yield from _load_stages(space, has_gpu, is_batch=True)
@@ -130,9 +165,10 @@ def plan_stages(space: SearchSpace, budget: Budget, has_gpu: bool) -> Iterator[S
 
 def _load_stages(space: SearchSpace, has_gpu: bool, is_batch: bool) -> Iterator[Stage]:
     """Stages of settings that require loading the model again."""
-    prefix, baseline = "batch, " * is_batch, space.batch_baseline if is_batch else space.baseline
-    name = "not repacked" if baseline.repack else "repacked"
-    yield Stage(prefix + name, is_batch, {"repack": not baseline.repack}, is_essential=not is_batch)
+    prefix, default = "batch, " * is_batch, space.batch if is_batch else space.chat
+    name = "not repacked" if default.repack else "repacked"
+    if is_batch or space.ask == space.chat:
+        yield Stage(prefix + name, is_batch, {"repack": not default.repack}, is_essential=not is_batch)
     for layers in ("0", str(space.layers // 2)) if has_gpu else ():
         yield Stage(f"{prefix}{layers} layers offloaded", is_batch, {"gpu_layers": layers})
     for count in space.threads:
@@ -159,9 +195,9 @@ def thread_counts_to_try(default: int, usable: int) -> tuple[int, ...]:
     )
 
 
-def loads_differently(tuning: Tuning, other: Tuning) -> bool:
-    """Whether the load time may differ between two tunings."""
-    return (tuning.repack, tuning.gpu_layers) != (other.repack, other.gpu_layers)
+def load_key(tuning: Tuning) -> tuple[bool | None, str | None]:
+    """Settings that the load time depends on."""
+    return tuning.repack, tuning.gpu_layers
 
 
 def thread_counts(tuning: Tuning) -> tuple[int | None, int | None]:

@@ -241,7 +241,7 @@ class Reencoding:
 
     @contextlib.contextmanager
     def _contender(self, model: Model, options: LoadOptions) -> Iterator[Contender]:
-        batch_repack = plan_repacking(model.quantization, True, machine())
+        batch_repack = plan_repacking(model.quantization, False, machine())
         bench = self.open_bench(options, model)
         try:
             yield Contender(bench, Tuning() if batch_repack == options.repack else Tuning(repack=batch_repack))
@@ -261,7 +261,7 @@ class Reencoding:
                     yield StageEvent(f"writing {name}", done, total)
             model = Model(name, (part,))
             sizes = self.options.sizes.with_weights(model.size)
-            repack = plan_repacking(name, False, machine())
+            repack = plan_repacking(name, True, machine())
             with self._contender(model, replace(self.options, path=part, sizes=sizes, repack=repack)) as new:
                 return (yield from self._compare(name, model.size, original, new))
         except EngineError as error:

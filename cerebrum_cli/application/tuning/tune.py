@@ -43,7 +43,6 @@ from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking
 from cerebrum_cli.engine.sequence import EXPECTED_REPLY_TOKENS
 
 MAX_BATCH_SLOTS = 64
-DRAFT_USES: tuple[UseName, ...] = ("chat", "ask")
 PROMPT_TOKENS = 256  # per slot of a batch, in addition to the reply
 
 BenchFactory = Callable[[LoadOptions, Model, Path, tuple[Device, ...]], FileBench]
@@ -90,7 +89,7 @@ def tune_model(
     search = Search(bench, space, budget)
     uses = yield from search.run()
     if not model.header.expert_count:  # each row of a step would need other experts, and so more weights
-        uses = yield from with_step_costs(bench, uses, space.baseline, budget)
+        uses = yield from with_step_costs(bench, uses, space, budget)
     model_key, machine_key, build_key = profile_key(bench.devices)
     profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
     return TuningResult(
@@ -103,19 +102,25 @@ def tune_model(
 
 
 def with_step_costs(
-    bench: Bench, uses: dict[UseName, TunedUse], baseline: Tuning, budget: Budget
+    bench: Bench, uses: dict[UseName, TunedUse], space: SearchSpace, budget: Budget
 ) -> Generator[StageEvent, None, dict[UseName, TunedUse]]:
     """Add the costs of steps with drafts to the uses that generate one sequence; equal settings are measured once."""
-    tunings = {name: replace(baseline, **uses[name].tuning.overrides) for name in DRAFT_USES}
-    costs: dict[Tuning, StepCosts | None] = {}
-    for done, tuning in enumerate(dict.fromkeys(tunings.values())):
-        yield StageEvent("steps with drafts", done, len(DRAFT_USES))
-        rows = tuple(count for count in budget.step_rows if count <= (tuning.n_ubatch or count))
+    defaults: dict[UseName, Tuning] = {"chat": space.chat, "ask": space.ask}
+    tunings = {name: replace(default, **uses[name].tuning.overrides) for name, default in defaults.items()}
+    jobs = {name: _step_job(tuning, budget.step_rows) for name, tuning in tunings.items()}
+    costs: dict[tuple[Tuning, tuple[int, ...]], StepCosts | None] = {}
+    for done, (tuning, rows) in enumerate(dict.fromkeys(jobs.values())):
+        yield StageEvent("steps with drafts", done, len(jobs))
         try:
-            costs[tuning] = bench.step_costs(tuning, rows, budget.steps_s)
+            costs[tuning, rows] = bench.step_costs(tuning, rows, budget.steps_s)
         except TrialError:  # a recurrent model, or another program has taken the memory meanwhile
-            costs[tuning] = None
-    return {**uses, **{name: replace(uses[name], step_costs=costs[tuning]) for name, tuning in tunings.items()}}
+            costs[tuning, rows] = None
+    return {**uses, **{name: replace(uses[name], step_costs=costs[job]) for name, job in jobs.items()}}
+
+
+def _step_job(tuning: Tuning, rows: tuple[int, ...]) -> tuple[Tuning, tuple[int, ...]]:
+    """Settings that matter for a step, and the numbers of rows that fit into one."""
+    return replace(tuning, n_ubatch=None), tuple(count for count in rows if count <= (tuning.n_ubatch or count))
 
 
 def changed_uses(
@@ -132,11 +137,11 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
     cores, free = processors(), FreeMemory(available_memory() - model.size)
     context = ContextOptions(EXPECTED_REPLY_TOKENS + PROMPT_TOKENS, MAX_BATCH_SLOTS, 1, CPU_UBATCH)
     slots = plan_slots(model.sizes, MAX_BATCH_SLOTS, context, (), free)
+    other = Tuning(repack=plan_repacking(model.quantization, False, architecture()))
     return SearchSpace(
-        baseline=Tuning(repack=plan_repacking(model.quantization, False, architecture())),
-        batch_baseline=Tuning(
-            repack=plan_repacking(model.quantization, True, architecture()), slots=min(BATCH_SLOTS, slots)
-        ),
+        chat=Tuning(repack=plan_repacking(model.quantization, True, architecture())),
+        ask=other,
+        batch=replace(other, slots=min(BATCH_SLOTS, slots)),
         threads=() if settings.threads else thread_counts_to_try(cores.threads, cores.usable),
         slots=slots,
         layers=model.header.n_layers if settings.gpu_layers == "auto" else 0,
@@ -144,9 +149,10 @@ def search_space(model: Model, settings: Settings) -> SearchSpace:
 
 
 def trial_options(model: Model, settings: Settings) -> LoadOptions:
-    """Load options of a model without a profile. ModelFileError if it cannot be loaded, or cannot answer."""
+    """Load options of a chat without a profile. ModelFileError if the model cannot be loaded, or cannot answer."""
     require_generative(model.path, model.header)
-    return load_options(model, settings)
+    repack = plan_repacking(model.quantization, True, architecture())
+    return replace(load_options(model, settings), repack=repack)
 
 
 @contextmanager

@@ -218,8 +218,9 @@ def show_tokens(repl: Repl, _: SlashLine) -> None:
 def show_stats(repl: Repl, _: SlashLine) -> None:
     if repl.last_collector is None or repl.last_collector.reply is None:
         raise UsageError("the conversation is empty", "ask something first")
-    loaded = repl.chat.loaded
-    repl.streams.write_line("", stats_line(repl.last_collector.reply.finish, loaded.model.name, loaded.format_name))
+    loaded, finish = repl.chat.loaded, repl.last_collector.reply.finish
+    line = stats_line(finish, loaded.model.name, loaded.format_name, loaded.opener.options.repack)
+    repl.streams.write_line("", line)
 
 
 def copy_reply(repl: Repl, line: SlashLine) -> None:
