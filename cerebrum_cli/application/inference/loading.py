@@ -66,7 +66,7 @@ class ResolvedModel:
 
 @dataclass(slots=True)
 class Opener:
-    """Opens a model with its `options`, or with the defaults if that fails, as with less free memory; first a notice."""
+    """Opens a model with its `options`, or with the defaults if that fails, as with less free memory."""
 
     factory: BackendFactory
     options: LoadOptions
