@@ -73,20 +73,20 @@ class Row(NamedTuple):
 def run(command: Sequence[str], stdin_text: str | None = None, environment: Environment | None = None) -> Run:
     """Run a command to completion; RuntimeError if it fails. `stdin_text` must fit into the pipe's buffer."""
     source = subprocess.DEVNULL if stdin_text is None else subprocess.PIPE
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    assert process.stdout is not None and process.stderr is not None
-    with time_limit(process):
-        if process.stdin is not None and stdin_text is not None:
-            process.stdin.write(stdin_text.encode())
-            process.stdin.close()
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    errors = process.stderr.read().decode()
-    process.stdout.close()
-    process.stderr.close()
+    with tempfile.TemporaryFile() as log:  # not a pipe, which a long log would fill while the output is read
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE, stderr=log, env=environment)
+        assert process.stdout is not None
+        with time_limit(process), process.stdout:
+            if process.stdin is not None and stdin_text is not None:
+                process.stdin.write(stdin_text.encode())
+                process.stdin.close()
+            output = process.stdout.read()
+            _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        errors = log.read().decode()
     if process.returncode:
         raise RuntimeError(f"{command} failed with exit code {process.returncode}: {errors[-2000:]}")
     peak_mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # macOS reports bytes, Linux KiB

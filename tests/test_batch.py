@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -424,6 +425,52 @@ def test_row_with_a_failed_sample_is_answered_by_the_others(
 
 
 # Running the same command again.
+
+
+class CountedInt(int):
+    """A position whose comparisons are counted, and limited."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        self.count()
+        return int.__eq__(self, other)
+
+    def __lt__(self, other: int) -> bool:
+        self.count()
+        return int.__lt__(self, other)
+
+    def __gt__(self, other: int) -> bool:
+        self.count()
+        return int.__gt__(self, other)
+
+    __hash__ = int.__hash__
+
+    @classmethod
+    def count(cls) -> None:
+        cls.comparisons += 1
+        assert cls.comparisons < 2_000_000
+
+
+def test_finished_rows_that_are_alike_are_found_in_few_steps(
+    runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    questions = runner.write("in.jsonl", [{"id": "same"}] * 20_000)
+    output, partial = runner.home / "out.jsonl", runner.home / "out.jsonl.partial"
+    assert runner.run(questions, "-o", output, "-q").code == 6
+    result = output.read_bytes()
+    with partial.open("wb") as lines:
+        for position, line in enumerate(result.splitlines()):
+            lines.write(line.removesuffix(b"}") + b', "row": %d}\n' % position)
+    output.unlink()
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text, **options: loads(text, parse_int=CountedInt, **options))
+    done = runner.run(questions, "-o", output)
+    monkeypatch.undo()
+    assert (done.code, done.err.splitlines()[0]) == (6, "20000 of 20000 done, 20000 failed")
+    assert CountedInt.comparisons >= 20_000
+    assert (output.read_bytes(), runner.backends) == (result, [])
 
 
 def test_complete_output_is_not_evaluated_again(runner: BatchRunner) -> None:

@@ -12,9 +12,14 @@ import time
 from pathlib import Path
 
 import batch
+import completion
 import harness
 import merge
 import pytest
+import start
+
+from cerebrum_cli.engine.llama import devices
+from cerebrum_cli.engine.memory import Device
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +57,55 @@ def test_benchmark_server_counts_with_its_best_median() -> None:
 def test_benchmark_peak_memory_is_in_mebibytes() -> None:
     finished = harness.run([sys.executable, "-c", "x = b'x' * (100 * 2**20)"])
     assert 100 < finished.peak_mib < 10_000  # it counts this process too, from before the exec
+
+
+def test_benchmark_run_reads_a_long_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "TIMEOUT_S", 20.0)
+    finished = harness.run([sys.executable, "-c", "import sys; sys.stderr.write('x' * 200_000); print('done')"])
+    assert (finished.output, len(finished.errors)) == ("done\n", 200_000)
+
+
+def test_benchmark_machine_names_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "accelerators", lambda: (Device("CUDA0", "H200", 2**37, 2**37),))
+    monkeypatch.setattr(harness, "in_subprocess", lambda function: function())
+    harness.machine.cache_clear()
+    name = harness.machine()
+    harness.machine.cache_clear()
+    assert ", CUDA0 H200, " in name
+
+
+ASK = """
+case "$*" in
+    *--dry-run*--raw*|*--raw*--dry-run*)
+        while [ "$1" != --raw ]; do shift; done
+        echo "{\\"prompt_tokens\\": $(echo "$2" | wc -w)}";;
+    *--dry-run*) echo '{"prompt": "<s>Why?", "prompt_tokens": 3}';;
+    *--verbose*) echo "llama_context: n_ctx         = 512" >&2;;
+    *--raw*--json*) echo '{"timings": {"ttft_s": 2.0}}';;
+    *--json*) echo '{"prompt_tokens": 30, "cached_tokens": 20, "timings": {"ttft_s": 1.0}}';;
+esac
+"""
+
+
+def test_benchmark_peer_gets_the_context_of_the_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "PEER_PROGRAMS", tmp_path)
+    ask = [str(write_script(tmp_path / "ask", ASK))]
+    peer = write_script(tmp_path / "llama-completion", "echo 'prompt eval time = 1.0 ms /  3 tokens' >&2")
+    ours, own = completion.completion_peers(ask, "model.gguf", 16, dict(os.environ))
+    assert own.command[0] == str(peer) and "-c" not in own.command
+    assert ours.command == [*own.command, "-c", "512"]
+    assert (ours.context, own.context) == ("-c 512, as ours", "its default context")
+    assert own.command[own.command.index("-p") + 1] == "<s>Why?"
+    write_script(peer, "echo 'prompt eval time = 1.0 ms /  4 tokens' >&2")
+    with pytest.raises(RuntimeError, match="4 prompt tokens, not 3"):
+        completion.completion_peers(ask, "model.gguf", 16, dict(os.environ))
+
+
+def test_benchmark_second_question_is_timed_after_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "SCRIPT", str(write_script(tmp_path / "ask", ASK)))
+    row = start.second_question_row("model.gguf", None, runs=3)
+    assert (row.ours, row.peer, row.ratio) == ("1.00 s (20 tokens cached, 10 evaluated)", "2.00 s", 0.5)
+    assert row.label.startswith("first token after load")
 
 
 def test_benchmark_writing_counts_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

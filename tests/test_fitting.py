@@ -185,9 +185,12 @@ def test_fit_recommends_large_models_by_memory(here: Capacity, quantization: str
         (machine(8 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
         (machine(64 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q8_0"),  # comfortable
         (machine(16 * GIB), {"Q2_K": 2.7, "IQ4_XS": 3.9, "Q4_0": 4.1, "Q8_0": 11.3}, "Q4_0"),
-        (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q5_K_M"),
-        (machine(16 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q8_0"),
+        (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q3_K_M"),  # more must be comfortable
+        (machine(16 * GIB), {"Q2_K": 4.0, "Q8_0": 11.3}, "Q2_K"),
+        (machine(64 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q8_0"),
         (machine(8 * GIB), {"Q2_K": 2.7, "Q8_0": 7.7}, "Q2_K"),
+        (machine(16 * GIB), {"Q5_K_M": 5.1, "Q8_0": 7.7}, "Q5_K_M"),
+        (machine(16 * GIB), {"IQ1_S": 1.7, "Q5_K_M": 5.1}, "Q5_K_M"),
         (machine(16 * GIB), {"other": 3.0, "Q8_0": 7.7}, "Q8_0"),
     ],
 )

@@ -199,6 +199,7 @@ def test_header_identifies_other_file_types(tmp_path: Path, content: bytes, seen
         (handmade(), "not a language model: no general.architecture"),
         (handmade(LLAMA, entry(b"llama.block_count", 8, string(b"\x1b[2J"))), r"its 'llama.block_count' is '\x1b[2J'"),
         (handmade(LLAMA, entry(b"llama.block_count", 5, struct.pack("<i", -1))), "its 'llama.block_count' is '-1'"),
+        (handmade(LLAMA, entry(b"llama.block_count", 4, b"\xff" * 4)), "damaged: 4,294,967,295 layers"),
         (handmade(LLAMA, entry(b"general.alignment", 4, struct.pack("<I", 3))), "alignment 3 is not a power of two"),
         (handmade(LLAMA, tensors=(tensor(b"x" * 64, (1,), 0, 0),)), "damaged: a tensor name of 64 bytes"),
         (handmade(LLAMA, tensors=(tensor(b"x", (1,) * 5, 0, 0),)), "damaged: the tensor 'x' has 5 dimensions"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
@@ -115,7 +116,15 @@ NORMS: Mapping[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     ),
     "task_arithmetic": (whole("task_arithmetic", {}, {"weight": 0.5}, base_model="a"), (0.5, 1, 0, 0)),
 }
-ADDED = {"gemma": 1.0, "gemma2": 1.0, "gemma3": 1.0, "nemotron": 1.0, "gemma3n": 0.0, "llama": 0.0}
+ADDED = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron", "qwen35"), 1.0),
+    **dict.fromkeys(("gemma3n", "llama"), 0.0),
+}
+
+STORED_NORMS = (
+    NORM,
+    *(f"blk.0.{part}.weight" for part in ("attn_norm", "post_ffw_norm", "attn_q_norm", "nextn.enorm", "nextn.hnorm")),
+)
 
 
 @pytest.mark.parametrize("case", NORMS)
@@ -125,11 +134,10 @@ def test_merge_combines_norms_without_the_added_one(architecture: str, case: str
     paths = []
     for number, values in enumerate(((1.0, 0, 0, 0), (0, 2.0, 0, 0))):
         stored = np.array(values)
-        norms = ("blk.0.attn_norm.weight", "blk.0.post_ffw_norm.weight", "blk.0.attn_q_norm.weight", NORM)
-        tensors = {EMBEDDING: stored, **dict.fromkeys(norms, stored + ADDED[architecture])}
+        tensors = {EMBEDDING: stored, **dict.fromkeys(STORED_NORMS, stored + ADDED[architecture])}
         paths.append(write(tmp_path / f"{number}.gguf", tensors, architecture))
     for name, made in merge(recipe, paths[: len(recipe["models"])]).items():
-        added = ADDED[architecture] if "_norm" in name else 0.0
+        added = ADDED[architecture] if "norm" in name else 0.0
         np.testing.assert_allclose(made, np.array(expected) + added, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
@@ -201,16 +209,20 @@ def test_merge_filter_matches_names_of_experts_and_mla(
 
 
 ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-# The converter splits these: gate_up_proj into two, kv_b_proj likewise; and takes a suffix off before it translates.
-SPLIT = ("gate_up_proj", "kv_b_proj", "_bias")
+# The converter splits these before it translates their parts.
+PARTS = {
+    "ffn_gate_exps": ("gate_up_proj", "gate_proj"),
+    "ffn_up_exps": ("gate_up_proj", "up_proj"),
+    "attn_k_b": ("kv_b_proj", "k_b_proj"),
+    "attn_v_b": ("kv_b_proj", "v_b_proj"),
+}
 
 
 @pytest.mark.parametrize(("architecture", "stored"), sorted({(each[0], each[2]) for each in NAMES}))
 def test_merge_names_of_tensors_are_the_converters(architecture: str, stored: str) -> None:
     mapped = gguf.get_tensor_name_map(ARCHITECTURES[architecture], 1)
-    names = hugging_face_names(f"blk.0.{stored}", architecture)
-    parts = [name for name in names if not any(part in name for part in SPLIT)]
-    found = {str(mapped.get_name(name, try_suffixes=(".weight", ".bias"))) for name in parts}
-    assert {name.removesuffix(".weight").removesuffix(".bias") for name in found} <= {
-        f"blk.0.{stored}".rpartition(".")[0]
-    }
+    stem = stored.rpartition(".")[0]
+    names = [name.replace(*PARTS.get(stem, ("", ""))) for name in hugging_face_names(f"blk.0.{stored}", architecture)]
+    suffixes = (".weight", ".bias", "_bias")
+    found = {mapped.get_name(name, try_suffixes=suffixes) or name for name in names}
+    assert {re.sub(r"(.weight|.bias|_bias)$", "", name) for name in found} == {f"blk.0.{stem}"}

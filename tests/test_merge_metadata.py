@@ -249,6 +249,8 @@ def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
     }
 
 
+SHARED_KV = "gemma4.attention.shared_kv_layers"
+GEMMA4 = {"general.architecture": "gemma4", "gemma4.block_count": 4, SHARED_KV: 2}
 DENSE, NEXTN = "deepseek2.leading_dense_block_count", "deepseek2.nextn_predict_layers"
 DEEPSEEK = {"general.architecture": "deepseek2", "deepseek2.block_count": 4, DENSE: 1}
 
@@ -264,6 +266,9 @@ DEEPSEEK = {"general.architecture": "deepseek2", "deepseek2.block_count": 4, DEN
         ([(0, 2), (1, 3)], {**DEEPSEEK, NEXTN: 1}, {DENSE: 1, NEXTN: 0}),
         ([(0, 3), (3, 4), (3, 4)], {**DEEPSEEK, NEXTN: 1}, {DENSE: 1, NEXTN: 2}),
         ([(0, 4)], {**DEEPSEEK, DENSE: None}, {}),
+        ([(0, 4), (2, 4)], GEMMA4, {SHARED_KV: 4}),
+        ([(0, 2), (0, 3)], GEMMA4, {SHARED_KV: 1}),
+        ([(0, 4)], GEMMA4, {SHARED_KV: 2}),
     ],
 )
 def test_merge_metadata_counts_layers_of_another_kind(
@@ -271,27 +276,37 @@ def test_merge_metadata_counts_layers_of_another_kind(
 ) -> None:
     recipe = stacked(*(("a", start, end) for start, end in ranges))
     made = contents(plan(recipe, table("a", metadata)))
-    assert {key: made[key] for key in (DENSE, NEXTN) if key in made} == counts
+    assert {key: made[key] for key in (DENSE, NEXTN, SHARED_KV) if key in made} == counts
 
 
 @pytest.mark.parametrize(
-    ("ranges", "problem", "hint"),
+    ("metadata", "ranges", "problem", "hint"),
     [
         (
+            {**DEEPSEEK, NEXTN: 1},
             [(0, 3), (0, 3)],
-            "layer 0 of a, a layer without experts, would become layer 3",
+            "layer 0 of a, a layer without experts, would become layer 3 of 6",
             "keep layers without experts first, or leave them out",
         ),
         (
+            {**DEEPSEEK, NEXTN: 1},
             [(1, 4), (1, 3)],
-            "layer 3 of a, a layer for multi-token prediction, would become layer 2",
+            "layer 3 of a, a layer for multi-token prediction, would become layer 2 of 5",
             "keep layers for multi-token prediction last, or leave them out",
+        ),
+        (
+            GEMMA4,
+            [(0, 4), (1, 4)],
+            "layer 2 of a, a layer with shared keys and values, would become layer 2 of 7",
+            "keep layers with shared keys and values last, or leave them out",
         ),
     ],
 )
-def test_merge_metadata_refuses_misplaced_layers(ranges: list[tuple[int, int]], problem: str, hint: str) -> None:
+def test_merge_metadata_refuses_misplaced_layers(
+    metadata: dict[str, Any], ranges: list[tuple[int, int]], problem: str, hint: str
+) -> None:
     with pytest.raises(MergeError) as caught:
-        plan(stacked(*(("a", start, end) for start, end in ranges)), table("a", {**DEEPSEEK, NEXTN: 1}))
+        plan(stacked(*(("a", start, end) for start, end in ranges)), table("a", metadata))
     assert (caught.value.message, caught.value.hint) == (problem, hint)
 
 
@@ -302,7 +317,20 @@ NUMBERS = (
     "leading_dense_block_count",
     "nextn_predict_layers",
     "attention.sliding_window_pattern",
+    "attention.shared_kv_layers",
+    "interleave_moe_layer_step",
 )
+
+
+def test_merge_metadata_refuses_lists_of_context_lengths() -> None:
+    with pytest.raises(MergeError) as caught:
+        plan(mixed("a", "b"), table("a"), table("b", {"llama.context_length": (8, 8, 8, 8)}))
+    assert caught.value.message == "b: llama.context_length is not a whole number: '(8, 8, 8, 8)'"
+
+
+def test_merge_plan_refuses_an_impossible_number_of_layers() -> None:
+    with pytest.raises(MergeError, match=r"^a: the file states 9,223,372,036,854,775,808 layers$"):
+        plan(mixed("a", "b"), table("a", {"llama.block_count": 2**63}), table("b"))
 
 
 @pytest.mark.parametrize("key", NUMBERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,28 @@ def test_merge_plan_refuses_moves_off_the_period(ranges: list[tuple[str, int, in
         plan(stacked(*ranges), position_dependent("a"), position_dependent("b"))
     assert caught.value.message == f"{problem}, which smollm3 evaluates differently"
     assert caught.value.hint == "move layers by multiples of 4"
+
+
+def test_merge_plan_keeps_the_interval_of_layers_with_experts() -> None:
+    every_second = {"general.architecture": "ernie4_5-moe", "ernie4_5-moe.block_count": 4}
+    source = table("a", {**every_second, "ernie4_5-moe.interleave_moe_layer_step": 2})
+    assert len(plan(stacked(("a", 0, 4), ("a", 2, 4)), source).layers) == 6
+    with pytest.raises(MergeError, match="layer 1 of a would become layer 4") as caught:
+        plan(stacked(("a", 0, 4), ("a", 1, 3)), source)
+    assert caught.value.hint == "move layers by multiples of 2"
+
+
+def test_merge_plan_refuses_to_move_layers_with_own_embeddings() -> None:
+    source = table("a", {"general.architecture": "gemma4", "gemma4.block_count": 4})
+    whole = source.tensors["token_embd.weight"]
+    name = "per_layer_token_embd.weight"
+    source = replace(source, tensors={**source.tensors, name: whole._replace(name=name)})
+    assert plan(stacked(("a", 0, 4)), source).layers
+    for ranges in ([("a", 0, 2), ("a", 2, 4), ("a", 3, 4)], [("a", 0, 3)], [("a", 0, 2), ("a", 1, 3)]):
+        with pytest.raises(MergeError) as caught:
+            plan(stacked(*ranges), source)
+        assert caught.value.message == "a has embeddings for each of its 4 layers, which cannot be stacked"
+        assert caught.value.hint == "merge all layers of such models, in their order"
 
 
 def test_merge_plan_refuses_to_add_layers_off_the_period() -> None:

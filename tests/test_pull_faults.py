@@ -206,6 +206,50 @@ def test_pull_without_locks_has_a_partial_file_of_its_own(hub_user: HubUser) -> 
     here(hub_user)
 
 
+def test_pull_without_locks_takes_over_a_file_once(hub_user: HubUser, mistral_model: Path) -> None:
+    partial(hub_user).write_bytes(mistral_model.read_bytes()[:3_000_000])
+    os.utime(partial(hub_user), (0, 0))
+    hub_user.hub.arm(replace(SLOW, times=None, let_through=0))
+    slow_hash = f"{NO_LOCKS}; from cerebrum_cli.catalogue import download; import time; "
+    slow_hash += "writer = download._Writer; hash_existing = writer.hash_existing; "
+    slow_hash += "writer.hash_existing = lambda *arguments: (time.sleep(2), hash_existing(*arguments))[1]"
+    with start_changed(hub_user, slow_hash) as one:
+        wait_until(lambda: partial(hub_user).name not in hub_user.blobs(REPO))
+        with start_changed(hub_user, slow_hash) as other:
+            errors = [process.communicate(timeout=60)[1] for process in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), errors
+    here(hub_user)
+    assert sorted(str(each.range) for each in hub_user.downloads()) == ["None", "bytes=3000000-"]
+
+
+def test_pull_without_locks_leaves_a_growing_file_alone(hub_user: HubUser) -> None:
+    with partial(hub_user).open("ab") as growing:
+        growing.write(b"x")
+        growing.flush()
+        with start_changed(hub_user, NO_LOCKS) as pull:
+            while pull.poll() is None:
+                growing.write(b"x")
+                growing.flush()
+                time.sleep(0.2)
+            assert pull.stderr
+            assert pull.returncode == 0, pull.stderr.read()
+        assert os.path.samestat(os.fstat(growing.fileno()), partial(hub_user).stat())
+    partial(hub_user).unlink()
+    here(hub_user)
+
+
+def test_pull_without_locks_verifies_the_file_on_disk(hub_user: HubUser) -> None:
+    hub_user.hub.arm(SLOW)
+    with start_changed(hub_user, NO_LOCKS) as pull:
+        wait_until(lambda: any(size > 1_000_000 for size in hub_user.blobs(REPO).values()))
+        [name] = hub_user.blobs(REPO)
+        with partial(hub_user).with_name(name).open("r+b") as file:
+            file.write(b"the other's bytes")
+        _, err = pull.communicate(timeout=60)
+    assert f"error: {FILE} was not downloaded correctly" in err
+    assert (pull.returncode, hub_user.blobs(REPO)) == (1, {})
+
+
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
 def test_pull_without_locks_resumes_an_earlier_one(hub_user: HubUser, ended_by: signal.Signals) -> None:
     hub_user.hub.arm(SLOW)
@@ -351,6 +395,9 @@ def test_download_checks_disk_space_first(tmp_path: Path) -> None:
     left.parent.mkdir(parents=True)
     with left.open("wb") as sparse:
         sparse.truncate(3_900_000_000)
+    download.require_space((file,))
+    killed = left.rename(left.with_name(f"{file.digest}.host-7.incomplete"))  # where locks do nothing
+    os.utime(killed, (0, 0))
     download.require_space((file,))
 
 

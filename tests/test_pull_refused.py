@@ -143,6 +143,13 @@ def test_pull_reports_an_invalid_endpoint(hub_user: HubUser, endpoint: str) -> N
     assert (code, "HF_ENDPOINT" in do) == (1, True)
 
 
+def test_pull_knows_its_endpoint_with_a_default_port(hub_user: HubUser) -> None:
+    variables = {"HF_ENDPOINT": "http://Hub.example:80", "http_proxy": hub_user.hub.url}
+    code, error, _ = refused(hub_user, "owner/none", **variables)
+    assert (code, error) == (3, "owner/none: no such repository on the Hub, or it is private")
+    assert hub_user.hub.log.requests()
+
+
 def test_pull_refuses_a_broken_repository_without_a_request(hub_user: HubUser) -> None:
     said = (
         1,

@@ -260,13 +260,23 @@ def test_recipe_of_one_module_equals_its_content() -> None:
 def test_recipe_accepts_keys_that_mergekit_ignores() -> None:
     recipe = read("""\
         const_tag: &x 0.7
+        parameters_a: &a {weight: *x}
+        slices_1: [{model: &m m}]
         random_seed: 0
         7: seven
         "bell\\a": 1
         model_name: Published
         merge_method: linear
         models:
-        - {model: m, parameters: {weight: *x}}
+        - {model: *m, parameters: *a}
         """)
-    assert recipe.ignored_keys == ("const_tag", "random_seed", "(int)", "bell\\x07", "model_name")
+    assert recipe.ignored_keys == (
+        "const_tag",
+        "parameters_a",
+        "slices_1",
+        "random_seed",
+        "(int)",
+        "bell\\x07",
+        "model_name",
+    )
     assert recipe.slices[0].sources[0].parameters == {"weight": (ConditionalValue(0.7, None),)}

@@ -158,12 +158,22 @@ def test_recipe_reports_the_location_of_a_wrong_value(recipe: Mapping[str, objec
     assert hint in caught.hint
 
 
-@pytest.mark.parametrize("method", ["ties", "della_linear", "nuslerp", "dare_linear", "multislerp", "model_stock"])
-def test_recipe_names_an_unsupported_method_before_other_errors(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        *(
+            (name, f"merge_method {name} is not supported")
+            for name in ("ties", "della_linear", "nuslerp", "model_stock")
+        ),
+        ("core_space", "unknown merge_method core_space"),
+        (["ties"], "unknown merge_method (list)"),
+    ],
+)
+def test_recipe_names_an_unsupported_method_before_other_errors(method: object, problem: str) -> None:
     lora: Mapping[str, object] = {"models": [{"model": "a+b", "density": 1}], "dtype": "int8"}
     for rest in (lora, {"random_seed": 1}, {"slice": []}):
         caught = error(json.dumps({**rest, "merge_method": method}))
-        assert caught.message == f"r.yml: merge_method {method} is not supported"
+        assert caught.message == f"r.yml: {problem}"
         assert caught.hint == "supported: passthrough, linear, slerp, task_arithmetic"
 
 

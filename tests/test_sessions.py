@@ -8,6 +8,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -282,15 +283,48 @@ def test_pieces_of_a_killed_process_are_recovered(path: Path) -> None:
     assert rows(path, "SELECT * FROM pending") == []
 
 
-def test_pieces_are_read_while_they_cannot_be_folded(
-    sessions: Store, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.0)
+def test_pieces_are_read_while_they_cannot_be_folded(sessions: Store, path: Path) -> None:
     session = start_reply(sessions, "One,", " two")
-    with contextlib.closing(Store(path)) as reader, contextlib.closing(sqlite3.connect(path)) as holder:
+    with (
+        contextlib.closing(Store(path)) as reader,
+        contextlib.closing(sqlite3.connect(path, check_same_thread=False)) as holder,
+    ):
         holder.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
         assert texts(reader.messages(session)) == ["Count.", "One, two"]
-    assert rows(path, "SELECT count(*) FROM pending") == [(2,)]
+        assert time.monotonic() - begun < store.BUSY_TIMEOUT_S / 2  # reading waits for no writer
+        assert rows(path, "SELECT count(*) FROM pending") == [(2,)]
+        release = threading.Timer(0.2, holder.rollback)
+        release.start()
+        reader.update_session(session, model="m")  # a change does
+        release.join()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE pending SET tokens = x'0102030405' WHERE message = 2",
+        "UPDATE pending SET content = x'ff' WHERE message = 2",
+        "UPDATE pending SET content = CAST(x'ff' AS TEXT) WHERE message = 2",
+        "UPDATE messages SET params = '[' WHERE id = 2",
+        "UPDATE messages SET content = CAST(x'ff' AS TEXT) WHERE id = 2",
+    ],
+    ids=("tokens", "blob", "encoding", "params", "content"),
+)
+def test_damaged_pieces_leave_other_sessions_usable(damage: str, sessions: Store, path: Path) -> None:
+    damaged = start_reply(sessions, "One,", " two")
+    good = add_texts(sessions, sessions.create("good", "chat"), "Count again.")
+    good = sessions.add_message(good, Message("assistant", "", ()))
+    sessions.append_to_message(good, Message("assistant", "Three", (3,)), "")
+    sessions.close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(damage)
+    assert [summary.session.name for summary in sessions.summaries()] == ["good", "a"]
+    assert texts(sessions.messages(good)) == ["Count again.", "Three"]
+    assert texts(sessions.messages(add_texts(sessions, good, "Go on."))) == ["Count again.", "Three", "Go on."]
+    assert rows(path, "SELECT DISTINCT message FROM pending") == [(damaged.leaf,)]
+    with pytest.raises(SessionError):
+        sessions.messages(damaged)
 
 
 def test_removed_session_takes_its_pieces_along(sessions: Store, path: Path) -> None:

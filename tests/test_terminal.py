@@ -270,6 +270,7 @@ def test_file_progress_in_a_pipe_ends_with_a_line(monkeypatch: pytest.MonkeyPatc
         "merge: 0 kB of 30 MB",
         "merge: 30 MB of 30 MB, 750 kB/s, 0 min left",
         "verify: 0 kB of 30 MB",
+        "verify: 30 MB of 30 MB, 5 MB/s, 0 min left",
     ]
 
 

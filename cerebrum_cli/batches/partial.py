@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import reduce
@@ -132,7 +133,11 @@ class PartialFile:
         positions = self._positions_by_key.get(_key(object["id"], object["prompt"]), [])
         if len(positions) < 2:
             return next(iter(positions), None)
-        return object[ROW] if object.get(ROW) in positions else None
+        position = object.get(ROW)
+        if not isinstance(position, int):
+            return None
+        at = bisect_left(positions, position)
+        return position if positions[at : at + 1] == [position] else None
 
     def lines_in_order(self) -> Iterator[bytes]:
         """Yield the lines in the order of the input. Raises BatchError if another program has changed the file."""

@@ -36,6 +36,8 @@ DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 _MAX_BACKOFF_S = 16.0
 RANGE_BYTES = 4_000_000_000  # of one request
 _ABANDONED_S = 3600.0  # without a change; longer than any wait of a running download
+_IDLE_S = 5.0  # without a change, of a file that another program may be writing
+_TOUCH_S = 60.0  # between marks on a file that is in use, but only read
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
 
 
@@ -79,6 +81,21 @@ def _is_abandoned(partial: Path) -> bool:
     with contextlib.suppress(OSError):
         return time.time() - partial.stat().st_mtime > _ABANDONED_S
     return False
+
+
+def _touching(partial: Path, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Report progress in reading a partial file, and now and then mark it as one in use."""
+    touched = -math.inf
+
+    def report(done: int, total: int) -> None:
+        nonlocal touched
+        if time.monotonic() - touched > _TOUCH_S:
+            touched = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(partial)
+        on_progress(done, total)
+
+    return report
 
 
 def free_space(directory: Path) -> float:
@@ -139,32 +156,48 @@ class Download:
         with blob_lock(cache.lock(repo_id, file.digest), self._report_other_process(file, progress)) as excludes:
             if not self._has_valid_blob(file, progress):
                 with self._partial(file, excludes) as partial:
-                    self._complete(partial, file, progress)
+                    self._complete(partial, file, progress, excludes)
                     partial.replace(cache.blob(repo_id, file.digest))
             return cache.link(repo_id, commit, file.name, file.digest)
 
     @contextlib.contextmanager
     def _partial(self, file: HubFile, excludes: bool) -> Iterator[Path]:
-        """The path of the partial file.
+        """The path of the partial file, with the bytes of an earlier process.
 
-        Where the lock `excludes` no one, this process takes the file of an earlier one under a name of its own, and
-        gives it back at the end.
+        Where the lock `excludes` no one, it has a name of its own, and is given back at the end.
         """
         shared = self.cache.partial(self.listing.repo_id, file.digest)
-        if excludes:
-            yield shared
-            return
         own = shared.with_name(f"{file.digest}.{gethostname()}-{os.getpid()}{shared.suffix}")
-        abandoned = (path for path in shared.parent.glob(f"{file.digest}.*-*{shared.suffix}") if _is_abandoned(path))
-        for earlier in (shared, *abandoned):
+        path = shared if excludes else own
+        for earlier in () if path.exists() else self._earlier_partials(file):
             with contextlib.suppress(OSError):
-                earlier.rename(own)
-                break
+                if earlier != shared or self._is_idle(earlier):
+                    os.utime(earlier)  # before its new name, which would look abandoned too
+                    earlier.rename(path)
+                    break
         try:
-            yield own
+            yield path
         finally:
             with contextlib.suppress(OSError):
-                own.rename(shared)
+                if not shared.exists():
+                    path.rename(shared)
+
+    def _earlier_partials(self, file: HubFile) -> list[Path]:
+        """Partial files that an interrupted download may have left: the shared one, and those abandoned."""
+        shared = self.cache.partial(self.listing.repo_id, file.digest)
+        found = [shared] if exists(shared) else []
+        with contextlib.suppress(OSError):
+            found += filter(_is_abandoned, shared.parent.glob(f"{file.digest}.*-*{shared.suffix}"))
+        return found
+
+    def _is_idle(self, partial: Path) -> bool:
+        """Whether no process writes to a file, be it one on whose machine locks work, or another program."""
+        if _is_abandoned(partial):
+            return True
+        before = partial.stat()
+        self.sleep(_IDLE_S)
+        after = partial.stat()
+        return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
     def _write_ref(self) -> None:
         try:
@@ -178,7 +211,7 @@ class Download:
 
     def _present_bytes(self, file: HubFile) -> int:
         """Bytes of a file that are on disk."""
-        for path in (self._stored_path(file), self.cache.partial(self.listing.repo_id, file.digest)):
+        for path in (self._stored_path(file), *self._earlier_partials(file)):
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
@@ -204,12 +237,15 @@ class Download:
         blob.unlink()
         return False
 
-    def _complete(self, partial: Path, file: HubFile, progress: _FileProgress) -> None:
-        """Download the rest of a partial file and verify it; delete it if its digest is wrong."""
+    def _complete(self, partial: Path, file: HubFile, progress: _FileProgress, excludes: bool) -> None:
+        """Download the rest of a partial file and verify it; delete it if its digest is wrong.
+
+        Where the lock `excludes` no one, what lies on disk is verified, not what was sent.
+        """
         retry_policy = RetryPolicy(self.progress, self.sleep)
         with partial.open("ab+") as out:
             writer = _Writer(partial, out, file.size, progress.download)
-            writer.hash_existing(progress.verify)
+            writer.hash_existing(_touching(partial, progress.verify))
             progress.download(writer.done, file.size)
             while writer.done < file.size:
                 before = writer.done
@@ -221,7 +257,8 @@ class Download:
                     retry_policy.wait(error)
             writer.require_sole()
             os.fsync(out.fileno())
-        digest = writer.digest.hexdigest()
+        sent = writer.digest.hexdigest()
+        digest = sent if excludes else self.digest_of(partial, _touching(partial, progress.verify)).sha256
         if digest != file.digest:
             partial.unlink()
             raise PullError(
@@ -283,14 +320,21 @@ class _Writer:
         self.require_sole()
 
     def require_sole(self) -> None:
-        """Raise PullError if the file on disk does not end where this process is; it is deleted then."""
+        """Raise PullError if the file on disk does not end where this process is, or is another process's.
+
+        One that two have written to is deleted.
+        """
         self.out.flush()
-        if os.fstat(self.out.fileno()).st_size != self.done:
-            self.path.unlink(missing_ok=True)
-            raise PullError(
-                f"{self.path}: another process writes to it, so file locks do not work there",
-                "wait for that process, then pull again",
-            )
+        ours = os.fstat(self.out.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(ours, self.path.stat()):
+                if ours.st_size == self.done:
+                    return
+                self.path.unlink()
+        raise PullError(
+            f"{self.path}: another process writes to it, so file locks do not work there",
+            "wait for that process, then pull again",
+        )
 
     def restart(self) -> None:
         self.out.truncate(0)

@@ -290,13 +290,14 @@ def _translated(subject: str) -> Iterator[None]:
 
 
 def _response_error(subject: str, response: httpx2.Response) -> CerebrumError:
+    import httpx2
     from huggingface_hub import get_token
 
     token = Token(_token_location(), get_token() is not None)
     # The Hub redirects a renamed repository to itself, and files to its storage on another host.
-    own = urlsplit(_endpoint()).netloc.rpartition("@")[2]
-    from_storage = response.url.netloc.decode("ascii", "replace") not in (own.lower(), *HUB_HOSTS)
-    return ErrorResponse(subject, response.status_code, response.headers, from_storage, _endpoint(), token).error()
+    own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
+    is_hub = response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
+    return ErrorResponse(subject, response.status_code, response.headers, not is_hub, _endpoint(), token).error()
 
 
 def _token_location() -> str:

@@ -235,7 +235,7 @@ def _header(
         tensor_count=len(tensors),
         tensor_types=Counter(_type_name(tensor) for tensor in tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
-        n_layers=integers.hyperparameter("block_count"),
+        n_layers=integers.layers(),
         n_heads=max(heads, default=0),
         n_kv_heads=max(kv_heads, default=0),
         embedding_length=integers.hyperparameter("embedding_length"),
@@ -274,7 +274,7 @@ class _Integers:
         value = self.metadata.get(key)
         if isinstance(value, Array) and value.length == len(value.values):
             return tuple(self._checked(key, item) for item in value.values)
-        return () if value is None else (self._checked(key, value),) * self._layers()
+        return () if value is None else (self._checked(key, value),) * self.layers()
 
     def alignment(self) -> int:
         """Alignment of tensor data, a power of two."""
@@ -283,7 +283,7 @@ class _Integers:
             raise ModelFileError(self.path, f"damaged: its general.alignment {value:,} is not a power of two")
         return value or _ALIGNMENT
 
-    def _layers(self) -> int:
+    def layers(self) -> int:
         """Number of layers. Raises ModelFileError for an impossible one."""
         layers = self.hyperparameter("block_count")
         if layers > _TENSOR_COUNT:

@@ -16,6 +16,7 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 DAMAGED_HINT = "the file is damaged: download it again"
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
@@ -82,10 +83,12 @@ class Table:
 
     @property
     def n_layers(self) -> int:
-        """Number of layers. Raises MergeError if the file does not state it."""
+        """Number of layers. Raises MergeError if the file does not state it, or an impossible one."""
         count = self.hyperparameter("block_count")
         if not isinstance(count, int) or count < 1:
             raise MergeError(f"{self.name}: the file does not state a number of layers", "merge language models only")
+        if count > _MAX_LAYERS:
+            raise MergeError(f"{self.name}: the file states {count:,} layers", DAMAGED_HINT)
         return count
 
     @cached_property
@@ -116,13 +119,14 @@ class Table:
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value.content if value else None
 
-    def whole_number(self, key: str, layer: int = 0) -> int | None:
-        """A hyperparameter that is a whole number or a flag, for one layer if it has an item for each.
+    def whole_number(self, key: str, layer: int | None = None) -> int | None:
+        """A hyperparameter that is a whole number or a flag; with a layer it may have an item for each of them.
 
         None if it is missing. Raises MergeError for a value of another type.
         """
         key = f"{self.architecture}.{key}"
-        value = self.layer_value(key, layer)
+        stated = self.metadata.get(key)
+        value = stated and stated.content if layer is None else self.layer_value(key, layer)
         if value is not None and not isinstance(value, int):
             raise MergeError(f"{self.name}: {key} is not a whole number: {str(value)[:60]!r}", DAMAGED_HINT)
         return value

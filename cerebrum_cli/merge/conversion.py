@@ -76,7 +76,10 @@ _BY_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
 
 # Architectures whose norms multiply by w + 1; llama.cpp's converter adds the 1 (llama.cpp 0c1e57098, conversion/).
 _NORMS_PLUS_ONE = frozenset(
-    ("gemma", "gemma2", "gemma3", "minimax-m3", "nemotron", "qwen3next", "qwen35", "qwen35moe", "step35")
+    (
+        *("gemma", "gemma2", "gemma3", "gemma-embedding", "minimax-m3"),
+        *("nemotron", "qwen3next", "qwen35", "qwen35moe", "step35"),
+    )
 )
 _CONSTANTS = frozenset(("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"))
 
@@ -104,7 +107,7 @@ def hugging_face_names(name: str, architecture: str = "llama") -> tuple[str, ...
 
 def stored_offset(name: str, architecture: str) -> float:
     """Constant that the converter adds to a tensor's weights."""
-    is_norm = name.endswith("_norm.weight") and not name.endswith(".ssm_norm.weight")
+    is_norm = name.endswith("norm.weight") and not name.endswith(".ssm_norm.weight")
     return 1.0 if is_norm and architecture in _NORMS_PLUS_ONE else 0.0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.merge.location import Location, truncate
 
@@ -13,7 +15,14 @@ if TYPE_CHECKING:
 _LEVELS, _VALUES = 20, 100_000  # with aliases expanded: far beyond any recipe, and still fast to check
 
 
-def read_document(root: Location, text: str) -> object:
+class Document(NamedTuple):
+    """A YAML document, and the keys of its top level whose values are used again by an alias."""
+
+    content: object
+    anchored_keys: frozenset[str]
+
+
+def read_document(root: Location, text: str) -> Document:
     """Parse a text that holds one YAML document. Raises UsageError if it does not."""
     import yaml
 
@@ -24,7 +33,8 @@ def read_document(root: Location, text: str) -> object:
             raise root.error("empty file", "write a recipe: a merge_method, and slices or models")
         if not _is_bounded(node):
             raise root.error("too many levels or aliases", "use fewer levels and aliases")
-        return loader.construct_document(node)
+        anchored_keys = _anchored_keys(node)  # first: construction merges the values of `<<` into others
+        return Document(loader.construct_document(node), anchored_keys)
     except yaml.MarkedYAMLError as error:
         reason = " ".join(filter(None, [error.context, error.problem]))
         raise root.error(
@@ -50,12 +60,21 @@ def _position(mark: Mark | None) -> str:
 
 def _is_bounded(root: Node) -> bool:
     """Whether a document is small enough to construct, with its aliases expanded."""
-    count, stack = 0, [(root, 1)]
+    return all(level <= _LEVELS and count < _VALUES for count, (_, level) in enumerate(_nodes(root)))
+
+
+def _anchored_keys(root: Node) -> frozenset[str]:
+    rows = root.value if not isinstance(root.value, str) else ()
+    uses = [(row[0].value, {id(node) for node, _ in _nodes(row[1])}) for row in rows if isinstance(row, tuple)]
+    counts = Counter(node for _, nodes in uses for node in nodes)
+    return frozenset(key for key, nodes in uses if isinstance(key, str) and any(counts[node] > 1 for node in nodes))
+
+
+def _nodes(root: Node) -> Iterator[tuple[Node, int]]:
+    """Yield the nodes of a document with their levels, those behind aliases again."""
+    stack = [(root, 1)]
     while stack:
         node, level = stack.pop()
-        count += 1
-        if level > _LEVELS or count > _VALUES:
-            return False
+        yield node, level
         for child in node.value if not isinstance(node.value, str) else ():
             stack.extend((inner, level + 1) for inner in (child if isinstance(child, tuple) else (child,)))
-    return True

@@ -5,7 +5,7 @@ The periods are from the calls of `load_swa_pattern`, and `n_no_rope_layer_step`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import lcm
 
 from cerebrum_cli.core.errors import MergeError
@@ -32,16 +32,24 @@ WINDOW_PERIODS = {
 _COUNTS = (
     ("leading_dense_block_count", True, "without experts"),
     ("nextn_predict_layers", False, "for multi-token prediction"),
+    ("attention.shared_kv_layers", False, "with shared keys and values"),
 )
+# Embeddings of all layers in one tensor.
+_EMBEDDING_PER_LAYER = "per_layer_token_embd.weight"
 # Layers without position encoding, or with another kind of attention. No metadata states these layer by layer.
 FIXED_PERIODS = {"afmoe": 4, "llama4": 4, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "smollm3": 4}
 
 
-def require_layer_pattern(tables: Mapping[str, Table], layers: Iterable[tuple[int, Sequence[tuple[str, int]]]]) -> None:
+def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[tuple[int, Sequence[tuple[str, int]]]]) -> None:
     """Raise MergeError if a layer moves to a number at which its architecture evaluates it differently."""
     patterns = {name: layer_pattern(table) for name, table in tables.items()}
     if len(set(patterns.values())) > 1:
         raise MergeError("the models' layer patterns differ (attention.sliding_window_pattern)", "merge other files")
+    stays = all(number == layer for number, sources in layers for _, layer in sources)
+    for name, table in tables.items():
+        if _EMBEDDING_PER_LAYER in table.global_tensors and not (stays and len(layers) == table.n_layers):
+            problem = f"{name} has embeddings for each of its {table.n_layers} layers, which cannot be stacked"
+            raise MergeError(problem, "merge all layers of such models, in their order")
     for number, sources in layers:
         for name, layer in sources:
             if (number - layer) % (period := lcm(*patterns[name])):
@@ -52,8 +60,9 @@ def require_layer_pattern(tables: Mapping[str, Table], layers: Iterable[tuple[in
 def layer_pattern(table: Table) -> tuple[int, int]:
     """Period of the differences that no file states, and of sliding windows that this file does not state per layer."""
     architecture = table.architecture
-    fixed = table.whole_number("full_attention_interval") or FIXED_PERIODS.get(architecture, 1)
-    stated = table.whole_number("attention.sliding_window_pattern")  # a flag per layer, or a period
+    attention = table.whole_number("full_attention_interval") or FIXED_PERIODS.get(architecture, 1)
+    fixed = lcm(attention, table.whole_number("interleave_moe_layer_step") or 1)
+    stated = table.whole_number("attention.sliding_window_pattern", 0)  # a flag per layer, or a period
     if stated is None and (architecture == "gemma2" or table.hyperparameter("attention.sliding_window")):
         return fixed, WINDOW_PERIODS.get(architecture, 1)  # llama.cpp has a default window for gemma2 only
     return fixed, 1 if stated is None else int(stated) or 1
@@ -74,7 +83,7 @@ def layer_counts(layers: Sequence[tuple[Table, int]]) -> dict[str, int]:
         if flags != sorted(flags, reverse=is_first):
             number = flags.index(True, flags.index(False)) if is_first else flags.index(True)
             table, layer = layers[number]
-            problem = f"layer {layer} of {table.name}, a layer {kind}, would become layer {number}"
+            problem = f"layer {layer} of {table.name}, a layer {kind}, would become layer {number} of {len(layers)}"
             raise MergeError(problem, f"keep layers {kind} {'first' if is_first else 'last'}, or leave them out")
         if any(count is not None for count in counts):
             result[key] = sum(flags)

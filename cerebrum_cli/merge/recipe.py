@@ -122,11 +122,17 @@ _NO_MODEL = ("union", "base")  # values of tokenizer_source that are not models
 def parse_recipe(text: str, where: str) -> Recipe:
     """Parse a recipe; `where` is its file name. Raises UsageError, with the location of the problem."""
     root = Location(where)
-    document = require_mapping(root, read_document(root, text), _KEYS)
-    _require_supported(root, document)
-    ignored = tuple(key for key in document if key not in _KEYS and not nearest(key, _KEYS, _TYPO_SIMILARITY))
+    content, anchored_keys = read_document(root, text)
+    document = require_mapping(root, content, _KEYS)
+    method = _supported_method(root, document)
+    ignored = tuple(
+        key
+        for key in document
+        if key not in _KEYS and (key in anchored_keys or not nearest(key, _KEYS, _TYPO_SIMILARITY))
+    )
     row = _unwrap_module(root, read_mapping(root, document, _KEYS, ignored))
-    method = _method(root, row.get("merge_method"))
+    if method is None:
+        raise root.key("merge_method").error("missing", choices(None, tuple(_REQUIREMENTS)))
     parameters = _parameters(root, row)
     base_model = _base_model(root, row)
     parts = _parse_slices(root, row, base_model)
@@ -148,13 +154,19 @@ def parse_recipe(text: str, where: str) -> Recipe:
     )
 
 
-def _require_supported(root: Location, document: Mapping[object, object]) -> None:
-    """Raise UsageError for a recipe of mergekit that is not supported, before any other error in it."""
-    method, hint = document.get("merge_method"), choices(None, tuple(_REQUIREMENTS))
-    if method in _OTHER_METHODS:
-        raise root.error(f"merge_method {method} is not supported", hint)
-    if method is None and document.get("experts") is not None:
+def _supported_method(root: Location, document: Mapping[object, object]) -> Method | None:
+    """The merge method, None if there is none. Raises UsageError for any other, before other errors in a recipe."""
+    value, hint = document.get("merge_method"), choices(None, tuple(_REQUIREMENTS))
+    for method in _REQUIREMENTS:
+        if method == value:
+            return method
+    if value in _OTHER_METHODS:
+        raise root.error(f"merge_method {value} is not supported", hint)
+    if value is not None:
+        raise root.error(f"unknown merge_method {quoted(value)}", choices(value, tuple(_REQUIREMENTS)))
+    if document.get("experts") is not None:
         raise root.error("recipes of mergekit-moe, which make a mixture of experts, are not supported", hint)
+    return None
 
 
 def _unwrap_module(root: Location, row: Mapping[str, object]) -> Mapping[str, object]:
@@ -169,15 +181,6 @@ def _unwrap_module(root: Location, row: Mapping[str, object]) -> Mapping[str, ob
     if both := inner.keys() & row.keys():
         raise location.error(f"{min(both)} is given inside and outside of the module", "remove one of them")
     return {key: value for key, value in (*row.items(), *inner.items()) if key != "modules"}
-
-
-def _method(root: Location, value: object) -> Method:
-    if value is None:
-        raise root.key("merge_method").error("missing", choices(value, tuple(_REQUIREMENTS)))
-    for method in _REQUIREMENTS:
-        if method == value:
-            return method
-    raise root.error(f"unknown merge_method {quoted(value)}", choices(value, tuple(_REQUIREMENTS)))
 
 
 def _parse_slices(root: Location, row: Mapping[str, object], base_model: str | None) -> list[_ParsedSlice]:

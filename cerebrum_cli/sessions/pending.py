@@ -53,21 +53,39 @@ def with_pieces(database: sqlite3.Connection, stored: StoredMessage) -> StoredMe
 
 
 def fold_pieces(database: sqlite3.Connection) -> None:
-    """Fold all pieces into their messages; left for later if the database is busy or its disk is full."""
-    if database.execute("SELECT 1 FROM pending LIMIT 1").fetchone() is None:
-        return
-    with contextlib.suppress(sqlite3.OperationalError):
-        database.execute("BEGIN IMMEDIATE")
+    """Fold all pieces into their messages; left for later where the database is busy, full or damaged.
+
+    Reading does not depend on it, so it neither waits for another process nor fails.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        if database.execute("SELECT 1 FROM pending LIMIT 1").fetchone() is None:
+            return
+        (timeout_ms,) = database.execute("PRAGMA busy_timeout").fetchone()
+        database.execute("PRAGMA busy_timeout = 0")
         try:
-            ids = "SELECT DISTINCT message FROM pending"
-            for row in database.execute(f"SELECT * FROM messages WHERE id IN ({ids})").fetchall():
-                stored = with_pieces(database, message_from_row(row))
-                update_message(database, stored.id, message_values(stored.message, stored.metadata))
+            database.execute("BEGIN IMMEDIATE")
+            for row in database.execute("SELECT DISTINCT message FROM pending").fetchall():
+                _fold(database, row["message"])
             database.execute("COMMIT")
-        except BaseException:
+        finally:
             if database.in_transaction:
                 database.execute("ROLLBACK")
+            database.execute(f"PRAGMA busy_timeout = {timeout_ms}")
+
+
+def _fold(database: sqlite3.Connection, message_id: int) -> None:
+    """Fold the pieces of one message; a damaged one keeps them."""
+    database.execute("SAVEPOINT fold")
+    try:
+        row = database.execute("SELECT * FROM messages WHERE id = ?", (message_id,)).fetchone()
+        if row is not None:
+            stored = with_pieces(database, message_from_row(row))
+            update_message(database, stored.id, message_values(stored.message, stored.metadata))
+    except sqlite3.Error:
+        if not database.in_transaction:  # SQLite has ended it where the disk is full
             raise
+        database.execute("ROLLBACK TO fold")
+    database.execute("RELEASE fold")
 
 
 def update_message(database: sqlite3.Connection, message_id: int | None, values: tuple[object, ...]) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LOG_EVERY_S = 60.0
-LOG_END_AFTER_S = 10.0  # the end of a shorter stage is not worth a line
 BATCH_TOKENS = 50  # interval at which a batch's speed is updated
 BAR_COLUMNS = 60  # narrowest window with a bar
 
@@ -225,8 +224,7 @@ class FileProgress:
         now = time.monotonic()
         started, first = self._started.setdefault(stage, (now, done))
         logged, shown = self._last_log.get(stage, (now - LOG_EVERY_S, 0))
-        is_end = shown < total <= done and now - started >= LOG_END_AFTER_S
-        if is_end or now - logged >= LOG_EVERY_S:
+        if shown < total <= done or now - logged >= LOG_EVERY_S:
             self._last_log[stage] = now, done
             speed = _speed_and_remaining_time(done - first, now - started, total - done)
             self._streams.info(f"{stage}: {format_size(done)} of {format_size(total)}{speed}")

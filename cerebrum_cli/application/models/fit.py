@@ -29,7 +29,7 @@ PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
-PREFERRED_BITS = 4
+PREFERRED_BITS, FEWEST_BITS = 4, 2
 _BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
 _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
@@ -126,7 +126,8 @@ def assess_quantizations(
 def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[QuantizationFit]) -> QuantizationFit:
     """Choose the preferred one, or a larger one that is comfortable; the largest that fits if it is too large.
 
-    Without the preferred one, the nearest to it that fits takes its place. If none fits, the smallest is chosen.
+    Without the preferred one, the nearest below it that fits takes its place, or else the nearest above it. If none
+    fits, the smallest is chosen.
     """
     quantized = [each for each in candidates if not _UNQUANTIZED.fullmatch(each.quantization)] or list(candidates)
     by_size = sorted(quantized, key=lambda each: each.size)
@@ -140,7 +141,9 @@ def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[Quant
     return max([base, *(each for each in fitting if each in comfortable)], key=lambda each: each.size)
 
 
-def _distance(quantization: str) -> float:
-    """Distance from the preferred quantization by the bits in the name: half of them is as far as twice as many."""
-    bits = _BITS.search(quantization)
-    return abs(math.log(int(bits[1]) / PREFERRED_BITS)) if bits else math.inf
+def _distance(quantization: str) -> tuple[bool, float]:
+    """Distance from the preferred quantization by the bits in the name; those of more or of unusably few come last."""
+    match = _BITS.search(quantization)
+    bits = int(match[1]) if match else 0
+    is_usable = FEWEST_BITS <= bits <= PREFERRED_BITS
+    return not is_usable, abs(math.log(bits / PREFERRED_BITS)) if bits else math.inf
