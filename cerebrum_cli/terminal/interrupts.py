@@ -105,7 +105,7 @@ def install_handlers(handler: Callable[[int, FrameType | None], None]) -> dict[i
         else:
             handler(signum, frame)
 
-    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    handled = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # None: set in C
     return {number: signal.signal(number, handle) for number in handled}
 
 

@@ -14,6 +14,7 @@ _EMBEDS = "which computes embeddings and generates no text"
 _ENCODER_ONLY = f"an encoder-only model, {_EMBEDS}"
 _ENCODER_DECODER = "an encoder-decoder model, which is not supported"
 _DIFFUSION = "a diffusion model, which is not supported"
+_VOCODER = "a vocoder, which turns audio tokens into sound and generates no text"
 _POOLING = {4: "a reranker, which scores texts and generates none"}  # LLAMA_POOLING_TYPE_RANK; 0 is none
 # By general.architecture (llama.cpp 0c1e57098). Other files say it in their metadata, and what neither shows,
 # `require_decoder` in engine/llama/load.py finds after loading.
@@ -32,6 +33,7 @@ _ARCHITECTURES = {
     "t5": _ENCODER_DECODER,
     "dream": _DIFFUSION,
     "llada": _DIFFUSION,
+    "wavtokenizer-dec": _VOCODER,
     "llada-moe": _DIFFUSION,
     "rnd1": _DIFFUSION,
 }
