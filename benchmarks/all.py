@@ -50,6 +50,7 @@ BENCHMARKS = (
     Benchmark("rendering"),
     Benchmark("batch", GSM8K, measures_shape=True),
     Benchmark("votes", GSM8K, measures_shape=True),
+    Benchmark("scores"),
     Benchmark("tune", measures_shape=True),
     Benchmark("merge", measures_shape=True),
     Benchmark("plots"),
