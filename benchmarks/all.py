@@ -51,6 +51,7 @@ BENCHMARKS = (
     Benchmark("batch", GSM8K, measures_shape=True),
     Benchmark("votes", GSM8K, measures_shape=True),
     Benchmark("drafts", GSM8K, measures_shape=True),
+    Benchmark("scores"),
     Benchmark("tune", measures_shape=True),
     Benchmark("merge", measures_shape=True),
     Benchmark("plots"),

@@ -12,6 +12,8 @@ import pytest
 from asking import loaded
 from llama_engines import MODELS, greedy, options
 
+from cerebrum_cli.application.inference.format_choice import format_builder
+from cerebrum_cli.application.inference.responder import LocalResponder
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.engine import Engine
@@ -149,6 +151,16 @@ def test_scores_survive_interrupts_by_other_work(precise_model: Path) -> None:
             if isinstance(event, ScoreEvent):
                 disturbed[event.request] = event.scores
     assert disturbed == dict(enumerate(undisturbed))
+
+
+def test_responder_scores_a_text_after_the_prefix_token(chatml_model: Path, mistral_model: Path) -> None:
+    for path, text in ((chatml_model, "<|im_start|>"), (mistral_model, "<s>")):
+        with open_engine(path) as engine:
+            responder = LocalResponder(engine, format_builder("cerebrum", None, {}), 2048)
+            prefix = responder.prefix_token
+            assert prefix is not None and responder.detokenize([prefix]) == text
+            events = list(responder.score([ScoreRequest((prefix,), ((40, 41, 42),))]))
+            assert [event.scores[0].tokens for event in events if isinstance(event, ScoreEvent)] == [3]
 
 
 def test_scores_bound_the_memory_of_logits(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
