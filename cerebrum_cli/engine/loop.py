@@ -114,7 +114,7 @@ class Loop:
         return sequence.max_length(context_size) if self._reserves_max else sequence.expected_length(context_size)
 
     def _lacks_slots(self) -> bool:
-        """Whether nothing runs, and memory for all that waits would have more slots, after longer sequences."""
+        """Whether nothing runs, and memory for what waits would have more slots: the last sequences were longer."""
         backend, scheduler = self._backend, self._scheduler
         if scheduler.running or len(scheduler.waiting) <= backend.slots:
             return False
@@ -122,7 +122,10 @@ class Loop:
         return min(slots, backend.slots_for(length)) > backend.slots
 
     def _plan_memory(self) -> tuple[int, int]:
-        """Length and number of the slots for all that waits: idle ones, for what may be submitted later, if short."""
+        """Length and number of slots for all that waits.
+
+        Short slots are all made, for what is submitted later; of long ones, no more than there will be samples.
+        """
         waiting, slots = self._scheduler.waiting, self._max_slots
         length = max(map(self._required_length, waiting))
         if not self._reserves_max:
