@@ -35,12 +35,13 @@ class Parallel:
     """How many sequences run concurrently.
 
     With `kv_unified`, all share one context, and common prefixes are stored once. With `batch_invariant`, the output
-    of a sequence does not depend on what else is in the batch.
+    of a sequence does not depend on what else is in the batch for some types of weights; with `pad_steps` too, for all.
     """
 
     slots: int = 1
     kv_unified: bool = False
     batch_invariant: bool = False
+    pad_steps: bool = False
 
     @property
     def is_batch(self) -> bool:
@@ -223,6 +224,7 @@ def load_options(
         repack=plan_repacking(model.quantization, parallel.is_batch, machine()),
         kv_unified=parallel.kv_unified,
         batch_invariant=parallel.batch_invariant,
+        pad_steps=parallel.pad_steps,
         is_verified=model.is_verified,
     )
     return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))
