@@ -45,6 +45,7 @@ class BatchJob:
     """A batch to run; `settings` come on top of the benchmark's format and threads, `parallel` None means `auto`.
 
     With `ignore_eos`, every reply has the maximum length: neither the end token nor a stop string ends it.
+    `batch_invariant` is `--batch-invariant`.
     """
 
     model: str
@@ -53,6 +54,7 @@ class BatchJob:
     parallel: int | None = None
     votes: int | None = None
     ignore_eos: bool = False
+    batch_invariant: bool = False
 
 
 def gsm8k(directory: Path, count: int) -> list[Question]:
@@ -121,7 +123,8 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with closing(open_journal(output, {}, job.questions)) as result:
-            parallel = plan_parallel(job.parallel, len(job.questions) * (options.votes.maximum if options.votes else 1))
+            samples = len(job.questions) * (options.votes.maximum if options.votes else 1)
+            parallel = plan_parallel(job.parallel, samples, job.batch_invariant)
             with loaded_model(job.model, settings, parallel) as loaded:
                 start = time.perf_counter()
                 events = answer_rows(loaded.responder, job.questions, options, result, in_order=False)

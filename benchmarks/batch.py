@@ -24,6 +24,8 @@ share       Python's share of a decode step of SLOTS sequences: the part of the 
             in the engine's thread that is spent outside of it, including sampling with numpy. The CPU time in which the
             main thread consumes the step's tokens and writes rows is added, because it may take a core from llama.cpp;
             most of it overlaps with the computation, so the sum is an upper bound.
+invariant   The cost of `--batch-invariant`: INVARIANT_QUESTIONS questions of INVARIANT_TOKENS tokens with and without,
+            all in parallel and one after another; with FILE also fewer on that model, in one round.
 shape       With FILE, a model that benchmarks/mistral_shape.py has written: SHAPE_QUESTIONS questions of SHAPE_TOKENS
             tokens, as in `server`; one round without a warm-up by default, and no more slots than questions.
 """
@@ -59,9 +61,11 @@ from cerebrum_cli.batches.rows import prompt_row
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, TokenEvent
 
-PARTS = ("server", "sequential", "mixed", "share", "shape")
+PARTS = ("server", "sequential", "mixed", "share", "invariant", "shape")
 QUESTIONS, TOKENS = 64, 64
 SHAPE_QUESTIONS, SHAPE_TOKENS = 16, 16
+INVARIANT_QUESTIONS, INVARIANT_TOKENS = 16, 32
+INVARIANT_SHAPE_QUESTIONS, INVARIANT_SHAPE_TOKENS = 8, 8
 SERVER_SLOTS = (16, 32, 64)
 SLOTS = 16  # for `share`
 SHORT_ROWS, SHORT, LONG = 64, 300, 8000  # tokens of prompts, for `mixed`
@@ -97,6 +101,15 @@ def main() -> None:
         record([mixed_row(questions, options.tokens, runs)], options.dry_run)
     if "share" in parts:
         record([share_row(questions[:SLOTS], options.tokens, runs)], options.dry_run)
+    if "invariant" in parts:
+        subset, tokens = questions[:INVARIANT_QUESTIONS], min(INVARIANT_TOKENS, options.tokens)
+        for parallel in (None, 1):
+            record([invariant_row("starter", "starter", subset, tokens, parallel, runs)], options.dry_run)
+    if "invariant" in parts and options.shape:
+        subset, tokens = questions[:INVARIANT_SHAPE_QUESTIONS], min(INVARIANT_SHAPE_TOKENS, options.tokens)
+        for parallel in (None, 1):
+            row = invariant_row("7B shape", str(options.shape), subset, tokens, parallel, options.runs or 1)
+            record([row], options.dry_run)
     if "shape" in parts and options.shape:
         subset, tokens = questions[:SHAPE_QUESTIONS], min(SHAPE_TOKENS, options.tokens)
         record(
@@ -118,9 +131,12 @@ def checked_rate(result: BatchResult, prompts: Sequence[Sequence[int]], tokens: 
     return tokens * len(prompts) / result.seconds
 
 
-def make_job(model: str, questions: Sequence[Question], tokens: int, parallel: int | None) -> BatchJob:
+def make_job(
+    model: str, questions: Sequence[Question], tokens: int, parallel: int | None, batch_invariant: bool = False
+) -> BatchJob:
     """Batch job for these questions, with replies of exactly `tokens` tokens."""
-    return BatchJob(model, questions, {"max_tokens": tokens, "temperature": 0.0}, parallel, ignore_eos=True)
+    settings = {"max_tokens": tokens, "temperature": 0.0}
+    return BatchJob(model, questions, settings, parallel, ignore_eos=True, batch_invariant=batch_invariant)
 
 
 def server_row(name: str, model: str, questions: Sequence[Question], tokens: int, runs: int, target: str) -> Row:
@@ -210,6 +226,27 @@ def sized_questions(model: str, questions: Sequence[Question], sizes: Sequence[i
             count = bisect_right(range(1, size), size, key=lambda count: token_count(words[:count]))
             rows.append(prompt_row(number, number, " ".join(words[:count])))
     return rows
+
+
+def invariant_row(
+    name: str, model: str, questions: Sequence[Question], tokens: int, parallel: int | None, runs: int
+) -> Row:
+    """Compare `--batch-invariant` with the default, in tokens per second; a single round has no warm-up."""
+    prompts = in_subprocess(tokenized_prompts, model, questions)
+
+    def measure(batch_invariant: bool) -> float:
+        return rate(make_job(model, questions, tokens, parallel, batch_invariant), prompts)
+
+    if runs > 1:
+        measure(True), measure(False)
+    rounds = [pair(lambda: measure(True), lambda: measure(False), number) for number in range(runs)]
+    invariant_rate, default_rate, ratio = medians(rounds)
+    label = (
+        f"batch of {len(questions)} questions, {tokens} tokens each, {name}, --parallel {parallel or 'auto'},"
+        " --batch-invariant / default"
+    )
+    target = ">= 0.9" if parallel is None else ">= 0.15"
+    return Row(label, f"{invariant_rate:.1f} tok/s", f"{default_rate:.1f} tok/s", ratio, target)
 
 
 # Python's share of a decode step.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ class LoadOptions:
     - `repack`: convert weights to CPU-optimized layouts: faster for a single sequence, slower for batches, a longer
       load and twice the memory
     - `kv_unified`: all slots share one KV cache of `context_size` tokens
-    - `batch_invariant`: on the CPU, evaluate a token the same whatever runs beside it; costs a row per single sequence
+    - `batch_invariant`: on the CPU, attention to a token is the same whatever runs beside it; costs a row per single
+      sequence
+    - `pad_steps`: with `batch_invariant`, so are matrix multiplications with any type of weights; costs several rows
     - `n_threads`, `n_threads_batch`: for decoding one sequence, and for prefill and batches; the latter defaults to the
       former
     - `n_ubatch`: maximum number of prompt tokens in one step
@@ -47,6 +49,7 @@ class LoadOptions:
     repack: bool = True
     kv_unified: bool = False
     batch_invariant: bool = False
+    pad_steps: bool = False
     n_threads_batch: int | None = None
     n_ubatch: int | None = None
     flash_attention: bool | None = None
@@ -117,6 +120,27 @@ def plan_repacking(quantization: str | None, is_chat: bool, machine: str) -> boo
     decoded 1.4 times as fast, and Q4_0 was faster in everything.
     """
     return is_chat or "_K" not in (quantization or "") or machine.lower() not in ("x86_64", "amd64")
+
+
+def variance_notice(offloads: bool) -> NoticeEvent:
+    """Notice that a model cannot be evaluated batch-invariantly: on a GPU, or recurrent."""
+    if offloads:
+        return NoticeEvent("--batch-invariant has no effect on a GPU", "use the CPU with --gpu-layers 0")
+    return NoticeEvent("--batch-invariant has no effect on a recurrent model", "use --parallel 1")
+
+
+def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent | None:
+    """Notice that padded steps do not make experts batch-invariant, if they may have a type with a tiled kernel.
+
+    The tokens of a step are divided among the experts, and each may get fewer rows than the kernel requires.
+    """
+    is_tiled = any(name.endswith("_K") or (name.startswith("IQ") and name != "IQ4_NL") for name in tensor_types)
+    if not expert_count or not is_tiled:
+        return None
+    return NoticeEvent(
+        "--batch-invariant does not cover a mixture of experts in K-quants or I-quants",
+        "set GGML_CPU_TILED_MM=0 too, which slows down prompts, or use a Q8_0 file",
+    )
 
 
 def option_notices(options: LoadOptions, offloads: bool, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:

@@ -16,6 +16,8 @@ from cerebrum_cli.batches.readers import MAX_INPUT_BYTES, detect_shape, read_inp
 from cerebrum_cli.batches.result import StreamedResult
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
+from cerebrum_cli.core.settings import environment
+from cerebrum_cli.engine.plan import expert_notice
 from cerebrum_cli.runtime.generation import generation_settings, naming_grammar_file, read_grammar
 from cerebrum_cli.runtime.models import find_model, resolve_encoding
 from cerebrum_cli.terminal.bars import BatchProgress
@@ -26,6 +28,7 @@ from cerebrum_cli.terminal.tables import batch_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.batches.result import Result
     from cerebrum_cli.batches.rows import Row
     from cerebrum_cli.core.settings import Layer
@@ -61,19 +64,23 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
         "column": options.column,
         "template": options.template,
         **({"carry": True} if options.carry else {}),
+        **({"batch invariance": "all types"} if options.batch_invariant else {}),
         "template arguments": arguments or None,
         **batches.batch_fingerprint(row_options, model, resolved.model, runtime.library),
     }
     result = open_result(runtime, output, record, rows, options)
     try:
         if unanswered := count_unanswered(rows, result):
+            notify_of_experts(runtime, resolved.model, options)
             tuning = resolved.tuning("batch")
             loaded = open_model(
                 runtime.open_backend,
                 model,
                 settings,
                 template_options=arguments,
-                parallel=plan_parallel(parallel or tuning.slots, unanswered * (votes.maximum if votes else 1)),
+                parallel=plan_parallel(
+                    parallel or tuning.slots, unanswered * (votes.maximum if votes else 1), options.batch_invariant
+                ),
                 file=resolved.model,
                 tuning=tuning,
             )
@@ -118,9 +125,16 @@ def count_unanswered(rows: Sequence[Row], result: Result) -> int:
     return sum(row.conversation is not None for at, row in enumerate(rows) if at not in result.finished)
 
 
-def plan_parallel(requested: int | None, samples: int) -> Parallel:
+def plan_parallel(requested: int | None, samples: int, pad_steps: bool = False) -> Parallel:
     """Number of concurrent sequences, at most one per sample."""
-    return Parallel(min(requested or AUTO_PARALLEL, samples), batch_invariant=True)
+    return Parallel(min(requested or AUTO_PARALLEL, samples), batch_invariant=True, pad_steps=pad_steps)
+
+
+def notify_of_experts(runtime: Runtime, file: Model, options: BatchOptions) -> None:
+    """Print a notice if the answers of a model with experts may vary in spite of `--batch-invariant`."""
+    notice = expert_notice(file.header.expert_count, file.header.tensor_types)
+    if notice and options.batch_invariant and not options.quiet and environment("GGML_CPU_TILED_MM") != "0":
+        runtime.streams.notice(notice)
 
 
 def open_result(

@@ -112,6 +112,7 @@ class BatchOptions(GenerationOptions):
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
     parallel: str | None = option(None, "Rows answered at the same time [default: auto]", "Speed", metavar="N|auto")
+    batch_invariant: bool = option(False, "Same answers whatever runs concurrently; slower", "Speed")
 
 
 @dataclass(frozen=True)

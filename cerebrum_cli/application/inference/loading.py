@@ -36,12 +36,14 @@ class Parallel:
     """How many sequences run concurrently.
 
     With `kv_unified`, as in a chat, all share one context, and common prefixes are stored once. With `batch_invariant`,
-    the output of a sequence does not depend on what else is in the batch.
+    the output of a sequence does not depend on what else is in the batch for some types of weights; with `pad_steps`
+    too, for all.
     """
 
     slots: int = 1
     kv_unified: bool = False
     batch_invariant: bool = False
+    pad_steps: bool = False
 
 
 SINGLE = Parallel()
@@ -248,6 +250,7 @@ def load_options(
         repack=plan_repacking(model.quantization, parallel.kv_unified, machine()),
         kv_unified=parallel.kv_unified,
         batch_invariant=parallel.batch_invariant,
+        pad_steps=parallel.pad_steps,
         is_verified=model.is_verified,
     )
     return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings))

@@ -43,6 +43,7 @@ class LlamaBackend(Vocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
     `offloaded` is the number of layers on each GPU; `fallback` is used if no context can be created with the options.
+    With `pad_steps`, a batch-invariant backend also pads every step for the kernels of matrix multiplications.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class LlamaBackend(Vocabulary):
         offloaded: tuple[int, ...] = (),
         batch_invariant: bool = False,
         fallback: ContextOptions | None = None,
+        pad_steps: bool = False,
     ) -> None:
         super().__init__(model)
         self._model = model
@@ -64,6 +66,8 @@ class LlamaBackend(Vocabulary):
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: list[int] | None = None
         self._context: LlamaContext | None = None
+        self._pad_steps = pad_steps
+        self._room = batch_invariance.PADDING_ROOM if pad_steps else 0
         self.configure(options, batch_invariant)
 
     def configure(self, options: ContextOptions, batch_invariant: bool = False) -> None:
@@ -73,20 +77,20 @@ class LlamaBackend(Vocabulary):
             self._context = None
         self._options = self._made_with = options
         self._batch_invariant = self._wants_invariance = batch_invariant
-        self.context_size: int = options.length
+        self.context_size: int = max(1, options.length - self._room)
         self.slots: int = options.slots
         self.batch_size: int = options.batch_size
 
     @property
     def capacity(self) -> int:
         """Length of a sequence that memory is allocated for."""
-        return self._context.capacity if self._context else 0
+        return self._context.capacity - self._room if self._context else 0
 
     def slots_for(self, length: int) -> int:
         """Number of the requested slots that fit in memory."""
         if self._options.n_streams == 1:
             return self._options.slots
-        options, free = replace(self._options, length=length), self._free or free_memory()
+        options, free = replace(self._options, length=length + self._room), self._free or free_memory()
         return plan_slots(self._sizes, options.slots, options, self._offloaded, free)
 
     def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
@@ -112,11 +116,18 @@ class LlamaBackend(Vocabulary):
             self._context = None
             length = self.context_size if is_single else length
         self._free, self._batch_invariant = free_memory(), self._wants_invariance
-        slots, options = self.slots_for(length), replace(self._options, length=length)
+        requested, options = self.slots_for(length), replace(self._options, length=length + self._room)
         if not is_single:
-            slots = min(slots, max_slots or slots)
+            requested = min(requested, max_slots or requested)
+        slots = requested
+        if self._pad_steps and slots > 2:
+            slots = batch_invariance.stable_slots(slots + batch_invariance.ROW_GROUP - 1)
+            slots = slots if is_single else plan_slots(self._sizes, slots, options, self._offloaded, self._free)
         while self._context is None:
-            options = replace(options, slots=max(slots, 1 + self._batch_invariant))  # a row is padded in another slot
+            if self._pad_steps:
+                slots = batch_invariance.stable_slots(slots)
+            needs_free_slot = self._batch_invariant and not self._pad_steps  # where single rows are padded
+            options = replace(options, slots=max(slots, 1 + needs_free_slot))
             try:
                 self._context = LlamaContext(self._model, options, self._stop)
             except EngineError:
@@ -125,7 +136,7 @@ class LlamaBackend(Vocabulary):
                 self._batch_invariant &= slots > 1  # one sequence alone needs no slot for padding
                 slots = max(1, slots // 2)  # memory was allocated meanwhile
         self._made_with = options
-        self.slots = slots
+        self.slots = min(slots, requested)
 
     @property
     def kv_unified(self) -> bool:
@@ -134,22 +145,30 @@ class LlamaBackend(Vocabulary):
 
     def prefill_chunk(self, position: int) -> int:
         """Maximum number of prompt tokens to evaluate in one step from this position."""
+        if self._pad_steps:
+            return batch_invariance.PREFILL_CHUNK
         size = self._options.batch_size
         return batch_invariance.prefill_chunk(position, size) if self._batch_invariant else size
 
     def reusable_prefix(self, length: int) -> int:
         """Number of the first `length` tokens of a slot that another prompt may reuse."""
-        return batch_invariance.reusable_prefix(length, self._options.batch_size) if self._batch_invariant else length
+        if self._pad_steps or not self._batch_invariant:
+            return length
+        return batch_invariance.reusable_prefix(length, self._options.batch_size)
 
     def decode(self, rows: Sequence[Row]) -> bool:
         if not self._batch_invariant:
             self._batch_indices = None
             return self._open_context.decode(rows)
-        padded, self._batch_indices = batch_invariance.pad_single_rows(rows, self.length, self._has_room)
+        if self._pad_steps:
+            padded, indices = batch_invariance.pad_step(rows, self._made_with.slots, self.length)
+        else:
+            padded, indices = batch_invariance.pad_single_rows(rows, self.length, self._has_room)
+        self._batch_indices = indices
         done = self._open_context.decode(padded)
-        decoded = {row.slot for row in rows}
-        for row in padded:
-            if row.slot not in decoded:
+        given = set(indices)
+        for index, row in enumerate(padded):
+            if index not in given:
                 self._open_context.trim(row.slot, row.position)
         return done
 

@@ -29,7 +29,7 @@ from cerebrum_cli.engine.memory import (
     require_context,
     require_devices,
 )
-from cerebrum_cli.engine.plan import LoadOptions, option_notices, short_context_notice
+from cerebrum_cli.engine.plan import MAX_VALUES, LoadOptions, option_notices, short_context_notice, variance_notice
 
 
 def open_llama(
@@ -68,10 +68,15 @@ def open_llama(
         require_devices(memory_needs(options.sizes, expected, offloaded), free.devices)
     model = load_model(options, offloaded, emit, stop)
     can_unify, offloads = supports_kv_unified(model), any(offloaded)
-    made_with = context_options(options, planned.length, can_unify, offloads)
     batch_invariant = options.batch_invariant and not offloads and can_unify
+    if options.pad_steps and not batch_invariant:
+        emit(variance_notice(offloads))
+        options = replace(options, pad_steps=False)
+    made_with = context_options(options, planned.length, can_unify, offloads)
     fallback = context_options(options.baseline, planned.length, can_unify, offloads) if options.baseline else None
-    backend = LlamaBackend(model, made_with, stop, options.sizes, offloaded, batch_invariant, fallback)
+    backend = LlamaBackend(
+        model, made_with, stop, options.sizes, offloaded, batch_invariant, fallback, options.pad_steps
+    )
     if options.whole_context and (replaced := backend.reserve(planned.length)):
         emit(replaced)
     return backend
@@ -86,14 +91,15 @@ def expected_context(options: ContextOptions) -> ContextOptions:
 
 def context_options(options: LoadOptions, context: int, can_unify: bool, offloads: bool) -> ContextOptions:
     slots = 1 if options.kv_unified and not can_unify else options.slots
+    min_batch = MAX_VALUES["slots"] if options.pad_steps else slots + 1
     return ContextOptions(
         context,
         slots,
         options.n_threads or thread_count(),
-        max(slots + 1, options.n_ubatch or (GPU_UBATCH if offloads else CPU_UBATCH)),
+        max(min_batch, options.n_ubatch or (GPU_UBATCH if offloads else CPU_UBATCH)),
         kv_unified=slots > 1 and options.kv_unified,
         n_threads_batch=options.n_threads_batch,
-        flash_attention=options.flash_attention,
+        flash_attention=None if options.pad_steps else options.flash_attention,  # off, kernels depend on rows per slot
         cache_type=options.cache_type,
     )
 
