@@ -64,8 +64,8 @@ from cerebrum_cli.core.events import Event, TokenEvent
 PARTS = ("server", "sequential", "mixed", "share", "invariant", "shape")
 QUESTIONS, TOKENS = 64, 64
 SHAPE_QUESTIONS, SHAPE_TOKENS = 16, 16
-INVARIANT_QUESTIONS, INVARIANT_TOKENS = 16, 32
-INVARIANT_SHAPE_QUESTIONS, INVARIANT_SHAPE_TOKENS = 8, 8
+INVARIANT_QUESTIONS, INVARIANT_TOKENS = 8, 32
+INVARIANT_SHAPE_QUESTIONS, INVARIANT_SHAPE_TOKENS = 4, 8
 SERVER_SLOTS = (16, 32, 64)
 SLOTS = 16  # for `share`
 SHORT_ROWS, SHORT, LONG = 64, 300, 8000  # tokens of prompts, for `mixed`

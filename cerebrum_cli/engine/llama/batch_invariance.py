@@ -68,8 +68,8 @@ def pad_step(rows: Sequence[Row], slots: int, length: Callable[[int], int]) -> t
     """Pad a step to a stable number of rows; return all rows, and the index of each given row among them.
 
     Every slot from the first to the last one gets the same number of rows, or llama.cpp would split the step. A slot's
-    padding follows its own rows, or the `length(slot)` tokens that it holds; remove it after the step. If logits are
-    computed, then for all rows: they are the rows of the last matrix multiplications.
+    padding follows its own rows, or the `length(slot)` tokens that it holds; remove it after the step. The last matrix
+    multiplications have only the rows whose logits are computed: their number is stable too.
     """
     by_slot: dict[int, list[Row]] = {}
     for row in rows:
@@ -77,15 +77,18 @@ def pad_step(rows: Sequence[Row], slots: int, length: Callable[[int], int]) -> t
     first, last = min(by_slot), max(by_slot)
     width, depth = _stable_shape(last - first + 1, max(map(len, by_slot.values())), slots)
     first = min(first, slots - width)
-    has_output = any(row.output for row in rows)
     padded: list[Row] = []
     batch_indices: list[int] = []
     for slot in range(first, first + width):
         own = by_slot.get(slot, [])
         end = own[-1].position + 1 if own else length(slot)
-        padding = [Row(slot, end + index, rows[0].token, has_output) for index in range(depth - len(own))]
+        padding = [Row(slot, end + index, rows[0].token, False) for index in range(depth - len(own))]
         batch_indices += range(len(padded), len(padded) + len(own))
-        padded += [row._replace(output=has_output) for row in own] + padding
+        padded += own + padding
+    outputs = [index for index, row in enumerate(padded) if row.output]
+    if outputs:
+        start = min(outputs[0], len(padded) - MIN_ROWS) // ROW_GROUP * ROW_GROUP
+        padded[start:] = [row._replace(output=True) for row in padded[start:]]
     return padded, batch_indices
 
 
