@@ -10,8 +10,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
-from cerebrum_cli.engine.drafts.allocation import draft_lengths
-from cerebrum_cli.engine.drafts.drafter import DraftToken
+from cerebrum_cli.engine.drafts.step import add_drafts
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.prompt_cache import PromptCache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
@@ -147,14 +146,17 @@ class Loop:
         backend = self._backend
         return not backend.kv_unified or self._scheduler.can_hold(sequence, backend.capacity)
 
+    def _has_cells(self, tokens: int) -> bool:
+        """Whether memory holds so many tokens more without evicting any."""
+        return not self._backend.kv_unified or self._scheduler.has_cells(tokens, self._backend.capacity)
+
     def _make_room(self, tokens: int) -> bool:
         """Evict idle slots from a unified KV cache until it holds so many tokens more; False if it cannot."""
-        scheduler, backend = self._scheduler, self._backend
-        while backend.kv_unified and not scheduler.has_cells(tokens, backend.capacity):
-            slot = scheduler.eviction_candidate
+        while not self._has_cells(tokens):
+            slot = self._scheduler.eviction_candidate
             if slot is None:
                 return False
-            backend.clear(slot.index)
+            self._backend.clear(slot.index)
             slot.clear()
         return True
 
@@ -165,32 +167,7 @@ class Loop:
         while not self._make_room(step.size):
             scheduler.preempt(scheduler.running[-1])
             step = scheduler.schedule(self._backend.prefill_chunk)
-        return self._with_drafts(step)
-
-    def _with_drafts(self, step: Step) -> Step:
-        """Add drafts to a step that only decodes, where they fit without evicting anything."""
-        backend, sequences = self._backend, [share.sequence for share in step.shares]
-        costs = next((one.request.step_costs for one in sequences if one.request.step_costs), None)
-        if costs is None or not backend.can_trim or any(one.is_prefilling for one in sequences):
-            return step
-        drafts = [self._draft(one) for one in sequences]
-        lengths = draft_lengths(
-            [[each.probability for each in draft] for draft in drafts], costs, is_equal=not backend.kv_unified
-        )
-        drafted = step.with_drafts(
-            tuple(each.token for each in draft[:length]) for draft, length in zip(drafts, lengths, strict=True)
-        )
-        is_small = drafted.size <= backend.batch_size
-        has_cells = not backend.kv_unified or self._scheduler.has_cells(drafted.size, backend.capacity)
-        return drafted if is_small and has_cells else step
-
-    def _draft(self, sequence: Sequence) -> list[DraftToken]:
-        """Guess tokens, at most as many as leave one to be sampled after them."""
-        if sequence.drafter is None:
-            return []
-        sequence.lookup = sequence.lookup or sequence.drafter.start(sequence.generated)
-        most = sequence.max_length(self._backend.capacity) - sequence.length - 1
-        return sequence.drafter.draft(sequence.lookup, most)
+        return add_drafts(step, self._backend, self._has_cells)
 
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
@@ -260,9 +237,9 @@ class Loop:
         scheduler, slot = self._scheduler, self._scheduler.slots[sequence.slot]
         sequence.draft_n += len(draft)
         accepted = 0
-        while self._sample_token(sequence, row + accepted) and draft[accepted : accepted + 1] == (
-            sequence.generated[-1],
-        ):
+        while self._sample_token(sequence, row + accepted) and accepted < len(draft):
+            if draft[accepted] != sequence.generated[-1]:
+                break
             scheduler.record_evaluated(sequence, draft[accepted : accepted + 1])
             accepted += 1
             sequence.draft_n_accepted += 1
