@@ -79,7 +79,7 @@ def catalog_7b(hub_user: HubUser, tmp_path: Path) -> None:
 def test_merge_12b_pull_downloads_the_7b_and_merges_it(hub_user: HubUser) -> None:
     done = hub_user.pull("cerebrum-12b:Q4_K_M", "-y")
     path = hub_user.command.home / "data/cerebrum/models/merged" / TWELVE
-    stages = [line.split(":")[0] for line in done.err.splitlines()]
+    stages = [*dict.fromkeys(line.split(":")[0] for line in done.err.splitlines())]
     assert (stages, done.err.splitlines()[-1]) == (
         ["download", "merge", "installed cerebrum-12b"],
         f"installed cerebrum-12b:Q4_K_M: {path}",

@@ -258,7 +258,7 @@ class Download:
             writer.require_sole()
             os.fsync(out.fileno())
         sent = writer.digest.hexdigest()
-        digest = sent if excludes else self.digest_of(partial, _touching(partial, progress.verify)).sha256
+        digest = sent if excludes else self.digest_of(partial, progress.verify).sha256
         if digest != file.digest:
             partial.unlink()
             raise PullError(
