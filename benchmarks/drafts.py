@@ -61,7 +61,7 @@ PASSAGE = (
     "The lighthouse keeper wrote down every ship that passed, with its flag, its course and the hour, and on Sundays "
     "he carried the book to the harbour master, who read it aloud to anyone who had come to listen.\n"
 )
-PROMPTS = {"loop": "The list of all colours is: red,", "copy": PASSAGE * 3 + PASSAGE[:20]}
+PROMPTS = {"loop": "I am", "copy": PASSAGE * 3 + "The lighthouse keeper wrote"}
 
 
 class Speed(NamedTuple):

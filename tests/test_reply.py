@@ -97,6 +97,8 @@ def test_reply_object_has_all_keys() -> None:
             "decode_s": 0.3,
             "prompt_tokens_per_second": 32.0,
             "tokens_per_second": 13.33,
+            "draft_n": 0,
+            "draft_n_accepted": 0,
         },
     }
 

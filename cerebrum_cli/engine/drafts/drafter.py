@@ -16,12 +16,12 @@ SourceKind = Literal["own", "sibling"]
 
 NGRAM_LENGTHS = (5, 3)  # tokens that a new lookup has to match, longest first
 MAX_MATCH = 32  # longer matches are not distinguished
-MAX_DRAFT = 31  # tokens, which with the last sampled one make 32 rows
+MAX_DRAFT = 63  # tokens, which with the last sampled one make 64 rows
 MAX_MISSES = 3  # drafts in a row of which nothing was accepted; then only long matches are tried
 RETRY_MATCH = 16  # tokens
 MATCH_CLASSES = (5, 8, 16, 32)  # lengths from which acceptance is learned separately
 PRIORS: dict[SourceKind, tuple[float, ...]] = {
-    "own": (0.2, 0.4, 0.7, 0.9, 0.97),
+    "own": (0.2, 0.4, 0.7, 0.93, 0.99),
     "sibling": (0.3, 0.5, 0.6, 0.7, 0.8),
 }
 PRIOR_WEIGHT = 4  # lookups that a prior counts as
