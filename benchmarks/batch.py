@@ -25,7 +25,8 @@ share       Python's share of a decode step of SLOTS sequences: the part of the 
             main thread consumes the step's tokens and writes rows is added, because it may take a core from llama.cpp;
             most of it overlaps with the computation, so the sum is an upper bound.
 invariant   The cost of `--batch-invariant`: INVARIANT_QUESTIONS questions of INVARIANT_TOKENS tokens with and without,
-            all in parallel and one after another; with FILE also fewer on that model, in one round.
+            all in parallel and one after another, and the load average before; with FILE also fewer on that model,
+            in one round.
 shape       With FILE, a model that benchmarks/mistral_shape.py has written: SHAPE_QUESTIONS questions of SHAPE_TOKENS
             tokens, as in `server`; one round without a warm-up by default, and no more slots than questions.
 """
@@ -65,7 +66,7 @@ PARTS = ("server", "sequential", "mixed", "share", "invariant", "shape")
 QUESTIONS, TOKENS = 64, 64
 SHAPE_QUESTIONS, SHAPE_TOKENS = 16, 16
 INVARIANT_QUESTIONS, INVARIANT_TOKENS = 8, 32
-INVARIANT_SHAPE_QUESTIONS, INVARIANT_SHAPE_TOKENS = 4, 8
+INVARIANT_SHAPE_QUESTIONS, INVARIANT_SHAPE_TOKENS = 8, 8
 SERVER_SLOTS = (16, 32, 64)
 SLOTS = 16  # for `share`
 SHORT_ROWS, SHORT, LONG = 64, 300, 8000  # tokens of prompts, for `mixed`
@@ -232,7 +233,7 @@ def invariant_row(
     name: str, model: str, questions: Sequence[Question], tokens: int, parallel: int | None, runs: int
 ) -> Row:
     """Compare `--batch-invariant` with the default, in tokens per second; a single round has no warm-up."""
-    prompts = in_subprocess(tokenized_prompts, model, questions)
+    prompts, load = in_subprocess(tokenized_prompts, model, questions), os.getloadavg()[0]
 
     def measure(batch_invariant: bool) -> float:
         return rate(make_job(model, questions, tokens, parallel, batch_invariant), prompts)
@@ -246,7 +247,7 @@ def invariant_row(
         " --batch-invariant / default"
     )
     target = ">= 0.9" if parallel is None else ">= 0.15"
-    return Row(label, f"{invariant_rate:.1f} tok/s", f"{default_rate:.1f} tok/s", ratio, target)
+    return Row(label, f"{invariant_rate:.1f} tok/s (load {load:.1f})", f"{default_rate:.1f} tok/s", ratio, target)
 
 
 # Python's share of a decode step.
