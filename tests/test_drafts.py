@@ -49,7 +49,7 @@ def test_drafter_continues_the_prompt_where_the_reply_repeats_it() -> None:
 def test_drafter_extends_a_repetition_beyond_its_end() -> None:
     drafter, reply = Drafter(tokens("?")), list[int]()
     lookup = drafter.start(reply)
-    assert grow(drafter, lookup, reply, "abcabc") == ("abc" * 11)[:MAX_DRAFT]
+    assert grow(drafter, lookup, reply, "abcabc") == ("abc" * 21)[:MAX_DRAFT]
 
 
 def test_drafter_follows_a_sibling_from_its_first_token() -> None:
@@ -97,7 +97,7 @@ def test_drafter_is_deterministic() -> None:
 
 def test_draft_lengths_are_row_counts_that_pay() -> None:
     certain, unlikely = [0.99] * 63, [0.1] * 63
-    assert draft_lengths([certain], DEFAULT_COSTS, is_equal=False) == [31]
+    assert draft_lengths([certain], DEFAULT_COSTS, is_equal=False) == [63]
     assert draft_lengths([unlikely], DEFAULT_COSTS, is_equal=False) == [0]
     assert draft_lengths([[0.9, 0.8, 0.7, 0.05, 0.05]], DEFAULT_COSTS, is_equal=False) == [3]
     assert draft_lengths([[]], DEFAULT_COSTS, is_equal=False) == [0]
