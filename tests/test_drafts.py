@@ -99,7 +99,7 @@ def test_draft_lengths_are_row_counts_that_pay() -> None:
     certain, unlikely = [0.99] * 63, [0.1] * 63
     assert draft_lengths([certain], DEFAULT_COSTS, is_equal=False) == [63]
     assert draft_lengths([unlikely], DEFAULT_COSTS, is_equal=False) == [0]
-    assert draft_lengths([[0.9, 0.8, 0.7, 0.05, 0.05]], DEFAULT_COSTS, is_equal=False) == [3]
+    assert draft_lengths([[0.9, 0.8, 0.6, 0.05, 0.05]], DEFAULT_COSTS, is_equal=False) == [2]
     assert draft_lengths([[]], DEFAULT_COSTS, is_equal=False) == [0]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cerebrum_cli.engine.drafts.costs import StepCosts
 
-MIN_PROBABILITY = 0.7  # of a draft token to be worth a row; in prose, 2% of the tokens are then drafted in vain
+MIN_PROBABILITY = 0.75  # of a draft token to be worth a row; in prose, 2% of the tokens are then drafted in vain
 MIN_GAIN = 1.1  # expected tokens per time, over a step without drafts
 TILE_ROWS = 16  # from as many sequences on, a step fills the kernels' tiles: further rows are not free
 

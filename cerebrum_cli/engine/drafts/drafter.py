@@ -21,7 +21,7 @@ MAX_MISSES = 3  # drafts in a row of which nothing was accepted; then only long 
 RETRY_MATCH = 16  # tokens
 MATCH_CLASSES = (5, 8, 16, 32)  # lengths from which acceptance is learned separately
 PRIORS: dict[SourceKind, tuple[float, ...]] = {
-    "own": (0.2, 0.4, 0.7, 0.93, 0.99),
+    "own": (0.2, 0.4, 0.8, 0.95, 0.995),
     "sibling": (0.3, 0.5, 0.6, 0.7, 0.8),
 }
 PRIOR_WEIGHT = 4  # lookups that a prior counts as
