@@ -28,7 +28,8 @@ def completion_peers(ask: Sequence[str], model: str, tokens: int, environment: E
     """
     prompt = preview(ask, environment)
     context = logged(r"llama_context: n_ctx += (\d+)", [*ask, "--verbose"], environment)
-    command = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", prompt["prompt"]]
+    text = prompt["prompt"].removeprefix("<s>")  # llama-completion adds it by itself
+    command = [str(PEER_PROGRAMS / "llama-completion"), "--no-warmup", "-m", model, "-p", text]
     command += ["-n", str(tokens), "--temp", "0", "-t", str(THREADS), "-no-cnv", "--no-display-prompt"]
     peers = [Peer([*command, "-c", str(context)], f"-c {context}, as ours"), Peer(command, "its default context")]
     for peer in peers:
