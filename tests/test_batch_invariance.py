@@ -214,6 +214,8 @@ def test_batch_records_that_it_is_invariant(models: Path, new_user: CommandLine)
         assert "all types" in json.dumps(settings)
         changed = new_user.run("batch", source, "-o", out, "-m", path, *options[:-1])
         assert (changed.code, "another batch invariance" in changed.err) == (1, True), changed.err
+        drafted = new_user.run("batch", source, "-o", out, "-m", path, *options, "--drafts")
+        assert (drafted.code, "--batch-invariant and --drafts cannot be used together" in drafted.err) == (2, True)
     assert texts[0] == texts[1]
 
 

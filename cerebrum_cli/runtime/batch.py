@@ -50,6 +50,10 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     data = read_source(runtime, source)
     rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template, options.carry)
     parallel, votes = parse_parallel(options.parallel), options.vote_bounds
+    if options.batch_invariant:
+        if given.get("drafts"):
+            raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
+        given = {**given, "drafts": False}
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
     settings = generation_settings(runtime, given, model, votes is not None)
