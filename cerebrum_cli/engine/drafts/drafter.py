@@ -48,6 +48,13 @@ class Text:
         length = len(self.prompt)
         return self.prompt[position] if position < length else self.reply[position - length]
 
+    def window(self, start: int, stop: int) -> tuple[int, ...]:
+        """The tokens from `start` to `stop`."""
+        length = len(self.prompt)
+        if stop <= length:
+            return tuple(self.prompt[start:stop])
+        return (*self.prompt[start:], *self.reply[max(0, start - length) : stop - length])
+
 
 @dataclass(slots=True, eq=False)
 class Lookup:
@@ -106,10 +113,10 @@ class Drafter:
 
     def start(self, reply: list[int]) -> Lookup:
         """Start the drafts of a sample with its reply so far; the longest of the other replies is followed first."""
+        text = Text(self._prompt, reply)
         if not self._texts:
             for position in range(len(self._prompt)):
-                self._add_ngrams(Text(self._prompt, []), position)
-        text = Text(self._prompt, reply)
+                self._add_ngrams(text, position)
         lookup = Lookup(text, len(self._prompt))
         longest = max(self._texts, key=len, default=None)
         if longest and len(longest) > len(self._prompt):
@@ -170,7 +177,7 @@ class Drafter:
         longest: tuple[Text | None, int] | None = None
         for length in NGRAM_LENGTHS:
             if position + 1 >= length:
-                ngram = tuple([text[each] for each in range(position + 1 - length, position + 1)])
+                ngram = text.window(position + 1 - length, position + 1)
                 longest = longest or self._index.get(ngram)
                 self._index[ngram] = (None if is_prompt else text, position + 1)
         return longest
