@@ -14,7 +14,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, Sampler, StopFlag, TokenScore
 from cerebrum_cli.engine.llama import batch_invariance
-from cerebrum_cli.engine.llama.context import LlamaContext, context_params
+from cerebrum_cli.engine.llama.context import LlamaContext, context_params, has_recurrent_state
 from cerebrum_cli.engine.llama.devices import free_memory
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.sampler import (
@@ -240,7 +240,7 @@ class LlamaBackend(Vocabulary):
     @property
     def can_trim(self) -> bool:
         """Whether tokens can be removed from the end of a slot."""
-        return not (llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
+        return not has_recurrent_state(self._model)
 
     @property
     def state_kind(self) -> str | None:

@@ -22,6 +22,11 @@ _libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
 _abort_callback = ctypes.cast(_libc.atoi, llama.ggml_abort_callback)
 
 
+def has_recurrent_state(model: Any) -> bool:
+    """Whether sequences have a state of their own, which cannot be shared or rolled back."""
+    return bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+
+
 def context_params(options: ContextOptions) -> Any:
     """llama.cpp's parameters of a context, without the abort callback."""
     params = llama.llama_context_default_params()
@@ -63,7 +68,7 @@ class LlamaContext:
         self.capacity: int = llama.llama_n_ctx_seq(self.handle)
         self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)
-        self._recurrent = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+        self._recurrent = has_recurrent_state(model)
         self._batch = llama.llama_batch_init(options.batch_size, 0, 1)
         self._defers_copies = options.n_streams > 1
         self.pending_copies: set[int] = set()

@@ -13,6 +13,7 @@ from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine.backend import StopFlag
 from cerebrum_cli.engine.llama.backend import LlamaBackend
+from cerebrum_cli.engine.llama.context import has_recurrent_state
 from cerebrum_cli.engine.llama.devices import can_offload, free_memory
 from cerebrum_cli.engine.llama.first_load import require_loads
 from cerebrum_cli.engine.llama.library import llama, log, suppress_log
@@ -67,7 +68,7 @@ def open_llama(
     if options.baseline:
         require_devices(memory_needs(options.sizes, expected, offloaded), free.devices)
     model = load_model(options, offloaded, emit, stop)
-    can_unify, offloads = supports_kv_unified(model), any(offloaded)
+    can_unify, offloads = not has_recurrent_state(model), any(offloaded)
     batch_invariant = options.batch_invariant and not offloads and can_unify
     if options.pad_steps and not batch_invariant:
         emit(variance_notice(offloads))
@@ -102,11 +103,6 @@ def context_options(options: LoadOptions, context: int, can_unify: bool, offload
         flash_attention=None if options.pad_steps else options.flash_attention,  # off, kernels depend on rows per slot
         cache_type=options.cache_type,
     )
-
-
-def supports_kv_unified(model: Any) -> bool:
-    """Whether sequences can share one KV cache: recurrent models have a state for each."""
-    return not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
 
 
 def load_model(options: LoadOptions, offloaded: tuple[int, ...], emit: Callable[[Event], None], stop: StopFlag) -> Any:
