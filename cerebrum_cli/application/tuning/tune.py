@@ -10,7 +10,7 @@ from platform import machine as architecture
 from time import time
 from typing import Any
 
-from cerebrum_cli.application.inference.loading import load_options
+from cerebrum_cli.application.inference.loading import draft_problem, load_options
 from cerebrum_cli.application.inference.profiles import (
     Profile,
     ProfileStore,
@@ -88,7 +88,7 @@ def tune_model(
     space = search_space(model, settings)
     search = Search(bench, space, budget)
     uses = yield from search.run()
-    if not model.header.expert_count:  # each row of a step would need other experts, and so more weights
+    if draft_problem(model) is None:
         uses = yield from with_step_costs(bench, uses, space, budget)
     model_key, machine_key, build_key = profile_key(bench.devices)
     profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
