@@ -22,7 +22,6 @@ from cerebrum_cli.engine.llama.sampler import (
     GreedySampler,
     LlamaSampler,
     logits,
-    logprob,
     score_row,
 )
 from cerebrum_cli.engine.llama.state import load_state, save_state, state_kind, state_size
@@ -193,7 +192,7 @@ class LlamaBackend(Vocabulary):
         return self._open_context.handle, index
 
     def logprob(self, row: int, token: int) -> float:
-        return logprob(self.logits(row), token)
+        return score_row(self.logits(row), [token])[0].logprob
 
     @property
     def max_outputs(self) -> int:

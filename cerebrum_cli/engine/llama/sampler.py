@@ -119,14 +119,6 @@ def logits(context: Any, index: int, size: int) -> Any:
     return as_array(llama.llama_get_logits_ith(context, index), (size,))
 
 
-def logprob(row_logits: Any, token: int) -> float:
-    """Natural logarithm of a token's probability by a row of logits, before any sampling parameter."""
-    from numpy import exp, log
-
-    highest = row_logits.max()
-    return float(row_logits[token] - highest - log(exp(row_logits - highest).sum()))
-
-
 def score_row(row_logits: Any, tokens: Iterable[int]) -> list[TokenScore]:
     """Score tokens by a row of logits."""
     from numpy import exp, log
