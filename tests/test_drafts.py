@@ -231,7 +231,7 @@ def test_engine_drafts_never_evict_or_preempt() -> None:
 
 
 def test_engine_resumes_an_interrupted_verification() -> None:
-    """Another request's cancellation interrupts the step; the sequence goes on with what was evaluated."""
+    """Another request's cancellation interrupts the step; the sequence resumes with what was evaluated."""
     for kept in range(8):
         backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
         backend.interrupts = dict.fromkeys(range(10, 14), kept)

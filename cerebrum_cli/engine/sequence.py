@@ -64,7 +64,7 @@ class Request:
 class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
-    `is_backlogged` tells whether too many events wait for their reader. `draft_n` tokens were drafted.
+    `is_backlogged`: whether too many events wait for their reader. `draft_n` tokens were drafted.
     """
 
     id: SequenceId

@@ -252,7 +252,7 @@ CHECKED = frozenset((*SIZES, *TEMPORARY_SIZES, *UNBOUNDED))
 
 
 def _resident_bytes() -> int:
-    """Memory of this process, without mapped files where the system tells."""
+    """Memory of this process, without mapped files where the system reports them."""
     import psutil
 
     memory = psutil.Process().memory_info()

@@ -26,7 +26,7 @@ LOOKAHEAD = 64  # paths that are considered for a step, after the first that has
 class Limits:
     """Limits of a step: rows, and rows with logits; of memory: slots, and cells in all of them together.
 
-    `is_trimmable` tells whether a slot with so many tokens can be trimmed to a length.
+    `is_trimmable`: whether a slot with so many tokens can be trimmed to a length.
     """
 
     batch_size: int
