@@ -90,7 +90,7 @@ def run(command: Sequence[str], stdin_text: str | None = None, environment: Envi
     if process.returncode:
         raise RuntimeError(f"{command} failed with exit code {process.returncode}: {errors[-2000:]}")
     peak_mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # macOS reports bytes, Linux KiB
-    return Run(seconds, peak_mib, output.decode(), errors)
+    return Run(seconds, peak_mib, output.decode(errors="replace"), errors)  # random weights write any bytes
 
 
 def require_peers() -> None:
