@@ -9,7 +9,7 @@ from typing import Any
 
 from cerebrum_cli.batches.journal import Journal, open_journal
 from cerebrum_cli.batches.readers import read_rows
-from cerebrum_cli.batches.rows import Row, RowError, failed_object
+from cerebrum_cli.batches.rows import Row, RowError, failed_object, result_rows
 
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 ROWS = read_rows("Why?\nHow?\n\nWhé\u2028n?\nWho?\n".encode(), "txt")
@@ -30,7 +30,7 @@ def complete_result(text: str = "So.") -> bytes:
 
 
 def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, **changed: Any) -> Journal:
-    return open_journal(output, {**FINGERPRINT, **changed}, rows, restart)
+    return open_journal(output, {**FINGERPRINT, **changed}, result_rows(rows), restart)
 
 
 def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:

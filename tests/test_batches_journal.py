@@ -27,7 +27,7 @@ from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.meta import Identity, Record, encode_record, normalize
 from cerebrum_cli.batches.readers import read_rows
 from cerebrum_cli.batches.result import Result, StreamedResult
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
 
@@ -196,7 +196,7 @@ def test_complete_batch_looks_rows_up_without_copying_them(output: Path) -> None
 def test_resumed_retry_counts_each_line_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = numbered_rows(200)
     complete_rows(output, rows, RowError("context_length_exceeded", "too long"))
-    with contextlib.closing(open_journal(output, FINGERPRINT, rows, retry_failed=True)) as journal:
+    with contextlib.closing(open_journal(output, FINGERPRINT, result_rows(rows), retry_failed=True)) as journal:
         for position, row in enumerate(rows[:-1]):
             journal.write(position, answer(row))
     additions, add = [0], RowCounts.__add__
@@ -597,11 +597,11 @@ BATCH = """
 import sys, time
 from pathlib import Path
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, failed_object, RowError
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, RowError, failed_object, result_rows
 from cerebrum_cli.batches.readers import read_rows
 rows = read_rows("\\n".join(f"row {n}" for n in range(60)).encode(), "txt")
 log = open(sys.argv[2], "a", buffering=1)
-journal = open_journal(Path(sys.argv[1]), {"model": "a"}, rows)
+journal = open_journal(Path(sys.argv[1]), {"model": "a"}, result_rows(rows))
 log.write("started\\n")
 for position in reversed(range(60)):
     if position not in journal.finished:

@@ -1,0 +1,85 @@
+"""Mark a reply: extract its answer, and compare that with the correct one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+from cerebrum_cli.answers.canonical import canonical
+from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.evals.question import Question
+
+Match = Literal["answer", "exact", "contains", "regex"]
+MATCHES: tuple[Match, ...] = get_args(Match)
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTER_FIRST = re.compile(r"[^\w\n]*([A-Z])(?:[).:]|\**\Z)", re.ASCII)
+
+
+class Mark(NamedTuple):
+    """The answer found in a reply, None if it states none, and whether it is correct."""
+
+    answer: str | None
+    correct: bool
+
+
+Marker = Callable[[str, Question, bool], Mark]
+"""Marks the text of a reply, which is incomplete if it was cut off."""
+
+
+def marker(match: Match, questions: tuple[Question, ...]) -> Marker:
+    """How replies are marked. Raises UsageError if a gold answer is no regular expression, where it has to be one."""
+    if match != "regex":
+        return {"answer": mark_answer, "exact": mark_exact, "contains": mark_contains}[match]
+    for question in questions:
+        try:
+            re.compile(question.gold)
+        except re.error as error:
+            problem = f"the answer of question {question.id} is not a regular expression: {error}"
+            raise UsageError(problem, "fix it, or use another --match") from error
+    return mark_regex
+
+
+def mark_answer(text: str, question: Question, is_complete: bool) -> Mark:
+    """Extract the final answer, or the letter of the chosen one, and compare what it means."""
+    answer = final_answer(text, is_complete)
+    if question.choices:
+        answer = chosen_letter(answer, text if is_complete else "", question.choices)
+        return Mark(answer, answer == question.gold)
+    return Mark(answer, answer is not None and canonical(answer) == canonical(question.gold))
+
+
+def mark_exact(text: str, question: Question, is_complete: bool) -> Mark:
+    """Compare the whole reply, without the white space around it."""
+    answer = text.strip()
+    return Mark(answer or None, is_complete and answer == question.gold.strip())
+
+
+def mark_contains(text: str, question: Question, is_complete: bool) -> Mark:
+    """Search the reply for the correct answer, in upper or lower case."""
+    return Mark(text.strip() or None, question.gold.strip().casefold() in text.casefold())
+
+
+def mark_regex(text: str, question: Question, is_complete: bool) -> Mark:
+    """Search the reply for the correct answer, a regular expression."""
+    found = re.search(question.gold, text)
+    return Mark(found[0] if found else text.strip() or None, found is not None)
+
+
+def chosen_letter(answer: str | None, text: str, choices: tuple[str, ...]) -> str | None:
+    """The letter of the choice that an answer names by its letter or its text; the answer itself if it names none.
+
+    Without a final answer, it is the letter that opens the last line of the text.
+    """
+    letters = LETTERS[: len(choices)]
+    if answer is None:
+        last_line = next((line for line in reversed(text.split("\n")) if line.strip()), "")
+        opening = _LETTER_FIRST.match(last_line)
+        return opening[1] if opening and opening[1] in letters else None
+    form = canonical(answer)
+    if len(form) == 1 and form.upper() in letters:
+        return form.upper()
+    named = [letter for letter, choice in zip(letters, choices, strict=False) if canonical(choice) == form]
+    return named[0] if len(named) == 1 else answer
