@@ -33,6 +33,21 @@ def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS
     return open_journal(output, {**FINGERPRINT, **changed}, result_rows(rows), restart)
 
 
+def open_growing(output: Path, questions: int) -> Journal:
+    """A journal of the first rows, which may grow."""
+    return open_journal(output, FINGERPRINT, result_rows(ROWS[:questions]), extent={"questions": questions})
+
+
+def grow(output: Path, questions: int, text: str = "So.") -> list[int]:
+    """Complete a result of the first rows, and return the positions it answered."""
+    with contextlib.closing(open_growing(output, questions)) as journal:
+        answered = [position for position in range(questions) if position not in journal.finished]
+        for position in answered:
+            journal.write(position, answer(ROWS[position], text))
+        journal.complete()
+    return answered
+
+
 def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:
     """Complete a batch, and return the positions it answered."""
     answered = []

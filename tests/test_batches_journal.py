@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import FINGERPRINT, ORDER, ROWS, answer, complete_result, open_batch, run, run_some
+from batch_files import FINGERPRINT, ORDER, ROWS, answer, complete_result, grow, open_batch, open_growing, run, run_some
 from command_line import start_python
 
 from cerebrum_cli.batches import files
@@ -591,6 +591,65 @@ def test_restart_killed_at_any_call_never_mixes_rows(tmp_path: Path, monkeypatch
             assert run(output, text="Old.") == [3]
         else:
             assert output.read_bytes() == complete_result("New.")
+
+
+def test_larger_extent_adds_rows_to_a_complete_result(output: Path) -> None:
+    assert grow(output, 2, "First.") == [0, 1]
+    assert grow(output, 4, "Second.") == [2, 3]
+    texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+    assert texts[:3] == ["First. Why?", "First. How?", f"Second. {ROWS[2].prompt}"]
+    assert grow(output, 4) == []
+    assert names(output.parent) == COMPLETE
+
+
+def test_larger_extent_adds_rows_to_an_interrupted_result(output: Path) -> None:
+    with contextlib.closing(open_growing(output, 2)) as journal:
+        journal.write(1, answer(ROWS[1], "First."))
+    assert grow(output, 3, "Second.") == [0, 2]
+    texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+    assert texts == ["Second. Why?", "First. How?", f"Second. {ROWS[2].prompt}"]
+
+
+def test_smaller_extent_is_refused(output: Path) -> None:
+    grow(output, 3)
+    before = output.read_bytes()
+    problem, hint = batch_error(lambda: open_growing(output, 2))
+    assert problem == f"{output} already has more questions (3, now 2)"
+    assert "-o" in hint
+    assert output.read_bytes() == before
+
+
+def test_growth_killed_at_any_call_loses_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    folder = tmp_path / "counted"
+    folder.mkdir()
+    grow(folder / "out.jsonl", 2)
+    count = count_calls(monkeypatch, lambda: grow(folder / "out.jsonl", 3))
+    assert count > 10
+    for calls in range(count):
+        folder = tmp_path / str(calls)
+        folder.mkdir()
+        output = folder / "out.jsonl"
+        grow(output, 2, "First.")
+        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
+            grow(output, 3, "Second.")
+        assert set(grow(output, 3, "Third.")) <= {2}
+        texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+        assert texts[:2] == ["First. Why?", "First. How?"]
+        assert len(texts) == 3
+
+
+def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
+    with contextlib.closing(open_growing(output, 2)) as journal:
+        journal.write(0, answer(ROWS[0]))
+        journal.write_notes({"seconds": 1.5})
+    with contextlib.closing(open_growing(output, 3)) as journal:
+        assert journal.notes == {"seconds": 1.5}
+        assert [object["id"] for object in journal.objects()] == [ROWS[0].id]
+    grow(output, 3)
+    with contextlib.closing(open_growing(output, 3)) as journal:
+        assert journal.notes == {"seconds": 1.5}
+        assert [object["id"] for object in journal.objects()] == [row.id for row in ROWS[:3]]
 
 
 BATCH = """

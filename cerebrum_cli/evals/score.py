@@ -42,12 +42,12 @@ class RunningScore:
 
     @property
     def no_answer(self) -> float:
-        """Share of samples that ended without stating an answer."""
+        """Share of samples that ended by themselves without stating an answer."""
         return self._share(self._unanswered)
 
     @property
     def cut_off(self) -> float:
-        """Share of samples that were cut off."""
+        """Share of samples that were cut off before they stated an answer."""
         return self._share(self._cut_off)
 
     @property
@@ -70,8 +70,9 @@ class RunningScore:
         if sample.is_refused:
             self.refused += 1
             return
-        self._cut_off += sample.is_cut_off
-        self._unanswered += sample.answer is None and not sample.is_cut_off
+        if sample.answer is None and not sample.correct:
+            self._cut_off += sample.is_cut_off
+            self._unanswered += not sample.is_cut_off
         marks = self._marks.setdefault(sample.id, [])
         marks.append(sample.correct)
         if len(marks) == self._samples:

@@ -57,7 +57,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
         given = {**given, "drafts": False}
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
-    settings = generation_settings(runtime, given, model, votes is not None)
+    settings = generation_settings(runtime, given, model, "--votes" if votes else None)
     grammar = read_grammar(runtime, options, options.quiet)
     arguments = template_options(options.template_arg)
     row_options = batches.BatchOptions(

@@ -11,8 +11,8 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.question import Question
 
-Match = Literal["answer", "exact", "contains", "regex"]
-MATCHES: tuple[Match, ...] = get_args(Match)
+Match = Literal["answer", "exact", "contains", "regex", "code"]
+MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; code is what the task humaneval has
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER_FIRST = re.compile(r"[^\w\n]*([A-Z])(?:[).:]|\**\Z)", re.ASCII)
@@ -29,17 +29,36 @@ Marker = Callable[[str, Question, bool], Mark]
 """Marks the text of a reply, which is incomplete if it was cut off."""
 
 
-def marker(match: Match, questions: tuple[Question, ...]) -> Marker:
-    """How replies are marked. Raises UsageError if a gold answer is no regular expression, where it has to be one."""
-    if match != "regex":
-        return {"answer": mark_answer, "exact": mark_exact, "contains": mark_contains}[match]
-    for question in questions:
-        try:
-            re.compile(question.gold)
-        except re.error as error:
-            problem = f"the answer of question {question.id} is not a regular expression: {error}"
-            raise UsageError(problem, "fix it, or use another --match") from error
-    return mark_regex
+def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False) -> Marker:
+    """How replies are marked.
+
+    Raises UsageError if a gold answer has to be a regular expression and is none, and for code that must not be run.
+    """
+    if match == "code":
+        return code_marker(run_code)
+    if match == "regex":
+        for question in questions:
+            try:
+                re.compile(question.gold)
+            except re.error as error:
+                problem = f"the answer of question {question.id} is not a regular expression: {error}"
+                raise UsageError(problem, "fix it, or use another --match") from error
+    return {"answer": mark_answer, "exact": mark_exact, "contains": mark_contains, "regex": mark_regex}[match]
+
+
+def code_marker(run_code: bool) -> Marker:
+    """Mark programs by running them against the question's test. Raises UsageError without a sandbox."""
+    from cerebrum_cli.application.evaluation.code import extract_program, find_sandbox, run_program
+
+    if not run_code:
+        raise UsageError("this task runs programs that the model writes", "allow it with --run-code: in a sandbox")
+    sandbox = find_sandbox()
+
+    def mark(text: str, question: Question, is_complete: bool) -> Mark:
+        program = extract_program(text, question.stub)
+        return Mark(program, program is not None and run_program(sandbox, program, question.gold).passed)
+
+    return mark
 
 
 def mark_answer(text: str, question: Question, is_complete: bool) -> Mark:
