@@ -51,21 +51,19 @@ def compare(
     context: typer.Context,
     before: Annotated[str, typer.Argument(metavar="RUN_A", help="A run.")],
     after: Annotated[str, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
-    options: QuietOptions,
     kl: Annotated[bool, parameter("kl", "Also compare the token probabilities of both models", "Output")] = False,
     json: Json = False,
 ) -> None:
     """Compare two models on the same questions, and state whether the difference can be believed."""
     from cerebrum_cli.runtime import runs
 
-    runs.compare(runtime_of(context), before, after, kl, json, options)
+    runs.compare(runtime_of(context), before, after, kl, json)
 
 
 @app.command(cls=SectionedCommand, short_help="Delete a stored run.")
 @composed
 def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
     """Delete a run and its files."""
-    from cerebrum_cli.runtime import runs
 
     runtime = runtime_of(context)
     found = runtime.runs.find(run)

@@ -1,4 +1,4 @@
-"""What `cerebrum eval --dry-run` shows: one exact prompt, the numbers of questions and samples, and the time they take."""
+"""What `cerebrum eval --dry-run` shows: one exact prompt, how many questions and samples there are, and their time."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def show_preview(runtime: Runtime, prepared: Prepared, options: EvalOptions) -> 
     question = evaluation.questions[0]
     loaded = prepared.open(runtime, 1, vocabulary_only=True)
     try:
-        preview = loaded.responder.preview(
-            Conversation(system_prompt=evaluation.settings.system).user(question.prompt)
-        )
+        preview = loaded.responder.preview(Conversation(system_prompt=evaluation.settings.system).user(question.prompt))
     finally:
         loaded.engine.close()
     seconds, basis = estimate(runtime, prepared, len(preview.token_ids))

@@ -23,7 +23,7 @@ MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 def generation_settings(
     runtime: Runtime, given: Layer, model: Model, samples_by: str | None, preferred: Layer | None = None
 ) -> Settings:
-    """Settings for a model; several samples, which the option `samples_by` asked for, differ unless the user forbids it.
+    """Settings for a model; `samples_by` is the option that asks for several samples, which need a temperature.
 
     `preferred` is what a preset sets. Raises UsageError.
     """

@@ -13,7 +13,16 @@ from cerebrum_cli.core.settings import OPTIONS
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
 
-SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than", "plot", "rescore", "kl")  # of commands that declare them as parameters
+SINGLE_OPTIONS = (
+    "output",
+    "as",
+    "number",
+    "all",
+    "older_than",
+    "plot",
+    "rescore",
+    "kl",
+)  # of commands that declare them as parameters
 
 
 @dataclass(frozen=True)
@@ -129,9 +138,7 @@ class EvalOptions(ConstrainedOptions):
     limit: int | None = option(None, "Questions to ask, in a fixed random order [default: all]", "Input", metavar="N")
     question_field: str | None = option(None, "Field of the question [default: question]", "Input", metavar="NAME")
     answer_field: str | None = option(None, "Field of the answer [default: answer]", "Input", metavar="NAME")
-    template: str | None = option(
-        None, "Build the prompt from a question's fields", "Input", metavar="TEXT"
-    )
+    template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
     samples: int | None = option(None, "Answers to each question [default: 1]", "Sampling", metavar="K")
     match: str | None = option(
         None, "How an answer is compared [default: answer]", "Output", metavar="answer|exact|contains|regex"
@@ -148,7 +155,9 @@ class EvalOptions(ConstrainedOptions):
 class LmEvalOptions:
     """Options of `cerebrum eval lm-eval:TASK`."""
 
-    num_fewshot: int | None = option(None, "Solved examples in each prompt [default: the task's]", "lm-eval", metavar="N")
+    num_fewshot: int | None = option(
+        None, "Solved examples in each prompt [default: the task's]", "lm-eval", metavar="N"
+    )
     include_path: Path | None = option(None, "Directory with tasks of your own", "lm-eval", metavar="DIR")
     gen_kwargs: str | None = option(None, "Settings of its generation", "lm-eval", metavar="KEY=VALUE,...")
     apply_chat_template: bool = option(False, "Ask in the model's prompt format", "lm-eval")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.evaluation.comparing import compare_runs
@@ -34,7 +33,7 @@ def run_row(run: Run) -> dict[str, Any]:
     """One row of `cerebrum runs list`."""
     samples = [sample for sample in run.samples() if not sample.is_refused]
     report = report_of(run, samples) if samples else None
-    changed = datetime.fromtimestamp(run.changed_at, timezone.utc)
+    changed = datetime.fromtimestamp(run.changed_at, UTC)
     return {
         "name": run.name,
         "task": run.task,
@@ -85,7 +84,7 @@ def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool,
         runtime.streams.info(f"run {run.name}: {run.path}")
 
 
-def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool, options: QuietOptions) -> None:
+def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> None:
     """Print what changed from one run to another, and whether that could be chance."""
     runs = runtime.runs.find(before), runtime.runs.find(after)
     comparison = compare_runs(*runs)

@@ -25,7 +25,7 @@ BAR_COLUMNS = 60  # narrowest window with a bar
 
 
 class BatchProgress:
-    """Progress of a batch or an evaluation: a bar if `draws`, otherwise a line per minute; a summary line at the end of both.
+    """Progress of a batch or an evaluation: a bar if `draws`, otherwise a line per minute; a summary line at the end.
 
     The summary is left out if the reader of the output has closed the pipe.
     """

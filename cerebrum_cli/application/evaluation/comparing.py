@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cerebrum_cli.application.evaluation.reporting import form_of
-from cerebrum_cli.application.evaluation.runs import QUESTIONS, Run
+from cerebrum_cli.application.evaluation.runs import Run
 from cerebrum_cli.application.inference.fingerprint import MODEL_KEYS
 from cerebrum_cli.batches.meta import describe_difference
 from cerebrum_cli.core.errors import UsageError

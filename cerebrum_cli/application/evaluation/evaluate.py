@@ -8,14 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from cerebrum_cli.application.evaluation.marking import Mark, Marker
+from cerebrum_cli.application.evaluation.marking import Marker, Unmarked
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector
 from cerebrum_cli.application.inference.responder import GenerationRequest, Responder, TokenizedRequest
 from cerebrum_cli.batches.journal import Journal
 from cerebrum_cli.batches.schema import ResultRows, Schema
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, RowCounts, TokenEvent
+from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, RowCounts, ScoreEvent, TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.commands import CancelScope
 from cerebrum_cli.evals.question import Question
@@ -54,20 +54,22 @@ class Evaluation:
         identities = [(question.id, sample) for question in self.questions for sample in range(self.samples)]
         return ResultRows(SCHEMA, identities)
 
-    def request(self, question: Question, sample: int, count: int) -> GenerationRequest:
-        """The request for some samples of a question, the first of which is `sample`."""
-        seed = sample_seed(self.settings.seed or 0, question.index, sample)
-        conversation = Conversation(system_prompt=self.settings.system).user(question.prompt)
-        return GenerationRequest(
-            conversation, replace(self.settings, seed=seed), self.grammar, n=count, max_n=count, logprobs=True
-        )
+    def seed(self, question: Question, sample: int) -> int:
+        """The seed of a sample, the same for every model; that of the next sample follows it."""
+        return sample_seed(self.settings.seed or 0, question.index, sample)
+
+    def request(self, position: int, sample: int, count: int) -> GenerationRequest:
+        """The request for some samples of the question at a position, the first of which is `sample`."""
+        question = self.questions[position]
+        settings = replace(self.settings, seed=self.seed(question, sample))
+        conversation = Conversation(system_prompt=settings.system).user(question.prompt)
+        return GenerationRequest(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
 
 
 @dataclass(slots=True)
 class PendingQuestion:
-    """Some samples of a question that are missing, from `first` on; `position` is the question's."""
+    """Samples that are missing, from `first` on, of the question at a position."""
 
-    question: Question
     position: int
     first: int
     request: TokenizedRequest
@@ -83,33 +85,93 @@ class PendingQuestion:
         return reply if reply and reply.finish.reason != "cancelled" else None
 
 
+class SampleWriter:
+    """Marks replies and writes them to the run, and keeps its score."""
+
+    def __init__(self, evaluation: Evaluation, run: Journal) -> None:
+        self._evaluation = evaluation
+        self._run = run
+        self._score = RunningScore(len(evaluation.questions), evaluation.samples)
+        for object in run.objects():
+            self._score.add(parse_sample(object))
+
+    @property
+    def progress(self) -> ScoreEvent:
+        return self._score.event
+
+    def write_reply(self, position: int, sample: int, reply: Reply) -> None:
+        """Mark and write a sample of the question at a position."""
+        question = self._evaluation.questions[position]
+        mark = self._evaluation.mark(Unmarked(reply.text, question, reply.finish.reason == "stop"))
+        marked = replace(
+            self._unmarked(position, sample),
+            seed=reply.finish.seed,
+            text=reply.text,
+            reasoning=reply.reasoning,
+            answer=mark.answer,
+            correct=mark.correct,
+            probability=reply.probability,
+            finish_reason=reply.finish.reason,
+            completion_tokens=reply.finish.completion_tokens,
+        )
+        self._write(position, marked)
+
+    def refuse(self, position: int, samples: Iterable[int], error: CerebrumError) -> NoticeEvent:
+        """Write samples that do not count, with the reason as their text."""
+        for sample in samples:
+            self._write(position, replace(self._unmarked(position, sample), text=error.message))
+        id = self._evaluation.questions[position].id
+        return NoticeEvent(f"question {id} is not counted: {error.message}", error.hint)
+
+    def _unmarked(self, position: int, sample: int) -> Sample:
+        """A sample that could not be taken."""
+        evaluation, question = self._evaluation, self._evaluation.questions[position]
+        return Sample(
+            id=question.id,
+            sample=sample,
+            model=evaluation.model,
+            seed=evaluation.seed(question, sample),
+            text="",
+            reasoning=None,
+            answer=None,
+            gold=question.gold,
+            correct=False,
+            probability=0.0,
+            finish_reason=REFUSED,
+            completion_tokens=0,
+            choices=question.choices,
+            cluster=question.cluster,
+        )
+
+    def _write(self, position: int, sample: Sample) -> None:
+        self._run.write(position * self._evaluation.samples + sample.sample, sample_object(sample))
+        self._score.add(sample)
+
+
 def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Generator[Event, None, None]:
-    """Take the missing samples; yield all events, and a ScoreEvent whenever a question is finished.
+    """Take the missing samples; yield all events, and a ScoreEvent whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as refused, which do
     not count. The caller completes the run; after a cancel, samples are missing.
     """
     scope = responder.cancel_scope()
     yield from responder.load()
-    score = RunningScore(len(evaluation.questions), evaluation.samples)
-    for object in run.objects():
-        score.add(parse_sample(object))
-    yield score.event
+    writer = SampleWriter(evaluation, run)
+    yield writer.progress
     pending: list[PendingQuestion] = []
     for position, first, count in missing_samples(evaluation, run.finished):
         if scope.is_cancelled:
             return
-        question = evaluation.questions[position]
         try:
-            request = compact(responder.tokenize_request(evaluation.request(question, first, count)))
+            request = responder.tokenize_request(evaluation.request(position, first, count))
         except (EngineError, Interrupted):  # these concern the whole run
             raise
         except CerebrumError as error:
-            yield from _refuse(evaluation, run, score, position, range(first, first + count), error)
+            yield writer.refuse(position, range(first, first + count), error)
         else:
-            pending.append(PendingQuestion(question, position, first, request, {}))
+            pending.append(PendingQuestion(position, first, compact(request), {}))
     for group in responder.group_by_length(each.request for each in pending):
-        yield from _generate(responder, scope, evaluation, [pending[index] for index in group], run, score)
+        yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
         if scope.is_cancelled:
             return
 
@@ -133,64 +195,18 @@ def compact(tokenized: TokenizedRequest) -> TokenizedRequest:
     return replace(tokenized, request=request)
 
 
-def _generate(
-    responder: Responder,
-    scope: CancelScope,
-    evaluation: Evaluation,
-    pending: Sequence[PendingQuestion],
-    run: Journal,
-    score: RunningScore,
+def _take_samples(
+    responder: Responder, scope: CancelScope, pending: Sequence[PendingQuestion], writer: SampleWriter
 ) -> Iterator[Event]:
     with closing(responder.generate((each.request for each in pending), scope)) as replies:
         for event in replies:
             yield event
             if not isinstance(event, (TokenEvent, FinishEvent, RefusedEvent)):
                 continue
-            each = pending[event.sequence.request]
-            sample = each.first + event.sequence.sample
+            question = pending[event.sequence.request]
+            sample = question.first + event.sequence.sample
             if isinstance(event, RefusedEvent):
-                yield from _refuse(evaluation, run, score, each.position, (sample,), event.error)
-            elif reply := each.add_event(event):
-                mark = evaluation.mark(reply.text, each.question, reply.finish.reason == "stop")
-                _write(evaluation, run, score, each.position, marked_sample(evaluation, each.question, sample, reply, mark))
-                yield score.event
-
-
-def _refuse(
-    evaluation: Evaluation, run: Journal, score: RunningScore, position: int, samples: Iterable[int], error: CerebrumError
-) -> Iterator[Event]:
-    """Write samples that do not count, with the reason as their text."""
-    question = evaluation.questions[position]
-    for sample in samples:
-        seed = sample_seed(evaluation.settings.seed or 0, question.index, sample)
-        refused = Sample(
-            question.id, sample, evaluation.model, seed, error.message, None, None, question.gold, False, 0.0, REFUSED, 0,
-            question.choices, question.cluster,
-        )  # fmt: skip
-        _write(evaluation, run, score, position, refused)
-    yield NoticeEvent(f"question {question.id} is not counted: {error.message}", error.hint)
-    yield score.event
-
-
-def marked_sample(evaluation: Evaluation, question: Question, sample: int, reply: Reply, mark: Mark) -> Sample:
-    return Sample(
-        id=question.id,
-        sample=sample,
-        model=evaluation.model,
-        seed=reply.finish.seed,
-        text=reply.text,
-        reasoning=reply.reasoning,
-        answer=mark.answer,
-        gold=question.gold,
-        correct=mark.correct,
-        probability=reply.probability,
-        finish_reason=reply.finish.reason,
-        completion_tokens=reply.finish.completion_tokens,
-        choices=question.choices,
-        cluster=question.cluster,
-    )
-
-
-def _write(evaluation: Evaluation, run: Journal, score: RunningScore, position: int, sample: Sample) -> None:
-    run.write(position * evaluation.samples + sample.sample, sample_object(sample))
-    score.add(sample)
+                yield writer.refuse(question.position, [sample], event.error)
+            elif reply := question.add_event(event):
+                writer.write_reply(question.position, sample, reply)
+                yield writer.progress

@@ -25,8 +25,16 @@ class Mark(NamedTuple):
     correct: bool
 
 
-Marker = Callable[[str, Question, bool], Mark]
-"""Marks the text of a reply, which is incomplete if it was cut off."""
+class Unmarked(NamedTuple):
+    """The text of a reply to a question; not `is_complete` if it was cut off."""
+
+    text: str
+    question: Question
+    is_complete: bool
+
+
+Marker = Callable[[Unmarked], Mark]
+"""Finds the answer in a reply and marks it."""
 
 
 def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False) -> Marker:
@@ -54,15 +62,16 @@ def code_marker(run_code: bool) -> Marker:
         raise UsageError("this task runs programs that the model writes", "allow it with --run-code: in a sandbox")
     sandbox = find_sandbox()
 
-    def mark(text: str, question: Question, is_complete: bool) -> Mark:
-        program = extract_program(text, question.stub)
-        return Mark(program, program is not None and run_program(sandbox, program, question.gold).passed)
+    def mark(reply: Unmarked) -> Mark:
+        program = extract_program(reply.text, reply.question.stub)
+        return Mark(program, program is not None and run_program(sandbox, program, reply.question.gold).passed)
 
     return mark
 
 
-def mark_answer(text: str, question: Question, is_complete: bool) -> Mark:
+def mark_answer(reply: Unmarked) -> Mark:
     """Extract the final answer, or the letter of the chosen one, and compare what it means."""
+    text, question, is_complete = reply
     answer = final_answer(text, is_complete)
     if question.choices:
         answer = chosen_letter(answer, text if is_complete else "", question.choices)
@@ -70,21 +79,21 @@ def mark_answer(text: str, question: Question, is_complete: bool) -> Mark:
     return Mark(answer, answer is not None and canonical(answer) == canonical(question.gold))
 
 
-def mark_exact(text: str, question: Question, is_complete: bool) -> Mark:
+def mark_exact(reply: Unmarked) -> Mark:
     """Compare the whole reply, without the white space around it."""
-    answer = text.strip()
-    return Mark(answer or None, is_complete and answer == question.gold.strip())
+    answer = reply.text.strip()
+    return Mark(answer or None, reply.is_complete and answer == reply.question.gold.strip())
 
 
-def mark_contains(text: str, question: Question, is_complete: bool) -> Mark:
+def mark_contains(reply: Unmarked) -> Mark:
     """Search the reply for the correct answer, in upper or lower case."""
-    return Mark(text.strip() or None, question.gold.strip().casefold() in text.casefold())
+    return Mark(reply.text.strip() or None, reply.question.gold.strip().casefold() in reply.text.casefold())
 
 
-def mark_regex(text: str, question: Question, is_complete: bool) -> Mark:
+def mark_regex(reply: Unmarked) -> Mark:
     """Search the reply for the correct answer, a regular expression."""
-    found = re.search(question.gold, text)
-    return Mark(found[0] if found else text.strip() or None, found is not None)
+    found = re.search(reply.question.gold, reply.text)
+    return Mark(found[0] if found else reply.text.strip() or None, found is not None)
 
 
 def chosen_letter(answer: str | None, text: str, choices: tuple[str, ...]) -> str | None:

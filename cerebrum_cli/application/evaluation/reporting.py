@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.application.evaluation.marking import marker
+from cerebrum_cli.application.evaluation.marking import Unmarked, marker
 from cerebrum_cli.application.evaluation.runs import Run
 from cerebrum_cli.evals.question import Question
 from cerebrum_cli.evals.report import Report, summarize
@@ -33,6 +33,6 @@ def rescored(run: Run, samples: Sequence[Sample], run_code: bool = False) -> lis
     marked = []
     for sample, question in zip(samples, questions, strict=True):
         text = f"```python\n{sample.answer}\n```" if run.match == "code" else sample.text  # a program is whole already
-        found = mark(text, question, sample.finish_reason == "stop")
+        found = mark(Unmarked(text, question, sample.finish_reason == "stop"))
         marked.append(sample if sample.is_refused else replace(sample, answer=found.answer, correct=found.correct))
     return marked

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.evaluation.datasets import load_dataset
+from cerebrum_cli.application.evaluation.datasets import LoadedQuestions, load_file, load_task
 from cerebrum_cli.application.evaluation.marking import Marker, Match, marker
-from cerebrum_cli.batches.readers import read_input
-from cerebrum_cli.batches.rows import InvalidRow
-from cerebrum_cli.batches.template import parse_template
 from cerebrum_cli.catalogue.download import Progress
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.presets import Condition, Preset, find_condition
 from cerebrum_cli.evals.question import Question
-from cerebrum_cli.evals.reading import BadRow, Fields, QuestionSet, Render, parse_lines, read_questions
+from cerebrum_cli.evals.reading import BadRow, Fields
 from cerebrum_cli.evals.tasks import TASKS, Task, find_task
 
 
@@ -73,10 +69,8 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
         raise UsageError(f"unknown task {source!r}", hint)
     condition = find_condition(preset, source) if preset else None
     remarks = (*_task_remarks(task), *_condition_remarks(preset, condition))
-    if task:
-        found, identity = _read_task(task, reading, progress, offline)
-    else:
-        found, identity = _read_file(Path(source), reading)
+    loaded = _load(task, source, reading, progress, offline)
+    found, origin = loaded.questions, loaded.source
     match: Match = "code" if task and task.scorer == "code" else reading.match or "answer"
     return Asked(
         name=task.name if task else Path(source).stem,
@@ -84,7 +78,8 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
         bad_rows=found.bad_rows,
         fingerprint={
             "task": task.name if task else Path(source).stem,
-            **identity,
+            "questions": origin.sha256,
+            "dataset": origin.repo_id and f"{origin.repo_id} at {origin.commit}",
             "question field": reading.question_field,
             "answer field": reading.answer_field,
             "template": reading.template,
@@ -96,37 +91,14 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
     )
 
 
-def _read_file(path: Path, reading: Reading) -> tuple[QuestionSet, Mapping[str, Any]]:
-    data = read_input(path)
-    fields = Fields(reading.question_field or "question", reading.answer_field or "answer")
-    questions = read_questions(parse_lines(data), fields, _renderer(reading.template))
-    return questions, {"questions": sha256(data).hexdigest()}
-
-
-def _read_task(
-    task: Task, reading: Reading, progress: Progress, offline: bool
-) -> tuple[QuestionSet, Mapping[str, Any]]:
+def _load(task: Task | None, source: str, reading: Reading, progress: Progress, offline: bool) -> LoadedQuestions:
+    if task is None:
+        fields = Fields(reading.question_field or "question", reading.answer_field or "answer")
+        return load_file(Path(source), fields, reading.template)
     if reading.question_field or reading.answer_field:
         option = "--question-field" if reading.question_field else "--answer-field"
         raise UsageError(f"{option} is for files: the fields of {task.name} are known", f"omit {option}")
-    dataset = load_dataset(task, progress, offline)
-    questions = read_questions(task.rows(dataset.rows), task.fields, _renderer(reading.template))
-    return questions, dataset.identity
-
-
-def _renderer(template: str | None) -> Render | None:
-    """Render prompts from a template."""
-    if template is None:
-        return None
-    parsed = parse_template(template)
-
-    def render(fields: Mapping[str, Any]) -> str:
-        try:
-            return parsed.render(fields)
-        except InvalidRow as invalid:
-            raise ValueError(invalid.error.message) from invalid
-
-    return render
+    return load_task(task, progress, reading.template, offline)
 
 
 def _task_remarks(task: Task | None) -> tuple[str, ...]:
