@@ -50,7 +50,8 @@ class Record:
 
 
 def encode_record(record: Record) -> bytes:
-    value = json.loads(to_json({"version": VERSION, **asdict(record)}))
+    fields = {key: value for key, value in asdict(record).items() if value != {}}
+    value = json.loads(to_json({"version": VERSION, **fields}))
     return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 

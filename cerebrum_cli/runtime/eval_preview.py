@@ -45,7 +45,9 @@ def show_preview(runtime: Runtime, prepared: Prepared, options: EvalOptions) -> 
             }
         )
         return
-    runtime.streams.answer(preview.prompt if preview.prompt.endswith("\n") else preview.prompt + "\n")
+    runtime.streams.answer(preview.prompt)
+    if runtime.streams.out_is_terminal and not preview.prompt.endswith("\n"):
+        runtime.streams.answer("\n")
     if options.quiet:
         return
     info = runtime.streams.info

@@ -132,9 +132,11 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
         if given.get("drafts"):
             raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
         given = {**given, "drafts": False}
+    require_count("--samples", options.samples, MAX_SAMPLES)
+    require_count("--limit", options.limit)
+    parallel = parse_parallel(options.parallel)
     asked = read_asked(runtime, source, options)
-    samples = parse_count("--samples", options.samples or asked.samples, MAX_SAMPLES)
-    questions = select(asked.questions, options.limit and parse_count("--limit", options.limit))
+    samples = options.samples or asked.samples
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
     settings = generation_settings(runtime, given, model, "--samples" if samples > 1 else None, asked.settings)
@@ -142,11 +144,11 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     grammar = read_grammar(runtime, options, options.quiet)
     return Prepared(
         asked,
-        Evaluation(questions, samples, settings, model.label, asked.marker, grammar),
+        Evaluation(select(asked.questions, options.limit), samples, settings, model.label, asked.marker, grammar),
         model,
         resolve_encoding(runtime, model, settings, options),
         template_options(options.template_arg),
-        parse_parallel(options.parallel),
+        parallel,
         options.batch_invariant,
     )
 
@@ -210,8 +212,7 @@ def require_unset(lm_eval: LmEvalOptions) -> None:
             raise UsageError(f"{flag(name)} is for lm-eval's tasks", "omit it, or name a task like lm-eval:arc_easy")
 
 
-def parse_count(option: str, value: int, most: int | None = None) -> int:
-    """Return a number from 1 on. Raises UsageError."""
-    if value < 1 or (most and value > most):
+def require_count(option: str, value: int | None, most: int | None = None) -> None:
+    """Raise UsageError for a number below 1, or above the most that is allowed."""
+    if value is not None and (value < 1 or (most and value > most)):
         raise UsageError(f"{option} is {value}", f"it must be from 1 to {most}" if most else "it must be 1 or more")
-    return value

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.application.evaluation.datasets import LoadedQuestions, load_file, load_task
-from cerebrum_cli.application.evaluation.marking import Marker, Match, marker
+from cerebrum_cli.application.evaluation.marking import Marker, Match, code_marker, marker
 from cerebrum_cli.catalogue.download import Progress
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.presets import Condition, Preset, find_condition
@@ -69,9 +69,10 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
         raise UsageError(f"unknown task {source!r}", hint)
     condition = find_condition(preset, source) if preset else None
     remarks = (*_task_remarks(task), *_condition_remarks(preset, condition))
+    match: Match = "code" if task and task.scorer == "code" else reading.match or "answer"
+    run_code = code_marker(reading.run_code) if match == "code" else None  # refused before anything is downloaded
     loaded = _load(task, source, reading, progress, offline)
     found, origin = loaded.questions, loaded.source
-    match: Match = "code" if task and task.scorer == "code" else reading.match or "answer"
     return Asked(
         name=task.name if task else Path(source).stem,
         questions=found.questions,
@@ -85,7 +86,7 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
             "template": reading.template,
             "match": match,
         },
-        marker=marker(match, found.questions, reading.run_code),
+        marker=run_code or marker(match, found.questions),
         condition=condition,
         remarks=(*remarks, *([found.note] if found.note else [])),
     )
