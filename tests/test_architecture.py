@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("gguf",),
-    ("engine", "formats", "catalogue", "sessions", "answers", "batches", "merge"),
+    ("engine", "formats", "catalogue", "sessions", "answers", "batches", "evals", "merge"),
     ("application.models",),
     ("application.inference", "application.merging"),
-    ("application.chat", "application.tuning", "application.doctor", "application.pulling"),
+    ("application.chat", "application.tuning", "application.doctor", "application.pulling", "application.evaluation"),
     ("terminal",),
     ("runtime",),
     ("commands",),
@@ -45,6 +45,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "jinja2": ("formats",),
     "psutil": ("engine.machine", "formats.bounds"),
     "platformdirs": ("runtime",),
+    "pyarrow": ("application.evaluation.datasets",),
     "click": (),
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
