@@ -46,6 +46,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "jinja2": ("formats",),
     "psutil": ("engine.machine", "formats.bounds"),
     "platformdirs": ("runtime",),
+    "pyarrow": ("application.evaluation.datasets",),
     "click": (),
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
