@@ -9,7 +9,7 @@ import re
 import unicodedata
 
 from cerebrum_cli.answers.amounts import NUMBER_WORD
-from cerebrum_cli.answers.extract import plain  # LaTeX's text, fractions and thousands, as extraction reads them
+from cerebrum_cli.answers.plain_text import plain  # LaTeX's text, fractions and thousands, as extraction reads them
 
 _CHARACTERS = str.maketrans(
     dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))
