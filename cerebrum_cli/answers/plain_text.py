@@ -11,23 +11,27 @@ import re
 BREAK = re.compile(r"""[(\[{]|[)\]}]|(?<![.!?])[.!?]++(?=["'”’)]{0,3}(?:\s|\Z))|(?<=\d)\.(?=[A-Z])|。""")
 _INITIALS = re.compile(r"\b[A-Za-z]{1,2}\.[A-Za-z]\Z")
 _TITLE = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|Mt|vs|approx|sq|cu)\Z")
+_NEXT = re.compile(r"\S")
 QUOTES = ('""', "''", "“”", "‘’", "«»")
 _CLOSING_QUOTES = {pair[1] for pair in QUOTES}
 
 _UNSIGNED = r"(?:\d++(?:\.\d++)?|\.\d++)"
 NUMBER_SOURCE = rf"""
-    (?:(?<![\w)\]}}%])-)? (?<!\w)(?<!\d\.)
-    (?:\d++\ (?=\d++/\d))? {_UNSIGNED} (?:e[-+]?\d++)? (?:\ ?/\ ?{_UNSIGNED})?
-    (?:\ ?(?:\\times|\\cdot|[×·*])\ ?10\ ?\^\ ?(?:\{{-?\d++\}}|-?\d++))?
-    (?:\ ?%)?
+    (?:(?<![\w)\]}}%])-)? (?<![\w^])(?<!\d\.)(?<!\^\{{)
+    (?: \d{{1,2}}:\d\d(?![\d:]) (?:\ ?[ap](?:m\b|\.m\.))?
+      | (?:\d++\ (?=\d++/\d))? {_UNSIGNED} (?:\^(?:\{{-?\d++\}}|-?\d++))? (?:e[-+]?\d++)? (?:\ ?/\ ?{_UNSIGNED})?
+        (?:\ ?(?:\\times|\\cdot|[×·*])\ ?10\ ?\^\ ?(?:\{{-?\d++\}}|-?\d++))?
+        (?:\ ?%)?
+    )
 """
 NUMBER = re.compile(NUMBER_SOURCE, re.VERBOSE | re.IGNORECASE)
 
+CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
 _TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}"
 _PLAIN = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"<<[^<>]*+>>", ""),  # GSM8K's calculator notes
+        (CALCULATOR_NOTE, ""),
         (r"(?<=[\w}%])" + _TEXT_COMMAND, r" \1"),
         (_TEXT_COMMAND, r"\1"),
         (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
@@ -41,6 +45,10 @@ _PLAIN = tuple(
     )
 )
 _THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)")
+
+_SPACED_THOUSANDS = re.compile(
+    r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ \u00a0\u2009\u202f])\d{3}(?:\1\d{3})*+(?![\w/-]|[ ,]\d)"
+)
 
 _ARGUMENT = r"\s*+(?:\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}|([0-9A-Za-z]))"
 _FRACTION = re.compile(r"\\(?:[dtcs]|nice)?frac" + _ARGUMENT + _ARGUMENT + r"(?=([\w\\(^])?)")
@@ -56,7 +64,8 @@ def plain(text: str) -> str:
     text = _BEFORE_FRACTION.sub(" ", text)  # 3\frac{1}{2} is three and a half, not 31/2
     for _ in range(_FRACTION_DEPTH):
         text = _FRACTION.sub(_slashed, text)
-    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    return _SPACED_THOUSANDS.sub(lambda number: number[0].replace(number[1], ""), text)
 
 
 def _slashed(fraction: re.Match[str]) -> str:
@@ -80,9 +89,18 @@ def trimmed(text: str) -> str:
     return text
 
 
+def sentences(line: str) -> list[str]:
+    """Sentences of a line, each with its full stop."""
+    starts = [0]
+    for mark in BREAK.finditer(line):
+        if mark[0] not in "([{)]}" and sentence_stop(line, mark) is not None and not _after(line, mark).islower():
+            starts.append(mark.end())
+    return [line[start:end] for start, end in zip(starts, [*starts[1:], len(line)], strict=True)]
+
+
 def sentence_stop(line: str, mark: re.Match[str]) -> int | None:
     """End of the sentence at this mark; None if the mark is part of it ("6 p.m. sharp", "5! = 120")."""
-    before, after = line[max(0, mark.start() - 8) : mark.start()], line[mark.end() :].lstrip()[:1]
+    before, after = line[max(0, mark.start() - 8) : mark.start()], _after(line, mark)
     new_sentence = not after or after.isupper()
     if mark[0].startswith("!") and before[-1:].isdigit():
         return mark.start() + 1 if new_sentence else None
@@ -91,6 +109,12 @@ def sentence_stop(line: str, mark: re.Match[str]) -> int | None:
     if (_TITLE.search(before) and after) or (mark[0].startswith("..") and not new_sentence):
         return None
     return mark.end() + 1 if line[mark.end() : mark.end() + 1] in _CLOSING_QUOTES else mark.start()
+
+
+def _after(line: str, mark: re.Match[str]) -> str:
+    """First character behind a mark and the space after it; empty at the end of the line."""
+    found = _NEXT.search(line, mark.end())
+    return found[0] if found else ""
 
 
 def has_content(text: str) -> bool:
