@@ -80,8 +80,10 @@ class Loop:
 
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
-        self._scorer.step()
-        self._scheduler.reset_slots(self._backend.slots)
+        try:
+            self._scorer.step()
+        finally:  # memory may have been reserved again
+            self._scheduler.reset_slots(self._backend.slots)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
