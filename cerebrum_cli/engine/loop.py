@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from time import perf_counter, sleep
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
-from cerebrum_cli.engine.drafts.step import add_drafts
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.prompt_cache import PromptCache
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
-from cerebrum_cli.engine.scoring.job import ScoreJob
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step
 from cerebrum_cli.engine.scoring.scorer import Scorer
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring.job import ScoreJob
 
 BACKLOG_POLL_S = 0.01
 
@@ -169,6 +171,10 @@ class Loop:
         while not self._make_room(step.size):
             scheduler.preempt(scheduler.running[-1])
             step = scheduler.schedule(self._backend.prefill_chunk)
+        if not any(share.sequence.drafter for share in step.shares):
+            return step
+        from cerebrum_cli.engine.drafts.step import add_drafts
+
         return add_drafts(step, self._backend, self._has_cells)
 
     def _compact(self) -> None:
