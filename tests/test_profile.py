@@ -80,9 +80,9 @@ def profile(
 def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
     chat = replace(DEFAULT_USE, step_costs=STEP_COSTS)
     assert (chat.best_draft, DEFAULT_USE.best_draft) == ((8, 2.0), None)
-    assert profile(chat=chat).allows_drafts and not profile().allows_drafts
+    assert (profile(chat=chat).uses_with_drafts, profile().uses_with_drafts) == (["chat"], [])
     in_vain = replace(DEFAULT_USE, step_costs=StepCosts((1, 2, 16), (1.0, 1.7, 12.8)))
-    assert (in_vain.best_draft, profile(ask=in_vain).allows_drafts) == (None, False)
+    assert (in_vain.best_draft, profile(ask=in_vain).uses_with_drafts) == (None, [])
     resolved = ResolvedModel(Model("nano", (NANO,)), profile(chat=chat))
     assert (resolved.step_costs("chat"), resolved.step_costs("ask")) == (STEP_COSTS, None)
     assert ResolvedModel(resolved.model).step_costs("chat") is None

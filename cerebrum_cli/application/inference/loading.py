@@ -222,10 +222,12 @@ def draft_problem(model: Model) -> str | None:
 
 
 def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
-    """What steps cost: as measured, or a default if drafts are asked for; None for no drafts."""
+    """What steps cost: as measured, if drafts can pay; if they are asked for, in any case; None for no drafts."""
     if problem or drafts is False:
         return None
-    return measured or (DEFAULT_COSTS if drafts else None)
+    if drafts:
+        return measured or DEFAULT_COSTS
+    return measured if measured and measured.best_draft else None
 
 
 def load_options(

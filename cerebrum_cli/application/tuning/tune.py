@@ -171,12 +171,12 @@ def tuning_lock(directory: Path) -> Iterator[None]:
 
 
 def update_store(store: ProfileStore, profile: Profile, fallback: Profile | None) -> None:
-    """Save a profile, or delete the previous one if it changes nothing and allows no drafts. Raises ConfigError.
+    """Save a profile, or delete the previous one if it changes nothing and no use gets drafts. Raises ConfigError.
 
     `fallback` is the profile that is used where the store has none.
     """
     with translate_write_errors():
-        if profile.is_default and not profile.allows_drafts and fallback is None:
+        if profile.is_default and not profile.uses_with_drafts and fallback is None:
             store.discard(profile.model)
         else:
             store.save(profile)
