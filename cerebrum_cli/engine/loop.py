@@ -210,10 +210,7 @@ class Loop:
             length = backend.reusable_prefix(length)
         if slot is not source and length:
             backend.copy(source.index, slot.index)
-        if length and backend.length(slot.index) > length and not backend.trim(slot.index, length):
-            length = 0
-        if not length:
-            backend.clear(slot.index)
+        length = self._trim(slot, length)
         self._scheduler.admit(admission, length)
         sequence.admitted_at = sequence.admitted_at or perf_counter()
 
@@ -255,8 +252,7 @@ class Loop:
             return
         if sequence.lookup:
             sequence.lookup.record(accepted)
-        if not self._backend.trim(slot.index, len(slot.tokens)):  # a sliding window has dropped what it needs
-            self._backend.clear(slot.index)
+        if not self._trim(slot, len(slot.tokens)):
             slot.clear()
             sequence.evaluated = 0
 
@@ -269,11 +265,17 @@ class Loop:
     def _resume(self, sequence: Sequence) -> None:
         """Resume after an interrupted step: the slot's contents are used, and the last token is evaluated again."""
         assert sequence.slot is not None
-        length = min(self._backend.length(sequence.slot), sequence.length - 1)
-        if not self._backend.trim(sequence.slot, length):
-            self._backend.clear(sequence.slot)
-            length = 0
-        self._scheduler.resume(sequence, length)
+        slot = self._scheduler.slots[sequence.slot]
+        length = min(self._backend.length(slot.index), sequence.length - 1)
+        self._scheduler.resume(sequence, self._trim(slot, length))
+
+    def _trim(self, slot: Slot, length: int) -> int:
+        """Trim what llama.cpp holds in a slot, or clear it if that is impossible; the number of tokens left."""
+        backend = self._backend
+        if length and (backend.length(slot.index) <= length or backend.trim(slot.index, length)):
+            return length
+        backend.clear(slot.index)
+        return 0
 
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
         """Sample the next token from a row of logits, and emit its text; False if the sequence has left its slot."""
