@@ -356,14 +356,14 @@ def test_drafts_need_a_profile_or_the_option(
     measured: StepCosts | None, setting: bool | None, costs: StepCosts | None
 ) -> None:
     assert draft_costs(measured, None, setting) == costs
-    assert draft_costs(measured, "a recurrent state cannot take tokens back", setting) is None
+    assert draft_costs(measured, "a recurrent state cannot be rolled back", setting) is None
 
 
 def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
     asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
     assert asked.code == plain.code == 0
-    assert "note: --drafts has no effect: a recurrent state cannot take tokens back\n" in asked.err
+    assert "note: --drafts has no effect: a recurrent state cannot be rolled back\n" in asked.err
     assert "drafts" not in plain.err
 
 

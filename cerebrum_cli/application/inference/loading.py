@@ -215,9 +215,9 @@ def open_model(
 def draft_problem(model: Model) -> str | None:
     """Why drafts cannot pay for a model; None if they can."""
     if model.header.expert_count:
-        return "each row of a mixture of experts needs other weights"
+        return "each token of a mixture of experts needs different weights"
     if any(layer.state_bytes for layer in model.sizes.layers):
-        return "a recurrent state cannot take tokens back"
+        return "a recurrent state cannot be rolled back"
     return None
 
 
