@@ -88,6 +88,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
                 ),
                 file=resolved.model,
                 tuning=tuning,
+                step_costs=resolved.step_costs("ask") if settings.drafts else None,
             )
             try:
                 events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)

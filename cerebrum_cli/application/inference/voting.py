@@ -132,8 +132,7 @@ class MajorityVote:
 
     def _start_or_stop(self, index: int, replies: ReplyStream) -> None:
         if self._stops_early and self.tally.is_decided:
-            if self.running:
-                replies.abort(index)
+            replies.abort(index)
         elif not self.running:  # in rounds: the outcome must not depend on when samples finish
             count = self.tally.missing_samples(0)
             self.requested += count
