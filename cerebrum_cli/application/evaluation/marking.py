@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.answers.gold import matches_gold
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.question import Question
 
@@ -76,7 +77,7 @@ def mark_answer(reply: Unmarked) -> Mark:
     if question.choices:
         answer = chosen_letter(answer, text if is_complete else "", question.choices)
         return Mark(answer, answer == question.gold)
-    return Mark(answer, answer is not None and canonical(answer) == canonical(question.gold))
+    return Mark(answer, matches_gold(answer, question.gold))
 
 
 def mark_exact(reply: Unmarked) -> Mark:
