@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "formats", "catalogue", "sessions", "answers", "batches", "merge"),
     ("application.models",),
     ("application.inference", "application.merging"),
-    ("application.chat", "application.tuning", "application.doctor", "application.pulling"),
+    ("application.chat", "application.tuning", "application.doctor", "application.pulling", "application.evaluation"),
     ("terminal",),
     ("runtime",),
     ("commands",),

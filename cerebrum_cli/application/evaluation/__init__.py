@@ -1,0 +1,1 @@
+"""Measuring how well a model answers: tasks, runs, reports and comparisons."""
