@@ -56,6 +56,7 @@ BF16 = 32  # llama.cpp's number of the file type
 TOKENS, CONTEXT = 384, 2048
 PROSE_QUESTIONS, REPLAYED, REPLAYED_ON_SHAPE = 24, 200, 6
 COST_SECONDS = 10.0
+MAX_ROWS = MAX_DRAFT + 1
 PLOT = ROOT / "docs" / "explanation" / "drafts.png"
 FREE_ROWS = StepCosts(MEASURED_ROWS, tuple(1 + 0.005 * (rows - 1) for rows in MEASURED_ROWS))
 PASSAGE = (
@@ -254,7 +255,7 @@ def replay(prompt: Sequence[int], solution: Sequence[int], costs: StepCosts) -> 
     while len(reply) < len(solution):
         draft = drafter.draft(lookup, min(MAX_DRAFT, len(solution) - len(reply) - 1))
         source = "prompt" if lookup.position < len(prompt) else "reply"
-        (length,) = draft_lengths([[each.probability for each in draft]], costs, is_equal=False)
+        (length,) = draft_lengths([[each.probability for each in draft]], costs, MAX_ROWS, is_equal=False)
         right = 0
         while right < length and solution[len(reply)] == draft[right].token:
             reply.append(solution[len(reply)])
@@ -279,7 +280,8 @@ def replay_rows(model: Path, costs: StepCosts, solved: Sequence[dict[str, str]])
     for name, curve in (("measured costs", costs), ("free rows", FREE_ROWS)):
         replays = [replay(prompt, solution, curve) for prompt, solution in pairs]
         ratio = sum(each.tokens for each in replays) / sum(each.cost for each in replays)
-        drafted, accepted = (sum((each[index] for each in replays), Counter[str]()) for index in (1, 2))
+        drafted = sum((each.drafted for each in replays), Counter[str]())
+        accepted = sum((each.accepted for each in replays), Counter[str]())
         by_source = ", ".join(f"{accepted[each]} of {drafted[each]} from the {each}" for each in sorted(drafted))
         label = f"drafts: replay of {REPLAYED} GSM8K solutions, {name}, tokens per step time"
         rows.append(Row(label, f"{ratio:.3f} (accepted: {by_source})", "1", ratio, ">= 1.0"))

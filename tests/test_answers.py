@@ -22,7 +22,24 @@ MARKUP = (
     *("The answer is ", "answer", "Answer:", "answer to the ", "\\boxed{", "\\boxed{}", "\\fbox ", "#### ", "\n"),
     *("\\frac{", "\\frac12", "\\text{", "\\,", "\\\\", "{", "}", "(", ")", "[", "$", "**", "`", '"', "'", "<<", ">>"),
     *(".", "!", "...", " ", ",", "1,234", "1", "-", "e", "/", "%", "a.b. ", "Dr. ", "not ", ", since ", "(A) ", "= "),
-    *("= 1", "=\n", "≈", "since x = ", "so ", "which is 1 ", "1 or ", "3:15 p.m.", "1 000 ", "10^", "? ", ". A", "! A"),
+    *(
+        "= 1",
+        "=\n",
+        "≈",
+        "since x = ",
+        "so ",
+        "which is 1 ",
+        "1 or ",
+        "3:15 p.m.",
+        "1 000 ",
+        "10^",
+        "? ",
+        ". A",
+        "! A",
+        "is two ",
+        "two ",
+        "is only ",
+    ),
 )
 prose = st.text(max_size=80)
 marked_up = st.lists(st.sampled_from(MARKUP) | st.text(max_size=3), max_size=25).map("".join)

@@ -20,7 +20,7 @@ from cerebrum_cli.application.inference.loading import draft_costs
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafts import drafter
+from cerebrum_cli.engine.drafts import allocation, drafter
 from cerebrum_cli.engine.drafts.allocation import draft_lengths
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, Lookup
@@ -64,8 +64,29 @@ def test_drafter_follows_a_sibling_from_its_first_token() -> None:
     grow(drafter, drafter.start(first), first, "the answer is 4")
     second: list[int] = []
     lookup = drafter.start(second)
+    assert grow(drafter, lookup, second, "") == "the answer is 4"
     assert grow(drafter, lookup, second, "t") == "he answer is 4"
     assert grow(drafter, lookup, second, "hus the a") == "nswer is 4"
+
+
+def test_drafter_looks_up_again_after_the_end_of_a_sibling() -> None:
+    drafter = Drafter(tokens("one two three four."))
+    first: list[int] = []
+    grow(drafter, drafter.start(first), first, "the")
+    second: list[int] = []
+    lookup = drafter.start(second)
+    assert grow(drafter, lookup, second, "the two").startswith(" three four.")
+
+
+def test_drafter_learns_from_lookups_without_drafts() -> None:
+    drafter, reply = Drafter(tokens("abcdefghij. uvwxyzuvw.")), list[int]()
+    lookup = drafter.start(reply)
+    probabilities = []
+    for start, rest in (("abcdef", "ghij."), ("uvwxyz", "!")):
+        grow(drafter, lookup, reply, start)
+        probabilities.append(drafter.draft(lookup, 1)[0].probability)
+        grow(drafter, lookup, reply, rest)
+    assert probabilities[0] < probabilities[1]
 
 
 def test_acceptance_follows_what_was_right_before() -> None:
@@ -103,29 +124,35 @@ def test_drafter_is_deterministic() -> None:
 
 def test_draft_lengths_are_row_counts_that_pay() -> None:
     certain, unlikely = [0.99] * 63, [0.1] * 63
-    assert draft_lengths([certain], DEFAULT_COSTS, is_equal=False) == [63]
-    assert draft_lengths([unlikely], DEFAULT_COSTS, is_equal=False) == [0]
-    assert draft_lengths([[0.9, 0.8, 0.6, 0.05, 0.05]], DEFAULT_COSTS, is_equal=False) == [2]
-    assert draft_lengths([[]], DEFAULT_COSTS, is_equal=False) == [0]
+    assert draft_lengths([certain], DEFAULT_COSTS, 64, is_equal=False) == [63]
+    assert draft_lengths([unlikely], DEFAULT_COSTS, 64, is_equal=False) == [0]
+    assert draft_lengths([[0.9, 0.8, 0.6, 0.05, 0.05]], DEFAULT_COSTS, 64, is_equal=False) == [2]
+    assert draft_lengths([[]], DEFAULT_COSTS, 64, is_equal=False) == [0]
 
 
 def test_draft_lengths_are_0_where_rows_cost_as_much_as_steps() -> None:
     costs = StepCosts((1, 2, 4, 8), (1.0, 2.0, 4.0, 8.0))
-    assert draft_lengths([[0.99] * 31], costs, is_equal=False) == [0]
+    assert draft_lengths([[0.99] * 31], costs, 64, is_equal=False) == [0]
 
 
 def test_draft_lengths_prefer_the_likeliest_sequence() -> None:
     costs = StepCosts((1, 2, 4), (1.0, 1.1, 1.2))
-    assert draft_lengths([[0.9, 0.8], [0.3, 0.2]], costs, is_equal=False) == [2, 0]
+    assert draft_lengths([[0.9, 0.8], [0.3, 0.2]], costs, 64, is_equal=False) == [2, 0]
+
+
+def test_draft_lengths_fit_into_a_step() -> None:
+    assert draft_lengths([[0.99] * 63], FREE_ROWS, 31, is_equal=False) == [15]
+    assert draft_lengths([[0.99] * 63, []], FREE_ROWS, 15, is_equal=False) == [6, 0]
+    assert draft_lengths([[0.99] * 63], FREE_ROWS, 1, is_equal=False) == [0]
 
 
 def test_draft_lengths_are_equal_for_separate_caches() -> None:
-    assert draft_lengths([[0.99] * 9, [0.99] * 3], FREE_ROWS, is_equal=True) == [3, 3]
-    assert draft_lengths([[0.99] * 9, []], FREE_ROWS, is_equal=True) == [0, 0]
+    assert draft_lengths([[0.99] * 9, [0.99] * 3], FREE_ROWS, 64, is_equal=True) == [3, 3]
+    assert draft_lengths([[0.99] * 9, []], FREE_ROWS, 64, is_equal=True) == [0, 0]
 
 
 def test_draft_lengths_are_0_where_sequences_fill_a_tile() -> None:
-    assert draft_lengths([[0.99] * 9] * 16, FREE_ROWS, is_equal=False) == [0] * 16
+    assert draft_lengths([[0.99] * 9] * 16, FREE_ROWS, 64, is_equal=False) == [0] * 16
 
 
 def test_step_costs_reject_what_was_not_measured() -> None:
@@ -205,9 +232,23 @@ def test_engine_ends_at_an_end_token_inside_a_draft() -> None:
 def test_engine_drafts_no_more_than_max_tokens() -> None:
     for limit in range(1, 40):
         backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+        prompt = "copy: " + REPEATED
         with running_engine(backend) as engine:
-            [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS, max_tokens=limit)
+            [reply] = ask(engine, prompt, step_costs=FREE_ROWS, max_tokens=limit)
         assert (reply.text, reply.reason) == ((REPEATED * 2)[:limit], "length")
+        evaluated = 1 + max(row.position for step in backend.steps for row in step)
+        assert evaluated == len(prompt) + limit - 1, "the last token is not evaluated"
+
+
+def test_engine_makes_no_more_drafts_after_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "MIN_PROBABILITY", 0.1)
+    monkeypatch.setattr(drafter, "MAX_MISSES", 1)
+    prompt = "abc1 def2 ghi3? "
+    backend = ScriptedBackend(replies({prompt: "abcX defY ghiZ"}), context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
+    assert reply.text == "abcX defY ghiZ"
+    assert sum(len(step) > 1 for step in backend.steps[1:]) == 1
 
 
 @pytest.mark.parametrize("context", range(35, 75))

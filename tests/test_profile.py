@@ -14,6 +14,7 @@ import pytest
 from command_line import Finished
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
 from scripted_command import run_here, runtime_for
 from tiny_models import write_quantized
@@ -471,9 +472,10 @@ def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> 
     script: dict[str, Any] = {"rows": {}, "seeds": ["the cat sat on the mat. " * 8]}
 
     def most_outputs(*options: str) -> int:
-        command = ("batch", "-", "-o", "-", "-m", runner.model, *options)
+        command = ("batch", "-", "-o", "-", "-m", str(runner.model), *options)
         assert run_here(script, runner.home, *command, piped=b"hello\n").code == 0
-        return max(sum(row.output for row in step) for step in script["backends"][-1].steps)
+        backend: ScriptedBackend = script["backends"][-1]
+        return max(sum(row.output for row in step) for step in backend.steps)
 
     assert (most_outputs(), most_outputs("--drafts")) == (1, 64)
     runner.save_profile(profile(ask=replace(DEFAULT_USE, step_costs=StepCosts((1, 2), (1.0, 1.1)))))

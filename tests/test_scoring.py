@@ -202,6 +202,13 @@ def test_scores_copy_a_context_that_cannot_be_trimmed() -> None:
     assert backend.evaluated == len("a long context of a text, " + "on" + "tw" + "seve")
 
 
+def test_scores_copy_a_context_in_time_where_steps_are_full() -> None:
+    asked = request("a long context of a text, ", "one of many choices", "two of many choices", "seven of the choices")
+    backend = shared_backend(can_trim=False, batch_size=8)
+    assert score(backend, asked) == {0: expected_scores(asked)}
+    assert backend.evaluated == len(trie_nodes([asked]))
+
+
 def test_scores_report_progress_in_rows() -> None:
     with running_engine(shared_backend(max_outputs=16)) as engine:
         events = list(engine.score([request("a long context, ", "one", "two", "seven"), request("b", "", "b")]))

@@ -12,6 +12,7 @@ from cerebrum_cli.answers.plain_text import (
     CALCULATOR_NOTE,
     NUMBER,
     NUMBER_SOURCE,
+    VERB,
     has_content,
     plain,
     sentences,
@@ -47,13 +48,14 @@ _CONSEQUENCE = re.compile(
 def last_value(text: str) -> str | None:
     """Value at the end of a chain of thought that states no answer."""
     text = CALCULATOR_NOTE.sub(" = ", _OPEN_EQUATION.sub("= ", text))
+    computes = re.search(r"\d", text) is not None  # "there are two ways" is the answer to no sum
     for line in filter(has_content, reversed(text.split("\n"))):
         line = plain(line).strip()
         if _ALONE.fullmatch(trimmed(line)):
             return trimmed(line).strip("()")
         statements = [sentence for sentence in sentences(line) if not sentence.endswith("?")]
         if any(map(has_content, statements)):
-            return next(filter(None, map(_result, reversed(statements))), None)
+            return next(filter(None, map(_result, reversed(statements))), None) if computes else None
     return None
 
 
@@ -63,7 +65,7 @@ def _result(sentence: str) -> str | None:
     sentence = rest if NUMBER.search(rest) else sentence
     equations = list(_EQUALS.finditer(sentence))
     if not equations:
-        return _last_number(sentence)
+        return _last_number(sentence) or _number_in_words(sentence)
     equals = equations[-1]
     value = NUMBER.search(sentence, equals.end())
     if value is None or _OPERATOR.match(sentence, value.end()):
@@ -80,3 +82,19 @@ def _result(sentence: str) -> str | None:
 def _last_number(text: str) -> str | None:
     numbers = NUMBER.findall(text)
     return str(numbers[-1]).strip() if numbers else None
+
+
+def _number_in_words(sentence: str) -> str | None:
+    """Number behind a verb: "it took three days", but not "this is one of them"."""
+    from cerebrum_cli.answers.amounts import NUMBER_WORD, amount  # its patterns are slow to compile
+
+    verb = rf"(?:{VERB.pattern}|\b(?:leaves?|left|made|makes?|needed|took)\b)"
+    number = rf"{NUMBER_WORD}(?:[ -](?:and )?{NUMBER_WORD})*+"
+    words = re.search(
+        rf"{verb}(?: (?:about|exactly|just|now|only|still)\b)*+ ({number})"
+        r"(?! (?:and|fewer|less|more|of|or|that|which|who)\b)",
+        sentence,
+        re.IGNORECASE,
+    )
+    value = amount(words[1]) if words else None
+    return None if value is None else str(value)

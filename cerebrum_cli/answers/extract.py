@@ -15,6 +15,7 @@ from cerebrum_cli.answers.plain_text import (
     NUMBER,
     NUMBER_SOURCE,
     QUOTES,
+    VERB,
     has_content,
     plain,
     sentence_stop,
@@ -60,10 +61,6 @@ LETTERS = "ABCDEFGH"  # that choices have; others are variables
 _AMOUNT = re.compile(rf"{NUMBER_SOURCE} (?:\ ?[^\W\d_]++)?", re.VERBOSE | re.IGNORECASE)
 
 SENTENCE_WORDS, CLAUSE_WORDS = 10, 3
-_VERB = re.compile(
-    r"\b(?:is|are|was|were|am|has|have|had|will|would|can|could|should|must|does|do|did|gets?|got|takes?|needs?|costs?)\b",
-    re.IGNORECASE,
-)
 
 
 def final_answer(text: str, is_complete: bool = True) -> str | None:
@@ -135,7 +132,7 @@ def _is_prose(answer: str) -> bool:
 def _is_sentence(answer: str) -> bool:
     """Whether an answer is a whole sentence: several words with a verb, or many words."""
     words = re.findall(r"[^\W\d_][^\W_]*", answer)
-    return len(words) > SENTENCE_WORDS or (len(words) >= CLAUSE_WORDS and _VERB.search(answer) is not None)
+    return len(words) > SENTENCE_WORDS or (len(words) >= CLAUSE_WORDS and VERB.search(answer) is not None)
 
 
 def _amount_of_sentence(answer: str) -> str:
@@ -143,7 +140,7 @@ def _amount_of_sentence(answer: str) -> str:
     from cerebrum_cli.answers.amounts import amount  # its patterns are slow to compile
 
     numbers = {str(number).strip() for number in NUMBER.findall(answer)}
-    if not numbers and (verb := _VERB.search(answer)):
+    if not numbers and (verb := VERB.search(answer)):
         value = amount(answer[verb.end() :].strip())
         return "" if value is None else str(value)
     return numbers.pop() if len(numbers) == 1 else ""

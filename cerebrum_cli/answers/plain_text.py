@@ -27,6 +27,11 @@ NUMBER_SOURCE = rf"""
 NUMBER = re.compile(NUMBER_SOURCE, re.VERBOSE | re.IGNORECASE)
 
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
+VERB = re.compile(
+    r"\b(?:is|are|was|were|am|has|have|had|will|would|can|could|should|must|does|do|did|gets?|got|takes?|needs?|costs?)\b",
+    re.IGNORECASE,
+)
+
 _TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}"
 _PLAIN = tuple(
     (re.compile(pattern), replacement)
