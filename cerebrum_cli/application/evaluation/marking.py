@@ -57,17 +57,24 @@ def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False
 
 def code_marker(run_code: bool) -> Marker:
     """Mark programs by running them against the question's test. Raises UsageError without a sandbox."""
-    from cerebrum_cli.application.evaluation.code import extract_program, find_sandbox, run_program
+    from cerebrum_cli.application.evaluation.code import extract_program
+    from cerebrum_cli.application.evaluation.sandbox import Program, require_sandbox, run_program
 
     if not run_code:
         raise UsageError("this task runs programs that the model writes", "allow it with --run-code: in a sandbox")
-    sandbox = find_sandbox()
+    sandbox = require_sandbox()
 
     def mark(reply: Unmarked) -> Mark:
-        program = extract_program(reply.text, reply.question.stub)
-        return Mark(program, program is not None and run_program(sandbox, program, reply.question.gold).passed)
+        stub, test = reply.question.stub, reply.question.gold
+        program = extract_program(reply.text, stub, tested_function(test))
+        return Mark(program, program is not None and run_program(sandbox, Program(program, test)).passed)
 
     return mark
+
+
+def tested_function(test: str) -> str:
+    """Name of the function that a test checks, in its last line."""
+    return test.rstrip().rpartition("check(")[2].rstrip(")")
 
 
 def mark_answer(reply: Unmarked) -> Mark:
