@@ -143,6 +143,7 @@ def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
         "choices": [],
         "cluster": None,
         "stub": "",
+        "entry_point": "",
     }
 
 
@@ -254,7 +255,7 @@ def test_dataset_of_humaneval_has_tests_and_stubs(hub_user: HubUser, tmp_path: P
     files = {"openai_humaneval/test-00000-of-00001.parquet": table(tmp_path, [row])}
     hub_user.hub.repository(f"{DATASETS}openai/openai_humaneval", files)
     [question] = load(hub_user, "humaneval").object["questions"]["questions"]
-    assert (question["id"], question["stub"]) == ("H/0", stub)
+    assert (question["id"], question["stub"], question["entry_point"]) == ("H/0", stub, "two")
     assert question["prompt"].endswith(f"\n\n```python\n{stub}```")
     program: dict[str, Any] = {}
     exec(f"{question['stub']}    return 2\n\n{question['gold']}", program)

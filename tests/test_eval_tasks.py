@@ -25,8 +25,9 @@ def test_task_reports_a_row_without_a_field_it_converts() -> None:
     task = find_task("humaneval")
     assert task
     bad = BadRow(2, "not JSON")
-    rows = task.rows([(1, {"task_id": "H/0", "prompt": "def f():", "test": "", "other": 1}), (2, bad)])
-    assert list(rows) == [(1, BadRow(1, "no `entry_point`; the fields are: task_id, prompt, test, other")), (2, bad)]
+    row = {"task_id": "H/0", "prompt": "def f():", "test": "", "entry_point": None}
+    missing = BadRow(1, "no `entry_point`; the fields are: task_id, prompt, test, entry_point")
+    assert list(task.rows([(1, row), (2, bad)])) == [(1, missing), (2, bad)]
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)

@@ -56,6 +56,7 @@ class Fields:
     id: str = "id"
     cluster: str = "cluster"
     stub: str | None = None
+    entry_point: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,7 @@ def _draft(line: int, row: Mapping[str, Any], fields: Fields, render: Render | N
         choices=choices.texts if choices else (),
         cluster=_cluster(row.get(fields.cluster), fields.cluster),
         stub=str(row[fields.stub]) if fields.stub else "",
+        entry_point=str(row[fields.entry_point]) if fields.entry_point else "",
     )
     if choices is None:
         return _Draft(line, replace(question, gold=_final_answer(_required(row, fields.answer), fields.answer)))

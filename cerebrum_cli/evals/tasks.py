@@ -47,7 +47,7 @@ def find_task(name: str) -> Task | None:
 
 def _converted(convert: Convert, number: int, row: Mapping[str, Any]) -> Mapping[str, Any] | BadRow:
     try:
-        return {**row, **convert(row)}
+        return {**row, **convert({key: value for key, value in row.items() if value is not None})}
     except KeyError as error:
         return BadRow(number, f"no `{error.args[0]}`; the fields are: {', '.join(row) or 'none'}")
 
@@ -56,8 +56,6 @@ def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "question": CODE_PROMPT.format(str(row["prompt"]).strip("\n")),
         "answer": f"{row['test']}\n\ncheck({row['entry_point']})",
-        "id": row["task_id"],
-        "stub": row["prompt"],
     }
 
 
@@ -97,7 +95,7 @@ TASKS = (
         file="openai_humaneval/test-*.parquet",
         scorer="code",
         published="zero-shot (Cerebrum-1.0-8x7b)",
-        fields=Fields(stub="stub"),
+        fields=Fields(id="task_id", stub="prompt", entry_point="entry_point"),
         convert=_code_row,
     ),
 )
