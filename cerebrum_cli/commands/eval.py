@@ -38,7 +38,7 @@ def evaluate(
     Each sample is saved immediately; run the same command again to resume. A larger --limit or --samples extends the
     run.
     """
-    from cerebrum_cli.runtime import evaluation
+    from cerebrum_cli.runtime.evaluation.run import run_eval
 
-    if evaluation.run_eval(runtime_of(context, options.verbose), source, output, given, options, lm_eval):
+    if run_eval(runtime_of(context, options.verbose), source, output, given, options, lm_eval):
         raise typer.Exit(SOME_FAILED)

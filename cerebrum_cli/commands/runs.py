@@ -21,7 +21,7 @@ JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 @composed
 def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, the latest last."""
-    from cerebrum_cli.runtime import runs
+    from cerebrum_cli.runtime.evaluation import runs
 
     runs.list_runs(runtime_of(context), json, options)
 
@@ -40,7 +40,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show accuracy with its interval, votes, and how answers ended."""
-    from cerebrum_cli.runtime import runs
+    from cerebrum_cli.runtime.evaluation import runs
 
     runs.show(runtime_of(context), run, plot, rescore, run_code, json, options)
 
@@ -55,7 +55,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two models on the same questions, and state whether the difference can be believed."""
-    from cerebrum_cli.runtime import runs
+    from cerebrum_cli.runtime.evaluation import runs
 
     runs.compare(runtime_of(context), before, after, kl, json)
 

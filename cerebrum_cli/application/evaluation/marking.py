@@ -66,15 +66,10 @@ def code_marker(run_code: bool) -> Marker:
 
     def mark(reply: Unmarked) -> Mark:
         stub, test = reply.question.stub, reply.question.gold
-        program = extract_program(reply.text, stub, tested_function(test))
+        program = extract_program(reply.text, stub, reply.question.entry_point)
         return Mark(program, program is not None and run_program(sandbox, Program(program, test)).passed)
 
     return mark
-
-
-def tested_function(test: str) -> str:
-    """Name of the function that a test checks, in its last line."""
-    return test.rstrip().rpartition("check(")[2].rstrip(")")
 
 
 def mark_answer(reply: Unmarked) -> Mark:

@@ -13,7 +13,7 @@ from cerebrum_cli.engine.bench.protocol import Job, TrialError
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.evaluation import Prepared
+    from cerebrum_cli.runtime.evaluation.prepare import Prepared
     from cerebrum_cli.runtime.options import EvalOptions
 
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
