@@ -16,7 +16,7 @@ from cerebrum_cli.application.inference.batch import BatchOptions, answer_rows
 from cerebrum_cli.application.inference.loading import SINGLE, BackendFactory, LoadedModel, Parallel, open_model
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.rows import Row as Question
-from cerebrum_cli.batches.rows import prompt_row
+from cerebrum_cli.batches.rows import prompt_row, result_rows
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
@@ -122,7 +122,7 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     options = BatchOptions(settings, votes=votes, early_stop=False, ignore_eos=job.ignore_eos)
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
-        with closing(open_journal(output, {}, job.questions)) as result:
+        with closing(open_journal(output, {}, result_rows(job.questions))) as result:
             samples = len(job.questions) * (options.votes.maximum if options.votes else 1)
             parallel = plan_parallel(job.parallel, samples, job.batch_invariant)
             with loaded_model(job.model, settings, parallel) as loaded:

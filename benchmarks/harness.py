@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PEER_PROGRAMS = ROOT / ".peers" / "build" / "bin"
 SCRIPT = str(Path(sys.executable).parent / "cerebrum")
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has bytecode, too: the warm-up writes it
 TIMEOUT_S = 3600.0  # far longer than any measured process takes, even on a slow machine
 HEAD = """# Results
 

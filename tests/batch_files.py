@@ -9,7 +9,7 @@ from typing import Any
 
 from cerebrum_cli.batches.journal import Journal, open_journal
 from cerebrum_cli.batches.readers import read_rows
-from cerebrum_cli.batches.rows import Row, RowError, failed_object
+from cerebrum_cli.batches.rows import Row, RowError, failed_object, result_rows
 
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 ROWS = read_rows("Why?\nHow?\n\nWhé\u2028n?\nWho?\n".encode(), "txt")
@@ -30,7 +30,22 @@ def complete_result(text: str = "So.") -> bytes:
 
 
 def open_batch(output: Path, restart: bool = False, rows: tuple[Row, ...] = ROWS, **changed: Any) -> Journal:
-    return open_journal(output, {**FINGERPRINT, **changed}, rows, restart)
+    return open_journal(output, {**FINGERPRINT, **changed}, result_rows(rows), restart)
+
+
+def open_growing(output: Path, questions: int) -> Journal:
+    """A journal of the first rows, which may grow."""
+    return open_journal(output, FINGERPRINT, result_rows(ROWS[:questions]), extent={"questions": questions})
+
+
+def grow(output: Path, questions: int, text: str = "So.") -> list[int]:
+    """Complete a result of the first rows, and return the positions it answered."""
+    with contextlib.closing(open_growing(output, questions)) as journal:
+        answered = [position for position in range(questions) if position not in journal.finished]
+        for position in answered:
+            journal.write(position, answer(ROWS[position], text))
+        journal.complete()
+    return answered
 
 
 def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) -> list[int]:

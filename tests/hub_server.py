@@ -1,4 +1,7 @@
-"""A Hugging Face Hub on loopback, for the real client: repositories, their commits, and a CDN on another port."""
+"""A Hugging Face Hub on loopback, for the real client: repositories, their commits, and a CDN on another port.
+
+A dataset is a repository whose id has the prefix DATASETS here, as its address has on the Hub.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,15 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from hub_exchange import Armed, Fault, Headers, Listener, Log, Part, Refusal, Reply, Request, opened
 
-LFS_SUFFIXES = {".gguf", ".safetensors", ".bin"}  # what a new repository's .gitattributes give to Git LFS, in part
-API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?")
-RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+DATASETS = "datasets/"
+LFS_SUFFIXES = {
+    ".gguf",
+    ".safetensors",
+    ".bin",
+    ".parquet",
+}  # what a new repository's .gitattributes give to Git LFS, in part
+API = re.compile(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?")
+RESOLVE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 SIGNED = "Expires=3600&Signature=signed"
 HEALTHY = Armed(Fault(part="other"))
@@ -113,7 +122,7 @@ class Commit:
 
 @dataclass(slots=True)
 class Repository:
-    """A model repository: who may read it, and its commits under their branches and hashes."""
+    """A repository: who may read it, and its commits under their branches and hashes."""
 
     repo_id: str
     private: bool = False
@@ -143,10 +152,11 @@ class Repository:
 
     def about(self, commit: Commit, blobs: bool) -> dict[str, Any]:
         """Return what `/api/models/...` says."""
+        repo_id = self.repo_id.removeprefix(DATASETS)
         return {
-            "id": self.repo_id,
-            "modelId": self.repo_id,
-            "author": self.repo_id.split("/")[0],
+            "id": repo_id,
+            **({"modelId": repo_id} if repo_id == self.repo_id else {}),
+            "author": repo_id.split("/")[0],
             "sha": commit.hash,
             "lastModified": "2026-01-02T03:04:05.000Z",
             "private": self.private,
@@ -251,9 +261,9 @@ class HubServer:
         return repository
 
     def _page(self, request: Request, match: re.Match[str], query: Mapping[str, list[str]]) -> Reply:
-        repository = self._readable(request, unquote(match[1]))
-        commit = repository.at(unquote(match[3] or "main"))
-        if match[2] != "tree":
+        repository = self._readable(request, (match[1] or "") + unquote(match[2]))
+        commit = repository.at(unquote(match[4] or "main"))
+        if match[3] != "tree":
             return Reply.telling(repository.about(commit, blobs=query.get("blobs") == ["true"]))
         rows = commit.tree(recursive=query.get("recursive") == ["true"])
         first = int(query.get("cursor", ["0"])[0])

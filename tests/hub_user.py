@@ -12,7 +12,7 @@ from typing import Any
 
 from command_line import CommandLine, Finished
 from hub_exchange import Request
-from hub_server import HubServer
+from hub_server import DATASETS, HubServer
 
 CATALOGUED = "bartowski/Cerebrum-1.0-7b-GGUF"  # where the catalogue's cerebrum-7b comes from
 READER, OTHER = "hf_reader", "hf_other"  # the tokens the Hub knows
@@ -89,7 +89,8 @@ class HubUser:
 
     def folder(self, repo_id: str = CATALOGUED) -> Path:
         """Return where everything of a repository lies."""
-        return self.cache / f"models--{repo_id.replace('/', '--')}"
+        kind = "" if repo_id.startswith(DATASETS) else "models/"
+        return self.cache / f"{kind}{repo_id}".replace("/", "--")
 
     def path(self, file: str, repo_id: str = CATALOGUED) -> Path:
         """Return the path that a file of what is `main` now has in the cache."""

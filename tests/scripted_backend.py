@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,6 +207,8 @@ class ScriptedBackend:
             kept = 0
         self.pending.clear()
         self.outputs = {}
+        per_slot = Counter(row.slot for row in rows)
+        assert self.kv_unified or len(set(per_slot.values())) == 1, "llama.cpp would split this step"
         last_slot = 0
         for index, (slot, position, token, output) in enumerate(rows[:kept]):
             assert last_slot <= slot < self.slots

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import FINGERPRINT, ORDER, ROWS, answer, complete_result, open_batch, run, run_some
+from batch_files import FINGERPRINT, ORDER, ROWS, answer, complete_result, grow, open_batch, open_growing, run, run_some
 from command_line import start_python
 
 from cerebrum_cli.batches import files
@@ -27,7 +27,7 @@ from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.meta import Identity, Record, encode_record, normalize
 from cerebrum_cli.batches.readers import read_rows
 from cerebrum_cli.batches.result import Result, StreamedResult
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import RowCounts
 
@@ -196,7 +196,7 @@ def test_complete_batch_looks_rows_up_without_copying_them(output: Path) -> None
 def test_resumed_retry_counts_each_line_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = numbered_rows(200)
     complete_rows(output, rows, RowError("context_length_exceeded", "too long"))
-    with contextlib.closing(open_journal(output, FINGERPRINT, rows, retry_failed=True)) as journal:
+    with contextlib.closing(open_journal(output, FINGERPRINT, result_rows(rows), retry_failed=True)) as journal:
         for position, row in enumerate(rows[:-1]):
             journal.write(position, answer(row))
     additions, add = [0], RowCounts.__add__
@@ -593,15 +593,74 @@ def test_restart_killed_at_any_call_never_mixes_rows(tmp_path: Path, monkeypatch
             assert output.read_bytes() == complete_result("New.")
 
 
+def test_larger_extent_adds_rows_to_a_complete_result(output: Path) -> None:
+    assert grow(output, 2, "First.") == [0, 1]
+    assert grow(output, 4, "Second.") == [2, 3]
+    texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+    assert texts[:3] == ["First. Why?", "First. How?", f"Second. {ROWS[2].prompt}"]
+    assert grow(output, 4) == []
+    assert names(output.parent) == COMPLETE
+
+
+def test_larger_extent_adds_rows_to_an_interrupted_result(output: Path) -> None:
+    with contextlib.closing(open_growing(output, 2)) as journal:
+        journal.write(1, answer(ROWS[1], "First."))
+    assert grow(output, 3, "Second.") == [0, 2]
+    texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+    assert texts == ["Second. Why?", "First. How?", f"Second. {ROWS[2].prompt}"]
+
+
+def test_smaller_extent_is_refused(output: Path) -> None:
+    grow(output, 3)
+    before = output.read_bytes()
+    problem, hint = batch_error(lambda: open_growing(output, 2))
+    assert problem == f"{output} already has more questions (3, now 2)"
+    assert "-o" in hint
+    assert output.read_bytes() == before
+
+
+def test_growth_killed_at_any_call_loses_and_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    folder = tmp_path / "counted"
+    folder.mkdir()
+    grow(folder / "out.jsonl", 2)
+    count = count_calls(monkeypatch, lambda: grow(folder / "out.jsonl", 3))
+    assert count > 10
+    for calls in range(count):
+        folder = tmp_path / str(calls)
+        folder.mkdir()
+        output = folder / "out.jsonl"
+        grow(output, 2, "First.")
+        with limited_calls(monkeypatch, calls), pytest.raises(Killed):
+            grow(output, 3, "Second.")
+        assert set(grow(output, 3, "Third.")) <= {2}
+        texts = [json.loads(line)["text"] for line in output.read_text("utf-8").splitlines()]
+        assert texts[:2] == ["First. Why?", "First. How?"]
+        assert len(texts) == 3
+
+
+def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
+    with contextlib.closing(open_growing(output, 2)) as journal:
+        journal.write(0, answer(ROWS[0]))
+        journal.write_notes({"seconds": 1.5})
+    with contextlib.closing(open_growing(output, 3)) as journal:
+        assert journal.notes == {"seconds": 1.5}
+        assert [object["id"] for object in journal.objects()] == [ROWS[0].id]
+    grow(output, 3)
+    with contextlib.closing(open_growing(output, 3)) as journal:
+        assert journal.notes == {"seconds": 1.5}
+        assert [object["id"] for object in journal.objects()] == [row.id for row in ROWS[:3]]
+
+
 BATCH = """
 import sys, time
 from pathlib import Path
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.batches.rows import OUTPUT_KEYS, failed_object, RowError
+from cerebrum_cli.batches.rows import OUTPUT_KEYS, RowError, failed_object, result_rows
 from cerebrum_cli.batches.readers import read_rows
 rows = read_rows("\\n".join(f"row {n}" for n in range(60)).encode(), "txt")
 log = open(sys.argv[2], "a", buffering=1)
-journal = open_journal(Path(sys.argv[1]), {"model": "a"}, rows)
+journal = open_journal(Path(sys.argv[1]), {"model": "a"}, result_rows(rows))
 log.write("started\\n")
 for position in reversed(range(60)):
     if position not in journal.finished:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakSet
 
 import pytest
 from asking import Reply, ask, collect_replies, running_engine
@@ -16,12 +20,14 @@ from cerebrum_cli.application.inference.loading import draft_costs
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.parts import Text
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.drafts import allocation, drafter
 from cerebrum_cli.engine.drafts.allocation import draft_lengths
 from cerebrum_cli.engine.drafts.costs import DEFAULT_COSTS, StepCosts
 from cerebrum_cli.engine.drafts.drafter import MAX_DRAFT, Acceptance, Drafter, Lookup
 from cerebrum_cli.engine.sequence import Request
 
 FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))
+DEAR_ROWS = StepCosts((1, 2, 4), (1.0, 1.65, 3.3))
 REPEATED = "the cat sat on the mat. "
 COPY = replies({"copy: " + REPEATED: REPEATED * 4})
 
@@ -58,8 +64,29 @@ def test_drafter_follows_a_sibling_from_its_first_token() -> None:
     grow(drafter, drafter.start(first), first, "the answer is 4")
     second: list[int] = []
     lookup = drafter.start(second)
+    assert grow(drafter, lookup, second, "") == "the answer is 4"
     assert grow(drafter, lookup, second, "t") == "he answer is 4"
     assert grow(drafter, lookup, second, "hus the a") == "nswer is 4"
+
+
+def test_drafter_looks_up_again_after_the_end_of_a_sibling() -> None:
+    drafter = Drafter(tokens("one two three four."))
+    first: list[int] = []
+    grow(drafter, drafter.start(first), first, "the")
+    second: list[int] = []
+    lookup = drafter.start(second)
+    assert grow(drafter, lookup, second, "the two").startswith(" three four.")
+
+
+def test_drafter_learns_from_lookups_without_drafts() -> None:
+    drafter, reply = Drafter(tokens("abcdefghij. uvwxyzuvw.")), list[int]()
+    lookup = drafter.start(reply)
+    probabilities = []
+    for start, rest in (("abcdef", "ghij."), ("uvwxyz", "!")):
+        grow(drafter, lookup, reply, start)
+        probabilities.append(drafter.draft(lookup, 1)[0].probability)
+        grow(drafter, lookup, reply, rest)
+    assert probabilities[0] < probabilities[1]
 
 
 def test_acceptance_follows_what_was_right_before() -> None:
@@ -97,29 +124,35 @@ def test_drafter_is_deterministic() -> None:
 
 def test_draft_lengths_are_row_counts_that_pay() -> None:
     certain, unlikely = [0.99] * 63, [0.1] * 63
-    assert draft_lengths([certain], DEFAULT_COSTS, is_equal=False) == [63]
-    assert draft_lengths([unlikely], DEFAULT_COSTS, is_equal=False) == [0]
-    assert draft_lengths([[0.9, 0.8, 0.6, 0.05, 0.05]], DEFAULT_COSTS, is_equal=False) == [2]
-    assert draft_lengths([[]], DEFAULT_COSTS, is_equal=False) == [0]
+    assert draft_lengths([certain], DEFAULT_COSTS, 64, is_equal=False) == [63]
+    assert draft_lengths([unlikely], DEFAULT_COSTS, 64, is_equal=False) == [0]
+    assert draft_lengths([[0.9, 0.8, 0.6, 0.05, 0.05]], DEFAULT_COSTS, 64, is_equal=False) == [2]
+    assert draft_lengths([[]], DEFAULT_COSTS, 64, is_equal=False) == [0]
 
 
 def test_draft_lengths_are_0_where_rows_cost_as_much_as_steps() -> None:
     costs = StepCosts((1, 2, 4, 8), (1.0, 2.0, 4.0, 8.0))
-    assert draft_lengths([[0.99] * 31], costs, is_equal=False) == [0]
+    assert draft_lengths([[0.99] * 31], costs, 64, is_equal=False) == [0]
 
 
 def test_draft_lengths_prefer_the_likeliest_sequence() -> None:
     costs = StepCosts((1, 2, 4), (1.0, 1.1, 1.2))
-    assert draft_lengths([[0.9, 0.8], [0.3, 0.2]], costs, is_equal=False) == [2, 0]
+    assert draft_lengths([[0.9, 0.8], [0.3, 0.2]], costs, 64, is_equal=False) == [2, 0]
+
+
+def test_draft_lengths_fit_into_a_step() -> None:
+    assert draft_lengths([[0.99] * 63], FREE_ROWS, 31, is_equal=False) == [15]
+    assert draft_lengths([[0.99] * 63, []], FREE_ROWS, 15, is_equal=False) == [6, 0]
+    assert draft_lengths([[0.99] * 63], FREE_ROWS, 1, is_equal=False) == [0]
 
 
 def test_draft_lengths_are_equal_for_separate_caches() -> None:
-    assert draft_lengths([[0.99] * 9, [0.99] * 3], FREE_ROWS, is_equal=True) == [3, 3]
-    assert draft_lengths([[0.99] * 9, []], FREE_ROWS, is_equal=True) == [0, 0]
+    assert draft_lengths([[0.99] * 9, [0.99] * 3], FREE_ROWS, 64, is_equal=True) == [3, 3]
+    assert draft_lengths([[0.99] * 9, []], FREE_ROWS, 64, is_equal=True) == [0, 0]
 
 
 def test_draft_lengths_are_0_where_sequences_fill_a_tile() -> None:
-    assert draft_lengths([[0.99] * 9] * 16, FREE_ROWS, is_equal=False) == [0] * 16
+    assert draft_lengths([[0.99] * 9] * 16, FREE_ROWS, 64, is_equal=False) == [0] * 16
 
 
 def test_step_costs_reject_what_was_not_measured() -> None:
@@ -199,9 +232,23 @@ def test_engine_ends_at_an_end_token_inside_a_draft() -> None:
 def test_engine_drafts_no_more_than_max_tokens() -> None:
     for limit in range(1, 40):
         backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
+        prompt = "copy: " + REPEATED
         with running_engine(backend) as engine:
-            [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS, max_tokens=limit)
+            [reply] = ask(engine, prompt, step_costs=FREE_ROWS, max_tokens=limit)
         assert (reply.text, reply.reason) == ((REPEATED * 2)[:limit], "length")
+        evaluated = 1 + max(row.position for step in backend.steps for row in step)
+        assert evaluated == len(prompt) + limit - 1, "the last token is not evaluated"
+
+
+def test_engine_makes_no_more_drafts_after_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "MIN_PROBABILITY", 0.1)
+    monkeypatch.setattr(drafter, "MAX_MISSES", 1)
+    prompt = "abc1 def2 ghi3? "
+    backend = ScriptedBackend(replies({prompt: "abcX defY ghiZ"}), context_size=300, batch_size=64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
+    assert reply.text == "abcX defY ghiZ"
+    assert sum(len(step) > 1 for step in backend.steps[1:]) == 1
 
 
 @pytest.mark.parametrize("context", range(35, 75))
@@ -230,6 +277,22 @@ def test_engine_drafts_never_evict_or_preempt() -> None:
     assert [reply.text for reply in said] == [REPEATED[:20]] * 3
 
 
+class UntrimmableBackend(ScriptedBackend):
+    """Memory that cannot go back by more than a token, as a sliding window may lose what it needs."""
+
+    def trim(self, slot: int, length: int) -> bool:
+        return len(self.memory[slot]) - length < 2 and super().trim(slot, length)
+
+
+def test_engine_evaluates_again_what_cannot_be_trimmed() -> None:
+    prompt = "copy: the quick brown fox jumps over the lazy dog. "
+    backend = UntrimmableBackend(replies({prompt: "the quick brown fox jumps over me. done"}), 1, 300, 64)
+    with running_engine(backend) as engine:
+        [reply] = ask(engine, prompt, step_costs=FREE_ROWS)
+    assert reply.text == "the quick brown fox jumps over me. done"
+    assert sum(len(step) > len(prompt) for step in backend.steps) == 1
+
+
 def test_engine_resumes_an_interrupted_verification() -> None:
     """Another request's cancellation interrupts the step; the sequence resumes with what was evaluated."""
     for kept in range(8):
@@ -254,6 +317,33 @@ def test_engine_aborts_siblings_that_are_drafting() -> None:
         [reply] = ask(engine, "copy: " + REPEATED, step_costs=FREE_ROWS)
     assert set(finished) == {SequenceId(0, sample) for sample in range(4)}
     assert reply.text == REPEATED * 4
+
+
+class CountedDrafter(Drafter):
+    """A drafter that is in a set while it exists."""
+
+    alive: ClassVar[WeakSet[Drafter]] = WeakSet()
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        super().__init__(prompt)
+        self.alive.add(self)
+
+
+def test_engine_frees_the_drafters_of_finished_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafter, "Drafter", CountedDrafter)
+    backend = ScriptedBackend(COPY, context_size=300, batch_size=64, slots=2)
+    request = Request(tokens("copy: " + REPEATED), step_costs=FREE_ROWS)
+    requests = [*[request] * 20, replace(request, max_n=3)]  # the last one is aborted before its second sample
+    left = []
+    with running_engine(backend) as engine:
+        completions = engine.complete(requests)
+        for event in completions:
+            if isinstance(event, FinishEvent):
+                left.append(len(CountedDrafter.alive))
+        completions.abort(20)
+    assert left[0] >= 20
+    assert 1 <= left[-1] <= 3
+    assert not CountedDrafter.alive
 
 
 @given(
@@ -299,20 +389,22 @@ def test_engine_refuses_a_sample_whose_grammar_ends_inside_a_draft() -> None:
         (FREE_ROWS, None, FREE_ROWS),
         (FREE_ROWS, True, FREE_ROWS),
         (FREE_ROWS, False, None),
+        (DEAR_ROWS, None, None),
+        (DEAR_ROWS, True, DEAR_ROWS),
     ],
 )
 def test_drafts_need_a_profile_or_the_option(
     measured: StepCosts | None, setting: bool | None, costs: StepCosts | None
 ) -> None:
     assert draft_costs(measured, None, setting) == costs
-    assert draft_costs(measured, "a recurrent state cannot take tokens back", setting) is None
+    assert draft_costs(measured, "a recurrent state cannot be rolled back", setting) is None
 
 
 def test_ask_reports_that_a_model_gets_no_drafts(tmp_path: Path, recurrent_model: Path) -> None:
     arguments = ("ask", "-m", recurrent_model, "--raw", "-n", "3", "--no-log", STORY)
     asked, plain = CommandLine(tmp_path).run(*arguments, "--drafts"), CommandLine(tmp_path).run(*arguments)
     assert asked.code == plain.code == 0
-    assert "note: --drafts has no effect: a recurrent state cannot take tokens back\n" in asked.err
+    assert "note: --drafts has no effect: a recurrent state cannot be rolled back\n" in asked.err
     assert "drafts" not in plain.err
 
 
@@ -338,6 +430,23 @@ def test_llama_drafts_change_no_reply(model: str, request: pytest.FixtureRequest
         prompt = engine.tokenize([Text(STORY)])
     assert drafted(reply)[1] > 10
     assert_matches_single_run(path, prompt, reply.ids)
+
+
+def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path, tmp_path: Path) -> None:
+    """A saved state holds only the window, and a rejected draft must leave enough of it."""
+    with open_engine(sliding_window_model, tmp_path) as engine:
+        start = engine.tokenize([Text((STORY + "The hen, the fox and the hare were there. ") * 2)])[:204]
+        [before] = collect_replies(engine.generate([Request(start, SamplingParams(max_tokens=20))])).values()
+        engine.save_prompt_cache(1)
+    prompt = (*start, *before.ids)
+    with open_engine(sliding_window_model, tmp_path) as engine:
+        [reply] = collect_replies(
+            engine.generate([Request(prompt, SamplingParams(max_tokens=100), step_costs=FREE_ROWS)])
+        ).values()
+    assert reply.cached > 200
+    count, accepted = drafted(reply)
+    assert count > accepted > 10
+    assert_matches_single_run(sliding_window_model, prompt, reply.ids)
 
 
 def test_llama_recurrent_models_get_no_drafts(recurrent_model: Path) -> None:

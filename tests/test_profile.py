@@ -14,8 +14,9 @@ import pytest
 from command_line import Finished
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_backend import ScriptedBackend
 from scripted_bench import ScriptedBench, SpeedModel
-from scripted_command import runtime_for
+from scripted_command import run_here, runtime_for
 from tiny_models import write_quantized
 
 from cerebrum_cli.application.doctor.selftest import NANO
@@ -80,9 +81,9 @@ def profile(
 def test_profile_names_the_draft_with_the_lowest_cost_per_row() -> None:
     chat = replace(DEFAULT_USE, step_costs=STEP_COSTS)
     assert (chat.best_draft, DEFAULT_USE.best_draft) == ((8, 2.0), None)
-    assert profile(chat=chat).allows_drafts and not profile().allows_drafts
+    assert (profile(chat=chat).uses_with_drafts, profile().uses_with_drafts) == (["chat"], [])
     in_vain = replace(DEFAULT_USE, step_costs=StepCosts((1, 2, 16), (1.0, 1.7, 12.8)))
-    assert (in_vain.best_draft, profile(ask=in_vain).allows_drafts) == (None, False)
+    assert (in_vain.best_draft, profile(ask=in_vain).uses_with_drafts) == (None, [])
     resolved = ResolvedModel(Model("nano", (NANO,)), profile(chat=chat))
     assert (resolved.step_costs("chat"), resolved.step_costs("ask")) == (STEP_COSTS, None)
     assert ResolvedModel(resolved.model).step_costs("chat") is None
@@ -465,6 +466,20 @@ def test_commands_use_the_settings_of_their_use(tuned: CommandRunner) -> None:
     assert tuned.load_options("batch", "-", "-o", "-", piped=b"one\ntwo\n").slots == 2
     for parallel, slots in (("8", 8), ("2", 2)):
         assert tuned.load_options("batch", "-", "-o", "-", "--parallel", parallel, piped=rows).slots == slots
+
+
+def test_batch_drafts_with_the_costs_measured_for_ask(runner: CommandRunner) -> None:
+    script: dict[str, Any] = {"rows": {}, "seeds": ["the cat sat on the mat. " * 8]}
+
+    def most_outputs(*options: str) -> int:
+        command = ("batch", "-", "-o", "-", "-m", str(runner.model), *options)
+        assert run_here(script, runner.home, *command, piped=b"hello\n").code == 0
+        backend: ScriptedBackend = script["backends"][-1]
+        return max(sum(row.output for row in step) for step in backend.steps)
+
+    assert (most_outputs(), most_outputs("--drafts")) == (1, 64)
+    runner.save_profile(profile(ask=replace(DEFAULT_USE, step_costs=StepCosts((1, 2), (1.0, 1.1)))))
+    assert (most_outputs(), most_outputs("--drafts")) == (1, 2)
 
 
 def test_user_settings_take_precedence_over_the_profile(tuned: CommandRunner) -> None:

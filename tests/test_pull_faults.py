@@ -129,7 +129,7 @@ def test_pull_rejects_and_deletes_altered_bytes(hub_user: HubUser, mistral_model
         "",
         f"error: {FILE} was not downloaded correctly: its SHA-256 is {hashlib.sha256(altered).hexdigest()}, "
         f"not {hub_user.digest(FILE, REPO)}\n"
-        " hint: the download was deleted; pull again, or report it to the repository's owner\n",
+        " hint: the download was deleted; try again, or report it to the repository's owner\n",
     )
     assert hub_user.blobs(REPO) == {}
     assert cleaned(hub_user.pull(REPO)) == here(hub_user)
@@ -142,7 +142,7 @@ def test_pull_rejects_a_damaged_partial_file_once(hub_user: HubUser) -> None:
     digest = hub_user.digest(FILE, REPO)
     assert re.fullmatch(
         rf"error: {FILE} was not downloaded correctly: its SHA-256 is [0-9a-f]{{64}}, not {digest}\n"
-        r" hint: the download was deleted; pull again, [^\n]*\n",
+        r" hint: the download was deleted; try again, [^\n]*\n",
         cleaned(done),
     )
     assert hub_user.blobs(REPO) == {}
@@ -277,7 +277,7 @@ def test_pull_stops_where_another_process_writes_too(hub_user: HubUser) -> None:
     problem = f"error: {partial(hub_user)}: another process writes to it, so file locks do not work there"
     assert (process.returncode, err.decode().splitlines()[1:]) == (
         1,
-        [problem, " hint: wait for that process, then pull again"],
+        [problem, " hint: wait for that process, then try again"],
     )
     assert hub_user.blobs(REPO) == {}
     assert cleaned(hub_user.pull(REPO)) == here(hub_user)
@@ -296,7 +296,7 @@ def test_pull_into_another_users_directory_is_refused(tmp_path: Path) -> None:
             download.fetch((file,))
     finally:
         os.seteuid(0)
-    assert caught.value.hint == "set HF_HUB_CACHE to a writable directory, then pull again to resume"
+    assert caught.value.hint == "set HF_HUB_CACHE to a writable directory, then try again to resume"
 
 
 def test_pull_of_a_present_file_needs_no_writable_cache(hub_user: HubUser) -> None:
@@ -325,9 +325,7 @@ def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str
     value = value.replace("DATE", formatdate(time.time() + 3600, usegmt=True))
     hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
     done = hub_user.run("pull", REPO)
-    said = (
-        "error: the Hub limits the rate of requests (429) and asks to wait 60 minutes\n hint: pull again after that\n"
-    )
+    said = "error: the Hub limits the rate of requests (429) and asks to wait 60 minutes\n hint: try again after that\n"
     assert (done.code, done.out, done.err) == (1, "", said)
 
 
@@ -343,7 +341,7 @@ def test_pull_gives_up_after_repeated_server_errors(hub_user: HubUser) -> None:
     hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
     done = hub_user.run("pull", REPO)
     tried = "note: the Hub has a problem (503): retrying in 0 s\n" * 5
-    given_up = "error: the Hub has a problem (503)\n hint: pull again later\n"
+    given_up = "error: the Hub has a problem (503)\n hint: try again later\n"
     assert (done.code, done.out, done.err) == (1, "", tried + given_up)
 
 
@@ -485,7 +483,7 @@ def test_pull_keeps_the_partial_file_when_the_disk_fills_up(hub_user: HubUser) -
         left = (disk.directory.parent / part).stat().st_size
         assert (code, 500_000 < left < 9_000_000) == (1, True)
         assert said.replace("download: 0 kB of 9 MB\n", "") == (
-            f"error: {FILE}: No space left on device\n hint: free some disk space, then pull again to resume\n"
+            f"error: {FILE}: No space left on device\n hint: free some disk space, then try again to resume\n"
         )
         filler.unlink()
         hub_user.hub.log.clear()

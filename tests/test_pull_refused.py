@@ -133,7 +133,7 @@ def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, endpoint: s
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"note: {error}: retrying in 1 s\n"
-        f"error: {error}\n hint: check the network, and HF_ENDPOINT if it is set, then pull again\n"
+        f"error: {error}\n hint: check the network, and HF_ENDPOINT if it is set, then try again\n"
     )
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
-from asking import running_engine
+from asking import collect_replies, running_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, token_score, tokens
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import FinishEvent, RefusedEvent, StageEvent, TokenEvent
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.commands import CancelScope, Commands, Submit, SubmitScores
 from cerebrum_cli.engine.engine import Engine
@@ -201,6 +202,13 @@ def test_scores_copy_a_context_that_cannot_be_trimmed() -> None:
     assert backend.evaluated == len("a long context of a text, " + "on" + "tw" + "seve")
 
 
+def test_scores_copy_a_context_in_time_where_steps_are_full() -> None:
+    asked = request("a long context of a text, ", "one of many choices", "two of many choices", "seven of the choices")
+    backend = shared_backend(can_trim=False, batch_size=8)
+    assert score(backend, asked) == {0: expected_scores(asked)}
+    assert backend.evaluated == len(trie_nodes([asked]))
+
+
 def test_scores_report_progress_in_rows() -> None:
     with running_engine(shared_backend(max_outputs=16)) as engine:
         events = list(engine.score([request("a long context, ", "one", "two", "seven"), request("b", "", "b")]))
@@ -266,6 +274,18 @@ def test_scores_end_with_the_error_of_a_step() -> None:
         with pytest.raises(EngineError, match="a broken step"):
             list(engine.score(MANY))
         assert collect_scores(engine.score(MANY[:1])) == {0: expected_scores(MANY[0])}
+
+
+def test_scores_that_fail_leave_as_many_slots_as_memory_holds() -> None:
+    prompts = ["a" * 50, "b" * 50, "c" * 50]
+    model = replies(dict.fromkeys(prompts, "done"))
+    backend = ScriptedBackend(model, slots=4, fitting_cells=120, fails={0: EngineError("a broken step")})
+    with running_engine(backend) as engine:
+        with pytest.raises(EngineError, match="a broken step"):
+            list(engine.score([request("a" * 50, "b" * 10)]))
+        requests = [Request(tokens(prompt), SamplingParams(max_tokens=9)) for prompt in prompts]
+        said = collect_replies(engine.generate(requests))
+    assert [reply.text for reply in said.values()] == ["done"] * 3
 
 
 def test_scores_need_a_loaded_engine() -> None:

@@ -27,18 +27,30 @@ HEAVY = (
     "sqlite3",
     "yaml",
 )
-# Runs the command line, then prints the imported packages to standard error.
+# What `ask` needs neither without drafts nor for a single answer.
+UNUSED_BY_ASK = {
+    "engine.drafts.drafter",
+    "engine.drafts.step",
+    "engine.scoring.plan",
+    "engine.scoring.run",
+    "application.inference.batch",
+    "application.inference.voting",
+    "application.tuning.tune",
+    "batches.journal",
+    "merge.plan",
+}
+# Runs the command line, then prints the imported modules to standard error.
 SCRIPT = """
 import sys
 from cerebrum_cli.main import run
 code = run(sys.argv[1:])
-print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+print(*sorted(sys.modules), file=sys.stderr)
 sys.exit(code)
 """
 
 
-def imported_packages(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
-    """Packages that a command line imports."""
+def imported_modules(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
+    """Modules that a command line imports."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -49,6 +61,11 @@ def imported_packages(cerebrum: CommandLine, *arguments: str | Path) -> set[str]
     )
     assert done.returncode == 0, done.stderr
     return set(done.stderr.splitlines()[-1].split())
+
+
+def imported_packages(cerebrum: CommandLine, *arguments: str | Path) -> set[str]:
+    """Packages that a command line imports."""
+    return {name.partition(".")[0] for name in imported_modules(cerebrum, *arguments)}
 
 
 @pytest.mark.parametrize(
@@ -79,9 +96,10 @@ def test_startup_merge_of_a_stack_does_not_import_llama_cpp(tmp_path: Path, chat
 
 def test_startup_ask_imports_only_the_bindings(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
     arguments = ("-m", mistral_model, "--format", "cerebrum", "-n", "2", "hi")
-    packages = imported_packages(CommandLine(tmp_path), "ask", *arguments)
-    assert "llama_cpp" in packages
-    assert packages.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "gguf"})
+    modules = imported_modules(CommandLine(tmp_path), "ask", *arguments)
+    assert "llama_cpp" in modules
+    assert modules.isdisjoint({"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "gguf"})
+    assert modules.isdisjoint(f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK)
 
 
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 from scripted_bench import BATCH_SPEEDS, SINGLE_SPEEDS, ScriptedBench, SpeedModel
+from tiny_models import write_quantized
 
 from cerebrum_cli.application.inference.profiles import Speeds, TunedUse, UseName
+from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.tuning.candidates import (
     NORMAL,
     QUICK,
@@ -21,8 +24,10 @@ from cerebrum_cli.application.tuning.candidates import (
     thread_counts_to_try,
 )
 from cerebrum_cli.application.tuning.search import Search
+from cerebrum_cli.application.tuning.tune import tune_model
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import StageEvent
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import Job
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.engine.plan import Tuning
@@ -349,6 +354,17 @@ def test_search_takes_little_longer_than_its_budget() -> None:
         bench = ScriptedBench(speed_model)
         run_search(bench, budget)
         assert bench.now < seconds, "about two minutes for a 7B"
+
+
+def test_tune_measures_drafts_within_the_budget(tmp_path: Path) -> None:
+    model = Model("quantized", (write_quantized(tmp_path / "quantized.gguf"),))
+    taken = []
+    for steps_s in (0.0, NORMAL.steps_s):
+        bench, budget = ScriptedBench(row_cost=0.5), NORMAL._replace(steps_s=steps_s)
+        list(tune_model(bench, model, Settings(), budget, None, lambda _: ("model", "here", "build"), bench.clock))
+        assert bench.stepped
+        taken.append(bench.now)
+    assert taken[1] < taken[0] + NORMAL.steps_s / 2
 
 
 def test_quick_search_of_a_small_model_takes_under_20_seconds() -> None:

@@ -9,7 +9,7 @@ import re
 import unicodedata
 
 from cerebrum_cli.answers.amounts import NUMBER_WORD
-from cerebrum_cli.answers.extract import plain  # LaTeX's text, fractions and thousands, as extraction reads them
+from cerebrum_cli.answers.plain_text import plain  # LaTeX's text, fractions and thousands, as extraction reads them
 
 _CHARACTERS = str.maketrans(
     dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))
@@ -62,6 +62,7 @@ _LATER_ROWS = tuple(
         (r"={2,3}", "="),
         (r"\+\s?/?\s?-(?=\s?\d)", "±"),
         (r"\*\*", "^"),
+        (r"(?<=\d)\s?x\s?(?=\d)", "*"),
         (r"\^\s?(?:\{\s?°\s?\}|°)|\s?\bdegrees?\b", "°"),
         (r"(?<=[(\[{&;])\s|\s(?=[)\]}&;])", ""),
         (r"(?<=\d)\s?¢", " cents"),

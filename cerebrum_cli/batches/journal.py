@@ -7,7 +7,8 @@ rows are on disk only, not in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from cerebrum_cli.batches.files import (
 )
 from cerebrum_cli.batches.meta import Record, encode_record, normalize, read_record
 from cerebrum_cli.batches.partial import PartialFile
-from cerebrum_cli.batches.result import require_all_finished, to_json_line, validate_object
+from cerebrum_cli.batches.result import to_json_line
 from cerebrum_cli.batches.resume_state import ResumeState, decide
-from cerebrum_cli.batches.rows import Row, count_row
+from cerebrum_cli.batches.schema import ResultRows
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.files import fsync_directory
@@ -35,13 +36,16 @@ from cerebrum_cli.core.files import fsync_directory
 def open_journal(
     output: Path,
     fingerprint: Mapping[str, Any],
-    rows: Sequence[Row],
+    rows: ResultRows,
     restart: bool = False,
     retry_failed: bool = False,
+    extent: Mapping[str, int] | None = None,
 ) -> Journal:
     """Open the journal of a result: new, resumed, or already complete.
 
     `retry_failed` resumes also a complete one, for its rows with an error or without a winner.
+
+    With a larger `extent` than before, a complete one is resumed for its new rows, and an incomplete one grows.
 
     `fingerprint` holds everything the answers depend on, as JSON values by readable names; only a batch with the same
     fingerprint is resumed. `restart` discards finished rows, and replaces an existing result on completion. Raises
@@ -52,7 +56,8 @@ def open_journal(
         partial = PartialFile(paths.partial, rows)
     try:
         with translate_os_errors(output):
-            return _open(paths, partial, normalize(fingerprint), rows, restart, retry_failed)
+            record = Record(normalize(fingerprint), len(rows), extent=dict(extent or {}))
+            return _open(paths, partial, record, rows, restart, retry_failed)
     except BaseException:
         with contextlib.closing(partial), contextlib.suppress(OSError):
             if partial.is_empty:
@@ -63,27 +68,28 @@ def open_journal(
 def _open(
     paths: OutputPaths,
     partial: PartialFile,
-    fingerprint: Mapping[str, Any],
-    rows: Sequence[Row],
+    new: Record,
+    rows: ResultRows,
     restart: bool,
     retry_failed: bool,
 ) -> Journal:
     record = None if restart else read_record(paths.meta)
     state = ResumeState(not partial.is_empty, record, identify(paths.output))
-    step = "begin" if restart else decide(state, fingerprint, paths)
+    step = "begin" if restart else decide(state, new.fingerprint, paths, new.extent)
     if step == "begin" or record is None:
         partial.clear()  # before the record, so that rows of another batch are never taken for this one's
-        record = Record(fingerprint, len(rows), replaces=state.output)
-        write_temporary(paths.meta, [encode_record(record)])
-        rename_into_place(paths.meta)
+        record = replace(new, replaces=state.output)
+        write_record(paths, record)
     elif step == "resume":
         partial.load()
-    elif retry_failed and (record.counts.failed or record.counts.undecided):
+        if record.extent != new.extent:
+            record = replace(record, rows=new.rows, extent=new.extent)
+            write_record(paths, record)
+    elif step == "extend" or (retry_failed and (record.counts.failed or record.counts.undecided)):
         partial.clear()
         partial.copy(paths.output)  # before the record, so that no answer is lost
-        step, record = "resume", Record(fingerprint, len(rows), replaces=state.output)
-        write_temporary(paths.meta, [encode_record(record)])
-        rename_into_place(paths.meta)
+        step, record = "resume", replace(new, replaces=state.output, notes=record.notes)
+        write_record(paths, record)
     else:
         partial.remove()
     if retry_failed and step == "resume":
@@ -91,11 +97,17 @@ def _open(
     return Journal(paths, partial, rows, record, step == "complete")
 
 
+def write_record(paths: OutputPaths, record: Record) -> None:
+    """Replace the record atomically."""
+    write_temporary(paths.meta, [encode_record(record)])
+    rename_into_place(paths.meta)
+
+
 class Journal:
     """A `Result` on disk; create it with `open_journal`. Not thread-safe."""
 
     def __init__(
-        self, paths: OutputPaths, partial: PartialFile, rows: Sequence[Row], record: Record, is_complete: bool
+        self, paths: OutputPaths, partial: PartialFile, rows: ResultRows, record: Record, is_complete: bool
     ) -> None:
         self._paths = paths
         self._partial = partial
@@ -126,9 +138,29 @@ class Journal:
 
         Raises ValueError as `Result` does, and BatchError if that fails; then the file is unchanged.
         """
-        validate_object(self._rows, self.finished, position, object)
+        self._rows.validate(self.finished, position, object)
         with translate_os_errors(self._paths.partial):
-            self._partial.append(position, to_json_line(object).encode(), count_row(object))
+            self._partial.append(position, to_json_line(object).encode(), self._rows.schema.count(object))
+
+    def objects(self) -> Iterator[dict[str, Any]]:
+        """Yield the objects of the finished rows, in the order of the rows."""
+        if self._is_complete:
+            with self._paths.output.open("rb") as lines:
+                yield from map(json.loads, lines)
+        else:
+            yield from map(json.loads, self._partial.lines_in_order())
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What is remembered beside the rows."""
+        return self._record.notes
+
+    def write_notes(self, notes: Mapping[str, Any]) -> None:
+        """Replace the notes. Raises BatchError."""
+        record = replace(self._record, notes=notes)
+        with translate_os_errors(self._paths.meta):
+            write_record(self._paths, record)
+        self._record = record
 
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
@@ -138,7 +170,7 @@ class Journal:
         """
         if self._is_complete:
             return
-        require_all_finished(self._rows, self.finished)
+        self._rows.require_finished(self.finished)
         paths = self._paths
         with translate_os_errors(paths.output):
             result = write_temporary(paths.output, self._partial.lines_in_order())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Identity:
 class Record:
     """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
 
-    `replaces` identifies an older result to replace. `result` is None until all rows are finished.
+    `replaces` identifies an older result to replace. `result` is None until all rows are finished. `extent` holds what
+    may grow from one run to the next, such as the number of questions, and `notes` what is worth remembering.
     """
 
     fingerprint: Mapping[str, Any]
@@ -39,6 +40,8 @@ class Record:
     truncated: int | None = None
     undecided: int | None = None
     result: Identity | None = None
+    extent: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def counts(self) -> RowCounts:
@@ -47,7 +50,8 @@ class Record:
 
 
 def encode_record(record: Record) -> bytes:
-    value = json.loads(to_json({"version": VERSION, **asdict(record)}))
+    fields = {key: value for key, value in asdict(record).items() if value != {}}
+    value = json.loads(to_json({"version": VERSION, **fields}))
     return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 
@@ -59,7 +63,10 @@ def read_record(path: Path) -> Record | None:
             raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
         identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
         counts = (value["failed"], value.get("truncated"), value.get("undecided"))
-        return Record(dict(value["fingerprint"]), value["rows"], identities["replaces"], *counts, identities["result"])
+        more = (dict(value.get("extent", {})), dict(value.get("notes", {})))
+        return Record(
+            dict(value["fingerprint"]), value["rows"], identities["replaces"], *counts, identities["result"], *more
+        )
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import reduce
 from pathlib import Path
@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.batches.files import open_locked, write_all
 from cerebrum_cli.batches.result import to_json
-from cerebrum_cli.batches.rows import INPUT, OUTPUT_KEYS, Row, RowId, count_row
+from cerebrum_cli.batches.schema import ResultRows
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import RowCounts
 
 ROW = "row"  # the key of a row's position, in this file only
 _ROW = b', "row": '
-LINE_KEYS = {(*OUTPUT_KEYS, *carried, *row) for carried in ((), (INPUT,)) for row in ((), (ROW,))}
 
 
 class _Line(NamedTuple):
@@ -37,14 +36,15 @@ class _Line(NamedTuple):
 class PartialFile:
     """An open and locked partial file. Raises BatchError if another process has it open.
 
-    Lines are those of the result. Rows that share their id and prompt also have their position in the line.
+    Lines are those of the result. Rows with the same identity also have their position in the line.
     """
 
-    def __init__(self, path: Path, rows: Sequence[Row]) -> None:
+    def __init__(self, path: Path, rows: ResultRows) -> None:
         self._path = path
+        self._schema = rows.schema
         self._positions_by_key: dict[bytes, list[int]] = {}
-        for position, row in enumerate(rows):
-            self._positions_by_key.setdefault(_key(row.id, row.prompt), []).append(position)
+        for position, identity in enumerate(rows.identities):
+            self._positions_by_key.setdefault(_key(identity), []).append(position)
         self._duplicates = {
             at for positions in self._positions_by_key.values() if len(positions) > 1 for at in positions
         }
@@ -79,7 +79,7 @@ class PartialFile:
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
             for number, line in enumerate(file, 1):
-                object = _parse_line(line)
+                object = self._parse_line(line)
                 if object is None and not file.peek(1):
                     break
                 position = None if object is None else self._position(object)
@@ -87,7 +87,7 @@ class PartialFile:
                 if object is None or position is None or (before and before.has_answer):
                     message = f"{self._path} is damaged: line {number} matches no row of the input"
                     raise BatchError(message, "move it elsewhere, choose another -o, or use --restart to start over")
-                self._add_line(position, line, count_row(object))
+                self._add_line(position, line, self._schema.count(object))
         self._recount()
         self.clear()
 
@@ -95,10 +95,11 @@ class PartialFile:
         """Append the lines of a complete result, and sync them. Raises BatchError if it is not one of these rows."""
         with result.open("rb") as lines:
             for position, line in enumerate(lines):
-                object = _parse_line(line)
-                if not object or self._position({**object, ROW: position}) != position:
+                object = self._parse_line(line)
+                row = self._position({**object, ROW: position}) if object else None
+                if object is None or row is None:
                     raise BatchError(f"{result}: line {position + 1} matches no row of the input", "use --restart")
-                self.append(position, line, count_row(object), sync=False)
+                self.append(row, line, self._schema.count(object), sync=False)
         os.fsync(self._descriptor)
 
     def forget_failed(self) -> None:
@@ -130,7 +131,7 @@ class PartialFile:
         """The position of the row that an object belongs to; None if the input has no such row."""
         if not object:
             return None
-        positions = self._positions_by_key.get(_key(object["id"], object["prompt"]), [])
+        positions = self._positions_by_key.get(_key(self._schema.identify(object)), [])
         if len(positions) < 2:
             return next(iter(positions), None)
         position = object.get(ROW)
@@ -157,6 +158,17 @@ class PartialFile:
         """Close the file, which releases the lock."""
         os.close(self._descriptor)
 
+    def _parse_line(self, line: bytes) -> dict[str, Any] | None:
+        """The object in a line; empty for other JSON, None for an incomplete or invalid line."""
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        keys = tuple(value) if isinstance(value, dict) else ()
+        return value if (keys[:-1] if keys[-1:] == (ROW,) else keys) in self._schema.keys else {}
+
     def _add_line(self, position: int, line: bytes, counts: RowCounts) -> None:
         self._lines[position] = _Line(self._end, len(line), counts)
         self._end += len(line)
@@ -171,16 +183,5 @@ def _without_position(line: bytes) -> bytes:
     return start + b"}\n" if separator and end.removesuffix(b"}\n").isdigit() else line
 
 
-def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """The object in a line; empty for other JSON, None for an incomplete or invalid line."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) and tuple(value) in LINE_KEYS else {}
-
-
-def _key(id: RowId, prompt: str | None) -> bytes:
-    return hashlib.sha256(to_json([id, prompt]).encode()).digest()
+def _key(identity: tuple[Any, ...]) -> bytes:
+    return hashlib.sha256(to_json(identity).encode()).digest()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from cerebrum_cli.batches.rows import INPUT, OUTPUT_KEYS, Row, count_row
+from cerebrum_cli.batches.rows import Row, count_row, result_rows
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
@@ -42,7 +42,7 @@ class StreamedResult:
     """A result that writes each line as soon as all lines before it are written; nothing is saved on disk."""
 
     def __init__(self, rows: Sequence[Row], write: Callable[[str], None]) -> None:
-        self._rows = rows
+        self._rows = result_rows(rows)
         self._write = write
         self._finished: set[int] = set()
         self._counts = RowCounts()
@@ -63,7 +63,7 @@ class StreamedResult:
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Add the object of a row, and write all lines that are next. Raises ValueError as `Result` does."""
-        validate_object(self._rows, self._finished, position, object)
+        self._rows.validate(self._finished, position, object)
         self._waiting[position] = to_json_line(object)
         self._finished.add(position)
         self._counts += count_row(object)
@@ -72,7 +72,7 @@ class StreamedResult:
             self._emit(line)
 
     def complete(self) -> None:
-        require_all_finished(self._rows, self._finished)
+        self._rows.require_finished(self._finished)
 
     def close(self) -> None:
         """Write the lines that wait for unfinished rows, in order but with gaps."""
@@ -96,18 +96,3 @@ def to_json_line(object: Mapping[str, Any]) -> str:
 def to_json(value: Any) -> str:
     """Encode a value as JSON that is valid UTF-8."""
     return well_formed(json.dumps(value, ensure_ascii=False))
-
-
-def validate_object(rows: Sequence[Row], finished: Collection[int], position: int, object: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a row is unfinished and the object belongs to it."""
-    if position in finished or not 0 <= position < len(rows):
-        raise ValueError(f"no unfinished row at position {position}")
-    row = rows[position]
-    keys = OUTPUT_KEYS if row.input is None else (*OUTPUT_KEYS, INPUT)
-    if tuple(object) != keys or (object["id"], object["prompt"]) != (row.id, row.prompt):
-        raise ValueError(f"not an object of row {row.number}: {list(object)}")
-
-
-def require_all_finished(rows: Sequence[Row], finished: Collection[int]) -> None:
-    if len(finished) != len(rows):
-        raise ValueError(f"{len(rows) - len(finished)} rows are not finished")

@@ -10,7 +10,7 @@ from cerebrum_cli.batches.files import OutputPaths
 from cerebrum_cli.batches.meta import Identity, Record, describe_difference
 from cerebrum_cli.core.errors import BatchError
 
-Step = Literal["begin", "resume", "complete"]
+Step = Literal["begin", "resume", "extend", "complete"]
 _REPLACE = "use --restart to replace it, or choose another -o"
 
 
@@ -23,8 +23,12 @@ class ResumeState:
     output: Identity | None
 
 
-def decide(state: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPaths) -> Step:
+def decide(
+    state: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPaths, extent: Mapping[str, int] | None = None
+) -> Step:
     """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
+
+    With a larger `extent`, a complete result is extended.
 
     The files are written in this order, each synced before the next, so that they show how far a batch came: the
     record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
@@ -40,8 +44,10 @@ def decide(state: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPath
         return "begin"
     if difference := describe_difference(record.fingerprint, fingerprint):
         return _decide_changed(state, record, difference, paths)
+    if smaller := describe_smaller(record.extent, extent or {}):
+        raise BatchError(f"{paths.output} already has more {smaller}", "omit the lower limit, or choose another -o")
     if record.result and record.result == state.output:
-        return "complete"
+        return "complete" if record.extent == (extent or {}) else "extend"
     if state.output is None:
         return "resume" if state.partial else "begin"
     if state.partial:
@@ -52,6 +58,12 @@ def decide(state: ResumeState, fingerprint: Mapping[str, Any], paths: OutputPath
     if state.output == record.replaces and record.result is None:
         return "begin"  # --restart was interrupted before the first row
     raise BatchError(f"{paths.output} was changed after it was completed", _REPLACE)
+
+
+def describe_smaller(before: Mapping[str, int], now: Mapping[str, int]) -> str | None:
+    """Describe what an extent has less of, like "questions (40, now 20)"; None if it has not."""
+    smaller = [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]
+    return " and ".join(smaller) or None
 
 
 def _decide_changed(state: ResumeState, record: Record, difference: str, paths: OutputPaths) -> Step:

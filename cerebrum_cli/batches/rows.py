@@ -14,10 +14,11 @@ Errors of a row by `type`; errors while generating have other types:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cerebrum_cli.batches.schema import ResultRows, Schema
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import RowCounts
 from cerebrum_cli.core.text import well_formed
@@ -98,6 +99,14 @@ def count_row(object: Mapping[str, Any]) -> RowCounts:
         return RowCounts(failed=1, errors=(f"row {object['id']}: {object['error']['message']}",))
     is_undecided = object["votes"] is not None and object["votes"]["winner"] is None
     return RowCounts(truncated=object["finish_reason"] in ("length", "context"), undecided=is_undecided)
+
+
+SCHEMA = Schema((OUTPUT_KEYS, (*OUTPUT_KEYS, INPUT)), ("id", "prompt"), count_row)
+
+
+def result_rows(rows: Sequence[Row]) -> ResultRows:
+    """The rows of a batch's result."""
+    return ResultRows(SCHEMA, [(row.id, row.prompt) for row in rows])
 
 
 def failed_object(row: Row, error: RowError) -> dict[str, Any]:

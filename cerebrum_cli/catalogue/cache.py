@@ -1,6 +1,6 @@
 """The Hugging Face cache, shared by all tools that use the Hub: the GGUF models in it, and the paths of a download.
 
-    models--OWNER--REPO/blobs/DIGEST                       the bytes, once
+    models--OWNER--REPO/blobs/DIGEST                       the bytes, once; `datasets--` likewise
     models--OWNER--REPO/snapshots/COMMIT/FILE              a link to them by file name
     models--OWNER--REPO/refs/REVISION                      the commit of a branch or tag at the last request
 
@@ -13,17 +13,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from cerebrum_cli.catalogue.reference import MAIN
+from cerebrum_cli.catalogue.reference import MAIN, RepositoryKind
 from cerebrum_cli.catalogue.variants import Variant, parts_of, quantization_of, variants
 from cerebrum_cli.core.files import exists
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-_FOLDER_PREFIX = "models--"
+_MODELS = "models--"
 _TAG_FILE = "CACHEDIR.TAG"
 _TAG_CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/: backups skip it
 
@@ -46,11 +48,26 @@ class CachedModel:
         return name if SHA256.fullmatch(name) else None
 
 
+class CachedFile(NamedTuple):
+    """A file in the cache: its commit, its name in the repository, and its path in the snapshot."""
+
+    commit: str
+    name: str
+    path: Path
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 or git hash that its blob is named after; None on a file system without links."""
+        name = _link_target(self.path).name
+        return name if SHA256.fullmatch(name) or COMMIT.fullmatch(name) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The cache in one directory."""
+    """The cache in one directory: the repositories of one kind."""
 
     directory: Path
+    kind: RepositoryKind = "model"
 
     def models(self) -> Iterator[CachedModel]:
         """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
@@ -74,8 +91,15 @@ class Cache:
             return None
         return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
 
+    def find_file(self, repo_id: str, pattern: str) -> CachedFile | None:
+        """A file by the pattern of its name: in the commit of `main`, or else in the newest that has it."""
+        for snapshot in self._snapshots(repo_id):
+            for name in sorted(_files(snapshot, lambda name: fnmatchcase(name, pattern))):
+                return CachedFile(snapshot.name, name, snapshot / name)
+        return None
+
     def repository_directory(self, repo_id: str) -> Path:
-        return self.directory / f"{_FOLDER_PREFIX}{repo_id.replace('/', '--')}"
+        return self.directory / f"{self.kind}s--{repo_id.replace('/', '--')}"
 
     def commit(self, repo_id: str, revision: str) -> str | None:
         """Commit of a revision at the last request; None if it was never requested."""
@@ -143,7 +167,7 @@ class Cache:
     def _repository_models(self, repo_id: str) -> Iterator[CachedModel]:
         seen: set[tuple[tuple[str, ...], tuple[Path, ...]]] = set()
         for snapshot in self._snapshots(repo_id):
-            for variant in variants(_gguf_files(snapshot)):
+            for variant in variants(_files(snapshot, _is_gguf)):
                 model = self.model_from_files(repo_id, snapshot.name, variant)
                 if (model.names, model.blobs) not in seen:
                     seen.add((model.names, model.blobs))
@@ -159,19 +183,24 @@ class Cache:
         return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def _gguf_files(snapshot: Path) -> Iterator[str]:
-    """Yield the names of a snapshot's GGUF files, relative to the repository."""
+def _files(snapshot: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
+    """Yield the names of the wanted files of a snapshot, relative to the repository."""
     for directory, _, names in os.walk(snapshot):
         for name in names:
             path = Path(directory, name)
-            if name.lower().endswith(".gguf") and exists(path):
-                yield path.relative_to(snapshot).as_posix()
+            relative = path.relative_to(snapshot).as_posix()
+            if is_wanted(relative) and exists(path):
+                yield relative
+
+
+def _is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
 
 
 def _repo_id_of(folder: str) -> str | None:
-    """Repository that a directory belongs to; None for any other directory."""
-    owner, dashes, name = folder.removeprefix(_FOLDER_PREFIX).partition("--")
-    return f"{owner}/{name}" if folder.startswith(_FOLDER_PREFIX) and dashes else None
+    """Model repository that a directory belongs to; None for any other directory."""
+    owner, dashes, name = folder.removeprefix(_MODELS).partition("--")
+    return f"{owner}/{name}" if folder.startswith(_MODELS) and dashes else None
 
 
 def _sorted_entries(directory: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import gethostname
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, TypeVar
 
 from cerebrum_cli.catalogue.cache import Cache
 from cerebrum_cli.catalogue.hub import HubFile, Listing, blob_lock, open_file
@@ -30,6 +30,8 @@ from cerebrum_cli.core.text import format_size
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+T = TypeVar("T")
 
 MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
@@ -63,6 +65,14 @@ class RetryPolicy:
         """Restart the count after the last attempt received data."""
         self.failures = 0
 
+    def run(self, request: Callable[[], T]) -> T:
+        """Send a request, with retries."""
+        while True:
+            try:
+                return request()
+            except HubError as error:
+                self.wait(error)
+
     def wait(self, error: HubError) -> None:
         """Sleep until the next attempt; raise the error if no retries are left."""
         self.failures += 1
@@ -71,7 +81,7 @@ class RetryPolicy:
         seconds = min(_MAX_BACKOFF_S, 2.0 ** (self.failures - 1)) if error.wait_s is None else error.wait_s
         if seconds > MAX_WAIT_S:
             raise HubError(
-                f"{error.message} and asks to wait {seconds / 60:.0f} minutes", "pull again after that"
+                f"{error.message} and asks to wait {seconds / 60:.0f} minutes", "try again after that"
             ) from error
         self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
         self.sleep(seconds)
@@ -102,6 +112,20 @@ def free_space(directory: Path) -> float:
     """Free bytes on the disk of a directory; infinity if the file system reports no size."""
     usage = shutil.disk_usage(directory)
     return usage.free if usage.total else math.inf
+
+
+def git_hash(data: bytes) -> str:
+    """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
+    return hashlib.sha1(_git_header(len(data)) + data, usedforsecurity=False).hexdigest()
+
+
+def _new_hash(file: HubFile) -> _Hash:
+    """Hash of no bytes yet, of the kind that the Hub lists for a file."""
+    return hashlib.sha256() if file.sha256 else hashlib.sha1(_git_header(file.size), usedforsecurity=False)
+
+
+def _git_header(size: int) -> bytes:
+    return b"blob %d\0" % size
 
 
 @dataclass(slots=True)
@@ -144,7 +168,7 @@ class Download:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             hint = "free some disk space" if full else "set HF_HUB_CACHE to a writable directory"
             problem = f"{error.filename or files[0].name}: {error.strerror or error}"
-            raise PullError(problem, f"{hint}, then pull again to resume") from error
+            raise PullError(problem, f"{hint}, then try again to resume") from error
         return tuple(paths)
 
     def _fetch(self, file: HubFile, progress: _FileProgress) -> Path:
@@ -224,7 +248,11 @@ class Download:
             progress.download(self._present_bytes(file), file.size)
 
     def _is_valid(self, blob: Path, file: HubFile, progress: _FileProgress) -> bool:
-        return blob.stat().st_size == file.size and self.digest_of(blob, progress.verify).sha256 == file.digest
+        return blob.stat().st_size == file.size and self._digest(blob, file, progress) == file.digest
+
+    def _digest(self, path: Path, file: HubFile, progress: _FileProgress) -> str:
+        """Digest of a file's bytes on disk, of the kind that the Hub lists for it."""
+        return self.digest_of(path, progress.verify).sha256 if file.sha256 else git_hash(path.read_bytes())
 
     def _has_valid_blob(self, file: HubFile, progress: _FileProgress) -> bool:
         """Whether a file is stored with the right digest; a damaged one is deleted."""
@@ -244,7 +272,7 @@ class Download:
         """
         retry_policy = RetryPolicy(self.progress, self.sleep)
         with partial.open("ab+") as out:
-            writer = _Writer(partial, out, file.size, progress.download)
+            writer = _Writer(partial, out, file, progress.download)
             writer.hash_existing(_touching(partial, progress.verify))
             progress.download(writer.done, file.size)
             while writer.done < file.size:
@@ -258,12 +286,13 @@ class Download:
             writer.require_sole()
             os.fsync(out.fileno())
         sent = writer.digest.hexdigest()
-        digest = sent if excludes else self.digest_of(partial, progress.verify).sha256
+        digest = sent if excludes else self._digest(partial, file, progress)
         if digest != file.digest:
             partial.unlink()
+            name = "SHA-256" if file.sha256 else "git hash"
             raise PullError(
-                f"{file.name} was not downloaded correctly: its SHA-256 is {digest}, not {file.digest}",
-                "the download was deleted; pull again, or report it to the repository's owner",
+                f"{file.name} was not downloaded correctly: its {name} is {digest}, not {file.digest}",
+                "the download was deleted; try again, or report it to the repository's owner",
             )
 
     def _receive(self, writer: _Writer, file: HubFile) -> None:
@@ -301,11 +330,18 @@ class _Writer:
 
     path: Path
     out: BinaryIO
-    size: int
+    file: HubFile
     on_progress: Callable[[int, int], None]
-    digest: _Hash = field(default_factory=hashlib.sha256)
+    digest: _Hash = field(init=False)
     done: int = 0
     next_report: int = 0
+
+    def __post_init__(self) -> None:
+        self.digest = _new_hash(self.file)
+
+    @property
+    def size(self) -> int:
+        return self.file.size
 
     def hash_existing(self, on_progress: Callable[[int, int], None]) -> None:
         """Hash the bytes of an earlier process."""
@@ -333,18 +369,18 @@ class _Writer:
                 self.path.unlink()
         raise PullError(
             f"{self.path}: another process writes to it, so file locks do not work there",
-            "wait for that process, then pull again",
+            "wait for that process, then try again",
         )
 
     def restart(self) -> None:
         self.out.truncate(0)
-        self.digest, self.done = hashlib.sha256(), 0
+        self.digest, self.done = _new_hash(self.file), 0
 
     def write(self, chunk: bytes) -> None:
         """Append bytes. Raises PullError beyond the file's size."""
         if self.done + len(chunk) > self.size:
             self.restart()
-            raise PullError(f"the server sent more than the listed {self.size:,} bytes", "pull again later")
+            raise PullError(f"the server sent more than the listed {self.size:,} bytes", "try again later")
         self.out.write(chunk)
         self.digest.update(chunk)
         self.done += len(chunk)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from cerebrum_cli import __version__
 from cerebrum_cli.catalogue.cache import COMMIT, SHA256
 from cerebrum_cli.catalogue.hub_errors import ErrorResponse, HubError, Token, connection_error
-from cerebrum_cli.catalogue.reference import HUB_HOSTS, MAIN, is_safe_path
+from cerebrum_cli.catalogue.reference import HUB_HOSTS, MAIN, RepositoryKind, is_safe_path
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, PullError
 from cerebrum_cli.core.files import try_lock
 from cerebrum_cli.core.settings import environment, forget_empty_variable
@@ -33,28 +33,34 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
 class HubFile(NamedTuple):
-    """A file of a repository: its path, its size in bytes, and the SHA-256 in the Hub's large-file storage."""
+    """A file of a repository: its path, its size in bytes, and the SHA-256 in the Hub's large-file storage.
+
+    A small file of a dataset has a git hash instead.
+    """
 
     name: str
     size: int
     sha256: str | None
+    git_hash: str | None = None
 
     @property
     def digest(self) -> str:
-        """The SHA-256. Raises PullError if the Hub lists none, since the file could not be verified."""
-        if self.sha256 is None:
+        """The SHA-256 or git hash. Raises PullError if the Hub lists none, since the file could not be verified."""
+        digest = self.sha256 or self.git_hash
+        if digest is None:
             raise PullError(f"{self.name}: the Hub lists no SHA-256 for it", "choose another file")
-        return self.sha256
+        return digest
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """GGUF files in one commit of a repository; `revision` is what was requested."""
+    """GGUF files of a model, or all files of a dataset, in one commit; `revision` is what was requested."""
 
     repo_id: str
     revision: str
     commit: str
     files: tuple[HubFile, ...]
+    kind: RepositoryKind = "model"
 
     def file(self, name: str) -> HubFile:
         return next(file for file in self.files if file.name == name)
@@ -125,31 +131,36 @@ def _constants() -> ModuleType:
     return constants
 
 
-def list_repository(repo_id: str, revision: str | None = None) -> Listing:
-    """Request the GGUF files in a revision of a repository; the default is `main`.
+def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryKind = "model") -> Listing:
+    """Request the GGUF files of a model, or all files of a dataset; the default revision is `main`.
 
     Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
     timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub import HfApi
 
-    with _translated(repo_id):
-        info = HfApi(library_name=_LIBRARY_NAME, library_version=__version__).model_info(
-            repo_id, revision=revision or MAIN, files_metadata=True, timeout=timeout
-        )
+    with _translated(repo_id, kind):
+        api = HfApi(library_name=_LIBRARY_NAME, library_version=__version__)
+        request = api.model_info if kind == "model" else api.dataset_info
+        info = request(repo_id, revision=revision or MAIN, files_metadata=True, timeout=timeout)
         files = tuple(
-            HubFile(file.rfilename, int(file.size or 0), _sha256(file.lfs.sha256 if file.lfs else None))
+            HubFile(
+                file.rfilename,
+                int(file.size or 0),
+                _matching(SHA256, file.lfs.sha256 if file.lfs else None),
+                _matching(COMMIT, file.blob_id) if kind == "dataset" and not file.lfs else None,
+            )
             for file in info.siblings or ()
-            if file.rfilename.lower().endswith(".gguf") and is_safe_path(file.rfilename)
+            if (kind == "dataset" or file.rfilename.lower().endswith(".gguf")) and is_safe_path(file.rfilename)
         )
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
-    return Listing(repo_id, revision or MAIN, commit, files)
+    return Listing(repo_id, revision or MAIN, commit, files, kind)
 
 
-def _sha256(digest: str | None) -> str | None:
-    return digest if digest and SHA256.fullmatch(digest) else None
+def _matching(pattern: re.Pattern[str], digest: str | None) -> str | None:
+    return digest if digest and pattern.fullmatch(digest) else None
 
 
 @contextlib.contextmanager
@@ -165,19 +176,19 @@ def open_file(listing: Listing, name: str, start: int = 0, end: int | None = Non
 
     subject = f"{listing.repo_id}/{name}"
     with contextlib.ExitStack() as stack:
-        with _translated(subject):
+        with _translated(subject, listing.kind):
             headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
             headers["Accept-Encoding"] = "identity"
             if start or end is not None:
                 headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-            url = hf_hub_url(listing.repo_id, name, revision=listing.commit)
+            url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
             response = stack.enter_context(get_session().stream("GET", url, headers=headers, timeout=timeout))
             hf_raise_for_status(response)
-        yield Body(_body_start(response, start), _chunks(subject, response))
+        yield Body(_body_start(response, start), _chunks(subject, listing.kind, response))
 
 
-def _chunks(subject: str, response: httpx2.Response) -> Iterator[bytes]:
-    with _translated(subject):
+def _chunks(subject: str, kind: RepositoryKind, response: httpx2.Response) -> Iterator[bytes]:
+    with _translated(subject, kind):
         yield from response.iter_raw()
 
 
@@ -251,7 +262,7 @@ def _body_start(response: httpx2.Response, requested: int) -> int:
         return 0
     range_header = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if range_header is None or int(range_header[1]) != requested:
-        raise HubError("the server sent the wrong part of the file", "pull again later", retries=2)
+        raise HubError("the server sent the wrong part of the file", "try again later", retries=2)
     return requested
 
 
@@ -261,7 +272,7 @@ def _not_a_hub() -> HubError:
 
 
 @contextlib.contextmanager
-def _translated(subject: str) -> Iterator[None]:
+def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[None]:
     """Translate errors of huggingface_hub and the network into errors of this program."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -269,7 +280,7 @@ def _translated(subject: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        raise _response_error(subject, error.response) from error
+        raise _response_error(subject, kind, error.response) from error
     except OfflineModeIsEnabled as error:
         raise HubError(
             f"{subject}: HF_HUB_OFFLINE is set", "unset it, or use an installed model (cerebrum list)"
@@ -289,7 +300,7 @@ def _translated(subject: str) -> Iterator[None]:
         raise _not_a_hub() from error
 
 
-def _response_error(subject: str, response: httpx2.Response) -> CerebrumError:
+def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Response) -> CerebrumError:
     import httpx2
     from huggingface_hub import get_token
 
@@ -297,7 +308,7 @@ def _response_error(subject: str, response: httpx2.Response) -> CerebrumError:
     # The Hub redirects a renamed repository to itself, and files to its storage on another host.
     own = httpx2.URL(_endpoint())  # which drops the default port, as the response's does
     is_hub = response.url.host in HUB_HOSTS or (response.url.host, response.url.port) == (own.host, own.port)
-    return ErrorResponse(subject, response.status_code, response.headers, not is_hub, _endpoint(), token).error()
+    return ErrorResponse(subject, kind, response.status_code, response.headers, not is_hub, _endpoint(), token).error()
 
 
 def _token_location() -> str:

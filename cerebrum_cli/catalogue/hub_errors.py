@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cerebrum_cli.catalogue.reference import RepositoryKind
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
 
 _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # header `RateLimit: "api";r=0;t=55`: seconds to reset
@@ -38,6 +39,7 @@ class ErrorResponse:
     """
 
     subject: str
+    kind: RepositoryKind
     status: int
     headers: Mapping[str, str]
     from_storage: bool
@@ -49,7 +51,7 @@ class ErrorResponse:
         return "/".join(self.subject.split("/")[:2])
 
     def error(self) -> CerebrumError:
-        status, hint = self.status, "pull again later"
+        status, hint = self.status, "try again later"
         if self.from_storage and status in (401, 403, 404):
             return HubError(f"the Hub's storage rejected the download URL ({status})", hint, retries=2)
         if error := self._from_error_code() or self._from_access():
@@ -64,7 +66,8 @@ class ErrorResponse:
 
     def _from_error_code(self) -> CerebrumError | None:
         """Error for the Hub's own error code."""
-        code, page = self.headers.get("X-Error-Code"), f"{self.endpoint}/{self.repo_id}"
+        path = f"datasets/{self.repo_id}" if self.kind == "dataset" else self.repo_id
+        code, page = self.headers.get("X-Error-Code"), f"{self.endpoint}/{path}"
         if code == "GatedRepo":
             hint = f"accept them at {page}, then set HF_TOKEN, or run: hf auth login"
             if self.token.is_set:
@@ -127,4 +130,4 @@ def connection_error(host: str, error: BaseException) -> HubError:
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     problem, hint, retries = next(row[1:] for row in causes if any(isinstance(link, row[0]) for link in chain))
-    return HubError(f"{host}: {problem}", f"{hint}, then pull again", retries=retries)
+    return HubError(f"{host}: {problem}", f"{hint}, then try again", retries=retries)

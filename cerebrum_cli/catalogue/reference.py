@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from cerebrum_cli.core.errors import UsageError
@@ -20,6 +21,7 @@ from cerebrum_cli.core.errors import UsageError
 HUB = "huggingface.co"
 HUB_HOSTS = (HUB, "hf.co", f"www.{HUB}")
 MAIN = "main"  # the default revision
+RepositoryKind = Literal["model", "dataset"]
 
 # Without `:` and `/`, which separate the parts of a reference.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

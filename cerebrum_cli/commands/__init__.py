@@ -42,6 +42,22 @@ COMMANDS = (
         ),
     ),
     Command(
+        "eval",
+        "evaluate",
+        "Measure how well a model answers",
+        (
+            "cerebrum eval gsm8k -m cerebrum-7b --limit 200",
+            "cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8",
+            "cerebrum eval lm-eval:arc_easy -m cerebrum-7b",
+        ),
+    ),
+    Command(
+        "runs",
+        "app",
+        "Show and compare the results of cerebrum eval",
+        ("cerebrum runs list", "cerebrum runs compare exam-q4 exam-q8", "cerebrum runs show exam-q4 --plot votes.png"),
+    ),
+    Command(
         "pull",
         "pull",
         "Download a model, or register a local file",

@@ -117,6 +117,24 @@ class RowEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreEvent:
+    """Progress of an evaluation: `done` of `total` samples, and the score of its finished questions.
+
+    `accuracy` and its 95 % interval are None before the first of these. `no_answer` and `cut_off` are shares of the
+    samples; `refused` of them could not be taken.
+    """
+
+    done: int
+    total: int
+    questions: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    no_answer: float
+    cut_off: float
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
 class StageEvent:
     """Progress of a stage of other work; `done` and `total` are in a unit of the sender's choice."""
 
@@ -172,5 +190,14 @@ class FinishEvent:
 
 
 Event = (
-    NoticeEvent | LoadEvent | PromptEvent | TokenEvent | FinishEvent | RefusedEvent | TallyEvent | RowEvent | StageEvent
+    NoticeEvent
+    | LoadEvent
+    | PromptEvent
+    | TokenEvent
+    | FinishEvent
+    | RefusedEvent
+    | TallyEvent
+    | RowEvent
+    | ScoreEvent
+    | StageEvent
 )

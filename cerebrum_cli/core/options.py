@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import field, fields
 from math import inf
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-Heading = Literal["Model", "Sampling", "Input", "Output", "Speed"]
-HEADINGS: tuple[Heading, ...] = ("Model", "Sampling", "Input", "Output", "Speed")
+Heading = Literal["Model", "Sampling", "Input", "Output", "Speed", "lm-eval"]
+HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 
 class Option(NamedTuple):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.engine.backend import StopFlag
-from cerebrum_cli.engine.scoring.job import ScoreJob
 from cerebrum_cli.engine.sequence import Failure, Sequence
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring.job import ScoreJob
 
 
 class CancelScope:

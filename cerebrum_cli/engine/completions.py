@@ -5,19 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.engine.commands import Abort, Cancel, CancelScope, Commands, Submit
-from cerebrum_cli.engine.drafts.drafter import Drafter
 from cerebrum_cli.engine.sequence import Failure, Request, Sequence, create_sequences, first_seed
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.drafts.drafter import Drafter
 
 MAX_BACKLOG = 10_000  # events; with a slow reader, no sequence is admitted above it
 
 
 class SubmittedRequest(NamedTuple):
-    """A request with the seed of its first sample, and the drafter of all its samples."""
+    """A request with the seed of its first sample, and the drafter of all its samples, until the last is done."""
 
     request: Request
     seed: int
@@ -41,12 +43,7 @@ class Completions:
 
     def add(self, requests: Iterable[Request]) -> None:
         """Submit requests, numbered in the order they are added; EngineError if the engine is closed."""
-        submitted = [
-            SubmittedRequest(
-                request, first_seed(request), Drafter(request.prompt_tokens) if request.step_costs else None
-            )
-            for request in requests
-        ]
+        submitted = [SubmittedRequest(request, first_seed(request), new_drafter(request)) for request in requests]
         if not all(one.request.prompt_tokens for one in submitted):
             raise UsageError("the prompt is empty", "write a prompt")
         first = len(self._submitted)
@@ -59,10 +56,13 @@ class Completions:
         self._submit([(index, count)])
 
     def abort(self, index: int) -> None:
-        """Cancel the running samples of a request after the current step; each finishes as `cancelled`."""
-        count = self.sample_counts[index] if index < len(self.sample_counts) else 0
-        ids = (SequenceId(index, sample) for sample in range(count))
-        self._commands.send(Abort([self._live[id] for id in ids if id in self._live]))
+        """Cancel the running samples of a request after the current step; each finishes as `cancelled`.
+
+        Samples added later get no drafts.
+        """
+        if index < len(self._submitted):
+            self._free_drafter(index)
+            self._commands.send(Abort(self._live_samples(index)))
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -75,6 +75,7 @@ class Completions:
             raise event.error
         if isinstance(event, (FinishEvent, RefusedEvent)):
             del self._live[event.sequence]
+            self._end_drafts(event.sequence.request)
         return event
 
     def close(self) -> None:
@@ -95,5 +96,29 @@ class Completions:
             self._live.clear()
             raise EngineError("the engine is closed")
 
+    def _live_samples(self, index: int) -> list[Sequence]:
+        """Samples of a request that have not finished."""
+        ids = (SequenceId(index, sample) for sample in range(self.sample_counts[index]))
+        return [self._live[id] for id in ids if id in self._live]
+
+    def _end_drafts(self, index: int) -> None:
+        """Free the drafter of a request once all its samples have finished."""
+        request = self._submitted[index].request
+        if self.sample_counts[index] >= max(request.n, request.max_n) and not self._live_samples(index):
+            self._free_drafter(index)
+
+    def _free_drafter(self, index: int) -> None:
+        """Forget a drafter, which takes half a kilobyte a token; samples that run still use it."""
+        self._submitted[index] = self._submitted[index]._replace(drafter=None)
+
     def _is_backlogged(self) -> bool:
         return self._outbox.qsize() > MAX_BACKLOG
+
+
+def new_drafter(request: Request) -> Drafter | None:
+    """The drafter of a request; None if it gets no drafts."""
+    if request.step_costs is None:
+        return None
+    from cerebrum_cli.engine.drafts.drafter import Drafter
+
+    return Drafter(request.prompt_tokens)

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from queue import SimpleQueue
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, RefusedEvent, SequenceId
@@ -31,10 +32,11 @@ from cerebrum_cli.engine.commands import (
 from cerebrum_cli.engine.completions import Completions
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.memory import group_lengths
-from cerebrum_cli.engine.scoring.job import ScoreJob
-from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent, refusal
 from cerebrum_cli.engine.sequence import Failure, Request
 from cerebrum_cli.engine.state_store import StateStore
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
 
 class Engine:
@@ -119,6 +121,9 @@ class Engine:
         Nothing else runs meanwhile, and all slots are empty afterwards. After a cancel the stream ends early:
         `scope.is_cancelled`. Closing the generator frees the slots before returning. The model must be loaded.
         """
+        from cerebrum_cli.engine.scoring.job import ScoreJob
+        from cerebrum_cli.engine.scoring.request import refusal
+
         context_size = self.backend.context_size
         accepted: dict[int, ScoreRequest] = {}
         for index, request in enumerate(requests):

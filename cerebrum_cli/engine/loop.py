@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from time import perf_counter, sleep
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent, TokenEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.commands import Abort, Cancel, Commands, SavePromptCache, Submit, SubmitScores
-from cerebrum_cli.engine.drafts.step import add_drafts
 from cerebrum_cli.engine.memory import EXPECTED_LENGTH
 from cerebrum_cli.engine.prompt_cache import PromptCache
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Step
-from cerebrum_cli.engine.scoring.job import ScoreJob
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Slot, Step
 from cerebrum_cli.engine.scoring.scorer import Scorer
 from cerebrum_cli.engine.sequence import Failure, Sequence
 from cerebrum_cli.engine.state_store import StateStore
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring.job import ScoreJob
 
 BACKLOG_POLL_S = 0.01
 
@@ -80,8 +82,10 @@ class Loop:
 
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
-        self._scorer.step()
-        self._scheduler.reset_slots(self._backend.slots)
+        try:
+            self._scorer.step()
+        finally:  # memory may have been reserved again
+            self._scheduler.reset_slots(self._backend.slots)
 
     def _admit(self) -> None:
         scheduler, backend = self._scheduler, self._backend
@@ -167,6 +171,10 @@ class Loop:
         while not self._make_room(step.size):
             scheduler.preempt(scheduler.running[-1])
             step = scheduler.schedule(self._backend.prefill_chunk)
+        if not any(share.sequence.drafter for share in step.shares):
+            return step
+        from cerebrum_cli.engine.drafts.step import add_drafts
+
         return add_drafts(step, self._backend, self._has_cells)
 
     def _compact(self) -> None:
@@ -202,10 +210,7 @@ class Loop:
             length = backend.reusable_prefix(length)
         if slot is not source and length:
             backend.copy(source.index, slot.index)
-        if length and backend.length(slot.index) > length and not backend.trim(slot.index, length):
-            length = 0
-        if not length:
-            backend.clear(slot.index)
+        length = self._trim(slot, length)
         self._scheduler.admit(admission, length)
         sequence.admitted_at = sequence.admitted_at or perf_counter()
 
@@ -247,8 +252,7 @@ class Loop:
             return
         if sequence.lookup:
             sequence.lookup.record(accepted)
-        if not self._backend.trim(slot.index, len(slot.tokens)):  # a sliding window has dropped what it needs
-            self._backend.clear(slot.index)
+        if not self._trim(slot, len(slot.tokens)):
             slot.clear()
             sequence.evaluated = 0
 
@@ -261,11 +265,17 @@ class Loop:
     def _resume(self, sequence: Sequence) -> None:
         """Resume after an interrupted step: the slot's contents are used, and the last token is evaluated again."""
         assert sequence.slot is not None
-        length = min(self._backend.length(sequence.slot), sequence.length - 1)
-        if not self._backend.trim(sequence.slot, length):
-            self._backend.clear(sequence.slot)
-            length = 0
-        self._scheduler.resume(sequence, length)
+        slot = self._scheduler.slots[sequence.slot]
+        length = min(self._backend.length(slot.index), sequence.length - 1)
+        self._scheduler.resume(sequence, self._trim(slot, length))
+
+    def _trim(self, slot: Slot, length: int) -> int:
+        """Trim what llama.cpp holds in a slot, or clear it if that is impossible; the number of tokens left."""
+        backend = self._backend
+        if length and (backend.length(slot.index) <= length or backend.trim(slot.index, length)):
+            return length
+        backend.clear(slot.index)
+        return 0
 
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
         """Sample the next token from a row of logits, and emit its text; False if the sequence has left its slot."""

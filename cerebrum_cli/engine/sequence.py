@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.events import Event, FinishEvent, FinishReason, SequenceId, Timings
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.detokenizer import Detokenizer
-from cerebrum_cli.engine.drafts.costs import StepCosts
-from cerebrum_cli.engine.drafts.drafter import Drafter, Lookup
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.drafts.costs import StepCosts
+    from cerebrum_cli.engine.drafts.drafter import Drafter, Lookup
 
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 """Token ids; an array takes a tenth of a tuple's memory."""

@@ -14,6 +14,7 @@ from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.batches.readers import MAX_INPUT_BYTES, detect_shape, read_input, read_rows, require_size
 from cerebrum_cli.batches.result import StreamedResult
+from cerebrum_cli.batches.rows import result_rows
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.events import RowEvent
 from cerebrum_cli.core.settings import environment
@@ -56,7 +57,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
         given = {**given, "drafts": False}
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
-    settings = generation_settings(runtime, given, model, votes is not None)
+    settings = generation_settings(runtime, given, model, "--votes" if votes else None)
     grammar = read_grammar(runtime, options, options.quiet)
     arguments = template_options(options.template_arg)
     row_options = batches.BatchOptions(
@@ -87,6 +88,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
                 ),
                 file=resolved.model,
                 tuning=tuning,
+                step_costs=resolved.step_costs("ask") if settings.drafts else None,
             )
             try:
                 events = batches.answer_rows(loaded.responder, rows, row_options, result, output == STANDARD)
@@ -149,7 +151,7 @@ def open_result(
         if options.retry_failed:
             raise UsageError("--retry-failed needs a file with the earlier answers", "give it as -o OUTPUT")
         return StreamedResult(rows, runtime.streams.answer)
-    return open_journal(output, record, rows, options.restart, options.retry_failed)
+    return open_journal(output, record, result_rows(rows), options.restart, options.retry_failed)
 
 
 def progress_sinks(runtime: Runtime, model: str, output: Path, options: BatchOptions) -> list[Sink]:

@@ -19,6 +19,7 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 if TYPE_CHECKING:
     from cerebrum_cli.application.chat.history import History
     from cerebrum_cli.application.doctor.checks import DoctorContext
+    from cerebrum_cli.application.evaluation.runs import RunStore
     from cerebrum_cli.application.inference.loading import BackendFactory, ResolvedModel
     from cerebrum_cli.application.inference.profiles import Profile, ProfileStore
     from cerebrum_cli.application.merging.merge import Merger
@@ -144,6 +145,13 @@ class Runtime:
     def clear_prompt_cache(self) -> None:
         """Delete the whole prompt cache, which holds tokens of conversations."""
         rmtree(self._states, ignore_errors=True)
+
+    @property
+    def runs(self) -> RunStore:
+        """Runs of `cerebrum eval` that are stored by name."""
+        from cerebrum_cli.application.evaluation.runs import RunStore
+
+        return RunStore(self.data_directory / "runs")
 
     @property
     def trials(self) -> Path:

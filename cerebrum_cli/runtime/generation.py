@@ -15,23 +15,28 @@ if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import GenerationOptions
+    from cerebrum_cli.runtime.options import ConstrainedOptions
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 
 
-def generation_settings(runtime: Runtime, given: Layer, model: Model, votes: bool) -> Settings:
-    """Settings for a model; a vote samples unless the user set a temperature. Raises UsageError."""
-    if not votes:
-        return runtime.settings(given, model)
+def generation_settings(
+    runtime: Runtime, given: Layer, model: Model, samples_by: str | None, preferred: Layer | None = None
+) -> Settings:
+    """Settings for a model; `samples_by` is the option that asks for several samples, which need a temperature.
+
+    `preferred` is what a preset sets. Raises UsageError.
+    """
+    if not samples_by:
+        return runtime.settings(given, model, preferred)
     from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, require_sampling
 
-    settings = runtime.settings(given, model, {"temperature": VOTE_TEMPERATURE})
-    require_sampling(settings)
+    settings = runtime.settings(given, model, {"temperature": VOTE_TEMPERATURE, **(preferred or {})})
+    require_sampling(settings, samples_by)
     return settings
 
 
-def read_grammar(runtime: Runtime, options: GenerationOptions, quiet: bool) -> str | None:
+def read_grammar(runtime: Runtime, options: ConstrainedOptions, quiet: bool) -> str | None:
     """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError."""
     schema, grammar = options.schema, options.grammar
     if schema and grammar:
@@ -47,7 +52,7 @@ def read_grammar(runtime: Runtime, options: GenerationOptions, quiet: bool) -> s
 
 
 @contextmanager
-def naming_grammar_file(options: GenerationOptions) -> Iterator[None]:
+def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
     """Put the file that `--schema` or `--grammar` names before the message of a GrammarError."""
     try:
         yield

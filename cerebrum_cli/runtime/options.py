@@ -13,7 +13,16 @@ from cerebrum_cli.core.settings import OPTIONS
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
 
-SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than")  # of commands that declare them as parameters
+SINGLE_OPTIONS = (
+    "output",
+    "as",
+    "number",
+    "all",
+    "older_than",
+    "plot",
+    "rescore",
+    "kl",
+)  # of commands that declare them as parameters
 
 
 @dataclass(frozen=True)
@@ -50,15 +59,21 @@ class AnswerOptions(PullOptions):
 
 
 @dataclass(frozen=True)
-class GenerationOptions(AnswerOptions):
-    """Options of commands that answer with votes or constraints."""
+class ConstrainedOptions(AnswerOptions):
+    """Options of commands whose answers may have to match a grammar."""
+
+    schema: Path | None = option(None, "Constrain the answer to a JSON Schema", "Output", metavar="FILE")
+    grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class GenerationOptions(ConstrainedOptions):
+    """Options of commands that answer with votes."""
 
     votes: str | None = option(
         None, "Take the majority of K answers; auto samples as few as it needs", "Sampling", metavar="K|auto[:A..B]"
     )
     no_early_stop: bool = option(False, "Take all samples, even after the outcome is certain", "Sampling")
-    schema: Path | None = option(None, "Constrain the answer to a JSON Schema", "Output", metavar="FILE")
-    grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
 
     @property
     def vote_bounds(self) -> Votes | None:
@@ -113,6 +128,40 @@ class BatchOptions(GenerationOptions):
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
     parallel: str | None = option(None, "Rows answered at the same time [default: auto]", "Speed", metavar="N|auto")
     batch_invariant: bool = option(False, "Same answers whatever runs concurrently; slower", "Speed")
+
+
+@dataclass(frozen=True)
+class EvalOptions(ConstrainedOptions):
+    """Options of `cerebrum eval`, apart from TASK and OUTPUT."""
+
+    preset: str | None = option(None, "The condition of a published result", "Input", metavar="NAME")
+    limit: int | None = option(None, "Questions to ask, in a fixed random order [default: all]", "Input", metavar="N")
+    question_field: str | None = option(None, "Field of the question [default: question]", "Input", metavar="NAME")
+    answer_field: str | None = option(None, "Field of the answer [default: answer]", "Input", metavar="NAME")
+    template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
+    samples: int | None = option(None, "Answers to each question [default: 1]", "Sampling", metavar="K")
+    match: str | None = option(
+        None, "How an answer is compared [default: answer]", "Output", metavar="answer|exact|contains|regex"
+    )
+    run_code: bool = option(False, "Run the programs the model writes, in a sandbox", "Output")
+    restart: bool = option(False, "Start over; replace the run when done", "Output")
+    dry_run: bool = option(False, "Show one prompt and the time it would take", "Output")
+    json: bool = option(False, "Print a JSON object", "Output")
+    parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
+    batch_invariant: bool = option(False, "Same answers whatever runs concurrently; slower", "Speed")
+
+
+@dataclass(frozen=True)
+class LmEvalOptions:
+    """Options of `cerebrum eval lm-eval:TASK`."""
+
+    num_fewshot: int | None = option(
+        None, "Solved examples in each prompt [default: the task's]", "lm-eval", metavar="N"
+    )
+    include_path: Path | None = option(None, "Directory with tasks of your own", "lm-eval", metavar="DIR")
+    gen_kwargs: str | None = option(None, "Settings of its generation", "lm-eval", metavar="KEY=VALUE,...")
+    apply_chat_template: bool = option(False, "Ask in the model's prompt format", "lm-eval")
+    log_samples: bool = option(False, "Save each answer beside the results", "lm-eval")
 
 
 @dataclass(frozen=True)

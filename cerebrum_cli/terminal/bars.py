@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RowEvent, StageEvent, TokenEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, RowEvent, ScoreEvent, StageEvent, TokenEvent
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.progress import ECHO_COLUMNS
 from cerebrum_cli.terminal.streams import Streams, columns
-from cerebrum_cli.terminal.tables import batch_text, counts_text
+from cerebrum_cli.terminal.tables import batch_text, exceptions_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -25,7 +25,7 @@ BAR_COLUMNS = 60  # narrowest window with a bar
 
 
 class BatchProgress:
-    """Progress of a batch: a bar if `draws`, otherwise a line per minute; a summary line at the end of both.
+    """Progress of a batch or an evaluation: a bar if `draws`, otherwise a line per minute; a summary line at the end.
 
     The summary is left out if the reader of the output has closed the pipe.
     """
@@ -35,7 +35,7 @@ class BatchProgress:
         self._draws = draws
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._rows: RowEvent | None = None
+        self._rows: RowEvent | ScoreEvent | None = None
         self._before: int | None = None  # rows done by earlier runs
         self._phase = "preparing prompts"
         self._tokens = 0
@@ -52,7 +52,7 @@ class BatchProgress:
             self._tokens += event.token is not None
             if self._tokens % BATCH_TOKENS == 0:
                 self._update()
-        elif isinstance(event, RowEvent):
+        elif isinstance(event, (RowEvent, ScoreEvent)):
             self._rows = event
             self._before = event.done if self._before is None else self._before
             self._update()
@@ -62,7 +62,7 @@ class BatchProgress:
             self._bar.stop()
         if self._rows and not isinstance(sys.exception(), BrokenPipeError):
             self._streams.info(batch_text(self._rows, self._tokens, self._seconds))
-            for message in self._rows.counts.errors:
+            for message in self._rows.counts.errors if isinstance(self._rows, RowEvent) else ():
                 self._streams.write_line("  ", message)
 
     @property
@@ -84,7 +84,7 @@ class BatchProgress:
             done = rows.done - (self._before or 0)
             left = f"{format_duration(self._seconds / done * (rows.total - rows.done))} left" if done else self._phase
             speed = f"{self._tokens / self._seconds:.1f} tokens/s" if self._seconds > 1 else ""
-            exceptions = ", ".join(counts_text(rows.counts))
+            exceptions = ", ".join(exceptions_text(rows))
             self._bar.update(self._task, completed=rows.done, speed=speed, exceptions=exceptions, left=left)
         elif time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, TallyEvent
+from cerebrum_cli.core.events import FinishEvent, RowCounts, RowEvent, ScoreEvent, TallyEvent
 from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size
 from cerebrum_cli.terminal.control import strip_controls
 from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
@@ -69,11 +69,27 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def batch_text(event: RowEvent, tokens: int, seconds: float) -> str:
-    """Progress of a batch and its throughput."""
-    exceptions = "".join(f", {text}" for text in counts_text(event.counts))
+def batch_text(event: RowEvent | ScoreEvent, tokens: int, seconds: float) -> str:
+    """Progress of a batch or an evaluation, and its throughput."""
+    exceptions = "".join(f", {text}" for text in exceptions_text(event))
     speed = f", {tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)" if tokens and seconds else ""
     return f"{event.done} of {event.total} done{exceptions}{speed}"
+
+
+def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
+    """Clauses about a batch's exceptions, or about an evaluation's score so far."""
+    if isinstance(event, RowEvent):
+        yield from counts_text(event.counts)
+        return
+    if event.accuracy is not None and event.interval is not None:
+        low, high = event.interval
+        yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
+    if event.no_answer:
+        yield f"{event.no_answer:.0%} no answer"
+    if event.cut_off:
+        yield f"{event.cut_off:.0%} cut off"
+    if event.refused:
+        yield f"{event.refused} refused"
 
 
 def counts_text(counts: RowCounts) -> Iterator[str]:

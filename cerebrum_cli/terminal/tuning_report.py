@@ -129,8 +129,8 @@ def _conclusion(result: TuningResult, model: str) -> str:
             if result.profile.is_default
             else "the same settings are fastest"
         )
-        if result.profile.allows_drafts:
-            return f"settings unchanged for {model}: {reason}; ask and chat use drafts"
+        if names := sorted(result.profile.uses_with_drafts):
+            return f"settings unchanged for {model}: {reason}; {' and '.join(names)} use{'s' * (len(names) < 2)} drafts"
         return f"nothing changed for {model}: {reason}"
     if result.profile.is_default:
         return f"ask, chat and batch use the defaults for {model} again"

@@ -155,7 +155,7 @@ def _check_network(context: DoctorContext) -> CheckResult:
     try:
         address = run_with_timeout(lambda: hub.check_reachable(NETWORK_TIMEOUT_S), NETWORK_TIMEOUT_S)
     except PullError as error:
-        hint = f"{error.hint.removesuffix(', then pull again')}; installed models need no network"
+        hint = f"{error.hint.removesuffix(', then try again')}; installed models need no network"
         return check_result("network", "", (error.message, hint))
     except TimeoutError:
         hint = "check the network; installed models need none"

@@ -6,11 +6,10 @@ from array import array
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from typing import Any
 
 from cerebrum_cli.answers.vote import Votes
-from cerebrum_cli.application.inference.format_choice import choose_format
+from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
 from cerebrum_cli.application.inference.reply import Reply, ReplyCollector, reply_notice
 from cerebrum_cli.application.inference.responder import GenerationRequest, ReplyStream, Responder, TokenizedRequest
 from cerebrum_cli.application.inference.voting import MajorityVote, require_sampling, votes_object
@@ -21,10 +20,9 @@ from cerebrum_cli.batches.rows import OUTPUT_KEYS, Row, RowError, failed_object,
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, RowCounts, RowEvent, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.core.settings import SAMPLING_KEYS, Settings
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.commands import CancelScope
 
-FINGERPRINT_SETTINGS = ("system", *SAMPLING_KEYS, "ctx")
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
@@ -138,13 +136,9 @@ def answer_rows(
 
 def batch_fingerprint(options: BatchOptions, model: Model, file: Model, library: Library) -> dict[str, Any]:
     """Everything the answers depend on besides the prompts, by readable names; `file` is the model file used."""
-    values, votes = asdict(options.settings), options.votes
+    votes = options.votes
     return {
-        "model": model.label,
-        "model file": library.identity(file),
-        "format": choose_format(options.settings.format, model.known_format, model.header.chat_template),
-        **{key.replace("_", " "): values[key] for key in FINGERPRINT_SETTINGS},
-        "grammar": options.grammar and sha256(options.grammar.encode()).hexdigest(),
+        **generation_fingerprint(options.settings, options.grammar, model, file, library),
         "votes": votes and f"{votes.minimum}..{votes.maximum}",
         "early stop": votes and options.early_stop,
         "ignore eos": options.ignore_eos,

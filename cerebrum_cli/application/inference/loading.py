@@ -215,17 +215,19 @@ def open_model(
 def draft_problem(model: Model) -> str | None:
     """Why drafts cannot pay for a model; None if they can."""
     if model.header.expert_count:
-        return "each row of a mixture of experts needs other weights"
+        return "each token of a mixture of experts needs different weights"
     if any(layer.state_bytes for layer in model.sizes.layers):
-        return "a recurrent state cannot take tokens back"
+        return "a recurrent state cannot be rolled back"
     return None
 
 
 def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
-    """What steps cost: as measured, or a default if drafts are asked for; None for no drafts."""
+    """What steps cost: as measured, if drafts can pay; if they are asked for, in any case; None for no drafts."""
     if problem or drafts is False:
         return None
-    return measured or (DEFAULT_COSTS if drafts else None)
+    if drafts:
+        return measured or DEFAULT_COSTS
+    return measured if measured and measured.best_draft else None
 
 
 def load_options(

@@ -18,7 +18,6 @@ from cerebrum_cli.engine.plan import Tuning
 UseName = Literal["chat", "ask", "batch"]
 VERSION = 2
 MAX_VALUE = 1e12  # of seconds and of tokens per second; larger values cannot have been measured
-MAX_ROW_COST = 0.8  # of a step's rows, in steps of one row: more leaves drafts nothing to gain
 DEFAULT = Tuning()
 VERSION_1_NAMES = {
     "made": "created",
@@ -62,12 +61,8 @@ class TunedUse:
 
     @property
     def best_draft(self) -> tuple[int, float] | None:
-        """Number of rows with the lowest cost per row, and the cost of their step; None if no draft can pay."""
-        if self.step_costs is None:
-            return None
-        steps = zip(self.step_costs.rows, self.step_costs.costs, strict=True)
-        rows, cost = min(steps, key=lambda step: step[1] / step[0])
-        return (rows, cost) if cost < MAX_ROW_COST * rows else None
+        """Number of rows and cost of the step that gains most from a draft; None if no draft can pay."""
+        return self.step_costs.best_draft if self.step_costs else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +81,9 @@ class Profile:
         return not any(used.tuning.overrides for used in self.uses.values())
 
     @property
-    def allows_drafts(self) -> bool:
-        """Whether drafts can pay in some use."""
-        return any(used.best_draft for used in self.uses.values())
+    def uses_with_drafts(self) -> list[UseName]:
+        """The uses in which drafts can pay."""
+        return [name for name, used in self.uses.items() if used.best_draft]
 
 
 class ProfileStore:

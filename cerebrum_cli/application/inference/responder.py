@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cerebrum_cli.application.inference.prompt_length import last_text, least_tokens
 from cerebrum_cli.application.inference.reply import Preview
@@ -21,10 +21,12 @@ from cerebrum_cli.engine.commands import CancelScope
 from cerebrum_cli.engine.drafts.costs import StepCosts
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.format import PromptFormat, ThoughtMarkup
 from cerebrum_cli.formats.thinking import ThoughtSplitter, open_thought
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.scoring.request import ScoreRequest, ScoringEvent
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 

@@ -132,8 +132,7 @@ class MajorityVote:
 
     def _start_or_stop(self, index: int, replies: ReplyStream) -> None:
         if self._stops_early and self.tally.is_decided:
-            if self.running:
-                replies.abort(index)
+            replies.abort(index)
         elif not self.running:  # in rounds: the outcome must not depend on when samples finish
             count = self.tally.missing_samples(0)
             self.requested += count
@@ -158,11 +157,11 @@ def run_vote(responder: Responder, request: GenerationRequest, vote: MajorityVot
         yield NoticeEvent(f"{len(vote.refusals)} of {vote.tally.samples} samples failed: {error.message}", error.hint)
 
 
-def require_sampling(settings: Settings) -> None:
-    """Raise UsageError where all samples of a vote would be the same."""
+def require_sampling(settings: Settings, option: str = "--votes") -> None:
+    """Raise UsageError where all samples that an option asks for would be the same."""
     if settings.temperature == 0:
         raise UsageError(
-            "--votes needs a temperature above 0: at 0 all samples are the same",
+            f"{option} needs a temperature above 0: at 0 all samples are the same",
             f"omit --temperature (default {VOTE_TEMPERATURE}), or set it above 0",
         )
 

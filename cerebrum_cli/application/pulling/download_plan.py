@@ -20,7 +20,6 @@ from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.application.models.not_found import require_not_refused
 from cerebrum_cli.catalogue.download import Progress, RetryPolicy
 from cerebrum_cli.catalogue.hub import HubFile, Listing, is_offline, list_repository, open_file
-from cerebrum_cli.catalogue.hub_errors import HubError
 from cerebrum_cli.catalogue.reference import HubReference, NameReference, PathReference, Reference
 from cerebrum_cli.catalogue.spec import ModelSpec
 from cerebrum_cli.catalogue.variants import Variant, variants
@@ -67,12 +66,7 @@ class DownloadPlanner:
 
     def with_retries(self, request: Callable[[], T]) -> T:
         """Send a request to the Hub, with retries."""
-        retry_policy = RetryPolicy(self.progress)
-        while True:
-            try:
-                return request()
-            except HubError as error:
-                retry_policy.wait(error)
+        return RetryPolicy(self.progress).run(request)
 
     def _plan_installed(self, model: Model, context: int | None) -> DownloadPlan:
         """Plan for an installed model that is not in the catalog."""

@@ -21,10 +21,10 @@ SAME_FIRST_TOKEN = 1.1  # ratio of the times to two first tokens, below which th
 class Budget(NamedTuple):
     """How long and how much to measure.
 
-    `search_s` limits the time between measuring the defaults and confirming the winners; each run takes about `run_s`
-    and is repeated in `pairs`, or `confirmation_pairs` for a winner. `probe_tokens` are compared to detect changed
-    output. Steps for drafts are measured for about `steps_s`, with each number of rows in `step_rows`. The rest are
-    values to try.
+    `search_s` limits the time between measuring the defaults and confirming the winners, and includes the steps for
+    drafts: about `steps_s` for each use whose defaults differ, with each number of rows in `step_rows`. Each run takes
+    about `run_s` and is repeated in `pairs`, or `confirmation_pairs` for a winner. To detect changed output,
+    `probe_tokens` are compared. The rest are values to try.
     """
 
     search_s: float

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import machine as architecture
-from time import time
+from time import perf_counter, time
 from typing import Any
 
 from cerebrum_cli.application.inference.loading import draft_problem, load_options
@@ -80,15 +80,18 @@ def tune_model(
     budget: Budget,
     previous: Profile | None,
     profile_key: Callable[[tuple[Device, ...]], tuple[str, str, str]],
+    clock: Callable[[], float] = perf_counter,
 ) -> Generator[StageEvent, None, TuningResult]:
     """Run a search on a bench, which the caller closes. `previous` is the profile in use.
 
     `profile_key` gets the GPUs found, and gives the identity of the model, of the machine and of the llama.cpp build.
     """
-    space = search_space(model, settings)
-    search = Search(bench, space, budget)
+    space, steps_s = search_space(model, settings), 0.0
+    if has_drafts := draft_problem(model) is None:
+        steps_s = budget.steps_s * len({space.chat, space.ask})
+    search = Search(bench, space, budget._replace(search_s=budget.search_s - steps_s), clock=clock)
     uses = yield from search.run()
-    if draft_problem(model) is None:
+    if has_drafts:
         uses = yield from with_step_costs(bench, uses, space, budget)
     model_key, machine_key, build_key = profile_key(bench.devices)
     profile = Profile(model_key, machine_key, build_key, format_utc(time()), uses)
@@ -171,12 +174,12 @@ def tuning_lock(directory: Path) -> Iterator[None]:
 
 
 def update_store(store: ProfileStore, profile: Profile, fallback: Profile | None) -> None:
-    """Save a profile, or delete the previous one if it changes nothing and allows no drafts. Raises ConfigError.
+    """Save a profile, or delete the previous one if it changes nothing and no use gets drafts. Raises ConfigError.
 
     `fallback` is the profile that is used where the store has none.
     """
     with translate_write_errors():
-        if profile.is_default and not profile.allows_drafts and fallback is None:
+        if profile.is_default and not profile.uses_with_drafts and fallback is None:
             store.discard(profile.model)
         else:
             store.save(profile)

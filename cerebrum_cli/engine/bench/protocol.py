@@ -65,7 +65,10 @@ class Bench(Protocol):
         """Measure tokens per second; several sequences are evaluated like those of a batch."""
 
     def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
-        """Measure steps of these numbers of rows of one sequence, ascending from 1, for about `seconds`."""
+        """Measure steps of these numbers of rows of one sequence, ascending from 1, for about `seconds`.
+
+        Those of most rows are omitted if time is short.
+        """
 
     def load_stats(self, tuning: Tuning) -> LoadStats:
         """Load time and peak memory of the process with these settings."""

@@ -157,11 +157,12 @@ class ProcessBench:
         return share >= max(MIN_CPU_SHARE, MIN_SHARE_OF_BEST * self._shares[key])
 
     def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
-        """Measure steps of these numbers of rows of one sequence, after a prefix."""
+        """Measure steps of these numbers of rows of one sequence, after a prefix; the last may be omitted."""
         length = DRAFT_PREFIX_TOKENS + max(rows)
         message = {"rows": rows, "seconds": seconds, "tokens": length, "text": self._text}
         measured = self._request(tuning, message, length, 1)["step_s"]
-        return StepCosts(rows, tuple(round(each / measured[0], 3) for each in measured)).validated()
+        costs = tuple(round(each / measured[0], 3) for each in measured)
+        return StepCosts(rows[: len(costs)], costs).validated()
 
     def load_stats(self, tuning: Tuning) -> LoadStats:
         """Load time and peak memory of the process with these settings."""

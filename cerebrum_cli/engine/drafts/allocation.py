@@ -11,16 +11,20 @@ MIN_GAIN = 1.1  # expected tokens per time, over a step without drafts
 TILE_ROWS = 16  # from as many sequences on, a step fills the kernels' tiles: further rows are not free
 
 
-def draft_lengths(probabilities: Sequence[Sequence[float]], costs: StepCosts, is_equal: bool) -> list[int]:
+def draft_lengths(
+    probabilities: Sequence[Sequence[float]], costs: StepCosts, max_rows: int, is_equal: bool
+) -> list[int]:
     """Number of draft tokens for each sequence: those with the most expected tokens per time, or none.
 
     `probabilities` are, for each sequence, those of its draft tokens being accepted, descending. With `is_equal` all
-    sequences get the same number: llama.cpp splits a step of separate KV caches to the shortest of them.
+    sequences get the same number: llama.cpp splits a step of separate KV caches to the shortest of them. A step has at
+    most `max_rows`.
     """
     count = len(probabilities)
+    row_counts = [rows for rows in costs.rows if rows <= max_rows]
     likely = [[each for each in draft if each >= MIN_PROBABILITY] for draft in probabilities]
     best, chosen = MIN_GAIN * count / costs.cost(count), [0] * count
-    for rows in costs.rows if count < TILE_ROWS and any(likely) else ():
+    for rows in row_counts if count < TILE_ROWS and any(likely) else ():
         lengths = _equal(likely, rows) if is_equal else _likeliest(likely, rows)
         if sum(lengths):
             expected = sum(sum(draft[:length]) for draft, length in zip(likely, lengths, strict=True))

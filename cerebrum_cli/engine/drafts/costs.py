@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+MAX_ROW_COST = 0.8  # of a step's rows, in steps of one row: more leaves drafts nothing to gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,12 @@ class StepCosts:
             if rows <= measured:
                 return cost
         return self.costs[-1] * rows / self.rows[-1]
+
+    @property
+    def best_draft(self) -> tuple[int, float] | None:
+        """Number of rows with the lowest cost per row, and the cost of their step; None if no draft can pay."""
+        rows, cost = min(zip(self.rows, self.costs, strict=True), key=lambda step: step[1] / step[0])
+        return (rows, cost) if cost < MAX_ROW_COST * rows else None
 
     def validated(self) -> StepCosts:
         """The costs themselves, if they were read from a file and are well-formed; ValueError otherwise."""

@@ -19,11 +19,11 @@ def add_drafts(step: Step, backend: Backend, has_cells: Callable[[int], bool]) -
         return step
     drafts = [draft(one, backend.capacity) for one in sequences]
     probabilities = [[each.probability for each in tokens] for tokens in drafts]
-    lengths = draft_lengths(probabilities, costs, is_equal=not backend.kv_unified)
+    lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal=not backend.kv_unified)
     drafted = step.with_drafts(
         tuple(each.token for each in tokens[:length]) for tokens, length in zip(drafts, lengths, strict=True)
     )
-    return drafted if drafted.size <= backend.batch_size and has_cells(drafted.size) else step
+    return drafted if has_cells(drafted.size) else step
 
 
 def draft(sequence: Sequence, capacity: int) -> list[DraftToken]:

@@ -131,21 +131,23 @@ def time_decode(model: LoadedModel, tokens: tuple[int, ...], steps: int, sequenc
 def time_steps(model: LoadedModel, tokens: tuple[int, ...], rows: Sequence[int], seconds: float) -> list[float]:
     """Shortest duration of a step with each number of rows at the end of the tokens, all with logits.
 
-    Row counts take turns, in rounds, for about `seconds`. Other programs lengthen a short step more than a long one,
-    because its threads wait for each other more often: medians would make drafts look cheap. CerebrumError if the rows
-    cannot be removed again.
+    Row counts take turns, in rounds, for about `seconds`; the last ones are omitted, except for two, if time is short.
+    Other programs lengthen a short step more than a long one, because its threads wait for each other more often:
+    medians would make drafts look cheap. CerebrumError if the rows cannot be removed again.
     """
     prefix = len(tokens) - max(rows)
     model.prefill(tokens[:prefix])
-    measured: dict[int, list[float]] = {count: [] for count in rows}
-    deadline = perf_counter() + seconds
+    measured: dict[int, list[float]] = {}
+    start = perf_counter()
     for turn in range(MAX_ROUNDS):
-        if turn >= MIN_ROUNDS and perf_counter() > deadline:
+        if turn >= MIN_ROUNDS and perf_counter() > start + seconds:
             break
-        for count in rows:
+        for count in [*measured] or rows:
             step = [Row(0, index, tokens[index], True) for index in range(prefix, prefix + count)]
-            measured[count] += _repeat_step(model.backend, step)
-    return [min(measured[count]) for count in rows]
+            measured.setdefault(count, []).extend(_repeat_step(model.backend, step))
+            if turn == 0 and len(measured) > 1 and perf_counter() > start + seconds / MIN_ROUNDS:
+                break
+    return [min(durations) for durations in measured.values()]
 
 
 def _repeat_step(backend: LlamaBackend, rows: Sequence[Row]) -> list[float]:

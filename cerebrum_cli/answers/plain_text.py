@@ -1,0 +1,127 @@
+"""Reduce a reply to plain text: without markup, its numbers in digits, its sentences apart.
+
+Every pattern runs in linear time; hence the possessive quantifiers (`++`), which never give back what they took.
+"""
+
+from __future__ import annotations
+
+import re
+
+# A full stop ends the sentence before a space, or before a capital when it follows a digit; not in 3.5 or foo.bar.
+BREAK = re.compile(r"""[(\[{]|[)\]}]|(?<![.!?])[.!?]++(?=["'”’)]{0,3}(?:\s|\Z))|(?<=\d)\.(?=[A-Z])|。""")
+_INITIALS = re.compile(r"\b[A-Za-z]{1,2}\.[A-Za-z]\Z")
+_TITLE = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|Mt|vs|approx|sq|cu)\Z")
+_NEXT = re.compile(r"\S")
+QUOTES = ('""', "''", "“”", "‘’", "«»")
+_CLOSING_QUOTES = {pair[1] for pair in QUOTES}
+
+_UNSIGNED = r"(?:\d++(?:\.\d++)?|\.\d++)"
+NUMBER_SOURCE = rf"""
+    (?:(?<![\w)\]}}%])-)? (?<![\w^])(?<!\d\.)(?<!\^\{{)
+    (?: \d{{1,2}}:\d\d(?![\d:]) (?:\ ?[ap](?:m\b|\.m\.))?
+      | (?:\d++\ (?=\d++/\d))? {_UNSIGNED} (?:\^(?:\{{-?\d++\}}|-?\d++))? (?:e[-+]?\d++)? (?:\ ?/\ ?{_UNSIGNED})?
+        (?:\ ?(?:\\times|\\cdot|[×·*])\ ?10\ ?\^\ ?(?:\{{-?\d++\}}|-?\d++))?
+        (?:\ ?%)?
+    )
+"""
+NUMBER = re.compile(NUMBER_SOURCE, re.VERBOSE | re.IGNORECASE)
+
+CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
+VERB = re.compile(
+    r"\b(?:is|are|was|were|am|has|have|had|will|would|can|could|should|must|does|do|did|gets?|got|takes?|needs?|costs?)\b",
+    re.IGNORECASE,
+)
+
+_TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}"
+_PLAIN = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (CALCULATOR_NOTE, ""),
+        (r"(?<=[\w}%])" + _TEXT_COMMAND, r" \1"),
+        (_TEXT_COMMAND, r"\1"),
+        (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
+        (r"(?<=\d)(?:\{,\}|,?\\[,!;:])(?=\d{3}(?!\d))", ","),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\d)~", " "),
+        (r"(?<!\\)\\[()\[\]]", ""),
+        (r"(?:\bUS)?\\?\$|`", ""),  # a dollar sign opens money or a formula; the answer is what stands behind it
+        (r"\\([%{}#&_])", r"\1"),
+        (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
+    )
+)
+_THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)")
+
+_SPACED_THOUSANDS = re.compile(
+    r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ \u00a0\u2009\u202f])\d{3}(?:\1\d{3})*+(?![\w/-]|[ ,]\d)"
+)
+
+_ARGUMENT = r"\s*+(?:\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}|([0-9A-Za-z]))"
+_FRACTION = re.compile(r"\\(?:[dtcs]|nice)?frac" + _ARGUMENT + _ARGUMENT + r"(?=([\w\\(^])?)")
+_BEFORE_FRACTION = re.compile(r"(?<=\w)\s*+(?=\\(?:[dtcs]|nice)?frac)")
+_TERM = re.compile(r"-?(?:\d[\d.,]*+|[A-Za-z]|\\[A-Za-z]++(?:\{[^{}]*+\})?)")
+_FRACTION_DEPTH = 3
+
+
+def plain(text: str) -> str:
+    """Remove markup from a text: fractions as "4/5", numbers without thousands separators, no delimiters."""
+    for pattern, replacement in _PLAIN:
+        text = pattern.sub(replacement, text)
+    text = _BEFORE_FRACTION.sub(" ", text)  # 3\frac{1}{2} is three and a half, not 31/2
+    for _ in range(_FRACTION_DEPTH):
+        text = _FRACTION.sub(_slashed, text)
+    text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    return _SPACED_THOUSANDS.sub(lambda number: number[0].replace(number[1], ""), text)
+
+
+def _slashed(fraction: re.Match[str]) -> str:
+    r"""Write a LaTeX fraction with a slash, and with the parentheses its value needs."""
+    over, under = (
+        term if _TERM.fullmatch(term) else f"({term})"
+        for term in (str(fraction[1] or fraction[2] or "").strip(), str(fraction[3] or fraction[4] or "").strip())
+    )
+    return f"({over}/{under})" if fraction[5] else f"{over}/{under}"
+
+
+def trimmed(text: str) -> str:
+    """Strip closing punctuation and the quotes around a text."""
+    for _ in range(2):  # the full stop may stand inside the quotes or behind them
+        stripped = text.rstrip(" .,;:?").lstrip(" ,;:*")
+        if _INITIALS.search(stripped[-4:]) and text.rstrip().endswith("."):
+            stripped += "."
+        if not stripped.rstrip("!")[-1:].isdigit():
+            stripped = stripped.rstrip("!")
+        text = stripped[1:-1] if stripped[:1] + stripped[-1:] in QUOTES and len(stripped) > 1 else stripped
+    return text
+
+
+def sentences(line: str) -> list[str]:
+    """Sentences of a line, each with its full stop."""
+    starts = [0]
+    for mark in BREAK.finditer(line):
+        if mark[0] not in "([{)]}" and sentence_stop(line, mark) is not None and not _after(line, mark).islower():
+            starts.append(mark.end())
+    return [line[start:end] for start, end in zip(starts, [*starts[1:], len(line)], strict=True)]
+
+
+def sentence_stop(line: str, mark: re.Match[str]) -> int | None:
+    """End of the sentence at this mark; None if the mark is part of it ("6 p.m. sharp", "5! = 120")."""
+    before, after = line[max(0, mark.start() - 8) : mark.start()], _after(line, mark)
+    new_sentence = not after or after.isupper()
+    if mark[0].startswith("!") and before[-1:].isdigit():
+        return mark.start() + 1 if new_sentence else None
+    if _INITIALS.search(before):
+        return mark.start() + 1 if not after or (new_sentence and before[-1:].islower()) else None
+    if (_TITLE.search(before) and after) or (mark[0].startswith("..") and not new_sentence):
+        return None
+    return mark.end() + 1 if line[mark.end() : mark.end() + 1] in _CLOSING_QUOTES else mark.start()
+
+
+def _after(line: str, mark: re.Match[str]) -> str:
+    """First character behind a mark and the space after it; empty at the end of the line."""
+    found = _NEXT.search(line, mark.end())
+    return found[0] if found else ""
+
+
+def has_content(text: str) -> bool:
+    """Whether a text has a letter or a digit."""
+    return re.search(r"[^\W_]", text) is not None

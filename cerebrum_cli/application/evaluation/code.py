@@ -1,0 +1,184 @@
+"""The program in a reply to a prompt that begins a Python function; pure functions that run nothing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import warnings
+from typing import NamedTuple
+
+FENCE = re.compile(r"(?P<indent> *)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
+FUTURE_IMPORT = re.compile(r"^from __future__ import .*$", re.MULTILINE)
+TOP_LEVEL = re.compile(r"from [\w.]+ import |import [\w., ]+$|@\w|(async )?def \w|class \w|\w+ *(:[^=]+)?= ")
+INDENT = "    "
+
+
+class Block(NamedTuple):
+    """Text that may be code; what is not closed may be cut off, or followed by other text."""
+
+    text: str
+    is_closed: bool
+
+
+def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
+    """Find the program of a reply, completed with what it needs of the prompt; None if the reply has no code.
+
+    In this order: the last fenced block that defines the entry point, a definition outside of blocks, the last block
+    that continues the prompt, text that does, the last block. A closed block may be invalid, and is not repaired.
+    """
+    reply = reply.replace("\r\n", "\n")
+    blocks = fenced_blocks(reply)
+    preamble = _before_function(prompt, entry_point)
+    for block in reversed(blocks):
+        if _defines(block.text, entry_point):
+            return _with_preamble(preamble, block.text if block.is_closed else _valid_prefix(block.text))
+    if function := _bare_function(reply, entry_point):
+        return _with_preamble(preamble, function)
+    for block in (*reversed(blocks), Block(_before_fence(reply), is_closed=False)):
+        if program := _continue_prompt(prompt, block, entry_point):
+            return program
+    return _with_preamble(preamble, blocks[-1].text) if blocks else None
+
+
+def complete_test(test: str, entry_point: str) -> str:
+    """Complete a HumanEval test, which defines `check(candidate)`, with its call."""
+    return f"{test}\n\ncheck({entry_point})\n"
+
+
+def fenced_blocks(text: str) -> list[Block]:
+    """List the fenced code blocks of a Markdown text, without their indentation."""
+    blocks: list[Block] = []
+    opening: re.Match[str] | None = None
+    lines: list[str] = []
+    for line in text.split("\n"):
+        fence = FENCE.fullmatch(line)
+        if opening is None:
+            opening, lines = fence, []
+        elif fence and fence["marks"].startswith(opening["marks"]) and not fence["info"].strip():
+            blocks.append(Block(textwrap.dedent("\n".join(lines)), is_closed=True))
+            opening = None
+        else:
+            lines.append(line)
+    if opening is not None:
+        blocks.append(Block(textwrap.dedent("\n".join(lines)), is_closed=False))
+    return [block for block in blocks if block.text.strip()]
+
+
+def _before_fence(text: str) -> str:
+    """Text before the first fence, which closes a block that was opened by the prompt."""
+    lines = text.split("\n")
+    end = next((number for number, line in enumerate(lines) if FENCE.fullmatch(line)), len(lines))
+    return "\n".join(lines[:end])
+
+
+def _defines(code: str, entry_point: str) -> bool:
+    """Whether code defines a name on its top level; it may be invalid."""
+    name = re.escape(entry_point)
+    return bool(re.search(rf"^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])", code, re.MULTILINE))
+
+
+def _before_function(prompt: str, entry_point: str) -> str:
+    """Imports and helpers in a prompt, before the function that it begins."""
+    found = re.search(rf"^(@.*\n)*(async )?def {re.escape(entry_point)}\b", prompt, re.MULTILINE)
+    return prompt[: found.start()].strip("\n") if found else ""
+
+
+def _with_preamble(preamble: str, code: str) -> str:
+    """Put a preamble before code, but after imports from `__future__`, which come first in a file."""
+    if preamble in code:
+        return code
+    start = max((found.end() + 1 for found in FUTURE_IMPORT.finditer(code)), default=0)
+    return f"{code[:start]}{preamble}\n\n\n{code[start:]}"
+
+
+def _bare_function(text: str, entry_point: str) -> str | None:
+    """Find the last definition of the entry point in plain text, with the code around it."""
+    definition = re.compile(rf"(?P<indent> *)(async )?def {re.escape(entry_point)} *\(")
+    lines = text.split("\n")
+    found = [(number, match["indent"]) for number, line in enumerate(lines) if (match := definition.match(line))]
+    if not found:
+        return None
+    line, indent = found[-1]
+    lines = [each.removeprefix(indent) for each in lines]
+    start = line
+    for number in range(line - 1, -1, -1):
+        if TOP_LEVEL.match(lines[number]):
+            if not _is_valid("\n".join([*lines[number:start], "def following(): pass"])):
+                break
+            start = number
+    return _without_last_words(_valid_prefix("\n".join(lines[start:])))
+
+
+def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:
+    """Join a prompt and the rest of its function; None if that is no code.
+
+    The first line of a body may have lost its indentation, or all its lines, or words may come before it.
+    """
+    prompt = prompt.rstrip()
+    body = re.sub(r"^[ \t]+", lambda found: found[0].expandtabs(4), block.text.strip("\n").rstrip(), flags=re.MULTILINE)
+    variants = [body] if body.startswith(" ") else [INDENT + body, textwrap.indent(body, INDENT)]
+    if not block.is_closed and (indented := re.search(r"\n( +\S.*)", body, re.DOTALL)):
+        variants.append(indented[1])
+    programs = [f"{prompt}\n{variant}\n" for variant in variants]
+    if not block.is_closed:
+        programs += [_without_last_words(_valid_prefix(program)) for program in programs]
+    start = prompt.count("\n") + 1
+    return next((program for program in programs if _has_body(program, entry_point, start)), None)
+
+
+def _has_body(program: str, entry_point: str, start: int) -> bool:
+    """Whether a program is valid and its function has a statement, not only words, after that many lines."""
+    nodes = _parse(program).body if _is_valid(program) else ()
+    functions = (node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    body = (statement for function in functions if function.name == entry_point for statement in function.body)
+    return any(statement.lineno > start and not _is_words(statement) for statement in body)
+
+
+def _without_last_words(code: str) -> str:
+    """Cut off the end of valid code where it only looks like code: words, or examples of the function's use."""
+    statements = _parse(code).body
+    while statements and (isinstance(statements[-1], ast.Expr) or _is_words(statements[-1])):
+        statements.pop()
+    end = statements[-1].end_lineno if statements else 0
+    return "\n".join(code.split("\n")[:end])
+
+
+def _is_words(statement: ast.stmt) -> bool:
+    """Whether a statement does nothing, such as a single word, or one that is followed by a colon and another."""
+    if isinstance(statement, ast.AnnAssign):
+        return statement.value is None
+    return isinstance(statement, ast.Expr) and not isinstance(
+        statement.value, ast.Call | ast.Await | ast.Yield | ast.YieldFrom
+    )
+
+
+def _valid_prefix(code: str) -> str:
+    """Cut code off at its first error, and again until it is valid."""
+    lines = code.split("\n")
+    while (error := _first_error("\n".join(lines))) is not None:
+        del lines[max(0, min(error, len(lines)) - 1) :]
+    return "\n".join(lines)
+
+
+def _is_valid(code: str) -> bool:
+    return _first_error(code) is None
+
+
+def _first_error(code: str) -> int | None:
+    """Line of an error in code, counted from 1; None if it is valid."""
+    try:
+        _parse(code)
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, OverflowError, MemoryError, RecursionError):  # null characters, or nested too deep
+        return 1
+    return None
+
+
+def _parse(code: str) -> ast.Module:
+    """Parse code, and compile it too, which finds more errors: a `return` outside of functions, for example."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a model wrote
+        compile(code, "<reply>", "exec", dont_inherit=True)
+        return ast.parse(code)

@@ -1,0 +1,50 @@
+"""Runs a program and its test inside the sandbox, whose interpreter gets this file as text: standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import traceback
+from types import ModuleType
+
+DETAIL = 2000  # characters of an error that are reported, from its end
+
+
+def main() -> None:
+    """Run the program that standard input describes, and report how it ended on what was standard output.
+
+    The report begins with a token, which the program cannot print before its test has ended.
+    """
+    request = json.load(sys.stdin)
+    report, write, end_process = os.dup(1), os.write, os._exit
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    for name, limits in request["limits"].items():
+        resource.setrlimit(getattr(resource, name), tuple(limits))
+    write(report, b"ready\n")
+    reason, detail = run(request["code"], request["test"])
+    write(report, f"{request['token']} {reason}\n{detail}".encode(errors="replace"))
+    end_process(0)  # not by `sys.exit`: no exit handlers, no threads to wait for
+
+
+def run(code: str, test: str) -> tuple[str, str]:
+    """Execute a program and its test in one new module; the reason for the result, and the error."""
+    module = ModuleType("program")  # not __main__, whose parts are not what is tested
+    sys.modules["program"] = module  # where dataclasses look their annotations up
+    format_error, memory_error = traceback.format_exception, MemoryError
+    try:
+        exec(compile(code, "program.py", "exec"), module.__dict__)
+        exec(compile(test, "test.py", "exec"), module.__dict__)
+    except memory_error:
+        return "memory", ""
+    except BaseException as error:
+        own = error.__traceback__  # the frame of this function, above those of the program
+        return "failed", "".join(format_error(type(error), error, own and own.tb_next, limit=-3))[-DETAIL:]
+    return "passed", ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Mark a reply: extract its answer, and compare that with the correct one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+from cerebrum_cli.answers.canonical import canonical
+from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.answers.gold import matches_gold
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.evals.question import Question
+
+Match = Literal["answer", "exact", "contains", "regex", "code"]
+MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; code is what the task humaneval has
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTER_FIRST = re.compile(r"[^\w\n]*([A-Z])(?:[).:]|\**\Z)", re.ASCII)
+
+
+class Mark(NamedTuple):
+    """The answer found in a reply, None if it states none, and whether it is correct."""
+
+    answer: str | None
+    correct: bool
+
+
+class Unmarked(NamedTuple):
+    """The text of a reply to a question; not `is_complete` if it was cut off."""
+
+    text: str
+    question: Question
+    is_complete: bool
+
+
+Marker = Callable[[Unmarked], Mark]
+"""Finds the answer in a reply and marks it."""
+
+
+def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False) -> Marker:
+    """How replies are marked.
+
+    Raises UsageError if a gold answer has to be a regular expression and is none, and for code that must not be run.
+    """
+    if match == "code":
+        return code_marker(run_code)
+    if match == "regex":
+        for question in questions:
+            try:
+                re.compile(question.gold)
+            except re.error as error:
+                problem = f"the answer of question {question.id} is not a regular expression: {error}"
+                raise UsageError(problem, "fix it, or use another --match") from error
+    return {"answer": mark_answer, "exact": mark_exact, "contains": mark_contains, "regex": mark_regex}[match]
+
+
+def code_marker(run_code: bool) -> Marker:
+    """Mark programs by running them against the question's test. Raises UsageError without a sandbox."""
+    from cerebrum_cli.application.evaluation.code import extract_program
+    from cerebrum_cli.application.evaluation.sandbox import Program, require_sandbox, run_program
+
+    if not run_code:
+        raise UsageError("this task runs programs that the model writes", "allow it with --run-code: in a sandbox")
+    sandbox = require_sandbox()
+
+    def mark(reply: Unmarked) -> Mark:
+        stub, test = reply.question.stub, reply.question.gold
+        program = extract_program(reply.text, stub, reply.question.entry_point)
+        return Mark(program, program is not None and run_program(sandbox, Program(program, test)).passed)
+
+    return mark
+
+
+def mark_answer(reply: Unmarked) -> Mark:
+    """Extract the final answer, or the letter of the chosen one, and compare what it means."""
+    text, question, is_complete = reply
+    answer = final_answer(text, is_complete)
+    if question.choices:
+        answer = chosen_letter(answer, text if is_complete else "", question.choices)
+        return Mark(answer, answer == question.gold)
+    return Mark(answer, matches_gold(answer, question.gold))
+
+
+def mark_exact(reply: Unmarked) -> Mark:
+    """Compare the whole reply, without the white space around it."""
+    answer = reply.text.strip()
+    return Mark(answer or None, reply.is_complete and answer == reply.question.gold.strip())
+
+
+def mark_contains(reply: Unmarked) -> Mark:
+    """Search the reply for the correct answer, in upper or lower case."""
+    return Mark(reply.text.strip() or None, reply.question.gold.strip().casefold() in reply.text.casefold())
+
+
+def mark_regex(reply: Unmarked) -> Mark:
+    """Search the reply for the correct answer, a regular expression."""
+    found = re.search(reply.question.gold, reply.text)
+    return Mark(found[0] if found else reply.text.strip() or None, found is not None)
+
+
+def chosen_letter(answer: str | None, text: str, choices: tuple[str, ...]) -> str | None:
+    """The letter of the choice that an answer names by its letter or its text; the answer itself if it names none.
+
+    Without a final answer, it is the letter that opens the last line of the text.
+    """
+    letters = LETTERS[: len(choices)]
+    if answer is None:
+        last_line = next((line for line in reversed(text.split("\n")) if line.strip()), "")
+        opening = _LETTER_FIRST.match(last_line)
+        return opening[1] if opening and opening[1] in letters else None
+    form = canonical(answer)
+    if len(form) == 1 and form.upper() in letters:
+        return form.upper()
+    named = [letter for letter, choice in zip(letters, choices, strict=False) if canonical(choice) == form]
+    return named[0] if len(named) == 1 else answer

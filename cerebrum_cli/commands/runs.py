@@ -1,0 +1,73 @@
+"""`cerebrum runs`: the results of `cerebrum eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cerebrum_cli.commands.context import require_agreement, runtime_of
+from cerebrum_cli.commands.signature import SectionedCommand, composed, parameter
+from cerebrum_cli.runtime.options import DeleteOptions, QuietOptions
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+Name = Annotated[str, typer.Argument(metavar="RUN", help="A name from `cerebrum runs list`, or a path.")]
+Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
+JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
+
+
+@app.command(name="list", cls=SectionedCommand, short_help="List stored runs.")
+@composed
+def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = False) -> None:
+    """List stored runs, the latest last."""
+    from cerebrum_cli.runtime.evaluation import runs
+
+    runs.list_runs(runtime_of(context), json, options)
+
+
+@app.command(cls=SectionedCommand, short_help="Show a run's results.")
+@composed
+def show(
+    context: typer.Context,
+    run: Name,
+    options: QuietOptions,
+    plot: Annotated[
+        Path | None, parameter("plot", "Plot accuracy against votes and tokens", "Output", metavar="FILE")
+    ] = None,
+    rescore: Annotated[bool, parameter("rescore", "Extract and compare the answers again", "Output")] = False,
+    run_code: Annotated[bool, parameter("run_code", "With --rescore: run the programs again", "Output")] = False,
+    json: Json = False,
+) -> None:
+    """Show accuracy with its interval, votes, and how answers ended."""
+    from cerebrum_cli.runtime.evaluation import runs
+
+    runs.show(runtime_of(context), run, plot, rescore, run_code, json, options)
+
+
+@app.command(cls=SectionedCommand, short_help="Compare two runs of the same questions.")
+@composed
+def compare(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(metavar="RUN_A", help="A run.")],
+    after: Annotated[str, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
+    kl: Annotated[bool, parameter("kl", "Also compare the token probabilities of both models", "Output")] = False,
+    json: Json = False,
+) -> None:
+    """Compare two models on the same questions, and state whether the difference can be believed."""
+    from cerebrum_cli.runtime.evaluation import runs
+
+    runs.compare(runtime_of(context), before, after, kl, json)
+
+
+@app.command(cls=SectionedCommand, short_help="Delete a stored run.")
+@composed
+def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
+    """Delete a run and its files."""
+
+    runtime = runtime_of(context)
+    found = runtime.runs.find(run)
+    require_agreement(runtime, f"Delete the run {found.name}?", found.name, options.yes)
+    runtime.runs.delete(found)
+    if not options.quiet:
+        runtime.streams.info(f"deleted {found.name}")

@@ -1,0 +1,36 @@
+"""Which questions a run asks, in which order, and with which seeds; the same for every model and on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.evals.question import Question
+
+MAX_SAMPLES = 1024  # of a question: the seeds reserved for it
+_BLOCKS = SEEDS // MAX_SAMPLES  # of seeds; more than four million
+
+
+def select(questions: Iterable[Question], limit: int | None = None, seed: int = 0) -> tuple[Question, ...]:
+    """Put questions in a random order and take the first of them: a smaller limit gives a prefix of a larger one.
+
+    A question's place depends on its id and the seed alone, not on the other questions.
+    """
+    return tuple(sorted(questions, key=lambda question: _rank(question, seed))[:limit])
+
+
+def sample_seed(base: int, index: int, sample: int) -> int:
+    """Seed of a sample of the question with this index; consecutive in `sample`, of which there are MAX_SAMPLES.
+
+    No two samples of four million questions have one seed.
+    """
+    if not 0 <= sample < MAX_SAMPLES:
+        raise ValueError(f"sample {sample} is not below {MAX_SAMPLES}")
+    offset = int.from_bytes(hashlib.sha256(f"seeds {base}".encode()).digest()[:8], "big")
+    return (offset + index) % _BLOCKS * MAX_SAMPLES + sample
+
+
+def _rank(question: Question, seed: int) -> tuple[bytes, int]:
+    key = f"{seed} {type(question.id).__name__} {question.id}"
+    return hashlib.sha256(key.encode()).digest(), question.index

@@ -1,0 +1,1 @@
+"""`cerebrum eval` and `cerebrum runs`: joining evaluations with the terminal."""

@@ -1,0 +1,120 @@
+"""Prepare an evaluation: read its questions, resolve the model, and fold the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.application.evaluation.evaluate import Evaluation
+from cerebrum_cli.application.evaluation.marking import MATCHES
+from cerebrum_cli.application.evaluation.sources import Asked, Reading, read_source
+from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
+from cerebrum_cli.application.inference.loading import open_model
+from cerebrum_cli.application.inference.question import template_options
+from cerebrum_cli.application.models.generative import require_generative
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
+from cerebrum_cli.evals.presets import find_preset
+from cerebrum_cli.evals.selection import select
+from cerebrum_cli.runtime.batch import parse_parallel, plan_parallel
+from cerebrum_cli.runtime.generation import generation_settings, read_grammar
+from cerebrum_cli.runtime.models import file_progress, find_model, resolve_encoding
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.inference.loading import LoadedModel, ResolvedModel
+    from cerebrum_cli.application.models.model import Model
+    from cerebrum_cli.core.settings import Layer
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.options import EvalOptions
+
+MAX_SAMPLES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An evaluation, with the model that answers and what it needs to be opened."""
+
+    asked: Asked
+    evaluation: Evaluation
+    model: Model
+    resolved: ResolvedModel
+    arguments: Mapping[str, Any]
+    parallel: int | None
+    pad_steps: bool
+
+    def open(self, runtime: Runtime, missing: int, vocabulary_only: bool = False) -> LoadedModel:
+        """Start to load the model for the missing samples."""
+        tuning = self.resolved.tuning("batch")
+        return open_model(
+            runtime.open_backend,
+            self.model,
+            self.evaluation.settings,
+            template_options=self.arguments,
+            vocabulary_only=vocabulary_only,
+            parallel=plan_parallel(self.parallel or tuning.slots, missing, self.pad_steps),
+            file=self.resolved.model,
+            tuning=tuning,
+        )
+
+    def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
+        """Everything the samples depend on, by readable names."""
+        evaluation = self.evaluation
+        return {
+            **self.asked.fingerprint,
+            **({"batch invariance": "all types"} if self.pad_steps else {}),
+            "template arguments": self.arguments or None,
+            **generation_fingerprint(
+                evaluation.settings, evaluation.grammar, self.model, self.resolved.model, runtime.library
+            ),
+        }
+
+
+def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -> Prepared:
+    """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
+    if options.batch_invariant:
+        if given.get("drafts"):
+            raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
+        given = {**given, "drafts": False}
+    require_count("--samples", options.samples, MAX_SAMPLES)
+    require_count("--limit", options.limit)
+    parallel = parse_parallel(options.parallel)
+    asked = read_asked(runtime, source, options)
+    samples = options.samples or asked.samples
+    model = find_model(runtime, given, options)
+    require_generative(model.path, model.header)
+    settings = generation_settings(runtime, given, model, "--samples" if samples > 1 else None, asked.settings)
+    settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
+    grammar = read_grammar(runtime, options, options.quiet)
+    return Prepared(
+        asked,
+        Evaluation(select(asked.questions, options.limit), samples, settings, model.label, asked.marker, grammar),
+        model,
+        resolve_encoding(runtime, model, settings, options),
+        template_options(options.template_arg),
+        parallel,
+        options.batch_invariant,
+    )
+
+
+def read_asked(runtime: Runtime, source: str, options: EvalOptions) -> Asked:
+    """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
+    match = next((each for each in MATCHES if each == options.match), None)
+    if options.match and match is None:
+        raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
+    reading = Reading(options.question_field, options.answer_field, options.template, match, options.run_code)
+    preset = find_preset(options.preset) if options.preset else None
+    with file_progress(runtime, options) as progress:
+        asked = read_source(source, reading, preset, progress, options.offline)
+    if not options.quiet:
+        for bad in asked.bad_rows[:SHOWN_ERRORS]:
+            runtime.streams.notice(NoticeEvent(f"line {bad.line} of {source} is not counted: {bad.reason}", ""))
+        if (more := len(asked.bad_rows) - SHOWN_ERRORS) > 0:
+            runtime.streams.notice(NoticeEvent(f"{more} more lines are not counted", ""))
+    return asked
+
+
+def require_count(option: str, value: int | None, most: int | None = None) -> None:
+    """Raise UsageError for a number below 1, or above the most that is allowed."""
+    if value is not None and (value < 1 or (most and value > most)):
+        raise UsageError(f"{option} is {value}", f"it must be from 1 to {most}" if most else "it must be 1 or more")

@@ -1,0 +1,83 @@
+"""What `cerebrum eval --dry-run` shows: one exact prompt, how many questions and samples there are, and their time."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.application.inference.loading import load_options
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.text import format_duration
+from cerebrum_cli.engine.bench.protocol import Job, TrialError
+
+if TYPE_CHECKING:
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.evaluation.prepare import Prepared
+    from cerebrum_cli.runtime.options import EvalOptions
+
+ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
+BENCH_SLOTS = 16
+PREFILL, DECODE = Job("prefill", 128), Job("decode", 8, BENCH_SLOTS)
+
+
+def show_preview(runtime: Runtime, prepared: Prepared, options: EvalOptions) -> None:
+    """Print the exact prompt of the first question on standard output, and what the run would be on standard error."""
+    evaluation = prepared.evaluation
+    question = evaluation.questions[0]
+    loaded = prepared.open(runtime, 1, vocabulary_only=True)
+    try:
+        preview = loaded.responder.preview(Conversation(system_prompt=evaluation.settings.system).user(question.prompt))
+    finally:
+        loaded.engine.close()
+    seconds, basis = estimate(runtime, prepared, len(preview.token_ids))
+    samples = len(evaluation.rows)
+    if options.json:
+        runtime.streams.answer_object(
+            {
+                "prompt": preview.prompt,
+                "prompt_tokens": len(preview.token_ids),
+                "gold": question.gold,
+                "questions": len(evaluation.questions),
+                "bad_rows": len(prepared.asked.bad_rows),
+                "samples": samples,
+                "seconds": seconds and round(seconds),
+            }
+        )
+        return
+    runtime.streams.answer(preview.prompt)
+    if runtime.streams.out_is_terminal and not preview.prompt.endswith("\n"):
+        runtime.streams.answer("\n")
+    if options.quiet:
+        return
+    info = runtime.streams.info
+    info(f"expected answer: {question.gold}")
+    info(f"{len(evaluation.questions)} of {len(prepared.asked.questions)} questions, {samples} samples")
+    for line in prepared.asked.remarks:
+        info(line)
+    info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
+
+
+def estimate(runtime: Runtime, prepared: Prepared, prompt_tokens: int) -> tuple[float | None, str]:
+    """Estimate the time of the whole run in seconds, and what the estimate rests on; None if it cannot be measured."""
+    evaluation = prepared.evaluation
+    samples = len(evaluation.rows)
+    runs = [run for run in runtime.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
+    same = next((run for run in runs if run.task == prepared.asked.name), None)
+    if same:
+        notes = same.record.notes
+        return notes["seconds"] / notes["timed_samples"] * samples, f"from the run {same.name}"
+    tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
+    if runs:
+        tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples()))
+    options = load_options(prepared.resolved.model, evaluation.settings)
+    tuning = prepared.resolved.tuning("batch")
+    try:
+        devices = runtime.capacity().devices or ()
+        with closing(runtime.bench(options, prepared.resolved.model, runtime.trials, devices)) as bench:
+            prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
+    except TrialError as error:
+        return None, f"the time cannot be measured: {error}"
+    slots = min(BENCH_SLOTS, samples)
+    seconds = len(evaluation.questions) * prompt_tokens / prefill + samples * tokens / (decode * slots / BENCH_SLOTS)
+    return seconds, f"if an answer has {tokens} tokens"

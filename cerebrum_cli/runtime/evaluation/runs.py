@@ -1,0 +1,101 @@
+"""Show and compare the results of `cerebrum eval`: the runs of `cerebrum runs`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.application.evaluation.comparing import compare_runs
+from cerebrum_cli.application.evaluation.reporting import report_of, rescored
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.evals.comparison import comparison_object, verdict
+from cerebrum_cli.evals.report import report_object
+from cerebrum_cli.terminal.eval_report import print_comparison, print_report, print_runs
+from cerebrum_cli.terminal.tables import print_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cerebrum_cli.application.evaluation.runs import Run
+    from cerebrum_cli.evals.sample import Sample
+    from cerebrum_cli.runtime.composition import Runtime
+    from cerebrum_cli.runtime.options import QuietOptions
+
+
+def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
+    """List stored runs, the latest last."""
+    empty = "" if options.quiet else "no stored runs; cerebrum eval creates them"
+    print_rows(runtime.streams, [run_row(run) for run in runtime.runs], json, print_runs, empty)
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """One row of `cerebrum runs list`."""
+    samples = [sample for sample in run.samples() if not sample.is_refused]
+    report = report_of(run, samples) if samples else None
+    changed = datetime.fromtimestamp(run.changed_at, UTC)
+    return {
+        "name": run.name,
+        "task": run.task,
+        "model": run.model,
+        "n": report.n if report else 0,
+        "samples": run.samples_per_question,
+        "accuracy": report and report.accuracy.value,
+        "interval": report and list(report.accuracy.interval),
+        "complete": run.is_complete,
+        "updated": changed.isoformat(timespec="seconds"),
+    }
+
+
+def show(
+    runtime: Runtime, name: str, plot: Path | None, rescore: bool, run_code: bool, json: bool, options: QuietOptions
+) -> None:
+    """Print a run's report."""
+    run = runtime.runs.find(name)
+    samples = run.samples()
+    if rescore:
+        before = samples
+        samples = rescored(run, samples, run_code)
+        if not options.quiet:
+            changed = sum(old.correct != new.correct for old, new in zip(before, samples, strict=True))
+            runtime.streams.info(f"{changed} of {len(samples)} samples are marked differently now")
+    print_run(runtime, run, samples, json, options.quiet)
+    if plot:
+        from cerebrum_cli.terminal.plot import plot_report
+
+        plot_report(report_of(run, samples), plot)
+        if not options.quiet:
+            runtime.streams.info(f"wrote {plot}")
+
+
+def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
+    """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
+    counted = [sample for sample in samples if not sample.is_refused]
+    if not counted:
+        raise UsageError(f"the run {run.name} has no sample that counts", "take some with cerebrum eval")
+    report = report_of(run, counted)
+    if json:
+        runtime.streams.answer_object({**report_object(report), "refused": len(samples) - len(counted)})
+        return
+    print_report(runtime.streams, report, run, len(samples) - len(counted))
+    if not quiet:
+        for remark in run.record.notes.get("remarks", ()):
+            runtime.streams.info(remark)
+        runtime.streams.info(f"run {run.name}: {run.path}")
+
+
+def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> None:
+    """Print what changed from one run to another, and whether that could be chance."""
+    runs = runtime.runs.find(before), runtime.runs.find(after)
+    comparison = compare_runs(*runs)
+    closeness = None
+    if kl:
+        from cerebrum_cli.runtime.divergence import measure_divergence
+
+        closeness = measure_divergence(runtime, *(run.model for run in runs))
+    if json:
+        more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
+        runtime.streams.answer_object({**comparison_object(comparison), **more})
+        return
+    print_comparison(runtime.streams, comparison, *runs, closeness)
+    runtime.streams.answer(f"\n{verdict(comparison, *(run.name for run in runs))}\n")

@@ -1,0 +1,105 @@
+"""Tables of runs: a report, a comparison, and the list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cerebrum_cli.terminal.tables import one_line, print_table
+
+if TYPE_CHECKING:
+    from cerebrum_cli.application.evaluation.runs import Run
+    from cerebrum_cli.engine.bench.protocol import Closeness
+    from cerebrum_cli.evals.comparison import Comparison
+    from cerebrum_cli.evals.estimates import Estimate, Interval
+    from cerebrum_cli.evals.report import Report
+    from cerebrum_cli.terminal.streams import Streams
+
+ALL_SHOWN = 8  # numbers of votes; of more, powers of two
+
+
+def print_report(streams: Streams, report: Report, run: Run, refused: int) -> None:
+    """Print the estimates of a run with their intervals, then what its answers cost."""
+    temperature = run.record.fingerprint["temperature"]
+    samples = "1 sample" if report.samples == 1 else f"{report.samples} samples"
+    streams.answer(
+        one_line(f"{report.task}: {report.model}, {report.n} questions, {samples} each, temperature {temperature:g}")
+        + "\n\n"
+    )
+    rows: list[Sequence[Any]] = [_row("accuracy", report.accuracy)]
+    rows += [_row(f"vote of {k}", report.maj[k - 1]) for k in shown_numbers(len(report.maj))]
+    rows += [_row(f"one of {k} correct", report.pass_at[k - 1]) for k in shown_numbers(len(report.pass_at))]
+    if report.chance is not None:
+        rows.append(("guessing", share(report.chance), ""))
+    rows.append(("no answer", share(report.no_answer), ""))
+    rows.append(("cut off", share(report.cut_off), ""))
+    rows.append(("tokens per answer", f"{report.tokens_per_answer:.0f}", ""))
+    rows.append(("seconds per question", f"{report.seconds_per_question:.2f}", ""))
+    if refused:
+        rows.append(("samples refused", refused, ""))
+    print_table(streams, ("", "value", "95 % interval"), rows)
+
+
+def shown_numbers(most: int) -> Iterator[int]:
+    """Numbers of votes above 1 to show: all of a few, or powers of two and the last."""
+    for k in range(2, most + 1):
+        if most <= ALL_SHOWN or k == most or k & (k - 1) == 0:
+            yield k
+
+
+def print_comparison(
+    streams: Streams, comparison: Comparison, before: Run, after: Run, closeness: Closeness | None
+) -> None:
+    """Print what changed from one run to the other."""
+    rows: list[Sequence[Any]] = [
+        (f"accuracy of {before.name}", share(comparison.accuracy_a), ""),
+        (f"accuracy of {after.name}", share(comparison.accuracy_b), ""),
+        ("difference", f"{comparison.difference:+.3f}", bounds(comparison.interval, "+.3f")),
+        ("right to wrong", comparison.right_to_wrong, ""),
+        ("wrong to right", comparison.wrong_to_right, ""),
+        ("answers that changed", f"{comparison.flips} of {comparison.n}", ""),
+        ("McNemar's exact p", f"{comparison.p_value:.3g}", ""),
+    ]
+    if comparison.smallest_difference is not None:
+        rows.append(("smallest visible difference", share(comparison.smallest_difference), ""))
+    if closeness:
+        rows.append(("mean KL divergence", f"{closeness.mean_kld:.4f} nats", ""))
+        rows.append(("same top token", f"{closeness.top1_agreement:.1%}", ""))
+    print_table(streams, ("", "value", "95 % interval"), rows)
+
+
+def print_runs(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print one line for each run."""
+    cells = [
+        (
+            row["name"],
+            row["model"],
+            row["n"],
+            row["samples"],
+            row["accuracy"] if row["accuracy"] is None else share(row["accuracy"]),
+            row["interval"] and bounds(row["interval"]),
+            "yes" if row["complete"] else "no",
+            row["updated"][:16].replace("T", " "),
+        )
+        for row in rows
+    ]
+    print_table(
+        streams,
+        ("name", "model", "questions", "samples", "accuracy", "95 % interval", "complete", "updated"),
+        cells,
+        "name",
+        ("updated", "complete", "samples", "model"),
+    )
+
+
+def _row(label: str, estimate: Estimate) -> tuple[str, str, str]:
+    return label, share(estimate.value), bounds(estimate.interval)
+
+
+def share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def bounds(interval: Interval | Sequence[float], format: str = ".3f") -> str:
+    low, high = interval
+    return f"{low:{format}} to {high:{format}}"

@@ -1,0 +1,263 @@
+"""`cerebrum eval` and `cerebrum runs` on the model in the package: reports, growth, kills, refusals and comparisons."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Finished
+from nano.measure import MODEL_FILE
+from nano.questions import held_out
+
+from cerebrum_cli.evals.sample import SAMPLE_KEYS
+
+pytestmark = pytest.mark.slow
+
+MODEL = ("-m", str(MODEL_FILE), "--format", "cerebrum")
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    """Forty of nano's held-out sums."""
+    return write_questions(
+        tmp_path / "sums.jsonl", [{"question": turns[0], "answer": answer} for turns, answer in held_out()[:40]]
+    )
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> CommandLine:
+    home = tmp_path / "home"
+    home.mkdir()
+    return CommandLine(home)
+
+
+def write_questions(path: Path, rows: Sequence[object]) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def run_eval(command: CommandLine, source: Path | str, *arguments: str | Path) -> Finished:
+    return command.run("eval", source, *MODEL, "--json", *arguments)
+
+
+def samples_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.read_text(encoding="utf-8").splitlines()]
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(Path(f"{run}.meta.json").read_text(encoding="utf-8"))
+    return record
+
+
+def problem(done: Finished) -> str:
+    """The first line of an error; the command printed nothing else."""
+    assert done.code == 2, done.err
+    assert done.out == ""
+    return done.err.splitlines()[0]
+
+
+def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    done = run_eval(command, sums, "--limit", "10", "-o", run)
+    assert done.code == 0, done.err
+    report, samples = done.object, samples_of(run)
+    assert (report["task"], report["n"], report["samples"]) == ("sums", 10, 1)
+    assert report["accuracy"] == sum(sample["correct"] for sample in samples) / 10
+    assert 0 <= report["interval"][0] <= report["accuracy"] <= report["interval"][1] <= 1
+    assert set(report["maj"]) == set(report["pass_at"]) == {"1"}
+    assert (report["no_answer"], report["cut_off"]) == (0, 0)
+    assert report["tokens_per_answer"] > 5
+    assert all(tuple(sample) == SAMPLE_KEYS for sample in samples)
+    assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["gold"] for sample in samples]
+    assert all(0 < sample["probability"] <= 1 and sample["finish_reason"] == "stop" for sample in samples)
+
+
+def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
+    sampled = ("--temperature", "0.8", "-o")
+    assert run_eval(command, sums, "--limit", "20", *sampled, run).code == 0
+    first = samples_of(run)
+    assert record_of(run)["notes"]["timed_samples"] == 20
+    assert run_eval(command, sums, *sampled, run).code == 0
+    assert samples_of(run)[:20] == first
+    assert record_of(run)["notes"]["timed_samples"] == 40
+    assert run_eval(command, sums, "--samples", "3", *sampled, run).object["samples"] == 3
+    assert record_of(run)["notes"]["timed_samples"] == 120
+    assert run_eval(command, sums, "--samples", "3", *sampled, whole).code == 0
+    assert samples_of(run) == samples_of(whole)
+    assert len({sample["seed"] for sample in samples_of(run)}) == 120
+
+
+def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    run_eval(command, sums, "--limit", "4", "-o", run)
+    before = run.read_bytes()
+    for arguments, difference in (
+        (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
+        (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
+        (("--limit", "3"), "already has more questions (4, now 3)"),
+    ):
+        done = run_eval(command, sums, *arguments, "-o", run)
+        assert done.code == 1
+        assert difference in done.err.splitlines()[0]
+    assert run.read_bytes() == before
+
+
+def test_killed_run_loses_and_repeats_no_sample(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run, whole, chance = tmp_path / "run.jsonl", tmp_path / "whole.jsonl", random.Random(18)
+    arguments = ("eval", sums, *MODEL, "--samples", "4", "--parallel", "4", "-q", "-o")
+    partial = Path(f"{run}.partial")
+    finished: list[bytes] = []
+    for _ in range(10):
+        process = command.start(*arguments, run)
+        before = len(finished)
+        while process.poll() is None and len(lines_of(partial)) <= before:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if run.exists():
+            break
+        lines = lines_of(partial)
+        assert lines[: len(finished)] == finished
+        finished = lines
+    assert command.run(*arguments, run).code == 0
+    assert command.run(*arguments, whole).code == 0
+    assert samples_of(run) == samples_of(whole)
+    assert len(samples_of(run)) == 160
+
+
+def lines_of(partial: Path) -> list[bytes]:
+    """The complete lines of a partial file."""
+    data = partial.read_bytes() if partial.exists() else b""
+    return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
+    while process.poll() is None and not lines_of(Path(f"{run}.partial")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == b""
+    assert b"of 2560 samples done; run it again to resume" in err
+
+
+def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path) -> None:
+    rows = [{"question": "What is 3 plus 4?", "answer": 7}, "{", {"question": "What is 2 plus 2?"}]
+    done = run_eval(command, write_questions(tmp_path / "few.jsonl", rows), "-o", tmp_path / "run.jsonl")
+    assert done.code == 6
+    assert (done.object["n"], done.object["accuracy"]) == (1, 1.0)
+    assert "line 2" in done.err and "line 3" in done.err
+
+
+def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) -> None:
+    rows = [{"question": "What is 3 plus 4?", "answer": 7}, {"question": "What is 3 plus 4? " * 500, "answer": 7}]
+    source = write_questions(tmp_path / "few.jsonl", rows)
+    done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl")
+    assert done.code == 6
+    assert (done.object["n"], done.object["refused"]) == (1, 1)
+    assert "question 2 is not counted: the prompt has" in done.err
+
+
+def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
+    row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red"}
+    source = write_questions(tmp_path / "few.jsonl", [row])
+    preview = run_eval(command, source, "--dry-run").object
+    assert "Which is a color?\n\nA) seven\nB) red\n\n" in preview["prompt"]
+    assert preview["gold"] == "B"
+    done = run_eval(command, source, "-o", tmp_path / "run.jsonl")
+    [sample] = samples_of(tmp_path / "run.jsonl")
+    assert (sample["gold"], sample["choices"]) == ("B", ["seven", "red"])
+    assert done.object["chance"] == 0.5
+
+
+def test_dry_run_shows_a_prompt_and_the_time(command: CommandLine, sums: Path) -> None:
+    done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")
+    assert done.code == 0, done.err
+    assert done.out.endswith("\nAI:")
+    assert "20 of 40 questions, 40 samples" in done.err
+    assert "about 0:" in done.err
+    assert not (command.home / "data" / "cerebrum" / "runs").exists()
+
+
+def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    run_eval(command, sums, "--limit", "2", "--samples", "2", "-o", run)
+    assert record_of(run)["fingerprint"]["temperature"] == 0.7
+    done = run_eval(command, sums, "--samples", "2", "--temperature", "0", "-o", tmp_path / "other.jsonl")
+    assert problem(done) == "error: --samples needs a temperature above 0: at 0 all samples are the same"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gsm8",), "unknown task 'gsm8'"),
+        (("none.jsonl",), "none.jsonl: No such file or directory"),
+        (("humaneval",), "this task runs programs that the model writes"),
+        (("gsm8k", "--answer-field", "a"), "--answer-field is for files"),
+        (("gsm8k", "--samples", "0"), "--samples is 0"),
+        (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
+        (("gsm8k", "--match", "same"), "--match is 'same'"),
+        (("gsm8k", "--num-fewshot", "5"), "--num-fewshot is for lm-eval's tasks"),
+    ],
+)
+def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tuple[str, ...], message: str) -> None:
+    done = command.run("eval", *arguments, *MODEL, "--offline")
+    assert problem(done).startswith(f"error: {message}")
+    assert len(done.err.splitlines()) == 2
+
+
+def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(MODEL_FILE.read_bytes())
+    for model in (MODEL_FILE, other):
+        assert command.run("eval", sums, "-m", model, "--format", "cerebrum", "--limit", "10").code == 0
+    assert command.run("eval", sums, *MODEL, "--limit", "12").code == 0  # extends the first
+    rows = command.run("runs", "list", "--json").object
+    names = sorted(row["name"] for row in rows)
+    assert len(names) == 2
+    assert sorted(row["n"] for row in rows) == [10, 12]
+    shown = command.run("runs", "show", names[0])
+    assert shown.code == 0
+    assert "accuracy" in shown.out and "95 % interval" in shown.out
+    refused = command.run("runs", "compare", *names)
+    assert (
+        problem(refused).endswith("another questions (12, now 10)") or "another questions (10, now 12)" in refused.err
+    )
+    assert command.run("eval", sums, "-m", other, "--format", "cerebrum", "--limit", "12").code == 0
+    compared = command.run("runs", "compare", *names, "--json").object
+    assert (compared["n"], compared["flips"], compared["p_value"]) == (12, 0, 1.0)
+    assert "no difference shown" in command.run("runs", "compare", *names).out
+    assert command.run("runs", "rm", "-y", names[0]).code == 0
+    assert [row["name"] for row in command.run("runs", "list", "--json").object] == names[1:]
+    assert command.run("runs", "show", names[0]).code == 2
+
+
+def test_runs_of_other_conditions_are_not_compared(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    run_eval(command, sums, "--limit", "4", "-o", runs[0])
+    run_eval(command, sums, "--limit", "4", "--max-tokens", "64", "-o", runs[1])
+    refused = command.run("runs", "compare", *runs)
+    assert problem(refused) == "error: a and b cannot be compared: b has another max tokens (none, now 64)"
+
+
+def test_rescoring_marks_the_saved_texts_again(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    report = run_eval(command, sums, "--limit", "5", "-o", run).object
+    samples = samples_of(run)
+    for sample in samples:
+        sample["correct"] = not sample["correct"]
+    run.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples), encoding="utf-8")
+    assert command.run("runs", "show", run, "--json").object["accuracy"] == 1 - report["accuracy"]
+    again = command.run("runs", "show", run, "--rescore", "--json")
+    assert again.object["accuracy"] == report["accuracy"]
+    assert "5 of 5 samples are marked differently now" in again.err
