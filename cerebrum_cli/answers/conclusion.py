@@ -1,7 +1,8 @@
 """Find what a chain of thought that states no answer comes to: the value at its end.
 
 The rule is the last number of the last sentence, but what a sentence has computed stands behind its last equals sign:
-"16 x 3 = 48 kilograms in 3 bags" comes to 48. The exceptions are equations that only prepare a value behind them.
+"16 x 3 = 48 kilograms in 3 bags" comes to 48. The exceptions are equations that only prepare a value behind them, and
+sentences whose number is in words. A question comes to nothing: the sentence before it counts.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ _CONSEQUENCE = re.compile(
 def last_value(text: str) -> str | None:
     """Value at the end of a chain of thought that states no answer."""
     text = CALCULATOR_NOTE.sub(" = ", _OPEN_EQUATION.sub("= ", text))
-    computes = re.search(r"\d", text) is not None  # "there are two ways" is the answer to no sum
+    has_digits = re.search(r"\d", text) is not None  # without any, "there are two ways" concludes no calculation
     for line in filter(has_content, reversed(text.split("\n"))):
         line = plain(line).strip()
         if _ALONE.fullmatch(trimmed(line)):
             return trimmed(line).strip("()")
         statements = [sentence for sentence in sentences(line) if not sentence.endswith("?")]
         if any(map(has_content, statements)):
-            return next(filter(None, map(_result, reversed(statements))), None) if computes else None
+            return next(filter(None, map(_result, reversed(statements))), None) if has_digits else None
     return None
 
 

@@ -20,7 +20,7 @@ from cerebrum_cli.application.chat.history import (
 )
 from cerebrum_cli.application.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.application.chat.session_context import fit_session
-from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, reload_key
+from cerebrum_cli.application.inference.loading import LoadedModel, ModelLoader, draft_notice, reload_key
 from cerebrum_cli.application.inference.voting import MajorityVote
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -214,6 +214,8 @@ class Chat:
             except BaseException:
                 self._reopen(*previous)
                 raise
+        elif notice := draft_notice(self.loaded.file, changes.get("drafts")):
+            yield notice
         self.overrides, self.settings = overrides, replace(settings, system=self.settings.system)
         if self.session:
             self._update_session()

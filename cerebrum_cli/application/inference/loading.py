@@ -202,12 +202,9 @@ def open_model(
     build = format_builder(name, template, template_options or {})
     default = load_options(file, settings, parallel, vocabulary_only, whole_context)
     tuned = load_options(file, settings, parallel, vocabulary_only, whole_context, tuning)
-    problem, notice = draft_problem(file), None
-    if problem and settings.drafts:
-        notice = NoticeEvent(f"--drafts has no effect: {problem}", "omit --drafts")
-    opener = Opener(factory, tuned, default, notice)
+    opener = Opener(factory, tuned, default, draft_notice(file, settings.drafts))
     engine = Engine(opener, prompt_cache(file, name, settings) if prompt_cache and not vocabulary_only else None)
-    choose_drafts = partial(draft_costs, step_costs, problem)
+    choose_drafts = partial(draft_costs, step_costs, draft_problem(file))
     responder = LocalResponder(engine, build, file.trained_context, partial(prepare_format, name), choose_drafts)
     return LoadedModel(model, file, name, opener, engine, responder)
 
@@ -219,6 +216,12 @@ def draft_problem(model: Model) -> str | None:
     if any(layer.state_bytes for layer in model.sizes.layers):
         return "a recurrent state cannot be rolled back"
     return None
+
+
+def draft_notice(model: Model, drafts: bool | None) -> NoticeEvent | None:
+    """Notice that drafts were requested of a model that gets none."""
+    problem = draft_problem(model) if drafts else None
+    return NoticeEvent(f"this model gets no drafts: {problem}", "omit --drafts") if problem else None
 
 
 def draft_costs(measured: StepCosts | None, problem: str | None, drafts: bool | None) -> StepCosts | None:
