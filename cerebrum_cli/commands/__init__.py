@@ -52,12 +52,6 @@ COMMANDS = (
         ),
     ),
     Command(
-        "runs",
-        "app",
-        "Show and compare the results of cerebrum eval",
-        ("cerebrum runs list", "cerebrum runs compare exam-q4 exam-q8", "cerebrum runs show exam-q4 --plot votes.png"),
-    ),
-    Command(
         "pull",
         "pull",
         "Download a model, or register a local file",
@@ -91,6 +85,12 @@ COMMANDS = (
         ("cerebrum tune cerebrum-7b", "cerebrum tune --quick", "cerebrum tune starter --reencode"),
     ),
     Command("doctor", "doctor", "Check the whole installation", ("cerebrum doctor", "cerebrum doctor --offline")),
+    Command(
+        "runs",
+        "app",
+        "Show and compare the results of cerebrum eval",
+        ("cerebrum runs list", "cerebrum runs compare exam-q4 exam-q8", "cerebrum runs show exam-q4 --plot votes.png"),
+    ),
     Command(
         "sessions",
         "app",
