@@ -153,6 +153,10 @@ class Runtime:
 
         return RunStore(self.data_directory / "runs")
 
+    def open_bench(self, options: LoadOptions, model: Model) -> FileBench:
+        """A bench of a model file that may use this machine's GPUs."""
+        return self.bench(options, model, self.trials, self.capacity().devices or ())
+
     @property
     def trials(self) -> Path:
         """Directory for the files that trials compare while they run."""

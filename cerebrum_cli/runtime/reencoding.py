@@ -18,9 +18,7 @@ from cerebrum_cli.terminal.sinks import render_stages
 if TYPE_CHECKING:
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.engine.bench.protocol import FileBench
     from cerebrum_cli.engine.bench.quantization import Encoding
-    from cerebrum_cli.engine.plan import LoadOptions
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import TuneOptions
 
@@ -50,10 +48,8 @@ def prepare(runtime: Runtime, model: Model, settings: Settings, quiet: bool) -> 
     with FileProgress(runtime.streams, quiet) as progress:
         runtime.library.digest(model, lambda done, total: progress.update("verify", done, total))
 
-    def bench(options: LoadOptions, model: Model) -> FileBench:
-        return runtime.bench(options, model, runtime.trials, runtime.capacity().devices or ())
-
-    return Reencoding(runtime.library, model, options, DerivativeStore(runtime.cache_directory / "encodings"), bench)
+    store = DerivativeStore(runtime.cache_directory / "encodings")
+    return Reencoding(runtime.library, model, options, store, runtime.open_bench)
 
 
 def measure(runtime: Runtime, reencoding: Reencoding, encoding: Encoding | None, force: bool, quiet: bool) -> Report:

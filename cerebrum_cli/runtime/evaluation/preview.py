@@ -73,8 +73,7 @@ def estimate(runtime: Runtime, prepared: Prepared, prompt_tokens: int) -> tuple[
     options = load_options(prepared.resolved.model, evaluation.settings)
     tuning = prepared.resolved.tuning("batch")
     try:
-        devices = runtime.capacity().devices or ()
-        with closing(runtime.bench(options, prepared.resolved.model, runtime.trials, devices)) as bench:
+        with closing(runtime.open_bench(options, prepared.resolved.model)) as bench:
             prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
     except TrialError as error:
         return None, f"the time cannot be measured: {error}"

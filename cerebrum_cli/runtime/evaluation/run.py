@@ -23,7 +23,6 @@ from cerebrum_cli.terminal.sinks import NoticeSink, Sink, render
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cerebrum_cli.application.evaluation.sources import Asked
     from cerebrum_cli.batches.journal import Journal
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
@@ -76,7 +75,7 @@ def take_samples(
                     render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, options))
             finally:
                 loaded.engine.close()
-                remember_time(run, run.done - before, time.monotonic() - start, prepared.asked)
+                remember_time(run, run.done - before, time.monotonic() - start, prepared)
         run.complete()
     except Interrupted as error:
         hint = f"{run.done} of {len(evaluation.rows)} samples done; run it again to resume"
@@ -86,15 +85,16 @@ def take_samples(
     return runtime.runs.find(str(path))
 
 
-def remember_time(run: Journal, samples: int, seconds: float, asked: Asked) -> None:
+def remember_time(run: Journal, samples: int, seconds: float, prepared: Prepared) -> None:
     """Add the time that samples took to the run's notes, and what its report states about the questions."""
     notes = dict(run.notes)
     if samples:
         run.write_notes(
             {
                 **notes,
-                "bad_rows": len(asked.bad_rows),
-                "remarks": list(asked.remarks),
+                "reference": prepared.model.reference,
+                "bad_rows": len(prepared.asked.bad_rows),
+                "remarks": list(prepared.asked.remarks),
                 "seconds": round(notes.get("seconds", 0.0) + seconds, 3),
                 "timed_samples": notes.get("timed_samples", 0) + samples,
             }

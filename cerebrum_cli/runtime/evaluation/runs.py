@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cerebrum_cli.application.evaluation.runs import Run
+    from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.evals.sample import Sample
     from cerebrum_cli.runtime.composition import Runtime
     from cerebrum_cli.runtime.options import QuietOptions
@@ -84,15 +85,24 @@ def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool,
         runtime.streams.info(f"run {run.name}: {run.path}")
 
 
+def model_of(runtime: Runtime, run: Run) -> Model:
+    """The model file that a run used. Raises ModelNotFound, UsageError if it has changed."""
+    model = runtime.library.preferred(runtime.library.resolve(run.record.notes.get("reference", run.model)))
+    if runtime.library.identity(model) != run.record.fingerprint["model file"]:
+        raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
+    return model
+
+
 def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> None:
     """Print what changed from one run to another, and whether that could be chance."""
     runs = runtime.runs.find(before), runtime.runs.find(after)
     comparison = compare_runs(*runs)
     closeness = None
     if kl:
-        from cerebrum_cli.runtime.divergence import measure_divergence
+        from cerebrum_cli.application.evaluation.divergence import measure_divergence
 
-        closeness = measure_divergence(runtime, *(run.model for run in runs))
+        models = [model_of(runtime, run) for run in runs]
+        closeness = measure_divergence(*models, runtime.settings({}), runtime.open_bench)
     if json:
         more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
         runtime.streams.answer_object({**comparison_object(comparison), **more})
