@@ -75,7 +75,7 @@ class BatchProgress:
             return
         if self._draws:
             if self._bar is None:
-                self._bar = batch_bar(self._streams)
+                self._bar = batch_bar(self._streams, "red" if isinstance(rows, RowEvent) else "none")
                 self._bar.start()
             self._bar.console.width = columns(self._streams.err) - ECHO_COLUMNS
             if self._task is None:
@@ -137,15 +137,15 @@ def stage_bar(streams: Streams) -> Progress:
     return Progress(*(shown if is_wide else (shown[0], text)), console=console, transient=True, expand=True)
 
 
-def batch_bar(streams: Streams) -> Progress:
-    """A bar with rows, failures, speed and remaining time; narrow windows show fewer columns."""
+def batch_bar(streams: Streams, style: str) -> Progress:
+    """A bar with rows, exceptions in a style, speed and remaining time; narrow windows show fewer columns."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 
     shown: list[ProgressColumn] = [
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[exceptions]}", style="red"),
+        TextColumn("{task.fields[exceptions]}", style=style),
         TextColumn("{task.fields[speed]}"),
         TextColumn("{task.fields[left]}"),
     ]
