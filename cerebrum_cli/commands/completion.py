@@ -87,7 +87,28 @@ def formats(_: Runtime) -> Iterable[str]:
     return FORMAT_NAMES
 
 
-COMPLETIONS = {"model": installed_models, "format": formats, "session": sessions}  # values of an option, by its name
+def tasks(_: Runtime) -> Iterable[str]:
+    from cerebrum_cli.evals.tasks import TASKS
+
+    return (task.name for task in TASKS)
+
+
+def presets(_: Runtime) -> Iterable[str]:
+    from cerebrum_cli.evals.presets import PRESETS
+
+    return (preset.name for preset in PRESETS)
+
+
+def run_names(runtime: Runtime) -> Iterable[str]:
+    return (run.name for run in runtime.runs)
+
+
+COMPLETIONS = {  # values of an option, by its name
+    "model": installed_models,
+    "format": formats,
+    "session": sessions,
+    "preset": presets,
+}
 
 
 def completing(values: Callable[[Runtime], Iterable[str]]) -> Callable[[str], list[str]]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, tasks
 from cerebrum_cli.commands.context import runtime_of
 from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
@@ -22,7 +23,9 @@ def evaluate(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="TASK", help="gsm8k, math500, arc-challenge, humaneval, a file like exam.jsonl, or lm-eval:TASK."
+            metavar="TASK",
+            help="gsm8k, math500, arc-challenge, humaneval, a file like exam.jsonl, or lm-eval:TASK.",
+            autocompletion=completing(tasks),
         ),
     ],
     given: Annotated[Layer, SETTINGS],

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cerebrum_cli.commands.completion import completing, run_names
 from cerebrum_cli.commands.context import require_agreement, runtime_of
 from cerebrum_cli.commands.signature import SectionedCommand, composed, parameter
-from cerebrum_cli.runtime.options import DeleteOptions, QuietOptions
+from cerebrum_cli.runtime.options import DeleteOptions, QuietOptions, RunOptions
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-Name = Annotated[str, typer.Argument(metavar="RUN", help="A name from `cerebrum runs list`, or a path.")]
+RUN_HELP = "A name from `cerebrum runs list`, or a path."
+Name = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=completing(run_names))]
+First = Annotated[str, typer.Argument(metavar="RUN_A", help=RUN_HELP, autocompletion=completing(run_names))]
+Second = Annotated[
+    str, typer.Argument(metavar="RUN_B", help="The run to compare with it.", autocompletion=completing(run_names))
+]
 Json = Annotated[bool, parameter("json", "Print a JSON object", "Output")]
 JsonArray = Annotated[bool, parameter("json", "Print a JSON array", "Output")]
 
@@ -28,29 +33,19 @@ def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = F
 
 @app.command(cls=SectionedCommand, short_help="Show a run's results.")
 @composed
-def show(
-    context: typer.Context,
-    run: Name,
-    options: QuietOptions,
-    plot: Annotated[
-        Path | None, parameter("plot", "Plot accuracy against votes and tokens", "Output", metavar="FILE")
-    ] = None,
-    rescore: Annotated[bool, parameter("rescore", "Extract and compare the answers again", "Output")] = False,
-    run_code: Annotated[bool, parameter("run_code", "With --rescore: run the programs again", "Output")] = False,
-    json: Json = False,
-) -> None:
+def show(context: typer.Context, run: Name, options: RunOptions) -> None:
     """Show accuracy with its interval, votes, and how answers ended."""
     from cerebrum_cli.runtime.evaluation import runs
 
-    runs.show(runtime_of(context), run, plot, rescore, run_code, json, options)
+    runs.show(runtime_of(context), run, options)
 
 
 @app.command(cls=SectionedCommand, short_help="Compare two runs of the same questions.")
 @composed
 def compare(
     context: typer.Context,
-    before: Annotated[str, typer.Argument(metavar="RUN_A", help="A run.")],
-    after: Annotated[str, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
+    before: First,
+    after: Second,
     kl: Annotated[bool, parameter("kl", "Also compare the token probabilities of both models", "Output")] = False,
     json: Json = False,
 ) -> None:
@@ -64,7 +59,6 @@ def compare(
 @composed
 def rm(context: typer.Context, run: Name, options: DeleteOptions) -> None:
     """Delete a run and its files."""
-
     runtime = runtime_of(context)
     found = runtime.runs.find(run)
     require_agreement(runtime, f"Delete the run {found.name}?", found.name, options.yes)

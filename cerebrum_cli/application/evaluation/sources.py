@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.application.evaluation.datasets import LoadedQuestions, load_file, load_task
+from cerebrum_cli.application.evaluation.datasets import LoadedQuestions, Source, load_file, load_task
 from cerebrum_cli.application.evaluation.marking import Marker, Match, code_marker, marker
 from cerebrum_cli.catalogue.download import Progress
 from cerebrum_cli.core.errors import UsageError
@@ -88,7 +88,7 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
         },
         marker=run_code or marker(match, found.questions),
         condition=condition,
-        remarks=(*remarks, *([found.note] if found.note else [])),
+        remarks=(*_origin_remarks(origin), *remarks, *([found.note] if found.note else [])),
     )
 
 
@@ -100,6 +100,11 @@ def _load(task: Task | None, source: str, reading: Reading, progress: Progress, 
         option = "--question-field" if reading.question_field else "--answer-field"
         raise UsageError(f"{option} is for files: the fields of {task.name} are known", f"omit {option}")
     return load_task(task, progress, reading.template, offline)
+
+
+def _origin_remarks(origin: Source) -> tuple[str, ...]:
+    """Which version of a dataset was asked."""
+    return (f"dataset {origin.repo_id}, {origin.file} at commit {origin.commit}",) if origin.repo_id else ()
 
 
 def _task_remarks(task: Task | None) -> tuple[str, ...]:
