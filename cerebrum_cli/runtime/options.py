@@ -13,16 +13,7 @@ from cerebrum_cli.core.settings import OPTIONS
 if TYPE_CHECKING:
     from cerebrum_cli.answers.vote import Votes
 
-SINGLE_OPTIONS = (
-    "output",
-    "as",
-    "number",
-    "all",
-    "older_than",
-    "plot",
-    "rescore",
-    "kl",
-)  # of commands that declare them as parameters
+SINGLE_OPTIONS = ("output", "as", "number", "all", "older_than", "kl")  # of commands that declare them as parameters
 
 
 @dataclass(frozen=True)
@@ -166,6 +157,16 @@ class LmEvalOptions:
 
 @dataclass(frozen=True)
 class ShowOptions(QuietOptions):
+    json: bool = option(False, "Print a JSON object", "Output")
+
+
+@dataclass(frozen=True)
+class RunOptions(QuietOptions):
+    """Options of `cerebrum runs show`."""
+
+    plot: Path | None = option(None, "Plot accuracy against votes and tokens", "Output", metavar="FILE")
+    rescore: bool = option(False, "Extract and compare the answers again", "Output")
+    run_code: bool = option(False, "With --rescore: run the programs again", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
 

@@ -15,13 +15,12 @@ from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from cerebrum_cli.application.evaluation.runs import Run
     from cerebrum_cli.application.models.model import Model
     from cerebrum_cli.evals.sample import Sample
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import QuietOptions
+    from cerebrum_cli.runtime.options import QuietOptions, RunOptions
 
 
 def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
@@ -48,25 +47,23 @@ def run_row(run: Run) -> dict[str, Any]:
     }
 
 
-def show(
-    runtime: Runtime, name: str, plot: Path | None, rescore: bool, run_code: bool, json: bool, options: QuietOptions
-) -> None:
+def show(runtime: Runtime, name: str, options: RunOptions) -> None:
     """Print a run's report."""
     run = runtime.runs.find(name)
     samples = run.samples()
-    if rescore:
+    if options.rescore:
         before = samples
-        samples = rescored(run, samples, run_code)
+        samples = rescored(run, samples, options.run_code)
         if not options.quiet:
             changed = sum(old.correct != new.correct for old, new in zip(before, samples, strict=True))
             runtime.streams.info(f"{changed} of {len(samples)} samples are marked differently now")
-    print_run(runtime, run, samples, json, options.quiet)
-    if plot:
+    print_run(runtime, run, samples, options.json, options.quiet)
+    if options.plot:
         from cerebrum_cli.terminal.plot import plot_report
 
-        plot_report(report_of(run, samples), plot)
+        plot_report(report_of(run, samples), options.plot)
         if not options.quiet:
-            runtime.streams.info(f"wrote {plot}")
+            runtime.streams.info(f"wrote {options.plot}")
 
 
 def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
