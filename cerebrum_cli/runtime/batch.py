@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.batches.rows import Row
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.options import BatchOptions
+    from cerebrum_cli.runtime.options import BatchOptions, ConcurrencyOptions
 
 STANDARD = Path("-")  # standard input or output
 MAX_PARALLEL = 256  # sequences llama.cpp supports
@@ -51,10 +51,7 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     data = read_source(runtime, source)
     rows = read_rows(data, detect_shape(source, options.shape, data), options.column, options.template, options.carry)
     parallel, votes = parse_parallel(options.parallel), options.vote_bounds
-    if options.batch_invariant:
-        if given.get("drafts"):
-            raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
-        given = {**given, "drafts": False}
+    given = without_padded_drafts(given, options)
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
     settings = generation_settings(runtime, given, model, "--votes" if votes else None)
@@ -107,6 +104,15 @@ def batch(runtime: Runtime, source: Path, output: Path, given: Layer, options: B
     finally:
         result.close()
     return result.counts.failed + result.counts.undecided
+
+
+def without_padded_drafts(given: Layer, options: ConcurrencyOptions) -> Layer:
+    """Turn drafts off with `--batch-invariant`. Raises UsageError if both are asked for."""
+    if not options.batch_invariant:
+        return given
+    if given.get("drafts"):
+        raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
+    return {**given, "drafts": False}
 
 
 def read_source(runtime: Runtime, source: Path) -> bytes:

@@ -105,7 +105,15 @@ class ChatOptions(AnswerOptions):
 
 
 @dataclass(frozen=True)
-class BatchOptions(GenerationOptions):
+class ConcurrencyOptions:
+    """Options of commands that answer many prompts concurrently."""
+
+    parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
+    batch_invariant: bool = option(False, "Same answers whatever runs concurrently; slower", "Speed")
+
+
+@dataclass(frozen=True)
+class BatchOptions(ConcurrencyOptions, GenerationOptions):
     """Options of `cerebrum batch`, apart from INPUT and OUTPUT."""
 
     column: str | None = option(None, "Column with the prompts [default: prompt]", "Input", metavar="NAME")
@@ -117,12 +125,10 @@ class BatchOptions(GenerationOptions):
     carry: bool = option(False, "Copy each row of INPUT to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = option(False, "Re-answer rows that failed or have no winner", "Output")
-    parallel: str | None = option(None, "Rows answered at the same time [default: auto]", "Speed", metavar="N|auto")
-    batch_invariant: bool = option(False, "Same answers whatever runs concurrently; slower", "Speed")
 
 
 @dataclass(frozen=True)
-class EvalOptions(ConstrainedOptions):
+class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
     """Options of `cerebrum eval`, apart from TASK and OUTPUT."""
 
     preset: str | None = option(None, "The condition of a published result", "Input", metavar="NAME")
@@ -138,8 +144,6 @@ class EvalOptions(ConstrainedOptions):
     restart: bool = option(False, "Start over; replace the run when done", "Output")
     dry_run: bool = option(False, "Show one prompt and the time it would take", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
-    parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
-    batch_invariant: bool = option(False, "Same answers whatever runs concurrently; slower", "Speed")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import SHOWN_ERRORS, NoticeEvent
 from cerebrum_cli.evals.presets import find_preset
 from cerebrum_cli.evals.selection import select
-from cerebrum_cli.runtime.batch import parse_parallel, plan_parallel
+from cerebrum_cli.runtime.batch import parse_parallel, plan_parallel, without_padded_drafts
 from cerebrum_cli.runtime.generation import generation_settings, read_grammar
 from cerebrum_cli.runtime.models import file_progress, find_model, resolve_encoding
 
@@ -72,10 +72,7 @@ class Prepared:
 
 def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -> Prepared:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
-    if options.batch_invariant:
-        if given.get("drafts"):
-            raise UsageError("--batch-invariant and --drafts cannot be used together", "omit one of them")
-        given = {**given, "drafts": False}
+    given = without_padded_drafts(given, options)
     require_count("--samples", options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)
     parallel = parse_parallel(options.parallel)
