@@ -52,10 +52,15 @@ def _converted(convert: Convert, number: int, row: Mapping[str, Any]) -> Mapping
         return BadRow(number, f"no `{error.args[0]}`; the fields are: {', '.join(row) or 'none'}")
 
 
+def complete_test(test: str, entry_point: str) -> str:
+    """Complete a HumanEval test, which defines `check(candidate)`, with its call."""
+    return f"{test}\n\ncheck({entry_point})\n"
+
+
 def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "question": CODE_PROMPT.format(str(row["prompt"]).strip("\n")),
-        "answer": f"{row['test']}\n\ncheck({row['entry_point']})",
+        "answer": complete_test(str(row["test"]), str(row["entry_point"])),
     }
 
 

@@ -41,11 +41,6 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     return _with_preamble(preamble, blocks[-1].text) if blocks else None
 
 
-def complete_test(test: str, entry_point: str) -> str:
-    """Complete a HumanEval test, which defines `check(candidate)`, with its call."""
-    return f"{test}\n\ncheck({entry_point})\n"
-
-
 def fenced_blocks(text: str) -> list[Block]:
     """List the fenced code blocks of a Markdown text, without their indentation."""
     blocks: list[Block] = []

@@ -36,8 +36,8 @@ def run(code: str, test: str) -> tuple[str, str]:
     sys.modules["program"] = module  # where dataclasses look their annotations up
     format_error, memory_error = traceback.format_exception, MemoryError
     try:
-        exec(compile(code, "program.py", "exec"), module.__dict__)
-        exec(compile(test, "test.py", "exec"), module.__dict__)
+        for name, source in (("program.py", code), ("test.py", test)):
+            exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
     except memory_error:
         return "memory", ""
     except BaseException as error:

