@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 from asking import collect_replies, running_engine
-from scripted_backend import BAD_GRAMMAR, END, Model, ScriptedBackend, tokens
+from scripted_backend import BAD_GRAMMAR, END, Model, ScriptedBackend, replies, tokens
 from waiting import wait_until
 
 from cerebrum_cli.core.errors import EngineError, GrammarError, UsageError
@@ -237,6 +237,17 @@ def test_failed_step_fails_all_and_the_engine_continues() -> None:
             list(completions)
         with closing(engine.complete([request("x#")])) as completions:
             assert collect_replies(completions)[SequenceId(0, 0)].text == "aaa"
+
+
+def test_failed_step_empties_all_slots() -> None:
+    error = EngineError("llama.cpp gave up")
+    model = replies({"a" * 20: "b" * 20, "c" * 50: "done"})
+    scripted = ScriptedBackend(model, slots=2, context_size=60, batch_size=64, kv_unified=True, fails={3: error})
+    with running_engine(scripted) as engine:
+        with pytest.raises(EngineError, match="gave up"):
+            list(engine.generate([Request(tokens("a" * 20), n=2)]))
+        said = collect_replies(engine.generate([Request(tokens("c" * 50))]))
+    assert [reply.text for reply in said.values()] == ["done"]
 
 
 def test_empty_prompts_and_closed_engines_are_errors() -> None:
