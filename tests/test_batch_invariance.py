@@ -75,6 +75,7 @@ def replies(
     repack: bool | None = None,
     limit: int | None = 12,
     context_size: int = 1024,
+    flash_attention: bool | None = None,
 ) -> Replies:
     """Greedy replies to prompts, with at most so many at the same time."""
     header = read_header(path)
@@ -87,6 +88,7 @@ def replies(
         slots=slots,
         batch_invariant=True,
         pad_steps=pad_steps,
+        flash_attention=flash_attention,
         repack=plan_repacking(header.quantization, True, machine()) if repack is None else repack,
     )
     said: Replies = [[] for _ in requests]
@@ -132,6 +134,12 @@ def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: 
     alone = replies(path, 1, requests, limit=60)
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
     assert replies(path, 5, requests, limit=60) == alone
+
+
+def test_padded_steps_are_invariant_with_a_profile_without_flash_attention(models: Path) -> None:
+    path = model_of(models, "F16")
+    alone, together = (replies(path, slots, prompts(), flash_attention=False) for slots in (1, 9))
+    assert together == alone
 
 
 def test_padded_steps_fill_the_context(models: Path) -> None:

@@ -155,6 +155,16 @@ def test_draft_lengths_are_0_where_sequences_fill_a_tile() -> None:
     assert draft_lengths([[0.99] * 9] * 16, FREE_ROWS, 64, is_equal=False) == [0] * 16
 
 
+def test_step_costs_are_interpolated() -> None:
+    costs = StepCosts((1, 4, 16), (1.0, 2.5, 4.0))
+    assert [costs.cost(rows) for rows in (1, 2, 4, 10, 16, 32)] == [1.0, 1.5, 2.5, 3.25, 4.0, 8.0]
+
+
+def test_draft_lengths_compare_with_several_rows_that_were_not_measured() -> None:
+    costs = StepCosts((1, 4), (1.0, 3.3))
+    assert draft_lengths([[0.8], [0.8]], costs, 64, is_equal=True) == [0, 0]
+
+
 def test_step_costs_reject_what_was_not_measured() -> None:
     assert StepCosts.from_dict({"rows": [1, 2], "costs": [1.0, 1.5]}) == StepCosts((1, 2), (1.0, 1.5))
     for rows, costs in (([2, 1], [1.0, 1.5]), ([1], [1.0]), ([1, 2], [1.0]), ([1, 2], [1.0, 0.0]), ([1, 128], [1, 2])):

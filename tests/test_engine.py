@@ -60,6 +60,16 @@ def test_engine_evaluates_the_prompt_of_samples_once(slots: int, cached: list[in
     assert backend.evaluated == 4 * len("hello world") - sum(cached)
 
 
+@pytest.mark.parametrize(("kv_unified", "cached"), [(False, 0), (True, 2)])
+def test_engine_copies_only_a_prefix_worth_the_copy(kv_unified: bool, cached: int) -> None:
+    """Between separate caches of a thousand cells, a copy takes as long as evaluating two tokens."""
+    script = {"ab: one": "first", "ab! two": "second"}
+    backend = ScriptedBackend(replies(script), slots=2, context_size=2000, kv_unified=kv_unified)
+    with running_engine(backend) as engine:
+        said = collect_replies(engine.generate(Request(tokens(prompt)) for prompt in script))
+    assert [(reply.text, reply.cached) for reply in said.values()] == [("first", 0), ("second", cached)]
+
+
 def test_engine_decodes_all_sequences_in_one_step() -> None:
     backend = ScriptedBackend(GREETING, slots=4)
     with running_engine(backend) as engine:

@@ -17,7 +17,7 @@ from cerebrum_cli.application.inference.responder import LocalResponder
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Row, StopFlag
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.llama.backend import MAX_OUTPUT_BYTES, LlamaBackend
+from cerebrum_cli.engine.llama.backend import LlamaBackend
 from cerebrum_cli.engine.llama.library import llama
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.quantize import quantize
@@ -165,4 +165,4 @@ def test_responder_scores_a_text_after_the_prefix_token(chatml_model: Path, mist
 
 def test_scores_bound_the_memory_of_logits(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     for backend in (mistral, chatml):
-        assert 0 < backend.max_outputs * backend.size * 4 <= MAX_OUTPUT_BYTES
+        assert 0 < backend.max_outputs * backend.size * 4 <= 64 * 2**20

@@ -67,7 +67,7 @@ class Bench(Protocol):
     def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
         """Measure steps of these numbers of rows of one sequence, ascending from 1, for about `seconds`.
 
-        Those of most rows are omitted if time is short.
+        If time is short, only some of them are measured.
         """
 
     def load_stats(self, tuning: Tuning) -> LoadStats:

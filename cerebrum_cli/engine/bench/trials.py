@@ -157,12 +157,11 @@ class ProcessBench:
         return share >= max(MIN_CPU_SHARE, MIN_SHARE_OF_BEST * self._shares[key])
 
     def step_costs(self, tuning: Tuning, rows: tuple[int, ...], seconds: float) -> StepCosts:
-        """Measure steps of these numbers of rows of one sequence, after a prefix; the last may be omitted."""
+        """Measure steps of these numbers of rows of one sequence, or of some of them, after a prefix."""
         length = DRAFT_PREFIX_TOKENS + max(rows)
         message = {"rows": rows, "seconds": seconds, "tokens": length, "text": self._text}
-        measured = self._request(tuning, message, length, 1)["step_s"]
-        costs = tuple(round(each / measured[0], 3) for each in measured)
-        return StepCosts(rows[: len(costs)], costs).validated()
+        measured, seconds_each = zip(*self._request(tuning, message, length, 1)["step_s"], strict=True)
+        return StepCosts(measured, tuple(round(each / seconds_each[0], 3) for each in seconds_each)).validated()
 
     def load_stats(self, tuning: Tuning) -> LoadStats:
         """Load time and peak memory of the process with these settings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,11 +21,13 @@ class StepCosts:
     costs: tuple[float, ...]
 
     def cost(self, rows: int) -> float:
-        """Cost of a step of so many rows: that of the next row count measured, or extrapolated beyond the last."""
-        for measured, cost in zip(self.rows, self.costs, strict=True):
-            if rows <= measured:
-                return cost
-        return self.costs[-1] * rows / self.rows[-1]
+        """Cost of a step of so many rows: interpolated between measured row counts, extrapolated beyond the last."""
+        above = bisect_left(self.rows, rows)
+        if above == len(self.rows):
+            return self.costs[-1] * rows / self.rows[-1]
+        below = max(0, above - 1)
+        share = (self.rows[above] - rows) / max(1, self.rows[above] - self.rows[below])
+        return share * self.costs[below] + (1 - share) * self.costs[above]
 
     @property
     def best_draft(self) -> tuple[int, float] | None:

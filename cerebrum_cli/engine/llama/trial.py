@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PREFIX_TOKENS = 16  # evaluated before decoding
 SIMILAR = 0.95  # of the probability of the most likely token
+MEASURED_FIRST = (1, 16, 4, 32, 8, 64, 2)  # numbers of rows, the most important first
 MIN_ROUNDS, MAX_ROUNDS = 2, 9  # of steps with each number of rows
 MIN_VISIT_S = 0.01  # steps of one number of rows in a round are repeated for so long
 WARM_UP_STEPS = 1  # not timed: llama.cpp builds its compute graph in the first step
@@ -128,26 +129,29 @@ def time_decode(model: LoadedModel, tokens: tuple[int, ...], steps: int, sequenc
             sampler.close()
 
 
-def time_steps(model: LoadedModel, tokens: tuple[int, ...], rows: Sequence[int], seconds: float) -> list[float]:
+def time_steps(
+    model: LoadedModel, tokens: tuple[int, ...], rows: Sequence[int], seconds: float
+) -> list[tuple[int, float]]:
     """Shortest duration of a step with each number of rows at the end of the tokens, all with logits.
 
-    Row counts take turns, in rounds, for about `seconds`; the last ones are omitted, except for two, if time is short.
-    Other programs lengthen a short step more than a long one, because its threads wait for each other more often:
-    medians would make drafts look cheap. CerebrumError if the rows cannot be removed again.
+    Row counts take turns, in rounds, for about `seconds`; if time is short, only the most important are measured, at
+    least two. Other programs lengthen a short step more than a long one, because its threads wait for each other more
+    often: medians would make drafts look cheap. CerebrumError if the rows cannot be removed again.
     """
     prefix = len(tokens) - max(rows)
     model.prefill(tokens[:prefix])
+    first = {count: index for index, count in enumerate(MEASURED_FIRST)}
     measured: dict[int, list[float]] = {}
     start = perf_counter()
     for turn in range(MAX_ROUNDS):
         if turn >= MIN_ROUNDS and perf_counter() > start + seconds:
             break
-        for count in [*measured] or rows:
+        for count in [*measured] or sorted(rows, key=lambda count: first.get(count, len(first))):
             step = [Row(0, index, tokens[index], True) for index in range(prefix, prefix + count)]
             measured.setdefault(count, []).extend(_repeat_step(model.backend, step))
             if turn == 0 and len(measured) > 1 and perf_counter() > start + seconds / MIN_ROUNDS:
                 break
-    return [min(durations) for durations in measured.values()]
+    return [(count, min(durations)) for count, durations in sorted(measured.items())]
 
 
 def _repeat_step(backend: LlamaBackend, rows: Sequence[Row]) -> list[float]:
