@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import asin, atan, comb, pi, sin, sqrt
+from math import asin, atan, pi, sin, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -14,7 +14,7 @@ from cerebrum_cli.evals.report import FormOf, accuracy_of, clusters_of, group_by
 from cerebrum_cli.evals.sample import Sample
 
 SIGNIFICANCE = 0.05
-Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80 %
+Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
 MIN_DISCORDANT = 6  # changes of one direction that an exact McNemar test needs: 2 / 2**6 < 0.05 < 2 / 2**5
 RESAMPLES = 10_000
 BLOCK = 2**21  # numbers drawn together
@@ -39,7 +39,7 @@ class Comparison:
 
     The other figures are about majority answers: questions right in A and wrong in B and the reverse, the p value of
     McNemar's exact test on these, and the `flips`: all questions answered differently. `smallest_difference` is what
-    these runs would have shown in 80 % of cases; None if they are too small to show any.
+    these runs would have shown in 80% of cases; None if they are too small to show any.
     """
 
     n: int
@@ -105,8 +105,11 @@ def is_flip(before: Outcome, after: Outcome) -> bool:
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
     """Two-sided p value of McNemar's exact test: how likely fair coins split as unevenly."""
-    changes = right_to_wrong + wrong_to_right
-    tail = sum(comb(changes, count) for count in range(min(right_to_wrong, wrong_to_right) + 1))
+    changes, fewer = right_to_wrong + wrong_to_right, min(right_to_wrong, wrong_to_right)
+    ways = tail = 1
+    for count in range(fewer):
+        ways = ways * (changes - count) // (count + 1)  # comb(changes, count + 1)
+        tail += ways
     return min(1.0, 2 * tail / (1 << changes))
 
 
@@ -133,7 +136,7 @@ def bootstrap(differences: Sequence[float], clusters: Clusters = None) -> Interv
 
 
 def smallest_difference(n: float, disagreement: float) -> float | None:
-    """The difference that `n` questions show in 80 % of cases at a level of 5 %; None if there are too few.
+    """The difference that `n` questions show in 80% of cases at a level of 5%; None if there are too few.
 
     `disagreement` is the mean square of the paired differences; between single samples, the share of questions on which
     the runs disagree. The difference d solves n d² = (z(0.975) sqrt(disagreement) + z(0.8) sqrt(disagreement - d²))²
@@ -166,7 +169,7 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
     difference, (low, high) = comparison.difference, comparison.interval
     better, worse = (b, a) if difference >= 0 else (a, b)
     bounds = (low, high) if difference >= 0 else (-high, -low)
-    figures = f"{_points(abs(difference))} percentage points {{}} (95 %: {_points(bounds[0])} to {_points(bounds[1])})"
+    figures = f"{_points(abs(difference))} percentage points {{}} (95%: {_points(bounds[0])} to {_points(bounds[1])})"
     if comparison.is_significant:
         return f"{better} is {figures.format(f'more accurate than {worse}')}; this is unlikely to be chance"
     least = comparison.smallest_difference
