@@ -236,6 +236,13 @@ def test_compare_of_several_samples_uses_their_averages() -> None:
     assert found.is_significant and found.interval.low > 0.1
 
 
+def test_compare_of_fewer_than_six_questions_shows_nothing() -> None:
+    a = [Outcome(0.2 + 0.01 * index, "wrong", False, index) for index in range(5)]
+    found = compare(a, [replace(each, accuracy=0.9) for each in a])
+    assert found.interval.low > 0.6
+    assert not found.is_significant and found.smallest_difference is None
+
+
 def test_compare_requires_as_many_questions() -> None:
     with pytest.raises(ValueError):
         compare(run((2, RIGHT)), run((3, RIGHT)))

@@ -73,8 +73,8 @@ def _outcome(question: Sequence[Sample], form: FormOf, cluster: object) -> Outco
 def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     """Compare two runs, given the outcomes of the same questions in the same order.
 
-    The difference is significant if its interval excludes 0. Between single samples McNemar's test must agree: it is
-    exact, and the bootstrap of a few questions is too confident.
+    The difference is significant if its interval excludes 0. The bootstrap of a few questions is too confident: there
+    must be enough to show a difference at all, and between single samples McNemar's test, which is exact, must agree.
     """
     pairs = list(zip(a, b, strict=True))
     differences, clusters = [after.accuracy - before.accuracy for before, after in pairs], [each.cluster for each in a]
@@ -83,6 +83,8 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     p_value = mcnemar(right_to_wrong, wrong_to_right)
     interval = bootstrap(differences, clusters)
     is_binary = all(each.accuracy in (0.0, 1.0) for each in (*a, *b))
+    smallest = _smallest_difference_of(differences, clusters, is_binary)
+    is_unlikely = smallest is not None and (p_value < SIGNIFICANCE or not is_binary)
     return Comparison(
         n=len(pairs),
         accuracy_a=mean([each.accuracy for each in a]),
@@ -93,8 +95,8 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
         wrong_to_right=wrong_to_right,
         p_value=p_value,
         flips=sum(is_flip(before, after) for before, after in pairs),
-        smallest_difference=_smallest_difference_of(differences, clusters, is_binary),
-        is_significant=not interval.low <= 0 <= interval.high and (p_value < SIGNIFICANCE or not is_binary),
+        smallest_difference=smallest,
+        is_significant=is_unlikely and not interval.low <= 0 <= interval.high,
     )
 
 
@@ -116,8 +118,8 @@ def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
 def bootstrap(differences: Sequence[float], clusters: Clusters = None) -> Interval:
     """Percentile bootstrap interval of the mean of paired differences; clusters are resampled as wholes.
 
-    Where no resample could vary, such as with all zeros, a share of the questions (or clusters) that none of them rules
-    out may still differ: Wilson's upper bound of none.
+    Where resamples cannot vary, as with all zeros, questions that were not asked may still differ: their share is below
+    Wilson's upper bound of none among these questions (or clusters), which is then the reach to both sides.
     """
     keys: dict[object, int] = {}
     members = [keys.setdefault(key, len(keys)) for key in (range(len(differences)) if clusters is None else clusters)]
@@ -175,7 +177,7 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
     least = comparison.smallest_difference
     if least is None:
         return f"no difference shown: {comparison.n} questions are too few to show any"
-    ahead = "the accuracies are equal" if not difference else f"{better} is {figures.format('ahead')}"
+    ahead = "the accuracies are equal" if abs(difference) < ROUNDING else f"{better} is {figures.format('ahead')}"
     return (
         f"no difference shown: {ahead}, and with {comparison.n} questions"
         f" only a difference of about {_points(least)} points would have been"
@@ -184,4 +186,4 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
 
 def _points(share: float) -> str:
     """A share in percentage points."""
-    return f"{100 * share:.1f}"
+    return f"{100 * share:z.1f}"
