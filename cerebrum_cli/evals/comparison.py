@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import asin, atan, comb, pi, sin, sqrt
+from math import asin, atan, pi, sin, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -14,7 +14,7 @@ from cerebrum_cli.evals.report import FormOf, accuracy_of, clusters_of, group_by
 from cerebrum_cli.evals.sample import Sample
 
 SIGNIFICANCE = 0.05
-Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80 %
+Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
 MIN_DISCORDANT = 6  # changes of one direction that an exact McNemar test needs: 2 / 2**6 < 0.05 < 2 / 2**5
 RESAMPLES = 10_000
 BLOCK = 2**21  # numbers drawn together
@@ -39,7 +39,7 @@ class Comparison:
 
     The other figures are about majority answers: questions right in A and wrong in B and the reverse, the p value of
     McNemar's exact test on these, and the `flips`: all questions answered differently. `smallest_difference` is what
-    these runs would have shown in 80 % of cases; None if they are too small to show any.
+    these runs would have shown in 80% of cases; None if they are too small to show any.
     """
 
     n: int
@@ -73,8 +73,8 @@ def _outcome(question: Sequence[Sample], form: FormOf, cluster: object) -> Outco
 def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     """Compare two runs, given the outcomes of the same questions in the same order.
 
-    The difference is significant if its interval excludes 0. Between single samples McNemar's test must agree: it is
-    exact, and the bootstrap of a few questions is too confident.
+    The difference is significant if its interval excludes 0. The bootstrap of a few questions is too confident: there
+    must be enough to show a difference at all, and between single samples McNemar's test, which is exact, must agree.
     """
     pairs = list(zip(a, b, strict=True))
     differences, clusters = [after.accuracy - before.accuracy for before, after in pairs], [each.cluster for each in a]
@@ -83,6 +83,8 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
     p_value = mcnemar(right_to_wrong, wrong_to_right)
     interval = bootstrap(differences, clusters)
     is_binary = all(each.accuracy in (0.0, 1.0) for each in (*a, *b))
+    smallest = _smallest_difference_of(differences, clusters, is_binary)
+    is_unlikely = smallest is not None and (p_value < SIGNIFICANCE or not is_binary)
     return Comparison(
         n=len(pairs),
         accuracy_a=mean([each.accuracy for each in a]),
@@ -93,8 +95,8 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
         wrong_to_right=wrong_to_right,
         p_value=p_value,
         flips=sum(is_flip(before, after) for before, after in pairs),
-        smallest_difference=_smallest_difference_of(differences, clusters, is_binary),
-        is_significant=not interval.low <= 0 <= interval.high and (p_value < SIGNIFICANCE or not is_binary),
+        smallest_difference=smallest,
+        is_significant=is_unlikely and not interval.low <= 0 <= interval.high,
     )
 
 
@@ -105,16 +107,19 @@ def is_flip(before: Outcome, after: Outcome) -> bool:
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
     """Two-sided p value of McNemar's exact test: how likely fair coins split as unevenly."""
-    changes = right_to_wrong + wrong_to_right
-    tail = sum(comb(changes, count) for count in range(min(right_to_wrong, wrong_to_right) + 1))
+    changes, fewer = right_to_wrong + wrong_to_right, min(right_to_wrong, wrong_to_right)
+    ways = tail = 1
+    for count in range(fewer):
+        ways = ways * (changes - count) // (count + 1)  # comb(changes, count + 1)
+        tail += ways
     return min(1.0, 2 * tail / (1 << changes))
 
 
 def bootstrap(differences: Sequence[float], clusters: Clusters = None) -> Interval:
     """Percentile bootstrap interval of the mean of paired differences; clusters are resampled as wholes.
 
-    Where no resample could vary, such as with all zeros, a share of the questions (or clusters) that none of them rules
-    out may still differ: Wilson's upper bound of none.
+    Where resamples cannot vary, as with all zeros, questions that were not asked may still differ: their share is below
+    Wilson's upper bound of none among these questions (or clusters), which is then the reach to both sides.
     """
     keys: dict[object, int] = {}
     members = [keys.setdefault(key, len(keys)) for key in (range(len(differences)) if clusters is None else clusters)]
@@ -133,7 +138,7 @@ def bootstrap(differences: Sequence[float], clusters: Clusters = None) -> Interv
 
 
 def smallest_difference(n: float, disagreement: float) -> float | None:
-    """The difference that `n` questions show in 80 % of cases at a level of 5 %; None if there are too few.
+    """The difference that `n` questions show in 80% of cases at a level of 5%; None if there are too few.
 
     `disagreement` is the mean square of the paired differences; between single samples, the share of questions on which
     the runs disagree. The difference d solves n d² = (z(0.975) sqrt(disagreement) + z(0.8) sqrt(disagreement - d²))²
@@ -166,13 +171,13 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
     difference, (low, high) = comparison.difference, comparison.interval
     better, worse = (b, a) if difference >= 0 else (a, b)
     bounds = (low, high) if difference >= 0 else (-high, -low)
-    figures = f"{_points(abs(difference))} percentage points {{}} (95 %: {_points(bounds[0])} to {_points(bounds[1])})"
+    figures = f"{_points(abs(difference))} percentage points {{}} (95%: {_points(bounds[0])} to {_points(bounds[1])})"
     if comparison.is_significant:
         return f"{better} is {figures.format(f'more accurate than {worse}')}; this is unlikely to be chance"
     least = comparison.smallest_difference
     if least is None:
         return f"no difference shown: {comparison.n} questions are too few to show any"
-    ahead = "the accuracies are equal" if not difference else f"{better} is {figures.format('ahead')}"
+    ahead = "the accuracies are equal" if abs(difference) < ROUNDING else f"{better} is {figures.format('ahead')}"
     return (
         f"no difference shown: {ahead}, and with {comparison.n} questions"
         f" only a difference of about {_points(least)} points would have been"
@@ -181,4 +186,4 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
 
 def _points(share: float) -> str:
     """A share in percentage points."""
-    return f"{100 * share:.1f}"
+    return f"{100 * share:z.1f}"

@@ -1,7 +1,7 @@
 """Estimates from marked samples: mean scores with their standard error and interval, majority votes, pass@k.
 
 Standard errors are those of Miller 2024, "Adding Error Bars to Evals" (arXiv:2411.00640): the scores of a question's
-samples are averaged first, so the questions are what varies, or clusters of them. Intervals are at 95 %.
+samples are averaged first, so the questions are what varies, or clusters of them. Intervals are at 95%.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Clusters = Sequence[object] | None
 
 
 class Interval(NamedTuple):
-    """Bounds of a 95 % confidence interval."""
+    """Bounds of a 95% confidence interval."""
 
     low: float
     high: float
@@ -77,14 +77,12 @@ def standard_error(scores: Sequence[float], clusters: Clusters = None) -> float:
 
 
 def wilson(value: float, n: float) -> Interval:
-    """Wilson's score interval of a share among `n`; [0, 1] for none."""
-    if not n:
-        return Interval(0.0, 1.0)
-    scale = 1 + Z**2 / n
-    center, reach = value + Z**2 / (2 * n), Z * sqrt(max(0.0, value * (1 - value)) / n + (Z / (2 * n)) ** 2)
+    """Wilson's score interval of a share among `n`; [0, 1] if `n` is 0."""
+    square = Z**2
+    reach = Z * sqrt(max(0.0, n * value * (1 - value)) + square / 4)
     # Rounding must not push a bound past the share, nor past 0 and 1, which are exact for none and all.
-    low = min(value, (center - reach) / scale) if value > 0 else 0.0
-    high = max(value, (center + reach) / scale) if value < 1 else 1.0
+    low = min(value, (n * value + square / 2 - reach) / (n + square)) if value > 0 else 0.0
+    high = max(value, (n * value + square / 2 + reach) / (n + square)) if value < 1 else 1.0
     return Interval(max(0.0, low), min(1.0, high))
 
 

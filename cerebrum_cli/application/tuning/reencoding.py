@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from platform import machine
 from statistics import median
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from cerebrum_cli.application.models.library import Library
 from cerebrum_cli.application.models.model import Model, is_missing, name_from_stem
@@ -18,18 +18,16 @@ from cerebrum_cli.catalogue.registry import ModelFile, hash_file
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import StageEvent
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.engine.bench.closeness import file_closeness, retry_alone
 from cerebrum_cli.engine.bench.protocol import MIN_AGREEMENT, Closeness, FileBench, Job, TrialError
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, Encoding, encode_file
 from cerebrum_cli.engine.machine import available_memory
 from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.plan import LoadOptions, Tuning, plan_repacking
 
-T = TypeVar("T")
-
 DISK_MARGIN = 10**9  # bytes to leave free on the disk
 MIN_GAIN = 1.05  # over the original, to be recommended
 PAIRS = 3
-PROBE_TOKENS = 256
 WARM_UP, PREFILL, DECODE, BATCH_DECODE = Job("decode", 2), Job("prefill", 128), Job("decode", 16), Job("decode", 4, 16)
 
 FileBenchFactory = Callable[[LoadOptions, Model], FileBench]
@@ -104,7 +102,7 @@ class Contender:
 
     def run(self, other: Contender) -> None:
         """Measure one round."""
-        self.rounds.append(retry_alone(other, self._measure))
+        self.rounds.append(retry_alone(other.bench, self._measure))
 
     def medians(self) -> Throughput:
         """Medians of all rounds."""
@@ -115,15 +113,6 @@ class Contender:
         if not self.rounds:
             speed(default, WARM_UP)
         return Throughput(speed(default, PREFILL), speed(default, DECODE), speed(self.batch_tuning, BATCH_DECODE))
-
-
-def retry_alone(other: Contender, work: Callable[[], T]) -> T:
-    """Do some work; if memory cannot hold both files, unload the other one and try again."""
-    try:
-        return work()
-    except TrialError:
-        other.bench.release()
-        return work()
 
 
 def medians_of(rounds: Iterable[Throughput]) -> Throughput:
@@ -278,12 +267,8 @@ class Reencoding:
             second.run(first)
         yield StageEvent(f"comparing {name}", PAIRS, PAIRS + 1)
         ratios = [own.relative_to(base) for own, base in zip(new.rounds, original.rounds[-PAIRS:], strict=True)]
-        return EncodingResult(name, size, new.medians(), medians_of(ratios), self._closeness(original, new))
-
-    def _closeness(self, original: Contender, new: Contender) -> Closeness:
-        count, default = min(PROBE_TOKENS, self.model.trained_context), Tuning()
-        logits = retry_alone(new, lambda: original.bench.write_logits(default, count))
-        return retry_alone(original, lambda: new.bench.compare_logits(logits, default, count))
+        closeness = file_closeness(original.bench, new.bench, self.model.trained_context)
+        return EncodingResult(name, size, new.medians(), medians_of(ratios), closeness)
 
     def _lack_of_space(self, size: int, original: Contender) -> str | None:
         """Reason why the disk or memory cannot hold a file of this size."""

@@ -1,0 +1,44 @@
+"""How far the output of one quantization of a model is from that of another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+
+from cerebrum_cli.application.inference.loading import load_options
+from cerebrum_cli.application.models.generative import require_generative
+from cerebrum_cli.application.models.model import Model
+from cerebrum_cli.core.errors import EngineError, UsageError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.engine.bench.closeness import file_closeness
+from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, TrialError
+from cerebrum_cli.engine.plan import LoadOptions
+
+FileBenchFactory = Callable[[LoadOptions, Model], FileBench]
+"""Create the bench of a model file."""
+
+
+def measure_divergence(reference: Model, other: Model, settings: Settings, open_bench: FileBenchFactory) -> Closeness:
+    """Compare two quantizations of one model on a probe text, each in a child process.
+
+    Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
+    """
+    for model in (reference, other):
+        require_generative(model.path, model.header)
+    first, second = (
+        (model.vocabulary, model.header.architecture, model.header.n_layers) for model in (reference, other)
+    )
+    if first != second:
+        raise UsageError(
+            f"{reference.label} and {other.label} are not quantizations of one model",
+            "compare two with the same vocabulary, architecture and number of layers",
+        )
+    context = min(model.trained_context for model in (reference, other))
+    with (
+        closing(open_bench(load_options(reference, settings), reference)) as reference_bench,
+        closing(open_bench(load_options(other, settings), other)) as other_bench,
+    ):
+        try:
+            return file_closeness(reference_bench, other_bench, context)
+        except TrialError as error:
+            raise EngineError(f"cannot compare these models: {error.message}", error.hint) from error

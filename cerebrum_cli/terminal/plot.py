@@ -1,0 +1,72 @@
+"""Picture of a run's accuracy against the number of votes, and against the tokens they cost."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerebrum_cli.core.errors import OutputError, UsageError
+from cerebrum_cli.evals.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg")
+BAND = "0.85"  # light gray
+
+
+def plot_report(report: Report, path: Path) -> None:
+    """Write a PNG or SVG of majority votes with their intervals. Raises UsageError, OutputError."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot {path}: unknown type of picture", f"end its name in {' or '.join(SUFFIXES)}")
+    if not report.maj:
+        raise UsageError("this run has no votes to plot", "plot a run with questions whose samples are complete")
+    try:
+        figure = draw_report(report)
+    except ModuleNotFoundError as error:
+        raise UsageError("--plot needs matplotlib", 'pip install "cerebrum-cli[eval]"') from error
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # a name may lack glyphs in the font
+            figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}", "choose another path") from error
+
+
+def draw_report(report: Report) -> Figure:
+    """Draw both panels; no window is opened."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    by_votes, by_tokens = figure.subplots(1, 2, sharey=True)
+    votes = range(1, len(report.maj) + 1)
+    draw_votes(by_votes, report, votes)
+    margin = max(0.5, 0.03 * len(votes))
+    by_votes.set(xlabel="samples per vote", ylabel="accuracy", xlim=(1 - margin, len(votes) + margin))
+    by_votes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    tokens = [k * max(1.0, report.tokens_per_answer) for k in votes]  # 0 has no place on a log scale
+    draw_votes(by_tokens, report, tokens)
+    by_tokens.set(xlabel="tokens per question", xscale="log")
+    doublings = [count for k, count in enumerate(tokens, start=1) if k & (k - 1) == 0]
+    by_tokens.set_xticks(doublings, [f"{count:.0f}" for count in doublings])
+    by_tokens.minorticks_off()
+    title = f"{report.task}: {report.model}, {report.complete} questions"
+    figure.suptitle(title, fontsize="medium", parse_math=False, wrap=True)
+    figure.legend(*by_votes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def draw_votes(axes: Axes, report: Report, x: Sequence[float]) -> None:
+    """Draw the accuracy of votes at each x, its interval, and the accuracy of guessing if there are choices."""
+    low, high = zip(*(each.interval for each in report.maj), strict=True)
+    if len(x) > 1:
+        axes.fill_between(x, low, high, color=BAND, linewidth=0, label="95% interval")
+    else:
+        axes.vlines(x, low, high, color=BAND, linewidth=8, label="95% interval")
+    axes.plot(x, [each.value for each in report.maj], "o-", color="black", markersize=4, label="majority vote")
+    if report.chance is not None:
+        axes.axhline(report.chance, color="black", linestyle=":", linewidth=1, label="guessing")
+    axes.spines[["top", "right"]].set_visible(False)
