@@ -6,7 +6,7 @@
 #   make quick    tests that start no processes or terminals, under a minute
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
-#   make picture  docs/chat.svg and vote.svg, from a real chat and a real vote with the starter model
+#   make picture  docs/chat.svg, vote.svg and accuracy.png, from a real chat, vote and evaluation
 #   make peers    llama.cpp's own programs and `llm`, for the benchmarks
 #   make bench [DATA=DIR] [SHAPE=FILE]   all benchmarks, into benchmarks/RESULTS.md and two pictures beside it; DIR holds
 #                 the questions of MT-bench and GSM8K, FILE is a model of Mistral-7B's shape (see benchmarks/all.py);
@@ -81,7 +81,8 @@ docs: setup
 
 picture: setup
 	$(BIN)/cerebrum pull --quiet starter
-	$(BIN)/python docs/picture.py
+	$(BIN)/python -m pip install --quiet --group bench
+	PYTHONPATH=benchmarks $(BIN)/python docs/picture.py
 
 peers: setup
 	benchmarks/peers.sh $(BIN)/python

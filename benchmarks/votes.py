@@ -15,7 +15,7 @@ cost       The first question of GSM8K with VOTES samples of TOKENS tokens, as w
            default.
 accuracy   nano, the model in the package, answers its 200 held-out sums at temperature 0.8, each with VOTES samples
            with distinct fixed seeds. The accuracy of single samples is the share of correct samples; a vote is correct
-           or not. In parentheses: 95 % confidence intervals, the percentiles of RESAMPLES bootstrap resamples of the
+           or not. In parentheses: 95% confidence intervals, the percentiles of RESAMPLES bootstrap resamples of the
            sums with all their samples, so that the difference is a paired one.
 repeat     Run REPEAT_ROWS rows at temperature 0.8 twice, PARALLEL in parallel: rows that differ in any field. Then at
            temperature 0 with each of PARALLEL_VALUES: texts that differ between them.
@@ -226,7 +226,7 @@ def mean_with_interval(shares: npt.NDArray[Any], resampled: npt.NDArray[Any]) ->
 
 
 def confidence_interval(samples: npt.NDArray[Any]) -> tuple[float, float]:
-    """95 % interval of the means of bootstrap resamples."""
+    """95% interval of the means of bootstrap resamples."""
     low, high = np.percentile(samples.mean(axis=1), (2.5, 97.5))
     return float(low), float(high)
 

@@ -283,16 +283,16 @@ def test_verdict_names_the_better_run_first() -> None:
     assert verdict_of(b, a).startswith("Q4 is 10.0 percentage points more accurate than Q8 (95%: ")
 
 
-def test_verdict_states_what_would_have_been_shown() -> None:
+def test_verdict_states_what_would_show() -> None:
     a, b = pair(100, 12, 14, 74)
     found = compare(a, b)
     assert verdict_of(a, b) == (
         "no difference shown: Q8 is 1.0 percentage points ahead"
-        f" (95%: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f}),"
-        " and with 200 questions only a difference of about 7.1 points would have been"
+        f" (95%: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f});"
+        " with 200 questions, only a difference of about 7.1 points would show"
     )
     equal = verdict_of(*pair(100, 12, 12, 76))
-    assert equal.startswith("no difference shown: the accuracies are equal, and with 200 questions only a difference")
+    assert equal.startswith("no difference shown: the accuracies are equal; with 200 questions, only a difference")
     assert verdict_of(*pair(1, 1, 2)) == "no difference shown: 4 questions are too few to show any"
 
 

@@ -230,7 +230,7 @@ def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine,
     assert sorted(row["n"] for row in rows) == [10, 12]
     shown = command.run("runs", "show", names[0])
     assert shown.code == 0
-    assert "accuracy" in shown.out and "95 % interval" in shown.out
+    assert "accuracy" in shown.out and "95% interval" in shown.out
     refused = command.run("runs", "compare", *names)
     assert (
         problem(refused).endswith("another questions (12, now 10)") or "another questions (10, now 12)" in refused.err

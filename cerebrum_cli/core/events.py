@@ -120,7 +120,7 @@ class RowEvent:
 class ScoreEvent:
     """Progress of an evaluation: `done` of `total` samples, and the score of its finished questions.
 
-    `accuracy` and its 95 % interval are None before the first of these. `no_answer` and `cut_off` are shares of the
+    `accuracy` and its 95% interval are None before the first of these. `no_answer` and `cut_off` are shares of the
     samples; `refused` of them could not be taken.
     """
 

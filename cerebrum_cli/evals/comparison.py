@@ -179,8 +179,8 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
         return f"no difference shown: {comparison.n} questions are too few to show any"
     ahead = "the accuracies are equal" if abs(difference) < ROUNDING else f"{better} is {figures.format('ahead')}"
     return (
-        f"no difference shown: {ahead}, and with {comparison.n} questions"
-        f" only a difference of about {_points(least)} points would have been"
+        f"no difference shown: {ahead}; with {comparison.n} questions,"
+        f" only a difference of about {_points(least)} points would show"
     )
 
 

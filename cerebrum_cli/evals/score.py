@@ -37,7 +37,7 @@ class RunningScore:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % interval of the accuracy; None without a finished question."""
+        """95% interval of the accuracy; None without a finished question."""
         return interval_of(self._scores, self._clusters) if self._scores else None
 
     @property

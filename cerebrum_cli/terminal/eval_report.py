@@ -37,7 +37,7 @@ def print_report(streams: Streams, report: Report, run: Run, refused: int) -> No
     rows.append(("seconds per question", f"{report.seconds_per_question:.2f}", ""))
     if refused:
         rows.append(("samples refused", refused, ""))
-    print_table(streams, ("", "value", "95 % interval"), rows)
+    print_table(streams, ("", "value", "95% interval"), rows)
 
 
 def shown_numbers(most: int) -> Iterator[int]:
@@ -65,7 +65,7 @@ def print_comparison(
     if closeness:
         rows.append(("mean KL divergence", f"{closeness.mean_kld:.4f} nats", ""))
         rows.append(("same top token", f"{closeness.top1_agreement:.1%}", ""))
-    print_table(streams, ("", "value", "95 % interval"), rows)
+    print_table(streams, ("", "value", "95% interval"), rows)
 
 
 def print_runs(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -85,7 +85,7 @@ def print_runs(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
     ]
     print_table(
         streams,
-        ("name", "model", "questions", "samples", "accuracy", "95 % interval", "complete", "updated"),
+        ("name", "model", "questions", "samples", "accuracy", "95% interval", "complete", "updated"),
         cells,
         "name",
         ("updated", "complete", "samples", "model"),

@@ -98,8 +98,8 @@ def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> 
     if kl:
         from cerebrum_cli.application.evaluation.divergence import measure_divergence
 
-        models = [model_of(runtime, run) for run in runs]
-        closeness = measure_divergence(*models, runtime.settings({}), runtime.open_bench)
+        reference, other = (model_of(runtime, run) for run in runs)
+        closeness = measure_divergence(reference, other, runtime.settings({}), runtime.open_bench)
     if json:
         more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
         runtime.streams.answer_object({**comparison_object(comparison), **more})
