@@ -279,7 +279,7 @@ def test_verdict_names_the_better_run_first() -> None:
     a, b = pair(100, 10, 30, 60)
     low, high = compare(a, b).interval
     figures = f"10.0 percentage points more accurate than %s (95%%: {100 * low:.1f} to {100 * high:.1f})"
-    assert verdict_of(a, b) == f"Q8 is {figures % 'Q4'}; this is unlikely to be chance"
+    assert verdict_of(a, b) == f"Q8 is {figures % 'Q4'}; the difference is statistically significant"
     assert verdict_of(b, a).startswith("Q4 is 10.0 percentage points more accurate than Q8 (95%: ")
 
 
@@ -287,13 +287,13 @@ def test_verdict_states_what_would_show() -> None:
     a, b = pair(100, 12, 14, 74)
     found = compare(a, b)
     assert verdict_of(a, b) == (
-        "no difference shown: Q8 is 1.0 percentage points ahead"
-        f" (95%: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f});"
-        " with 200 questions, only a difference of about 7.1 points would show"
+        "no significant difference: Q8 is 1.0 percentage points ahead"
+        f" (95% interval: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f});"
+        " with 200 questions, only differences of at least about 7.1 percentage points are likely to be detected"
     )
     equal = verdict_of(*pair(100, 12, 12, 76))
-    assert equal.startswith("no difference shown: the accuracies are equal; with 200 questions, only a difference")
-    assert verdict_of(*pair(1, 1, 2)) == "no difference shown: 4 questions are too few to show any"
+    assert equal.startswith("no significant difference: the accuracies are equal; with 200 questions, only differences")
+    assert verdict_of(*pair(1, 1, 2)) == "no significant difference: 4 questions are too few to detect any"
 
 
 def test_comparison_object_is_json() -> None:

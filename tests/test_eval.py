@@ -166,8 +166,8 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     source = write_questions(tmp_path / "few.jsonl", rows)
     done = run_eval(command, source, "--ctx", "256", "-o", tmp_path / "run.jsonl")
     assert done.code == 6
-    assert (done.object["n"], done.object["refused"]) == (1, 1)
-    assert "question 2 is not counted: the prompt has" in done.err
+    assert (done.object["n"], done.object["skipped"]) == (1, 1)
+    assert "question 2 skipped: the prompt has" in done.err
 
 
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_dry_run_shows_a_prompt_and_the_time(command: CommandLine, sums: Path) -
     done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")
     assert done.code == 0, done.err
     assert done.out.endswith("\nAI:")
-    assert "20 of 40 questions, 40 samples" in done.err
+    assert "20 of 40 questions, 2 samples each" in done.err
     assert "about 0:" in done.err
     assert not (command.home / "data" / "cerebrum" / "runs").exists()
 
@@ -205,11 +205,11 @@ def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tm
         (("gsm8",), "unknown task 'gsm8'"),
         (("none.jsonl",), "none.jsonl: No such file or directory"),
         (("humaneval",), "this task runs programs that the model writes"),
-        (("gsm8k", "--answer-field", "a"), "--answer-field is for files"),
+        (("gsm8k", "--answer-field", "a"), "--answer-field applies only to question files"),
         (("gsm8k", "--samples", "0"), "--samples is 0"),
         (("gsm8k", "--preset", "cerebrum"), "unknown preset 'cerebrum'"),
         (("gsm8k", "--match", "same"), "--match is 'same'"),
-        (("gsm8k", "--num-fewshot", "5"), "--num-fewshot is for lm-eval's tasks"),
+        (("gsm8k", "--num-fewshot", "5"), "--num-fewshot applies only to lm-eval tasks"),
     ],
 )
 def test_invalid_eval_is_one_line_and_a_hint(command: CommandLine, arguments: tuple[str, ...], message: str) -> None:
@@ -232,13 +232,11 @@ def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine,
     assert shown.code == 0
     assert "accuracy" in shown.out and "95% interval" in shown.out
     refused = command.run("runs", "compare", *names)
-    assert (
-        problem(refused).endswith("another questions (12, now 10)") or "another questions (10, now 12)" in refused.err
-    )
+    assert problem(refused).endswith("they differ in questions (10 and 12)") or "questions (12 and 10)" in refused.err
     assert command.run("eval", sums, "-m", other, "--format", "cerebrum", "--limit", "12").code == 0
     compared = command.run("runs", "compare", *names, "--json").object
     assert (compared["n"], compared["flips"], compared["p_value"]) == (12, 0, 1.0)
-    assert "no difference shown" in command.run("runs", "compare", *names).out
+    assert "no significant difference" in command.run("runs", "compare", *names).out
     assert command.run("runs", "rm", "-y", names[0]).code == 0
     assert [row["name"] for row in command.run("runs", "list", "--json").object] == names[1:]
     assert command.run("runs", "show", names[0]).code == 2
@@ -249,7 +247,7 @@ def test_runs_of_other_conditions_are_not_compared(command: CommandLine, sums: P
     run_eval(command, sums, "--limit", "4", "-o", runs[0])
     run_eval(command, sums, "--limit", "4", "--max-tokens", "64", "-o", runs[1])
     refused = command.run("runs", "compare", *runs)
-    assert problem(refused) == "error: a and b cannot be compared: b has another max tokens (none, now 64)"
+    assert problem(refused) == "error: a and b cannot be compared: they differ in max tokens (none and 64)"
 
 
 def test_rescoring_marks_the_saved_texts_again(command: CommandLine, sums: Path, tmp_path: Path) -> None:
@@ -262,4 +260,4 @@ def test_rescoring_marks_the_saved_texts_again(command: CommandLine, sums: Path,
     assert command.run("runs", "show", run, "--json").object["accuracy"] == 1 - report["accuracy"]
     again = command.run("runs", "show", run, "--rescore", "--json")
     assert again.object["accuracy"] == report["accuracy"]
-    assert "5 of 5 samples are marked differently now" in again.err
+    assert "5 of 5 samples changed their score" in again.err

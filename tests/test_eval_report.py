@@ -176,7 +176,7 @@ def test_plot_takes_any_report(votes: Report, tmp_path: Path, changes: dict[str,
 
 
 def test_plot_refuses_what_it_cannot_draw(votes: Report, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown type of picture") as error:
+    with pytest.raises(UsageError, match="unsupported image format") as error:
         plot_report(votes, tmp_path / "plot.jpg")
     assert ".png or .svg" in error.value.hint
     with pytest.raises(UsageError, match="no votes to plot"):
@@ -264,7 +264,7 @@ def test_divergence_refuses_other_vocabularies_and_layers(
     first, _ = chatml_models
     deeper = write_chatml(tmp_path / "deeper.gguf", shape=replace(Shape(), layers=3))
     for path in (mistral_model, deeper):
-        with pytest.raises(UsageError, match="are not quantizations of one model"):
+        with pytest.raises(UsageError, match="are not quantizations of the same model"):
             measure_divergence(first, Model("other", (path,)), Settings(), Memory().bench)
 
 

@@ -93,11 +93,12 @@ def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
 
 def _describe(name: str, before: Any, now: Any) -> str:
     words = f"another {name.replace('_', ' ')}"
-    texts = [_short(value) for value in (before, now)]
+    texts = [short_value(value) for value in (before, now)]
     return words if texts[0] == texts[1] else f"{words} ({texts[0]}, now {texts[1]})"
 
 
-def _short(value: Any) -> str:
+def short_value(value: Any) -> str:
+    """A value of a fingerprint as text for a message."""
     text = "none" if value is None else value if isinstance(value, str) else to_json(value)
     text = " ".join(text.split())
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"

@@ -45,7 +45,9 @@ def decide(
     if difference := describe_difference(record.fingerprint, fingerprint):
         return _decide_changed(state, record, difference, paths)
     if smaller := describe_smaller(record.extent, extent or {}):
-        raise BatchError(f"{paths.output} already has more {smaller}", "omit the lower limit, or choose another -o")
+        raise BatchError(
+            f"{paths.output} already has more {smaller}", "raise or omit --limit or --samples, or choose another -o"
+        )
     if record.result and record.result == state.output:
         return "complete" if record.extent == (extent or {}) else "extend"
     if state.output is None:

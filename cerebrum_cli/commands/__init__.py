@@ -89,7 +89,11 @@ COMMANDS = (
         "runs",
         "app",
         "Show and compare the results of cerebrum eval",
-        ("cerebrum runs list", "cerebrum runs compare exam-q4 exam-q8", "cerebrum runs show exam-q4 --plot votes.png"),
+        (
+            "cerebrum runs list",
+            "cerebrum runs compare exam-a-Q4_0 exam-a-Q8_0",
+            "cerebrum runs show exam-a-Q8_0 --plot votes.png",
+        ),
     ),
     Command(
         "sessions",

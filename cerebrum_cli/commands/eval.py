@@ -13,7 +13,13 @@ from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
 from cerebrum_cli.runtime.options import EvalOptions, LmEvalOptions
 
-SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *SAMPLING_KEYS))
+SETTINGS = SettingKeys(
+    ("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *SAMPLING_KEYS),
+    {
+        "temperature": "Sampling temperature [default: 0, or 0.7 with several samples]",
+        "seed": "Random seed [default: 0]",
+    },
+)
 SOME_FAILED = 6
 
 
@@ -24,7 +30,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="TASK",
-            help="gsm8k, math500, arc-challenge, humaneval, a file like exam.jsonl, or lm-eval:TASK.",
+            help="gsm8k, math500, arc-challenge, humaneval, a file like exam.jsonl, or lm-eval:TASK[,TASK...].",
             autocompletion=completing(tasks),
         ),
     ],
@@ -33,13 +39,19 @@ def evaluate(
     lm_eval: LmEvalOptions,
     output: Annotated[
         Path | None,
-        parameter("output", "File of the run [default: stored by name]", "Output", short="-o", metavar="RUN.jsonl"),
+        parameter(
+            "output",
+            "File for the run [default: named after task and model]",
+            "Output",
+            short="-o",
+            metavar="RUN.jsonl",
+        ),
     ] = None,
 ) -> None:
-    """A file holds a JSON object on each line, with `question` and `answer`, and `choices` if there are any.
+    """A file holds a JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
 
-    Each sample is saved immediately; run the same command again to resume. A larger --limit or --samples extends the
-    run.
+    Each sample is saved immediately; run the same command again to resume. A larger --limit extends the run, and so
+    does a larger --samples at the same temperature.
     """
     from cerebrum_cli.runtime.evaluation.run import run_eval
 

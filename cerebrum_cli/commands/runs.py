@@ -34,7 +34,7 @@ def list_runs(context: typer.Context, options: QuietOptions, json: JsonArray = F
 @app.command(cls=SectionedCommand, short_help="Show a run's results.")
 @composed
 def show(context: typer.Context, run: Name, options: RunOptions) -> None:
-    """Show accuracy with its interval, votes, and how answers ended."""
+    """Show accuracy, majority votes and unanswered samples, with intervals."""
     from cerebrum_cli.runtime.evaluation import runs
 
     runs.show(runtime_of(context), run, options)
@@ -46,10 +46,10 @@ def compare(
     context: typer.Context,
     before: First,
     after: Second,
-    kl: Annotated[bool, parameter("kl", "Also compare the token probabilities of both models", "Output")] = False,
+    kl: Annotated[bool, parameter("kl", "Also measure KL divergence (quantizations of one model)", "Output")] = False,
     json: Json = False,
 ) -> None:
-    """Compare two models on the same questions, and state whether the difference can be believed."""
+    """Compare two models on the same questions, and report whether the difference is statistically significant."""
     from cerebrum_cli.runtime.evaluation import runs
 
     runs.compare(runtime_of(context), before, after, kl, json)

@@ -121,7 +121,7 @@ class ScoreEvent:
     """Progress of an evaluation: `done` of `total` samples, and the score of its finished questions.
 
     `accuracy` and its 95% interval are None before the first of these. `no_answer` and `cut_off` are shares of the
-    samples; `refused` of them could not be taken.
+    samples; `skipped` of them could not be generated.
     """
 
     done: int
@@ -131,7 +131,7 @@ class ScoreEvent:
     interval: tuple[float, float] | None
     no_answer: float
     cut_off: float
-    refused: int
+    skipped: int
 
 
 @dataclass(frozen=True, slots=True)

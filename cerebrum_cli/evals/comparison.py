@@ -171,16 +171,19 @@ def verdict(comparison: Comparison, a: str, b: str) -> str:
     difference, (low, high) = comparison.difference, comparison.interval
     better, worse = (b, a) if difference >= 0 else (a, b)
     bounds = (low, high) if difference >= 0 else (-high, -low)
-    figures = f"{_points(abs(difference))} percentage points {{}} (95%: {_points(bounds[0])} to {_points(bounds[1])})"
+    interval = f"95% interval: {_points(bounds[0])} to {_points(bounds[1])}"
+    figures = f"{_points(abs(difference))} percentage points {{}} ({interval})"
     if comparison.is_significant:
-        return f"{better} is {figures.format(f'more accurate than {worse}')}; this is unlikely to be chance"
+        return (
+            f"{better} is {figures.format(f'more accurate than {worse}')}; the difference is statistically significant"
+        )
     least = comparison.smallest_difference
     if least is None:
-        return f"no difference shown: {comparison.n} questions are too few to show any"
+        return f"no significant difference: {comparison.n} questions are too few to detect any"
     ahead = "the accuracies are equal" if abs(difference) < ROUNDING else f"{better} is {figures.format('ahead')}"
     return (
-        f"no difference shown: {ahead}; with {comparison.n} questions,"
-        f" only a difference of about {_points(least)} points would show"
+        f"no significant difference: {ahead}; with {comparison.n} questions,"
+        f" only differences of at least about {_points(least)} percentage points are likely to be detected"
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cerebrum_cli.core.errors import UsageError
 
-PICTURES_ONLY = "the card shows its results in pictures only: no published figure can be printed beside yours"
+PICTURES_ONLY = "the card publishes its results only as images, so no published score is printed next to yours"
 _EXTRACTION = "how answers are extracted from replies"
 _TEMPERATURE = "the temperature: 0 is used, as on the card of Cerebrum-1.0-7b"
 _ZERO_SHOT = "zero-shot, temperature 0"
@@ -85,7 +85,7 @@ def published(preset: Preset, task: str) -> tuple[Figure, ...]:
 
 def _lm_eval(task: str, acc: float, acc_norm: float | None = None, error: float | None = None) -> Condition:
     figures = (Figure("acc", acc, error), *(() if acc_norm is None else (Figure("acc_norm", acc_norm),)))
-    unstated = ("the number of examples in the prompt: presumably none", "the chat template: presumably none")
+    unstated = ("the number of few-shot examples (presumably 0)", "the chat template (presumably none)")
     return Condition(task, "lm-eval, by the likelihood of the choices", None, 1, unstated, figures)
 
 

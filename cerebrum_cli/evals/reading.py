@@ -22,9 +22,7 @@ from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.evals.question import Question, QuestionId
 
 CHOICE_INSTRUCTION = "Answer with the letter of the correct choice."
-INDEX_NOTE = (
-    "an answer that is an index counts from 0: no row has a 0, and none an index equal to its number of choices"
-)
+INDEX_NOTE = "answer indices are assumed to start at 0: none is 0, and none equals its number of choices"
 _BOM = b"\xef\xbb\xbf"
 _MAX_SHOWN = 60  # characters of a value in a reason
 _FINAL = re.compile(r".*(?<!#)####(?!#)(.*)")  # in the last line of a solution in GSM8K

@@ -24,7 +24,7 @@ SAMPLE_KEYS = (
 )
 OPTIONAL_KEYS = ("choices", "cluster")  # of questions that have them
 CUT_OFF = ("length", "context")  # reasons of replies that did not end by themselves
-REFUSED = "refused"  # reason of a sample that could not be taken, such as one whose prompt is too long
+SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class Sample:
         return self.finish_reason in CUT_OFF
 
     @property
-    def is_refused(self) -> bool:
+    def is_skipped(self) -> bool:
         """Whether it was never taken, and so does not count; `text` is the reason."""
-        return self.finish_reason == REFUSED
+        return self.finish_reason == SKIPPED
 
 
 def sample_object(sample: Sample) -> dict[str, Any]:

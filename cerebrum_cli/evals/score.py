@@ -13,7 +13,7 @@ class RunningScore:
 
     def __init__(self, questions: int, samples: int) -> None:
         self.all_questions = questions
-        self.done = self.refused = 0
+        self.done = self.skipped = 0
         self._samples = samples
         self._marks: dict[QuestionId, list[bool]] = {}
         self._scores: list[float] = []
@@ -61,14 +61,14 @@ class RunningScore:
             self.interval,
             self.no_answer,
             self.cut_off,
-            self.refused,
+            self.skipped,
         )
 
     def add(self, sample: Sample) -> None:
         """Count a sample."""
         self.done += 1
-        if sample.is_refused:
-            self.refused += 1
+        if sample.is_skipped:
+            self.skipped += 1
             return
         if sample.answer is None and not sample.correct:
             self._cut_off += sample.is_cut_off
@@ -81,5 +81,5 @@ class RunningScore:
             self._clusters.append(sample.id if sample.cluster is None else sample.cluster)
 
     def _share(self, count: int) -> float:
-        counted = self.done - self.refused
+        counted = self.done - self.skipped
         return count / counted if counted else 0.0

@@ -80,7 +80,7 @@ TASKS = (
         file="test.jsonl",
         scorer="answer",
         published="MATH, zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
-        note="MATH-500 is a subset of 500 problems, not the MATH of the model cards: the figures are not comparable",
+        note="MATH-500 is a subset, not the full MATH benchmark that the model cards use: scores are not comparable",
         fields=Fields(question="problem", id="unique_id"),
     ),
     Task(
@@ -90,7 +90,7 @@ TASKS = (
         file="ARC-Challenge/test-*.parquet",
         scorer="choice",
         published="zero-shot (Cerebrum-1.0-7b at temperature 0, Cerebrum-1.0-8x7b)",
-        note="answers are generated: figures of lm-eval, which compares the likelihoods of choices, are not comparable",
+        note="the model generates a letter, and lm-eval compares log-likelihoods of the choices: not comparable",
         fields=Fields(answer="answerKey"),
     ),
     Task(

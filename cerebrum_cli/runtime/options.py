@@ -109,7 +109,7 @@ class ConcurrencyOptions:
     """Options of commands that answer many prompts concurrently."""
 
     parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
-    batch_invariant: bool = option(False, "Same answers whatever runs concurrently; slower", "Speed")
+    batch_invariant: bool = option(False, "Make answers independent of concurrency; slower", "Speed")
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,18 @@ class BatchOptions(ConcurrencyOptions, GenerationOptions):
 class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
     """Options of `cerebrum eval`, apart from TASK and OUTPUT."""
 
-    preset: str | None = option(None, "The condition of a published result", "Input", metavar="NAME")
-    limit: int | None = option(None, "Questions to ask, in a fixed random order [default: all]", "Input", metavar="N")
+    preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
+    limit: int | None = option(None, "Number of questions, chosen at random [default: all]", "Input", metavar="N")
     question_field: str | None = option(None, "Field of the question [default: question]", "Input", metavar="NAME")
     answer_field: str | None = option(None, "Field of the answer [default: answer]", "Input", metavar="NAME")
     template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
-    samples: int | None = option(None, "Answers to each question [default: 1]", "Sampling", metavar="K")
+    samples: int | None = option(None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K")
     match: str | None = option(
-        None, "How an answer is compared [default: answer]", "Output", metavar="answer|exact|contains|regex"
+        None, "How answers are compared [default: answer]", "Output", metavar="answer|exact|contains|regex"
     )
-    run_code: bool = option(False, "Run the programs the model writes, in a sandbox", "Output")
+    run_code: bool = option(False, "Run the programs that the model writes, in a sandbox", "Output")
     restart: bool = option(False, "Start over; replace the run when done", "Output")
-    dry_run: bool = option(False, "Show one prompt and the time it would take", "Output")
+    dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
 
@@ -150,13 +150,11 @@ class EvalOptions(ConcurrencyOptions, ConstrainedOptions):
 class LmEvalOptions:
     """Options of `cerebrum eval lm-eval:TASK`."""
 
-    num_fewshot: int | None = option(
-        None, "Solved examples in each prompt [default: the task's]", "lm-eval", metavar="N"
-    )
-    include_path: Path | None = option(None, "Directory with tasks of your own", "lm-eval", metavar="DIR")
-    gen_kwargs: str | None = option(None, "Settings of its generation", "lm-eval", metavar="KEY=VALUE,...")
-    apply_chat_template: bool = option(False, "Ask in the model's prompt format", "lm-eval")
-    log_samples: bool = option(False, "Save each answer beside the results", "lm-eval")
+    num_fewshot: int | None = option(None, "Few-shot examples per prompt [default: the task's]", "lm-eval", metavar="N")
+    include_path: Path | None = option(None, "Directory with your own tasks", "lm-eval", metavar="DIR")
+    gen_kwargs: str | None = option(None, "Generation settings for lm-eval tasks", "lm-eval", metavar="KEY=VALUE,...")
+    apply_chat_template: bool = option(False, "Apply the model's chat template", "lm-eval")
+    log_samples: bool = option(False, "Save every sample with the results", "lm-eval")
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ class RunOptions(QuietOptions):
     """Options of `cerebrum runs show`."""
 
     plot: Path | None = option(None, "Plot accuracy against votes and tokens", "Output", metavar="FILE")
-    rescore: bool = option(False, "Extract and compare the answers again", "Output")
+    rescore: bool = option(False, "Extract and score the answers again", "Output")
     run_code: bool = option(False, "With --rescore: run the programs again", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ALL_SHOWN = 8  # numbers of votes; of more, powers of two
 
 
-def print_report(streams: Streams, report: Report, run: Run, refused: int) -> None:
+def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
     """Print the estimates of a run with their intervals, then what its answers cost."""
     temperature = run.record.fingerprint["temperature"]
     samples = "1 sample" if report.samples == 1 else f"{report.samples} samples"
@@ -27,16 +27,16 @@ def print_report(streams: Streams, report: Report, run: Run, refused: int) -> No
         + "\n\n"
     )
     rows: list[Sequence[Any]] = [_row("accuracy", report.accuracy)]
-    rows += [_row(f"vote of {k}", report.maj[k - 1]) for k in shown_numbers(len(report.maj))]
-    rows += [_row(f"one of {k} correct", report.pass_at[k - 1]) for k in shown_numbers(len(report.pass_at))]
+    rows += [_row(f"maj@{k}", report.maj[k - 1]) for k in shown_numbers(len(report.maj))]
+    rows += [_row(f"pass@{k}", report.pass_at[k - 1]) for k in shown_numbers(len(report.pass_at))]
     if report.chance is not None:
-        rows.append(("guessing", share(report.chance), ""))
+        rows.append(("random guessing", share(report.chance), ""))
     rows.append(("no answer", share(report.no_answer), ""))
-    rows.append(("cut off", share(report.cut_off), ""))
-    rows.append(("tokens per answer", f"{report.tokens_per_answer:.0f}", ""))
+    rows.append(("no answer (truncated)", share(report.cut_off), ""))
+    rows.append(("tokens per sample", f"{report.tokens_per_answer:.0f}", ""))
     rows.append(("seconds per question", f"{report.seconds_per_question:.2f}", ""))
-    if refused:
-        rows.append(("samples refused", refused, ""))
+    if skipped:
+        rows.append(("samples skipped", skipped, ""))
     print_table(streams, ("", "value", "95% interval"), rows)
 
 
@@ -54,17 +54,17 @@ def print_comparison(
     rows: list[Sequence[Any]] = [
         (f"accuracy of {before.name}", share(comparison.accuracy_a), ""),
         (f"accuracy of {after.name}", share(comparison.accuracy_b), ""),
-        ("difference", f"{comparison.difference:+.3f}", bounds(comparison.interval, "+.3f")),
+        ("difference", f"{points(comparison.difference)} points", " to ".join(map(points, comparison.interval))),
         ("right to wrong", comparison.right_to_wrong, ""),
         ("wrong to right", comparison.wrong_to_right, ""),
-        ("answers that changed", f"{comparison.flips} of {comparison.n}", ""),
+        ("changed answers", f"{comparison.flips} of {comparison.n}", ""),
         ("McNemar's exact p", f"{comparison.p_value:.3g}", ""),
     ]
     if comparison.smallest_difference is not None:
-        rows.append(("smallest visible difference", share(comparison.smallest_difference), ""))
+        rows.append(("minimum detectable difference", f"{100 * comparison.smallest_difference:.1f} points", ""))
     if closeness:
         rows.append(("mean KL divergence", f"{closeness.mean_kld:.4f} nats", ""))
-        rows.append(("same top token", f"{closeness.top1_agreement:.1%}", ""))
+        rows.append(("same top-1 token", f"{closeness.top1_agreement:.1%}", ""))
     print_table(streams, ("", "value", "95% interval"), rows)
 
 
@@ -100,6 +100,11 @@ def share(value: float) -> str:
     return f"{value:.3f}"
 
 
-def bounds(interval: Interval | Sequence[float], format: str = ".3f") -> str:
+def points(difference: float) -> str:
+    """A difference in percentage points."""
+    return f"{100 * difference:+z.1f}"
+
+
+def bounds(interval: Interval | Sequence[float]) -> str:
     low, high = interval
-    return f"{low:{format}} to {high:{format}}"
+    return f"{low:.3f} to {high:.3f}"

@@ -21,7 +21,7 @@ BAND = "0.85"  # light gray
 def plot_report(report: Report, path: Path) -> None:
     """Write a PNG or SVG of majority votes with their intervals. Raises UsageError, OutputError."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {path}: unknown type of picture", f"end its name in {' or '.join(SUFFIXES)}")
+        raise UsageError(f"--plot {path}: unsupported image format", f"end its name in {' or '.join(SUFFIXES)}")
     if not report.maj:
         raise UsageError("this run has no votes to plot", "plot a run with questions whose samples are complete")
     try:

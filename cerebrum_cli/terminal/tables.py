@@ -85,11 +85,11 @@ def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
         low, high = event.interval
         yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
     if event.no_answer:
-        yield f"{event.no_answer:.0%} no answer"
+        yield f"{event.no_answer:.0%} without an answer"
     if event.cut_off:
-        yield f"{event.cut_off:.0%} cut off"
-    if event.refused:
-        yield f"{event.refused} refused"
+        yield f"{event.cut_off:.0%} truncated"
+    if event.skipped:
+        yield f"{event.skipped} skipped"
 
 
 def counts_text(counts: RowCounts) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cerebrum_cli.application.evaluation.reporting import form_of
 from cerebrum_cli.application.evaluation.runs import Run
 from cerebrum_cli.application.inference.fingerprint import MODEL_KEYS
-from cerebrum_cli.batches.meta import describe_difference
+from cerebrum_cli.batches.meta import short_value
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.comparison import Comparison, compare, outcomes
 
@@ -16,12 +16,17 @@ def compare_runs(before: Run, after: Run) -> Comparison:
         {**{key: value for key, value in run.record.fingerprint.items() if key not in MODEL_KEYS}, **run.record.extent}
         for run in (before, after)
     )
-    if difference := describe_difference(first, second):
+    differing = [
+        f"{key} ({short_value(first.get(key))} and {short_value(second.get(key))})"
+        for key in {**first, **second}
+        if first.get(key) != second.get(key)
+    ]
+    if differing:
         raise UsageError(
-            f"{before.name} and {after.name} cannot be compared: {after.name} has {difference}",
-            "run cerebrum eval again with the same questions and settings, and another model",
+            f"{before.name} and {after.name} cannot be compared: they differ in {' and '.join(differing)}",
+            "evaluate both models with the same questions and settings",
         )
-    runs = [outcomes((each for each in run.samples() if not each.is_refused), form_of) for run in (before, after)]
+    runs = [outcomes((each for each in run.samples() if not each.is_skipped), form_of) for run in (before, after)]
     common = [id for id in runs[0] if id in runs[1]]
     if not common:
         raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish them first")

@@ -71,8 +71,8 @@ def _cached_or_downloaded(task: Task, progress: Progress, offline: bool) -> tupl
             return cached, data
     if offline or is_offline():
         state = "not downloaded" if cached is None else "damaged"
-        hint = f"run it once with a network, or on another machine: hf download {task.repo_id} --repo-type dataset"
-        raise PullError(f"the dataset {task.repo_id} of {task.name} is {state}, and the network is not allowed", hint)
+        hint = f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset"
+        raise PullError(f"the dataset {task.repo_id} of {task.name} is {state}, and cerebrum is offline", hint)
     cached = _download(task, progress, cache)
     return cached, _read(cached)
 

@@ -30,7 +30,7 @@ def measure_divergence(reference: Model, other: Model, settings: Settings, open_
     )
     if first != second:
         raise UsageError(
-            f"{reference.label} and {other.label} are not quantizations of one model",
+            f"{reference.label} and {other.label} are not quantizations of the same model",
             "compare two with the same vocabulary, architecture and number of layers",
         )
     context = min(model.trained_context for model in (reference, other))

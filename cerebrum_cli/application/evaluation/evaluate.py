@@ -19,7 +19,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEve
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.commands import CancelScope
 from cerebrum_cli.evals.question import Question
-from cerebrum_cli.evals.sample import OPTIONAL_KEYS, REFUSED, SAMPLE_KEYS, Sample, parse_sample, sample_object
+from cerebrum_cli.evals.sample import OPTIONAL_KEYS, SAMPLE_KEYS, SKIPPED, Sample, parse_sample, sample_object
 from cerebrum_cli.evals.score import RunningScore
 from cerebrum_cli.evals.selection import sample_seed
 
@@ -30,7 +30,7 @@ SCHEMA = Schema(
         for optional in combinations(OPTIONAL_KEYS, count)
     ),
     ("id", "sample"),
-    lambda object: RowCounts(failed=object["finish_reason"] == REFUSED),
+    lambda object: RowCounts(failed=object["finish_reason"] == SKIPPED),
 )
 
 
@@ -116,12 +116,12 @@ class SampleWriter:
         )
         self._write(position, marked)
 
-    def refuse(self, position: int, samples: Iterable[int], error: CerebrumError) -> NoticeEvent:
+    def skip(self, position: int, samples: Iterable[int], error: CerebrumError) -> NoticeEvent:
         """Write samples that do not count, with the reason as their text."""
         for sample in samples:
             self._write(position, replace(self._unmarked(position, sample), text=error.message))
         id = self._evaluation.questions[position].id
-        return NoticeEvent(f"question {id} is not counted: {error.message}", error.hint)
+        return NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
 
     def _unmarked(self, position: int, sample: int) -> Sample:
         """A sample that could not be taken."""
@@ -137,7 +137,7 @@ class SampleWriter:
             gold=question.gold,
             correct=False,
             probability=0.0,
-            finish_reason=REFUSED,
+            finish_reason=SKIPPED,
             completion_tokens=0,
             choices=question.choices,
             cluster=question.cluster,
@@ -151,7 +151,7 @@ class SampleWriter:
 def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Generator[Event, None, None]:
     """Take the missing samples; yield all events, and a ScoreEvent whenever a sample is finished.
 
-    A question whose prompt cannot be answered, such as one that is too long, gets samples marked as refused, which do
+    A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
     not count. The caller completes the run; after a cancel, samples are missing.
     """
     scope = responder.cancel_scope()
@@ -167,7 +167,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
         except (EngineError, Interrupted):  # these concern the whole run
             raise
         except CerebrumError as error:
-            yield writer.refuse(position, range(first, first + count), error)
+            yield writer.skip(position, range(first, first + count), error)
         else:
             pending.append(PendingQuestion(position, first, compact(request), {}))
     for group in responder.group_by_length(each.request for each in pending):
@@ -206,7 +206,7 @@ def _take_samples(
             question = pending[event.sequence.request]
             sample = question.first + event.sequence.sample
             if isinstance(event, RefusedEvent):
-                yield writer.refuse(question.position, [sample], event.error)
+                yield writer.skip(question.position, [sample], event.error)
             elif reply := question.add_event(event):
                 writer.write_reply(question.position, sample, reply)
                 yield writer.progress

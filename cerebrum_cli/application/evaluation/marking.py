@@ -61,7 +61,7 @@ def code_marker(run_code: bool) -> Marker:
     from cerebrum_cli.application.evaluation.sandbox import Program, require_sandbox, run_program
 
     if not run_code:
-        raise UsageError("this task runs programs that the model writes", "allow it with --run-code: in a sandbox")
+        raise UsageError("this task runs programs that the model writes", "add --run-code to run them in a sandbox")
     sandbox = require_sandbox()
 
     def mark(reply: Unmarked) -> Mark:

@@ -34,5 +34,5 @@ def rescored(run: Run, samples: Sequence[Sample], run_code: bool = False) -> lis
     for sample, question in zip(samples, questions, strict=True):
         text = f"```python\n{sample.answer}\n```" if run.match == "code" else sample.text  # a program is whole already
         found = mark(Unmarked(text, question, sample.finish_reason == "stop"))
-        marked.append(sample if sample.is_refused else replace(sample, answer=found.answer, correct=found.correct))
+        marked.append(sample if sample.is_skipped else replace(sample, answer=found.answer, correct=found.correct))
     return marked

@@ -79,7 +79,7 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
         bad_rows=found.bad_rows,
         fingerprint={
             "task": task.name if task else Path(source).stem,
-            "questions": origin.sha256,
+            "question file": origin.sha256,
             "dataset": origin.repo_id and f"{origin.repo_id} at {origin.commit}",
             "question field": reading.question_field,
             "answer field": reading.answer_field,
@@ -98,7 +98,9 @@ def _load(task: Task | None, source: str, reading: Reading, progress: Progress, 
         return load_file(Path(source), fields, reading.template)
     if reading.question_field or reading.answer_field:
         option = "--question-field" if reading.question_field else "--answer-field"
-        raise UsageError(f"{option} is for files: the fields of {task.name} are known", f"omit {option}")
+        raise UsageError(
+            f"{option} applies only to question files: the fields of {task.name} are known", f"omit {option}"
+        )
     return load_task(task, progress, reading.template, offline)
 
 
@@ -108,7 +110,11 @@ def _origin_remarks(origin: Source) -> tuple[str, ...]:
 
 
 def _task_remarks(task: Task | None) -> tuple[str, ...]:
-    return () if task is None else tuple(filter(None, (f"model cards report: {task.published}", task.note)))
+    return (
+        ()
+        if task is None
+        else tuple(filter(None, (f"settings on the Cerebrum model cards: {task.published}", task.note)))
+    )
 
 
 def _condition_remarks(preset: Preset | None, condition: Condition | None) -> tuple[str, ...]:

@@ -105,9 +105,9 @@ def read_asked(runtime: Runtime, source: str, options: EvalOptions) -> Asked:
         asked = read_source(source, reading, preset, progress, options.offline)
     if not options.quiet:
         for bad in asked.bad_rows[:SHOWN_ERRORS]:
-            runtime.streams.notice(NoticeEvent(f"line {bad.line} of {source} is not counted: {bad.reason}", ""))
+            runtime.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
         if (more := len(asked.bad_rows) - SHOWN_ERRORS) > 0:
-            runtime.streams.notice(NoticeEvent(f"{more} more lines are not counted", ""))
+            runtime.streams.notice(NoticeEvent(f"{more} more lines skipped", ""))
     return asked
 
 

@@ -40,7 +40,7 @@ def show_preview(runtime: Runtime, prepared: Prepared, options: EvalOptions) -> 
                 "gold": question.gold,
                 "questions": len(evaluation.questions),
                 "bad_rows": len(prepared.asked.bad_rows),
-                "samples": samples,
+                "total_samples": samples,
                 "seconds": seconds and round(seconds),
             }
         )
@@ -52,7 +52,7 @@ def show_preview(runtime: Runtime, prepared: Prepared, options: EvalOptions) -> 
         return
     info = runtime.streams.info
     info(f"expected answer: {question.gold}")
-    info(f"{len(evaluation.questions)} of {len(prepared.asked.questions)} questions, {samples} samples")
+    info(f"{len(evaluation.questions)} of {len(prepared.asked.questions)} questions, {evaluation.samples} samples each")
     for line in prepared.asked.remarks:
         info(line)
     info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
@@ -66,7 +66,7 @@ def estimate(runtime: Runtime, prepared: Prepared, prompt_tokens: int) -> tuple[
     same = next((run for run in runs if run.task == prepared.asked.name), None)
     if same:
         notes = same.record.notes
-        return notes["seconds"] / notes["timed_samples"] * samples, f"from the run {same.name}"
+        return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
     if runs:
         tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples()))
@@ -76,7 +76,7 @@ def estimate(runtime: Runtime, prepared: Prepared, prompt_tokens: int) -> tuple[
         with closing(runtime.open_bench(options, prepared.resolved.model)) as bench:
             prefill, decode = bench.speed(tuning, PREFILL), bench.speed(tuning, DECODE)
     except TrialError as error:
-        return None, f"the time cannot be measured: {error}"
+        return None, f"cannot estimate the run time: {error}"
     slots = min(BENCH_SLOTS, samples)
     seconds = len(evaluation.questions) * prompt_tokens / prefill + samples * tokens / (decode * slots / BENCH_SLOTS)
-    return seconds, f"if an answer has {tokens} tokens"
+    return seconds, f"assuming {tokens} tokens per sample"

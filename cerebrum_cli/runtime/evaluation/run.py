@@ -54,7 +54,7 @@ def run_eval(
     run = take_samples(runtime, prepared, path, fingerprint, options)
     samples = run.samples()
     print_run(runtime, run, samples, options.json, options.quiet)
-    return len(prepared.asked.bad_rows) + sum(sample.is_refused for sample in samples)
+    return len(prepared.asked.bad_rows) + sum(sample.is_skipped for sample in samples)
 
 
 def take_samples(
@@ -114,4 +114,6 @@ def require_unset(lm_eval: LmEvalOptions) -> None:
     """Raise UsageError for an option that only lm-eval has."""
     for name, value in asdict(lm_eval).items():
         if value:
-            raise UsageError(f"{flag(name)} is for lm-eval's tasks", "omit it, or name a task like lm-eval:arc_easy")
+            raise UsageError(
+                f"{flag(name)} applies only to lm-eval tasks", "omit it, or name one like lm-eval:arc_easy"
+            )

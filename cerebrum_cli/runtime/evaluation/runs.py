@@ -31,7 +31,7 @@ def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
 
 def run_row(run: Run) -> dict[str, Any]:
     """One row of `cerebrum runs list`."""
-    samples = [sample for sample in run.samples() if not sample.is_refused]
+    samples = [sample for sample in run.samples() if not sample.is_skipped]
     report = report_of(run, samples) if samples else None
     changed = datetime.fromtimestamp(run.changed_at, UTC)
     return {
@@ -56,7 +56,7 @@ def show(runtime: Runtime, name: str, options: RunOptions) -> None:
         samples = rescored(run, samples, options.run_code)
         if not options.quiet:
             changed = sum(old.correct != new.correct for old, new in zip(before, samples, strict=True))
-            runtime.streams.info(f"{changed} of {len(samples)} samples are marked differently now")
+            runtime.streams.info(f"{changed} of {len(samples)} samples changed their score")
     print_run(runtime, run, samples, options.json, options.quiet)
     if options.plot:
         from cerebrum_cli.terminal.plot import plot_report
@@ -68,12 +68,12 @@ def show(runtime: Runtime, name: str, options: RunOptions) -> None:
 
 def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool, quiet: bool) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
-    counted = [sample for sample in samples if not sample.is_refused]
+    counted = [sample for sample in samples if not sample.is_skipped]
     if not counted:
-        raise UsageError(f"the run {run.name} has no sample that counts", "take some with cerebrum eval")
+        raise UsageError(f"the run {run.name} has no scored samples", "add some with cerebrum eval")
     report = report_of(run, counted)
     if json:
-        runtime.streams.answer_object({**report_object(report), "refused": len(samples) - len(counted)})
+        runtime.streams.answer_object({**report_object(report), "skipped": len(samples) - len(counted)})
         return
     print_report(runtime.streams, report, run, len(samples) - len(counted))
     if not quiet:
