@@ -278,7 +278,7 @@ def verdict_of(a: Sequence[Outcome], b: Sequence[Outcome]) -> str:
 def test_verdict_names_the_better_run_first() -> None:
     a, b = pair(100, 10, 30, 60)
     low, high = compare(a, b).interval
-    figures = f"10.0 percentage points more accurate than %s (95%%: {100 * low:.1f} to {100 * high:.1f})"
+    figures = f"10.0 percentage points more accurate than %s (95%% interval: {100 * low:.1f} to {100 * high:.1f})"
     assert verdict_of(a, b) == f"Q8 is {figures % 'Q4'}; the difference is statistically significant"
     assert verdict_of(b, a).startswith("Q4 is 10.0 percentage points more accurate than Q8 (95% interval: ")
 
