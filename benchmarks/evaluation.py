@@ -27,7 +27,7 @@ from nano.questions import held_out
 
 PARTS = ("speed", "accuracy")
 NANO = str(ROOT / "cerebrum_cli" / "nano.gguf")
-QUESTIONS, TOKENS = 32, 64
+QUESTIONS, TOKENS = 64, 64
 SAMPLES, SEEDS = 8, (1, 2)
 
 
