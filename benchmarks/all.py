@@ -52,6 +52,7 @@ BENCHMARKS = (
     Benchmark("votes", GSM8K, measures_shape=True),
     Benchmark("drafts", GSM8K, measures_shape=True),
     Benchmark("scores"),
+    Benchmark("lm_eval_parity", GSM8K),
     Benchmark("tune", measures_shape=True),
     Benchmark("merge", measures_shape=True),
     Benchmark("plots"),

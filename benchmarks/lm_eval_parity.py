@@ -47,6 +47,7 @@ BATCH_SIZE = 8  # of transformers; faster here than 1 and 32
 PEER = ROOT / ".peers" / "lm-eval"
 PEER_PACKAGES = ("torch==2.13.0", "transformers", "accelerate", "gguf")
 CALCULATION = re.compile(r"<<.*?>>")
+SPACES = re.compile(" +")  # transformers splits two spaces before a digit otherwise: it ignores tokenizer.ggml.pre
 
 
 class Item(NamedTuple):
@@ -119,7 +120,8 @@ def make_item(question: str, answer: str) -> Item:
     reasoning, _, gold = answer.partition("\n#### ")
     number = int(gold.replace(",", ""))
     others = [each for each in (number + 1, number * 2, number + 10, number - 2, number + 3) if each != number][:3]
-    return Item(question, CALCULATION.sub("", reasoning), tuple(str(each) for each in (number, *others)))
+    question, reasoning = SPACES.sub(" ", question), SPACES.sub(" ", CALCULATION.sub("", reasoning))
+    return Item(question, reasoning, tuple(str(each) for each in (number, *others)))
 
 
 def write_tasks(items: Sequence[Item], directory: Path) -> None:
