@@ -13,7 +13,13 @@ from cerebrum_cli.commands.signature import SettingKeys, composed, parameter
 from cerebrum_cli.core.settings import SAMPLING_KEYS, Layer
 from cerebrum_cli.runtime.options import EvalOptions, LmEvalOptions
 
-SETTINGS = SettingKeys(("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *SAMPLING_KEYS))
+SETTINGS = SettingKeys(
+    ("model", "system", "format", "ctx", "threads", "gpu_layers", "drafts", *SAMPLING_KEYS),
+    {
+        "temperature": "Temperature [default: 0, greedy; 0.7 with --samples]",
+        "seed": "Random seed of the run [default: 0]",
+    },
+)
 SOME_FAILED = 6
 
 
