@@ -35,14 +35,14 @@ class Report:
     no_answer: float
     cut_off: float
     tokens_per_answer: float
-    seconds_per_question: float
+    seconds_per_question: float | None
     chance: float | None = None
 
 
-def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seconds: float) -> Report:
+def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seconds: float | None) -> Report:
     """Summarize a run of one model, which may be in progress: one or more samples, in any order.
 
-    `samples` is how many of them each question gets, `seconds` the time that the whole run took.
+    `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known.
     """
     questions = list(group_by_question(run).values())
     complete = [question for question in questions if len(question) == samples]
@@ -60,7 +60,7 @@ def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seco
         no_answer=(len(unstated) - cut_off) / len(run),
         cut_off=cut_off / len(run),
         tokens_per_answer=mean([sample.completion_tokens for sample in run]),
-        seconds_per_question=seconds / len(questions),
+        seconds_per_question=None if seconds is None else seconds / len(questions),
         chance=_chance(questions),
     )
 

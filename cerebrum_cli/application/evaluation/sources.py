@@ -12,6 +12,7 @@ from cerebrum_cli.application.evaluation.datasets import LoadedQuestions, Source
 from cerebrum_cli.application.evaluation.marking import Marker, Match, code_marker, marker
 from cerebrum_cli.catalogue.download import Progress
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.evals.presets import Condition, Preset, find_condition
 from cerebrum_cli.evals.question import Question
 from cerebrum_cli.evals.reading import BadRow, Fields
@@ -62,7 +63,7 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
     Raises UsageError, PullError.
     """
     task = find_task(source)
-    if task is None and not Path(source).exists() and not source.endswith(".jsonl"):
+    if task is None and not exists(Path(source)) and not source.endswith(".jsonl"):
         known = [each.name for each in TASKS]
         near = next(iter(get_close_matches(source, known, 1)), None)
         hint = f"did you mean {near}?" if near else f"use {', '.join(known)}, or a file such as exam.jsonl"

@@ -57,6 +57,12 @@ class Prepared:
             tuning=tuning,
         )
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the report of the run states, and the model that `runs compare --kl` loads."""
+        asked = self.asked
+        return {"reference": self.model.reference, "bad_rows": len(asked.bad_rows), "remarks": list(asked.remarks)}
+
     def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
         """Everything the samples depend on, by readable names."""
         evaluation = self.evaluation
@@ -80,7 +86,8 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     samples = options.samples or asked.samples
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
-    settings = generation_settings(runtime, given, model, "--samples" if samples > 1 else None, asked.settings)
+    given = {**given, **{key: value for key, value in asked.settings.items() if given.get(key) is None}}
+    settings = generation_settings(runtime, given, model, "--samples" if samples > 1 else None)
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     grammar = read_grammar(runtime, options, options.quiet)
     return Prepared(
