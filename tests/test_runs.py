@@ -17,7 +17,7 @@ from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import Journal, open_journal
 from cerebrum_cli.batches.schema import ResultRows
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.evals.sample import REFUSED, Sample, sample_object
+from cerebrum_cli.evals.sample import SKIPPED, Sample, sample_object
 
 CONDITION = {"task": "sums", "model": "tiny", "match": "answer", "question file": "digest", "temperature": 0.0}
 OTHER_MODEL = {**CONDITION, "model": "other"}
@@ -35,7 +35,7 @@ def sample(id: int, number: int = 0, text: str = "The answer is 7.") -> Sample:
 
 
 def refused(id: int, number: int = 0) -> Sample:
-    return replace(sample(id, number, "too long"), answer=None, correct=False, finish_reason=REFUSED)
+    return replace(sample(id, number, "too long"), answer=None, correct=False, finish_reason=SKIPPED)
 
 
 def write_run(
@@ -135,7 +135,7 @@ def test_incomplete_run_has_its_finished_samples(tmp_path: Path) -> None:
     assert run.samples() == []
 
 
-def test_run_of_other_lines_is_refused(tmp_path: Path) -> None:
+def test_run_of_other_lines_is_skipped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 1)
     for line in ("mine", "[]", "{}", "[" * 100_000):
         run.path.write_text(line + "\n", encoding="utf-8")
