@@ -163,13 +163,13 @@ def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a.jsonl", [sample(1)], 1)
     for name, value in (("question file", "other"), ("match", "exact")):
         other = write_run(tmp_path / f"{name}.jsonl", [sample(1)], 1, condition={**CONDITION, name: value})
-        with pytest.raises(UsageError, match=f"another {name}"):
+        with pytest.raises(UsageError, match=f"they differ in {name}"):
             compare_runs(first, other)
     more = write_run(tmp_path / "more.jsonl", [sample(1), sample(2)], 2)
-    with pytest.raises(UsageError, match=r"more has another number of questions \(1, now 2\)"):
+    with pytest.raises(UsageError, match=r"they differ in number of questions \(1 and 2\)"):
         compare_runs(first, more)
     votes = write_run(tmp_path / "votes.jsonl", [sample(1), sample(1, 1)], 1, 2)
-    with pytest.raises(UsageError, match=r"votes has another number of samples \(1, now 2\)"):
+    with pytest.raises(UsageError, match=r"they differ in number of samples \(1 and 2\)"):
         compare_runs(first, votes)
 
 
