@@ -46,6 +46,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "jinja2": ("formats",),
     "psutil": ("engine.machine", "formats.bounds"),
     "platformdirs": ("runtime",),
+    "lm_eval": ("application.evaluation.lm_harness", "application.evaluation.lm_tasks"),
     "pyarrow": ("application.evaluation.datasets",),
     "click": (),
 }

@@ -275,14 +275,22 @@ class LocalResponder:
             pass
         backend = self._engine.backend
         parts = self._render(conversation)
-        ids = self._tokenize(parts)
-        text = "".join(part.value if isinstance(part, Text) else detokenize(backend, part.ids) for part in parts)
+        ids, text = self._tokenize(parts), self._spell(parts)
         bos = backend.special_token_text("bos")
         adds_bos = bool(ids) and detokenize(backend, ids[:1]) == bos and not text.startswith(bos)
         return Preview(bos + text if adds_bos else text, ids)
 
+    def render(self, conversation: Conversation) -> str:
+        """The text of a conversation's prompt, without BOS unless the format writes it."""
+        return self._spell(self._render(conversation))
+
     def detokenize(self, ids: Sequence[int]) -> str:
         return detokenize(self._engine.backend, ids)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Stop strings of the prompt format; the model must be loaded."""
+        return self._format.stop
 
     @property
     def default_system(self) -> str | None:
@@ -325,6 +333,9 @@ class LocalResponder:
     def _render(self, conversation: Conversation) -> tuple[Part, ...]:
         self._require_possible(last_text(conversation))
         return self._format.render(conversation)
+
+    def _spell(self, prompt: Sequence[Part]) -> str:
+        return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in prompt)
 
     def _tokenize(self, prompt: Sequence[Part]) -> tuple[int, ...]:
         self._require_possible(prompt)

@@ -1,0 +1,50 @@
+"""The model that lm-eval's own command line finds: `lm_eval --model cerebrum --model_args model=REF,ctx=4096`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from cerebrum_cli.application.evaluation.lm_harness import CerebrumLM
+from cerebrum_cli.application.inference.format_choice import choose_format
+from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.settings import KEYS, SAMPLING_KEYS
+from cerebrum_cli.runtime.composition import real_runtime
+from cerebrum_cli.runtime.evaluation.lm_eval import HarnessModel
+from cerebrum_cli.terminal.bars import StageProgress
+
+SETTINGS = (*(key for key in KEYS if key not in SAMPLING_KEYS), "seed")
+
+
+class CerebrumModel(CerebrumLM):
+    """A model by its reference; other arguments are settings, such as `ctx` and `format`."""
+
+    def __init__(
+        self,
+        model: str | None = None,
+        batch_size: object = None,  # noqa: ARG002 - lm-eval passes these to every model
+        max_batch_size: object = None,  # noqa: ARG002
+        device: object = None,  # noqa: ARG002
+        **settings: Any,
+    ) -> None:
+        for name in settings.keys() - set(SETTINGS):
+            raise UsageError(f"--model_args has no {name!r}", f"it has {', '.join(SETTINGS)}")
+        runtime = real_runtime()
+        given = {"model": None if model is None else str(model), **settings}
+        found = runtime.library.resolve(runtime.settings(given).model)
+        merged = runtime.settings(given, found)
+        raw = True
+        with suppress(FormatError):
+            raw = not choose_format(merged.format, found.known_format, found.header.chat_template)
+        host = HarnessModel(found, runtime.resolved_model(found, merged), merged, raw)
+        progress = StageProgress(runtime.streams, quiet=False)
+
+        def emit(event: Event) -> None:
+            if isinstance(event, NoticeEvent):
+                progress.close()
+                runtime.streams.notice(event)
+            progress.emit(event)
+
+        super().__init__(partial(host.open, runtime.open_backend), emit, merged.seed or 0)
