@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from command_line import CommandLine, Finished
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
+from pyarrow import parquet
 
 from cerebrum_cli.evals.sample import SAMPLE_KEYS
 
@@ -75,6 +77,8 @@ def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums:
     assert (report["no_answer"], report["cut_off"]) == (0, 0)
     assert report["tokens_per_answer"] > 5
     assert all(tuple(sample) == SAMPLE_KEYS for sample in samples)
+    ids = [sample["id"] for sample in samples]
+    assert ids != sorted(ids)  # a random subset, not the first lines
     assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["gold"] for sample in samples]
     assert all(0 < sample["probability"] <= 1 and sample["finish_reason"] == "stop" for sample in samples)
 
@@ -85,9 +89,11 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
     assert run_eval(command, sums, "--limit", "20", *sampled, run).code == 0
     first = samples_of(run)
     assert record_of(run)["notes"]["timed_samples"] == 20
-    assert run_eval(command, sums, *sampled, run).code == 0
+    seconds = record_of(run)["notes"]["seconds"]
+    assert "40 of 40 done, accuracy" in run_eval(command, sums, *sampled, run).err
     assert samples_of(run)[:20] == first
     assert record_of(run)["notes"]["timed_samples"] == 40
+    assert record_of(run)["notes"]["seconds"] > seconds
     assert run_eval(command, sums, "--samples", "3", *sampled, run).object["samples"] == 3
     assert record_of(run)["notes"]["timed_samples"] == 120
     done = run_eval(command, sums, "--samples", "3", *sampled, whole)
@@ -103,6 +109,9 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
     for arguments, difference in (
         (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
         (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
+        (("--limit", "4", "--answer-field", "answer"), "another answer field (none, now answer)"),
+        (("--limit", "4", "--template", "{question}"), "another template (none, now {question})"),
+        (("--limit", "4", "--batch-invariant"), "another batch invariance (none, now all types)"),
         (("--limit", "3"), "already has more questions (4, now 3)"),
     ):
         done = run_eval(command, sums, *arguments, "-o", run)
@@ -153,6 +162,16 @@ def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, 
     assert process.returncode == 130
     assert out == b""
     assert b"of 2560 samples done; run it again to resume" in err
+    saved = [json.loads(line) for line in lines_of(Path(f"{run}.partial"))]
+    assert {sample["finish_reason"] for sample in saved} == {"stop"}  # none that the signal has cut off
+    assert record_of(run)["notes"]["timed_samples"] == len(saved)
+
+
+def test_cut_off_replies_state_no_answer(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    report = run_eval(command, sums, "--limit", "4", "--max-tokens", "6", "-o", run).object
+    assert (report["accuracy"], report["no_answer"], report["cut_off"]) == (0.0, 0.0, 1.0)
+    assert {(sample["answer"], sample["finish_reason"]) for sample in samples_of(run)} == {(None, "length")}
 
 
 def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path) -> None:
@@ -161,6 +180,11 @@ def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path
     assert done.code == 6
     assert (done.object["n"], done.object["accuracy"], done.object["bad_rows"]) == (1, 1.0, 2)
     assert "line 2" in done.err and "line 3" in done.err
+    many = write_questions(tmp_path / "many.jsonl", [rows[0], *["{"] * 12])
+    done = command.run("eval", many, *MODEL, "-o", tmp_path / "many.out")
+    assert (done.code, "more lines skipped" in done.err) == (6, True)
+    assert ["invalid", "rows", "12"] in [line.split() for line in done.out.splitlines()]
+    assert f"line 13 of {many}" not in done.err
 
 
 def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) -> None:
@@ -170,6 +194,7 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert done.code == 6
     assert (done.object["n"], done.object["skipped"]) == (1, 1)
     assert "question 2 skipped: the prompt has" in done.err
+    assert "samples skipped" in command.run("runs", "show", tmp_path / "run.jsonl").out
 
 
 def test_eval_of_refused_questions_only_states_why(command: CommandLine, tmp_path: Path) -> None:
@@ -233,6 +258,16 @@ def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Pa
     assert record_of(tmp_path / "other.jsonl")["fingerprint"]["temperature"] == 0.5
 
 
+def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
+    snapshots = command.home / ".cache" / "huggingface" / "hub" / "datasets--openai--gsm8k" / "snapshots"
+    file = snapshots / ("a" * 40) / "main" / "test-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist([{"question": "What is 3 plus 4?", "answer": "#### 7"}]), file)
+    arguments = ("gsm8k", "--preset", "cerebrum-8x7b", "--offline", "--dry-run")
+    assert run_eval(command, *arguments).object["total_samples"] == 8
+    assert run_eval(command, *arguments, "--samples", "2").object["total_samples"] == 2
+
+
 def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
@@ -265,15 +300,18 @@ def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, su
 
 
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
-    row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red"}
+    row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red", "cluster": "colors"}
     source = write_questions(tmp_path / "few.jsonl", [row])
     preview = run_eval(command, source, "--dry-run").object
     assert "Which is a color?\n\nA) seven\nB) red\n\n" in preview["prompt"]
     assert preview["gold"] == "B"
     done = run_eval(command, source, "-o", tmp_path / "run.jsonl")
     [sample] = samples_of(tmp_path / "run.jsonl")
-    assert (sample["gold"], sample["choices"]) == ("B", ["seven", "red"])
+    assert (sample["gold"], sample["choices"], sample["cluster"]) == ("B", ["seven", "red"], "colors")
     assert done.object["chance"] == 0.5
+    assert "guessing" in command.run("runs", "show", tmp_path / "run.jsonl").out
+    index = write_questions(tmp_path / "index.jsonl", [{**row, "answer": 1, "choices": ["seven", "red", "blue"]}])
+    assert "answer indices are assumed to start at 0" in command.run("eval", index, *MODEL, "--dry-run").err
 
 
 def test_dry_run_shows_a_prompt_and_the_time(command: CommandLine, sums: Path) -> None:

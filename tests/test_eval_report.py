@@ -26,6 +26,7 @@ from cerebrum_cli.evals.report import Report, group_by_question, report_object, 
 from cerebrum_cli.evals.sample import SKIPPED, Sample
 from cerebrum_cli.evals.score import RunningScore
 from cerebrum_cli.runtime.composition import process_bench
+from cerebrum_cli.terminal.eval_report import shown_numbers
 from cerebrum_cli.terminal.plot import plot_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -151,6 +152,12 @@ def test_report_object_has_the_documented_keys(votes: Report) -> None:
     assert list(shown["maj"]) == list(shown["pass_at"]) == ["1", "2", "3", "4"]
     assert shown["maj"]["4"] == {"value": votes.maj[3].value, "interval": list(votes.maj[3].interval)}
     assert list(report_object(replace(votes, chance=0.25)))[-1] == "chance"
+
+
+def test_report_shows_powers_of_two_of_many_votes() -> None:
+    assert [list(shown_numbers(most)) for most in (0, 1, 2, 5)] == [[], [], [2], [2, 3, 4, 5]]
+    assert list(shown_numbers(8)) == [2, 3, 4, 5, 6, 7, 8]
+    assert list(shown_numbers(20)) == [2, 4, 8, 16, 20]
 
 
 # The score of a run in progress.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from cerebrum_cli.application.evaluation.comparing import compare_runs
 from cerebrum_cli.application.evaluation.evaluate import SCHEMA
 from cerebrum_cli.application.evaluation.reporting import report_of, rescored
-from cerebrum_cli.application.evaluation.runs import Run, RunStore, read_run
+from cerebrum_cli.application.evaluation.runs import Run, RunStore, require_run
 from cerebrum_cli.application.evaluation.sandbox import require_sandbox
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import Journal, open_journal
@@ -35,7 +36,7 @@ def sample(id: int, number: int = 0, text: str = "The answer is 7.") -> Sample:
 
 
 def refused(id: int, number: int = 0) -> Sample:
-    return replace(sample(id, number, "too long"), answer=None, correct=False, finish_reason=SKIPPED)
+    return replace(sample(id, number, "The context has 7."), answer=None, correct=False, finish_reason=SKIPPED)
 
 
 def write_run(
@@ -55,9 +56,7 @@ def write_run(
     if len(samples) == questions * k:
         journal.complete()
     journal.close()
-    run = read_run(path)
-    assert run
-    return run
+    return require_run(path)
 
 
 def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, object] = CONDITION) -> Journal:
@@ -135,7 +134,19 @@ def test_incomplete_run_has_its_finished_samples(tmp_path: Path) -> None:
     assert run.samples() == []
 
 
-def test_run_of_other_lines_is_skipped(tmp_path: Path) -> None:
+def test_run_that_is_being_extended_has_old_and_new_samples(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    write_run(path, [sample(1), sample(2)], 2)
+    run = write_run(path, [sample(3)], 4)
+    assert (run.is_complete, run.samples()) == (False, [sample(1), sample(2), sample(3)])
+    with contextlib.closing(start_run(path, 4)) as journal:
+        journal.write(3, sample_object(sample(4)))
+        journal.complete()
+    run = require_run(path)
+    assert (run.is_complete, [each.id for each in run.samples()]) == (True, [1, 2, 3, 4])
+
+
+def test_run_of_other_lines_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 1)
     for line in ("mine", "[]", "{}", "[" * 100_000):
         run.path.write_text(line + "\n", encoding="utf-8")
@@ -202,6 +213,7 @@ def test_report_takes_time_from_the_samples_that_have_one(tmp_path: Path) -> Non
     notes = {"seconds": 6.0, "timed_samples": 2}
     run = write_run(tmp_path / "run.jsonl", [sample(id) for id in (1, 2, 3, 4)], 4, notes=notes)
     assert report_of(run, run.samples()).seconds_per_question == 3.0
+    assert len(report_of(run, run.samples()).maj) == 1
     code = write_run(tmp_path / "code.jsonl", [sample(1)], 1, condition={**CONDITION, "match": "code"})
     report = report_of(code, code.samples())
     assert (report.maj, len(report.pass_at), report.seconds_per_question) == ((), 1, None)

@@ -54,7 +54,7 @@ def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seco
         n=len(questions),
         complete=len(complete),
         samples=samples,
-        accuracy=estimate([accuracy_of(question) for question in questions], clusters_of(questions)),
+        accuracy=mean_accuracy(questions),
         maj=_majorities(complete, samples, form),
         pass_at=_passes(complete, samples),
         no_answer=(len(unstated) - cut_off) / len(run),
@@ -71,6 +71,11 @@ def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
     for sample in sorted(run, key=lambda sample: sample.sample):
         questions.setdefault(sample.id, []).append(sample)
     return questions
+
+
+def mean_accuracy(questions: Sequence[Sequence[Sample]]) -> Estimate:
+    """Accuracy over questions, given the samples of each."""
+    return estimate([accuracy_of(question) for question in questions], clusters_of(questions))
 
 
 def accuracy_of(question: Sequence[Sample]) -> float:

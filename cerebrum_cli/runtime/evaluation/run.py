@@ -14,7 +14,7 @@ from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import open_journal
 from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
 from cerebrum_cli.core.options import flag
-from cerebrum_cli.runtime.evaluation.prepare import Prepared, prepare
+from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation, prepare
 from cerebrum_cli.runtime.evaluation.runs import no_sample_counts, print_run
 from cerebrum_cli.runtime.generation import naming_grammar_file
 from cerebrum_cli.terminal.bars import BatchProgress
@@ -61,7 +61,7 @@ def run_eval(
         runtime.streams.error(no_sample_counts(run, samples))
     else:
         print_run(runtime, run, samples, options.json, options.quiet)
-    return len(prepared.asked.bad_rows) + skipped
+    return len(prepared.task.bad_rows) + skipped
 
 
 def require_file(output: Path, source: str) -> None:
@@ -72,7 +72,7 @@ def require_file(output: Path, source: str) -> None:
 
 
 def take_samples(
-    runtime: Runtime, prepared: Prepared, path: Path, fingerprint: Mapping[str, Any], options: EvalOptions
+    runtime: Runtime, prepared: PreparedEvaluation, path: Path, fingerprint: Mapping[str, Any], options: EvalOptions
 ) -> Run:
     """Take the samples that are missing, and complete the run file."""
     evaluation = prepared.evaluation

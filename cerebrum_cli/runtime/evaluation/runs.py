@@ -10,7 +10,7 @@ from cerebrum_cli.application.evaluation.reporting import report_of, rescored
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.evals.comparison import comparison_object, verdict
-from cerebrum_cli.evals.report import report_object
+from cerebrum_cli.evals.report import group_by_question, mean_accuracy, report_object
 from cerebrum_cli.terminal.eval_report import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.tables import print_rows
 
@@ -39,17 +39,17 @@ def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
 
 def run_row(run: Run) -> dict[str, Any]:
     """One row of `cerebrum runs list`."""
-    samples = [sample for sample in run.samples() if not sample.is_skipped]
-    report = report_of(run, samples) if samples else None
+    questions = list(group_by_question(sample for sample in run.samples() if not sample.is_skipped).values())
+    accuracy = mean_accuracy(questions) if questions else None
     changed = datetime.fromtimestamp(run.changed_at, UTC)
     return {
         "name": run.name,
         "task": run.task,
         "model": run.model,
-        "n": report.n if report else 0,
+        "n": len(questions),
         "samples": run.samples_per_question,
-        "accuracy": report and report.accuracy.value,
-        "interval": report and list(report.accuracy.interval),
+        "accuracy": accuracy and accuracy.value,
+        "interval": accuracy and list(accuracy.interval),
         "complete": run.is_complete,
         "updated": changed.isoformat(timespec="seconds"),
     }
