@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -10,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from command_line import CommandLine, Finished
 from nano.measure import MODEL_FILE
 from nano.questions import held_out
+from pyarrow import parquet
 
 from cerebrum_cli.evals.sample import SAMPLE_KEYS
 
@@ -74,6 +77,8 @@ def test_eval_reports_accuracy_and_saves_each_sample(command: CommandLine, sums:
     assert (report["no_answer"], report["cut_off"]) == (0, 0)
     assert report["tokens_per_answer"] > 5
     assert all(tuple(sample) == SAMPLE_KEYS for sample in samples)
+    ids = [sample["id"] for sample in samples]
+    assert ids != sorted(ids)  # a random subset, not the first lines
     assert [sample["correct"] for sample in samples] == [sample["answer"] == sample["gold"] for sample in samples]
     assert all(0 < sample["probability"] <= 1 and sample["finish_reason"] == "stop" for sample in samples)
 
@@ -84,12 +89,15 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
     assert run_eval(command, sums, "--limit", "20", *sampled, run).code == 0
     first = samples_of(run)
     assert record_of(run)["notes"]["timed_samples"] == 20
-    assert run_eval(command, sums, *sampled, run).code == 0
+    seconds = record_of(run)["notes"]["seconds"]
+    assert "40 of 40 done, accuracy" in run_eval(command, sums, *sampled, run).err
     assert samples_of(run)[:20] == first
     assert record_of(run)["notes"]["timed_samples"] == 40
+    assert record_of(run)["notes"]["seconds"] > seconds
     assert run_eval(command, sums, "--samples", "3", *sampled, run).object["samples"] == 3
     assert record_of(run)["notes"]["timed_samples"] == 120
-    assert run_eval(command, sums, "--samples", "3", *sampled, whole).code == 0
+    done = run_eval(command, sums, "--samples", "3", *sampled, whole)
+    assert f"120 of 120 done, 40 questions, accuracy {done.object['accuracy']:.3f} (" in done.err
     assert [sample["text"] for sample in samples_of(run)] == [sample["text"] for sample in samples_of(whole)]
     assert len({sample["seed"] for sample in samples_of(run)}) == 120
 
@@ -101,6 +109,9 @@ def test_changed_run_is_refused_and_the_change_named(command: CommandLine, sums:
     for arguments, difference in (
         (("--limit", "4", "--temperature", "0.5"), "another temperature (0.0, now 0.5)"),
         (("--limit", "4", "--match", "exact"), "another match (answer, now exact)"),
+        (("--limit", "4", "--answer-field", "answer"), "another answer field (none, now answer)"),
+        (("--limit", "4", "--template", "{question}"), "another template (none, now {question})"),
+        (("--limit", "4", "--batch-invariant"), "another batch invariance (none, now all types)"),
         (("--limit", "3"), "already has more questions (4, now 3)"),
     ):
         done = run_eval(command, sums, *arguments, "-o", run)
@@ -151,14 +162,29 @@ def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, 
     assert process.returncode == 130
     assert out == b""
     assert b"of 2560 samples done; run it again to resume" in err
+    saved = [json.loads(line) for line in lines_of(Path(f"{run}.partial"))]
+    assert {sample["finish_reason"] for sample in saved} == {"stop"}  # none that the signal has cut off
+    assert record_of(run)["notes"]["timed_samples"] == len(saved)
+
+
+def test_cut_off_replies_state_no_answer(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    report = run_eval(command, sums, "--limit", "4", "--max-tokens", "6", "-o", run).object
+    assert (report["accuracy"], report["no_answer"], report["cut_off"]) == (0.0, 0.0, 1.0)
+    assert {(sample["answer"], sample["finish_reason"]) for sample in samples_of(run)} == {(None, "length")}
 
 
 def test_bad_rows_are_named_and_not_counted(command: CommandLine, tmp_path: Path) -> None:
     rows = [{"question": "What is 3 plus 4?", "answer": 7}, "{", {"question": "What is 2 plus 2?"}]
     done = run_eval(command, write_questions(tmp_path / "few.jsonl", rows), "-o", tmp_path / "run.jsonl")
     assert done.code == 6
-    assert (done.object["n"], done.object["accuracy"]) == (1, 1.0)
+    assert (done.object["n"], done.object["accuracy"], done.object["bad_rows"]) == (1, 1.0, 2)
     assert "line 2" in done.err and "line 3" in done.err
+    many = write_questions(tmp_path / "many.jsonl", [rows[0], *["{"] * 12])
+    done = command.run("eval", many, *MODEL, "-o", tmp_path / "many.out")
+    assert (done.code, "more lines skipped" in done.err) == (6, True)
+    assert ["invalid", "rows", "12"] in [line.split() for line in done.out.splitlines()]
+    assert f"line 13 of {many}" not in done.err
 
 
 def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) -> None:
@@ -168,18 +194,124 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert done.code == 6
     assert (done.object["n"], done.object["skipped"]) == (1, 1)
     assert "question 2 skipped: the prompt has" in done.err
+    assert "samples skipped" in command.run("runs", "show", tmp_path / "run.jsonl").out
+
+
+def test_eval_of_refused_questions_only_states_why(command: CommandLine, tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "few.jsonl", [{"question": "What is 3 plus 4? " * 500, "answer": 7}])
+    for _ in range(2):  # taken, and complete already
+        done = run_eval(command, source, "--ctx", "256", "-q", "-o", tmp_path / "run.jsonl")
+        assert (done.code, done.out) == (6, "")
+        assert done.err.startswith("error: no sample of run counts: the prompt has at least")
+    assert problem(command.run("runs", "show", tmp_path / "run.jsonl")).startswith("error: no sample of run counts")
+
+
+def test_eval_writes_no_run_over_its_questions(command: CommandLine, sums: Path) -> None:
+    before = sums.read_bytes()
+    done = run_eval(command, sums, "--restart", "-o", sums)
+    assert problem(done) == f"error: the output would overwrite the input {sums}"
+    assert sums.read_bytes() == before
+    assert problem(run_eval(command, sums, "-o", "-")) == "error: -o is `-`, but a run is a file"
+
+
+def test_run_at_a_path_is_not_taken_for_a_stored_one(command: CommandLine, sums: Path) -> None:
+    assert run_eval(command, sums, "--limit", "3").object["n"] == 3
+    assert run_eval(command, sums, "--limit", "2", "-o", "sums-nano").object["n"] == 2
+
+
+def test_damaged_runs_are_listed_apart(command: CommandLine, sums: Path) -> None:
+    for limit, system in ((2, "a"), (3, "b"), (4, "c")):
+        assert run_eval(command, sums, "--limit", str(limit), "--system", system).code == 0
+    runs = command.home / "data" / "cerebrum" / "runs"
+    (runs / "sums-nano.jsonl").write_text("damaged\n", encoding="utf-8")
+    (runs / "sums-nano-2.jsonl.meta.json").write_text("{", encoding="utf-8")
+    listed = command.run("runs", "list", "--json")
+    assert [row["n"] for row in listed.object] == [4]
+    assert "sums-nano.jsonl is not a run of cerebrum eval" in listed.err
+    assert command.run("runs", "rm", "-y", "sums-nano").code == 0
+    assert command.run("runs", "list").err == ""
+    assert run_eval(command, sums, "--limit", "5").object["n"] == 5
+    dry_run = run_eval(command, sums, "--dry-run")
+    assert dry_run.code == 0, dry_run.err
+
+
+def test_preset_sets_and_states_its_condition(command: CommandLine, tmp_path: Path) -> None:
+    snapshots = command.home / ".cache" / "huggingface" / "hub" / "datasets--HuggingFaceH4--MATH-500" / "snapshots"
+    snapshot = snapshots / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    write_questions(snapshot / "test.jsonl", [{"problem": "What is 3 plus 4?", "answer": "7", "unique_id": "sum/1"}])
+    (command.config / "config.toml").write_text("temperature = 0.9\n", encoding="utf-8")
+    run = tmp_path / "run.jsonl"
+    done = run_eval(command, "math500", "--preset", "cerebrum-7b", "--offline", "-o", run)
+    assert (done.code, done.object["task"], done.object["n"]) == (0, "math500", 1)
+    assert (record_of(run)["fingerprint"]["temperature"], samples_of(run)[0]["id"]) == (0.0, "sum/1")
+    shown = command.run("runs", "show", run).err
+    for remark in (
+        f"dataset HuggingFaceH4/MATH-500, test.jsonl at commit {'a' * 40}",
+        "scores are not comparable",
+        "preset cerebrum-7b: MATH, zero-shot, temperature 0",
+        "the card of Cerebrum-1.0-7b does not state how answers are extracted from replies",
+    ):
+        assert remark in shown
+    other = ("--preset", "cerebrum-7b", "--offline", "--temperature", "0.5", "-o", tmp_path / "other.jsonl")
+    assert run_eval(command, "math500", *other).code == 0
+    assert record_of(tmp_path / "other.jsonl")["fingerprint"]["temperature"] == 0.5
+
+
+def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
+    snapshots = command.home / ".cache" / "huggingface" / "hub" / "datasets--openai--gsm8k" / "snapshots"
+    file = snapshots / ("a" * 40) / "main" / "test-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist([{"question": "What is 3 plus 4?", "answer": "#### 7"}]), file)
+    arguments = ("gsm8k", "--preset", "cerebrum-8x7b", "--offline", "--dry-run")
+    assert run_eval(command, *arguments).object["total_samples"] == 8
+    assert run_eval(command, *arguments, "--samples", "2").object["total_samples"] == 2
+
+
+def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
+    while process.poll() is None and not lines_of(Path(f"{run}.partial")):
+        time.sleep(0.01)
+    second = run_eval(command, sums, "--samples", "64", "-o", run)
+    assert (second.code, second.err.splitlines()[0]) == (1, "error: another process is writing run.jsonl")
+    deleted = command.run("runs", "rm", "-y", run)
+    assert (deleted.code, deleted.err.splitlines()[0]) == (1, "error: another process is writing run.jsonl")
+    assert command.run("runs", "show", run).code == 0
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    shown = command.run("runs", "show", run)
+    assert "seconds per question" not in shown.out  # the killed process has not measured it
+    assert command.run("runs", "rm", "-y", run).code == 0
+    assert list(tmp_path.glob("run*")) == []
+
+
+def test_smaller_run_is_refused_and_restart_replaces_it(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.jsonl"
+    process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
+    while process.poll() is None and not lines_of(Path(f"{run}.partial")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    refused = run_eval(command, sums, "--samples", "2", "-o", run)
+    assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more samples (64, now 2)")
+    smaller = run_eval(command, sums, "--samples", "2", "--limit", "3", "--restart", "-o", run)
+    assert (smaller.object["n"], smaller.object["samples"], len(samples_of(run))) == (3, 2, 6)
 
 
 def test_choices_are_listed_and_letters_compared(command: CommandLine, tmp_path: Path) -> None:
-    row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red"}
+    row = {"question": "Which is a color?", "choices": ["seven", "red"], "answer": "red", "cluster": "colors"}
     source = write_questions(tmp_path / "few.jsonl", [row])
     preview = run_eval(command, source, "--dry-run").object
     assert "Which is a color?\n\nA) seven\nB) red\n\n" in preview["prompt"]
     assert preview["gold"] == "B"
     done = run_eval(command, source, "-o", tmp_path / "run.jsonl")
     [sample] = samples_of(tmp_path / "run.jsonl")
-    assert (sample["gold"], sample["choices"]) == ("B", ["seven", "red"])
+    assert (sample["gold"], sample["choices"], sample["cluster"]) == ("B", ["seven", "red"], "colors")
     assert done.object["chance"] == 0.5
+    assert "guessing" in command.run("runs", "show", tmp_path / "run.jsonl").out
+    index = write_questions(tmp_path / "index.jsonl", [{**row, "answer": 1, "choices": ["seven", "red", "blue"]}])
+    assert "answer indices are assumed to start at 0" in command.run("eval", index, *MODEL, "--dry-run").err
 
 
 def test_dry_run_shows_a_prompt_and_the_time(command: CommandLine, sums: Path) -> None:
@@ -204,6 +336,7 @@ def test_several_samples_need_a_temperature(command: CommandLine, sums: Path, tm
     [
         (("gsm8",), "unknown task 'gsm8'"),
         (("none.jsonl",), "none.jsonl: No such file or directory"),
+        (("x" * 300,), "unknown task 'xxx"),
         (("humaneval",), "this task runs programs that the model writes"),
         (("gsm8k", "--answer-field", "a"), "--answer-field applies only to question files"),
         (("gsm8k", "--samples", "0"), "--samples is 0"),
@@ -232,11 +365,16 @@ def test_runs_are_stored_listed_shown_compared_and_deleted(command: CommandLine,
     assert shown.code == 0
     assert "accuracy" in shown.out and "95% interval" in shown.out
     refused = command.run("runs", "compare", *names)
-    assert problem(refused).endswith("they differ in questions (10 and 12)") or "questions (12 and 10)" in refused.err
+    assert "they differ in number of questions (1" in problem(refused)
     assert command.run("eval", sums, "-m", other, "--format", "cerebrum", "--limit", "12").code == 0
     compared = command.run("runs", "compare", *names, "--json").object
     assert (compared["n"], compared["flips"], compared["p_value"]) == (12, 0, 1.0)
     assert "no significant difference" in command.run("runs", "compare", *names).out
+    equal = command.run("runs", "compare", *names, "--kl", "--json").object
+    assert (equal["mean_kld"], equal["top1_agreement"]) == (0.0, 1.0)
+    os.utime(other)
+    changed = command.run("runs", "compare", *names, "--kl")
+    assert problem(changed).startswith("error: the file of other has changed since the run sums-other")
     assert command.run("runs", "rm", "-y", names[0]).code == 0
     assert [row["name"] for row in command.run("runs", "list", "--json").object] == names[1:]
     assert command.run("runs", "show", names[0]).code == 2

@@ -16,14 +16,17 @@ from tiny_models import Shape, write_chatml
 from cerebrum_cli.application.evaluation.divergence import measure_divergence
 from cerebrum_cli.application.models.model import Model
 from cerebrum_cli.core.errors import EngineError, OutputError, UsageError
+from cerebrum_cli.core.events import ScoreEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.bench.protocol import Closeness, FileBench, TrialError
 from cerebrum_cli.engine.bench.quantization import ENCODINGS, encode_file
 from cerebrum_cli.engine.plan import LoadOptions, Tuning
 from cerebrum_cli.evals.estimates import interval_of, majority, mean
 from cerebrum_cli.evals.report import Report, group_by_question, report_object, summarize, votes_of
-from cerebrum_cli.evals.sample import Sample
+from cerebrum_cli.evals.sample import SKIPPED, Sample
+from cerebrum_cli.evals.score import RunningScore
 from cerebrum_cli.runtime.composition import process_bench
+from cerebrum_cli.terminal.eval_report import shown_numbers
 from cerebrum_cli.terminal.plot import plot_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -151,6 +154,43 @@ def test_report_object_has_the_documented_keys(votes: Report) -> None:
     assert list(report_object(replace(votes, chance=0.25)))[-1] == "chance"
 
 
+def test_report_shows_powers_of_two_of_many_votes() -> None:
+    assert [list(shown_numbers(most)) for most in (0, 1, 2, 5)] == [[], [], [2], [2, 3, 4, 5]]
+    assert list(shown_numbers(8)) == [2, 3, 4, 5, 6, 7, 8]
+    assert list(shown_numbers(20)) == [2, 4, 8, 16, 20]
+
+
+# The score of a run in progress.
+
+
+def test_score_counts_questions_with_all_their_samples() -> None:
+    score = RunningScore(questions=3, samples=2)
+    assert (score.accuracy, score.interval, score.no_answer, score.cut_off) == (None, None, 0.0, 0.0)
+    for id, number, answer in ((1, 1, "7"), (2, 0, "7"), (2, 1, "8")):
+        score.add(sample(id, number, answer))
+    assert (score.done, score.total, score.questions, score.accuracy) == (3, 6, 1, 0.5)
+    score.add(sample(1, 0, "7"))
+    assert (score.questions, score.accuracy, score.interval) == (2, 0.75, interval_of([0.5, 1.0]))
+    assert score.event == ScoreEvent(4, 6, 2, 0.75, interval_of([0.5, 1.0]), 0.0, 0.0, 0)
+
+
+def test_score_shares_excludes_skipped_samples() -> None:
+    score = RunningScore(questions=5, samples=1)
+    for each in (sample(1, 0, "7"), sample(2, 0, None), sample(3, 0, None, "length"), sample(4, 0, None, SKIPPED)):
+        score.add(each)
+    assert (score.done, score.skipped, score.questions) == (4, 1, 3)
+    assert (score.no_answer, score.cut_off) == (1 / 3, 1 / 3)
+    score.add(replace(sample(5, 0, None), correct=True))  # marked by its text
+    assert score.no_answer == 1 / 4
+
+
+def test_score_tells_clusters_from_questions_of_one_name() -> None:
+    score = RunningScore(questions=3, samples=1)
+    for id, cluster, answer in (("a", None, "7"), ("b", "a", "7"), ("c", "a", "8")):
+        score.add(replace(sample(id, 0, answer), cluster=cluster))
+    assert score.interval == interval_of([1.0, 1.0, 0.0], ["question a", "cluster", "cluster"])
+
+
 # The picture.
 
 
@@ -179,7 +219,7 @@ def test_plot_refuses_what_it_cannot_draw(votes: Report, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="unsupported image format") as error:
         plot_report(votes, tmp_path / "plot.jpg")
     assert ".png or .svg" in error.value.hint
-    with pytest.raises(UsageError, match="no votes to plot"):
+    with pytest.raises(UsageError, match="no votes to plot") as error:
         plot_report(replace(votes, maj=()), tmp_path / "plot.png")
     with pytest.raises(OutputError, match="No such file"):
         plot_report(votes, tmp_path / "missing" / "plot.png")

@@ -11,6 +11,7 @@ from cerebrum_cli.batches.meta import Identity, Record, describe_difference
 from cerebrum_cli.core.errors import BatchError
 
 Step = Literal["begin", "resume", "extend", "complete"]
+_SMALLER = "ask for as many again, choose another -o, or use --restart to start over"
 _REPLACE = "use --restart to replace it, or choose another -o"
 
 
@@ -45,9 +46,7 @@ def decide(
     if difference := describe_difference(record.fingerprint, fingerprint):
         return _decide_changed(state, record, difference, paths)
     if smaller := describe_smaller(record.extent, extent or {}):
-        raise BatchError(
-            f"{paths.output} already has more {smaller}", "raise or omit --limit or --samples, or choose another -o"
-        )
+        raise BatchError(f"{paths.output} already has more {smaller}", _SMALLER)
     if record.result and record.result == state.output:
         return "complete" if record.extent == (extent or {}) else "extend"
     if state.output is None:

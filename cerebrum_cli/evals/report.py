@@ -35,14 +35,14 @@ class Report:
     no_answer: float
     cut_off: float
     tokens_per_answer: float
-    seconds_per_question: float
+    seconds_per_question: float | None
     chance: float | None = None
 
 
-def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seconds: float) -> Report:
+def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seconds: float | None) -> Report:
     """Summarize a run of one model, which may be in progress: one or more samples, in any order.
 
-    `samples` is how many of them each question gets, `seconds` the time that the whole run took.
+    `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known.
     """
     questions = list(group_by_question(run).values())
     complete = [question for question in questions if len(question) == samples]
@@ -54,13 +54,13 @@ def summarize(task: str, run: Sequence[Sample], samples: int, form: FormOf, seco
         n=len(questions),
         complete=len(complete),
         samples=samples,
-        accuracy=estimate([accuracy_of(question) for question in questions], clusters_of(questions)),
+        accuracy=mean_accuracy(questions),
         maj=_majorities(complete, samples, form),
         pass_at=_passes(complete, samples),
         no_answer=(len(unstated) - cut_off) / len(run),
         cut_off=cut_off / len(run),
         tokens_per_answer=mean([sample.completion_tokens for sample in run]),
-        seconds_per_question=seconds / len(questions),
+        seconds_per_question=None if seconds is None else seconds / len(questions),
         chance=_chance(questions),
     )
 
@@ -71,6 +71,11 @@ def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
     for sample in sorted(run, key=lambda sample: sample.sample):
         questions.setdefault(sample.id, []).append(sample)
     return questions
+
+
+def mean_accuracy(questions: Sequence[Sequence[Sample]]) -> Estimate:
+    """Accuracy over questions, given the samples of each."""
+    return estimate([accuracy_of(question) for question in questions], clusters_of(questions))
 
 
 def accuracy_of(question: Sequence[Sample]) -> float:

@@ -17,7 +17,7 @@ class RunningScore:
         self._samples = samples
         self._marks: dict[QuestionId, list[bool]] = {}
         self._scores: list[float] = []
-        self._clusters: list[QuestionId] = []
+        self._clusters: list[object] = []
         self._unanswered = self._cut_off = 0
 
     @property
@@ -78,7 +78,7 @@ class RunningScore:
         if len(marks) == self._samples:
             del self._marks[sample.id]
             self._scores.append(sum(marks) / len(marks))
-            self._clusters.append(sample.id if sample.cluster is None else sample.cluster)
+            self._clusters.append((sample.id,) if sample.cluster is None else sample.cluster)
 
     def _share(self, count: int) -> float:
         counted = self.done - self.skipped

@@ -20,18 +20,16 @@ if TYPE_CHECKING:
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 
 
-def generation_settings(
-    runtime: Runtime, given: Layer, model: Model, samples_by: str | None, preferred: Layer | None = None
-) -> Settings:
+def generation_settings(runtime: Runtime, given: Layer, model: Model, samples_by: str | None) -> Settings:
     """Settings for a model; `samples_by` is the option that asks for several samples, which need a temperature.
 
-    `preferred` is what a preset sets. Raises UsageError.
+    Raises UsageError.
     """
     if not samples_by:
-        return runtime.settings(given, model, preferred)
+        return runtime.settings(given, model)
     from cerebrum_cli.application.inference.voting import VOTE_TEMPERATURE, require_sampling
 
-    settings = runtime.settings(given, model, {"temperature": VOTE_TEMPERATURE, **(preferred or {})})
+    settings = runtime.settings(given, model, {"temperature": VOTE_TEMPERATURE})
     require_sampling(settings, samples_by)
     return settings
 

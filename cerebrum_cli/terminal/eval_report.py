@@ -21,11 +21,9 @@ ALL_SHOWN = 8  # numbers of votes; of more, powers of two
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
     """Print the estimates of a run with their intervals, then what its answers cost."""
     temperature = run.record.fingerprint["temperature"]
-    samples = "1 sample" if report.samples == 1 else f"{report.samples} samples"
-    streams.answer(
-        one_line(f"{report.task}: {report.model}, {report.n} questions, {samples} each, temperature {temperature:g}")
-        + "\n\n"
-    )
+    questions, samples = number_of(report.n, "question"), number_of(report.samples, "sample")
+    title = f"{report.task}: {report.model}, {questions}, {samples} each, temperature {temperature:g}"
+    streams.answer(f"{one_line(title)}\n\n")
     rows: list[Sequence[Any]] = [_row("accuracy", report.accuracy)]
     rows += [_row(f"maj@{k}", report.maj[k - 1]) for k in shown_numbers(len(report.maj))]
     rows += [_row(f"pass@{k}", report.pass_at[k - 1]) for k in shown_numbers(len(report.pass_at))]
@@ -34,7 +32,10 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     rows.append(("no answer", share(report.no_answer), ""))
     rows.append(("no answer (truncated)", share(report.cut_off), ""))
     rows.append(("tokens per sample", f"{report.tokens_per_answer:.0f}", ""))
-    rows.append(("seconds per question", f"{report.seconds_per_question:.2f}", ""))
+    if report.seconds_per_question is not None:
+        rows.append(("seconds per question", f"{report.seconds_per_question:.2f}", ""))
+    if bad_rows := run.record.notes.get("bad_rows"):
+        rows.append(("invalid rows", bad_rows, ""))
     if skipped:
         rows.append(("samples skipped", skipped, ""))
     print_table(streams, ("", "value", "95% interval"), rows)
@@ -94,6 +95,10 @@ def print_runs(streams: Streams, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _row(label: str, estimate: Estimate) -> tuple[str, str, str]:
     return label, share(estimate.value), bounds(estimate.interval)
+
+
+def number_of(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def share(value: float) -> str:

@@ -23,7 +23,9 @@ def plot_report(report: Report, path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path}: unsupported image format", f"end its name in {' or '.join(SUFFIXES)}")
     if not report.maj:
-        raise UsageError("this run has no votes to plot", "plot a run with questions whose samples are complete")
+        raise UsageError(
+            "this run has no votes to plot", "they need all samples of a question, and none are taken on code"
+        )
     try:
         figure = draw_report(report)
     except ModuleNotFoundError as error:

@@ -83,6 +83,8 @@ def exceptions_text(event: RowEvent | ScoreEvent) -> Iterator[str]:
         return
     if event.accuracy is not None and event.interval is not None:
         low, high = event.interval
+        if event.questions != event.done - event.skipped:  # several samples each
+            yield f"{event.questions} {'question' if event.questions == 1 else 'questions'}"
         yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
     if event.no_answer:
         yield f"{event.no_answer:.0%} without an answer"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
 from cerebrum_cli.application.evaluation.reporting import form_of
 from cerebrum_cli.application.evaluation.runs import Run
 from cerebrum_cli.application.inference.fingerprint import MODEL_KEYS
 from cerebrum_cli.batches.meta import short_value
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.comparison import Comparison, compare, outcomes
+from cerebrum_cli.evals.report import group_by_question
+from cerebrum_cli.evals.sample import Sample
 
 
 def compare_runs(before: Run, after: Run) -> Comparison:
-    """Compare two runs. Raises UsageError, which names the difference, unless only their models differ."""
-    first, second = (
-        {**{key: value for key, value in run.record.fingerprint.items() if key not in MODEL_KEYS}, **run.record.extent}
-        for run in (before, after)
-    )
+    """Compare the questions that are finished in both runs.
+
+    Raises UsageError, which names the difference, unless only their models differ.
+    """
+    first, second = _condition(before), _condition(after)
     differing = [
         f"{key} ({short_value(first.get(key))} and {short_value(second.get(key))})"
         for key in {**first, **second}
@@ -26,8 +32,20 @@ def compare_runs(before: Run, after: Run) -> Comparison:
             f"{before.name} and {after.name} cannot be compared: they differ in {' and '.join(differing)}",
             "evaluate both models with the same questions and settings",
         )
-    runs = [outcomes((each for each in run.samples() if not each.is_skipped), form_of) for run in (before, after)]
+    runs = [outcomes(_finished_samples(run), form_of) for run in (before, after)]
     common = [id for id in runs[0] if id in runs[1]]
     if not common:
         raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish them first")
     return compare(*([run[id] for id in common] for run in runs))
+
+
+def _condition(run: Run) -> dict[str, Any]:
+    """What runs must share to be compared, by readable names."""
+    settings = {key: value for key, value in run.record.fingerprint.items() if key not in MODEL_KEYS}
+    return {**settings, **{f"number of {key}": value for key, value in run.record.extent.items()}}
+
+
+def _finished_samples(run: Run) -> Iterator[Sample]:
+    """Samples of the questions that have all their samples."""
+    questions = group_by_question(sample for sample in run.samples() if not sample.is_skipped)
+    return chain.from_iterable(each for each in questions.values() if len(each) == run.samples_per_question)

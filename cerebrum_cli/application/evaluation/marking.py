@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from string import ascii_uppercase as LETTERS
 from typing import Literal, NamedTuple, get_args
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.answers.gold import matches_gold
+from cerebrum_cli.answers.plain_text import plain, trimmed
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.evals.question import Question
 
 Match = Literal["answer", "exact", "contains", "regex", "code"]
 MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; code is what the task humaneval has
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_LETTER_FIRST = re.compile(r"[^\w\n]*([A-Z])(?:[).:]|\**\Z)", re.ASCII)
+_LETTER = re.compile(r"\W*+(?:(?:option|choice)\W++)?([A-Z])\W*+", re.ASCII | re.IGNORECASE)  # "B", "Option (b)"
+_OPENING = re.compile(r"\W*+([A-Z])[).:]", re.ASCII | re.IGNORECASE)  # "b) red", "(B) red"
+_NAMED = re.compile(
+    r"""
+      \b(?i:option|choice|letter|choose|select|pick)\b(?:\ is)?[ :(]++([A-Z])\b
+    | (?<!\w)\(([A-Z])\)
+    | \b([A-Z])\)?\ is\ (?:the\ )?(?:best|correct|right)\b
+    """,
+    re.VERBOSE | re.ASCII,
+)
 
 
 class Mark(NamedTuple):
@@ -41,10 +51,13 @@ Marker = Callable[[Unmarked], Mark]
 def marker(match: Match, questions: tuple[Question, ...], run_code: bool = False) -> Marker:
     """How replies are marked.
 
-    Raises UsageError if a gold answer has to be a regular expression and is none, and for code that must not be run.
+    Raises UsageError if a gold answer cannot be searched for, and for code that must not be run.
     """
     if match == "code":
         return code_marker(run_code)
+    if match in ("contains", "regex") and (question := next((each for each in questions if each.choices), None)):
+        problem = f"--match {match} cannot mark question {question.id}, which has choices"
+        raise UsageError(problem, "a letter may be part of any word; use --match answer or exact")
     if match == "regex":
         for question in questions:
             try:
@@ -77,7 +90,7 @@ def mark_answer(reply: Unmarked) -> Mark:
     text, question, is_complete = reply
     answer = final_answer(text, is_complete)
     if question.choices:
-        answer = chosen_letter(answer, text if is_complete else "", question.choices)
+        answer = chosen_letter(reply) or answer
         return Mark(answer, answer == question.gold)
     return Mark(answer, matches_gold(answer, question.gold))
 
@@ -90,7 +103,9 @@ def mark_exact(reply: Unmarked) -> Mark:
 
 def mark_contains(reply: Unmarked) -> Mark:
     """Search the reply for the correct answer, in upper or lower case."""
-    return Mark(reply.text.strip() or None, reply.question.gold.strip().casefold() in reply.text.casefold())
+    text, gold = reply.text.strip(), reply.question.gold.strip()
+    is_found = gold.casefold() in text.casefold()
+    return Mark(gold if is_found else text or None, is_found)
 
 
 def mark_regex(reply: Unmarked) -> Mark:
@@ -99,18 +114,29 @@ def mark_regex(reply: Unmarked) -> Mark:
     return Mark(found[0] if found else reply.text.strip() or None, found is not None)
 
 
-def chosen_letter(answer: str | None, text: str, choices: tuple[str, ...]) -> str | None:
-    """The letter of the choice that an answer names by its letter or its text; the answer itself if it names none.
+def chosen_letter(reply: Unmarked) -> str | None:
+    """The letter of the choice that a reply names by its letter or its text.
 
-    Without a final answer, it is the letter that opens the last line of the text.
+    What it states as its answer counts first, then its last line, then what its last line comes to.
     """
+    text, question, is_complete = reply
+    phrases = [final_answer(text, is_complete=False)]
+    if is_complete:
+        lines = (line for line in reversed(text.split("\n")) if line.strip())
+        phrases += [plain(next(lines, "")), final_answer(text)]
+    letters = (letter_named(phrase, question.choices) for phrase in phrases if phrase)
+    return next(filter(None, letters), None)
+
+
+def letter_named(phrase: str, choices: tuple[str, ...]) -> str | None:
+    """The letter of the only choice that a phrase names."""
     letters = LETTERS[: len(choices)]
-    if answer is None:
-        last_line = next((line for line in reversed(text.split("\n")) if line.strip()), "")
-        opening = _LETTER_FIRST.match(last_line)
-        return opening[1] if opening and opening[1] in letters else None
-    form = canonical(answer)
-    if len(form) == 1 and form.upper() in letters:
-        return form.upper()
-    named = [letter for letter, choice in zip(letters, choices, strict=False) if canonical(choice) == form]
-    return named[0] if len(named) == 1 else answer
+    if (alone := _LETTER.fullmatch(phrase)) and alone[1].upper() in letters:
+        return alone[1].upper()
+    form = canonical(trimmed(phrase))
+    named = {letter for letter, choice in zip(letters, choices, strict=True) if canonical(choice) == form}
+    if not named and (opening := _OPENING.match(phrase)):
+        named = {opening[1].upper()}
+    if not named:
+        named = {letter for groups in _NAMED.findall(phrase) for letter in groups if letter}
+    return named.pop() if len(named) == 1 and named <= set(letters) else None

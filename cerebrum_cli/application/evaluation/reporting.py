@@ -21,7 +21,7 @@ def form_of(sample: Sample) -> str | None:
 def report_of(run: Run, samples: Sequence[Sample]) -> Report:
     """The report of a run, of which there is at least one sample."""
     notes = run.record.notes
-    seconds = notes.get("seconds", 0.0) * len(samples) / max(1, notes.get("timed_samples", 0))
+    seconds = notes["seconds"] * len(samples) / notes["timed_samples"] if notes.get("timed_samples") else None
     report = summarize(run.task, samples, run.samples_per_question, form_of, seconds)
     return replace(report, maj=()) if run.match == "code" else report  # programs are not put to a vote
 
@@ -32,7 +32,15 @@ def rescored(run: Run, samples: Sequence[Sample], run_code: bool = False) -> lis
     mark = marker(run.match, questions, run_code)
     marked = []
     for sample, question in zip(samples, questions, strict=True):
-        text = f"```python\n{sample.answer}\n```" if run.match == "code" else sample.text  # a program is whole already
-        found = mark(Unmarked(text, question, sample.finish_reason == "stop"))
-        marked.append(sample if sample.is_skipped else replace(sample, answer=found.answer, correct=found.correct))
+        if not sample.is_skipped:
+            found = mark(Unmarked(_text(run, sample), question, sample.finish_reason == "stop"))
+            sample = replace(sample, answer=found.answer, correct=found.correct)
+        marked.append(sample)
     return marked
+
+
+def _text(run: Run, sample: Sample) -> str:
+    """The text to mark again; of a program the whole one, which its reply may have stated only in part."""
+    if run.match != "code":
+        return sample.text
+    return "" if sample.answer is None else f"```python\n{sample.answer}\n```"

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.application.evaluation.marking import Match
-from cerebrum_cli.batches.files import output_paths
+from cerebrum_cli.batches.files import open_locked, output_paths, translate_os_errors
 from cerebrum_cli.batches.meta import Record, describe_difference, normalize, read_record
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.evals.sample import Sample, parse_sample
 
 SUFFIX = ".jsonl"
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
+_MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
+_REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class Run:
                         samples.append(parse_sample(json.loads(line)))
         except FileNotFoundError:
             return []
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(f"{path} is not a run of cerebrum eval", "check the path") from error
         return samples
 
@@ -79,17 +84,17 @@ class RunStore:
         self._directory = directory
 
     def __iter__(self) -> Iterator[Run]:
-        """Yield the readable runs, oldest first."""
-        found = [(path.stat().st_mtime, path) for path in self._directory.glob(f"*{SUFFIX}.meta.json")]
-        for _, meta in sorted(found):
-            run = _read_run(meta.with_name(meta.name.removesuffix(".meta.json")))
-            if run:
-                yield run
+        """Yield the runs with a readable record, oldest first."""
+        runs = []
+        for meta in self._directory.glob(f"*{SUFFIX}.meta.json"):
+            with contextlib.suppress(BatchError):
+                runs.append(read_run(meta.with_name(meta.name.removesuffix(".meta.json"))))
+        yield from sorted(filter(None, runs), key=lambda run: (run.changed_at, run.name))
 
     def find(self, reference: str) -> Run:
         """The run with a name, or at a path. Raises UsageError."""
         named = self._directory / f"{reference}{SUFFIX}"
-        run = (_read_run(named) if "/" not in reference else None) or _read_run(Path(reference))
+        run = (read_run(named) if "/" not in reference else None) or read_run(Path(reference))
         if run is None:
             known = ", ".join(run.name for run in self) or "none; cerebrum eval creates them"
             raise UsageError(f"no run {reference!r}", f"give a path, or the name of a stored run: {known}")
@@ -98,25 +103,53 @@ class RunStore:
     def path_for(self, fingerprint: Mapping[str, Any]) -> Path:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model."""
         wanted = normalize(fingerprint)
-        base = "-".join(_NOT_IN_NAMES.sub("-", str(fingerprint[key])).strip("-") for key in ("task", "model"))
-        number = 1
-        while True:
-            name = base if number == 1 else f"{base}-{number}"
-            run = _read_run(self._directory / f"{name}{SUFFIX}")
-            if run is None or describe_difference(run.record.fingerprint, wanted) is None:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                return self._directory / f"{name}{SUFFIX}"
-            number += 1
+        base = _name(str(fingerprint["task"]), str(fingerprint["model"]))
+        self._directory.mkdir(parents=True, exist_ok=True)
+        names = (base if number == 1 else f"{base}-{number}" for number in count(1))
+        paths = (self._directory / f"{name}{SUFFIX}" for name in names)
+        return next(path for path in paths if _is_free(path) or _has_fingerprint(path, wanted))
 
     def delete(self, run: Run) -> None:
-        """Delete the files of a run."""
-        for path in output_paths(run.path).all:
-            path.unlink(missing_ok=True)
+        """Delete the files of a run. Raises BatchError if a process is writing it, or they cannot be deleted."""
+        paths = output_paths(run.path)
+        with translate_os_errors(run.path):
+            descriptor = open_locked(paths.partial)
+            try:
+                for path in paths.all:
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
 
-def _read_run(path: Path) -> Run | None:
-    """The run at a path; None without a record of one."""
+def read_run(path: Path) -> Run | None:
+    """The run at a path; None without a record of one. Raises UsageError, BatchError."""
     record = read_record(output_paths(path).meta) if path.parent.is_dir() else None
-    if record is None or SAMPLES not in record.extent or "task" not in record.fingerprint:
+    if record is None or SAMPLES not in record.extent or not record.fingerprint.keys() >= _REQUIRED:
         return None
     return Run(path.name.removesuffix(SUFFIX), path, record)
+
+
+def require_run(path: Path) -> Run:
+    """The run at a path. Raises UsageError if there is none."""
+    run = read_run(path)
+    if run is None:
+        raise UsageError(f"{path} is not a run of cerebrum eval", "check the path")
+    return run
+
+
+def _name(*parts: str) -> str:
+    """A file name of some parts, without what is special in a shell or an option."""
+    name = "-".join(filter(None, (_NOT_IN_NAMES.sub("-", part).strip("-.") for part in parts)))
+    return name.encode()[:_MAX_NAME].decode(errors="ignore")
+
+
+def _is_free(path: Path) -> bool:
+    return not any(each.exists() for each in output_paths(path).all)
+
+
+def _has_fingerprint(path: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether the run at a path has this fingerprint."""
+    with contextlib.suppress(BatchError):
+        run = read_run(path)
+        return run is not None and describe_difference(run.record.fingerprint, fingerprint) is None
+    return False

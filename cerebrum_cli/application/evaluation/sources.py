@@ -12,6 +12,7 @@ from cerebrum_cli.application.evaluation.datasets import LoadedQuestions, Source
 from cerebrum_cli.application.evaluation.marking import Marker, Match, code_marker, marker
 from cerebrum_cli.catalogue.download import Progress
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.evals.presets import Condition, Preset, find_condition
 from cerebrum_cli.evals.question import Question
 from cerebrum_cli.evals.reading import BadRow, Fields
@@ -19,7 +20,7 @@ from cerebrum_cli.evals.tasks import TASKS, Task, find_task
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LoadedTask:
     """The questions of a task or a file; `fingerprint` identifies them and how replies are marked.
 
     `condition` is a preset's, and `remarks` are sentences for the report.
@@ -46,7 +47,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadOptions:
     """How the questions are read and marked, as the command line says; None leaves it to the task."""
 
     question_field: str | None = None
@@ -56,24 +57,26 @@ class Reading:
     run_code: bool = False
 
 
-def read_source(source: str, reading: Reading, preset: Preset | None, progress: Progress, offline: bool) -> Asked:
+def read_source(
+    source: str, options: ReadOptions, preset: Preset | None, progress: Progress, offline: bool
+) -> LoadedTask:
     """Read a file, or a task by its name, which is downloaded unless it is installed.
 
     Raises UsageError, PullError.
     """
     task = find_task(source)
-    if task is None and not Path(source).exists() and not source.endswith(".jsonl"):
+    if task is None and not exists(Path(source)) and not source.endswith(".jsonl"):
         known = [each.name for each in TASKS]
         near = next(iter(get_close_matches(source, known, 1)), None)
         hint = f"did you mean {near}?" if near else f"use {', '.join(known)}, or a file such as exam.jsonl"
         raise UsageError(f"unknown task {source!r}", hint)
     condition = find_condition(preset, source) if preset else None
     remarks = (*_task_remarks(task), *_condition_remarks(preset, condition))
-    match: Match = "code" if task and task.scorer == "code" else reading.match or "answer"
-    run_code = code_marker(reading.run_code) if match == "code" else None  # refused before anything is downloaded
-    loaded = _load(task, source, reading, progress, offline)
+    match: Match = "code" if task and task.scorer == "code" else options.match or "answer"
+    run_code = code_marker(options.run_code) if match == "code" else None  # refused before anything is downloaded
+    loaded = _load(task, source, options, progress, offline)
     found, origin = loaded.questions, loaded.source
-    return Asked(
+    return LoadedTask(
         name=task.name if task else Path(source).stem,
         questions=found.questions,
         bad_rows=found.bad_rows,
@@ -81,9 +84,9 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
             "task": task.name if task else Path(source).stem,
             "question file": origin.sha256,
             "dataset": origin.repo_id and f"{origin.repo_id} at {origin.commit}",
-            "question field": reading.question_field,
-            "answer field": reading.answer_field,
-            "template": reading.template,
+            "question field": options.question_field,
+            "answer field": options.answer_field,
+            "template": options.template,
             "match": match,
         },
         marker=run_code or marker(match, found.questions),
@@ -92,16 +95,16 @@ def read_source(source: str, reading: Reading, preset: Preset | None, progress: 
     )
 
 
-def _load(task: Task | None, source: str, reading: Reading, progress: Progress, offline: bool) -> LoadedQuestions:
+def _load(task: Task | None, source: str, options: ReadOptions, progress: Progress, offline: bool) -> LoadedQuestions:
     if task is None:
-        fields = Fields(reading.question_field or "question", reading.answer_field or "answer")
-        return load_file(Path(source), fields, reading.template)
-    if reading.question_field or reading.answer_field:
-        option = "--question-field" if reading.question_field else "--answer-field"
+        fields = Fields(options.question_field or "question", options.answer_field or "answer")
+        return load_file(Path(source), fields, options.template)
+    if options.question_field or options.answer_field:
+        option = "--question-field" if options.question_field else "--answer-field"
         raise UsageError(
             f"{option} applies only to question files: the fields of {task.name} are known", f"omit {option}"
         )
-    return load_task(task, progress, reading.template, offline)
+    return load_task(task, progress, options.template, offline)
 
 
 def _origin_remarks(origin: Source) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.evaluation.evaluate import Evaluation
 from cerebrum_cli.application.evaluation.marking import MATCHES
-from cerebrum_cli.application.evaluation.sources import Asked, Reading, read_source
+from cerebrum_cli.application.evaluation.sources import LoadedTask, ReadOptions, read_source
 from cerebrum_cli.application.inference.fingerprint import generation_fingerprint
 from cerebrum_cli.application.inference.loading import open_model
 from cerebrum_cli.application.inference.question import template_options
@@ -32,10 +32,10 @@ MAX_SAMPLES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedEvaluation:
     """An evaluation, with the model that answers and what it needs to be opened."""
 
-    asked: Asked
+    task: LoadedTask
     evaluation: Evaluation
     model: Model
     resolved: ResolvedModel
@@ -57,11 +57,17 @@ class Prepared:
             tuning=tuning,
         )
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the report of the run states, and the model that `runs compare --kl` loads."""
+        task = self.task
+        return {"reference": self.model.reference, "bad_rows": len(task.bad_rows), "remarks": list(task.remarks)}
+
     def fingerprint(self, runtime: Runtime) -> dict[str, Any]:
         """Everything the samples depend on, by readable names."""
         evaluation = self.evaluation
         return {
-            **self.asked.fingerprint,
+            **self.task.fingerprint,
             **({"batch invariance": "all types"} if self.pad_steps else {}),
             "template arguments": self.arguments or None,
             **generation_fingerprint(
@@ -70,22 +76,23 @@ class Prepared:
         }
 
 
-def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -> Prepared:
+def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
     given = without_padded_drafts(given, options)
     require_count("--samples", options.samples, MAX_SAMPLES)
     require_count("--limit", options.limit)
     parallel = parse_parallel(options.parallel)
-    asked = read_asked(runtime, source, options)
-    samples = options.samples or asked.samples
+    task = read_task(runtime, source, options)
+    samples = options.samples or task.samples
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
-    settings = generation_settings(runtime, given, model, "--samples" if samples > 1 else None, asked.settings)
+    given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
+    settings = generation_settings(runtime, given, model, "--samples" if samples > 1 else None)
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     grammar = read_grammar(runtime, options, options.quiet)
-    return Prepared(
-        asked,
-        Evaluation(select(asked.questions, options.limit), samples, settings, model.label, asked.marker, grammar),
+    return PreparedEvaluation(
+        task,
+        Evaluation(select(task.questions, options.limit), samples, settings, model.label, task.marker, grammar),
         model,
         resolve_encoding(runtime, model, settings, options),
         template_options(options.template_arg),
@@ -94,21 +101,21 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     )
 
 
-def read_asked(runtime: Runtime, source: str, options: EvalOptions) -> Asked:
+def read_task(runtime: Runtime, source: str, options: EvalOptions) -> LoadedTask:
     """Read the questions, with a progress bar if they are downloaded, and name the rows that do not count."""
     match = next((each for each in MATCHES if each == options.match), None)
     if options.match and match is None:
         raise UsageError(f"--match is {options.match!r}", f"it must be {', '.join(MATCHES)}")
-    reading = Reading(options.question_field, options.answer_field, options.template, match, options.run_code)
+    read_options = ReadOptions(options.question_field, options.answer_field, options.template, match, options.run_code)
     preset = find_preset(options.preset) if options.preset else None
     with file_progress(runtime, options) as progress:
-        asked = read_source(source, reading, preset, progress, options.offline)
+        task = read_source(source, read_options, preset, progress, options.offline)
     if not options.quiet:
-        for bad in asked.bad_rows[:SHOWN_ERRORS]:
+        for bad in task.bad_rows[:SHOWN_ERRORS]:
             runtime.streams.notice(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
-        if (more := len(asked.bad_rows) - SHOWN_ERRORS) > 0:
+        if (more := len(task.bad_rows) - SHOWN_ERRORS) > 0:
             runtime.streams.notice(NoticeEvent(f"{more} more lines skipped", ""))
-    return asked
+    return task
 
 
 def require_count(option: str, value: int | None, most: int | None = None) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import closing
-from statistics import mean
+from statistics import StatisticsError, mean
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.application.inference.loading import load_options
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_duration
 from cerebrum_cli.engine.bench.protocol import Job, TrialError
+from cerebrum_cli.terminal.eval_report import number_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.runtime.composition import Runtime
-    from cerebrum_cli.runtime.evaluation.prepare import Prepared
+    from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation
     from cerebrum_cli.runtime.options import EvalOptions
 
 ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
@@ -21,7 +24,7 @@ BENCH_SLOTS = 16
 PREFILL, DECODE = Job("prefill", 128), Job("decode", 8, BENCH_SLOTS)
 
 
-def show_preview(runtime: Runtime, prepared: Prepared, options: EvalOptions) -> None:
+def show_preview(runtime: Runtime, prepared: PreparedEvaluation, options: EvalOptions) -> None:
     """Print the exact prompt of the first question on standard output, and what the run would be on standard error."""
     evaluation = prepared.evaluation
     question = evaluation.questions[0]
@@ -39,7 +42,7 @@ def show_preview(runtime: Runtime, prepared: Prepared, options: EvalOptions) -> 
                 "prompt_tokens": len(preview.token_ids),
                 "gold": question.gold,
                 "questions": len(evaluation.questions),
-                "bad_rows": len(prepared.asked.bad_rows),
+                "bad_rows": len(prepared.task.bad_rows),
                 "total_samples": samples,
                 "seconds": seconds and round(seconds),
             }
@@ -52,24 +55,25 @@ def show_preview(runtime: Runtime, prepared: Prepared, options: EvalOptions) -> 
         return
     info = runtime.streams.info
     info(f"expected answer: {question.gold}")
-    info(f"{len(evaluation.questions)} of {len(prepared.asked.questions)} questions, {evaluation.samples} samples each")
-    for line in prepared.asked.remarks:
+    questions = number_of(len(prepared.task.questions), "question")
+    info(f"{len(evaluation.questions)} of {questions}, {number_of(evaluation.samples, 'sample')} each")
+    for line in prepared.task.remarks:
         info(line)
     info(f"about {format_duration(seconds)}, {basis}" if seconds else basis)
 
 
-def estimate(runtime: Runtime, prepared: Prepared, prompt_tokens: int) -> tuple[float | None, str]:
+def estimate(runtime: Runtime, prepared: PreparedEvaluation, prompt_tokens: int) -> tuple[float | None, str]:
     """Estimate the time of the whole run in seconds, and what the estimate rests on; None if it cannot be measured."""
     evaluation = prepared.evaluation
     samples = len(evaluation.rows)
     runs = [run for run in runtime.runs if run.model == evaluation.model and run.record.notes.get("timed_samples")]
-    same = next((run for run in runs if run.task == prepared.asked.name), None)
+    same = next((run for run in reversed(runs) if run.task == prepared.task.name), None)
     if same:
         notes = same.record.notes
         return notes["seconds"] / notes["timed_samples"] * samples, f"based on run {same.name}"
     tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
-    if runs:
-        tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples()))
+    with contextlib.suppress(UsageError, IndexError, StatisticsError):  # no run, a damaged one, or one without samples
+        tokens = round(mean(sample.completion_tokens for sample in runs[-1].samples() if not sample.is_skipped))
     options = load_options(prepared.resolved.model, evaluation.settings)
     tuning = prepared.resolved.tuning("batch")
     try:

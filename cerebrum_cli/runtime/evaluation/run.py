@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.application.evaluation.evaluate import evaluate
-from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES, Run
+from cerebrum_cli.application.evaluation.runs import QUESTIONS, SAMPLES, Run, require_run
 from cerebrum_cli.batches.files import output_paths
 from cerebrum_cli.batches.journal import open_journal
-from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.errors import BatchError, Interrupted, UsageError
 from cerebrum_cli.core.options import flag
-from cerebrum_cli.runtime.evaluation.prepare import Prepared, prepare
-from cerebrum_cli.runtime.evaluation.runs import print_run
+from cerebrum_cli.runtime.evaluation.prepare import PreparedEvaluation, prepare
+from cerebrum_cli.runtime.evaluation.runs import no_sample_counts, print_run
 from cerebrum_cli.runtime.generation import naming_grammar_file
 from cerebrum_cli.terminal.bars import BatchProgress
 from cerebrum_cli.terminal.progress import LoadLine
@@ -44,6 +45,8 @@ def run_eval(
         return run_lm_eval(runtime, source.removeprefix(LM_EVAL), output, given, options, lm_eval)
     require_unset(lm_eval)
     prepared = prepare(runtime, source, given, options)
+    if output:
+        require_file(output, source)
     if options.dry_run:
         from cerebrum_cli.runtime.evaluation.preview import show_preview
 
@@ -53,20 +56,31 @@ def run_eval(
     path = output or runtime.runs.path_for(fingerprint)
     run = take_samples(runtime, prepared, path, fingerprint, options)
     samples = run.samples()
-    print_run(runtime, run, samples, options.json, options.quiet)
-    return len(prepared.asked.bad_rows) + sum(sample.is_skipped for sample in samples)
+    skipped = sum(sample.is_skipped for sample in samples)
+    if skipped == len(samples):
+        runtime.streams.error(no_sample_counts(run, samples))
+    else:
+        print_run(runtime, run, samples, options.json, options.quiet)
+    return len(prepared.task.bad_rows) + skipped
+
+
+def require_file(output: Path, source: str) -> None:
+    """Raise UsageError for an output that is no file of its own."""
+    if output == Path("-"):
+        raise UsageError("-o is `-`, but a run is a file", "omit -o to store it by name; --json prints the report")
+    output_paths(output, Path(source))
 
 
 def take_samples(
-    runtime: Runtime, prepared: Prepared, path: Path, fingerprint: Mapping[str, Any], options: EvalOptions
+    runtime: Runtime, prepared: PreparedEvaluation, path: Path, fingerprint: Mapping[str, Any], options: EvalOptions
 ) -> Run:
     """Take the samples that are missing, and complete the run file."""
-    output_paths(path)
     evaluation = prepared.evaluation
     extent = {QUESTIONS: len(evaluation.questions), SAMPLES: evaluation.samples}
     run = open_journal(path, fingerprint, evaluation.rows, options.restart, extent=extent)
     try:
         if missing := len(evaluation.rows) - run.done:
+            run.write_notes({**run.notes, **prepared.notes})
             loaded = prepared.open(runtime, missing)
             before, start = run.done, time.monotonic()
             try:
@@ -75,30 +89,23 @@ def take_samples(
                     render(events, loaded.responder.cancel, progress_sinks(runtime, loaded.model.name, options))
             finally:
                 loaded.engine.close()
-                remember_time(run, run.done - before, time.monotonic() - start, prepared)
+                with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
+                    remember_time(run, run.done - before, time.monotonic() - start)
         run.complete()
     except Interrupted as error:
-        hint = f"{run.done} of {len(evaluation.rows)} samples done; run it again to resume"
+        again = " without --restart" if options.restart else ""
+        hint = f"{run.done} of {len(evaluation.rows)} samples done; run it again{again} to resume"
         raise Interrupted(error.exit_code - 128, hint) from error
     finally:
         run.close()
-    return runtime.runs.find(str(path))
+    return require_run(path)
 
 
-def remember_time(run: Journal, samples: int, seconds: float, prepared: Prepared) -> None:
-    """Add the time that samples took to the run's notes, and what its report states about the questions."""
-    notes = dict(run.notes)
+def remember_time(run: Journal, samples: int, seconds: float) -> None:
+    """Add the time that samples took to the run's notes."""
     if samples:
-        run.write_notes(
-            {
-                **notes,
-                "reference": prepared.model.reference,
-                "bad_rows": len(prepared.asked.bad_rows),
-                "remarks": list(prepared.asked.remarks),
-                "seconds": round(notes.get("seconds", 0.0) + seconds, 3),
-                "timed_samples": notes.get("timed_samples", 0) + samples,
-            }
-        )
+        total, timed = run.notes.get("seconds", 0.0) + seconds, run.notes.get("timed_samples", 0) + samples
+        run.write_notes({**run.notes, "seconds": round(total, 3), "timed_samples": timed})
 
 
 def progress_sinks(runtime: Runtime, model: str, options: EvalOptions) -> list[Sink]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.application.evaluation.comparing import compare_runs
 from cerebrum_cli.application.evaluation.reporting import report_of, rescored
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.evals.comparison import comparison_object, verdict
-from cerebrum_cli.evals.report import report_object
+from cerebrum_cli.evals.report import group_by_question, mean_accuracy, report_object
 from cerebrum_cli.terminal.eval_report import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.tables import print_rows
 
@@ -26,22 +27,29 @@ if TYPE_CHECKING:
 def list_runs(runtime: Runtime, json: bool, options: QuietOptions) -> None:
     """List stored runs, the latest last."""
     empty = "" if options.quiet else "no stored runs; cerebrum eval creates them"
-    print_rows(runtime.streams, [run_row(run) for run in runtime.runs], json, print_runs, empty)
+    rows = []
+    for run in runtime.runs:
+        try:
+            rows.append(run_row(run))
+        except UsageError as error:  # the others can be listed
+            if not options.quiet:
+                runtime.streams.notice(NoticeEvent(error.message, f"cerebrum runs rm {run.name}  deletes it"))
+    print_rows(runtime.streams, rows, json, print_runs, empty)
 
 
 def run_row(run: Run) -> dict[str, Any]:
     """One row of `cerebrum runs list`."""
-    samples = [sample for sample in run.samples() if not sample.is_skipped]
-    report = report_of(run, samples) if samples else None
+    questions = list(group_by_question(sample for sample in run.samples() if not sample.is_skipped).values())
+    accuracy = mean_accuracy(questions) if questions else None
     changed = datetime.fromtimestamp(run.changed_at, UTC)
     return {
         "name": run.name,
         "task": run.task,
         "model": run.model,
-        "n": report.n if report else 0,
+        "n": len(questions),
         "samples": run.samples_per_question,
-        "accuracy": report and report.accuracy.value,
-        "interval": report and list(report.accuracy.interval),
+        "accuracy": accuracy and accuracy.value,
+        "interval": accuracy and list(accuracy.interval),
         "complete": run.is_complete,
         "updated": changed.isoformat(timespec="seconds"),
     }
@@ -70,24 +78,33 @@ def print_run(runtime: Runtime, run: Run, samples: Sequence[Sample], json: bool,
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     counted = [sample for sample in samples if not sample.is_skipped]
     if not counted:
-        raise UsageError(f"the run {run.name} has no scored samples", "add some with cerebrum eval")
-    report = report_of(run, counted)
+        raise no_sample_counts(run, samples)
+    report, skipped = report_of(run, counted), len(samples) - len(counted)
     if json:
-        runtime.streams.answer_object({**report_object(report), "skipped": len(samples) - len(counted)})
+        bad_rows = run.record.notes.get("bad_rows", 0)
+        runtime.streams.answer_object({**report_object(report), "skipped": skipped, "bad_rows": bad_rows})
         return
-    print_report(runtime.streams, report, run, len(samples) - len(counted))
+    print_report(runtime.streams, report, run, skipped)
     if not quiet:
         for remark in run.record.notes.get("remarks", ()):
             runtime.streams.info(remark)
         runtime.streams.info(f"run {run.name}: {run.path}")
 
 
+def no_sample_counts(run: Run, samples: Sequence[Sample]) -> UsageError:
+    """Error for a run without a report: none of its samples is finished, or all were skipped."""
+    reason = samples[0].text if samples else "none is finished"
+    return UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again, with other settings")
+
+
 def model_of(runtime: Runtime, run: Run) -> Model:
     """The model file that a run used. Raises ModelNotFound, UsageError if it has changed."""
-    model = runtime.library.preferred(runtime.library.resolve(run.record.notes.get("reference", run.model)))
-    if runtime.library.identity(model) != run.record.fingerprint["model file"]:
-        raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
-    return model
+    library = runtime.library
+    model = library.resolve(run.record.notes.get("reference", run.model))
+    for file in (library.preferred(model), model):
+        if library.identity(file) == run.record.fingerprint["model file"]:
+            return file
+    raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "evaluate it again")
 
 
 def compare(runtime: Runtime, before: str, after: str, kl: bool, json: bool) -> None:
