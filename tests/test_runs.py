@@ -36,7 +36,7 @@ def sample(id: int, number: int = 0, text: str = "The answer is 7.") -> Sample:
 
 
 def refused(id: int, number: int = 0) -> Sample:
-    return replace(sample(id, number, "The context has 7."), answer=None, correct=False, finish_reason=REFUSED)
+    return replace(sample(id, number), answer=None, correct=False, finish_reason=REFUSED)
 
 
 def write_run(
