@@ -35,8 +35,8 @@ def sample(id: int, number: int = 0, text: str = "The answer is 7.") -> Sample:
     return Sample(id, number, "tiny", 1, text, None, answer, "7", answer == "7", 0.5, "stop", 10)
 
 
-def refused(id: int, number: int = 0) -> Sample:
-    return replace(sample(id, number, "The context has 7."), answer=None, correct=False, finish_reason=SKIPPED)
+def skipped(id: int, number: int = 0) -> Sample:
+    return replace(sample(id, number), answer=None, correct=False, finish_reason=SKIPPED)
 
 
 def write_run(
@@ -146,7 +146,7 @@ def test_run_that_is_being_extended_has_old_and_new_samples(tmp_path: Path) -> N
     assert (run.is_complete, [each.id for each in run.samples()]) == (True, [1, 2, 3, 4])
 
 
-def test_run_of_other_lines_is_refused(tmp_path: Path) -> None:
+def test_run_of_other_lines_is_skipped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 1)
     for line in ("mine", "[]", "{}", "[" * 100_000):
         run.path.write_text(line + "\n", encoding="utf-8")
@@ -198,10 +198,10 @@ def test_runs_of_other_models_are_compared(tmp_path: Path) -> None:
 def test_comparison_leaves_out_what_one_run_lacks(tmp_path: Path) -> None:
     everything = [sample(id, number) for id in range(1, 5) for number in (0, 1)]
     first = write_run(tmp_path / "a.jsonl", everything, 4, 2)
-    gaps = [sample(1), sample(1, 1), sample(2), refused(3), refused(3, 1)]  # 2 is unfinished, 4 not begun
+    gaps = [sample(1), sample(1, 1), sample(2), skipped(3), skipped(3, 1)]  # 2 is unfinished, 4 not begun
     second = write_run(tmp_path / "b.jsonl", gaps, 4, 2, condition=OTHER_MODEL)
     assert compare_runs(first, second).n == compare_runs(second, first).n == 1
-    none = write_run(tmp_path / "c.jsonl", [refused(1), sample(2)], 4, 2)
+    none = write_run(tmp_path / "c.jsonl", [skipped(1), sample(2)], 4, 2)
     with pytest.raises(UsageError, match="no finished question in common"):
         compare_runs(first, none)
 
@@ -223,12 +223,12 @@ def test_rescoring_changes_marks_only(tmp_path: Path) -> None:
     outdated = replace(sample(1), answer="8", correct=False)
     cut_off = replace(sample(2, text="It makes 7."), answer="7", correct=True, finish_reason="length")
     choice = replace(sample(3, text="b)"), answer=None, correct=False, gold="B", choices=("x", "y"))
-    run = write_run(tmp_path / "run.jsonl", [outdated, cut_off, choice, refused(4)], 4)
+    run = write_run(tmp_path / "run.jsonl", [outdated, cut_off, choice, skipped(4)], 4)
     assert rescored(run, run.samples()) == [
         sample(1),
         replace(cut_off, answer=None, correct=False),
         replace(choice, answer="B", correct=True),
-        refused(4),
+        skipped(4),
     ]
     assert run.samples()[0] == outdated  # the file is not changed
 
@@ -243,7 +243,7 @@ def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
     none = replace(sample(2), answer=None, gold=test, correct=False)
     run = write_run(
         tmp_path / "run.jsonl",
-        [program, none, replace(refused(3), gold=test)],
+        [program, none, replace(skipped(3), gold=test)],
         3,
         condition={**CONDITION, "match": "code"},
     )
