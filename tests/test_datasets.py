@@ -172,7 +172,7 @@ def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser, tas
     [blob] = (hub_user.folder(DATASETS + repo_id) / "blobs").iterdir()
     blob.write_bytes(blob.read_bytes()[:-9] + b"#damaged\n")
     problem, _ = refusal(hub_user, task, HF_HUB_OFFLINE="1")
-    assert problem == f"the dataset {repo_id} of {task} is damaged, and the network is not allowed"
+    assert problem == f"the dataset {repo_id} of {task} is damaged, and cerebrum is offline"
     again = load(hub_user, task)
     assert again.object == found
     assert "in the cache is damaged" in again.err
@@ -183,8 +183,8 @@ def test_dataset_missing_offline_is_named(
     hub_user: HubUser, options: dict[str, Any], variables: dict[str, str]
 ) -> None:
     assert refusal(hub_user, "gsm8k", options, **variables) == [
-        "the dataset openai/gsm8k of gsm8k is not downloaded, and the network is not allowed",
-        "run it once with a network, or on another machine: hf download openai/gsm8k --repo-type dataset",
+        "the dataset openai/gsm8k of gsm8k is not downloaded, and cerebrum is offline",
+        "run the command once online, or download it: hf download openai/gsm8k --repo-type dataset",
     ]
     assert not hub_user.hub.log.requests()
 

@@ -146,7 +146,7 @@ def test_run_that_is_being_extended_has_old_and_new_samples(tmp_path: Path) -> N
     assert (run.is_complete, [each.id for each in run.samples()]) == (True, [1, 2, 3, 4])
 
 
-def test_run_of_other_lines_is_skipped(tmp_path: Path) -> None:
+def test_run_of_other_lines_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 1)
     for line in ("mine", "[]", "{}", "[" * 100_000):
         run.path.write_text(line + "\n", encoding="utf-8")

@@ -133,7 +133,8 @@ def _parquet_rows(task: Task, cached: CachedFile, data: bytes) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
-        rows = parquet.read_table(pyarrow.BufferReader(data), use_threads=False).to_pylist()
+        # `read_table` starts threads, which now and then abort a process that ends.
+        rows = parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False).read(use_threads=False).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         problem = f"{task.repo_id}/{cached.name} is not a parquet file that pyarrow can read: {error}"
         raise PullError(problem.partition("\n")[0], "report it to the dataset's owner") from error
