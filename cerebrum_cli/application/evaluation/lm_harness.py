@@ -15,18 +15,19 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cerebrum_cli.application.evaluation.lm_generation import (
+from cerebrum_cli.application.evaluation.lm_requests import (
     Prompt,
     continue_prompts,
     ignored_keys,
     plan_prompt,
+    plan_scores,
     sampling_params,
 )
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.core.parts import Text, Tokens
-from cerebrum_cli.engine.scoring.request import ScoreEvent, ScoreRequest
+from cerebrum_cli.engine.scoring.request import ScoreEvent
 from cerebrum_cli.formats.plain import RAW
 
 if TYPE_CHECKING:
@@ -130,20 +131,12 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     # Requests.
 
-    def loglikelihood(
-        self,
-        requests: Sequence[Instance],
-        disable_tqdm: bool = False,  # noqa: ARG002 - lm-eval's signature
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations after their contexts, and whether greedy decoding would yield them."""
         self._prepare("scoring")
         return self._loglikelihood_tokens([(each.args, *self._encode_pair(*each.args)) for each in requests])
 
-    def loglikelihood_rolling(
-        self,
-        requests: Sequence[Instance],
-        disable_tqdm: bool = False,  # noqa: ARG002
-    ) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
         """Log-likelihoods of whole texts, in windows as long as the context."""
         self._prepare("scoring")
         windows: list[EncodedPair] = []
@@ -167,11 +160,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._score(windows, add)
         return totals
 
-    def generate_until(
-        self,
-        requests: Sequence[Instance],
-        disable_tqdm: bool = False,  # noqa: ARG002
-    ) -> list[str]:
+    def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
         """Continue texts up to a stop string, the end of the reply or `max_gen_toks`.
 
         Adjacent equal requests are samples of one prompt, which is evaluated once.
@@ -231,9 +220,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         if not context_enc:
             prefix = self.prefix_token_id
             return [prefix], continuation_enc[1:] if continuation_enc[:1] == [prefix] else continuation_enc
-        if not continuation_enc:
-            continuation_enc = self._encode_after(context_enc, continuation)
-        return context_enc, continuation_enc
+        return context_enc, continuation_enc or self._encode_after(context_enc, continuation)
 
     def _encode_after(self, context: list[int], text: str) -> list[int]:
         parts = (Tokens(tuple(context)), Text(text, trusted=True))
@@ -252,35 +239,17 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     def _score(self, pairs: Sequence[EncodedPair], add: Callable[[int, tuple[float, bool]], None]) -> None:
         """Score all pairs at once; pass each result, with the pair's index, to `add` as it is finished."""
-        continuations: dict[tuple[int, ...], list[int]] = {}  # indices of pairs, by context
-        truncated, size = 0, self.max_length
-        for index, (_, context, continuation) in enumerate(pairs):
-            kept = self._fit_context(context, continuation, size)
-            truncated += len(kept) < len(context)
-            continuations.setdefault(kept, []).append(index)
-        self._notify_of_truncation(truncated, len(pairs))
-        requests = [
-            ScoreRequest(context, tuple(tuple(pairs[index][2]) for index in indices))
-            for context, indices in continuations.items()
-        ]
-        indices_of = list(continuations.values())
-        with closing(self._model.responder.score(requests)) as events:
+        plan = plan_scores([(context, continuation) for _, context, continuation in pairs], self.max_length)
+        self._notify_of_truncation(plan.truncated, len(pairs))
+        with closing(self._model.responder.score(plan.requests)) as events:
             for event in events:
                 if isinstance(event, ScoreEvent):
-                    for index, score in zip(indices_of[event.request], event.scores, strict=True):
+                    for index, score in zip(plan.indices[event.request], event.scores, strict=True):
                         add(index, (score.logprob_sum, score.is_greedy))
                 elif isinstance(event, RefusedEvent):
                     raise event.error
                 else:
                     self.on_event(event)
-
-    def _fit_context(self, context: list[int], continuation: list[int], size: int) -> tuple[int, ...]:
-        """The end of a context that fits with its continuation, of which the last token is not evaluated."""
-        if len(continuation) > size:
-            raise PromptTooLong(
-                f"a continuation has {len(continuation)} tokens, but the context has {size}", "raise --ctx"
-            )
-        return tuple(context[max(0, len(context) + len(continuation) - size - 1) :])
 
     def _notify_of_truncation(self, truncated: int, total: int) -> None:
         if truncated:

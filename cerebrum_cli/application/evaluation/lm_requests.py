@@ -1,4 +1,4 @@
-"""Continue texts as lm-eval asks for it: its settings of generation, and samples of equal requests."""
+"""lm-eval's requests as requests to the engine: texts to score, and texts to continue with its settings."""
 
 from __future__ import annotations
 
@@ -8,15 +8,46 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.engine.engine import Engine
+from cerebrum_cli.engine.scoring.request import ScoreRequest
 from cerebrum_cli.engine.sequence import Request, Tokens
 
 # Ours by lm-eval's names. What a task leaves out has no effect, as with lm-eval's other models.
 NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 OTHER_KEYS = {"until", "max_gen_toks", "do_sample", "seed"}
+
+
+@dataclass(frozen=True, slots=True)
+class ScorePlan:
+    """Continuations by their contexts: for each request, the indices of the pairs that its scores belong to.
+
+    So many pairs were `truncated` on the left.
+    """
+
+    requests: tuple[ScoreRequest, ...]
+    indices: tuple[tuple[int, ...], ...]
+    truncated: int
+
+
+def plan_scores(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], size: int) -> ScorePlan:
+    """Plan the scores of contexts and continuations in a context of this size. Raises PromptTooLong."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    truncated = 0
+    for index, (context, continuation) in enumerate(pairs):
+        if len(continuation) > size:
+            raise PromptTooLong(
+                f"a text to score has {len(continuation)} tokens, but the context has {size}", "raise --ctx"
+            )
+        excess = max(0, len(context) + len(continuation) - size - 1)  # the last token is not evaluated
+        groups[tuple(context[excess:])].append(index)
+        truncated += excess > 0
+    requests = (
+        ScoreRequest(context, tuple(tuple(pairs[index][1]) for index in group)) for context, group in groups.items()
+    )
+    return ScorePlan(tuple(requests), tuple(map(tuple, groups.values())), truncated)
 
 
 @dataclass(frozen=True, slots=True)
