@@ -43,7 +43,7 @@ from cerebrum_cli.runtime.evaluation.lm_eval import HarnessModel
 
 TOLERANCE = 1e-2
 TEXT_ITEMS, TEXT_TOKENS = 20, 32
-BATCH_SIZE = 8  # of transformers; faster here than 1 and 32
+BATCH_SIZE = 8  # of transformers
 PEER = ROOT / ".peers" / "lm-eval"
 PEER_PACKAGES = ("torch==2.13.0", "transformers", "accelerate", "gguf")
 CALCULATION = re.compile(r"<<.*?>>")
