@@ -266,6 +266,8 @@ def test_preset_sets_the_number_of_samples(command: CommandLine) -> None:
     arguments = ("gsm8k", "--preset", "cerebrum-8x7b", "--offline", "--dry-run")
     assert run_eval(command, *arguments).object["total_samples"] == 8
     assert run_eval(command, *arguments, "--samples", "2").object["total_samples"] == 2
+    greedy = run_eval(command, "gsm8k", "--preset", "cerebrum-7b", "--offline", "--samples", "2")
+    assert problem(greedy) == "error: --samples needs a temperature above 0, but preset cerebrum-7b sets 0"
 
 
 def test_one_process_writes_a_run(command: CommandLine, sums: Path, tmp_path: Path) -> None:

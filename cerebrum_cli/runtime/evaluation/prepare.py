@@ -84,6 +84,9 @@ def prepare(runtime: Runtime, source: str, given: Layer, options: EvalOptions) -
     parallel = parse_parallel(options.parallel)
     task = read_task(runtime, source, options)
     samples = options.samples or task.samples
+    if samples > 1 and given.get("temperature") is None and task.settings.get("temperature") == 0:
+        problem = f"--samples needs a temperature above 0, but preset {options.preset} sets 0"
+        raise UsageError(problem, "add --temperature 0.7, or omit --samples")
     model = find_model(runtime, given, options)
     require_generative(model.path, model.header)
     given = {**given, **{key: value for key, value in task.settings.items() if given.get(key) is None}}
