@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -169,7 +168,7 @@ def evaluate(responder: Responder, evaluation: Evaluation, run: Journal) -> Gene
         except CerebrumError as error:
             yield writer.skip(position, range(first, first + count), error)
         else:
-            pending.append(PendingQuestion(position, first, compact(request), {}))
+            pending.append(PendingQuestion(position, first, request.compact(), {}))
     for group in responder.group_by_length(each.request for each in pending):
         yield from _take_samples(responder, scope, [pending[index] for index in group], writer)
         if scope.is_cancelled:
@@ -187,12 +186,6 @@ def missing_samples(evaluation: Evaluation, finished: Collection[int]) -> Iterat
             elif not is_missing and first is not None:
                 yield position, first, sample - first
                 first = None
-
-
-def compact(tokenized: TokenizedRequest) -> TokenizedRequest:
-    """The request with its prompt in 4 bytes a token."""
-    request = replace(tokenized.request, prompt_tokens=array("i", tokenized.request.prompt_tokens))
-    return replace(tokenized, request=request)
 
 
 def _take_samples(

@@ -113,11 +113,9 @@ def _origin_remarks(origin: Source) -> tuple[str, ...]:
 
 
 def _task_remarks(task: Task | None) -> tuple[str, ...]:
-    return (
-        ()
-        if task is None
-        else tuple(filter(None, (f"settings on the Cerebrum model cards: {task.published}", task.note)))
-    )
+    if task is None:
+        return ()
+    return tuple(filter(None, (f"settings on the Cerebrum model cards: {task.published}", task.note)))
 
 
 def _condition_remarks(preset: Preset | None, condition: Condition | None) -> tuple[str, ...]:

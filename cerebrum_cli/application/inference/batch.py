@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -206,8 +205,7 @@ def _tokenize_row(responder: Responder, position: int, row: Row, options: BatchO
         raise
     except CerebrumError as error:
         return _row_error(error)
-    compact = replace(tokenized.request, prompt_tokens=array("i", tokenized.request.prompt_tokens))  # 4 bytes a token
-    return PendingRow(position, row, replace(tokenized, request=compact), options, vote, ReplyCollector())
+    return PendingRow(position, row, tokenized.compact(), options, vote, ReplyCollector())
 
 
 def _row_error(error: CerebrumError) -> RowError:
